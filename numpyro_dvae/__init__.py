@@ -1,0 +1,1 @@
+"""Inference for NumPyro models with discrete latents."""

@@ -1,0 +1,1 @@
+"""Inference for Pyro models with discrete latents."""
