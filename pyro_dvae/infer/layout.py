@@ -1,0 +1,270 @@
+"""Run a model/guide pair and read its structure: plates, and which sites need the score function.
+
+Everything that meets Pyro's traces is here and in `particles`. A plain run, with the provenance of
+discrete draws tracked [1], tells which plates the discrete latents share: each cell of these is a
+datum with importance weights of its own.
+
+References:
+    [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic
+        programs for efficient inference. NeurIPS, 2011.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.infer.tracegraph_elbo import TrackNonReparam
+from pyro.ops.provenance import get_provenance
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+__all__ = ["Layout", "enumerate_draws", "find_layout"]
+
+Site = Any  # pyro's Message, a TypedDict whose every field is optional
+
+
+class Layout(NamedTuple):
+    """What one plain run tells of the structure of a model/guide pair."""
+
+    nesting: int  # plates take the batch dims -1 ... -nesting, particles -nesting - 1
+    plates: tuple[str, ...]  # shared by all sites that need the score function, leftmost first
+    dims: tuple[int, ...]  # their batch dims
+    scored: tuple[str, ...]  # guide sites without a pathwise gradient
+
+
+def find_layout(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict, max_plate_nesting: float = math.inf
+) -> Layout:
+    """Run the pair once, without particles, and read its structure.
+
+    The shared plates are those of all guide sites that need the score function, less any plate
+    that a site depending on one of them is not under (the sum of a datum's latents observed
+    outside of the data plate, say): their draws then share one weight.
+
+    Raises:
+        ValueError: If guide and model do not match (a latent site in one only, different plates or
+            sizes), if discrete sites share no plate though each has one, or if the plates nest
+            deeper than `max_plate_nesting`.
+    """
+    guide_trace, model_trace = _tracked_traces(model, guide, args, kwargs)
+    _check_match(guide_trace, model_trace)
+    sites = [*sample_sites(guide_trace), *sample_sites(model_trace)]
+    scored = {name: site for name, site in sample_sites(guide_trace) if needs_score(site)}
+    shared = _shared_plates(scored, sites)
+    frames = {name: frame for _, site in sites for name, frame in plates_of(site).items()}
+    found = max((-frame.dim for frame in frames.values()), default=0)
+    if found > max_plate_nesting:
+        raise ValueError(
+            f"`max_plate_nesting` must cover all plates of model and guide: got "
+            f"{max_plate_nesting}, but plates reach batch dim {-found}. Raise it or leave it out."
+        )
+    plates = sorted(shared, key=lambda name: frames[name].dim)
+    nesting = found if math.isinf(max_plate_nesting) else int(max_plate_nesting)
+    for _, site in sites:
+        with_particle_axis(site, log_prob(site), nesting, 1)
+    dims = tuple(frames[name].dim for name in plates)
+    return Layout(nesting, tuple(plates), dims, tuple(scored))
+
+
+def _tracked_traces(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict
+) -> tuple[poutine.Trace, poutine.Trace]:
+    draw = DrawTogether(None, 0, {})
+    with torch.no_grad(), TrackNonReparam():
+        return trace_pair(model, guide, args, kwargs, draw)
+
+
+def _shared_plates(scored: dict[str, Site], sites: list[tuple[str, Site]]) -> set[str]:
+    if not scored:
+        return set()
+    plates = [set(plates_of(site)) for site in scored.values()]
+    shared = set.intersection(*plates)
+    if not shared and all(plates):
+        listed = ", ".join(f"'{name}' under {sorted(plates_of(s))}" for name, s in scored.items())
+        raise ValueError(
+            "discrete guide sites must share a plate, so that their datum has one weight, or one "
+            f"of them must be global; got {listed}. Put them under one plate, or marginalise one."
+        )
+    for _, site in sites:
+        if not shared <= plates_of(site).keys() and get_provenance(log_prob(site)):
+            shared &= plates_of(site).keys()
+    return shared
+
+
+def _check_match(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+    guide_sites, model_sites = dict(sample_sites(guide_trace)), dict(sample_sites(model_trace))
+    latent = {name for name, site in model_sites.items() if not site["is_observed"]}
+    for name, site in guide_sites.items():
+        if site["is_observed"] or site["infer"].get("is_auxiliary"):
+            continue
+        if name not in latent:
+            raise ValueError(
+                f"site '{name}' of the guide is not a latent site of the model, which has "
+                f"{sorted(latent)}. Rename it, or mark it infer={{'is_auxiliary': True}}."
+            )
+        _check_plates(name, plates_of(site), plates_of(model_sites[name]))
+    if missing := sorted(latent - guide_sites.keys()):
+        raise ValueError(
+            f"sites {missing} of the model are neither observed nor sampled by the guide, which "
+            f"has {sorted(guide_sites)}. Sample them in the guide, observe or marginalise them."
+        )
+
+
+def _check_plates(name: str, guide: dict[str, Any], model: dict[str, Any]) -> None:
+    def described(frames: dict[str, Any]) -> list[str]:
+        return [f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames.values()] or ["no plate"]
+
+    if {(f.name, f.dim, f.size) for f in guide.values()} != {
+        (f.name, f.dim, f.size) for f in model.values()
+    }:
+        raise ValueError(
+            f"site '{name}' is under {', '.join(described(guide))} in the guide, but under "
+            f"{', '.join(described(model))} in the model. Give both the same plates and sizes."
+        )
+
+
+def enumerate_draws(
+    guide: Callable, args: tuple, kwargs: dict, layout: Layout, max_states: int
+) -> dict[str, Tensor]:
+    """All joint values of the discrete guide sites of a datum, one after another on axis 0.
+
+    Returns:
+        For each site ``(S, *batch, *event)``, with singleton batch dims for the shared plates: the
+        S states are those of one datum, and all data go through them at once.
+
+    Raises:
+        ValueError: If a site has no finite support, or if S exceeds `max_states`.
+    """
+    with torch.no_grad():
+        trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    scored = {name: site for name, site in sample_sites(trace) if name in layout.scored}
+    supports = {name: _support_size(name, site, layout) for name, site in scored.items()}
+    num_states = math.prod(atoms**cells for atoms, cells in supports.values())
+    if num_states > max_states:
+        listed = ", ".join(f"'{name}': {a}^{c}" for name, (a, c) in supports.items())
+        raise ValueError(
+            f"enumeration needs {num_states} states per datum ({listed}), but `max_states` is "
+            f"{max_states}. Raise it, or use DAPS_ELBO or Reinforce_ELBO, which sample."
+        )
+    values, index = {}, torch.arange(num_states)
+    for name, site in scored.items():
+        atoms, cells = supports[name]
+        values[name] = _spread(site, index % atoms**cells, atoms, cells, layout)
+        index = index // atoms**cells
+    return values
+
+
+def _base(fn: Any) -> Any:
+    while hasattr(fn, "base_dist"):  # Independent, ExpandedDistribution, MaskedDistribution
+        fn = fn.base_dist
+    return fn
+
+
+def _own_shape(site: Site, layout: Layout) -> tuple[int, ...]:
+    """Batch shape of a site within one datum, shared plates as singletons."""
+    batch = (1,) * (layout.nesting - len(site["fn"].batch_shape)) + tuple(site["fn"].batch_shape)
+    own = [1 if dim - len(batch) in layout.dims else n for dim, n in enumerate(batch)]
+    return tuple(own)
+
+
+def _support_size(name: str, site: Site, layout: Layout) -> tuple[int, int]:
+    """Values of one cell (as its base distribution counts them), and cells per datum."""
+    base = _base(site["fn"])
+    if not getattr(base, "has_enumerate_support", False):
+        raise ValueError(
+            f"site '{name}' ({type(base).__name__}) has no finite support to enumerate. Give it a "
+            "distribution with has_enumerate_support, or sample it: DAPS_ELBO, Reinforce_ELBO."
+        )
+    event = site["fn"].event_shape
+    cells = math.prod(_own_shape(site, layout)) * math.prod(event[: len(event) - base.event_dim])
+    return len(base.enumerate_support(expand=False)), cells
+
+
+def _spread(site: Site, index: Tensor, atoms: int, cells: int, layout: Layout) -> Tensor:
+    """Digits of the state index in base `atoms`, one for each cell, as values of the site."""
+    base, event = _base(site["fn"]), tuple(site["fn"].event_shape)
+    support = base.enumerate_support(expand=False).reshape(atoms, *base.event_shape)
+    digits = index[:, None] // atoms ** torch.arange(cells) % atoms
+    values = support[digits.to(support.device)]
+    return values.reshape(len(index), *_own_shape(site, layout), *event)
+
+
+class DrawTogether(Messenger):
+    """Draw each unobserved site once for all particles, or take the value that is given."""
+
+    def __init__(self, num_draws: int | None, nesting: int, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.num_draws, self.nesting, self.values = num_draws, nesting, values
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["done"] or msg["is_observed"] or site_is_subsample(msg):
+            return
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+        elif self.num_draws is not None:
+            msg["value"], msg["done"] = self._draw(msg), True
+
+    def _draw(self, msg: Site) -> Tensor:
+        batch = msg["fn"].batch_shape
+        missing = self.nesting + 1 - len(batch)
+        if missing > 0:
+            return msg["fn"](torch.Size((self.num_draws, *[1] * (missing - 1))))
+        if batch[0] == 1 < self.num_draws:  # an axis the program made, not yet the particles'
+            msg["fn"] = msg["fn"].expand((self.num_draws, *batch[1:]))
+        return msg["fn"]()
+
+
+def trace_pair(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict, draw: Messenger
+) -> tuple[poutine.Trace, poutine.Trace]:
+    with draw:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    replayed = poutine.replay(model, trace=guide_trace)
+    return guide_trace, poutine.trace(replayed).get_trace(*args, **kwargs)
+
+
+def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Site]]:
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not site_is_subsample(site):
+            if not site["infer"].get("_deterministic"):
+                yield name, site
+
+
+def needs_score(site: Site) -> bool:
+    return not getattr(site["fn"], "has_rsample", False)
+
+
+def plates_of(site: Site) -> dict[str, Any]:
+    return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+
+
+def log_prob(site: Site) -> Tensor:
+    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+
+
+def with_particle_axis(site: Site, value: Tensor, nesting: int, num_particles: int) -> Tensor:
+    """View with ``nesting + 1`` batch dims; every size above 1 must be a plate's or K."""
+    name, shape = site["name"], tuple(value.shape)
+    sizes = {-nesting - 1: num_particles} | {f.dim: f.size for f in plates_of(site).values()}
+    for dim in range(-1, -len(shape) - 1, -1):
+        if shape[dim] not in (1, sizes.get(dim, 1)):
+            raise ValueError(
+                f"site '{name}': its log-density has shape {shape}, but batch dim {dim} is "
+                f"{_meaning(dim, nesting, num_particles, site)}. Either declare the dim with "
+                ".to_event(1), or put the site under a plate with "
+                f"dim={dim}, or write the program so that it broadcasts over a particle axis left "
+                "of all plates (x[..., i], sum(-1), no bare reshape)."
+            )
+    return value.reshape((1,) * (nesting + 1 - len(shape)) + shape)
+
+
+def _meaning(dim: int, nesting: int, num_particles: int, site: Site) -> str:
+    if dim == -nesting - 1:
+        return f"the particles', of size {num_particles}"
+    for frame in plates_of(site).values():
+        if frame.dim == dim:
+            return f"that of plate '{frame.name}', of size {frame.size}"
+    return "under no plate"

@@ -1,0 +1,248 @@
+"""Run guide and model with K particles and return plain arrays, for any Pyro program.
+
+Every algorithm gets the same record, `Particles`, so that none of them meets a trace:
+log-densities per particle and per datum. A datum is one cell of the plates that all guide sites
+without a pathwise gradient share: usually the data plate; no plate at all if such a site is global,
+and then the whole batch carries one weight per particle.
+
+A log-density under these plates is summed over every further plate into its datum. What is outside
+of them, a global continuous latent say, is kept apart in the ``shared_*`` fields: it does not
+depend on the draws of a datum, which `find_layout` verifies. The scale of the
+shared plates (full size / subsample size) is kept apart as well, since importance weights want the
+datum's own nats: ``loss = -scale * per_datum.sum() - shared``.
+
+Shapes: particles lead, left of all plates. Each site is drawn once for all K particles from the
+distribution that the plates left, so its parameters are never copied K times. Values in nats.
+
+References:
+    [1] Schulman, Heess, Weber & Abbeel. Gradient estimation using stochastic computation graphs.
+        NeurIPS, 2015.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_dvae.infer.layout import (
+    DrawTogether,
+    Layout,
+    Site,
+    log_prob,
+    needs_score,
+    plates_of,
+    sample_sites,
+    trace_pair,
+    with_particle_axis,
+)
+
+__all__ = ["Particles", "run_particles"]
+
+
+class Particles(NamedTuple):
+    """Log-densities of K particles: of each datum, and of what the data share."""
+
+    log_likelihood: Float[Tensor, "K *plates"]  # observed sites of the model
+    log_prior: Float[Tensor, "K *plates"]  # latent sites of the model
+    log_q_discrete: Float[Tensor, "K *plates"]  # guide sites that need the score function
+    log_q_rest: Float[Tensor, "K *plates"]  # reparameterised guide sites
+    log_draw: Float[Tensor, "K *plates"]  # as log_q_discrete, but never scaled or masked: its
+    # gradient is the score function of the draws
+    entropy: Float[Tensor, "K *plates"] | None  # closed form, where asked for and offered
+    codes: Int[Tensor, "K *plates D"] | None  # discrete latents of a datum, where asked for
+    prediction: Float[Tensor, "..."] | None  # the guide's deterministic site "baseline"
+    shared_likelihood: Float[Tensor, "K"]
+    shared_prior: Float[Tensor, "K"]
+    shared_q: Float[Tensor, "K"]
+    scale: float | Tensor  # weight of a datum in the loss
+
+    @property
+    def log_p(self) -> Float[Tensor, "K *plates"]:
+        """Log joint density of each datum."""
+        return self.log_likelihood + self.log_prior
+
+    @property
+    def log_q(self) -> Float[Tensor, "K *plates"]:
+        """Log density of each datum's latents under the guide."""
+        return self.log_q_discrete + self.log_q_rest
+
+
+def run_particles(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    layout: Layout,
+    num_particles: int,
+    *,
+    vectorize: bool = True,
+    with_entropy: bool = False,
+    with_codes: bool = False,
+    values: Mapping[str, Tensor] | None = None,
+) -> Particles:
+    """Draw K particles from the guide and score them under guide and model.
+
+    Args:
+        model: Any Pyro model.
+        guide: A guide for it, called with the same arguments.
+        args: Positional arguments of both.
+        kwargs: Keyword arguments of both.
+        layout: What `find_layout` found for this pair.
+        num_particles: K.
+        vectorize: Run the programs once with a particle axis, or K times without (same result).
+        with_entropy: Also collect closed-form entropies; None if a site offers none.
+        with_codes: Also return the discrete latents; None beside reparameterised latents of a
+            datum or infinite support, where no two particles are equal.
+        values: Values of guide sites in place of draws, ``(K, *batch, *event)`` with singleton
+            batch dims where they broadcast; every other site is then drawn once for all K.
+
+    Raises:
+        ValueError: If the shape of a site's log-density is not explained by its plates.
+    """
+    given = values or {}
+    options = (layout, with_entropy, with_codes)
+    if vectorize:
+        draw = DrawTogether(1 if given else num_particles, layout.nesting, given)
+        return _record(*trace_pair(model, guide, args, kwargs, draw), num_particles, *options)
+    records, minibatch = [], poutine.Trace()
+    for k in range(num_particles):
+        draw = DrawTogether(None, layout.nesting, {name: value[k] for name, value in given.items()})
+        with poutine.replay(trace=minibatch):  # every particle sees the same subsample
+            traces = trace_pair(model, guide, args, kwargs, draw)
+        for trace in traces:
+            for name, site in trace.nodes.items():
+                if site["type"] == "sample" and site_is_subsample(site):
+                    minibatch.nodes.setdefault(name, site)
+        records.append(_record(*traces, 1, *options))
+    return _concatenate(records)
+
+
+def _entropy(site: Site) -> Tensor | None:
+    """Closed form, or closed form per step given the earlier codes (autoregressive guides)."""
+    if hasattr(site["fn"], "conditional_entropy"):
+        return site["fn"].conditional_entropy(site["value"])
+    try:
+        return site["fn"].entropy()
+    except NotImplementedError:
+        return None
+
+
+class _Ledger:
+    """Sums of log-densities by kind: of each datum, and of what the data share."""
+
+    def __init__(self, layout: Layout, num_particles: int) -> None:
+        self.layout, self.num_particles = layout, num_particles
+        self.owned: dict[str, Tensor] = {}
+        self.shared: dict[str, Tensor] = {}
+        self.scale: float | Tensor = 1.0
+
+    def add(self, kind: str, site: Site, value: Tensor) -> None:
+        """Scale, mask and sum the values of a site into its datum, or into the shared part."""
+        plates = plates_of(site)
+        scale, dims = site["scale"], tuple(range(-self.layout.nesting, 0))
+        book = self.shared
+        if plates.keys() >= frozenset(self.layout.plates):
+            self.scale = _datum_scale(plates[name] for name in self.layout.plates)
+            scale = scale / self.scale  # exactly 1.0 for a site with no scale of its own
+            dims, book = tuple(set(dims) - set(self.layout.dims)), self.owned
+        if kind != "draw":
+            value = scale_and_mask(value, scale, site["mask"])
+        value = with_particle_axis(site, value, self.layout.nesting, self.num_particles)
+        value = value.sum(dims, keepdim=True) if dims else value
+        book[kind] = book[kind] + value if kind in book else value
+
+    def total(self, kind: str) -> Tensor:
+        """``(K, *plates)``."""
+        shapes = (value.shape for value in self.owned.values())
+        shape = torch.broadcast_shapes((self.num_particles, *[1] * self.layout.nesting), *shapes)
+        kept = [shape[0], *(shape[dim] for dim in self.layout.dims)]
+        return self._value(self.owned, kind).expand(shape).reshape(kept)
+
+    def total_shared(self, kind: str) -> Tensor:
+        """``(K,)``."""
+        return self._value(self.shared, kind).reshape(-1).expand(self.num_particles)
+
+    def _value(self, book: dict[str, Tensor], kind: str) -> Tensor:
+        anything = next(iter((self.owned | self.shared).values()))
+        return book[kind] if kind in book else anything.new_zeros([1] * (self.layout.nesting + 1))
+
+
+def _datum_scale(plates: Iterator[Any]) -> float | Tensor:
+    scale = 1.0
+    for plate in plates:
+        scale = scale * (plate.size if plate.full_size is None else plate.full_size) / plate.size
+    return scale
+
+
+def _record(
+    guide_trace: poutine.Trace,
+    model_trace: poutine.Trace,
+    num_particles: int,
+    layout: Layout,
+    with_entropy: bool,
+    with_codes: bool,
+) -> Particles:
+    ledger, entropies_known = _Ledger(layout, num_particles), with_entropy
+    for _, site in sample_sites(guide_trace):
+        value = log_prob(site)
+        ledger.add("q_discrete" if needs_score(site) else "q_rest", site, value)
+        if needs_score(site) and not site["is_observed"]:
+            ledger.add("draw", site, value)
+            entropy = _entropy(site) if entropies_known else None
+            entropies_known = entropy is not None
+            if entropies_known:
+                ledger.add("entropy", site, entropy)
+    for _, site in sample_sites(model_trace):
+        ledger.add("likelihood" if site["is_observed"] else "prior", site, log_prob(site))
+    return Particles(
+        log_likelihood=ledger.total("likelihood"),
+        log_prior=ledger.total("prior"),
+        log_q_discrete=ledger.total("q_discrete"),
+        log_q_rest=ledger.total("q_rest"),
+        log_draw=ledger.total("draw"),
+        entropy=ledger.total("entropy") if entropies_known else None,
+        codes=_codes(guide_trace, layout) if with_codes else None,
+        prediction=_prediction(guide_trace, layout, num_particles),
+        shared_likelihood=ledger.total_shared("likelihood"),
+        shared_prior=ledger.total_shared("prior"),
+        shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_rest"),
+        scale=ledger.scale,
+    )
+
+
+def _codes(trace: poutine.Trace, layout: Layout) -> Tensor | None:
+    """Values of the discrete sites, flattened per datum; None where draws cannot repeat."""
+    codes = []
+    for _, site in sample_sites(trace):
+        if not needs_score(site):
+            if frozenset(layout.plates) <= plates_of(site).keys():
+                return None
+            continue
+        if site["is_observed"] or not site["fn"].has_enumerate_support:
+            return None
+        batch = site["value"].dim() - site["fn"].event_dim
+        value = site["value"].reshape((1,) * (layout.nesting + 1 - batch) + site["value"].shape)
+        kept = [0, *(dim - site["fn"].event_dim for dim in layout.dims)]
+        value = value.movedim(kept, tuple(range(len(kept)))).flatten(len(kept))
+        codes.append(value.long())
+    return torch.cat(codes, -1) if codes else None
+
+
+def _prediction(trace: poutine.Trace, layout: Layout, num_particles: int) -> Tensor | None:
+    """The guide's baseline b(x), from its deterministic site "baseline"."""
+    if "baseline" not in trace or not trace.nodes["baseline"]["infer"].get("_deterministic"):
+        return None
+    site = trace.nodes["baseline"]
+    value = with_particle_axis(site, site["value"], layout.nesting, num_particles)
+    return value.reshape([value.shape[0], *(value.shape[dim] for dim in layout.dims)])
+
+
+def _concatenate(records: list[Particles]) -> Particles:
+    columns = zip(*(record[:-1] for record in records), strict=True)
+    joined = (None if column[0] is None else torch.cat(column) for column in columns)
+    return Particles(*joined, scale=records[0].scale)

@@ -1,0 +1,92 @@
+"""The primitives that `zoo` is written in, for Pyro, and one way to get losses and gradients."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from zoo import NOISE
+
+from pyro_dvae.infer.layout import enumerate_draws, find_layout
+
+
+class FixedNoiseNormal(dist.Normal):
+    """Reparameterised, with one noise for all draws, so that oracles can know it."""
+
+    def rsample(self, sample_shape=()):
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return (self.loc + self.scale * NOISE).expand(shape)
+
+
+def as_data(data):
+    return {name: torch.as_tensor(value) for name, value in data.items()}
+
+
+def ppl(params):
+    tensors = {name: torch.tensor(value, requires_grad=True) for name, value in params.items()}
+    primitives = SimpleNamespace(
+        sample=pyro.sample,
+        deterministic=pyro.deterministic,
+        plate=pyro.plate,
+        mask=poutine.mask,
+        param=lambda name, data: tensors[name],
+        dist=dist,
+        fixed_noise_normal=FixedNoiseNormal,
+        exp=torch.exp,
+        stack=torch.stack,
+        zeros=lambda n: torch.zeros(n, dtype=torch.float64),
+    )
+    return tensors, primitives
+
+
+class Case:
+    """A program bound to parameters; each call of `run` is one evaluation of a loss."""
+
+    def __init__(self, program, params=None, model=None, guide=None):
+        self.program = program
+        self.params, self.ppl = ppl(params or program.params)
+        model, guide = model or program.model, guide or program.guide
+        self.model = lambda data: model(self.ppl, data)
+        self.guide = lambda data: guide(self.ppl, data)
+        self.data = as_data(program.data)
+
+    def layout(self):
+        return find_layout(self.model, self.guide, (self.data,), {})
+
+    def run(self, elbo, seed=0):
+        """Loss, and gradients by name."""
+        pyro.set_rng_seed(seed)
+        for value in self.params.values():
+            value.grad = None
+        loss = elbo.loss_and_grads(self.model, self.guide, self.data)
+        grads = {
+            name: np.zeros(value.shape) if value.grad is None else value.grad.numpy().copy()
+            for name, value in self.params.items()
+        }
+        return float(loss), grads
+
+    def forced(self, elbo_class, **options):
+        """A loss whose draws are set: `elbo.draws`, states (K, *plates); it keeps their log q."""
+        layout = self.layout()
+        table = enumerate_draws(self.guide, (self.data,), {}, layout, 2**16)
+
+        class Forced(elbo_class):
+            def _values(self, *_):
+                return {name: place(values, layout, self.draws) for name, values in table.items()}
+
+            def _estimate(self, particles, state):
+                self.log_draw = float(particles.log_draw.detach().sum())
+                return super()._estimate(particles, state)
+
+        return Forced(**options)
+
+
+def place(values, layout, draws):
+    """Rows `draws` (K, *plates) of a state table, each at its own cell of the shared plates."""
+    picked = values[torch.as_tensor(draws)]  # (K, *plates, *own batch with singletons, *event)
+    for axis, dim in enumerate(layout.dims):
+        own = 1 + len(layout.dims) + layout.nesting + dim
+        picked = picked.transpose(1 + axis, own)
+    return picked.reshape(picked.shape[0], *picked.shape[1 + len(layout.dims) :])
