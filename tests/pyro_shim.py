@@ -31,6 +31,7 @@ def ppl(params):
         deterministic=pyro.deterministic,
         plate=pyro.plate,
         mask=poutine.mask,
+        scale=poutine.scale,
         param=lambda name, data: tensors[name],
         dist=dist,
         fixed_noise_normal=FixedNoiseNormal,

@@ -26,18 +26,22 @@ class Program(NamedTuple):
     states: int  # joint discrete states of a datum (of the batch, without shared plates)
 
 
-def exact_gradient(program, step=1e-30):
+def gradient(loss, params, step=1e-30):
     """Complex-step derivative: no subtraction, hence no rounding error."""
 
     def derivative(name, index):
-        moved = {key: value.astype(complex) for key, value in program.params.items()}
+        moved = {key: value.astype(complex) for key, value in params.items()}
         moved[name][index] += 1j * step
-        return program.loss(moved).imag / step
+        return loss(moved).imag / step
 
     return {
         name: np.array([derivative(name, i) for i in np.ndindex(value.shape)]).reshape(value.shape)
-        for name, value in program.params.items()
+        for name, value in params.items()
     }
+
+
+def exact_gradient(program):
+    return gradient(program.loss, program.params)
 
 
 def log_softmax(logits):
@@ -90,17 +94,22 @@ def vae_guide(ppl, data):
 VAE_DATA = {"x": draw(2, 3)}
 
 
+def vae_terms(p, x):
+    """Of one datum's four states: log q(z|x), log p(z), log p(x|z)."""
+    states = list(itertools.product((0, 1), repeat=2))  # state s has codes s % 2, s // 2
+    q = [log_softmax(x @ p["encoder"][i]) for i in (0, 1)]
+    prior = log_softmax(p["prior"])
+    log_q = np.array([q[0][a] + q[1][b] for b, a in states])
+    log_prior = np.array([prior[0, a] + prior[1, b] for b, a in states])
+    loc = [p["weight"][0][a] + p["weight"][1][b] for b, a in states]
+    return log_q, log_prior, np.array([normal(x, mean).sum() for mean in loc])
+
+
 def vae_loss(p):
     elbo = 0.0
     for x in VAE_DATA["x"]:
-        q = [log_softmax(x @ p["encoder"][i]) for i in (0, 1)]
-        states = list(itertools.product((0, 1), repeat=2))
-        log_p = [
-            sum(log_softmax(p["prior"])[i][z[i]] for i in (0, 1))
-            + normal(x, p["weight"][0][z[0]] + p["weight"][1][z[1]]).sum()
-            for z in states
-        ]
-        elbo = elbo + expected([q[0][a] + q[1][b] for a, b in states], log_p)
+        log_q, log_prior, log_likelihood = vae_terms(p, x)
+        elbo = elbo + expected(log_q, log_prior + log_likelihood)
     return -elbo
 
 

@@ -127,7 +127,7 @@ class DAPS_ELBO(ParticleELBO):
 
     def _temperature(
         self, scores: Float[Tensor, "K *plates"], copies: Tensor | None
-    ) -> Float[Tensor, "*plates"]:
+    ) -> Float[Tensor, "..."]:
         shared = not self.per_datum
         if self.kl_bound is not None:
             return solve_kl_temperature(scores, self.kl_bound, shared=shared)

@@ -25,12 +25,12 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_dvae.infer.layout import Layout, find_layout
-from pyro_dvae.infer.particles import Particles, run_particles
+from pyro_dvae.infer.particles import Particles, broadcasts, run_particles
 
 __all__ = ["BetaState", "Estimate", "Objective", "ParticleELBO", "objective"]
 
 _RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
-_SHAPE_ERRORS = (RuntimeError, ValueError, IndexError)
+_TRIAL_PARTICLES = 3  # unlikely to be some other dim's size, and cheap
 
 
 class Estimate(NamedTuple):
@@ -175,42 +175,42 @@ class ParticleELBO(ELBO):
 
     # ---------------------------------------------------------------------------- particles
 
-    def layout(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Layout:
-        """Structure of the pair, found by one plain run and remembered for the next call."""
+    def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particles:
         if self._pair != (model, guide) or self._layout is None:
             self._layout = find_layout(model, guide, args, kwargs, self.max_plate_nesting)
+            if self.vectorize_particles:
+                self.vectorize_particles = self._check_broadcast(model, guide, args, kwargs)
             self._pair = (model, guide)
-        return self._layout
+        values = self._values(guide, args, kwargs, self._layout)
+        return run_particles(
+            model,
+            guide,
+            args,
+            kwargs,
+            self._layout,
+            len(next(iter(values.values()))) if values else self.num_particles,
+            vectorize=self.vectorize_particles,
+            with_entropy=self.closed_form_entropy,
+            with_codes=self.with_codes,
+            values=values,
+        )
 
-    def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particles:
-        known = self._pair == (model, guide)
-        layout = self.layout(model, guide, *args, **kwargs)
-        options: dict[str, Any] = {
-            "with_entropy": self.closed_form_entropy,
-            "with_codes": self.with_codes,
-        }
-        values = self._values(guide, args, kwargs, layout)
-        if values is not None:
-            options["values"] = values
-        num_particles = len(next(iter(values.values()))) if values else self.num_particles
-        run = (model, guide, args, kwargs, layout, num_particles)
-        if not self.vectorize_particles:
-            return run_particles(*run, vectorize=False, **options)
+    def _check_broadcast(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> bool:
+        """Once per pair: does it take a particle axis? If not, say so and what to do."""
         try:
-            return run_particles(*run, **options)
-        except _SHAPE_ERRORS as error:
-            if known:
-                raise
-            particles = run_particles(*run, vectorize=False, **options)
-            self.vectorize_particles = False
-            warnings.warn(
-                f"model or guide does not broadcast over {num_particles} particles "
-                f"({error}). They now run once per particle, with the same result but slower; "
-                "index from the right (x[..., i]) to have them vectorised, or pass "
-                "vectorize_particles=False to silence this.",
-                stacklevel=4,
-            )
-            return particles
+            if broadcasts(model, guide, args, kwargs, self._layout, _TRIAL_PARTICLES):
+                return True
+            trouble = "its log-densities change with a particle axis"
+        except (RuntimeError, ValueError, IndexError) as error:
+            trouble = str(error).splitlines()[0]
+        warnings.warn(
+            "model or guide does not broadcast over a particle axis left of all plates: "
+            f"{trouble}. It will run once per particle, with the right result but slower. Index "
+            "from the right (x[..., i], sum(-1)) to have particles vectorised, or pass "
+            "vectorize_particles=False to silence this.",
+            stacklevel=5,
+        )
+        return False
 
     # ------------------------------------------------------------------------- beta and rate
 

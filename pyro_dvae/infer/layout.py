@@ -157,7 +157,7 @@ def enumerate_draws(
     return values
 
 
-def _base(fn: Any) -> Any:
+def base_distribution(fn: Any) -> Any:
     while hasattr(fn, "base_dist"):  # Independent, ExpandedDistribution, MaskedDistribution
         fn = fn.base_dist
     return fn
@@ -172,7 +172,7 @@ def _own_shape(site: Site, layout: Layout) -> tuple[int, ...]:
 
 def _support_size(name: str, site: Site, layout: Layout) -> tuple[int, int]:
     """Values of one cell (as its base distribution counts them), and cells per datum."""
-    base = _base(site["fn"])
+    base = base_distribution(site["fn"])
     if not getattr(base, "has_enumerate_support", False):
         raise ValueError(
             f"site '{name}' ({type(base).__name__}) has no finite support to enumerate. Give it a "
@@ -185,7 +185,7 @@ def _support_size(name: str, site: Site, layout: Layout) -> tuple[int, int]:
 
 def _spread(site: Site, index: Tensor, atoms: int, cells: int, layout: Layout) -> Tensor:
     """Digits of the state index in base `atoms`, one for each cell, as values of the site."""
-    base, event = _base(site["fn"]), tuple(site["fn"].event_shape)
+    base, event = base_distribution(site["fn"]), tuple(site["fn"].event_shape)
     support = base.enumerate_support(expand=False).reshape(atoms, *base.event_shape)
     digits = index[:, None] // atoms ** torch.arange(cells) % atoms
     values = support[digits.to(support.device)]
@@ -203,9 +203,16 @@ class DrawTogether(Messenger):
         if msg["done"] or msg["is_observed"] or site_is_subsample(msg):
             return
         if msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
+            msg["value"], msg["done"] = self._given(msg), True
         elif self.num_draws is not None:
             msg["value"], msg["done"] = self._draw(msg), True
+
+    def _given(self, msg: Site) -> Tensor:
+        value = self.values[msg["name"]]
+        if self.num_draws is not None:
+            return value
+        shape = (*msg["fn"].batch_shape, *msg["fn"].event_shape)  # as the program would draw it
+        return value.reshape(value.shape[value.dim() - len(shape) :]).expand(shape)
 
     def _draw(self, msg: Site) -> Tensor:
         batch = msg["fn"].batch_shape

@@ -33,6 +33,7 @@ from pyro_dvae.infer.layout import (
     DrawTogether,
     Layout,
     Site,
+    base_distribution,
     log_prob,
     needs_score,
     plates_of,
@@ -41,7 +42,7 @@ from pyro_dvae.infer.layout import (
     with_particle_axis,
 )
 
-__all__ = ["Particles", "run_particles"]
+__all__ = ["Particles", "broadcasts", "run_particles"]
 
 
 class Particles(NamedTuple):
@@ -114,12 +115,51 @@ def run_particles(
         draw = DrawTogether(None, layout.nesting, {name: value[k] for name, value in given.items()})
         with poutine.replay(trace=minibatch):  # every particle sees the same subsample
             traces = trace_pair(model, guide, args, kwargs, draw)
-        for trace in traces:
-            for name, site in trace.nodes.items():
-                if site["type"] == "sample" and site_is_subsample(site):
-                    minibatch.nodes.setdefault(name, site)
+        minibatch = _minibatch(traces)
         records.append(_record(*traces, 1, *options))
     return _concatenate(records)
+
+
+def broadcasts(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict, layout: Layout, num_particles: int
+) -> bool:
+    """Whether a run with a particle axis scores its last particle as a plain run does.
+
+    A program that indexes from the left may run with a particle axis, on wrong shapes that happen
+    to fit. One that disagrees with itself (dropout) cannot be judged and passes.
+
+    Raises:
+        Whatever the program raises on meeting a particle axis.
+    """
+    with torch.no_grad():
+        draw = DrawTogether(num_particles, layout.nesting, {})
+        traces = trace_pair(model, guide, args, kwargs, draw)
+        together = _record(*traces, num_particles, layout, False, False)
+        drawn = [(n, site) for n, site in sample_sites(traces[0]) if not site["is_observed"]]
+        last = DrawTogether(None, layout.nesting, {name: site["value"][-1] for name, site in drawn})
+        with poutine.replay(trace=_minibatch(traces)):
+            pairs = [trace_pair(model, guide, args, kwargs, last) for _ in range(2)]
+        alone = [_record(*pair, 1, layout, False, False) for pair in pairs]
+    if not _agree(alone[0].log_p[-1], alone[1].log_p[-1]):
+        return True
+    return all(
+        _agree(getattr(together, field)[-1], getattr(alone[0], field)[-1])
+        for field in ("log_likelihood", "log_prior", "log_q_discrete", "log_q_rest")
+    )
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _minibatch(traces: tuple[poutine.Trace, poutine.Trace]) -> poutine.Trace:
+    """The subsamples that a run has drawn, to be replayed."""
+    minibatch = poutine.Trace()
+    for trace in traces:
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and site_is_subsample(site):
+                minibatch.nodes.setdefault(name, site)
+    return minibatch
 
 
 def _entropy(site: Site) -> Tensor | None:
@@ -215,6 +255,10 @@ def _record(
     )
 
 
+def _repeats(site: Site) -> bool:
+    return getattr(base_distribution(site["fn"]), "has_enumerate_support", False)
+
+
 def _codes(trace: poutine.Trace, layout: Layout) -> Tensor | None:
     """Values of the discrete sites, flattened per datum; None where draws cannot repeat."""
     codes = []
@@ -223,7 +267,7 @@ def _codes(trace: poutine.Trace, layout: Layout) -> Tensor | None:
             if frozenset(layout.plates) <= plates_of(site).keys():
                 return None
             continue
-        if site["is_observed"] or not site["fn"].has_enumerate_support:
+        if site["is_observed"] or not _repeats(site):
             return None
         batch = site["value"].dim() - site["fn"].event_dim
         value = site["value"].reshape((1,) * (layout.nesting + 1 - batch) + site["value"].shape)
