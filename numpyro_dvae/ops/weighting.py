@@ -1,0 +1,69 @@
+"""Weights of a policy search: the target q*, its particles' weights, their control variate.
+
+A policy search asks for the distribution that gains most of ``E_q[R] + β H(q)`` while
+it stays near the guide q_θ. With η the price of a nat of KL(q ‖ q_θ) and T = η + β,
+
+    q*(z) ∝ exp((R(z) + η log q_θ(z)) / T) = q_θ(z) exp((R(z) - β log q_θ(z)) / T),
+
+one natural-gradient (mirror descent) step of size 1/T [1]. Particles drawn from q_θ
+represent it by self-normalised weights ``w_k ∝ exp(scores_k / T)``, where
+``scores = R - β log q_θ``. A constant added to R changes neither.
+
+Shapes: particles, or all states of an enumerated space, lead, as in ``(K, *batch)``;
+rewards, scores, β and T are in nats.
+
+References:
+    [1] Discrete variational autoencoding via policy search. ICLR, 2026.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+__all__ = ["centered_weights", "count_copies", "policy_log_target", "policy_weights"]
+
+
+def policy_log_target(
+    log_q: Float[Array, "K *batch"],
+    rewards: Float[Array, "K *batch"],
+    beta: float | Float[Array, "*#batch"],
+    temperature: float | Float[Array, "*#batch"],
+) -> Float[Array, "K *batch"]:
+    """Normalised log q* over axis 0, which holds every state of an enumerated space.
+
+    Args:
+        log_q: Log probabilities of the guide; a state of -inf stays impossible.
+        rewards: Rewards R of the states; -inf makes a state impossible.
+        beta: Weight of the entropy in the objective.
+        temperature: T = η + β, at least `beta`; at `beta` the guide drops out.
+
+    Returns:
+        Log probabilities of q*, carrying no gradient.
+    """
+    log_q, rewards = jax.lax.stop_gradient((log_q, rewards))
+    scores = (1.0 - beta / temperature) * log_q + rewards / temperature
+    # At T = β the first term is 0 · -inf where the guide has no mass.
+    return jax.nn.log_softmax(jnp.where(jnp.isneginf(log_q), log_q, scores), axis=0)
+
+
+def policy_weights(
+    scores: Float[Array, "K *batch"], temperature: float | Float[Array, "*#batch"]
+) -> Float[Array, "K *batch"]:
+    """Weights ``∝ exp(scores / T)``, summing to 1 over axis 0 and carrying no gradient.
+
+    The scores are measured from their top before the division, which keeps their last
+    digits when T is small.
+    """
+    scores = jax.lax.stop_gradient(scores)
+    return jax.nn.softmax((scores - jnp.max(scores, axis=0)) / temperature, axis=0)
+
+
+def centered_weights(weights: Float[Array, "K *batch"]) -> Float[Array, "K *batch"]:
+    """Weights less 1/K: the same expected gradient, since E[∇ log q] = 0, with less noise."""
+    return weights - 1.0 / weights.shape[0]
+
+
+def count_copies(codes: Shaped[Array, "K *batch D"]) -> Int[Array, "K *batch"]:
+    """How many of the K particles hold the same D codes as this one, itself included."""
+    # One particle at a time: all pairs at once may need K times the memory of the codes.
+    return jax.lax.map(lambda particle: jnp.sum(jnp.all(codes == particle, -1), 0), codes)

@@ -1,0 +1,69 @@
+"""Weights of a policy search: the target q*, its particles' weights, their control variate.
+
+A policy search asks for the distribution that gains most of ``E_q[R] + β H(q)`` while
+it stays near the guide q_θ. With η the price of a nat of KL(q ‖ q_θ) and T = η + β,
+
+    q*(z) ∝ exp((R(z) + η log q_θ(z)) / T) = q_θ(z) exp((R(z) - β log q_θ(z)) / T),
+
+one natural-gradient (mirror descent) step of size 1/T [1]. Particles drawn from q_θ
+represent it by self-normalised weights ``w_k ∝ exp(scores_k / T)``, where
+``scores = R - β log q_θ``. A constant added to R changes neither.
+
+Shapes: particles, or all states of an enumerated space, lead, as in ``(K, *batch)``;
+rewards, scores, β and T are in nats.
+
+References:
+    [1] Discrete variational autoencoding via policy search. ICLR, 2026.
+"""
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+__all__ = ["centered_weights", "count_copies", "policy_log_target", "policy_weights"]
+
+
+def policy_log_target(
+    log_q: Float[Tensor, "K *batch"],
+    rewards: Float[Tensor, "K *batch"],
+    beta: float | Float[Tensor, "*#batch"],
+    temperature: float | Float[Tensor, "*#batch"],
+) -> Float[Tensor, "K *batch"]:
+    """Normalised log q* over axis 0, which holds every state of an enumerated space.
+
+    Args:
+        log_q: Log probabilities of the guide; a state of -inf stays impossible.
+        rewards: Rewards R of the states; -inf makes a state impossible.
+        beta: Weight of the entropy in the objective.
+        temperature: T = η + β, at least `beta`; at `beta` the guide drops out.
+
+    Returns:
+        Log probabilities of q*, carrying no gradient.
+    """
+    log_q, rewards = log_q.detach(), rewards.detach()
+    scores = (1.0 - beta / temperature) * log_q + rewards / temperature
+    # At T = β the first term is 0 · -inf where the guide has no mass.
+    return torch.log_softmax(torch.where(torch.isneginf(log_q), log_q, scores), dim=0)
+
+
+def policy_weights(
+    scores: Float[Tensor, "K *batch"], temperature: float | Float[Tensor, "*#batch"]
+) -> Float[Tensor, "K *batch"]:
+    """Weights ``∝ exp(scores / T)``, summing to 1 over axis 0 and carrying no gradient.
+
+    The scores are measured from their top before the division, which keeps their last
+    digits when T is small.
+    """
+    scores = scores.detach()
+    return torch.softmax((scores - scores.amax(dim=0)) / temperature, dim=0)
+
+
+def centered_weights(weights: Float[Tensor, "K *batch"]) -> Float[Tensor, "K *batch"]:
+    """Weights less 1/K: the same expected gradient, since E[∇ log q] = 0, with less noise."""
+    return weights - 1.0 / weights.shape[0]
+
+
+def count_copies(codes: Shaped[Tensor, "K *batch D"]) -> Int[Tensor, "K *batch"]:
+    """How many of the K particles hold the same D codes as this one, itself included."""
+    # One particle at a time: all pairs at once would need K times the memory of the codes.
+    return torch.stack([(codes == particle).all(dim=-1).sum(dim=0) for particle in codes])
