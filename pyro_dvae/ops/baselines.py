@@ -41,7 +41,7 @@ class MovingAverageState(NamedTuple):
     weight: Float[Tensor, ""]  # sum of their weights, 1 - decay ** steps
 
 
-BaselineState = MovingAverageState | tuple[()]
+BaselineState = tuple[Tensor, ...]  # whatever `apply` hands on; () if nothing
 
 
 class Baseline(NamedTuple):
