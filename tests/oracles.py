@@ -89,11 +89,11 @@ def policy_objective(rewards, q, beta):
 def guide_gradient(rewards, logits, beta=1.0):
     """∇ of E_q[R] + β H(q) to the logits of q: q_j (f_j - E_q f), f = R - β log q.
 
-    With R = log p(x, z) and β = 1 this is the gradient of the ELBO.
+    With R = log p(x, z) and β = 1 this is the gradient of the ELBO. Logits of -inf get 0.
     """
     q = softmax(logits)
     scores = rewards - beta * log_table(q)
-    return q * (scores - expect(q, scores))
+    return np.multiply(q, scores - expect(q, scores), out=np.zeros(q.shape), where=q > 0)
 
 
 def independent_guide_gradient(rewards, logits, beta=1.0):
