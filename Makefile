@@ -1,0 +1,44 @@
+# Every target sets up .venv by itself, once; it is set up anew when pyproject.toml changes.
+
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# The workers share the cores, so each computes on one thread.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint typecheck clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group test
+	touch $@
+
+demo: $(READY) ## compare the inference algorithms on real data, into out/demo
+	$(BIN)/python examples/compare.py --out out/demo
+
+test: $(READY) ## run the test suite
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+test-slow: $(READY) ## run the checks of minutes, and JAX's with its leak checker
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow
+	$(ONE_THREAD) JAX_ENABLE_X64=1 JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -k numpyro
+
+lint: $(READY) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(READY) ## check types
+	$(BIN)/mypy
+
+clean: ## remove the environment, caches and outputs
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis out build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
