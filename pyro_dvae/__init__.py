@@ -1,1 +1,8 @@
-"""Inference for Pyro models with discrete latents."""
+"""Inference for Pyro models with discrete latents.
+
+- `pyro_dvae.infer`: the algorithms, each a loss for `pyro.infer.SVI`
+- `pyro_dvae.fit`: a training loop with progress, log, checkpoints and resume
+- `pyro_dvae.models`, `pyro_dvae.guides`: discrete VAEs, if you have no model of your own
+- `pyro_dvae.nets`, `pyro_dvae.distributions`: what these are made of
+- `pyro_dvae.ops`: the mathematics, as functions of arrays
+"""

@@ -1,1 +1,14 @@
-"""Inference algorithms, one file each, over the particles of any Pyro model and guide."""
+"""Inference algorithms, one file each, over the particles of any Pyro model and guide.
+
+Swap them as the loss of an `SVI` or as an `ELBOModule`:
+
+- `DAPS_ELBO`: policy search, the natural gradient of a non-parametric encoder;
+- `Reinforce_ELBO`: the score function with leave-one-out and other baselines, unbiased;
+- `Exact_ELBO`: the sum over all states, where they are few.
+"""
+
+from pyro_dvae.infer.daps import DAPS_ELBO
+from pyro_dvae.infer.exact import Exact_ELBO
+from pyro_dvae.infer.reinforce import Reinforce_ELBO
+
+__all__ = ["DAPS_ELBO", "Exact_ELBO", "Reinforce_ELBO"]
