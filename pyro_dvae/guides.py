@@ -1,0 +1,104 @@
+"""Guides q(z | x): independent codes, or codes drawn one after the other.
+
+Both are called as ``guide(x)``, with the model's arguments, and have the one site "z"
+(event dim 1) under the plate "data" at dim -1. `posterior(x)` gives the distribution itself.
+
+References:
+    [1] Drolet, Al-Hafez, Bhatt, Peters & Arenz. Discrete variational autoencoding via
+        policy search. ICLR, 2026. Table of networks and settings for MNIST.
+"""
+
+import pyro
+import pyro.distributions as dist
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from pyro_dvae.distributions import AutoregressiveCategorical, Categorical
+from pyro_dvae.nets import CausalTransformer, MLPEncoder, PatchEncoder, register
+
+__all__ = ["AutoregressiveGuide", "IndependentGuide", "mnist_guide"]
+
+
+class IndependentGuide(nn.Module):
+    """Latents independent given x; the non-autoregressive encoder.
+
+    Args:
+        encoder: Network from data ``(*batch, *event)`` to logits ``(*batch, L, V)``, or
+            ``(*batch, L)`` for binary latents.
+        binary: Whether the latents are Bernoulli rather than categorical.
+    """
+
+    def __init__(self, encoder: nn.Module, *, binary: bool = False) -> None:
+        super().__init__()
+        self.encoder, self.binary = encoder, binary
+
+    def forward(
+        self, x: Float[Tensor, "B *event"] | None = None, *, num_data: int | None = None
+    ) -> Shaped[Tensor, "*particles_B L"]:
+        """Sample the site "z"."""
+        return _sample(self, x, num_data)
+
+    def posterior(self, x: Float[Tensor, "*batch_event"]) -> dist.TorchDistribution:
+        """q(z | x), one factor per latent."""
+        logits = self.encoder(x)
+        family = dist.Bernoulli if self.binary else Categorical
+        return family(logits=logits).to_event(1)
+
+
+class AutoregressiveGuide(nn.Module):
+    """Latents drawn one after the other, each given x and those before it.
+
+    Args:
+        encoder: Network from data to a context ``(*batch, P, D)``, as `PatchEncoder`.
+        transformer: Network over codes with cross-attention, as `CausalTransformer`.
+    """
+
+    def __init__(self, encoder: nn.Module, transformer: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.transformer = encoder, transformer
+
+    def forward(
+        self, x: Float[Tensor, "B *event"] | None = None, *, num_data: int | None = None
+    ) -> Shaped[Tensor, "*particles_B L"]:
+        """Sample the site "z"."""
+        return _sample(self, x, num_data)
+
+    def posterior(self, x: Float[Tensor, "*batch_event"]) -> AutoregressiveCategorical:
+        """q(z | x), the joint distribution of the codes."""
+        return AutoregressiveCategorical(self.transformer, self.encoder(x))
+
+
+def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | IndependentGuide:
+    """A guide for `models.mnist_vae`: 8 codes of 256 values, 28 x 28 images.
+
+    The published one [1] is autoregressive: 8 patches, one encoder and one decoder block of
+    width 64. The independent one is a perceptron with one hidden layer of 256.
+    """
+    if not autoregressive:
+        return IndependentGuide(MLPEncoder((28, 28), 8, 256, hidden=(256,)))
+    encoder = PatchEncoder((28, 28), 8, embed_dim=64)
+    return AutoregressiveGuide(encoder, CausalTransformer(8, 256, embed_dim=64))
+
+
+def _sample(guide: nn.Module, x: Tensor | None, num_data: int | None) -> Tensor:
+    """Sample "z" from ``guide.posterior(x)`` under the plate."""
+    register("guide", guide)
+    if x is None or x.dim() < 1 or len(x) == 0:
+        found = "None" if x is None else f"shape {tuple(x.shape)}"
+        raise ValueError(
+            f"A guide needs data `x` with at least one datum on its first axis; got {found}. To "
+            "sample from the prior, call the model alone."
+        )
+    if num_data not in (None, len(x)):
+        raise ValueError(
+            f"`num_data` is for sampling without `x`; got {num_data} with {len(x)} data."
+        )
+    posterior = guide.posterior(x)
+    if posterior.batch_shape != x.shape[:1]:
+        raise ValueError(
+            f'q(z | x) at site "z" must have batch shape ({len(x)},) and event shape (latents,); '
+            f"got {tuple(posterior.batch_shape)} and {tuple(posterior.event_shape)}. Let the "
+            "encoder return (*batch, latents, codes), or (*batch, latents) with `binary`."
+        )
+    with pyro.plate("data", len(x), dim=-1):
+        return pyro.sample("z", posterior)

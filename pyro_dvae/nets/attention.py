@@ -1,0 +1,135 @@
+"""Pre-norm transformer blocks without biases in attention, ReLU feed-forward.
+
+Sequences are ``(N, L, D)``. Cross-attention takes K particles per datum, ``(K, B, L, D)``,
+and folds them into the query axis, so keys and values are computed and kept once per datum.
+A `Cache` holds what earlier codes left behind, allocated once for all L of them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Block", "Cache", "KeysValues"]
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of one layer, each ``(N, heads, length, D / heads)``."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Cache(NamedTuple):
+    """One layer's state in sampling: its own past (filled in place) and the context's."""
+
+    past: KeysValues
+    context: KeysValues | None
+
+
+class Block(nn.Module):
+    """Self-attention, optional cross-attention, feed-forward: each ``x + f(norm(x))``.
+
+    Args:
+        embed_dim: Width D of a token.
+        num_heads: Attention heads; must divide D.
+        mlp_ratio: Width of the feed-forward layer over D.
+        causal: Whether a token sees only itself and those before it.
+        cross_attention: Whether there is a context to look at.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        num_heads: int,
+        mlp_ratio: int,
+        causal: bool = False,
+        cross_attention: bool = False,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"`num_heads` must divide `embed_dim`; got {num_heads} heads for {embed_dim}."
+            )
+        self.num_heads, self.causal = num_heads, causal
+        self.self_norm = nn.LayerNorm(embed_dim)
+        self.self_qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
+        self.self_out = nn.Linear(embed_dim, embed_dim, bias=False)
+        if cross_attention:
+            self.cross_norm = nn.LayerNorm(embed_dim)
+            self.cross_q = nn.Linear(embed_dim, embed_dim, bias=False)
+            self.cross_kv = nn.Linear(embed_dim, 2 * embed_dim, bias=False)
+            self.cross_out = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.mlp_norm = nn.LayerNorm(embed_dim)
+        self.mlp_in = nn.Linear(embed_dim, mlp_ratio * embed_dim)
+        self.mlp_out = nn.Linear(mlp_ratio * embed_dim, embed_dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """All tokens at once: x ``(K, B, L, D)``, context ``(B, P, D)``."""
+        queries, keys, values = self._project(x.flatten(0, 1))
+        seen = functional.scaled_dot_product_attention(queries, keys, values, is_causal=self.causal)
+        x = x + self.self_out(_merge(seen)).view_as(x)
+        if context is not None:
+            x = x + self._cross(x, self.context_keys_values(context))
+        return x + self._mlp(x)
+
+    def step(self, x: Tensor, cache: Cache, position: int) -> Tensor:
+        """One token per sequence, x ``(K, B, 1, D)``; writes its key and value to the cache."""
+        queries, keys, values = self._project(x.flatten(0, 1))
+        past_keys, past_values = cache.past
+        past_keys[:, :, position], past_values[:, :, position] = keys[:, :, 0], values[:, :, 0]
+        seen = functional.scaled_dot_product_attention(
+            queries, past_keys[:, :, : position + 1], past_values[:, :, : position + 1]
+        )
+        x = x + self.self_out(_merge(seen)).view_as(x)
+        if cache.context is not None:
+            x = x + self._cross(x, cache.context)
+        return x + self._mlp(x)
+
+    def context_keys_values(self, context: Tensor) -> KeysValues:
+        """Keys and values of the context, once per datum."""
+        keys, values = self.cross_kv(context).chunk(2, dim=-1)
+        return KeysValues(self._split(keys), self._split(values))
+
+    def empty_cache(self, num_sequences: int, length: int, context: Tensor | None) -> Cache:
+        """Room for `length` tokens of each sequence, and the context's keys and values."""
+        width = self.self_out.in_features
+        shape = (2, num_sequences, length, self.num_heads, width // self.num_heads)
+        keys, values = self.self_out.weight.new_empty(shape).transpose(2, 3)
+        past = KeysValues(keys, values)
+        return Cache(past, None if context is None else self.context_keys_values(context))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values = self.self_qkv(self.self_norm(x)).chunk(3, dim=-1)
+        return self._split(queries), self._split(keys), self._split(values)
+
+    def _cross(self, x: Tensor, context: KeysValues) -> Tensor:
+        """Attend to the context; the particles of a datum are more queries of its own."""
+        particles, batch, length, width = x.shape
+        queries = self.cross_q(self.cross_norm(x)).transpose(0, 1)
+        queries = self._split(queries.reshape(batch, particles * length, width))
+        seen = _merge(functional.scaled_dot_product_attention(queries, *context))
+        return self.cross_out(seen.view(batch, particles, length, width).transpose(0, 1))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.mlp_out(functional.relu(self.mlp_in(self.mlp_norm(x)), inplace=True))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(N, L, D) -> (N, heads, L, D / heads)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _merge(x: Tensor) -> Tensor:
+    """(N, heads, L, D / heads) -> (N, L, D)."""
+    return x.transpose(1, 2).flatten(start_dim=2)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Fixed position codes ``(length, width)``: sines, then cosines, of periods 2π to 2π·10⁴."""
+    num_sines = (width + 1) // 2
+    frequencies = 10_000.0 ** -torch.linspace(0, 1, num_sines, dtype=torch.float64)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+    table = torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+    return table.to(torch.get_default_dtype())

@@ -1,0 +1,108 @@
+"""Multi-layer perceptrons between images and codes.
+
+An image batch is ``(*batch, *input_shape)``, codes are ``(*batch, L)`` integers below V, or
+real 0/1 vectors for Bernoulli latents (`num_codes=None`).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+__all__ = ["MLPDecoder", "MLPEncoder"]
+
+
+class MLPEncoder(nn.Module):
+    """ReLU perceptron from an array to the logits of independent latents.
+
+    Args:
+        input_shape: Shape of one datum.
+        num_latents: Latents per datum, L.
+        num_codes: Codes per latent, V; None for Bernoulli latents.
+        hidden: Widths of the hidden layers.
+
+    Returns logits ``(*batch, L, V)``, or ``(*batch, L)`` for Bernoulli latents.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_latents: int,
+        num_codes: int | None = None,
+        hidden: Sequence[int] = (256,),
+    ) -> None:
+        super().__init__()
+        self.input_shape = tuple(input_shape)
+        self.num_latents, self.num_codes = num_latents, num_codes
+        self.output_shape = (num_latents,) if num_codes is None else (num_latents, num_codes)
+        self.layers = _perceptron(math.prod(input_shape), hidden, math.prod(self.output_shape))
+
+    def forward(self, x: Float[Tensor, "*batch_input"]) -> Float[Tensor, "*batch_output"]:
+        """Logits of every latent of every datum."""
+        batch = batch_shape_of(x, self.input_shape)
+        return self.layers(x.reshape(*batch, -1)).reshape(*batch, *self.output_shape)
+
+
+class MLPDecoder(nn.Module):
+    """ReLU perceptron from codes to an array; codes share one table of embeddings.
+
+    Args:
+        num_latents: Latents per datum, L.
+        num_codes: Codes per latent, V; None feeds real latents to the first layer directly.
+        output_shape: Shape of one datum.
+        embed_dim: Width of a code's embedding.
+        hidden: Widths of the hidden layers.
+    """
+
+    def __init__(
+        self,
+        num_latents: int,
+        num_codes: int | None,
+        output_shape: Sequence[int],
+        embed_dim: int = 64,
+        hidden: Sequence[int] = (64, 256),
+    ) -> None:
+        super().__init__()
+        self.num_latents, self.num_codes = num_latents, num_codes
+        self.output_shape = tuple(output_shape)
+        self.embedding = None if num_codes is None else nn.Embedding(num_codes, embed_dim)
+        width = num_latents if num_codes is None else num_latents * embed_dim
+        self.layers = _perceptron(width, hidden, math.prod(output_shape))
+
+    def forward(self, z: Shaped[Tensor, "*batch L"]) -> Float[Tensor, "*batch_output"]:
+        """Outputs ``(*batch, *output_shape)``: logits or means, as the likelihood reads them."""
+        if z.shape[-1:] != (self.num_latents,):
+            raise ValueError(
+                f"`z` must end in {self.num_latents} latents; got shape {tuple(z.shape)}."
+            )
+        if self.embedding is not None:
+            z = self.embedding(z.long()).flatten(start_dim=-2)
+        return self.layers(z).reshape(*z.shape[:-1], *self.output_shape)
+
+
+def batch_shape_of(x: Tensor, input_shape: tuple[int, ...]) -> torch.Size:
+    """The leading dims of `x`, whose others must be `input_shape`; `x` must hold floats."""
+    num_batch = x.dim() - len(input_shape)
+    if num_batch < 0 or x.shape[num_batch:] != input_shape:
+        raise ValueError(
+            f"`x` must have shape (*batch, {', '.join(map(str, input_shape))}); got "
+            f"{tuple(x.shape)}. Reshape the data or build the network for that `input_shape`."
+        )
+    if not x.is_floating_point():
+        raise ValueError(
+            f"`x` must hold floating-point numbers; got {x.dtype}. Convert it first, as in "
+            "x.float() / 255 or (x > 127).float()."
+        )
+    return x.shape[:num_batch]
+
+
+def _perceptron(width: int, hidden: Sequence[int], num_outputs: int) -> nn.Sequential:
+    """Dense layers with ReLU between them."""
+    widths = (width, *hidden, num_outputs)
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,56 @@
+"""Declare a network's parameters to Pyro, so that `SVI` trains the network it runs.
+
+Pyro's parameter store is global and keeps the *first* tensor seen under a name. With
+`pyro.module`, a second network of the same name would compute with its own tensors while
+`SVI` updates those of the first: it would train nothing, without a word. `register` makes
+the calling network's own tensors the entry, so any number of instances train, in turn or
+interleaved, and names do not depend on how many there are (an optimiser's saved state, which
+goes by name, finds them again).
+"""
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+__all__ = ["register"]
+
+_MARK = "_pyro_dvae_identity"  # id() of a tensor that `register` itself put into the store
+
+
+def register(name: str, net: nn.Module) -> nn.Module:
+    """Declare each trainable parameter of `net` to Pyro as ``name$$$parameter``.
+
+    Where the store already has another tensor of that name, `net` takes its place; if that
+    tensor came from elsewhere, as by ``pyro.get_param_store().load(...)``, its values are
+    copied into `net` first.
+
+    Raises:
+        ValueError: If a loaded tensor has another shape than the parameter of `net`.
+    """
+    store = pyro.get_param_store()
+    for key, own in net.named_parameters():
+        if not own.requires_grad:
+            continue
+        full_name = f"{name}$$${key}"
+        if full_name in store:
+            stored = store[full_name].unconstrained()
+            if stored is not own:
+                _adopt(full_name, stored, own)
+                store[full_name] = own
+        pyro.param(full_name, own)
+        setattr(own, _MARK, id(own))
+    return net
+
+
+def _adopt(name: str, stored: Tensor, own: Tensor) -> None:
+    """Copy values that were loaded into the store, not those of another live network."""
+    if getattr(stored, _MARK, None) == id(stored):  # a loaded copy has a new id
+        return
+    if stored.shape != own.shape:
+        raise ValueError(
+            f"The parameter store holds `{name}` with shape {tuple(stored.shape)}, but the "
+            f"network's has {tuple(own.shape)}. Build the network with the sizes it was saved "
+            "with, or call pyro.clear_param_store()."
+        )
+    with torch.no_grad():
+        own.copy_(stored)

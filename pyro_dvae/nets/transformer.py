@@ -1,0 +1,235 @@
+"""A transformer encoder over image patches and a causal transformer over codes.
+
+Together they are the encoder of Drolet et al. [1]: patches of an image, one dense layer,
+pre-norm blocks, and a causal decoder over the codes with cross-attention to all patches.
+
+Codes are ``(*sample, *batch, L)``, the context ``(*batch, P, D)`` is shared by all samples.
+The code before the first has an embedding of its own (id V) and nothing is padded: were code
+0 to double as padding, the teacher-forced logits would differ from the sampler's.
+
+References:
+    [1] Drolet, Al-Hafez, Bhatt, Peters & Arenz. Discrete variational autoencoding via
+        policy search. ICLR, 2026.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_dvae.distributions import sample_codes, split_shared
+from pyro_dvae.nets.attention import Block, sinusoids
+from pyro_dvae.nets.mlp import batch_shape_of
+
+__all__ = ["CausalTransformer", "PatchEncoder"]
+
+
+class PatchEncoder(nn.Module):
+    """Cut images into a grid of patches and encode them, ``(*batch, P, D)``.
+
+    Args:
+        input_shape: (H, W) or (H, W, C).
+        num_patches: Patches per image, P. The grid is the one of P cells whose patches pad the
+            image least and, among these, are nearest to squares.
+        embed_dim: Width of a patch's embedding, D.
+        num_layers: Transformer blocks.
+        num_heads: Attention heads; must divide D.
+        mlp_ratio: Width of the feed-forward layers over D.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_patches: int,
+        *,
+        embed_dim: int = 64,
+        num_layers: int = 1,
+        num_heads: int = 4,
+        mlp_ratio: int = 4,
+    ) -> None:
+        super().__init__()
+        if len(input_shape) not in (2, 3):
+            raise ValueError(
+                f"`input_shape` must be (H, W) or (H, W, C); got {tuple(input_shape)}. Use "
+                "`MLPEncoder` for other data."
+            )
+        self.input_shape, self.num_patches = tuple(input_shape), num_patches
+        self.grid, self.patch_shape = _patch_grid(*self.input_shape[:2], num_patches)
+        width = math.prod(self.patch_shape) * math.prod(self.input_shape[2:])
+        self.dense = nn.Linear(width, embed_dim)
+        self.register_buffer("positions", sinusoids(num_patches, embed_dim), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+        _initialise(self)
+
+    def forward(self, x: Float[Tensor, "*batch_input"]) -> Float[Tensor, "*batch P D"]:
+        """Context for a `CausalTransformer`: one embedding per patch."""
+        batch = batch_shape_of(x, self.input_shape)
+        x = self.dense(self.patches(x.reshape(-1, *self.input_shape))) + self.positions
+        x = x[None]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x).reshape(*batch, *x.shape[2:])
+
+    def patches(self, x: Float[Tensor, "N *input"]) -> Float[Tensor, "N P width"]:
+        """Flat patches, row by row, zero-padded at the bottom and right if need be."""
+        (rows, columns), (height, width) = self.grid, self.patch_shape
+        x = x.reshape(*x.shape[:3], -1)
+        pad = (0, 0, 0, columns * width - x.shape[2], 0, rows * height - x.shape[1])
+        x = functional.pad(x, pad).unflatten(2, (columns, width)).unflatten(1, (rows, height))
+        return x.transpose(2, 3).flatten(start_dim=3).flatten(1, 2)
+
+
+class CausalTransformer(nn.Module):
+    """Logits of each code given those before it, and a sampler with a key-value cache.
+
+    Args:
+        num_latents: Codes per sequence, L.
+        num_codes: Values of a code, V.
+        embed_dim: Width of an embedding, D; that of the context too.
+        num_layers: Transformer blocks.
+        num_heads: Attention heads; must divide D.
+        mlp_ratio: Width of the feed-forward layers over D.
+        cross_attention: Whether codes depend on a context; False makes a prior.
+    """
+
+    def __init__(
+        self,
+        num_latents: int,
+        num_codes: int,
+        *,
+        embed_dim: int = 64,
+        num_layers: int = 1,
+        num_heads: int = 4,
+        mlp_ratio: int = 4,
+        cross_attention: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_latents, self.num_codes = num_latents, num_codes
+        self.embed_dim, self.cross_attention = embed_dim, cross_attention
+        self.embedding = nn.Embedding(num_codes + 1, embed_dim)  # the last row begins a sequence
+        self.register_buffer("positions", sinusoids(num_latents, embed_dim), persistent=False)
+        options = {"num_heads": num_heads, "mlp_ratio": mlp_ratio, "causal": True}
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, cross_attention=cross_attention, **options) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+        self.head = nn.Linear(embed_dim, num_codes)
+        _initialise(self)
+
+    def forward(
+        self,
+        codes: Integer[Tensor, "*sample_batch L"],
+        context: Float[Tensor, "*batch P D"] | None = None,
+    ) -> Float[Tensor, "*sample_batch L V"]:
+        """Teacher-forced logits: those at l depend on the codes before l only."""
+        self._check(codes, context)
+        shape = codes.shape[:-1]
+        batch = torch.Size() if context is None else context.shape[:-2]
+        codes, context = _fold(codes, context)
+        begin = torch.full_like(codes[..., :1], self.num_codes)
+        x = self.embedding(torch.cat([begin, codes[..., :-1]], dim=-1)) + self.positions
+        for block in self.blocks:
+            x = block(x, context)
+        shape = torch.broadcast_shapes(shape, batch)
+        return self.head(self.norm(x)).reshape(*shape, self.num_latents, self.num_codes)
+
+    def sample(
+        self,
+        context: Float[Tensor, "*batch P D"] | None = None,
+        sample_shape: tuple[int, ...] = (),
+    ) -> Integer[Tensor, "*sample_batch L"]:
+        """Draw codes, `sample_shape` of them for each context; one uniform per code."""
+        batch = () if context is None else context.shape[:-2]
+        weight = self.head.weight
+        shape = (*sample_shape, *batch, self.num_latents)
+        uniforms = torch.rand(shape, dtype=weight.dtype, device=weight.device)
+        return self.invert_cdf(uniforms, context)
+
+    def invert_cdf(
+        self,
+        uniforms: Float[Tensor, "*sample_batch L"],
+        context: Float[Tensor, "*batch P D"] | None = None,
+    ) -> Integer[Tensor, "*sample_batch L"]:
+        """Map one uniform in [0, 1) per code to codes, by inverting each conditional CDF."""
+        self._check(uniforms, context)
+        folded, _ = _fold(uniforms, context)
+
+        def choose(logits: Tensor, position: int) -> Tensor:
+            return sample_codes(logits, folded[None, ..., position])[0]
+
+        return self._generate(choose, uniforms, context)
+
+    @torch.no_grad()
+    def _generate(
+        self, choose: Callable[[Tensor, int], Tensor], like: Tensor, context: Tensor | None
+    ) -> Tensor:
+        """Codes picked one after the other by ``choose(logits, position)``."""
+        batch = torch.Size() if context is None else context.shape[:-2]
+        shape = torch.broadcast_shapes(like.shape[:-1], batch)
+        like, context = _fold(like, context)
+        num_sequences = like.shape[0] * like.shape[1]
+        caches = [b.empty_cache(num_sequences, self.num_latents, context) for b in self.blocks]
+        codes = torch.empty(like.shape, dtype=torch.long, device=like.device)
+        previous = torch.full_like(codes[..., 0], self.num_codes)
+        for position in range(self.num_latents):
+            x = self.embedding(previous[..., None]) + self.positions[position]
+            for block, cache in zip(self.blocks, caches, strict=True):
+                x = block.step(x, cache, position)
+            previous = choose(self.head(self.norm(x))[..., 0, :], position)
+            codes[..., position] = previous
+        return codes.reshape(*shape, self.num_latents)
+
+    def _check(self, codes: Tensor, context: Tensor | None) -> None:
+        if codes.shape[-1:] != (self.num_latents,):
+            raise ValueError(
+                f"`codes` must end in {self.num_latents} latents; got shape {tuple(codes.shape)}."
+            )
+        if (context is not None) != self.cross_attention:
+            raise ValueError(
+                f"`context` must be {'given' if self.cross_attention else 'None'} for a "
+                f"transformer built with cross_attention={self.cross_attention}."
+            )
+        if context is not None and context.shape[-1] != self.embed_dim:
+            raise ValueError(
+                f"`context` must have shape (*batch, patches, {self.embed_dim}); got "
+                f"{tuple(context.shape)}. Give both networks the same `embed_dim`."
+            )
+
+
+def _fold(codes: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Reshape to codes (K, B, L) and context (B, P, D): all K share their datum's context."""
+    if context is None:
+        return codes.reshape(-1, 1, codes.shape[-1]), None
+    shape = torch.broadcast_shapes(codes.shape[:-1], context.shape[:-2])
+    context = split_shared(context, shape, 2)[0].reshape(-1, *context.shape[-2:])
+    codes = codes.expand(*shape, codes.shape[-1])
+    return codes.reshape(-1, context.shape[0], codes.shape[-1]), context
+
+
+def _patch_grid(
+    height: int, width: int, num_patches: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns of the grid, and the size of one patch."""
+
+    def cost(rows: int) -> tuple[int, int]:
+        patch = -(-height // rows), -(-width * rows // num_patches)  # rounded up
+        return num_patches * patch[0] * patch[1] - height * width, abs(patch[0] - patch[1])
+
+    rows = min((r for r in range(1, num_patches + 1) if num_patches % r == 0), key=cost)
+    columns = num_patches // rows
+    return (rows, columns), (-(-height // rows), -(-width // columns))
+
+
+def _initialise(net: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases, as is usual for transformers."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
