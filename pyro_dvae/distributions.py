@@ -10,7 +10,8 @@ Pyro site. Sums over enumerated codes are exact, which the tests use.
 """
 
 import math
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -30,7 +31,8 @@ __all__ = [
 _MAX_ENUMERATED = 2**20  # joint states that `enumerate_support` is willing to list
 
 
-class CodeTransformer(Protocol):
+@runtime_checkable
+class _CodeTransformer(Protocol):
     """What `AutoregressiveCategorical` needs of a network; `nets.CausalTransformer` has it."""
 
     num_latents: int
@@ -39,7 +41,7 @@ class CodeTransformer(Protocol):
     def __call__(self, codes: Tensor, context: Tensor | None) -> Tensor:
         """Teacher-forced logits, ``(*sample, *batch, L, V)``."""
 
-    def sample(self, context: Tensor | None, sample_shape: tuple[int, ...]) -> Tensor:
+    def sample(self, context: Tensor | None, sample_shape: Sequence[int]) -> Tensor:
         """Codes drawn one latent after the other, ``(*sample, *batch, L)``."""
 
 
@@ -76,9 +78,7 @@ def sample_codes(
     return codes.clamp(max=logits.shape[-1] - 1).movedim(-1, 0)
 
 
-def split_shared(
-    array: Tensor, shape: tuple[int, ...], num_inner: int
-) -> tuple[Tensor, torch.Size]:
+def split_shared(array: Tensor, shape: Sequence[int], num_inner: int) -> tuple[Tensor, torch.Size]:
     """Split a broadcast batch `shape` into the dims that share `array` and its own.
 
     `array` is ``(*batch, *inner)``. Returns it without leading dims of size one, and the
@@ -111,15 +111,15 @@ class Categorical(dist.Categorical):
 
     def expand(
         self,
-        batch_shape: torch.Size | tuple[int, ...],
+        batch_shape: Sequence[int],
         _instance: Distribution | None = None,
     ) -> "Categorical":
         """A view with a larger batch shape; nothing is copied."""
-        new = super().expand(batch_shape, _instance)
+        new = super().expand(batch_shape, self._get_checked_instance(Categorical, _instance))
         new._shared = self._shared
         return new
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws of shape ``sample_shape + batch_shape``; all share the logits."""
         shape = torch.Size(sample_shape) + self.batch_shape
         logits, lead = split_shared(self._shared, shape, 1)
@@ -156,8 +156,8 @@ class AutoregressiveCategorical(dist.TorchDistribution):
 
     def __init__(
         self,
-        transformer: CodeTransformer,
-        context: Float[Tensor, "*batch P D"] | None = None,
+        transformer: _CodeTransformer,
+        context: Tensor | None = None,
         *,
         validate_args: bool | None = None,
     ) -> None:
@@ -181,23 +181,23 @@ class AutoregressiveCategorical(dist.TorchDistribution):
 
     def expand(
         self,
-        batch_shape: torch.Size | tuple[int, ...],
+        batch_shape: Sequence[int],
         _instance: Distribution | None = None,
     ) -> "AutoregressiveCategorical":
         """A view with a larger batch shape; the context is not copied."""
+        shape, own = torch.Size(batch_shape), self.batch_shape
+        pairs = zip(reversed(own), reversed(shape), strict=False)
+        if len(shape) < len(own) or any(size not in (1, wanted) for size, wanted in pairs):
+            raise ValueError(
+                f"`batch_shape` must be one that {tuple(own)} broadcasts to; got {tuple(shape)}."
+            )
         new = self._get_checked_instance(AutoregressiveCategorical, _instance)
         new.transformer, new.context, new._scored = self.transformer, self.context, ()
-        shape = torch.broadcast_shapes(self.batch_shape, tuple(batch_shape))
-        if shape != torch.Size(batch_shape):
-            raise ValueError(
-                f"`batch_shape` must be one that {tuple(self.batch_shape)} broadcasts to; got "
-                f"{tuple(batch_shape)}."
-            )
         dist.TorchDistribution.__init__(new, shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Codes of shape ``sample_shape + batch_shape + (L,)``."""
         shape = torch.Size(sample_shape) + self.batch_shape
         context, lead = (

@@ -10,8 +10,9 @@ References:
 
 import pyro
 import pyro.distributions as dist
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_dvae.distributions import AutoregressiveCategorical, Categorical
 from pyro_dvae.nets import CausalTransformer, MLPEncoder, PatchEncoder, register
@@ -33,12 +34,12 @@ class IndependentGuide(nn.Module):
         self.encoder, self.binary = encoder, binary
 
     def forward(
-        self, x: Float[Tensor, "B *event"] | None = None, *, num_data: int | None = None
+        self, x: Shaped[Tensor, "B *event"] | None = None, *, num_data: int | None = None
     ) -> Shaped[Tensor, "*particles_B L"]:
         """Sample the site "z"."""
         return _sample(self, x, num_data)
 
-    def posterior(self, x: Float[Tensor, "*batch_event"]) -> dist.TorchDistribution:
+    def posterior(self, x: Shaped[Tensor, "*batch_event"]) -> Distribution:
         """q(z | x), one factor per latent."""
         logits = self.encoder(x)
         family = dist.Bernoulli if self.binary else Categorical
@@ -58,12 +59,12 @@ class AutoregressiveGuide(nn.Module):
         self.encoder, self.transformer = encoder, transformer
 
     def forward(
-        self, x: Float[Tensor, "B *event"] | None = None, *, num_data: int | None = None
+        self, x: Shaped[Tensor, "B *event"] | None = None, *, num_data: int | None = None
     ) -> Shaped[Tensor, "*particles_B L"]:
         """Sample the site "z"."""
         return _sample(self, x, num_data)
 
-    def posterior(self, x: Float[Tensor, "*batch_event"]) -> AutoregressiveCategorical:
+    def posterior(self, x: Shaped[Tensor, "*batch_event"]) -> Distribution:
         """q(z | x), the joint distribution of the codes."""
         return AutoregressiveCategorical(self.transformer, self.encoder(x))
 
@@ -94,7 +95,7 @@ def _sample(guide: nn.Module, x: Tensor | None, num_data: int | None) -> Tensor:
             f"`num_data` is for sampling without `x`; got {num_data} with {len(x)} data."
         )
     posterior = guide.posterior(x)
-    if posterior.batch_shape != x.shape[:1]:
+    if tuple(posterior.batch_shape) != tuple(x.shape[:1]):
         raise ValueError(
             f'q(z | x) at site "z" must have batch shape ({len(x)},) and event shape (latents,); '
             f"got {tuple(posterior.batch_shape)} and {tuple(posterior.event_shape)}. Let the "

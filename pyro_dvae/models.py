@@ -21,6 +21,7 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn import functional
 
 from pyro_dvae.distributions import Categorical
@@ -52,7 +53,7 @@ class DiscreteVAE(nn.Module):
         self.decoder, self.prior, self.likelihood = decoder, prior, likelihood
 
     def forward(
-        self, x: Float[Tensor, "B *event"] | None = None, *, num_data: int | None = None
+        self, x: Shaped[Tensor, "B *event"] | None = None, *, num_data: int | None = None
     ) -> Float[Tensor, "*particles_B_event"]:
         """Sample the sites "z" and, unless given, "x"; returns "x"."""
         register("model", self)
@@ -71,7 +72,7 @@ class DiscreteVAE(nn.Module):
         """The decoder's outputs and how many of their dims make one datum."""
         outputs = self.decoder(z)
         batch = z.shape[:-1]
-        if outputs.shape[: len(batch)] != batch:
+        if tuple(outputs.shape[: len(batch)]) != tuple(batch):
             raise ValueError(
                 f"`decoder` must map codes {tuple(z.shape)} to outputs that begin with the batch "
                 f"shape {tuple(batch)}; got {tuple(outputs.shape)}. Let it keep all leading dims."
@@ -91,7 +92,7 @@ class UniformPrior(nn.Module):
         super().__init__()
         self.register_buffer("logits", torch.zeros(num_latents, num_codes), persistent=False)
 
-    def forward(self) -> dist.TorchDistribution:
+    def forward(self) -> Distribution:
         """The prior over "z", event shape (L,)."""
         return Categorical(logits=self.logits).to_event(1)
 
@@ -112,7 +113,7 @@ class BernoulliPrior(nn.Module):
         logits = torch.full((num_latents,), math.log(probability / (1.0 - probability)))
         self.logits = nn.Parameter(logits) if learn else nn.Buffer(logits)
 
-    def forward(self) -> dist.TorchDistribution:
+    def forward(self) -> Distribution:
         """The prior over "z", event shape (L,)."""
         return dist.Bernoulli(logits=self.logits).to_event(1)
 
@@ -120,7 +121,7 @@ class BernoulliPrior(nn.Module):
 class BernoulliLikelihood(nn.Module):
     """Binary data; the decoder's outputs are logits."""
 
-    def forward(self, outputs: Tensor, event_dim: int) -> dist.TorchDistribution:
+    def forward(self, outputs: Tensor, event_dim: int) -> Distribution:
         """p(x | z) with the last `event_dim` dims independent."""
         return dist.Bernoulli(logits=outputs).to_event(event_dim)
 
@@ -165,7 +166,7 @@ class GaussianLikelihood(nn.Module):
         low, high = (math.log(bound) for bound in self.bounds)
         return (low + (high - low) * functional.sigmoid(self.raw)).exp()
 
-    def forward(self, outputs: Tensor, event_dim: int) -> dist.TorchDistribution:
+    def forward(self, outputs: Tensor, event_dim: int) -> Distribution:
         """p(x | z) with the last `event_dim` dims independent."""
         scale = self.variance.sqrt().expand(outputs.shape[outputs.dim() - event_dim :])
         return dist.Normal(outputs, scale).to_event(event_dim)
@@ -199,9 +200,9 @@ def _plate_size(x: Tensor | None, num_data: int | None) -> int:
     return size
 
 
-def _check_data(x: Tensor, event_shape: torch.Size) -> None:
+def _check_data(x: Tensor, event_shape: Sequence[int]) -> None:
     """Whether the data are what the decoder makes."""
-    if x.shape[1:] != event_shape:
+    if tuple(x.shape[1:]) != tuple(event_shape):
         raise ValueError(
             f"`x` must have shape (data, {', '.join(map(str, event_shape))}) to be observed at "
             f'site "x"; got {tuple(x.shape)}. Reshape the data, or give the decoder that '

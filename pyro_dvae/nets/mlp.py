@@ -8,7 +8,6 @@ import itertools
 import math
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -40,7 +39,7 @@ class MLPEncoder(nn.Module):
         self.output_shape = (num_latents,) if num_codes is None else (num_latents, num_codes)
         self.layers = _perceptron(math.prod(input_shape), hidden, math.prod(self.output_shape))
 
-    def forward(self, x: Float[Tensor, "*batch_input"]) -> Float[Tensor, "*batch_output"]:
+    def forward(self, x: Shaped[Tensor, "*batch_input"]) -> Float[Tensor, "*batch_output"]:
         """Logits of every latent of every datum."""
         batch = batch_shape_of(x, self.input_shape)
         return self.layers(x.reshape(*batch, -1)).reshape(*batch, *self.output_shape)
@@ -83,10 +82,10 @@ class MLPDecoder(nn.Module):
         return self.layers(z).reshape(*z.shape[:-1], *self.output_shape)
 
 
-def batch_shape_of(x: Tensor, input_shape: tuple[int, ...]) -> torch.Size:
+def batch_shape_of(x: Tensor, input_shape: Sequence[int]) -> Sequence[int]:
     """The leading dims of `x`, whose others must be `input_shape`; `x` must hold floats."""
     num_batch = x.dim() - len(input_shape)
-    if num_batch < 0 or x.shape[num_batch:] != input_shape:
+    if num_batch < 0 or tuple(x.shape[num_batch:]) != tuple(input_shape):
         raise ValueError(
             f"`x` must have shape (*batch, {', '.join(map(str, input_shape))}); got "
             f"{tuple(x.shape)}. Reshape the data or build the network for that `input_shape`."

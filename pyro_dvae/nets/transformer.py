@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -67,7 +67,7 @@ class PatchEncoder(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
         _initialise(self)
 
-    def forward(self, x: Float[Tensor, "*batch_input"]) -> Float[Tensor, "*batch P D"]:
+    def forward(self, x: Shaped[Tensor, "*batch_input"]) -> Float[Tensor, "*batch P D"]:
         """Context for a `CausalTransformer`: one embedding per patch."""
         batch = batch_shape_of(x, self.input_shape)
         x = self.dense(self.patches(x.reshape(-1, *self.input_shape))) + self.positions
@@ -76,7 +76,7 @@ class PatchEncoder(nn.Module):
             x = block(x)
         return self.norm(x).reshape(*batch, *x.shape[2:])
 
-    def patches(self, x: Float[Tensor, "N *input"]) -> Float[Tensor, "N P width"]:
+    def patches(self, x: Shaped[Tensor, "N *input"]) -> Float[Tensor, "N P width"]:
         """Flat patches, row by row, zero-padded at the bottom and right if need be."""
         (rows, columns), (height, width) = self.grid, self.patch_shape
         x = x.reshape(*x.shape[:3], -1)
@@ -126,7 +126,7 @@ class CausalTransformer(nn.Module):
         self,
         codes: Integer[Tensor, "*sample_batch L"],
         context: Float[Tensor, "*batch P D"] | None = None,
-    ) -> Float[Tensor, "*sample_batch L V"]:
+    ) -> Float[Tensor, "*joint L V"]:
         """Teacher-forced logits: those at l depend on the codes before l only."""
         self._check(codes, context)
         shape = codes.shape[:-1]
@@ -142,8 +142,8 @@ class CausalTransformer(nn.Module):
     def sample(
         self,
         context: Float[Tensor, "*batch P D"] | None = None,
-        sample_shape: tuple[int, ...] = (),
-    ) -> Integer[Tensor, "*sample_batch L"]:
+        sample_shape: Sequence[int] = (),
+    ) -> Integer[Tensor, "*joint L"]:
         """Draw codes, `sample_shape` of them for each context; one uniform per code."""
         batch = () if context is None else context.shape[:-2]
         weight = self.head.weight
@@ -155,7 +155,7 @@ class CausalTransformer(nn.Module):
         self,
         uniforms: Float[Tensor, "*sample_batch L"],
         context: Float[Tensor, "*batch P D"] | None = None,
-    ) -> Integer[Tensor, "*sample_batch L"]:
+    ) -> Integer[Tensor, "*joint L"]:
         """Map one uniform in [0, 1) per code to codes, by inverting each conditional CDF."""
         self._check(uniforms, context)
         folded, _ = _fold(uniforms, context)
