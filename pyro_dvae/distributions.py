@@ -57,7 +57,7 @@ def log_prob_of_codes(
             f"`codes` must end in the batch shape of `logits`, {tuple(logits.shape[:-1])}; got "
             f"{tuple(codes.shape)}. Put particles on the left."
         )
-    return _gather(torch.log_softmax(logits, dim=-1), codes)
+    return _gather(_log_softmax(logits), codes)
 
 
 def sample_codes(
@@ -69,7 +69,7 @@ def sample_codes(
     zero probability is never drawn: a step of zero height is not the first above any target.
     NaN logits give the last code; their log-probability is NaN and shows.
     """
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+    dtype = _precise(logits.dtype)
     mass = torch.softmax(logits.detach(), dim=-1, dtype=dtype).cumsum(dim=-1)
     total = mass[..., -1:]  # 1 up to rounding
     below = torch.nextafter(total, torch.zeros_like(total))  # u * total may round up to total
@@ -96,8 +96,8 @@ def split_shared(array: Tensor, shape: Sequence[int], num_inner: int) -> tuple[T
 class Categorical(dist.Categorical):
     """`pyro.distributions.Categorical` whose particles share one copy of the logits.
 
-    Same arguments and results; `expand` keeps the logits as they are, and `sample` and
-    `log_prob` treat everything to the left of them as particles.
+    Same arguments and results, with log-densities in float32 or better. `expand` keeps the
+    logits as they are; `sample` and `log_prob` treat all that is left of them as particles.
     """
 
     def __init__(
@@ -106,6 +106,8 @@ class Categorical(dist.Categorical):
         logits: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        if logits is not None:
+            logits = logits.to(_precise(logits.dtype))
         super().__init__(probs, logits, validate_args)
         self._shared = self.logits  # normalised, before any `expand`
 
@@ -220,7 +222,7 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         ``-log_prob(value)``: each step's sum over codes is in closed form.
         """
         log_probs = self._log_conditionals(value)
-        return torch.special.entr(log_probs.exp()).sum(dim=(-2, -1))
+        return -torch.linalg.vecdot(log_probs.exp(), log_probs).sum(-1)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All V**L joint codes, in lexicographic order, on a new leftmost dim."""
@@ -247,8 +249,17 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         key = (value._version, torch.is_grad_enabled())
         if not self._scored or self._scored[0] is not value or self._scored[1] != key:
             logits = self.transformer(self._codes(value), self.context)
-            self._scored = (value, key, torch.log_softmax(logits, dim=-1))
+            self._scored = (value, key, _log_softmax(logits))
         return self._scored[2]
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """At least float32: half precision is for networks, not for log-densities."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=-1, dtype=_precise(logits.dtype))
 
 
 def _gather(

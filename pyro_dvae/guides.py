@@ -8,6 +8,8 @@ References:
         policy search. ICLR, 2026. Table of networks and settings for MNIST.
 """
 
+from typing import cast
+
 import pyro
 import pyro.distributions as dist
 from jaxtyping import Shaped
@@ -54,7 +56,7 @@ class AutoregressiveGuide(nn.Module):
         transformer: Network over codes with cross-attention, as `CausalTransformer`.
     """
 
-    def __init__(self, encoder: nn.Module, transformer: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, transformer: CausalTransformer) -> None:
         super().__init__()
         self.encoder, self.transformer = encoder, transformer
 
@@ -81,7 +83,9 @@ def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | Indepen
     return AutoregressiveGuide(encoder, CausalTransformer(8, 256, embed_dim=64))
 
 
-def _sample(guide: nn.Module, x: Tensor | None, num_data: int | None) -> Tensor:
+def _sample(
+    guide: IndependentGuide | AutoregressiveGuide, x: Tensor | None, num_data: int | None
+) -> Tensor:
     """Sample "z" from ``guide.posterior(x)`` under the plate."""
     register("guide", guide)
     if x is None or x.dim() < 1 or len(x) == 0:
@@ -94,7 +98,7 @@ def _sample(guide: nn.Module, x: Tensor | None, num_data: int | None) -> Tensor:
         raise ValueError(
             f"`num_data` is for sampling without `x`; got {num_data} with {len(x)} data."
         )
-    posterior = guide.posterior(x)
+    posterior = cast("dist.TorchDistribution", guide.posterior(x))
     if tuple(posterior.batch_shape) != tuple(x.shape[:1]):
         raise ValueError(
             f'q(z | x) at site "z" must have batch shape ({len(x)},) and event shape (latents,); '

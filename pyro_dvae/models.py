@@ -88,6 +88,8 @@ class UniformPrior(nn.Module):
         num_codes: Values of a code, V.
     """
 
+    logits: Tensor
+
     def __init__(self, num_latents: int, num_codes: int) -> None:
         super().__init__()
         self.register_buffer("logits", torch.zeros(num_latents, num_codes), persistent=False)
@@ -123,7 +125,7 @@ class BernoulliLikelihood(nn.Module):
 
     def forward(self, outputs: Tensor, event_dim: int) -> Distribution:
         """p(x | z) with the last `event_dim` dims independent."""
-        return dist.Bernoulli(logits=outputs).to_event(event_dim)
+        return dist.Bernoulli(logits=_precise(outputs)).to_event(event_dim)
 
 
 class GaussianLikelihood(nn.Module):
@@ -169,7 +171,7 @@ class GaussianLikelihood(nn.Module):
     def forward(self, outputs: Tensor, event_dim: int) -> Distribution:
         """p(x | z) with the last `event_dim` dims independent."""
         scale = self.variance.sqrt().expand(outputs.shape[outputs.dim() - event_dim :])
-        return dist.Normal(outputs, scale).to_event(event_dim)
+        return dist.Normal(_precise(outputs), scale).to_event(event_dim)
 
     def _start(self, variance: float) -> float:
         """The value of the raw parameter that gives `variance`."""
@@ -184,6 +186,11 @@ def mnist_vae() -> DiscreteVAE:
     """The published MNIST model [1]: 8 codes of 256 values, binary 28 x 28 images."""
     decoder = MLPDecoder(8, 256, (28, 28), embed_dim=64, hidden=(64, 256))
     return DiscreteVAE(decoder, UniformPrior(8, 256), BernoulliLikelihood())
+
+
+def _precise(outputs: Tensor) -> Tensor:
+    """At least float32: half precision is for networks, not for log-densities."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def _plate_size(x: Tensor | None, num_data: int | None) -> int:

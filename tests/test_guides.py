@@ -69,13 +69,13 @@ def test_every_parameter_trains(kind):
     model, guide = pair(kind)
     elbo = TraceGraph_ELBO(num_particles=4, vectorize_particles=True)
     before = [p.detach().clone() for p in (*model.parameters(), *guide.parameters())]
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), elbo)
     x, losses = images(), []
-    for _ in range(150):
+    for _ in range(60):
         losses.append(svi.step(x))
     after = (*model.parameters(), *guide.parameters())
     assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    assert sum(losses[-20:]) < sum(losses[:20])
+    assert sum(losses[-15:]) < sum(losses[:15])
 
 
 @kinds
@@ -98,6 +98,19 @@ def test_gradients_of_two_backward_passes_add():
     for _ in range(2):
         q = guide.posterior(x)
         q.log_prob(q.sample((3,))).sum().backward()
+
+
+@kinds
+def test_half_precision_networks_keep_float32_densities(kind):
+    model, guide = pair(kind)
+    x = images()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        q = guide.posterior(x)
+        z = q.sample((50,))
+        log_q, log_p = q.log_prob(z), model.likelihood(model.decoder(z), 2).log_prob(x)
+    assert log_q.dtype == log_p.dtype == torch.float32
+    torch.testing.assert_close(log_q, guide.posterior(x).log_prob(z), rtol=0, atol=0.1)
+    (log_q.sum() + log_p.sum()).backward()
 
 
 @kinds

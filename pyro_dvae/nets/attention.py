@@ -95,9 +95,12 @@ class Block(nn.Module):
 
     def empty_cache(self, num_sequences: int, length: int, context: Tensor | None) -> Cache:
         """Room for `length` tokens of each sequence, and the context's keys and values."""
-        width = self.self_out.in_features
-        shape = (2, num_sequences, length, self.num_heads, width // self.num_heads)
-        keys, values = self.self_out.weight.new_empty(shape).transpose(2, 3)
+        weight = self.self_out.weight
+        shape = (2, num_sequences, length, self.num_heads, weight.shape[0] // self.num_heads)
+        kind = weight.device.type
+        mixed = torch.is_autocast_enabled(kind)  # then keys and values come in its dtype
+        dtype = torch.get_autocast_dtype(kind) if mixed else weight.dtype
+        keys, values = weight.new_empty(shape, dtype=dtype).transpose(2, 3)
         past = KeysValues(keys, values)
         return Cache(past, None if context is None else self.context_keys_values(context))
 

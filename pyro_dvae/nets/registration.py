@@ -8,6 +8,8 @@ interleaved, and names do not depend on how many there are (an optimiser's saved
 goes by name, finds them again).
 """
 
+from typing import Any
+
 import pyro
 import torch
 from torch import Tensor, nn
@@ -33,13 +35,17 @@ def register(name: str, net: nn.Module) -> nn.Module:
             continue
         full_name = f"{name}$$${key}"
         if full_name in store:
-            stored = store[full_name].unconstrained()
+            stored = _unconstrained(store[full_name])
             if stored is not own:
                 _adopt(full_name, stored, own)
                 store[full_name] = own
         pyro.param(full_name, own)
         setattr(own, _MARK, id(own))
     return net
+
+
+def _unconstrained(value: Any) -> Tensor:  # noqa: ANN401  (Pyro adds the attribute)
+    return value.unconstrained()
 
 
 def _adopt(name: str, stored: Tensor, own: Tensor) -> None:

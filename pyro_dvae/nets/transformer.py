@@ -14,6 +14,7 @@ References:
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Integer, Shaped
@@ -40,6 +41,8 @@ class PatchEncoder(nn.Module):
         mlp_ratio: Width of the feed-forward layers over D.
     """
 
+    positions: Tensor
+
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -57,9 +60,10 @@ class PatchEncoder(nn.Module):
                 "`MLPEncoder` for other data."
             )
         self.input_shape, self.num_patches = tuple(input_shape), num_patches
-        self.grid, self.patch_shape = _patch_grid(*self.input_shape[:2], num_patches)
-        width = math.prod(self.patch_shape) * math.prod(self.input_shape[2:])
-        self.dense = nn.Linear(width, embed_dim)
+        height, width = self.input_shape[:2]
+        self.grid, self.patch_shape = _patch_grid(height, width, num_patches)
+        num_inputs = math.prod(self.patch_shape) * math.prod(self.input_shape[2:])
+        self.dense = nn.Linear(num_inputs, embed_dim)
         self.register_buffer("positions", sinusoids(num_patches, embed_dim), persistent=False)
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(num_layers)
@@ -98,6 +102,8 @@ class CausalTransformer(nn.Module):
         cross_attention: Whether codes depend on a context; False makes a prior.
     """
 
+    positions: Tensor
+
     def __init__(
         self,
         num_latents: int,
@@ -114,9 +120,15 @@ class CausalTransformer(nn.Module):
         self.embed_dim, self.cross_attention = embed_dim, cross_attention
         self.embedding = nn.Embedding(num_codes + 1, embed_dim)  # the last row begins a sequence
         self.register_buffer("positions", sinusoids(num_latents, embed_dim), persistent=False)
-        options = {"num_heads": num_heads, "mlp_ratio": mlp_ratio, "causal": True}
         self.blocks = nn.ModuleList(
-            Block(embed_dim, cross_attention=cross_attention, **options) for _ in range(num_layers)
+            Block(
+                embed_dim,
+                num_heads=num_heads,
+                mlp_ratio=mlp_ratio,
+                causal=True,
+                cross_attention=cross_attention,
+            )
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, num_codes)
@@ -174,12 +186,13 @@ class CausalTransformer(nn.Module):
         shape = torch.broadcast_shapes(like.shape[:-1], batch)
         like, context = _fold(like, context)
         num_sequences = like.shape[0] * like.shape[1]
-        caches = [b.empty_cache(num_sequences, self.num_latents, context) for b in self.blocks]
+        blocks = cast("list[Block]", list(self.blocks))
+        caches = [b.empty_cache(num_sequences, self.num_latents, context) for b in blocks]
         codes = torch.empty(like.shape, dtype=torch.long, device=like.device)
         previous = torch.full_like(codes[..., 0], self.num_codes)
         for position in range(self.num_latents):
             x = self.embedding(previous[..., None]) + self.positions[position]
-            for block, cache in zip(self.blocks, caches, strict=True):
+            for block, cache in zip(blocks, caches, strict=True):
                 x = block.step(x, cache, position)
             previous = choose(self.head(self.norm(x))[..., 0, :], position)
             codes[..., position] = previous
