@@ -12,6 +12,7 @@ from typing import cast
 
 import pyro
 import pyro.distributions as dist
+import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -44,8 +45,10 @@ class IndependentGuide(nn.Module):
     def posterior(self, x: Shaped[Tensor, "*batch_event"]) -> Distribution:
         """q(z | x), one factor per latent."""
         logits = self.encoder(x)
-        family = dist.Bernoulli if self.binary else Categorical
-        return family(logits=logits).to_event(1)
+        if not self.binary:
+            return Categorical(logits=logits).to_event(1)
+        precise = torch.promote_types(logits.dtype, torch.float32)  # networks may be in bfloat16
+        return dist.Bernoulli(logits=logits.to(precise)).to_event(1)
 
 
 class AutoregressiveGuide(nn.Module):
