@@ -28,6 +28,7 @@ __all__ = [
     "split_shared",
 ]
 
+_NOTHING_SCORED: tuple[Any, ...] = (None, 0, False, None)
 _MAX_ENUMERATED = 2**20  # joint states that `enumerate_support` is willing to list
 
 
@@ -149,8 +150,8 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         context: What the codes depend on, ``(*batch, P, D)``; None for a prior.
 
     `sample` runs the network code by code with its key-value cache; `log_prob` runs it once,
-    teacher-forced, with gradient. `conditional_entropy` and `log_prob` of one and the same
-    tensor share that pass.
+    teacher-forced, with gradient. `conditional_entropy` right after `log_prob` of the same
+    tensor takes over that pass.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  (torch's protocol)
@@ -170,7 +171,7 @@ class AutoregressiveCategorical(dist.TorchDistribution):
             )
         self.transformer = transformer
         self.context = context
-        self._scored: tuple[Any, ...] = ()
+        self._scored = _NOTHING_SCORED
         batch_shape = torch.Size() if context is None else context.shape[:-2]
         event_shape = torch.Size((transformer.num_latents,))
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
@@ -194,7 +195,8 @@ class AutoregressiveCategorical(dist.TorchDistribution):
                 f"`batch_shape` must be one that {tuple(own)} broadcasts to; got {tuple(shape)}."
             )
         new = self._get_checked_instance(AutoregressiveCategorical, _instance)
-        new.transformer, new.context, new._scored = self.transformer, self.context, ()
+        new.transformer, new.context = self.transformer, self.context
+        new._scored = _NOTHING_SCORED
         dist.TorchDistribution.__init__(new, shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -213,7 +215,9 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         """Teacher-forced log q(z), with gradient, summed over the L codes."""
         if self._validate_args:
             self._validate_sample(value)
-        return _gather(self._log_conditionals(value), self._codes(value)).sum(-1)
+        log_probs = self._log_conditionals(value)
+        self._scored = (value, value._version, torch.is_grad_enabled(), log_probs)
+        return _gather(log_probs, self._codes(value)).sum(-1)
 
     def conditional_entropy(self, value: Tensor) -> Tensor:
         """``Σ_l H(q(z_l | z_<l))`` in nats at the given codes, with gradient.
@@ -221,7 +225,9 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         Its mean over draws of `value` is the entropy of the joint, with less variance than
         ``-log_prob(value)``: each step's sum over codes is in closed form.
         """
-        log_probs = self._log_conditionals(value)
+        (scored, *state, log_probs), self._scored = self._scored, _NOTHING_SCORED
+        if scored is not value or state != [value._version, torch.is_grad_enabled()]:
+            log_probs = self._log_conditionals(value)
         return -torch.linalg.vecdot(log_probs.exp(), log_probs).sum(-1)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
@@ -245,12 +251,8 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         return value.long().expand(shape + self.event_shape)
 
     def _log_conditionals(self, value: Tensor) -> Tensor:
-        """``log q(z_l = v | z_<l)``, shape (*value.shape, V); the last answer is kept."""
-        key = (value._version, torch.is_grad_enabled())
-        if not self._scored or self._scored[0] is not value or self._scored[1] != key:
-            logits = self.transformer(self._codes(value), self.context)
-            self._scored = (value, key, _log_softmax(logits))
-        return self._scored[2]
+        """``log q(z_l = v | z_<l)``, shape (*value.shape, V)."""
+        return _log_softmax(self.transformer(self._codes(value), self.context))
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

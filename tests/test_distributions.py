@@ -211,19 +211,30 @@ def test_joint_of_one_context_expanded_to_a_batch():
     torch.testing.assert_close(q.expand((4, 5)).log_prob(codes), expected)
 
 
-def test_scoring_one_tensor_twice_runs_the_network_once():
-    q = autoregressive()
-    calls = []
-    q.transformer.register_forward_hook(lambda *_: calls.append(1))
-    codes = q.sample((3,))
+def test_entropy_takes_over_the_pass_of_log_prob():
+    q, calls = autoregressive(), []
+    codes, net = q.sample((3,)), q.transformer
+    expected = q.conditional_entropy(codes)
+    net.register_forward_hook(lambda *_: calls.append(1))
+    q.log_prob(codes)
+    torch.testing.assert_close(q.conditional_entropy(codes), expected, rtol=0, atol=0)
+    assert len(calls) == 1
     with torch.no_grad():
         q.log_prob(codes)
-    q.log_prob(codes).sum().backward()  # not the answer kept without a gradient
-    q.conditional_entropy(codes)
-    assert len(calls) == 2
-    before = q.log_prob(codes)
+    q.conditional_entropy(codes).sum().backward()  # a pass of its own, since one needs gradients
+    assert len(calls) == 3
+
+
+def test_nothing_stale_is_taken_over():
+    q = autoregressive()
+    codes = q.sample((3,))
+    q.log_prob(codes)
     codes[0] = (codes[0] + 1) % 4
-    assert not torch.equal(before, q.log_prob(codes))
+    torch.testing.assert_close(q.conditional_entropy(codes), q.conditional_entropy(codes.clone()))
+    before = q.log_prob(codes).detach()
+    with torch.no_grad():
+        q.transformer.head.weight.mul_(2)
+    assert not torch.equal(q.log_prob(codes), before)
 
 
 def test_joint_under_a_plate_and_a_particle_plate():
