@@ -11,7 +11,8 @@ import torch
 
 def get_state() -> dict[str, Any]:
     """Return the state of every global generator that a model may draw from."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (Pyro models use the global one)
+    numpy: Any = np.random.get_state()  # noqa: NPY002  (Pyro models use the global one)
+    kind, keys, *rest = numpy
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],

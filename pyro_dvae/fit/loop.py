@@ -174,7 +174,7 @@ class _Run:
         finite = torch.tensor(True) if self.batches.checked else _batches.is_finite(batch)
         try:
             loss = _svi_step(self.svi, args, kwargs)
-        except ValueError:  # Pyro's validation meets a NaN before the loss is there
+        except (RuntimeError, ValueError):  # Pyro or a sampler meets a NaN before there is a loss
             self.pending.append((torch.tensor(torch.nan), finite))
             if not finite or _non_finite_tensors(self.svi):
                 self._read_losses()
@@ -188,7 +188,9 @@ class _Run:
         """Read the losses, check them, and write a row of the log."""
         self._read_losses()
         self._tick()
-        start = self.log.rows[-1] if self.log.rows else {"step": 0, "seconds": 0.0}
+        start: dict[str, Any] = {"step": 0, "seconds": 0.0}
+        if self.log.rows:
+            start = self.log.rows[-1]
         num_steps = self.step - start["step"]
         row = {
             "step": self.step,
@@ -253,7 +255,8 @@ def _svi_step(svi: SVI, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  
     else:
         with poutine.trace(param_only=True) as capture:
             loss = svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
-        params = {site["value"].unconstrained() for site in capture.trace.nodes.values()}
+        sites = capture.trace.nodes.values()
+        params = {site["value"].unconstrained() for site in sites}  # type: ignore[union-attr]
         svi.optim(params)
         zero_grads(params)
     return loss[0] if isinstance(loss, tuple) else loss  # wake-sleep: the model's own loss
@@ -261,7 +264,7 @@ def _svi_step(svi: SVI, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  
 
 def _non_finite_tensors(svi: SVI) -> list[str]:
     """Names of parameters and buffers that are not finite, with one wait for the device."""
-    tensors = dict(pyro.get_param_store().named_parameters())
+    tensors: dict[str, Tensor] = dict(pyro.get_param_store().named_parameters())
     for name, module in modules_of(svi).items():
         tensors |= {f"{name}.{key}": value for key, value in module.named_buffers()}
     tensors = {name: value for name, value in tensors.items() if value.is_floating_point()}
