@@ -38,6 +38,8 @@ from pyro_dvae.fit.result import DivergenceError, FitInterrupt, FitResult
 
 __all__ = ["fit"]
 
+_NOT_ON_THE_BAR = {"step", "loss", "elbo", "beta_elbo", "seconds", "steps_per_second"}
+
 
 def fit(
     svi: SVI,
@@ -103,7 +105,8 @@ def fit(
         run.resume()
     elif run.folder is not None:
         keep_previous_run(run.folder)
-    with Signals() as signals, tqdm(total=num_steps, initial=run.step, disable=not progress) as bar:
+    bar = tqdm(total=num_steps, initial=run.step, disable=not progress, dynamic_ncols=True)
+    with Signals() as signals, bar:
         run.train(num_steps, every, signals, bar)
     return run.result()
 
@@ -206,8 +209,8 @@ class _Run:
         self._tick()
         row["seconds"] = self.seconds
         self.log.write(row)
-        shown = {k: v for k, v in row.items() if k not in ("step", "seconds", "steps_per_second")}
-        bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
+        shown = {k: f"{v:.4g}" for k, v in row.items() if k not in _NOT_ON_THE_BAR}
+        bar.set_postfix(shown, refresh=False)
 
     def _save(self) -> None:
         self._read_losses()
@@ -266,7 +269,7 @@ def _non_finite_tensors(svi: SVI) -> list[str]:
     """Names of parameters and buffers that are not finite, with one wait for the device."""
     tensors: dict[str, Tensor] = dict(pyro.get_param_store().named_parameters())
     for name, module in modules_of(svi).items():
-        tensors |= {f"{name}.{key}": value for key, value in module.named_buffers()}
+        tensors.update({f"{name}.{key}": value for key, value in module.named_buffers()})
     tensors = {name: value for name, value in tensors.items() if value.is_floating_point()}
     if not tensors:
         return []
