@@ -79,8 +79,10 @@ class PyroBackend:
         binary, size = config.prior == "bernoulli", config.num_latents
         num_codes = None if binary else config.num_codes
         prior = models.BernoulliPrior(size, learn=True) if binary else None
-        bernoulli = config.likelihood == "bernoulli"
-        likelihood = models.BernoulliLikelihood() if bernoulli else models.GaussianLikelihood()
+        if config.likelihood == "bernoulli":
+            likelihood = models.BernoulliLikelihood()
+        else:
+            likelihood = models.GaussianLikelihood(variance=0.05)  # of pixels in [0, 1]
         decoder = nets.MLPDecoder(
             size, num_codes, shape, embed_dim=config.embed_dim, hidden=config.decoder_hidden
         )

@@ -1,6 +1,6 @@
 """One model, every method: handwritten digits, a discrete VAE, the inference swapped in turn.
 
-The latent space is small enough to sum over (3 latents of 10 codes, 1000 states), so that the
+The latent space is small enough to sum over (3 latents of 6 codes, 216 states), so that the
 exact gradient is one of the rows: what the others approximate with 8 draws. All see the same
 images, start from the same weights and take the same number of steps. Prints a table, and
 draws reconstructions, samples and learning curves into one picture.
@@ -29,8 +29,8 @@ _COLUMNS = {  # metric -> heading and format
 }
 _LEGEND = (
     "ELBO and importance-weighted bound in nats per image, higher is better; the gap between the\n"
-    "two is what the guide misses. bits: what the codes carry. ESS/K: effective sample size of the\n"
-    "guide's draws, 1 for an exact posterior. codes: fraction in use."
+    "two is what the guide misses. bits: what the codes carry. ESS/K: effective sample size of\n"
+    "the guide's draws, 1 for an exact posterior. codes: fraction in use."
 )
 
 

@@ -27,18 +27,18 @@ class Config(NamedTuple):
 
 CONFIGS = {
     "digits": Config(likelihood="bernoulli"),
-    # Small enough to enumerate: 10 ** 3 states.
+    # Small enough to enumerate: 6 ** 3 states.
     "compare": Config(
         num_latents=3,
-        num_codes=10,
+        num_codes=6,
         encoder_hidden=(128,),
         decoder_hidden=(128,),
         likelihood="gaussian",
         beta_from=1.0,
         beta_to=1.0,
         learning_rate=3e-3,
-        batch_size=100,
-        num_steps=1000,
+        batch_size=64,
+        num_steps=1200,
     ),
     # Published: Drolet et al., ICLR 2026, table of settings; images binarized at 127.
     "mnist": Config(

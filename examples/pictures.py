@@ -17,11 +17,13 @@ _GAP = 1  # pixels between two images of a grid
 
 
 def grid(images: np.ndarray, num_columns: int) -> np.ndarray:
-    """Lay images (N, H, W[, C]) out in rows, white between them."""
+    """Lay images (N, H, W[, C]) out in rows, nothing between them."""
     num_rows = -(-len(images) // num_columns)
     height, width = images.shape[1:3]
     step = (height + _GAP, width + _GAP)
-    sheet = np.ones((num_rows * step[0] - _GAP, num_columns * step[1] - _GAP, *images.shape[3:]))
+    sheet = np.full(
+        (num_rows * step[0] - _GAP, num_columns * step[1] - _GAP, *images.shape[3:]), np.nan
+    )
     for i, image in enumerate(images):
         row, column = step[0] * (i // num_columns), step[1] * (i % num_columns)
         sheet[row : row + height, column : column + width] = np.clip(image, 0, 1)
@@ -87,31 +89,45 @@ def save_comparison(
         originals: Images that every method reconstructs.
         methods: Name -> caption, reconstructions, samples, (step, ELBO) pairs.
     """
-    num_columns = len(originals)
+    num_columns = len(originals) // 2
     figure, axes = plt.subplots(
         len(methods) + 1,
         3,
-        figsize=(13, 1.6 * (len(methods) + 1) + 0.4),
-        width_ratios=[num_columns, num_columns, 5],
+        figsize=(13, 1.4 * (len(methods) + 1) + 0.3),
+        width_ratios=[10, 10, 7],
         squeeze=False,
     )
     _show(axes[0, 0], grid(originals, num_columns), "test images")
-    axes[0, 1].axis("off")
-    axes[0, 2].axis("off")
-    curves = figure.add_subplot(axes[0, 2].get_gridspec()[:, 2])
-    for i, (name, (caption, found, samples, curve)) in enumerate(methods.items(), 1):
+    for axis in (axes[0, 1], *axes[:, 2]):
+        axis.axis("off")
+    for i, (name, (caption, found, samples, _)) in enumerate(methods.items(), 1):
         _show(axes[i, 0], grid(found, num_columns), f"{name}: {caption}")
         _show(axes[i, 1], grid(samples, num_columns), f"{name}: samples from the prior")
-        axes[i, 2].axis("off")
-        curves.plot(*zip(*curve, strict=True), label=name, color=f"C{i - 1}")
-    curves.set(xlabel="step", ylabel="test ELBO, nats per image")
-    curves.spines[["top", "right"]].set_visible(False)
-    curves.legend(frameon=False)
+    _draw_curves(
+        figure.add_subplot(axes[0, 2].get_gridspec()[:, 2]),
+        {name: curve for name, (*_, curve) in methods.items()},
+    )
     _save(figure, path)
 
 
+def _draw_curves(axis: Any, curves: dict[str, list]) -> None:  # noqa: ANN401
+    for name, curve in curves.items():
+        axis.plot(*zip(*curve, strict=True), ".-", label=name)
+    late = [value for curve in curves.values() for _, value in curve[len(curve) // 4 :]]
+    margin = 0.05 * (max(late) - min(late)) + 1e-3
+    axis.set_ylim(min(late) - margin, max(late) + margin)  # the first rise would hide the rest
+    axis.set(xlabel="step", ylabel="test ELBO, nats per image")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower right")
+
+
 def _show(axis: Any, sheet: np.ndarray, title: str) -> None:  # noqa: ANN401  (a matplotlib axis)
-    axis.imshow(sheet if sheet.ndim == 2 or sheet.shape[-1] == 3 else sheet[..., 0], cmap="gray_r")
+    colour = sheet.ndim == 3 and sheet.shape[-1] == 3
+    if colour:
+        sheet = np.nan_to_num(sheet, nan=1.0)  # white between the images, as NaN is in gray
+    elif sheet.ndim == 3:
+        sheet = sheet[..., 0]
+    axis.imshow(sheet, cmap=None if colour else "gray", vmin=0, vmax=1)
     axis.set_title(title, fontsize=9, loc="left")
     axis.axis("off")
 
