@@ -1,0 +1,161 @@
+"""The two packages behind one interface: all that an example says differently in each.
+
+A backend reaches its package by name, so that an example breaks when the siblings drift.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from cli import CommandError
+from configs import Config
+from metrics import Draws
+
+__all__ = ["METHODS", "PyroBackend", "get_backend"]
+
+# Method -> module of `infer` and class; a method is a loss, and the model need not know it.
+METHODS = {
+    "daps": ("daps", "DAPS_ELBO"),
+    "reinforce": ("reinforce", "Reinforce_ELBO"),
+    "exact": ("exact", "Exact_ELBO"),
+}
+_BATCH_VALUES = 2**23  # values of x times particles that are scored at once
+
+
+def get_backend(name: str, device: str = "auto") -> "PyroBackend":
+    """Return a backend by name, with its device chosen."""
+    try:
+        importlib.import_module(f"{name}_dvae.models")
+        importlib.import_module(f"{name}_dvae.fit")
+    except ImportError as error:
+        raise CommandError(
+            f"--backend {name}: {name}_dvae cannot do this yet ({error}); use --backend pyro"
+        ) from None
+    if name == "numpyro":
+        raise CommandError("--backend numpyro: not wired to the examples yet; use --backend pyro")
+    return PyroBackend(device)
+
+
+class PyroBackend:
+    """`pyro_dvae`, with Torch on the chosen device."""
+
+    name = "pyro"
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda" and not torch.cuda.is_available():
+            raise CommandError("--device cuda: no CUDA device was found; use --device cpu")
+        self.device = torch.device(device)
+
+    def module(self, path: str) -> ModuleType:
+        """Return a module of the package."""
+        return importlib.import_module(f"{self.name}_dvae.{path}")
+
+    def seed(self, seed: int) -> None:
+        """Forget parameters and seed all that is random."""
+        import pyro
+
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+
+    def make_loss(self, method: str, **options: Any) -> Any:  # noqa: ANN401
+        """Make the loss of a method; options that are None keep their default."""
+        module, name = METHODS[method]
+        loss = getattr(self.module(f"infer.{module}"), name)
+        return loss(**{key: value for key, value in options.items() if value is not None})
+
+    def schedule(self, start: float, end: float, num_steps: int) -> Callable[[Any], Any]:
+        """Exponential schedule."""
+        return self.module("fit").exponential_schedule(start, end, num_steps)
+
+    def make_vae(self, config: Config, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        """Make the model and the guide that a config describes, for images of a shape."""
+        models, guides, nets = (self.module(name) for name in ("models", "guides", "nets"))
+        binary, size = config.prior == "bernoulli", config.num_latents
+        num_codes = None if binary else config.num_codes
+        prior = models.BernoulliPrior(size, learn=True) if binary else None
+        if config.likelihood == "bernoulli":
+            likelihood = models.BernoulliLikelihood()
+        else:
+            likelihood = models.GaussianLikelihood(variance=0.05)  # of pixels in [0, 1]
+        decoder = nets.MLPDecoder(
+            size, num_codes, shape, embed_dim=config.embed_dim, hidden=config.decoder_hidden
+        )
+        prior = prior or models.UniformPrior(size, config.num_codes)
+        model = models.DiscreteVAE(decoder, prior, likelihood)
+        if config.guide == "autoregressive":
+            patches = nets.PatchEncoder(shape, config.num_patches, embed_dim=config.embed_dim)
+            transformer = nets.CausalTransformer(size, config.num_codes, embed_dim=config.embed_dim)
+            guide = guides.AutoregressiveGuide(patches, transformer)
+        else:
+            encoder = nets.MLPEncoder(shape, size, num_codes, hidden=config.encoder_hidden)
+            guide = guides.IndependentGuide(encoder, binary=binary)
+        return model.to(self.device), guide.to(self.device)
+
+    def train(
+        self,
+        model: Any,  # noqa: ANN401  (a Pyro program)
+        guide: Any,  # noqa: ANN401  (a Pyro program)
+        loss: Any,  # noqa: ANN401  (an ELBO)
+        *data: np.ndarray,
+        learning_rate: float,
+        eval_data: np.ndarray | None = None,
+        **settings: Any,  # noqa: ANN401  (arguments of `fit`)
+    ) -> Any:  # noqa: ANN401  (a FitResult)
+        """Train by Adam; `settings` are those of `fit`."""
+        import pyro
+        import torch
+
+        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": learning_rate}), loss=loss)
+        tensors = [torch.as_tensor(value, device=self.device) for value in data]
+        if eval_data is not None:
+            settings["eval_data"] = torch.as_tensor(eval_data, device=self.device)
+        # Pyro's validation waits for the device at every site; `fit` looks for NaN itself.
+        with pyro.validation_enabled(False):
+            return self.module("fit").fit(svi, *tensors, **settings)
+
+    def draws(
+        self,
+        model: Any,  # noqa: ANN401  (a DiscreteVAE)
+        guide: Any,  # noqa: ANN401  (a guide with `posterior`)
+        images: np.ndarray,
+        num_particles: int,
+    ) -> Iterator[Draws]:
+        """Draw codes for test images and score them, in batches of bounded memory."""
+        import torch
+        from pyro import poutine
+
+        model.eval(), guide.eval()
+        size = max(1, _BATCH_VALUES // (num_particles * images[0].size))
+        for start in range(0, len(images), size):
+            x = torch.as_tensor(images[start : start + size], device=self.device)
+            with torch.no_grad():
+                posterior = guide.posterior(x)
+                z = posterior.sample((num_particles,))
+                log_q = posterior.log_prob(z)
+                trace = poutine.trace(poutine.condition(model, {"z": z})).get_trace(x)
+                trace.compute_log_prob()
+                errors = (model.reconstruct(z[0]) - x).square().flatten(1).mean(1)
+            likelihood, prior = (trace.nodes[site]["log_prob"] for site in ("x", "z"))
+            found = (likelihood, prior, log_q, z[0], errors)
+            yield Draws(*(value.cpu().numpy() for value in found))
+
+    def reconstruct(self, model: Any, guide: Any, images: np.ndarray) -> np.ndarray:  # noqa: ANN401
+        """The mean of p(x | z) at one z ~ q for each image."""
+        import torch
+
+        with torch.no_grad():
+            z = guide.posterior(torch.as_tensor(images, device=self.device)).sample()
+            return model.reconstruct(z).cpu().numpy()
+
+    def sample(self, model: Any, num_images: int) -> np.ndarray:  # noqa: ANN401
+        """The mean of p(x | z) at z ~ p."""
+        import torch
+
+        with torch.no_grad():
+            return model.reconstruct(model.prior().sample((num_images,))).cpu().numpy()

@@ -1,0 +1,123 @@
+"""One model, every method: handwritten digits, a discrete VAE, the inference swapped in turn.
+
+The latent space is small enough to sum over (3 latents of 6 codes, 216 states), so that the
+exact gradient is one of the rows: what the others approximate with 8 draws. All see the same
+images, start from the same weights and take the same number of steps. Prints a table, and
+draws reconstructions, samples and learning curves into one picture.
+"""
+
+from typing import Any
+
+import numpy as np
+from backends import METHODS, PyroBackend, get_backend
+from cli import CommandError, Parser, finish, open_folder, positive, run_main
+from configs import CONFIGS, Config
+from data import Dataset, load
+from metrics import summarize
+from pictures import save_comparison
+
+_CONFIG = CONFIGS["compare"]
+_COLUMNS = {  # metric -> heading and format
+    "elbo": ("test ELBO", "{:.2f}"),
+    "iwae": ("IW bound", "{:.2f}"),
+    "rate_bits": ("bits", "{:.2f}"),
+    "mse": ("MSE", "{:.4f}"),
+    "psnr": ("PSNR", "{:.2f}"),
+    "ess": ("ESS/K", "{:.2f}"),
+    "code_usage": ("codes", "{:.0%}"),
+    "seconds": ("seconds", "{:.1f}"),
+}
+_LEGEND = (
+    "ELBO and importance-weighted bound in nats per image, higher is better; the gap between the\n"
+    "two is what the guide misses. bits: what the codes carry. ESS/K: effective sample size of\n"
+    "the guide's draws, 1 for an exact posterior. codes: fraction in use."
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Train by every method, then show them side by side."""
+    parser = Parser(__doc__, out="out/digits")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--steps", type=positive, default=_CONFIG.num_steps)
+    parser.add_argument("--num-particles", type=positive, default=_CONFIG.num_particles)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="cpu")
+    args = parser.parse_args(arguments)
+    if unknown := sorted(set(args.methods) - set(METHODS)):
+        raise CommandError(f"--methods {unknown[0]}: choose among {', '.join(METHODS)}")
+    backend = get_backend(args.backend, args.device)
+    out = open_folder(args.out)
+    config = _CONFIG._replace(num_steps=args.steps, num_particles=args.num_particles)
+    data = load("digits", seed=args.seed)
+    if args.smoke:
+        data, config = data.head(128, 32), config._replace(num_steps=20, batch_size=32)
+    rows, panels = {}, {}
+    for method in dict.fromkeys(args.methods):
+        print(f"{method}: {_TITLES[method]}", flush=True)
+        rows[method], panels[method] = run_method(backend, method, config, data, args.seed)
+    print_table(rows)
+    picture = out / "compare.png"
+    save_comparison(picture, data.x_test[:_SHOWN], panels)
+    print(f"\nPicture: {picture}")
+    result = {"backend": backend.name, "seed": args.seed, "steps": config.num_steps}
+    result |= {"picture": picture, "methods": rows}
+    finish(result, out, show=args.json, name="compare.json")
+
+
+_SHOWN = 20  # images and samples in the picture
+_TITLES = {
+    "daps": "policy search, self-normalised weights at a target effective sample size",
+    "reinforce": "score function with the leave-one-out baseline",
+    "exact": "sum over all states",
+}
+
+
+def run_method(
+    backend: PyroBackend, method: str, config: Config, data: Dataset, seed: int
+) -> tuple[dict[str, float], tuple[str, np.ndarray, np.ndarray, list]]:
+    """Train and test one method; the numbers for the table and the images for the picture."""
+    backend.seed(seed)
+    model, guide = backend.make_vae(config, data.x_train.shape[1:])
+    result = backend.train(
+        model,
+        guide,
+        make_loss(backend, method, config),
+        data.x_train,
+        eval_data=data.x_test,
+        eval_every=max(1, config.num_steps // 20),
+        learning_rate=config.learning_rate,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+    )
+    draws = backend.draws(model, guide, data.x_test, num_particles=64)
+    found = summarize(draws, beta=1.0, num_codes=config.num_codes)
+    found |= {"seconds": result.seconds, "num_particles": config.num_particles}
+    caption = f"ELBO {found['elbo']:.2f}, PSNR {found['psnr']:.1f}"
+    images = backend.reconstruct(model, guide, data.x_test[:_SHOWN])
+    curve = [(row["step"], -row["eval_loss"]) for row in result.evaluations]
+    return found, (caption, images, backend.sample(model, _SHOWN), curve)
+
+
+def make_loss(backend: PyroBackend, method: str, config: Config) -> Any:  # noqa: ANN401
+    """The one thing that differs."""
+    options: dict[str, Any] = {
+        "beta": backend.schedule(config.beta_from, config.beta_to, config.num_steps // 2)
+    }
+    if method != "exact":
+        options["num_particles"] = config.num_particles
+    if method == "daps":  # at beta = 1, see own_model.py
+        options["closed_form_entropy"] = False
+    return backend.make_loss(method, **options)
+
+
+def print_table(rows: dict[str, dict[str, float]]) -> None:
+    """One line per method."""
+    headings = [heading for heading, _ in _COLUMNS.values()]
+    print("\n" + f"{'method':<12}" + "".join(f"{heading:>11}" for heading in headings))
+    for method, row in rows.items():
+        cells = [form.format(row[name]) for name, (_, form) in _COLUMNS.items()]
+        print(f"{method:<12}" + "".join(f"{cell:>11}" for cell in cells))
+    print("\n" + _LEGEND)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,58 @@
+"""Named settings: sizes of the networks, of the latent space and of the training."""
+
+from typing import NamedTuple
+
+__all__ = ["CONFIGS", "Config"]
+
+
+class Config(NamedTuple):
+    """One model and how it is trained; the defaults suit small gray images."""
+
+    num_latents: int = 8
+    num_codes: int = 64
+    embed_dim: int = 32
+    encoder_hidden: tuple[int, ...] = (128,)
+    decoder_hidden: tuple[int, ...] = (128,)
+    num_patches: int = 8  # of the autoregressive guide
+    likelihood: str = "auto"  # or "bernoulli" (images are binarized), "gaussian"
+    prior: str = "uniform"  # or "bernoulli": binary latents, their probabilities learnt
+    guide: str = "independent"  # or "autoregressive"
+    num_particles: int = 8
+    beta_from: float = 0.5
+    beta_to: float = 0.05
+    learning_rate: float = 1e-3
+    batch_size: int = 128
+    num_steps: int = 5000
+
+
+CONFIGS = {
+    "digits": Config(likelihood="bernoulli"),
+    # Small enough to enumerate: 6 ** 3 states.
+    "compare": Config(
+        num_latents=3,
+        num_codes=6,
+        encoder_hidden=(128,),
+        decoder_hidden=(128,),
+        likelihood="gaussian",
+        beta_from=1.0,
+        beta_to=1.0,
+        learning_rate=3e-3,
+        batch_size=64,
+        num_steps=1200,
+    ),
+    # Published: Drolet et al., ICLR 2026, table of settings; images binarized at 127.
+    "mnist": Config(
+        num_latents=8,
+        num_codes=256,
+        embed_dim=64,
+        encoder_hidden=(256,),
+        decoder_hidden=(64, 256),
+        likelihood="bernoulli",
+        guide="autoregressive",
+        beta_from=0.5,
+        beta_to=0.01,
+        learning_rate=3e-4,
+        batch_size=256,
+        num_steps=250_000,
+    ),
+}

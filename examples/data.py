@@ -1,0 +1,138 @@
+"""Images for the examples, as plain NumPy arrays in [0, 1]: digits, MNIST, or one's own .npz."""
+
+import contextlib
+import io
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["NAMES", "Dataset", "load"]
+
+NAMES = ("digits", "mnist")
+
+
+class Dataset(NamedTuple):
+    """Images of shape (N, H, W) or (N, H, W, C), float32 in [0, 1]."""
+
+    name: str
+    x_train: np.ndarray
+    x_test: np.ndarray
+
+    @property
+    def binary(self) -> bool:
+        """Whether every pixel is 0 or 1."""
+        return bool(np.isin(self.x_train, (0, 1)).all() and np.isin(self.x_test, (0, 1)).all())
+
+    def binarized(self) -> "Dataset":
+        """Pixels above one half are 1, others 0; for MNIST the published threshold of 127."""
+        cut = [(x > 0.5).astype(np.float32) for x in (self.x_train, self.x_test)]
+        return self._replace(x_train=cut[0], x_test=cut[1])
+
+    def head(self, num_train: int, num_test: int) -> "Dataset":
+        """The first images only."""
+        return self._replace(x_train=self.x_train[:num_train], x_test=self.x_test[:num_test])
+
+
+def load(name_or_path: str, root: str | Path = "data", *, seed: int = 0) -> Dataset:
+    """Load a data set by name, or the arrays `x` and, if there is one, `x_test` of a .npz file.
+
+    Args:
+        name_or_path: One of `NAMES`, or the path of a .npz file.
+        root: Where data sets that are downloaded are kept.
+        seed: Seed of the split, where a data set comes without one: a tenth is for testing.
+
+    Raises:
+        ValueError: If there is no such data set, or the file cannot be used; says why.
+    """
+    if name_or_path == "digits":
+        return _digits(seed)
+    if name_or_path == "mnist":
+        return _mnist(Path(root))
+    if name_or_path.endswith(".npz"):
+        return _npz(Path(name_or_path), seed)
+    raise ValueError(
+        f"data {name_or_path!r}: choose one of {', '.join(NAMES)}, or give a .npz file"
+    )
+
+
+def _digits(seed: int) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    images = (load_digits().images / 16).astype(np.float32)
+    return Dataset("digits", *_split(images, seed, fraction=1 / 6))
+
+
+def _mnist(root: Path) -> Dataset:
+    try:
+        from torchvision.datasets import MNIST
+    except ImportError as error:
+        raise ValueError(
+            f"data mnist needs torchvision ({error}): pip install torchvision"
+        ) from None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            train, test = (MNIST(root, train=train, download=True) for train in (True, False))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"data mnist cannot be had ({error}): put the files of MNIST under "
+            f"{root / 'MNIST' / 'raw'}, or try --data digits, which needs no download"
+        ) from None
+    return Dataset("mnist", *(_to_unit(x.data.numpy()) for x in (train, test)))
+
+
+def _npz(path: Path, seed: int) -> Dataset:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {key: arrays[key] for key in ("x", "x_test") if key in arrays}
+            keys = sorted(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be read as a .npz file of arrays ({error})") from None
+    if "x" not in found:
+        raise ValueError(
+            f"{path}: has no array `x`, only {', '.join(keys) or 'nothing'}; save the images by "
+            "np.savez(path, x=images)"
+        )
+    images = {key: _checked(array, f"{path}: `{key}`") for key, array in found.items()}
+    if "x_test" not in images:
+        return Dataset(path.stem, *_split(images["x"], seed, fraction=0.1))
+    if images["x"].shape[1:] != images["x_test"].shape[1:]:
+        raise ValueError(
+            f"{path}: images of `x` and `x_test` must have one shape, got "
+            f"{images['x'].shape[1:]} and {images['x_test'].shape[1:]}"
+        )
+    return Dataset(path.stem, images["x"], images["x_test"])
+
+
+def _checked(images: np.ndarray, name: str) -> np.ndarray:
+    """Check a user's images and bring them to float32 in [0, 1]."""
+    if images.ndim not in (3, 4):
+        raise ValueError(f"{name} must have shape (N, H, W) or (N, H, W, C), got {images.shape}")
+    if images.size == 0 or len(images) < 2:
+        raise ValueError(f"{name} must hold at least two images, got shape {images.shape}")
+    if images.dtype == np.uint8 or images.dtype == bool:
+        return _to_unit(images)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"{name} must be uint8, or float in [0, 1], got {images.dtype}")
+    if num_bad := int((~np.isfinite(images)).sum()):
+        raise ValueError(f"{name} holds {num_bad} values that are NaN or infinite: remove them")
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"{name} must lie in [0, 1], got values from {low:g} to {high:g}: rescale it, or save "
+            "0 ... 255 as uint8"
+        )
+    return images.astype(np.float32)
+
+
+def _to_unit(images: np.ndarray) -> np.ndarray:
+    scale = np.float32(255 if images.dtype == np.uint8 else 1)
+    return images.astype(np.float32) / scale
+
+
+def _split(images: np.ndarray, seed: int, *, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Shuffle, and set a part apart for testing."""
+    order = np.random.default_rng(seed).permutation(len(images))
+    num_test = max(1, round(fraction * len(images)))
+    return images[order[num_test:]], images[order[:num_test]]

@@ -1,0 +1,145 @@
+"""Pictures of a training run: reconstructions, samples, curves. Drawn without a display."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+
+__all__ = ["save_comparison", "save_curves", "save_reconstructions", "save_samples"]
+
+_GAP = 1  # pixels between two images of a grid
+
+
+def grid(images: np.ndarray, num_columns: int) -> np.ndarray:
+    """Lay images (N, H, W[, C]) out in rows, nothing between them."""
+    num_rows = -(-len(images) // num_columns)
+    height, width = images.shape[1:3]
+    step = (height + _GAP, width + _GAP)
+    sheet = np.full(
+        (num_rows * step[0] - _GAP, num_columns * step[1] - _GAP, *images.shape[3:]), np.nan
+    )
+    for i, image in enumerate(images):
+        row, column = step[0] * (i // num_columns), step[1] * (i % num_columns)
+        sheet[row : row + height, column : column + width] = np.clip(image, 0, 1)
+    return sheet
+
+
+def save_reconstructions(path: Path, originals: np.ndarray, found: np.ndarray) -> None:
+    """Pairs of rows: originals above, reconstructions below."""
+    num_columns = min(16, len(originals))
+    rows = [
+        part
+        for start in range(0, len(originals) - num_columns + 1, num_columns)
+        for part in (originals[start : start + num_columns], found[start : start + num_columns])
+    ]
+    _save_sheet(
+        path, grid(np.concatenate(rows), num_columns), "originals above, reconstructions below"
+    )
+
+
+def save_samples(path: Path, images: np.ndarray) -> None:
+    """Samples from the prior."""
+    _save_sheet(path, grid(images, 8), "samples from the prior")
+
+
+def save_curves(path: Path, history: Sequence[dict[str, Any]], scale: float) -> None:
+    """Minus the loss per image over the steps, and whatever else the method logs.
+
+    Args:
+        path: Where to.
+        history: Rows of the log.
+        scale: Images per training loss.
+    """
+    names = [n for n in ("ess", "temperature", "beta", "rate") if n in history[-1]]
+    figure, axes = plt.subplots(1, 1 + len(names), figsize=(4 + 3 * len(names), 3), squeeze=False)
+    steps = [row["step"] for row in history]
+    axes[0, 0].plot(steps, [-row["mean_loss"] / scale for row in history], label="training")
+    held_out = [(row["step"], -row["eval_loss"]) for row in history if "eval_loss" in row]
+    if held_out:
+        axes[0, 0].plot(*zip(*held_out, strict=True), ".-", label="held out")
+        axes[0, 0].legend(frameon=False)
+    axes[0, 0].set_ylabel("ELBO per image, nats")
+    for axis, name in zip(axes[0, 1:], names, strict=True):
+        axis.plot(steps, [row[name] for row in history], color="C2")
+        axis.set_ylabel(_LABELS.get(name, name))
+        if name in ("temperature", "beta"):
+            axis.set_yscale("log")
+    for axis in axes[0]:
+        axis.set_xlabel("step")
+        axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+_LABELS = {"ess": "effective sample size / K", "rate": "rate, bits per image"}
+
+
+def save_comparison(
+    path: Path, originals: np.ndarray, methods: dict[str, tuple[str, np.ndarray, np.ndarray, list]]
+) -> None:
+    """One line per method: its caption, reconstructions, samples and curve.
+
+    Args:
+        path: Where to.
+        originals: Images that every method reconstructs.
+        methods: Name -> caption, reconstructions, samples, (step, ELBO) pairs.
+    """
+    num_columns = len(originals) // 2
+    figure, axes = plt.subplots(
+        len(methods) + 1,
+        3,
+        figsize=(13, 1.4 * (len(methods) + 1) + 0.3),
+        width_ratios=[10, 10, 7],
+        squeeze=False,
+    )
+    _show(axes[0, 0], grid(originals, num_columns), "test images")
+    for axis in (axes[0, 1], *axes[:, 2]):
+        axis.axis("off")
+    for i, (name, (caption, found, samples, _)) in enumerate(methods.items(), 1):
+        _show(axes[i, 0], grid(found, num_columns), f"{name}: {caption}")
+        _show(axes[i, 1], grid(samples, num_columns), f"{name}: samples from the prior")
+    _draw_curves(
+        figure.add_subplot(axes[0, 2].get_gridspec()[:, 2]),
+        {name: curve for name, (*_, curve) in methods.items()},
+    )
+    _save(figure, path)
+
+
+def _draw_curves(axis: Any, curves: dict[str, list]) -> None:  # noqa: ANN401
+    for name, curve in curves.items():
+        axis.plot(*zip(*curve, strict=True), ".-", label=name)
+    late = [value for curve in curves.values() for _, value in curve[len(curve) // 4 :]]
+    margin = 0.05 * (max(late) - min(late)) + 1e-3
+    axis.set_ylim(min(late) - margin, max(late) + margin)  # the first rise would hide the rest
+    axis.set(xlabel="step", ylabel="test ELBO, nats per image")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower right")
+
+
+def _show(axis: Any, sheet: np.ndarray, title: str) -> None:  # noqa: ANN401  (a matplotlib axis)
+    colour = sheet.ndim == 3 and sheet.shape[-1] == 3
+    if colour:
+        sheet = np.nan_to_num(sheet, nan=1.0)  # white between the images, as NaN is in gray
+    elif sheet.ndim == 3:
+        sheet = sheet[..., 0]
+    axis.imshow(sheet, cmap=None if colour else "gray", vmin=0, vmax=1)
+    axis.set_title(title, fontsize=9, loc="left")
+    axis.axis("off")
+
+
+def _save_sheet(path: Path, sheet: np.ndarray, title: str) -> None:
+    height, width = sheet.shape[:2]
+    figure, axis = plt.subplots(figsize=(8, 8 * height / width + 0.4))
+    _show(axis, sheet, title)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:  # noqa: ANN401  (a matplotlib figure)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,171 @@
+"""Train a discrete VAE on images by a method of your choice; one command line for both packages.
+
+Writes a checkpoint, a log, pictures and metrics to a folder, and ends with one line of JSON.
+
+    python examples/train.py --method daps --data digits
+    python examples/train.py --method reinforce --data images.npz --out runs/mine --resume
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from backends import METHODS, PyroBackend, get_backend
+from cli import CommandError, Parser, finish, open_folder, positive, run_main
+from configs import CONFIGS, Config
+from data import NAMES, Dataset, load
+from metrics import summarize
+from pictures import save_curves, save_reconstructions, save_samples
+
+_SMOKE = {"num_steps": 12, "batch_size": 16}
+_OVERRIDES = {  # argument -> field of the config
+    "steps": "num_steps",
+    "batch_size": "batch_size",
+    "num_particles": "num_particles",
+    "num_latents": "num_latents",
+    "num_codes": "num_codes",
+    "prior": "prior",
+    "guide": "guide",
+    "likelihood": "likelihood",
+    "beta_from": "beta_from",
+    "beta_to": "beta_to",
+    "learning_rate": "learning_rate",
+}
+
+
+class Setup(NamedTuple):
+    """Everything that the arguments decide."""
+
+    backend: PyroBackend
+    config: Config
+    data: Dataset
+    method: str
+    out: Path
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, out=None)
+    add = parser.add_argument
+    add("--method", choices=list(METHODS), default="daps")
+    add("--data", default="digits", metavar="|".join((*NAMES, "PATH.npz")), help="images")
+    add("--data-root", type=Path, default=Path("data"), help="where downloads are kept")
+    add("--config", choices=list(CONFIGS), help="sizes and settings; default: that of the data")
+    add("--steps", type=positive, help="steps in all")
+    add("--batch-size", type=positive, help="images per step")
+    add("--num-particles", type=positive, help="draws of the latents per image, K")
+    add("--num-latents", type=positive, help="latents per image")
+    add("--num-codes", type=positive, help="values of a latent")
+    add("--prior", choices=["uniform", "bernoulli"], help="bernoulli: binary latents")
+    add("--guide", choices=["independent", "autoregressive"])
+    add("--likelihood", choices=["auto", "bernoulli", "gaussian"], help="bernoulli: binarized data")
+    add("--learning-rate", type=float)
+    add("--beta-from", type=float, help="weight of the rate at the start")
+    add("--beta-to", type=float, help="weight of the rate at the end of the schedule")
+    add("--beta-steps", type=positive, help="length of the schedule; default: --steps")
+    add("--target-ess", type=float, help="daps: effective sample size to reach, as part of K")
+    add("--kl-bound", type=float, help="daps: trust region in nats, instead of --target-ess")
+    add("--iwae-particles", type=positive, default=64, help="draws for the test metrics")
+    add("--eval-every", type=positive, default=1000, help="steps between evaluations")
+    add("--checkpoint-every", type=positive, default=1000, help="steps between checkpoints")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Train, evaluate, draw."""
+    args = make_parser().parse_args(arguments)
+    setup = make_setup(args)
+    backend, config = setup.backend, setup.config
+    backend.seed(args.seed)
+    loss = make_loss(args, setup)
+    model, guide = backend.make_vae(config, setup.data.x_train.shape[1:])
+    result = backend.train(
+        model,
+        guide,
+        loss,
+        setup.data.x_train,
+        eval_data=setup.data.x_test[:1000],
+        learning_rate=config.learning_rate,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        folder=setup.out,
+        resume=args.resume,
+        eval_every=args.eval_every,
+        checkpoint_every=args.checkpoint_every,
+        log_every=5 if args.smoke else 50,
+    )
+    found = evaluate(setup, model, guide, num_particles=8 if args.smoke else args.iwae_particles)
+    draw(setup, model, guide, result)
+    steps_per_second = result.num_steps / result.seconds
+    found |= {"seconds": result.seconds, "steps_per_second": steps_per_second}
+    found |= {"steps": result.num_steps, "num_particles": config.num_particles}
+    found |= {"method": setup.method, "backend": backend.name, "seed": args.seed}
+    found |= {"data": setup.data.name, "device": str(backend.device), "out": setup.out}
+    finish(found, setup.out, show=True, name="metrics.json")
+
+
+def make_setup(args: Any) -> Setup:  # noqa: ANN401  (argparse's namespace)
+    """Check the arguments and load the data."""
+    backend = get_backend(args.backend, args.device)
+    data = load(args.data, args.data_root, seed=args.seed)
+    name = args.config or (data.name if data.name in CONFIGS else None)
+    config = CONFIGS[name] if name else Config()
+    given = {field: getattr(args, argument) for argument, field in _OVERRIDES.items()}
+    config = config._replace(**{key: value for key, value in given.items() if value is not None})
+    if args.smoke:
+        data, config = data.head(64, 32), config._replace(**_SMOKE)
+    if config.likelihood == "auto":
+        config = config._replace(likelihood="bernoulli" if data.binary else "gaussian")
+    if config.likelihood == "bernoulli":
+        data = data.binarized()
+    if config.batch_size > len(data.x_train):
+        raise CommandError(
+            f"--batch-size {config.batch_size}: there are only {len(data.x_train)} training images"
+        )
+    if config.prior == "bernoulli" and config.guide == "autoregressive":
+        raise CommandError("--prior bernoulli needs --guide independent: its latents are binary")
+    for name in ("learning_rate", "beta_from", "beta_to"):
+        if not getattr(config, name) > 0:
+            raise CommandError(
+                f"--{name.replace('_', '-')} must be positive, got {getattr(config, name)}"
+            )
+    out = args.out or Path("runs") / f"{data.name}-{args.method}-{args.seed}"
+    return Setup(backend, config, data, args.method, open_folder(out))
+
+
+def make_loss(args: Any, setup: Setup) -> Any:  # noqa: ANN401  (an ELBO)
+    """The loss of the method, with the options that it takes."""
+    config, backend = setup.config, setup.backend
+    only_daps = {"target_ess": args.target_ess, "kl_bound": args.kl_bound}
+    if args.method != "daps" and (given := [k for k, v in only_daps.items() if v is not None]):
+        raise CommandError(f"--{given[0].replace('_', '-')} is an option of --method daps")
+    num_steps = args.beta_steps or config.num_steps
+    options = {"beta": backend.schedule(config.beta_from, config.beta_to, num_steps)}
+    if args.method != "exact":
+        options["num_particles"] = config.num_particles
+    if args.method == "daps":
+        options |= only_daps
+    return backend.make_loss(args.method, **options)
+
+
+def evaluate(setup: Setup, model: Any, guide: Any, num_particles: int) -> dict[str, float]:  # noqa: ANN401
+    """Metrics on the test images."""
+    config = setup.config
+    draws = setup.backend.draws(model, guide, setup.data.x_test, num_particles)
+    num_codes = 2 if config.prior == "bernoulli" else config.num_codes
+    return summarize(draws, beta=config.beta_to, num_codes=num_codes)
+
+
+def draw(setup: Setup, model: Any, guide: Any, result: Any) -> None:  # noqa: ANN401
+    """Reconstructions, samples and curves."""
+    backend, shown = setup.backend, setup.data.x_test[:32]
+    found = backend.reconstruct(model, guide, shown)
+    save_reconstructions(setup.out / "reconstructions.png", shown, found)
+    save_samples(setup.out / "samples.png", np.asarray(backend.sample(model, 64)))
+    save_curves(setup.out / "curves.png", result.history, setup.config.batch_size)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,196 @@
+"""Every example runs, repeats, ends with JSON, and answers bad input with one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+MNIST = Path(os.environ.get("PYRO_DVAE_MNIST", ROOT.parent / "shared" / "data" / "MNIST"))
+
+sys.path.insert(0, str(EXAMPLES))
+
+import data as example_data  # noqa: E402
+from metrics import Draws, summarize  # noqa: E402
+
+
+def run(script, *arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning"}
+    paths = [str(ROOT), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def result_of(script, *arguments):
+    done = run(script, *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def images(seed=0, num_images=80, shape=(6, 5)):
+    return np.random.default_rng(seed).random((num_images, *shape)).astype(np.float32)
+
+
+METRICS = {"elbo", "beta_elbo", "iwae", "psnr", "mse", "ess", "code_usage", "seconds"}
+METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", "seed"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("--method", "daps", "--target-ess", "0.5"),
+        ("--method", "reinforce", "--guide", "autoregressive", "--num-latents", "4"),
+        ("--method", "exact", "--num-latents", "2", "--num-codes", "4"),
+    ],
+    ids=lambda settings: settings[1],
+)
+def test_train(tmp_path, settings):
+    result = result_of("train.py", "--smoke", "--out", tmp_path, *settings)
+    assert result.keys() >= METRICS
+    assert result["elbo"] <= result["iwae"] <= 0
+    assert json.loads((tmp_path / "metrics.json").read_text()) == result
+    names = {"checkpoint.pt", "log.jsonl", "reconstructions.png", "samples.png", "curves.png"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_train_repeats_and_resumes(tmp_path):
+    np.savez(tmp_path / "mine.npz", x=images())
+    settings = ("--smoke", "--data", tmp_path / "mine.npz", "--prior", "bernoulli")
+    whole = result_of("train.py", *settings, "--out", tmp_path / "a")
+    again = result_of("train.py", *settings, "--out", tmp_path / "b")
+    resumed = result_of("train.py", *settings, "--out", tmp_path / "b", "--resume")
+    for found in (again, resumed):
+        assert (found["elbo"], found["iwae"]) == (whole["elbo"], whole["iwae"])
+
+
+@pytest.mark.skipif(not MNIST.exists(), reason="needs the files of MNIST")
+def test_train_on_mnist(tmp_path):
+    shutil.copytree(MNIST, tmp_path / "data" / "MNIST")
+    settings = ("--data", "mnist", "--data-root", tmp_path / "data", "--out", tmp_path / "out")
+    result = result_of("train.py", "--smoke", *settings)
+    assert result["data"] == "mnist"
+
+
+def test_compare(tmp_path):
+    result = result_of("compare.py", "--smoke", "--json", "--out", tmp_path)
+    assert set(result["methods"]) == {"daps", "reinforce", "exact"}
+    assert Path(result["picture"]).exists()
+    assert all(np.isfinite(row["elbo"]) for row in result["methods"].values())
+
+
+@pytest.mark.parametrize("method", ["daps", "reinforce", "exact"])
+def test_own_model(tmp_path, method):
+    done = run("own_model.py", "--smoke", "--json", "--method", method, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "fault_rate, heavy" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["method"] == method
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["daps", "exact"])
+def test_own_model_recovers_its_parameters(method):
+    errors = result_of("own_model.py", "--json", "--method", method)["largest_error"]
+    bounds = {"shares": 0.05, "fault_rate": 0.12, "mean": 0.5, "noise": 0.3}
+    assert all(errors[name] < bound for name, bound in bounds.items()), errors
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train.py", "--method", "magic"), "--method: invalid choice: 'magic'"),
+        (("train.py", "--data", "faces"), "data 'faces': choose one of digits, mnist"),
+        (("train.py", "--data", "missing.npz"), "missing.npz: cannot be read"),
+        (("train.py", "--data", "mnist", "--data-root", "/proc/none"), "data mnist cannot be had"),
+        (("train.py", "--steps", "0"), "--steps: expected a whole number of at least 1, got '0'"),
+        (("train.py", "--smoke", "--target-ess", "1.5", "--out", "{out}"), "`target_ess`"),
+        (("train.py", "--method", "exact", "--kl-bound", "1"), "--kl-bound is an option of"),
+        (("train.py", "--num-particles", "1", "--out", "{out}"), "`num_particles`"),
+        (("train.py", "--batch-size", "9999"), "only 1497 training images"),
+        (("train.py", "--beta-to", "0"), "--beta-to must be positive, got 0"),
+        (("train.py", "--out", "{file}/below", "--smoke"), "cannot be written to"),
+        (("train.py", "--out", "{out}", "--smoke", "--resume"), "holds no checkpoint.pt"),
+        (("train.py", "--method", "exact", "--smoke", "--out", "{out}"), "states"),
+        (("compare.py", "--methods", "daps", "magic"), "--methods magic: choose among"),
+        (("compare.py", "--out", "{file}/below"), "cannot be written to"),
+        (("own_model.py", "--num-machines", "3"), "--num-machines 3: takes at least 100"),
+        (("own_model.py", "--backend", "jax"), "--backend: invalid choice: 'jax'"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, words):
+    (tmp_path / "file").touch()
+    places = {"out": tmp_path / "out", "file": tmp_path / "file"}
+    done = run(*(str(argument).format(**places) for argument in arguments))
+    errors = [line for line in done.stderr.splitlines() if "it/s" not in line]
+    assert done.returncode == 2, done.stderr
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert words in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"y": images()}, "has no array `x`, only y"),
+        ({"x": images()[0]}, r"must have shape \(N, H, W\)"),
+        ({"x": images()[:0]}, "at least two images"),
+        ({"x": images() * 2}, r"must lie in \[0, 1\], got values from 0"),
+        ({"x": np.full((3, 2, 2), np.nan)}, "holds 12 values that are NaN"),
+        ({"x": np.zeros((3, 2, 2), int)}, "must be uint8, or float"),
+        ({"x": np.array([None])}, "cannot be read"),
+        ({"x": images(), "x_test": images(shape=(4, 4))}, "must have one shape"),
+    ],
+)
+def test_bad_npz(tmp_path, arrays, words):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(ValueError, match=words) as error:
+        example_data.load(str(tmp_path / "bad.npz"))
+    assert str(tmp_path / "bad.npz") in str(error.value)
+
+
+def test_a_truncated_npz(tmp_path):
+    np.savez(tmp_path / "bad.npz", x=images())
+    whole = (tmp_path / "bad.npz").read_bytes()
+    (tmp_path / "bad.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot be read"):
+        example_data.load(str(tmp_path / "bad.npz"))
+
+
+def test_npz_and_digits_are_images_in_the_unit_interval(tmp_path):
+    np.savez(tmp_path / "mine.npz", x=np.full((20, 3, 4, 3), 255, np.uint8))
+    mine = example_data.load(str(tmp_path / "mine.npz"))
+    assert mine.x_train.shape == (18, 3, 4, 3)
+    assert mine.x_test.max() == 1.0
+    digits = example_data.load("digits", seed=1)
+    assert (len(digits.x_train), len(digits.x_test)) == (1497, 300)
+    assert not np.array_equal(digits.x_test, example_data.load("digits", seed=2).x_test)
+    assert digits.binarized().binary
+    assert not digits.binary
+
+
+def test_metrics_by_hand():
+    likelihood = np.log([[0.5, 0.1], [0.25, 0.1]])
+    zeros, codes = np.zeros((2, 2)), np.array([[0, 0], [0, 1]])
+    draws = [
+        Draws(likelihood[:, :1], zeros[:, :1], zeros[:, :1], codes[:1], np.array([0.01])),
+        Draws(likelihood[:, 1:], zeros[:, 1:], zeros[:, 1:], codes[1:], np.array([0.1])),
+    ]
+    found = summarize(draws, beta=0.5, num_codes=2)
+    np.testing.assert_allclose(found["elbo"], likelihood.mean())
+    np.testing.assert_allclose(found["iwae"], np.log([0.375, 0.1]).mean())
+    np.testing.assert_allclose(found["ess"], (0.75**2 / (0.25 + 0.0625) / 2 + 1) / 2)
+    np.testing.assert_allclose(found["psnr"], 15.0)
+    np.testing.assert_allclose(found["code_usage"], 0.75)
