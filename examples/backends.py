@@ -63,7 +63,7 @@ class PyroBackend:
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
 
-    def make_loss(self, method: str, **options: Any) -> Any:  # noqa: ANN401
+    def make_loss(self, method: str, **options: Any) -> Any:
         """Make the loss of a method; options that are None keep their default."""
         module, name = METHODS[method]
         loss = getattr(self.module(f"infer.{module}"), name)
@@ -99,14 +99,14 @@ class PyroBackend:
 
     def train(
         self,
-        model: Any,  # noqa: ANN401  (a Pyro program)
-        guide: Any,  # noqa: ANN401  (a Pyro program)
-        loss: Any,  # noqa: ANN401  (an ELBO)
+        model: Any,
+        guide: Any,
+        loss: Any,
         *data: np.ndarray,
         learning_rate: float,
         eval_data: np.ndarray | None = None,
-        **settings: Any,  # noqa: ANN401  (arguments of `fit`)
-    ) -> Any:  # noqa: ANN401  (a FitResult)
+        **settings: Any,
+    ) -> Any:
         """Train by Adam; `settings` are those of `fit`."""
         import pyro
         import torch
@@ -121,8 +121,8 @@ class PyroBackend:
 
     def draws(
         self,
-        model: Any,  # noqa: ANN401  (a DiscreteVAE)
-        guide: Any,  # noqa: ANN401  (a guide with `posterior`)
+        model: Any,
+        guide: Any,
         images: np.ndarray,
         num_particles: int,
     ) -> Iterator[Draws]:
@@ -145,7 +145,7 @@ class PyroBackend:
             found = (likelihood, prior, log_q, z[0], errors)
             yield Draws(*(value.cpu().numpy() for value in found))
 
-    def reconstruct(self, model: Any, guide: Any, images: np.ndarray) -> np.ndarray:  # noqa: ANN401
+    def reconstruct(self, model: Any, guide: Any, images: np.ndarray) -> np.ndarray:
         """The mean of p(x | z) at one z ~ q for each image."""
         import torch
 
@@ -153,7 +153,7 @@ class PyroBackend:
             z = guide.posterior(torch.as_tensor(images, device=self.device)).sample()
             return model.reconstruct(z).cpu().numpy()
 
-    def sample(self, model: Any, num_images: int) -> np.ndarray:  # noqa: ANN401
+    def sample(self, model: Any, num_images: int) -> np.ndarray:
         """The mean of p(x | z) at z ~ p."""
         import torch
 

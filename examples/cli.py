@@ -86,7 +86,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
+def _plain(value: Any) -> Any:
     """Python numbers of six digits: NumPy's and Torch's scalars do not pass as JSON."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}

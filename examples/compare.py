@@ -97,7 +97,7 @@ def run_method(
     return found, (caption, images, backend.sample(model, _SHOWN), curve)
 
 
-def make_loss(backend: PyroBackend, method: str, config: Config) -> Any:  # noqa: ANN401
+def make_loss(backend: PyroBackend, method: str, config: Config) -> Any:
     """The one thing that differs."""
     options: dict[str, Any] = {
         "beta": backend.schedule(config.beta_from, config.beta_to, config.num_steps // 2)

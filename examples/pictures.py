@@ -110,7 +110,7 @@ def save_comparison(
     _save(figure, path)
 
 
-def _draw_curves(axis: Any, curves: dict[str, list]) -> None:  # noqa: ANN401
+def _draw_curves(axis: Any, curves: dict[str, list]) -> None:
     for name, curve in curves.items():
         axis.plot(*zip(*curve, strict=True), ".-", label=name)
     late = [value for curve in curves.values() for _, value in curve[len(curve) // 4 :]]
@@ -121,7 +121,7 @@ def _draw_curves(axis: Any, curves: dict[str, list]) -> None:  # noqa: ANN401
     axis.legend(frameon=False, loc="lower right")
 
 
-def _show(axis: Any, sheet: np.ndarray, title: str) -> None:  # noqa: ANN401  (a matplotlib axis)
+def _show(axis: Any, sheet: np.ndarray, title: str) -> None:
     colour = sheet.ndim == 3 and sheet.shape[-1] == 3
     if colour:
         sheet = np.nan_to_num(sheet, nan=1.0)  # white between the images, as NaN is in gray
@@ -139,7 +139,7 @@ def _save_sheet(path: Path, sheet: np.ndarray, title: str) -> None:
     _save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:  # noqa: ANN401  (a matplotlib figure)
+def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)

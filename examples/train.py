@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> None:
     finish(found, setup.out, show=True, name="metrics.json")
 
 
-def make_setup(args: Any) -> Setup:  # noqa: ANN401  (argparse's namespace)
+def make_setup(args: Any) -> Setup:
     """Check the arguments and load the data."""
     backend = get_backend(args.backend, args.device)
     data = load(args.data, args.data_root, seed=args.seed)
@@ -135,7 +135,7 @@ def make_setup(args: Any) -> Setup:  # noqa: ANN401  (argparse's namespace)
     return Setup(backend, config, data, args.method, open_folder(out))
 
 
-def make_loss(args: Any, setup: Setup) -> Any:  # noqa: ANN401  (an ELBO)
+def make_loss(args: Any, setup: Setup) -> Any:
     """The loss of the method, with the options that it takes."""
     config, backend = setup.config, setup.backend
     only_daps = {"target_ess": args.target_ess, "kl_bound": args.kl_bound}
@@ -150,7 +150,7 @@ def make_loss(args: Any, setup: Setup) -> Any:  # noqa: ANN401  (an ELBO)
     return backend.make_loss(args.method, **options)
 
 
-def evaluate(setup: Setup, model: Any, guide: Any, num_particles: int) -> dict[str, float]:  # noqa: ANN401
+def evaluate(setup: Setup, model: Any, guide: Any, num_particles: int) -> dict[str, float]:
     """Metrics on the test images."""
     config = setup.config
     draws = setup.backend.draws(model, guide, setup.data.x_test, num_particles)
@@ -158,7 +158,7 @@ def evaluate(setup: Setup, model: Any, guide: Any, num_particles: int) -> dict[s
     return summarize(draws, beta=config.beta_to, num_codes=num_codes)
 
 
-def draw(setup: Setup, model: Any, guide: Any, result: Any) -> None:  # noqa: ANN401
+def draw(setup: Setup, model: Any, guide: Any, result: Any) -> None:
     """Reconstructions, samples and curves."""
     backend, shown = setup.backend, setup.data.x_test[:32]
     found = backend.reconstruct(model, guide, shown)

@@ -54,7 +54,7 @@ class VAE(torch.nn.Module):
             pyro.sample("z", dist.OneHotCategorical(logits=logits).to_event(1))
 
 
-class Counting_ELBO(TraceGraph_ELBO):  # noqa: N801
+class Counting_ELBO(TraceGraph_ELBO):
     """A loss with `state` and `info`, which noises the loss by its state."""
 
     class State(NamedTuple):
@@ -381,7 +381,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 # Divergence
 
 
-class Failing_ELBO(Counting_ELBO):  # noqa: N801
+class Failing_ELBO(Counting_ELBO):
     """Its loss is NaN from step 11 on."""
 
     def loss_and_grads(self, *args, **kwargs):
@@ -490,7 +490,7 @@ def test_another_model_or_other_data_cannot_be_resumed(tmp_path):
         run(8, data=loader(), batch_size=None, folder=tmp_path, resume=True)
 
 
-class Odd_ELBO(TraceGraph_ELBO):  # noqa: N801
+class Odd_ELBO(TraceGraph_ELBO):
     state = ("fine", object())
 
 

@@ -170,6 +170,19 @@ def test_the_last_minibatch_may_be_smaller(shim):
         assert np.abs(grads["encoder"]).max() > 0
 
 
+def test_scalar_sites_under_the_plate_have_their_copies_counted(shim):
+    """A site without event dims is its datum's one code: K equal draws are one."""
+
+    def program(ppl, data):
+        with ppl.plate("data", 2):
+            ppl.sample("z", ppl.dist.Bernoulli(logits=ppl.zeros(2) + 50.0))
+
+    case = shim.Case(VAE, model=program, guide=program)
+    elbo = shim.module("infer.daps").DAPS_ELBO(4)
+    case.run(elbo)
+    np.testing.assert_allclose(float(elbo.info.ess), 0.25)
+
+
 def without(name):
     """The VAE's guide, less or more than its model asks for."""
 

@@ -12,13 +12,13 @@ import math
 import pyro
 import torch
 from pyro.infer import SVI, TraceGraph_ELBO
-from pyro_dvae.guides import mnist_guide
-from pyro_dvae.models import mnist_vae
 from timing import side_by_side, summary, table
 from torch.nn import functional
 
+from pyro_dvae.guides import mnist_guide
 from pyro_dvae.infer.daps import DAPS_ELBO
 from pyro_dvae.infer.reinforce import Reinforce_ELBO
+from pyro_dvae.models import mnist_vae
 from pyro_dvae.ops.tempering import effective_sample_size, solve_temperature
 
 K, BATCH, L, V, BETA = 8, 256, 8, 256, 0.1

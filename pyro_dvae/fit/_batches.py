@@ -91,7 +91,7 @@ def check_batch_size(arrays: tuple[Any, ...], batch_size: int | None) -> int | N
     return batch_size
 
 
-def num_rows(values: Any) -> int:  # noqa: ANN401  (whatever the user's batch holds)
+def num_rows(values: Any) -> int:
     """Size of the leading axis of the first array."""
     return next((len(value) for value in values if _is_sliced(value)), 1)
 
@@ -145,7 +145,7 @@ class IterableBatches:
 
     checked = False
 
-    def __init__(self, iterable: Any, device: torch.device | None) -> None:  # noqa: ANN401
+    def __init__(self, iterable: Any, device: torch.device | None) -> None:
         self._iterable, self._device = iterable, device
         self._iterator: Iterator[Any] | None = None
         self._cursor, self._epoch_rng = 0, _rng.get_state()
@@ -187,7 +187,7 @@ class IterableBatches:
                 raise ValueError("`data` ends before the checkpoint's position: not the same data.")
 
 
-def as_batch(value: Any, device: torch.device | None) -> Batch:  # noqa: ANN401
+def as_batch(value: Any, device: torch.device | None) -> Batch:
     """Read one item of a user's iterable as arguments of the model."""
     if isinstance(value, Mapping):
         values = to_device(tuple(_as_tensor(v) for v in value.values()), device)
@@ -222,7 +222,7 @@ def is_finite(batch: Batch) -> Tensor:
     return torch.stack([v.isfinite().all() for v in values]).all()
 
 
-def _as_tensor(value: Any) -> Any:  # noqa: ANN401
+def _as_tensor(value: Any) -> Any:
     """Tensors stay; NumPy floats get Torch's default dtype, as a model's parameters have."""
     if not isinstance(value, np.ndarray):
         return value
@@ -232,11 +232,11 @@ def _as_tensor(value: Any) -> Any:  # noqa: ANN401
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
-def _is_sliced(value: Any) -> bool:  # noqa: ANN401
+def _is_sliced(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
-def is_iterable_of_batches(value: Any) -> bool:  # noqa: ANN401
+def is_iterable_of_batches(value: Any) -> bool:
     if isinstance(value, tuple):
         raise ValueError(
             "`data` is a tuple: pass its arrays one by one, fit(svi, *data, ...), or a list of "

@@ -82,7 +82,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     return state
 
 
-def as_plain(value: Any, path: str) -> Any:  # noqa: ANN401  (any tree of values)
+def as_plain(value: Any, path: str) -> Any:
     """Copy a tree into tensors, numbers, strings, lists, tuples and dicts."""
     if isinstance(value, Tensor):
         return value.detach()
@@ -103,7 +103,7 @@ def as_plain(value: Any, path: str) -> Any:  # noqa: ANN401  (any tree of values
     )
 
 
-def like(template: Any, plain: Any) -> Any:  # noqa: ANN401  (any tree of values)
+def like(template: Any, plain: Any) -> Any:
     """Give a plain tree the types (NamedTuples) and devices of a template of its structure."""
     if isinstance(template, tuple) and isinstance(plain, tuple) and len(template) == len(plain):
         entries = [like(*pair) for pair in zip(template, plain, strict=True)]
@@ -117,7 +117,7 @@ def like(template: Any, plain: Any) -> Any:  # noqa: ANN401  (any tree of values
     return plain
 
 
-def loss_of(svi: SVI) -> Any:  # noqa: ANN401  (an ELBO, or whatever the user's loss is)
+def loss_of(svi: SVI) -> Any:
     """Return the loss object of an `SVI`, which may hold `state` and `info`."""
     return getattr(svi.loss_and_grads, "__self__", svi.loss_and_grads)
 

@@ -17,7 +17,7 @@ class Evaluation:
     def __init__(
         self,
         svi: SVI,
-        data: Any,  # noqa: ANN401  (an array, a tuple of arrays, or an iterable of batches)
+        data: Any,
         batch_size: int | None,
         device: torch.device | None,
     ) -> None:

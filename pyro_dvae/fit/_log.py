@@ -34,7 +34,7 @@ class Log:
             write_atomically(self._path, lambda file: file.write(text))
 
 
-def scalars(info: Any) -> dict[str, float]:  # noqa: ANN401  (a NamedTuple, or None)
+def scalars(info: Any) -> dict[str, float]:
     """Return the scalar fields of a loss's `info`."""
     found = {}
     for name, value in getattr(info, "_asdict", dict)().items():

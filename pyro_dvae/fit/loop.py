@@ -43,10 +43,10 @@ _NOT_ON_THE_BAR = {"step", "loss", "elbo", "beta_elbo", "seconds", "steps_per_se
 
 def fit(
     svi: SVI,
-    *data: Any,  # noqa: ANN401  (arrays, tensors, constants, or one iterable)
+    *data: Any,
     num_steps: int,
     batch_size: int | None = None,
-    eval_data: Any = None,  # noqa: ANN401  (as `data`)
+    eval_data: Any = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -251,7 +251,7 @@ class _Run:
         self.seconds, self._clock = self.seconds + now - self._clock, now
 
 
-def _svi_step(svi: SVI, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+def _svi_step(svi: SVI, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Do what `SVI.step` does, but leave the loss on its device."""
     if type(svi).step is not SVI.step:
         loss = svi.step(*args, **kwargs)
@@ -282,8 +282,8 @@ def _device(svi: SVI) -> torch.device | None:
     for module in modules_of(svi).values():
         for value in module.parameters():
             return value.device
-    for _, value in pyro.get_param_store().named_parameters():
-        return value.device
+    for _, parameter in pyro.get_param_store().named_parameters():
+        return parameter.device
     return None
 
 

@@ -37,7 +37,7 @@ def linear_schedule(start: float, end: float, num_steps: int) -> Callable[[Any],
     return lambda step: start + (end - start) * _fraction(step, num_steps)
 
 
-def _fraction(step: Any, num_steps: int) -> Any:  # noqa: ANN401  (an int, or a tensor kept on its device)
+def _fraction(step: Any, num_steps: int) -> Any:
     fraction = step / num_steps
     return fraction.clamp(max=1.0) if isinstance(fraction, Tensor) else min(fraction, 1.0)
 

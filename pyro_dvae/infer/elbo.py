@@ -177,10 +177,10 @@ class ParticleELBO(ELBO):
 
     def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particles:
         if self._pair != (model, guide) or self._layout is None:
-            self._layout = find_layout(model, guide, args, kwargs, self.max_plate_nesting)
+            layout = find_layout(model, guide, args, kwargs, self.max_plate_nesting)
             if self.vectorize_particles:
-                self.vectorize_particles = self._check_broadcast(model, guide, args, kwargs)
-            self._pair = (model, guide)
+                self.vectorize_particles = _takes_particles(model, guide, args, kwargs, layout)
+            self._pair, self._layout = (model, guide), layout
         values = self._values(guide, args, kwargs, self._layout)
         return run_particles(
             model,
@@ -195,23 +195,6 @@ class ParticleELBO(ELBO):
             values=values,
         )
 
-    def _check_broadcast(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> bool:
-        """Once per pair: does it take a particle axis? If not, say so and what to do."""
-        try:
-            if broadcasts(model, guide, args, kwargs, self._layout, _TRIAL_PARTICLES):
-                return True
-            trouble = "its log-densities change with a particle axis"
-        except (RuntimeError, ValueError, IndexError) as error:
-            trouble = str(error).splitlines()[0]
-        warnings.warn(
-            "model or guide does not broadcast over a particle axis left of all plates: "
-            f"{trouble}. It will run once per particle, with the right result but slower. Index "
-            "from the right (x[..., i], sum(-1)) to have particles vectorised, or pass "
-            "vectorize_particles=False to silence this.",
-            stacklevel=5,
-        )
-        return False
-
     # ------------------------------------------------------------------------- beta and rate
 
     def _current_beta(self, state: BetaState) -> float | Tensor:
@@ -225,3 +208,23 @@ class ParticleELBO(ELBO):
             return BetaState(state.step + 1, state.log_beta)
         excess = rate.detach() / (self.target_rate * math.log(2)) - 1.0
         return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * excess.clamp(-1, 1))
+
+
+def _takes_particles(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict, layout: Layout
+) -> bool:
+    """Once per pair: does it broadcast over a particle axis? If not, say so and what to do."""
+    try:
+        if broadcasts(model, guide, args, kwargs, layout, _TRIAL_PARTICLES):
+            return True
+        trouble = "its log-densities change with a particle axis"
+    except (RuntimeError, ValueError, IndexError) as error:
+        trouble = str(error).splitlines()[0]
+    warnings.warn(
+        "model or guide does not broadcast over a particle axis left of all plates: "
+        f"{trouble}. It will run once per particle, with the right result but slower. Index "
+        "from the right (x[..., i], sum(-1)) to have particles vectorised, or pass "
+        "vectorize_particles=False to silence this.",
+        stacklevel=6,
+    )
+    return False

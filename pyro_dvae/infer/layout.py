@@ -205,7 +205,7 @@ class DrawTogether(Messenger):
         if msg["name"] in self.values:
             msg["value"], msg["done"] = self._given(msg), True
         elif self.num_draws is not None:
-            msg["value"], msg["done"] = self._draw(msg), True
+            msg["value"], msg["done"] = self._draw(msg, self.num_draws), True
 
     def _given(self, msg: Site) -> Tensor:
         value = self.values[msg["name"]]
@@ -214,13 +214,13 @@ class DrawTogether(Messenger):
         shape = (*msg["fn"].batch_shape, *msg["fn"].event_shape)  # as the program would draw it
         return value.reshape(value.shape[value.dim() - len(shape) :]).expand(shape)
 
-    def _draw(self, msg: Site) -> Tensor:
+    def _draw(self, msg: Site, num_draws: int) -> Tensor:
         batch = msg["fn"].batch_shape
         missing = self.nesting + 1 - len(batch)
         if missing > 0:
-            return msg["fn"](torch.Size((self.num_draws, *[1] * (missing - 1))))
-        if batch[0] == 1 < self.num_draws:  # an axis the program made, not yet the particles'
-            msg["fn"] = msg["fn"].expand((self.num_draws, *batch[1:]))
+            return msg["fn"](torch.Size((num_draws, *[1] * (missing - 1))))
+        if batch[0] == 1 < num_draws:  # an axis the program made, not yet the particles'
+            msg["fn"] = msg["fn"].expand((num_draws, *batch[1:]))
         return msg["fn"]()
 
 
@@ -236,7 +236,7 @@ def trace_pair(
 def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Site]]:
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not site_is_subsample(site):
-            if not site["infer"].get("_deterministic"):
+            if not (site["infer"] or {}).get("_deterministic"):
                 yield name, site
 
 

@@ -106,17 +106,17 @@ def run_particles(
         ValueError: If the shape of a site's log-density is not explained by its plates.
     """
     given = values or {}
-    options = (layout, with_entropy, with_codes)
     if vectorize:
         draw = DrawTogether(1 if given else num_particles, layout.nesting, given)
-        return _record(*trace_pair(model, guide, args, kwargs, draw), num_particles, *options)
+        traces = trace_pair(model, guide, args, kwargs, draw)
+        return _record(*traces, num_particles, layout, with_entropy, with_codes)
     records, minibatch = [], poutine.Trace()
     for k in range(num_particles):
         draw = DrawTogether(None, layout.nesting, {name: value[k] for name, value in given.items()})
         with poutine.replay(trace=minibatch):  # every particle sees the same subsample
             traces = trace_pair(model, guide, args, kwargs, draw)
         minibatch = _minibatch(traces)
-        records.append(_record(*traces, 1, *options))
+        records.append(_record(*traces, 1, layout, with_entropy, with_codes))
     return _concatenate(records)
 
 
@@ -235,7 +235,7 @@ def _record(
             ledger.add("draw", site, value)
             entropy = _entropy(site) if entropies_known else None
             entropies_known = entropy is not None
-            if entropies_known:
+            if entropy is not None:
                 ledger.add("entropy", site, entropy)
     for _, site in sample_sites(model_trace):
         ledger.add("likelihood" if site["is_observed"] else "prior", site, log_prob(site))
@@ -261,7 +261,8 @@ def _repeats(site: Site) -> bool:
 
 def _codes(trace: poutine.Trace, layout: Layout) -> Tensor | None:
     """Values of the discrete sites, flattened per datum; None where draws cannot repeat."""
-    codes = []
+    codes: list[Tensor] = []
+    site: Site
     for _, site in sample_sites(trace):
         if not needs_score(site):
             if frozenset(layout.plates) <= plates_of(site).keys():
@@ -272,21 +273,24 @@ def _codes(trace: poutine.Trace, layout: Layout) -> Tensor | None:
         batch = site["value"].dim() - site["fn"].event_dim
         value = site["value"].reshape((1,) * (layout.nesting + 1 - batch) + site["value"].shape)
         kept = [0, *(dim - site["fn"].event_dim for dim in layout.dims)]
-        value = value.movedim(kept, tuple(range(len(kept)))).flatten(len(kept))
-        codes.append(value.long())
+        value = value.movedim(kept, tuple(range(len(kept))))
+        codes.append(value.reshape(*value.shape[: len(kept)], -1).long())
     return torch.cat(codes, -1) if codes else None
 
 
 def _prediction(trace: poutine.Trace, layout: Layout, num_particles: int) -> Tensor | None:
     """The guide's baseline b(x), from its deterministic site "baseline"."""
-    if "baseline" not in trace or not trace.nodes["baseline"]["infer"].get("_deterministic"):
+    site: Site = trace.nodes.get("baseline")
+    if site is None or not (site["infer"] or {}).get("_deterministic"):
         return None
-    site = trace.nodes["baseline"]
     value = with_particle_axis(site, site["value"], layout.nesting, num_particles)
     return value.reshape([value.shape[0], *(value.shape[dim] for dim in layout.dims)])
 
 
 def _concatenate(records: list[Particles]) -> Particles:
-    columns = zip(*(record[:-1] for record in records), strict=True)
-    joined = (None if column[0] is None else torch.cat(column) for column in columns)
-    return Particles(*joined, scale=records[0].scale)
+    fields = [field for field in Particles._fields if field != "scale"]
+    columns = {field: [getattr(record, field) for record in records] for field in fields}
+    joined: dict[str, Any] = {
+        field: None if column[0] is None else torch.cat(column) for field, column in columns.items()
+    }
+    return Particles(**joined, scale=records[0].scale)

@@ -71,7 +71,8 @@ class Reinforce_ELBO(ParticleELBO):
         return ReinforceState(super()._initial_state(), self.baseline.init())
 
     def _estimate(self, particles: Particles, state: ReinforceState) -> Estimate:
-        if self.baseline.predicts and particles.prediction is None:
+        prediction = particles.prediction
+        if self.baseline.predicts and prediction is None:
             raise ValueError(
                 "`baseline`: learned() needs the guide to compute its prediction; write "
                 'pyro.deterministic("baseline", b) under the data plate, b of the plate\'s shape.'
@@ -79,12 +80,11 @@ class Reinforce_ELBO(ParticleELBO):
         beta = self._current_beta(state.beta)
         value = objective(particles, beta)
         scores = value.beta_elbo.detach()
-        prediction = particles.prediction
         baseline, memory = self.baseline.apply(
             scores, state.baseline, None if prediction is None else prediction.detach()
         )
         gain = ((scores - baseline) * particles.log_draw + value.beta_elbo).mean(0).sum()
-        if self.baseline.predicts:
+        if self.baseline.predicts and prediction is not None:
             gain = gain - 0.5 * (scores - prediction).square().mean(0).sum()
         loss = -particles.scale * value.elbo.mean(0).sum() - value.shared_elbo.mean()
         rate = (particles.log_likelihood - value.elbo).detach().mean()

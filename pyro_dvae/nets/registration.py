@@ -44,7 +44,7 @@ def register(name: str, net: nn.Module) -> nn.Module:
     return net
 
 
-def _unconstrained(value: Any) -> Tensor:  # noqa: ANN401  (Pyro adds the attribute)
+def _unconstrained(value: Any) -> Tensor:
     return value.unconstrained()
 
 
