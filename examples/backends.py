@@ -82,7 +82,7 @@ class PyroBackend:
         if config.likelihood == "bernoulli":
             likelihood = models.BernoulliLikelihood()
         else:
-            likelihood = models.GaussianLikelihood(variance=0.05)  # of pixels in [0, 1]
+            likelihood = models.GaussianLikelihood(variance=0.1)
         decoder = nets.MLPDecoder(
             size, num_codes, shape, embed_dim=config.embed_dim, hidden=config.decoder_hidden
         )
@@ -104,20 +104,29 @@ class PyroBackend:
         loss: Any,
         *data: np.ndarray,
         learning_rate: float,
+        num_steps: int,
+        decay: float = 1.0,
         eval_data: np.ndarray | None = None,
         **settings: Any,
     ) -> Any:
-        """Train by Adam; `settings` are those of `fit`."""
+        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`."""
         import pyro
         import torch
 
-        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": learning_rate}), loss=loss)
+        optim = pyro.optim.LambdaLR(
+            {
+                "optimizer": torch.optim.Adam,
+                "optim_args": {"lr": learning_rate},
+                "lr_lambda": self.schedule(1.0, decay, num_steps),
+            }
+        )
+        svi = pyro.infer.SVI(model, guide, optim, loss=loss)
         tensors = [torch.as_tensor(value, device=self.device) for value in data]
         if eval_data is not None:
             settings["eval_data"] = torch.as_tensor(eval_data, device=self.device)
         # Pyro's validation waits for the device at every site; `fit` looks for NaN itself.
         with pyro.validation_enabled(False):
-            return self.module("fit").fit(svi, *tensors, **settings)
+            return self.module("fit").fit(svi, *tensors, num_steps=num_steps, **settings)
 
     def draws(
         self,

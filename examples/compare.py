@@ -85,6 +85,7 @@ def run_method(
         eval_data=data.x_test,
         eval_every=max(1, config.num_steps // 20),
         learning_rate=config.learning_rate,
+        decay=config.decay,
         num_steps=config.num_steps,
         batch_size=config.batch_size,
     )
@@ -104,8 +105,6 @@ def make_loss(backend: PyroBackend, method: str, config: Config) -> Any:
     }
     if method != "exact":
         options["num_particles"] = config.num_particles
-    if method == "daps":  # at beta = 1, see own_model.py
-        options["closed_form_entropy"] = False
     return backend.make_loss(method, **options)
 
 

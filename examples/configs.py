@@ -21,6 +21,7 @@ class Config(NamedTuple):
     beta_from: float = 0.5
     beta_to: float = 0.05
     learning_rate: float = 1e-3
+    decay: float = 1.0  # of the learning rate, over the training
     batch_size: int = 128
     num_steps: int = 5000
 
@@ -36,9 +37,10 @@ CONFIGS = {
         likelihood="gaussian",
         beta_from=1.0,
         beta_to=1.0,
-        learning_rate=3e-3,
+        learning_rate=5e-3,
+        decay=0.2,
         batch_size=64,
-        num_steps=1200,
+        num_steps=1500,
     ),
     # Published: Drolet et al., ICLR 2026, table of settings; images binarized at 127.
     "mnist": Config(

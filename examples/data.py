@@ -84,7 +84,7 @@ def _mnist(root: Path) -> Dataset:
 
 def _npz(path: Path, seed: int) -> Dataset:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {key: arrays[key] for key in ("x", "x_test") if key in arrays}
             keys = sorted(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:

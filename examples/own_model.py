@@ -18,8 +18,7 @@ from backends import get_backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
 
 _METHODS = {
-    # At a finite temperature only the sampled entropy leaves the exact posterior where it is.
-    "daps": {"num_particles": 8, "closed_form_entropy": False},
+    "daps": {"num_particles": 8},
     "reinforce": {"num_particles": 8},
     "exact": {},
 }

@@ -93,7 +93,7 @@ def save_comparison(
     figure, axes = plt.subplots(
         len(methods) + 1,
         3,
-        figsize=(13, 1.4 * (len(methods) + 1) + 0.3),
+        figsize=(13, 1.25 * (len(methods) + 1) + 0.2),
         width_ratios=[10, 10, 7],
         squeeze=False,
     )

@@ -88,6 +88,7 @@ def main(arguments: list[str]) -> None:
         setup.data.x_train,
         eval_data=setup.data.x_test[:1000],
         learning_rate=config.learning_rate,
+        decay=config.decay,
         num_steps=config.num_steps,
         batch_size=config.batch_size,
         folder=setup.out,

@@ -134,7 +134,7 @@ def test_bad_input_is_one_line(tmp_path, arguments, words):
     (tmp_path / "file").touch()
     places = {"out": tmp_path / "out", "file": tmp_path / "file"}
     done = run(*(str(argument).format(**places) for argument in arguments))
-    errors = [line for line in done.stderr.splitlines() if "it/s" not in line]
+    errors = [line for line in done.stderr.splitlines() if line and "it/s" not in line]
     assert done.returncode == 2, done.stderr
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
