@@ -99,9 +99,17 @@ def batch_shape_of(x: Tensor, input_shape: Sequence[int]) -> Sequence[int]:
 
 
 def _perceptron(width: int, hidden: Sequence[int], num_outputs: int) -> nn.Sequential:
-    """Dense layers with ReLU between them."""
+    """Dense layers with ReLU between them.
+
+    Hidden layers start as He et al. (2015) have it, with zero biases, so that they keep the scale
+    of their input; the outputs start small, uniform within ``1 / sqrt(width)``.
+    """
     widths = (width, *hidden, num_outputs)
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
+    for layer in layers[:-2]:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers[:-1])
