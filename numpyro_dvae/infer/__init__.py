@@ -1,0 +1,1 @@
+"""Inference algorithms, one file each, over the particles of any NumPyro model and guide."""
