@@ -63,6 +63,9 @@ class DAPS_ELBO(ParticleELBO):
         kl_bound: Solve T for this ``KL(q* || q)`` in nats per datum instead.
         per_datum: One T for each datum instead of one for the batch.
         importance_weighted: Weigh the model's update by ``p / q`` instead of evenly.
+        closed_form_entropy: Leave ``-beta log q`` out of f and ascend ``beta H(q) / T`` instead,
+            in closed form where the guide has one. Less noise while beta is small; but q* is then
+            right to first order in 1/T only, and the exact posterior no longer a fixed point.
         **options: See `ParticleELBO`.
 
     Raises:
@@ -81,6 +84,7 @@ class DAPS_ELBO(ParticleELBO):
         kl_bound: float | None = None,
         per_datum: bool = False,
         importance_weighted: bool = False,
+        closed_form_entropy: bool = False,
         **options: Any,
     ) -> None:
         if not 0.0 < target_ess < 1.0:
@@ -91,7 +95,7 @@ class DAPS_ELBO(ParticleELBO):
             raise ValueError(f"`kl_bound` must be positive, in nats per datum; got {kl_bound}.")
         self.target_ess, self.kl_bound, self.per_datum = target_ess, kl_bound, per_datum
         self.importance_weighted = importance_weighted
-        super().__init__(num_particles, **options)
+        super().__init__(num_particles, closed_form_entropy=closed_form_entropy, **options)
 
     def _estimate(self, particles: Particles, state: BetaState) -> Estimate:
         beta = self._current_beta(state, particles)

@@ -7,7 +7,7 @@ different algorithms share one axis. Objectives with a weight beta on the rate (
 are reported in `Memory.info`.
 
 A loss that remembers (a schedule's step, a steered beta, a moving average) keeps its `Memory` in
-NumPyro's mutable state, where `numpyro_dvae.infer.svi.SVI` puts the first one.
+NumPyro's mutable state, where `numpyro_dvae.infer.SVI` puts the first one.
 
 References:
     [1] Higgins et al. beta-VAE: learning basic visual concepts with a constrained variational
@@ -102,7 +102,7 @@ class ParticleELBO(ELBO):
             after another, with the same result; or any callable that NumPyro's losses take.
 
     A schedule, a target rate or a baseline that learns needs the state of the step before:
-    `numpyro_dvae.infer.svi.SVI` provides it, with the arguments of NumPyro's `SVI`.
+    `numpyro_dvae.infer.SVI` provides it, with the arguments of NumPyro's `SVI`.
     """
 
     can_infer_discrete = True
@@ -154,7 +154,9 @@ class ParticleELBO(ELBO):
     def init_memory(self) -> Memory:
         """The memory of a loss that has not run."""
         fields = self.info_class._fields
-        return Memory(self.init_state(), self.info_class(*[jnp.full((), jnp.nan, float)] * len(fields)))
+        return Memory(
+            self.init_state(), self.info_class(*[jnp.full((), jnp.nan, float)] * len(fields))
+        )
 
     @property
     def remembers(self) -> bool:
@@ -183,7 +185,7 @@ class ParticleELBO(ELBO):
             raise ValueError(
                 f"{type(self).__name__} remembers between steps (a schedule of `beta`, a "
                 "`target_rate` or a moving average), but its state is not there. Use "
-                "numpyro_dvae.infer.svi.SVI, which has the arguments of numpyro.infer.SVI, or pass "
+                "numpyro_dvae.infer.SVI, which has the arguments of numpyro.infer.SVI, or pass "
                 "the state of svi.init(...) through numpyro_dvae.infer.svi.with_memory."
             )
         state = self.init_state() if memory is None else memory.state

@@ -146,11 +146,12 @@ def _without_mask(fn: Any) -> Any:
     """The distribution that draws are made from: a mask silences the density, never the draw."""
     if isinstance(fn, MaskedDistribution):
         return _without_mask(fn.base_dist)
+    base = getattr(fn, "base_dist", None)
+    if not isinstance(fn, ExpandedDistribution | dist.Independent) or _without_mask(base) is base:
+        return fn
     if isinstance(fn, ExpandedDistribution):
-        return _without_mask(fn.base_dist).expand(fn.batch_shape)
-    if isinstance(fn, dist.Independent):
-        return _without_mask(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
-    return fn
+        return _without_mask(base).expand(fn.batch_shape)
+    return _without_mask(base).to_event(fn.reinterpreted_batch_ndims)
 
 
 def _entropy(fn: Any, value: Array) -> Array | None:
@@ -223,12 +224,14 @@ def _record(
     """The record of one particle, without the axis K."""
     ledger, entropies_known = _Ledger(layout, guide_trace), with_entropy
     for _, site in sample_sites(guide_trace):
-        ledger.add("q_discrete" if needs_score(site) else "q_rest", site, log_prob(site))
+        value, fn = log_prob(site), site["fn"]
+        ledger.add("q_discrete" if needs_score(site) else "q_rest", site, value)
         if needs_score(site) and not site["is_observed"]:
-            ledger.add("draw", site, _without_mask(site["fn"]).log_prob(site["value"]))
-            entropy = _entropy(site["fn"], site["value"]) if entropies_known else None
+            bare = _without_mask(fn)  # scored again only if there is a mask
+            ledger.add("draw", site, value if bare is fn else bare.log_prob(site["value"]))
+            entropy = _entropy(fn, site["value"]) if entropies_known else None
             entropies_known = entropy is not None
-            if entropies_known:
+            if entropy is not None:
                 ledger.add("entropy", site, entropy)
     for _, site in sample_sites(model_trace):
         ledger.add("likelihood" if site["is_observed"] else "prior", site, log_prob(site))

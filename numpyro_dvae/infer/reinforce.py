@@ -81,7 +81,8 @@ class Reinforce_ELBO(ParticleELBO):
         return super().remembers or bool(jax.tree.leaves(self.baseline.init()))
 
     def _estimate(self, particles: Particles, state: ReinforceState) -> Estimate:
-        if self.baseline.predicts and particles.prediction is None:
+        prediction = particles.prediction
+        if self.baseline.predicts and prediction is None:
             raise ValueError(
                 "`baseline`: learned() needs the guide to compute its prediction; write numpyro."
                 'deterministic("baseline", b) under the data plate, b of the plate\'s shape.'
@@ -89,11 +90,10 @@ class Reinforce_ELBO(ParticleELBO):
         beta = self._current_beta(state.beta, particles)
         value = objective(particles, beta)
         scores = jax.lax.stop_gradient(value.beta_elbo)
-        prediction = particles.prediction
         baseline, memory = self.baseline.apply(scores, state.baseline, prediction)
         baseline = jax.lax.stop_gradient(baseline)
         gain = ((scores - baseline) * particles.log_draw + value.beta_elbo).mean(0).sum()
-        if self.baseline.predicts:
+        if self.baseline.predicts and prediction is not None:
             gain = gain - 0.5 * jnp.square(scores - prediction).mean(0).sum()
         loss = -particles.scale * value.elbo.mean(0).sum() - value.shared_elbo.mean()
         rate = (particles.log_likelihood - value.elbo).mean()
