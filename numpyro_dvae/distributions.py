@@ -1,4 +1,4 @@
-"""Draws of codes at the price of one uniform each.
+"""Draws of codes at the price of one uniform each, and their log-probabilities.
 
 `jax.random.categorical` draws a Gumbel for every code of every latent of every particle. The
 inverse of the cumulative distribution needs one uniform per latent, and its table is shared by
@@ -11,7 +11,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-__all__ = ["sample_codes"]
+__all__ = ["log_prob_of_codes", "sample_codes"]
+
+
+def log_prob_of_codes(
+    logits: Float[Array, "*batch V"], codes: Int[Array, "*sample_batch"]
+) -> Float[Array, "*sample_batch"]:
+    """Log-probabilities of codes of shape ``(*sample, *batch)`` under logits ``(*batch, V)``.
+
+    Forward and backward each cost one pass over `logits`, not one per particle.
+    """
+    batch = logits.shape[:-1]
+    if codes.shape[codes.ndim - len(batch) :] != batch:
+        raise ValueError(
+            f"`codes` must end in the batch shape of `logits`, {batch}; got {codes.shape}. Put "
+            "particles on the left."
+        )
+    index = jnp.moveaxis(codes.reshape(-1, *batch), 0, -1)
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), index, axis=-1)
+    return jnp.moveaxis(picked, -1, 0).reshape(codes.shape)
 
 
 def sample_codes(

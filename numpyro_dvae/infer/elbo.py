@@ -108,7 +108,7 @@ class ParticleELBO(ELBO):
     can_infer_discrete = True
     min_particles = 1
     with_codes = False
-    info_class: type  # of the estimate's info
+    info_class: Any  # the NamedTuple of the estimate's info
 
     def __init__(
         self,
@@ -153,10 +153,8 @@ class ParticleELBO(ELBO):
 
     def init_memory(self) -> Memory:
         """The memory of a loss that has not run."""
-        fields = self.info_class._fields
-        return Memory(
-            self.init_state(), self.info_class(*[jnp.full((), jnp.nan, float)] * len(fields))
-        )
+        nothing = jnp.full((), jnp.nan, float)
+        return Memory(self.init_state(), self.info_class(*[nothing] * len(self.info_class._fields)))
 
     @property
     def remembers(self) -> bool:
@@ -234,19 +232,10 @@ class ParticleELBO(ELBO):
         if self.target_rate is not None:
             beta = jnp.exp(state.log_beta)
         elif callable(self.beta):
-            beta = self._scheduled(state.step)
+            beta = _scheduled(self.beta, state.step)
         else:
             return self.beta
         return jnp.asarray(beta, particles.log_likelihood.dtype)
-
-    def _scheduled(self, step: int | Array) -> Any:
-        try:
-            return self.beta(step)
-        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-            raise ValueError(
-                "`beta` must be a schedule of JAX operations (jnp.exp for math.exp, jnp.where for "
-                "if), as `step` is traced under jit; got one that asks for its value."
-            ) from error
 
     def _next_beta_state(self, state: BetaState, rate: Float[Array, ""]) -> BetaState:
         """`rate` in nats per datum. Beta rises while the latents carry more than the target."""
@@ -254,6 +243,16 @@ class ParticleELBO(ELBO):
             return BetaState(state.step + 1, state.log_beta)
         excess = jax.lax.stop_gradient(rate) / (self.target_rate * math.log(2)) - 1.0
         return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * jnp.clip(excess, -1, 1))
+
+
+def _scheduled(beta: Callable[[Any], Any], step: int | Array) -> Any:
+    try:
+        return beta(step)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise ValueError(
+            "`beta` must be a schedule of JAX operations (jnp.exp for math.exp, jnp.where for if), "
+            "as `step` is traced under jit; got one that asks for its value."
+        ) from error
 
 
 def _renewed(old: Memory, new: Memory) -> Memory:
