@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from pyro import poutine
 from zoo import NOISE
@@ -18,6 +19,11 @@ class FixedNoiseNormal(dist.Normal):
     def rsample(self, sample_shape=()):
         shape = self._extended_shape(torch.Size(sample_shape))
         return (self.loc + self.scale * NOISE).expand(shape)
+
+
+def loop_warning():
+    """A program that does not take a particle axis is run in a loop, and the user is told."""
+    return pytest.warns(UserWarning, match="once per particle")
 
 
 def as_data(data):

@@ -75,19 +75,19 @@ def test_other_baselines_are_unbiased(shim, name, baseline):
 
 def test_a_learned_baseline_is_unbiased_and_follows_the_scores(shim):
     program, module = BY_NAME["vae"], shim.module("infer.reinforce")
-    params = program.params | {"baseline": np.array([0.4, -1.1])}
+    params = program.params | {"guess": np.array([0.4, -1.1])}
 
     def guide(ppl, data):
         with ppl.plate("data", 2):
-            ppl.deterministic("baseline", ppl.param("baseline", data))
+            ppl.deterministic("baseline", ppl.param("guess", data))
             sample_codes(ppl, data)
 
     learned = shim.module("ops.baselines").learned()
     case = shim.Case(program, params, guide=guide)
     _, grads = mean_gradient(case, module.Reinforce_ELBO, 1, baseline=learned)
-    slope = grads.pop("baseline")
+    slope = grads.pop("guess")
     assert_exact(grads, program)
-    gap = params["baseline"].sum() + program.loss(program.params)  # both data: sum of b - ELBO
+    gap = params["guess"].sum() + program.loss(program.params)  # both data: sum of b - ELBO
     np.testing.assert_allclose(slope.sum(), gap, rtol=1e-10)
 
 

@@ -1,0 +1,17 @@
+"""Inference algorithms, one file each, over the particles of any NumPyro model and guide.
+
+Swap them as the loss of an `SVI`:
+
+- `DAPS_ELBO`: policy search, the natural gradient of a non-parametric encoder;
+- `Reinforce_ELBO`: the score function with leave-one-out and other baselines, unbiased;
+- `Exact_ELBO`: the sum over all states, where they are few.
+
+`SVI` is NumPyro's, and keeps the state of a loss that has one beside that of the programs.
+"""
+
+from numpyro_dvae.infer.daps import DAPS_ELBO
+from numpyro_dvae.infer.exact import Exact_ELBO
+from numpyro_dvae.infer.reinforce import Reinforce_ELBO
+from numpyro_dvae.infer.svi import SVI
+
+__all__ = ["DAPS_ELBO", "SVI", "Exact_ELBO", "Reinforce_ELBO"]

@@ -1,0 +1,336 @@
+"""Run a model/guide pair and read its structure: plates, and which sites need the score function.
+
+Everything that meets NumPyro's traces is here and in `particles`. An abstract run, which computes
+nothing, with the provenance of discrete draws tracked [1], tells which plates the discrete latents
+share: each cell of these is a datum with importance weights of its own. A layout holds no array,
+so it may be kept from one trace of a jitted function to the next.
+
+References:
+    [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic
+        programs for efficient inference. NeurIPS, 2011.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array
+from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
+from numpyro.handlers import replay, seed, substitute, trace
+from numpyro.ops.provenance import eval_provenance
+from numpyro.primitives import Messenger
+
+from numpyro_dvae.distributions import sample_codes
+
+__all__ = ["Layout", "enumerate_draws", "find_layout"]
+
+Site = Any  # numpyro's Message, a dict
+Trace = Mapping[str, Site]
+
+
+class Layout(NamedTuple):
+    """What one plain run tells of the structure of a model/guide pair."""
+
+    nesting: int  # plates take the batch dims -1 ... -nesting, particles are left of them
+    plates: tuple[str, ...]  # shared by all sites that need the score function, leftmost first
+    dims: tuple[int, ...]  # their batch dims
+    scored: tuple[str, ...]  # guide sites without a pathwise gradient
+
+
+def find_layout(
+    rng_key: Array,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    max_plate_nesting: float = math.inf,
+) -> Layout:
+    """Run the pair once, abstractly and without particles, and read its structure.
+
+    The shared plates are those of all guide sites that need the score function, less any plate
+    that a site depending on one of them is not under (the sum of a datum's latents observed
+    outside of the data plate, say): their draws then share one weight.
+
+    Raises:
+        ValueError: If guide and model do not match (a latent site in one only, different plates or
+            sizes), if discrete sites share no plate though each has one, or if the plates nest
+            deeper than `max_plate_nesting`.
+    """
+    found: list[Layout] = []
+
+    def inspect() -> None:
+        def run(values: Mapping[str, Array]) -> tuple[Trace, Trace]:
+            return trace_pair(rng_key, model, guide, args, kwargs, Draw(rng_key, values))
+
+        found.append(_layout(run, max_plate_nesting))
+
+    jax.eval_shape(inspect)
+    return found[0]
+
+
+def _layout(
+    run: Callable[[Mapping[str, Array]], tuple[Trace, Trace]], max_plate_nesting: float
+) -> Layout:
+    guide_trace, model_trace = run({})
+    _check_match(guide_trace, model_trace)
+    sites = [*sample_sites(guide_trace), *sample_sites(model_trace)]
+    scored = {name: site for name, site in sample_sites(guide_trace) if needs_score(site)}
+    frames = {name: frame for _, site in sites for name, frame in plates_of(site).items()}
+    found = max((-frame.dim for frame in frames.values()), default=0)
+    if found > max_plate_nesting:
+        raise ValueError(
+            f"`max_plate_nesting` must cover all plates of model and guide: got "
+            f"{max_plate_nesting}, but plates reach batch dim {-found}. Raise it or leave it out."
+        )
+    nesting = found if math.isinf(max_plate_nesting) else int(max_plate_nesting)
+    for _, site in sites:
+        with_batch_dims(site, log_prob(site), nesting)
+    shared = _shared_plates(scored, sites, run)
+    plates = sorted(shared, key=lambda name: frames[name].dim)
+    dims = tuple(frames[name].dim for name in plates)
+    return Layout(nesting, tuple(plates), dims, tuple(scored))
+
+
+def _shared_plates(
+    scored: dict[str, Site],
+    sites: list[tuple[str, Site]],
+    run: Callable[[Mapping[str, Array]], tuple[Trace, Trace]],
+) -> set[str]:
+    if not scored:
+        return set()
+    plates = [set(plates_of(site)) for site in scored.values()]
+    shared = set.intersection(*plates)
+    if not shared and all(plates):
+        listed = ", ".join(f"'{name}' under {sorted(plates_of(s))}" for name, s in scored.items())
+        raise ValueError(
+            "discrete guide sites must share a plate, so that their datum has one weight, or one "
+            f"of them must be global; got {listed}. Put them under one plate, or marginalise one."
+        )
+    if any(not shared <= plates_of(site).keys() for _, site in sites):
+        draws = {name: site["value"] for name, site in scored.items() if not site["is_observed"]}
+        for (_, site), depends in zip(sites, _depend_on(draws, run), strict=True):
+            if depends and not shared <= plates_of(site).keys():
+                shared &= plates_of(site).keys()
+    return shared
+
+
+def _depend_on(
+    draws: dict[str, Array], run: Callable[[Mapping[str, Array]], tuple[Trace, Trace]]
+) -> list[bool]:
+    """Of each site, guide's first: whether its log-density depends on any of the draws."""
+
+    def log_probs(draws: Mapping[str, Array]) -> list[Array]:
+        return [log_prob(site) for trace in run(draws) for _, site in sample_sites(trace)]
+
+    return [bool(names) for names in eval_provenance(log_probs, draws=draws)]
+
+
+def _check_match(guide_trace: Trace, model_trace: Trace) -> None:
+    guide_sites, model_sites = dict(sample_sites(guide_trace)), dict(sample_sites(model_trace))
+    latent = {name for name, site in model_sites.items() if not site["is_observed"]}
+    for name, site in guide_sites.items():
+        if site["is_observed"] or site["infer"].get("is_auxiliary"):
+            continue
+        if name not in latent:
+            raise ValueError(
+                f"site '{name}' of the guide is not a latent site of the model, which has "
+                f"{sorted(latent)}. Rename it, or mark it infer={{'is_auxiliary': True}}."
+            )
+        _check_plates(name, plates_of(site), plates_of(model_sites[name]))
+    if missing := sorted(latent - guide_sites.keys()):
+        raise ValueError(
+            f"sites {missing} of the model are neither observed nor sampled by the guide, which "
+            f"has {sorted(guide_sites)}. Sample them in the guide, observe or marginalise them."
+        )
+
+
+def _check_plates(name: str, guide: dict[str, Any], model: dict[str, Any]) -> None:
+    def described(frames: dict[str, Any]) -> list[str]:
+        return [f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames.values()] or ["no plate"]
+
+    if {(f.name, f.dim, f.size) for f in guide.values()} != {
+        (f.name, f.dim, f.size) for f in model.values()
+    }:
+        raise ValueError(
+            f"site '{name}' is under {', '.join(described(guide))} in the guide, but under "
+            f"{', '.join(described(model))} in the model. Give both the same plates and sizes."
+        )
+
+
+def enumerate_draws(
+    rng_key: Array, guide: Callable, args: tuple, kwargs: dict, layout: Layout, max_states: int
+) -> dict[str, Array]:
+    """All joint values of the discrete guide sites of a datum, one after another on axis 0.
+
+    Returns:
+        For each site ``(S, *batch, *event)``, with singleton batch dims for the shared plates: the
+        S states are those of one datum, and all data go through them at once.
+
+    Raises:
+        ValueError: If a site has no finite support, or if S exceeds `max_states`.
+    """
+    with Draw(rng_key, {}):
+        guide_trace = trace(seed(guide, rng_key)).get_trace(*args, **kwargs)
+    scored = {name: site for name, site in sample_sites(guide_trace) if name in layout.scored}
+    supports = {name: _support_size(name, site, layout) for name, site in scored.items()}
+    num_states = math.prod(atoms**cells for atoms, cells in supports.values())
+    if num_states > max_states:
+        listed = ", ".join(f"'{name}': {a}^{c}" for name, (a, c) in supports.items())
+        raise ValueError(
+            f"enumeration needs {num_states} states per datum ({listed}), but `max_states` is "
+            f"{max_states}. Raise it, or use DAPS_ELBO or Reinforce_ELBO, which sample."
+        )
+    values, index = {}, jnp.arange(num_states)
+    for name, site in scored.items():
+        atoms, cells = supports[name]
+        values[name] = _spread(site, index % atoms**cells, atoms, cells, layout)
+        index = index // atoms**cells
+    return values
+
+
+def base_distribution(fn: Any) -> Any:
+    while isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _own_shape(site: Site, layout: Layout) -> tuple[int, ...]:
+    """Batch shape of a site within one datum, shared plates as singletons."""
+    batch = (1,) * (layout.nesting - len(site["fn"].batch_shape)) + tuple(site["fn"].batch_shape)
+    own = [1 if dim - len(batch) in layout.dims else n for dim, n in enumerate(batch)]
+    return tuple(own)
+
+
+def _support_size(name: str, site: Site, layout: Layout) -> tuple[int, int]:
+    """Values of one cell (as its base distribution counts them), and cells per datum."""
+    base = base_distribution(site["fn"])
+    if not getattr(base, "has_enumerate_support", False):
+        raise ValueError(
+            f"site '{name}' ({type(base).__name__}) has no finite support to enumerate. Give it a "
+            "distribution with has_enumerate_support, or sample it: DAPS_ELBO, Reinforce_ELBO."
+        )
+    event = site["fn"].event_shape
+    cells = math.prod(_own_shape(site, layout)) * math.prod(event[: len(event) - base.event_dim])
+    return len(base.enumerate_support(expand=False)), cells
+
+
+def _spread(site: Site, index: Array, atoms: int, cells: int, layout: Layout) -> Array:
+    """Digits of the state index in base `atoms`, one for each cell, as values of the site."""
+    base, event = base_distribution(site["fn"]), tuple(site["fn"].event_shape)
+    support = base.enumerate_support(expand=False).reshape(atoms, *base.event_shape)
+    digits = index[:, None] // atoms ** jnp.arange(cells) % atoms
+    return support[digits].reshape(len(index), *_own_shape(site, layout), *event)
+
+
+class Draw(Messenger):
+    """Draw each unobserved site, or take the value that is given; no gradient into the score's.
+
+    Entered around a seeded program, so it meets a site last, after its plates and its key.
+    Subsamples are drawn by a key of their own, so every particle sees the same minibatch.
+    """
+
+    def __init__(
+        self, subsample_key: Array, values: Mapping[str, Array], *, expand: bool = False
+    ) -> None:
+        super().__init__()
+        self.subsample_key, self.values, self.expand = subsample_key, values, expand
+
+    def process_message(self, msg: Site) -> None:
+        """Set the value of a latent site, or the key of a plate."""
+        if msg["type"] == "plate" and msg["value"] is None:
+            name = zlib.crc32(msg["name"].encode())
+            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.subsample_key, name)
+        if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
+            return
+        if msg["name"] in self.values:
+            msg["value"] = self._given(msg)
+        else:
+            self._draw(msg)
+        if needs_score(msg):
+            msg["value"], msg["intermediates"] = jax.lax.stop_gradient(msg["value"]), []
+
+    def _given(self, msg: Site) -> Array:
+        value, shape = self.values[msg["name"]], msg["fn"].shape()
+        value = value.reshape(value.shape[value.ndim - len(shape) :])
+        return jnp.broadcast_to(value, shape) if self.expand else value
+
+    def _draw(self, msg: Site) -> None:
+        fn, options = msg["fn"], msg["kwargs"]
+        base = base_distribution(fn)
+        if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs):
+            shape = options["sample_shape"] + fn.batch_shape + fn.event_shape
+            msg["value"] = _draw_codes(options["rng_key"], base.logits, shape)
+        else:
+            drawn = fn(sample_intermediates=True, **options)
+            msg["value"], msg["intermediates"] = drawn
+
+
+def _draw_codes(rng_key: Array, logits: Array, shape: tuple[int, ...]) -> Array:
+    """Codes of a shape to which the batch shape of the logits broadcasts."""
+    batch = logits.shape[:-1]
+    own = shape[len(shape) - len(batch) :]
+    uniforms = jax.random.uniform(rng_key, (math.prod(shape[: len(shape) - len(own)]), *own))
+    codes = sample_codes(jnp.broadcast_to(logits, (*own, logits.shape[-1])), uniforms)
+    return codes.reshape(shape)
+
+
+def trace_pair(
+    rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict, draw: Draw
+) -> tuple[Trace, Trace]:
+    """One plain run of guide and model; the model sees the guide's draws and mutable state."""
+    guide_key, model_key = jax.random.split(rng_key)
+    with draw:
+        guide_trace = trace(seed(guide, guide_key)).get_trace(*args, **kwargs)
+        updated = substitute(model, data=mutable_values(guide_trace))
+        replayed = replay(seed(updated, model_key), trace=guide_trace)
+        model_trace = trace(replayed).get_trace(*args, **kwargs)
+    return guide_trace, model_trace
+
+
+def mutable_values(trace: Trace) -> dict[str, Any]:
+    return {name: site["value"] for name, site in trace.items() if site["type"] == "mutable"}
+
+
+def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
+    for name, site in trace.items():
+        if site["type"] == "sample":
+            yield name, site
+
+
+def needs_score(site: Site) -> bool:
+    return not site["fn"].has_rsample
+
+
+def plates_of(site: Site) -> dict[str, Any]:
+    return {frame.name: frame for frame in site["cond_indep_stack"]}
+
+
+def log_prob(site: Site) -> Array:
+    if site["intermediates"]:
+        return site["fn"].log_prob(site["value"], site["intermediates"])
+    return site["fn"].log_prob(site["value"])
+
+
+def with_batch_dims(site: Site, value: Array, nesting: int) -> Array:
+    """View with `nesting` batch dims; every size above 1 must be a plate's."""
+    name, shape = site["name"], jnp.shape(value)
+    sizes = {frame.dim: frame.size for frame in plates_of(site).values()}
+    for dim in range(-1, -len(shape) - 1, -1):
+        if shape[dim] not in (1, sizes.get(dim, 1)):
+            raise ValueError(
+                f"site '{name}': its log-density has shape {shape}, but batch dim {dim} is "
+                f"{_meaning(dim, site)}. Either declare the dim with .to_event(1), or put the "
+                f"site under a plate with dim={dim}."
+            )
+    return jnp.reshape(value, (1,) * (nesting - len(shape)) + shape[max(len(shape) - nesting, 0) :])
+
+
+def _meaning(dim: int, site: Site) -> str:
+    for frame in plates_of(site).values():
+        if frame.dim == dim:
+            return f"that of plate '{frame.name}', of size {frame.size}"
+    return "under no plate"

@@ -1,0 +1,284 @@
+"""Run guide and model with K particles and return plain arrays, for any NumPyro program.
+
+Every algorithm gets the same record, `Particles`, so that none of them meets a trace:
+log-densities per particle and per datum. A datum is one cell of the plates that all guide sites
+without a pathwise gradient share: usually the data plate; no plate at all if such a site is global,
+and then the whole batch carries one weight per particle.
+
+A log-density under these plates is summed over every further plate into its datum. What is outside
+of them, a global continuous latent say, is kept apart in the ``shared_*`` fields: it does not
+depend on the draws of a datum, which `find_layout` verifies. The scale of the
+shared plates (full size / subsample size) is kept apart as well, since importance weights want the
+datum's own nats: ``loss = -scale * per_datum.sum() - shared``.
+
+Shapes: particles lead, left of all plates. The programs run as they are under `jax.vmap`, which
+batches only what depends on a draw: an encoder runs once for all K particles, and its logits are
+never copied K times. So any program will do, however it indexes. Values in nats.
+
+References:
+    [1] Schulman, Heess, Weber & Abbeel. Gradient estimation using stochastic computation graphs.
+        NeurIPS, 2015.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, Int
+from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
+
+from numpyro_dvae.infer.layout import (
+    Draw,
+    Layout,
+    Site,
+    Trace,
+    base_distribution,
+    log_prob,
+    mutable_values,
+    needs_score,
+    plates_of,
+    sample_sites,
+    trace_pair,
+    with_batch_dims,
+)
+from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
+
+__all__ = ["Particles", "run_particles"]
+
+
+class Particles(NamedTuple):
+    """Log-densities of K particles: of each datum, and of what the data share."""
+
+    log_likelihood: Float[Array, "K *plates"]  # observed sites of the model
+    log_prior: Float[Array, "K *plates"]  # latent sites of the model
+    log_q_discrete: Float[Array, "K *plates"]  # guide sites that need the score function
+    log_q_rest: Float[Array, "K *plates"]  # reparameterised guide sites
+    log_draw: Float[Array, "K *plates"]  # as log_q_discrete, but never scaled or masked: its
+    # gradient is the score function of the draws
+    entropy: Float[Array, "K *plates"] | None  # closed form, where asked for and offered
+    codes: Int[Array, "K *plates D"] | None  # discrete latents of a datum, where asked for
+    prediction: Float[Array, "..."] | None  # the guide's deterministic site "baseline"
+    shared_likelihood: Float[Array, "K"]
+    shared_prior: Float[Array, "K"]
+    shared_q: Float[Array, "K"]
+    scale: float | Array  # weight of a datum in the loss
+
+    @property
+    def log_p(self) -> Float[Array, "K *plates"]:
+        """Log joint density of each datum."""
+        return self.log_likelihood + self.log_prior
+
+    @property
+    def log_q(self) -> Float[Array, "K *plates"]:
+        """Log density of each datum's latents under the guide."""
+        return self.log_q_discrete + self.log_q_rest
+
+
+def run_particles(
+    rng_key: Array,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    layout: Layout,
+    num_particles: int,
+    *,
+    vectorize: bool | Callable = True,
+    with_entropy: bool = False,
+    with_codes: bool = False,
+    values: Mapping[str, Array] | None = None,
+) -> tuple[Particles, dict[str, Any]]:
+    """Draw K particles from the guide and score them under guide and model.
+
+    Args:
+        rng_key: Key of all draws.
+        model: Any NumPyro model, with its parameters substituted.
+        guide: A guide for it, called with the same arguments.
+        args: Positional arguments of both.
+        kwargs: Keyword arguments of both.
+        layout: What `find_layout` found for this pair.
+        num_particles: K.
+        vectorize: Run the particles under `jax.vmap`, or one after another under `jax.lax.map`
+            (same result), or under a transformation of one's own, as NumPyro's losses.
+        with_entropy: Also collect closed-form entropies; None if a site offers none.
+        with_codes: Also return the discrete latents; None beside reparameterised latents of a
+            datum or infinite support, where no two particles are equal.
+        values: Values of guide sites in place of draws, ``(K, *batch, *event)`` with singleton
+            batch dims where they broadcast; every other site is then drawn once for all K.
+
+    Returns:
+        The record, and the mutable state that the programs leave: of floats the mean over the
+        particles, each of which starts from the same state; of the rest the last particle's.
+
+    Raises:
+        ValueError: If the shape of a site's log-density is not explained by its plates.
+    """
+    subsample_key, draw_key = jax.random.split(rng_key)
+
+    def run(particle: tuple[Array | None, dict[str, Array]]) -> tuple[Particles, dict[str, Any]]:
+        key, given = particle
+        draw = Draw(subsample_key, given, expand=not vectorize)
+        key = draw_key if key is None else key
+        traces = trace_pair(key, model, guide, args, kwargs, draw)
+        mutable = mutable_values(traces[0]) | mutable_values(traces[1])
+        return _record(*traces, layout, with_entropy, with_codes), mutable
+
+    keys = None if values else jax.random.split(draw_key, num_particles)
+    particles, mutable = _over_particles(vectorize)(run, (keys, dict(values or {})))
+    particles = particles._replace(scale=particles.scale[0])
+    return particles, jax.tree.map(_merge, mutable)
+
+
+def _over_particles(vectorize: bool | Callable) -> Callable:
+    if callable(vectorize):
+        return vectorize
+    return (lambda run, particles: jax.vmap(run)(particles)) if vectorize else jax.lax.map
+
+
+def _merge(leaf: Array) -> Array:
+    return jnp.mean(leaf, 0) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf[-1]
+
+
+def _without_mask(fn: Any) -> Any:
+    """The distribution that draws are made from: a mask silences the density, never the draw."""
+    if isinstance(fn, MaskedDistribution):
+        return _without_mask(fn.base_dist)
+    base = getattr(fn, "base_dist", None)
+    if not isinstance(fn, ExpandedDistribution | dist.Independent) or _without_mask(base) is base:
+        return fn
+    if isinstance(fn, ExpandedDistribution):
+        return _without_mask(base).expand(fn.batch_shape)
+    return _without_mask(base).to_event(fn.reinterpreted_batch_ndims)
+
+
+def _entropy(fn: Any, value: Array) -> Array | None:
+    """Closed form, or closed form per step given the earlier codes (autoregressive guides)."""
+    if isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
+        entropy = _entropy(fn.base_dist, value)
+        if entropy is None:
+            return None
+        if isinstance(fn, MaskedDistribution):
+            return jnp.where(fn._mask, entropy, 0.0)
+        if isinstance(fn, ExpandedDistribution):
+            return jnp.broadcast_to(entropy, fn.batch_shape)
+        return entropy.sum(range(-fn.reinterpreted_batch_ndims, 0))
+    if hasattr(fn, "conditional_entropy"):
+        return fn.conditional_entropy(value)
+    if isinstance(fn, dist.CategoricalLogits):
+        return categorical_entropy(fn.logits)
+    if isinstance(fn, dist.BernoulliLogits):  # NumPyro's own is NaN at logits of -100
+        return bernoulli_entropy(fn.logits)
+    try:
+        return fn.entropy()
+    except NotImplementedError:
+        return None
+
+
+class _Ledger:
+    """Sums of one particle's log-densities by kind: of each datum, and of what the data share."""
+
+    def __init__(self, layout: Layout, trace: Trace) -> None:
+        self.layout, self.scale = layout, _datum_scale(layout, trace)
+        self.owned: dict[str, Array] = {}
+        self.shared: dict[str, Array] = {}
+
+    def add(self, kind: str, site: Site, value: Array) -> None:
+        """Scale and sum the values of a site into its datum, or into the shared part."""
+        scale = 1.0 if site["scale"] is None else site["scale"]
+        dims, book = tuple(range(-self.layout.nesting, 0)), self.shared
+        if plates_of(site).keys() >= frozenset(self.layout.plates):
+            scale = scale / self.scale  # exactly 1.0 for a site with no scale of its own
+            dims, book = tuple(set(dims) - set(self.layout.dims)), self.owned
+        value = value if kind == "draw" else value * scale
+        value = with_batch_dims(site, value, self.layout.nesting).sum(dims, keepdims=True)
+        book[kind] = book[kind] + value if kind in book else value
+
+    def total(self, kind: str) -> Array:
+        """``(*plates,)``."""
+        shapes = (value.shape for value in self.owned.values())
+        shape = jnp.broadcast_shapes((1,) * self.layout.nesting, *shapes)
+        kept = [shape[dim] for dim in self.layout.dims]
+        return jnp.broadcast_to(self._value(self.owned, kind), shape).reshape(kept)
+
+    def total_shared(self, kind: str) -> Array:
+        """A scalar."""
+        return self._value(self.shared, kind).reshape(())
+
+    def _value(self, book: dict[str, Array], kind: str) -> Array:
+        anything = next(iter((self.owned | self.shared).values()))
+        return book.get(kind, jnp.zeros((1,) * self.layout.nesting, anything.dtype))
+
+
+def _datum_scale(layout: Layout, trace: Trace) -> float:
+    """Full size over subsample size, of all shared plates."""
+    plates = [trace[name] for name in layout.plates if name in trace]
+    return math.prod((plate["args"][0] / len(plate["value"]) for plate in plates), start=1.0)
+
+
+def _record(
+    guide_trace: Trace, model_trace: Trace, layout: Layout, with_entropy: bool, with_codes: bool
+) -> Particles:
+    """The record of one particle, without the axis K."""
+    ledger, entropies_known = _Ledger(layout, guide_trace), with_entropy
+    for _, site in sample_sites(guide_trace):
+        value, fn = log_prob(site), site["fn"]
+        ledger.add("q_discrete" if needs_score(site) else "q_rest", site, value)
+        if needs_score(site) and not site["is_observed"]:
+            bare = _without_mask(fn)  # scored again only if there is a mask
+            ledger.add("draw", site, value if bare is fn else bare.log_prob(site["value"]))
+            entropy = _entropy(fn, site["value"]) if entropies_known else None
+            entropies_known = entropy is not None
+            if entropy is not None:
+                ledger.add("entropy", site, entropy)
+    for _, site in sample_sites(model_trace):
+        ledger.add("likelihood" if site["is_observed"] else "prior", site, log_prob(site))
+    log_likelihood = ledger.total("likelihood")
+    return Particles(
+        log_likelihood=log_likelihood,
+        log_prior=ledger.total("prior"),
+        log_q_discrete=ledger.total("q_discrete"),
+        log_q_rest=ledger.total("q_rest"),
+        log_draw=ledger.total("draw"),
+        entropy=ledger.total("entropy") if entropies_known else None,
+        codes=_codes(guide_trace, layout) if with_codes else None,
+        prediction=_prediction(guide_trace, layout),
+        shared_likelihood=ledger.total_shared("likelihood"),
+        shared_prior=ledger.total_shared("prior"),
+        shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_rest"),
+        scale=jnp.asarray(ledger.scale, log_likelihood.dtype),
+    )
+
+
+def _repeats(site: Site) -> bool:
+    return bool(getattr(base_distribution(site["fn"]), "has_enumerate_support", False))
+
+
+def _codes(trace: Trace, layout: Layout) -> Array | None:
+    """Values of the discrete sites, flattened per datum; None where draws cannot repeat."""
+    codes = []
+    for _, site in sample_sites(trace):
+        if not needs_score(site):
+            if frozenset(layout.plates) <= plates_of(site).keys():
+                return None
+            continue
+        if site["is_observed"] or not _repeats(site):
+            return None
+        event_dim = site["fn"].event_dim
+        batch = jnp.ndim(site["value"]) - event_dim
+        value = site["value"].reshape((1,) * (layout.nesting - batch) + site["value"].shape)
+        kept = [dim - event_dim for dim in layout.dims]
+        value = jnp.moveaxis(value, kept, range(len(kept)))
+        codes.append(value.reshape(*value.shape[: len(kept)], -1).astype(int))
+    return jnp.concatenate(codes, -1) if codes else None
+
+
+def _prediction(trace: Trace, layout: Layout) -> Array | None:
+    """The guide's baseline b(x), from its deterministic site "baseline"."""
+    site = trace.get("baseline")
+    if site is None or site["type"] != "deterministic":
+        return None
+    value = with_batch_dims(site, site["value"], layout.nesting)
+    return value.reshape([value.shape[dim] for dim in layout.dims])

@@ -1,0 +1,55 @@
+"""NumPyro's `SVI`, for losses that remember.
+
+NumPyro's losses are pure and `numpyro.infer.SVI` carries no state for them but the mutable state
+of the programs. The `SVI` here puts the loss's memory beside it when training starts; every step
+then hands it on. A loss with a fixed beta and a baseline without memory works with either, but only
+here does it report its info:
+
+    svi = SVI(model, guide, optim, loss=DAPS_ELBO(beta=optax.exponential_decay(0.5, 1000, 0.1)))
+    state = svi.init(rng_key, images)
+    state, loss = jax.jit(svi.update)(state, images)
+    loss_info(state).ess
+
+Pyro's losses keep their own state, so pyro_dvae has no such module.
+"""
+
+from typing import Any
+
+import numpyro.infer
+from jaxtyping import Array
+from numpyro.infer.svi import SVIState
+
+from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
+
+__all__ = ["SVI", "loss_info", "loss_state", "with_memory"]
+
+
+class SVI(numpyro.infer.SVI):
+    """`numpyro.infer.SVI` whose state includes the memory of a loss of this package."""
+
+    def init(
+        self, rng_key: Array, *args: Any, init_params: dict[str, Any] | None = None, **kwargs: Any
+    ) -> SVIState:
+        """As in NumPyro; any other loss is left as it is."""
+        state = super().init(rng_key, *args, init_params=init_params, **kwargs)
+        return with_memory(state, self.loss)
+
+
+def with_memory(svi_state: SVIState, loss: Any) -> SVIState:
+    """Add the memory of a loss that has not run; the way to use NumPyro's own `SVI`."""
+    if not isinstance(loss, ParticleELBO):
+        return svi_state
+    mutable = {**(svi_state.mutable_state or {}), LOSS_MEMORY: loss.init_memory()}
+    return svi_state._replace(mutable_state=mutable)
+
+
+def loss_info(svi_state: SVIState) -> Any:
+    """Scalars of the last step, as `DAPSInfo`; NaN before the first, None without a memory."""
+    memory = (svi_state.mutable_state or {}).get(LOSS_MEMORY)
+    return None if memory is None else memory.info
+
+
+def loss_state(svi_state: SVIState) -> Any:
+    """What the loss remembers, as `BetaState`; None without a memory."""
+    memory = (svi_state.mutable_state or {}).get(LOSS_MEMORY)
+    return None if memory is None else memory.state
