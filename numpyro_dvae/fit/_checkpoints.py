@@ -1,0 +1,184 @@
+"""Checkpoints: all that a run needs to go on to the same numbers, written whole or not at all.
+
+A checkpoint is one file of arrays and of JSON, which ``np.load(allow_pickle=False)`` reads: the
+`SVIState` (parameters, optimiser, mutable state with the loss's own, key), the key of the run,
+the losses and the log, the position in the data.
+
+Orbax is not used. It writes a folder of files, and replaces an earlier one by removing it first,
+so that a crash in between leaves neither; kept apart by step, its folders must be tidied up. A
+state of a megabyte takes it some 0.15 s, with threads of its own, where one file takes 0.01 s.
+"""
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+
+CHECKPOINT = "checkpoint.npz"
+_FORMAT = 1
+
+
+class Checkpoint(NamedTuple):
+    """The contents of a checkpoint."""
+
+    plain: dict[str, Any]  # what JSON can hold
+    losses: np.ndarray
+    leaves: list[np.ndarray]  # of the `SVIState`
+
+
+def open_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make the folder and prove that it can be written to."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`folder` cannot be written to: {str(path)!r} ({error.strerror}). Choose another."
+        ) from None
+    return path
+
+
+def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
+    """Write a file so that a crash at any moment leaves the old one or the new one."""
+    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
+    try:
+        with file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+    except BaseException:
+        Path(file.name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def save_checkpoint(
+    folder: Path, svi: SVI, svi_state: SVIState, losses: list[float], **plain: Any
+) -> Path:
+    """Write the state to the folder's one checkpoint, replacing it atomically."""
+    named = _named_leaves(svi_state)
+    plain |= {"format": _FORMAT, "shapes": parameter_shapes(svi, svi_state), "leaves": list(named)}
+    arrays = {f"leaf_{i}": value for i, value in enumerate(named.values())}
+    text = np.frombuffer(json.dumps(plain).encode(), np.uint8)
+    losses_array = np.array(losses, np.float64)
+    write_atomically(
+        folder / CHECKPOINT, lambda file: np.savez(file, plain=text, losses=losses_array, **arrays)
+    )
+    return folder / CHECKPOINT
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read the folder's checkpoint."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        raise ValueError(
+            f"`resume` is True, but {str(folder)!r} holds no {CHECKPOINT}: check `folder`, or "
+            "start afresh with `resume=False`."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            plain = json.loads(file["plain"].tobytes())
+            leaves = [file[f"leaf_{i}"] for i in range(len(plain["leaves"]))]
+            losses = file["losses"]
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"`folder`: {str(path)!r} cannot be read as a checkpoint ({error})."
+        ) from None
+    if plain.get("format") != _FORMAT:
+        raise ValueError(
+            f"`folder`: {str(path)!r} is not a checkpoint of this version of `fit`; start afresh "
+            "with `resume=False`."
+        )
+    return Checkpoint(plain, losses, leaves)
+
+
+def restore_svi_state(svi: SVI, template: SVIState, saved: Checkpoint) -> SVIState:
+    """Give the saved leaves the structure and types of a state of the same model."""
+    shapes = {name: tuple(shape) for name, shape in saved.plain["shapes"].items()}
+    _check_same("parameters", parameter_shapes(svi, template), shapes)
+    leaves = dict(zip(saved.plain["leaves"], saved.leaves, strict=True))
+    found = {name: value.shape for name, value in _named_leaves(template).items()}
+    _check_same("optimiser or loss", found, {name: value.shape for name, value in leaves.items()})
+    like, structure = jax.tree.flatten(template)
+    return jax.tree.unflatten(
+        structure, [as_leaf(leaves[name], old) for name, old in zip(found, like, strict=True)]
+    )
+
+
+def as_leaf(value: np.ndarray, like: Any) -> Array:
+    """Turn a saved array into one of the type of another, a typed key for instance."""
+    if jnp.issubdtype(jnp.result_type(like), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(like))
+    dtype = jnp.result_type(like)
+    return jnp.asarray(value.view(dtype) if value.dtype.kind == "V" else value, dtype)  # V: bf16
+
+
+def as_saved(leaf: Any) -> np.ndarray:
+    """Copy a leaf to the host; of a typed key, its numbers."""
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def parameters(svi: SVI, svi_state: SVIState) -> dict[str, Any]:
+    """Return the unconstrained parameters, nested ones by dotted names."""
+    return dotted(svi.optim.get_params(svi_state.optim_state))
+
+
+def parameter_shapes(svi: SVI, svi_state: SVIState) -> dict[str, tuple[int, ...]]:
+    return {name: np.shape(value) for name, value in parameters(svi, svi_state).items()}
+
+
+def dotted(tree: Any) -> dict[str, Any]:
+    """Return the leaves of a tree by names such as `encoder$params.layer.bias`."""
+    found = jax.tree_util.tree_flatten_with_path(tree)[0]
+
+    def part(entry: Any) -> str:
+        names = (getattr(entry, attribute, None) for attribute in ("key", "name", "idx"))
+        return str(next((name for name in names if name is not None), entry))
+
+    return {".".join(map(part, path)): value for path, value in found}
+
+
+def _named_leaves(svi_state: SVIState) -> dict[str, np.ndarray]:
+    found = jax.tree_util.tree_flatten_with_path(svi_state)[0]
+    return {jax.tree_util.keystr(path): as_saved(value) for path, value in found}
+
+
+def _check_same(what: str, found: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Compare the names and shapes of the model's arrays with those of the checkpoint."""
+    complaints = [f"{name!r} is missing from the model" for name in saved.keys() - found.keys()]
+    complaints += [f"{name!r} is not in the checkpoint" for name in found.keys() - saved.keys()]
+    complaints += [
+        f"{name!r} has shape {found[name]}, in the checkpoint {saved[name]}"
+        for name in found.keys() & saved.keys()
+        if found[name] != saved[name]
+    ]
+    if complaints:
+        raise ValueError(
+            f"`folder` holds the checkpoint of another model; {what} differ: "
+            f"{'; '.join(sorted(complaints)[:5])}. Build the same `SVI`, or choose another folder."
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming durable, where the system can open a folder."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,52 @@
+"""What `pyro_dvae.fit` does and its sibling has no counterpart of."""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("pyro")
+
+import fit_pyro as kit  # noqa: E402
+import numpy as np  # noqa: E402
+import pyro  # noqa: E402
+import torch  # noqa: E402
+from pyro.infer import TraceGraph_ELBO  # noqa: E402
+from test_fit import make_data, run  # noqa: E402
+
+
+def test_a_step_of_plain_optimisers_is_the_step_of_svi():
+    def make():
+        optim = pyro.optim.ClippedAdam({"lr": 0.01})
+        return kit.make_svi(optim=optim, loss=TraceGraph_ELBO())
+
+    svi, x = make(), torch.tensor(make_data())
+    losses = [svi.step(x) for _ in range(10)]
+    result = run(kit, 10, make(), batch_size=None)
+    np.testing.assert_array_equal(result.losses, np.float32(losses))
+
+
+def test_a_plateau_scheduler_watches_the_evaluation_loss():
+    def make():
+        return pyro.optim.ReduceLROnPlateau(
+            {
+                "optimizer": torch.optim.Adam,
+                "optim_args": {"lr": 0.01},
+                "patience": 0,
+                "threshold": 9,
+            }
+        )
+
+    with pytest.raises(ValueError, match="`eval_data` is needed"):
+        run(kit, svi=kit.make_svi(optim=make()))
+    svi = kit.make_svi(optim=make())
+    run(kit, svi=svi, eval_data=make_data(), eval_every=2)
+    rates = {s.optimizer.param_groups[0]["lr"] for s in svi.optim.optim_objs.values()}
+    assert max(rates) < 0.01
+
+
+class Odd_ELBO(TraceGraph_ELBO):
+    state = ("fine", object())
+
+
+def test_a_loss_that_cannot_be_checkpointed_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"\['loss_state'\]\[1\], a object"):
+        run(kit, 4, kit.make_svi(loss=Odd_ELBO()), folder=tmp_path)
