@@ -1,0 +1,124 @@
+"""Guides q(z | x): independent codes, or codes drawn one after the other.
+
+Both are called as ``guide(x)``, with the model's arguments, and have the one site "z"
+(event dim 1) under the plate "data" at dim -1. `posterior(x)` gives the distribution itself.
+
+Parameters live outside, as everywhere in NumPyro: "guide.encoder$params" and
+"guide.transformer$params". `SVI` makes them; with trained ones, run
+``numpyro.handlers.substitute(guide.posterior, data=params)(x)``.
+
+References:
+    [1] Drolet, Al-Hafez, Bhatt, Peters & Arenz. Discrete variational autoencoding via
+        policy search. ICLR, 2026. Table of networks and settings for MNIST.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jaxtyping import Array, Shaped
+from numpyro.distributions import Distribution
+
+from numpyro_dvae.distributions import AutoregressiveCategorical, Categorical
+from numpyro_dvae.nets import CausalTransformer, MLPEncoder, PatchEncoder, register
+
+__all__ = ["AutoregressiveGuide", "IndependentGuide", "mnist_guide"]
+
+
+class IndependentGuide:
+    """Latents independent given x; the non-autoregressive encoder.
+
+    Args:
+        encoder: Network from data ``(*batch, *event)`` to logits ``(*batch, L, V)``, or
+            ``(*batch, L)`` for binary latents.
+        binary: Whether the latents are Bernoulli rather than categorical.
+    """
+
+    def __init__(self, encoder: Callable, *, binary: bool = False) -> None:
+        self.encoder, self.binary = encoder, binary
+
+    def __call__(
+        self,
+        x: Shaped[Array | np.ndarray, "B *event"] | None = None,
+        *,
+        num_data: int | None = None,
+    ) -> Shaped[Array, "*particles_B L"]:
+        """Sample the site "z"."""
+        return _sample(self, x, num_data)
+
+    def posterior(self, x: Shaped[Array, "*batch_event"]) -> Distribution:
+        """q(z | x), one factor per latent."""
+        logits = register("guide.encoder", self.encoder, x)(x)
+        if not self.binary:
+            return Categorical(logits=logits).to_event(1)
+        precise = jnp.promote_types(logits.dtype, jnp.float32)  # networks may be in bfloat16
+        return dist.Bernoulli(logits=logits.astype(precise)).to_event(1)
+
+
+class AutoregressiveGuide:
+    """Latents drawn one after the other, each given x and those before it.
+
+    Args:
+        encoder: Network from data to a context ``(*batch, P, D)``, as `PatchEncoder`.
+        transformer: Network over codes with cross-attention, as `CausalTransformer`.
+    """
+
+    def __init__(self, encoder: Callable, transformer: CausalTransformer) -> None:
+        self.encoder, self.transformer = encoder, transformer
+
+    def __call__(
+        self,
+        x: Shaped[Array | np.ndarray, "B *event"] | None = None,
+        *,
+        num_data: int | None = None,
+    ) -> Shaped[Array, "*particles_B L"]:
+        """Sample the site "z"."""
+        return _sample(self, x, num_data)
+
+    def posterior(self, x: Shaped[Array, "*batch_event"]) -> Distribution:
+        """q(z | x), the joint distribution of the codes."""
+        context = register("guide.encoder", self.encoder, x)(x)
+        codes = jnp.zeros((*context.shape[:-2], self.transformer.num_latents), int)
+        transformer = register("guide.transformer", self.transformer, codes, context)
+        return AutoregressiveCategorical(transformer, context)
+
+
+def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | IndependentGuide:
+    """A guide for `models.mnist_vae`: 8 codes of 256 values, 28 x 28 images.
+
+    The published one [1] is autoregressive: 8 patches, one encoder and one decoder block of
+    width 64. The independent one is a perceptron with one hidden layer of 256.
+    """
+    if not autoregressive:
+        return IndependentGuide(MLPEncoder((28, 28), 8, 256, hidden=(256,)))
+    encoder = PatchEncoder((28, 28), 8, embed_dim=64)
+    return AutoregressiveGuide(encoder, CausalTransformer(8, 256, embed_dim=64))
+
+
+def _sample(
+    guide: IndependentGuide | AutoregressiveGuide,
+    x: Shaped[Array | np.ndarray, "..."] | None,
+    num_data: int | None,
+) -> Array:
+    """Sample "z" from ``guide.posterior(x)`` under the plate."""
+    if x is None or x.ndim < 1 or len(x) == 0:
+        found = "None" if x is None else f"shape {x.shape}"
+        raise ValueError(
+            f"A guide needs data `x` with at least one datum on its first axis; got {found}. To "
+            "sample from the prior, call the model alone."
+        )
+    if num_data not in (None, len(x)):
+        raise ValueError(
+            f"`num_data` is for sampling without `x`; got {num_data} with {len(x)} data."
+        )
+    posterior = guide.posterior(jnp.asarray(x))
+    if posterior.batch_shape != x.shape[:1]:
+        raise ValueError(
+            f'q(z | x) at site "z" must have batch shape ({len(x)},) and event shape (latents,); '
+            f"got {posterior.batch_shape} and {posterior.event_shape}. Let the "
+            "encoder return (*batch, latents, codes), or (*batch, latents) with `binary`."
+        )
+    with numpyro.plate("data", len(x), dim=-1):
+        return numpyro.sample("z", posterior)

@@ -1,0 +1,244 @@
+"""Discrete variational autoencoders as NumPyro models: a prior, a decoder, a likelihood.
+
+`DiscreteVAE` has the sites "z" (codes, event dim 1) and "x" (the datum) under the plate
+"data" at dim -1. Its parts are networks of their own, so a learnt prior or another
+likelihood is a matter of passing it in:
+
+- a prior is a module that returns a distribution over "z" with event dim 1, when called;
+- a likelihood is a module that maps the decoder's outputs and the number of event dims to
+  a distribution over "x".
+
+Parameters live outside, as everywhere in NumPyro: "model.decoder$params", and "model.prior$params"
+and "model.likelihood$params" where those have any. `SVI` makes them; with trained ones, run
+``numpyro.handlers.substitute(model.reconstruct, data=params)(z)``.
+
+References:
+    [1] Drolet, Al-Hafez, Bhatt, Peters & Arenz. Discrete variational autoencoding via
+        policy search. ICLR, 2026. Table of networks and settings for MNIST.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from flax import linen as nn
+from jaxtyping import Array, Float, Shaped
+from numpyro.distributions import Distribution
+
+from numpyro_dvae.distributions import Categorical
+from numpyro_dvae.nets import MLPDecoder, register
+
+__all__ = [
+    "BernoulliLikelihood",
+    "BernoulliPrior",
+    "DiscreteVAE",
+    "GaussianLikelihood",
+    "UniformPrior",
+    "mnist_vae",
+]
+
+
+class DiscreteVAE:
+    """Model ``p(z) p(x | z)`` of data with discrete latents.
+
+    Args:
+        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *shape of x)``.
+        prior: Module that returns p(z), as `UniformPrior`.
+        likelihood: Module that turns outputs into p(x | z), as `BernoulliLikelihood`.
+
+    Each is a flax module, or a callable without parameters. Call the model as ``model(x)`` to
+    condition on data, or ``model(num_data=10)`` to sample from it.
+    """
+
+    def __init__(self, decoder: Callable, prior: Callable, likelihood: Callable) -> None:
+        self.decoder, self.prior, self.likelihood = decoder, prior, likelihood
+
+    def __call__(
+        self,
+        x: Shaped[Array | np.ndarray, "B *event"] | None = None,
+        *,
+        num_data: int | None = None,
+    ) -> Shaped[Array, "*particles_B_event"]:
+        """Sample the sites "z" and, unless given, "x"; returns "x"."""
+        x = None if x is None else jnp.asarray(x)
+        prior = register("model.prior", self.prior)
+        with numpyro.plate("data", _plate_size(x, num_data), dim=-1):
+            z = numpyro.sample("z", prior())
+            outputs, event_dim = self._outputs(z)
+            if x is not None:
+                _check_data(x, outputs.shape[outputs.ndim - event_dim :])
+            return numpyro.sample("x", self._likelihood(outputs, event_dim), obs=x)
+
+    def reconstruct(self, z: Shaped[Array, "*batch L"]) -> Float[Array, "*batch_event"]:
+        """The mean of p(x | z)."""
+        return self._likelihood(*self._outputs(z)).mean
+
+    def _likelihood(self, outputs: Array, event_dim: int) -> Distribution:
+        likelihood = register("model.likelihood", self.likelihood, outputs, event_dim)
+        return likelihood(outputs, event_dim)
+
+    def _outputs(self, z: Array) -> tuple[Array, int]:
+        """The decoder's outputs and how many of their dims make one datum."""
+        outputs = register("model.decoder", self.decoder, z)(z)
+        batch = z.shape[:-1]
+        if outputs.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"`decoder` must map codes {z.shape} to outputs that begin with the batch "
+                f"shape {batch}; got {outputs.shape}. Let it keep all leading dims."
+            )
+        return outputs, outputs.ndim - len(batch)
+
+
+class UniformPrior(nn.Module):
+    """Independent codes, each uniform over its values: nothing to learn.
+
+    Args:
+        num_latents: Codes per datum, L.
+        num_codes: Values of a code, V.
+    """
+
+    num_latents: int
+    num_codes: int
+
+    def __call__(self) -> Distribution:
+        """The prior over "z", event shape (L,)."""
+        return Categorical(logits=jnp.zeros((self.num_latents, self.num_codes))).to_event(1)
+
+
+class BernoulliPrior(nn.Module):
+    """Independent binary latents.
+
+    Args:
+        num_latents: Latents per datum, L.
+        probability: That of a 1, in (0, 1); where it starts if learnt.
+        learn: Whether each latent's probability is learnt.
+    """
+
+    num_latents: int
+    _: KW_ONLY
+    probability: float = 0.5
+    learn: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.probability < 1.0:
+            raise ValueError(f"`probability` must be strictly in (0, 1); got {self.probability}.")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self) -> Distribution:
+        """The prior over "z", event shape (L,)."""
+        start = math.log(self.probability / (1.0 - self.probability))
+        return dist.Bernoulli(logits=_param(self, "logits", start, (self.num_latents,))).to_event(1)
+
+
+class BernoulliLikelihood(nn.Module):
+    """Binary data; the decoder's outputs are logits."""
+
+    def __call__(self, outputs: Array, event_dim: int) -> Distribution:
+        """p(x | z) with the last `event_dim` dims independent."""
+        return dist.Bernoulli(logits=_precise(outputs)).to_event(event_dim)
+
+
+class GaussianLikelihood(nn.Module):
+    """Real data; the decoder's outputs are means, the variance is a parameter.
+
+    Args:
+        variance: Where the variance starts.
+        shape: Its shape, which broadcasts against a datum: () for one variance, the shape of
+            a datum for one per pixel.
+        bounds: Least and greatest variance, kept by a sigmoid on the log scale (gradients
+            vanish towards the bounds and nowhere else); None leaves it free. Published for
+            ImageNet: (0.01, 1).
+        learn: Whether the variance is learnt.
+    """
+
+    _: KW_ONLY
+    variance: float = 0.5
+    shape: Sequence[int] = ()
+    bounds: tuple[float, float] | None = None
+    learn: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        low, high = (0.0, math.inf) if self.bounds is None else self.bounds
+        if not 0.0 <= low < self.variance < high:
+            raise ValueError(
+                f"`variance` must lie strictly between the `bounds`, at least (0, inf); got "
+                f"{self.variance} and {self.bounds}."
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, outputs: Array, event_dim: int) -> Distribution:
+        """p(x | z) with the last `event_dim` dims independent."""
+        event_shape = outputs.shape[outputs.ndim - event_dim :]
+        raw = _param(self, "raw", self._start(), self.shape)
+        scale = jnp.broadcast_to(jnp.sqrt(self._variance(raw)), event_shape)
+        return dist.Normal(_precise(outputs), scale).to_event(event_dim)
+
+    def _variance(self, raw: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The variance that the raw parameter stands for."""
+        if self.bounds is None:
+            return jnp.exp(raw)
+        low, high = (math.log(bound) for bound in self.bounds)
+        return jnp.exp(low + (high - low) * nn.sigmoid(raw))
+
+    def _start(self) -> float:
+        """The value of the raw parameter that gives `variance`."""
+        if self.bounds is None:
+            return math.log(self.variance)
+        low, high = (math.log(bound) for bound in self.bounds)
+        fraction = (math.log(self.variance) - low) / (high - low)
+        return math.log(fraction / (1.0 - fraction))
+
+
+def mnist_vae() -> DiscreteVAE:
+    """The published MNIST model [1]: 8 codes of 256 values, binary 28 x 28 images."""
+    decoder = MLPDecoder(8, 256, (28, 28), embed_dim=64, hidden=(64, 256))
+    return DiscreteVAE(decoder, UniformPrior(8, 256), BernoulliLikelihood())
+
+
+def _param(module: Any, name: str, start: float, shape: Sequence[int]) -> Float[Array, "*shape"]:
+    """A parameter of the module where it learns, else a constant."""
+    if not module.learn:
+        return jnp.full(shape, start)
+    return module.param(name, lambda _: jnp.full(shape, start, jnp.float32))
+
+
+def _precise(outputs: Array) -> Array:
+    """At least float32: half precision is for networks, not for log-densities."""
+    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+
+
+def _plate_size(x: Array | None, num_data: int | None) -> int:
+    """Data in the plate: those of `x`, or `num_data` when there is no `x`."""
+    if x is None and num_data is None:
+        raise ValueError("Without `x` the model must be told `num_data`, how many data to sample.")
+    size = num_data if x is None else len(x) if x.ndim else 0
+    if not size or size < 1 or num_data not in (None, size):
+        found = f"num_data={num_data}" if x is None else f"x of shape {x.shape}"
+        raise ValueError(
+            f"`x` must hold at least one datum on its first axis, and `num_data` is for sampling "
+            f"without `x`; got {found} and num_data={num_data}."
+        )
+    return size
+
+
+def _check_data(x: Array, event_shape: Sequence[int]) -> None:
+    """Whether the data are what the decoder makes."""
+    if x.shape[1:] != tuple(event_shape):
+        raise ValueError(
+            f"`x` must have shape (data, {', '.join(map(str, event_shape))}) to be observed at "
+            f'site "x"; got {x.shape}. Reshape the data, or give the decoder that '
+            "`output_shape`."
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f'`x` at site "x" must hold floating-point numbers; got {x.dtype}. Convert it first, '
+            "as in x.astype(float) / 255 or (x > 127).astype(float)."
+        )

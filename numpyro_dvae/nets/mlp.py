@@ -1,0 +1,140 @@
+"""Multi-layer perceptrons between images and codes.
+
+An image batch is ``(*batch, *input_shape)``, codes are ``(*batch, L)`` integers below V, or
+real 0/1 vectors for Bernoulli latents (`num_codes=None`).
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Shaped
+
+__all__ = ["MLPDecoder", "MLPEncoder"]
+
+
+class MLPEncoder(nn.Module):
+    """ReLU perceptron from an array to the logits of independent latents.
+
+    Args:
+        input_shape: Shape of one datum.
+        num_latents: Latents per datum, L.
+        num_codes: Codes per latent, V; None for Bernoulli latents.
+        hidden: Widths of the hidden layers.
+
+    Returns logits ``(*batch, L, V)``, or ``(*batch, L)`` for Bernoulli latents.
+    """
+
+    input_shape: Sequence[int]
+    num_latents: int
+    num_codes: int | None = None
+    hidden: Sequence[int] = (256,)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        super().__post_init__()
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the logits of one datum."""
+        last = () if self.num_codes is None else (self.num_codes,)
+        return (self.num_latents, *last)
+
+    def setup(self) -> None:
+        """Make the layers."""
+        self.layers = _perceptron(
+            (math.prod(self.input_shape), *self.hidden, math.prod(self.output_shape))
+        )
+
+    def __call__(self, x: Shaped[Array, "*batch_input"]) -> Float[Array, "*batch_output"]:
+        """Logits of every latent of every datum."""
+        batch = batch_shape_of(x, self.input_shape)
+        outputs = _run(self.layers, x.reshape(*batch, math.prod(self.input_shape)))
+        return outputs.reshape(*batch, *self.output_shape)
+
+
+class MLPDecoder(nn.Module):
+    """ReLU perceptron from codes to an array; codes share one table of embeddings.
+
+    Args:
+        num_latents: Latents per datum, L.
+        num_codes: Codes per latent, V; None feeds real latents to the first layer directly.
+        output_shape: Shape of one datum.
+        embed_dim: Width of a code's embedding.
+        hidden: Widths of the hidden layers.
+    """
+
+    num_latents: int
+    num_codes: int | None
+    output_shape: Sequence[int]
+    embed_dim: int = 64
+    hidden: Sequence[int] = (64, 256)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output_shape", tuple(self.output_shape))
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        super().__post_init__()
+
+    def setup(self) -> None:
+        """Make the embedding and the layers."""
+        width = self.num_latents
+        if self.num_codes is not None:
+            start = nn.initializers.normal(1.0)
+            self.embedding = nn.Embed(self.num_codes, self.embed_dim, embedding_init=start)
+            width = width * self.embed_dim
+        self.layers = _perceptron((width, *self.hidden, math.prod(self.output_shape)))
+
+    def __call__(self, z: Shaped[Array, "*batch L"]) -> Float[Array, "*batch_output"]:
+        """Outputs ``(*batch, *output_shape)``: logits or means, as the likelihood reads them."""
+        if z.shape[-1:] != (self.num_latents,):
+            raise ValueError(f"`z` must end in {self.num_latents} latents; got shape {z.shape}.")
+        batch = z.shape[:-1]
+        if self.num_codes is not None:
+            z = self.embedding(z.astype(int)).reshape(*batch, self.num_latents * self.embed_dim)
+        return _run(self.layers, z).reshape(*batch, *self.output_shape)
+
+
+def batch_shape_of(x: Array, input_shape: Sequence[int]) -> Sequence[int]:
+    """The leading dims of `x`, whose others must be `input_shape`; `x` must hold floats."""
+    num_batch = x.ndim - len(input_shape)
+    if num_batch < 0 or x.shape[num_batch:] != tuple(input_shape):
+        raise ValueError(
+            f"`x` must have shape (*batch, {', '.join(map(str, input_shape))}); got "
+            f"{x.shape}. Reshape the data or build the network for that `input_shape`."
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"`x` must hold floating-point numbers; got {x.dtype}. Convert it first, as in "
+            "x.astype(float) / 255 or (x > 127).astype(float)."
+        )
+    return x.shape[:num_batch]
+
+
+def _perceptron(widths: Sequence[int]) -> list[nn.Dense]:
+    """Dense layers between `widths`, which start as `torch.nn.Linear` does."""
+    return [
+        nn.Dense(after, kernel_init=_within(before), bias_init=_within(before))
+        for before, after in itertools.pairwise(widths)
+    ]
+
+
+def _within(num_inputs: int) -> Callable[..., Array]:
+    """Initialise uniformly in ±1/sqrt(inputs), weights and biases alike."""
+    bound = 1.0 / math.sqrt(num_inputs)
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _run(layers: Sequence[nn.Dense], x: Array) -> Array:
+    """ReLU between the layers."""
+    for layer in layers[:-1]:
+        x = nn.relu(layer(x))
+    return layers[-1](x)

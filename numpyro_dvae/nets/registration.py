@@ -1,0 +1,132 @@
+"""Declare a network's parameters to NumPyro, so that `SVI` trains the network it runs.
+
+Flax keeps parameters apart from the module, NumPyro hands them to the program through its
+handlers. `register` joins the two: what it returns is called like the module, has the
+module's other methods and attributes, and is a JAX pytree whose leaves are the parameters, so
+a distribution that holds it passes through `jit`, `grad` and `vmap`.
+
+NumPyro's own `flax_module` was not enough: it refuses a module without parameters (a uniform
+prior), returns a function without the module's other methods (`sample`), builds unseeded
+programs from a fixed key without a word, and runs all of a network, eagerly, to initialise it.
+"""
+
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from flax import linen as nn
+
+__all__ = ["register"]
+
+
+def register(name: str, net: Any, *inputs: Any) -> Any:
+    """Declare the parameters of `net` to NumPyro as ``name$params``, and join them to it.
+
+    Args:
+        name: What the parameters are called in the program.
+        net: A flax module (linen or nnx), or any callable, which is returned as it is.
+        inputs: What the module will be called with; their values do not matter. Flax finds
+            the shapes of the parameters by them.
+
+    Raises:
+        ValueError: If the program has neither parameters nor a key to make them from, if the
+            given ones have other shapes than those of `net`, or if `net` has other variables.
+    """
+    if not isinstance(net, nn.Module):
+        return _register_other(name, net)
+    init = functools.partial(_init, net, inputs)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    if set(shapes) - {"params"}:
+        raise ValueError(
+            f"`{name}` has variables besides its parameters, {sorted(set(shapes) - {'params'})}; "
+            "`register` takes parameters alone. Use numpyro.contrib.module.flax_module."
+        )
+    if not shapes:
+        return _Network(net, {})
+    if not numpyro.primitives._PYRO_STACK:  # then `numpyro.param` only asserts
+        raise _missing(name)
+    params = numpyro.param(f"{name}$params", functools.partial(_create, name, init))
+    _check_shapes(name, params, shapes["params"])
+    return _Network(net, params)
+
+
+@jax.tree_util.register_pytree_node_class
+class _Network:
+    """A flax module joined to its parameters; the parameters are the pytree's leaves."""
+
+    def __init__(self, module: nn.Module, params: dict[str, Any]) -> None:
+        self.module, self.params = module, params
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Apply the module; compiled, lest an unjitted program compile its operations one by one."""
+        arrays = [isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(args)]
+        if arrays and all(arrays) and not kwargs:
+            return _apply(self.module, self.params, *args)
+        return self.module.apply({"params": self.params}, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("module", "params"):  # while being copied
+            raise AttributeError(name)
+        if inspect.isfunction(getattr(type(self.module), name, None)):
+            return functools.partial(self.module.apply, {"params": self.params}, method=name)
+        return getattr(self.module.bind({"params": self.params}), name)
+
+    def tree_flatten(self) -> tuple[tuple[dict[str, Any]], nn.Module]:
+        """Parameters as the child, the module as static data."""
+        return (self.params,), self.module
+
+    @classmethod
+    def tree_unflatten(cls, module: nn.Module, children: tuple[dict[str, Any]]) -> "_Network":
+        """Join a module and parameters again."""
+        return cls(module, *children)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(module: nn.Module, params: dict[str, Any], *args: Any) -> Any:
+    return module.apply({"params": params}, *args)
+
+
+def _register_other(name: str, net: Any) -> Any:
+    """An nnx module, with parameters of its own making, or a plain callable."""
+    if any(base.__module__.startswith("flax.nnx") for base in type(net).__mro__):
+        from numpyro.contrib.module import nnx_module  # needs nnx, which is slow to import
+
+        return nnx_module(name, net)
+    return net
+
+
+def _init(net: nn.Module, inputs: tuple, rng_key: jax.Array) -> dict[str, Any]:
+    return dict(net.init(rng_key, *inputs))
+
+
+def _create(name: str, init: Any, rng_key: jax.Array | None) -> dict[str, Any]:
+    """Fresh parameters; compiled, the pass that shows their shapes is never run."""
+    if rng_key is None:
+        raise _missing(name)
+    return jax.jit(lambda key: init(key)["params"])(rng_key)
+
+
+def _missing(name: str) -> ValueError:
+    return ValueError(
+        f"The program needs the parameters `{name}$params`, or a key to make them from. Run it "
+        "with SVI, as numpyro.handlers.substitute(program, data=params) with trained parameters, "
+        "or as numpyro.handlers.seed(program, rng_key) with fresh ones."
+    )
+
+
+def _check_shapes(name: str, params: Any, wanted: Any) -> None:
+    """Whether parameters from elsewhere are those of this network."""
+    found, wanted = (
+        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (params, wanted))
+    )
+    for path in sorted(found.keys() | wanted.keys()):
+        if found.get(path) != wanted.get(path):
+            raise ValueError(
+                f"The parameters `{name}$params` hold {path} with shape {found.get(path)}, but "
+                f"the network's has {wanted.get(path)}. Build the network with the sizes that "
+                "they were trained with."
+            )

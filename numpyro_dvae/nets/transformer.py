@@ -1,0 +1,254 @@
+"""A transformer encoder over image patches and a causal transformer over codes.
+
+Together they are the encoder of Drolet et al. [1]: patches of an image, one dense layer,
+pre-norm blocks, and a causal decoder over the codes with cross-attention to all patches.
+
+Codes are ``(*sample, *batch, L)``, the context ``(*batch, P, D)`` is shared by all samples.
+The code before the first has an embedding of its own (id V) and nothing is padded: were code
+0 to double as padding, the teacher-forced logits would differ from the sampler's.
+
+References:
+    [1] Drolet, Al-Hafez, Bhatt, Peters & Arenz. Discrete variational autoencoding via
+        policy search. ICLR, 2026.
+"""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Integer, Shaped
+
+from numpyro_dvae.distributions import sample_codes, split_shared
+from numpyro_dvae.nets.attention import Block, Cache, dense, layer_norm, sinusoids
+from numpyro_dvae.nets.mlp import batch_shape_of
+
+__all__ = ["CausalTransformer", "PatchEncoder"]
+
+
+class PatchEncoder(nn.Module):
+    """Cut images into a grid of patches and encode them, ``(*batch, P, D)``.
+
+    Args:
+        input_shape: (H, W) or (H, W, C).
+        num_patches: Patches per image, P. The grid is the one of P cells whose patches pad the
+            image least and, among these, are nearest to squares.
+        embed_dim: Width of a patch's embedding, D.
+        num_layers: Transformer blocks.
+        num_heads: Attention heads; must divide D.
+        mlp_ratio: Width of the feed-forward layers over D.
+    """
+
+    input_shape: Sequence[int]
+    num_patches: int
+    _: KW_ONLY
+    embed_dim: int = 64
+    num_layers: int = 1
+    num_heads: int = 4
+    mlp_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        if len(self.input_shape) not in (2, 3):
+            raise ValueError(
+                f"`input_shape` must be (H, W) or (H, W, C); got {self.input_shape}. Use "
+                "`MLPEncoder` for other data."
+            )
+        super().__post_init__()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return _patch_grid(*self.input_shape[:2], self.num_patches)[0]
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Height and width of one patch."""
+        return _patch_grid(*self.input_shape[:2], self.num_patches)[1]
+
+    def setup(self) -> None:
+        """Make the layers."""
+        self.dense = dense(self.embed_dim)
+        self.blocks = [
+            Block(self.embed_dim, num_heads=self.num_heads, mlp_ratio=self.mlp_ratio)
+            for _ in range(self.num_layers)
+        ]
+        self.norm = layer_norm()
+
+    def __call__(self, x: Shaped[Array, "*batch_input"]) -> Float[Array, "*batch P D"]:
+        """Context for a `CausalTransformer`: one embedding per patch."""
+        batch = batch_shape_of(x, self.input_shape)
+        x = self.dense(self.patches(x.reshape(-1, *self.input_shape)))
+        x = (x + sinusoids(self.num_patches, self.embed_dim, x.dtype))[None]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x).reshape(*batch, *x.shape[2:])
+
+    def patches(self, x: Shaped[Array, "N *input"]) -> Float[Array, "N P width"]:
+        """Flat patches, row by row, zero-padded at the bottom and right if need be."""
+        (rows, columns), (height, width) = self.grid, self.patch_shape
+        x = x.reshape(*x.shape[:3], -1)
+        pad = [(0, 0), (0, rows * height - x.shape[1]), (0, columns * width - x.shape[2]), (0, 0)]
+        x = jnp.pad(x, pad).reshape(len(x), rows, height, columns, width, -1)
+        return x.swapaxes(2, 3).reshape(len(x), rows * columns, -1)
+
+
+class CausalTransformer(nn.Module):
+    """Logits of each code given those before it, and a sampler with a key-value cache.
+
+    Args:
+        num_latents: Codes per sequence, L.
+        num_codes: Values of a code, V.
+        embed_dim: Width of an embedding, D; that of the context too.
+        num_layers: Transformer blocks.
+        num_heads: Attention heads; must divide D.
+        mlp_ratio: Width of the feed-forward layers over D.
+        cross_attention: Whether codes depend on a context; False makes a prior.
+    """
+
+    num_latents: int
+    num_codes: int
+    _: KW_ONLY
+    embed_dim: int = 64
+    num_layers: int = 1
+    num_heads: int = 4
+    mlp_ratio: int = 4
+    cross_attention: bool = True
+
+    def setup(self) -> None:
+        """Make the layers."""
+        start = nn.initializers.normal(1.0)
+        # The last row begins a sequence.
+        self.embedding = nn.Embed(self.num_codes + 1, self.embed_dim, embedding_init=start)
+        self.blocks = [
+            Block(
+                self.embed_dim,
+                num_heads=self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+                causal=True,
+                cross_attention=self.cross_attention,
+            )
+            for _ in range(self.num_layers)
+        ]
+        self.norm = layer_norm()
+        self.head = dense(self.num_codes)
+
+    def __call__(
+        self,
+        codes: Integer[Array, "*sample_batch L"],
+        context: Float[Array, "*batch P D"] | None = None,
+    ) -> Float[Array, "*joint L V"]:
+        """Teacher-forced logits: those at l depend on the codes before l only."""
+        self._check(codes, context)
+        shape = codes.shape[:-1]
+        batch = () if context is None else context.shape[:-2]
+        codes, context = _fold(codes, context)
+        begin = jnp.full_like(codes[..., :1], self.num_codes)
+        x = self.embedding(jnp.concatenate([begin, codes[..., :-1]], axis=-1))
+        x = x + sinusoids(self.num_latents, self.embed_dim, x.dtype)
+        for block in self.blocks:
+            x = block(x, context)
+        shape = jnp.broadcast_shapes(shape, batch)
+        return self.head(self.norm(x)).reshape(*shape, self.num_latents, self.num_codes)
+
+    def sample(
+        self,
+        rng_key: Array,
+        context: Float[Array, "*batch P D"] | None = None,
+        sample_shape: Sequence[int] = (),
+    ) -> Integer[Array, "*joint L"]:
+        """Draw codes, `sample_shape` of them for each context; one uniform per code."""
+        batch = () if context is None else context.shape[:-2]
+        shape = (*sample_shape, *batch, self.num_latents)
+        dtype = self.variables["params"]["head"]["kernel"].dtype
+        uniforms = jax.random.uniform(rng_key, shape, jnp.promote_types(dtype, jnp.float32))
+        return self.invert_cdf(uniforms, context)
+
+    def invert_cdf(
+        self,
+        uniforms: Float[Array, "*sample_batch L"],
+        context: Float[Array, "*batch P D"] | None = None,
+    ) -> Integer[Array, "*joint L"]:
+        """Map one uniform in [0, 1) per code to codes, by inverting each conditional CDF."""
+        self._check(uniforms, context)
+        batch = () if context is None else context.shape[:-2]
+        shape = (*jnp.broadcast_shapes(uniforms.shape[:-1], batch), self.num_latents)
+        uniforms, context = _fold(uniforms, context)
+        # No gradient, or JAX would carry tangents through the loop. The loop is of the unbound
+        # module: flax forbids JAX's transformations around the bound one.
+        module, variables = self.unbind()
+        variables, context = jax.lax.stop_gradient((variables, context))
+        num_sequences = uniforms.shape[0] * uniforms.shape[1]
+        caches = module.apply(variables, num_sequences, context, method="_empty_caches")
+
+        def step(position: Array, state: tuple) -> tuple:
+            codes, previous, caches = state
+            logits, caches = module.apply(
+                variables, previous, caches, position, method="_next_logits"
+            )
+            drawn = sample_codes(logits, uniforms[None, ..., position])[0]
+            codes = jax.lax.dynamic_update_index_in_dim(codes, drawn, position, axis=-1)
+            return codes, drawn, caches
+
+        codes = jnp.zeros(uniforms.shape, int)
+        begin = jnp.full(uniforms.shape[:-1], self.num_codes)
+        codes, _, _ = jax.lax.fori_loop(0, self.num_latents, step, (codes, begin, caches))
+        return codes.reshape(shape)
+
+    def _empty_caches(self, num_sequences: int, context: Array | None) -> list[Cache]:
+        return [b.empty_cache(num_sequences, self.num_latents, context) for b in self.blocks]
+
+    def _next_logits(
+        self, previous: Integer[Array, "K B"], caches: list[Cache], position: Any
+    ) -> tuple[Float[Array, "K B V"], list[Cache]]:
+        """Logits of the code at `position`, given the one before it and the caches."""
+        x = self.embedding(previous[..., None])
+        x = x + sinusoids(self.num_latents, self.embed_dim, x.dtype)[position]
+        new = []
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x, cache = block.step(x, cache, position)
+            new.append(cache)
+        return self.head(self.norm(x))[..., 0, :], new
+
+    def _check(self, codes: Array, context: Array | None) -> None:
+        if codes.shape[-1:] != (self.num_latents,):
+            raise ValueError(
+                f"`codes` must end in {self.num_latents} latents; got shape {codes.shape}."
+            )
+        if (context is not None) != self.cross_attention:
+            raise ValueError(
+                f"`context` must be {'given' if self.cross_attention else 'None'} for a "
+                f"transformer built with cross_attention={self.cross_attention}."
+            )
+        if context is not None and context.shape[-1] != self.embed_dim:
+            raise ValueError(
+                f"`context` must have shape (*batch, patches, {self.embed_dim}); got "
+                f"{context.shape}. Give both networks the same `embed_dim`."
+            )
+
+
+def _fold(codes: Array, context: Array | None) -> tuple[Array, Array | None]:
+    """Reshape to codes (K, B, L) and context (B, P, D): all K share their datum's context."""
+    if context is None:
+        return codes.reshape(-1, 1, codes.shape[-1]), None
+    shape = jnp.broadcast_shapes(codes.shape[:-1], context.shape[:-2])
+    context = split_shared(context, shape, 2)[0]
+    context = context.reshape(-1, *context.shape[-2:])
+    codes = jnp.broadcast_to(codes, (*shape, codes.shape[-1]))
+    return codes.reshape(-1, context.shape[0], codes.shape[-1]), context
+
+
+def _patch_grid(
+    height: int, width: int, num_patches: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns of the grid, and the size of one patch."""
+
+    def cost(rows: int) -> tuple[int, int]:
+        patch = -(-height // rows), -(-width * rows // num_patches)  # rounded up
+        return num_patches * patch[0] * patch[1] - height * width, abs(patch[0] - patch[1])
+
+    rows = min((r for r in range(1, num_patches + 1) if num_patches % r == 0), key=cost)
+    columns = num_patches // rows
+    return (rows, columns), (-(-height // rows), -(-width // columns))
