@@ -33,8 +33,12 @@ def loop_warning():
     return nullcontext()
 
 
-def as_data(data):
-    return {name: jnp.asarray(value) for name, value in data.items()}
+def as_data(data, dtype="float64"):
+    arrays = {name: jnp.asarray(value) for name, value in data.items()}
+    return {
+        name: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        for name, x in arrays.items()
+    }
 
 
 def plate(name, size, *, dim=None, subsample=None):
@@ -67,7 +71,7 @@ class Case:
         self.program = program
         params = params or program.params
         self.params = {name: jnp.asarray(value, dtype) for name, value in params.items()}
-        self.ppl, self.data = ppl(dtype), as_data(program.data)
+        self.ppl, self.data = ppl(dtype), as_data(program.data, dtype)
         self.programs = model or program.model, guide or program.guide, dtype
         self.model, self.guide = bound(*self.programs)
 

@@ -26,12 +26,15 @@ def loop_warning():
     return pytest.warns(UserWarning, match="once per particle")
 
 
-def as_data(data):
-    return {name: torch.as_tensor(value) for name, value in data.items()}
+def as_data(data, dtype=torch.float64):
+    tensors = {name: torch.as_tensor(value) for name, value in data.items()}
+    return {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
 
 
-def ppl(params):
-    tensors = {name: torch.tensor(value, requires_grad=True) for name, value in params.items()}
+def ppl(params, dtype):
+    tensors = {
+        name: torch.tensor(value, dtype=dtype, requires_grad=True) for name, value in params.items()
+    }
     primitives = SimpleNamespace(
         sample=pyro.sample,
         deterministic=pyro.deterministic,
@@ -43,7 +46,7 @@ def ppl(params):
         fixed_noise_normal=FixedNoiseNormal,
         exp=torch.exp,
         stack=torch.stack,
-        zeros=lambda n: torch.zeros(n, dtype=torch.float64),
+        zeros=lambda n: torch.zeros(n, dtype=dtype),
     )
     return tensors, primitives
 
@@ -51,13 +54,13 @@ def ppl(params):
 class Case:
     """A program bound to parameters; each call of `run` is one evaluation of a loss."""
 
-    def __init__(self, program, params=None, model=None, guide=None):
-        self.program = program
-        self.params, self.ppl = ppl(params or program.params)
+    def __init__(self, program, params=None, model=None, guide=None, dtype="float64"):
+        self.program, dtype = program, getattr(torch, dtype)
+        self.params, self.ppl = ppl(params or program.params, dtype)
         model, guide = model or program.model, guide or program.guide
         self.model = lambda data: model(self.ppl, data)
         self.guide = lambda data: guide(self.ppl, data)
-        self.data = as_data(program.data)
+        self.data = as_data(program.data, dtype)
 
     def layout(self):
         return find_layout(self.model, self.guide, (self.data,), {})
