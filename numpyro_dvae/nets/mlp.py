@@ -115,10 +115,41 @@ def batch_shape_of(x: Array, input_shape: Sequence[int]) -> Sequence[int]:
     return x.shape[:num_batch]
 
 
+def dense(features: int, **options: Any) -> nn.Dense:
+    """A dense layer whose weight gradient is one flat matrix product.
+
+    JAX's own sums over every leading dim of its input at once and transposes, for which XLA
+    has no fast kernel on a CPU: 4 times the time of the flat product at (8, 256, 8, 64).
+    """
+    return nn.Dense(features, dot_general=_flat_dot_general, **options)
+
+
+def _flat_dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    return _matmul(x, kernel)
+
+
+@jax.custom_vjp
+def _matmul(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"]) -> Float[Array, "*batch O"]:
+    return x @ kernel
+
+
+def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    flat_x, flat_slope = (a.reshape(-1, a.shape[-1]) for a in (x, slope))
+    return slope @ kernel.T, flat_x.T @ flat_slope
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 def _perceptron(widths: Sequence[int]) -> list[nn.Dense]:
     """Dense layers between `widths`, which start as `torch.nn.Linear` does."""
     return [
-        nn.Dense(after, kernel_init=_within(before), bias_init=_within(before))
+        dense(after, kernel_init=_within(before), bias_init=_within(before))
         for before, after in itertools.pairwise(widths)
     ]
 
