@@ -4,7 +4,6 @@ An image batch is ``(*batch, *input_shape)``, codes are ``(*batch, L)`` integers
 real 0/1 vectors for Bernoulli latents (`num_codes=None`).
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -147,16 +146,20 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _perceptron(widths: Sequence[int]) -> list[nn.Dense]:
-    """Dense layers between `widths`, which start as `torch.nn.Linear` does."""
-    return [
-        dense(after, kernel_init=_within(before), bias_init=_within(before))
-        for before, after in itertools.pairwise(widths)
-    ]
+    """Dense layers between `widths`.
+
+    Hidden layers start as He et al. (2015) have it, with zero biases, so that they keep the scale
+    of their input; the outputs start small, uniform within ``1 / sqrt(width)``.
+    """
+    *hidden, num_outputs = widths[1:]
+    small = _within(1.0 / math.sqrt(widths[-2]))
+    he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    layers = [dense(width, kernel_init=he_normal) for width in hidden]
+    return [*layers, dense(num_outputs, kernel_init=small, bias_init=small)]
 
 
-def _within(num_inputs: int) -> Callable[..., Array]:
-    """Initialise uniformly in ±1/sqrt(inputs), weights and biases alike."""
-    bound = 1.0 / math.sqrt(num_inputs)
+def _within(bound: float) -> Callable[..., Array]:
+    """Initialise uniformly in ±bound."""
 
     def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
