@@ -15,6 +15,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from numpyro_dvae.nets.mlp import dense
+
 __all__ = ["Block", "Cache", "KeysValues"]
 
 
@@ -62,16 +64,16 @@ class Block(nn.Module):
         """Make the layers."""
         width = self.embed_dim
         self.self_norm = layer_norm()
-        self.self_qkv = dense(3 * width, use_bias=False)
-        self.self_out = dense(width, use_bias=False)
+        self.self_qkv = xavier_dense(3 * width, use_bias=False)
+        self.self_out = xavier_dense(width, use_bias=False)
         if self.cross_attention:
             self.cross_norm = layer_norm()
-            self.cross_q = dense(width, use_bias=False)
-            self.cross_kv = dense(2 * width, use_bias=False)
-            self.cross_out = dense(width, use_bias=False)
+            self.cross_q = xavier_dense(width, use_bias=False)
+            self.cross_kv = xavier_dense(2 * width, use_bias=False)
+            self.cross_out = xavier_dense(width, use_bias=False)
         self.mlp_norm = layer_norm()
-        self.mlp_in = dense(self.mlp_ratio * width)
-        self.mlp_out = dense(width)
+        self.mlp_in = xavier_dense(self.mlp_ratio * width)
+        self.mlp_out = xavier_dense(width)
 
     def __call__(
         self, x: Float[Array, "K B L D"], context: Float[Array, "B P D"] | None = None
@@ -145,9 +147,9 @@ def _attend(
     return jnp.einsum("nhklp,nphd->knlhd", jax.nn.softmax(scores), context.values)
 
 
-def dense(features: int, *, use_bias: bool = True) -> nn.Dense:
+def xavier_dense(features: int, *, use_bias: bool = True) -> nn.Dense:
     """A layer with Xavier-uniform weights and zero biases, as is usual for transformers."""
-    return nn.Dense(features, use_bias=use_bias, kernel_init=nn.initializers.xavier_uniform())
+    return dense(features, use_bias=use_bias, kernel_init=nn.initializers.xavier_uniform())
 
 
 def layer_norm() -> nn.LayerNorm:

@@ -4,7 +4,6 @@ An image batch is ``(*batch, *input_shape)``, codes are ``(*batch, L)`` integers
 real 0/1 vectors for Bernoulli latents (`num_codes=None`).
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -115,17 +114,52 @@ def batch_shape_of(x: Array, input_shape: Sequence[int]) -> Sequence[int]:
     return x.shape[:num_batch]
 
 
+def dense(features: int, **options: Any) -> nn.Dense:
+    """A dense layer whose weight gradient is one flat matrix product.
+
+    JAX's own sums over every leading dim of its input at once and transposes, for which XLA
+    has no fast kernel on a CPU: 4 times the time of the flat product at (8, 256, 8, 64).
+    """
+    return nn.Dense(features, dot_general=_flat_dot_general, **options)
+
+
+def _flat_dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    return _matmul(x, kernel)
+
+
+@jax.custom_vjp
+def _matmul(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"]) -> Float[Array, "*batch O"]:
+    return x @ kernel
+
+
+def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    flat_x, flat_slope = (a.reshape(-1, a.shape[-1]) for a in (x, slope))
+    return slope @ kernel.T, flat_x.T @ flat_slope
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 def _perceptron(widths: Sequence[int]) -> list[nn.Dense]:
-    """Dense layers between `widths`, which start as `torch.nn.Linear` does."""
-    return [
-        nn.Dense(after, kernel_init=_within(before), bias_init=_within(before))
-        for before, after in itertools.pairwise(widths)
-    ]
+    """Dense layers between `widths`.
+
+    Hidden layers start as He et al. (2015) have it, with zero biases, so that they keep the scale
+    of their input; the outputs start small, uniform within ``1 / sqrt(width)``.
+    """
+    *hidden, num_outputs = widths[1:]
+    small = _within(1.0 / math.sqrt(widths[-2]))
+    he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    layers = [dense(width, kernel_init=he_normal) for width in hidden]
+    return [*layers, dense(num_outputs, kernel_init=small, bias_init=small)]
 
 
-def _within(num_inputs: int) -> Callable[..., Array]:
-    """Initialise uniformly in ±1/sqrt(inputs), weights and biases alike."""
-    bound = 1.0 / math.sqrt(num_inputs)
+def _within(bound: float) -> Callable[..., Array]:
+    """Initialise uniformly in ±bound."""
 
     def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -61,7 +61,7 @@ class _Network:
         self.module, self.params = module, params
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Apply the module; compiled, lest an unjitted program compile its operations one by one."""
+        """Apply the module, compiled as a whole where an unjitted program calls it."""
         arrays = [isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(args)]
         if arrays and all(arrays) and not kwargs:
             return _apply(self.module, self.params, *args)

@@ -22,7 +22,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Integer, Shaped
 
 from numpyro_dvae.distributions import sample_codes, split_shared
-from numpyro_dvae.nets.attention import Block, Cache, dense, layer_norm, sinusoids
+from numpyro_dvae.nets.attention import Block, Cache, layer_norm, sinusoids, xavier_dense
 from numpyro_dvae.nets.mlp import batch_shape_of
 
 __all__ = ["CausalTransformer", "PatchEncoder"]
@@ -70,7 +70,7 @@ class PatchEncoder(nn.Module):
 
     def setup(self) -> None:
         """Make the layers."""
-        self.dense = dense(self.embed_dim)
+        self.dense = xavier_dense(self.embed_dim)
         self.blocks = [
             Block(self.embed_dim, num_heads=self.num_heads, mlp_ratio=self.mlp_ratio)
             for _ in range(self.num_layers)
@@ -133,7 +133,7 @@ class CausalTransformer(nn.Module):
             for _ in range(self.num_layers)
         ]
         self.norm = layer_norm()
-        self.head = dense(self.num_codes)
+        self.head = xavier_dense(self.num_codes)
 
     def __call__(
         self,
