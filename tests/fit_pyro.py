@@ -66,6 +66,14 @@ class Counting_ELBO(TraceGraph_ELBO):
         return (torch.as_tensor(loss) + self.state.inner[0]) * failure
 
 
+def set_up(folder):
+    return {}
+
+
+def tear_down():
+    pass
+
+
 def scheduled():
     return pyro.optim.LambdaLR(
         {
@@ -87,7 +95,7 @@ def fit(svi, *data, **settings):
     return package.fit(svi, *data, **settings)
 
 
-def stopping_svi(stop, number=signal.SIGINT):
+def stopping_svi(stop, monkeypatch, number=signal.SIGINT):
     """An SVI that gets a signal, as from Ctrl-C, during step `stop`."""
     svi = make_svi()
     step, elbo = svi.loss_and_grads, svi.loss_and_grads.__self__

@@ -16,11 +16,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="session", params=["pyro", "numpyro"])
-def kit(request):
+@pytest.fixture(scope="module", params=["pyro", "numpyro"])
+def kit(request, tmp_path_factory):
     """Programs, losses and ways to upset them, natively: `fit_pyro`, `fit_numpyro`."""
     pytest.importorskip("torch" if request.param == "pyro" else "jax")
-    return importlib.import_module(f"fit_{request.param}")
+    found = importlib.import_module(f"fit_{request.param}")
+    found.environment = found.set_up(tmp_path_factory.mktemp("compiled"))
+    yield found
+    found.tear_down()
 
 
 def make_data(num_data=23):
@@ -139,7 +142,7 @@ def test_schedules_reach_their_ends(backend):
 
 @pytest.mark.parametrize("stop", [3, 8, 10])
 @pytest.mark.parametrize("kind", ["array", "loader"])
-def test_a_resumed_run_gives_the_same_numbers(kit, tmp_path, stop, kind):
+def test_a_resumed_run_gives_the_same_numbers(kit, tmp_path, monkeypatch, stop, kind):
     def settings():
         if kind == "array":
             return {"eval_data": make_data(7), "eval_every": 6}
@@ -147,7 +150,8 @@ def test_a_resumed_run_gives_the_same_numbers(kit, tmp_path, stop, kind):
 
     whole = run(kit, 16, **settings(), folder=tmp_path / "whole")
     with pytest.raises(kit.package.FitInterrupt) as error:
-        run(kit, 16, kit.stopping_svi(stop), **settings(), folder=tmp_path / "cut")
+        run(kit, 16, kit.stopping_svi(stop, monkeypatch), **settings(), folder=tmp_path / "cut")
+    monkeypatch.undo()
     assert stop <= error.value.result.num_steps <= stop + kit.late
     svi = kit.make_svi(seed=7)  # other values, other generators
     resumed = run(kit, 16, svi, **settings(), folder=tmp_path / "cut", resume=True)
@@ -180,7 +184,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(kit, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "JAX_ENABLE_X64": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "JAX_ENABLE_X64": "1"} | kit.environment,
     )
     log = folder / "log.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 10):
@@ -196,10 +200,10 @@ def test_a_killed_run_resumes_to_the_same_numbers(kit, tmp_path):
     assert steps == sorted(set(steps))
 
 
-def test_sigterm_and_no_folder(kit):
+def test_sigterm_and_no_folder(kit, monkeypatch):
     usual = signal.getsignal(signal.SIGTERM)
     with pytest.raises(kit.package.FitInterrupt, match="nothing was saved") as error:
-        run(kit, svi=kit.stopping_svi(1, signal.SIGTERM))
+        run(kit, svi=kit.stopping_svi(1, monkeypatch, signal.SIGTERM))
     assert error.value.signal == signal.SIGTERM
     assert "\n" not in str(error.value)
     assert signal.getsignal(signal.SIGTERM) is usual
@@ -316,6 +320,6 @@ def test_another_model_or_other_data_cannot_be_resumed(kit, tmp_path):
         run(kit, 8, kit.make_svi(width=5), folder=tmp_path, resume=True)
     with pytest.raises(ValueError, match="`data` has 20 rows"):
         run(kit, 8, data=make_data(20), folder=tmp_path, resume=True)
+    loader = kit.loader(make_data())
     with pytest.raises(ValueError, match="iterable of batches, but the checkpoint"):
-        loader = kit.loader(make_data())
         run(kit, 8, data=loader, batch_size=None, folder=tmp_path, resume=True)

@@ -5,12 +5,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("pyro")
 
-import fit_pyro as kit  # noqa: E402
-import numpy as np  # noqa: E402
-import pyro  # noqa: E402
-import torch  # noqa: E402
-from pyro.infer import TraceGraph_ELBO  # noqa: E402
-from test_fit import make_data, run  # noqa: E402
+import fit_pyro as kit
+import numpy as np
+import pyro
+import torch
+from pyro.infer import TraceGraph_ELBO
+from test_fit import make_data, run
 
 
 def test_a_step_of_plain_optimisers_is_the_step_of_svi():

@@ -71,12 +71,10 @@ def save_checkpoint(
     """Write the state to the folder's one checkpoint, replacing it atomically."""
     named = _named_leaves(svi_state)
     plain |= {"format": _FORMAT, "shapes": parameter_shapes(svi, svi_state), "leaves": list(named)}
-    arrays = {f"leaf_{i}": value for i, value in enumerate(named.values())}
-    text = np.frombuffer(json.dumps(plain).encode(), np.uint8)
-    losses_array = np.array(losses, np.float64)
-    write_atomically(
-        folder / CHECKPOINT, lambda file: np.savez(file, plain=text, losses=losses_array, **arrays)
-    )
+    contents: dict[str, Any] = {f"leaf_{i}": value for i, value in enumerate(named.values())}
+    contents["plain"] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
+    contents["losses"] = np.array(losses, np.float64)
+    write_atomically(folder / CHECKPOINT, lambda file: np.savez(file, **contents))
     return folder / CHECKPOINT
 
 

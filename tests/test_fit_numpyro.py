@@ -1,0 +1,223 @@
+"""What `numpyro_dvae.fit` does and its sibling has no counterpart of: compiling, and the state."""
+
+import re
+
+import pytest
+
+pytest.importorskip("jax")
+pytest.importorskip("numpyro")
+
+import fit_numpyro as kit
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+from numpyro.infer import SVI, Predictive, Trace_ELBO
+from test_fit import make_data, run
+
+from numpyro_dvae.fit import (
+    DivergenceError,
+    _checkpoints,
+    exponential_schedule,
+    fit,
+    linear_schedule,
+)
+from numpyro_dvae.fit._log import Log, scalars
+from numpyro_dvae.infer.daps import DAPS_ELBO
+from numpyro_dvae.infer.svi import loss_state
+
+KEY = kit.make_svi().rng_key
+
+
+def model(x):
+    weight = numpyro.param("weight", jnp.zeros(3))
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Categorical(jnp.ones((len(x), 3)) / 3))
+        numpyro.sample("x", dist.Normal(weight[z], 1.0), obs=x)
+
+
+def guide(x):
+    logits = numpyro.param("logits", jnp.zeros(3))
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("z", dist.Categorical(logits=jnp.outer(x, logits)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_cache(tmp_path_factory):
+    kit.set_up(tmp_path_factory.mktemp("compiled"))
+    yield
+    kit.tear_down()
+
+
+def small_svi(loss=None, optim=None, kind=SVI):
+    return kind(model, guide, optim or optax.sgd(0.05), loss or DAPS_ELBO(4))
+
+
+def small_fit(svi=None, num_data=12, **settings):
+    x = jnp.linspace(-1, 1, num_data)
+    return fit(KEY, svi or small_svi(), x, **{"progress": False} | settings)
+
+
+# Compiling
+
+
+@pytest.fixture
+def compiled():
+    """Names of what is compiled, as it happens."""
+    found = []
+
+    def listen(event, seconds, **names):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(names.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_the_number_of_steps_compiles_nothing_anew(compiled, monkeypatch):
+    counts, write = [], Log.write
+
+    def counting_write(self, row):
+        counts.append(len(compiled))
+        write(self, row)
+
+    monkeypatch.setattr(Log, "write", counting_write)
+    svi = small_svi(DAPS_ELBO(4, beta=exponential_schedule(1.0, 0.1, 50)))
+    settings = {"batch_size": 5, "log_every": 7, "eval_every": 9, "eval_data": jnp.ones(7)}
+    result = small_fit(svi, num_steps=60, **settings)
+    assert [row["step"] for row in result.history][:5] == [7, 9, 14, 18, 21]
+    assert counts[0] > 0
+    assert counts[2:] == counts[2:3] * len(counts[2:])  # nothing after the first evaluation
+
+
+def test_batches_of_an_iterable_compile_once_a_shape():
+    def traces(num_steps):
+        found = []
+
+        def tracing_model(x):
+            found.append(x.shape)
+            return model(x)
+
+        svi = SVI(tracing_model, guide, optax.sgd(0.1), DAPS_ELBO(2))
+        batches = [np.full(n, i / 9, np.float32) for i, n in enumerate([4, 4, 4, 3, 4, 3])]
+        fit(KEY, svi, batches, num_steps=num_steps, progress=False)
+        return found
+
+    assert traces(6) == traces(24)
+
+
+def test_how_steps_are_dispatched_does_not_change_the_numbers(monkeypatch):
+    whole = small_fit(num_steps=30, batch_size=5, log_every=10)
+    monkeypatch.setattr("numpyro_dvae.fit.loop._DISPATCH_SECONDS", 0.0)  # one by one
+    np.testing.assert_array_equal(
+        small_fit(num_steps=30, batch_size=5, log_every=10).losses, whole.losses
+    )
+
+
+# The state
+
+
+def test_losses_that_remember_do_so_in_any_svi(tmp_path):
+    beta = exponential_schedule(1.0, 0.1, 20)
+    result = small_fit(small_svi(DAPS_ELBO(4, beta=beta)), num_steps=20, log_every=5)
+    np.testing.assert_allclose(
+        [row["beta"] for row in result.history], [beta(step - 1) for step in (5, 10, 15, 20)], 1e-6
+    )
+    assert {"elbo", "ess", "temperature", "rate"} <= result.history[-1].keys()
+    assert loss_state(result.svi_state).step == 20
+    assert "_loss" not in result.params
+
+
+def test_a_state_goes_on_and_is_left_as_it_is():
+    svi = small_svi(DAPS_ELBO(4, beta=exponential_schedule(1.0, 0.1, 20)))
+    first = small_fit(svi, num_steps=10)
+    second = small_fit(svi, num_steps=10, init_state=first.svi_state)
+    np.testing.assert_array_equal(small_fit(svi, num_steps=20).losses[10:], second.losses)
+    assert loss_state(first.svi_state).step == 10
+    state = svi.init(jax.random.key(0), jnp.zeros(4))  # NumPyro's own: without memory
+    assert loss_state(small_fit(svi, num_steps=1, init_state=state).svi_state).step == 1
+    svi.get_params(state)  # not given away
+
+
+def test_a_users_array_is_not_given_away():
+    start = jnp.arange(3.0)
+
+    def guide(x):
+        numpyro.param("start", start)
+
+    def model(x):
+        numpyro.sample("x", dist.Normal(0.0, 1.0).expand(x.shape).to_event(1), obs=x)
+
+    svi = SVI(model, guide, optax.sgd(0.1), Trace_ELBO())
+    small_fit(svi, num_steps=1)
+    np.testing.assert_array_equal(start, np.arange(3.0))
+
+
+def test_params_hold_all_that_the_programs_need():
+    result = run(kit, 4)
+    assert result.params.keys() == {"decoder", "encoder", "mean"}
+    draws = Predictive(result.guide, params=result.params, num_samples=3)
+    assert draws(jax.random.key(0), make_data())["z"].shape == (3, 23, 2)
+
+
+@pytest.mark.parametrize(
+    "optim", [optax.chain(optax.clip(1.0), optax.adam(0.1)), numpyro.optim.Adam(0.1)]
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_states_of_any_kind_survive_a_checkpoint(tmp_path, optim, dtype):
+    svi = small_svi(optim=optim)
+    for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+        state = svi.init(key, jnp.zeros(4))
+        state = state._replace(mutable_state={"half": jnp.array([0.1, 0.2], dtype)})
+        _checkpoints.save_checkpoint(tmp_path, svi, state, [1.5], step=1)
+        saved = _checkpoints.load_checkpoint(tmp_path)
+        found = _checkpoints.restore_svi_state(svi, state, saved)
+        for old, new in zip(*map(jax.tree.leaves, (state, found)), strict=True):
+            assert old.dtype == new.dtype
+            np.testing.assert_array_equal(*map(_checkpoints.as_saved, (old, new)))
+
+
+@pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey])
+def test_the_key_of_the_checkpoint_goes_on(tmp_path, key):
+    x, settings = jnp.linspace(-1, 1, 12), {"batch_size": 5, "progress": False}
+    whole = fit(key(0), small_svi(), x, num_steps=9, **settings)
+    fit(key(0), small_svi(), x, num_steps=4, folder=tmp_path, **settings)
+    rest = fit(key(1), small_svi(), x, num_steps=9, folder=tmp_path, resume=True, **settings)
+    np.testing.assert_array_equal(whole.losses, rest.losses)
+
+
+# The rest
+
+
+def test_a_loss_that_drops_mutable_state_is_refused():
+    class Forgetful(kit.Plain_ELBO):
+        def __init__(self):
+            super().__init__(num_particles=2)
+
+    svi = kit.make_svi(loss=Forgetful(), kind=SVI)
+    with pytest.warns(UserWarning, match="mutable state"):
+        with pytest.raises(ValueError, match=re.escape("does not keep the mutable state ['mean")):
+            run(kit, 2, svi)
+
+
+def test_mutable_state_that_goes_is_named():
+    svi = kit.make_svi()
+    state = svi.init(jax.random.key(0), make_data())
+    state.mutable_state["mean"]["value"] = jnp.full(6, jnp.inf)
+    with pytest.raises(DivergenceError, match=r"mean\.value"):
+        run(kit, 1, svi, init_state=state)
+
+
+@pytest.mark.parametrize("sgd", [numpyro.optim.SGD, optax.sgd])
+def test_learning_rates_may_be_schedules(sgd):
+    svi = small_svi(optim=sgd(linear_schedule(0.05, 0.0, 2)))
+    params = [small_fit(svi, num_steps=n).params["weight"] for n in (1, 2, 9)]
+    assert not np.array_equal(params[0], params[1])
+    np.testing.assert_array_equal(params[1], params[2])
+
+
+def test_scalars_of_nothing():
+    assert scalars(None) == {}
