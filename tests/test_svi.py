@@ -197,6 +197,29 @@ def test_particles_and_draws_follow_the_guide():
     assert not np.array_equal(record.codes[0], record.codes[1])
 
 
+class Coin(dist.Distribution):
+    """Without parameters, of which NumPyro says that all of them are reparameterised."""
+
+    support = dist.constraints.boolean
+
+    def sample(self, key, sample_shape=()):
+        return jax.random.bernoulli(key, shape=sample_shape)
+
+    def log_prob(self, value):
+        return jnp.full(jnp.shape(value), -np.log(2))
+
+
+def test_a_discrete_site_without_parameters_needs_the_score_function():
+    def program(x):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", Coin())
+
+    assert Coin().has_rsample
+    layout = find_layout(key(), program, program, (X,), {})
+    assert layout.scored == ("z",)
+    assert layout.plates == ("data",)
+
+
 def test_every_particle_sees_the_same_minibatch():
     def subsampled(x):
         with numpyro.plate("data", len(x), subsample_size=2) as rows:

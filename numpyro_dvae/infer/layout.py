@@ -302,7 +302,12 @@ def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
 
 
 def needs_score(site: Site) -> bool:
-    return not site["fn"].has_rsample
+    base = base_distribution(site["fn"])
+    # NumPyro's default is true of a distribution without parameters, whatever its support.
+    by_default = type(base).has_rsample is dist.Distribution.has_rsample
+    if by_default and not base.arg_constraints and base.support.is_discrete:
+        return True
+    return not base.has_rsample
 
 
 def plates_of(site: Site) -> dict[str, Any]:
