@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core.tracers import current_trace
 from jaxtyping import Array, Float, Integer, Shaped
 from numpyro.distributions import CategoricalLogits, Distribution, constraints
@@ -170,8 +171,9 @@ class Categorical(CategoricalLogits):
         return codes.reshape(*sample_shape, *self.batch_shape)
 
     @validate_sample
-    def log_prob(self, value: Integer[Array, "..."]) -> Array:
+    def log_prob(self, value: Shaped[Array | np.ndarray, "..."]) -> Array:
         """Log-probability of codes; leading dims of `value` are particles."""
+        value = jnp.asarray(value).astype(int)
         shape = jnp.broadcast_shapes(jnp.shape(value), self.batch_shape)
         logits, _ = split_shared(self.logits, shape, 1)
         return _gather(logits, jnp.broadcast_to(value, shape))
@@ -197,7 +199,7 @@ class AutoregressiveCategorical(Distribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's protocol)
     pytree_data_fields = ("transformer", "context")
     has_enumerate_support = True
-    _scored: tuple[Array, Array] | None = None
+    _scored: tuple[Any, Array] | None = None
     _trace: Any = None  # that of the last copy from a pytree is unknown: nothing is kept there
 
     def __init__(
@@ -245,14 +247,14 @@ class AutoregressiveCategorical(Distribution):
         return codes.reshape(shape + self.event_shape)
 
     @validate_sample
-    def log_prob(self, value: Integer[Array, "*sample_batch L"]) -> Array:
+    def log_prob(self, value: Shaped[Array | np.ndarray, "*sample_batch L"]) -> Array:
         """Teacher-forced log q(z), with gradient, summed over the L codes."""
         log_probs = self._log_conditionals(value)
         if self._trace is not None and self._trace == current_trace():  # else a tracer may leak
             self._scored = (value, log_probs)
         return _gather(log_probs, self._codes(value)).sum(-1)
 
-    def conditional_entropy(self, value: Integer[Array, "*sample_batch L"]) -> Array:
+    def conditional_entropy(self, value: Shaped[Array | np.ndarray, "*sample_batch L"]) -> Array:
         """``Σ_l H(q(z_l | z_<l))`` in nats at the given codes, with gradient.
 
         Its mean over draws of `value` is the entropy of the joint, with less variance than
@@ -279,12 +281,12 @@ class AutoregressiveCategorical(Distribution):
         shape = (size, *self.batch_shape, num_latents)
         return jnp.broadcast_to(codes, shape) if expand else codes
 
-    def _codes(self, value: Array) -> Array:
+    def _codes(self, value: Array | np.ndarray) -> Array:
         """`value` as integers, broadcast against the batch shape."""
         shape = jnp.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return jnp.broadcast_to(value, shape + self.event_shape).astype(int)
 
-    def _log_conditionals(self, value: Array) -> Array:
+    def _log_conditionals(self, value: Array | np.ndarray) -> Array:
         """``log q(z_l = v | z_<l)``, shape (*value.shape, V)."""
         return _log_softmax(self.transformer(self._codes(value), self.context))
 

@@ -48,8 +48,9 @@ class IndependentGuide:
         """Sample the site "z"."""
         return _sample(self, x, num_data)
 
-    def posterior(self, x: Shaped[Array, "*batch_event"]) -> Distribution:
+    def posterior(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
         """q(z | x), one factor per latent."""
+        x = jnp.asarray(x)
         logits = register("guide.encoder", self.encoder, x)(x)
         if not self.binary:
             return Categorical(logits=logits).to_event(1)
@@ -77,8 +78,9 @@ class AutoregressiveGuide:
         """Sample the site "z"."""
         return _sample(self, x, num_data)
 
-    def posterior(self, x: Shaped[Array, "*batch_event"]) -> Distribution:
+    def posterior(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
         """q(z | x), the joint distribution of the codes."""
+        x = jnp.asarray(x)
         context = register("guide.encoder", self.encoder, x)(x)
         codes = jnp.zeros((*context.shape[:-2], self.transformer.num_latents), int)
         transformer = register("guide.transformer", self.transformer, codes, context)
@@ -113,7 +115,7 @@ def _sample(
         raise ValueError(
             f"`num_data` is for sampling without `x`; got {num_data} with {len(x)} data."
         )
-    posterior = guide.posterior(jnp.asarray(x))
+    posterior = guide.posterior(x)
     if posterior.batch_shape != x.shape[:1]:
         raise ValueError(
             f'q(z | x) at site "z" must have batch shape ({len(x)},) and event shape (latents,); '

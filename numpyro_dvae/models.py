@@ -69,14 +69,16 @@ class DiscreteVAE:
         prior = register("model.prior", self.prior)
         with numpyro.plate("data", _plate_size(x, num_data), dim=-1):
             z = numpyro.sample("z", prior())
-            outputs, event_dim = self._outputs(z)
+            outputs, event_dim = self._outputs(jnp.asarray(z))
             if x is not None:
                 _check_data(x, outputs.shape[outputs.ndim - event_dim :])
             return numpyro.sample("x", self._likelihood(outputs, event_dim), obs=x)
 
-    def reconstruct(self, z: Shaped[Array, "*batch L"]) -> Float[Array, "*batch_event"]:
+    def reconstruct(
+        self, z: Shaped[Array | np.ndarray, "*batch L"]
+    ) -> Float[Array, "*batch_event"]:
         """The mean of p(x | z)."""
-        return self._likelihood(*self._outputs(z)).mean
+        return self._likelihood(*self._outputs(jnp.asarray(z))).mean
 
     def _likelihood(self, outputs: Array, event_dim: int) -> Distribution:
         likelihood = register("model.likelihood", self.likelihood, outputs, event_dim)
