@@ -26,7 +26,7 @@ from timing import side_by_side, summary, table
 
 from numpyro_dvae.distributions import sample_codes
 from numpyro_dvae.guides import mnist_guide
-from numpyro_dvae.infer import SVI, DAPS_ELBO, Reinforce_ELBO
+from numpyro_dvae.infer import DAPS_ELBO, SVI, Reinforce_ELBO
 from numpyro_dvae.models import mnist_vae
 from numpyro_dvae.ops.tempering import effective_sample_size, solve_temperature
 
