@@ -9,7 +9,7 @@ draws reconstructions, samples and learning curves into one picture.
 from typing import Any
 
 import numpy as np
-from backends import METHODS, PyroBackend, get_backend
+from backends import METHODS, Backend, get_backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
 from configs import CONFIGS, Config
 from data import Dataset, load
@@ -72,7 +72,7 @@ _TITLES = {
 
 
 def run_method(
-    backend: PyroBackend, method: str, config: Config, data: Dataset, seed: int
+    backend: Backend, method: str, config: Config, data: Dataset, seed: int
 ) -> tuple[dict[str, float], tuple[str, np.ndarray, np.ndarray, list]]:
     """Train and test one method; the numbers for the table and the images for the picture."""
     backend.seed(seed)
@@ -98,7 +98,7 @@ def run_method(
     return found, (caption, images, backend.sample(model, _SHOWN), curve)
 
 
-def make_loss(backend: PyroBackend, method: str, config: Config) -> Any:
+def make_loss(backend: Backend, method: str, config: Config) -> Any:
     """The one thing that differs."""
     options: dict[str, Any] = {
         "beta": backend.schedule(config.beta_from, config.beta_to, config.num_steps // 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from backends import METHODS, PyroBackend, get_backend
+from backends import METHODS, Backend, get_backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
 from configs import CONFIGS, Config
 from data import NAMES, Dataset, load
@@ -36,7 +36,7 @@ _OVERRIDES = {  # argument -> field of the config
 class Setup(NamedTuple):
     """Everything that the arguments decide."""
 
-    backend: PyroBackend
+    backend: Backend
     config: Config
     data: Dataset
     method: str
