@@ -85,6 +85,56 @@ def make_pyro_programs() -> tuple[Any, Any]:
     return model, guide
 
 
+def make_numpyro_programs() -> tuple[Any, Any]:
+    """The same in NumPyro."""
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    from flax import linen
+    from numpyro.contrib.module import flax_module
+    from numpyro.distributions import constraints
+
+    layers = linen.Sequential([linen.Dense(32), linen.tanh, linen.Dense(15)])
+
+    def model(readings: jax.Array) -> None:
+        shares = numpyro.param("shares", jnp.full(3, 1 / 3), constraint=constraints.simplex)
+        rate = numpyro.param("fault_rate", jnp.full(3, 0.3), constraint=constraints.unit_interval)
+        mean = numpyro.param("mean", jnp.array([45.0, 55.0, 65.0]))
+        noise = numpyro.param("noise", jnp.array([1.0, 2.0]), constraint=constraints.positive)
+        with numpyro.plate("machines", readings.shape[0], dim=-2):
+            load = numpyro.sample("load", dist.Categorical(shares))
+            fault = numpyro.sample("fault", dist.Bernoulli(rate[load]))
+            temperature = numpyro.sample("temperature", dist.Normal(mean[load], 1.0))
+            with numpyro.plate("readings", readings.shape[1], dim=-1):
+                scale = noise[fault.astype(int)]
+                numpyro.sample("reading", dist.Normal(temperature, scale), obs=readings)
+
+    def guide(readings: jax.Array) -> None:
+        encoder = flax_module("encoder", layers, input_shape=(1, 2))
+        centre, spread = readings.mean(1, keepdims=True), readings.std(1, keepdims=True, ddof=1)
+        features = jnp.stack([(centre - 55) / 10, jnp.log(spread)], -1)  # (machines, 1, 2)
+        outputs = jnp.split(encoder(features), [3, 6, 9], -1)
+        load_logits, fault_logits, shift, log_scale = outputs
+        with numpyro.plate("machines", readings.shape[0], dim=-2):
+            load = numpyro.sample("load", dist.Categorical(logits=load_logits))
+            fault = numpyro.sample("fault", dist.Bernoulli(logits=_pick(fault_logits, load)))
+            scale = jnp.exp(_pick(log_scale, load + 3 * fault.astype(int)))
+            numpyro.sample("temperature", dist.Normal(centre + _pick(shift, load), scale))
+
+    def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
+        """values[..., index]; `index` may have states on its left."""
+        shape = jnp.broadcast_shapes(values.shape[:-1], index.shape)
+        values = jnp.broadcast_to(values, (*shape, values.shape[-1]))
+        index = jnp.broadcast_to(index, shape)[..., None]
+        return jnp.take_along_axis(values, index, -1)[..., 0]
+
+    return model, guide
+
+
+_PROGRAMS = {"pyro": make_pyro_programs, "numpyro": make_numpyro_programs}
+
+
 def main(arguments: list[str]) -> None:
     """Simulate, train, compare."""
     parser = Parser(__doc__, out=None)
@@ -101,7 +151,7 @@ def main(arguments: list[str]) -> None:
     backend = get_backend(args.backend, "cpu")
     readings = simulate(np.random.default_rng(args.seed), args.num_machines)
     backend.seed(args.seed)
-    model, guide = make_pyro_programs()
+    model, guide = _PROGRAMS[args.backend]()
     result = backend.train(
         model,
         guide,
@@ -112,7 +162,7 @@ def main(arguments: list[str]) -> None:
         batch_size=_BATCH_SIZE,
         folder=out,
     )
-    found = {name: result.params[name].cpu().numpy() for name in _TRUE}
+    found = {name: np.asarray(result.params[name]) for name in _TRUE}
     print_table(found)
     errors = {name: float(np.abs(found[name] - _TRUE[name]).max()) for name in _TRUE}
     summary = {
