@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from zoo import NOISE, PROGRAMS, VAE_DATA, gradient, vae_terms
+from zoo import NOISE, PROGRAMS, VAE_DATA, gradient, log_softmax, normal, vae_terms
 
 BY_NAME = {program.name: program for program in PROGRAMS}
 VAE = BY_NAME["vae"]
@@ -125,6 +125,38 @@ def test_a_scaled_site_counts_less_but_is_drawn_the_same(shim):
 
     elbo_class = shim.module("infer.reinforce").Reinforce_ELBO
     assert_same(mean_gradient(case, elbo_class, 2), expected, rtol=1e-10)
+
+
+def test_a_masked_distribution_is_drawn_from_all_the_same(shim):
+    """`fn.mask(...)` in model and guide: no share in the ELBO, but one in the probabilities."""
+    keep = np.array([True, False])
+
+    def model(ppl, data):
+        prior, weight = ppl.param("prior", data), ppl.param("weight", data)
+        with ppl.plate("data", 2):
+            z = ppl.sample("z", ppl.dist.Categorical(logits=prior).mask(data["keep"]).to_event(1))
+            loc = weight[0][z[..., 0]]
+            ppl.sample("x", ppl.dist.Normal(loc, 1.0).to_event(1), obs=data["x"])
+
+    def guide(ppl, data):
+        encoder = ppl.param("encoder", data)
+        logits = ppl.stack([data["x"] @ encoder[0], data["x"] @ encoder[1]], -2)
+        with ppl.plate("data", 2):
+            ppl.sample("z", ppl.dist.Categorical(logits=logits).mask(data["keep"]).to_event(1))
+
+    def loss(p):
+        total = 0.0
+        for x in VAE_DATA["x"]:
+            log_q = log_softmax(x @ p["encoder"][0])
+            likelihood = np.array([normal(x, p["weight"][0][code]).sum() for code in (0, 1)])
+            total = (
+                total - (np.exp(log_q) * (likelihood + log_softmax(p["prior"])[0] - log_q)).sum()
+            )
+        return total
+
+    case = shim.Case(VAE._replace(data=VAE_DATA | {"keep": keep}), model=model, guide=guide)
+    expected = loss(VAE.params), gradient(loss, VAE.params)
+    assert_same(case.run(shim.module("infer.exact").Exact_ELBO()), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_global_continuous_site_is_shared_and_no_datum_weighs_it(shim):

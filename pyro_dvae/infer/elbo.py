@@ -122,7 +122,7 @@ class ParticleELBO(ELBO):
         self.beta, self.target_rate = beta, target_rate
         self.closed_form_entropy = closed_form_entropy
         self.info: Any = None
-        self.state: Any = self._initial_state()
+        self.state: Any = self.init_state()
         self._pair: tuple[Any, Any] | None = None
         self._layout: Layout | None = None
 
@@ -136,7 +136,8 @@ class ParticleELBO(ELBO):
         """Values of guide sites in place of draws; None to sample."""
         return None
 
-    def _initial_state(self) -> Any:
+    def init_state(self) -> Any:
+        """What the first step needs."""
         return BetaState(0, 0.0 if callable(self.beta) or not self.beta else math.log(self.beta))
 
     # ------------------------------------------------------------------------ Pyro's protocol

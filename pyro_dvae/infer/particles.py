@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from pyro import distributions as dist
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
@@ -162,6 +163,20 @@ def _minibatch(traces: tuple[poutine.Trace, poutine.Trace]) -> poutine.Trace:
     return minibatch
 
 
+def _without_mask(fn: Any) -> Any:
+    """The distribution that draws are made from: a mask silences the density, never the draw."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return _without_mask(fn.base_dist)
+    if not isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+        return fn
+    base = _without_mask(fn.base_dist)
+    if base is fn.base_dist:
+        return fn
+    if isinstance(fn, dist.ExpandedDistribution):
+        return base.expand(fn.batch_shape)
+    return base.to_event(fn.reinterpreted_batch_ndims)
+
+
 def _entropy(site: Site) -> Tensor | None:
     """Closed form, or closed form per step given the earlier codes (autoregressive guides)."""
     if hasattr(site["fn"], "conditional_entropy"):
@@ -232,7 +247,8 @@ def _record(
         value = log_prob(site)
         ledger.add("q_discrete" if needs_score(site) else "q_rest", site, value)
         if needs_score(site) and not site["is_observed"]:
-            ledger.add("draw", site, value)
+            bare = _without_mask(site["fn"])  # scored again only if there is a mask
+            ledger.add("draw", site, value if bare is site["fn"] else bare.log_prob(site["value"]))
             entropy = _entropy(site) if entropies_known else None
             entropies_known = entropy is not None
             if entropy is not None:

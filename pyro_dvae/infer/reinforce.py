@@ -67,8 +67,9 @@ class Reinforce_ELBO(ParticleELBO):
         self.baseline, self.min_particles = baseline, baseline.min_particles
         super().__init__(num_particles, **options)
 
-    def _initial_state(self) -> ReinforceState:
-        return ReinforceState(super()._initial_state(), self.baseline.init())
+    def init_state(self) -> ReinforceState:
+        """What the first step needs, the baseline's part included."""
+        return ReinforceState(super().init_state(), self.baseline.init())
 
     def _estimate(self, particles: Particles, state: ReinforceState) -> Estimate:
         prediction = particles.prediction
