@@ -11,7 +11,7 @@ from flax import linen as nn
 from numpyro import handlers
 from numpyro.infer import SVI, Predictive, TraceGraph_ELBO
 
-from numpyro_dvae.nets import register
+from numpyro_dvae.nets import attention, register, registration
 
 name = "numpyro"
 asarray = jnp.asarray
@@ -114,6 +114,18 @@ def num_parameters(program, *args):
 
     shapes = jax.eval_shape(make, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def step_by_step():
+    """Inside, loops run in Python, so that a test can look at each step."""
+    return jax.disable_jit()
+
+
+def see_the_future(monkeypatch):
+    """New causal transformers see all codes, from here to the end of the test."""
+    attend = attention._attend
+    monkeypatch.setattr(attention, "_attend", lambda q, context, *_: attend(q, context))
+    monkeypatch.setattr(registration, "_apply", registration._apply.__wrapped__)
 
 
 class Trainer:

@@ -1,5 +1,6 @@
 """What the shared tests of networks, distributions and programs need of Pyro; `numpyro_lab` too."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -85,6 +86,21 @@ def sites(program, *args, particles=None, condition=None, **kwargs):
 
 def num_parameters(program, *args):
     return sum(p.numel() for p in program.parameters())
+
+
+def step_by_step():
+    """Inside, loops run in Python, so that a test can look at each step."""
+    return nullcontext()
+
+
+def see_the_future(monkeypatch):
+    """New causal transformers see all codes, from here to the end of the test."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+    blind = SimpleNamespace(
+        scaled_dot_product_attention=lambda *args, **_: attend(*args),
+        relu=lambda x, **_: torch.relu(x),
+    )
+    monkeypatch.setattr("pyro_dvae.nets.attention.functional", blind)
 
 
 class Trainer:
