@@ -179,11 +179,15 @@ def test_log_joints_of_models(kind, dtype):
 
 def test_every_parameter_has_a_twin():
     """Sizes agree, so nothing is left at its start on either side."""
-    for model, guide in [(torch_models.mnist_vae(), torch_guides.mnist_guide())]:
-        carried = carry.program("model", model) | carry.program("guide", guide)
-        x = np.zeros((2, 28, 28), np.float32)
-        made = {}
+    model, guide = torch_models.mnist_vae(), torch_guides.mnist_guide()
+    carried = carry.program("model", model) | carry.program("guide", guide)
+
+    def parameters(key):
+        x, made = jnp.zeros((2, 28, 28), jnp.float32), {}
         for program in (jax_models.mnist_vae(), jax_guides.mnist_guide()):
-            sites = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(x)
+            sites = handlers.trace(handlers.seed(program, key)).get_trace(x)
             made |= {k: s["value"] for k, s in sites.items() if s["type"] == "param"}
-        assert jax.tree.map(np.shape, made) == jax.tree.map(np.shape, carried)
+        return made
+
+    made = jax.eval_shape(parameters, jax.random.key(0))
+    assert jax.tree.map(np.shape, made) == jax.tree.map(np.shape, carried)

@@ -3,142 +3,163 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pyro = pytest.importorskip("pyro")
-
-from pyro_dvae import distributions  # noqa: E402
-from pyro_dvae.nets import (  # noqa: E402
-    CausalTransformer,
-    MLPDecoder,
-    MLPEncoder,
-    PatchEncoder,
-    transformer,
-)
-
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE))
 L, V, D = 5, 6, 8
+BUILT = {}
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    pyro.set_rng_seed(0)
+def normal(*shape, dtype="float64"):
+    return np.random.default_rng(0).normal(size=shape).astype(dtype)
 
 
-def causal(dtype=torch.float64, **options):
-    return CausalTransformer(L, V, embed_dim=D, num_layers=2, num_heads=2, **options).to(dtype)
+def draws(*shape, high=V):
+    return np.random.default_rng(1).integers(high, size=shape)
 
 
-def uncached(net, uniforms, context=None):
+def close(found, expected, atol=1e-12):
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=atol)
+
+
+def build(lab, name, *args, inputs, dtype="float64", **options):
+    """A network with parameters, called with NumPy arrays and returning them."""
+    key = (lab.name, name, repr(args), repr(options), dtype)
+    if key not in BUILT:  # JAX compiles each but once
+        net = getattr(lab.module("nets"), name)(*args, **options)
+        BUILT[key] = lab.network(net, *(lab.asarray(i) for i in inputs), dtype=dtype)
+    net = BUILT[key]
+    return net, lambda *arrays: lab.numpy(net(*map(lab.asarray, arrays)))
+
+
+def causal(lab, dtype="float64", **options):
+    inputs = [draws(1, L)]
+    if options.get("cross_attention", True):
+        inputs.append(normal(1, 4, D))
+    options = {"embed_dim": D, "num_layers": 2, "num_heads": 2, **options}
+    return build(lab, "CausalTransformer", L, V, inputs=inputs, dtype=dtype, **options)
+
+
+def uncached(lab, forward, uniforms, *context):
     """The sampler without a cache: one full teacher-forced pass per code."""
-    codes = torch.zeros(uniforms.shape, dtype=torch.long)
+    codes = np.zeros(uniforms.shape, int)
+    sample_codes = lab.module("distributions").sample_codes
     for position in range(L):
-        logits = net(codes, context)[..., position, :]
-        drawn = distributions.sample_codes(logits, uniforms[None, ..., position])
-        codes[..., position] = drawn[0]
+        logits = forward(codes, *context)[..., position, :]
+        drawn = sample_codes(lab.asarray(logits), lab.asarray(uniforms[None, ..., position]))
+        codes[..., position] = lab.numpy(drawn)[0]
     return codes
 
 
 @dtypes
 @pytest.mark.parametrize("with_context", [True, False])
-def test_the_cache_changes_no_code(dtype, with_context):
-    net = causal(dtype, cross_attention=with_context)
-    context = torch.randn(3, 4, D, dtype=dtype) if with_context else None
-    uniforms = torch.rand(50, 3, L, dtype=dtype)
-    assert torch.equal(net.invert_cdf(uniforms, context), uncached(net, uniforms, context))
-    control = net.invert_cdf(uniforms.flip(0), context)
-    assert not torch.equal(control, uncached(net, uniforms, context))
+def test_the_cache_changes_no_code(lab, dtype, with_context):
+    net, forward = causal(lab, dtype, cross_attention=with_context)
+    context = [normal(3, 4, D, dtype=dtype)] if with_context else []
+    uniforms = np.random.default_rng(2).uniform(size=(50, 3, L)).astype(dtype)
+    expected = uncached(lab, forward, uniforms, *context)
+    for flipped in (False, True):  # the second is the negative control
+        order = slice(None, None, -1) if flipped else slice(None)
+        arrays = map(lab.asarray, (uniforms[order].copy(), *context))
+        found = lab.numpy(net.invert_cdf(*arrays))
+        assert np.array_equal(found, expected) is not flipped
 
 
 @dtypes
-def test_teacher_forced_log_q_is_the_samplers_own(dtype, monkeypatch):
-    net, steps = causal(dtype), []
+def test_teacher_forced_log_q_is_the_samplers_own(lab, dtype, monkeypatch):
+    distributions, steps = lab.module("distributions"), []
+    net, _ = causal(lab, dtype)
+    sampler = distributions.sample_codes
 
     def recording(logits, uniforms):
-        codes = distributions.sample_codes(logits, uniforms)
+        codes = sampler(logits, uniforms)
         steps.append((logits, codes[0]))
         return codes
 
-    monkeypatch.setattr(transformer, "sample_codes", recording)
-    context = torch.randn(4, 7, D, dtype=dtype)
-    codes = net.sample(context, sample_shape=(300,))
-    own = torch.stack([distributions.log_prob_of_codes(*step) for step in steps], -1)
-    scored = distributions.log_prob_of_codes(net(codes, context), codes)
-    torch.testing.assert_close(scored, own.reshape(scored.shape), rtol=0, atol=TOLERANCE[dtype])
-    assert (codes == 0).any(0).all()  # code 0 occurs at each position of each datum
+    monkeypatch.setattr(lab.module("nets.transformer"), "sample_codes", recording)
+    context = lab.asarray(normal(4, 7, D, dtype=dtype))
+    with lab.step_by_step():
+        codes = lab.sample(net, context, sample_shape=(300,))
+    assert len(steps) == L
+    own = [lab.numpy(distributions.log_prob_of_codes(*step)) for step in steps]
+    scored = lab.numpy(distributions.log_prob_of_codes(net(codes, context), codes))
+    close(scored, np.stack(own, -1).reshape(scored.shape), TOLERANCE[dtype])
+    assert (lab.numpy(codes) == 0).any(0).all()  # code 0 occurs at each position of each datum
 
 
-def largest_leak(net):
+def largest_leak(forward):
     """How far a changed code moves the logits at its own position or before it."""
-    context, codes = torch.randn(2, 4, D).double(), torch.randint(V, (2, L))
-    leak = 0.0
+    context, codes = normal(2, 4, D), draws(2, L)
+    leak, before = 0.0, forward(codes, context)
     for position in range(L):
-        changed = codes.clone()
+        changed = codes.copy()
         changed[:, position] = (codes[:, position] + 1) % V
-        difference = (net(changed, context) - net(codes, context)).abs()
-        leak = max(leak, difference[:, : position + 1].max().item())
+        difference = np.abs(forward(changed, context) - before)
+        leak = max(leak, difference[:, : position + 1].max())
         assert position == L - 1 or difference[:, position + 1 :].max() > 1e-3  # the past counts
     return leak
 
 
-def test_no_code_sees_itself_or_the_future():
-    net = causal()
-    assert largest_leak(net) < 1e-14
-    for block in net.blocks:  # negative control
-        block.causal = False
-    assert largest_leak(net) > 1e-3
+def test_no_code_sees_itself_or_the_future(lab, monkeypatch):
+    _, forward = causal(lab)
+    assert largest_leak(forward) < 1e-14
+    lab.see_the_future(monkeypatch)  # negative control
+    monkeypatch.setitem(globals(), "BUILT", {})
+    _, forward = causal(lab)
+    assert largest_leak(forward) > 1e-3
 
 
-def test_one_more_latent_changes_no_earlier_logit():
+def test_one_more_latent_changes_no_earlier_logit(lab):
     """Nothing is padded, so a prefix of codes has the logits of the whole."""
-    net, codes = causal(cross_attention=False), torch.randint(V, (20, L))
-    begun = codes.clone()
+    (_, forward), codes = causal(lab, cross_attention=False), draws(20, L)
+    begun = codes.copy()
     begun[:, 3:] = 0
-    torch.testing.assert_close(net(begun)[:, :4], net(codes)[:, :4], rtol=0, atol=1e-14)
+    close(forward(begun)[:, :4], forward(codes)[:, :4], 1e-14)
 
 
 @pytest.mark.parametrize(
-    ("sample", "batch"), [((), (3,)), ((6,), (3,)), ((2, 6), (3,)), ((4,), ()), ((2,), (3, 4))]
+    ("sample", "batch"), [((), (3,)), ((6,), (3,)), ((2, 3), ()), ((2,), (3, 4))]
 )
-def test_particles_share_the_context(sample, batch):
-    net = causal()
-    context = torch.randn(*batch, 4, D, dtype=torch.float64, requires_grad=True)
-    codes = torch.randint(V, (*sample, *batch, L))
-    copied = context.expand(*sample, *batch, 4, D).contiguous()
-    shared, apart = net(codes, context), net(codes, copied)
+def test_particles_share_the_context(lab, sample, batch):
+    net, _ = causal(lab)
+    context, codes = normal(*batch, 4, D), lab.asarray(draws(*sample, *batch, L))
+    copied = np.broadcast_to(context, (*sample, *batch, 4, D)).copy()
+    shared, apart = (lab.numpy(net(codes, lab.asarray(c))) for c in (context, copied))
     assert shared.shape == (*sample, *batch, L, V)
-    torch.testing.assert_close(shared, apart, rtol=0, atol=1e-12)
-    weights = torch.randn_like(shared)
-    gradients = [torch.autograd.grad((weights * y).sum(), context)[0] for y in (shared, apart)]
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+    close(shared, apart)
+    weights = lab.asarray(np.random.default_rng(3).normal(size=shared.shape))
+    gradients = [
+        lab.gradient(lambda c: (weights * net(codes, c)).sum(), array)
+        for array in (context, copied)
+    ]
+    close(gradients[0], gradients[1].reshape(-1, *context.shape).sum(0))
 
 
-def test_codes_and_context_broadcast():
-    net, codes = causal(), torch.randint(V, (4, 3, L))
-    column = torch.randn(4, 1, 2, D).double()
-    torch.testing.assert_close(net(codes, column), net(codes, column.expand(4, 3, 2, D)))
-    torch.testing.assert_close(net(codes[0], column), net(codes[:1].expand(4, 3, L), column))
+def test_codes_and_context_broadcast(lab):
+    (_, forward), codes, column = causal(lab), draws(4, 3, L), normal(4, 1, 2, D)
+    expected = forward(codes, np.broadcast_to(column, (4, 3, 2, D)).copy())
+    close(forward(codes, column), expected)
+    wide = np.broadcast_to(codes[:1], (4, 3, L)).copy()
+    close(forward(codes[0], column), forward(wide, column))
 
 
-def test_data_do_not_see_each_other():
-    net, context = causal(), torch.randn(3, 4, D).double()
-    codes = torch.randint(V, (7, 3, L))
-    alone = torch.stack([net(codes[:, i], context[i]) for i in range(3)], 1)
-    torch.testing.assert_close(net(codes, context), alone, rtol=0, atol=1e-12)
+def test_data_do_not_see_each_other(lab):
+    (_, forward), context, codes = causal(lab), normal(3, 4, D), draws(7, 3, L)
+    alone = [forward(codes[:, i], context[i]) for i in range(3)]
+    close(forward(codes, context), np.stack(alone, 1))
 
 
-def test_the_transformer_refuses_wrong_shapes():
-    net, codes = causal(), torch.zeros(2, L, dtype=torch.long)
+def test_the_transformer_refuses_wrong_shapes(lab):
+    (_, forward), codes = causal(lab), draws(2, L)
     with pytest.raises(ValueError, match="`codes` must end in 5"):
-        net(codes[:, 1:], torch.zeros(2, 4, D).double())
+        forward(codes[:, 1:], normal(2, 4, D))
     with pytest.raises(ValueError, match="`context` must be given"):
-        net(codes)
+        forward(codes)
     with pytest.raises(ValueError, match="`context` must be None"):
-        causal(cross_attention=False)(codes, torch.zeros(2, 4, D).double())
+        causal(lab, cross_attention=False)[1](codes, normal(2, 4, D))
     with pytest.raises(ValueError, match="same `embed_dim`"):
-        net(codes, torch.zeros(2, 4, D + 1).double())
+        forward(codes, normal(2, 4, D + 1))
     with pytest.raises(ValueError, match="`num_heads` must divide"):
-        CausalTransformer(L, V, embed_dim=10, num_heads=4)
+        causal(lab, embed_dim=10, num_heads=4)
 
 
 @pytest.mark.parametrize(
@@ -151,49 +172,61 @@ def test_the_transformer_refuses_wrong_shapes():
         ((5, 5), 4, (2, 2), (3, 3)),  # padded to 6 x 6
     ],
 )
-def test_patches_tile_the_image(shape, num_patches, grid, patch):
-    net = PatchEncoder(shape, num_patches, embed_dim=8, num_heads=2)
+def test_patches_tile_the_image(lab, shape, num_patches, grid, patch):
+    images, options = normal(3, *shape), {"embed_dim": 8, "num_heads": 2}
+    net, forward = build(lab, "PatchEncoder", shape, num_patches, inputs=[images], **options)
     assert {net.grid, (net.grid[1], net.grid[0])} & {grid}
     assert sorted(net.patch_shape) == sorted(patch)
-    images = torch.randn(3, *shape)
-    patches = net.patches(images)
-    assert patches.shape == (3, num_patches, net.dense.in_features)
-    first = images[:, : net.patch_shape[0], : net.patch_shape[1]].reshape(3, -1)
-    torch.testing.assert_close(patches[:, 0], first)
-    torch.testing.assert_close(patches.sum(dim=(1, 2)), images.flatten(1).sum(1))  # all, once
-    assert net(images).shape == (3, num_patches, 8)
-    assert net(images.expand(2, 3, *shape)).shape == (2, 3, num_patches, 8)
+    patches = lab.numpy(net.patches(lab.asarray(images)))
+    depth = shape[2] if len(shape) == 3 else 1
+    assert patches.shape == (3, num_patches, patch[0] * patch[1] * depth)
+    close(patches[:, 0], images[:, : net.patch_shape[0], : net.patch_shape[1]].reshape(3, -1))
+    close(patches.sum(axis=(1, 2)), images.reshape(3, -1).sum(1))  # all, once
+    assert forward(images).shape == (3, num_patches, 8)
+    assert forward(np.stack([images] * 2)).shape == (2, 3, num_patches, 8)
 
 
 @pytest.mark.parametrize("num_codes", [None, 7])
-def test_perceptrons_keep_leading_dims(num_codes):
-    encoder = MLPEncoder((4, 5), 3, num_codes, hidden=(16,))
-    decoder = MLPDecoder(3, num_codes, (4, 5), embed_dim=6, hidden=(8, 16))
-    x = torch.randn(2, 9, 4, 5)
-    logits = encoder(x)
-    assert logits.shape == (2, 9, 3) if num_codes is None else (2, 9, 3, num_codes)
-    z = torch.rand(2, 9, 3).round() if num_codes is None else torch.randint(7, (2, 9, 3))
-    torch.testing.assert_close(decoder(z)[1, 4], decoder(z[1, 4]))
-    assert decoder(z).shape == (2, 9, 4, 5)
+def test_perceptrons_keep_leading_dims(lab, num_codes):
+    x, z = normal(2, 9, 4, 5), draws(2, 9, 3, high=num_codes or 2)
+    z = z if num_codes else z.astype(float)
+    _, encode = build(lab, "MLPEncoder", (4, 5), 3, num_codes, hidden=(16,), inputs=[x])
+    options = {"embed_dim": 6, "hidden": (8, 16)}
+    _, decode = build(lab, "MLPDecoder", 3, num_codes, (4, 5), inputs=[z], **options)
+    assert encode(x).shape == (2, 9, 3) if num_codes is None else (2, 9, 3, num_codes)
+    close(decode(z)[1, 4], decode(z[1, 4]))
+    assert decode(z).shape == (2, 9, 4, 5)
 
 
-def test_networks_name_the_shape_they_want():
-    encoder, decoder = MLPEncoder((4, 5), 3, 7), MLPDecoder(3, 7, (4, 5))
+def test_networks_name_the_shape_they_want(lab):
+    _, encode = build(lab, "MLPEncoder", (4, 5), 3, 7, inputs=[normal(2, 4, 5)])
+    _, decode = build(lab, "MLPDecoder", 3, 7, (4, 5), inputs=[draws(2, 3)])
     with pytest.raises(ValueError, match=r"`x` must have shape \(\*batch, 4, 5\); got \(2, 20\)"):
-        encoder(torch.zeros(2, 20))
+        encode(np.zeros((2, 20)))
     with pytest.raises(ValueError, match="Convert it first"):
-        encoder(torch.zeros(2, 4, 5, dtype=torch.uint8))
+        encode(np.zeros((2, 4, 5), np.uint8))
     with pytest.raises(ValueError, match="`z` must end in 3"):
-        decoder(torch.zeros(2, 4, dtype=torch.long))
+        decode(np.zeros((2, 4), int))
     with pytest.raises(ValueError, match=r"\(H, W\) or \(H, W, C\)"):
-        PatchEncoder((20,), 4)
+        lab.module("nets").PatchEncoder((20,), 4)
 
 
-def test_networks_start_at_a_sane_scale():
-    encoder, net = PatchEncoder((28, 28), 8), CausalTransformer(8, 256)
-    with torch.no_grad():
-        logits = net(torch.randint(256, (4, 8)), encoder(torch.rand(4, 28, 28)))
+def test_networks_start_at_a_sane_scale(lab):
+    codes, images = draws(4, 8, high=256), np.random.default_rng(2).uniform(size=(4, 28, 28))
+    _, encode = build(lab, "PatchEncoder", (28, 28), 8, inputs=[images])
+    context = encode(images)
+    _, forward = build(lab, "CausalTransformer", 8, 256, inputs=[codes, context])
+    logits = forward(codes, context)
     assert 0.1 < logits.std() < 3
-    assert (
-        np.log(256) - 3 < distributions.Categorical(logits=logits).entropy().mean() <= np.log(256)
-    )
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    probs = weights / weights.sum(-1, keepdims=True)
+    entropy = -(probs * np.log(probs)).sum(-1).mean()
+    assert np.log(256) - 3 < entropy <= np.log(256)
+
+
+@pytest.mark.parametrize("hidden", [(), (400,), (400, 300)])
+def test_perceptrons_keep_the_scale_of_their_input(lab, hidden):
+    """Hidden layers keep the mean square; outputs are uniform within 1 / sqrt(width)."""
+    x = np.random.default_rng(4).normal(size=(200, 500))
+    _, encode = build(lab, "MLPEncoder", (500,), 60, 10, hidden=hidden, inputs=[x])
+    assert np.mean(encode(x) ** 2) == pytest.approx(1 / 3, rel=0.15)

@@ -183,7 +183,7 @@ class CausalTransformer(nn.Module):
         num_sequences = uniforms.shape[0] * uniforms.shape[1]
         caches = module.apply(variables, num_sequences, context, method="_empty_caches")
 
-        def step(position: Array, state: tuple) -> tuple:
+        def step(position: Any, state: tuple) -> tuple:
             codes, previous, caches = state
             logits, caches = module.apply(
                 variables, previous, caches, position, method="_next_logits"

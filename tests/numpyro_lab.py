@@ -1,0 +1,169 @@
+"""What the shared tests of networks, distributions and programs need of NumPyro, as `pyro_lab`."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as stock  # noqa: F401  (the tests compare with it)
+from flax import linen as nn
+from numpyro import handlers
+from numpyro.infer import SVI, Predictive, TraceGraph_ELBO
+
+from numpyro_dvae.nets import attention, register, registration
+
+name = "numpyro"
+asarray = jnp.asarray
+jit = jax.jit
+_key = None
+
+
+def reset():
+    global _key
+    _key = jax.random.key(0)
+
+
+def next_key():
+    global _key
+    _key, key = jax.random.split(_key)
+    return key
+
+
+def numpy(array):
+    return np.asarray(array)
+
+
+def cast(tree, dtype):
+    def convert(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(convert, tree)
+
+
+def network(net, *inputs, dtype="float64"):
+    """The network with parameters, in `dtype`."""
+    if not isinstance(net, nn.Module):
+        return net
+    inputs = tuple(jnp.zeros(i) if isinstance(i, tuple) else i for i in inputs)
+    return cast(handlers.seed(register, next_key())("net", net, *inputs), dtype)
+
+
+def params_of(program, *args, **kwargs):
+    """Fresh parameters of a program, whose draws are thrown away."""
+
+    def make(key):
+        trace = handlers.trace(handlers.seed(program, key)).get_trace(*args, **kwargs)
+        return {k: site["value"] for k, site in trace.items() if site["type"] == "param"}
+
+    return jax.jit(make)(next_key())
+
+
+def half(program, *args):
+    """A program whose networks compute in bfloat16."""
+    params = cast(params_of(program, *args), "bfloat16")
+    return lambda x: handlers.substitute(program, data=params)(cast(x, "bfloat16"))
+
+
+def bind(program, *args, **kwargs):
+    """A method of a model or guide, with parameters."""
+    return handlers.substitute(program, data=params_of(program, *args, **kwargs))
+
+
+def draw(distribution, shape=()):
+    return distribution.sample(next_key(), shape)
+
+
+def sample(net, *args, **kwargs):
+    return net.sample(next_key(), *args, **kwargs)
+
+
+def gradient(function, array):
+    """Of a scalar function, at a NumPy array."""
+    return np.asarray(jax.grad(function)(jnp.asarray(array)))
+
+
+def sites(program, *args, particles=None, condition=None, **kwargs):
+    """Run a program; its sites' values and log-densities, as NumPy arrays."""
+    if condition:
+        program = handlers.condition(program, data=condition)
+
+    def run(key):
+        plated = program
+        if particles:
+            plated = numpyro.plate("particles", particles, dim=-2)(program)
+        trace = handlers.trace(handlers.seed(plated, key)).get_trace(*args, **kwargs)
+        found = {k: s for k, s in trace.items() if s["type"] == "sample"}
+        observed.update({k: s["is_observed"] for k, s in found.items()})
+        return {k: (s["value"], s["fn"].log_prob(s["value"])) for k, s in found.items()}
+
+    observed = {}
+    found = jax.jit(run)(next_key())
+    return {
+        key: SimpleNamespace(
+            value=np.asarray(value), log_prob=np.asarray(log_prob), is_observed=observed[key]
+        )
+        for key, (value, log_prob) in found.items()
+    }
+
+
+def num_parameters(program, *args):
+    def make(key):
+        trace = handlers.trace(handlers.seed(program, key)).get_trace(*args)
+        return {k: site["value"] for k, site in trace.items() if site["type"] == "param"}
+
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def step_by_step():
+    """Inside, loops run in Python, so that a test can look at each step."""
+    return jax.disable_jit()
+
+
+def see_the_future(monkeypatch):
+    """New causal transformers see all codes, from here to the end of the test."""
+    attend = attention._attend
+    monkeypatch.setattr(attention, "_attend", lambda q, context, *_: attend(q, context))
+    monkeypatch.setattr(registration, "_apply", registration._apply.__wrapped__)
+
+
+class Trainer:
+    """Steps of `SVI` on a model and a guide."""
+
+    def __init__(self, model, guide, x, *, lr=0.02, num_particles=4):
+        elbo = TraceGraph_ELBO(num_particles=num_particles)
+        self.svi = SVI(model, guide, numpyro.optim.Adam(lr), elbo)
+        self.state = jax.jit(self.svi.init)(next_key(), x)
+        self.update = jax.jit(lambda state, x: self.svi.update(state, x)[0])
+
+    def run(self, num_steps, x):
+        for _ in range(num_steps):
+            self.state = self.update(self.state, x)
+
+    @property
+    def params(self):
+        return self.svi.get_params(self.state)
+
+    def parameters(self):
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(self.params)]
+
+    def apply(self, function, *args):
+        """A method of the trained model or guide."""
+        return handlers.substitute(function, data=self.params)(*args)
+
+
+def predict(model, guide=None, values=None, *args, trainer=None, num_samples=5, **kwargs):
+    """Predictive draws: with a guide, from values of latents, or from the prior."""
+    params = {} if guide is None else params_of(guide, *args)
+    params |= params_of(model, *args, **kwargs)
+    predictive = Predictive(
+        model,
+        guide=guide,
+        posterior_samples=values,
+        num_samples=num_samples,
+        params=params,
+        return_sites=("z", "x"),
+    )
+    found = jax.jit(lambda key: predictive(key, *args, **kwargs))(next_key())
+    return {key: np.asarray(value) for key, value in found.items()}
