@@ -164,7 +164,7 @@ class Categorical(CategoricalLogits):
         raw = jnp.log(jnp.asarray(probs)) if logits is None else jnp.asarray(logits)
         super().__init__(_log_softmax(raw), validate_args=validate_args)
 
-    def sample(self, key: Array | None, sample_shape: Sequence[int] = ()) -> Array:
+    def sample(self, key: Array, sample_shape: Sequence[int] = ()) -> Array:
         """Draws of shape ``sample_shape + batch_shape``; all share the logits."""
         size = (math.prod(sample_shape), *self.batch_shape)
         codes = sample_codes(self.logits, jax.random.uniform(key, size, self.logits.dtype))
@@ -237,7 +237,7 @@ class AutoregressiveCategorical(Distribution):
         new._batch_shape, new._validate_args = shape, self._validate_args
         return new
 
-    def sample(self, key: Array | None, sample_shape: Sequence[int] = ()) -> Array:
+    def sample(self, key: Array, sample_shape: Sequence[int] = ()) -> Array:
         """Codes of shape ``sample_shape + batch_shape + (L,)``."""
         shape = (*sample_shape, *self.batch_shape)
         context, lead = (

@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Shaped
 
 __all__ = ["MLPDecoder", "MLPEncoder"]
 
+_OUTPUT_SCALE = 0.1  # of a decoder's first outputs; at 1, 200 steps on MNIST end 3 nats lower
+
 
 class MLPEncoder(nn.Module):
     """ReLU perceptron from an array to the logits of independent latents.
@@ -86,7 +88,9 @@ class MLPDecoder(nn.Module):
             start = nn.initializers.normal(1.0)
             self.embedding = nn.Embed(self.num_codes, self.embed_dim, embedding_init=start)
             width = width * self.embed_dim
-        self.layers = _perceptron((width, *self.hidden, math.prod(self.output_shape)))
+        widths = (width, *self.hidden, math.prod(self.output_shape))
+        # All codes start at nearly one output: little noise to unlearn.
+        self.layers = _perceptron(widths, output_scale=_OUTPUT_SCALE)
 
     def __call__(self, z: Shaped[Array, "*batch L"]) -> Float[Array, "*batch_output"]:
         """Outputs ``(*batch, *output_shape)``: logits or means, as the likelihood reads them."""
@@ -145,14 +149,14 @@ def _matmul_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, A
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def _perceptron(widths: Sequence[int]) -> list[nn.Dense]:
+def _perceptron(widths: Sequence[int], output_scale: float = 1.0) -> list[nn.Dense]:
     """Dense layers between `widths`.
 
     Hidden layers start as He et al. (2015) have it, with zero biases, so that they keep the scale
-    of their input; the outputs start small, uniform within ``1 / sqrt(width)``.
+    of their input; the outputs start uniform within ``output_scale / sqrt(width)``.
     """
     *hidden, num_outputs = widths[1:]
-    small = _within(1.0 / math.sqrt(widths[-2]))
+    small = _within(output_scale / math.sqrt(widths[-2]))
     he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
     layers = [dense(width, kernel_init=he_normal) for width in hidden]
     return [*layers, dense(num_outputs, kernel_init=small, bias_init=small)]

@@ -61,12 +61,17 @@ class PatchEncoder(nn.Module):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return _patch_grid(*self.input_shape[:2], self.num_patches)[0]
+        return self._layout[0]
 
     @property
     def patch_shape(self) -> tuple[int, int]:
         """Height and width of one patch."""
-        return _patch_grid(*self.input_shape[:2], self.num_patches)[1]
+        return self._layout[1]
+
+    @property
+    def _layout(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        height, width = self.input_shape[:2]
+        return _patch_grid(height, width, self.num_patches)
 
     def setup(self) -> None:
         """Make the layers."""

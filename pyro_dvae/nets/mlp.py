@@ -8,10 +8,13 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 __all__ = ["MLPDecoder", "MLPEncoder"]
+
+_OUTPUT_SCALE = 0.1  # of a decoder's first outputs; at 1, 200 steps on MNIST end 3 nats lower
 
 
 class MLPEncoder(nn.Module):
@@ -70,6 +73,9 @@ class MLPDecoder(nn.Module):
         self.embedding = None if num_codes is None else nn.Embedding(num_codes, embed_dim)
         width = num_latents if num_codes is None else num_latents * embed_dim
         self.layers = _perceptron(width, hidden, math.prod(output_shape))
+        with torch.no_grad():  # all codes start at nearly one output: little noise to unlearn
+            for parameter in self.layers[-1].parameters():
+                parameter.mul_(_OUTPUT_SCALE)
 
     def forward(self, z: Shaped[Tensor, "*batch L"]) -> Float[Tensor, "*batch_output"]:
         """Outputs ``(*batch, *output_shape)``: logits or means, as the likelihood reads them."""
