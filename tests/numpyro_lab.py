@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as stock  # noqa: F401  (the tests compare with it)
+import pytest
 from flax import linen as nn
 from numpyro import handlers
 from numpyro.infer import SVI, Predictive, TraceGraph_ELBO
@@ -114,6 +115,16 @@ def num_parameters(program, *args):
 
     shapes = jax.eval_shape(make, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def refused(message):
+    """NumPyro warns of values outside the support and scores them -inf."""
+    return pytest.warns(UserWarning, match=message)
+
+
+def plated_sample(name, distribution, size):
+    with numpyro.plate("data", size, dim=-1):
+        return numpyro.sample(name, distribution)
 
 
 def step_by_step():

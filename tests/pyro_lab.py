@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyro
 import pyro.distributions as stock  # noqa: F401  (the tests compare with it)
+import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, TraceGraph_ELBO
@@ -86,6 +87,16 @@ def sites(program, *args, particles=None, condition=None, **kwargs):
 
 def num_parameters(program, *args):
     return sum(p.numel() for p in program.parameters())
+
+
+def refused(message):
+    """Values outside the support are an error."""
+    return pytest.raises(ValueError, match=message)
+
+
+def plated_sample(name, distribution, size):
+    with pyro.plate("data", size, dim=-1):
+        return pyro.sample(name, distribution)
 
 
 def step_by_step():
