@@ -77,7 +77,7 @@ def test_gradients_leave_the_sampler_alone():
 
 @pytest.mark.parametrize("num_codes", [1, 2, 3, 5, 16, 17, 100])
 def test_two_levels_find_what_one_finds(num_codes):
-    """Blocks of codes, then codes of a block: any number of codes, also such that do not fill up."""
+    """Blocks of codes, then codes of a block: any number of codes, full blocks or not."""
     rng = np.random.default_rng(0)
     logits, uniforms = rng.normal(size=(30, num_codes)), rng.uniform(size=(40, 30))
     mass = np.exp(logits - logits.max(-1, keepdims=True)).cumsum(-1)
