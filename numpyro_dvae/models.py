@@ -20,7 +20,6 @@ References:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -131,11 +130,15 @@ class BernoulliPrior(nn.Module):
             raise ValueError(f"`probability` must be strictly in (0, 1); got {self.probability}.")
         super().__post_init__()
 
-    @nn.compact
     def __call__(self) -> Distribution:
         """The prior over "z", event shape (L,)."""
-        start = math.log(self.probability / (1.0 - self.probability))
-        return dist.Bernoulli(logits=_param(self, "logits", start, (self.num_latents,))).to_event(1)
+        start = jnp.full((self.num_latents,), math.log(self.probability / (1.0 - self.probability)))
+        logits = self._learnt(start) if self.learn else start
+        return dist.Bernoulli(logits=logits).to_event(1)
+
+    @nn.compact
+    def _learnt(self, start: Array) -> Array:
+        return self.param("logits", lambda _: start.astype(jnp.float32))
 
 
 class BernoulliLikelihood(nn.Module):
@@ -175,13 +178,17 @@ class GaussianLikelihood(nn.Module):
             )
         super().__post_init__()
 
-    @nn.compact
     def __call__(self, outputs: Array, event_dim: int) -> Distribution:
         """p(x | z) with the last `event_dim` dims independent."""
         event_shape = outputs.shape[outputs.ndim - event_dim :]
-        raw = _param(self, "raw", self._start(), self.shape)
+        start = jnp.full(self.shape, self._start())
+        raw = self._learnt(start) if self.learn else start
         scale = jnp.broadcast_to(jnp.sqrt(self._variance(raw)), event_shape)
         return dist.Normal(_precise(outputs), scale).to_event(event_dim)
+
+    @nn.compact
+    def _learnt(self, start: Array) -> Array:
+        return self.param("raw", lambda _: start.astype(jnp.float32))
 
     def _variance(self, raw: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The variance that the raw parameter stands for."""
@@ -203,13 +210,6 @@ def mnist_vae() -> DiscreteVAE:
     """The published MNIST model [1]: 8 codes of 256 values, binary 28 x 28 images."""
     decoder = MLPDecoder(8, 256, (28, 28), embed_dim=64, hidden=(64, 256))
     return DiscreteVAE(decoder, UniformPrior(8, 256), BernoulliLikelihood())
-
-
-def _param(module: Any, name: str, start: float, shape: Sequence[int]) -> Float[Array, "*shape"]:
-    """A parameter of the module where it learns, else a constant."""
-    if not module.learn:
-        return jnp.full(shape, start)
-    return module.param(name, lambda _: jnp.full(shape, start, jnp.float32))
 
 
 def _precise(outputs: Array) -> Array:

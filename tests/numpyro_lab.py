@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as stock  # noqa: F401  (the tests compare with it)
+import pytest
 from flax import linen as nn
 from numpyro import handlers
 from numpyro.infer import SVI, Predictive, TraceGraph_ELBO
@@ -57,12 +58,6 @@ def params_of(program, *args, **kwargs):
         return {k: site["value"] for k, site in trace.items() if site["type"] == "param"}
 
     return jax.jit(make)(next_key())
-
-
-def half(program, *args):
-    """A program whose networks compute in bfloat16."""
-    params = cast(params_of(program, *args), "bfloat16")
-    return lambda x: handlers.substitute(program, data=params)(cast(x, "bfloat16"))
 
 
 def bind(program, *args, **kwargs):
@@ -116,6 +111,45 @@ def num_parameters(program, *args):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
+def parameter_gradients(net, function):
+    """Of a scalar function of a network, by its parameters."""
+    return jax.tree.leaves(jax.grad(function)(net))
+
+
+def filled(net, value):
+    """The network with every parameter at one value."""
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), net)
+
+
+def flattening(net):
+    """A network that loses the batch."""
+    return nn.Sequential([net, lambda x: x.reshape(-1, *x.shape[2:])])
+
+
+def half_and_full(posterior, x):
+    """The posterior of networks in bfloat16, and of the same in float32."""
+    params = params_of(posterior, x)
+    low, full = (
+        handlers.substitute(posterior, data=cast(params, d)) for d in ("bfloat16", "float32")
+    )
+    return low(cast(x, "bfloat16")), full(x)
+
+
+def variance_of(trainer, model):
+    """The trained variance of a Gaussian likelihood, free of bounds."""
+    return float(jnp.exp(trainer.params["model.likelihood$params"]["raw"]))
+
+
+def refused(message):
+    """NumPyro warns of values outside the support and scores them -inf."""
+    return pytest.warns(UserWarning, match=message)
+
+
+def plated_sample(name, distribution, size):
+    with numpyro.plate("data", size, dim=-1):
+        return numpyro.sample(name, distribution)
+
+
 def step_by_step():
     """Inside, loops run in Python, so that a test can look at each step."""
     return jax.disable_jit()
@@ -148,12 +182,8 @@ class Trainer:
     def parameters(self):
         return [np.asarray(leaf) for leaf in jax.tree.leaves(self.params)]
 
-    def apply(self, function, *args):
-        """A method of the trained model or guide."""
-        return handlers.substitute(function, data=self.params)(*args)
 
-
-def predict(model, guide=None, values=None, *args, trainer=None, num_samples=5, **kwargs):
+def predict(model, guide=None, values=None, *args, num_samples=5, **kwargs):
     """Predictive draws: with a guide, from values of latents, or from the prior."""
     params = {} if guide is None else params_of(guide, *args)
     params |= params_of(model, *args, **kwargs)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyro
 import pyro.distributions as stock  # noqa: F401  (the tests compare with it)
+import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, TraceGraph_ELBO
@@ -34,16 +35,6 @@ def cast(array, dtype):
 def network(net, *inputs, dtype="float64"):
     """The network with parameters, in `dtype`."""
     return cast(net, dtype)
-
-
-def half(program, *args):
-    """A program whose networks compute in bfloat16."""
-
-    def run(x):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return program(x)
-
-    return run
 
 
 def bind(program, *args, **kwargs):
@@ -88,6 +79,45 @@ def num_parameters(program, *args):
     return sum(p.numel() for p in program.parameters())
 
 
+def parameter_gradients(net, function):
+    """Of a scalar function of a network, by its parameters."""
+    return [g.numpy() for g in torch.autograd.grad(function(net), list(net.parameters()))]
+
+
+def filled(net, value):
+    """The network with every parameter at one value."""
+    for parameter in net.parameters():
+        parameter.data.fill_(value)
+    return net
+
+
+def flattening(net):
+    """A network that loses the batch."""
+    return torch.nn.Sequential(net, torch.nn.Flatten(0, 1))
+
+
+def half_and_full(posterior, x):
+    """The posterior of networks in bfloat16, and of the same in float32."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = posterior(x)
+    return low, posterior(x)
+
+
+def variance_of(trainer, model):
+    """The trained variance of a Gaussian likelihood."""
+    return model.likelihood.variance.item()
+
+
+def refused(message):
+    """Values outside the support are an error."""
+    return pytest.raises(ValueError, match=message)
+
+
+def plated_sample(name, distribution, size):
+    with pyro.plate("data", size, dim=-1):
+        return pyro.sample(name, distribution)
+
+
 def step_by_step():
     """Inside, loops run in Python, so that a test can look at each step."""
     return nullcontext()
@@ -118,12 +148,8 @@ class Trainer:
     def parameters(self):
         return [p.detach().numpy().copy() for net in self.nets for p in net.parameters()]
 
-    def apply(self, function, *args):
-        """A method of the trained model or guide."""
-        return function(*args)
 
-
-def predict(model, guide=None, values=None, *args, trainer=None, num_samples=5, **kwargs):
+def predict(model, guide=None, values=None, *args, num_samples=5, **kwargs):
     """Predictive draws: with a guide, from values of latents, or from the prior."""
     values = None if values is None else {k: asarray(np.array(v)) for k, v in values.items()}
     found = Predictive(

@@ -7,10 +7,7 @@ import pytest
 
 
 def functions(backend):
-    try:
-        return backend.module("distributions")
-    except ModuleNotFoundError as error:
-        pytest.skip(f"{backend.name} has no distributions yet: {error}")
+    return backend.module("distributions")
 
 
 def softmax(logits):
@@ -72,17 +69,15 @@ def test_codes_of_another_batch_are_refused(backend):
         functions(backend).log_prob_of_codes(backend.asarray(logits), backend.asarray(codes))
 
 
-torch = pytest.importorskip("torch")
-pyro = pytest.importorskip("pyro")
-stock = pyro.distributions
+def stock_and_ours(lab, **arguments):
+    """NumPyro or Pyro's own categorical and this package's."""
+    arguments = {key: lab.asarray(value) for key, value in arguments.items()}
+    classes = lab.stock.Categorical, lab.module("distributions").Categorical
+    return [family(**arguments) for family in classes]
 
-from pyro_dvae.distributions import AutoregressiveCategorical, Categorical  # noqa: E402
-from pyro_dvae.nets import CausalTransformer  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    pyro.set_rng_seed(0)
+def close(lab, found, expected, rtol=1e-12):
+    np.testing.assert_allclose(lab.numpy(found), lab.numpy(expected), rtol=rtol, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -100,161 +95,149 @@ def _seed():
         ((4, 3), (4, 3), (6, 1, 1)),
     ],
 )
-def test_categorical_scores_as_pyro_does(batch, expanded, value):
-    logits = torch.randn(*batch, 5, dtype=torch.float64, requires_grad=True)
-    codes = torch.randint(5, value)
-    ours, theirs = (c(logits=logits).expand(expanded) for c in (Categorical, stock.Categorical))
-    found, wanted = ours.log_prob(codes), theirs.log_prob(codes)
-    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    weights = torch.randn_like(wanted)
-    gradients = [torch.autograd.grad((weights * v).sum(), logits)[0] for v in (found, wanted)]
-    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
-    assert ours.sample((2,)).shape == theirs.sample((2,)).shape == (2, *expanded)
-    torch.testing.assert_close(ours.entropy(), theirs.entropy())
-    assert ours._shared.data_ptr() == ours.expand((9, *expanded))._shared.data_ptr()
+def test_categorical_scores_as_stock(lab, batch, expanded, value):
+    rng = np.random.default_rng(0)
+    array, codes = rng.normal(size=(*batch, 5)), lab.asarray(np.array(rng.integers(5, size=value)))
+    theirs, ours = (d.expand(expanded) for d in stock_and_ours(lab, logits=array))
+    close(lab, ours.log_prob(codes), theirs.log_prob(codes))
+    close(lab, ours.entropy(), theirs.entropy())
+    assert lab.draw(ours, (2,)).shape == (2, *expanded)
+    weights = lab.asarray(rng.normal(size=ours.log_prob(codes).shape))
+
+    def weighted(family):
+        return lambda logits: (
+            weights * family(logits=logits).expand(expanded).log_prob(codes)
+        ).sum()
+
+    families = lab.module("distributions").Categorical, lab.stock.Categorical
+    found, wanted = (lab.gradient(weighted(family), array) for family in families)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_categorical_from_probs_and_its_support():
-    probs = torch.tensor([[0.2, 0.8], [0.5, 0.5]], dtype=torch.float64)
-    ours, theirs = Categorical(probs), stock.Categorical(probs)
+def test_categorical_from_probs_and_its_support(lab):
+    theirs, ours = stock_and_ours(lab, probs=np.array([[0.2, 0.8], [0.5, 0.5]]))
     for expand in (True, False):
         codes, wanted = (d.enumerate_support(expand=expand) for d in (ours, theirs))
-        torch.testing.assert_close(ours.log_prob(codes), theirs.log_prob(wanted))
-    with pytest.raises(ValueError, match="support"):
-        ours.log_prob(torch.tensor([0, 2]))
+        close(lab, ours.log_prob(codes), theirs.log_prob(wanted))
+    with lab.refused("support"):
+        ours.log_prob(lab.asarray(np.array([0, 2])))
 
 
-def test_categorical_draws_are_independent_across_all_expanded_dims():
+def test_logits_of_minus_infinity_rule_codes_out(lab):
+    logits = np.array([[0.0, -np.inf, 1.0], [-np.inf, -np.inf, 2.0]])
+    ours = lab.module("distributions").Categorical(logits=lab.asarray(logits))
+    draws = lab.numpy(lab.draw(ours, (1000,)))
+    assert set(draws[:, 0]) == {0, 2}
+    assert set(draws[:, 1]) == {2}
+
+
+def test_categorical_draws_are_independent_across_all_expanded_dims(lab):
     probs = np.array([0.05, 0.25, 0.3, 0.4])
-    one = Categorical(probs=torch.tensor(probs)).expand((1,))
-    draws = one.expand((200, 300)).sample((1,)).reshape(-1)
-    pairs = np.bincount((4 * draws[:-1] + draws[1:]).numpy(), minlength=16)
+    one = lab.module("distributions").Categorical(probs=lab.asarray(probs)).expand((1,))
+    draws = lab.numpy(lab.draw(one.expand((200, 300)), (1,))).reshape(-1)
+    pairs = np.bincount(4 * draws[:-1] + draws[1:], minlength=16)
     assert not exceeds_chi_square(pairs, np.outer(probs, probs).ravel())
     wrong = np.array([0.05, 0.25, 0.28, 0.42])  # negative control
     assert exceeds_chi_square(pairs, np.outer(wrong, wrong).ravel())
 
 
-def test_categorical_under_parallel_enumeration():
-    logits = torch.randn(3, 5, dtype=torch.float64)
-
-    def loss(family):
-        def model():
-            with pyro.plate("data", 3):
-                z = pyro.sample("z", family(logits=logits), infer={"enumerate": "parallel"})
-                pyro.sample("x", stock.Normal(z.double(), 1.0), obs=torch.ones(3).double())
-
-        return pyro.infer.TraceEnum_ELBO(max_plate_nesting=1).loss(model, lambda: None)
-
-    assert loss(Categorical) == pytest.approx(loss(stock.Categorical), rel=1e-12)
+def autoregressive(lab, num_latents=3, num_codes=4, batch=(2,)):
+    key = lab.name, num_latents, num_codes
+    context = lab.asarray(np.random.default_rng(3).normal(size=(*batch, 5, 8)))
+    if key not in NETWORKS:  # JAX compiles each but once
+        net = lab.module("nets").CausalTransformer(
+            num_latents, num_codes, embed_dim=8, num_heads=2, num_layers=1
+        )
+        codes = lab.asarray(np.zeros((1, num_latents), int))
+        NETWORKS[key] = lab.network(net, codes, lab.asarray(np.zeros((1, 5, 8))))
+    return lab.module("distributions").AutoregressiveCategorical(NETWORKS[key], context)
 
 
-def autoregressive(num_latents=3, num_codes=4, batch=(2,), dtype=torch.float64):
-    net = CausalTransformer(num_latents, num_codes, embed_dim=8, num_heads=2, num_layers=2)
-    context = torch.randn(*batch, 5, 8, dtype=dtype)
-    return AutoregressiveCategorical(net.to(dtype), context)
+NETWORKS = {}
+ALL_CODES = np.array(list(itertools.product(range(4), repeat=3)))
 
 
-def all_codes(q):
-    num_latents, num_codes = q.transformer.num_latents, q.transformer.num_codes
-    return torch.tensor(list(itertools.product(range(num_codes), repeat=num_latents)))
-
-
-def test_joint_probabilities_sum_to_one():
-    q = autoregressive()
+def test_joint_probabilities_sum_to_one(lab):
+    q = autoregressive(lab)
     support = q.enumerate_support()
-    assert torch.equal(support[:, 0], all_codes(q))
+    assert np.array_equal(lab.numpy(support)[:, 0], ALL_CODES)
     assert q.enumerate_support(expand=False).shape == (64, 1, 3)
-    total = q.log_prob(support).exp().sum(0)
-    torch.testing.assert_close(total, torch.ones_like(total), rtol=1e-12, atol=0)
-    torch.testing.assert_close(q.log_prob(q.enumerate_support(expand=False)), q.log_prob(support))
+    total = np.exp(lab.numpy(q.log_prob(support))).sum(0)
+    np.testing.assert_allclose(total, 1, rtol=1e-12)
+    close(lab, q.log_prob(q.enumerate_support(expand=False)), q.log_prob(support))
 
 
-def test_conditional_entropy_averages_to_the_joint_entropy():
-    q = autoregressive()
+def test_conditional_entropy_averages_to_the_joint_entropy(lab):
+    q = autoregressive(lab)
     support = q.enumerate_support()
-    log_prob = q.log_prob(support)
-    exact = -(log_prob.exp() * log_prob).sum(0)
-    averaged = (log_prob.exp() * q.conditional_entropy(support)).sum(0)
-    torch.testing.assert_close(averaged, exact, rtol=1e-12, atol=0)
+    log_prob, steps = lab.numpy(q.log_prob(support)), lab.numpy(q.conditional_entropy(support))
+    exact = -(np.exp(log_prob) * log_prob).sum(0)
+    np.testing.assert_allclose((np.exp(log_prob) * steps).sum(0), exact, rtol=1e-12)
     sampled = -(log_prob - exact)  # negative control: pointwise, -log q is something else
-    assert (q.conditional_entropy(support) - sampled).abs().max() > 0.1
+    assert np.abs(steps - sampled).max() > 0.1
 
 
-def test_samples_follow_the_enumerated_probabilities():
-    q = autoregressive(batch=())
-    probs = q.log_prob(q.enumerate_support()).exp().detach().numpy()
-    draws = q.sample((40_000,)) @ torch.tensor([16, 4, 1])
-    counts = np.bincount(draws.numpy(), minlength=64)
+def test_samples_follow_the_enumerated_probabilities(lab):
+    q = autoregressive(lab, batch=())
+    probs = np.exp(lab.numpy(q.log_prob(q.enumerate_support())))
+    draws = lab.numpy(lab.draw(q, (40_000,))) @ np.array([16, 4, 1])
+    counts = np.bincount(draws, minlength=64)
     assert not exceeds_chi_square(counts, probs)
-    independent = all_codes(q) @ torch.tensor([16, 4, 1])  # negative control: reversed order
-    reverse = all_codes(q).flip(-1) @ torch.tensor([16, 4, 1])
-    assert exceeds_chi_square(counts[independent], probs[reverse])
+    reverse = ALL_CODES[:, ::-1] @ np.array([16, 4, 1])  # negative control: reversed order
+    assert exceeds_chi_square(counts, probs[reverse])
 
 
-@pytest.mark.parametrize("expanded", [(2,), (6, 2), (4, 6, 2)])
-def test_expanding_the_joint_copies_nothing(expanded):
-    q = autoregressive()
+@pytest.mark.parametrize("expanded", [(2,), (4, 6, 2)])
+def test_expanding_the_joint_copies_nothing(lab, expanded):
+    q = autoregressive(lab)
     wide = q.expand(expanded)
-    codes = wide.sample((3,))
+    codes = lab.draw(wide, (3,))
     assert codes.shape == (3, *expanded, 3)
     assert wide.context is q.context
-    torch.testing.assert_close(wide.log_prob(codes), q.log_prob(codes))
+    close(lab, wide.log_prob(codes), q.log_prob(codes))
     with pytest.raises(ValueError, match="broadcasts"):
         q.expand((5,))
 
 
-def test_joint_of_one_context_expanded_to_a_batch():
-    q = autoregressive(batch=(1,))
-    codes = q.expand((4, 5)).sample((2,))
+def test_joint_of_one_context_expanded_to_a_batch(lab):
+    q = autoregressive(lab, batch=(1,))
+    codes = lab.draw(q.expand((4, 5)), (2,))
     assert codes.shape == (2, 4, 5, 3)
-    expected = autoregressive(batch=()).__class__(q.transformer, q.context[0]).log_prob(codes)
-    torch.testing.assert_close(q.expand((4, 5)).log_prob(codes), expected)
+    expected = type(q)(q.transformer, q.context[0]).log_prob(codes)
+    close(lab, q.expand((4, 5)).log_prob(codes), expected)
 
 
-def test_entropy_takes_over_the_pass_of_log_prob():
-    q, calls = autoregressive(), []
-    codes, net = q.sample((3,)), q.transformer
-    expected = q.conditional_entropy(codes)
-    net.register_forward_hook(lambda *_: calls.append(1))
+def counting(q, monkeypatch):
+    """The passes of the network from here on."""
+    passes, run = [], type(q)._log_conditionals
+    count = lambda self, value: (passes.append(1), run(self, value))[1]  # noqa: E731
+    monkeypatch.setattr(type(q), "_log_conditionals", count)
+    return passes
+
+
+def test_entropy_takes_over_the_pass_of_log_prob(lab, monkeypatch):
+    q = autoregressive(lab)
+    codes = lab.draw(q, (3,))
+    expected, passes = q.conditional_entropy(codes), counting(q, monkeypatch)
     q.log_prob(codes)
-    torch.testing.assert_close(q.conditional_entropy(codes), expected, rtol=0, atol=0)
-    assert len(calls) == 1
-    with torch.no_grad():
-        q.log_prob(codes)
-    q.conditional_entropy(codes).sum().backward()  # a pass of its own, since one needs gradients
-    assert len(calls) == 3
+    np.testing.assert_array_equal(lab.numpy(q.conditional_entropy(codes)), lab.numpy(expected))
+    assert len(passes) == 1
+    q.conditional_entropy(codes)  # nothing is kept from the last but one
+    assert len(passes) == 2
 
 
-def test_nothing_stale_is_taken_over():
-    q = autoregressive()
-    codes = q.sample((3,))
-    q.log_prob(codes)
-    codes[0] = (codes[0] + 1) % 4
-    torch.testing.assert_close(q.conditional_entropy(codes), q.conditional_entropy(codes.clone()))
-    before = q.log_prob(codes).detach()
-    with torch.no_grad():
-        q.transformer.head.weight.mul_(2)
-    assert not torch.equal(q.log_prob(codes), before)
+def test_joint_under_a_plate_and_a_particle_plate(lab):
+    q = autoregressive(lab)
+    site = lab.sites(lambda: lab.plated_sample("z", q, 2), particles=7)["z"]
+    assert site.value.shape == (7, 2, 3)
+    assert site.log_prob.shape == (7, 2)
 
 
-def test_joint_under_a_plate_and_a_particle_plate():
-    q = autoregressive()
-
-    def guide():
-        with pyro.plate("particles", 7, dim=-2), pyro.plate("data", 2, dim=-1):
-            return pyro.sample("z", q)
-
-    trace = pyro.poutine.trace(guide).get_trace()
-    trace.compute_log_prob()
-    assert trace.nodes["z"]["value"].shape == (7, 2, 3)
-    assert trace.nodes["z"]["log_prob"].shape == (7, 2)
-
-
-def test_joint_refuses_what_it_cannot_do():
-    q = autoregressive()
-    with pytest.raises(ValueError, match="support"):
-        q.log_prob(torch.full((2, 3), 4))
+def test_joint_refuses_what_it_cannot_do(lab):
+    q = autoregressive(lab)
+    with lab.refused("support"):
+        q.log_prob(lab.asarray(np.full((2, 3), 4)))
     with pytest.raises(ValueError, match=r"8 \*\* 7.*Sample instead"):
-        autoregressive(num_latents=7, num_codes=8).enumerate_support()
+        autoregressive(lab, num_latents=7, num_codes=8).enumerate_support()
     with pytest.raises(ValueError, match="`context` must have shape"):
-        AutoregressiveCategorical(q.transformer, torch.zeros(8))
+        type(q)(q.transformer, lab.asarray(np.zeros(8)))

@@ -35,7 +35,7 @@ def causal(lab, dtype="float64", **options):
     inputs = [draws(1, L)]
     if options.get("cross_attention", True):
         inputs.append(normal(1, 4, D))
-    options = {"embed_dim": D, "num_layers": 2, "num_heads": 2, **options}
+    options = {"embed_dim": D, "num_heads": 2, **options}
     return build(lab, "CausalTransformer", L, V, inputs=inputs, dtype=dtype, **options)
 
 
@@ -50,10 +50,9 @@ def uncached(lab, forward, uniforms, *context):
     return codes
 
 
-@dtypes
-@pytest.mark.parametrize("with_context", [True, False])
+@pytest.mark.parametrize(("dtype", "with_context"), [("float32", True), ("float64", False)])
 def test_the_cache_changes_no_code(lab, dtype, with_context):
-    net, forward = causal(lab, dtype, cross_attention=with_context)
+    net, forward = causal(lab, dtype, cross_attention=with_context, num_layers=2)
     context = [normal(3, 4, D, dtype=dtype)] if with_context else []
     uniforms = np.random.default_rng(2).uniform(size=(50, 3, L)).astype(dtype)
     expected = uncached(lab, forward, uniforms, *context)
@@ -116,9 +115,7 @@ def test_one_more_latent_changes_no_earlier_logit(lab):
     close(forward(begun)[:, :4], forward(codes)[:, :4], 1e-14)
 
 
-@pytest.mark.parametrize(
-    ("sample", "batch"), [((), (3,)), ((6,), (3,)), ((2, 3), ()), ((2,), (3, 4))]
-)
+@pytest.mark.parametrize(("sample", "batch"), [((6,), (3,)), ((2, 3), ()), ((2,), (3, 4))])
 def test_particles_share_the_context(lab, sample, batch):
     net, _ = causal(lab)
     context, codes = normal(*batch, 4, D), lab.asarray(draws(*sample, *batch, L))

@@ -64,7 +64,7 @@ class _Network:
         """Apply the module, compiled as a whole where an unjitted program calls it."""
         arrays = [isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(args)]
         if arrays and all(arrays) and not kwargs:
-            return _apply(self.module, self.params, *args)
+            return _apply(_Static(self.module), self.params, *args)
         return self.module.apply({"params": self.params}, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -74,19 +74,32 @@ class _Network:
             return functools.partial(self.module.apply, {"params": self.params}, method=name)
         return getattr(self.module.bind({"params": self.params}), name)
 
-    def tree_flatten(self) -> tuple[tuple[dict[str, Any]], nn.Module]:
+    def tree_flatten(self) -> tuple[tuple[dict[str, Any]], "_Static"]:
         """Parameters as the child, the module as static data."""
-        return (self.params,), self.module
+        return (self.params,), _Static(self.module)
 
     @classmethod
-    def tree_unflatten(cls, module: nn.Module, children: tuple[dict[str, Any]]) -> "_Network":
+    def tree_unflatten(cls, static: "_Static", children: tuple[dict[str, Any]]) -> "_Network":
         """Join a module and parameters again."""
-        return cls(module, *children)
+        return cls(static.module, *children)
+
+
+class _Static:
+    """A module that can be hashed even if it holds a list, as `nn.Sequential` does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __hash__(self) -> int:
+        return hash(type(self.module))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self.module == other.module
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(module: nn.Module, params: dict[str, Any], *args: Any) -> Any:
-    return module.apply({"params": params}, *args)
+def _apply(static: _Static, params: dict[str, Any], *args: Any) -> Any:
+    return static.module.apply({"params": params}, *args)
 
 
 def _register_other(name: str, net: Any) -> Any:
