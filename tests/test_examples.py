@@ -53,9 +53,14 @@ METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", 
     [
         ("--method", "daps", "--target-ess", "0.5"),
         ("--method", "reinforce", "--guide", "autoregressive", "--num-latents", "4"),
-        ("--method", "exact", "--num-latents", "2", "--num-codes", "4"),
+        pytest.param(
+            ("--method", "exact", "--num-latents", "2", "--num-codes", "4"), marks=pytest.mark.slow
+        ),
         ("--method", "daps", "--backend", "numpyro", "--guide", "autoregressive"),
-        ("--method", "reinforce", "--backend", "numpyro", "--prior", "bernoulli"),
+        pytest.param(
+            ("--method", "reinforce", "--backend", "numpyro", "--prior", "bernoulli"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda settings: "-".join(settings[1:4:2]),
 )
@@ -103,7 +108,12 @@ def test_compare_on_the_sibling(tmp_path):
 
 @pytest.mark.parametrize(
     ("backend_name", "method"),
-    [("pyro", "daps"), ("pyro", "reinforce"), ("pyro", "exact"), ("numpyro", "daps")],
+    [
+        ("pyro", "daps"),
+        pytest.param("pyro", "reinforce", marks=pytest.mark.slow),
+        pytest.param("pyro", "exact", marks=pytest.mark.slow),
+        ("numpyro", "daps"),
+    ],
 )
 def test_own_model(tmp_path, backend_name, method):
     settings = ("--backend", backend_name, "--method", method, "--out", tmp_path)
