@@ -21,7 +21,7 @@ __all__ = ["Block", "Cache", "KeysValues"]
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of one layer, each ``(N, length, heads, D / heads)``."""
+    """Keys and values of one layer, each ``(N, heads, length, D / heads)``."""
 
     keys: Array
     values: Array
@@ -82,7 +82,7 @@ class Block(nn.Module):
         queries, keys, values = self._project(x.reshape(-1, *x.shape[2:]))
         length = x.shape[2]
         seen = jnp.tril(jnp.ones((length, length), bool)) if self.causal else None
-        attended = _attend(queries[None], KeysValues(keys, values), seen)
+        attended = _attend(queries[None], _heads_first(keys, values), seen)
         x = x + self.self_out(attended.reshape(x.shape))
         if context is not None:
             x = x + self._cross(x, self.context_keys_values(context))
@@ -95,11 +95,11 @@ class Block(nn.Module):
         queries, *new = self._project(x.reshape(-1, *x.shape[2:]))
         past = KeysValues(
             *(
-                jax.lax.dynamic_update_slice_in_dim(old, entry, position, axis=1)
-                for old, entry in zip(cache.past, new, strict=True)
+                jax.lax.dynamic_update_slice_in_dim(old, entry, position, axis=2)
+                for old, entry in zip(cache.past, _heads_first(*new), strict=True)
             )
         )
-        seen = jnp.arange(past.keys.shape[1]) <= position
+        seen = jnp.arange(past.keys.shape[2]) <= position
         x = x + self.self_out(_attend(queries[None], past, seen).reshape(x.shape))
         if cache.context is not None:
             x = x + self._cross(x, cache.context)
@@ -108,12 +108,12 @@ class Block(nn.Module):
     def context_keys_values(self, context: Float[Array, "B P D"]) -> KeysValues:
         """Keys and values of the context, once per datum."""
         keys, values = jnp.split(self.cross_kv(context), 2, axis=-1)
-        return KeysValues(self._split(keys), self._split(values))
+        return _heads_first(self._split(keys), self._split(values))
 
     def empty_cache(self, num_sequences: int, length: int, context: Array | None) -> Cache:
         """Room for `length` tokens of each sequence, and the context's keys and values."""
         dtype = self.self_qkv.variables["params"]["kernel"].dtype
-        shape = (num_sequences, length, self.num_heads, self.embed_dim // self.num_heads)
+        shape = (num_sequences, self.num_heads, length, self.embed_dim // self.num_heads)
         past = KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         return Cache(past, None if context is None else self.context_keys_values(context))
 
@@ -134,6 +134,11 @@ class Block(nn.Module):
         return x.reshape(*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
 
 
+def _heads_first(keys: Array, values: Array) -> KeysValues:
+    """From (N, length, heads, D / heads), as they are projected."""
+    return KeysValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
+
+
 def _attend(
     queries: Float[Array, "K N L heads width"],
     context: KeysValues,
@@ -141,10 +146,10 @@ def _attend(
 ) -> Float[Array, "K N L heads width"]:
     """Scaled dot-product attention; K particles of a sequence share its keys and values."""
     scale = 1.0 / math.sqrt(queries.shape[-1])
-    scores = jnp.einsum("knlhd,nphd->nhklp", queries * scale, context.keys)
+    scores = jnp.einsum("knlhd,nhpd->nhklp", queries * scale, context.keys)
     if seen is not None:
         scores = jnp.where(seen, scores, -jnp.inf)
-    return jnp.einsum("nhklp,nphd->knlhd", jax.nn.softmax(scores), context.values)
+    return jnp.einsum("nhklp,nhpd->knlhd", jax.nn.softmax(scores), context.values)
 
 
 def xavier_dense(features: int, *, use_bias: bool = True) -> nn.Dense:
