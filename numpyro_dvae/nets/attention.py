@@ -83,7 +83,7 @@ class Block(nn.Module):
         length = x.shape[2]
         seen = jnp.tril(jnp.ones((length, length), bool)) if self.causal else None
         attended = _attend(queries[None], _heads_first(keys, values), seen)
-        x = x + self.self_out(attended.reshape(x.shape))
+        x = x + self.self_out(attended.reshape(-1, self.embed_dim)).reshape(x.shape)
         if context is not None:
             x = x + self._cross(x, self.context_keys_values(context))
         return x + self._mlp(x)
@@ -118,16 +118,21 @@ class Block(nn.Module):
         return Cache(past, None if context is None else self.context_keys_values(context))
 
     def _project(self, x: Array) -> tuple[Array, Array, Array]:
-        queries, keys, values = jnp.split(self.self_qkv(self.self_norm(x)), 3, axis=-1)
+        projected = self.self_qkv(self.self_norm(x.reshape(-1, self.embed_dim)))
+        projected = projected.reshape(*x.shape[:-1], 3 * self.embed_dim)
+        queries, keys, values = jnp.split(projected, 3, axis=-1)
         return self._split(queries), self._split(keys), self._split(values)
 
     def _cross(self, x: Array, context: KeysValues) -> Array:
         """Attend to the context; the particles of a datum are more queries of its own."""
-        queries = self._split(self.cross_q(self.cross_norm(x)))
-        return self.cross_out(_attend(queries, context).reshape(x.shape))
+        queries = self.cross_q(self.cross_norm(x.reshape(-1, self.embed_dim)))
+        attended = _attend(self._split(queries.reshape(x.shape)), context)
+        return self.cross_out(attended.reshape(-1, self.embed_dim)).reshape(x.shape)
 
     def _mlp(self, x: Array) -> Array:
-        return self.mlp_out(nn.relu(self.mlp_in(self.mlp_norm(x))))
+        """On flat tokens, whose gradient costs half of that of the same product in four dims."""
+        tokens = x.reshape(-1, self.embed_dim)
+        return self.mlp_out(nn.relu(self.mlp_in(self.mlp_norm(tokens)))).reshape(x.shape)
 
     def _split(self, x: Array) -> Array:
         """(..., D) -> (..., heads, D / heads)."""

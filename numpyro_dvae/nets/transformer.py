@@ -156,7 +156,8 @@ class CausalTransformer(nn.Module):
         for block in self.blocks:
             x = block(x, context)
         shape = jnp.broadcast_shapes(shape, batch)
-        return self.head(self.norm(x)).reshape(*shape, self.num_latents, self.num_codes)
+        logits = self.head(self.norm(x.reshape(-1, self.embed_dim)))
+        return logits.reshape(*shape, self.num_latents, self.num_codes)
 
     def sample(
         self,
