@@ -19,6 +19,9 @@ __all__ = ["METHODS", "Backend", "get_backend"]
 METHODS = {
     "daps": ("daps", "DAPS_ELBO"),
     "reinforce": ("reinforce", "Reinforce_ELBO"),
+    "vimco": ("vimco", "VIMCO_ELBO"),
+    "disarm": ("disarm", "DisARM_ELBO"),
+    "wake_sleep": ("wake_sleep", "WakeSleep_ELBO"),
     "exact": ("exact", "Exact_ELBO"),
 }
 _BATCH_VALUES = 2**23  # values of x times particles that are scored at once

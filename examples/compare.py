@@ -9,7 +9,7 @@ draws reconstructions, samples and learning curves into one picture.
 from typing import Any
 
 import numpy as np
-from backends import METHODS, Backend, get_backend
+from backends import Backend, get_backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
 from configs import CONFIGS, Config
 from data import Dataset, load
@@ -37,13 +37,13 @@ _LEGEND = (
 def main(arguments: list[str]) -> None:
     """Train by every method, then show them side by side."""
     parser = Parser(__doc__, out="out/digits")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", default=list(_TITLES), metavar="METHOD")
     parser.add_argument("--steps", type=positive, default=_CONFIG.num_steps)
     parser.add_argument("--num-particles", type=positive, default=_CONFIG.num_particles)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="cpu")
     args = parser.parse_args(arguments)
-    if unknown := sorted(set(args.methods) - set(METHODS)):
-        raise CommandError(f"--methods {unknown[0]}: choose among {', '.join(METHODS)}")
+    if unknown := sorted(set(args.methods) - set(_TITLES)):
+        raise CommandError(f"--methods {unknown[0]}: choose among {', '.join(_TITLES)}")
     backend = get_backend(args.backend, args.device)
     out = open_folder(args.out)
     config = _CONFIG._replace(num_steps=args.steps, num_particles=args.num_particles)
@@ -64,9 +64,11 @@ def main(arguments: list[str]) -> None:
 
 
 _SHOWN = 20  # images and samples in the picture
-_TITLES = {
+_TITLES = {  # of the methods for categorical latents
     "daps": "policy search, self-normalised weights at a target effective sample size",
     "reinforce": "score function with the leave-one-out baseline",
+    "vimco": "score function of the bound of K draws",
+    "wake_sleep": "posterior followed by importance weights",
     "exact": "sum over all states",
 }
 

@@ -127,6 +127,8 @@ def make_setup(args: Any) -> Setup:
         )
     if config.prior == "bernoulli" and config.guide == "autoregressive":
         raise CommandError("--prior bernoulli needs --guide independent: its latents are binary")
+    if args.method == "disarm" and config.prior != "bernoulli":
+        raise CommandError("--method disarm needs --prior bernoulli: its latents are binary")
     for name in ("learning_rate", "beta_from", "beta_to"):
         if not getattr(config, name) > 0:
             raise CommandError(

@@ -18,6 +18,7 @@ from zoo import NOISE
 
 from numpyro_dvae.infer.elbo import LOSS_MEMORY
 from numpyro_dvae.infer.layout import enumerate_draws, find_layout
+from numpyro_dvae.infer.particles import run_particles
 
 
 class FixedNoiseNormal(dist.Normal):
@@ -75,9 +76,26 @@ class Case:
         self.programs = model or program.model, guide or program.guide, dtype
         self.model, self.guide = bound(*self.programs)
 
-    def layout(self):
-        model, guide = (handlers.substitute(f, data=self.params) for f in (self.model, self.guide))
-        return find_layout(jax.random.key(0), model, guide, (self.data,), {})
+    def layout(self, elbo=None):
+        find = elbo._find_layout if elbo else find_layout
+        return find(jax.random.key(0), *self.substituted(), (self.data,), {})
+
+    def substituted(self):
+        return [handlers.substitute(f, data=self.params) for f in (self.model, self.guide)]
+
+    def record(self, elbo, **options):
+        """The particles that a loss would see."""
+
+        def run(key):
+            programs = *self.substituted(), (self.data,), {}
+            return run_particles(key, *programs, layout, elbo.num_particles, **options)[0]
+
+        layout = self.layout(elbo)
+        return jax.jit(run)(jax.random.key(0))
+
+    def move(self, grads, size):
+        """A step against the gradient."""
+        self.params = {name: value - size * grads[name] for name, value in self.params.items()}
 
     def run(self, elbo, seed=0):
         """Loss, and gradients by name."""

@@ -11,6 +11,7 @@ from pyro import poutine
 from zoo import NOISE
 
 from pyro_dvae.infer.layout import enumerate_draws, find_layout
+from pyro_dvae.infer.particles import run_particles
 
 
 class FixedNoiseNormal(dist.Normal):
@@ -62,8 +63,20 @@ class Case:
         self.guide = lambda data: guide(self.ppl, data)
         self.data = as_data(program.data, dtype)
 
-    def layout(self):
-        return find_layout(self.model, self.guide, (self.data,), {})
+    def layout(self, elbo=None):
+        find = elbo._find_layout if elbo else find_layout
+        return find(self.model, self.guide, (self.data,), {})
+
+    def record(self, elbo, **options):
+        """The particles that a loss would see."""
+        programs = self.model, self.guide, (self.data,), {}
+        return run_particles(*programs, self.layout(elbo), elbo.num_particles, **options)
+
+    def move(self, grads, size):
+        """A step against the gradient."""
+        with torch.no_grad():
+            for name, value in self.params.items():
+                value -= size * torch.as_tensor(grads[name])
 
     def run(self, elbo, seed=0):
         """Loss, and gradients by name."""

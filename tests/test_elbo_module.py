@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO
 
 from pyro_dvae.guides import AutoregressiveGuide, IndependentGuide
-from pyro_dvae.infer import DAPS_ELBO, Exact_ELBO, Reinforce_ELBO
+from pyro_dvae.infer import DAPS_ELBO, VIMCO_ELBO, Exact_ELBO, Reinforce_ELBO, WakeSleep_ELBO
 from pyro_dvae.models import BernoulliLikelihood, DiscreteVAE, UniformPrior
 from pyro_dvae.nets import CausalTransformer, MLPDecoder, MLPEncoder, PatchEncoder
 
@@ -18,6 +18,8 @@ LOSSES = {
     "daps": lambda: DAPS_ELBO(4),
     "reinforce": lambda: Reinforce_ELBO(4),
     "exact": Exact_ELBO,
+    "vimco": lambda: VIMCO_ELBO(4),
+    "wake_sleep": lambda: WakeSleep_ELBO(4, sleep=0.5),
 }
 
 

@@ -19,7 +19,7 @@ class Program(NamedTuple):
     name: str
     model: Callable  # (ppl, data)
     guide: Callable  # (ppl, data)
-    loss: Callable  # (params) -> minus the ELBO, analytic
+    loss: Callable  # (params, expected=...) -> minus the ELBO, analytic
     params: dict
     data: dict
     plates: tuple  # the plates that its discrete sites share
@@ -60,6 +60,21 @@ def bernoulli(x, logit):
 def expected(log_q, value):
     """``sum q (value - log q)`` over a list of states."""
     return sum(np.exp(q) * (v - q) for q, v in zip(log_q, value, strict=True))
+
+
+def expected_bound(num_particles):
+    """As `expected`, but for the bound ``log mean exp(value - log q)`` of K draws of states."""
+
+    def bound(log_q, value):
+        states = list(zip(log_q, value, strict=True))
+        total = 0.0
+        for draws in itertools.product(states, repeat=num_particles):
+            weights = [np.exp(v - q) for q, v in draws]
+            probability = np.exp(sum(q for q, _ in draws))
+            total = total + probability * np.log(sum(weights) / num_particles)
+        return total
+
+    return bound
 
 
 RNG = np.random.default_rng(7)
@@ -105,7 +120,7 @@ def vae_terms(p, x):
     return log_q, log_prior, np.array([normal(x, mean).sum() for mean in loc])
 
 
-def vae_loss(p):
+def vae_loss(p, expected=expected):
     elbo = 0.0
     for x in VAE_DATA["x"]:
         log_q, log_prior, log_likelihood = vae_terms(p, x)
@@ -137,7 +152,7 @@ def mixed_guide(ppl, data):
 MIXED_DATA = {"x": draw(2)}
 
 
-def mixed_loss(p):
+def mixed_loss(p, expected=expected):
     elbo = 0.0
     for x in MIXED_DATA["x"]:
         c = p["loc"][0] * x + np.exp(p["loc"][1]) * NOISE
@@ -179,7 +194,7 @@ def global_guide(ppl, data):
 GLOBAL_DATA = {"x": draw(5), "rows": np.array([3, 1])}
 
 
-def global_loss(p):
+def global_loss(p, expected=expected):
     log_q = log_softmax(p["logits"])
     log_p = []
     for g in range(3):
@@ -221,7 +236,7 @@ NESTED_DATA = {
 }
 
 
-def nested_loss(p):
+def nested_loss(p, expected=expected):
     data = NESTED_DATA
     elbo = normal(data["slack"], p["slope"][2])
     for w, y, mask in zip(data["w"], data["y"][:, 0], data["mask"], strict=True):

@@ -4,14 +4,28 @@ Swap them as the loss of an `SVI`:
 
 - `DAPS_ELBO`: policy search, the natural gradient of a non-parametric encoder;
 - `Reinforce_ELBO`: the score function with leave-one-out and other baselines, unbiased;
+- `VIMCO_ELBO`: the score function of the bound of K particles, unbiased;
+- `DisARM_ELBO`: antithetic pairs of Bernoulli latents, unbiased;
+- `WakeSleep_ELBO`: reweighted wake-sleep, the posterior followed by importance weights;
 - `Exact_ELBO`: the sum over all states, where they are few.
 
 `SVI` is NumPyro's, and keeps the state of a loss that has one beside that of the programs.
 """
 
 from numpyro_dvae.infer.daps import DAPS_ELBO
+from numpyro_dvae.infer.disarm import DisARM_ELBO
 from numpyro_dvae.infer.exact import Exact_ELBO
 from numpyro_dvae.infer.reinforce import Reinforce_ELBO
 from numpyro_dvae.infer.svi import SVI
+from numpyro_dvae.infer.vimco import VIMCO_ELBO
+from numpyro_dvae.infer.wake_sleep import WakeSleep_ELBO
 
-__all__ = ["DAPS_ELBO", "SVI", "Exact_ELBO", "Reinforce_ELBO"]
+__all__ = [
+    "DAPS_ELBO",
+    "SVI",
+    "VIMCO_ELBO",
+    "DisARM_ELBO",
+    "Exact_ELBO",
+    "Reinforce_ELBO",
+    "WakeSleep_ELBO",
+]

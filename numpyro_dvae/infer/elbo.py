@@ -196,6 +196,11 @@ class ParticleELBO(ELBO):
 
     # ---------------------------------------------------------------------------- particles
 
+    def _find_layout(
+        self, rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> Layout:
+        return find_layout(rng_key, model, guide, args, kwargs, self.max_plate_nesting)
+
     def _run(
         self,
         rng_key: Array,
@@ -208,7 +213,7 @@ class ParticleELBO(ELBO):
         pair, (key, values_key) = (model, guide), jax.random.split(rng_key)
         model, guide = substitute(model, data=params), substitute(guide, data=params)
         if self._pair != pair or self._layout is None:
-            self._layout = find_layout(key, model, guide, args, kwargs, self.max_plate_nesting)
+            self._layout = self._find_layout(key, model, guide, args, kwargs)
             self._pair = pair
         values = self._values(values_key, guide, args, kwargs, self._layout)
         return run_particles(

@@ -25,20 +25,23 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions import sample_codes
+from numpyro_dvae.ops.multisample import antithetic_draw
 
-__all__ = ["Layout", "enumerate_draws", "find_layout"]
+__all__ = ["Layout", "enumerate_draws", "find_layout", "find_pairs"]
 
 Site = Any  # numpyro's Message, a dict
 Trace = Mapping[str, Site]
 
 
 class Layout(NamedTuple):
-    """What one plain run tells of the structure of a model/guide pair."""
+    """What one plain run tells of the structure of a model/guide pair, and how to draw from it."""
 
     nesting: int  # plates take the batch dims -1 ... -nesting, particles are left of them
     plates: tuple[str, ...]  # shared by all sites that need the score function, leftmost first
     dims: tuple[int, ...]  # their batch dims
     scored: tuple[str, ...]  # guide sites without a pathwise gradient
+    paired: tuple[str, ...] = ()  # drawn antithetically by particles k and k + K/2
+    pathwise: bool = True  # whether reparameterised draws of a datum keep their gradient
 
 
 def find_layout(
@@ -161,6 +164,45 @@ def _check_plates(name: str, guide: dict[str, Any], model: dict[str, Any]) -> No
         )
 
 
+def find_pairs(rng_key: Array, guide: Callable, args: tuple, kwargs: dict) -> tuple[str, ...]:
+    """Bernoulli sites of the guide whose probabilities depend on no other draw.
+
+    Raises:
+        ValueError: If a site that needs the score function is not Bernoulli.
+    """
+    found: list[str] = []
+
+    def latent(draws: Mapping[str, Array]) -> dict[str, Site]:
+        with Draw(rng_key, draws):
+            guide_trace = trace(seed(guide, rng_key)).get_trace(*args, **kwargs)
+        return {name: s for name, s in sample_sites(guide_trace) if not s["is_observed"]}
+
+    def inspect() -> None:
+        sites = latent({})
+        names = [name for name, site in sites.items() if _is_binary(name, site)]
+        depends = eval_provenance(
+            lambda draws: {
+                name: s["fn"].mean for name, s in latent(draws).items() if name in names
+            },
+            draws={name: site["value"] for name, site in sites.items()},
+        )
+        found.extend(name for name in names if not depends[name])
+
+    jax.eval_shape(inspect)
+    return tuple(found)
+
+
+def _is_binary(name: str, site: Site) -> bool:
+    base = base_distribution(site["fn"])
+    if needs_score(site) and not isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
+        raise ValueError(
+            f"site '{name}' of the guide is {type(base).__name__}, but antithetic pairs are of "
+            "Bernoulli draws. Make it Bernoulli, or use a loss that takes any discrete latent: "
+            "Reinforce_ELBO, VIMCO_ELBO, DAPS_ELBO."
+        )
+    return needs_score(site)
+
+
 def enumerate_draws(
     rng_key: Array, guide: Callable, args: tuple, kwargs: dict, layout: Layout, max_states: int
 ) -> dict[str, Array]:
@@ -230,14 +272,22 @@ class Draw(Messenger):
     """Draw each unobserved site, or take the value that is given; no gradient into the score's.
 
     Entered around a seeded program, so it meets a site last, after its plates and its key.
-    Subsamples are drawn by a key of their own, so every particle sees the same minibatch.
+    Subsamples have a key of their own, so all particles see one minibatch; so has the pair of which
+    this particle is a `half`, mirrored or not.
     """
 
     def __init__(
-        self, subsample_key: Array, values: Mapping[str, Array], *, expand: bool = False
+        self,
+        subsample_key: Array,
+        values: Mapping[str, Array],
+        layout: Layout | None = None,
+        half: tuple[Array, Array] | None = None,
+        *,
+        expand: bool = False,
     ) -> None:
         super().__init__()
         self.subsample_key, self.values, self.expand = subsample_key, values, expand
+        self.layout, self.half = layout or Layout(0, (), (), ()), half
 
     def process_message(self, msg: Site) -> None:
         """Set the value of a latent site, or the key of a plate."""
@@ -248,9 +298,12 @@ class Draw(Messenger):
             return
         if msg["name"] in self.values:
             msg["value"] = self._given(msg)
+        elif self.half is not None and msg["name"] in self.layout.paired:
+            self._draw_half(msg, *self.half)
         else:
             self._draw(msg)
-        if needs_score(msg):
+        of_datum = plates_of(msg).keys() >= frozenset(self.layout.plates)
+        if needs_score(msg) or (of_datum and not self.layout.pathwise):
             msg["value"], msg["intermediates"] = jax.lax.stop_gradient(msg["value"]), []
 
     def _given(self, msg: Site) -> Array:
@@ -267,6 +320,13 @@ class Draw(Messenger):
         else:
             drawn = fn(sample_intermediates=True, **options)
             msg["value"], msg["intermediates"] = drawn
+
+    def _draw_half(self, msg: Site, pair_key: Array, mirrored: Array) -> None:
+        probs = msg["fn"].mean
+        key = jax.random.fold_in(pair_key, zlib.crc32(msg["name"].encode()))
+        shape = msg["fn"].shape(msg["kwargs"]["sample_shape"])
+        uniforms = jax.random.uniform(key, shape, probs.dtype)
+        msg["value"] = antithetic_draw(probs, uniforms, mirrored).astype(int)
 
 
 def _draw_codes(rng_key: Array, logits: Array, shape: tuple[int, ...]) -> Array:

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
+from numpyro.handlers import replay, seed, trace, uncondition
 
 from numpyro_dvae.infer.layout import (
     Draw,
@@ -45,8 +46,9 @@ from numpyro_dvae.infer.layout import (
     with_batch_dims,
 )
 from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
+from numpyro_dvae.ops.multisample import antithetic_factor
 
-__all__ = ["Particles", "run_particles"]
+__all__ = ["Particles", "dream", "run_particles"]
 
 
 class Particles(NamedTuple):
@@ -65,6 +67,9 @@ class Particles(NamedTuple):
     shared_prior: Float[Array, "K"]
     shared_q: Float[Array, "K"]
     scale: float | Array  # weight of a datum in the loss
+    paired_draw: Float[Array, "K *plates"] | None = None  # log_draw, its sites in antithetic
+    # pairs weighed by max(p, 1 - p); where there are any
+    dreamt: Float[Array, "*plates"] | None = None  # log q of the model's own draws, where asked
 
     @property
     def log_p(self) -> Float[Array, "K *plates"]:
@@ -118,18 +123,61 @@ def run_particles(
     """
     subsample_key, draw_key = jax.random.split(rng_key)
 
-    def run(particle: tuple[Array | None, dict[str, Array]]) -> tuple[Particles, dict[str, Any]]:
-        key, given = particle
-        draw = Draw(subsample_key, given, expand=not vectorize)
+    def run(particle: tuple[Any, dict[str, Array], Any]) -> tuple[Particles, dict[str, Any]]:
+        key, given, half = particle
+        draw = Draw(subsample_key, given, layout, half, expand=not vectorize)
         key = draw_key if key is None else key
         traces = trace_pair(key, model, guide, args, kwargs, draw)
         mutable = mutable_values(traces[0]) | mutable_values(traces[1])
         return _record(*traces, layout, with_entropy, with_codes), mutable
 
     keys = None if values else jax.random.split(draw_key, num_particles)
-    particles, mutable = _over_particles(vectorize)(run, (keys, dict(values or {})))
+    halves = _halves(draw_key, num_particles) if layout.paired and not values else None
+    particles, mutable = _over_particles(vectorize)(run, (keys, dict(values or {}), halves))
     particles = particles._replace(scale=particles.scale[0])
     return particles, jax.tree.map(_merge, mutable)
+
+
+def _halves(rng_key: Array, num_particles: int) -> tuple[Array, Array]:
+    """One key for particles k and k + K/2, and which of the two is mirrored."""
+    places, size = jnp.arange(num_particles), num_particles // 2
+    keys = jax.random.split(jax.random.fold_in(rng_key, num_particles), size)
+    return keys[places % size], places >= size
+
+
+def dream(
+    rng_key: Array,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    layout: Layout,
+    replace_data: Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]],
+) -> Float[Array, "*plates"]:
+    """Log q of latents that the model draws, given the data that it makes of them.
+
+    Args:
+        rng_key: Key of all draws.
+        model: Any NumPyro model; its observed sites are drawn as well.
+        guide: A guide for it.
+        args: Positional arguments of both.
+        kwargs: Keyword arguments of both.
+        layout: What `find_layout` found for this pair.
+        replace_data: Maps (made data by site, args, kwargs) to the guide's (args, kwargs).
+    """
+    model_key, guide_key = jax.random.split(rng_key)
+    drawn = trace(uncondition(seed(model, model_key))).get_trace(*args, **kwargs)
+    sites = dict(sample_sites(drawn))
+    for site in sites.values():
+        site["value"] = jax.lax.stop_gradient(site["value"])
+    made = {n: s["value"] for n, s in sites.items() if s["infer"].get("was_observed")}
+    args, kwargs = replace_data(made, args, kwargs)
+    guide_trace = trace(replay(seed(guide, guide_key), trace=drawn)).get_trace(*args, **kwargs)
+    ledger = _Ledger(layout, guide_trace)
+    for name, site in sample_sites(guide_trace):
+        if name in sites:
+            ledger.add("q", site, log_prob(site))
+    return ledger.total("q")
 
 
 def _over_particles(vectorize: bool | Callable) -> Callable:
@@ -192,7 +240,7 @@ class _Ledger:
         if plates_of(site).keys() >= frozenset(self.layout.plates):
             scale = scale / self.scale  # exactly 1.0 for a site with no scale of its own
             dims, book = tuple(set(dims) - set(self.layout.dims)), self.owned
-        value = value if kind == "draw" else value * scale
+        value = value if kind in ("draw", "paired_draw") else value * scale
         value = with_batch_dims(site, value, self.layout.nesting).sum(dims, keepdims=True)
         book[kind] = book[kind] + value if kind in book else value
 
@@ -223,12 +271,16 @@ def _record(
 ) -> Particles:
     """The record of one particle, without the axis K."""
     ledger, entropies_known = _Ledger(layout, guide_trace), with_entropy
-    for _, site in sample_sites(guide_trace):
+    for name, site in sample_sites(guide_trace):
         value, fn = log_prob(site), site["fn"]
         ledger.add("q_discrete" if needs_score(site) else "q_rest", site, value)
         if needs_score(site) and not site["is_observed"]:
             bare = _without_mask(fn)  # scored again only if there is a mask
-            ledger.add("draw", site, value if bare is fn else bare.log_prob(site["value"]))
+            value = value if bare is fn else bare.log_prob(site["value"])
+            ledger.add("draw", site, value)
+            if layout.paired:
+                value = _paired_log_prob(site) if name in layout.paired else value
+                ledger.add("paired_draw", site, value)
             entropy = _entropy(fn, site["value"]) if entropies_known else None
             entropies_known = entropy is not None
             if entropy is not None:
@@ -249,7 +301,15 @@ def _record(
         shared_prior=ledger.total_shared("prior"),
         shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_rest"),
         scale=jnp.asarray(ledger.scale, log_likelihood.dtype),
+        paired_draw=ledger.total("paired_draw") if layout.paired else None,
     )
+
+
+def _paired_log_prob(site: Site) -> Array:
+    """Log-probability of Bernoulli draws, each latent's weighed by its factor in a pair."""
+    base = base_distribution(site["fn"])
+    weighed = antithetic_factor(base.probs) * base.log_prob(site["value"])
+    return weighed.sum(range(-site["fn"].event_dim, 0))
 
 
 def _repeats(site: Site) -> bool:

@@ -4,11 +4,24 @@ Swap them as the loss of an `SVI` or as an `ELBOModule`:
 
 - `DAPS_ELBO`: policy search, the natural gradient of a non-parametric encoder;
 - `Reinforce_ELBO`: the score function with leave-one-out and other baselines, unbiased;
+- `VIMCO_ELBO`: the score function of the bound of K particles, unbiased;
+- `DisARM_ELBO`: antithetic pairs of Bernoulli latents, unbiased;
+- `WakeSleep_ELBO`: reweighted wake-sleep, the posterior followed by importance weights;
 - `Exact_ELBO`: the sum over all states, where they are few.
 """
 
 from pyro_dvae.infer.daps import DAPS_ELBO
+from pyro_dvae.infer.disarm import DisARM_ELBO
 from pyro_dvae.infer.exact import Exact_ELBO
 from pyro_dvae.infer.reinforce import Reinforce_ELBO
+from pyro_dvae.infer.vimco import VIMCO_ELBO
+from pyro_dvae.infer.wake_sleep import WakeSleep_ELBO
 
-__all__ = ["DAPS_ELBO", "Exact_ELBO", "Reinforce_ELBO"]
+__all__ = [
+    "DAPS_ELBO",
+    "VIMCO_ELBO",
+    "DisARM_ELBO",
+    "Exact_ELBO",
+    "Reinforce_ELBO",
+    "WakeSleep_ELBO",
+]

@@ -176,9 +176,12 @@ class ParticleELBO(ELBO):
 
     # ---------------------------------------------------------------------------- particles
 
+    def _find_layout(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Layout:
+        return find_layout(model, guide, args, kwargs, self.max_plate_nesting)
+
     def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particles:
         if self._pair != (model, guide) or self._layout is None:
-            layout = find_layout(model, guide, args, kwargs, self.max_plate_nesting)
+            layout = self._find_layout(model, guide, args, kwargs)
             if self.vectorize_particles:
                 self.vectorize_particles = _takes_particles(model, guide, args, kwargs, layout)
             self._pair, self._layout = (model, guide), layout

@@ -16,23 +16,27 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from pyro.infer.tracegraph_elbo import TrackNonReparam
-from pyro.ops.provenance import get_provenance
+from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["Layout", "enumerate_draws", "find_layout"]
+from pyro_dvae.ops.multisample import antithetic_draw
+
+__all__ = ["Layout", "enumerate_draws", "find_layout", "find_pairs"]
 
 Site = Any  # pyro's Message, a TypedDict whose every field is optional
 
 
 class Layout(NamedTuple):
-    """What one plain run tells of the structure of a model/guide pair."""
+    """What one plain run tells of the structure of a model/guide pair, and how to draw from it."""
 
     nesting: int  # plates take the batch dims -1 ... -nesting, particles -nesting - 1
     plates: tuple[str, ...]  # shared by all sites that need the score function, leftmost first
     dims: tuple[int, ...]  # their batch dims
     scored: tuple[str, ...]  # guide sites without a pathwise gradient
+    paired: tuple[str, ...] = ()  # drawn antithetically by particles k and k + K/2
+    pathwise: bool = True  # whether reparameterised draws of a datum keep their gradient
 
 
 def find_layout(
@@ -72,7 +76,7 @@ def find_layout(
 def _tracked_traces(
     model: Callable, guide: Callable, args: tuple, kwargs: dict
 ) -> tuple[poutine.Trace, poutine.Trace]:
-    draw = DrawTogether(None, 0, {})
+    draw = DrawTogether(None, Layout(0, (), (), ()), {})
     with torch.no_grad(), TrackNonReparam():
         return trace_pair(model, guide, args, kwargs, draw)
 
@@ -124,6 +128,34 @@ def _check_plates(name: str, guide: dict[str, Any], model: dict[str, Any]) -> No
             f"site '{name}' is under {', '.join(described(guide))} in the guide, but under "
             f"{', '.join(described(model))} in the model. Give both the same plates and sizes."
         )
+
+
+def find_pairs(guide: Callable, args: tuple, kwargs: dict) -> tuple[str, ...]:
+    """Bernoulli sites of the guide whose probabilities depend on no other draw.
+
+    Raises:
+        ValueError: If a site that needs the score function is not Bernoulli.
+    """
+    with torch.no_grad(), _TrackDraws():
+        trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    scored = {n: s for n, s in sample_sites(trace) if needs_score(s) and not s["is_observed"]}
+    for name, site in scored.items():
+        base = base_distribution(site["fn"])
+        if not isinstance(base, torch.distributions.Bernoulli):
+            raise ValueError(
+                f"site '{name}' of the guide is {type(base).__name__}, but antithetic pairs are "
+                "of Bernoulli draws. Make it Bernoulli, or use a loss that takes any discrete "
+                "latent: Reinforce_ELBO, VIMCO_ELBO, DAPS_ELBO."
+            )
+    return tuple(name for name, site in scored.items() if not get_provenance(site["fn"].mean))
+
+
+class _TrackDraws(Messenger):
+    """Mark what depends on the draw of any latent site, reparameterised or not."""
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
 
 
 def enumerate_draws(
@@ -193,19 +225,42 @@ def _spread(site: Site, index: Tensor, atoms: int, cells: int, layout: Layout) -
 
 
 class DrawTogether(Messenger):
-    """Draw each unobserved site once for all particles, or take the value that is given."""
+    """Draw each unobserved site once for all particles, or take the value that is given.
 
-    def __init__(self, num_draws: int | None, nesting: int, values: Mapping[str, Tensor]) -> None:
+    Args:
+        num_draws: K; None to let the program draw, one particle at a time.
+        layout: How the sites are drawn.
+        values: Values of sites, in place of draws.
+        uniforms: For one particle at a time: the uniforms of its pair; filled by the first of the
+            two, mirrored by the second.
+    """
+
+    def __init__(
+        self,
+        num_draws: int | None,
+        layout: Layout,
+        values: Mapping[str, Tensor],
+        uniforms: dict[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.num_draws, self.nesting, self.values = num_draws, nesting, values
+        self.num_draws, self.layout, self.values = num_draws, layout, values
+        self.uniforms = {} if uniforms is None else uniforms
 
     def _pyro_sample(self, msg: Site) -> None:
         if msg["done"] or msg["is_observed"] or site_is_subsample(msg):
             return
         if msg["name"] in self.values:
             msg["value"], msg["done"] = self._given(msg), True
+        elif msg["name"] in self.layout.paired:
+            msg["value"], msg["done"] = self._draw_pairs(msg), True
         elif self.num_draws is not None:
             msg["value"], msg["done"] = self._draw(msg, self.num_draws), True
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if self.layout.pathwise or msg["is_observed"] or site_is_subsample(msg):
+            return
+        if plates_of(msg).keys() >= frozenset(self.layout.plates):
+            msg["value"] = msg["value"].detach()
 
     def _given(self, msg: Site) -> Tensor:
         value = self.values[msg["name"]]
@@ -216,12 +271,24 @@ class DrawTogether(Messenger):
 
     def _draw(self, msg: Site, num_draws: int) -> Tensor:
         batch = msg["fn"].batch_shape
-        missing = self.nesting + 1 - len(batch)
+        missing = self.layout.nesting + 1 - len(batch)
         if missing > 0:
             return msg["fn"](torch.Size((num_draws, *[1] * (missing - 1))))
         if batch[0] == 1 < num_draws:  # an axis the program made, not yet the particles'
             msg["fn"] = msg["fn"].expand((num_draws, *batch[1:]))
         return msg["fn"]()
+
+    def _draw_pairs(self, msg: Site) -> Tensor:
+        name, probs = msg["name"], msg["fn"].mean.detach()
+        if self.num_draws is None:
+            mirrored = name in self.uniforms
+            uniforms = self.uniforms.setdefault(name, torch.rand_like(probs))
+            return antithetic_draw(probs, uniforms, mirrored).to(probs.dtype)
+        missing = self.layout.nesting + 1 - len(msg["fn"].batch_shape)
+        own = (*[1] * (missing - 1), *probs.shape) if missing > 0 else probs.shape[1:]
+        uniforms = probs.new_empty((self.num_draws // 2, *own)).uniform_()
+        halves = [antithetic_draw(probs, uniforms, mirrored) for mirrored in (False, True)]
+        return torch.cat(halves).to(probs.dtype)
 
 
 def trace_pair(

@@ -42,8 +42,9 @@ from pyro_dvae.infer.layout import (
     trace_pair,
     with_particle_axis,
 )
+from pyro_dvae.ops.multisample import antithetic_factor
 
-__all__ = ["Particles", "broadcasts", "run_particles"]
+__all__ = ["Particles", "broadcasts", "dream", "run_particles"]
 
 
 class Particles(NamedTuple):
@@ -62,6 +63,9 @@ class Particles(NamedTuple):
     shared_prior: Float[Tensor, "K"]
     shared_q: Float[Tensor, "K"]
     scale: float | Tensor  # weight of a datum in the loss
+    paired_draw: Float[Tensor, "K *plates"] | None = None  # log_draw, its sites in antithetic
+    # pairs weighed by max(p, 1 - p); where there are any
+    dreamt: Float[Tensor, "*plates"] | None = None  # log q of the model's own draws, where asked
 
     @property
     def log_p(self) -> Float[Tensor, "K *plates"]:
@@ -108,12 +112,15 @@ def run_particles(
     """
     given = values or {}
     if vectorize:
-        draw = DrawTogether(1 if given else num_particles, layout.nesting, given)
+        draw = DrawTogether(1 if given else num_particles, layout, given)
         traces = trace_pair(model, guide, args, kwargs, draw)
         return _record(*traces, num_particles, layout, with_entropy, with_codes)
     records, minibatch = [], poutine.Trace()
+    uniforms: list[dict[str, Tensor]] = [{} for _ in range(num_particles)]
     for k in range(num_particles):
-        draw = DrawTogether(None, layout.nesting, {name: value[k] for name, value in given.items()})
+        own = {name: value[k] for name, value in given.items()}
+        first = k % (num_particles // 2) if layout.paired else k
+        draw = DrawTogether(None, layout, own, uniforms[first])
         with poutine.replay(trace=minibatch):  # every particle sees the same subsample
             traces = trace_pair(model, guide, args, kwargs, draw)
         minibatch = _minibatch(traces)
@@ -132,12 +139,13 @@ def broadcasts(
     Raises:
         Whatever the program raises on meeting a particle axis.
     """
+    layout = layout._replace(paired=())  # any draws will do
     with torch.no_grad():
-        draw = DrawTogether(num_particles, layout.nesting, {})
+        draw = DrawTogether(num_particles, layout, {})
         traces = trace_pair(model, guide, args, kwargs, draw)
         together = _record(*traces, num_particles, layout, False, False)
         drawn = [(n, site) for n, site in sample_sites(traces[0]) if not site["is_observed"]]
-        last = DrawTogether(None, layout.nesting, {name: site["value"][-1] for name, site in drawn})
+        last = DrawTogether(None, layout, {name: site["value"][-1] for name, site in drawn})
         with poutine.replay(trace=_minibatch(traces)):
             pairs = [trace_pair(model, guide, args, kwargs, last) for _ in range(2)]
         alone = [_record(*pair, 1, layout, False, False) for pair in pairs]
@@ -147,6 +155,37 @@ def broadcasts(
         _agree(getattr(together, field)[-1], getattr(alone[0], field)[-1])
         for field in ("log_likelihood", "log_prior", "log_q_discrete", "log_q_rest")
     )
+
+
+def dream(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    layout: Layout,
+    replace_data: Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]],
+) -> Float[Tensor, "*plates"]:
+    """Log q of latents that the model draws, given the data that it makes of them.
+
+    Args:
+        model: Any Pyro model; its observed sites are drawn as well.
+        guide: A guide for it.
+        args: Positional arguments of both.
+        kwargs: Keyword arguments of both.
+        layout: What `find_layout` found for this pair.
+        replace_data: Maps (made data by site, args, kwargs) to the guide's (args, kwargs).
+    """
+    with torch.no_grad():
+        model_trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+    sites = dict(sample_sites(model_trace))
+    made = {n: s["value"] for n, s in sites.items() if s["infer"].get("was_observed")}
+    args, kwargs = replace_data(made, args, kwargs)
+    replayed = poutine.replay(guide, trace=model_trace)
+    ledger = _Ledger(layout, 1)
+    for name, site in sample_sites(poutine.trace(replayed).get_trace(*args, **kwargs)):
+        if name in sites:
+            ledger.add("q", site, log_prob(site))
+    return ledger.total("q")[0]
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:
@@ -205,7 +244,7 @@ class _Ledger:
             self.scale = _datum_scale(plates[name] for name in self.layout.plates)
             scale = scale / self.scale  # exactly 1.0 for a site with no scale of its own
             dims, book = tuple(set(dims) - set(self.layout.dims)), self.owned
-        if kind != "draw":
+        if kind not in ("draw", "paired_draw"):
             value = scale_and_mask(value, scale, site["mask"])
         value = with_particle_axis(site, value, self.layout.nesting, self.num_particles)
         value = value.sum(dims, keepdim=True) if dims else value
@@ -243,12 +282,16 @@ def _record(
     with_codes: bool,
 ) -> Particles:
     ledger, entropies_known = _Ledger(layout, num_particles), with_entropy
-    for _, site in sample_sites(guide_trace):
+    for name, site in sample_sites(guide_trace):
         value = log_prob(site)
         ledger.add("q_discrete" if needs_score(site) else "q_rest", site, value)
         if needs_score(site) and not site["is_observed"]:
             bare = _without_mask(site["fn"])  # scored again only if there is a mask
-            ledger.add("draw", site, value if bare is site["fn"] else bare.log_prob(site["value"]))
+            value = value if bare is site["fn"] else bare.log_prob(site["value"])
+            ledger.add("draw", site, value)
+            if layout.paired:
+                value = _paired_log_prob(site) if name in layout.paired else value
+                ledger.add("paired_draw", site, value)
             entropy = _entropy(site) if entropies_known else None
             entropies_known = entropy is not None
             if entropy is not None:
@@ -268,7 +311,15 @@ def _record(
         shared_prior=ledger.total_shared("prior"),
         shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_rest"),
         scale=ledger.scale,
+        paired_draw=ledger.total("paired_draw") if layout.paired else None,
     )
+
+
+def _paired_log_prob(site: Site) -> Tensor:
+    """Log-probability of Bernoulli draws, each latent's weighed by its factor in a pair."""
+    base = base_distribution(site["fn"])
+    weighed = antithetic_factor(base.probs) * base.log_prob(site["value"])
+    return weighed.sum(tuple(range(-site["fn"].event_dim, 0))) if site["fn"].event_dim else weighed
 
 
 def _repeats(site: Site) -> bool:
