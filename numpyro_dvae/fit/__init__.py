@@ -5,6 +5,7 @@ and loss.
 """
 
 from numpyro_dvae.fit.loop import fit
+from numpyro_dvae.fit.restarts import fit_restarts
 from numpyro_dvae.fit.result import DivergenceError, FitInterrupt, FitResult
 from numpyro_dvae.fit.schedules import exponential_schedule, linear_schedule
 
@@ -14,5 +15,6 @@ __all__ = [
     "FitResult",
     "exponential_schedule",
     "fit",
+    "fit_restarts",
     "linear_schedule",
 ]

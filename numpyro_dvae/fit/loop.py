@@ -188,19 +188,24 @@ class _Run:
 
     def result(self) -> FitResult:
         """Return the training so far."""
-        mutable = dict(self.svi_state.mutable_state or {})
+        svi_state = self._best_state()
+        mutable = dict(svi_state.mutable_state or {})
         mutable.pop(LOSS_MEMORY, None)
         return FitResult(
             model=self.svi.model,
             guide=self.svi.guide,
-            params={**self.svi.get_params(self.svi_state), **mutable},
+            params={**self.svi.get_params(svi_state), **mutable},
             losses=np.array(self.losses),
             history=self.log.rows,
             num_steps=self.step,
             seconds=self.seconds,
             folder=self.folder,
-            svi_state=self.svi_state,
+            svi_state=svi_state,
         )
+
+    def _best_state(self) -> SVIState:
+        """The state, or that of the best of several runs (see `fit_restarts`)."""
+        return getattr(self.svi, "best_state", lambda state: state)(self.svi_state)
 
     def _take_steps(self, most: int) -> int:
         """Take at most so many steps, about a second's worth, and return how many."""
@@ -228,11 +233,11 @@ class _Run:
             "step": self.step,
             "loss": self.losses[-1],
             "mean_loss": float(np.mean(self.losses[start["step"] :])),
-            **scalars(loss_info(self.svi_state)),
+            **scalars(loss_info(self._best_state())),
             "steps_per_second": num_steps / max(self.seconds - start["seconds"], 1e-9),
         }
         if evaluate and self.evaluation is not None:
-            row["eval_loss"] = self.evaluation.loss(self.svi_state)
+            row["eval_loss"] = self.evaluation.loss(self._best_state())
         self._tick()
         row["seconds"] = self.seconds
         self.log.write(row)

@@ -36,8 +36,8 @@ class SVI(numpyro.infer.SVI):
 
 
 def with_memory(svi_state: SVIState, loss: Any) -> SVIState:
-    """Add the memory of a loss that has not run; the way to use NumPyro's own `SVI`."""
-    if not isinstance(loss, ParticleELBO):
+    """Add the memory of a loss that has not run, if there is none: for NumPyro's own `SVI`."""
+    if not isinstance(loss, ParticleELBO) or LOSS_MEMORY in (svi_state.mutable_state or {}):
         return svi_state
     mutable = {**(svi_state.mutable_state or {}), LOSS_MEMORY: loss.init_memory()}
     return svi_state._replace(mutable_state=mutable)

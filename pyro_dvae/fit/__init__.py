@@ -4,6 +4,7 @@
 """
 
 from pyro_dvae.fit.loop import fit
+from pyro_dvae.fit.restarts import fit_restarts
 from pyro_dvae.fit.result import DivergenceError, FitInterrupt, FitResult
 from pyro_dvae.fit.schedules import exponential_schedule, linear_schedule
 
@@ -13,5 +14,6 @@ __all__ = [
     "FitResult",
     "exponential_schedule",
     "fit",
+    "fit_restarts",
     "linear_schedule",
 ]

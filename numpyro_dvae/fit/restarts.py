@@ -1,0 +1,149 @@
+"""Several runs from different starts, side by side, of which the best is kept.
+
+Where the gradient leads depends on where it starts: a decoder may stall in an optimum of its own
+however good the inference is. Runs are compared by their loss of late, an exponential average
+over the last tenth of the steps; with a bound as the loss, by the bound.
+
+The runs take each step together under `jax.vmap`, on the same minibatch: one program, compiled
+once, which costs small models little more than one run.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+
+from numpyro_dvae.fit.loop import fit
+from numpyro_dvae.fit.result import FitResult
+from numpyro_dvae.infer.svi import with_memory
+
+__all__ = ["fit_restarts", "recent_loss"]
+
+_RECORD = "_restarts"  # in the mutable state
+
+
+def fit_restarts(
+    rng_key: Array,
+    make_svi: Callable[[], SVI],
+    *data: Any,
+    num_restarts: int = 4,
+    num_steps: int,
+    **settings: Any,
+) -> FitResult:
+    """Train from `num_restarts` starts, side by side, and keep the best run.
+
+    A run whose loss is not finite stays where it was and is out.
+
+    Args:
+        rng_key: Split among the runs, which differ in their first values and in their draws.
+        make_svi: Makes model, guide and their `SVI`; called once.
+        *data: As in `fit`.
+        num_restarts: Runs.
+        num_steps: Steps of each run.
+        **settings: As in `fit`, but for `init_state`. Evaluations, and scalars of the loss's info
+            in the log, are those of the run that is best so far.
+
+    Returns:
+        The result of the best run; its losses are those of the run that was best at each step.
+
+    Raises:
+        ValueError: If `num_restarts` is not positive, or by `fit`.
+        DivergenceError: If all runs diverge.
+    """
+    if num_restarts < 1:
+        raise ValueError(f"`num_restarts` must be at least 1; got {num_restarts}.")
+    if "init_state" in settings:
+        raise ValueError("`init_state` is one start: use `fit`, or leave it out.")
+    runs = _SideBySide(make_svi(), num_restarts, math.exp(-10.0 / num_steps))
+    return fit(rng_key, runs, *data, num_steps=num_steps, **settings)
+
+
+def recent_loss(losses: Float[np.ndarray, "steps"]) -> float:
+    """Exponential average of the losses, with the last tenth of the steps as its time constant."""
+    decay = math.exp(-10.0 / len(losses))
+    weights = decay ** np.arange(len(losses))[::-1]
+    return float(np.average(losses, weights=weights))
+
+
+class _SideBySide(SVI):
+    """Runs of one `SVI` with stacked states; `fit` reads out that of the best run."""
+
+    def __init__(self, svi: SVI, num_runs: int, decay: float) -> None:
+        self.__dict__.update(svi.__dict__)
+        self._svi, self._num_runs, self._decay = svi, num_runs, decay
+
+    def init(self, rng_key: Array, *args: Any, **kwargs: Any) -> SVIState:
+        """The first states, stacked."""
+        keys = jax.random.split(rng_key, self._num_runs)
+        states = [with_memory(self._svi.init(key, *args, **kwargs), self.loss) for key in keys]
+        self.constrain_fn = self._svi.constrain_fn
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        zeros = jnp.zeros(self._num_runs)
+        record = _Record(zeros, zeros, jnp.ones(self._num_runs, bool))
+        return _put_in(stacked, record)
+
+    def update(
+        self,
+        svi_state: SVIState,
+        *args: Any,
+        forward_mode_differentiation: bool = False,
+        **kwargs: Any,
+    ) -> tuple[SVIState, Array]:
+        """One step of all runs; the loss is that of the best, NaN if none is left."""
+
+        def step(state: SVIState) -> tuple[SVIState, Array]:
+            mode = {"forward_mode_differentiation": forward_mode_differentiation}
+            return self._svi.update(state, *args, **mode, **kwargs)
+
+        old, record = _take_out(svi_state)
+        new, losses = jax.vmap(step)(old)
+        sound = record.sound & jnp.isfinite(losses)
+        new = jax.tree.map(lambda a, b: _choose(sound, a, b), new, old)
+        known = jnp.where(sound, losses, 0.0).astype(record.losses.dtype)
+        record = _Record(
+            self._decay * record.losses + known, self._decay * record.weights + 1.0, sound
+        )
+        loss = jnp.where(sound.any(), losses[_best(record)], jnp.nan)
+        return _put_in(new, record), loss
+
+    def best_state(self, svi_state: SVIState) -> SVIState:
+        """The state of the best run, for its `SVI`."""
+        states, record = _take_out(svi_state)
+        return jax.tree.map(lambda leaf: leaf[_best(record)], states)
+
+
+class _Record(NamedTuple):
+    """How each run fared: sums of its losses of late and of their weights; whether it is in."""
+
+    losses: Float[Array, "R"]
+    weights: Float[Array, "R"]
+    sound: Bool[Array, "R"]
+
+
+def _put_in(svi_state: SVIState, record: _Record) -> SVIState:
+    return svi_state._replace(mutable_state={**(svi_state.mutable_state or {}), _RECORD: record})
+
+
+def _take_out(svi_state: SVIState) -> tuple[SVIState, _Record]:
+    """The stacked states as the `SVI` knows them, and the record."""
+    mutable = dict(svi_state.mutable_state)
+    record = mutable.pop(_RECORD)
+    return svi_state._replace(mutable_state=mutable or None), record
+
+
+def _best(record: _Record) -> Array:
+    recent = record.losses / jnp.maximum(record.weights, 1e-9)
+    return jnp.argmin(jnp.where(record.sound, recent, jnp.inf))
+
+
+def _choose(sound: Bool[Array, "R"], new: Array, old: Array) -> Array:
+    """The new leaf of the runs that are in, else the old; typed keys move on in any case."""
+    if jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
+        return new
+    return jnp.where(sound.reshape(-1, *[1] * (new.ndim - 1)), new, old)

@@ -1,0 +1,177 @@
+"""`fit_restarts` keeps the best of several runs, in both packages."""
+
+import importlib
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+STEPS = 40
+X = np.zeros(3, np.float32)
+
+
+def wells(m, where):
+    """A log-density with two optima, the one at 1 being higher; NaN below `where`."""
+    height = -((m**2 - 1) ** 2) + 0.3 * m
+    return height + (m - where) ** 0.5 * 0.0 if where is not None else height
+
+
+def pyro_kit():
+    import pyro
+    import torch
+    from pyro.infer import SVI, Trace_ELBO
+
+    fit = importlib.import_module("pyro_dvae.fit")
+
+    def make_svi(where=None):
+        def model(x):
+            m = pyro.param("m", lambda: torch.randn(()))
+            pyro.factor("well", wells(m, where))
+
+        return SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+
+    def restarts(seed, make=make_svi, **settings):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        with pyro.validation_enabled(False):  # which would stop a NaN before `fit` does
+            return fit.fit_restarts(make, X, progress=False, **settings)
+
+    def apart(seed, num_restarts):
+        """The same runs, one by one."""
+        pyro.set_rng_seed(seed)
+        for _ in range(num_restarts):
+            pyro.clear_param_store()
+            yield fit.fit(make_svi(), X, num_steps=STEPS, progress=False)
+
+    def left():
+        return float(pyro.param("m").detach())
+
+    return SimpleNamespace(**locals())
+
+
+def numpyro_kit():
+    import jax
+    import numpyro
+    from numpyro.infer import SVI, Trace_ELBO
+
+    fit = importlib.import_module("numpyro_dvae.fit")
+
+    def make_svi(where=None):
+        def model(x):
+            m = numpyro.param("m", lambda key: jax.random.normal(key))
+            numpyro.factor("well", wells(m, where))
+
+        return SVI(model, lambda x: None, numpyro.optim.Adam(0.1), Trace_ELBO())
+
+    def restarts(seed, make=make_svi, **settings):
+        return fit.fit_restarts(jax.random.key(seed), make, X, progress=False, **settings)
+
+    def apart(seed, num_restarts):
+        """The same runs, one by one."""
+        for key in jax.random.split(jax.random.key(seed), num_restarts):
+            yield fit.fit(key, make_svi(), X, num_steps=STEPS, progress=False)
+
+    return SimpleNamespace(**locals())
+
+
+@pytest.fixture(scope="module", params=["pyro", "numpyro"])
+def kit(request):
+    pytest.importorskip("torch" if request.param == "pyro" else "jax")
+    return {"pyro": pyro_kit, "numpyro": numpyro_kit}[request.param]()
+
+
+def test_the_best_run_is_kept(kit):
+    recent = kit.fit.restarts.recent_loss
+    apart = list(kit.apart(3, 6))
+    ends = np.array([float(result.params["m"]) for result in apart])
+    assert (ends < -0.5).any()  # else there would be nothing to choose
+    assert (ends > 0.5).any()
+    best = apart[np.argmin([recent(result.losses) for result in apart])]
+    found = kit.restarts(3, num_restarts=6, num_steps=STEPS)
+    np.testing.assert_allclose(found.params["m"], best.params["m"], rtol=1e-6)
+    np.testing.assert_allclose(found.losses[-1], best.losses[-1], rtol=1e-6)
+    if hasattr(kit, "left"):
+        assert kit.left() == pytest.approx(float(best.params["m"]))
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_run_that_diverges_is_out(kit):
+    found = kit.restarts(3, lambda: kit.make_svi(0.0), num_restarts=6, num_steps=STEPS)
+    assert float(found.params["m"]) == pytest.approx(1.036, abs=0.1)
+    assert np.isfinite(found.losses[-1])
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_nothing_is_kept_if_all_diverge(kit):
+    with pytest.raises(kit.fit.DivergenceError, match="diverged"):
+        kit.restarts(0, lambda: kit.make_svi(9.0), num_restarts=2, num_steps=5)
+
+
+def test_restarts_resume(kit, tmp_path):
+    settings = {"num_restarts": 3, "checkpoint_every": 10, "folder": tmp_path}
+    whole = kit.restarts(1, num_restarts=3, num_steps=STEPS)
+    kit.restarts(1, **settings, num_steps=STEPS)
+    resumed = kit.restarts(1, **settings, num_steps=STEPS, resume=True)
+    assert float(resumed.params["m"]) == pytest.approx(float(whole.params["m"]), rel=1e-6)
+    assert len(resumed.losses) == STEPS
+
+
+def test_restarts_are_counted(kit):
+    with pytest.raises(ValueError, match=r"`num_restarts` must be at least 1; got 0"):
+        kit.restarts(0, num_restarts=0, num_steps=5)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=50))
+def test_the_recent_loss_is_a_mean_of_the_losses(losses):
+    pytest.importorskip("torch")
+    from pyro_dvae.fit.restarts import recent_loss
+
+    found = recent_loss(np.array(losses))
+    assert min(losses) - 1e-6 <= found <= max(losses) + 1e-6
+    decay = math.exp(-10 / len(losses))
+    total = weight = 0.0
+    for loss in losses:  # as the runs side by side add it up
+        total, weight = decay * total + loss, decay * weight + 1
+    assert found == pytest.approx(total / weight, abs=1e-9)
+
+
+def test_runs_side_by_side_have_memories_of_their_own():
+    """A loss with a schedule and an info, under NumPyro's own SVI."""
+    jax = pytest.importorskip("jax")
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro.infer import SVI
+
+    from numpyro_dvae.fit import exponential_schedule, fit_restarts
+    from numpyro_dvae.infer import Exact_ELBO
+
+    def model(x):
+        probs = numpyro.param("probs", jax.numpy.array([0.2, 0.7]))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Bernoulli(probs[z.astype(int)]), obs=x)
+
+    def guide(x):
+        logits = numpyro.param("logits", lambda key: jax.random.normal(key, (2,)))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Bernoulli(logits=logits[x.astype(int)]))
+
+    loss = Exact_ELBO(beta=exponential_schedule(2.0, 1.0, 10))
+    x = np.array([0, 1, 1, 1.0])
+    found = fit_restarts(
+        jax.random.key(0),
+        lambda: SVI(model, guide, numpyro.optim.Adam(0.05), loss),
+        x,
+        num_restarts=3,
+        num_steps=12,
+        eval_data=x,
+        log_every=6,
+        progress=False,
+    )
+    assert found.history[-1]["beta"] == pytest.approx(1.0)
+    assert found.history[0]["beta"] == pytest.approx(2.0**0.5)
+    assert found.params["logits"].shape == (2,)
+    assert found.evaluations[-1]["eval_loss"] < 4.0
