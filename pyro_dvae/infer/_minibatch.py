@@ -53,7 +53,8 @@ def read_minibatch(
     latents = {n: site for n, site in sample_sites(trace) if not site["is_observed"]}
     _check_sites(trace, latents, space)
     frames = plates_of(latents[space.sites[0].name])
-    sizes, num_data, rows = (), 1, torch.zeros(1, dtype=torch.long)
+    sizes: tuple[int, ...] = ()
+    num_data, rows = 1, torch.zeros(1, dtype=torch.long)
     for frame in (frames[name] for name in space.layout.plates):
         indices = _rows_of(trace, frame)
         full = frame.full_size or frame.size

@@ -227,7 +227,8 @@ class Truncated_ELBO(ParticleELBO):
             return
         with torch.no_grad():
             for name, form in self._forms.items():
-                form.target.copy_(form.solve(self.state.totals[name], self.state.counts[name]))
+                total, count = self.state.totals[name], self.state.counts[name]
+                form.target.copy_(form.solve(total, count, form.target))
         self.state = TruncatedState(self.state.beta, {}, {}, 0)
 
 
