@@ -242,8 +242,10 @@ class Truncated_ELBO(ParticleELBO):
         totals, counts = {}, {}
         for name, statistic in particles.statistics.items():
             total, count = _sums(statistic, weights)
-            totals[name] = state.totals.get(name, 0.0) + total
-            counts[name] = state.counts.get(name, 0.0) + count
+            if name in state.totals:  # after a resume they may be on another device
+                total = total + state.totals[name].to(total.device)
+                count = count + state.counts[name].to(count.device)
+            totals[name], counts[name] = total, count
         return TruncatedState(beta_state, totals, counts, state.rows + weights[0].numel())
 
     def _set_closed_forms(self) -> None:
