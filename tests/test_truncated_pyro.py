@@ -46,16 +46,17 @@ def test_one_hot_sites_have_a_code_per_row():
 
 def test_a_plate_that_subsamples_draws_the_rows_once():
     """The guide, the model and every pass of the loss see the same rows."""
+    pyro.set_rng_seed(0)
     guide, elbo = TruncatedGuide(one_hot_model, 9), Truncated_ELBO()
     with poutine.trace() as trace:
         guide(X, 2)
     (rows,) = (site["value"] for site in trace.trace.nodes.values() if site_is_subsample(site))
     expected = -log_evidence(log_joints(X))
-    pairs = {-(5 / 2) * (expected[a] + expected[b]) for a in range(5) for b in range(a)}
+    pairs = {(5 / 2) * (expected[a] + expected[b]) for a in range(5) for b in range(a)}
     assert len(rows) == 2
-    for loss in (elbo.loss, Trace_ELBO(num_particles=2).loss):
+    for loss in (elbo.loss, Trace_ELBO().loss):
         found = loss(one_hot_model, guide, X, 2)
-        assert min(abs(found + pair) for pair in pairs) < 1e-9 * abs(found)
+        assert min(abs(found - pair) for pair in pairs) < 1e-9 * abs(found)
     before = guide.words.clone()
     small = TruncatedGuide(one_hot_model, 3)
     small(X, 2)
@@ -79,8 +80,8 @@ def test_an_autoguide_samples_the_rest():
     guide = TruncatedGuide(continuous_model, 2, rest=rest)
     svi = SVI(continuous_model, guide, pyro.optim.Adam({"lr": 0.05}), loss=Truncated_ELBO())
     x = torch.tensor([-1.0, 0.1, 2.2, 2.5, 0.3])
-    losses = [svi.step(x) for _ in range(60)]
-    assert np.mean(losses[-20:]) < np.mean(losses[:20])
+    losses = [svi.step(x) for _ in range(30)]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
     assert guide(x).keys() >= {"scale", "c", "z"}
 
 
