@@ -24,6 +24,7 @@ METHODS = {
     "wake_sleep": ("wake_sleep", "WakeSleep_ELBO"),
     "exact": ("exact", "Exact_ELBO"),
 }
+Programs = tuple[Any, Any, Any]  # model, guide, loss
 _BATCH_VALUES = 2**23  # values of x times particles that are scored at once
 
 
@@ -118,13 +119,46 @@ class PyroBackend(Backend):
         learning_rate: float,
         num_steps: int,
         decay: float = 1.0,
-        eval_data: np.ndarray | None = None,
         **settings: Any,
     ) -> Any:
         """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`."""
         import pyro
+
+        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps)
+        # Pyro's validation waits for the device at every site; `fit` looks for NaN itself.
+        with pyro.validation_enabled(False):
+            settings = self._on_device(settings)
+            return self.module("fit").fit(
+                svi, *self._tensors(data), num_steps=num_steps, **settings
+            )
+
+    def train_best(
+        self,
+        make: Callable[[], Programs],
+        *data: Any,
+        learning_rate: float,
+        num_steps: int,
+        decay: float = 1.0,
+        **settings: Any,
+    ) -> Any:
+        """Train from several starts in turn; `settings` are those of `fit_restarts`."""
+        import pyro
+
+        with pyro.validation_enabled(False):
+            return self.module("fit").fit_restarts(
+                lambda: self._make_svi(make(), learning_rate, decay, num_steps),
+                *self._tensors(data),
+                num_steps=num_steps,
+                **self._on_device(settings),
+            )
+
+    def _make_svi(
+        self, programs: Programs, learning_rate: float, decay: float, num_steps: int
+    ) -> Any:
+        import pyro
         import torch
 
+        model, guide, loss = programs
         optim = pyro.optim.LambdaLR(
             {
                 "optimizer": torch.optim.Adam,
@@ -132,13 +166,39 @@ class PyroBackend(Backend):
                 "lr_lambda": self.schedule(1.0, decay, num_steps),
             }
         )
-        svi = pyro.infer.SVI(model, guide, optim, loss=loss)
-        tensors = [torch.as_tensor(value, device=self.device) for value in data]
-        if eval_data is not None:
-            settings["eval_data"] = torch.as_tensor(eval_data, device=self.device)
-        # Pyro's validation waits for the device at every site; `fit` looks for NaN itself.
-        with pyro.validation_enabled(False):
-            return self.module("fit").fit(svi, *tensors, num_steps=num_steps, **settings)
+        return pyro.infer.SVI(model, guide, optim, loss=loss)
+
+    def _tensors(self, data: tuple[Any, ...]) -> list[Any]:
+        """Arrays as tensors on the device; numbers and None as they are."""
+        import torch
+
+        arrays = (isinstance(value, np.ndarray) for value in data)
+        return [
+            torch.as_tensor(value, device=self.device) if is_array else value
+            for value, is_array in zip(data, arrays, strict=True)
+        ]
+
+    def _on_device(self, settings: dict[str, Any]) -> dict[str, Any]:
+        if settings.get("eval_data") is None:
+            return settings
+        return {**settings, "eval_data": self._tensors((settings["eval_data"],))[0]}
+
+    def posterior(self, guide: Any, *data: Any) -> tuple[np.ndarray, np.ndarray]:
+        """States "z" of a truncated guide ``(S, B, H)`` and their probabilities ``(S, B)``."""
+        found = guide.posterior(*self._tensors(data))
+        return found.values["z"].cpu().numpy(), found.weights.cpu().numpy()
+
+    def conditional(self, model: Any, codes: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Of p(x | z) at given codes ``(N, H)``: the mean and variance; of p(z): the mean."""
+        import torch
+        from pyro import poutine
+
+        (z,) = self._tensors((codes,))
+        with torch.no_grad():
+            program = poutine.condition(model, {"z": z})
+            sites = poutine.trace(program).get_trace(num_data=len(codes)).nodes
+            found = (sites["x"]["fn"].mean, sites["x"]["fn"].variance, sites["z"]["fn"].mean)
+        return tuple(value.cpu().numpy() for value in found)
 
     def draws(
         self,
@@ -222,16 +282,62 @@ class NumpyroBackend(Backend):
     ) -> Any:
         """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`."""
         import jax
-        import numpyro
 
-        rate = self.schedule(learning_rate, decay * learning_rate, num_steps)
-        svi = self.module("infer").SVI(model, guide, numpyro.optim.Adam(rate), loss=loss)
+        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps)
         with jax.default_device(self.device):
             result = self.module("fit").fit(
                 self._next_key(), svi, *data, num_steps=num_steps, **settings
             )
         self._params = result.params
         return result
+
+    def train_best(
+        self,
+        make: Callable[[], Programs],
+        *data: Any,
+        learning_rate: float,
+        num_steps: int,
+        decay: float = 1.0,
+        **settings: Any,
+    ) -> Any:
+        """Train from several starts side by side; `settings` are those of `fit_restarts`."""
+        import jax
+
+        with jax.default_device(self.device):
+            result = self.module("fit").fit_restarts(
+                self._next_key(),
+                lambda: self._make_svi(make(), learning_rate, decay, num_steps),
+                *data,
+                num_steps=num_steps,
+                **settings,
+            )
+        self._params = result.params
+        return result
+
+    def _make_svi(
+        self, programs: Programs, learning_rate: float, decay: float, num_steps: int
+    ) -> Any:
+        import numpyro
+
+        rate = self.schedule(learning_rate, decay * learning_rate, num_steps)
+        model, guide, loss = programs
+        return self.module("infer").SVI(model, guide, numpyro.optim.Adam(rate), loss=loss)
+
+    def posterior(self, guide: Any, *data: Any) -> tuple[np.ndarray, np.ndarray]:
+        """States "z" of a truncated guide ``(S, B, H)`` and their probabilities ``(S, B)``."""
+        from numpyro.handlers import substitute
+
+        found = substitute(guide.posterior, data=self._params)(*data)
+        return np.asarray(found.values["z"]), np.asarray(found.weights)
+
+    def conditional(self, model: Any, codes: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Of p(x | z) at given codes ``(N, H)``: the mean and variance; of p(z): the mean."""
+        from numpyro.handlers import condition, seed, substitute, trace
+
+        program = condition(substitute(model, data=self._params), {"z": codes})
+        sites = trace(seed(program, self._next_key())).get_trace(num_data=len(codes))
+        found = (sites["x"]["fn"].mean, sites["x"]["fn"].variance, sites["z"]["fn"].mean)
+        return tuple(np.asarray(value) for value in found)
 
     def draws(
         self, model: Any, guide: Any, images: np.ndarray, num_particles: int
