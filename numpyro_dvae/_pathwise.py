@@ -171,11 +171,11 @@ class PathwiseBernoulli(Distribution):
 
 
 def _kl_of_categoricals(p: PathwiseCategorical, q: PathwiseCategorical) -> Array:
-    return categorical_kl(p.logits, q.logits)
+    return categorical_kl(*jnp.broadcast_arrays(p.logits, q.logits))
 
 
 def _kl_of_bernoullis(p: PathwiseBernoulli, q: PathwiseBernoulli) -> Array:
-    return bernoulli_kl(p.logits, q.logits)
+    return bernoulli_kl(*jnp.broadcast_arrays(p.logits, q.logits))
 
 
 kl_divergence.add((PathwiseCategorical, PathwiseCategorical), _kl_of_categoricals)

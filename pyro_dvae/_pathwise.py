@@ -175,12 +175,12 @@ class PathwiseBernoulli(dist.TorchDistribution):
 
 @register_kl(PathwiseCategorical, PathwiseCategorical)
 def _kl_of_categoricals(p: Any, q: Any) -> Tensor:
-    return categorical_kl(p.logits, q.logits)
+    return categorical_kl(*torch.broadcast_tensors(p.logits, q.logits))
 
 
 @register_kl(PathwiseBernoulli, PathwiseBernoulli)
 def _kl_of_bernoullis(p: Any, q: Any) -> Tensor:
-    return bernoulli_kl(p.logits, q.logits)
+    return bernoulli_kl(*torch.broadcast_tensors(p.logits, q.logits))
 
 
 def _exponentials(like: Tensor) -> Tensor:

@@ -143,8 +143,10 @@ class _Relax(Messenger):
 
     def process_message(self, msg: Any) -> None:
         """Replace the distribution of a site."""
+        if msg["type"] != "sample":
+            return
         name = msg["name"]
-        if msg["type"] != "sample" or (self.sites is not None and name not in self.sites):
+        if self.sites is not None and name not in self.sites:
             return
         self.met.add(name)
         fn = None if msg["is_observed"] else relaxed(msg["fn"], self.options)
