@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from zoo import NOISE
 
+from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.layout import enumerate_draws, find_layout
 from pyro_dvae.infer.particles import run_particles
 
@@ -25,6 +26,11 @@ class FixedNoiseNormal(dist.Normal):
 def loop_warning():
     """A program that does not take a particle axis is run in a loop, and the user is told."""
     return pytest.warns(UserWarning, match="once per particle")
+
+
+def stock(name, **options):
+    """One of Pyro's own losses."""
+    return getattr(pyro.infer, name)(max_plate_nesting=1, **options)
 
 
 def as_data(data, dtype=torch.float64):
@@ -83,12 +89,16 @@ class Case:
         pyro.set_rng_seed(seed)
         for value in self.params.values():
             value.grad = None
-        loss = elbo.loss_and_grads(self.model, self.guide, self.data)
+        if isinstance(elbo, ParticleELBO):
+            loss = elbo.loss_and_grads(self.model, self.guide, self.data)
+        else:  # which look for pyro.param sites before they go backward
+            loss = elbo.differentiable_loss(self.model, self.guide, self.data)
+            loss.backward()
         grads = {
             name: np.zeros(value.shape) if value.grad is None else value.grad.numpy().copy()
             for name, value in self.params.items()
         }
-        return float(loss), grads
+        return loss.item(), grads
 
     def forced(self, elbo_class, **options):
         """A loss whose draws are set: `elbo.draws`, states (K, *plates); it keeps their log q."""

@@ -8,12 +8,15 @@ Swap them as the loss of an `SVI` or as an `ELBOModule`:
 - `DisARM_ELBO`: antithetic pairs of Bernoulli latents, unbiased;
 - `WakeSleep_ELBO`: reweighted wake-sleep, the posterior followed by importance weights;
 - `Exact_ELBO`: the sum over all states, where they are few.
+
+`relax` gives the draws of a program a gradient instead: Gumbel-softmax and its like, for any loss.
 """
 
 from pyro_dvae.infer.daps import DAPS_ELBO
 from pyro_dvae.infer.disarm import DisARM_ELBO
 from pyro_dvae.infer.exact import Exact_ELBO
 from pyro_dvae.infer.reinforce import Reinforce_ELBO
+from pyro_dvae.infer.relaxation import relax
 from pyro_dvae.infer.vimco import VIMCO_ELBO
 from pyro_dvae.infer.wake_sleep import WakeSleep_ELBO
 
@@ -24,4 +27,5 @@ __all__ = [
     "Exact_ELBO",
     "Reinforce_ELBO",
     "WakeSleep_ELBO",
+    "relax",
 ]
