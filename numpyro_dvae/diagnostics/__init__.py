@@ -1,0 +1,12 @@
+"""How good is a trained model and its guide? Numbers, verdicts, ArviZ, pictures.
+
+All take what `fit` returned (or a pair of model and guide) and what both are called with, run them
+at the trained parameters, and leave everything as it was.
+
+- `importance_diagnostics`: is the guide near the posterior, datum by datum, and can one tell.
+"""
+
+from numpyro_dvae.diagnostics.importance import importance_diagnostics
+from numpyro_dvae.diagnostics.reports import ImportanceDiagnostics
+
+__all__ = ["ImportanceDiagnostics", "importance_diagnostics"]
