@@ -82,7 +82,10 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
         except (RuntimeError, ValueError, IndexError):
             vectorize = False
     layout = layout if layout.scored else _without_discrete(layout, *traces)
-    return Pair(model, guide, args, kwargs, layout, vectorize, _minibatch(traces))
+    minibatch = _minibatch(traces)
+    for name in [name for name, site in minibatch.nodes.items() if _is_whole(site)]:
+        minibatch.nodes.pop(name)
+    return Pair(model, guide, args, kwargs, layout, vectorize, minibatch)
 
 
 def _without_discrete(
@@ -226,8 +229,14 @@ def _subsamples(trace: poutine.Trace) -> dict[str, Labelled]:
     return {
         name: Labelled((name,), site["value"])
         for name, site in plates.items()
-        if site["type"] == "sample" and site_is_subsample(site)
+        if site["type"] == "sample" and site_is_subsample(site) and not _is_whole(site)
     }
+
+
+def _is_whole(plate: Site) -> bool:
+    """Whether the plate takes all its rows."""
+    size = plate["fn"].subsample_size
+    return size is None or size >= plate["fn"].size
 
 
 def _deterministic(trace: poutine.Trace) -> dict[str, Site]:
