@@ -146,5 +146,6 @@ def _put(
 def _put_readings(store: Store, piece: Piece, readings: Readings, names: Mapping[str, str]) -> None:
     for reading, sites in readings.items():
         for name, found in sites.items():
-            variable = Variable(found.dims, np.asarray(found.values), found.discrete)
+            values = np.asarray(found.values)
+            variable = Variable(found.dims, values, found.discrete, found.num_codes)
             store.put(piece, names.get(reading, reading), name, variable)

@@ -8,14 +8,14 @@ dim that it covers, ``"z_dim_0"`` and so on for the others. All is pure: the run
 
 import functools
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
-from numpyro.distributions.constraints import real
+from numpyro.distributions import constraints
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 from numpyro.handlers import replay, seed, trace, uncondition
 
@@ -55,7 +55,9 @@ _UNDRAWN = ("observed", "subsample")
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["dims", "discrete"]
+    jax.tree_util.register_dataclass,
+    data_fields=["values"],
+    meta_fields=["dims", "discrete", "num_codes"],
 )
 @dataclass(frozen=True)
 class Labelled:
@@ -64,6 +66,7 @@ class Labelled:
     dims: tuple[str, ...]  # but the draws', which are in front
     values: Any
     discrete: bool = False
+    num_codes: int = 0  # values 0, 1, ... of a discrete site that has finitely many
 
 
 Readings = dict[str, dict[str, Labelled]]  # reading -> site -> array
@@ -96,7 +99,7 @@ def constraints_of(
     """The parameters of a pair by name, and the constraint of each."""
     traces = _abstract_traces(rng_key, model, guide, args, kwargs)
     return {
-        name: site["kwargs"].get("constraint", real)
+        name: site["kwargs"].get("constraint", constraints.real)
         for each in traces
         for name, site in each.items()
         if site["type"] == "param"
@@ -198,8 +201,10 @@ class _Reader(NamedTuple):
         return found
 
     def value(self, name: str, site: Site) -> Labelled:
-        discrete = bool(site["fn"].support.is_discrete)
-        return self.label(name, site, site["value"], site["fn"].event_dim, discrete)
+        support = site["fn"].support
+        found = self.label(name, site, site["value"], site["fn"].event_dim)
+        discrete = bool(support.is_discrete)
+        return replace(found, discrete=discrete, num_codes=_num_codes(support))
 
     def deterministic(self, name: str, site: Site) -> Labelled:
         depth = max((-frame.dim for frame in plates_of(site).values()), default=0)
@@ -225,9 +230,7 @@ class _Reader(NamedTuple):
         )
         return self.label(name, site, log_q - log_p, num_cells)
 
-    def label(
-        self, name: str, site: Site, value: Array, event_dim: int, discrete: bool = False
-    ) -> Labelled:
+    def label(self, name: str, site: Site, value: Array, event_dim: int) -> Labelled:
         """Expand to the plates, name the dims, and drop those of size 1 under no plate."""
         frames = {frame.dim: frame for frame in plates_of(site).values()}
         num_batch = jnp.ndim(value) - event_dim
@@ -239,7 +242,7 @@ class _Reader(NamedTuple):
         dims += [f"{name}_dim_{i}" for i in range(event_dim)]
         value = jnp.broadcast_to(jnp.reshape(value, batch + event), (*sizes.values(), *event))
         value = value.reshape(*(sizes[d] for d in kept), *event)
-        return Labelled(tuple(dims), value, discrete)
+        return Labelled(tuple(dims), value)
 
 
 class _Unconditioned(uncondition):
@@ -268,6 +271,16 @@ def _subsamples(trace: Trace) -> dict[str, Labelled]:
 
 def _deterministic(trace: Trace) -> dict[str, Site]:
     return {name: site for name, site in trace.items() if site["type"] == "deterministic"}
+
+
+def _num_codes(support: Any) -> int:
+    """How many integers from 0 on a support has; 0 if it is none of these, or not known."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return 2
+    low, high = (getattr(support, f"{side}_bound", None) for side in ("lower", "upper"))
+    return high + 1 if support.is_discrete and low == 0 and isinstance(high, int) else 0
 
 
 def _num_cells(fn: Any) -> int:

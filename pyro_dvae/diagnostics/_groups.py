@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_dvae.diagnostics._store import Store, Variable
+from pyro_dvae.diagnostics._store import Store, Variable, count_codes
 from pyro_dvae.diagnostics.reports import ImportanceDiagnostics
 
 GROUPS = (
@@ -25,7 +25,6 @@ GROUPS = (
     "constant_data",
     "vi_stats",
 )
-_MOST_CODES = 2**16  # counts beyond that are no codes
 _READINGS = {  # group -> readings of the sites
     "posterior": ("latent", "deterministic"),
     "posterior_predictive": ("predictive",),
@@ -40,8 +39,9 @@ def readings_for(groups: Collection[str]) -> set[str]:
     """What must be read of the sites, to make these groups."""
     if unknown := set(groups) - set(GROUPS):
         raise ValueError(f"`groups` must be of {', '.join(GROUPS)}; got {sorted(unknown)}.")
-    wanted = {reading for group in groups for reading in _READINGS.get(group, ())}
-    return wanted | {"observed", "subsample"} | ({"latent"} if "vi_stats" in groups else set())
+    wanted = {reading for group in groups for reading in _READINGS.get(group, ())} | {"subsample"}
+    wanted |= {"latent"} if "vi_stats" in groups else set()
+    return wanted | ({"observed"} if "constant_data" in groups else set())
 
 
 def make_groups(
@@ -52,7 +52,8 @@ def make_groups(
         group: {name: variable for reading in readings for name, variable in store[reading].items()}
         for group, readings in _READINGS.items()
     }
-    found["constant_data"] = _constant_data(store, result, data)
+    if "constant_data" in groups:
+        found["constant_data"] = _constant_data(store, result, data)
     found["sample_stats"] = _sample_stats(store)
     datasets = {
         group: _dataset(variables, store, group.endswith("_data"))
@@ -103,10 +104,10 @@ def _vi_stats(store: Store, report: ImportanceDiagnostics, result: Any) -> Any:
     names = ("elbo", "iwae", "ess", "khat", "largest_weight", "num_tail_weights", "num_states")
     variables = {name: (store.plates, getattr(report, name)) for name in names}
     for name, variable in store["latent"].items():
-        codes = variable.values
-        if codes.dtype.kind == "i" and codes.min() >= 0 and codes.max() < _MOST_CODES:
+        if variable.num_codes:
             within = [dim for dim in variable.dims if dim not in store.plates]
-            shares = _code_shares(variable, store.plates)
+            counts = count_codes(variable, store.plates)
+            shares = counts / counts.sum(-1, keepdims=True)
             variables[f"{name}_code_share"] = ((*within, f"{name}_code"), shares)
     coords = _coords(store)
     losses, rows = np.asarray(getattr(result, "losses", ())), getattr(result, "history", ())
@@ -119,17 +120,6 @@ def _vi_stats(store: Store, report: ImportanceDiagnostics, result: Any) -> Any:
     return xarray.Dataset(variables, coords, attributes)
 
 
-def _code_shares(variable: Variable, plates: tuple[str, ...]) -> np.ndarray:
-    """Share of each code among all draws and data, of each latent of a datum."""
-    axes = [0, *(1 + variable.dims.index(plate) for plate in plates)]
-    codes = np.moveaxis(variable.values, axes, range(len(axes)))
-    within = codes.shape[len(axes) :]
-    columns = codes.reshape(-1, int(np.prod(within, dtype=int)))
-    size = int(codes.max()) + 1
-    counts = np.stack([np.bincount(column, minlength=size) for column in columns.T])
-    return (counts / len(columns)).reshape(*within, size)
-
-
 def _coords(store: Store) -> dict[str, np.ndarray]:
     """Rows of the full plate, where a plate took a subsample of them."""
     return {name: variable.values for name, variable in store["subsample"].items()}
@@ -140,7 +130,7 @@ def _dataset(variables: Mapping[str, Variable], store: Store, undrawn: bool) -> 
 
     arrays = {
         name: (dims, values) if undrawn else (("chain", "draw", *dims), values[None])
-        for name, (dims, values, _) in variables.items()
+        for name, (dims, values, *_) in variables.items()
     }
     sizes = {
         dim: size

@@ -13,6 +13,7 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import transform_to
 
 from pyro_dvae.diagnostics._store import (
     PRIOR_NAMES,
@@ -82,13 +83,14 @@ class _AtParameters(Messenger):
 
     def _pyro_post_param(self, msg: Any) -> None:
         wanted, value = self.params.get(msg["name"]), msg["value"]
-        if wanted is None:
+        if wanted is None or torch.equal(value, wanted.to(value.device)):
             return
-        if value.unconstrained() is not value:
-            msg["value"] = wanted.to(value.device)
-        elif id(value) not in self._kept and not torch.equal(value, wanted.to(value.device)):
-            self._kept[id(value)] = value, value.detach().clone()
-            value.data.copy_(wanted)
+        own, store = value.unconstrained(), pyro.get_param_store()
+        if id(own) not in self._kept:
+            self._kept[id(own)] = own, own.detach().clone()
+            constraint = store.get_state()["constraints"][msg["name"]]
+            own.data.copy_(transform_to(constraint).inv(wanted))
+            msg["value"] = store[msg["name"]]
 
 
 def collect(
@@ -154,8 +156,9 @@ def _put(store: Store, piece: Piece, pair: Pair, record: Particles, readings: Re
 
 def _put_readings(store: Store, piece: Piece, readings: Readings, names: Mapping[str, str]) -> None:
     for reading, sites in readings.items():
-        for name, (dims, values, discrete) in sites.items():
-            variable = Variable(dims, _numpy(values), discrete)
+        for name, found in sites.items():
+            values = _numpy(found.values)
+            variable = Variable(found.dims, values, found.discrete, found.num_codes)
             store.put(piece, names.get(reading, reading), name, variable)
 
 

@@ -20,6 +20,7 @@ class Variable(NamedTuple):
     dims: tuple[str, ...]
     values: np.ndarray
     discrete: bool = False
+    num_codes: int = 0  # values 0, 1, ... of a discrete site that has finitely many
 
 
 class Piece(NamedTuple):
@@ -69,7 +70,7 @@ class Store:
 
     def put(self, piece: Piece, reading: str, name: str, variable: Variable) -> None:
         """Copy a piece of a variable to its place."""
-        dims, values, discrete = variable
+        dims, values, discrete, _ = variable
         if discrete and values.dtype.kind == "f" and np.array_equal(values, np.floor(values)):
             values = values.astype(np.int32)
         elif discrete and values.dtype.kind != "f":
@@ -83,7 +84,7 @@ class Store:
             where += [slice(None)] * axis + [piece.rows]
         sites = self.readings.setdefault(reading, {})
         if name not in sites:
-            sites[name] = Variable(dims, np.empty((*leading, *shape), values.dtype), discrete)
+            sites[name] = variable._replace(values=np.empty((*leading, *shape), values.dtype))
         kept = values[: piece.draws.stop - piece.draws.start] if leading else values
         target = sites[name].values
         if not np.can_cast(kept.dtype, target.dtype, "same_kind"):  # data of a site that were whole
@@ -149,6 +150,23 @@ def count_states(store: Store) -> np.ndarray:
         return np.full(record["log_q"].values.shape[1:], store.num_draws)
     states = np.sort(record["state"].values, axis=0)
     return 1 + (states[1:] != states[:-1]).sum(0)
+
+
+def split_data(variable: Variable, plates: tuple[str, ...]) -> np.ndarray:
+    """View ``(K, N, *within)``: draws, data, and what a datum has of the variable."""
+    axes = [1 + variable.dims.index(plate) for plate in plates]
+    values = np.moveaxis(variable.values, axes, range(1, 1 + len(axes)))
+    within = values.shape[1 + len(axes) :]
+    return values.reshape(len(values), -1, *within)
+
+
+def count_codes(variable: Variable, plates: tuple[str, ...]) -> np.ndarray:
+    """How often each code occurs, over draws and data: ``(*within, num_codes)``."""
+    codes = split_data(variable, plates)
+    within, num_codes = codes.shape[2:], variable.num_codes
+    columns = codes.reshape(codes.shape[0] * codes.shape[1], -1)
+    counts = [np.bincount(column, minlength=num_codes) for column in columns.T]
+    return np.stack(counts).reshape(*within, num_codes)
 
 
 def _row_plate(piece: Piece, plates: tuple[str, ...], shape: tuple[int, ...]) -> str | None:

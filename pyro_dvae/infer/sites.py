@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from pyro import distributions as dist
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -55,6 +56,7 @@ class Labelled(NamedTuple):
     dims: tuple[str, ...]  # but the draws', which are in front
     values: Tensor
     discrete: bool = False
+    num_codes: int = 0  # values 0, 1, ... of a discrete site that has finitely many
 
 
 Readings = dict[str, dict[str, Labelled]]  # reading -> site -> array
@@ -173,8 +175,10 @@ class _Reader(NamedTuple):
         return found
 
     def value(self, name: str, site: Site) -> Labelled:
-        discrete = bool(site["fn"].support.is_discrete)
-        return self.label(name, site, site["value"], site["fn"].event_dim, discrete)
+        support = site["fn"].support
+        found = self.label(name, site, site["value"], site["fn"].event_dim)
+        discrete = bool(support.is_discrete)
+        return found._replace(discrete=discrete, num_codes=_num_codes(support))
 
     def data(self, name: str, site: Site) -> Labelled:
         found = self.value(name, site)
@@ -207,9 +211,7 @@ class _Reader(NamedTuple):
         )
         return self.label(name, site, log_q - log_p, num_cells)
 
-    def label(
-        self, name: str, site: Site, value: Tensor, event_dim: int, discrete: bool = False
-    ) -> Labelled:
+    def label(self, name: str, site: Site, value: Tensor, event_dim: int) -> Labelled:
         """Expand to the plates, name the dims, and drop those of size 1 under no plate."""
         frames = {frame.dim: frame for frame in plates_of(site).values()}
         num_batch = value.dim() - event_dim
@@ -221,7 +223,7 @@ class _Reader(NamedTuple):
         dims += [f"{name}_dim_{i}" for i in range(event_dim)]
         value = value.reshape(batch + event).expand(self.num_draws, *sizes.values(), *event)
         value = value.reshape(self.num_draws, *(sizes[d] for d in kept), *event)
-        return Labelled(tuple(dims), value, discrete)
+        return Labelled(tuple(dims), value)
 
 
 def _subsamples(trace: poutine.Trace) -> dict[str, Labelled]:
@@ -245,6 +247,18 @@ def _deterministic(trace: poutine.Trace) -> dict[str, Site]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and (site["infer"] or {}).get("_deterministic")
     }
+
+
+def _num_codes(support: Any) -> int:
+    """How many integers from 0 on a support has; 0 if it is none of these, or not known."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if type(support) is type(constraints.boolean):
+        return 2
+    if type(support) is not constraints.integer_interval:
+        return 0
+    low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))
+    return int(high) + 1 if high.numel() == low.numel() == 1 and low == 0 else 0
 
 
 def _masked(site: Site, values: Tensor, num_cells: int = 0) -> Tensor:
