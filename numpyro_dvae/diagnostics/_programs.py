@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array
 from numpyro.handlers import substitute
 
 from numpyro_dvae.diagnostics._store import (
     PRIOR_NAMES,
+    RECORD,
     Piece,
     Store,
     Variable,
@@ -25,13 +27,16 @@ from numpyro_dvae.diagnostics._store import (
 )
 from numpyro_dvae.fit import _batches
 from numpyro_dvae.infer.layout import Layout
+from numpyro_dvae.infer.particles import Particles
 from numpyro_dvae.infer.sites import (
     Pair,
     Readings,
     constraints_of,
+    enumerate_states,
     posterior_sites,
     prepare_pair,
     prior_sites,
+    score_states,
 )
 
 Record = dict[str, Any]  # log-densities and codes of each draw and datum
@@ -107,6 +112,61 @@ def collect(
     return store
 
 
+def collect_states(
+    rng_key: Array,
+    result: Any,
+    data: tuple,
+    max_states: int,
+    *,
+    params: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> Store:
+    """Score every joint state of a datum's latents, in place of draws."""
+    programs = trained(result, params)
+    args, _ = _batches.as_batch(data)
+    num_rows = check_data(args, batch_size)
+    store: Store | None = None
+    for rows in batches(num_rows, batch_size):
+        cut = args if rows is None else tuple(_cut(value, rows) for value in args)
+        if store is None:
+            pair = prepare(rng_key, programs, cut)
+            states = enumerate_states(rng_key, pair, max_states)
+            num_states = len(next(iter(states.values())))
+            store, run = Store(num_states, num_rows), _compiled_scores(programs, pair)
+        arrays, static = _batches.split((cut, {}))
+        for part, size in pieces(num_states, count_values(cut)):
+            index = np.minimum(np.arange(part.start, part.start + size), num_states - 1)
+            some = {name: values[index] for name, values in states.items()}
+            record = jax.device_get(run(rng_key, programs.params, arrays, static, some))
+            _put(store, Piece(part, rows), pair.layout, record, {}, {})
+    assert store is not None
+    return store
+
+
+def summed_over_processes(counts: np.ndarray) -> np.ndarray:
+    """Counts of all processes of a distributed run; of this one, if it is alone."""
+    if jax.process_count() == 1:
+        return counts
+    return np.asarray(multihost_utils.process_allgather(counts)).sum(0)
+
+
+def _compiled_scores(programs: Trained, pair: Pair) -> Callable[..., Record]:
+    @partial(jax.jit, static_argnums=3)
+    def run(
+        rng_key: Array, params: Any, arrays: list[Array], static: _batches.Layout, states: Any
+    ) -> Record:
+        args, _ = static.join(arrays)
+        model, guide = programs.substituted(params)
+        now = pair._replace(model=model, guide=guide, args=args)
+        return _record_of(score_states(rng_key, now, states), (*RECORD, "log_draw"))
+
+    return run
+
+
+def _record_of(particles: Particles, names: tuple[str, ...] = RECORD) -> Record:
+    return {name: getattr(particles, name) for name in names}
+
+
 def _compiled(
     programs: Trained, pair: Pair, wanted: frozenset[str], prior: bool
 ) -> Callable[..., tuple[Record, Readings, Readings]]:
@@ -119,8 +179,7 @@ def _compiled(
         now = pair._replace(model=model, guide=guide, args=args)
         posterior_key, prior_key = jax.random.split(rng_key)
         particles, readings = posterior_sites(posterior_key, now, size, wanted)
-        names = ("log_likelihood", "log_prior", "log_q", "codes")
-        record = {name: getattr(particles, name) for name in names}
+        record = _record_of(particles)
         return record, readings, prior_sites(prior_key, now, size) if prior else {}
 
     return run

@@ -11,6 +11,7 @@ import numpy as np
 
 _VALUES_AT_ONCE = 2**22  # of the data, times draws: what goes through the programs in one piece
 PRIOR_NAMES = {"latent": "prior", "predictive": "prior_predictive"}  # of draws of the model alone
+RECORD = ("log_likelihood", "log_prior", "log_q", "codes")  # kept of each draw and datum
 _UNDRAWN = ("observed", "subsample")  # readings without draws in front
 
 

@@ -8,7 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["ImportanceDiagnostics"]
+__all__ = [
+    "ActiveLatents",
+    "CodeUsage",
+    "ImportanceDiagnostics",
+    "LatentRates",
+    "PosteriorGap",
+    "RateDistortion",
+]
 
 _CLOSE = 0.5  # effective sample size, as a fraction of K, of a guide that is called close
 _DOMINATES = 0.2  # share of all weight that one draw may have
@@ -79,3 +86,98 @@ class ImportanceDiagnostics(NamedTuple):
         verdicts = self.verdicts
         counts = {word: int((verdicts == word).sum()) for word in _VERDICTS}
         return "; ".join(f"{n} {_VERDICTS[word]}" for word, n in counts.items() if n)
+
+
+class CodeUsage(NamedTuple):
+    """How often the guide draws each code, over the data."""
+
+    counts: np.ndarray  # (*latents, num_codes)
+
+    @property
+    def share_used(self) -> np.ndarray:
+        """Share of the codes of each latent that occur at all."""
+        return (self.counts > 0).mean(-1)
+
+    @property
+    def perplexity(self) -> np.ndarray:
+        """How many equally frequent codes would have the entropy of each latent's."""
+        shares = self.counts / self.counts.sum(-1, keepdims=True)
+        logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+        return np.exp(-(shares * logs).sum(-1))
+
+    def __str__(self) -> str:
+        """A line with shares and perplexities."""
+        return (
+            f"{self.share_used.mean():.0%} of {self.counts.shape[-1]} codes occur in the mean of "
+            f"{self.perplexity.size} latents (least {self.share_used.min():.0%}); perplexity "
+            f"{self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})."
+        )
+
+
+class ActiveLatents(NamedTuple):
+    """Variance over the data of each latent's mean under the guide."""
+
+    variance: np.ndarray  # (*latents,)
+    threshold: float
+
+    @property
+    def active(self) -> np.ndarray:
+        """Which latents follow the data."""
+        return self.variance > self.threshold
+
+    def __str__(self) -> str:
+        """A line with the number of active latents."""
+        return f"{self.active.sum()} of {self.active.size} latents are active."
+
+
+class LatentRates(NamedTuple):
+    """Nats that each latent carries, in the mean over the data."""
+
+    rate: np.ndarray  # (*latents,), nats
+    threshold: float
+
+    @property
+    def collapsed(self) -> np.ndarray:
+        """Which latents follow the prior whatever the data."""
+        return self.rate < self.threshold
+
+    def __str__(self) -> str:
+        """A line with the rates."""
+        bits = self.rate / np.log(2)
+        return (
+            f"{self.collapsed.sum()} of {bits.size} latents have collapsed; rates from "
+            f"{bits.min():.2f} to {bits.max():.2f} bits, {bits.sum():.2f} together."
+        )
+
+
+class RateDistortion(NamedTuple):
+    """What the latents of each datum cost, and what they leave out."""
+
+    rate: np.ndarray  # log q - log p(z), bits
+    distortion: np.ndarray  # -log p(x | z), nats
+    mse: np.ndarray  # of the mean of p(x | z)
+    psnr: np.ndarray  # of each datum's reconstructions, decibels
+
+    def __str__(self) -> str:
+        """A line with the means."""
+        return (
+            f"Rate {self.rate.mean():.2f} bits, distortion {self.distortion.mean():.2f} nats, MSE "
+            f"{self.mse.mean():.4g}, PSNR {self.psnr.mean():.2f} dB per datum."
+        )
+
+
+class PosteriorGap(NamedTuple):
+    """The guide against the exact posterior of each datum."""
+
+    log_evidence: np.ndarray  # log p(x), nats
+    elbo: np.ndarray  # nats
+    gap: np.ndarray  # KL(q ‖ posterior), nats
+    support_mass: np.ndarray  # posterior mass of the states that the guide can draw, in [0, 1]
+
+    def __str__(self) -> str:
+        """A line with the means."""
+        return (
+            f"Log evidence {self.log_evidence.mean():.3f}, ELBO {self.elbo.mean():.3f}, gap "
+            f"{self.gap.mean():.3f} nats per datum (largest {self.gap.max():.3f}); the guide can "
+            f"draw {self.support_mass.mean():.1%} of the posterior."
+        )

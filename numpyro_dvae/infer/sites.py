@@ -7,7 +7,7 @@ dim that it covers, ``"z_dim_0"`` and so on for the others. All is pure: the run
 """
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -24,20 +24,23 @@ from numpyro_dvae.infer.layout import (
     Layout,
     Site,
     Trace,
+    enumerate_draws,
     find_layout,
     log_prob,
     plates_of,
     sample_sites,
     trace_pair,
 )
-from numpyro_dvae.infer.particles import Particles, _record
+from numpyro_dvae.infer.particles import Particles, _record, run_particles
 
 __all__ = [
     "READINGS",
     "Labelled",
+    "enumerate_states",
     "posterior_sites",
     "prepare_pair",
     "prior_sites",
+    "score_states",
 ]
 
 # What can be read of a run, of each site that has it.
@@ -153,6 +156,38 @@ def posterior_sites(
     keys = jax.random.split(rng_key, num_draws)
     particles, readings = jax.vmap(run, out_axes=(0, axes))(keys)
     return particles, readings
+
+
+def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, Array]:
+    """All joint values of a datum's latents, as `enumerate_draws` lists those of the guide.
+
+    They are the model's own, so that states which the guide cannot draw are among them.
+
+    Raises:
+        ValueError: If there are continuous latents, or more than `max_states` states.
+    """
+    model, guide, args, kwargs, layout, _ = pair
+    guide_trace, _ = _abstract_traces(rng_key, model, guide, args, kwargs)
+    _check_discrete(dict(sample_sites(guide_trace)), layout)
+    return enumerate_draws(rng_key, model, args, kwargs, layout, max_states)
+
+
+def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Particles:
+    """Log-densities of given values of the latents, which are in front."""
+    model, guide, args, kwargs, layout, _ = pair
+    num_states = len(next(iter(values.values())))
+    return run_particles(
+        rng_key, model, guide, args, kwargs, layout, num_states, with_codes=True, values=values
+    )[0]
+
+
+def _check_discrete(guide_sites: Mapping[str, Site], layout: Layout) -> None:
+    latent = {name for name, site in guide_sites.items() if not site["is_observed"]}
+    if continuous := sorted(latent - set(layout.scored)):
+        raise ValueError(
+            f"sites {continuous} are continuous, so that the posterior cannot be listed. Use "
+            "`importance_diagnostics`, which samples."
+        )
 
 
 def prior_sites(rng_key: Array, pair: Pair, num_draws: int) -> Readings:

@@ -5,11 +5,23 @@ at the trained parameters, and leave everything as it was.
 
 - `to_arviz`: posterior and predictive draws, log-likelihoods and statistics of the fit, as data for
   ArviZ;
-- `importance_diagnostics`: is the guide near the posterior, datum by datum, and can one tell.
+- `importance_diagnostics`: is the guide near the posterior, datum by datum, and can one tell;
+- `posterior_gap`: the exact answer, where the states can be listed;
+- `rate_distortion`: bits, MSE and PSNR of each datum;
+- `code_usage`, `active_latents`, `latent_rates`: what each latent does.
 """
 
+from pyro_dvae.diagnostics.accuracy import posterior_gap, rate_distortion
 from pyro_dvae.diagnostics.importance import importance_diagnostics
 from pyro_dvae.diagnostics.inference_data import to_arviz
-from pyro_dvae.diagnostics.reports import ImportanceDiagnostics
+from pyro_dvae.diagnostics.latents import active_latents, code_usage, latent_rates
 
-__all__ = ["ImportanceDiagnostics", "importance_diagnostics", "to_arviz"]
+__all__ = [
+    "active_latents",
+    "code_usage",
+    "importance_diagnostics",
+    "latent_rates",
+    "posterior_gap",
+    "rate_distortion",
+    "to_arviz",
+]

@@ -12,11 +12,12 @@ import numpy as np
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributions import transform_to
 
 from pyro_dvae.diagnostics._store import (
     PRIOR_NAMES,
+    RECORD,
     Piece,
     Store,
     Variable,
@@ -27,7 +28,15 @@ from pyro_dvae.diagnostics._store import (
 )
 from pyro_dvae.fit import _batches, _rng
 from pyro_dvae.infer.particles import Particles
-from pyro_dvae.infer.sites import Pair, Readings, posterior_sites, prepare_pair, prior_sites
+from pyro_dvae.infer.sites import (
+    Pair,
+    Readings,
+    enumerate_states,
+    posterior_sites,
+    prepare_pair,
+    prior_sites,
+    score_states,
+)
 
 
 class Trained(NamedTuple):
@@ -127,6 +136,46 @@ def collect(
     return store
 
 
+def collect_states(
+    result: Any,
+    data: tuple,
+    max_states: int,
+    *,
+    params: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+) -> Store:
+    """Score every joint state of a datum's latents, in place of draws."""
+    programs = trained(result, params)
+    args, _ = _batches.as_batch(data, device_of(programs))
+    num_rows = check_data(args, batch_size)
+    store: Store | None = None
+    with at_parameters(programs):
+        pair: Pair | None = None
+        for rows in batches(num_rows, batch_size):
+            cut = args if rows is None else tuple(_cut(value, rows) for value in args)
+            pair = pair and pair._replace(args=cut)
+            pair = pair or prepare_pair(programs.model, programs.guide, cut, {})
+            states = enumerate_states(pair, max_states)
+            num_states = len(next(iter(states.values())))
+            store = store or Store(num_states, num_rows)
+            for part, _ in pieces(num_states, count_values(cut)):
+                some = {name: values[part] for name, values in states.items()}
+                scores = score_states(pair, some)
+                _put(store, Piece(part, rows), pair, scores, {}, (*RECORD, "log_draw"))
+    assert store is not None
+    return store
+
+
+def summed_over_processes(counts: np.ndarray) -> np.ndarray:
+    """Counts of all processes of a distributed run; of this one, if it is alone."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return counts
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    total = torch.from_numpy(counts).to(device)
+    distributed.all_reduce(total)
+    return total.cpu().numpy()
+
+
 def device_of(programs: Trained) -> torch.device | None:
     """Where the parameters are; None if there are none yet."""
     for module in _modules(programs):
@@ -146,9 +195,15 @@ def _cut(value: Any, rows: slice) -> Any:
     return value[rows] if isinstance(value, Tensor) and value.dim() else value
 
 
-def _put(store: Store, piece: Piece, pair: Pair, record: Particles, readings: Readings) -> None:
-    values = {name: getattr(record, name) for name in ("log_likelihood", "log_prior", "log_q")}
-    values["codes"] = record.codes
+def _put(
+    store: Store,
+    piece: Piece,
+    pair: Pair,
+    record: Particles,
+    readings: Readings,
+    names: tuple[str, ...] = RECORD,
+) -> None:
+    values = {name: getattr(record, name) for name in names}
     arrays = {name: None if value is None else _numpy(value) for name, value in values.items()}
     store.put_record(piece, pair.layout.plates, arrays)
     _put_readings(store, piece, readings, {})

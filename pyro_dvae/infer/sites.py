@@ -6,7 +6,7 @@ means, the rate of each latent. Each has the draws in front and names for the re
 dim that it covers, ``"z_dim_0"`` and so on for the others. Nothing carries a gradient.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -21,20 +21,30 @@ from pyro_dvae.infer.layout import (
     DrawTogether,
     Layout,
     Site,
+    enumerate_draws,
     find_layout,
     log_prob,
     plates_of,
     sample_sites,
     trace_pair,
 )
-from pyro_dvae.infer.particles import Particles, _concatenate, _minibatch, _record, broadcasts
+from pyro_dvae.infer.particles import (
+    Particles,
+    _concatenate,
+    _minibatch,
+    _record,
+    broadcasts,
+    run_particles,
+)
 
 __all__ = [
     "READINGS",
     "Labelled",
+    "enumerate_states",
     "posterior_sites",
     "prepare_pair",
     "prior_sites",
+    "score_states",
 ]
 
 # What can be read of a run, of each site that has it.
@@ -122,6 +132,47 @@ def posterior_sites(
                 reading["predictive"] = _simulate(replayed, draw, size)["predictive"]
             readings.append(reading)
     return _concatenate(records), _join(readings)
+
+
+def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:
+    """All joint values of a datum's latents, as `enumerate_draws` lists those of the guide.
+
+    They are the model's own, so that states which the guide cannot draw are among them.
+
+    Raises:
+        ValueError: If there are continuous latents, or more than `max_states` states.
+    """
+    model, guide, args, kwargs, layout, *_ = pair
+    with torch.no_grad(), poutine.replay(trace=pair.minibatch):
+        guide_sites = dict(sample_sites(poutine.trace(guide).get_trace(*args, **kwargs)))
+        _check_discrete(guide_sites, layout)
+        return enumerate_draws(model, args, kwargs, layout, max_states)
+
+
+def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
+    """Log-densities of given values of the latents, which are in front."""
+    model, guide, args, kwargs, layout, vectorize, minibatch = pair
+    with torch.no_grad(), poutine.replay(trace=minibatch):
+        return run_particles(
+            model,
+            guide,
+            args,
+            kwargs,
+            layout,
+            len(next(iter(values.values()))),
+            vectorize=vectorize,
+            with_codes=True,
+            values=values,
+        )
+
+
+def _check_discrete(guide_sites: Mapping[str, Site], layout: Layout) -> None:
+    latent = {name for name, site in guide_sites.items() if not site["is_observed"]}
+    if continuous := sorted(latent - set(layout.scored)):
+        raise ValueError(
+            f"sites {continuous} are continuous, so that the posterior cannot be listed. Use "
+            "`importance_diagnostics`, which samples."
+        )
 
 
 def prior_sites(pair: Pair, num_draws: int) -> Readings:
