@@ -190,3 +190,7 @@ def diagnose(function, case, *args, seed=0, **kwargs):
     """A diagnostic of the programs of a case, at its parameters."""
     pair, key = (case.model, case.guide), jax.random.key(seed)
     return function(key, pair, case.data, *args, params=case.params, **kwargs)
+
+
+def put_in_store(case):
+    """They are NumPyro's as they are."""

@@ -119,3 +119,9 @@ def diagnose(function, case, *args, seed=0, **kwargs):
     """A diagnostic of the programs of a case, at its parameters."""
     pyro.set_rng_seed(seed)
     return function((case.model, case.guide), case.data, *args, **kwargs)
+
+
+def put_in_store(case):
+    """Let the case's parameters be Pyro's own."""
+    pyro.clear_param_store()
+    case.ppl.param = lambda name, data: pyro.param(name, case.params[name].detach())

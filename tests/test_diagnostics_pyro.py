@@ -136,3 +136,25 @@ def test_a_global_latent_cannot_go_in_batches():
     assert to_arviz((model, guide), X, num_draws=3).posterior["g"].shape == (1, 3)
     with pytest.raises(ValueError, match=r"`batch_size`: site 'g' \(latent\) is not under"):
         to_arviz((model, guide), X, num_draws=3, batch_size=2)
+
+
+def test_gradients_and_states_of_losses_are_left_as_they_were(model):
+    from pyro_dvae.diagnostics import gradient_variance
+    from pyro_dvae.infer import Reinforce_ELBO
+
+    loss = Reinforce_ELBO(1)  # its moving average remembers
+    loss.loss_and_grads(model, guide, X)
+    state, grad = loss.state, model.net.weight.grad.clone()
+    before = model.net.weight.detach().clone()
+    stock = pyro.infer.TraceGraph_ELBO()
+    found = gradient_variance(
+        FitResult(model, guide, TRAINED, np.zeros(0)),
+        X,
+        losses={"ours": loss, "stock": stock},
+        num_repeats=3,
+    )
+    assert loss.state is state
+    assert torch.equal(model.net.weight.grad, grad)
+    assert torch.equal(model.net.weight, before)
+    assert set(found.variance) == set(TRAINED)
+    assert (found.noise > 0).all()

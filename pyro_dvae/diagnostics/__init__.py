@@ -8,10 +8,12 @@ at the trained parameters, and leave everything as it was.
 - `importance_diagnostics`: is the guide near the posterior, datum by datum, and can one tell;
 - `posterior_gap`: the exact answer, where the states can be listed;
 - `rate_distortion`: bits, MSE and PSNR of each datum;
-- `code_usage`, `active_latents`, `latent_rates`: what each latent does.
+- `code_usage`, `active_latents`, `latent_rates`: what each latent does;
+- `gradient_variance`: how noisy the gradients of losses are, and whether they agree.
 """
 
 from pyro_dvae.diagnostics.accuracy import posterior_gap, rate_distortion
+from pyro_dvae.diagnostics.gradients import gradient_variance
 from pyro_dvae.diagnostics.importance import importance_diagnostics
 from pyro_dvae.diagnostics.inference_data import to_arviz
 from pyro_dvae.diagnostics.latents import active_latents, code_usage, latent_rates
@@ -19,6 +21,7 @@ from pyro_dvae.diagnostics.latents import active_latents, code_usage, latent_rat
 __all__ = [
     "active_latents",
     "code_usage",
+    "gradient_variance",
     "importance_diagnostics",
     "latent_rates",
     "posterior_gap",
