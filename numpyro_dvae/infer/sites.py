@@ -39,6 +39,7 @@ __all__ = [
     "enumerate_states",
     "posterior_sites",
     "prepare_pair",
+    "prior_draws",
     "prior_sites",
     "score_states",
 ]
@@ -149,7 +150,7 @@ def posterior_sites(
         readings = _Reader(pair.layout.nesting).read(*traces, set(wanted))
         if "predictive" in wanted:
             replayed = pair._replace(model=replay(pair.model, trace=_latent(traces[0])))
-            readings["predictive"] = _simulate(predictive_key, replayed)["predictive"]
+            readings["predictive"] = _simulate(predictive_key, replayed)[0]["predictive"]
         return _record(*traces, pair.layout, False, True), readings
 
     axes = {reading: None if reading in _UNDRAWN else 0 for reading in wanted}
@@ -192,11 +193,16 @@ def _check_discrete(guide_sites: Mapping[str, Site], layout: Layout) -> None:
 
 def prior_sites(rng_key: Array, pair: Pair, num_draws: int) -> Readings:
     """Draw latents from the model, and simulate observations at them: "latent", "predictive"."""
+    return prior_draws(rng_key, pair, num_draws)[0]
+
+
+def prior_draws(rng_key: Array, pair: Pair, num_draws: int) -> tuple[Readings, dict[str, Array]]:
+    """As `prior_sites`, with the latents as `score_states` takes them."""
     return jax.vmap(lambda key: _simulate(key, pair))(jax.random.split(rng_key, num_draws))
 
 
-def _simulate(rng_key: Array, pair: Pair) -> Readings:
-    """A run in which what the model observes is drawn, too."""
+def _simulate(rng_key: Array, pair: Pair) -> tuple[Readings, dict[str, Array]]:
+    """A run in which what the model observes is drawn, too; and its latents as they are."""
     with Draw(pair.subsample_key, {}):
         program = seed(_Unconditioned(pair.model), rng_key)
         simulated = trace(program).get_trace(*pair.args, **pair.kwargs)
@@ -205,7 +211,7 @@ def _simulate(rng_key: Array, pair: Pair) -> Readings:
     for name, site in sample_sites(simulated):
         reading = "predictive" if site["infer"].get("was_observed") else "latent"
         found[reading][name] = reader.value(name, site)
-    return found
+    return found, {name: simulated[name]["value"] for name in found["latent"]}
 
 
 class _Reader(NamedTuple):

@@ -9,10 +9,12 @@ at the trained parameters, and leave everything as it was.
 - `posterior_gap`: the exact answer, where the states can be listed;
 - `rate_distortion`: bits, MSE and PSNR of each datum;
 - `code_usage`, `active_latents`, `latent_rates`: what each latent does;
-- `gradient_variance`: how noisy the gradients of losses are, and whether they agree.
+- `gradient_variance`: how noisy the gradients of losses are, and whether they agree;
+- `simulation_based_calibration`: does the guide find the latents that made simulated data.
 """
 
 from pyro_dvae.diagnostics.accuracy import posterior_gap, rate_distortion
+from pyro_dvae.diagnostics.calibration import simulation_based_calibration
 from pyro_dvae.diagnostics.gradients import gradient_variance
 from pyro_dvae.diagnostics.importance import importance_diagnostics
 from pyro_dvae.diagnostics.inference_data import to_arviz
@@ -26,5 +28,6 @@ __all__ = [
     "latent_rates",
     "posterior_gap",
     "rate_distortion",
+    "simulation_based_calibration",
     "to_arviz",
 ]

@@ -43,6 +43,7 @@ __all__ = [
     "enumerate_states",
     "posterior_sites",
     "prepare_pair",
+    "prior_draws",
     "prior_sites",
     "score_states",
 ]
@@ -129,7 +130,7 @@ def posterior_sites(
             reading = _Reader(pair.layout.nesting, size).read(*traces, set(wanted))
             if "predictive" in wanted:
                 replayed = pair._replace(model=poutine.replay(pair.model, trace=traces[0]))
-                reading["predictive"] = _simulate(replayed, draw, size)["predictive"]
+                reading["predictive"] = _simulate(replayed, draw, size)[0]["predictive"]
             readings.append(reading)
     return _concatenate(records), _join(readings)
 
@@ -177,14 +178,21 @@ def _check_discrete(guide_sites: Mapping[str, Site], layout: Layout) -> None:
 
 def prior_sites(pair: Pair, num_draws: int) -> Readings:
     """Draw latents from the model, and simulate observations at them: "latent", "predictive"."""
+    return prior_draws(pair, num_draws)[0]
+
+
+def prior_draws(pair: Pair, num_draws: int) -> tuple[Readings, dict[str, Tensor]]:
+    """As `prior_sites`, with the latents as `score_states` takes them."""
     size = num_draws if pair.vectorize else 1
     draw = DrawTogether(size if pair.vectorize else None, pair.layout.nesting, {})
     with torch.no_grad(), poutine.replay(trace=pair.minibatch):
-        return _join([_simulate(pair, draw, size) for _ in range(num_draws // size)])
+        runs = [_simulate(pair, draw, size) for _ in range(num_draws // size)]
+    values = {name: torch.cat([run[1][name] for run in runs]) for name in runs[0][1]}
+    return _join([run[0] for run in runs]), values
 
 
-def _simulate(pair: Pair, draw: DrawTogether, num_draws: int) -> Readings:
-    """A run in which what the model observes is drawn, too."""
+def _simulate(pair: Pair, draw: DrawTogether, num_draws: int) -> tuple[Readings, dict[str, Tensor]]:
+    """A run in which what the model observes is drawn, too; and its latents as they are."""
     with draw:
         trace = poutine.trace(poutine.uncondition(pair.model)).get_trace(*pair.args, **pair.kwargs)
     reader = _Reader(pair.layout.nesting, num_draws)
@@ -192,7 +200,21 @@ def _simulate(pair: Pair, draw: DrawTogether, num_draws: int) -> Readings:
     for name, site in sample_sites(trace):
         reading = "predictive" if (site["infer"] or {}).get("was_observed") else "latent"
         found[reading][name] = reader.value(name, site)
-    return found
+    nesting = pair.layout.nesting
+    values = {
+        name: _in_full(site, nesting, num_draws)
+        for name, site in sample_sites(trace)
+        if name in found["latent"]
+    }
+    return found, values
+
+
+def _in_full(site: Site, nesting: int, num_draws: int) -> Tensor:
+    """The value with its draws in front of all batch dims."""
+    value = site["value"]
+    missing = nesting + 1 - (value.dim() - site["fn"].event_dim)
+    value = value.reshape((1,) * missing + value.shape)
+    return value.expand(num_draws, *value.shape[1:])
 
 
 class _Reader(NamedTuple):
