@@ -221,7 +221,7 @@ def test_batches_of_no_rows_are_refused(shim):
 
 
 def test_shared_files_are_the_same_in_both_packages():
-    for name in ("_store", "_arguments", "_groups", "reports"):
+    for name in ("_store", "_arguments", "_groups", "plots", "reports"):
         ours, theirs = (
             (ROOT / package / "diagnostics" / f"{name}.py").read_text()
             for package in ("pyro_dvae", "numpyro_dvae")

@@ -100,14 +100,14 @@ class CodeUsage(NamedTuple):
     @property
     def share_used(self) -> np.ndarray:
         """Share of the codes of each latent that occur at all."""
-        return (self.counts > 0).mean(-1)
+        return np.asarray((self.counts > 0).mean(-1))
 
     @property
     def perplexity(self) -> np.ndarray:
         """How many equally frequent codes would have the entropy of each latent's."""
         shares = self.counts / self.counts.sum(-1, keepdims=True)
         logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-        return np.exp(-(shares * logs).sum(-1))
+        return np.asarray(np.exp(-(shares * logs).sum(-1)))
 
     def __str__(self) -> str:
         """A line with shares and perplexities."""
@@ -127,7 +127,7 @@ class ActiveLatents(NamedTuple):
     @property
     def active(self) -> np.ndarray:
         """Which latents follow the data."""
-        return self.variance > self.threshold
+        return np.asarray(self.variance > self.threshold)
 
     def __str__(self) -> str:
         """A line with the number of active latents."""
@@ -143,7 +143,7 @@ class LatentRates(NamedTuple):
     @property
     def collapsed(self) -> np.ndarray:
         """Which latents follow the prior whatever the data."""
-        return self.rate < self.threshold
+        return np.asarray(self.rate < self.threshold)
 
     def __str__(self) -> str:
         """A line with the rates."""
