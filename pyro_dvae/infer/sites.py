@@ -89,7 +89,7 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
     """Run the pair without draws and read its structure."""
     with torch.no_grad():
         layout = find_layout(model, guide, args, kwargs)
-        traces = trace_pair(model, guide, args, kwargs, DrawTogether(None, layout.nesting, {}))
+        traces = trace_pair(model, guide, args, kwargs, DrawTogether(None, layout, {}))
         try:
             vectorize = broadcasts(model, guide, args, kwargs, layout, 3)
         except (RuntimeError, ValueError, IndexError):
@@ -124,7 +124,7 @@ def posterior_sites(
     records, readings = [], []
     with torch.no_grad(), poutine.replay(trace=pair.minibatch):
         for _ in range(num_draws // size):
-            draw = DrawTogether(size if pair.vectorize else None, pair.layout.nesting, {})
+            draw = DrawTogether(size if pair.vectorize else None, pair.layout, {})
             traces = trace_pair(pair.model, pair.guide, pair.args, pair.kwargs, draw)
             records.append(_record(*traces, size, pair.layout, False, True))
             reading = _Reader(pair.layout.nesting, size).read(*traces, set(wanted))
@@ -184,7 +184,7 @@ def prior_sites(pair: Pair, num_draws: int) -> Readings:
 def prior_draws(pair: Pair, num_draws: int) -> tuple[Readings, dict[str, Tensor]]:
     """As `prior_sites`, with the latents as `score_states` takes them."""
     size = num_draws if pair.vectorize else 1
-    draw = DrawTogether(size if pair.vectorize else None, pair.layout.nesting, {})
+    draw = DrawTogether(size if pair.vectorize else None, pair.layout, {})
     with torch.no_grad(), poutine.replay(trace=pair.minibatch):
         runs = [_simulate(pair, draw, size) for _ in range(num_draws // size)]
     values = {name: torch.cat([run[1][name] for run in runs]) for name in runs[0][1]}
