@@ -254,6 +254,10 @@ class AutoregressiveCategorical(Distribution):
             self._scored = (value, log_probs)
         return _gather(log_probs, self._codes(value)).sum(-1)
 
+    def conditional_log_prob(self, value: Shaped[Array | np.ndarray, "*sample_batch L"]) -> Array:
+        """``log q(z_l | z_<l)`` of each of the L codes, with gradient."""
+        return _gather(self._log_conditionals(value), self._codes(value))
+
     def conditional_entropy(self, value: Shaped[Array | np.ndarray, "*sample_batch L"]) -> Array:
         """``Σ_l H(q(z_l | z_<l))`` in nats at the given codes, with gradient.
 

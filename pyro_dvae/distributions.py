@@ -211,6 +211,10 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         self._scored = (value, value._version, torch.is_grad_enabled(), log_probs)
         return _gather(log_probs, self._codes(value)).sum(-1)
 
+    def conditional_log_prob(self, value: Tensor) -> Tensor:
+        """``log q(z_l | z_<l)`` of each of the L codes, with gradient."""
+        return _gather(self._log_conditionals(value), self._codes(value))
+
     def conditional_entropy(self, value: Tensor) -> Tensor:
         """``Σ_l H(q(z_l | z_<l))`` in nats at the given codes, with gradient.
 

@@ -198,3 +198,13 @@ def place(values, layout, draws):
         own = 1 + len(layout.dims) + layout.nesting + dim
         picked = jnp.swapaxes(picked, 1 + axis, own)
     return picked.reshape(picked.shape[0], *picked.shape[1 + len(layout.dims) :])
+
+
+def diagnose(function, case, *args, seed=0, **kwargs):
+    """A diagnostic of the programs of a case, at its parameters."""
+    pair, key = (case.model, case.guide), jax.random.key(seed)
+    return function(key, pair, case.data, *args, params=case.params, **kwargs)
+
+
+def put_in_store(case):
+    """They are NumPyro's as they are."""

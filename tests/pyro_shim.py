@@ -123,3 +123,15 @@ def place(values, layout, draws):
         own = 1 + len(layout.dims) + layout.nesting + dim
         picked = picked.transpose(1 + axis, own)
     return picked.reshape(picked.shape[0], *picked.shape[1 + len(layout.dims) :])
+
+
+def diagnose(function, case, *args, seed=0, **kwargs):
+    """A diagnostic of the programs of a case, at its parameters."""
+    pyro.set_rng_seed(seed)
+    return function((case.model, case.guide), case.data, *args, **kwargs)
+
+
+def put_in_store(case):
+    """Let the case's parameters be Pyro's own."""
+    pyro.clear_param_store()
+    case.ppl.param = lambda name, data: pyro.param(name, case.params[name].detach())

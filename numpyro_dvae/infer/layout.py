@@ -1,9 +1,9 @@
 """Run a model/guide pair and read its structure: plates, and which sites need the score function.
 
-Everything that meets NumPyro's traces is here and in `particles`. An abstract run, which computes
-nothing, with the provenance of discrete draws tracked [1], tells which plates the discrete latents
-share: each cell of these is a datum with importance weights of its own. A layout holds no array,
-so it may be kept from one trace of a jitted function to the next.
+Everything that meets NumPyro's traces is here, in `particles` and `sites`. An abstract run, which
+computes nothing, with the provenance of discrete draws tracked [1], tells which plates the discrete
+latents share: each cell of these is a datum with importance weights of its own. A layout holds no
+array, so it may be kept from one trace of a jitted function to the next.
 
 References:
     [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic

@@ -1,8 +1,8 @@
 """Run a model/guide pair and read its structure: plates, and which sites need the score function.
 
-Everything that meets Pyro's traces is here and in `particles`. A plain run, with the provenance of
-discrete draws tracked [1], tells which plates the discrete latents share: each cell of these is a
-datum with importance weights of its own.
+Everything that meets Pyro's traces is here, in `particles` and `sites`. A plain run, with the
+provenance of discrete draws tracked [1], tells which plates the discrete latents share: each cell
+of these is a datum with importance weights of its own.
 
 References:
     [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic
