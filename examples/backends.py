@@ -13,7 +13,7 @@ from cli import CommandError
 from configs import Config
 from metrics import Draws
 
-__all__ = ["METHODS", "Backend", "get_backend"]
+__all__ = ["METHODS", "RELAXATIONS", "Backend", "get_backend"]
 
 # Method -> module of `infer` and class; a method is a loss, and the model need not know it.
 METHODS = {
@@ -25,6 +25,16 @@ METHODS = {
     "exact": ("exact", "Exact_ELBO"),
 }
 Programs = tuple[Any, Any, Any]  # model, guide, loss
+# Method of `relax` -> temperature at the end, from 1 at the start. The loss is a plain ELBO: no
+# site is left that needs a score function.
+RELAXATIONS = {
+    "gumbel": 0.1,
+    "straight_through_gumbel": 0.1,
+    "gr_mck": 0.1,
+    "straight_through": 1.0,
+    "reinmax": 1.0,
+}
+METHODS |= dict.fromkeys(RELAXATIONS, METHODS["reinforce"])
 _BATCH_VALUES = 2**23  # values of x times particles that are scored at once
 
 
@@ -54,6 +64,15 @@ class Backend:
         module, name = METHODS[method]
         loss = getattr(self.module(f"infer.{module}"), name)
         return loss(**{key: value for key, value in options.items() if value is not None})
+
+    def programs(self, method: str, model: Any, guide: Any, num_steps: int) -> tuple[Any, Any]:
+        """Model and guide as a method trains them: relaxed, or as they are."""
+        if method not in RELAXATIONS:
+            return model, guide
+        relax, end = self.module("infer").relax, RELAXATIONS[method]
+        temperature = 1.0 if end == 1.0 else self.schedule(1.0, end, num_steps)
+        soft = relax(guide, method, sites=["z"], temperature=temperature)
+        return relax(model, method, sites=["z"]), soft
 
     def schedule(self, start: float, end: float, num_steps: int) -> Callable[[Any], Any]:
         """Exponential schedule."""

@@ -69,6 +69,10 @@ _TITLES = {  # of the methods for categorical latents
     "reinforce": "score function with the leave-one-out baseline",
     "vimco": "score function of the bound of K draws",
     "wake_sleep": "posterior followed by importance weights",
+    "gumbel": "Gumbel-softmax, its temperature falling to 0.1",
+    "straight_through": "hard draws, the slope of a softmax",
+    "reinmax": "hard draws, a slope of second order",
+    "gr_mck": "straight-through Gumbel-softmax, averaged over noise given the draw",
     "exact": "sum over all states",
 }
 
@@ -80,8 +84,7 @@ def run_method(
     backend.seed(seed)
     model, guide = backend.make_vae(config, data.x_train.shape[1:])
     result = backend.train(
-        model,
-        guide,
+        *backend.programs(method, model, guide, config.num_steps),
         make_loss(backend, method, config),
         data.x_train,
         eval_data=data.x_test,
@@ -113,10 +116,10 @@ def make_loss(backend: Backend, method: str, config: Config) -> Any:
 def print_table(rows: dict[str, dict[str, float]]) -> None:
     """One line per method."""
     headings = [heading for heading, _ in _COLUMNS.values()]
-    print("\n" + f"{'method':<12}" + "".join(f"{heading:>11}" for heading in headings))
+    print("\n" + f"{'method':<18}" + "".join(f"{heading:>11}" for heading in headings))
     for method, row in rows.items():
         cells = [form.format(row[name]) for name, (_, form) in _COLUMNS.items()]
-        print(f"{method:<12}" + "".join(f"{cell:>11}" for cell in cells))
+        print(f"{method:<18}" + "".join(f"{cell:>11}" for cell in cells))
     print("\n" + _LEGEND)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from backends import METHODS, Backend, get_backend
+from backends import METHODS, RELAXATIONS, Backend, get_backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
 from configs import CONFIGS, Config
 from data import NAMES, Dataset, load
@@ -82,8 +82,7 @@ def main(arguments: list[str]) -> None:
     loss = make_loss(args, setup)
     model, guide = backend.make_vae(config, setup.data.x_train.shape[1:])
     result = backend.train(
-        model,
-        guide,
+        *backend.programs(setup.method, model, guide, config.num_steps),
         loss,
         setup.data.x_train,
         eval_data=setup.data.x_test[:1000],
@@ -125,6 +124,8 @@ def make_setup(args: Any) -> Setup:
         raise CommandError(
             f"--batch-size {config.batch_size}: there are only {len(data.x_train)} training images"
         )
+    if args.method in RELAXATIONS and config.guide == "autoregressive":
+        raise CommandError(f"--method {args.method} needs --guide independent: one draw per code")
     if config.prior == "bernoulli" and config.guide == "autoregressive":
         raise CommandError("--prior bernoulli needs --guide independent: its latents are binary")
     if args.method == "disarm" and config.prior != "bernoulli":

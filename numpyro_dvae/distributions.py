@@ -8,6 +8,9 @@ over the logits whatever K. The same holds for particles under `jax.vmap`.
 
 `AutoregressiveCategorical` is the joint ``q(z | x) = Π_l q(z_l | z_<l, x)`` of L codes as one
 NumPyro site. Sums over enumerated codes are exact, which the tests use.
+
+`PathwiseCategorical` and `PathwiseBernoulli` have draws with a gradient (`ops.relaxing`), and the
+log-probabilities of the discrete distributions that they stand for; they are in `_pathwise`.
 """
 
 import math
@@ -22,11 +25,18 @@ from jaxtyping import Array, Float, Integer, Shaped
 from numpyro.distributions import CategoricalLogits, Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
+from numpyro_dvae._pathwise import RELAXATIONS, NotNaN, PathwiseBernoulli, PathwiseCategorical
+from numpyro_dvae.ops import relaxing
 from numpyro_dvae.ops.bounds import categorical_entropy
+from numpyro_dvae.ops.sampling import sample_codes
 
 __all__ = [
+    "RELAXATIONS",
     "AutoregressiveCategorical",
     "Categorical",
+    "OneHotCategorical",
+    "PathwiseBernoulli",
+    "PathwiseCategorical",
     "log_prob_of_codes",
     "sample_codes",
     "split_shared",
@@ -67,53 +77,6 @@ def log_prob_of_codes(
     return _gather(_log_softmax(logits), codes)
 
 
-@jax.jit
-def sample_codes(
-    logits: Float[Array, "*batch V"], uniforms: Float[Array, "K *batch"]
-) -> Integer[Array, "K *batch"]:
-    """Turn one uniform in [0, 1) per code into draws from ``softmax(logits)``.
-
-    Inverts the cumulative distribution in two levels, blocks of codes and codes of a block, so
-    K draws cost one pass over `logits` and some 2 sqrt(V) steps each. A code of zero
-    probability is never drawn: a step of zero height is not the first above any target. NaN
-    logits give the last code; their log-probability is NaN and shows.
-    """
-    logits = jax.lax.stop_gradient(logits).astype(_precise(logits.dtype))
-    num_codes = logits.shape[-1]
-    width = math.isqrt(num_codes - 1) + 1  # of a block: V rounded up to a square's side
-    padding = [(0, 0)] * (logits.ndim - 1) + [(0, -num_codes % width)]
-    mass = jnp.pad(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)), padding)
-    blocks = mass.reshape(-1, mass.shape[-1] // width, width)
-    totals = jnp.sum(blocks, axis=-1)
-    targets = uniforms.reshape(len(uniforms), -1).astype(mass.dtype) * jnp.sum(totals, axis=-1)
-    block, below = _invert(totals, targets)
-    chosen = blocks[jnp.arange(len(blocks)), block]
-    code, _ = _invert(chosen, targets - below)
-    return (block * width + code).reshape(uniforms.shape).astype(int)
-
-
-def _invert(
-    mass: Float[Array, "*#sample N n"], targets: Float[Array, "*sample N"]
-) -> tuple[Integer[Array, "*sample N"], Float[Array, "*sample N"]]:
-    """First entry at which the running sum of `mass` exceeds the target, and the sum before it.
-
-    Added one after the other, since a parallel sum may rise where an entry is zero, or fall.
-    Where rounding leaves the whole sum below the target, the last entry that is not zero.
-    """
-    total = below = below_last = jnp.zeros_like(targets)
-    passed = last = jnp.zeros(targets.shape, jnp.int32)
-    for position in range(mass.shape[-1]):
-        entry = mass[..., position]
-        possible = entry != 0
-        last = jnp.where(possible, position, last)
-        below_last = jnp.where(possible, total, below_last)
-        total = total + entry
-        too_low = ~(total > targets)  # NaN passes them all
-        passed = passed + too_low
-        below = jnp.where(too_low, total, below)
-    return jnp.minimum(passed, last), jnp.where(passed > last, below_last, below)
-
-
 def split_shared(
     array: Array, shape: Sequence[int], num_inner: int
 ) -> tuple[Array, tuple[int, ...]]:
@@ -131,18 +94,6 @@ def split_shared(
     return shared, tuple(shape[:num_lead])
 
 
-class _NotNaN(constraints.ParameterFreeConstraint):
-    """Any number but NaN: a logit of -inf rules a code out."""
-
-    event_dim = 0
-
-    def __call__(self, x: Any) -> Any:
-        return x == x
-
-    def feasible_like(self, prototype: Any) -> Any:
-        return jnp.zeros_like(prototype)
-
-
 class Categorical(CategoricalLogits):
     """`numpyro.distributions.Categorical` whose particles share one copy of the logits.
 
@@ -151,7 +102,7 @@ class Categorical(CategoricalLogits):
     dims of its value as particles.
     """
 
-    arg_constraints = {"logits": constraints.independent(_NotNaN(), 1)}  # noqa: RUF012
+    arg_constraints = {"logits": constraints.independent(NotNaN(), 1)}  # noqa: RUF012
 
     def __init__(
         self,
@@ -181,6 +132,55 @@ class Categorical(CategoricalLogits):
     def entropy(self) -> Array:
         """Entropy in nats; codes that cannot be add nothing."""
         return categorical_entropy(self.logits)
+
+
+class OneHotCategorical(Distribution):
+    """One of V codes as a one-hot vector, as `pyro.distributions.OneHotCategorical`.
+
+    Args:
+        probs: Probabilities of the codes, ``(*batch, V)``.
+        logits: Or their unnormalised logarithms; -inf rules a code out.
+    """
+
+    arg_constraints = {"logits": constraints.independent(NotNaN(), 1)}  # noqa: RUF012
+    support = constraints.simplex
+    pytree_data_fields = ("logits",)
+    has_enumerate_support = True
+
+    def __init__(
+        self,
+        probs: Array | None = None,
+        logits: Array | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.logits = Categorical(probs, logits).logits
+        shapes = self.logits.shape[:-1], self.logits.shape[-1:]
+        super().__init__(*shapes, validate_args=validate_args)
+
+    @property
+    def mean(self) -> Array:
+        """Probabilities of the codes."""
+        return jnp.exp(self.logits)
+
+    def sample(self, key: Array, sample_shape: Sequence[int] = ()) -> Array:
+        """One-hot vectors of shape ``sample_shape + batch_shape + (V,)``."""
+        codes = Categorical(logits=self.logits).sample(key, sample_shape)
+        return jax.nn.one_hot(codes, self.logits.shape[-1], dtype=self.logits.dtype)
+
+    def log_prob(self, value: Array) -> Array:
+        """Log-probability of one-hot vectors."""
+        return relaxing.linear_log_prob(self.logits, jnp.asarray(value, self.logits.dtype))
+
+    def entropy(self) -> Array:
+        """Entropy in nats; codes that cannot be add nothing."""
+        return categorical_entropy(self.logits)
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        """The V one-hot vectors, on a new leftmost dim."""
+        size = self.logits.shape[-1]
+        values = jnp.eye(size).reshape(size, *(1 for _ in self.batch_shape), size)
+        shape = (size, *self.batch_shape, size)
+        return jnp.broadcast_to(values, shape) if expand else values
 
 
 class AutoregressiveCategorical(Distribution):
@@ -253,6 +253,10 @@ class AutoregressiveCategorical(Distribution):
         if self._trace is not None and self._trace == current_trace():  # else a tracer may leak
             self._scored = (value, log_probs)
         return _gather(log_probs, self._codes(value)).sum(-1)
+
+    def conditional_log_prob(self, value: Shaped[Array | np.ndarray, "*sample_batch L"]) -> Array:
+        """``log q(z_l | z_<l)`` of each of the L codes, with gradient."""
+        return _gather(self._log_conditionals(value), self._codes(value))
 
     def conditional_entropy(self, value: Shaped[Array | np.ndarray, "*sample_batch L"]) -> Array:
         """``Σ_l H(q(z_l | z_<l))`` in nats at the given codes, with gradient.

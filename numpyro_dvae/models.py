@@ -64,7 +64,8 @@ class DiscreteVAE:
     """Model ``p(z) p(x | z)`` of data with discrete latents.
 
     Args:
-        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *shape of x)``.
+        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *shape of x)``. One
+            that takes relaxed codes ``(*batch, L, V)`` has a method `batch_shape`, as `MLPDecoder`.
         prior: Module that returns p(z), as `UniformPrior`.
         likelihood: Module that turns outputs into p(x | z), as `BernoulliLikelihood`.
 
@@ -112,7 +113,7 @@ class DiscreteVAE:
     def _outputs(self, z: Array) -> tuple[Array, int]:
         """The decoder's outputs and how many of their dims make one datum."""
         outputs = register("model.decoder", self.decoder, z)(z)
-        batch = z.shape[:-1]
+        batch = getattr(self.decoder, "batch_shape", _batch_of_codes)(z)
         if outputs.shape[: len(batch)] != batch:
             raise ValueError(
                 f"`decoder` must map codes {z.shape} to outputs that begin with the batch "
@@ -259,6 +260,10 @@ def mnist_vae() -> DiscreteVAE:
     """The published MNIST model [1]: 8 codes of 256 values, binary 28 x 28 images."""
     decoder = MLPDecoder(8, 256, (28, 28), embed_dim=64, hidden=(64, 256))
     return DiscreteVAE(decoder, UniformPrior(8, 256), BernoulliLikelihood())
+
+
+def _batch_of_codes(z: Array) -> Sequence[int]:
+    return z.shape[:-1]
 
 
 def _precise(outputs: Array) -> Array:

@@ -7,6 +7,9 @@ trailing axis instead, so one step costs one pass over the logits whatever K.
 
 `AutoregressiveCategorical` is the joint ``q(z | x) = Π_l q(z_l | z_<l, x)`` of L codes as one
 Pyro site. Sums over enumerated codes are exact, which the tests use.
+
+`PathwiseCategorical` and `PathwiseBernoulli` have draws with a gradient (`ops.relaxing`), and the
+log-probabilities of the discrete distributions that they stand for; they are in `_pathwise`.
 """
 
 import math
@@ -16,13 +19,20 @@ from typing import Any, Protocol, runtime_checkable
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Integer
-from pyro.distributions import constraints
+from pyro.distributions import OneHotCategorical, constraints
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_dvae._pathwise import RELAXATIONS, PathwiseBernoulli, PathwiseCategorical
+from pyro_dvae.ops.sampling import sample_codes
+
 __all__ = [
+    "RELAXATIONS",
     "AutoregressiveCategorical",
     "Categorical",
+    "OneHotCategorical",
+    "PathwiseBernoulli",
+    "PathwiseCategorical",
     "log_prob_of_codes",
     "sample_codes",
     "split_shared",
@@ -59,24 +69,6 @@ def log_prob_of_codes(
             f"{tuple(codes.shape)}. Put particles on the left."
         )
     return _gather(_log_softmax(logits), codes)
-
-
-def sample_codes(
-    logits: Float[Tensor, "*batch V"], uniforms: Float[Tensor, "K *batch"]
-) -> Integer[Tensor, "K *batch"]:
-    """Turn one uniform in [0, 1) per code into draws from ``softmax(logits)``.
-
-    Inverts the cumulative distribution, so K draws cost one pass over `logits`. A code of
-    zero probability is never drawn: a step of zero height is not the first above any target.
-    NaN logits give the last code; their log-probability is NaN and shows.
-    """
-    dtype = _precise(logits.dtype)
-    mass = torch.softmax(logits.detach(), dim=-1, dtype=dtype).cumsum(dim=-1)
-    total = mass[..., -1:]  # 1 up to rounding
-    below = torch.nextafter(total, torch.zeros_like(total))  # u * total may round up to total
-    targets = torch.minimum(uniforms.movedim(0, -1).to(dtype) * total, below)
-    codes = torch.searchsorted(mass, targets.contiguous(), right=True)
-    return codes.clamp(max=logits.shape[-1] - 1).movedim(-1, 0)
 
 
 def split_shared(array: Tensor, shape: Sequence[int], num_inner: int) -> tuple[Tensor, torch.Size]:
@@ -218,6 +210,10 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         log_probs = self._log_conditionals(value)
         self._scored = (value, value._version, torch.is_grad_enabled(), log_probs)
         return _gather(log_probs, self._codes(value)).sum(-1)
+
+    def conditional_log_prob(self, value: Tensor) -> Tensor:
+        """``log q(z_l | z_<l)`` of each of the L codes, with gradient."""
+        return _gather(self._log_conditionals(value), self._codes(value))
 
     def conditional_entropy(self, value: Tensor) -> Tensor:
         """``Σ_l H(q(z_l | z_<l))`` in nats at the given codes, with gradient.

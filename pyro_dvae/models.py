@@ -57,7 +57,8 @@ class DiscreteVAE(nn.Module):
     """Model ``p(z) p(x | z)`` of data with discrete latents.
 
     Args:
-        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *shape of x)``.
+        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *shape of x)``. One
+            that takes relaxed codes ``(*batch, L, V)`` has a method `batch_shape`, as `MLPDecoder`.
         prior: Module that returns p(z), as `UniformPrior`.
         likelihood: Module that turns outputs into p(x | z), as `BernoulliLikelihood`.
 
@@ -97,7 +98,7 @@ class DiscreteVAE(nn.Module):
     def _outputs(self, z: Tensor) -> tuple[Tensor, int]:
         """The decoder's outputs and how many of their dims make one datum."""
         outputs = self.decoder(z)
-        batch = z.shape[:-1]
+        batch = getattr(self.decoder, "batch_shape", _batch_of_codes)(z)
         if tuple(outputs.shape[: len(batch)]) != tuple(batch):
             raise ValueError(
                 f"`decoder` must map codes {tuple(z.shape)} to outputs that begin with the batch "
@@ -242,6 +243,10 @@ def mnist_vae() -> DiscreteVAE:
     """The published MNIST model [1]: 8 codes of 256 values, binary 28 x 28 images."""
     decoder = MLPDecoder(8, 256, (28, 28), embed_dim=64, hidden=(64, 256))
     return DiscreteVAE(decoder, UniformPrior(8, 256), BernoulliLikelihood())
+
+
+def _batch_of_codes(z: Tensor) -> Sequence[int]:
+    return z.shape[:-1]
 
 
 def _precise(outputs: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from zoo import NOISE
 
-from numpyro_dvae.infer.elbo import LOSS_MEMORY
+from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
 from numpyro_dvae.infer.layout import enumerate_draws, find_layout
 from numpyro_dvae.infer.particles import run_particles
 
@@ -32,6 +32,11 @@ class FixedNoiseNormal(dist.Normal):
 def loop_warning():
     """Under vmap every program is vectorised as it is: there is nothing to warn of."""
     return nullcontext()
+
+
+def stock(name, **options):
+    """One of NumPyro's own losses."""
+    return getattr(numpyro.infer, name)(**options)
 
 
 def as_data(data, dtype="float64"):
@@ -99,6 +104,10 @@ class Case:
 
     def run(self, elbo, seed=0):
         """Loss, and gradients by name."""
+        if not isinstance(elbo, ParticleELBO):
+            evaluate = compiled(elbo, *self.programs, evaluate_stock)
+            loss, grads = evaluate(self.params, self.data, jax.random.key(seed))
+            return float(loss), {name: np.asarray(value) for name, value in grads.items()}
         state = getattr(elbo, "state", None) or elbo.init_state()
         memory, draws = elbo.init_memory()._replace(state=state), getattr(elbo, "draws", None)
         evaluate = compiled(elbo, *self.programs)
@@ -148,11 +157,16 @@ def bound(model, guide, dtype):
 COMPILED = {}  # (loss or its recipe, model, guide, dtype) -> jitted step
 
 
-def compiled(elbo, model, guide, dtype):
+def compiled(elbo, model, guide, dtype, function=None):
     key = getattr(elbo, "recipe", elbo), model, guide, dtype
     if key not in COMPILED:
-        COMPILED[key] = jax.jit(functools.partial(evaluate, elbo, *bound(model, guide, dtype)))
+        step = functools.partial(function or evaluate, elbo, *bound(model, guide, dtype))
+        COMPILED[key] = jax.jit(step)
     return COMPILED[key]
+
+
+def evaluate_stock(elbo, model, guide, params, data, key):
+    return jax.value_and_grad(lambda params: elbo.loss(key, params, model, guide, data))(params)
 
 
 def evaluate(elbo, model, guide, params, data, key, memory, draws):
@@ -184,3 +198,13 @@ def place(values, layout, draws):
         own = 1 + len(layout.dims) + layout.nesting + dim
         picked = jnp.swapaxes(picked, 1 + axis, own)
     return picked.reshape(picked.shape[0], *picked.shape[1 + len(layout.dims) :])
+
+
+def diagnose(function, case, *args, seed=0, **kwargs):
+    """A diagnostic of the programs of a case, at its parameters."""
+    pair, key = (case.model, case.guide), jax.random.key(seed)
+    return function(key, pair, case.data, *args, params=case.params, **kwargs)
+
+
+def put_in_store(case):
+    """They are NumPyro's as they are."""

@@ -15,6 +15,7 @@ from zoo import NOISE
 
 from pyro_dvae.fit import fit
 from pyro_dvae.infer import TruncatedGuide, draws_of
+from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.layout import find_layout
 from pyro_dvae.infer.particles import run_particles
 from pyro_dvae.infer.space import enumerate_draws
@@ -32,6 +33,11 @@ class FixedNoiseNormal(dist.Normal):
 def loop_warning():
     """A program that does not take a particle axis is run in a loop, and the user is told."""
     return pytest.warns(UserWarning, match="once per particle")
+
+
+def stock(name, **options):
+    """One of Pyro's own losses."""
+    return getattr(pyro.infer, name)(max_plate_nesting=1, **options)
 
 
 def as_data(data, dtype=torch.float64):
@@ -90,12 +96,16 @@ class Case:
         pyro.set_rng_seed(seed)
         for value in self.params.values():
             value.grad = None
-        loss = elbo.loss_and_grads(self.model, self.guide, self.data)
+        if isinstance(elbo, ParticleELBO):
+            loss = elbo.loss_and_grads(self.model, self.guide, self.data)
+        else:  # which look for pyro.param sites before they go backward
+            loss = elbo.differentiable_loss(self.model, self.guide, self.data)
+            loss.backward()
         grads = {
             name: np.zeros(value.shape) if value.grad is None else value.grad.numpy().copy()
             for name, value in self.params.items()
         }
-        return float(loss), grads
+        return loss.item(), grads
 
     def forced(self, elbo_class, **options):
         """A loss whose draws are set: `elbo.draws`, states (K, *plates); it keeps their log q."""
@@ -236,3 +246,15 @@ def place(values, layout, draws):
         own = 1 + len(layout.dims) + layout.nesting + dim
         picked = picked.transpose(1 + axis, own)
     return picked.reshape(picked.shape[0], *picked.shape[1 + len(layout.dims) :])
+
+
+def diagnose(function, case, *args, seed=0, **kwargs):
+    """A diagnostic of the programs of a case, at its parameters."""
+    pyro.set_rng_seed(seed)
+    return function((case.model, case.guide), case.data, *args, **kwargs)
+
+
+def put_in_store(case):
+    """Let the case's parameters be Pyro's own."""
+    pyro.clear_param_store()
+    case.ppl.param = lambda name, data: pyro.param(name, case.params[name].detach())

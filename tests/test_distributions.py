@@ -177,6 +177,15 @@ def test_conditional_entropy_averages_to_the_joint_entropy(lab):
     assert np.abs(steps - sampled).max() > 0.1
 
 
+def test_conditional_log_probs_add_up_to_the_joint(lab):
+    joint = autoregressive(lab)
+    codes = lab.asarray(np.broadcast_to(ALL_CODES[:, None], (64, 2, 3)).copy())
+    found = lab.numpy(joint.conditional_log_prob(codes))
+    np.testing.assert_allclose(found.sum(-1), lab.numpy(joint.log_prob(codes)), rtol=1e-10)
+    first = np.exp(found[::16, :, 0])  # one for each value of the first code
+    np.testing.assert_allclose(first.sum(0), 1.0, rtol=1e-10)
+
+
 def test_samples_follow_the_enumerated_probabilities(lab):
     q = autoregressive(lab, batch=())
     probs = np.exp(lab.numpy(q.log_prob(q.enumerate_support())))

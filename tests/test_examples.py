@@ -57,6 +57,7 @@ METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", 
             ("--method", "exact", "--num-latents", "2", "--num-codes", "4"), marks=pytest.mark.slow
         ),
         ("--method", "disarm", "--prior", "bernoulli"),
+        pytest.param(("--method", "gr_mck", "--backend", "numpyro"), marks=pytest.mark.slow),
         ("--method", "daps", "--backend", "numpyro", "--guide", "autoregressive"),
         pytest.param(
             ("--method", "reinforce", "--backend", "numpyro", "--prior", "bernoulli"),
@@ -95,7 +96,9 @@ def test_train_on_mnist(tmp_path):
 
 def test_compare(tmp_path):
     result = result_of("compare.py", "--smoke", "--json", "--out", tmp_path)
-    assert set(result["methods"]) == {"daps", "reinforce", "vimco", "wake_sleep", "exact"}
+    relaxed = {"gumbel", "straight_through", "reinmax", "gr_mck"}
+    expected = {"daps", "reinforce", "vimco", "wake_sleep", "exact"} | relaxed
+    assert set(result["methods"]) == expected
     assert Path(result["picture"]).exists()
     assert all(np.isfinite(row["elbo"]) for row in result["methods"].values())
 
@@ -146,6 +149,7 @@ def test_own_model_recovers_its_parameters():
         (("train.py", "--method", "exact", "--kl-bound", "1"), "--kl-bound is an option of"),
         (("train.py", "--num-particles", "1", "--out", "{out}"), "`num_particles`"),
         (("train.py", "--method", "disarm"), "--method disarm needs --prior bernoulli"),
+        (("train.py", "--method", "reinmax", "--config", "mnist"), "needs --guide independent"),
         (("train.py", "--batch-size", "9999"), "only 1497 training images"),
         (("train.py", "--beta-to", "0"), "--beta-to must be positive, got 0"),
         (("train.py", "--out", "{file}/below", "--smoke"), "cannot be written to"),

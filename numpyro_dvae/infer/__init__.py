@@ -9,6 +9,8 @@ Swap them as the loss of an `SVI`:
 - `WakeSleep_ELBO`: reweighted wake-sleep, the posterior followed by importance weights;
 - `Exact_ELBO`: the sum over all states, where they are few.
 
+`relax` gives the draws of a program a gradient instead: Gumbel-softmax and its like, for any loss.
+
 `SVI` is NumPyro's, and keeps the state of a loss that has one beside that of the programs.
 """
 
@@ -16,6 +18,7 @@ from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.disarm import DisARM_ELBO
 from numpyro_dvae.infer.exact import Exact_ELBO
 from numpyro_dvae.infer.reinforce import Reinforce_ELBO
+from numpyro_dvae.infer.relaxation import relax
 from numpyro_dvae.infer.svi import SVI
 from numpyro_dvae.infer.vimco import VIMCO_ELBO
 from numpyro_dvae.infer.wake_sleep import WakeSleep_ELBO
@@ -28,4 +31,5 @@ __all__ = [
     "Exact_ELBO",
     "Reinforce_ELBO",
     "WakeSleep_ELBO",
+    "relax",
 ]

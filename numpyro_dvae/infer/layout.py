@@ -1,9 +1,9 @@
 """Run a model/guide pair and read its structure: plates, and which sites need the score function.
 
-Everything that meets NumPyro's traces is here and in `particles`. An abstract run, which computes
-nothing, with the provenance of discrete draws tracked [1], tells which plates the discrete latents
-share: each cell of these is a datum with importance weights of its own. A layout holds no array,
-so it may be kept from one trace of a jitted function to the next.
+Everything that meets NumPyro's traces is here, in `particles` and `sites`. An abstract run, which
+computes nothing, with the provenance of discrete draws tracked [1], tells which plates the discrete
+latents share: each cell of these is a datum with importance weights of its own. A layout holds no
+array, so it may be kept from one trace of a jitted function to the next.
 
 References:
     [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     """What one plain run tells of the structure of a model/guide pair, and how to draw from it."""
 
     nesting: int  # plates take the batch dims -1 ... -nesting, particles are left of them
-    plates: tuple[str, ...]  # shared by all sites that need the score function, leftmost first
+    plates: tuple[str, ...]  # that make a datum, leftmost first
     dims: tuple[int, ...]  # their batch dims
     scored: tuple[str, ...]  # guide sites without a pathwise gradient
     paired: tuple[str, ...] = ()  # drawn antithetically by particles k and k + K/2
@@ -54,9 +54,10 @@ def find_layout(
 ) -> Layout:
     """Run the pair once, abstractly and without particles, and read its structure.
 
-    The shared plates are those of all guide sites that need the score function, less any plate
-    that a site depending on one of them is not under (the sum of a datum's latents observed
-    outside of the data plate, say): their draws then share one weight.
+    The shared plates are those of all guide sites that need the score function (if there are none,
+    of all latent sites under plates), less any plate that a site depending on one of them is not
+    under (the sum of a datum's latents observed outside of the data plate, say): their draws then
+    share one weight.
 
     Raises:
         ValueError: If guide and model do not match (a latent site in one only, different plates or
@@ -82,6 +83,7 @@ def _layout(
     _check_match(guide_trace, model_trace)
     sites = [*sample_sites(guide_trace), *sample_sites(model_trace)]
     scored = {name: site for name, site in sample_sites(guide_trace) if needs_score(site)}
+    plated = {n: s for n, s in sample_sites(guide_trace) if plates_of(s) and not s["is_observed"]}
     frames = {name: frame for _, site in sites for name, frame in plates_of(site).items()}
     found = max((-frame.dim for frame in frames.values()), default=0)
     if found > max_plate_nesting:
@@ -92,29 +94,29 @@ def _layout(
     nesting = found if math.isinf(max_plate_nesting) else int(max_plate_nesting)
     for _, site in sites:
         with_batch_dims(site, log_prob(site), nesting)
-    shared = _shared_plates(scored, sites, run)
+    shared = _shared_plates(scored or plated, sites, run)
     plates = sorted(shared, key=lambda name: frames[name].dim)
     dims = tuple(frames[name].dim for name in plates)
     return Layout(nesting, tuple(plates), dims, tuple(scored))
 
 
 def _shared_plates(
-    scored: dict[str, Site],
+    latent: dict[str, Site],
     sites: list[tuple[str, Site]],
     run: Callable[[Mapping[str, Array]], tuple[Trace, Trace]],
 ) -> set[str]:
-    if not scored:
+    if not latent:
         return set()
-    plates = [set(plates_of(site)) for site in scored.values()]
+    plates = [set(plates_of(site)) for site in latent.values()]
     shared = set.intersection(*plates)
-    if not shared and all(plates):
-        listed = ", ".join(f"'{name}' under {sorted(plates_of(s))}" for name, s in scored.items())
+    if not shared and all(plates) and any(map(needs_score, latent.values())):
+        listed = ", ".join(f"'{name}' under {sorted(plates_of(s))}" for name, s in latent.items())
         raise ValueError(
             "discrete guide sites must share a plate, so that their datum has one weight, or one "
             f"of them must be global; got {listed}. Put them under one plate, or marginalise one."
         )
     if any(not shared <= plates_of(site).keys() for _, site in sites):
-        draws = {name: site["value"] for name, site in scored.items() if not site["is_observed"]}
+        draws = {name: site["value"] for name, site in latent.items() if not site["is_observed"]}
         for (_, site), depends in zip(sites, _depend_on(draws, run), strict=True):
             if depends and not shared <= plates_of(site).keys():
                 shared &= plates_of(site).keys()
@@ -181,9 +183,7 @@ def find_pairs(rng_key: Array, guide: Callable, args: tuple, kwargs: dict) -> tu
         sites = latent({})
         names = [name for name, site in sites.items() if _is_binary(name, site)]
         depends = eval_provenance(
-            lambda draws: {
-                name: s["fn"].mean for name, s in latent(draws).items() if name in names
-            },
+            lambda draws: {n: s["fn"].mean for n, s in latent(draws).items() if n in names},
             draws={name: site["value"] for name, site in sites.items()},
         )
         found.extend(name for name in names if not depends[name])
@@ -197,8 +197,7 @@ def _is_binary(name: str, site: Site) -> bool:
     if needs_score(site) and not isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
         raise ValueError(
             f"site '{name}' of the guide is {type(base).__name__}, but antithetic pairs are of "
-            "Bernoulli draws. Make it Bernoulli, or use a loss that takes any discrete latent: "
-            "Reinforce_ELBO, VIMCO_ELBO, DAPS_ELBO."
+            "Bernoulli draws. Make it Bernoulli, or use Reinforce_ELBO, VIMCO_ELBO or DAPS_ELBO."
         )
     return needs_score(site)
 

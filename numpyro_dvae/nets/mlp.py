@@ -1,7 +1,8 @@
 """Multi-layer perceptrons between images and codes.
 
-An image batch is ``(*batch, *input_shape)``, codes are ``(*batch, L)`` integers below V, or
-real 0/1 vectors for Bernoulli latents (`num_codes=None`).
+An image batch is ``(*batch, *input_shape)``, codes are ``(*batch, L)`` integers below V, real
+vectors ``(*batch, L, V)`` over the values of a code, one-hot or in between, where they are relaxed,
+or real 0/1 vectors for Bernoulli latents (`num_codes=None`).
 """
 
 import math
@@ -92,14 +93,27 @@ class MLPDecoder(nn.Module):
         # All codes start at nearly one output: little noise to unlearn.
         self.layers = _perceptron(widths, output_scale=_OUTPUT_SCALE)
 
-    def __call__(self, z: Shaped[Array, "*batch L"]) -> Float[Array, "*batch_output"]:
+    def __call__(self, z: Shaped[Array, "*batch_latents"]) -> Float[Array, "*batch_output"]:
         """Outputs ``(*batch, *output_shape)``: logits or means, as the likelihood reads them."""
+        batch = self.batch_shape(z)
+        if self.num_codes is not None:
+            are_vectors = len(batch) == z.ndim - 2
+            z = z @ self.embedding.embedding if are_vectors else self.embedding(z.astype(int))
+            z = z.reshape(*batch, self.num_latents * self.embed_dim)
+        return _run(self.layers, z).reshape(*batch, *self.output_shape)
+
+    @nn.nowrap
+    def batch_shape(self, z: Shaped[Array, "*batch_latents"]) -> Sequence[int]:
+        """The leading dims of codes ``(*batch, L)``, or of vectors over codes ``(*batch, L, V)``.
+
+        Integers are codes; real numbers are vectors where their shape is that of vectors.
+        """
+        is_real = jnp.issubdtype(z.dtype, jnp.floating)
+        if is_real and z.shape[-2:] == (self.num_latents, self.num_codes):
+            return z.shape[:-2]
         if z.shape[-1:] != (self.num_latents,):
             raise ValueError(f"`z` must end in {self.num_latents} latents; got shape {z.shape}.")
-        batch = z.shape[:-1]
-        if self.num_codes is not None:
-            z = self.embedding(z.astype(int)).reshape(*batch, self.num_latents * self.embed_dim)
-        return _run(self.layers, z).reshape(*batch, *self.output_shape)
+        return z.shape[:-1]
 
 
 def batch_shape_of(x: Array, input_shape: Sequence[int]) -> Sequence[int]:

@@ -9,12 +9,15 @@ Swap them as the loss of an `SVI` or as an `ELBOModule`:
 - `WakeSleep_ELBO`: reweighted wake-sleep, the posterior followed by importance weights;
 - `Exact_ELBO`: the sum over all states, where they are few;
 - `Truncated_ELBO`, with a `TruncatedGuide`: the best states that evolution finds for each datum.
+
+`relax` gives the draws of a program a gradient instead: Gumbel-softmax and its like, for any loss.
 """
 
 from pyro_dvae.infer.daps import DAPS_ELBO
 from pyro_dvae.infer.disarm import DisARM_ELBO
 from pyro_dvae.infer.exact import Exact_ELBO
 from pyro_dvae.infer.reinforce import Reinforce_ELBO
+from pyro_dvae.infer.relaxation import relax
 from pyro_dvae.infer.truncated import Truncated_ELBO
 from pyro_dvae.infer.truncated_guide import TruncatedGuide, draws_of
 from pyro_dvae.infer.vimco import VIMCO_ELBO
@@ -30,4 +33,5 @@ __all__ = [
     "Truncated_ELBO",
     "WakeSleep_ELBO",
     "draws_of",
+    "relax",
 ]

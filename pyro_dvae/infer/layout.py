@@ -1,8 +1,8 @@
 """Run a model/guide pair and read its structure: plates, and which sites need the score function.
 
-Everything that meets Pyro's traces is here and in `particles`. A plain run, with the provenance of
-discrete draws tracked [1], tells which plates the discrete latents share: each cell of these is a
-datum with importance weights of its own.
+Everything that meets Pyro's traces is here, in `particles` and `sites`. A plain run, with the
+provenance of discrete draws tracked [1], tells which plates the discrete latents share: each cell
+of these is a datum with importance weights of its own.
 
 References:
     [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic
@@ -32,7 +32,7 @@ class Layout(NamedTuple):
     """What one plain run tells of the structure of a model/guide pair, and how to draw from it."""
 
     nesting: int  # plates take the batch dims -1 ... -nesting, particles -nesting - 1
-    plates: tuple[str, ...]  # shared by all sites that need the score function, leftmost first
+    plates: tuple[str, ...]  # that make a datum, leftmost first
     dims: tuple[int, ...]  # their batch dims
     scored: tuple[str, ...]  # guide sites without a pathwise gradient
     paired: tuple[str, ...] = ()  # drawn antithetically by particles k and k + K/2
@@ -44,20 +44,23 @@ def find_layout(
 ) -> Layout:
     """Run the pair once, without particles, and read its structure.
 
-    The shared plates are those of all guide sites that need the score function, less any plate
-    that a site depending on one of them is not under (the sum of a datum's latents observed
-    outside of the data plate, say): their draws then share one weight.
+    The shared plates are those of all guide sites that need the score function (if there are none,
+    of all latent sites under plates), less any plate that a site depending on one of them is not
+    under (the sum of a datum's latents observed outside of the data plate, say): their draws then
+    share one weight.
 
     Raises:
         ValueError: If guide and model do not match (a latent site in one only, different plates or
             sizes), if discrete sites share no plate though each has one, or if the plates nest
             deeper than `max_plate_nesting`.
     """
-    guide_trace, model_trace = _tracked_traces(model, guide, args, kwargs)
+    guide_trace, model_trace = _tracked_traces(model, guide, args, kwargs, TrackNonReparam())
     _check_match(guide_trace, model_trace)
-    sites = [*sample_sites(guide_trace), *sample_sites(model_trace)]
     scored = {name: site for name, site in sample_sites(guide_trace) if needs_score(site)}
-    shared = _shared_plates(scored, sites)
+    if not scored:
+        guide_trace, model_trace = _tracked_traces(model, guide, args, kwargs, _TrackDraws())
+    sites = [*sample_sites(guide_trace), *sample_sites(model_trace)]
+    shared = _shared_plates(scored or _plated(guide_trace), sites)
     frames = {name: frame for _, site in sites for name, frame in plates_of(site).items()}
     found = max((-frame.dim for frame in frames.values()), default=0)
     if found > max_plate_nesting:
@@ -74,27 +77,33 @@ def find_layout(
 
 
 def _tracked_traces(
-    model: Callable, guide: Callable, args: tuple, kwargs: dict
+    model: Callable, guide: Callable, args: tuple, kwargs: dict, tracker: Messenger
 ) -> tuple[poutine.Trace, poutine.Trace]:
     draw = DrawTogether(None, Layout(0, (), (), ()), {})
-    with torch.no_grad(), TrackNonReparam():
+    with torch.no_grad(), tracker:
         return trace_pair(model, guide, args, kwargs, draw)
 
 
-def _shared_plates(scored: dict[str, Site], sites: list[tuple[str, Site]]) -> set[str]:
-    if not scored:
+def _plated(trace: poutine.Trace) -> dict[str, Site]:
+    """Latent sites of the data, if none needs the score function."""
+    return {n: s for n, s in sample_sites(trace) if plates_of(s) and not s["is_observed"]}
+
+
+def _shared_plates(latent: dict[str, Site], sites: list[tuple[str, Site]]) -> set[str]:
+    if not latent:
         return set()
-    plates = [set(plates_of(site)) for site in scored.values()]
+    plates = [set(plates_of(site)) for site in latent.values()]
     shared = set.intersection(*plates)
-    if not shared and all(plates):
-        listed = ", ".join(f"'{name}' under {sorted(plates_of(s))}" for name, s in scored.items())
+    if not shared and all(plates) and any(map(needs_score, latent.values())):
+        listed = ", ".join(f"'{name}' under {sorted(plates_of(s))}" for name, s in latent.items())
         raise ValueError(
             "discrete guide sites must share a plate, so that their datum has one weight, or one "
             f"of them must be global; got {listed}. Put them under one plate, or marginalise one."
         )
     for _, site in sites:
-        if not shared <= plates_of(site).keys() and get_provenance(log_prob(site)):
-            shared &= plates_of(site).keys()
+        if not shared <= plates_of(site).keys():
+            if get_provenance(log_prob(site)) & latent.keys():
+                shared &= plates_of(site).keys()
     return shared
 
 
@@ -144,8 +153,8 @@ def find_pairs(guide: Callable, args: tuple, kwargs: dict) -> tuple[str, ...]:
         if not isinstance(base, torch.distributions.Bernoulli):
             raise ValueError(
                 f"site '{name}' of the guide is {type(base).__name__}, but antithetic pairs are "
-                "of Bernoulli draws. Make it Bernoulli, or use a loss that takes any discrete "
-                "latent: Reinforce_ELBO, VIMCO_ELBO, DAPS_ELBO."
+                "of Bernoulli draws. Make it Bernoulli, or use Reinforce_ELBO, VIMCO_ELBO or "
+                "DAPS_ELBO."
             )
     return tuple(name for name, site in scored.items() if not get_provenance(site["fn"].mean))
 

@@ -1,7 +1,8 @@
 """Multi-layer perceptrons between images and codes.
 
-An image batch is ``(*batch, *input_shape)``, codes are ``(*batch, L)`` integers below V, or
-real 0/1 vectors for Bernoulli latents (`num_codes=None`).
+An image batch is ``(*batch, *input_shape)``, codes are ``(*batch, L)`` integers below V, real
+vectors ``(*batch, L, V)`` over the values of a code, one-hot or in between, where they are relaxed,
+or real 0/1 vectors for Bernoulli latents (`num_codes=None`).
 """
 
 import itertools
@@ -77,15 +78,28 @@ class MLPDecoder(nn.Module):
             for parameter in self.layers[-1].parameters():
                 parameter.mul_(_OUTPUT_SCALE)
 
-    def forward(self, z: Shaped[Tensor, "*batch L"]) -> Float[Tensor, "*batch_output"]:
+    def forward(self, z: Shaped[Tensor, "*batch_latents"]) -> Float[Tensor, "*batch_output"]:
         """Outputs ``(*batch, *output_shape)``: logits or means, as the likelihood reads them."""
+        batch = self.batch_shape(z)
+        if self.embedding is not None:
+            are_vectors = len(batch) == z.dim() - 2
+            table = self.embedding.weight
+            z = z.to(table.dtype) @ table if are_vectors else self.embedding(z.long())
+            z = z.flatten(start_dim=-2)
+        return self.layers(z).reshape(*batch, *self.output_shape)
+
+    def batch_shape(self, z: Shaped[Tensor, "*batch_latents"]) -> Sequence[int]:
+        """The leading dims of codes ``(*batch, L)``, or of vectors over codes ``(*batch, L, V)``.
+
+        Integers are codes; real numbers are vectors where their shape is that of vectors.
+        """
+        if z.is_floating_point() and tuple(z.shape[-2:]) == (self.num_latents, self.num_codes):
+            return z.shape[:-2]
         if z.shape[-1:] != (self.num_latents,):
             raise ValueError(
                 f"`z` must end in {self.num_latents} latents; got shape {tuple(z.shape)}."
             )
-        if self.embedding is not None:
-            z = self.embedding(z.long()).flatten(start_dim=-2)
-        return self.layers(z).reshape(*z.shape[:-1], *self.output_shape)
+        return z.shape[:-1]
 
 
 def batch_shape_of(x: Tensor, input_shape: Sequence[int]) -> Sequence[int]:

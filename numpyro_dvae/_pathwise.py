@@ -1,0 +1,192 @@
+"""Discrete distributions whose draws carry a gradient; `distributions` makes them public.
+
+What a draw is and how its gradient is estimated is in `ops.relaxing`. What they are scored by is
+the discrete distribution itself: no density of a relaxed draw stands against a discrete prior.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro.distributions import Distribution, constraints
+from numpyro.distributions.kl import kl_divergence
+
+from numpyro_dvae.ops import relaxing
+from numpyro_dvae.ops.bounds import (
+    bernoulli_entropy,
+    bernoulli_kl,
+    categorical_entropy,
+    categorical_kl,
+)
+from numpyro_dvae.ops.sampling import sample_codes
+
+__all__ = ["RELAXATIONS", "NotNaN", "PathwiseBernoulli", "PathwiseCategorical"]
+
+RELAXATIONS = ("gumbel", "straight_through_gumbel", "straight_through", "reinmax", "gr_mck")
+
+_BY_GUMBELS = {"gumbel": "gumbel_softmax", "straight_through_gumbel": "straight_through_gumbel"}
+
+
+class NotNaN(constraints.ParameterFreeConstraint):
+    """Any number but NaN: a logit of -inf rules a code out."""
+
+    event_dim = 0
+
+    def __call__(self, x: Any) -> Any:
+        return x == x
+
+    def feasible_like(self, prototype: Any) -> Any:
+        return jnp.zeros_like(prototype)
+
+
+class PathwiseCategorical(Distribution):
+    """One of V codes, drawn as a vector over them with a path for the gradient to its logits.
+
+    Args:
+        logits: Unnormalised log-probabilities, ``(*batch, V)``; -inf rules a code out.
+        method: One of `RELAXATIONS`, as `ops.relaxing` has them. Draws of "gumbel" are points of
+            the simplex, those of all others one-hot vectors.
+        temperature: Of the softmax that makes the path.
+        num_gumbels: Gumbel vectors that "gr_mck" averages for each draw.
+
+    Log-probabilities are those of the discrete distribution, linear in the vector: exact for
+    one-hot vectors, and never a density of relaxed ones.
+    """
+
+    arg_constraints = {"logits": constraints.independent(NotNaN(), 1)}  # noqa: RUF012
+    support = constraints.independent(constraints.unit_interval, 1)
+    pytree_data_fields = ("logits", "temperature")
+    pytree_aux_fields = ("method", "num_gumbels")
+    has_rsample = True
+
+    def __init__(
+        self,
+        logits: Array,
+        *,
+        method: str = "gumbel",
+        temperature: float | Array = 1.0,
+        num_gumbels: int = 10,
+        validate_args: bool | None = None,
+    ) -> None:
+        if method not in RELAXATIONS:
+            raise ValueError(f"`method` must be one of {RELAXATIONS}; got {method!r}.")
+        self.logits = jax.nn.log_softmax(logits.astype(_precise(logits)))
+        self.method, self.temperature, self.num_gumbels = method, temperature, num_gumbels
+        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
+
+    @property
+    def mean(self) -> Array:
+        """Probabilities of the codes."""
+        return jnp.exp(self.logits)
+
+    def sample(self, key: Array, sample_shape: Sequence[int] = ()) -> Array:
+        """Draws of shape ``sample_shape + batch_shape + (V,)``, with a gradient."""
+        shape = (*sample_shape, *self.batch_shape, *self.event_shape)
+        logits = jnp.broadcast_to(self.logits, shape)
+        code_key, key = jax.random.split(key)
+        if "gumbel" in self.method:
+            draw = getattr(relaxing, _BY_GUMBELS[self.method])
+            return draw(logits, jax.random.gumbel(key, shape, logits.dtype), self.temperature)
+        size = (math.prod(sample_shape), *self.batch_shape)
+        uniforms = jax.random.uniform(code_key, size, logits.dtype)
+        codes = sample_codes(self.logits, uniforms).reshape(shape[:-1])
+        hard = jax.nn.one_hot(codes, shape[-1], dtype=logits.dtype)
+        if self.method == "gr_mck":
+            noise = _exponentials(key, (self.num_gumbels, *shape), logits.dtype)
+            return relaxing.gumbel_rao(logits, hard, noise, self.temperature)
+        return getattr(relaxing, self.method)(logits, hard, self.temperature)
+
+    def log_prob(self, value: Array) -> Array:
+        """``Σ_v value_v log p_v``."""
+        return relaxing.linear_log_prob(self.logits, jnp.asarray(value, self.logits.dtype))
+
+    def entropy(self) -> Array:
+        """Entropy of the code, in nats."""
+        return categorical_entropy(self.logits)
+
+
+class PathwiseBernoulli(Distribution):
+    """A binary latent with a path for the gradient to its logit: the second of two codes.
+
+    Args:
+        logits: Of a 1, ``(*batch,)``.
+        method: As for `PathwiseCategorical`; draws of "gumbel" lie between 0 and 1, those of all
+            others are 0 or 1.
+        temperature: As for `PathwiseCategorical`.
+        num_gumbels: As for `PathwiseCategorical`.
+    """
+
+    arg_constraints = {"logits": NotNaN()}  # noqa: RUF012
+    support = constraints.unit_interval
+    pytree_data_fields = ("logits", "temperature")
+    pytree_aux_fields = ("method", "num_gumbels")
+    has_rsample = True
+
+    def __init__(
+        self,
+        logits: Array,
+        *,
+        method: str = "gumbel",
+        temperature: float | Array = 1.0,
+        num_gumbels: int = 10,
+        validate_args: bool | None = None,
+    ) -> None:
+        if method not in RELAXATIONS:
+            raise ValueError(f"`method` must be one of {RELAXATIONS}; got {method!r}.")
+        self.logits = logits.astype(_precise(logits))
+        self.method, self.temperature, self.num_gumbels = method, temperature, num_gumbels
+        super().__init__(logits.shape, validate_args=validate_args)
+
+    @property
+    def mean(self) -> Array:
+        """Probability of a 1."""
+        return jax.nn.sigmoid(self.logits)
+
+    def sample(self, key: Array, sample_shape: Sequence[int] = ()) -> Array:
+        """Draws of shape ``sample_shape + batch_shape``, with a gradient."""
+        return self._codes.sample(key, sample_shape)[..., 1]
+
+    def log_prob(self, value: Array) -> Array:
+        """``value log p + (1 - value) log (1 - p)``."""
+        value = jnp.asarray(value, self.logits.dtype)
+        return self._codes.log_prob(jnp.stack([1.0 - value, value], axis=-1))
+
+    def entropy(self) -> Array:
+        """Entropy in nats."""
+        return bernoulli_entropy(self.logits)
+
+    @property
+    def _codes(self) -> PathwiseCategorical:
+        pair = [jax.nn.log_sigmoid(-self.logits), jax.nn.log_sigmoid(self.logits)]
+        return PathwiseCategorical(
+            jnp.stack(pair, axis=-1),
+            method=self.method,
+            temperature=self.temperature,
+            num_gumbels=self.num_gumbels,
+            validate_args=False,
+        )
+
+
+def _kl_of_categoricals(p: PathwiseCategorical, q: PathwiseCategorical) -> Array:
+    return categorical_kl(*jnp.broadcast_arrays(p.logits, q.logits))
+
+
+def _kl_of_bernoullis(p: PathwiseBernoulli, q: PathwiseBernoulli) -> Array:
+    return bernoulli_kl(*jnp.broadcast_arrays(p.logits, q.logits))
+
+
+kl_divergence.add((PathwiseCategorical, PathwiseCategorical), _kl_of_categoricals)
+kl_divergence.add((PathwiseBernoulli, PathwiseBernoulli), _kl_of_bernoullis)
+
+
+def _exponentials(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
+    """Standard exponential noise; its logarithm is finite."""
+    return jnp.maximum(jax.random.exponential(key, shape, dtype), jnp.finfo(dtype).tiny)
+
+
+def _precise(logits: Array) -> jnp.dtype:
+    """At least float32: half precision is for networks, not for log-densities."""
+    return jnp.promote_types(logits.dtype, jnp.float32)

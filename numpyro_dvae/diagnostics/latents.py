@@ -1,0 +1,146 @@
+"""What the discrete latents carry: which codes are used, which latents are active, at what rate.
+
+References:
+    [1] Burda, Grosse & Salakhutdinov. Importance weighted autoencoders. ICLR, 2016. (Active units.)
+    [2] Hoffman & Johnson. ELBO surgery. NIPS workshop, 2016. (The rate, latent by latent.)
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array
+
+from numpyro_dvae.diagnostics._programs import collect, summed_over_processes
+from numpyro_dvae.diagnostics._store import Variable, count_codes, split_data
+from numpyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
+
+__all__ = ["active_latents", "code_usage", "latent_rates"]
+
+
+def code_usage(
+    rng_key: Array,
+    result: Any,
+    *data: Any,
+    num_draws: int = 1,
+    params: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> dict[str, CodeUsage]:
+    """Count the codes that the guide draws over the data; in all processes, if there are several.
+
+    Args:
+        rng_key: Key of the draws.
+        result: What `fit` returned, or a pair (model, guide).
+        *data: What model and guide are called with: an epoch's worth, to know of rare codes.
+        num_draws: Draws per datum.
+        params: Parameters by name, in place of those of `result`.
+        batch_size: Rows of the data that go through the programs at once; all by default.
+
+    Returns:
+        Of each discrete site, the counts of its codes, latent by latent.
+    """
+    store = collect(
+        rng_key, result, data, num_draws, ("latent",), params=params, batch_size=batch_size
+    )
+    return {
+        name: CodeUsage(summed_over_processes(count_codes(variable, store.plates)))
+        for name, variable in store["latent"].items()
+        if variable.num_codes
+    }
+
+
+def active_latents(
+    rng_key: Array,
+    result: Any,
+    *data: Any,
+    num_draws: int = 100,
+    threshold: float = 0.01,
+    params: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> dict[str, ActiveLatents]:
+    """Variance over the data of each latent's mean under the guide [1]: 0 if it ignores them.
+
+    Of a code the mean is that of its indicator, and half their sum over the codes is returned: the
+    variance of the mean for a binary latent, at most 1/2 for any. The covariance between two
+    halves of the draws estimates it without bias, where the variance of a mean of draws would add
+    their own.
+
+    Args:
+        rng_key: Key of the draws.
+        result: What `fit` returned, or a pair (model, guide).
+        *data: What model and guide are called with.
+        num_draws: Draws per datum, at least 2.
+        threshold: Variance above which a latent is called active.
+        params: Parameters by name, in place of those of `result`.
+        batch_size: Rows of the data that go through the programs at once; all by default.
+
+    Returns:
+        Of each latent site under the data's plate, the variance of each latent.
+    """
+    if num_draws < 2:
+        raise ValueError(f"`num_draws` must be at least 2, for two halves; got {num_draws}.")
+    store = collect(
+        rng_key, result, data, num_draws, ("latent",), params=params, batch_size=batch_size
+    )
+    return {
+        name: ActiveLatents(_variance_of_mean(variable, store.plates), threshold)
+        for name, variable in store["latent"].items()
+        if store.plates and set(store.plates) <= set(variable.dims)
+    }
+
+
+def latent_rates(
+    rng_key: Array,
+    result: Any,
+    *data: Any,
+    num_draws: int = 10,
+    threshold: float = 0.01,
+    params: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> dict[str, LatentRates]:
+    """The rate of each latent: E[log q(z_l | z_<l, x) - log p(z_l | z_<l)], and which collapsed.
+
+    The rates sum to KL(q(z | x) ‖ p(z)), since both chain rules take the latents in one order. For
+    independent latents each is the KL of its own posterior from its prior. Near 0, the latent has
+    collapsed to the prior and carries nothing [2]. Sites whose events have no such parts in guide
+    and model alike count as one latent.
+
+    Args:
+        rng_key: Key of the draws.
+        result: What `fit` returned, or a pair (model, guide).
+        *data: What model and guide are called with.
+        num_draws: Draws per datum.
+        threshold: Rate in nats below which a latent is called collapsed.
+        params: Parameters by name, in place of those of `result`.
+        batch_size: Rows of the data that go through the programs at once; all by default.
+
+    Returns:
+        Of each latent site, the rate of each latent in nats, in the mean over data and draws.
+    """
+    store = collect(
+        rng_key, result, data, num_draws, ("rate",), params=params, batch_size=batch_size
+    )
+    return {
+        name: LatentRates(_mean_over_data(variable, store.plates), threshold)
+        for name, variable in store["rate"].items()
+    }
+
+
+def _mean_over_data(variable: Variable, plates: tuple[str, ...]) -> np.ndarray:
+    own = tuple(plate for plate in plates if plate in variable.dims)
+    return split_data(variable, own).mean((0, 1), dtype=np.float64)
+
+
+def _variance_of_mean(variable: Variable, plates: tuple[str, ...]) -> np.ndarray:
+    values = split_data(variable, plates)
+    if not variable.num_codes:
+        return _covariance(values)
+    codes = range(variable.num_codes)
+    return np.sum([_covariance(values == code) for code in codes], axis=0) / 2
+
+
+def _covariance(values: np.ndarray) -> np.ndarray:
+    """Over the data, between the means of two halves of the draws: (K, N, *within) to (*within)."""
+    half = len(values) // 2
+    first, second = (part.mean(0, dtype=np.float64) for part in (values[:half], values[half:]))
+    return ((first - first.mean(0)) * second).sum(0) / max(len(first) - 1, 1)

@@ -1,0 +1,197 @@
+"""Pictures of what the diagnostics found, each a Matplotlib figure.
+
+For pictures of draws (`arviz.plot_ppc`, `arviz.plot_posterior` and so on) hand ArviZ the result of
+`to_arviz`. NumPy and Matplotlib alone, so this file is the same in both packages.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "plot_calibration",
+    "plot_codes",
+    "plot_gradients",
+    "plot_history",
+    "plot_images",
+    "plot_importance",
+    "plot_rates",
+]
+
+_GOOD, _BAD, _GRAY = "C0", "C3", "0.6"
+_COLOURS = {"close": "C0", "off": "C1", "unreliable": "C3", "one state": "C4", "broken": "k"}
+_LABELS = {
+    "mean_loss": "loss",
+    "eval_loss": "loss on held-out data, per datum",
+    "ess": "effective sample size / K",
+    "rate": "rate, bits per datum",
+    "elbo": "ELBO, nats per datum",
+}
+_TIMES = {"step", "loss", "seconds", "steps_per_second"}  # not worth a curve
+_LOGARITHMIC = {"beta", "temperature"}
+_MOST_IMAGES = 16  # in a row
+
+
+def plot_history(history: Sequence[Mapping[str, Any]], keys: Sequence[str] | None = None) -> Any:
+    """Curves over the steps of a training: losses, and all else that its log has.
+
+    Args:
+        history: Rows of the log, as `FitResult.history`.
+        keys: Which entries to draw; all but times by default.
+    """
+    if not history:
+        raise ValueError("`history` is empty: the training wrote no row of the log.")
+    found = dict.fromkeys(key for row in history for key in row if key not in _TIMES)
+    names = list(found if keys is None else keys)
+    figure, axes = _axes(len(names))
+    for axis, name in zip(axes, names, strict=True):
+        rows = [(row["step"], row[name]) for row in history if name in row]
+        axis.plot(*zip(*rows, strict=True), ".-" if len(rows) < 30 else "-", color=_GOOD)
+        axis.set(xlabel="step", title=_LABELS.get(name, name.replace("_", " ")))
+        values = [value for _, value in rows]
+        if name in _LOGARITHMIC and min(values) > 0 and max(values) > 3 * min(values):
+            axis.set_yscale("log")
+    return figure
+
+
+def plot_importance(report: Any) -> Any:
+    """Effective sample size, k̂ and the gap of the bounds of each datum, by verdict."""
+    figure, (ess, khat, gap) = _axes(3)
+    verdicts, fraction = np.ravel(report.verdicts), np.ravel(report.ess) / report.num_particles
+    shown = [word for word in _COLOURS if (verdicts == word).any()]
+    finite = [word for word in shown if np.isfinite(fraction[verdicts == word]).any()]
+    parts = [fraction[(verdicts == word) & np.isfinite(fraction)] for word in finite]
+    if parts:
+        colours = [_COLOURS[word] for word in finite]
+        ess.hist(parts, np.linspace(0, 1, 21), stacked=True, color=colours, label=finite)
+        ess.legend(frameon=False)
+    ess.set(xlabel="effective sample size / K", ylabel="data", title="draws worth exact ones")
+    applies = np.isfinite(np.ravel(report.khat))
+    for word in shown:
+        some = (verdicts == word) & applies
+        khat.plot(np.flatnonzero(some), np.ravel(report.khat)[some], ".", color=_COLOURS[word])
+    khat.axhline(report.khat_threshold, color=_GRAY, linestyle="--")
+    note = f"k̂ of the weights' tail: {applies.sum()} of {applies.size} data have one"
+    khat.set(xlabel="datum", ylabel="k̂", title=note, xlim=(-1, applies.size))
+    with np.errstate(invalid="ignore"):
+        missed = np.ravel(report.iwae - report.elbo)
+    gap.hist(missed[np.isfinite(missed)], 30, color=_GOOD)
+    gap.set(xlabel="importance-weighted bound - ELBO, nats", ylabel="data")
+    gap.set_title("what the guide misses, at least")
+    return figure
+
+
+def plot_codes(usage: Mapping[str, Any]) -> Any:
+    """Share of each code, latent by latent, codes sorted by their share."""
+    figure, axes = _axes(len(usage), width=5.0)
+    for axis, (name, each) in zip(axes, usage.items(), strict=True):
+        counts = each.counts.reshape(-1, each.counts.shape[-1])
+        shares = np.sort(counts / counts.sum(-1, keepdims=True), axis=-1)[:, ::-1]
+        top = max(float(shares.max()), 1e-12)
+        image = axis.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=top)
+        image.axes.figure.colorbar(image, ax=axis, label="share of draws")
+        axis.set(xlabel="code, most frequent first", ylabel="latent")
+        axis.locator_params(integer=True)
+        axis.set_title(f"{name}: {each.share_used.mean():.0%} of the codes occur")
+        axis.spines[["top", "right"]].set_visible(True)
+    return figure
+
+
+def plot_rates(rates: Mapping[str, Any]) -> Any:
+    """Bits that each latent carries; collapsed ones in red."""
+    figure, axes = _axes(len(rates))
+    for axis, (name, each) in zip(axes, rates.items(), strict=True):
+        bits = np.ravel(each.rate) / np.log(2)
+        colours = np.where(np.ravel(each.collapsed), _BAD, _GOOD)
+        axis.bar(np.arange(bits.size), bits, color=colours, width=0.8)
+        axis.set(xlabel="latent", ylabel="bits")
+        axis.locator_params(axis="x", integer=True)
+        axis.set_title(f"{name}: {each.collapsed.sum()} of {bits.size} collapsed")
+    return figure
+
+
+def plot_gradients(quality: Any) -> Any:
+    """Bars of noise and signal-to-noise ratio of losses, and the cosines between their means."""
+    figure, (noise, ratio, angle) = _axes(3)
+    places = np.arange(len(quality.losses))
+    noise.barh(places, quality.noise, color=_GRAY, label="noise")
+    noise.plot(quality.signal, places, "|", color=_GOOD, markersize=18, label="signal")
+    noise.set(xlabel="length", title="noise of one gradient, and its mean")
+    noise.legend(frameon=False)
+    finite = np.isfinite(quality.snr)
+    ratio.barh(places[finite], quality.snr[finite], color=_GOOD)
+    for place in places[~finite]:
+        ratio.text(0, place, " no noise" if quality.signal[place] > 0 else " no signal")
+    ratio.set(title="signal-to-noise ratio of one gradient")
+    image = angle.imshow(quality.cosine, cmap="RdBu", vmin=-1, vmax=1)
+    for (i, j), value in np.ndenumerate(quality.cosine):
+        angle.text(j, i, f"{value:.2f}", ha="center", va="center")
+    image.axes.set(title="cosine between mean gradients")
+    image.axes.set_xticks(places, quality.losses, rotation=30, ha="right")
+    for axis in (noise, ratio, angle):
+        axis.set_yticks(places, quality.losses)
+        axis.set_ylim(len(places) - 0.5, -0.5)
+    return figure
+
+
+def plot_calibration(calibration: Any) -> Any:
+    """Histograms of ranks, one line for each latent, within the band of 99 % of uniform ones."""
+    names = list(calibration.ranks)
+    figure, axes = _axes(len(names))
+    size = calibration.num_bins
+    for axis, name in zip(axes, names, strict=True):
+        counts = calibration.counts(name).reshape(-1, size)
+        shares = counts / counts.sum(-1, keepdims=True) * size
+        deviation = np.sqrt((size - 1) / counts[0].sum())  # of a bin, in units of its mean
+        axis.axhspan(1 - 2.58 * deviation, 1 + 2.58 * deviation, color="0.9")
+        edges = np.linspace(0, 1, size + 1)
+        for line in shares:
+            axis.stairs(line, edges, alpha=max(0.25, 1 / len(shares)), color=_GOOD, baseline=None)
+        axis.set(xlabel="rank / K", ylabel="frequency / expected", ylim=(0, None))
+        wrong = name in calibration.miscalibrated
+        axis.set_title(f"{name}: {'NOT calibrated' if wrong else 'calibrated'}")
+        axis.title.set_color(_BAD if wrong else "k")
+    return figure
+
+
+def plot_images(rows: Mapping[str, np.ndarray], value_range: tuple[float, float] = (0, 1)) -> Any:
+    """Rows of images, each with a label: data, reconstructions, samples, traversals.
+
+    Args:
+        rows: Label -> images (N, H, W) or (N, H, W, C); the first 16 are shown.
+        value_range: What is black and what is white.
+    """
+    from matplotlib.figure import Figure
+
+    num_columns = min(_MOST_IMAGES, max(len(images) for images in rows.values()))
+    figure = Figure(figsize=(1.6 + 0.7 * num_columns, 0.75 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), num_columns, squeeze=False)
+    low, high = value_range
+    for axes, (label, images) in zip(grid, rows.items(), strict=True):
+        for axis in axes:
+            axis.axis("off")
+        for axis, image in zip(axes, images, strict=False):
+            image = np.clip((image - low) / (high - low), 0, 1)
+            axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
+        axes[0].axis("on")
+        axes[0].set(xticks=[], yticks=[])
+        axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        axes[0].spines[:].set_visible(False)
+    return figure
+
+
+def _axes(count: int, width: float = 4.0) -> tuple[Any, list[Any]]:
+    """A figure with panels in rows of four; made without pyplot, so nothing stays open."""
+    from matplotlib.figure import Figure
+
+    num_columns = max(1, min(count, 4))
+    num_rows = max(1, -(-count // num_columns))
+    size = (width * num_columns, 3.0 * num_rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[count:]:
+        axis.axis("off")
+    return figure, list(axes[:count])

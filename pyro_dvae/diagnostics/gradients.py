@@ -1,0 +1,108 @@
+"""How noisy is the gradient of a loss, and do two losses agree? By repeated evaluation.
+
+At fixed parameters a loss's gradient g is a random vector. With R evaluations, the trace of its
+covariance and the length of its mean are estimated without bias (``‖mean‖² - trace / R`` for the
+squared length), and the cosine between the means of two losses, whose draws are independent.
+Their ratio ``‖E g‖ / sqrt(tr Cov g)`` is the signal-to-noise ratio: the cosine between one
+gradient and the true one is about ``snr / sqrt(1 + snr²)``. Losses differ in length: compare
+variances of losses of one expectation, and signal-to-noise ratios of any.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_dvae.diagnostics._programs import Trained, at_parameters, device_of, trained
+from pyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
+from pyro_dvae.fit import _batches
+
+__all__ = ["gradient_variance"]
+
+
+def gradient_variance(
+    result: Any,
+    *data: Any,
+    losses: Mapping[str, Any],
+    num_repeats: int = 100,
+    select: Callable[[str], bool] | None = None,
+    params: Mapping[str, Tensor] | None = None,
+) -> GradientQuality:
+    """Evaluate the gradients of losses many times at the same parameters, on the same data.
+
+    Args:
+        result: What `fit` returned, or a pair (model, guide).
+        *data: What model and guide are called with: one batch.
+        losses: Losses to compare, this package's or Pyro's own, by names of your choice. Each keeps
+            the state that it has.
+        num_repeats: Evaluations of each loss, R.
+        select: Which parameters to look at, by name, as
+            ``lambda name: name.startswith("guide")``; all by default.
+        params: Parameters by name, in place of those of `result`.
+
+    Returns:
+        Signal, noise and signal-to-noise ratio of each loss, the cosines between them, and the
+        variance of each parameter; `print` it for a table.
+
+    Raises:
+        ValueError: If there are no losses, fewer than 2 repeats, or no parameter is selected.
+    """
+    if not losses or num_repeats < 2:
+        raise ValueError(
+            "`losses` must name at least one loss, and `num_repeats` be at least 2; got "
+            f"{sorted(losses)} and {num_repeats}."
+        )
+    programs = trained(result, params)
+    args, _ = _batches.as_batch(data, device_of(programs))
+    with at_parameters(programs), _kept_gradients():
+        moments = {
+            name: _moments(loss, programs, args, num_repeats, select)
+            for name, loss in losses.items()
+        }
+    return gradient_quality(moments, num_repeats)
+
+
+def _moments(
+    loss: Any,
+    programs: Trained,
+    args: tuple,
+    num_repeats: int,
+    select: Callable[[str], bool] | None,
+) -> dict[str, tuple[np.ndarray, float]]:
+    """Mean of each parameter's gradient, and mean of its squared length."""
+    kept = {name: getattr(loss, name) for name in ("state", "info") if hasattr(loss, name)}
+    sums: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
+    for _ in range(num_repeats):
+        for _, own in pyro.get_param_store().named_parameters():
+            own.grad = None
+        loss.loss_and_grads(programs.model, programs.guide, *args)
+        for name, value in kept.items():
+            setattr(loss, name, value)
+        for name, own in pyro.get_param_store().named_parameters():
+            if select is None or select(name):
+                grad = torch.zeros_like(own) if own.grad is None else own.grad
+                grad = grad.double().flatten()
+                sums[name] = sums.get(name, 0.0) + grad
+                squares[name] = squares.get(name, 0.0) + grad.square().sum()
+    return {
+        name: ((value / num_repeats).cpu().numpy(), float(squares[name]) / num_repeats)
+        for name, value in sums.items()
+    }
+
+
+@contextmanager
+def _kept_gradients() -> Iterator[None]:
+    """Restore the gradients that tensors of the parameter store have."""
+    kept = [(own, own.grad) for _, own in pyro.get_param_store().named_parameters()]
+    try:
+        yield
+    finally:
+        for _, own in pyro.get_param_store().named_parameters():
+            own.grad = None
+        for own, grad in kept:
+            own.grad = grad

@@ -1,0 +1,160 @@
+"""Diagnostics of guides whose distance from the posterior is known, in both packages."""
+
+import functools
+
+import numpy as np
+import oracles
+import pytest
+from zoo import PROGRAMS, VAE_DATA, Program, vae_terms
+
+BY_NAME = {program.name: program for program in PROGRAMS}
+VAE = BY_NAME["vae"]
+
+
+def program_of(model, guide, params, data):
+    return Program("diagnosed", model, guide, None, params, data, ("data",), 0)
+
+
+def diagnose(shim, name, case, *args, **kwargs):
+    return shim.diagnose(getattr(shim.module("diagnostics"), name), case, *args, **kwargs)
+
+
+def vae_tables():
+    """Log q and log weights of the four states, of both data: (4, 2)."""
+    terms = [vae_terms(VAE.params, x) for x in VAE_DATA["x"]]
+    log_q, log_prior, log_likelihood = (np.stack(part, 1) for part in zip(*terms, strict=True))
+    return log_q, log_prior + log_likelihood - log_q
+
+
+def assert_near(found, expected, spread, num_draws, floor=1e-12):
+    """Within five standard errors of the exact value."""
+    assert (np.abs(found - expected) < 5 * spread / np.sqrt(num_draws) + floor).all()
+
+
+# Importance weights
+
+
+@functools.cache
+def vae_weights(shim, num_particles=4000):
+    case = shim.Case(VAE)
+    return diagnose(shim, "importance_diagnostics", case, num_particles=num_particles)
+
+
+def test_bounds_and_sample_size_tend_to_the_exact_ones(shim):
+    log_q, log_weights = vae_tables()
+    found = vae_weights(shim)
+    q, weights = np.exp(log_q), np.exp(log_weights)
+    elbo = oracles.expect(q, log_weights)
+    spread = np.sqrt(oracles.expect(q, (log_weights - elbo) ** 2))
+    assert_near(found.elbo, elbo, spread, 4000)
+    evidence = oracles.expect(q, weights)
+    spread = np.sqrt(oracles.expect(q, (weights - evidence) ** 2)) / evidence
+    assert_near(found.iwae, np.log(evidence), spread, 4000, floor=1e-3)
+    square = oracles.expect(q, weights**2)
+    spread = np.sqrt(oracles.expect(q, (weights**2 / square - 2 * weights / evidence + 1) ** 2))
+    assert_near(found.ess / 4000, evidence**2 / square, spread, 4000)
+    assert (found.num_states == 4).all()
+
+
+def mixed_guides_model(ppl, data):
+    """Latents whose posterior is their prior, as the observation does not depend on them."""
+    logits, bits = ppl.param("p_logits", data), ppl.param("p_bits", data)
+    with ppl.plate("data", len(data["x"])):
+        ppl.sample("z", ppl.dist.Categorical(logits=logits))
+        ppl.sample("bits", ppl.dist.Bernoulli(logits=bits).to_event(1))
+        ppl.sample("x", ppl.dist.Normal(0.0, 1.0), obs=data["x"])
+
+
+def mixed_guides(ppl, data):
+    logits, bits = ppl.param("q_logits", data), ppl.param("q_bits", data)
+    with ppl.plate("data", len(data["x"])):
+        ppl.sample("z", ppl.dist.Categorical(logits=logits))
+        ppl.sample("bits", ppl.dist.Bernoulli(logits=bits).to_event(1))
+
+
+SURE = 60.0  # a logit whose code is always drawn
+SHIFTS = 0.25 * np.random.default_rng(1).normal(size=30)
+EXACT = np.log([0.3, 0.7]), np.zeros(30)
+GUIDES = {  # verdict, and posterior and guide of a categorical, of 30 bits
+    "perfect": ("close", (EXACT[0], EXACT[0]), (EXACT[1], EXACT[1])),
+    "two weights": ("off", (np.log([0.999, 0.001]), np.log([0.25, 0.75])), (EXACT[1], EXACT[1])),
+    "stuck": ("one state", (EXACT[0], np.array([SURE, 0.0])), (EXACT[1] + SURE, EXACT[1] + SURE)),
+    "dominated": ("unreliable", (np.log([0.999, 0.001]), np.log([0.003, 0.997])), (EXACT[1],) * 2),
+    "Gaussian": ("close", (EXACT[0], EXACT[0]), (EXACT[1], SHIFTS)),
+    "Gaussian, wide": ("off", (EXACT[0], EXACT[0]), (EXACT[1], 2.0 * SHIFTS)),
+}
+
+
+@functools.cache
+def judged(shim):
+    columns = list(zip(*(guide[1:] for guide in GUIDES.values()), strict=True))
+    params = {
+        f"{side}_{name}": np.stack([pair[i] for pair in column])
+        for name, column in zip(("logits", "bits"), columns, strict=True)
+        for i, side in enumerate("pq")
+    }
+    data = {"x": np.zeros(len(GUIDES))}
+    case = shim.Case(program_of(mixed_guides_model, mixed_guides, params, data))
+    return diagnose(shim, "importance_diagnostics", case, num_particles=1000)
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_the_verdict_is_right_where_a_plain_khat_is_not(shim, name):
+    found, i = judged(shim), list(GUIDES).index(name)
+    assert found.verdicts[i] == GUIDES[name][0]
+    assert np.isfinite(found.khat[i]) == name.startswith("Gaussian")
+    if name in ("perfect", "stuck"):
+        np.testing.assert_allclose(found.ess[i], 1000)
+    if name == "two weights":
+        assert 0.2 < found.ess[i] / 1000 < 0.3
+
+
+def test_the_paragraph_says_so(shim):
+    text = str(judged(shim))
+    assert text.startswith("6 data, 1000 draws each. ELBO ")
+    assert "k̂ applies to 2 data" in text
+    assert text.index("2 close to the posterior") < text.index("2 off, though")
+    assert "1 unreliable" in text
+    assert "1 undecided" in text
+
+
+def test_a_heavy_tail_is_unreliable(shim):
+    """Guides of a sixth of the posterior's width: k = 1 - 1/36, known to a tenth or two."""
+
+    def program(width):
+        def run(ppl, data):
+            with ppl.plate("data", 40):
+                ppl.sample("c", ppl.dist.Normal(0.0, ppl.param(width, data)))
+                if width == "p":
+                    ppl.sample("x", ppl.dist.Normal(0.0, 1.0), obs=data["x"])
+
+        return run
+
+    params = {"p": np.ones(40), "q": np.repeat([1 / 6, 1.2], 20)}
+    case = shim.Case(program_of(program("p"), program("q"), params, {"x": np.zeros(40)}))
+    found = diagnose(shim, "importance_diagnostics", case, num_particles=1000)
+    assert (found.verdicts[:20] == "unreliable").sum() > 12
+    assert (found.verdicts[20:] == "close").all()
+    assert (found.num_states == 1000).all()
+    np.testing.assert_allclose(found.khat[:20].mean(), 35 / 36, atol=0.25)
+
+
+def test_an_impossible_datum_is_broken(shim):
+    def model(ppl, data):
+        with ppl.plate("data", 2):
+            ppl.sample("z", ppl.dist.Bernoulli(0.5 + ppl.zeros(2)))
+            ppl.sample("x", ppl.dist.Delta(ppl.zeros(2)), obs=data["x"])
+
+    def guide(ppl, data):
+        with ppl.plate("data", 2):
+            ppl.sample("z", ppl.dist.Bernoulli(0.5 + ppl.zeros(2)))
+
+    case = shim.Case(program_of(model, guide, {}, {"x": np.array([0.0, 1.0])}))
+    found = diagnose(shim, "importance_diagnostics", case, num_particles=30)
+    assert list(found.verdicts) == ["close", "broken"]
+    assert "1 broken" in str(found)
+
+
+def test_few_particles_are_refused(shim):
+    with pytest.raises(ValueError, match=r"`num_particles` must be at least 25.*got 8"):
+        vae_weights(shim, num_particles=8)

@@ -1,0 +1,204 @@
+"""What each latent carries, rate and distortion, and the exact gap, against enumeration."""
+
+import functools
+
+import numpy as np
+import oracles
+import pytest
+from test_diagnostics import VAE, assert_near, diagnose, program_of
+from zoo import PROGRAMS, VAE_DATA, draw, log_softmax, vae_terms
+
+NUM_DRAWS = 2000
+STORES = {}
+
+
+@pytest.fixture(autouse=True)
+def one_run(shim, monkeypatch):
+    """Programs are run once, for all that is read of them: what a diagnostic wants is among it."""
+    collect = shim.module("diagnostics._programs").collect
+    readings = shim.module("infer.sites").READINGS
+
+    def collect_all(*args, batch_size, **kwargs):
+        *_, (model, _), _, num_draws, _ = args
+        key = shim.__name__, id(model), num_draws
+        if key not in STORES:  # with the programs, so that their id is not given again
+            STORES[key] = args, collect(*args[:-1], readings, **kwargs)
+        return STORES[key][1]
+
+    for name in ("latents", "accuracy"):
+        monkeypatch.setattr(shim.module(f"diagnostics.{name}"), "collect", collect_all)
+
+
+@functools.cache
+def case_of(shim, program):
+    return CASES[program](shim)
+
+
+def vae_tables():
+    """Log q, log p(z) and log p(x | z) of the four states, of both data: (4, 2)."""
+    terms = [vae_terms(VAE.params, x) for x in VAE_DATA["x"]]
+    return [np.stack(part, 1) for part in zip(*terms, strict=True)]
+
+
+def vae_probs():
+    """Of both data: q of each latent's codes, and the rate of each latent."""
+    prior, encoder = (VAE.params[name] for name in ("prior", "encoder"))
+    log_q = log_softmax(np.stack([VAE_DATA["x"] @ encoder[0], VAE_DATA["x"] @ encoder[1]], 1))
+    return np.exp(log_q), (np.exp(log_q) * (log_q - log_softmax(prior))).sum(-1)
+
+
+# Codes that are known for sure: data by latents, of three codes each
+
+
+CODES = np.array([[0, 1], [1, 1], [0, 1], [1, 1], [2, 1]])
+
+
+def sure_model(ppl, data):
+    with ppl.plate("data", len(data["x"])):
+        z = ppl.sample("z", ppl.dist.Categorical(logits=ppl.zeros(6).reshape(2, 3)).to_event(1))
+        ppl.sample("x", ppl.dist.Normal(z[..., 0] + 0.0 * data["x"], 1.0), obs=data["x"])
+
+
+def sure_guide(ppl, data):
+    with ppl.plate("data", len(data["x"])):
+        ppl.sample("z", ppl.dist.Categorical(logits=ppl.param("logits", data)).to_event(1))
+
+
+# Posteriors that are uniform whatever the data: what varies is the draws
+
+
+def idle_guide(ppl, data):
+    with ppl.plate("data", len(data["x"])):
+        logits = ppl.zeros(len(data["x"]) * 6).reshape(-1, 2, 3)
+        ppl.sample("z", ppl.dist.Categorical(logits=logits).to_event(1))
+
+
+SURE = {"logits": 60.0 * np.eye(3)[CODES]}, {"x": CODES[:, 0] + 0.5}
+IDLE = {}, {"x": np.zeros(100)}
+CASES = {
+    "vae": lambda shim: shim.Case(VAE),
+    "sure": lambda shim: shim.Case(program_of(sure_model, sure_guide, *SURE)),
+    "idle": lambda shim: shim.Case(program_of(sure_model, idle_guide, *IDLE)),
+}
+
+
+def found(shim, name, program, **kwargs):
+    return diagnose(shim, name, case_of(shim, program), **kwargs)
+
+
+def test_usage_counts_codes(shim):
+    usage = found(shim, "code_usage", "sure", num_draws=2)["z"]
+    np.testing.assert_array_equal(usage.counts, [[4, 4, 2], [0, 10, 0]])
+    np.testing.assert_allclose(usage.share_used, [1.0, 1 / 3])
+    entropy = -(0.8 * np.log(0.4) + 0.2 * np.log(0.2))
+    np.testing.assert_allclose(usage.perplexity, [np.exp(entropy), 1.0])
+    assert str(usage).startswith("67% of 3 codes occur in the mean of 2 latents (least 33%)")
+
+
+def test_a_latent_that_follows_the_data_is_active(shim):
+    active = found(shim, "active_latents", "sure", num_draws=2)["z"]
+    expected = np.var(np.eye(3)[CODES[:, 0]], axis=0, ddof=1).sum() / 2
+    np.testing.assert_allclose(active.variance, [expected, 0.0], atol=1e-12)
+    np.testing.assert_array_equal(active.active, [True, False])
+    assert str(active) == "1 of 2 latents are active."
+
+
+def test_noise_of_the_draws_is_not_activity(shim):
+    active = found(shim, "active_latents", "idle", num_draws=2)["z"]
+    assert_near(active.variance, 0.0, 1 / 3, 100)
+    store = STORES[shim.__name__, id(case_of(shim, "idle").model), 2][1]
+    means = (store["latent"]["z"].values[..., None] == np.arange(3)).mean(0)
+    naive = means.var(0, ddof=1).sum(-1) / 2  # negative control: it is of what varies
+    assert (naive > 0.1).all()
+
+
+def test_rates_are_the_divergences_of_the_latents(shim):
+    log_q, log_prior, _ = vae_tables()
+    rates = found(shim, "latent_rates", "vae", num_draws=NUM_DRAWS)["z"]
+    spread = np.abs(log_q - log_prior).max()
+    assert_near(rates.rate, vae_probs()[1].mean(0), spread, 2 * NUM_DRAWS)
+
+
+def test_a_latent_without_information_has_collapsed(shim):
+    rates = found(shim, "latent_rates", "idle", num_draws=2)["z"]
+    np.testing.assert_allclose(rates.rate, 0.0, atol=1e-12)
+    assert rates.collapsed.all()
+    sure = found(shim, "latent_rates", "sure", num_draws=2)["z"]
+    np.testing.assert_allclose(sure.rate, np.log(3))
+    assert str(sure).startswith("0 of 2 latents have collapsed; rates from 1.58 to 1.58 bits")
+
+
+def test_rate_and_distortion(shim):
+    report = found(shim, "rate_distortion", "sure", num_draws=2, data_range=10.0)
+    np.testing.assert_allclose(report.rate, np.full(5, 2 * np.log2(3)))
+    np.testing.assert_allclose(report.distortion, 0.125 + 0.5 * np.log(2 * np.pi))
+    np.testing.assert_allclose(report.mse, 0.25)
+    np.testing.assert_allclose(report.psnr, 10 * np.log10(100 / 0.25))
+    assert str(report).startswith("Rate 3.17 bits")
+    average = found(shim, "rate_distortion", "vae", num_draws=NUM_DRAWS)
+    np.testing.assert_allclose(
+        average.rate.mean(), vae_probs()[1].sum(-1).mean() / np.log(2), atol=0.1
+    )
+
+
+@pytest.mark.parametrize("name", ["vae", "nested"])
+def test_the_exact_gap(shim, name):
+    program = {each.name: each for each in PROGRAMS}[name]
+    report = shim.diagnose(shim.module("diagnostics").posterior_gap, shim.Case(program))
+    shared = 0.0
+    if name == "vae":
+        log_q, log_prior, log_likelihood = vae_tables()
+        evidence = oracles.log_evidence(log_prior + log_likelihood)
+        np.testing.assert_allclose(report.log_evidence, evidence, rtol=1e-10)
+        divergence = oracles.kl(np.exp(log_q), oracles.posterior(log_prior + log_likelihood))
+        np.testing.assert_allclose(report.gap, divergence, rtol=1e-8)
+    else:  # a site outside of the documents enters no document's ELBO
+        z = program.data["slack"] - program.params["slope"][2]
+        shared = -0.5 * z * z - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(
+        report.elbo.sum() + shared, -program.loss(program.params), rtol=1e-10
+    )
+    np.testing.assert_allclose(report.support_mass, 1.0)
+
+
+def test_the_gap_of_a_truncated_posterior_is_the_mass_it_lacks(shim):
+    """A guide that is the posterior restricted to a set: gap = -log of the set's mass."""
+    logits = draw(2, 4)
+    kept = np.array([[True, True, False, True], [False, True, True, False]])
+    categorical = shim.module("distributions").Categorical
+
+    def model(ppl, data):
+        with ppl.plate("data", 2):
+            ppl.sample("z", categorical(logits=ppl.param("logits", data)))
+            ppl.sample("x", ppl.dist.Normal(0.0, 1.0), obs=data["x"])
+
+    def guide(ppl, data):
+        with ppl.plate("data", 2):
+            ppl.sample("z", categorical(logits=ppl.param("truncated", data)))
+
+    params = {"logits": logits, "truncated": np.where(kept, logits, -np.inf)}
+    case = shim.Case(program_of(model, guide, params, {"x": np.zeros(2)}))
+    report = shim.diagnose(shim.module("diagnostics").posterior_gap, case)
+    mass = np.where(kept, oracles.softmax(logits, axis=1), 0.0).sum(1)
+    np.testing.assert_allclose(report.support_mass, mass, rtol=1e-10)
+    np.testing.assert_allclose(report.gap, -np.log(mass), rtol=1e-8)
+    np.testing.assert_allclose(report.log_evidence, -0.5 * np.log(2 * np.pi), rtol=1e-10)
+
+
+def test_continuous_latents_cannot_be_listed(shim):
+    program = {each.name: each for each in PROGRAMS}["mixed"]
+    with pytest.raises(ValueError, match=r"sites \['c'\] are continuous"):
+        shim.diagnose(shim.module("diagnostics").posterior_gap, shim.Case(program))
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("active_latents", {"num_draws": 1}, "`num_draws` must be at least 2"),
+        ("rate_distortion", {"data_range": 0.0}, "`data_range` must be positive; got 0"),
+        ("posterior_gap", {"max_states": 3}, r"needs 4 states per datum .*`max_states` is 3"),
+    ],
+)
+def test_arguments_are_checked(shim, name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        found(shim, name, "vae", **kwargs)

@@ -1,0 +1,114 @@
+"""Each picture draws what its report holds, and complains of nothing."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def reports(shim):
+    return shim.module("diagnostics.reports")
+
+
+@pytest.fixture(scope="module")
+def plots(shim):
+    return shim.module("diagnostics.plots")
+
+
+def drawn(figure, tmp_path):
+    """The figure's panels, once it has been written to a file."""
+    figure.savefig(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+    return figure.axes
+
+
+def test_history(plots, tmp_path):
+    history = [
+        {"step": 10, "mean_loss": 5.0, "beta": 1.0, "seconds": 1.0},
+        {"step": 20, "mean_loss": 4.0, "beta": 0.1, "eval_loss": 2.0, "seconds": 2.0},
+    ]
+    axes = drawn(plots.plot_history(history), tmp_path)
+    titles = [axis.get_title() for axis in axes if axis.lines]
+    assert titles == ["loss", "beta", "loss on held-out data, per datum"]
+    np.testing.assert_array_equal(axes[0].lines[0].get_xydata(), [[10, 5.0], [20, 4.0]])
+    assert axes[1].get_yscale() == "log"
+    assert len(drawn(plots.plot_history(history, ["beta"]), tmp_path)) == 1
+    with pytest.raises(ValueError, match="`history` is empty"):
+        plots.plot_history([])
+
+
+def importance(reports, **changes):
+    size = 50
+    values = {
+        "elbo": RNG.normal(size=size),
+        "iwae": RNG.normal(size=size) + 3,
+        "ess": RNG.uniform(1, 100, size),
+        "khat": np.where(np.arange(size) < 10, np.nan, RNG.normal(0.5, 0.2, size)),
+        "largest_weight": RNG.uniform(0.01, 0.3, size),
+        "num_tail_weights": np.full(size, 20),
+        "num_states": np.full(size, 50),
+        "num_particles": 100,
+        "khat_threshold": 0.5,
+    }
+    return reports.ImportanceDiagnostics(**(values | changes))
+
+
+def test_importance(plots, reports, tmp_path):
+    axes = drawn(plots.plot_importance(importance(reports)), tmp_path)
+    assert sum(len(line.get_xdata()) for line in axes[1].lines[:-1]) == 40
+    assert "40 of 50 data have one" in axes[1].get_title()
+
+
+def test_importance_where_nothing_can_be_said(plots, reports, tmp_path):
+    nothing = np.full(50, np.nan)
+    broken = importance(
+        reports, ess=nothing, khat=nothing, elbo=np.full(50, -np.inf), iwae=np.full(50, -np.inf)
+    )
+    drawn(plots.plot_importance(broken), tmp_path)
+    tied = importance(reports, khat=nothing, num_states=np.ones(50))
+    drawn(plots.plot_importance(tied), tmp_path)
+
+
+def test_codes_and_rates(plots, reports, tmp_path):
+    usage = {"z": reports.CodeUsage(RNG.integers(0, 9, size=(3, 6)))}
+    usage["b"] = reports.CodeUsage(np.array([7, 3]))
+    axes = drawn(plots.plot_codes(usage), tmp_path)
+    shares = np.asarray(axes[0].images[0].get_array())
+    np.testing.assert_allclose(shares.sum(1), 1.0)
+    assert (np.diff(shares, axis=1) <= 0).all()
+    rates = {"z": reports.LatentRates(np.array([0.5, 0.001, 1.0]), 0.01)}
+    rates["b"] = reports.LatentRates(np.array(0.2), 0.01)
+    axes = drawn(plots.plot_rates(rates), tmp_path)
+    np.testing.assert_allclose(
+        [bar.get_height() for bar in axes[0].patches], np.array([0.5, 0.001, 1.0]) / np.log(2)
+    )
+    assert axes[0].get_title() == "z: 1 of 3 collapsed"
+
+
+def test_gradients(plots, reports, tmp_path):
+    moments = {
+        "noisy": {"w": (np.array([1.0, 0.2]), 9.0)},
+        "exact": {"w": (np.array([1.0, 0.1]), 1.01)},
+    }
+    quality = reports.gradient_quality(moments, 50)
+    axes = drawn(plots.plot_gradients(quality), tmp_path)
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["noisy", "exact"]
+    assert axes[1].texts[0].get_text() == " no noise"
+
+
+def test_calibration(plots, reports, tmp_path):
+    ranks = {"z": RNG.integers(0, 16, size=(400, 2)), "log_p": np.zeros(400, int)}
+    p_values = {"z": np.array([0.4, 0.2]), "log_p": np.array(0.0)}
+    calibration = reports.Calibration(ranks, p_values, 15, 8)
+    axes = drawn(plots.plot_calibration(calibration), tmp_path)
+    assert [axis.get_title() for axis in axes] == ["z: calibrated", "log_p: NOT calibrated"]
+
+
+def test_images(plots, tmp_path):
+    rows = {"data": RNG.random((20, 5, 4)), "samples": RNG.random((3, 5, 4, 3))}
+    axes = drawn(plots.plot_images(rows), tmp_path)
+    assert len(axes) == 32
+    assert [bool(axis.images) for axis in axes] == [True] * 19 + [False] * 13
