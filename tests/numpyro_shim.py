@@ -17,7 +17,8 @@ from numpyro import handlers
 from zoo import NOISE
 
 from numpyro_dvae.infer.elbo import LOSS_MEMORY
-from numpyro_dvae.infer.layout import enumerate_draws, find_layout
+from numpyro_dvae.infer.layout import find_layout
+from numpyro_dvae.infer.space import enumerate_draws
 
 
 class FixedNoiseNormal(dist.Normal):

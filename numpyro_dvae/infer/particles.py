@@ -222,7 +222,8 @@ def _record(
     guide_trace: Trace, model_trace: Trace, layout: Layout, with_entropy: bool, with_codes: bool
 ) -> Particles:
     """The record of one particle, without the axis K."""
-    ledger, entropies_known = _Ledger(layout, guide_trace), with_entropy
+    ledger = _Ledger(layout, {**model_trace, **guide_trace})
+    entropies_known = with_entropy
     for _, site in sample_sites(guide_trace):
         value, fn = log_prob(site), site["fn"]
         ledger.add("q_discrete" if needs_score(site) else "q_rest", site, value)
