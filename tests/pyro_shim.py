@@ -10,7 +10,8 @@ import torch
 from pyro import poutine
 from zoo import NOISE
 
-from pyro_dvae.infer.layout import enumerate_draws, find_layout
+from pyro_dvae.infer.layout import find_layout
+from pyro_dvae.infer.space import enumerate_draws
 
 
 class FixedNoiseNormal(dist.Normal):

@@ -1,0 +1,269 @@
+"""Operators that propose new states for truncated posteriors: select parents, change them.
+
+An operator maps a key and a `Population`, the current states of each datum and their scores, to
+another (a selector: `select`) or to the codes of children (`flip`, `sparse_flip`, `cross`, or any
+function of one's own). `chain` and `union` compose them:
+
+    chain(select(10), flip(9))                  # the published E-step: 90 children
+    union(chain(select(5), cross()), flip(1))   # both kinds
+
+Children may repeat each other or their parents: who scores them removes duplicates first.
+
+Shapes: S states, P parents or C children lead, B data follow, as in ``(S, B, H)``; scores are
+log joints in nats.
+
+References:
+    [1] Drefs, Guiraud & Lücke. Evolutionary variational optimization of generative models.
+        JMLR, 2022.
+    [2] Guiraud, Drefs & Lücke. Direct evolutionary optimization of variational autoencoders
+        with binary latents. ECML PKDD, 2022.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer
+
+from numpyro_dvae.ops.states import other_codes, take_states
+
+__all__ = [
+    "Population",
+    "chain",
+    "cross",
+    "flip",
+    "flip_probs",
+    "select",
+    "sparse_flip",
+    "union",
+]
+
+
+class Population(NamedTuple):
+    """What an operator sees."""
+
+    codes: Integer[Array, "S B H"]
+    scores: Float[Array, "S B"]
+    """Log joints in nats; NaN for states that are not scored yet."""
+    cardinalities: tuple[int, ...]
+    """Codes of each latent."""
+
+
+Operator = Callable[[Array, Population], Population | Array]
+
+
+def select(num_parents: int, temperature: float = 1.0) -> Operator:
+    """Select parents without replacement, with chances ``∝ exp(scores / temperature)``.
+
+    Args:
+        num_parents: P, at most the number of states.
+        temperature: The selection pressure, in nats: 1 goes by the posterior weights, inf picks
+            all alike, 0 the best. A state of score -inf or NaN comes last, but at inf.
+
+    Raises:
+        ValueError: If `num_parents` is not positive or `temperature` is negative.
+    """
+    _check_positive("num_parents", num_parents)
+    if not temperature >= 0.0:
+        raise ValueError(f"`temperature` must be from 0 to inf; got {temperature}.")
+
+    def operator(rng_key: Array, population: Population) -> Population:
+        codes, scores, cardinalities = population
+        if num_parents > len(codes):
+            raise ValueError(
+                f"`num_parents` must be at most the number of states, {len(codes)}; got "
+                f"{num_parents}."
+            )
+        _, index = jax.lax.top_k(_perturb(rng_key, scores, temperature).T, num_parents)
+        scores = jnp.take_along_axis(scores, index.T, axis=0)
+        return Population(take_states(codes, index.T), scores, cardinalities)
+
+    return operator
+
+
+def flip(num_children: int) -> Operator:
+    """Give each parent children that differ from it in one latent each.
+
+    The changed latents of one parent's children are distinct, up to H of them; every set of
+    latents is equally probable. A binary latent flips; another takes any of its other codes.
+
+    Raises:
+        ValueError: If `num_children` is not positive.
+    """
+    _check_positive("num_children", num_children)
+
+    def operator(rng_key: Array, population: Population) -> Array:
+        codes, _, cardinalities = population
+        free = [h for h, v in enumerate(cardinalities) if v > 1]
+        children = jnp.broadcast_to(codes, (num_children, *codes.shape))
+        if free:
+            latent_key, code_key = jax.random.split(rng_key)
+            latents = _distinct_latents(latent_key, num_children, free, codes.shape[:2])[..., None]
+            old = jnp.take_along_axis(children, latents, axis=-1)
+            new = other_codes(code_key, old, latents, cardinalities)
+            children = jnp.where(jnp.arange(codes.shape[-1]) == latents, new, codes)
+        return children.reshape(-1, *codes.shape[1:])
+
+    return operator
+
+
+def sparse_flip(num_children: int, rate: float, num_active: float) -> Operator:
+    """Flip every latent of each child at random, so that children stay sparse ([2], binary only).
+
+    A child differs from its parent in ``H rate`` latents on average, and has `num_active` latents
+    on if its parent has about as many; otherwise it comes as near as these flips allow.
+
+    Args:
+        num_children: Children of each parent.
+        rate: Mean share of the latents that flip, in (0, 1].
+        num_active: Wanted number of latents on, such as the sum of a prior's probabilities.
+
+    Raises:
+        ValueError: If an argument is out of range, or a latent is not binary.
+    """
+    _check_positive("num_children", num_children)
+    if not 0.0 < rate <= 1.0:
+        raise ValueError(f"`rate` is a share of the latents, in (0, 1]; got {rate}.")
+
+    def operator(rng_key: Array, population: Population) -> Array:
+        codes, _, cardinalities = population
+        if set(cardinalities) != {2}:
+            raise ValueError(
+                f"`sparse_flip` needs latents of 2 codes each; got cardinalities {cardinalities}. "
+                "Use flip(), which moves a latent to any other code."
+            )
+        active = jnp.sum(codes, axis=-1, dtype=jnp.int32)
+        up, down = flip_probs(active, codes.shape[-1], rate, num_active)
+        probs = jnp.where(codes == 1, down[..., None], up[..., None])
+        flips = jax.random.uniform(rng_key, (num_children, *codes.shape), jnp.float32) < probs
+        return (codes ^ flips.astype(codes.dtype)).reshape(-1, *codes.shape[1:])
+
+    return operator
+
+
+def flip_probs(
+    active: Integer[Array, "*batch"], num_latents: int, rate: float, num_active: float
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Chances of `sparse_flip` to turn a latent on that is off, and off one that is on.
+
+    With s of H latents active, target c and flip rate p, they solve ``(H - s) up + s down = H p``
+    and ``(H - s) up - s down = c - s``, where the step c - s is cut to the H p flips there are.
+
+    Args:
+        active: s, the latents that are on.
+        num_latents: H.
+        rate: p.
+        num_active: c.
+    """
+    flips = num_latents * rate
+    step = jnp.clip(num_active - active.astype(float), -flips, flips)
+    up = (flips + step) / (2.0 * (num_latents - active))
+    down = (flips - step) / (2.0 * active)
+    # All latents on, or none: there is nothing to divide by, and no use for the other chance.
+    up, down = jnp.where(active == num_latents, 0.0, up), jnp.where(active == 0, 0.0, down)
+    return jnp.minimum(up, 1.0), jnp.minimum(down, 1.0)
+
+
+def cross() -> Operator:
+    """Cut every pair of parents at one random place and swap their tails: P (P - 1) children."""
+
+    def operator(rng_key: Array, population: Population) -> Array:
+        codes = population.codes
+        num_parents, num_data, num_latents = codes.shape
+        if num_parents < 2:
+            raise ValueError(f"`cross` needs 2 parents or more; got {num_parents}.")
+        first, second = np.triu_indices(num_parents, 1)
+        shape = (len(first), num_data, 1)
+        cuts = jax.random.randint(rng_key, shape, 0, max(num_latents - 1, 1))
+        head = jnp.arange(num_latents) <= cuts
+        ours, theirs = codes[first], codes[second]
+        return jnp.concatenate([jnp.where(head, ours, theirs), jnp.where(head, theirs, ours)])
+
+    return operator
+
+
+def chain(*operators: Operator) -> Operator:
+    """Apply operators one after the other; codes go on as a population without scores.
+
+    Raises:
+        ValueError: If there is no operator.
+    """
+    _check_operators(operators)
+
+    def operator(rng_key: Array, population: Population) -> Population | Array:
+        keys, cardinalities = jax.random.split(rng_key, len(operators)), population.cardinalities
+        for key, step in zip(keys, operators[:-1], strict=False):
+            population = _as_population(step(key, population), cardinalities)
+        return operators[-1](keys[-1], population)
+
+    return operator
+
+
+def union(*operators: Operator) -> Operator:
+    """The children of several operators, each applied to the same population.
+
+    Raises:
+        ValueError: If there is no operator.
+    """
+    _check_operators(operators)
+
+    def operator(rng_key: Array, population: Population) -> Array:
+        keys = jax.random.split(rng_key, len(operators))
+        steps = zip(keys, operators, strict=True)
+        return jnp.concatenate([_codes(step(key, population)) for key, step in steps])
+
+    return operator
+
+
+def _perturb(
+    rng_key: Array, scores: Float[Array, "S B"], temperature: float
+) -> Float[Array, "S B"]:
+    """Scores whose top P are a draw without replacement (Gumbel top-k)."""
+    if math.isinf(temperature):
+        return jax.random.uniform(rng_key, scores.shape, scores.dtype)
+    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+    if temperature == 0.0:
+        return scores
+    return scores / temperature + jax.random.gumbel(rng_key, scores.shape, scores.dtype)
+
+
+def _distinct_latents(
+    rng_key: Array, num_children: int, free: list[int], shape: tuple[int, ...]
+) -> Int[Array, "C P B"]:
+    """Draws without replacement, over again after each full round (Floyd's algorithm)."""
+    rounds, rest = divmod(num_children, len(free))
+    uniforms = jax.random.uniform(rng_key, (rest, *shape), jnp.float32)
+
+    def draw(child: Array, chosen: Array) -> Array:
+        last = len(free) - rest + child
+        drawn = (uniforms[child] * (last + 1)).astype(jnp.int32)
+        taken = jnp.any(chosen == drawn, axis=0)
+        return chosen.at[child].set(jnp.where(taken, last, drawn))
+
+    chosen = jax.lax.fori_loop(0, rest, draw, jnp.full((rest, *shape), -1, jnp.int32))
+    full = jnp.tile(jnp.arange(len(free), dtype=jnp.int32), rounds)[:, None, None]
+    chosen = jnp.concatenate([jnp.broadcast_to(full, (len(full), *shape)), chosen])
+    return chosen if free == list(range(len(free))) else jnp.asarray(free)[chosen]
+
+
+def _as_population(proposed: Population | Array, cardinalities: tuple[int, ...]) -> Population:
+    if isinstance(proposed, Population):
+        return proposed
+    return Population(proposed, jnp.full(proposed.shape[:2], jnp.nan), cardinalities)
+
+
+def _codes(proposed: Population | Array) -> Array:
+    return proposed.codes if isinstance(proposed, Population) else proposed
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"`{name}` must be 1 or more; got {value}.")
+
+
+def _check_operators(operators: tuple[Operator, ...]) -> None:
+    if not operators:
+        raise ValueError("`operators` must be one or more; got none.")

@@ -1,0 +1,194 @@
+"""What one call of a model is about: the rows of its plates, and what a mask takes out.
+
+A truncated posterior keeps something for every datum, so it must know which data a minibatch holds.
+The model says so itself, by its plates: their full sizes and the rows that they subsample.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from jaxtyping import Bool, Float, Int64
+from pyro import poutine
+from pyro.distributions import MaskedDistribution, TorchDistribution
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_dvae.infer.layout import Site, base_distribution, plates_of, sample_sites
+from pyro_dvae.infer.space import Space, by_datum, own_shape
+
+
+class Minibatch(NamedTuple):
+    """What one call of a model is about."""
+
+    subsamples: poutine.Trace  # the plates' rows as the call has drawn them, to be replayed
+    latents: dict[str, Site]  # the model's latent sites, of this call
+    sizes: tuple[int, ...]  # of the shared plates
+    num_data: int  # N, cells of the shared plates before subsampling
+    rows: Int64[Tensor, "B"]  # which of the N these data are
+    unmasked: Bool[Tensor, "B H"] | None  # False where a mask takes a latent out; None: nowhere
+
+
+def read_minibatch(
+    model: Callable, own: poutine.Trace, space: Space, args: tuple, kwargs: dict
+) -> Minibatch:
+    """Run the model plainly, with the draws of `rest` in `own`, and read what it is about.
+
+    Plates that subsample do so as the surrounding handlers say, which see them.
+
+    Raises:
+        ValueError: If no site is observed, if a discrete site differs from the space's, or if the
+            rows of a plate cannot be found.
+    """
+
+    def hide(msg: Site) -> bool:
+        return msg["type"] != "sample" or not site_is_subsample(msg) or msg["name"] in own.nodes
+
+    with torch.no_grad(), poutine.block(hide_fn=hide), poutine.replay(trace=own):
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    latents = {n: site for n, site in sample_sites(trace) if not site["is_observed"]}
+    _check_sites(trace, latents, space)
+    frames = plates_of(latents[space.sites[0].name])
+    sizes, num_data, rows = (), 1, torch.zeros(1, dtype=torch.long)
+    for frame in (frames[name] for name in space.layout.plates):
+        indices = _rows_of(trace, frame)
+        full = frame.full_size or frame.size
+        rows = (rows.to(indices.device)[:, None] * full + indices).flatten()
+        sizes, num_data = (*sizes, frame.size), num_data * full
+    subsamples = poutine.Trace()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site_is_subsample(site):
+            subsamples.nodes[name] = site
+    return Minibatch(subsamples, latents, sizes, num_data, rows, _unmasked(latents, space, sizes))
+
+
+def _check_sites(trace: poutine.Trace, latents: dict[str, Site], space: Space) -> None:
+    if not any(site["is_observed"] for _, site in sample_sites(trace)):
+        raise ValueError(
+            "the model observes nothing in this call, so there is no posterior over its states. "
+            "Pass the data; to sample from the prior, call the model alone."
+        )
+    for site in space.sites:
+        found = latents.get(site.name)
+        shapes = found and (own_shape(found, space.layout), tuple(found["fn"].event_shape))
+        if shapes != (site.own_shape, site.event_shape):
+            raise ValueError(
+                f"site '{site.name}' had shape {(*site.own_shape, *site.event_shape)} per datum "
+                f"when its states were made, and is now {shapes and (*shapes[0], *shapes[1])}. "
+                "All data must have the same discrete sites; pad them, and mask the padding."
+            )
+
+
+def _rows_of(trace: poutine.Trace, frame: Any) -> Tensor:
+    """The subsample indices of a plate, in the range of its full size."""
+    site = trace.nodes.get(frame.name)
+    full = frame.full_size or frame.size
+    if site is None or site["value"] is None:
+        if frame.size != full:
+            raise ValueError(
+                f"the rows of plate '{frame.name}', {frame.size} of {full}, are not to be found. "
+                "Make the plate inside of the model, with pyro.plate."
+            )
+        return torch.arange(full)
+    indices = torch.as_tensor(site["value"])
+    if indices.device.type == "cpu" and len(indices):  # a device that works apart would have to wait
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= full:
+            raise ValueError(
+                f"plate '{frame.name}' has size {full}, so its rows are from 0 to {full - 1}; got "
+                f"rows from {low} to {high}. Check `subsample`, the rows of this minibatch."
+            )
+    return indices.long()
+
+
+def _unmasked(
+    latents: dict[str, Site], space: Space, sizes: tuple[int, ...]
+) -> Bool[Tensor, "B H"] | None:
+    """Where no mask, of a handler or of the distribution, takes a latent out of the model."""
+    parts, found = [], False
+    for site in space.sites:
+        msg = latents[site.name]
+        cells = len(site.cells)
+        mask = torch.ones((1,) * (space.layout.nesting + cells), dtype=torch.bool)
+        for own, inner in _masks(msg):
+            own = torch.as_tensor(own, dtype=torch.bool)
+            mask = mask.to(own.device) & own.reshape(*own.shape, *[1] * (cells - inner))
+            found = True
+        parts.append(by_datum(mask[None], site, space.layout, sizes, 0)[0])
+    return torch.cat(parts, -1) if found else None
+
+
+def _masks(msg: Site) -> list[tuple[Any, int]]:
+    """Masks on a site, and how many event dims lie left of where each is aligned."""
+    masks = [] if msg["mask"] is None or msg["mask"] is True else [(msg["mask"], 0)]
+    fn, inner = msg["fn"], 0
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, MaskedDistribution):
+            masks.append((fn._mask, inner))
+        inner += getattr(fn, "reinterpreted_batch_ndims", 0)
+        fn = fn.base_dist
+    return masks
+
+
+def prior_probs(latents: dict[str, Site], space: Space) -> Float[Tensor, "H V"]:
+    """Probabilities of each latent's codes in the model, in the mean of a run's data; 0 beyond."""
+    num_codes, parts = max(space.cardinalities), []
+    for site in space.sites:
+        base = base_distribution(latents[site.name]["fn"])
+        probs = base.log_prob(base.enumerate_support()).exp()
+        for dim in space.layout.dims:
+            if probs.dim() + dim - len(site.cells) > 0:
+                probs = probs.mean(dim - len(site.cells), keepdim=True)
+        probs = by_datum(probs, site, space.layout, (1,) * len(space.layout.dims), 0)[:, 0]
+        parts.append(torch.nn.functional.pad(probs.T, (0, num_codes - len(site.support))))
+    return torch.cat(parts)
+
+
+# ------------------------------------------------------------------------- values put at the sites
+
+
+class _Placed(TorchDistribution):
+    """Stands where a value is given: every value has log-density 0."""
+
+    has_rsample = False
+    arg_constraints: dict = {}  # noqa: RUF012
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_Placed":
+        return _Placed(torch.Size(batch_shape), self.event_shape, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.zeros((), device=value.device)
+
+
+def place(batch: Minibatch, names: Iterable[str], rest: Callable | None = None) -> Callable:
+    """A guide that runs `rest`, then has the sites `names` under their plates, without density.
+
+    Their values are given to `run_particles`.
+    """
+
+    def guide(*args: Any, **kwargs: Any) -> None:
+        if rest is not None:
+            rest(*args, **kwargs)
+        for name in names:
+            fn = batch.latents[name]["fn"]
+            with open_plates(batch, name):
+                pyro.sample(name, _Placed(fn.batch_shape, fn.event_shape, validate_args=False))
+
+    return guide
+
+
+def open_plates(batch: Minibatch, name: str) -> ExitStack:
+    """The plates of a site, with the rows of this call; those that handlers have seen stay."""
+    stack = ExitStack()
+    for frame in plates_of(batch.latents[name]).values():
+        site = batch.subsamples.nodes.get(frame.name)
+        rows = None if site is None else site["value"]
+        with poutine.block():
+            plate = pyro.plate(
+                frame.name, frame.full_size or frame.size, frame.size, rows, frame.dim
+            )
+        stack.enter_context(plate)
+    return stack
