@@ -4,7 +4,8 @@ Swap them as the loss of an `SVI`:
 
 - `DAPS_ELBO`: policy search, the natural gradient of a non-parametric encoder;
 - `Reinforce_ELBO`: the score function with leave-one-out and other baselines, unbiased;
-- `Exact_ELBO`: the sum over all states, where they are few.
+- `Exact_ELBO`: the sum over all states, where they are few;
+- `Truncated_ELBO`, with a `TruncatedGuide`: the best states that evolution finds for each datum.
 
 `SVI` is NumPyro's, and keeps the state of a loss that has one beside that of the programs.
 """
@@ -13,5 +14,15 @@ from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.exact import Exact_ELBO
 from numpyro_dvae.infer.reinforce import Reinforce_ELBO
 from numpyro_dvae.infer.svi import SVI
+from numpyro_dvae.infer.truncated import Truncated_ELBO
+from numpyro_dvae.infer.truncated_guide import TruncatedGuide, draws_of
 
-__all__ = ["DAPS_ELBO", "SVI", "Exact_ELBO", "Reinforce_ELBO"]
+__all__ = [
+    "DAPS_ELBO",
+    "SVI",
+    "Exact_ELBO",
+    "Reinforce_ELBO",
+    "TruncatedGuide",
+    "Truncated_ELBO",
+    "draws_of",
+]

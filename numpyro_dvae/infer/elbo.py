@@ -108,6 +108,7 @@ class ParticleELBO(ELBO):
     can_infer_discrete = True
     min_particles = 1
     with_codes = False
+    memories = "a schedule of `beta`, a `target_rate` or a moving average"
     info_class: Any  # the NamedTuple of the estimate's info
 
     def __init__(
@@ -151,8 +152,8 @@ class ParticleELBO(ELBO):
         log_beta = 0.0 if callable(self.beta) or not self.beta else math.log(self.beta)
         return BetaState(jnp.zeros((), int), jnp.asarray(log_beta, float))
 
-    def init_memory(self) -> Memory:
-        """The memory of a loss that has not run."""
+    def init_memory(self, mutable_state: dict[str, Any] | None = None) -> Memory:
+        """The memory of a loss that has not run; its shapes may depend on the mutable state."""
         nothing = jnp.full((), jnp.nan, float)
         return Memory(self.init_state(), self.info_class(*[nothing] * len(self.info_class._fields)))
 
@@ -178,17 +179,26 @@ class ParticleELBO(ELBO):
         own `Memory`.
         """
         params = dict(param_map)
+        memory = self._take_memory(params)
+        state = self.init_state() if memory is None else memory.state
+        particles, mutable = self._run(rng_key, params, model, guide, args, kwargs)
+        return self._result(self._estimate(particles, state), memory, mutable)
+
+    def _take_memory(self, params: dict[str, Any]) -> Memory | None:
+        """The loss's own memory, which is then no longer among the parameters."""
         memory = params.pop(LOSS_MEMORY, None)
         if memory is None and self.remembers:
             raise ValueError(
-                f"{type(self).__name__} remembers between steps (a schedule of `beta`, a "
-                "`target_rate` or a moving average), but its state is not there. Use "
-                "numpyro_dvae.infer.SVI, which has the arguments of numpyro.infer.SVI, or pass "
-                "the state of svi.init(...) through numpyro_dvae.infer.svi.with_memory."
+                f"{type(self).__name__} remembers between steps ({self.memories}), but its state "
+                "is not there. Use numpyro_dvae.infer.SVI, which has the arguments of "
+                "numpyro.infer.SVI, or pass the state of svi.init(...) through "
+                "numpyro_dvae.infer.svi.with_memory."
             )
-        state = self.init_state() if memory is None else memory.state
-        particles, mutable = self._run(rng_key, params, model, guide, args, kwargs)
-        estimate = self._estimate(particles, state)
+        return memory
+
+    def _result(
+        self, estimate: Estimate, memory: Memory | None, mutable: dict[str, Any]
+    ) -> dict[str, Any]:
         loss = estimate.surrogate + jax.lax.stop_gradient(estimate.loss - estimate.surrogate)
         if memory is not None:
             mutable[LOSS_MEMORY] = _renewed(memory, Memory(estimate.state, estimate.info))

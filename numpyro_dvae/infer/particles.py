@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
 from numpyro_dvae.infer.layout import (
@@ -46,7 +46,14 @@ from numpyro_dvae.infer.layout import (
 )
 from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
 
-__all__ = ["Particles", "run_particles"]
+__all__ = ["Particles", "Statistic", "run_particles"]
+
+
+class Statistic(NamedTuple):
+    """What a parameter's closed form needs of a site."""
+
+    value: Shaped[Array, "K *plates_and_entries"]
+    mask: Bool[Array, "*plates_and_entries"]  # False where an entry is masked
 
 
 class Particles(NamedTuple):
@@ -65,6 +72,7 @@ class Particles(NamedTuple):
     shared_prior: Float[Array, "K"]
     shared_q: Float[Array, "K"]
     scale: float | Array  # weight of a datum in the loss
+    statistics: dict[str, Statistic]  # of sites whose parameters have closed forms, if asked for
 
     @property
     def log_p(self) -> Float[Array, "K *plates"]:
@@ -90,6 +98,7 @@ def run_particles(
     with_entropy: bool = False,
     with_codes: bool = False,
     values: Mapping[str, Array] | None = None,
+    closed_forms: Mapping[str, Any] | None = None,
 ) -> tuple[Particles, dict[str, Any]]:
     """Draw K particles from the guide and score them under guide and model.
 
@@ -106,8 +115,10 @@ def run_particles(
         with_entropy: Also collect closed-form entropies; None if a site offers none.
         with_codes: Also return the discrete latents; None beside reparameterised latents of a
             datum or infinite support, where no two particles are equal.
-        values: Values of guide sites in place of draws, ``(K, *batch, *event)`` with singleton
-            batch dims where they broadcast; every other site is then drawn once for all K.
+        values: Values of sites in place of draws, ``(K, *batch, *event)`` with singleton
+            batch dims where they broadcast; every other site is then drawn once for all K. Sites
+            of the model that the guide does not have take values too.
+        closed_forms: Of some of the model's sites, the `models.ClosedForm`.
 
     Returns:
         The record, and the mutable state that the programs leave: of floats the mean over the
@@ -116,7 +127,7 @@ def run_particles(
     Raises:
         ValueError: If the shape of a site's log-density is not explained by its plates.
     """
-    subsample_key, draw_key = jax.random.split(rng_key)
+    (subsample_key, draw_key), forms = jax.random.split(rng_key), closed_forms or {}
 
     def run(particle: tuple[Array | None, dict[str, Array]]) -> tuple[Particles, dict[str, Any]]:
         key, given = particle
@@ -124,11 +135,12 @@ def run_particles(
         key = draw_key if key is None else key
         traces = trace_pair(key, model, guide, args, kwargs, draw)
         mutable = mutable_values(traces[0]) | mutable_values(traces[1])
-        return _record(*traces, layout, with_entropy, with_codes), mutable
+        return _record(*traces, layout, with_entropy, with_codes, forms), mutable
 
     keys = None if values else jax.random.split(draw_key, num_particles)
     particles, mutable = _over_particles(vectorize)(run, (keys, dict(values or {})))
-    particles = particles._replace(scale=particles.scale[0])
+    statistics = {n: s._replace(mask=s.mask[0]) for n, s in particles.statistics.items()}
+    particles = particles._replace(scale=particles.scale[0], statistics=statistics)
     return particles, jax.tree.map(_merge, mutable)
 
 
@@ -219,7 +231,12 @@ def _datum_scale(layout: Layout, trace: Trace) -> float:
 
 
 def _record(
-    guide_trace: Trace, model_trace: Trace, layout: Layout, with_entropy: bool, with_codes: bool
+    guide_trace: Trace,
+    model_trace: Trace,
+    layout: Layout,
+    with_entropy: bool,
+    with_codes: bool,
+    closed_forms: Mapping[str, Any],
 ) -> Particles:
     """The record of one particle, without the axis K."""
     ledger = _Ledger(layout, {**model_trace, **guide_trace})
@@ -250,7 +267,38 @@ def _record(
         shared_prior=ledger.total_shared("prior"),
         shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_rest"),
         scale=jnp.asarray(ledger.scale, log_likelihood.dtype),
+        statistics={
+            name: _statistic(model_trace[name], form, layout) for name, form in closed_forms.items()
+        },
     )
+
+
+def _statistic(site: Site, form: Any, layout: Layout) -> Statistic:
+    fn, event_dim = site["fn"], site["fn"].event_dim
+    value = jax.lax.stop_gradient(form.statistic(fn, site["value"]))
+    batch = value.ndim - event_dim
+    value = value.reshape(*(1,) * (layout.nesting - batch), *value.shape)
+    entries = event_dim - base_distribution(fn).event_dim
+    mask = entry_mask(fn, entries)
+    mask = mask.reshape(*mask.shape, *(1,) * (event_dim - entries))
+    mask = jnp.broadcast_to(mask, value.shape)
+    ahead, places = [layout.nesting + dim for dim in layout.dims], range(len(layout.dims))
+    return Statistic(jnp.moveaxis(value, ahead, places), jnp.moveaxis(mask, ahead, places))
+
+
+def entry_mask(fn: Any, entries: int) -> Bool[Array, "*batch_entries"]:
+    """Where no mask silences an entry of a site.
+
+    Entries are the cells of the `entries` event dims that the distribution takes as independent.
+    """
+    mask = jnp.ones((1,) * entries, bool)
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, MaskedDistribution):
+            own = jnp.asarray(fn._mask, bool)
+            mask = mask & own.reshape(*own.shape, *(1,) * entries)
+        entries -= getattr(fn, "reinterpreted_batch_ndims", 0)
+        fn = fn.base_dist
+    return mask
 
 
 def _repeats(site: Site) -> bool:

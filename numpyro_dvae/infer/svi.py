@@ -39,8 +39,9 @@ def with_memory(svi_state: SVIState, loss: Any) -> SVIState:
     """Add the memory of a loss that has not run; the way to use NumPyro's own `SVI`."""
     if not isinstance(loss, ParticleELBO):
         return svi_state
-    mutable = {**(svi_state.mutable_state or {}), LOSS_MEMORY: loss.init_memory()}
-    return svi_state._replace(mutable_state=mutable)
+    mutable = dict(svi_state.mutable_state or {})
+    memory = {LOSS_MEMORY: loss.init_memory(mutable)}
+    return svi_state._replace(mutable_state=mutable | memory)
 
 
 def loss_info(svi_state: SVIState) -> Any:

@@ -1,0 +1,234 @@
+"""E-steps of truncated posteriors: score states under a model, propose children, keep the best.
+
+At fixed parameters the bound of a datum is the logsumexp of its members' scores; a set only ever
+swaps a member for a state that scores higher, so the bound never falls.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
+from numpyro.handlers import block, seed, substitute, trace
+
+from numpyro_dvae.infer._minibatch import Minibatch
+from numpyro_dvae.infer.layout import Draw
+from numpyro_dvae.infer.particles import Particles, run_particles
+from numpyro_dvae.infer.space import Space, decode, encode
+from numpyro_dvae.ops.evolution import Operator, Population, chain, flip, select
+from numpyro_dvae.ops.states import (
+    code_dtype,
+    first_occurrences,
+    hash_states,
+    keep_best,
+    zobrist_table,
+)
+
+_PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
+_CACHE_BYTES, _DEVICE_BYTES = 2**21, 2**28  # of the largest temporary that scoring makes at once
+
+
+class Call(NamedTuple):
+    """One call of a model, and what is known of it."""
+
+    rng_key: Array
+    params: dict[str, Any]
+    model: Callable  # with parameters and rows of plates
+    rest: Callable  # the same
+    args: tuple
+    kwargs: dict
+    space: Space
+    batch: Minibatch
+    vectorize: bool
+
+
+class Evolved(NamedTuple):
+    """Sets after an E-step."""
+
+    codes: Integer[Array, "S B H"]
+    replaced: Float[Array, ""]  # fraction of the members that are new
+
+
+_current: ContextVar[Call | None] = ContextVar("the call that an E-step is about", default=None)
+
+
+def log_weights(particles: Particles, beta: float | Array = 1.0) -> Float[Array, "S *plates"]:
+    """Unnormalised ``log q``: the beta-ELBO's best weights of given states."""
+    return particles.log_likelihood / beta + particles.log_prior - particles.log_q_rest
+
+
+def run_states(
+    call: Call,
+    codes: Integer[Array, "S B H"],
+    closed_forms: Mapping[str, Any] | None = None,
+) -> tuple[Particles, dict[str, Any]]:
+    """The record of given states, all with the same draws of the other latents."""
+    with block():
+        return run_particles(
+            call.rng_key,
+            call.model,
+            call.rest,
+            call.args,
+            call.kwargs,
+            call.space.layout,
+            len(codes),
+            vectorize=call.vectorize,
+            values=decode(call.space, codes, call.batch.sizes),
+            closed_forms=closed_forms,
+        )
+
+
+def score_states(
+    call: Call, codes: Integer[Array, "S B H"], beta: float | Array = 1.0
+) -> Float[Array, "S B"]:
+    """Log joints of states, in pieces that a cache holds."""
+
+    def score(codes: Array) -> Array:
+        return log_weights(run_states(call, codes)[0], beta).reshape(len(codes), -1)
+
+    count, size = len(codes), _piece(score, codes)
+    if size >= count:
+        return score(codes)
+    pieces = jnp.concatenate([codes, codes[: -count % size]]).reshape(-1, size, *codes.shape[1:])
+    return jax.lax.map(score, pieces).reshape(-1, codes.shape[1])[:count]
+
+
+def _piece(score: Callable[[Array], Array], codes: Array) -> int:
+    """How many states to score at once: few temporaries at a time, few states twice."""
+    one = jax.make_jaxpr(score)(jax.ShapeDtypeStruct((1, *codes.shape[1:]), codes.dtype))
+    limit = _CACHE_BYTES if jax.default_backend() == "cpu" else _DEVICE_BYTES
+    most = min(max(limit // _largest_bytes(one.jaxpr), 1), len(codes))
+    return min(range(most, most // 2, -1), key=lambda size: -len(codes) % size)
+
+
+def _largest_bytes(jaxpr: Any) -> int:
+    """Of all arrays that a program makes on its way."""
+    sizes = [1]
+    for equation in jaxpr.eqns:
+        sizes += [_bytes(variable.aval) for variable in equation.outvars]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                sizes.append(_largest_bytes(getattr(inner, "jaxpr", inner)))
+    return max(sizes)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns")
+
+
+def _bytes(aval: Any) -> int:
+    return math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 4)
+
+
+def distinct(call: Call, codes: Integer[Array, "S B H"]) -> Bool[Array, "S B"]:
+    """The first of equal states; duplicates must not count twice."""
+    return first_occurrences(hash_states(codes, zobrist_table(call.space.cardinalities)))
+
+
+def evolve_sets(
+    rng_key: Array,
+    call: Call,
+    codes: Integer[Array, "S B H"],
+    evolve: Operator | None,
+    *,
+    beta: float | Array = 1.0,
+    generations: int = 1,
+    sweeps: int | Array = 1,
+) -> Evolved:
+    """Propose children of the sets' states, and keep the S best distinct ones.
+
+    Args:
+        rng_key: Key of the proposals.
+        call: What the states are of; no gradient may flow into its parameters.
+        codes: The sets.
+        evolve: From a population to children's codes.
+        beta: Weight of the rate in the scores.
+        generations: Rounds of children in a sweep, each from those of the one before.
+        sweeps: How often to start from the sets; traced, if a schedule says so.
+    """
+    operator = evolve or default_evolve(len(codes))
+
+    def sweep(i: int | Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        codes, scores, is_old = carry
+        parents = Population(codes, scores, call.space.cardinalities)
+        for key in jax.random.split(jax.random.fold_in(rng_key, i), generations):
+            children = _children(call, operator(key, parents))
+            candidates = jnp.concatenate([codes, children])
+            first = distinct(call, candidates)[len(codes) :]
+            found = jnp.where(first, score_states(call, children, beta), -jnp.inf)
+            parents = Population(children, found, call.space.cardinalities)
+            best = keep_best(candidates, jnp.concatenate([scores, found]), len(codes))
+            was_old = jnp.concatenate([is_old, jnp.zeros_like(first)])
+            is_old = jnp.take_along_axis(was_old, best.index, axis=0)
+            codes, scores = best.codes, best.scores
+        return codes, scores, is_old
+
+    scores = jnp.where(distinct(call, codes), score_states(call, codes, beta), -jnp.inf)
+    carry = codes, scores, jnp.ones(scores.shape, bool)
+    token = _current.set(call)
+    try:
+        one = isinstance(sweeps, int) and sweeps == 1
+        carry = sweep(0, carry) if one else jax.lax.fori_loop(0, sweeps, sweep, carry)
+    finally:
+        _current.reset(token)
+    return Evolved(carry[0], 1.0 - carry[2].astype(scores.dtype).mean())
+
+
+def default_evolve(num_states: int) -> Operator:
+    """The published proposal: parents by their weights, children that differ in one latent."""
+    return chain(select(min(_PARENTS, num_states)), flip(_CHILDREN))
+
+
+def unmasked(batch: Minibatch, codes: Integer[Array, "S B H"]) -> Integer[Array, "S B H"]:
+    """Code 0 for latents that a mask takes out: states that differ in these alone are one."""
+    return codes if batch.unmasked is None else jnp.where(batch.unmasked, codes, 0)
+
+
+def _children(call: Call, proposed: Population | Array) -> Integer[Array, "C B H"]:
+    codes = proposed.codes if isinstance(proposed, Population) else proposed
+    shape = len(call.batch.rows), len(call.space.cardinalities)
+    if getattr(codes, "ndim", 0) != 3 or codes.shape[1:] != shape:
+        raise ValueError(
+            f"`evolve` must return codes of children, of shape (children, {shape[0]} data, "
+            f"{shape[1]} latents); got {getattr(codes, 'shape', type(codes).__name__)}."
+        )
+    return unmasked(call.batch, codes.astype(code_dtype(call.space.cardinalities)))
+
+
+def draws_of(guide: Callable, num_draws: int) -> Operator:
+    """An operator for `evolve`: children are `num_draws` draws from an amortised guide.
+
+    The guide is called with the model's arguments, without gradient; it must sample all discrete
+    sites of a datum. Its parameters are those of the `SVI`, or substituted before. Combine it with
+    others by `ops.evolution.union`.
+
+    Raises:
+        ValueError: If `num_draws` is not positive, or if the guide lacks a discrete site.
+    """
+    if num_draws < 1:
+        raise ValueError(f"`num_draws` must be 1 or more; got {num_draws}.")
+
+    def operator(rng_key: Array, population: Population) -> Array:
+        call = _current.get()
+        if call is None:
+            raise ValueError("draws_of(...) proposes inside of an E-step, where there are data.")
+        names = [site.name for site in call.space.sites]
+        program = substitute(guide, data=call.params | call.batch.subsamples)
+
+        def draw(key: Array) -> dict[str, Array]:
+            with block(), Draw(key, {}):
+                found = trace(seed(program, key)).get_trace(*call.args, **call.kwargs)
+            if missing := [name for name in names if name not in found]:
+                raise ValueError(
+                    "draws_of(guide) needs a guide with the model's discrete sites "
+                    f"{names}; it has no {missing}."
+                )
+            return {name: found[name]["value"] for name in names}
+
+        values = jax.vmap(draw)(jax.random.split(rng_key, num_draws))
+        return encode(call.space, values, call.batch.sizes)
+
+    return operator
