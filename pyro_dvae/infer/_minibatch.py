@@ -4,7 +4,6 @@ A truncated posterior keeps something for every datum, so it must know which dat
 The model says so itself, by its plates: their full sizes and the rows that they subsample.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -13,11 +12,12 @@ import pyro
 import torch
 from jaxtyping import Bool, Float, Int64
 from pyro import poutine
-from pyro.distributions import MaskedDistribution, TorchDistribution
+from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_dvae.infer.layout import Site, base_distribution, plates_of, sample_sites
+from pyro_dvae.infer.particles import entry_mask
 from pyro_dvae.infer.space import Space, by_datum, own_shape
 
 
@@ -29,6 +29,7 @@ class Minibatch(NamedTuple):
     sizes: tuple[int, ...]  # of the shared plates
     num_data: int  # N, cells of the shared plates before subsampling
     rows: Int64[Tensor, "B"]  # which of the N these data are
+    closed_forms: dict[str, Any]  # of sites that ask for them, the `models.ClosedForm`
     unmasked: Bool[Tensor, "B H"] | None  # False where a mask takes a latent out; None: nowhere
 
 
@@ -52,7 +53,8 @@ def read_minibatch(
     latents = {n: site for n, site in sample_sites(trace) if not site["is_observed"]}
     _check_sites(trace, latents, space)
     frames = plates_of(latents[space.sites[0].name])
-    sizes, num_data, rows = (), 1, torch.zeros(1, dtype=torch.long)
+    sizes: tuple[int, ...] = ()
+    num_data, rows = 1, torch.zeros(1, dtype=torch.long)
     for frame in (frames[name] for name in space.layout.plates):
         indices = _rows_of(trace, frame)
         full = frame.full_size or frame.size
@@ -62,7 +64,10 @@ def read_minibatch(
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and site_is_subsample(site):
             subsamples.nodes[name] = site
-    return Minibatch(subsamples, latents, sizes, num_data, rows, _unmasked(latents, space, sizes))
+    forms = {n: site["infer"].get("closed_form") for n, site in sample_sites(trace)}
+    forms = {name: form for name, form in forms.items() if form is not None}
+    kept = _unmasked(latents, space, sizes)
+    return Minibatch(subsamples, latents, sizes, num_data, rows, forms, kept)
 
 
 def _check_sites(trace: poutine.Trace, latents: dict[str, Site], space: Space) -> None:
@@ -94,7 +99,9 @@ def _rows_of(trace: poutine.Trace, frame: Any) -> Tensor:
             )
         return torch.arange(full)
     indices = torch.as_tensor(site["value"])
-    if indices.device.type == "cpu" and len(indices):  # a device that works apart would have to wait
+    if indices.device.type == "cpu" and len(
+        indices
+    ):  # a device that works apart would have to wait
         low, high = int(indices.min()), int(indices.max())
         if low < 0 or high >= full:
             raise ValueError(
@@ -108,29 +115,14 @@ def _unmasked(
     latents: dict[str, Site], space: Space, sizes: tuple[int, ...]
 ) -> Bool[Tensor, "B H"] | None:
     """Where no mask, of a handler or of the distribution, takes a latent out of the model."""
-    parts, found = [], False
+    masks = {site.name: entry_mask(latents[site.name], len(site.cells)) for site in space.sites}
+    if all(mask.numel() == 1 and bool(mask) for mask in masks.values()):
+        return None
+    parts = []
     for site in space.sites:
-        msg = latents[site.name]
-        cells = len(site.cells)
-        mask = torch.ones((1,) * (space.layout.nesting + cells), dtype=torch.bool)
-        for own, inner in _masks(msg):
-            own = torch.as_tensor(own, dtype=torch.bool)
-            mask = mask.to(own.device) & own.reshape(*own.shape, *[1] * (cells - inner))
-            found = True
-        parts.append(by_datum(mask[None], site, space.layout, sizes, 0)[0])
-    return torch.cat(parts, -1) if found else None
-
-
-def _masks(msg: Site) -> list[tuple[Any, int]]:
-    """Masks on a site, and how many event dims lie left of where each is aligned."""
-    masks = [] if msg["mask"] is None or msg["mask"] is True else [(msg["mask"], 0)]
-    fn, inner = msg["fn"], 0
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, MaskedDistribution):
-            masks.append((fn._mask, inner))
-        inner += getattr(fn, "reinterpreted_batch_ndims", 0)
-        fn = fn.base_dist
-    return masks
+        part = by_datum(masks[site.name][None], site, space.layout, sizes, 0)[0]
+        parts.append(part.to(site.support.device))
+    return torch.cat(parts, -1)
 
 
 def prior_probs(latents: dict[str, Site], space: Space) -> Float[Tensor, "H V"]:
@@ -192,3 +184,33 @@ def open_plates(batch: Minibatch, name: str) -> ExitStack:
             )
         stack.enter_context(plate)
     return stack
+
+
+def draws_in(own: poutine.Trace, nesting: int) -> list[poutine.Trace]:
+    """The draws of `rest` one particle at a time, if handlers have made it draw several."""
+    depths = {name: _batch_dims(site) for name, site in sample_sites(own)}
+    counts = {len(own.nodes[n]["value"]) for n, depth in depths.items() if depth > nesting}
+    return [_particle(own, depths, nesting, k) for k in range(max(counts, default=1))]
+
+
+def _particle(own: poutine.Trace, depths: dict[str, int], nesting: int, k: int) -> poutine.Trace:
+    drawn = poutine.Trace()
+    for name, site in own.nodes.items():
+        if depths.get(name, 0) > nesting:
+            value = site["value"]
+            site = {**site, "value": value[k if len(value) > 1 else 0]}
+        drawn.nodes[name] = site
+    return drawn
+
+
+def given(own: poutine.Trace, nesting: int) -> dict[str, Tensor]:
+    """The draws of `rest` as `run_particles` takes them, without gradient."""
+    values = {}
+    for name, site in sample_sites(own):
+        value = site["value"].detach()
+        values[name] = value.reshape(*[1] * (nesting + 1 - _batch_dims(site)), *value.shape)
+    return values
+
+
+def _batch_dims(site: Site) -> int:
+    return site["value"].dim() - site["fn"].event_dim

@@ -20,10 +20,11 @@ References:
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pyro import distributions as dist
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -43,7 +44,14 @@ from pyro_dvae.infer.layout import (
     with_particle_axis,
 )
 
-__all__ = ["Particles", "broadcasts", "run_particles"]
+__all__ = ["Particles", "Statistic", "broadcasts", "run_particles"]
+
+
+class Statistic(NamedTuple):
+    """What a parameter's closed form needs of a site."""
+
+    value: Shaped[Tensor, "K *plates_and_entries"]
+    mask: Bool[Tensor, "*plates_and_entries"]  # False where an entry is masked
 
 
 class Particles(NamedTuple):
@@ -62,6 +70,7 @@ class Particles(NamedTuple):
     shared_prior: Float[Tensor, "K"]
     shared_q: Float[Tensor, "K"]
     scale: float | Tensor  # weight of a datum in the loss
+    statistics: dict[str, Statistic]  # of sites whose parameters have closed forms, if asked for
 
     @property
     def log_p(self) -> Float[Tensor, "K *plates"]:
@@ -86,6 +95,7 @@ def run_particles(
     with_entropy: bool = False,
     with_codes: bool = False,
     values: Mapping[str, Tensor] | None = None,
+    closed_forms: Mapping[str, Any] | None = None,
 ) -> Particles:
     """Draw K particles from the guide and score them under guide and model.
 
@@ -101,23 +111,26 @@ def run_particles(
         with_codes: Also return the discrete latents; None beside reparameterised latents of a
             datum or infinite support, where no two particles are equal.
         values: Values of guide sites in place of draws, ``(K, *batch, *event)`` with singleton
-            batch dims where they broadcast; every other site is then drawn once for all K.
+            batch dims where they broadcast, or one for all K as ``(1, *batch, *event)``; every
+            other site is then drawn once for all K.
+        closed_forms: Of some of the model's sites, the `models.ClosedForm`.
 
     Raises:
         ValueError: If the shape of a site's log-density is not explained by its plates.
     """
-    given = values or {}
+    given, forms = values or {}, closed_forms or {}
     if vectorize:
         draw = DrawTogether(1 if given else num_particles, layout.nesting, given)
         traces = trace_pair(model, guide, args, kwargs, draw)
-        return _record(*traces, num_particles, layout, with_entropy, with_codes)
+        return _record(*traces, num_particles, layout, with_entropy, with_codes, forms)
     records, minibatch = [], poutine.Trace()
     for k in range(num_particles):
-        draw = DrawTogether(None, layout.nesting, {name: value[k] for name, value in given.items()})
+        own = {name: value[k if len(value) > 1 else 0] for name, value in given.items()}
+        draw = DrawTogether(None, layout.nesting, own)
         with poutine.replay(trace=minibatch):  # every particle sees the same subsample
             traces = trace_pair(model, guide, args, kwargs, draw)
         minibatch = _minibatch(traces)
-        records.append(_record(*traces, 1, layout, with_entropy, with_codes))
+        records.append(_record(*traces, 1, layout, with_entropy, with_codes, forms))
     return _concatenate(records)
 
 
@@ -135,12 +148,12 @@ def broadcasts(
     with torch.no_grad():
         draw = DrawTogether(num_particles, layout.nesting, {})
         traces = trace_pair(model, guide, args, kwargs, draw)
-        together = _record(*traces, num_particles, layout, False, False)
+        together = _record(*traces, num_particles, layout)
         drawn = [(n, site) for n, site in sample_sites(traces[0]) if not site["is_observed"]]
         last = DrawTogether(None, layout.nesting, {name: site["value"][-1] for name, site in drawn})
         with poutine.replay(trace=_minibatch(traces)):
             pairs = [trace_pair(model, guide, args, kwargs, last) for _ in range(2)]
-        alone = [_record(*pair, 1, layout, False, False) for pair in pairs]
+        alone = [_record(*pair, 1, layout) for pair in pairs]
     if not _agree(alone[0].log_p[-1], alone[1].log_p[-1]):
         return True
     return all(
@@ -239,8 +252,9 @@ def _record(
     model_trace: poutine.Trace,
     num_particles: int,
     layout: Layout,
-    with_entropy: bool,
-    with_codes: bool,
+    with_entropy: bool = False,
+    with_codes: bool = False,
+    closed_forms: Mapping[str, Any] = MappingProxyType({}),
 ) -> Particles:
     ledger, entropies_known = _Ledger(layout, num_particles), with_entropy
     for _, site in sample_sites(guide_trace):
@@ -268,7 +282,49 @@ def _record(
         shared_prior=ledger.total_shared("prior"),
         shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_rest"),
         scale=ledger.scale,
+        statistics={
+            name: _statistic(model_trace.nodes[name], form, layout)
+            for name, form in closed_forms.items()
+        },
     )
+
+
+def _statistic(site: Site, form: Any, layout: Layout) -> Statistic:
+    with torch.no_grad():
+        value = form.statistic(site["fn"], site["value"])
+        entries = site["fn"].event_dim - base_distribution(site["fn"]).event_dim
+        batch = value.dim() - site["fn"].event_dim
+        value = value.reshape(*[1] * (layout.nesting + 1 - batch), *value.shape)
+        mask = entry_mask(site, entries)
+        mask = mask.reshape(*mask.shape, *[1] * (site["fn"].event_dim - entries))
+        while mask.dim() >= value.dim():  # of a program that has made a particle axis itself
+            mask = mask[0]
+        mask = mask.to(value.device).expand(value.shape[1:])
+        ahead = [1 + layout.nesting + dim for dim in layout.dims]
+        value = value.movedim(ahead, tuple(range(1, 1 + len(ahead))))
+        return Statistic(value, mask.movedim([d - 1 for d in ahead], tuple(range(len(ahead)))))
+
+
+def entry_mask(site: Site, entries: int) -> Bool[Tensor, "*batch_entries"]:
+    """Where no mask, of a handler or of the distribution, silences an entry of a site.
+
+    Entries are the cells of the `entries` event dims that the distribution takes as independent.
+    """
+    mask = torch.ones((1,) * entries, dtype=torch.bool)
+    if site["mask"] is not None:
+        mask = _also(mask, site["mask"], entries)
+    fn, inner = site["fn"], 0  # event dims that belong to the batch of this inner distribution
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, dist.MaskedDistribution):
+            mask = _also(mask, fn._mask, entries - inner)
+        inner += getattr(fn, "reinterpreted_batch_ndims", 0)
+        fn = fn.base_dist
+    return mask
+
+
+def _also(mask: Tensor, other: bool | Tensor, missing: int) -> Tensor:
+    other = torch.as_tensor(other, dtype=torch.bool)
+    return mask.to(other.device) & other.reshape(*other.shape, *[1] * missing)
 
 
 def _repeats(site: Site) -> bool:
@@ -304,9 +360,15 @@ def _prediction(trace: poutine.Trace, layout: Layout, num_particles: int) -> Ten
 
 
 def _concatenate(records: list[Particles]) -> Particles:
-    fields = [field for field in Particles._fields if field != "scale"]
+    fields = [field for field in Particles._fields if field not in ("scale", "statistics")]
     columns = {field: [getattr(record, field) for record in records] for field in fields}
     joined: dict[str, Any] = {
         field: None if column[0] is None else torch.cat(column) for field, column in columns.items()
     }
-    return Particles(**joined, scale=records[0].scale)
+    statistics = {
+        name: Statistic(
+            torch.cat([record.statistics[name].value for record in records]), first.mask
+        )
+        for name, first in records[0].statistics.items()
+    }
+    return Particles(**joined, scale=records[0].scale, statistics=statistics)

@@ -72,10 +72,8 @@ class Space(NamedTuple):
 # ------------------------------------------------------------------------------- the model's space
 
 
-def find_space(
-    model: Callable, rest: Callable | None, args: tuple, kwargs: dict
-) -> tuple[Space, poutine.Trace]:
-    """The states of a datum of `model`, whose other latents `rest` samples; and a plain run.
+def find_space(model: Callable, rest: Callable | None, args: tuple, kwargs: dict) -> Space:
+    """The states of a datum of `model`, whose other latents `rest` samples.
 
     Raises:
         ValueError: If a site that `rest` does not sample has no finite support, if one that it
@@ -95,7 +93,7 @@ def find_space(
             f"outside of it may depend on them; got {listed or 'no discrete site'}. Put them "
             "under the data plate, or marginalise those that are global."
         )
-    return Space(layout, tuple(_code_site(n, s, layout) for n, s in sites.items())), trace
+    return Space(layout, tuple(_code_site(n, s, layout) for n, s in sites.items()))
 
 
 def latents_of(model: Callable, rest: Callable | None) -> Callable:

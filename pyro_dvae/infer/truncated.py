@@ -23,13 +23,29 @@ References:
         23(21), 2022.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
+from pyro import poutine
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import BetaState, ParticleELBO
+from pyro_dvae.infer._estep import (
+    Call,
+    evolve_sets,
+    hashes_of,
+    log_weights,
+    score_states,
+)
+from pyro_dvae.infer._minibatch import place
+from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO
+from pyro_dvae.infer.particles import Particles, Statistic, run_particles
+from pyro_dvae.infer.space import decode
+from pyro_dvae.infer.truncated_guide import TruncatedGuide
+from pyro_dvae.ops.evolution import Operator
+from pyro_dvae.ops.states import first_occurrences
 
 __all__ = ["TruncatedInfo", "TruncatedState", "Truncated_ELBO"]
 
@@ -60,13 +76,13 @@ class Truncated_ELBO(ParticleELBO):
     Evaluation without gradient leaves the sets as they are.
 
     Args:
-        evolve: Makes children of a population of states, built from `ops.states`; the default is
-            ``chain(select(10), flip(9))``, fewer parents where S < 10.
+        evolve: Makes children of a population of states, built from `ops.evolution`; the default
+            is ``chain(select(10), flip(9))``, fewer parents where S < 10.
         generations: Rounds of children in a sweep, each from the children of the one before.
         sweeps: E-steps per step, a number or a schedule ``step -> number``; 0 leaves the sets.
         closed_form: Whether to make the updates that sites ask for, or a schedule.
-        **options: `beta`, `target_rate`, `max_plate_nesting` and `vectorize_particles`, see
-            `ParticleELBO`. Without `vectorize_particles` one state is scored after another.
+        beta: Weight of the rate, a positive number or a schedule.
+        target_rate: Bits per datum that the latents should carry; beta is then steered to it.
 
     Raises:
         ValueError: If an argument is out of range, or the guide is no `TruncatedGuide`.
@@ -74,11 +90,151 @@ class Truncated_ELBO(ParticleELBO):
 
     def __init__(
         self,
-        evolve: Callable | None = None,
+        evolve: Operator | None = None,
         *,
         generations: int = 1,
         sweeps: int | Callable[[int], int] = 1,
         closed_form: bool | Callable[[int], bool] = True,
-        **options: Any,
+        beta: float | Callable[[int], float] = 1.0,
+        target_rate: float | None = None,
     ) -> None:
-        raise NotImplementedError
+        if not isinstance(generations, int) or generations < 1:
+            raise ValueError(f"`generations` must be an integer of at least 1; got {generations}.")
+        if not callable(sweeps) and (not isinstance(sweeps, int) or sweeps < 0):
+            raise ValueError(f"`sweeps` must be 0 or more, or a schedule; got {sweeps}.")
+        if not callable(beta) and not beta > 0:
+            raise ValueError(f"`beta` must be positive, or a schedule; got {beta}.")
+        super().__init__(1, beta=beta, target_rate=target_rate, closed_form_entropy=False)
+        self.evolve, self.generations = evolve, generations
+        self.sweeps, self.closed_form = sweeps, closed_form
+        self._forms: dict[str, Any] = {}
+        self._num_data = 0
+
+    def init_state(self) -> TruncatedState:
+        """What the first step needs."""
+        return TruncatedState(super().init_state(), {}, {}, 0)
+
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Float[Tensor, ""]:
+        """Minus the ELBO, with the bound's gradient; advances the sets and the state."""
+        if torch.is_grad_enabled():
+            self._set_closed_forms()
+        return super().differentiable_loss(model, guide, *args, **kwargs)
+
+    def loss_and_grads(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Float[Tensor, ""]:
+        """`differentiable_loss` and its backward pass; then the closed forms, if they are due."""
+        loss = super().loss_and_grads(model, guide, *args, **kwargs)
+        self._set_closed_forms()
+        return loss
+
+    # ------------------------------------------------------------------------------ E- and M-step
+
+    def _evaluate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
+        if not isinstance(guide, TruncatedGuide):
+            raise ValueError(
+                "Truncated_ELBO needs a guide that keeps states, TruncatedGuide(model, ...); got "
+                f"{type(guide).__name__}."
+            )
+        beta, step = self._current_beta(self.state.beta), self.state.beta.step
+        own = guide.draw_rest(args, kwargs)
+        call = guide.read(own, args, kwargs)._replace(model=model)
+        codes, replaced = guide.members(call), torch.zeros(())
+        sweeps = self.sweeps(step) if callable(self.sweeps) else self.sweeps
+        if torch.is_grad_enabled() and sweeps:
+
+            def score(codes: Tensor) -> Tensor:
+                return score_states(call, codes, own, beta)
+
+            with torch.no_grad():
+                codes, replaced = evolve_sets(
+                    call, codes, score, self.evolve, self.generations, int(sweeps)
+                )
+                guide.store(call, codes)
+        gather = self.closed_form(step) if callable(self.closed_form) else self.closed_form
+        self._forms = call.batch.closed_forms if gather else {}
+        self._num_data = call.batch.num_data
+        estimate = self._estimate(self._run_members(call, codes, guide.rest), self.state)
+        return estimate._replace(info=estimate.info._replace(replaced=replaced))
+
+    def _run_members(self, call: Call, codes: Tensor, rest: Callable | None) -> Particles:
+        """The members as particles of the model, with gradient; repeated ones weigh nothing."""
+        names = [site.name for site in call.space.sites]
+        with poutine.replay(trace=call.batch.subsamples):
+            particles = run_particles(
+                call.model,
+                place(call.batch, names, rest),
+                call.args,
+                call.kwargs,
+                call.space.layout,
+                len(codes),
+                vectorize=call.vectorize,
+                values=decode(call.space, codes, call.batch.sizes),
+                closed_forms=self._forms,
+            )
+        first = first_occurrences(hashes_of(call, codes)).reshape(particles.log_prior.shape)
+        return particles._replace(log_prior=torch.where(first, particles.log_prior, -math.inf))
+
+    def _estimate(self, particles: Particles, state: TruncatedState) -> Estimate:
+        beta = self._current_beta(state.beta)
+        scores = log_weights(particles, beta)
+        bound = beta * scores.logsumexp(0)
+        weights = scores.detach().softmax(0)
+        likelihood = torch.where(weights > 0, particles.log_likelihood.detach(), 0.0)
+        likelihood = (weights * likelihood).sum(0)
+        elbo = bound.detach() / beta + (1.0 - 1.0 / beta) * likelihood
+        rate = (likelihood - elbo).mean()
+        shared_rate = particles.shared_prior - particles.shared_q
+        shared = particles.shared_likelihood
+        return Estimate(
+            loss=-particles.scale * elbo.sum() - (shared + shared_rate).detach().mean(),
+            surrogate=-particles.scale * bound.sum() - (shared + beta * shared_rate).mean(),
+            info=TruncatedInfo(
+                elbo=elbo.mean(),
+                beta_elbo=bound.detach().mean(),
+                rate=rate / math.log(2),
+                beta=beta,
+                ess=(1.0 / weights.square().sum(0)).mean(),
+                replaced=torch.zeros_like(rate),
+            ),
+            state=self._next_state(particles, weights, state, rate),
+        )
+
+    # ------------------------------------------------------------------------------- closed forms
+
+    def _next_state(
+        self, particles: Particles, weights: Tensor, state: TruncatedState, rate: Tensor
+    ) -> TruncatedState:
+        """Add the statistics of these data to those since the last update."""
+        beta_state = self._next_beta_state(state.beta, rate)
+        if not particles.statistics:
+            return TruncatedState(beta_state, {}, {}, 0)
+        totals, counts = {}, {}
+        for name, statistic in particles.statistics.items():
+            total, count = _sums(statistic, weights)
+            totals[name] = state.totals.get(name, 0.0) + total
+            counts[name] = state.counts.get(name, 0.0) + count
+        return TruncatedState(beta_state, totals, counts, state.rows + weights[0].numel())
+
+    def _set_closed_forms(self) -> None:
+        """Set the parameters if all data have been seen since the last time.
+
+        Before or after a step, since autograd holds on to the values that a step has used.
+        """
+        if not self._forms or self.state.rows < self._num_data:
+            return
+        with torch.no_grad():
+            for name, form in self._forms.items():
+                total, count = self.state.totals[name], self.state.counts[name]
+                form.target.copy_(form.solve(total, count, form.target))
+        self.state = TruncatedState(self.state.beta, {}, {}, 0)
+
+
+def _sums(statistic: Statistic, weights: Float[Tensor, "S *plates"]) -> tuple[Tensor, Tensor]:
+    """Of q's mean statistic, and of the entries that no mask takes out, over data."""
+    value, plates = statistic.value, tuple(range(weights.dim() - 1))
+    mean = (weights.reshape(*weights.shape, *[1] * (value.dim() - weights.dim())) * value).sum(0)
+    total = torch.where(statistic.mask, mean, 0.0).sum(plates)
+    return total, statistic.mask.to(total.dtype).sum(plates)

@@ -1,0 +1,188 @@
+"""E-steps of truncated posteriors: score states under a model, propose children, keep the best.
+
+At fixed parameters the bound of a datum is the logsumexp of its members' scores; a set only ever
+swaps a member for a state that scores higher, so the bound never falls.
+"""
+
+import math
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import pyro
+import torch
+from jaxtyping import Float, Int64, Integer
+from pyro import poutine
+from torch import Tensor
+
+from pyro_dvae.infer._minibatch import Minibatch, given, place
+from pyro_dvae.infer.layout import DrawTogether
+from pyro_dvae.infer.particles import Particles, run_particles
+from pyro_dvae.infer.space import Space, decode, encode
+from pyro_dvae.ops.evolution import Operator, Population, chain, flip, select
+from pyro_dvae.ops.states import (
+    code_dtype,
+    first_occurrences,
+    hash_states,
+    keep_best,
+    zobrist_table,
+)
+
+_CELLS_AT_ONCE = 2**14  # states x data that are scored together: what a cache holds
+_PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
+
+
+class Call(NamedTuple):
+    """One call of a model, and what is known of it."""
+
+    model: Callable
+    args: tuple
+    kwargs: dict
+    space: Space
+    batch: Minibatch
+    vectorize: bool
+
+
+class Evolved(NamedTuple):
+    """Sets after an E-step."""
+
+    codes: Integer[Tensor, "S B H"]
+    replaced: Float[Tensor, ""]  # fraction of the members that are new
+
+
+_current: ContextVar[Call | None] = ContextVar("the call that an E-step is about", default=None)
+
+
+def log_weights(particles: Particles, beta: float | Tensor = 1.0) -> Float[Tensor, "S *plates"]:
+    """Unnormalised ``log q``: the beta-ELBO's best weights of given states."""
+    return particles.log_likelihood / beta + particles.log_prior - particles.log_q_rest
+
+
+def score_states(
+    call: Call, codes: Integer[Tensor, "S B H"], own: poutine.Trace, beta: float | Tensor = 1.0
+) -> Float[Tensor, "S B"]:
+    """Log joints of states, given the draws of the other latents in `own`; no gradient."""
+    layout, sizes = call.space.layout, call.batch.sizes
+    rest, parts = given(own, layout.nesting), []
+    rest = {name: value for name, value in rest.items() if name in call.batch.latents}
+    guide = place(call.batch, call.batch.latents)
+    with (
+        torch.no_grad(),
+        poutine.block(),
+        poutine.replay(trace=call.batch.subsamples),
+        pyro.validation_enabled(False),  # the pass that makes the bound validates once
+    ):
+        for part in codes.split(max(1, _CELLS_AT_ONCE // codes.shape[1])):
+            particles = run_particles(
+                call.model,
+                guide,
+                call.args,
+                call.kwargs,
+                layout,
+                len(part),
+                vectorize=call.vectorize,
+                values=decode(call.space, part, sizes) | rest,
+            )
+            parts.append(log_weights(particles, beta).flatten(1))
+    return torch.cat(parts)
+
+
+def hashes_of(call: Call, codes: Integer[Tensor, "S B H"]) -> Int64[Tensor, "S B"]:
+    """Hashes of states; `first_occurrences` of them are the distinct states."""
+    return hash_states(codes, zobrist_table(call.space.cardinalities).to(codes.device))
+
+
+def evolve_sets(
+    call: Call,
+    codes: Integer[Tensor, "S B H"],
+    score: Callable[[Tensor], Tensor],
+    evolve: Operator | None,
+    generations: int = 1,
+    sweeps: int = 1,
+) -> Evolved:
+    """Propose children of the sets' states, and keep the S best distinct ones.
+
+    Args:
+        call: What the states are of.
+        codes: The sets.
+        score: From codes ``(C, B, H)`` to scores ``(C, B)``.
+        evolve: From a population to children's codes.
+        generations: Rounds of children in a sweep, each from those of the one before.
+        sweeps: How often to start from the sets.
+    """
+    evolve = evolve or default_evolve(len(codes))
+    cardinalities, hashes = call.space.cardinalities, hashes_of(call, codes)
+    scores = torch.where(first_occurrences(hashes), score(codes), -math.inf)
+    is_old = torch.ones_like(hashes, dtype=torch.bool)
+    token = _current.set(call)
+    try:
+        for _ in range(sweeps):
+            parents = Population(codes, scores, cardinalities)
+            for _ in range(generations):
+                children = _children(call, evolve(parents))
+                hashes = torch.cat([hashes, hashes_of(call, children)])
+                first = first_occurrences(hashes)[len(codes) :]
+                found = torch.where(first, score(children), -math.inf)
+                parents = Population(children, found, cardinalities)
+                best = keep_best(
+                    torch.cat([codes, children]), torch.cat([scores, found]), len(codes)
+                )
+                codes, scores, hashes = best.codes, best.scores, hashes.gather(0, best.index)
+                is_old = torch.cat([is_old, torch.zeros_like(first)]).gather(0, best.index)
+    finally:
+        _current.reset(token)
+    return Evolved(codes, 1.0 - is_old.to(scores.dtype).mean())
+
+
+def default_evolve(num_states: int) -> Operator:
+    """The published proposal: parents by their weights, children that differ in one latent."""
+    return chain(select(min(_PARENTS, num_states)), flip(_CHILDREN))
+
+
+def unmasked(call: Call, codes: Integer[Tensor, "S B H"]) -> Integer[Tensor, "S B H"]:
+    """Code 0 for latents that a mask takes out: states that differ in these alone are one."""
+    kept = call.batch.unmasked
+    return codes if kept is None else torch.where(kept, codes, torch.zeros_like(codes))
+
+
+def _children(call: Call, proposed: Population | Tensor) -> Integer[Tensor, "C B H"]:
+    codes = proposed.codes if isinstance(proposed, Population) else proposed
+    shape = len(call.batch.rows), len(call.space.cardinalities)
+    if not isinstance(codes, Tensor) or codes.dim() != 3 or codes.shape[1:] != shape:
+        found = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
+        raise ValueError(
+            f"`evolve` must return codes of children, of shape (children, {shape[0]} data, "
+            f"{shape[1]} latents); got {found}."
+        )
+    return unmasked(call, codes.to(code_dtype(call.space.cardinalities)))
+
+
+def draws_of(guide: Callable, num_draws: int) -> Operator:
+    """An operator for `evolve`: children are `num_draws` draws from an amortised guide.
+
+    The guide is called with the model's arguments, without gradient; it must sample all discrete
+    sites of a datum. Combine it with others by `ops.evolution.union`.
+
+    Raises:
+        ValueError: If `num_draws` is not positive, or if the guide lacks a discrete site.
+    """
+    if num_draws < 1:
+        raise ValueError(f"`num_draws` must be 1 or more; got {num_draws}.")
+
+    def operator(population: Population) -> Tensor:
+        call = _current.get()
+        if call is None:
+            raise ValueError("draws_of(...) proposes inside of an E-step, where there are data.")
+        space, batch = call.space, call.batch
+        with torch.no_grad(), poutine.block(), poutine.replay(trace=batch.subsamples):
+            with DrawTogether(num_draws, space.layout.nesting, {}):
+                trace = poutine.trace(guide).get_trace(*call.args, **call.kwargs)
+        names = [site.name for site in space.sites]
+        if missing := [name for name in names if name not in trace.nodes]:
+            raise ValueError(
+                f"draws_of(guide) needs a guide with the model's discrete sites {names}; it has "
+                f"no {missing}."
+            )
+        return encode(space, {name: trace.nodes[name]["value"] for name in names}, batch.sizes)
+
+    return operator
