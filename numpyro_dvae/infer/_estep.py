@@ -57,6 +57,8 @@ _current: ContextVar[Call | None] = ContextVar("the call that an E-step is about
 
 def log_weights(particles: Particles, beta: float | Array = 1.0) -> Float[Array, "S *plates"]:
     """Unnormalised ``log q``: the beta-ELBO's best weights of given states."""
+    if isinstance(beta, jax.Array):
+        beta = beta.astype(particles.log_likelihood.dtype)
     return particles.log_likelihood / beta + particles.log_prior - particles.log_q_rest
 
 

@@ -188,13 +188,15 @@ class ParticleELBO(ELBO):
         """The loss's own memory, which is then no longer among the parameters."""
         memory = params.pop(LOSS_MEMORY, None)
         if memory is None and self.remembers:
-            raise ValueError(
-                f"{type(self).__name__} remembers between steps ({self.memories}), but its state "
-                "is not there. Use numpyro_dvae.infer.SVI, which has the arguments of "
-                "numpyro.infer.SVI, or pass the state of svi.init(...) through "
-                "numpyro_dvae.infer.svi.with_memory."
-            )
+            raise self._forgotten()
         return memory
+
+    def _forgotten(self) -> ValueError:
+        return ValueError(
+            f"{type(self).__name__} remembers between steps ({self.memories}), but its state is "
+            "not there. Use numpyro_dvae.infer.SVI, which has the arguments of numpyro.infer.SVI, "
+            "or pass the state of svi.init(...) through numpyro_dvae.infer.svi.with_memory."
+        )
 
     def _result(
         self, estimate: Estimate, memory: Memory | None, mutable: dict[str, Any]
@@ -239,13 +241,15 @@ class ParticleELBO(ELBO):
 
     def _current_beta(self, state: BetaState, particles: Particles) -> float | Array:
         """A number, or an array of the log-densities' dtype."""
-        if self.target_rate is not None:
-            beta = jnp.exp(state.log_beta)
-        elif callable(self.beta):
-            beta = _scheduled(self.beta, state.step)
-        else:
-            return self.beta
+        beta = self._beta(state)
+        if isinstance(beta, float | int):
+            return beta
         return jnp.asarray(beta, particles.log_likelihood.dtype)
+
+    def _beta(self, state: BetaState) -> Any:
+        if self.target_rate is not None:
+            return jnp.exp(state.log_beta)
+        return scheduled("beta", self.beta, state.step)
 
     def _next_beta_state(self, state: BetaState, rate: Float[Array, ""]) -> BetaState:
         """`rate` in nats per datum. Beta rises while the latents carry more than the target."""
@@ -255,13 +259,16 @@ class ParticleELBO(ELBO):
         return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * jnp.clip(excess, -1, 1))
 
 
-def _scheduled(beta: Callable[[Any], Any], step: int | Array) -> Any:
+def scheduled(name: str, value: Any, step: int | Array) -> Any:
+    """The value of an argument at a step, if it is a schedule."""
+    if not callable(value):
+        return value
     try:
-        return beta(step)
+        return value(step)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         raise ValueError(
-            "`beta` must be a schedule of JAX operations (jnp.exp for math.exp, jnp.where for if), "
-            "as `step` is traced under jit; got one that asks for its value."
+            f"`{name}` must be a schedule of JAX operations (jnp.exp for math.exp, jnp.where for "
+            "if), as `step` is traced under jit; got one that asks for its value."
         ) from error
 
 

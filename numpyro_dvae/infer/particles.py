@@ -151,7 +151,10 @@ def _over_particles(vectorize: bool | Callable) -> Callable:
 
 
 def _merge(leaf: Array) -> Array:
-    return jnp.mean(leaf, 0) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf[-1]
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf[-1]
+    same = (leaf == leaf[0]).all(0)  # what no particle has changed stays so to the last bit
+    return jnp.where(same, leaf[0], jnp.mean(leaf, 0))
 
 
 def _without_mask(fn: Any) -> Any:

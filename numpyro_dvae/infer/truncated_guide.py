@@ -18,6 +18,7 @@ References:
         autoencoders with binary latents. ECML PKDD, 2022. arXiv 2011.13704.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -108,8 +109,8 @@ class TruncatedGuide:
             if self.rest is not None:
                 self.rest(*args, **kwargs)
         call = self._read(own, args, kwargs)
-        codes = self.members(call, self._declare_words(call))
-        log_weights = _in_dims(self.scores(call, codes), call)
+        codes, scores = self._score_members(call)
+        log_weights = _in_dims(scores, call)
         values = {name: site["value"] for name, site in sample_sites(own)}
         members, layout = decode(call.space, codes, call.batch.sizes), call.space.layout
         own_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
@@ -130,8 +131,8 @@ class TruncatedGuide:
             if self.rest is not None:
                 self.rest(*args, **kwargs)
         call = self._read(own, args, kwargs)
-        codes = self.members(call, self._declare_words(call))
-        scores = self.scores(call, codes).reshape(self.num_states, *call.batch.sizes)
+        codes, scores = self._score_members(call)
+        scores = scores.reshape(self.num_states, *call.batch.sizes)
         values = decode(call.space, codes, call.batch.sizes)
         return TruncatedPosterior(values, jax.nn.softmax(scores, 0), jax.nn.logsumexp(scores, 0))
 
@@ -211,11 +212,6 @@ class TruncatedGuide:
         codes = unpack(jnp.swapaxes(found, 0, 1), call.space.cardinalities)
         return unmasked(call.batch, codes)
 
-    def scores(self, call: Call, codes: Integer[Array, "S B H"]) -> Float[Array, "S B"]:
-        """Log joints of members, -inf for one that is there already, NaN for a row that is not."""
-        scores = jnp.where(distinct(call, codes), score_states(call, codes), -jnp.inf)
-        return jnp.where(call.batch.in_range, scores, jnp.nan)
-
     def store(
         self, call: Call, words: UInt32[Array, "N S W"], codes: Integer[Array, "S B H"]
     ) -> UInt32[Array, "N S W"]:
@@ -241,6 +237,16 @@ class TruncatedGuide:
         key, vectorize = jax.random.key(0), self.vectorize_particles
         return Call(key, params, model, _nothing, args, kwargs, space, batch, vectorize)
 
+    def _score_members(self, call: Call) -> tuple[Integer[Array, "S B H"], Float[Array, "S B"]]:
+        """Members, and their log joints; -inf for one that is there already."""
+
+        def score(words: Array) -> tuple[Array, Array]:
+            codes = self.members(call, words)
+            scores = jnp.where(distinct(call, codes), score_states(call, codes), -jnp.inf)
+            return codes, jnp.where(call.batch.in_range, scores, jnp.nan)
+
+        return jax.jit(score)(self._declare_words(call))  # compiled as one where nothing else is
+
     def _declare_words(self, call: Call) -> UInt32[Array, "N S W"]:
         words = numpyro.primitives.mutable(self.site, self.words)
         if words is not None:
@@ -258,14 +264,7 @@ class TruncatedGuide:
         cardinalities, num_data = call.space.cardinalities, call.batch.num_data
         self._check_size(call, self.num_data or num_data)
         probs = self._first_probs(call)
-        size = min(max(_CODES_AT_ONCE // (self.num_states * len(cardinalities)), 1), num_data)
-
-        def draw(key: Array) -> Array:
-            codes = random_states(key, self.num_states, size, cardinalities, probs)
-            return pack(jnp.swapaxes(codes, 0, 1), cardinalities)
-
-        words = jax.lax.map(draw, jax.random.split(rng_key, -(-num_data // size)))
-        return words.reshape(-1, *words.shape[2:])[:num_data]
+        return _random_words(rng_key, self.num_states, num_data, cardinalities, probs)
 
     def _first_probs(self, call: Call) -> Float[Array, "H V"]:
         prior = prior_probs(call.batch.latents, call.space)
@@ -298,6 +297,24 @@ class TruncatedGuide:
                 'minibatch as its subsample, as in handlers.substitute(data={"data": index}) '
                 "around the plate; for other data make a guide by `for_data`."
             )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _random_words(
+    rng_key: Array,
+    num_states: int,
+    num_data: int,
+    cardinalities: tuple[int, ...],
+    probs: Float[Array, "H V"],
+) -> UInt32[Array, "N S W"]:
+    size = min(max(_CODES_AT_ONCE // (num_states * len(cardinalities)), 1), num_data)
+
+    def draw(key: Array) -> Array:
+        codes = random_states(key, num_states, size, cardinalities, probs)
+        return pack(jnp.swapaxes(codes, 0, 1), cardinalities)
+
+    words = jax.lax.map(draw, jax.random.split(rng_key, -(-num_data // size)))
+    return words.reshape(-1, *words.shape[2:])[:num_data]
 
 
 class _FixedKeys(Messenger):
