@@ -26,9 +26,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer, UInt32
 
-from numpyro_dvae.ops.states import other_codes, take_states
+from numpyro_dvae.ops.states import (
+    change_hash,
+    hash_states,
+    other_codes,
+    take_states,
+    zobrist_table,
+)
 
 __all__ = [
     "Population",
@@ -36,6 +42,7 @@ __all__ = [
     "cross",
     "flip",
     "flip_probs",
+    "propose",
     "select",
     "sparse_flip",
     "union",
@@ -50,6 +57,8 @@ class Population(NamedTuple):
     """Log joints in nats; NaN for states that are not scored yet."""
     cardinalities: tuple[int, ...]
     """Codes of each latent."""
+    hashes: UInt32[Array, "S B"] | None = None
+    """Hashes by `hash_states`, if known: `flip` then makes those of its children from them."""
 
 
 Operator = Callable[[Array, Population], Population | Array]
@@ -71,15 +80,16 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
         raise ValueError(f"`temperature` must be from 0 to inf; got {temperature}.")
 
     def operator(rng_key: Array, population: Population) -> Population:
-        codes, scores, cardinalities = population
+        codes, scores, cardinalities, hashes = population
         if num_parents > len(codes):
             raise ValueError(
                 f"`num_parents` must be at most the number of states, {len(codes)}; got "
                 f"{num_parents}."
             )
-        _, index = jax.lax.top_k(_perturb(rng_key, scores, temperature).T, num_parents)
-        scores = jnp.take_along_axis(scores, index.T, axis=0)
-        return Population(take_states(codes, index.T), scores, cardinalities)
+        index = jax.lax.top_k(_perturb(rng_key, scores, temperature).T, num_parents)[1].T
+        scores = jnp.take_along_axis(scores, index, axis=0)
+        hashes = None if hashes is None else jnp.take_along_axis(hashes, index, axis=0)
+        return Population(take_states(codes, index), scores, cardinalities, hashes)
 
     return operator
 
@@ -95,17 +105,22 @@ def flip(num_children: int) -> Operator:
     """
     _check_positive("num_children", num_children)
 
-    def operator(rng_key: Array, population: Population) -> Array:
-        codes, _, cardinalities = population
+    def operator(rng_key: Array, population: Population) -> Population:
+        codes, _, cardinalities, hashes = population
+        shape = num_children * len(codes), *codes.shape[1:]
         free = [h for h, v in enumerate(cardinalities) if v > 1]
-        children = jnp.broadcast_to(codes, (num_children, *codes.shape))
-        if free:
-            latent_key, code_key = jax.random.split(rng_key)
-            latents = _distinct_latents(latent_key, num_children, free, codes.shape[:2])[..., None]
-            old = jnp.take_along_axis(children, latents, axis=-1)
-            new = other_codes(code_key, old, latents, cardinalities)
-            children = jnp.where(jnp.arange(codes.shape[-1]) == latents, new, codes)
-        return children.reshape(-1, *codes.shape[1:])
+        if not free:
+            return _unscored(jnp.tile(codes, (num_children, 1, 1)), cardinalities)
+        latent_key, code_key = jax.random.split(rng_key)
+        latents = _distinct_latents(latent_key, num_children, free, codes.shape[:2])
+        old = jnp.take_along_axis(codes[None], latents[..., None], axis=-1)[..., 0]
+        new = other_codes(code_key, old, latents, cardinalities)
+        changes = jnp.arange(codes.shape[-1]) == latents[..., None]
+        children = jnp.where(changes, new[..., None], codes).reshape(shape)
+        if hashes is not None:
+            table = zobrist_table(cardinalities)
+            hashes = change_hash(hashes, table, latents, old, new).reshape(shape[:2])
+        return _unscored(children, cardinalities, hashes)
 
     return operator
 
@@ -128,8 +143,8 @@ def sparse_flip(num_children: int, rate: float, num_active: float) -> Operator:
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"`rate` is a share of the latents, in (0, 1]; got {rate}.")
 
-    def operator(rng_key: Array, population: Population) -> Array:
-        codes, _, cardinalities = population
+    def operator(rng_key: Array, population: Population) -> Population:
+        codes, cardinalities = population.codes, population.cardinalities
         if set(cardinalities) != {2}:
             raise ValueError(
                 f"`sparse_flip` needs latents of 2 codes each; got cardinalities {cardinalities}. "
@@ -139,7 +154,8 @@ def sparse_flip(num_children: int, rate: float, num_active: float) -> Operator:
         up, down = flip_probs(active, codes.shape[-1], rate, num_active)
         probs = jnp.where(codes == 1, down[..., None], up[..., None])
         flips = jax.random.uniform(rng_key, (num_children, *codes.shape), jnp.float32) < probs
-        return (codes ^ flips.astype(codes.dtype)).reshape(-1, *codes.shape[1:])
+        children = (codes ^ flips.astype(codes.dtype)).reshape(-1, *codes.shape[1:])
+        return _unscored(children, cardinalities)
 
     return operator
 
@@ -170,7 +186,7 @@ def flip_probs(
 def cross() -> Operator:
     """Cut every pair of parents at one random place and swap their tails: P (P - 1) children."""
 
-    def operator(rng_key: Array, population: Population) -> Array:
+    def operator(rng_key: Array, population: Population) -> Population:
         codes = population.codes
         num_parents, num_data, num_latents = codes.shape
         if num_parents < 2:
@@ -180,24 +196,24 @@ def cross() -> Operator:
         cuts = jax.random.randint(rng_key, shape, 0, max(num_latents - 1, 1))
         head = jnp.arange(num_latents) <= cuts
         ours, theirs = codes[first], codes[second]
-        return jnp.concatenate([jnp.where(head, ours, theirs), jnp.where(head, theirs, ours)])
+        children = [jnp.where(head, ours, theirs), jnp.where(head, theirs, ours)]
+        return _unscored(jnp.concatenate(children), population.cardinalities)
 
     return operator
 
 
 def chain(*operators: Operator) -> Operator:
-    """Apply operators one after the other; codes go on as a population without scores.
+    """Apply operators one after the other; children go on as parents without scores.
 
     Raises:
         ValueError: If there is no operator.
     """
     _check_operators(operators)
 
-    def operator(rng_key: Array, population: Population) -> Population | Array:
-        keys, cardinalities = jax.random.split(rng_key, len(operators)), population.cardinalities
-        for key, step in zip(keys, operators[:-1], strict=False):
-            population = _as_population(step(key, population), cardinalities)
-        return operators[-1](keys[-1], population)
+    def operator(rng_key: Array, population: Population) -> Population:
+        for key, step in zip(jax.random.split(rng_key, len(operators)), operators, strict=True):
+            population = _as_population(step(key, population), population)
+        return population
 
     return operator
 
@@ -210,12 +226,30 @@ def union(*operators: Operator) -> Operator:
     """
     _check_operators(operators)
 
-    def operator(rng_key: Array, population: Population) -> Array:
-        keys = jax.random.split(rng_key, len(operators))
-        steps = zip(keys, operators, strict=True)
-        return jnp.concatenate([_codes(step(key, population)) for key, step in steps])
+    def operator(rng_key: Array, population: Population) -> Population:
+        steps = zip(jax.random.split(rng_key, len(operators)), operators, strict=True)
+        parts = [propose(key, step, population) for key, step in steps]
+        return Population(
+            jnp.concatenate([part.codes for part in parts]),
+            jnp.concatenate([part.scores for part in parts]),
+            population.cardinalities,
+            jnp.concatenate([part.hashes for part in parts if part.hashes is not None]),
+        )
 
     return operator
+
+
+def propose(rng_key: Array, operator: Operator, population: Population) -> Population:
+    """What an operator makes of a population, with the hashes that it leaves out.
+
+    Raises:
+        ValueError: If it makes anything but codes for the same data and latents.
+    """
+    children = _as_population(operator(rng_key, population), population)
+    if children.hashes is not None:
+        return children
+    table = zobrist_table(population.cardinalities)
+    return children._replace(hashes=hash_states(children.codes, table))
 
 
 def _perturb(
@@ -249,14 +283,22 @@ def _distinct_latents(
     return chosen if free == list(range(len(free))) else jnp.asarray(free)[chosen]
 
 
-def _as_population(proposed: Population | Array, cardinalities: tuple[int, ...]) -> Population:
+def _as_population(proposed: Population | Array, population: Population) -> Population:
     if isinstance(proposed, Population):
         return proposed
-    return Population(proposed, jnp.full(proposed.shape[:2], jnp.nan), cardinalities)
+    shape, dtype = population.codes.shape, population.codes.dtype
+    if proposed.shape[1:] != shape[1:] or jnp.issubdtype(proposed.dtype, jnp.floating):
+        raise ValueError(
+            f"an operator must return integer codes of shape (children, {shape[1]} data, {shape[2]}"
+            f" latents); got {proposed.dtype} of shape {proposed.shape}."
+        )
+    return _unscored(proposed.astype(dtype), population.cardinalities)
 
 
-def _codes(proposed: Population | Array) -> Array:
-    return proposed.codes if isinstance(proposed, Population) else proposed
+def _unscored(
+    codes: Array, cardinalities: tuple[int, ...], hashes: Array | None = None
+) -> Population:
+    return Population(codes, jnp.full(codes.shape[:2], jnp.nan), cardinalities, hashes)
 
 
 def _check_positive(name: str, value: int) -> None:

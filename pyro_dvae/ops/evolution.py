@@ -27,7 +27,13 @@ import torch
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
-from pyro_dvae.ops.states import other_codes, take_states
+from pyro_dvae.ops.states import (
+    change_hash,
+    hash_states,
+    other_codes,
+    take_states,
+    zobrist_table,
+)
 
 __all__ = [
     "Population",
@@ -35,6 +41,7 @@ __all__ = [
     "cross",
     "flip",
     "flip_probs",
+    "propose",
     "select",
     "sparse_flip",
     "union",
@@ -49,6 +56,8 @@ class Population(NamedTuple):
     """Log joints in nats; NaN for states that are not scored yet."""
     cardinalities: tuple[int, ...]
     """Codes of each latent."""
+    hashes: Int64[Tensor, "S B"] | None = None
+    """Hashes by `hash_states`, if known: `flip` then makes those of its children from them."""
 
 
 Operator = Callable[[Population], Population | Tensor]
@@ -70,14 +79,15 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
         raise ValueError(f"`temperature` must be from 0 to inf; got {temperature}.")
 
     def operator(population: Population) -> Population:
-        codes, scores, cardinalities = population
+        codes, scores, cardinalities, hashes = population
         if num_parents > len(codes):
             raise ValueError(
                 f"`num_parents` must be at most the number of states, {len(codes)}; got "
                 f"{num_parents}."
             )
         index = torch.topk(_perturb(scores, temperature), num_parents, dim=0).indices
-        return Population(take_states(codes, index), scores.gather(0, index), cardinalities)
+        parents = take_states(codes, index), scores.gather(0, index), cardinalities
+        return Population(*parents, None if hashes is None else hashes.gather(0, index))
 
     return operator
 
@@ -93,17 +103,22 @@ def flip(num_children: int) -> Operator:
     """
     _check_positive("num_children", num_children)
 
-    def operator(population: Population) -> Tensor:
-        codes, _, cardinalities = population
+    def operator(population: Population) -> Population:
+        codes, _, cardinalities, hashes = population
+        children = codes.repeat(num_children, 1, 1)
         free = [h for h, v in enumerate(cardinalities) if v > 1]
         if not free:
-            return codes.repeat(num_children, 1, 1)
+            return _unscored(children, cardinalities)
         latents = _distinct_latents(num_children, free, codes.shape[:2], codes.device).flatten()
-        children = codes.repeat(num_children, 1, 1)
-        cells = latents + torch.arange(len(latents), device=codes.device) * codes.shape[-1]
-        flat = children.view(-1)
-        flat[cells] = other_codes(flat[cells], latents, cardinalities)
-        return children
+        cells = torch.arange(len(latents), device=codes.device) * codes.shape[-1] + latents
+        old = children.view(-1)[cells]
+        new = other_codes(old, latents, cardinalities)
+        children.view(-1)[cells] = new
+        if hashes is not None:
+            table = zobrist_table(cardinalities, codes.device)
+            before = hashes.repeat(num_children, 1)
+            hashes = change_hash(before.flatten(), table, latents, old, new).view_as(before)
+        return _unscored(children, cardinalities, hashes)
 
     return operator
 
@@ -126,8 +141,8 @@ def sparse_flip(num_children: int, rate: float, num_active: float) -> Operator:
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"`rate` is a share of the latents, in (0, 1]; got {rate}.")
 
-    def operator(population: Population) -> Tensor:
-        codes, _, cardinalities = population
+    def operator(population: Population) -> Population:
+        codes, cardinalities = population.codes, population.cardinalities
         if set(cardinalities) != {2}:
             raise ValueError(
                 f"`sparse_flip` needs latents of 2 codes each; got cardinalities {cardinalities}. "
@@ -136,7 +151,8 @@ def sparse_flip(num_children: int, rate: float, num_active: float) -> Operator:
         up, down = flip_probs(codes.sum(-1), codes.shape[-1], rate, num_active)
         probs = torch.where(codes == 1, down[..., None], up[..., None])
         flips = torch.rand(num_children, *codes.shape, device=codes.device) < probs
-        return torch.bitwise_xor(codes, flips.to(codes.dtype)).flatten(0, 1)
+        children = torch.bitwise_xor(codes, flips.to(codes.dtype)).flatten(0, 1)
+        return _unscored(children, cardinalities)
 
     return operator
 
@@ -167,7 +183,7 @@ def flip_probs(
 def cross() -> Operator:
     """Cut every pair of parents at one random place and swap their tails: P (P - 1) children."""
 
-    def operator(population: Population) -> Tensor:
+    def operator(population: Population) -> Population:
         codes = population.codes
         num_parents, num_data, num_latents = codes.shape
         if num_parents < 2:
@@ -176,24 +192,24 @@ def cross() -> Operator:
         cuts = torch.rand(len(first), num_data, 1, device=codes.device) * (num_latents - 1)
         head = torch.arange(num_latents, device=codes.device) <= cuts.long()
         ours, theirs = codes[first], codes[second]
-        return torch.cat([torch.where(head, ours, theirs), torch.where(head, theirs, ours)])
+        children = [torch.where(head, ours, theirs), torch.where(head, theirs, ours)]
+        return _unscored(torch.cat(children), population.cardinalities)
 
     return operator
 
 
 def chain(*operators: Operator) -> Operator:
-    """Apply operators one after the other; codes go on as a population without scores.
+    """Apply operators one after the other; children go on as parents without scores.
 
     Raises:
         ValueError: If there is no operator.
     """
     _check_operators(operators)
 
-    def operator(population: Population) -> Population | Tensor:
-        cardinalities = population.cardinalities
-        for step in operators[:-1]:
-            population = _as_population(step(population), cardinalities)
-        return operators[-1](population)
+    def operator(population: Population) -> Population:
+        for step in operators:
+            population = _as_population(step(population), population)
+        return population
 
     return operator
 
@@ -206,10 +222,29 @@ def union(*operators: Operator) -> Operator:
     """
     _check_operators(operators)
 
-    def operator(population: Population) -> Tensor:
-        return torch.cat([_codes(step(population)) for step in operators])
+    def operator(population: Population) -> Population:
+        parts = [propose(step, population) for step in operators]
+        return Population(
+            torch.cat([part.codes for part in parts]),
+            torch.cat([part.scores for part in parts]),
+            population.cardinalities,
+            torch.cat([part.hashes for part in parts if part.hashes is not None]),
+        )
 
     return operator
+
+
+def propose(operator: Operator, population: Population) -> Population:
+    """What an operator makes of a population, with the hashes that it leaves out.
+
+    Raises:
+        ValueError: If it makes anything but codes for the same data and latents.
+    """
+    children = _as_population(operator(population), population)
+    if children.hashes is not None:
+        return children
+    table = zobrist_table(population.cardinalities, children.codes.device)
+    return children._replace(hashes=hash_states(children.codes, table))
 
 
 def _perturb(scores: Float[Tensor, "S B"], temperature: float) -> Float[Tensor, "S B"]:
@@ -237,15 +272,23 @@ def _distinct_latents(
     return chosen if free == list(range(len(free))) else torch.tensor(free, device=device)[chosen]
 
 
-def _as_population(proposed: Population | Tensor, cardinalities: tuple[int, ...]) -> Population:
+def _as_population(proposed: Population | Tensor, population: Population) -> Population:
     if isinstance(proposed, Population):
         return proposed
-    unscored = torch.full(proposed.shape[:2], math.nan, device=proposed.device)
-    return Population(proposed, unscored, cardinalities)
+    shape, dtype = population.codes.shape, population.codes.dtype
+    if proposed.shape[1:] != shape[1:] or proposed.is_floating_point():
+        raise ValueError(
+            f"an operator must return integer codes of shape (children, {shape[1]} data, {shape[2]}"
+            f" latents); got {proposed.dtype} of shape {tuple(proposed.shape)}."
+        )
+    return _unscored(proposed.to(dtype), population.cardinalities)
 
 
-def _codes(proposed: Population | Tensor) -> Tensor:
-    return proposed.codes if isinstance(proposed, Population) else proposed
+def _unscored(
+    codes: Tensor, cardinalities: tuple[int, ...], hashes: Tensor | None = None
+) -> Population:
+    scores = torch.full(codes.shape[:2], math.nan, device=codes.device)
+    return Population(codes, scores, cardinalities, hashes)
 
 
 def _check_positive(name: str, value: int) -> None:
