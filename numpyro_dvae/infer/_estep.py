@@ -11,21 +11,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer, UInt32
 from numpyro.handlers import block, seed, substitute, trace
 
 from numpyro_dvae.infer._minibatch import Minibatch
 from numpyro_dvae.infer.layout import Draw
 from numpyro_dvae.infer.particles import Particles, run_particles
 from numpyro_dvae.infer.space import Space, decode, encode
-from numpyro_dvae.ops.evolution import Operator, Population, chain, flip, select
-from numpyro_dvae.ops.states import (
-    code_dtype,
-    first_occurrences,
-    hash_states,
-    keep_best,
-    zobrist_table,
-)
+from numpyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
+from numpyro_dvae.ops.states import first_occurrences, hash_states, merge_best, zobrist_table
 
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
 _CACHE_BYTES, _DEVICE_BYTES = 2**21, 2**28  # of the largest temporary that scoring makes at once
@@ -66,6 +60,7 @@ def run_states(
     call: Call,
     codes: Integer[Array, "S B H"],
     closed_forms: Mapping[str, Any] | None = None,
+    vectorize: bool | Callable | None = None,
 ) -> tuple[Particles, dict[str, Any]]:
     """The record of given states, all with the same draws of the other latents."""
     with block():
@@ -77,7 +72,7 @@ def run_states(
             call.kwargs,
             call.space.layout,
             len(codes),
-            vectorize=call.vectorize,
+            vectorize=call.vectorize if vectorize is None else vectorize,
             values=decode(call.space, codes, call.batch.sizes),
             closed_forms=closed_forms,
         )
@@ -91,18 +86,27 @@ def score_states(
     def score(codes: Array) -> Array:
         return log_weights(run_states(call, codes)[0], beta).reshape(len(codes), -1)
 
-    count, size = len(codes), _piece(score, codes)
-    if size >= count:
+    count, size = len(codes), piece_of(call, codes)
+    if size == count:
         return score(codes)
     pieces = jnp.concatenate([codes, codes[: -count % size]]).reshape(-1, size, *codes.shape[1:])
     return jax.lax.map(score, pieces).reshape(-1, codes.shape[1])[:count]
 
 
-def _piece(score: Callable[[Array], Array], codes: Array) -> int:
-    """How many states to score at once: few temporaries at a time, few states twice."""
-    one = jax.make_jaxpr(score)(jax.ShapeDtypeStruct((1, *codes.shape[1:]), codes.dtype))
+def in_pieces(run: Callable, particles: Any, *, size: int) -> Any:
+    """Run particles some at a time, and again for the gradient, in place of keeping all.
+
+    Half the time of `jax.vmap`, where a cache does not hold what it keeps for the gradient.
+    """
+    return jax.lax.map(jax.checkpoint(run), particles, batch_size=size)
+
+
+def piece_of(call: Call, codes: Integer[Array, "S B H"]) -> int:
+    """How many states to run at once: few temporaries at a time, few states twice."""
     limit = _CACHE_BYTES if jax.default_backend() == "cpu" else _DEVICE_BYTES
-    most = min(max(limit // _largest_bytes(one.jaxpr), 1), len(codes))
+    one = jax.ShapeDtypeStruct((1, *codes.shape[1:]), codes.dtype)
+    program = jax.make_jaxpr(lambda codes: log_weights(run_states(call, codes)[0]))(one)
+    most = min(max(limit // _largest_bytes(program.jaxpr), 1), len(codes))
     return min(range(most, most // 2, -1), key=lambda size: -len(codes) % size)
 
 
@@ -125,9 +129,9 @@ def _bytes(aval: Any) -> int:
     return math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 4)
 
 
-def distinct(call: Call, codes: Integer[Array, "S B H"]) -> Bool[Array, "S B"]:
-    """The first of equal states; duplicates must not count twice."""
-    return first_occurrences(hash_states(codes, zobrist_table(call.space.cardinalities)))
+def hashes_of(call: Call, codes: Integer[Array, "S B H"]) -> UInt32[Array, "S B"]:
+    """Keys of states: equal ones share one."""
+    return hash_states(codes, zobrist_table(call.space.cardinalities))
 
 
 def evolve_sets(
@@ -151,32 +155,81 @@ def evolve_sets(
         generations: Rounds of children in a sweep, each from those of the one before.
         sweeps: How often to start from the sets; traced, if a schedule says so.
     """
-    operator = evolve or default_evolve(len(codes))
+    operator, cardinalities = evolve or default_evolve(len(codes)), call.space.cardinalities
+    hashes = hashes_of(call, codes)
+    scores = jnp.where(first_occurrences(hashes), score_states(call, codes, beta), -jnp.inf)
 
-    def sweep(i: int | Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        codes, scores, is_old = carry
-        parents = Population(codes, scores, call.space.cardinalities)
-        for key in jax.random.split(jax.random.fold_in(rng_key, i), generations):
-            children = _children(call, operator(key, parents))
-            candidates = jnp.concatenate([codes, children])
-            first = distinct(call, candidates)[len(codes) :]
-            found = jnp.where(first, score_states(call, children, beta), -jnp.inf)
-            parents = Population(children, found, call.space.cardinalities)
-            best = keep_best(candidates, jnp.concatenate([scores, found]), len(codes))
-            was_old = jnp.concatenate([is_old, jnp.zeros_like(first)])
-            is_old = jnp.take_along_axis(was_old, best.index, axis=0)
-            codes, scores = best.codes, best.scores
-        return codes, scores, is_old
+    def generation(carry: _Generation, key: Array) -> tuple[_Generation, None]:
+        children = _propose(key, call, operator, carry.parents(cardinalities))
+        found, members = score_states(call, children.codes, beta), carry.members
+        first = first_occurrences(jnp.concatenate([members.hashes, children.hashes]))
+        found = jnp.where(first[len(codes) :], found, -jnp.inf)
+        fresh = _Members(children.codes, found, children.hashes, jnp.zeros(found.shape, bool))
+        return _Generation(_merged(members, fresh), fresh), None
 
-    scores = jnp.where(distinct(call, codes), score_states(call, codes, beta), -jnp.inf)
-    carry = codes, scores, jnp.ones(scores.shape, bool)
+    def sweep(i: int | Array, members: _Members) -> _Members:
+        keys = jax.random.split(jax.random.fold_in(rng_key, i), generations)
+        carry, _ = generation(_Generation(members, members), keys[0])
+        if generations > 1:  # from here on parents are as many as children, if all goes by `select`
+            carry = _repeated(generation, carry, keys[1:])
+        return carry.members
+
+    members = _Members(codes, scores, hashes, jnp.ones(scores.shape, bool))
     token = _current.set(call)
     try:
         one = isinstance(sweeps, int) and sweeps == 1
-        carry = sweep(0, carry) if one else jax.lax.fori_loop(0, sweeps, sweep, carry)
+        members = sweep(0, members) if one else jax.lax.fori_loop(0, sweeps, sweep, members)
     finally:
         _current.reset(token)
-    return Evolved(carry[0], 1.0 - carry[2].astype(scores.dtype).mean())
+    return Evolved(members.codes, 1.0 - members.is_old.astype(scores.dtype).mean())
+
+
+class _Members(NamedTuple):
+    """The sets in the course of an E-step."""
+
+    codes: Integer[Array, "S B H"]
+    scores: Float[Array, "S B"]
+    hashes: UInt32[Array, "S B"]
+    is_old: Bool[Array, "S B"]
+
+
+def _propose(rng_key: Array, call: Call, operator: Operator, parents: Population) -> Population:
+    children, kept = propose(rng_key, operator, parents), call.batch.unmasked
+    if kept is None:
+        return children
+    codes = unmasked(call.batch, children.codes)
+    return children._replace(codes=codes, hashes=hashes_of(call, codes))
+
+
+def _merged(members: _Members, children: _Members) -> _Members:
+    best = merge_best(members.codes, members.scores, children.codes, children.scores)
+    hashes, is_old = (
+        jnp.take_along_axis(jnp.concatenate(pair), best.origins, axis=0)
+        for pair in ((members.hashes, children.hashes), (members.is_old, children.is_old))
+    )
+    return _Members(best.codes, best.scores, hashes, is_old)
+
+
+class _Generation(NamedTuple):
+    """The sets, and the children that are parents next."""
+
+    members: _Members
+    children: _Members
+
+    def parents(self, cardinalities: tuple[int, ...]) -> Population:
+        """What an operator sees."""
+        codes, scores, hashes, _ = self.children
+        return Population(codes, scores, cardinalities, hashes)
+
+
+def _repeated(step: Callable, carry: _Generation, keys: Array) -> _Generation:
+    """As a loop that is compiled once, if each generation has the size of the one before."""
+    after = jax.eval_shape(step, carry, keys[0])[0]
+    if jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, carry):
+        return jax.lax.scan(step, carry, keys)[0]
+    for key in keys:
+        carry, _ = step(carry, key)
+    return carry
 
 
 def default_evolve(num_states: int) -> Operator:
@@ -184,20 +237,14 @@ def default_evolve(num_states: int) -> Operator:
     return chain(select(min(_PARENTS, num_states)), flip(_CHILDREN))
 
 
+def distinct(call: Call, codes: Integer[Array, "S B H"]) -> Bool[Array, "S B"]:
+    """The first of equal states; duplicates must not count twice."""
+    return first_occurrences(hashes_of(call, codes))
+
+
 def unmasked(batch: Minibatch, codes: Integer[Array, "S B H"]) -> Integer[Array, "S B H"]:
     """Code 0 for latents that a mask takes out: states that differ in these alone are one."""
     return codes if batch.unmasked is None else jnp.where(batch.unmasked, codes, 0)
-
-
-def _children(call: Call, proposed: Population | Array) -> Integer[Array, "C B H"]:
-    codes = proposed.codes if isinstance(proposed, Population) else proposed
-    shape = len(call.batch.rows), len(call.space.cardinalities)
-    if getattr(codes, "ndim", 0) != 3 or codes.shape[1:] != shape:
-        raise ValueError(
-            f"`evolve` must return codes of children, of shape (children, {shape[0]} data, "
-            f"{shape[1]} latents); got {getattr(codes, 'shape', type(codes).__name__)}."
-        )
-    return unmasked(call.batch, codes.astype(code_dtype(call.space.cardinalities)))
 
 
 def draws_of(guide: Callable, num_draws: int) -> Operator:

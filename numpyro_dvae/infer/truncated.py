@@ -23,6 +23,7 @@ References:
         23(21), 2022.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -32,7 +33,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, UInt32
 from numpyro.handlers import substitute
 
-from numpyro_dvae.infer._estep import Call, Evolved, distinct, evolve_sets, log_weights, run_states
+from numpyro_dvae.infer._estep import (
+    Call,
+    Evolved,
+    distinct,
+    evolve_sets,
+    in_pieces,
+    log_weights,
+    piece_of,
+    run_states,
+)
 from numpyro_dvae.infer.elbo import BetaState, Estimate, Memory, ParticleELBO, scheduled
 from numpyro_dvae.infer.particles import Particles, Statistic
 from numpyro_dvae.infer.truncated_guide import TruncatedGuide
@@ -307,7 +317,11 @@ def _run_members(
     """The members as particles of the model, with gradient; repeated ones weigh nothing."""
     call, params = step.call, step.params
     model, rest = (substitute(program, data=params) for program in (call.model, call.rest))
-    particles, mutable = run_states(call._replace(model=model, rest=rest), codes, forms)
+    size, vectorize = piece_of(call, codes), call.vectorize
+    if vectorize is True and size < len(codes):
+        vectorize = functools.partial(in_pieces, size=size)
+    call = call._replace(model=model, rest=rest)
+    particles, mutable = run_states(call, codes, forms, vectorize)
     shape = particles.log_prior.shape
     log_prior = jnp.where(distinct(call, codes).reshape(shape), particles.log_prior, -jnp.inf)
     in_range = call.batch.in_range.reshape(shape[1:])
