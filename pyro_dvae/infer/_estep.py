@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64, Integer
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dvae.infer._minibatch import Minibatch, given, place
+from pyro_dvae.infer._minibatch import Minibatch, given
 from pyro_dvae.infer.layout import DrawTogether
 from pyro_dvae.infer.particles import Particles, run_particles
 from pyro_dvae.infer.space import Space, decode, encode
@@ -28,7 +28,7 @@ from pyro_dvae.ops.states import (
     zobrist_table,
 )
 
-_CELLS_AT_ONCE = 2**14  # states x data that are scored together: what a cache holds
+_CODES_AT_ONCE = 2**21  # that are scored together: 8 MB as floats, which a cache holds
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
 
 
@@ -65,17 +65,16 @@ def score_states(
     layout, sizes = call.space.layout, call.batch.sizes
     rest, parts = given(own, layout.nesting), []
     rest = {name: value for name, value in rest.items() if name in call.batch.latents}
-    guide = place(call.batch, call.batch.latents)
     with (
         torch.no_grad(),
         poutine.block(),
         poutine.replay(trace=call.batch.subsamples),
         pyro.validation_enabled(False),  # the pass that makes the bound validates once
     ):
-        for part in codes.split(max(1, _CELLS_AT_ONCE // codes.shape[1])):
+        for part in codes.chunk(math.ceil(codes.numel() / _CODES_AT_ONCE)):
             particles = run_particles(
                 call.model,
-                guide,
+                None,
                 call.args,
                 call.kwargs,
                 layout,

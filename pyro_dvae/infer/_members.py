@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 
@@ -30,9 +31,7 @@ class Members(TorchDistribution):
         self, values: Tensor, log_weights: Tensor, event_dim: int, own: tuple[int, ...] = ()
     ) -> None:
         batch = torch.Size(
-            torch.broadcast_shapes(
-                values.shape[1 : values.dim() - event_dim], log_weights.shape[1:]
-            )
+            broadcast_shape(values.shape[1 : values.dim() - event_dim], log_weights.shape[1:])
         )
         event = values.shape[values.dim() - event_dim :]
         kept = [1 if dim - len(batch) in own else size for dim, size in enumerate(batch)]

@@ -4,7 +4,7 @@ A truncated posterior keeps something for every datum, so it must know which dat
 The model says so itself, by its plates: their full sizes and the rows that they subsample.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ import pyro
 import torch
 from jaxtyping import Bool, Float, Int64
 from pyro import poutine
-from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -137,39 +136,6 @@ def prior_probs(latents: dict[str, Site], space: Space) -> Float[Tensor, "H V"]:
         probs = by_datum(probs, site, space.layout, (1,) * len(space.layout.dims), 0)[:, 0]
         parts.append(torch.nn.functional.pad(probs.T, (0, num_codes - len(site.support))))
     return torch.cat(parts)
-
-
-# ------------------------------------------------------------------------- values put at the sites
-
-
-class _Placed(TorchDistribution):
-    """Stands where a value is given: every value has log-density 0."""
-
-    has_rsample = False
-    arg_constraints: dict = {}  # noqa: RUF012
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "_Placed":
-        return _Placed(torch.Size(batch_shape), self.event_shape, validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return torch.zeros((), device=value.device)
-
-
-def place(batch: Minibatch, names: Iterable[str], rest: Callable | None = None) -> Callable:
-    """A guide that runs `rest`, then has the sites `names` under their plates, without density.
-
-    Their values are given to `run_particles`.
-    """
-
-    def guide(*args: Any, **kwargs: Any) -> None:
-        if rest is not None:
-            rest(*args, **kwargs)
-        for name in names:
-            fn = batch.latents[name]["fn"]
-            with open_plates(batch, name):
-                pyro.sample(name, _Placed(fn.batch_shape, fn.event_shape, validate_args=False))
-
-    return guide
 
 
 def open_plates(batch: Minibatch, name: str) -> ExitStack:

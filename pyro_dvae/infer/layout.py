@@ -165,12 +165,14 @@ class DrawTogether(Messenger):
 
 
 def trace_pair(
-    model: Callable, guide: Callable, args: tuple, kwargs: dict, draw: Messenger
+    model: Callable, guide: Callable | None, args: tuple, kwargs: dict, draw: Messenger
 ) -> tuple[poutine.Trace, poutine.Trace]:
+    guide_trace = poutine.Trace()
     with draw:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.replay(model, trace=guide_trace)
-    return guide_trace, poutine.trace(replayed).get_trace(*args, **kwargs)
+        if guide is not None:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        return guide_trace, poutine.trace(replayed).get_trace(*args, **kwargs)
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Site]]:

@@ -27,10 +27,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from pyro import distributions as dist
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_dvae.infer._densities import fast_log_prob
 from pyro_dvae.infer.layout import (
     DrawTogether,
     Layout,
@@ -85,7 +86,7 @@ class Particles(NamedTuple):
 
 def run_particles(
     model: Callable,
-    guide: Callable,
+    guide: Callable | None,
     args: tuple,
     kwargs: dict,
     layout: Layout,
@@ -101,7 +102,7 @@ def run_particles(
 
     Args:
         model: Any Pyro model.
-        guide: A guide for it, called with the same arguments.
+        guide: A guide for it, called with the same arguments; None if all latents are given.
         args: Positional arguments of both.
         kwargs: Keyword arguments of both.
         layout: What `find_layout` found for this pair.
@@ -110,9 +111,9 @@ def run_particles(
         with_entropy: Also collect closed-form entropies; None if a site offers none.
         with_codes: Also return the discrete latents; None beside reparameterised latents of a
             datum or infinite support, where no two particles are equal.
-        values: Values of guide sites in place of draws, ``(K, *batch, *event)`` with singleton
+        values: Values of latent sites in place of draws, ``(K, *batch, *event)`` with singleton
             batch dims where they broadcast, or one for all K as ``(1, *batch, *event)``; every
-            other site is then drawn once for all K.
+            other site is then drawn once for all K. The guide may lack sites that are given.
         closed_forms: Of some of the model's sites, the `models.ClosedForm`.
 
     Raises:
@@ -227,7 +228,7 @@ class _Ledger:
     def total(self, kind: str) -> Tensor:
         """``(K, *plates)``."""
         shapes = (value.shape for value in self.owned.values())
-        shape = torch.broadcast_shapes((self.num_particles, *[1] * self.layout.nesting), *shapes)
+        shape = broadcast_shape((self.num_particles, *[1] * self.layout.nesting), *shapes)
         kept = [shape[0], *(shape[dim] for dim in self.layout.dims)]
         return self._value(self.owned, kind).expand(shape).reshape(kept)
 
@@ -268,7 +269,7 @@ def _record(
             if entropy is not None:
                 ledger.add("entropy", site, entropy)
     for _, site in sample_sites(model_trace):
-        ledger.add("likelihood" if site["is_observed"] else "prior", site, log_prob(site))
+        ledger.add("likelihood" if site["is_observed"] else "prior", site, fast_log_prob(site))
     return Particles(
         log_likelihood=ledger.total("likelihood"),
         log_prior=ledger.total("prior"),

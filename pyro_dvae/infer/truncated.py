@@ -34,12 +34,12 @@ from torch import Tensor
 
 from pyro_dvae.infer._estep import (
     Call,
+    Evolved,
     evolve_sets,
     hashes_of,
     log_weights,
     score_states,
 )
-from pyro_dvae.infer._minibatch import place
 from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO
 from pyro_dvae.infer.particles import Particles, Statistic, run_particles
 from pyro_dvae.infer.space import decode
@@ -130,42 +130,72 @@ class Truncated_ELBO(ParticleELBO):
         self._set_closed_forms()
         return loss
 
+    def e_step(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Float[Tensor, ""]:
+        """Improve the sets of these data at fixed parameters, to warm them up or between steps.
+
+        Returns:
+            The fraction of the members that is new.
+        """
+        own, call, beta, step = self._read(model, guide, args, kwargs)
+        return self._evolve(guide, own, call, beta, self._current(self.sweeps, step)).replaced
+
     # ------------------------------------------------------------------------------ E- and M-step
 
     def _evaluate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
+        own, call, beta, step = self._read(model, guide, args, kwargs)
+        sweeps = self._current(self.sweeps, step) if torch.is_grad_enabled() else 0
+        codes, replaced = self._evolve(guide, own, call, beta, sweeps)
+        self._forms = call.batch.closed_forms if self._current(self.closed_form, step) else {}
+        self._num_data = call.batch.num_data
+        estimate = self._estimate(self._run_members(call, codes, guide.rest), self.state)
+        return estimate._replace(info=estimate.info._replace(replaced=replaced))
+
+    def _read(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> tuple[poutine.Trace, Call, float | Tensor, int]:
+        """One draw of the other latents, what the call is about, beta and the step."""
         if not isinstance(guide, TruncatedGuide):
             raise ValueError(
                 "Truncated_ELBO needs a guide that keeps states, TruncatedGuide(model, ...); got "
                 f"{type(guide).__name__}."
             )
-        beta, step = self._current_beta(self.state.beta), self.state.beta.step
         own = guide.draw_rest(args, kwargs)
         call = guide.read(own, args, kwargs)._replace(model=model)
-        codes, replaced = guide.members(call), torch.zeros(())
-        sweeps = self.sweeps(step) if callable(self.sweeps) else self.sweeps
-        if torch.is_grad_enabled() and sweeps:
+        return own, call, self._current_beta(self.state.beta), self.state.beta.step
 
-            def score(codes: Tensor) -> Tensor:
-                return score_states(call, codes, own, beta)
+    def _evolve(
+        self,
+        guide: TruncatedGuide,
+        own: poutine.Trace,
+        call: Call,
+        beta: float | Tensor,
+        sweeps: int,
+    ) -> Evolved:
+        codes = guide.members(call)
+        if not sweeps:
+            return Evolved(codes, torch.zeros(()))
 
-            with torch.no_grad():
-                codes, replaced = evolve_sets(
-                    call, codes, score, self.evolve, self.generations, int(sweeps)
-                )
-                guide.store(call, codes)
-        gather = self.closed_form(step) if callable(self.closed_form) else self.closed_form
-        self._forms = call.batch.closed_forms if gather else {}
-        self._num_data = call.batch.num_data
-        estimate = self._estimate(self._run_members(call, codes, guide.rest), self.state)
-        return estimate._replace(info=estimate.info._replace(replaced=replaced))
+        def score(codes: Tensor) -> Tensor:
+            return score_states(call, codes, own, beta)
+
+        with torch.no_grad():
+            evolved = evolve_sets(call, codes, score, self.evolve, self.generations, sweeps)
+            guide.store(call, evolved.codes)
+        return evolved
+
+    @staticmethod
+    def _current(setting: Any, step: int) -> int:
+        """A number, or what its schedule says."""
+        return int(setting(step) if callable(setting) else setting)
 
     def _run_members(self, call: Call, codes: Tensor, rest: Callable | None) -> Particles:
         """The members as particles of the model, with gradient; repeated ones weigh nothing."""
-        names = [site.name for site in call.space.sites]
         with poutine.replay(trace=call.batch.subsamples):
             particles = run_particles(
                 call.model,
-                place(call.batch, names, rest),
+                rest,
                 call.args,
                 call.kwargs,
                 call.space.layout,
