@@ -19,7 +19,13 @@ from numpyro_dvae.infer.layout import Draw
 from numpyro_dvae.infer.particles import Particles, run_particles
 from numpyro_dvae.infer.space import Space, decode, encode
 from numpyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
-from numpyro_dvae.ops.states import first_occurrences, hash_states, merge_best, zobrist_table
+from numpyro_dvae.ops.states import (
+    code_dtype,
+    first_occurrences,
+    hash_states,
+    merge_best,
+    zobrist_table,
+)
 
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
 _CACHE_BYTES, _DEVICE_BYTES = 2**21, 2**28  # of the largest temporary that scoring makes at once
@@ -37,6 +43,7 @@ class Call(NamedTuple):
     space: Space
     batch: Minibatch
     vectorize: bool
+    state_bytes: int = 1  # of the largest temporary that one state makes
 
 
 class Evolved(NamedTuple):
@@ -86,7 +93,7 @@ def score_states(
     def score(codes: Array) -> Array:
         return log_weights(run_states(call, codes)[0], beta).reshape(len(codes), -1)
 
-    count, size = len(codes), piece_of(call, codes)
+    count, size = len(codes), piece_of(call, len(codes))
     if size == count:
         return score(codes)
     pieces = jnp.concatenate([codes, codes[: -count % size]]).reshape(-1, size, *codes.shape[1:])
@@ -101,13 +108,19 @@ def in_pieces(run: Callable, particles: Any, *, size: int) -> Any:
     return jax.lax.map(jax.checkpoint(run), particles, batch_size=size)
 
 
-def piece_of(call: Call, codes: Integer[Array, "S B H"]) -> int:
-    """How many states to run at once: few temporaries at a time, few states twice."""
+def piece_of(call: Call, count: int) -> int:
+    """How many of so many states to run at once: few temporaries at a time, few states twice."""
     limit = _CACHE_BYTES if jax.default_backend() == "cpu" else _DEVICE_BYTES
-    one = jax.ShapeDtypeStruct((1, *codes.shape[1:]), codes.dtype)
+    most = min(max(limit // call.state_bytes, 1), count)
+    return min(range(most, most // 2, -1), key=lambda size: -count % size)
+
+
+def measured(call: Call) -> Call:
+    """The call, knowing the bytes of the largest temporary that one state makes."""
+    shape = 1, len(call.batch.rows), len(call.space.cardinalities)
+    one = jax.ShapeDtypeStruct(shape, code_dtype(call.space.cardinalities))
     program = jax.make_jaxpr(lambda codes: log_weights(run_states(call, codes)[0]))(one)
-    most = min(max(limit // _largest_bytes(program.jaxpr), 1), len(codes))
-    return min(range(most, most // 2, -1), key=lambda size: -len(codes) % size)
+    return call._replace(state_bytes=_largest_bytes(program.jaxpr))
 
 
 def _largest_bytes(jaxpr: Any) -> int:
@@ -160,12 +173,12 @@ def evolve_sets(
     scores = jnp.where(first_occurrences(hashes), score_states(call, codes, beta), -jnp.inf)
 
     def generation(carry: _Generation, key: Array) -> tuple[_Generation, None]:
-        children = _propose(key, call, operator, carry.parents(cardinalities))
-        found, members = score_states(call, children.codes, beta), carry.members
-        first = first_occurrences(jnp.concatenate([members.hashes, children.hashes]))
-        found = jnp.where(first[len(codes) :], found, -jnp.inf)
-        fresh = _Members(children.codes, found, children.hashes, jnp.zeros(found.shape, bool))
-        return _Generation(_merged(members, fresh), fresh), None
+        codes, hashes = _propose(key, call, operator, carry.parents(cardinalities))
+        found, members = score_states(call, codes, beta), carry.members
+        first = first_occurrences(jnp.concatenate([members.hashes, hashes]))[-len(codes) :]
+        found = jnp.where(first, found, -jnp.inf)
+        children = _Members(codes, found, hashes, jnp.zeros(found.shape, bool))
+        return _Generation(_merged(members, children), children), None
 
     def sweep(i: int | Array, members: _Members) -> _Members:
         keys = jax.random.split(jax.random.fold_in(rng_key, i), generations)
@@ -193,12 +206,15 @@ class _Members(NamedTuple):
     is_old: Bool[Array, "S B"]
 
 
-def _propose(rng_key: Array, call: Call, operator: Operator, parents: Population) -> Population:
-    children, kept = propose(rng_key, operator, parents), call.batch.unmasked
-    if kept is None:
-        return children
-    codes = unmasked(call.batch, children.codes)
-    return children._replace(codes=codes, hashes=hashes_of(call, codes))
+def _propose(
+    rng_key: Array, call: Call, operator: Operator, parents: Population
+) -> tuple[Integer[Array, "C B H"], UInt32[Array, "C B"]]:
+    """Codes of children, and their hashes."""
+    children = propose(rng_key, operator, parents)
+    codes, hashes = unmasked(call.batch, children.codes), children.hashes
+    if hashes is None or call.batch.unmasked is not None:
+        hashes = hashes_of(call, codes)
+    return codes, hashes
 
 
 def _merged(members: _Members, children: _Members) -> _Members:

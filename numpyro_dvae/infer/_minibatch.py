@@ -89,7 +89,8 @@ def _check_rows(name: str, indices: Array, full: int) -> None:
     """Under jit rows are not known: those out of range turn the loss into NaN."""
     if isinstance(indices, jax.core.Tracer) or not len(indices):
         return
-    low, high = int(np.min(indices)), int(np.max(indices))
+    found = np.asarray(indices)
+    low, high = found.min(), found.max()
     if low < 0 or high >= full:
         raise ValueError(
             f"plate '{name}' has size {full}, so its rows are from 0 to {full - 1}; got "

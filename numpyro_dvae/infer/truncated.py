@@ -78,8 +78,10 @@ class _Step(NamedTuple):
     params: dict[str, Any]
     memory: Memory | None
     state: TruncatedState
+    guide: TruncatedGuide
     words: UInt32[Array, "N S W"]
     call: Call  # at these parameters, without gradient
+    codes: Integer[Array, "S B H"]
 
 
 class Truncated_ELBO(ParticleELBO):
@@ -154,8 +156,7 @@ class Truncated_ELBO(ParticleELBO):
         **kwargs: Any,
     ) -> Float[Array, ""]:
         """Minus the ELBO of the sets as they are."""
-        found = self._evaluate(rng_key, param_map, model, guide, args, kwargs, evolves=False)
-        return found["loss"]
+        return self._evaluate(self._read(rng_key, param_map, model, guide, args, kwargs))["loss"]
 
     def loss_with_mutable_state(
         self,
@@ -167,7 +168,8 @@ class Truncated_ELBO(ParticleELBO):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Minus the ELBO, with the bound's gradient, and the state with the evolved sets."""
-        return self._evaluate(rng_key, param_map, model, guide, args, kwargs, evolves=True)
+        step = self._read(rng_key, param_map, model, guide, args, kwargs)
+        return self._evaluate(step, self._evolve(step))
 
     def e_step(
         self,
@@ -184,36 +186,10 @@ class Truncated_ELBO(ParticleELBO):
             The new sets, for the mutable state, and the fraction of the members that is new.
         """
         step = self._read(rng_key, param_map, model, guide, args, kwargs)
-        words, evolved = self._evolve(step, guide)
-        return {guide.site: words}, evolved.replaced
+        evolved = self._evolve(step)
+        return self._stored(step, evolved), evolved.replaced
 
     # ------------------------------------------------------------------------------ E- and M-step
-
-    def _evaluate(
-        self,
-        rng_key: Array,
-        param_map: dict[str, Any],
-        model: Callable,
-        guide: Callable,
-        args: tuple,
-        kwargs: dict,
-        evolves: bool,
-    ) -> dict[str, Any]:
-        step = self._read(rng_key, param_map, model, guide, args, kwargs)
-        words, sets = step.words, Evolved(guide.members(step.call, step.words), jnp.zeros(()))
-        if evolves:
-            words, sets = self._evolve(step, guide)
-        forms = step.call.batch.closed_forms if evolves and self.closed_form is not False else {}
-        if forms and step.memory is None:
-            raise self._forgotten()
-        particles, mutable = _run_members(step, sets.codes, forms)
-        estimate = self._estimate(particles, step.state)
-        info = estimate.info._replace(replaced=sets.replaced)
-        estimate = estimate._replace(info=info)
-        if forms:
-            estimate, values = self._close(estimate, particles, step, forms)
-            mutable |= values
-        return self._result(estimate, step.memory, mutable | {guide.site: words})
 
     def _read(
         self,
@@ -239,24 +215,40 @@ class Truncated_ELBO(ParticleELBO):
         state = self.init_state() if memory is None else memory.state
         call_key, evolve_key = jax.random.split(rng_key)
         call = guide.bind(call_key, jax.lax.stop_gradient(params), model, args, kwargs)
-        return _Step(evolve_key, params, memory, state, words, call)
+        codes = guide.members(call, words)
+        return _Step(evolve_key, params, memory, state, guide, words, call, codes)
 
-    def _evolve(self, step: _Step, guide: TruncatedGuide) -> tuple[Array, Evolved]:
-        """The words of all data and the sets of these after the E-steps."""
-        codes = guide.members(step.call, step.words)
+    def _evolve(self, step: _Step) -> Evolved:
         sweeps = scheduled("sweeps", self.sweeps, step.state.beta.step)
         if isinstance(sweeps, int) and sweeps == 0:
-            return step.words, Evolved(codes, jnp.zeros(()))
-        evolved = evolve_sets(
+            return Evolved(step.codes, jnp.zeros(()))
+        return evolve_sets(
             step.rng_key,
             step.call,
-            codes,
+            step.codes,
             self.evolve,
             beta=self._beta(step.state.beta),
             generations=self.generations,
             sweeps=sweeps,
         )
-        return guide.store(step.call, step.words, evolved.codes), evolved
+
+    def _stored(self, step: _Step, evolved: Evolved) -> dict[str, Any]:
+        return {step.guide.site: step.guide.store(step.call, step.words, evolved.codes)}
+
+    def _evaluate(self, step: _Step, evolved: Evolved | None = None) -> dict[str, Any]:
+        """Loss and mutable state; of the sets as they are, if they have not evolved."""
+        forms = step.call.batch.closed_forms if evolved and self.closed_form is not False else {}
+        if forms and step.memory is None:
+            raise self._forgotten()
+        particles, mutable = _run_members(step, evolved.codes if evolved else step.codes, forms)
+        estimate = self._estimate(particles, step.state)
+        if evolved:
+            estimate = estimate._replace(info=estimate.info._replace(replaced=evolved.replaced))
+            mutable |= self._stored(step, evolved)
+        if forms:
+            estimate, values = self._close(estimate, particles, step, forms)
+            mutable |= values
+        return self._result(estimate, step.memory, mutable)
 
     def _estimate(self, particles: Particles, state: TruncatedState) -> Estimate:
         beta = self._current_beta(state.beta, particles)
@@ -317,8 +309,8 @@ def _run_members(
     """The members as particles of the model, with gradient; repeated ones weigh nothing."""
     call, params = step.call, step.params
     model, rest = (substitute(program, data=params) for program in (call.model, call.rest))
-    size, vectorize = piece_of(call, codes), call.vectorize
-    if vectorize is True and size < len(codes):
+    size, vectorize = piece_of(call, len(codes)), None
+    if call.vectorize and size < len(codes):
         vectorize = functools.partial(in_pieces, size=size)
     call = call._replace(model=model, rest=rest)
     particles, mutable = run_states(call, codes, forms, vectorize)

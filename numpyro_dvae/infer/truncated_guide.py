@@ -35,6 +35,7 @@ from numpyro_dvae.infer._estep import (
     distinct,
     draws_of,
     evolve_sets,
+    measured,
     score_states,
     unmasked,
 )
@@ -164,12 +165,15 @@ class TruncatedGuide:
         if num_sweeps < 1:
             raise ValueError(f"`num_sweeps` must be 1 or more; got {num_sweeps}.")
         words = params.get(self.site, self.words)
-        if proposals is None and words is None:
+        if proposals is not None:
+            pool = draws_of(proposals, self.num_states)
+        elif words is not None:
+            pool = _from_pool(words)
+        else:
             raise ValueError(
                 "for_data starts from the states of this guide, which has none yet. Train it "
                 "first, or pass `proposals`, an amortised guide."
             )
-        pool = _from_pool(words) if proposals is None else draws_of(proposals, self.num_states)
         other = TruncatedGuide(
             self.model,
             self.num_states,
@@ -203,7 +207,8 @@ class TruncatedGuide:
         batch = read_minibatch(plain, space)
         model, rest = (substitute(program, data=batch.subsamples) for program in (model, rest))
         vectorize = self.vectorize_particles
-        return Call(rng_key, params, model, rest, args, kwargs, space, batch, vectorize)
+        call = Call(rng_key, params, model, rest, args, kwargs, space, batch, vectorize)
+        return measured(call)
 
     def members(self, call: Call, words: UInt32[Array, "N S W"]) -> Integer[Array, "S B H"]:
         """The codes of the data's members."""
@@ -229,13 +234,15 @@ class TruncatedGuide:
         found = {**own, **plain}
         params = {n: s["value"] for n, s in found.items() if s["type"] in ("param", "mutable")}
         params = jax.lax.stop_gradient(params)
-        model, rest = (f and substitute(f, data=params) for f in (self.model, self.rest))
+        model, rest = substitute(self.model, data=params), self.rest
+        rest = None if rest is None else substitute(rest, data=params)
         space = find_space(jax.random.key(0), model, rest, args, kwargs)
         batch = read_minibatch(plain, space)
         drawn = {n: jax.lax.stop_gradient(s["value"]) for n, s in sample_sites(own)}
         model = substitute(self.model, data=params | drawn | batch.subsamples)
         key, vectorize = jax.random.key(0), self.vectorize_particles
-        return Call(key, params, model, _nothing, args, kwargs, space, batch, vectorize)
+        call = Call(key, params, model, _nothing, args, kwargs, space, batch, vectorize)
+        return measured(call)
 
     def _score_members(self, call: Call) -> tuple[Integer[Array, "S B H"], Float[Array, "S B"]]:
         """Members, and their log joints; -inf for one that is there already."""
