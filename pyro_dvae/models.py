@@ -259,7 +259,7 @@ def _logit_of_mean(total: Tensor, count: Tensor, old: Tensor) -> Tensor:
     return torch.where(count > 0, _clamped(total / count).logit(), old)
 
 
-def _asking(part: nn.Module) -> dict[str, Any]:
+def _asking(part: nn.Module) -> Any:
     """What a site's `infer` says of a prior or likelihood of any make."""
     form = getattr(part, "closed_form", None)
     return {} if form is None else {"closed_form": form}

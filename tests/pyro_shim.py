@@ -9,10 +9,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Predictive
+from pyro.infer import SVI, Predictive
 from pyro.poutine.util import site_is_subsample
 from zoo import NOISE
 
+from pyro_dvae.fit import fit
 from pyro_dvae.infer import TruncatedGuide, draws_of
 from pyro_dvae.infer.layout import find_layout
 from pyro_dvae.infer.space import enumerate_draws
@@ -147,7 +148,10 @@ class Sets:
         pyro.set_rng_seed(seed)
         trace = poutine.trace(self.guide).get_trace(self._data(data))
         return {
-            name: (site["value"].detach().numpy(), site["fn"].log_prob(site["value"]).detach().numpy())
+            name: (
+                site["value"].detach().numpy(),
+                site["fn"].log_prob(site["value"]).detach().numpy(),
+            )
             for name, site in trace.nodes.items()
             if site["type"] == "sample" and not site_is_subsample(site)
         }
@@ -170,6 +174,29 @@ class Sets:
         return draws_of(bound(self.ppl, program), num_draws)
 
 
+def train(make_model, num_states, elbo, *data, lr=0.02, seed=0, **settings):
+    """Fit a `DiscreteVAE` with a truncated guide: losses, sets, and what the model has learnt."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    model = make_model()
+    guide = TruncatedGuide(model, num_states)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": lr}), loss=elbo)
+    result = fit(svi, *data, progress=False, **settings)
+    return SimpleNamespace(
+        losses=result.losses,
+        words=guide.words.numpy(),
+        params={name: value.numpy() for name, value in result.params.items()},
+        probs=torch.sigmoid(model.prior.logits).detach().numpy(),
+        variance=model.likelihood.variance.detach().numpy(),
+        reconstruct=lambda codes: model.reconstruct(torch.as_tensor(codes)).detach().numpy(),
+        posterior=lambda *data: to_numpy(guide.posterior(*map(as_tensor, data))),
+    )
+
+
+def as_tensor(value):
+    return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+
+
 def bound(primitives, program):
     return lambda data: program(primitives, data)
 
@@ -182,7 +209,9 @@ def to_numpy(posterior):
 def flip_in_turn(population):
     """Children of the best state, one for each latent: the same for the same set."""
     best = population.scores.argmax(0)
-    parent = population.codes.gather(0, best[None, :, None].expand(1, -1, population.codes.shape[2]))
+    parent = population.codes.gather(
+        0, best[None, :, None].expand(1, -1, population.codes.shape[2])
+    )
     flips = torch.eye(parent.shape[-1], dtype=parent.dtype)[:, None]
     return torch.bitwise_xor(parent, flips)
 

@@ -1,8 +1,8 @@
-"""Programs for truncated posteriors, written once for both frameworks, and their exact log joints.
+"""Programs for truncated posteriors, written once for both frameworks, and exact log joints.
 
-As in `zoo`, a program is over the primitives of `ppl`. `log_joint(params, data)` is a table over all
-states of a datum, ``(states, data)``, in the order of `oracles.all_codes(cardinalities)`; analytic
-in the parameters, so that `zoo.gradient` differentiates what is made of it.
+As in `zoo`, a program is over the primitives of `ppl`. `log_joint(params, data)` is a table over
+all states of a datum, ``(states, data)``, in the order of `oracles.all_codes(cardinalities)`;
+analytic in the parameters, so that `zoo.gradient` differentiates what is made of it.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from oracles import all_codes
-from zoo import NOISE, bernoulli, log_softmax, normal
+from zoo import NESTED_DATA, NOISE, PROGRAMS, bernoulli, log_softmax, nested_model, normal
 
 RNG = np.random.default_rng(3)
 
@@ -69,7 +69,7 @@ def some(rows, data=CAUSES_DATA):
     return {"x": data["x"][rows], "rows": rows, "seen": data["seen"][rows]}
 
 
-# --- two sites of other numbers of codes, the second given the first; a datum is a cell of two plates
+# --- two sites, with other numbers of codes, one given the other; a datum is a cell of two plates
 
 
 def sites_model(ppl, data):
@@ -92,6 +92,20 @@ def sites_log_joint(p, data):
         log_prior = log_prior + log_softmax(p["gate"][0] * a[0] + p["weight"])[b]
         table.append(log_prior + normal(data["x"], a @ p["weight"][:2] + p["gate"][1][b]))
     return np.array(table).reshape(len(table), -1)
+
+
+# --- latents in a plate of their own within a datum, some of them masked
+
+
+def nested_log_joint(p, data):
+    """A masked word has but one state, its first code."""
+    table = []
+    for z in all_codes((2, 2)):
+        words = bernoulli(z, p["slope"][0]) + normal(data["w"], p["slope"][1] * z)
+        total = (z * data["mask"]).sum(-1)
+        ours = (words * data["mask"]).sum(-1) + normal(data["y"][:, 0], p["slope"][2] * total)
+        table.append(np.where((z * ~data["mask"]).any(-1), -np.inf, ours))
+    return np.array(table)
 
 
 # --- a continuous site of the datum and a global one beside the states
@@ -149,6 +163,14 @@ SITES_PROGRAM = SetProgram(
     SITES,
     {"gate": draw(2, 3), "weight": draw(3)},
     {"x": draw(2, 2)},
+)
+NESTED_PROGRAM = SetProgram(
+    "nested",
+    nested_model,
+    nested_log_joint,
+    (2, 2),
+    next(program.params for program in PROGRAMS if program.name == "nested"),
+    NESTED_DATA,
 )
 REST_PROGRAM = SetProgram(
     "rest",

@@ -7,11 +7,11 @@ swaps a member for a state that scores higher, so the bound never falls.
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Bool, Float, Int64, Integer
 from pyro import poutine
 from torch import Tensor
 
@@ -19,14 +19,8 @@ from pyro_dvae.infer._minibatch import Minibatch, given
 from pyro_dvae.infer.layout import DrawTogether
 from pyro_dvae.infer.particles import Particles, run_particles
 from pyro_dvae.infer.space import Space, decode, encode
-from pyro_dvae.ops.evolution import Operator, Population, chain, flip, select
-from pyro_dvae.ops.states import (
-    code_dtype,
-    first_occurrences,
-    hash_states,
-    keep_best,
-    zobrist_table,
-)
+from pyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
+from pyro_dvae.ops.states import first_occurrences, hash_states, merge_best, zobrist_table
 
 _CODES_AT_ONCE = 2**21  # that are scored together: 8 MB as floats, which a cache holds
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
@@ -88,7 +82,7 @@ def score_states(
 
 def hashes_of(call: Call, codes: Integer[Tensor, "S B H"]) -> Int64[Tensor, "S B"]:
     """Hashes of states; `first_occurrences` of them are the distinct states."""
-    return hash_states(codes, zobrist_table(call.space.cardinalities).to(codes.device))
+    return hash_states(codes, zobrist_table(call.space.cardinalities, codes.device))
 
 
 def evolve_sets(
@@ -109,28 +103,51 @@ def evolve_sets(
         generations: Rounds of children in a sweep, each from those of the one before.
         sweeps: How often to start from the sets.
     """
-    evolve = evolve or default_evolve(len(codes))
-    cardinalities, hashes = call.space.cardinalities, hashes_of(call, codes)
+    operator, cardinalities = evolve or default_evolve(len(codes)), call.space.cardinalities
+    hashes = hashes_of(call, codes)
     scores = torch.where(first_occurrences(hashes), score(codes), -math.inf)
-    is_old = torch.ones_like(hashes, dtype=torch.bool)
+    members = _Members(codes, scores, hashes, torch.ones_like(hashes, dtype=torch.bool))
     token = _current.set(call)
     try:
         for _ in range(sweeps):
-            parents = Population(codes, scores, cardinalities)
+            parents = members
             for _ in range(generations):
-                children = _children(call, evolve(parents))
-                hashes = torch.cat([hashes, hashes_of(call, children)])
-                first = first_occurrences(hashes)[len(codes) :]
-                found = torch.where(first, score(children), -math.inf)
-                parents = Population(children, found, cardinalities)
-                best = keep_best(
-                    torch.cat([codes, children]), torch.cat([scores, found]), len(codes)
-                )
-                codes, scores, hashes = best.codes, best.scores, hashes.gather(0, best.index)
-                is_old = torch.cat([is_old, torch.zeros_like(first)]).gather(0, best.index)
+                population = Population(*parents[:2], cardinalities, parents.hashes)
+                children, hashes = _propose(call, operator, population)
+                first = first_occurrences(torch.cat([members.hashes, hashes]))[len(codes) :]
+                scores = torch.where(first, score(children), -math.inf)
+                parents = _Members(children, scores, hashes, torch.zeros_like(first))
+                members = _merged(members, parents)
     finally:
         _current.reset(token)
-    return Evolved(codes, 1.0 - is_old.to(scores.dtype).mean())
+    return Evolved(members.codes, 1.0 - members.is_old.to(scores.dtype).mean())
+
+
+class _Members(NamedTuple):
+    """The sets in the course of an E-step, or the children of a generation."""
+
+    codes: Integer[Tensor, "S B H"]
+    scores: Float[Tensor, "S B"]
+    hashes: Int64[Tensor, "S B"]
+    is_old: Bool[Tensor, "S B"]
+
+
+def _propose(call: Call, operator: Operator, parents: Population) -> tuple[Tensor, Tensor]:
+    """Codes and hashes of children."""
+    children = propose(operator, parents)
+    if call.batch.unmasked is None and children.hashes is not None:
+        return children.codes, children.hashes
+    codes = unmasked(call, children.codes)
+    return codes, hashes_of(call, codes)
+
+
+def _merged(members: _Members, children: _Members) -> _Members:
+    best = merge_best(members.codes, members.scores, children.codes, children.scores)
+    hashes, is_old = (
+        torch.cat(pair).gather(0, best.origins)
+        for pair in ((members.hashes, children.hashes), (members.is_old, children.is_old))
+    )
+    return _Members(best.codes, best.scores, hashes, is_old)
 
 
 def default_evolve(num_states: int) -> Operator:
@@ -142,18 +159,6 @@ def unmasked(call: Call, codes: Integer[Tensor, "S B H"]) -> Integer[Tensor, "S 
     """Code 0 for latents that a mask takes out: states that differ in these alone are one."""
     kept = call.batch.unmasked
     return codes if kept is None else torch.where(kept, codes, torch.zeros_like(codes))
-
-
-def _children(call: Call, proposed: Population | Tensor) -> Integer[Tensor, "C B H"]:
-    codes = proposed.codes if isinstance(proposed, Population) else proposed
-    shape = len(call.batch.rows), len(call.space.cardinalities)
-    if not isinstance(codes, Tensor) or codes.dim() != 3 or codes.shape[1:] != shape:
-        found = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
-        raise ValueError(
-            f"`evolve` must return codes of children, of shape (children, {shape[0]} data, "
-            f"{shape[1]} latents); got {found}."
-        )
-    return unmasked(call, codes.to(code_dtype(call.space.cardinalities)))
 
 
 def draws_of(guide: Callable, num_draws: int) -> Operator:
@@ -182,6 +187,7 @@ def draws_of(guide: Callable, num_draws: int) -> Operator:
                 f"draws_of(guide) needs a guide with the model's discrete sites {names}; it has "
                 f"no {missing}."
             )
-        return encode(space, {name: trace.nodes[name]["value"] for name in names}, batch.sizes)
+        values: dict[str, Any] = {name: trace.nodes[name]["value"] for name in names}
+        return encode(space, values, batch.sizes)
 
     return operator

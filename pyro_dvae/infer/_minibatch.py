@@ -155,13 +155,15 @@ def open_plates(batch: Minibatch, name: str) -> ExitStack:
 def draws_in(own: poutine.Trace, nesting: int) -> list[poutine.Trace]:
     """The draws of `rest` one particle at a time, if handlers have made it draw several."""
     depths = {name: _batch_dims(site) for name, site in sample_sites(own)}
-    counts = {len(own.nodes[n]["value"]) for n, depth in depths.items() if depth > nesting}
+    sites: dict[str, Site] = dict(own.nodes)
+    counts = {len(sites[name]["value"]) for name, depth in depths.items() if depth > nesting}
     return [_particle(own, depths, nesting, k) for k in range(max(counts, default=1))]
 
 
 def _particle(own: poutine.Trace, depths: dict[str, int], nesting: int, k: int) -> poutine.Trace:
-    drawn = poutine.Trace()
-    for name, site in own.nodes.items():
+    drawn, sites = poutine.Trace(), dict(own.nodes)
+    site: Site
+    for name, site in sites.items():
         if depths.get(name, 0) > nesting:
             value = site["value"]
             site = {**site, "value": value[k if len(value) > 1 else 0]}

@@ -130,9 +130,7 @@ class Truncated_ELBO(ParticleELBO):
         self._set_closed_forms()
         return loss
 
-    def e_step(
-        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
-    ) -> Float[Tensor, ""]:
+    def e_step(self, model: Callable, guide: Any, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """Improve the sets of these data at fixed parameters, to warm them up or between steps.
 
         Returns:
@@ -143,7 +141,7 @@ class Truncated_ELBO(ParticleELBO):
 
     # ------------------------------------------------------------------------------ E- and M-step
 
-    def _evaluate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
+    def _evaluate(self, model: Callable, guide: Any, args: tuple, kwargs: dict) -> Estimate:
         own, call, beta, step = self._read(model, guide, args, kwargs)
         sweeps = self._current(self.sweeps, step) if torch.is_grad_enabled() else 0
         codes, replaced = self._evolve(guide, own, call, beta, sweeps)
@@ -153,7 +151,7 @@ class Truncated_ELBO(ParticleELBO):
         return estimate._replace(info=estimate.info._replace(replaced=replaced))
 
     def _read(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
+        self, model: Callable, guide: Any, args: tuple, kwargs: dict
     ) -> tuple[poutine.Trace, Call, float | Tensor, int]:
         """One draw of the other latents, what the call is about, beta and the step."""
         if not isinstance(guide, TruncatedGuide):
