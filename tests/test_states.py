@@ -8,24 +8,13 @@ import math
 import numpy as np
 import oracles
 import pytest
+from draws import as_codes, random_codes, seeded, z_scores
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 BINARY, MIXED = (2,) * 8, (3, 2, 1, 5, 4)
 SPACES = [(2,) * 64, (2,) * 37, MIXED, (300, 2, 70_000, 2), (2**31, 2, 2**31), (1,)]
-
-
-def seeded(backend, function, seed, *arguments):
-    """Call a function that draws, with the seed that each package has its own place for."""
-    if backend.name == "numpyro":
-        import jax
-
-        return function(jax.random.key(seed), *arguments)
-    import torch
-
-    torch.manual_seed(seed)
-    return function(*arguments)
 
 
 @functools.cache
@@ -38,15 +27,6 @@ def operation(backend, name):
 def call(backend, name, *arrays, **static):
     arrays = (backend.asarray(array) for array in arrays)
     return np.asarray(operation(backend, name)(*arrays, **static))
-
-
-def as_codes(codes, cardinalities):
-    return np.asarray(codes, np.uint8 if max(cardinalities) <= 256 else np.int32)
-
-
-def random_codes(cardinalities, *shape, seed=0):
-    codes = np.random.default_rng(seed).integers(cardinalities, size=(*shape, len(cardinalities)))
-    return as_codes(codes, cardinalities)
 
 
 def table_of(backend, cardinalities):
@@ -231,12 +211,6 @@ def test_random_states_are_distinct(backend, num_states, cardinalities):
     if math.prod(cardinalities) > 1:
         sets = {codes[:, datum].tobytes() for datum in range(7)}
         assert len(sets) == 7  # data start from different states, or in different order
-
-
-def z_scores(draws, probs):
-    """How far frequencies over axis 0 are from probabilities, in standard errors."""
-    spread = np.sqrt(probs * (1 - probs) / len(draws))
-    return np.abs(draws.mean(0) - probs) / np.where(spread > 0, spread, 1e-9)
 
 
 def test_states_are_drawn_from_the_marginals(backend):

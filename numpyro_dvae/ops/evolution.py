@@ -277,7 +277,9 @@ def _distinct_latents(
         taken = jnp.any(chosen == drawn, axis=0)
         return chosen.at[child].set(jnp.where(taken, last, drawn))
 
-    chosen = jax.lax.fori_loop(0, rest, draw, jnp.full((rest, *shape), -1, jnp.int32))
+    chosen = jnp.full((rest, *shape), -1, jnp.int32)
+    if rest:
+        chosen = jax.lax.fori_loop(0, rest, draw, chosen)
     full = jnp.tile(jnp.arange(len(free), dtype=jnp.int32), rounds)[:, None, None]
     chosen = jnp.concatenate([jnp.broadcast_to(full, (len(full), *shape)), chosen])
     return chosen if free == list(range(len(free))) else jnp.asarray(free)[chosen]

@@ -119,6 +119,7 @@ def zobrist_table(cardinalities: tuple[int, ...], device: Any = None) -> UInt32[
     return jnp.asarray(table, device=device)
 
 
+@jax.jit
 def hash_states(
     codes: Integer[Array, "*batch H"], table: UInt32[Array, " H"]
 ) -> UInt32[Array, "*batch"]:
@@ -135,7 +136,7 @@ def hash_states(
 
 
 def change_hash(
-    hashes: UInt32[Array, "*batch"],
+    hashes: UInt32[Array, "*#batch"],
     table: UInt32[Array, " H"],
     latents: Integer[Array, "*batch"],
     old: Integer[Array, "*batch"],
@@ -145,6 +146,7 @@ def change_hash(
     return hashes + table[latents] * (new.astype(jnp.uint32) - old.astype(jnp.uint32))
 
 
+@jax.jit
 def first_occurrences(hashes: UInt32[Array, "S B"]) -> Bool[Array, "S B"]:
     """Whether no state before it has the same hash; so put members before their children."""
     if len(hashes) > _MAX_PAIRED:

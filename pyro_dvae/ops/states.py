@@ -132,7 +132,7 @@ def hash_states(
 
 
 def change_hash(
-    hashes: Int64[Tensor, "*batch"],
+    hashes: Int64[Tensor, "*#batch"],
     table: Int64[Tensor, " H"],
     latents: Int64[Tensor, "*batch"],
     old: Integer[Tensor, "*batch"],
