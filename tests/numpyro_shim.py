@@ -3,8 +3,10 @@
 Each (model, guide, loss and its settings) is compiled once; draws, state and data are arguments.
 """
 
+import atexit
 import copy
 import functools
+import tempfile
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -18,6 +20,8 @@ from numpyro import handlers
 from numpyro.infer import Predictive
 from zoo import NOISE
 
+from numpyro_dvae.fit import fit
+from numpyro_dvae.infer import SVI
 from numpyro_dvae.infer.elbo import LOSS_MEMORY
 from numpyro_dvae.infer.layout import find_layout
 from numpyro_dvae.infer.space import enumerate_draws
@@ -170,7 +174,7 @@ class Sets:
         self.cardinalities = program.cardinalities
         self.data = as_data(program.data if data is None else data)
         self.guide = TruncatedGuide(self.model, num_states, rest=self.rest, **options)
-        self.recipe = *self.programs, num_states, self.guide.num_data
+        self.recipe = *self.programs, num_states, *sorted(options.items())
         self.words, self.memories = None, {}
 
     def _data(self, data):
@@ -236,11 +240,8 @@ class Sets:
         def posterior(params, data):
             return handlers.substitute(guide.posterior, data=params)(data)
 
-        found = quickly(("posterior", *self.recipe), posterior)(
-            self.params | self._mutable(data), data
-        )
-        values = {name: np.asarray(value) for name, value in found.values.items()}
-        return values, np.asarray(found.weights), np.asarray(found.bound)
+        params = self.params | self._mutable(data)
+        return to_numpy(quickly(("posterior", *self.recipe), posterior)(params, data))
 
     def sites(self, data=None, seed=0):
         """One draw of the guide: values and log-densities by site."""
@@ -287,6 +288,69 @@ class Sets:
 
     def draws_of(self, program, num_draws):
         return draws_of(bound(program, None, "float64")[0], num_draws)
+
+
+def train(make_model, num_states, elbo, *data, lr=0.02, seed=0, **settings):
+    """Fit a `DiscreteVAE` with a truncated guide: losses, sets, and what the model has learnt."""
+    model = make_model()
+    guide = TruncatedGuide(model, num_states)
+    svi = QuickSVI(model, guide, numpyro.optim.Adam(lr), loss=elbo)
+    with compiling_less():
+        result = fit(new_key(seed), svi, *data, progress=False, **settings)
+    params = result.params
+    prior = params.get("model.prior$logits", model.prior.start())
+    raw = params.get("model.likelihood$raw", model.likelihood.start())
+    reconstruct = handlers.substitute(model.reconstruct, data=params)
+    posterior = handlers.substitute(guide.posterior, data=params)
+    return SimpleNamespace(
+        losses=result.losses,
+        words=np.asarray(params["guide.words"]),
+        params={
+            jax.tree_util.keystr(path): np.asarray(value)
+            for path, value in jax.tree_util.tree_leaves_with_path(params)
+        },
+        probs=np.asarray(jax.nn.sigmoid(prior)),
+        variance=np.asarray(model.likelihood._variance(raw)),
+        reconstruct=lambda codes: np.asarray(reconstruct(jnp.asarray(codes))),
+        posterior=lambda *data: to_numpy(posterior(*data)),
+    )
+
+
+@contextmanager
+def compiling_less():
+    """What is compiled runs little, and often again."""
+    options = {  # within, and by default
+        "jax_disable_most_optimizations": (True, False),
+        "jax_compilation_cache_dir": (cache_folder(), None),
+        "jax_persistent_cache_min_compile_time_secs": (0.2, 1.0),
+    }
+    for name, (value, _) in options.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, (_, default) in options.items():
+            jax.config.update(name, default)
+
+
+@functools.cache
+def cache_folder():
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+class QuickSVI(SVI):
+    """Whose first state is compiled at once."""
+
+    def init(self, rng_key, *args, **kwargs):
+        init = functools.partial(super().init, **kwargs)
+        return jax.jit(lambda key: init(key, *args))(rng_key)
+
+
+def to_numpy(posterior):
+    values = {name: np.asarray(value) for name, value in posterior.values.items()}
+    return values, np.asarray(posterior.weights), np.asarray(posterior.bound)
 
 
 def settings(elbo):

@@ -6,17 +6,9 @@ import pytest
 pytest.importorskip("jax")
 
 import jax
-import jax.numpy as jnp
-import numpyro
-import numpyro.distributions as dist
-import numpyro.infer
 import optax
-from numpyro.handlers import seed, substitute, trace
-from numpyro.infer import Predictive
 
-from numpyro_dvae.fit import fit
-from numpyro_dvae.infer import DAPS_ELBO, SVI, Truncated_ELBO, TruncatedGuide
-from numpyro_dvae.infer.svi import loss_info, loss_state
+from numpyro_dvae.infer import SVI, Truncated_ELBO, TruncatedGuide
 from numpyro_dvae.models import BernoulliPrior, DiscreteVAE, GaussianLikelihood
 from numpyro_dvae.nets import MLPDecoder
 from numpyro_dvae.ops.states import unpack
