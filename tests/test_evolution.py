@@ -22,7 +22,6 @@ def halve(evolution):
 
 # Made once for each backend, since JAX compiles each.
 OPERATORS = {
-    "best": lambda e: e.select(2, temperature=0.0),
     "greedy flips": lambda e: e.chain(e.select(3, temperature=0.5), e.flip(2)),
     "crossed": lambda e: e.chain(e.select(3), e.cross()),
     "union": lambda e: e.union(e.chain(e.select(2), e.cross(), e.flip(2)), e.flip(1)),
@@ -93,15 +92,9 @@ class Evolution(RuleBasedStateMachine):
         np.testing.assert_array_equal(hashes, in_full[self.num_states :])
         first = np.asarray(states.first_occurrences(asarray(in_full)))
         scores = np.where(first[self.num_states :], self.score(codes), -math.inf)
-        merged = operation(self.backend, "merge_best")(
-            *map(asarray, (self.codes, self.scores, codes, scores))
-        )
+        arrays = map(asarray, (self.codes, self.scores, codes, scores))
+        merged = merge_best(self.backend)(*arrays)
         survivors = [np.asarray(each) for each in merged]
-        kept = operation(self.backend, "keep_best")(
-            both, asarray(np.concatenate([self.scores, scores])), num_states=self.num_states
-        )
-        for found, expected in zip(survivors, kept, strict=True):
-            np.testing.assert_array_equal(found, np.asarray(expected))
         self.check(codes, *survivors)
         self.codes, self.scores = survivors[:2]
 
@@ -136,15 +129,14 @@ def as_set(codes):
 
 
 @functools.cache
-def operation(backend, name):
-    function = getattr(backend.module("ops.states"), name)
-    return backend.jit(function, static_argnames="num_states" if name == "keep_best" else ())
+def merge_best(backend):
+    return backend.jit(backend.module("ops.states").merge_best)
 
 
 def test_sets_evolve_as_python_sets_do(backend):
     machine = type("Machine", (Evolution,), {"backend": backend})
     # Shrinking would take minutes; a red run is red again, and its first failure small enough.
-    few = settings(max_examples=20, stateful_step_count=8, phases=[Phase.generate])
+    few = settings(max_examples=10, stateful_step_count=8, phases=[Phase.generate])
     run_state_machine_as_test(machine, settings=few)
 
 
@@ -245,7 +237,7 @@ def changes(backend, codes, cardinalities, num_children):
 
 
 @pytest.mark.parametrize(
-    ("cardinalities", "num_children"), [((2,) * 70, 9), (MIXED, 3), (MIXED, 10), ((300, 2), 2)]
+    ("cardinalities", "num_children"), [((2,) * 70, 9), ((3, 2, 1, 5, 300), 10)]
 )
 def test_each_child_changes_one_latent_and_siblings_others(backend, cardinalities, num_children):
     codes = random_codes(cardinalities, 3, 50)

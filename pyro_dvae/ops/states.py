@@ -125,8 +125,9 @@ def hash_states(
 ) -> Int64[Tensor, "*batch"]:
     """Hashes ``Σ_h z_h r_h``, equal for equal states."""
     rows = codes.reshape(-1, len(table))
-    # In pieces that stay in a core's cache: as 64-bit integers codes take 8 times the memory.
-    pieces = rows.split(max(_PIECE // len(table), 1)) if rows.device.type == "cpu" else [rows]
+    # As 64-bit integers codes take 8 times the memory: pieces of them stay in a core's cache.
+    size = _PIECE if rows.device.type == "cpu" else 64 * _PIECE
+    pieces = rows.split(max(size // len(table), 1))
     sums = [_weighted_sum(piece, table) for piece in pieces]
     return torch.cat(sums).view(codes.shape[:-1])
 
