@@ -222,7 +222,7 @@ class GaussianLikelihood(nn.Module):
         """``variance = mean of (x - mean)^2``, where asked for."""
         if self.learn != "closed_form":
             return None
-        return ClosedForm(self.raw, lambda fn, x: (x - fn.mean).square(), self._raw_of_mean)
+        return ClosedForm(self.raw, lambda fn, x: (x - fn.mean).square_(), self._raw_of_mean)
 
     def _raw_of_mean(self, total: Tensor, count: Tensor, old: Tensor) -> Tensor:
         """The raw parameter of the mean square error; the old one where nothing is observed."""

@@ -158,7 +158,7 @@ class Sets:
 
     def predict(self, num_samples, data=None, seed=0):
         pyro.set_rng_seed(seed)
-        draws = Predictive(self.model, guide=self.guide, num_samples=num_samples)(self._data(data))
+        draws = Predictive(self.guide, num_samples=num_samples, parallel=True)(self._data(data))
         return {name: value.detach().numpy() for name, value in draws.items()}
 
     def for_data(self, data, seed=0, proposals=None, **options):

@@ -98,9 +98,7 @@ def _rows_of(trace: poutine.Trace, frame: Any) -> Tensor:
             )
         return torch.arange(full)
     indices = torch.as_tensor(site["value"])
-    if indices.device.type == "cpu" and len(
-        indices
-    ):  # a device that works apart would have to wait
+    if indices.device.type == "cpu" and len(indices):  # another device would have to be waited for
         low, high = int(indices.min()), int(indices.max())
         if low < 0 or high >= full:
             raise ValueError(

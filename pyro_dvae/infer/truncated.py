@@ -242,8 +242,10 @@ class Truncated_ELBO(ParticleELBO):
         totals, counts = {}, {}
         for name, statistic in particles.statistics.items():
             total, count = _sums(statistic, weights)
-            totals[name] = state.totals.get(name, 0.0) + total
-            counts[name] = state.counts.get(name, 0.0) + count
+            if name in state.totals:  # after a resume they may be on another device
+                total = total + state.totals[name].to(total.device)
+                count = count + state.counts[name].to(count.device)
+            totals[name], counts[name] = total, count
         return TruncatedState(beta_state, totals, counts, state.rows + weights[0].numel())
 
     def _set_closed_forms(self) -> None:
@@ -262,7 +264,9 @@ class Truncated_ELBO(ParticleELBO):
 
 def _sums(statistic: Statistic, weights: Float[Tensor, "S *plates"]) -> tuple[Tensor, Tensor]:
     """Of q's mean statistic, and of the entries that no mask takes out, over data."""
-    value, plates = statistic.value, tuple(range(weights.dim() - 1))
-    mean = (weights.reshape(*weights.shape, *[1] * (value.dim() - weights.dim())) * value).sum(0)
-    total = torch.where(statistic.mask, mean, 0.0).sum(plates)
+    value, num_plates = statistic.value, weights.dim() - 1
+    columns = value.flatten(1, num_plates).flatten(2)
+    mean = torch.einsum("sb,sbe->be", weights.flatten(1).to(value.dtype), columns)
+    plates = tuple(range(num_plates))
+    total = torch.where(statistic.mask, mean.reshape(value.shape[1:]), 0.0).sum(plates)
     return total, statistic.mask.to(total.dtype).sum(plates)

@@ -45,7 +45,7 @@ from pyro_dvae.ops.states import first_occurrences, num_words, pack, random_stat
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior", "draws_of"]
 
-_ROWS_AT_ONCE = 2**12  # data whose first states are drawn together
+_CODES_AT_ONCE = 2**22  # of the first states that are drawn together: 16 MB of random numbers
 
 
 class TruncatedPosterior(NamedTuple):
@@ -155,7 +155,8 @@ class TruncatedGuide(nn.Module):
         """A guide for other data of the same model; this one stays as it is.
 
         Args:
-            *args: Arguments of the model, all of the new data at once.
+            *args: Arguments of the model, all of the new data at once (where these are very many,
+                make a guide for each part).
             num_sweeps: E-steps to evolve the new sets by.
             evolve: As in `Truncated_ELBO`.
             proposals: An amortised guide, called with the model's arguments: each sweep also
@@ -262,7 +263,7 @@ class TruncatedGuide(nn.Module):
             dtype=torch.int32,
             device=probs.device,
         )
-        for part in words.split(_ROWS_AT_ONCE):
+        for part in words.split(max(1, _CODES_AT_ONCE // (self.num_states * len(cardinalities)))):
             codes = random_states(self.num_states, len(part), cardinalities, probs)
             part.copy_(pack(codes.transpose(0, 1), cardinalities))
         return words
