@@ -15,6 +15,7 @@ Pyro's losses keep their own state, so pyro_dvae has no such module.
 
 from typing import Any
 
+import jax
 import numpyro.infer
 from jaxtyping import Array
 from numpyro.infer.svi import SVIState
@@ -33,6 +34,13 @@ class SVI(numpyro.infer.SVI):
         """As in NumPyro; any other loss is left as it is."""
         state = super().init(rng_key, *args, init_params=init_params, **kwargs)
         return with_memory(state, self.loss)
+
+    def evaluate(self, svi_state: SVIState, *args: Any, **kwargs: Any) -> Array:
+        """As in NumPyro, with the mutable state, which a `TruncatedGuide` cannot do without."""
+        params = {**self.get_params(svi_state), **(svi_state.mutable_state or {})}
+        _, rng_key = jax.random.split(svi_state.rng_key)
+        kwargs = {**kwargs, **self.static_kwargs}
+        return self.loss.loss(rng_key, params, self.model, self.guide, *args, **kwargs)
 
 
 def with_memory(svi_state: SVIState, loss: Any) -> SVIState:
