@@ -124,7 +124,8 @@ def restore(backend: Backend, task: Task, args: Any) -> tuple[np.ndarray, float]
     unit = np.where(task.observed[..., None], (task.given - center) / scale, 0.0)
     patches = cut(unit.astype(np.float32), args.patch)
     masks = cut(np.broadcast_to(task.observed[..., None], unit.shape), args.patch)
-    data = [patches, np.arange(len(patches)), len(patches)]
+    means = patch_means(patches, masks)  # brightness need not be learned
+    data = [np.where(masks, patches - means, 0.0), np.arange(len(patches)), len(patches)]
     if not task.observed.all():
         data.append(np.ascontiguousarray(masks))
     model, guide, loss = make_programs(backend, patches.shape[1:], args)
@@ -141,7 +142,7 @@ def restore(backend: Backend, task: Task, args: Any) -> tuple[np.ndarray, float]
         log_every=10,
     )
     found, variance = estimate(backend, model, guide, data)
-    image = join(found, unit.shape)
+    image = join(found + means, unit.shape)
     return center + scale * image, scale * math.sqrt(variance)
 
 
@@ -167,6 +168,12 @@ def cut(image: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(
         np.moveaxis(windows, 2, -1).reshape(-1, size, size, image.shape[-1])
     )
+
+
+def patch_means(patches: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Mean of the observed pixels of each patch and colour, ``(N, 1, 1, C)``."""
+    total = np.sum(patches * masks, (1, 2), keepdims=True)
+    return (total / np.maximum(masks.sum((1, 2), keepdims=True), 1)).astype(np.float32)
 
 
 def join(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
