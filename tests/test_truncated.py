@@ -265,7 +265,7 @@ def test_new_data_start_from_these_sets(shim):
 def amortised(ppl, data):
     with ppl.plate("data", NUM_DATA, subsample=data["rows"]):
         logits = data["x"] @ ppl.param("weight", data).T
-        ppl.sample("z", ppl.dist.Bernoulli(logits=9.0 * logits).to_event(1))
+        ppl.sample("z", ppl.dist.Bernoulli(logits=99.0 * logits).to_event(1))
 
 
 def test_an_amortised_guide_proposes(shim):

@@ -28,7 +28,7 @@ from numpyro_dvae.ops.states import (
 )
 
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
-_CACHE_BYTES, _DEVICE_BYTES = 2**21, 2**28  # of the largest temporary that scoring makes at once
+_CACHE_BYTES, _DEVICE_BYTES = 2**21, 2**30  # of the largest temporary that scoring makes at once
 
 
 class Call(NamedTuple):
@@ -183,7 +183,7 @@ def evolve_sets(
     def sweep(i: int | Array, members: _Members) -> _Members:
         keys = jax.random.split(jax.random.fold_in(rng_key, i), generations)
         carry, _ = generation(_Generation(members, members), keys[0])
-        if generations > 1:  # from here on parents are as many as children, if all goes by `select`
+        if generations > 1:
             carry = _repeated(generation, carry, keys[1:])
         return carry.members
 
@@ -198,7 +198,7 @@ def evolve_sets(
 
 
 class _Members(NamedTuple):
-    """The sets in the course of an E-step."""
+    """The sets in the course of an E-step, or the children of a generation."""
 
     codes: Integer[Array, "S B H"]
     scores: Float[Array, "S B"]

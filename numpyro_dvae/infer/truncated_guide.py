@@ -11,7 +11,8 @@ bits. Its members' log joints are never kept, as they are stale once a parameter
 
 `TruncatedGuide` is an ordinary guide: called, it samples each discrete site from q_n. Which rows a
 minibatch touches it reads off the model's own data plate. The words are mutable state, at the site
-"guide.words": `SVI` makes them, and ``Predictive(guide, params=result.params)`` finds them.
+"guide.words": `SVI` makes them, and ``Predictive(guide, params=result.params)`` finds them. Pass
+its draws to ``Predictive(model, draws, params=...)``; one call for both copies the words per draw.
 
 References:
     [1] Drefs, Guiraud, Panagiotou & Lücke. Direct evolutionary optimization of variational
