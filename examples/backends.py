@@ -74,6 +74,14 @@ class Backend:
         soft = relax(guide, method, sites=["z"], temperature=temperature)
         return relax(model, method, sites=["z"]), soft
 
+    def checkpoint(self) -> str:
+        """Name of the file that `fit` keeps in its folder."""
+        return {"pyro": "checkpoint.pt", "numpyro": "checkpoint.npz"}[self.name]
+
+    def diagnose(self, name: str, result: Any, *data: Any, **options: Any) -> Any:
+        """Call one of the diagnostics."""
+        return getattr(self.module("diagnostics"), name)(result, *data, **options)
+
     def schedule(self, start: float, end: float, num_steps: int) -> Callable[[Any], Any]:
         """Exponential schedule."""
         return self.module("fit").exponential_schedule(start, end, num_steps)
@@ -122,6 +130,12 @@ class PyroBackend(Backend):
         import pyro
 
         pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+
+    def seed_draws(self, seed: int) -> None:
+        """Seed what is drawn, and keep the parameters."""
+        import pyro
+
         pyro.set_rng_seed(seed)
 
     def make_vae(self, config: Config, shape: tuple[int, ...]) -> tuple[Any, Any]:
@@ -260,6 +274,13 @@ class PyroBackend(Backend):
         with torch.no_grad():
             return model.reconstruct(model.prior().sample((num_images,))).cpu().numpy()
 
+    def decode(self, model: Any, codes: np.ndarray) -> np.ndarray:
+        """The mean of p(x | z) at given codes."""
+        import torch
+
+        with torch.no_grad():
+            return model.reconstruct(torch.as_tensor(codes, device=self.device)).cpu().numpy()
+
 
 class NumpyroBackend(Backend):
     """`numpyro_dvae`, with JAX on the chosen device; keeps the parameters of the last training."""
@@ -281,6 +302,12 @@ class NumpyroBackend(Backend):
         import jax
 
         self._key, self._params = jax.random.key(seed), None
+
+    def seed_draws(self, seed: int) -> None:
+        """Seed what is drawn, and keep the parameters."""
+        import jax
+
+        self._key = jax.random.key(seed)
 
     def _next_key(self) -> Any:
         import jax
@@ -358,6 +385,11 @@ class NumpyroBackend(Backend):
         found = (sites["x"]["fn"].mean, sites["x"]["fn"].variance, sites["z"]["fn"].mean)
         return tuple(np.asarray(value) for value in found)
 
+    def diagnose(self, name: str, result: Any, *data: Any, **options: Any) -> Any:
+        """Call one of the diagnostics."""
+        function = getattr(self.module("diagnostics"), name)
+        return function(self._next_key(), result, *data, **options)
+
     def draws(
         self, model: Any, guide: Any, images: np.ndarray, num_particles: int
     ) -> Iterator[Draws]:
@@ -392,6 +424,12 @@ class NumpyroBackend(Backend):
 
         program = seed(substitute(model, data=self._params), self._next_key())
         return np.asarray(trace(program).get_trace(num_data=num_images)["x"]["fn"].mean)
+
+    def decode(self, model: Any, codes: np.ndarray) -> np.ndarray:
+        """The mean of p(x | z) at given codes."""
+        from numpyro.handlers import substitute
+
+        return np.asarray(substitute(model.reconstruct, data=self._params)(codes))
 
 
 def _run_pair(model: Any, guide: Any, params: Any, rng_key: Any, x: Any) -> tuple[dict, dict]:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_train(tmp_path, settings):
     assert result.keys() >= METRICS
     assert result["elbo"] <= result["iwae"] <= 0
     assert json.loads((tmp_path / "metrics.json").read_text()) == result
-    names = {"log.jsonl", "reconstructions.png", "samples.png", "curves.png"}
+    names = {"arguments.json", "log.jsonl", "reconstructions.png", "samples.png", "curves.png"}
     names |= {"checkpoint.pt" if result["backend"] == "pyro" else "checkpoint.npz"}
     assert names <= {path.name for path in tmp_path.iterdir()}
 
@@ -100,6 +101,7 @@ def test_compare(tmp_path):
     expected = {"daps", "reinforce", "vimco", "wake_sleep", "exact"} | relaxed
     assert set(result["methods"]) == expected
     assert Path(result["picture"]).exists()
+    assert all((tmp_path / f"{method}.nc").exists() for method in result["methods"])
     assert all(np.isfinite(row["elbo"]) for row in result["methods"].values())
 
 
@@ -108,6 +110,24 @@ def test_compare_on_the_sibling(tmp_path):
     result = result_of("compare.py", "--smoke", "--json", *settings)
     assert result["backend"] == "numpyro"
     assert result["methods"]["daps"]["elbo"] < result["methods"]["daps"]["iwae"]
+
+
+@pytest.mark.parametrize("backend_name", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
+def test_diagnose(tmp_path, backend_name):
+    settings = ("--num-latents", "2", "--num-codes", "3", "--backend", backend_name)
+    result_of("train.py", "--smoke", "--out", tmp_path / "run", *settings)
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    result = result_of("diagnose.py", tmp_path / "run", "--smoke", "--json")
+    assert (result["backend"], result["method"]) == (backend_name, "daps")
+    assert result["elbo"] < result["iwae"]
+    assert abs(result["log_evidence"] - result["gap"] - result["elbo"]) < 2.0
+    out = tmp_path / "run" / "diagnosis"
+    page = (out / "index.html").read_text()
+    pictures = re.findall(r'<img src="([\w.]+)"', page)
+    assert len(pictures) == 9
+    assert all((out / picture).stat().st_size > 5000 for picture in pictures)
+    assert (out / "idata.nc").exists()
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
 
 
 @pytest.mark.parametrize(
@@ -157,6 +177,8 @@ def test_own_model_recovers_its_parameters():
         (("train.py", "--method", "exact", "--smoke", "--out", "{out}"), "states"),
         (("compare.py", "--methods", "daps", "magic"), "--methods magic: choose among"),
         (("compare.py", "--out", "{file}/below"), "cannot be written to"),
+        (("diagnose.py", "{out}"), "is not a folder of train.py's"),
+        (("diagnose.py", "--num-draws", "3"), "--num-draws must be at least 25"),
         (("own_model.py", "--num-machines", "3"), "--num-machines 3: takes at least 100"),
         (("own_model.py", "--backend", "jax"), "--backend: invalid choice: 'jax'"),
     ],

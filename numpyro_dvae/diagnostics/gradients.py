@@ -87,36 +87,40 @@ def _moments(
         name: jax.tree.map(transform.inv, programs.params[name])
         for name, transform in transforms.items()
     }
-    memory = {LOSS_MEMORY: loss.init_memory()} if isinstance(loss, ParticleELBO) else {}
+    rest = {name: value for name, value in programs.params.items() if name not in trainable}
+    rest |= {LOSS_MEMORY: loss.init_memory()} if isinstance(loss, ParticleELBO) else {}
     arrays, static = _batches.split((args, {}))
 
     @jax.jit
-    def moments(keys: Array, unconstrained: Any, rest: Any, arrays: list[Array]) -> Any:
-        args, kwargs = static.join(arrays)
-
-        def value(unconstrained: Any, key: Array) -> Array:
+    def moments(keys: Array, trainable: Any, rest: Any, arrays: list[Array]) -> tuple[Any, Any]:
+        def value(trainable: Any, key: Array) -> Array:
             constrained = {
-                name: jax.tree.map(transforms[name], tree) for name, tree in unconstrained.items()
+                name: jax.tree.map(transforms[name], tree) for name, tree in trainable.items()
             }
-            found = loss.loss_with_mutable_state(
+            args, kwargs = static.join(arrays)
+            return loss.loss_with_mutable_state(
                 key, {**rest, **constrained}, programs.model, programs.guide, *args, **kwargs
-            )
-            return found["loss"]
+            )["loss"]
 
-        def add(sums: Any, key: Array) -> tuple[Any, None]:
-            grads = jax.grad(value)(unconstrained, key)
-            squares = jax.tree.map(lambda grad: jnp.sum(grad**2), grads)
-            return jax.tree.map(jnp.add, sums, (grads, squares)), None
+        return _sums(jax.grad(value), keys, trainable)
 
-        zeros = jax.tree.map(jnp.zeros_like, unconstrained)
-        start = zeros, jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), zeros)
-        return jax.lax.scan(add, start, keys)[0]
-
-    rest = {name: value for name, value in programs.params.items() if name not in trainable}
     keys = jax.random.split(rng_key, num_repeats)
-    sums, squares = map(dotted, jax.device_get(moments(keys, trainable, rest | memory, arrays)))
+    sums, squares = map(dotted, jax.device_get(moments(keys, trainable, rest, arrays)))
     return {
         name: (value.astype(np.float64).ravel() / num_repeats, float(squares[name]) / num_repeats)
         for name, value in sums.items()
         if select is None or select(name)
     }
+
+
+def _sums(gradient: Callable[..., Any], keys: Array, params: Any) -> tuple[Any, Any]:
+    """Over the keys, of gradients and of their squared lengths."""
+
+    def add(sums: Any, key: Array) -> tuple[Any, None]:
+        grads = gradient(params, key)
+        squares = jax.tree.map(lambda grad: jnp.sum(grad**2), grads)
+        return jax.tree.map(jnp.add, sums, (grads, squares)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    start = zeros, jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), zeros)
+    return jax.lax.scan(add, start, keys)[0]
