@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     print_table(rows)
     picture = out / "compare.png"
     save_comparison(picture, data.x_test[:_SHOWN], panels)
-    print(f"\nPicture: {picture}\nFor ArviZ: {', '.join(str(out / f'{name}.nc') for name in rows)}")
+    print(f"\nPicture: {picture}\nFor ArviZ: {out / 'METHOD.nc'}")
     result = {"backend": backend.name, "seed": args.seed, "steps": config.num_steps}
     result |= {"picture": picture, "methods": rows}
     finish(result, out, show=args.json, name="compare.json")

@@ -78,7 +78,7 @@ def _moments(
     num_repeats: int,
     select: Callable[[str], bool] | None,
 ) -> dict[str, tuple[np.ndarray, float]]:
-    """Mean of each parameter's gradient, and mean of its squared length."""
+    """Mean of each parameter's gradient, and the trace of its covariance."""
     transforms = {
         name: biject_to(constraint)
         for name, constraint in constraints_of(rng_key, *programs.substituted(), args, {}).items()
@@ -92,7 +92,9 @@ def _moments(
     arrays, static = _batches.split((args, {}))
 
     @jax.jit
-    def moments(keys: Array, trainable: Any, rest: Any, arrays: list[Array]) -> tuple[Any, Any]:
+    def moments(
+        keys: Array, trainable: Any, rest: Any, arrays: list[Array]
+    ) -> tuple[Any, Any, Any]:
         def value(trainable: Any, key: Array) -> Array:
             constrained = {
                 name: jax.tree.map(transforms[name], tree) for name, tree in trainable.items()
@@ -105,22 +107,27 @@ def _moments(
         return _sums(jax.grad(value), keys, trainable)
 
     keys = jax.random.split(rng_key, num_repeats)
-    sums, squares = map(dotted, jax.device_get(moments(keys, trainable, rest, arrays)))
-    return {
-        name: (value.astype(np.float64).ravel() / num_repeats, float(squares[name]) / num_repeats)
-        for name, value in sums.items()
-        if select is None or select(name)
-    }
+    first, sums, squares = map(dotted, jax.device_get(moments(keys, trainable, rest, arrays)))
+    found = {}
+    for name in filter(select, first):
+        shift = sums[name].astype(np.float64).ravel() / num_repeats
+        spread = max(float(squares[name]) - num_repeats * shift @ shift, 0.0)
+        found[name] = first[name].astype(np.float64).ravel() + shift, spread / (num_repeats - 1)
+    return found
 
 
-def _sums(gradient: Callable[..., Any], keys: Array, params: Any) -> tuple[Any, Any]:
-    """Over the keys, of gradients and of their squared lengths."""
+def _sums(gradient: Callable[..., Any], keys: Array, params: Any) -> tuple[Any, Any, Any]:
+    """The first gradient, and sums of what the others differ by and of its squared length.
+
+    Differences keep the digits of a noise that is small beside the mean.
+    """
+    first = gradient(params, keys[0])
 
     def add(sums: Any, key: Array) -> tuple[Any, None]:
-        grads = gradient(params, key)
-        squares = jax.tree.map(lambda grad: jnp.sum(grad**2), grads)
-        return jax.tree.map(jnp.add, sums, (grads, squares)), None
+        differences = jax.tree.map(jnp.subtract, gradient(params, key), first)
+        squares = jax.tree.map(lambda difference: jnp.sum(difference**2), differences)
+        return jax.tree.map(jnp.add, sums, (differences, squares)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(jnp.zeros_like, first)
     start = zeros, jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), zeros)
-    return jax.lax.scan(add, start, keys)[0]
+    return first, *jax.lax.scan(add, start, keys)[0]

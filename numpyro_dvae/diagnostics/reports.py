@@ -222,23 +222,14 @@ class GradientQuality(NamedTuple):
 def gradient_quality(
     moments: Mapping[str, Mapping[str, tuple[np.ndarray, float]]], num_repeats: int
 ) -> GradientQuality:
-    """Sum up gradients: loss -> parameter -> (mean gradient, mean of its squared length)."""
+    """Sum up gradients: loss -> parameter -> (mean gradient, trace of its covariance)."""
     names = sorted({name for each in moments.values() for name in each})
     if not names:
         raise ValueError("`select` leaves no parameter: check the names it is asked for.")
     means = [
         np.concatenate([np.ravel(each[name][0]) for name in names]) for each in moments.values()
     ]
-    correction = num_repeats / (num_repeats - 1)
-    variance = {
-        name: np.array(
-            [
-                max(correction * (square - float(mean @ mean)), 0.0)
-                for mean, square in (each[name] for each in moments.values())
-            ]
-        )
-        for name in names
-    }
+    variance = {name: np.array([each[name][1] for each in moments.values()]) for name in names}
     trace = np.sum(list(variance.values()), axis=0)
     products = np.array([[first @ second for second in means] for first in means])
     signal = np.sqrt(np.maximum(np.diag(products) - trace / num_repeats, 0.0))
