@@ -145,15 +145,25 @@ class Backend(backends.Backend):
 
     def reconstruct(self, model: Any, guide: Any, images: np.ndarray) -> np.ndarray:
         """The mean of p(x | z) at one z ~ q for each image."""
-        _, sites = _run_pair(model, guide, self._params, self._next_key(), images)
-        return np.asarray(sites["x"]["fn"].mean)
+        import jax
+
+        @jax.jit
+        def means(params: dict, rng_key: Any, x: Any) -> Any:
+            return _run_pair(model, guide, params, rng_key, x)[1]["x"]["fn"].mean
+
+        return np.asarray(means(self._params, self._next_key(), images))
 
     def sample(self, model: Any, num_images: int) -> np.ndarray:
         """The mean of p(x | z) at z ~ p."""
+        import jax
         from numpyro.handlers import seed, substitute, trace
 
-        program = seed(substitute(model, data=self._params), self._next_key())
-        return np.asarray(trace(program).get_trace(num_data=num_images)["x"]["fn"].mean)
+        @jax.jit
+        def means(params: dict, rng_key: Any) -> Any:
+            program = seed(substitute(model, data=params), rng_key)
+            return trace(program).get_trace(num_data=num_images)["x"]["fn"].mean
+
+        return np.asarray(means(self._params, self._next_key()))
 
     def decode(self, model: Any, codes: np.ndarray) -> np.ndarray:
         """The mean of p(x | z) at given codes."""

@@ -35,7 +35,28 @@ def run(script, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def result_of(script, *arguments):
+@pytest.fixture
+def output_of(monkeypatch, capsys):
+    """What an example prints, run in this process, where the array libraries are loaded."""
+
+    def run_here(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as status:
+            run_main(importlib.import_module(script.removesuffix(".py")).main)
+        output, errors = capsys.readouterr()
+        assert status.value.code == 0, errors
+        return output
+
+    return run_here
+
+
+@pytest.fixture
+def result_of(output_of):
+    return lambda *arguments: json.loads(output_of(*arguments).splitlines()[-1])
+
+
+def result_alone(script, *arguments):
+    """The same in a process of its own."""
     done = run(script, *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -67,7 +88,7 @@ METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", 
     ],
     ids=lambda settings: "-".join(settings[1:4:2]),
 )
-def test_train(tmp_path, settings):
+def test_train(result_of, tmp_path, settings):
     result = result_of("train.py", "--smoke", "--out", tmp_path, *settings)
     assert result.keys() >= METRICS
     assert result["elbo"] <= result["iwae"] <= 0
@@ -80,22 +101,22 @@ def test_train(tmp_path, settings):
 def test_train_repeats_and_resumes(tmp_path):
     np.savez(tmp_path / "mine.npz", x=images())
     settings = ("--smoke", "--data", tmp_path / "mine.npz", "--prior", "bernoulli")
-    whole = result_of("train.py", *settings, "--out", tmp_path / "a")
-    again = result_of("train.py", *settings, "--out", tmp_path / "b")
-    resumed = result_of("train.py", *settings, "--out", tmp_path / "b", "--resume")
+    whole = result_alone("train.py", *settings, "--out", tmp_path / "a")
+    again = result_alone("train.py", *settings, "--out", tmp_path / "b")
+    resumed = result_alone("train.py", *settings, "--out", tmp_path / "b", "--resume")
     for found in (again, resumed):
         assert (found["elbo"], found["iwae"]) == (whole["elbo"], whole["iwae"])
 
 
 @pytest.mark.skipif(not MNIST.exists(), reason="needs the files of MNIST")
-def test_train_on_mnist(tmp_path):
+def test_train_on_mnist(result_of, tmp_path):
     shutil.copytree(MNIST, tmp_path / "data" / "MNIST")
     settings = ("--data", "mnist", "--data-root", tmp_path / "data", "--out", tmp_path / "out")
     result = result_of("train.py", "--smoke", *settings)
     assert result["data"] == "mnist"
 
 
-def test_compare(tmp_path):
+def test_compare(result_of, tmp_path):
     result = result_of("compare.py", "--smoke", "--json", "--out", tmp_path)
     relaxed = {"gumbel", "straight_through", "reinmax", "gr_mck"}
     expected = {"daps", "reinforce", "vimco", "wake_sleep", "exact"} | relaxed
@@ -105,7 +126,7 @@ def test_compare(tmp_path):
     assert all(np.isfinite(row["elbo"]) for row in result["methods"].values())
 
 
-def test_compare_on_the_sibling(tmp_path):
+def test_compare_on_the_sibling(result_of, tmp_path):
     settings = ("--backend", "numpyro", "--methods", "daps", "--out", tmp_path)
     result = result_of("compare.py", "--smoke", "--json", *settings)
     assert result["backend"] == "numpyro"
@@ -139,16 +160,15 @@ def test_diagnose(tmp_path, backend_name):
         ("numpyro", "daps"),
     ],
 )
-def test_own_model(tmp_path, backend_name, method):
+def test_own_model(output_of, tmp_path, backend_name, method):
     settings = ("--backend", backend_name, "--method", method, "--out", tmp_path)
-    done = run("own_model.py", "--smoke", "--json", *settings)
-    assert done.returncode == 0, done.stderr
-    assert "fault_rate, heavy" in done.stdout
-    assert json.loads(done.stdout.splitlines()[-1])["method"] == method
+    output = output_of("own_model.py", "--smoke", "--json", *settings)
+    assert "fault_rate, heavy" in output
+    assert json.loads(output.splitlines()[-1])["method"] == method
 
 
 @pytest.mark.slow
-def test_own_model_recovers_its_parameters():
+def test_own_model_recovers_its_parameters(result_of):
     errors = result_of("own_model.py", "--json", "--method", "daps")["largest_error"]
     bounds = {"shares": 0.05, "fault_rate": 0.12, "mean": 0.5, "noise": 0.3}
     assert all(errors[name] < bound for name, bound in bounds.items()), errors
