@@ -29,8 +29,8 @@ test: $(READY) ## run the test suite
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-slow: $(READY) ## run the checks of minutes, and JAX's with its leak checker
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow
-	$(ONE_THREAD) JAX_ENABLE_X64=1 JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -k numpyro
+	$(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow
+	$(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=0 JAX_ENABLE_X64=1 JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -k numpyro
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check .

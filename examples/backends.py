@@ -4,16 +4,14 @@ A backend reaches its package by name, so that an example breaks when the siblin
 """
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 from cli import CommandError
 from configs import Config
-from metrics import Draws
 
-__all__ = ["METHODS", "RELAXATIONS", "Backend", "get_backend"]
+__all__ = ["METHODS", "RELAXATIONS", "Backend", "Programs", "get_backend"]
 
 # Method -> module of `infer` and class; a method is a loss, and the model need not know it.
 METHODS = {
@@ -24,6 +22,7 @@ METHODS = {
     "wake_sleep": ("wake_sleep", "WakeSleep_ELBO"),
     "exact": ("exact", "Exact_ELBO"),
 }
+Programs = tuple[Any, Any, Any]  # model, guide, loss
 # Method of `relax` -> temperature at the end, from 1 at the start. The loss is a plain ELBO: no
 # site is left that needs a score function.
 RELAXATIONS = {
@@ -34,7 +33,7 @@ RELAXATIONS = {
     "reinmax": 1.0,
 }
 METHODS |= dict.fromkeys(RELAXATIONS, METHODS["reinforce"])
-_BATCH_VALUES = 2**23  # values of x times particles that are scored at once
+BATCH_VALUES = 2**23  # values of x times particles that are scored at once
 
 
 def get_backend(name: str, device: str = "auto") -> "Backend":
@@ -45,7 +44,8 @@ def get_backend(name: str, device: str = "auto") -> "Backend":
         raise CommandError(
             f"--backend {name}: {error}; install it by pip install 'pyro-dvae[{name}]'"
         ) from None
-    return PyroBackend(device) if name == "pyro" else NumpyroBackend(device)
+    kind: type[Backend] = importlib.import_module(f"backend_{name}").Backend
+    return kind(device)
 
 
 class Backend:
@@ -72,6 +72,14 @@ class Backend:
         temperature = 1.0 if end == 1.0 else self.schedule(1.0, end, num_steps)
         soft = relax(guide, method, sites=["z"], temperature=temperature)
         return relax(model, method, sites=["z"]), soft
+
+    def checkpoint(self) -> str:
+        """Name of the file that `fit` keeps in its folder."""
+        return {"pyro": "checkpoint.pt", "numpyro": "checkpoint.npz"}[self.name]
+
+    def diagnose(self, name: str, result: Any, *data: Any, **options: Any) -> Any:
+        """Call one of the diagnostics."""
+        return getattr(self.module("diagnostics"), name)(result, *data, **options)
 
     def schedule(self, start: float, end: float, num_steps: int) -> Callable[[Any], Any]:
         """Exponential schedule."""
@@ -100,198 +108,3 @@ class Backend:
             encoder = nets.MLPEncoder(shape, size, num_codes, hidden=config.encoder_hidden)
             guide = guides.IndependentGuide(encoder, binary=binary)
         return model, guide
-
-
-class PyroBackend(Backend):
-    """`pyro_dvae`, with Torch on the chosen device."""
-
-    name = "pyro"
-
-    def __init__(self, device: str) -> None:
-        import torch
-
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda" and not torch.cuda.is_available():
-            raise CommandError("--device cuda: no CUDA device was found; use --device cpu")
-        self.device = torch.device(device)
-
-    def seed(self, seed: int) -> None:
-        """Forget parameters and seed all that is random."""
-        import pyro
-
-        pyro.clear_param_store()
-        pyro.set_rng_seed(seed)
-
-    def make_vae(self, config: Config, shape: tuple[int, ...]) -> tuple[Any, Any]:
-        """As for both, on the device."""
-        model, guide = super().make_vae(config, shape)
-        return model.to(self.device), guide.to(self.device)
-
-    def train(
-        self,
-        model: Any,
-        guide: Any,
-        loss: Any,
-        *data: np.ndarray,
-        learning_rate: float,
-        num_steps: int,
-        decay: float = 1.0,
-        eval_data: np.ndarray | None = None,
-        **settings: Any,
-    ) -> Any:
-        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`."""
-        import pyro
-        import torch
-
-        optim = pyro.optim.LambdaLR(
-            {
-                "optimizer": torch.optim.Adam,
-                "optim_args": {"lr": learning_rate},
-                "lr_lambda": self.schedule(1.0, decay, num_steps),
-            }
-        )
-        svi = pyro.infer.SVI(model, guide, optim, loss=loss)
-        tensors = [torch.as_tensor(value, device=self.device) for value in data]
-        if eval_data is not None:
-            settings["eval_data"] = torch.as_tensor(eval_data, device=self.device)
-        # Pyro's validation waits for the device at every site; `fit` looks for NaN itself.
-        with pyro.validation_enabled(False):
-            return self.module("fit").fit(svi, *tensors, num_steps=num_steps, **settings)
-
-    def draws(
-        self,
-        model: Any,
-        guide: Any,
-        images: np.ndarray,
-        num_particles: int,
-    ) -> Iterator[Draws]:
-        """Draw codes for test images and score them, in batches of bounded memory."""
-        import torch
-        from pyro import poutine
-
-        model.eval(), guide.eval()
-        size = max(1, _BATCH_VALUES // (num_particles * images[0].size))
-        for start in range(0, len(images), size):
-            x = torch.as_tensor(images[start : start + size], device=self.device)
-            with torch.no_grad():
-                posterior = guide.posterior(x)
-                z = posterior.sample((num_particles,))
-                log_q = posterior.log_prob(z)
-                trace = poutine.trace(poutine.condition(model, {"z": z})).get_trace(x)
-                trace.compute_log_prob()
-                errors = (model.reconstruct(z[0]) - x).square().flatten(1).mean(1)
-            likelihood, prior = (trace.nodes[site]["log_prob"] for site in ("x", "z"))
-            found = (likelihood, prior, log_q, z[0], errors)
-            yield Draws(*(value.cpu().numpy() for value in found))
-
-    def reconstruct(self, model: Any, guide: Any, images: np.ndarray) -> np.ndarray:
-        """The mean of p(x | z) at one z ~ q for each image."""
-        import torch
-
-        with torch.no_grad():
-            z = guide.posterior(torch.as_tensor(images, device=self.device)).sample()
-            return model.reconstruct(z).cpu().numpy()
-
-    def sample(self, model: Any, num_images: int) -> np.ndarray:
-        """The mean of p(x | z) at z ~ p."""
-        import torch
-
-        with torch.no_grad():
-            return model.reconstruct(model.prior().sample((num_images,))).cpu().numpy()
-
-
-class NumpyroBackend(Backend):
-    """`numpyro_dvae`, with JAX on the chosen device; keeps the parameters of the last training."""
-
-    name = "numpyro"
-
-    def __init__(self, device: str) -> None:
-        import jax
-
-        kind = {"auto": None, "cpu": "cpu", "cuda": "cuda"}[device]
-        try:
-            self.device = jax.devices(kind)[0]
-        except RuntimeError:
-            raise CommandError(f"--device {device}: JAX finds none; use --device cpu") from None
-        self._key, self._params = jax.random.key(0), None
-
-    def seed(self, seed: int) -> None:
-        """Forget parameters and seed all that is random."""
-        import jax
-
-        self._key, self._params = jax.random.key(seed), None
-
-    def _next_key(self) -> Any:
-        import jax
-
-        self._key, key = jax.random.split(self._key)
-        return key
-
-    def train(
-        self,
-        model: Any,
-        guide: Any,
-        loss: Any,
-        *data: np.ndarray,
-        learning_rate: float,
-        num_steps: int,
-        decay: float = 1.0,
-        **settings: Any,
-    ) -> Any:
-        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`."""
-        import jax
-        import numpyro
-
-        rate = self.schedule(learning_rate, decay * learning_rate, num_steps)
-        svi = self.module("infer").SVI(model, guide, numpyro.optim.Adam(rate), loss=loss)
-        with jax.default_device(self.device):
-            result = self.module("fit").fit(
-                self._next_key(), svi, *data, num_steps=num_steps, **settings
-            )
-        self._params = result.params
-        return result
-
-    def draws(
-        self, model: Any, guide: Any, images: np.ndarray, num_particles: int
-    ) -> Iterator[Draws]:
-        """Draw codes for test images and score them, in batches of bounded memory."""
-        import jax
-
-        @jax.jit
-        def score(params: dict, rng_key: Any, x: Any) -> tuple:
-            def particle(key: Any) -> tuple:
-                guide_sites, sites = _run_pair(model, guide, params, key, x)
-                errors = ((sites["x"]["fn"].mean - x) ** 2).reshape(len(x), -1).mean(1)
-                scored = (sites["x"], sites["z"], guide_sites["z"])
-                log_probs = (site["fn"].log_prob(site["value"]) for site in scored)
-                return (*log_probs, sites["z"]["value"], errors)
-
-            found = jax.vmap(particle)(jax.random.split(rng_key, num_particles))
-            return (*found[:3], found[3][0], found[4][0])
-
-        size = max(1, _BATCH_VALUES // (num_particles * images[0].size))
-        for start in range(0, len(images), size):
-            found = score(self._params, self._next_key(), images[start : start + size])
-            yield Draws(*(np.asarray(value) for value in found))
-
-    def reconstruct(self, model: Any, guide: Any, images: np.ndarray) -> np.ndarray:
-        """The mean of p(x | z) at one z ~ q for each image."""
-        _, sites = _run_pair(model, guide, self._params, self._next_key(), images)
-        return np.asarray(sites["x"]["fn"].mean)
-
-    def sample(self, model: Any, num_images: int) -> np.ndarray:
-        """The mean of p(x | z) at z ~ p."""
-        from numpyro.handlers import seed, substitute, trace
-
-        program = seed(substitute(model, data=self._params), self._next_key())
-        return np.asarray(trace(program).get_trace(num_data=num_images)["x"]["fn"].mean)
-
-
-def _run_pair(model: Any, guide: Any, params: Any, rng_key: Any, x: Any) -> tuple[dict, dict]:
-    """Sites of a NumPyro guide, and of the model at its draws."""
-    from numpyro.handlers import replay, seed, substitute, trace
-
-    guide_sites = trace(seed(substitute(guide, data=params), rng_key)).get_trace(x)
-    replayed = replay(substitute(model, data=params), trace=guide_sites)
-    return guide_sites, trace(seed(replayed, rng_key)).get_trace(x)

@@ -3,9 +3,11 @@
 The latent space is small enough to sum over (3 latents of 6 codes, 216 states), so that the
 exact gradient is one of the rows: what the others approximate with 8 draws. All see the same
 images, start from the same weights and take the same number of steps. Prints a table, and
-draws reconstructions, samples and learning curves into one picture.
+draws reconstructions, samples and learning curves into one picture; draws of each method's
+posterior are written to METHOD.nc, for ArviZ.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,17 @@ _COLUMNS = {  # metric -> heading and format
     "mse": ("MSE", "{:.4f}"),
     "psnr": ("PSNR", "{:.2f}"),
     "ess": ("ESS/K", "{:.2f}"),
+    "khat": ("k̂", "{:.2f}"),
+    "close": ("close", "{:.0%}"),
     "code_usage": ("codes", "{:.0%}"),
     "seconds": ("seconds", "{:.1f}"),
 }
 _LEGEND = (
     "ELBO and importance-weighted bound in nats per image, higher is better; the gap between the\n"
     "two is what the guide misses. bits: what the codes carry. ESS/K: effective sample size of\n"
-    "the guide's draws, 1 for an exact posterior. codes: fraction in use."
+    "the guide's draws, 1 for an exact posterior. k̂: shape of the weights' tail, median; n/a if\n"
+    "it has too few distinct weights, as with few states. close: images whose guide is close to\n"
+    "the posterior, as far as its draws can show. codes: fraction in use."
 )
 
 
@@ -53,17 +59,19 @@ def main(arguments: list[str]) -> None:
     rows, panels = {}, {}
     for method in dict.fromkeys(args.methods):
         print(f"{method}: {_TITLES[method]}", flush=True)
-        rows[method], panels[method] = run_method(backend, method, config, data, args.seed)
+        rows[method], panels[method], idata = run_method(backend, method, config, data, args.seed)
+        idata.to_netcdf(str(out / f"{method}.nc"))
     print_table(rows)
     picture = out / "compare.png"
     save_comparison(picture, data.x_test[:_SHOWN], panels)
-    print(f"\nPicture: {picture}")
+    print(f"\nPicture: {picture}\nFor ArviZ: {out / 'METHOD.nc'}")
     result = {"backend": backend.name, "seed": args.seed, "steps": config.num_steps}
     result |= {"picture": picture, "methods": rows}
     finish(result, out, show=args.json, name="compare.json")
 
 
 _SHOWN = 20  # images and samples in the picture
+_IN_ARVIZ, _DRAWS = 50, 300  # images whose draws are written, and how many
 _TITLES = {  # of the methods for categorical latents
     "daps": "policy search, self-normalised weights at a target effective sample size",
     "reinforce": "score function with the leave-one-out baseline",
@@ -79,8 +87,8 @@ _TITLES = {  # of the methods for categorical latents
 
 def run_method(
     backend: Backend, method: str, config: Config, data: Dataset, seed: int
-) -> tuple[dict[str, float], tuple[str, np.ndarray, np.ndarray, list]]:
-    """Train and test one method; the numbers for the table and the images for the picture."""
+) -> tuple[dict[str, float], tuple[str, np.ndarray, np.ndarray, list], Any]:
+    """Train and test one method: numbers for the table, images for the picture, data for ArviZ."""
     backend.seed(seed)
     model, guide = backend.make_vae(config, data.x_train.shape[1:])
     result = backend.train(
@@ -100,7 +108,13 @@ def run_method(
     caption = f"ELBO {found['elbo']:.2f}, PSNR {found['psnr']:.1f}"
     images = backend.reconstruct(model, guide, data.x_test[:_SHOWN])
     curve = [(row["step"], -row["eval_loss"]) for row in result.evaluations]
-    return found, (caption, images, backend.sample(model, _SHOWN), curve)
+    panel = caption, images, backend.sample(model, _SHOWN), curve
+    hard = replace(result, model=model, guide=guide)  # of a relaxation, the discrete programs
+    idata = backend.diagnose("to_arviz", hard, data.x_test[:_IN_ARVIZ], num_draws=_DRAWS)
+    khat = idata["vi_stats"]["khat"].values
+    found["khat"] = np.nanmedian(khat) if np.isfinite(khat).any() else None
+    found["close"] = float((idata["vi_stats"]["verdict"] == "close").mean())
+    return found, panel, idata
 
 
 def make_loss(backend: Backend, method: str, config: Config) -> Any:
@@ -118,7 +132,8 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
     headings = [heading for heading, _ in _COLUMNS.values()]
     print("\n" + f"{'method':<18}" + "".join(f"{heading:>11}" for heading in headings))
     for method, row in rows.items():
-        cells = [form.format(row[name]) for name, (_, form) in _COLUMNS.items()]
+        values = {name: (form, row[name]) for name, (_, form) in _COLUMNS.items()}
+        cells = ["n/a" if v is None else form.format(v) for form, v in values.values()]
         print(f"{method:<18}" + "".join(f"{cell:>11}" for cell in cells))
     print("\n" + _LEGEND)
 

@@ -11,13 +11,25 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
-__all__ = ["save_comparison", "save_curves", "save_reconstructions", "save_samples"]
+__all__ = [
+    "save_bars",
+    "save_comparison",
+    "save_curves",
+    "save_reconstructions",
+    "save_restored",
+    "save_samples",
+]
 
 _GAP = 1  # pixels between two images of a grid
 
 
 def grid(images: np.ndarray, num_columns: int) -> np.ndarray:
-    """Lay images (N, H, W[, C]) out in rows, nothing between them."""
+    """Lay images (N, H, W[, C]) of values in [0, 1] out in rows, nothing between them."""
+    return grid_unclipped(np.clip(images, 0, 1), num_columns)
+
+
+def grid_unclipped(images: np.ndarray, num_columns: int) -> np.ndarray:
+    """As `grid`, for any values."""
     num_rows = -(-len(images) // num_columns)
     height, width = images.shape[1:3]
     step = (height + _GAP, width + _GAP)
@@ -26,7 +38,7 @@ def grid(images: np.ndarray, num_columns: int) -> np.ndarray:
     )
     for i, image in enumerate(images):
         row, column = step[0] * (i // num_columns), step[1] * (i % num_columns)
-        sheet[row : row + height, column : column + width] = np.clip(image, 0, 1)
+        sheet[row : row + height, column : column + width] = image
     return sheet
 
 
@@ -107,6 +119,33 @@ def save_comparison(
         figure.add_subplot(axes[0, 2].get_gridspec()[:, 2]),
         {name: curve for name, (*_, curve) in methods.items()},
     )
+    _save(figure, path)
+
+
+def save_bars(path: Path, images: np.ndarray, bars: np.ndarray, found: np.ndarray) -> None:
+    """Some of the data, the bars that made them, and what each latent adds to an image.
+
+    A latent may have come to mean the absence of a bar.
+    """
+    rows = {"data": images[: 2 * len(bars)], "bars": bars, "one latent on": found}
+    figure, axes = plt.subplots(len(rows), figsize=(1.0 * len(bars), 1.5 * len(rows)))
+    for axis, (title, row) in zip(axes, rows.items(), strict=True):
+        sheet = grid_unclipped(row, len(bars))
+        axis.imshow(sheet, cmap="RdBu_r", vmin=-1.5, vmax=1.5)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.axis("off")
+    _save(figure, path)
+
+
+def save_restored(
+    path: Path, clean: np.ndarray | None, given: np.ndarray, restored: np.ndarray
+) -> None:
+    """The clean image, if known, what was given (missing pixels are NaN), what was made of it."""
+    images = {"clean": clean, "given": given, "restored": restored}
+    images = {name: image for name, image in images.items() if image is not None}
+    figure, axes = plt.subplots(1, len(images), figsize=(5 * len(images), 5), squeeze=False)
+    for axis, (name, image) in zip(axes[0], images.items(), strict=True):
+        _show(axis, np.clip(image / 255, 0, 1), name)
     _save(figure, path)
 
 

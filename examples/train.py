@@ -6,6 +6,7 @@ Writes a checkpoint, a log, pictures and metrics to a folder, and ends with one 
     python examples/train.py --method reinforce --data images.npz --out runs/mine --resume
 """
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from data import NAMES, Dataset, load
 from metrics import summarize
 from pictures import save_curves, save_reconstructions, save_samples
 
+ARGUMENTS = "arguments.json"
 _SMOKE = {"num_steps": 12, "batch_size": 16}
 _OVERRIDES = {  # argument -> field of the config
     "steps": "num_steps",
@@ -78,6 +80,7 @@ def main(arguments: list[str]) -> None:
     args = make_parser().parse_args(arguments)
     setup = make_setup(args)
     backend, config = setup.backend, setup.config
+    save_arguments(args, setup.out)
     backend.seed(args.seed)
     loss = make_loss(args, setup)
     model, guide = backend.make_vae(config, setup.data.x_train.shape[1:])
@@ -104,6 +107,24 @@ def main(arguments: list[str]) -> None:
     found |= {"method": setup.method, "backend": backend.name, "seed": args.seed}
     found |= {"data": setup.data.name, "device": str(backend.device), "out": setup.out}
     finish(found, setup.out, show=True, name="metrics.json")
+
+
+def save_arguments(args: Any, out: Path) -> None:
+    """Keep what the run was asked for, with which `diagnose.py` makes it again."""
+    plain = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
+    (out / ARGUMENTS).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+
+
+def load_arguments(out: Path) -> Any:
+    """The arguments of a run, those that came later at their defaults."""
+    try:
+        plain = json.loads((out / ARGUMENTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{out}: is not a folder of train.py's ({error})") from None
+    args = make_parser().parse_args([])
+    vars(args).update(plain)
+    args.data_root, args.out = Path(args.data_root), out
+    return args
 
 
 def make_setup(args: Any) -> Setup:

@@ -1,7 +1,8 @@
 """Guides q(z | x): independent codes, or codes drawn one after the other.
 
-Both are called as ``guide(x)``, with the model's arguments, and have the one site "z"
-(event dim 1) under the plate "data" at dim -1. `posterior(x)` gives the distribution itself.
+Both are called with the model's arguments, ``guide(x)`` or, on a minibatch,
+``guide(x, index, num_data)``, and have the one site "z" (event dim 1) under the plate "data" at
+dim -1. `posterior(x)` gives the distribution itself.
 
 Parameters live outside, as everywhere in NumPyro: "guide.encoder$params" and
 "guide.transformer$params". `SVI` makes them; with trained ones, run
@@ -18,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 from numpyro.distributions import Distribution
 
 from numpyro_dvae.distributions import AutoregressiveCategorical, Categorical
+from numpyro_dvae.models import data_plate
 from numpyro_dvae.nets import CausalTransformer, MLPEncoder, PatchEncoder, register
 
 __all__ = ["AutoregressiveGuide", "IndependentGuide", "mnist_guide"]
@@ -42,11 +44,12 @@ class IndependentGuide:
     def __call__(
         self,
         x: Shaped[Array | np.ndarray, "B *event"] | None = None,
-        *,
+        index: Int[Array | np.ndarray, "B"] | None = None,
         num_data: int | None = None,
+        observed: Bool[Array | np.ndarray, "B *event"] | None = None,
     ) -> Shaped[Array, "*particles_B L"]:
-        """Sample the site "z"."""
-        return _sample(self, x, num_data)
+        """Sample the site "z"; where `observed` is False the encoder sees 0."""
+        return _sample(self, x, index, num_data, observed)
 
     def posterior(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
         """q(z | x), one factor per latent."""
@@ -72,11 +75,12 @@ class AutoregressiveGuide:
     def __call__(
         self,
         x: Shaped[Array | np.ndarray, "B *event"] | None = None,
-        *,
+        index: Int[Array | np.ndarray, "B"] | None = None,
         num_data: int | None = None,
+        observed: Bool[Array | np.ndarray, "B *event"] | None = None,
     ) -> Shaped[Array, "*particles_B L"]:
-        """Sample the site "z"."""
-        return _sample(self, x, num_data)
+        """Sample the site "z"; where `observed` is False the encoder sees 0."""
+        return _sample(self, x, index, num_data, observed)
 
     def posterior(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
         """q(z | x), the joint distribution of the codes."""
@@ -102,7 +106,9 @@ def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | Indepen
 def _sample(
     guide: IndependentGuide | AutoregressiveGuide,
     x: Shaped[Array | np.ndarray, "..."] | None,
+    index: Int[Array | np.ndarray, "B"] | None,
     num_data: int | None,
+    observed: Bool[Array | np.ndarray, "..."] | None,
 ) -> Array:
     """Sample "z" from ``guide.posterior(x)`` under the plate."""
     if x is None or x.ndim < 1 or len(x) == 0:
@@ -111,10 +117,18 @@ def _sample(
             f"A guide needs data `x` with at least one datum on its first axis; got {found}. To "
             "sample from the prior, call the model alone."
         )
-    if num_data not in (None, len(x)):
+    if index is None and num_data not in (None, len(x)):
         raise ValueError(
-            f"`num_data` is for sampling without `x`; got {num_data} with {len(x)} data."
+            f"`num_data` is for sampling without `x`, or beside `index`; got {num_data} with "
+            f"{len(x)} data."
         )
+    if index is not None and (num_data is None or len(index) != len(x)):
+        raise ValueError(
+            "`index` says which rows of `num_data` the data in `x` are, one each; got "
+            f"{len(index)} rows, num_data={num_data} and x of shape {x.shape}."
+        )
+    if observed is not None:
+        x = jnp.where(jnp.asarray(observed), x, 0.0)
     posterior = guide.posterior(x)
     if posterior.batch_shape != x.shape[:1]:
         raise ValueError(
@@ -122,5 +136,5 @@ def _sample(
             f"got {posterior.batch_shape} and {posterior.event_shape}. Let the "
             "encoder return (*batch, latents, codes), or (*batch, latents) with `binary`."
         )
-    with numpyro.plate("data", len(x), dim=-1):
+    with data_plate(num_data or len(x), index):
         return numpyro.sample("z", posterior)

@@ -20,14 +20,17 @@ References:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from flax import linen as nn
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 from numpyro.distributions import Distribution
+from numpyro.handlers import substitute
+from numpyro.primitives import mutable
 
 from numpyro_dvae.distributions import Categorical
 from numpyro_dvae.nets import MLPDecoder, register
@@ -35,11 +38,26 @@ from numpyro_dvae.nets import MLPDecoder, register
 __all__ = [
     "BernoulliLikelihood",
     "BernoulliPrior",
+    "ClosedForm",
     "DiscreteVAE",
     "GaussianLikelihood",
     "UniformPrior",
     "mnist_vae",
 ]
+
+
+class ClosedForm(NamedTuple):
+    """How a site's parameter follows from a posterior, for ``infer={"closed_form": ...}``.
+
+    A loss that knows its posterior over all data (`infer.Truncated_ELBO`) then sets the parameter
+    whenever it has seen all N data; other losses leave it as it is.
+    """
+
+    target: str  # the name of the mutable state that holds the parameter
+    statistic: Callable[[Any, Array], Array]  # of (distribution, value), for each entry
+    solve: Callable[[Array, Array, Array], Array]  # (total, count, old) -> new parameter:
+    # total and count are of the shape of a datum, sums over the data that no mask takes out of the
+    # statistic's posterior mean and of 1
 
 
 class DiscreteVAE:
@@ -52,7 +70,9 @@ class DiscreteVAE:
         likelihood: Module that turns outputs into p(x | z), as `BernoulliLikelihood`.
 
     Each is a flax module, or a callable without parameters. Call the model as ``model(x)`` to
-    condition on data, or ``model(num_data=10)`` to sample from it.
+    condition on data, as ``model(x, index, num_data)`` on a minibatch, rows `index` of `num_data`,
+    or as ``model(num_data=10)`` to sample from it. Where the mask `observed`, of the shape of `x`,
+    is False, `x` is missing and leaves the likelihood.
     """
 
     def __init__(self, decoder: Callable, prior: Callable, likelihood: Callable) -> None:
@@ -61,18 +81,24 @@ class DiscreteVAE:
     def __call__(
         self,
         x: Shaped[Array | np.ndarray, "B *event"] | None = None,
-        *,
+        index: Int[Array | np.ndarray, "B"] | None = None,
         num_data: int | None = None,
+        observed: Bool[Array | np.ndarray, "B *event"] | None = None,
     ) -> Shaped[Array, "*particles_B_event"]:
         """Sample the sites "z" and, unless given, "x"; returns "x"."""
         x = None if x is None else jnp.asarray(x)
-        prior = register("model.prior", self.prior)
-        with numpyro.plate("data", _plate_size(x, num_data), dim=-1):
-            z = numpyro.sample("z", prior())
+        prior = register("model.prior", self.prior)(*_kept("model.prior", self.prior))
+        with data_plate(_plate_size(x, index, num_data), index):
+            z = numpyro.sample("z", prior, infer=_asking("model.prior", self.prior))
             outputs, event_dim = self._outputs(jnp.asarray(z))
+            likelihood = self._likelihood(outputs, event_dim)
             if x is not None:
                 _check_data(x, outputs.shape[outputs.ndim - event_dim :])
-            return numpyro.sample("x", self._likelihood(outputs, event_dim), obs=x)
+            if observed is not None:
+                likelihood = _masked(likelihood, jnp.asarray(observed))
+                x = None if x is None else jnp.where(observed, x, 0.0)
+            infer = _asking("model.likelihood", self.likelihood)
+            return numpyro.sample("x", likelihood, obs=x, infer=infer)
 
     def reconstruct(
         self, z: Shaped[Array | np.ndarray, "*batch L"]
@@ -81,8 +107,8 @@ class DiscreteVAE:
         return self._likelihood(*self._outputs(jnp.asarray(z))).mean
 
     def _likelihood(self, outputs: Array, event_dim: int) -> Distribution:
-        likelihood = register("model.likelihood", self.likelihood, outputs, event_dim)
-        return likelihood(outputs, event_dim)
+        inputs = (outputs, event_dim, *_kept("model.likelihood", self.likelihood))
+        return register("model.likelihood", self.likelihood, *inputs)(*inputs)
 
     def _outputs(self, z: Array) -> tuple[Array, int]:
         """The decoder's outputs and how many of their dims make one datum."""
@@ -118,24 +144,36 @@ class BernoulliPrior(nn.Module):
     Args:
         num_latents: Latents per datum, L.
         probability: That of a 1, in (0, 1); where it starts if learnt.
-        learn: Whether each latent's probability is learnt.
+        learn: Whether each latent's probability is learnt; "closed_form" sets it to the mean of
+            the posterior, see `ClosedForm`. It is then in the mutable state "model.prior$logits".
     """
 
     num_latents: int
     _: KW_ONLY
     probability: float = 0.5
-    learn: bool = False
+    learn: bool | Literal["closed_form"] = False
 
     def __post_init__(self) -> None:
+        _check_learn(self.learn)
         if not 0.0 < self.probability < 1.0:
             raise ValueError(f"`probability` must be strictly in (0, 1); got {self.probability}.")
         super().__post_init__()
 
-    def __call__(self) -> Distribution:
-        """The prior over "z", event shape (L,)."""
-        start = jnp.full((self.num_latents,), math.log(self.probability / (1.0 - self.probability)))
-        logits = self._learnt(start) if self.learn else start
+    def __call__(self, kept: Float[Array, " L"] | None = None) -> Distribution:
+        """The prior over "z", event shape (L,); `kept` are logits that have a closed form."""
+        logits = self.start() if kept is None else kept
+        if self.learn is True:
+            logits = self._learnt(logits)
         return dist.Bernoulli(logits=logits).to_event(1)
+
+    def start(self) -> Float[Array, " L"]:
+        """The logits at first."""
+        logit = math.log(self.probability / (1.0 - self.probability))
+        return jnp.full((self.num_latents,), logit)
+
+    def closed_form(self, target: str) -> ClosedForm:
+        """``probability = mean of z``."""
+        return ClosedForm(f"{target}$logits", lambda _, value: value, _logit_of_mean)
 
     @nn.compact
     def _learnt(self, start: Array) -> Array:
@@ -160,16 +198,19 @@ class GaussianLikelihood(nn.Module):
         bounds: Least and greatest variance, kept by a sigmoid on the log scale (gradients
             vanish towards the bounds and nowhere else); None leaves it free. Published for
             ImageNet: (0.01, 1).
-        learn: Whether the variance is learnt.
+        learn: Whether the variance is learnt; "closed_form" sets it to the posterior's mean
+            square error, within the bounds, see `ClosedForm`. It is then in the mutable state
+            "model.likelihood$raw".
     """
 
     _: KW_ONLY
     variance: float = 0.5
     shape: Sequence[int] = ()
     bounds: tuple[float, float] | None = None
-    learn: bool = True
+    learn: bool | Literal["closed_form"] = True
 
     def __post_init__(self) -> None:
+        _check_learn(self.learn)
         object.__setattr__(self, "shape", tuple(self.shape))
         low, high = (0.0, math.inf) if self.bounds is None else self.bounds
         if not 0.0 <= low < self.variance < high:
@@ -179,13 +220,29 @@ class GaussianLikelihood(nn.Module):
             )
         super().__post_init__()
 
-    def __call__(self, outputs: Array, event_dim: int) -> Distribution:
-        """p(x | z) with the last `event_dim` dims independent."""
+    def __call__(
+        self, outputs: Array, event_dim: int, kept: Float[Array, "*shape"] | None = None
+    ) -> Distribution:
+        """p(x | z) with the last `event_dim` dims independent; `kept` has a closed form."""
         event_shape = outputs.shape[outputs.ndim - event_dim :]
-        start = jnp.full(self.shape, self._start())
-        raw = self._learnt(start) if self.learn else start
+        raw = self.start() if kept is None else kept
+        if self.learn is True:
+            raw = self._learnt(raw)
         scale = jnp.broadcast_to(jnp.sqrt(self._variance(raw)), event_shape)
         return dist.Normal(_precise(outputs), scale).to_event(event_dim)
+
+    def start(self) -> Float[Array, "*shape"]:
+        """The raw parameter at first."""
+        return _raw(jnp.full(self.shape, self.variance), self.bounds)
+
+    def closed_form(self, target: str) -> ClosedForm:
+        """``variance = mean of (x - mean)^2``."""
+
+        def solve(total: Array, count: Array, old: Array) -> Array:
+            total, count = _sum_to(total, old.shape), _sum_to(count, old.shape)
+            return jnp.where(count > 0, _raw(total / count, self.bounds), old)
+
+        return ClosedForm(f"{target}$raw", lambda fn, x: jnp.square(x - fn.mean), solve)
 
     @nn.compact
     def _learnt(self, start: Array) -> Array:
@@ -197,14 +254,6 @@ class GaussianLikelihood(nn.Module):
             return jnp.exp(raw)
         low, high = (math.log(bound) for bound in self.bounds)
         return jnp.exp(low + (high - low) * nn.sigmoid(raw))
-
-    def _start(self) -> float:
-        """The value of the raw parameter that gives `variance`."""
-        if self.bounds is None:
-            return math.log(self.variance)
-        low, high = (math.log(bound) for bound in self.bounds)
-        fraction = (math.log(self.variance) - low) / (high - low)
-        return math.log(fraction / (1.0 - fraction))
 
 
 def mnist_vae() -> DiscreteVAE:
@@ -222,8 +271,82 @@ def _precise(outputs: Array) -> Array:
     return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
 
-def _plate_size(x: Array | None, num_data: int | None) -> int:
-    """Data in the plate: those of `x`, or `num_data` when there is no `x`."""
+def _raw(
+    variance: Float[Array, "*shape"], bounds: tuple[float, float] | None
+) -> Float[Array, "*shape"]:
+    """The raw parameter that gives `variance`, or the bound next to it."""
+    if bounds is None:
+        return jnp.log(variance)
+    low, high = (math.log(bound) for bound in bounds)
+    fraction = _clamped((jnp.log(variance) - low) / (high - low))
+    return jnp.log(fraction) - jnp.log1p(-fraction)
+
+
+def _clamped(probs: Array) -> Array:
+    """Probabilities whose logits are finite."""
+    eps = jnp.finfo(probs.dtype).eps
+    return jnp.clip(probs, eps, 1.0 - eps)
+
+
+def _logit_of_mean(total: Array, count: Array, old: Array) -> Array:
+    mean = _clamped(total / count)
+    return jnp.where(count > 0, jnp.log(mean) - jnp.log1p(-mean), old)
+
+
+def _sum_to(value: Array, shape: tuple[int, ...]) -> Array:
+    """The sum over the dims that `shape`, which broadcasts to the value's, lacks or has as 1."""
+    value = value.sum(range(value.ndim - len(shape)))
+    return value.sum([dim for dim, size in enumerate(shape) if size == 1], keepdims=True)
+
+
+def _kept(name: str, part: Any) -> tuple[Array, ...]:
+    """The parameter of a prior or likelihood that a loss sets in closed form."""
+    if getattr(part, "learn", None) != "closed_form":
+        return ()
+    return (mutable(part.closed_form(name).target, part.start()),)
+
+
+def _asking(name: str, part: Any) -> dict[str, Any]:
+    """What a site's `infer` says of a prior or likelihood of any make."""
+    if getattr(part, "learn", None) != "closed_form":
+        return {}
+    return {"closed_form": part.closed_form(name)}
+
+
+def _check_learn(learn: bool | str) -> None:
+    if learn not in (True, False, "closed_form"):
+        raise ValueError(f'`learn` must be True, False or "closed_form"; got {learn!r}.')
+
+
+def _masked(likelihood: Distribution, observed: Array) -> Distribution:
+    """The likelihood with an entry for every observed cell of a datum."""
+    if not isinstance(likelihood, dist.Independent):
+        raise ValueError(
+            "`observed` masks the entries of a datum, which the likelihood must hold as "
+            f"independent, by .to_event(n); got {type(likelihood).__name__}."
+        )
+    base, event_dim = likelihood.base_dist, likelihood.reinterpreted_batch_ndims
+    return base.mask(observed).to_event(event_dim)
+
+
+def data_plate(size: int, index: Any) -> numpyro.plate:
+    """The plate of the data, with the rows `index` where these are given."""
+    if index is None:
+        return numpyro.plate("data", size, dim=-1)
+    with substitute(data={"data": jnp.asarray(index)}):
+        return numpyro.plate("data", size, subsample_size=len(index), dim=-1)
+
+
+def _plate_size(x: Array | None, index: Any, num_data: int | None) -> int:
+    """Data in the plate: those of `x`, or `num_data` with the rows `index`, or without `x`."""
+    if index is not None:
+        if num_data is None or (x is not None and len(x) != len(index)):
+            raise ValueError(
+                "`index` says which rows of `num_data` the data in `x` are, one each; got "
+                f"{len(index)} rows, num_data={num_data} and "
+                f"{'no x' if x is None else f'x of shape {x.shape}'}."
+            )
+        return num_data
     if x is None and num_data is None:
         raise ValueError("Without `x` the model must be told `num_data`, how many data to sample.")
     size = num_data if x is None else len(x) if x.ndim else 0

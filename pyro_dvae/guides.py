@@ -1,7 +1,8 @@
 """Guides q(z | x): independent codes, or codes drawn one after the other.
 
-Both are called as ``guide(x)``, with the model's arguments, and have the one site "z"
-(event dim 1) under the plate "data" at dim -1. `posterior(x)` gives the distribution itself.
+Both are called with the model's arguments, ``guide(x)`` or, on a minibatch,
+``guide(x, index, num_data)``, and have the one site "z" (event dim 1) under the plate "data" at
+dim -1. `posterior(x)` gives the distribution itself.
 
 References:
     [1] Drolet, Al-Hafez, Bhatt, Peters & Arenz. Discrete variational autoencoding via
@@ -13,7 +14,7 @@ from typing import cast
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -37,10 +38,14 @@ class IndependentGuide(nn.Module):
         self.encoder, self.binary = encoder, binary
 
     def forward(
-        self, x: Shaped[Tensor, "B *event"] | None = None, *, num_data: int | None = None
+        self,
+        x: Shaped[Tensor, "B *event"] | None = None,
+        index: Int[Tensor, "B"] | None = None,
+        num_data: int | None = None,
+        observed: Bool[Tensor, "B *event"] | None = None,
     ) -> Shaped[Tensor, "*particles_B L"]:
-        """Sample the site "z"."""
-        return _sample(self, x, num_data)
+        """Sample the site "z"; where `observed` is False the encoder sees 0."""
+        return _sample(self, x, index, num_data, observed)
 
     def posterior(self, x: Shaped[Tensor, "*batch_event"]) -> Distribution:
         """q(z | x), one factor per latent."""
@@ -64,10 +69,14 @@ class AutoregressiveGuide(nn.Module):
         self.encoder, self.transformer = encoder, transformer
 
     def forward(
-        self, x: Shaped[Tensor, "B *event"] | None = None, *, num_data: int | None = None
+        self,
+        x: Shaped[Tensor, "B *event"] | None = None,
+        index: Int[Tensor, "B"] | None = None,
+        num_data: int | None = None,
+        observed: Bool[Tensor, "B *event"] | None = None,
     ) -> Shaped[Tensor, "*particles_B L"]:
-        """Sample the site "z"."""
-        return _sample(self, x, num_data)
+        """Sample the site "z"; where `observed` is False the encoder sees 0."""
+        return _sample(self, x, index, num_data, observed)
 
     def posterior(self, x: Shaped[Tensor, "*batch_event"]) -> Distribution:
         """q(z | x), the joint distribution of the codes."""
@@ -87,7 +96,11 @@ def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | Indepen
 
 
 def _sample(
-    guide: IndependentGuide | AutoregressiveGuide, x: Tensor | None, num_data: int | None
+    guide: IndependentGuide | AutoregressiveGuide,
+    x: Tensor | None,
+    index: Tensor | None,
+    num_data: int | None,
+    observed: Tensor | None,
 ) -> Tensor:
     """Sample "z" from ``guide.posterior(x)`` under the plate."""
     register("guide", guide)
@@ -97,10 +110,18 @@ def _sample(
             f"A guide needs data `x` with at least one datum on its first axis; got {found}. To "
             "sample from the prior, call the model alone."
         )
-    if num_data not in (None, len(x)):
+    if index is None and num_data not in (None, len(x)):
         raise ValueError(
-            f"`num_data` is for sampling without `x`; got {num_data} with {len(x)} data."
+            f"`num_data` is for sampling without `x`, or beside `index`; got {num_data} with "
+            f"{len(x)} data."
         )
+    if index is not None and (num_data is None or len(index) != len(x)):
+        raise ValueError(
+            "`index` says which rows of `num_data` the data in `x` are, one each; got "
+            f"{len(index)} rows, num_data={num_data} and x of shape {tuple(x.shape)}."
+        )
+    if observed is not None:
+        x = torch.where(observed, x, 0.0)
     posterior = cast("dist.TorchDistribution", guide.posterior(x))
     if tuple(posterior.batch_shape) != tuple(x.shape[:1]):
         raise ValueError(
@@ -108,5 +129,5 @@ def _sample(
             f"got {tuple(posterior.batch_shape)} and {tuple(posterior.event_shape)}. Let the "
             "encoder return (*batch, latents, codes), or (*batch, latents) with `binary`."
         )
-    with pyro.plate("data", len(x), dim=-1):
+    with pyro.plate("data", num_data or len(x), subsample=index, dim=-1):
         return pyro.sample("z", posterior)

@@ -14,12 +14,13 @@ References:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional
@@ -30,11 +31,26 @@ from pyro_dvae.nets import MLPDecoder, register
 __all__ = [
     "BernoulliLikelihood",
     "BernoulliPrior",
+    "ClosedForm",
     "DiscreteVAE",
     "GaussianLikelihood",
     "UniformPrior",
     "mnist_vae",
 ]
+
+
+class ClosedForm(NamedTuple):
+    """How a site's parameter follows from a posterior, for ``infer={"closed_form": ...}``.
+
+    A loss that knows its posterior over all data (`infer.Truncated_ELBO`) then sets the parameter
+    whenever it has seen all N data; other losses leave it as it is.
+    """
+
+    target: Tensor  # the buffer that holds the parameter
+    statistic: Callable[[Any, Tensor], Tensor]  # of (distribution, value), for each entry
+    solve: Callable[[Tensor, Tensor, Tensor], Tensor]  # (total, count, old) -> new parameter:
+    # total and count are of the shape of a datum, sums over the data that no mask takes out of the
+    # statistic's posterior mean and of 1
 
 
 class DiscreteVAE(nn.Module):
@@ -46,7 +62,9 @@ class DiscreteVAE(nn.Module):
         prior: Module that returns p(z), as `UniformPrior`.
         likelihood: Module that turns outputs into p(x | z), as `BernoulliLikelihood`.
 
-    Call it as ``model(x)`` to condition on data, or ``model(num_data=10)`` to sample from it.
+    Call it as ``model(x)`` to condition on data, as ``model(x, index, num_data)`` on a minibatch,
+    rows `index` of `num_data`, or as ``model(num_data=10)`` to sample from it. Where the mask
+    `observed`, of the shape of `x`, is False, `x` is missing and leaves the likelihood.
     """
 
     def __init__(self, decoder: nn.Module, prior: nn.Module, likelihood: nn.Module) -> None:
@@ -54,16 +72,24 @@ class DiscreteVAE(nn.Module):
         self.decoder, self.prior, self.likelihood = decoder, prior, likelihood
 
     def forward(
-        self, x: Shaped[Tensor, "B *event"] | None = None, *, num_data: int | None = None
+        self,
+        x: Shaped[Tensor, "B *event"] | None = None,
+        index: Int[Tensor, "B"] | None = None,
+        num_data: int | None = None,
+        observed: Bool[Tensor, "B *event"] | None = None,
     ) -> Float[Tensor, "*particles_B_event"]:
         """Sample the sites "z" and, unless given, "x"; returns "x"."""
         register("model", self)
-        with pyro.plate("data", _plate_size(x, num_data), dim=-1):
-            z = pyro.sample("z", self.prior())
+        with pyro.plate("data", _plate_size(x, index, num_data), subsample=index, dim=-1):
+            z = pyro.sample("z", self.prior(), infer=_asking(self.prior))
             outputs, event_dim = self._outputs(z)
+            likelihood = self.likelihood(outputs, event_dim)
             if x is not None:
                 _check_data(x, outputs.shape[outputs.dim() - event_dim :])
-            return pyro.sample("x", self.likelihood(outputs, event_dim), obs=x)
+            if observed is not None:
+                likelihood = _masked(likelihood, observed)
+                x = None if x is None else torch.where(observed, x, 0.0)
+            return pyro.sample("x", likelihood, obs=x, infer=_asking(self.likelihood))
 
     def reconstruct(self, z: Shaped[Tensor, "*batch L"]) -> Float[Tensor, "*batch_event"]:
         """The mean of p(x | z)."""
@@ -106,15 +132,31 @@ class BernoulliPrior(nn.Module):
     Args:
         num_latents: Latents per datum, L.
         probability: That of a 1, in (0, 1); where it starts if learnt.
-        learn: Whether each latent's probability is learnt.
+        learn: Whether each latent's probability is learnt; "closed_form" sets it to the mean of
+            the posterior, see `ClosedForm`.
     """
 
-    def __init__(self, num_latents: int, *, probability: float = 0.5, learn: bool = False) -> None:
+    def __init__(
+        self,
+        num_latents: int,
+        *,
+        probability: float = 0.5,
+        learn: bool | Literal["closed_form"] = False,
+    ) -> None:
         super().__init__()
+        _check_learn(learn)
         if not 0.0 < probability < 1.0:
             raise ValueError(f"`probability` must be strictly in (0, 1); got {probability}.")
         logits = torch.full((num_latents,), math.log(probability / (1.0 - probability)))
-        self.logits = nn.Parameter(logits) if learn else nn.Buffer(logits)
+        self.learn = learn
+        self.logits = nn.Parameter(logits) if learn is True else nn.Buffer(logits)
+
+    @property
+    def closed_form(self) -> ClosedForm | None:
+        """``probability = mean of z``, where asked for."""
+        if self.learn != "closed_form":
+            return None
+        return ClosedForm(self.logits, lambda _, value: value, _logit_of_mean)
 
     def forward(self) -> Distribution:
         """The prior over "z", event shape (L,)."""
@@ -139,7 +181,8 @@ class GaussianLikelihood(nn.Module):
         bounds: Least and greatest variance, kept by a sigmoid on the log scale (gradients
             vanish towards the bounds and nowhere else); None leaves it free. Published for
             ImageNet: (0.01, 1).
-        learn: Whether the variance is learnt.
+        learn: Whether the variance is learnt; "closed_form" sets it to the posterior's mean
+            square error, within the bounds, see `ClosedForm`.
     """
 
     def __init__(
@@ -148,18 +191,19 @@ class GaussianLikelihood(nn.Module):
         variance: float = 0.5,
         shape: Sequence[int] = (),
         bounds: tuple[float, float] | None = None,
-        learn: bool = True,
+        learn: bool | Literal["closed_form"] = True,
     ) -> None:
         super().__init__()
+        _check_learn(learn)
         low, high = (0.0, math.inf) if bounds is None else bounds
         if not 0.0 <= low < variance < high:
             raise ValueError(
                 f"`variance` must lie strictly between the `bounds`, at least (0, inf); got "
                 f"{variance} and {bounds}."
             )
-        self.bounds = bounds
-        raw = torch.full(tuple(shape), self._start(variance))
-        self.raw = nn.Parameter(raw) if learn else nn.Buffer(raw)
+        self.bounds, self.learn = bounds, learn
+        raw = self._raw(torch.full(tuple(shape), variance))
+        self.raw = nn.Parameter(raw) if learn is True else nn.Buffer(raw)
 
     @property
     def variance(self) -> Float[Tensor, "*shape"]:
@@ -174,13 +218,25 @@ class GaussianLikelihood(nn.Module):
         scale = self.variance.sqrt().expand(outputs.shape[outputs.dim() - event_dim :])
         return dist.Normal(_precise(outputs), scale).to_event(event_dim)
 
-    def _start(self, variance: float) -> float:
-        """The value of the raw parameter that gives `variance`."""
+    @property
+    def closed_form(self) -> ClosedForm | None:
+        """``variance = mean of (x - mean)^2``, where asked for."""
+        if self.learn != "closed_form":
+            return None
+        return ClosedForm(self.raw, lambda fn, x: (x - fn.mean).square_(), self._raw_of_mean)
+
+    def _raw_of_mean(self, total: Tensor, count: Tensor, old: Tensor) -> Tensor:
+        """The raw parameter of the mean square error; the old one where nothing is observed."""
+        total, count = total.sum_to_size(old.shape), count.sum_to_size(old.shape)
+        return torch.where(count > 0, self._raw(total / count), old)
+
+    def _raw(self, variance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The raw parameter that gives `variance`, or the bound next to it."""
         if self.bounds is None:
-            return math.log(variance)
+            return variance.log()
         low, high = (math.log(bound) for bound in self.bounds)
-        fraction = (math.log(variance) - low) / (high - low)
-        return math.log(fraction / (1.0 - fraction))
+        fraction = (variance.log() - low) / (high - low)
+        return _clamped(fraction).logit()
 
 
 def mnist_vae() -> DiscreteVAE:
@@ -198,8 +254,48 @@ def _precise(outputs: Tensor) -> Tensor:
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
-def _plate_size(x: Tensor | None, num_data: int | None) -> int:
-    """Data in the plate: those of `x`, or `num_data` when there is no `x`."""
+def _clamped(probs: Tensor) -> Tensor:
+    """Probabilities whose logits are finite."""
+    eps = torch.finfo(probs.dtype).eps
+    return probs.clamp(eps, 1.0 - eps)
+
+
+def _logit_of_mean(total: Tensor, count: Tensor, old: Tensor) -> Tensor:
+    return torch.where(count > 0, _clamped(total / count).logit(), old)
+
+
+def _asking(part: nn.Module) -> Any:
+    """What a site's `infer` says of a prior or likelihood of any make."""
+    form = getattr(part, "closed_form", None)
+    return {} if form is None else {"closed_form": form}
+
+
+def _check_learn(learn: bool | str) -> None:
+    if learn not in (True, False, "closed_form"):
+        raise ValueError(f'`learn` must be True, False or "closed_form"; got {learn!r}.')
+
+
+def _masked(likelihood: Distribution, observed: Tensor) -> Distribution:
+    """The likelihood with an entry for every observed cell of a datum."""
+    if not isinstance(likelihood, dist.Independent):
+        raise ValueError(
+            "`observed` masks the entries of a datum, which the likelihood must hold as "
+            f"independent, by .to_event(n); got {type(likelihood).__name__}."
+        )
+    base, event_dim = likelihood.base_dist, likelihood.reinterpreted_batch_ndims
+    return base.mask(observed).to_event(event_dim)
+
+
+def _plate_size(x: Tensor | None, index: Tensor | None, num_data: int | None) -> int:
+    """Data in the plate: those of `x`, or `num_data` with the rows `index`, or without `x`."""
+    if index is not None:
+        if num_data is None or (x is not None and len(x) != len(index)):
+            raise ValueError(
+                "`index` says which rows of `num_data` the data in `x` are, one each; got "
+                f"{len(index)} rows, num_data={num_data} and "
+                f"{'no x' if x is None else f'x of shape {tuple(x.shape)}'}."
+            )
+        return num_data
     if x is None and num_data is None:
         raise ValueError("Without `x` the model must be told `num_data`, how many data to sample.")
     size = num_data if x is None else len(x) if x.dim() else 0

@@ -1,7 +1,4 @@
-"""What `test_fit` trains, for NumPyro: a small VAE, a loss that remembers, and ways to upset them.
-
-Each run compiles its step anew: a cache on disk, shared by all, saves most of that.
-"""
+"""What `test_fit` trains, for NumPyro: a small VAE, a loss that remembers, ways to upset them."""
 
 import json
 import signal
@@ -106,22 +103,6 @@ class Remembering(SVI):
         state = super().init(*args, **kwargs)
         memory = {LOSS_MEMORY: self.loss.init_memory()}
         return state._replace(mutable_state={**(state.mutable_state or {}), **memory})
-
-
-def set_up(folder):
-    """Compile what has no callback once; return what a subprocess needs to do the same."""
-    settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    return {name.upper(): str(value) for name, value in settings.items()}
-
-
-def tear_down():
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 def scheduled():

@@ -66,14 +66,6 @@ class Counting_ELBO(TraceGraph_ELBO):
         return (torch.as_tensor(loss) + self.state.inner[0]) * failure
 
 
-def set_up(folder):
-    return {}
-
-
-def tear_down():
-    pass
-
-
 def scheduled():
     return pyro.optim.LambdaLR(
         {

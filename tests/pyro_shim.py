@@ -1,5 +1,6 @@
 """The primitives that `zoo` is written in, for Pyro, and one way to get losses and gradients."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +9,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI, Predictive
+from pyro.poutine.util import site_is_subsample
 from zoo import NOISE
 
+from pyro_dvae.fit import fit
+from pyro_dvae.infer import TruncatedGuide, draws_of
 from pyro_dvae.infer.elbo import ParticleELBO
-from pyro_dvae.infer.layout import enumerate_draws, find_layout
+from pyro_dvae.infer.layout import find_layout
 from pyro_dvae.infer.particles import run_particles
+from pyro_dvae.infer.space import enumerate_draws
+from pyro_dvae.ops import states
 
 
 class FixedNoiseNormal(dist.Normal):
@@ -114,6 +121,122 @@ class Case:
                 return super()._estimate(particles, state)
 
         return Forced(**options)
+
+
+class Sets:
+    """A truncated posterior of a program of `truncated_zoo`."""
+
+    def __init__(self, program, num_states, model=None, params=None, data=None, **options):
+        self.params, self.ppl = ppl(params or program.params, torch.float64)
+        model, rest = model or program.model, program.rest
+        self.cardinalities = program.cardinalities
+        self.model = lambda data: model(self.ppl, data)
+        self.rest = rest and (lambda data: rest(self.ppl, data))
+        self.data = as_data(program.data if data is None else data)
+        self.guide = TruncatedGuide(self.model, num_states, rest=self.rest, **options)
+
+    def _data(self, data):
+        return self.data if data is None else as_data(data)
+
+    def step(self, elbo, data=None, seed=0):
+        """Loss, and gradients by name; the sets evolve."""
+        pyro.set_rng_seed(seed)
+        for value in self.params.values():
+            value.grad = None
+        loss = elbo.loss_and_grads(self.model, self.guide, self._data(data))
+        return float(loss), {
+            name: np.zeros(value.shape) if value.grad is None else value.grad.numpy().copy()
+            for name, value in self.params.items()
+        }
+
+    def loss(self, elbo, data=None, seed=0):
+        """Loss at the sets as they are; of any algorithm."""
+        pyro.set_rng_seed(seed)
+        return elbo.loss(self.model, self.guide, self._data(data))
+
+    def codes(self):
+        """(N, S, H)."""
+        return states.unpack(self.guide.words, self.cardinalities).numpy()
+
+    def set_codes(self, codes):
+        """Of a guide that has been called."""
+        packed = states.pack(torch.as_tensor(codes), self.cardinalities)
+        self.guide.load_state_dict({"words": packed})
+
+    def posterior(self, data=None):
+        return to_numpy(self.guide.posterior(self._data(data)))
+
+    def sites(self, data=None, seed=0):
+        """One draw of the guide: values and log-densities by site."""
+        pyro.set_rng_seed(seed)
+        trace = poutine.trace(self.guide).get_trace(self._data(data))
+        return {
+            name: (
+                site["value"].detach().numpy(),
+                site["fn"].log_prob(site["value"]).detach().numpy(),
+            )
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample" and not site_is_subsample(site)
+        }
+
+    def predict(self, num_samples, data=None, seed=0):
+        pyro.set_rng_seed(seed)
+        draws = Predictive(self.guide, num_samples=num_samples, parallel=True)(self._data(data))
+        return {name: value.detach().numpy() for name, value in draws.items()}
+
+    def for_data(self, data, seed=0, proposals=None, **options):
+        """The same for other data."""
+        pyro.set_rng_seed(seed)
+        other = copy.copy(self)
+        proposals = proposals and bound(self.ppl, proposals)
+        other.data = as_data(data)
+        other.guide = self.guide.for_data(other.data, proposals=proposals, **options)
+        return other
+
+    def draws_of(self, program, num_draws):
+        return draws_of(bound(self.ppl, program), num_draws)
+
+
+def train(make_model, num_states, elbo, *data, lr=0.02, seed=0, **settings):
+    """Fit a `DiscreteVAE` with a truncated guide: losses, sets, and what the model has learnt."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    model = make_model()
+    guide = TruncatedGuide(model, num_states)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": lr}), loss=elbo)
+    result = fit(svi, *data, progress=False, **settings)
+    return SimpleNamespace(
+        losses=result.losses,
+        words=guide.words.numpy(),
+        params={name: value.numpy() for name, value in result.params.items()},
+        probs=torch.sigmoid(model.prior.logits).detach().numpy(),
+        variance=model.likelihood.variance.detach().numpy(),
+        reconstruct=lambda codes: model.reconstruct(torch.as_tensor(codes)).detach().numpy(),
+        posterior=lambda *data: to_numpy(guide.posterior(*map(as_tensor, data))),
+    )
+
+
+def as_tensor(value):
+    return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def bound(primitives, program):
+    return lambda data: program(primitives, data)
+
+
+def to_numpy(posterior):
+    values = {name: value.numpy() for name, value in posterior.values.items()}
+    return values, posterior.weights.numpy(), posterior.bound.numpy()
+
+
+def flip_in_turn(population):
+    """Children of the best state, one for each latent: the same for the same set."""
+    best = population.scores.argmax(0)
+    parent = population.codes.gather(
+        0, best[None, :, None].expand(1, -1, population.codes.shape[2])
+    )
+    flips = torch.eye(parent.shape[-1], dtype=parent.dtype)[:, None]
+    return torch.bitwise_xor(parent, flips)
 
 
 def place(values, layout, draws):

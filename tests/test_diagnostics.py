@@ -155,6 +155,16 @@ def test_an_impossible_datum_is_broken(shim):
     assert "1 broken" in str(found)
 
 
+def test_draws_where_the_posterior_has_nothing_are_not_close(shim):
+    """Their weight is 0, which the effective sample size does not mind; the ELBO does."""
+    report = judged(shim)._replace(
+        ess=np.full(6, 900.0), iwae=np.zeros(6), elbo=np.array([-0.1, -0.5, -0.8, -9, -40, -0.6])
+    )
+    report = report._replace(khat=np.full(6, np.nan), largest_weight=np.full(6, 0.01))
+    report = report._replace(num_states=np.full(6, 2))
+    assert list(report.verdicts) == ["close", "close", "off", "off", "off", "close"]
+
+
 def test_few_particles_are_refused(shim):
     with pytest.raises(ValueError, match=r"`num_particles` must be at least 25.*got 8"):
         vae_weights(shim, num_particles=8)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,28 @@ def run(script, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def result_of(script, *arguments):
+@pytest.fixture
+def output_of(monkeypatch, capsys):
+    """What an example prints, run in this process, where the array libraries are loaded."""
+
+    def run_here(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as status:
+            run_main(importlib.import_module(script.removesuffix(".py")).main)
+        output, errors = capsys.readouterr()
+        assert status.value.code == 0, errors
+        return output
+
+    return run_here
+
+
+@pytest.fixture
+def result_of(output_of):
+    return lambda *arguments: json.loads(output_of(*arguments).splitlines()[-1])
+
+
+def result_alone(script, *arguments):
+    """The same in a process of its own."""
     done = run(script, *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -66,12 +88,12 @@ METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", 
     ],
     ids=lambda settings: "-".join(settings[1:4:2]),
 )
-def test_train(tmp_path, settings):
+def test_train(result_of, tmp_path, settings):
     result = result_of("train.py", "--smoke", "--out", tmp_path, *settings)
     assert result.keys() >= METRICS
     assert result["elbo"] <= result["iwae"] <= 0
     assert json.loads((tmp_path / "metrics.json").read_text()) == result
-    names = {"log.jsonl", "reconstructions.png", "samples.png", "curves.png"}
+    names = {"arguments.json", "log.jsonl", "reconstructions.png", "samples.png", "curves.png"}
     names |= {"checkpoint.pt" if result["backend"] == "pyro" else "checkpoint.npz"}
     assert names <= {path.name for path in tmp_path.iterdir()}
 
@@ -79,35 +101,54 @@ def test_train(tmp_path, settings):
 def test_train_repeats_and_resumes(tmp_path):
     np.savez(tmp_path / "mine.npz", x=images())
     settings = ("--smoke", "--data", tmp_path / "mine.npz", "--prior", "bernoulli")
-    whole = result_of("train.py", *settings, "--out", tmp_path / "a")
-    again = result_of("train.py", *settings, "--out", tmp_path / "b")
-    resumed = result_of("train.py", *settings, "--out", tmp_path / "b", "--resume")
+    whole = result_alone("train.py", *settings, "--out", tmp_path / "a")
+    again = result_alone("train.py", *settings, "--out", tmp_path / "b")
+    resumed = result_alone("train.py", *settings, "--out", tmp_path / "b", "--resume")
     for found in (again, resumed):
         assert (found["elbo"], found["iwae"]) == (whole["elbo"], whole["iwae"])
 
 
 @pytest.mark.skipif(not MNIST.exists(), reason="needs the files of MNIST")
-def test_train_on_mnist(tmp_path):
+def test_train_on_mnist(result_of, tmp_path):
     shutil.copytree(MNIST, tmp_path / "data" / "MNIST")
     settings = ("--data", "mnist", "--data-root", tmp_path / "data", "--out", tmp_path / "out")
     result = result_of("train.py", "--smoke", *settings)
     assert result["data"] == "mnist"
 
 
-def test_compare(tmp_path):
+def test_compare(result_of, tmp_path):
     result = result_of("compare.py", "--smoke", "--json", "--out", tmp_path)
     relaxed = {"gumbel", "straight_through", "reinmax", "gr_mck"}
     expected = {"daps", "reinforce", "vimco", "wake_sleep", "exact"} | relaxed
     assert set(result["methods"]) == expected
     assert Path(result["picture"]).exists()
+    assert all((tmp_path / f"{method}.nc").exists() for method in result["methods"])
     assert all(np.isfinite(row["elbo"]) for row in result["methods"].values())
 
 
-def test_compare_on_the_sibling(tmp_path):
+def test_compare_on_the_sibling(result_of, tmp_path):
     settings = ("--backend", "numpyro", "--methods", "daps", "--out", tmp_path)
     result = result_of("compare.py", "--smoke", "--json", *settings)
     assert result["backend"] == "numpyro"
     assert result["methods"]["daps"]["elbo"] < result["methods"]["daps"]["iwae"]
+
+
+@pytest.mark.parametrize("backend_name", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
+def test_diagnose(tmp_path, backend_name):
+    settings = ("--num-latents", "2", "--num-codes", "3", "--backend", backend_name)
+    result_of("train.py", "--smoke", "--out", tmp_path / "run", *settings)
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    result = result_of("diagnose.py", tmp_path / "run", "--smoke", "--json")
+    assert (result["backend"], result["method"]) == (backend_name, "daps")
+    assert result["elbo"] < result["iwae"]
+    assert abs(result["log_evidence"] - result["gap"] - result["elbo"]) < 2.0
+    out = tmp_path / "run" / "diagnosis"
+    page = (out / "index.html").read_text()
+    pictures = re.findall(r'<img src="([\w.]+)"', page)
+    assert len(pictures) == 9
+    assert all((out / picture).stat().st_size > 5000 for picture in pictures)
+    assert (out / "idata.nc").exists()
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
 
 
 @pytest.mark.parametrize(
@@ -119,16 +160,15 @@ def test_compare_on_the_sibling(tmp_path):
         ("numpyro", "daps"),
     ],
 )
-def test_own_model(tmp_path, backend_name, method):
+def test_own_model(output_of, tmp_path, backend_name, method):
     settings = ("--backend", backend_name, "--method", method, "--out", tmp_path)
-    done = run("own_model.py", "--smoke", "--json", *settings)
-    assert done.returncode == 0, done.stderr
-    assert "fault_rate, heavy" in done.stdout
-    assert json.loads(done.stdout.splitlines()[-1])["method"] == method
+    output = output_of("own_model.py", "--smoke", "--json", *settings)
+    assert "fault_rate, heavy" in output
+    assert json.loads(output.splitlines()[-1])["method"] == method
 
 
 @pytest.mark.slow
-def test_own_model_recovers_its_parameters():
+def test_own_model_recovers_its_parameters(result_of):
     errors = result_of("own_model.py", "--json", "--method", "daps")["largest_error"]
     bounds = {"shares": 0.05, "fault_rate": 0.12, "mean": 0.5, "noise": 0.3}
     assert all(errors[name] < bound for name, bound in bounds.items()), errors
@@ -157,6 +197,8 @@ def test_own_model_recovers_its_parameters():
         (("train.py", "--method", "exact", "--smoke", "--out", "{out}"), "states"),
         (("compare.py", "--methods", "daps", "magic"), "--methods magic: choose among"),
         (("compare.py", "--out", "{file}/below"), "cannot be written to"),
+        (("diagnose.py", "{out}"), "is not a folder of train.py's"),
+        (("diagnose.py", "--num-draws", "3"), "--num-draws must be at least 25"),
         (("own_model.py", "--num-machines", "3"), "--num-machines 3: takes at least 100"),
         (("own_model.py", "--backend", "jax"), "--backend: invalid choice: 'jax'"),
     ],

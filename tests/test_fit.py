@@ -17,13 +17,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", params=["pyro", "numpyro"])
-def kit(request, tmp_path_factory):
+def kit(request):
     """Programs, losses and ways to upset them, natively: `fit_pyro`, `fit_numpyro`."""
     pytest.importorskip("torch" if request.param == "pyro" else "jax")
-    found = importlib.import_module(f"fit_{request.param}")
-    found.environment = found.set_up(tmp_path_factory.mktemp("compiled"))
-    yield found
-    found.tear_down()
+    return importlib.import_module(f"fit_{request.param}")
 
 
 def make_data(num_data=23):
@@ -184,7 +181,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(kit, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "JAX_ENABLE_X64": "1"} | kit.environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "JAX_ENABLE_X64": "1"},
     )
     log = folder / "log.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 10):

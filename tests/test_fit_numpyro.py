@@ -44,13 +44,6 @@ def guide(x):
         numpyro.sample("z", dist.Categorical(logits=jnp.outer(x, logits)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shared_cache(tmp_path_factory):
-    kit.set_up(tmp_path_factory.mktemp("compiled"))
-    yield
-    kit.tear_down()
-
-
 def small_svi(loss=None, optim=None, kind=SVI):
     return kind(model, guide, optim or optax.sgd(0.05), loss or DAPS_ELBO(4))
 

@@ -73,9 +73,9 @@ def test_unbiased_losses_agree_in_direction(shim):
 def test_cosines_of_gradients_by_hand(shim):
     summarise = shim.module("diagnostics.reports").gradient_quality
     moments = {
-        "a": {"w": (np.array([3.0, 0.0]), 9.0)},
-        "b": {"w": (np.array([0.0, 2.0]), 4.0 + 12.0)},
-        "c": {"w": (np.array([-1.0, 0.0]), 1.0)},
+        "a": {"w": (np.array([3.0, 0.0]), 0.0)},
+        "b": {"w": (np.array([0.0, 2.0]), 16.0)},
+        "c": {"w": (np.array([-1.0, 0.0]), 0.0)},
         "nothing": {"w": (np.zeros(2), 0.0)},
     }
     found = summarise(moments, 4)

@@ -152,6 +152,7 @@ def test_statistics_of_the_fit(idata):
     log_weights = idata.sample_stats["log_weight"].values[0]
     np.testing.assert_allclose(stats["elbo"], log_weights.mean(0))
     np.testing.assert_allclose(stats["iwae"], np.log(np.exp(log_weights).mean(0)))
+    assert set(stats["verdict"].values) <= {"close", "off", "unreliable", "one state"}
     assert stats["ess"].dims == stats["khat"].dims == ("data",)
     assert (stats["num_states"] == STATES).all()
     shares = [(idata.posterior["b"] == code).mean() for code in range(3)]

@@ -90,8 +90,8 @@ def test_codes_and_rates(plots, reports, tmp_path):
 
 def test_gradients(plots, reports, tmp_path):
     moments = {
-        "noisy": {"w": (np.array([1.0, 0.2]), 9.0)},
-        "exact": {"w": (np.array([1.0, 0.1]), 1.01)},
+        "noisy": {"w": (np.array([1.0, 0.2]), 8.0)},
+        "exact": {"w": (np.array([1.0, 0.1]), 0.0)},
     }
     quality = reports.gradient_quality(moments, 50)
     axes = drawn(plots.plot_gradients(quality), tmp_path)

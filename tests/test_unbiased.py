@@ -115,3 +115,26 @@ def test_the_mean_of_all_particles_is_a_biased_baseline(shim):
     np.testing.assert_allclose(grads["encoder"], exact["encoder"] / 2, rtol=1e-10)
     with pytest.raises(AssertionError, match="encoder"):
         assert_exact(grads, program)
+
+
+def test_a_learned_baseline_ends_at_the_mean_score(shim):
+    """NVIL: the guide's site "baseline" is fitted to the scores while the guide learns."""
+    program = BY_NAME["vae"]
+    params = program.params | {"guess": np.zeros(2)}
+
+    def guide(ppl, data):
+        with ppl.plate("data", 2):
+            ppl.deterministic("baseline", ppl.param("guess", data))
+            sample_codes(ppl, data)
+
+    learned = shim.module("ops.baselines").learned()
+    case = shim.Case(program, params, guide=guide)
+    elbo = shim.module("infer.reinforce").Reinforce_ELBO(8, baseline=learned)
+    losses = []
+    for seed in range(150):
+        loss, grads = case.run(elbo, seed)
+        case.move(grads, 0.1)
+        losses.append(loss)
+    assert np.mean(losses[-20:]) < np.mean(losses[:5]) - 0.5
+    guess = case.params["guess"].sum().item()  # of both data
+    np.testing.assert_allclose(guess, -np.mean(losses[-20:]), atol=0.5)

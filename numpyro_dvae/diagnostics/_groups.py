@@ -103,6 +103,7 @@ def _vi_stats(store: Store, report: ImportanceDiagnostics, result: Any) -> Any:
 
     names = ("elbo", "iwae", "ess", "khat", "largest_weight", "num_tail_weights", "num_states")
     variables = {name: (store.plates, getattr(report, name)) for name in names}
+    variables["verdict"] = (store.plates, report.verdicts)
     for name, variable in store["latent"].items():
         if variable.num_codes:
             within = [dim for dim in variable.dims if dim not in store.plates]

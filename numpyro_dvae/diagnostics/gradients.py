@@ -78,7 +78,7 @@ def _moments(
     num_repeats: int,
     select: Callable[[str], bool] | None,
 ) -> dict[str, tuple[np.ndarray, float]]:
-    """Mean of each parameter's gradient, and mean of its squared length."""
+    """Mean of each parameter's gradient, and the trace of its covariance."""
     transforms = {
         name: biject_to(constraint)
         for name, constraint in constraints_of(rng_key, *programs.substituted(), args, {}).items()
@@ -87,36 +87,47 @@ def _moments(
         name: jax.tree.map(transform.inv, programs.params[name])
         for name, transform in transforms.items()
     }
-    memory = {LOSS_MEMORY: loss.init_memory()} if isinstance(loss, ParticleELBO) else {}
+    rest = {name: value for name, value in programs.params.items() if name not in trainable}
+    rest |= {LOSS_MEMORY: loss.init_memory()} if isinstance(loss, ParticleELBO) else {}
     arrays, static = _batches.split((args, {}))
 
     @jax.jit
-    def moments(keys: Array, unconstrained: Any, rest: Any, arrays: list[Array]) -> Any:
-        args, kwargs = static.join(arrays)
-
-        def value(unconstrained: Any, key: Array) -> Array:
+    def moments(
+        keys: Array, trainable: Any, rest: Any, arrays: list[Array]
+    ) -> tuple[Any, Any, Any]:
+        def value(trainable: Any, key: Array) -> Array:
             constrained = {
-                name: jax.tree.map(transforms[name], tree) for name, tree in unconstrained.items()
+                name: jax.tree.map(transforms[name], tree) for name, tree in trainable.items()
             }
-            found = loss.loss_with_mutable_state(
+            args, kwargs = static.join(arrays)
+            return loss.loss_with_mutable_state(
                 key, {**rest, **constrained}, programs.model, programs.guide, *args, **kwargs
-            )
-            return found["loss"]
+            )["loss"]
 
-        def add(sums: Any, key: Array) -> tuple[Any, None]:
-            grads = jax.grad(value)(unconstrained, key)
-            squares = jax.tree.map(lambda grad: jnp.sum(grad**2), grads)
-            return jax.tree.map(jnp.add, sums, (grads, squares)), None
+        return _sums(jax.grad(value), keys, trainable)
 
-        zeros = jax.tree.map(jnp.zeros_like, unconstrained)
-        start = zeros, jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), zeros)
-        return jax.lax.scan(add, start, keys)[0]
-
-    rest = {name: value for name, value in programs.params.items() if name not in trainable}
     keys = jax.random.split(rng_key, num_repeats)
-    sums, squares = map(dotted, jax.device_get(moments(keys, trainable, rest | memory, arrays)))
-    return {
-        name: (value.astype(np.float64).ravel() / num_repeats, float(squares[name]) / num_repeats)
-        for name, value in sums.items()
-        if select is None or select(name)
-    }
+    first, sums, squares = map(dotted, jax.device_get(moments(keys, trainable, rest, arrays)))
+    found = {}
+    for name in filter(select, first):
+        shift = sums[name].astype(np.float64).ravel() / num_repeats
+        spread = max(float(squares[name]) - num_repeats * shift @ shift, 0.0)
+        found[name] = first[name].astype(np.float64).ravel() + shift, spread / (num_repeats - 1)
+    return found
+
+
+def _sums(gradient: Callable[..., Any], keys: Array, params: Any) -> tuple[Any, Any, Any]:
+    """The first gradient, and sums of what the others differ by and of its squared length.
+
+    Differences keep the digits of a noise that is small beside the mean.
+    """
+    first = gradient(params, keys[0])
+
+    def add(sums: Any, key: Array) -> tuple[Any, None]:
+        differences = jax.tree.map(jnp.subtract, gradient(params, key), first)
+        squares = jax.tree.map(lambda difference: jnp.sum(difference**2), differences)
+        return jax.tree.map(jnp.add, sums, (differences, squares)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, first)
+    start = zeros, jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), zeros)
+    return first, *jax.lax.scan(add, start, keys)[0]

@@ -38,8 +38,8 @@ def to_arviz(
       difference;
     - observed_data: what the model observes; constant_data: the other arrays of `data`;
     - vi_stats: the loss over the steps and the rows of the log; of each datum, ELBO and
-      importance-weighted bound, effective sample size, k̂ and largest weight of the draws; of
-      each discrete latent, the share of each code.
+      importance-weighted bound, effective sample size, k̂, largest weight and verdict of the
+      draws; of each discrete latent, the share of each code.
 
     Args:
         rng_key: Key of the draws.

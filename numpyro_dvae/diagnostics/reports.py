@@ -21,11 +21,11 @@ __all__ = [
     "gradient_quality",
 ]
 
-_CLOSE = 0.5  # effective sample size, as a fraction of K, of a guide that is called close
+_CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called close
 _DOMINATES = 0.2  # share of all weight that one draw may have
 
 _VERDICTS = {
-    "close": "close to the posterior",
+    "close": "close to the posterior, as far as the draws can show",
     "off": "off, though weighting the draws corrects for it",
     "unreliable": "unreliable, a few draws carrying the weight: bound and weights are not settled",
     "one state": "undecided, as the guide drew one state only and cannot show what it misses",
@@ -36,10 +36,13 @@ _VERDICTS = {
 class ImportanceDiagnostics(NamedTuple):
     """How near the guide is to the posterior of each datum, by the weights p / q of K draws.
 
-    `print` it for a paragraph with a verdict. `verdicts` has one per datum: "close" (ESS at least
-    half of K), "off" (less, but the weights' tail is light: reweighting works), "unreliable" (k̂
-    above the threshold, or one draw with over a fifth of the weight), "one state" (all draws
-    equal: the weights of a guide stuck there and of a sure posterior look alike), "broken".
+    `print` it for a paragraph with a verdict. `verdicts` has one per datum: "close"
+    (``log(K / ESS)``, the divergence of order 2 from posterior to guide, and ``iwae - elbo``, at
+    most KL(q ‖ posterior), are both below log 2), "off" (not both, but the tail of the weights is
+    light, so that reweighting works), "unreliable" (k̂ above the threshold, or one draw with over a
+    fifth of the weight), "one state" (all draws equal: the weights of a guide stuck there and of a
+    sure posterior look alike), "broken". A mode that the guide never draws does not show in its
+    weights; `simulation_based_calibration` and, where it can be had, `posterior_gap` find it.
     """
 
     elbo: np.ndarray  # mean log weight, nats
@@ -55,11 +58,13 @@ class ImportanceDiagnostics(NamedTuple):
     @property
     def verdicts(self) -> np.ndarray:
         """One word for each datum."""
+        with np.errstate(invalid="ignore"):  # of a broken datum
+            apart = np.maximum(np.log(self.num_particles / self.ess), self.iwae - self.elbo)
         conditions = [
             ~np.isfinite(self.ess),
             self.num_states == 1,
             (self.khat > self.khat_threshold) | (self.largest_weight > _DOMINATES),
-            self.ess < _CLOSE * self.num_particles,
+            apart > _CLOSE,
         ]
         return np.select(conditions, ["broken", "one state", "unreliable", "off"], "close")
 
@@ -217,23 +222,14 @@ class GradientQuality(NamedTuple):
 def gradient_quality(
     moments: Mapping[str, Mapping[str, tuple[np.ndarray, float]]], num_repeats: int
 ) -> GradientQuality:
-    """Sum up gradients: loss -> parameter -> (mean gradient, mean of its squared length)."""
+    """Sum up gradients: loss -> parameter -> (mean gradient, trace of its covariance)."""
     names = sorted({name for each in moments.values() for name in each})
     if not names:
         raise ValueError("`select` leaves no parameter: check the names it is asked for.")
     means = [
         np.concatenate([np.ravel(each[name][0]) for name in names]) for each in moments.values()
     ]
-    correction = num_repeats / (num_repeats - 1)
-    variance = {
-        name: np.array(
-            [
-                max(correction * (square - float(mean @ mean)), 0.0)
-                for mean, square in (each[name] for each in moments.values())
-            ]
-        )
-        for name in names
-    }
+    variance = {name: np.array([each[name][1] for each in moments.values()]) for name in names}
     trace = np.sum(list(variance.values()), axis=0)
     products = np.array([[first @ second for second in means] for first in means])
     signal = np.sqrt(np.maximum(np.diag(products) - trace / num_repeats, 0.0))

@@ -60,13 +60,9 @@ def _evaluate(
 ) -> Array:
     """As `SVI.evaluate`, which leaves the mutable state out."""
     args, kwargs = layout.join(arrays)
-    params, kwargs = svi.get_params(svi_state), {**kwargs, **svi.static_kwargs}
-    if not jax.tree.leaves(svi_state.mutable_state):
-        return svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs)
-    params = {**params, **svi_state.mutable_state}
-    return svi.loss.loss_with_mutable_state(rng_key, params, svi.model, svi.guide, *args, **kwargs)[
-        "loss"
-    ]
+    params = {**svi.get_params(svi_state), **(svi_state.mutable_state or {})}
+    kwargs = {**kwargs, **svi.static_kwargs}
+    return svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -108,6 +108,7 @@ class ParticleELBO(ELBO):
     can_infer_discrete = True
     min_particles = 1
     with_codes = False
+    memories = "a schedule of `beta`, a `target_rate` or a moving average"
     info_class: Any  # the NamedTuple of the estimate's info
 
     def __init__(
@@ -151,8 +152,8 @@ class ParticleELBO(ELBO):
         log_beta = 0.0 if callable(self.beta) or not self.beta else math.log(self.beta)
         return BetaState(jnp.zeros((), int), jnp.asarray(log_beta, float))
 
-    def init_memory(self) -> Memory:
-        """The memory of a loss that has not run."""
+    def init_memory(self, mutable_state: dict[str, Any] | None = None) -> Memory:
+        """The memory of a loss that has not run; its shapes may depend on the mutable state."""
         nothing = jnp.full((), jnp.nan, float)
         return Memory(self.init_state(), self.info_class(*[nothing] * len(self.info_class._fields)))
 
@@ -178,17 +179,28 @@ class ParticleELBO(ELBO):
         own `Memory`.
         """
         params = dict(param_map)
-        memory = params.pop(LOSS_MEMORY, None)
-        if memory is None and self.remembers:
-            raise ValueError(
-                f"{type(self).__name__} remembers between steps (a schedule of `beta`, a "
-                "`target_rate` or a moving average), but its state is not there. Use "
-                "numpyro_dvae.infer.SVI, which has the arguments of numpyro.infer.SVI, or pass "
-                "the state of svi.init(...) through numpyro_dvae.infer.svi.with_memory."
-            )
+        memory = self._take_memory(params)
         state = self.init_state() if memory is None else memory.state
         particles, mutable = self._run(rng_key, params, model, guide, args, kwargs)
-        estimate = self._estimate(particles, state)
+        return self._result(self._estimate(particles, state), memory, mutable)
+
+    def _take_memory(self, params: dict[str, Any]) -> Memory | None:
+        """The loss's own memory, which is then no longer among the parameters."""
+        memory = params.pop(LOSS_MEMORY, None)
+        if memory is None and self.remembers:
+            raise self._forgotten()
+        return memory
+
+    def _forgotten(self) -> ValueError:
+        return ValueError(
+            f"{type(self).__name__} remembers between steps ({self.memories}), but its state is "
+            "not there. Use numpyro_dvae.infer.SVI, which has the arguments of numpyro.infer.SVI, "
+            "or pass the state of svi.init(...) through numpyro_dvae.infer.svi.with_memory."
+        )
+
+    def _result(
+        self, estimate: Estimate, memory: Memory | None, mutable: dict[str, Any]
+    ) -> dict[str, Any]:
         loss = estimate.surrogate + jax.lax.stop_gradient(estimate.loss - estimate.surrogate)
         if memory is not None:
             mutable[LOSS_MEMORY] = _renewed(memory, Memory(estimate.state, estimate.info))
@@ -234,13 +246,15 @@ class ParticleELBO(ELBO):
 
     def _current_beta(self, state: BetaState, particles: Particles) -> float | Array:
         """A number, or an array of the log-densities' dtype."""
-        if self.target_rate is not None:
-            beta = jnp.exp(state.log_beta)
-        elif callable(self.beta):
-            beta = _scheduled(self.beta, state.step)
-        else:
-            return self.beta
+        beta = self._beta(state)
+        if isinstance(beta, float | int):
+            return beta
         return jnp.asarray(beta, particles.log_likelihood.dtype)
+
+    def _beta(self, state: BetaState) -> Any:
+        if self.target_rate is not None:
+            return jnp.exp(state.log_beta)
+        return scheduled("beta", self.beta, state.step)
 
     def _next_beta_state(self, state: BetaState, rate: Float[Array, ""]) -> BetaState:
         """`rate` in nats per datum. Beta rises while the latents carry more than the target."""
@@ -250,13 +264,16 @@ class ParticleELBO(ELBO):
         return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * jnp.clip(excess, -1, 1))
 
 
-def _scheduled(beta: Callable[[Any], Any], step: int | Array) -> Any:
+def scheduled(name: str, value: Any, step: int | Array) -> Any:
+    """The value of an argument at a step, if it is a schedule."""
+    if not callable(value):
+        return value
     try:
-        return beta(step)
+        return value(step)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         raise ValueError(
-            "`beta` must be a schedule of JAX operations (jnp.exp for math.exp, jnp.where for if), "
-            "as `step` is traced under jit; got one that asks for its value."
+            f"`{name}` must be a schedule of JAX operations (jnp.exp for math.exp, jnp.where for "
+            "if), as `step` is traced under jit; got one that asks for its value."
         ) from error
 
 

@@ -27,7 +27,7 @@ from numpyro.primitives import Messenger
 from numpyro_dvae.distributions import sample_codes
 from numpyro_dvae.ops.multisample import antithetic_draw
 
-__all__ = ["Layout", "enumerate_draws", "find_layout", "find_pairs"]
+__all__ = ["Layout", "find_layout", "find_pairs"]
 
 Site = Any  # numpyro's Message, a dict
 Trace = Mapping[str, Site]
@@ -202,69 +202,10 @@ def _is_binary(name: str, site: Site) -> bool:
     return needs_score(site)
 
 
-def enumerate_draws(
-    rng_key: Array, guide: Callable, args: tuple, kwargs: dict, layout: Layout, max_states: int
-) -> dict[str, Array]:
-    """All joint values of the discrete guide sites of a datum, one after another on axis 0.
-
-    Returns:
-        For each site ``(S, *batch, *event)``, with singleton batch dims for the shared plates: the
-        S states are those of one datum, and all data go through them at once.
-
-    Raises:
-        ValueError: If a site has no finite support, or if S exceeds `max_states`.
-    """
-    with Draw(rng_key, {}):
-        guide_trace = trace(seed(guide, rng_key)).get_trace(*args, **kwargs)
-    scored = {name: site for name, site in sample_sites(guide_trace) if name in layout.scored}
-    supports = {name: _support_size(name, site, layout) for name, site in scored.items()}
-    num_states = math.prod(atoms**cells for atoms, cells in supports.values())
-    if num_states > max_states:
-        listed = ", ".join(f"'{name}': {a}^{c}" for name, (a, c) in supports.items())
-        raise ValueError(
-            f"enumeration needs {num_states} states per datum ({listed}), but `max_states` is "
-            f"{max_states}. Raise it, or use DAPS_ELBO or Reinforce_ELBO, which sample."
-        )
-    values, index = {}, jnp.arange(num_states)
-    for name, site in scored.items():
-        atoms, cells = supports[name]
-        values[name] = _spread(site, index % atoms**cells, atoms, cells, layout)
-        index = index // atoms**cells
-    return values
-
-
 def base_distribution(fn: Any) -> Any:
     while isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
         fn = fn.base_dist
     return fn
-
-
-def _own_shape(site: Site, layout: Layout) -> tuple[int, ...]:
-    """Batch shape of a site within one datum, shared plates as singletons."""
-    batch = (1,) * (layout.nesting - len(site["fn"].batch_shape)) + tuple(site["fn"].batch_shape)
-    own = [1 if dim - len(batch) in layout.dims else n for dim, n in enumerate(batch)]
-    return tuple(own)
-
-
-def _support_size(name: str, site: Site, layout: Layout) -> tuple[int, int]:
-    """Values of one cell (as its base distribution counts them), and cells per datum."""
-    base = base_distribution(site["fn"])
-    if not getattr(base, "has_enumerate_support", False):
-        raise ValueError(
-            f"site '{name}' ({type(base).__name__}) has no finite support to enumerate. Give it a "
-            "distribution with has_enumerate_support, or sample it: DAPS_ELBO, Reinforce_ELBO."
-        )
-    event = site["fn"].event_shape
-    cells = math.prod(_own_shape(site, layout)) * math.prod(event[: len(event) - base.event_dim])
-    return len(base.enumerate_support(expand=False)), cells
-
-
-def _spread(site: Site, index: Array, atoms: int, cells: int, layout: Layout) -> Array:
-    """Digits of the state index in base `atoms`, one for each cell, as values of the site."""
-    base, event = base_distribution(site["fn"]), tuple(site["fn"].event_shape)
-    support = base.enumerate_support(expand=False).reshape(atoms, *base.event_shape)
-    digits = index[:, None] // atoms ** jnp.arange(cells) % atoms
-    return support[digits].reshape(len(index), *_own_shape(site, layout), *event)
 
 
 class Draw(Messenger):

@@ -22,6 +22,7 @@ References:
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ from jaxtyping import Array, Float, Int
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 from numpyro.handlers import replay, seed, trace, uncondition
 
+from numpyro_dvae.infer._statistics import Statistic, site_statistic
 from numpyro_dvae.infer.layout import (
     Draw,
     Layout,
@@ -67,6 +69,7 @@ class Particles(NamedTuple):
     shared_prior: Float[Array, "K"]
     shared_q: Float[Array, "K"]
     scale: float | Array  # weight of a datum in the loss
+    statistics: dict[str, Statistic]  # of sites whose parameters have closed forms, if asked for
     paired_draw: Float[Array, "K *plates"] | None = None  # log_draw, its sites in antithetic
     # pairs weighed by max(p, 1 - p); where there are any
     dreamt: Float[Array, "*plates"] | None = None  # log q of the model's own draws, where asked
@@ -95,6 +98,7 @@ def run_particles(
     with_entropy: bool = False,
     with_codes: bool = False,
     values: Mapping[str, Array] | None = None,
+    closed_forms: Mapping[str, Any] | None = None,
 ) -> tuple[Particles, dict[str, Any]]:
     """Draw K particles from the guide and score them under guide and model.
 
@@ -111,8 +115,10 @@ def run_particles(
         with_entropy: Also collect closed-form entropies; None if a site offers none.
         with_codes: Also return the discrete latents; None beside reparameterised latents of a
             datum or infinite support, where no two particles are equal.
-        values: Values of guide sites in place of draws, ``(K, *batch, *event)`` with singleton
-            batch dims where they broadcast; every other site is then drawn once for all K.
+        values: Values of sites in place of draws, ``(K, *batch, *event)`` with singleton
+            batch dims where they broadcast; every other site is then drawn once for all K. Sites
+            of the model that the guide does not have take values too.
+        closed_forms: Of some of the model's sites, the `models.ClosedForm`.
 
     Returns:
         The record, and the mutable state that the programs leave: of floats the mean over the
@@ -121,7 +127,7 @@ def run_particles(
     Raises:
         ValueError: If the shape of a site's log-density is not explained by its plates.
     """
-    subsample_key, draw_key = jax.random.split(rng_key)
+    (subsample_key, draw_key), forms = jax.random.split(rng_key), closed_forms or {}
 
     def run(particle: tuple[Any, dict[str, Array], Any]) -> tuple[Particles, dict[str, Any]]:
         key, given, half = particle
@@ -129,12 +135,13 @@ def run_particles(
         key = draw_key if key is None else key
         traces = trace_pair(key, model, guide, args, kwargs, draw)
         mutable = mutable_values(traces[0]) | mutable_values(traces[1])
-        return _record(*traces, layout, with_entropy, with_codes), mutable
+        return _record(*traces, layout, with_entropy, with_codes, forms), mutable
 
     keys = None if values else jax.random.split(draw_key, num_particles)
     halves = _halves(draw_key, num_particles) if layout.paired and not values else None
     particles, mutable = _over_particles(vectorize)(run, (keys, dict(values or {}), halves))
-    particles = particles._replace(scale=particles.scale[0])
+    statistics = {n: s._replace(mask=s.mask[0]) for n, s in particles.statistics.items()}
+    particles = particles._replace(scale=particles.scale[0], statistics=statistics)
     return particles, jax.tree.map(_merge, mutable)
 
 
@@ -187,7 +194,10 @@ def _over_particles(vectorize: bool | Callable) -> Callable:
 
 
 def _merge(leaf: Array) -> Array:
-    return jnp.mean(leaf, 0) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf[-1]
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf[-1]
+    same = (leaf == leaf[0]).all(0)  # what no particle has changed stays so to the last bit
+    return jnp.where(same, leaf[0], jnp.mean(leaf, 0))
 
 
 def _without_mask(fn: Any) -> Any:
@@ -267,10 +277,16 @@ def _datum_scale(layout: Layout, trace: Trace) -> float:
 
 
 def _record(
-    guide_trace: Trace, model_trace: Trace, layout: Layout, with_entropy: bool, with_codes: bool
+    guide_trace: Trace,
+    model_trace: Trace,
+    layout: Layout,
+    with_entropy: bool = False,
+    with_codes: bool = False,
+    closed_forms: Mapping[str, Any] = MappingProxyType({}),
 ) -> Particles:
     """The record of one particle, without the axis K."""
-    ledger, entropies_known = _Ledger(layout, guide_trace), with_entropy
+    ledger = _Ledger(layout, {**model_trace, **guide_trace})
+    entropies_known = with_entropy
     for name, site in sample_sites(guide_trace):
         value, fn = log_prob(site), site["fn"]
         ledger.add("q_discrete" if needs_score(site) else "q_rest", site, value)
@@ -301,6 +317,10 @@ def _record(
         shared_prior=ledger.total_shared("prior"),
         shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_rest"),
         scale=jnp.asarray(ledger.scale, log_likelihood.dtype),
+        statistics={
+            name: site_statistic(model_trace[name], form, layout)
+            for name, form in closed_forms.items()
+        },
         paired_draw=ledger.total("paired_draw") if layout.paired else None,
     )
 

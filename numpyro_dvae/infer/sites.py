@@ -24,7 +24,6 @@ from numpyro_dvae.infer.layout import (
     Layout,
     Site,
     Trace,
-    enumerate_draws,
     find_layout,
     log_prob,
     plates_of,
@@ -32,6 +31,7 @@ from numpyro_dvae.infer.layout import (
     trace_pair,
 )
 from numpyro_dvae.infer.particles import Particles, _record, run_particles
+from numpyro_dvae.infer.space import enumerate_draws
 
 __all__ = [
     "READINGS",

@@ -15,6 +15,7 @@ Pyro's losses keep their own state, so pyro_dvae has no such module.
 
 from typing import Any
 
+import jax
 import numpyro.infer
 from jaxtyping import Array
 from numpyro.infer.svi import SVIState
@@ -34,13 +35,21 @@ class SVI(numpyro.infer.SVI):
         state = super().init(rng_key, *args, init_params=init_params, **kwargs)
         return with_memory(state, self.loss)
 
+    def evaluate(self, svi_state: SVIState, *args: Any, **kwargs: Any) -> Array:
+        """As in NumPyro, with the mutable state, which a `TruncatedGuide` cannot do without."""
+        params = {**self.get_params(svi_state), **(svi_state.mutable_state or {})}
+        _, rng_key = jax.random.split(svi_state.rng_key)
+        kwargs = {**kwargs, **self.static_kwargs}
+        return self.loss.loss(rng_key, params, self.model, self.guide, *args, **kwargs)
+
 
 def with_memory(svi_state: SVIState, loss: Any) -> SVIState:
     """Add the memory of a loss that has not run, if there is none: for NumPyro's own `SVI`."""
     if not isinstance(loss, ParticleELBO) or LOSS_MEMORY in (svi_state.mutable_state or {}):
         return svi_state
-    mutable = {**(svi_state.mutable_state or {}), LOSS_MEMORY: loss.init_memory()}
-    return svi_state._replace(mutable_state=mutable)
+    mutable = dict(svi_state.mutable_state or {})
+    memory = {LOSS_MEMORY: loss.init_memory(mutable)}
+    return svi_state._replace(mutable_state=mutable | memory)
 
 
 def loss_info(svi_state: SVIState) -> Any:

@@ -73,7 +73,7 @@ def _moments(
     num_repeats: int,
     select: Callable[[str], bool] | None,
 ) -> dict[str, tuple[np.ndarray, float]]:
-    """Mean of each parameter's gradient, and mean of its squared length."""
+    """Mean of each parameter's gradient, and the trace of its covariance."""
     kept = {name: getattr(loss, name) for name in ("state", "info") if hasattr(loss, name)}
     sums: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
@@ -89,9 +89,13 @@ def _moments(
                 grad = grad.double().flatten()
                 sums[name] = sums.get(name, 0.0) + grad
                 squares[name] = squares.get(name, 0.0) + grad.square().sum()
+    means = {name: value / num_repeats for name, value in sums.items()}
     return {
-        name: ((value / num_repeats).cpu().numpy(), float(squares[name]) / num_repeats)
-        for name, value in sums.items()
+        name: (
+            mean.cpu().numpy(),
+            max(float(squares[name] - num_repeats * mean @ mean), 0.0) / (num_repeats - 1),
+        )
+        for name, mean in means.items()
     }
 
 

@@ -3,7 +3,9 @@
 They are all equal if the guide is exact. The effective sample size ``(Σ w)² / Σ w²`` is K times
 ``(E w)² / E w²``, that is ``K exp(-D₂(p ‖ q))`` with Rényi's divergence of order 2; the Pareto
 shape k̂ of the largest weights says whether K draws are enough to see it [1]. Discrete latents
-tie weights, which makes a plain k̂ meaningless; see `ops.importance`.
+tie weights, which makes a plain k̂ meaningless; see `ops.importance`. The effective sample size
+does not mind draws where the posterior has nothing, as long as the others are right; the ELBO does,
+so the verdict asks for both.
 
 References:
     [1] Yao, Vehtari, Simpson & Gelman. Yes, but did it work? Evaluating variational inference.

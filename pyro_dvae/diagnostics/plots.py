@@ -5,6 +5,7 @@ For pictures of draws (`arviz.plot_ppc`, `arviz.plot_posterior` and so on) hand 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ _LABELS = {
 }
 _TIMES = {"step", "loss", "seconds", "steps_per_second"}  # not worth a curve
 _LOGARITHMIC = {"beta", "temperature"}
+_NO_TAIL = "not applicable: all tails have\nfewer than 5 distinct weights"
+_EXACT = 1e4  # signal-to-noise ratio above which the rest is rounding
 _MOST_IMAGES = 16  # in a row
 
 
@@ -43,7 +46,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], keys: Sequence[str] | Non
     if not history:
         raise ValueError("`history` is empty: the training wrote no row of the log.")
     found = dict.fromkeys(key for row in history for key in row if key not in _TIMES)
-    names = list(found if keys is None else keys)
+    names = list(keys or filter(partial(_tells_something, history), found))
     figure, axes = _axes(len(names))
     for axis, name in zip(axes, names, strict=True):
         rows = [(row["step"], row[name]) for row in history if name in row]
@@ -55,10 +58,18 @@ def plot_history(history: Sequence[Mapping[str, Any]], keys: Sequence[str] | Non
     return figure
 
 
+def _tells_something(history: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Whether a curve has more than one value, and another one than the ELBO's."""
+    values = [row.get(key) for row in history]
+    same = key == "beta_elbo" and values == [row.get("elbo") for row in history]
+    return not same and (len(history) == 1 or len(set(values)) > 1)
+
+
 def plot_importance(report: Any) -> Any:
     """Effective sample size, k̂ and the gap of the bounds of each datum, by verdict."""
     figure, (ess, khat, gap) = _axes(3)
     verdicts, fraction = np.ravel(report.verdicts), np.ravel(report.ess) / report.num_particles
+    fraction = np.minimum(fraction, 1.0)  # but for rounding it is
     shown = [word for word in _COLOURS if (verdicts == word).any()]
     finite = [word for word in shown if np.isfinite(fraction[verdicts == word]).any()]
     parts = [fraction[(verdicts == word) & np.isfinite(fraction)] for word in finite]
@@ -68,12 +79,16 @@ def plot_importance(report: Any) -> Any:
         ess.legend(frameon=False)
     ess.set(xlabel="effective sample size / K", ylabel="data", title="draws worth exact ones")
     applies = np.isfinite(np.ravel(report.khat))
-    for word in shown:
-        some = (verdicts == word) & applies
-        khat.plot(np.flatnonzero(some), np.ravel(report.khat)[some], ".", color=_COLOURS[word])
-    khat.axhline(report.khat_threshold, color=_GRAY, linestyle="--")
-    note = f"k̂ of the weights' tail: {applies.sum()} of {applies.size} data have one"
-    khat.set(xlabel="datum", ylabel="k̂", title=note, xlim=(-1, applies.size))
+    khat.set_title(f"k̂ of the weights' tail: {applies.sum()} of {applies.size} data have one")
+    if applies.any():
+        for word in shown:
+            some = (verdicts == word) & applies
+            khat.plot(np.flatnonzero(some), np.ravel(report.khat)[some], ".", color=_COLOURS[word])
+        khat.axhline(report.khat_threshold, color=_GRAY, linestyle="--")
+        khat.set(xlabel="datum", ylabel="k̂", xlim=(-1, applies.size))
+    else:
+        khat.text(0.5, 0.5, _NO_TAIL, ha="center", va="center", transform=khat.transAxes)
+        khat.axis("off")
     with np.errstate(invalid="ignore"):
         missed = np.ravel(report.iwae - report.elbo)
     gap.hist(missed[np.isfinite(missed)], 30, color=_GOOD)
@@ -117,16 +132,19 @@ def plot_gradients(quality: Any) -> Any:
     places = np.arange(len(quality.losses))
     noise.barh(places, quality.noise, color=_GRAY, label="noise")
     noise.plot(quality.signal, places, "|", color=_GOOD, markersize=18, label="signal")
+    least = min(quality.signal[quality.signal > 0], default=1.0)
     noise.set(xlabel="length", title="noise of one gradient, and its mean")
+    noise.set(xscale="log", xlim=(least / 100, None))
     noise.legend(frameon=False)
-    finite = np.isfinite(quality.snr)
+    finite = quality.snr < _EXACT
     ratio.barh(places[finite], quality.snr[finite], color=_GOOD)
     for place in places[~finite]:
         ratio.text(0, place, " no noise" if quality.signal[place] > 0 else " no signal")
     ratio.set(title="signal-to-noise ratio of one gradient")
     image = angle.imshow(quality.cosine, cmap="RdBu", vmin=-1, vmax=1)
     for (i, j), value in np.ndenumerate(quality.cosine):
-        angle.text(j, i, f"{value:.2f}", ha="center", va="center")
+        dark = abs(value) > 0.6
+        angle.text(j, i, f"{value:.2f}", ha="center", va="center", color="w" if dark else "k")
     image.axes.set(title="cosine between mean gradients")
     image.axes.set_xticks(places, quality.losses, rotation=30, ha="right")
     for axis in (noise, ratio, angle):

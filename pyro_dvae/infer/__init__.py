@@ -7,7 +7,8 @@ Swap them as the loss of an `SVI` or as an `ELBOModule`:
 - `VIMCO_ELBO`: the score function of the bound of K particles, unbiased;
 - `DisARM_ELBO`: antithetic pairs of Bernoulli latents, unbiased;
 - `WakeSleep_ELBO`: reweighted wake-sleep, the posterior followed by importance weights;
-- `Exact_ELBO`: the sum over all states, where they are few.
+- `Exact_ELBO`: the sum over all states, where they are few;
+- `Truncated_ELBO`, with a `TruncatedGuide`: the best states that evolution finds for each datum.
 
 `relax` gives the draws of a program a gradient instead: Gumbel-softmax and its like, for any loss.
 """
@@ -17,6 +18,8 @@ from pyro_dvae.infer.disarm import DisARM_ELBO
 from pyro_dvae.infer.exact import Exact_ELBO
 from pyro_dvae.infer.reinforce import Reinforce_ELBO
 from pyro_dvae.infer.relaxation import relax
+from pyro_dvae.infer.truncated import Truncated_ELBO
+from pyro_dvae.infer.truncated_guide import TruncatedGuide, draws_of
 from pyro_dvae.infer.vimco import VIMCO_ELBO
 from pyro_dvae.infer.wake_sleep import WakeSleep_ELBO
 
@@ -26,6 +29,9 @@ __all__ = [
     "DisARM_ELBO",
     "Exact_ELBO",
     "Reinforce_ELBO",
+    "TruncatedGuide",
+    "Truncated_ELBO",
     "WakeSleep_ELBO",
+    "draws_of",
     "relax",
 ]

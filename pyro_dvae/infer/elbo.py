@@ -145,15 +145,13 @@ class ParticleELBO(ELBO):
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Minus the ELBO, without gradient and without touching the state."""
         with torch.no_grad():
-            particles = self._run(model, guide, args, kwargs)
-            return self._estimate(particles, self.state).loss.item()
+            return self._evaluate(model, guide, args, kwargs).loss.item()
 
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Float[Tensor, ""]:
         """Minus the ELBO, with the estimator's gradient; advances the state."""
-        particles = self._run(model, guide, args, kwargs)
-        estimate = self._estimate(particles, self.state)
+        estimate = self._evaluate(model, guide, args, kwargs)
         if torch.is_grad_enabled():
             self.state, self.info = estimate.state, estimate.info
         return estimate.surrogate + (estimate.loss - estimate.surrogate).detach()
@@ -176,6 +174,9 @@ class ParticleELBO(ELBO):
 
     # ---------------------------------------------------------------------------- particles
 
+    def _evaluate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
+        return self._estimate(self._run(model, guide, args, kwargs), self.state)
+
     def _find_layout(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Layout:
         return find_layout(model, guide, args, kwargs, self.max_plate_nesting)
 
@@ -183,7 +184,7 @@ class ParticleELBO(ELBO):
         if self._pair != (model, guide) or self._layout is None:
             layout = self._find_layout(model, guide, args, kwargs)
             if self.vectorize_particles:
-                self.vectorize_particles = _takes_particles(model, guide, args, kwargs, layout)
+                self.vectorize_particles = takes_particles(model, guide, args, kwargs, layout)
             self._pair, self._layout = (model, guide), layout
         values = self._values(guide, args, kwargs, self._layout)
         return run_particles(
@@ -214,7 +215,7 @@ class ParticleELBO(ELBO):
         return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * excess.clamp(-1, 1))
 
 
-def _takes_particles(
+def takes_particles(
     model: Callable, guide: Callable, args: tuple, kwargs: dict, layout: Layout
 ) -> bool:
     """Once per pair: does it broadcast over a particle axis? If not, say so and what to do."""

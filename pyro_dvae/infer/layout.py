@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyro_dvae.ops.multisample import antithetic_draw
 
-__all__ = ["Layout", "enumerate_draws", "find_layout", "find_pairs"]
+__all__ = ["Layout", "find_layout", "find_pairs"]
 
 Site = Any  # pyro's Message, a TypedDict whose every field is optional
 
@@ -167,70 +167,10 @@ class _TrackDraws(Messenger):
             msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
 
 
-def enumerate_draws(
-    guide: Callable, args: tuple, kwargs: dict, layout: Layout, max_states: int
-) -> dict[str, Tensor]:
-    """All joint values of the discrete guide sites of a datum, one after another on axis 0.
-
-    Returns:
-        For each site ``(S, *batch, *event)``, with singleton batch dims for the shared plates: the
-        S states are those of one datum, and all data go through them at once.
-
-    Raises:
-        ValueError: If a site has no finite support, or if S exceeds `max_states`.
-    """
-    with torch.no_grad():
-        trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    scored = {name: site for name, site in sample_sites(trace) if name in layout.scored}
-    supports = {name: _support_size(name, site, layout) for name, site in scored.items()}
-    num_states = math.prod(atoms**cells for atoms, cells in supports.values())
-    if num_states > max_states:
-        listed = ", ".join(f"'{name}': {a}^{c}" for name, (a, c) in supports.items())
-        raise ValueError(
-            f"enumeration needs {num_states} states per datum ({listed}), but `max_states` is "
-            f"{max_states}. Raise it, or use DAPS_ELBO or Reinforce_ELBO, which sample."
-        )
-    values, index = {}, torch.arange(num_states)
-    for name, site in scored.items():
-        atoms, cells = supports[name]
-        values[name] = _spread(site, index % atoms**cells, atoms, cells, layout)
-        index = index // atoms**cells
-    return values
-
-
 def base_distribution(fn: Any) -> Any:
     while hasattr(fn, "base_dist"):  # Independent, ExpandedDistribution, MaskedDistribution
         fn = fn.base_dist
     return fn
-
-
-def _own_shape(site: Site, layout: Layout) -> tuple[int, ...]:
-    """Batch shape of a site within one datum, shared plates as singletons."""
-    batch = (1,) * (layout.nesting - len(site["fn"].batch_shape)) + tuple(site["fn"].batch_shape)
-    own = [1 if dim - len(batch) in layout.dims else n for dim, n in enumerate(batch)]
-    return tuple(own)
-
-
-def _support_size(name: str, site: Site, layout: Layout) -> tuple[int, int]:
-    """Values of one cell (as its base distribution counts them), and cells per datum."""
-    base = base_distribution(site["fn"])
-    if not getattr(base, "has_enumerate_support", False):
-        raise ValueError(
-            f"site '{name}' ({type(base).__name__}) has no finite support to enumerate. Give it a "
-            "distribution with has_enumerate_support, or sample it: DAPS_ELBO, Reinforce_ELBO."
-        )
-    event = site["fn"].event_shape
-    cells = math.prod(_own_shape(site, layout)) * math.prod(event[: len(event) - base.event_dim])
-    return len(base.enumerate_support(expand=False)), cells
-
-
-def _spread(site: Site, index: Tensor, atoms: int, cells: int, layout: Layout) -> Tensor:
-    """Digits of the state index in base `atoms`, one for each cell, as values of the site."""
-    base, event = base_distribution(site["fn"]), tuple(site["fn"].event_shape)
-    support = base.enumerate_support(expand=False).reshape(atoms, *base.event_shape)
-    digits = index[:, None] // atoms ** torch.arange(cells) % atoms
-    values = support[digits.to(support.device)]
-    return values.reshape(len(index), *_own_shape(site, layout), *event)
 
 
 class DrawTogether(Messenger):
@@ -301,12 +241,14 @@ class DrawTogether(Messenger):
 
 
 def trace_pair(
-    model: Callable, guide: Callable, args: tuple, kwargs: dict, draw: Messenger
+    model: Callable, guide: Callable | None, args: tuple, kwargs: dict, draw: Messenger
 ) -> tuple[poutine.Trace, poutine.Trace]:
+    guide_trace = poutine.Trace()
     with draw:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.replay(model, trace=guide_trace)
-    return guide_trace, poutine.trace(replayed).get_trace(*args, **kwargs)
+        if guide is not None:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        return guide_trace, poutine.trace(replayed).get_trace(*args, **kwargs)
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Site]]:

@@ -20,16 +20,19 @@ References:
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from pyro import distributions as dist
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_dvae.infer._densities import fast_log_prob
+from pyro_dvae.infer._statistics import Statistic, site_statistic
 from pyro_dvae.infer.layout import (
     DrawTogether,
     Layout,
@@ -63,6 +66,7 @@ class Particles(NamedTuple):
     shared_prior: Float[Tensor, "K"]
     shared_q: Float[Tensor, "K"]
     scale: float | Tensor  # weight of a datum in the loss
+    statistics: dict[str, Statistic]  # of sites whose parameters have closed forms, if asked for
     paired_draw: Float[Tensor, "K *plates"] | None = None  # log_draw, its sites in antithetic
     # pairs weighed by max(p, 1 - p); where there are any
     dreamt: Float[Tensor, "*plates"] | None = None  # log q of the model's own draws, where asked
@@ -80,7 +84,7 @@ class Particles(NamedTuple):
 
 def run_particles(
     model: Callable,
-    guide: Callable,
+    guide: Callable | None,
     args: tuple,
     kwargs: dict,
     layout: Layout,
@@ -90,12 +94,13 @@ def run_particles(
     with_entropy: bool = False,
     with_codes: bool = False,
     values: Mapping[str, Tensor] | None = None,
+    closed_forms: Mapping[str, Any] | None = None,
 ) -> Particles:
     """Draw K particles from the guide and score them under guide and model.
 
     Args:
         model: Any Pyro model.
-        guide: A guide for it, called with the same arguments.
+        guide: A guide for it, called with the same arguments; None if all latents are given.
         args: Positional arguments of both.
         kwargs: Keyword arguments of both.
         layout: What `find_layout` found for this pair.
@@ -104,27 +109,29 @@ def run_particles(
         with_entropy: Also collect closed-form entropies; None if a site offers none.
         with_codes: Also return the discrete latents; None beside reparameterised latents of a
             datum or infinite support, where no two particles are equal.
-        values: Values of guide sites in place of draws, ``(K, *batch, *event)`` with singleton
-            batch dims where they broadcast; every other site is then drawn once for all K.
+        values: Values of latent sites in place of draws, ``(K, *batch, *event)`` with singleton
+            batch dims where they broadcast, or one for all K as ``(1, *batch, *event)``; every
+            other site is then drawn once for all K. The guide may lack sites that are given.
+        closed_forms: Of some of the model's sites, the `models.ClosedForm`.
 
     Raises:
         ValueError: If the shape of a site's log-density is not explained by its plates.
     """
-    given = values or {}
+    given, forms = values or {}, closed_forms or {}
     if vectorize:
         draw = DrawTogether(1 if given else num_particles, layout, given)
         traces = trace_pair(model, guide, args, kwargs, draw)
-        return _record(*traces, num_particles, layout, with_entropy, with_codes)
+        return _record(*traces, num_particles, layout, with_entropy, with_codes, forms)
     records, minibatch = [], poutine.Trace()
     uniforms: list[dict[str, Tensor]] = [{} for _ in range(num_particles)]
     for k in range(num_particles):
-        own = {name: value[k] for name, value in given.items()}
+        own = {name: value[k if len(value) > 1 else 0] for name, value in given.items()}
         first = k % (num_particles // 2) if layout.paired else k
         draw = DrawTogether(None, layout, own, uniforms[first])
         with poutine.replay(trace=minibatch):  # every particle sees the same subsample
             traces = trace_pair(model, guide, args, kwargs, draw)
         minibatch = _minibatch(traces)
-        records.append(_record(*traces, 1, layout, with_entropy, with_codes))
+        records.append(_record(*traces, 1, layout, with_entropy, with_codes, forms))
     return _concatenate(records)
 
 
@@ -143,12 +150,12 @@ def broadcasts(
     with torch.no_grad():
         draw = DrawTogether(num_particles, layout, {})
         traces = trace_pair(model, guide, args, kwargs, draw)
-        together = _record(*traces, num_particles, layout, False, False)
+        together = _record(*traces, num_particles, layout)
         drawn = [(n, site) for n, site in sample_sites(traces[0]) if not site["is_observed"]]
         last = DrawTogether(None, layout, {name: site["value"][-1] for name, site in drawn})
         with poutine.replay(trace=_minibatch(traces)):
             pairs = [trace_pair(model, guide, args, kwargs, last) for _ in range(2)]
-        alone = [_record(*pair, 1, layout, False, False) for pair in pairs]
+        alone = [_record(*pair, 1, layout) for pair in pairs]
     if not _agree(alone[0].log_p[-1], alone[1].log_p[-1]):
         return True
     return all(
@@ -253,7 +260,7 @@ class _Ledger:
     def total(self, kind: str) -> Tensor:
         """``(K, *plates)``."""
         shapes = (value.shape for value in self.owned.values())
-        shape = torch.broadcast_shapes((self.num_particles, *[1] * self.layout.nesting), *shapes)
+        shape = broadcast_shape((self.num_particles, *[1] * self.layout.nesting), *shapes)
         kept = [shape[0], *(shape[dim] for dim in self.layout.dims)]
         return self._value(self.owned, kind).expand(shape).reshape(kept)
 
@@ -278,8 +285,9 @@ def _record(
     model_trace: poutine.Trace,
     num_particles: int,
     layout: Layout,
-    with_entropy: bool,
-    with_codes: bool,
+    with_entropy: bool = False,
+    with_codes: bool = False,
+    closed_forms: Mapping[str, Any] = MappingProxyType({}),
 ) -> Particles:
     ledger, entropies_known = _Ledger(layout, num_particles), with_entropy
     for name, site in sample_sites(guide_trace):
@@ -297,7 +305,7 @@ def _record(
             if entropy is not None:
                 ledger.add("entropy", site, entropy)
     for _, site in sample_sites(model_trace):
-        ledger.add("likelihood" if site["is_observed"] else "prior", site, log_prob(site))
+        ledger.add("likelihood" if site["is_observed"] else "prior", site, fast_log_prob(site))
     return Particles(
         log_likelihood=ledger.total("likelihood"),
         log_prior=ledger.total("prior"),
@@ -311,6 +319,10 @@ def _record(
         shared_prior=ledger.total_shared("prior"),
         shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_rest"),
         scale=ledger.scale,
+        statistics={
+            name: site_statistic(model_trace.nodes[name], form, layout)
+            for name, form in closed_forms.items()
+        },
         paired_draw=ledger.total("paired_draw") if layout.paired else None,
     )
 
@@ -355,9 +367,15 @@ def _prediction(trace: poutine.Trace, layout: Layout, num_particles: int) -> Ten
 
 
 def _concatenate(records: list[Particles]) -> Particles:
-    fields = [field for field in Particles._fields if field != "scale"]
+    fields = [field for field in Particles._fields if field not in ("scale", "statistics")]
     columns = {field: [getattr(record, field) for record in records] for field in fields}
     joined: dict[str, Any] = {
         field: None if column[0] is None else torch.cat(column) for field, column in columns.items()
     }
-    return Particles(**joined, scale=records[0].scale)
+    statistics = {
+        name: Statistic(
+            torch.cat([record.statistics[name].value for record in records]), first.mask
+        )
+        for name, first in records[0].statistics.items()
+    }
+    return Particles(**joined, scale=records[0].scale, statistics=statistics)

@@ -21,7 +21,6 @@ from pyro_dvae.infer.layout import (
     DrawTogether,
     Layout,
     Site,
-    enumerate_draws,
     find_layout,
     log_prob,
     plates_of,
@@ -36,6 +35,7 @@ from pyro_dvae.infer.particles import (
     broadcasts,
     run_particles,
 )
+from pyro_dvae.infer.space import enumerate_draws
 
 __all__ = [
     "READINGS",

@@ -1,0 +1,181 @@
+"""`numpyro_dvae` as a backend of the examples."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import backends
+import numpy as np
+from backends import Programs
+from cli import CommandError
+from metrics import Draws
+
+__all__ = ["Backend"]
+
+
+class Backend(backends.Backend):
+    """`numpyro_dvae`, with JAX on the chosen device; keeps the parameters of the last training."""
+
+    name = "numpyro"
+
+    def __init__(self, device: str) -> None:
+        import jax
+
+        kind = {"auto": None, "cpu": "cpu", "cuda": "cuda"}[device]
+        try:
+            self.device = jax.devices(kind)[0]
+        except RuntimeError:
+            raise CommandError(f"--device {device}: JAX finds none; use --device cpu") from None
+        self._key, self._params = jax.random.key(0), None
+
+    def seed(self, seed: int) -> None:
+        """Forget parameters and seed all that is random."""
+        import jax
+
+        self._key, self._params = jax.random.key(seed), None
+
+    def seed_draws(self, seed: int) -> None:
+        """Seed what is drawn, and keep the parameters."""
+        import jax
+
+        self._key = jax.random.key(seed)
+
+    def _next_key(self) -> Any:
+        import jax
+
+        self._key, key = jax.random.split(self._key)
+        return key
+
+    def train(
+        self,
+        model: Any,
+        guide: Any,
+        loss: Any,
+        *data: np.ndarray,
+        learning_rate: float,
+        num_steps: int,
+        decay: float = 1.0,
+        **settings: Any,
+    ) -> Any:
+        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`."""
+        import jax
+
+        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps)
+        with jax.default_device(self.device):
+            result = self.module("fit").fit(
+                self._next_key(), svi, *data, num_steps=num_steps, **settings
+            )
+        self._params = result.params
+        return result
+
+    def train_best(
+        self,
+        make: Callable[[], Programs],
+        *data: Any,
+        learning_rate: float,
+        num_steps: int,
+        decay: float = 1.0,
+        **settings: Any,
+    ) -> Any:
+        """Train from several starts side by side; `settings` are those of `fit_restarts`."""
+        import jax
+
+        with jax.default_device(self.device):
+            result = self.module("fit").fit_restarts(
+                self._next_key(),
+                lambda: self._make_svi(make(), learning_rate, decay, num_steps),
+                *data,
+                num_steps=num_steps,
+                **settings,
+            )
+        self._params = result.params
+        return result
+
+    def _make_svi(
+        self, programs: Programs, learning_rate: float, decay: float, num_steps: int
+    ) -> Any:
+        import numpyro
+
+        rate = self.schedule(learning_rate, decay * learning_rate, num_steps)
+        model, guide, loss = programs
+        return self.module("infer").SVI(model, guide, numpyro.optim.Adam(rate), loss=loss)
+
+    def posterior(self, guide: Any, *data: Any) -> tuple[np.ndarray, np.ndarray]:
+        """States "z" of a truncated guide ``(S, B, H)`` and their probabilities ``(S, B)``."""
+        from numpyro.handlers import substitute
+
+        found = substitute(guide.posterior, data=self._params)(*data)
+        return np.asarray(found.values["z"]), np.asarray(found.weights)
+
+    def conditional(self, model: Any, codes: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Of p(x | z) at given codes ``(N, H)``: the mean and variance; of p(z): the mean."""
+        from numpyro.handlers import condition, seed, substitute, trace
+
+        program = condition(substitute(model, data=self._params), {"z": codes})
+        sites = trace(seed(program, self._next_key())).get_trace(num_data=len(codes))
+        found = (sites["x"]["fn"].mean, sites["x"]["fn"].variance, sites["z"]["fn"].mean)
+        return tuple(np.asarray(value) for value in found)
+
+    def diagnose(self, name: str, result: Any, *data: Any, **options: Any) -> Any:
+        """Call one of the diagnostics."""
+        function = getattr(self.module("diagnostics"), name)
+        return function(self._next_key(), result, *data, **options)
+
+    def draws(
+        self, model: Any, guide: Any, images: np.ndarray, num_particles: int
+    ) -> Iterator[Draws]:
+        """Draw codes for test images and score them, in batches of bounded memory."""
+        import jax
+
+        @jax.jit
+        def score(params: dict, rng_key: Any, x: Any) -> tuple:
+            def particle(key: Any) -> tuple:
+                guide_sites, sites = _run_pair(model, guide, params, key, x)
+                errors = ((sites["x"]["fn"].mean - x) ** 2).reshape(len(x), -1).mean(1)
+                scored = (sites["x"], sites["z"], guide_sites["z"])
+                log_probs = (site["fn"].log_prob(site["value"]) for site in scored)
+                return (*log_probs, sites["z"]["value"], errors)
+
+            found = jax.vmap(particle)(jax.random.split(rng_key, num_particles))
+            return (*found[:3], found[3][0], found[4][0])
+
+        size = max(1, backends.BATCH_VALUES // (num_particles * images[0].size))
+        for start in range(0, len(images), size):
+            found = score(self._params, self._next_key(), images[start : start + size])
+            yield Draws(*(np.asarray(value) for value in found))
+
+    def reconstruct(self, model: Any, guide: Any, images: np.ndarray) -> np.ndarray:
+        """The mean of p(x | z) at one z ~ q for each image."""
+        import jax
+
+        @jax.jit
+        def means(params: dict, rng_key: Any, x: Any) -> Any:
+            return _run_pair(model, guide, params, rng_key, x)[1]["x"]["fn"].mean
+
+        return np.asarray(means(self._params, self._next_key(), images))
+
+    def sample(self, model: Any, num_images: int) -> np.ndarray:
+        """The mean of p(x | z) at z ~ p."""
+        import jax
+        from numpyro.handlers import seed, substitute, trace
+
+        @jax.jit
+        def means(params: dict, rng_key: Any) -> Any:
+            program = seed(substitute(model, data=params), rng_key)
+            return trace(program).get_trace(num_data=num_images)["x"]["fn"].mean
+
+        return np.asarray(means(self._params, self._next_key()))
+
+    def decode(self, model: Any, codes: np.ndarray) -> np.ndarray:
+        """The mean of p(x | z) at given codes."""
+        from numpyro.handlers import substitute
+
+        return np.asarray(substitute(model.reconstruct, data=self._params)(codes))
+
+
+def _run_pair(model: Any, guide: Any, params: Any, rng_key: Any, x: Any) -> tuple[dict, dict]:
+    """Sites of a NumPyro guide, and of the model at its draws."""
+    from numpyro.handlers import replay, seed, substitute, trace
+
+    guide_sites = trace(seed(substitute(guide, data=params), rng_key)).get_trace(x)
+    replayed = replay(substitute(model, data=params), trace=guide_sites)
+    return guide_sites, trace(seed(replayed, rng_key)).get_trace(x)

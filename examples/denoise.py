@@ -1,0 +1,215 @@
+"""Zero-shot denoising and inpainting: a discrete VAE of the patches of the one image at hand.
+
+All overlapping patches of the noisy image are the data; nothing else is learned from. Each gets a
+truncated posterior over binary latents, evolved while the decoder and the noise level are learned;
+a pixel is the mean of the estimates of all patches that cover it [1]. Missing pixels leave the
+likelihood. Noise and holes are made here, with `--sigma` and `--missing`, so that the result can be
+compared with the clean image; `--noisy` takes the image as it is.
+
+    python examples/denoise.py --sigma 25
+    python examples/denoise.py photo.png --missing 0.5
+
+References:
+    [1] Drefs, Guiraud, Panagiotou & Lücke. Direct evolutionary optimization of variational
+        autoencoders with binary latents. ECML PKDD, 2022. arXiv 2011.13704.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from backends import Backend, get_backend
+from cli import CommandError, Parser, finish, open_folder, positive, run_main
+from pictures import save_restored
+
+_PATCHES_AT_ONCE = 2048  # when estimating
+
+
+class Task(NamedTuple):
+    """An image to restore, on the scale 0 to 255."""
+
+    given: np.ndarray  # (H, W, C), noisy; anything where it is missing
+    observed: np.ndarray  # (H, W), bool
+    clean: np.ndarray | None  # (H, W, C), if known
+
+
+def main(arguments: list[str]) -> None:
+    """Learn from the patches of an image, put them together again, measure."""
+    args = make_parser().parse_args(arguments)
+    if args.noisy and (args.sigma or args.missing):
+        raise CommandError("--noisy takes the image as it is: leave out --sigma and --missing")
+    if args.smoke:
+        args.latents, args.states, args.epochs, args.half = 8, 8, 1, args.half + 2
+    backend, out = get_backend(args.backend, args.device), open_folder(args.out)
+    task = make_task(args)
+    if min(task.given.shape[:2]) < args.patch:
+        raise CommandError(f"--patch {args.patch}: the image is {task.given.shape[:2]} pixels")
+    backend.seed(args.seed)
+    start = time.perf_counter()
+    restored, sigma = restore(backend, task, args)
+    seconds = time.perf_counter() - start
+    found: dict[str, Any] = {"sigma_found": sigma, "seconds": seconds, "backend": backend.name}
+    if task.clean is not None:
+        found |= {"psnr_noisy": psnr(task.given, task.clean), "psnr": psnr(restored, task.clean)}
+        print(f"{found['psnr_noisy']:.2f} dB -> {found['psnr']:.2f} dB in {seconds:.0f} s")
+    picture = out / "denoised.png"
+    save_restored(
+        picture, task.clean, np.where(task.observed[..., None], task.given, np.nan), restored
+    )
+    found |= {"picture": picture, "epochs": args.epochs, "seed": args.seed}
+    print(f"noise found {sigma:.1f}; picture: {picture}")
+    finish(found, out, show=args.json, name="denoise.json")
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, out="out/denoise")
+    add = parser.add_argument
+    add("image", nargs="?", type=Path, metavar="IMAGE", help="a file; default: skimage's camera")
+    add("--sigma", type=float, default=None, help="noise to add, on the scale 0 to 255")
+    add("--missing", type=float, default=0.0, help="fraction of pixels to take away")
+    add("--noisy", action="store_true", help="the image is noisy already: add nothing")
+    add("--half", type=int, default=0, help="how often to halve the image first")
+    add("--patch", type=positive, default=8, help="side of a patch, pixels")
+    add("--latents", type=positive, default=128, help="binary latents per patch")
+    add("--states", type=positive, default=48, help="states per patch")
+    add("--hidden", type=int, nargs="*", default=[], help="widths of hidden layers")
+    add("--epochs", type=positive, default=20)
+    add("--batch-size", type=positive, default=512)
+    add("--learning-rate", type=float, default=3e-3)
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    return parser
+
+
+def make_task(args: Any) -> Task:
+    """Read the image; add noise and take pixels away."""
+    image = read_image(args.image)
+    for _ in range(args.half):
+        image = image[::2, ::2]
+    rng = np.random.default_rng(args.seed)
+    if args.noisy:
+        return Task(image, np.ones(image.shape[:2], bool), None)
+    sigma = (0.0 if args.missing else 25.0) if args.sigma is None else args.sigma
+    if sigma < 0 or not 0 <= args.missing < 1:
+        raise CommandError("--sigma must be 0 or more and --missing in [0, 1)")
+    given = image + sigma * rng.standard_normal(image.shape)
+    observed = rng.random(image.shape[:2]) >= args.missing
+    return Task(given, observed, image)
+
+
+def read_image(path: Path | None) -> np.ndarray:
+    """Gray or colour, ``(H, W, C)`` floats from 0 to 255."""
+    try:
+        from skimage import data, io, util
+    except ImportError as error:
+        raise CommandError(
+            f"images need scikit-image ({error}): pip install scikit-image"
+        ) from None
+    try:
+        image = data.camera() if path is None else io.imread(path)
+        image = 255.0 * util.img_as_float64(np.asarray(image))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise CommandError(f"{path}: cannot be read as an image ({error})") from None
+    if image.ndim not in (2, 3) or min(image.shape[:2]) < 2:
+        raise CommandError(f"{path}: not one image, but an array of shape {image.shape}")
+    return image[..., None] if image.ndim == 2 else image[..., :3]
+
+
+def restore(backend: Backend, task: Task, args: Any) -> tuple[np.ndarray, float]:
+    """The restored image, and the noise level that was found."""
+    known = task.given[task.observed]
+    center, scale = float(known.mean()), float(known.std())
+    unit = np.where(task.observed[..., None], (task.given - center) / scale, 0.0)
+    patches = cut(unit.astype(np.float32), args.patch)
+    masks = cut(np.broadcast_to(task.observed[..., None], unit.shape), args.patch)
+    means = patch_means(patches, masks)  # brightness need not be learned
+    data = [np.where(masks, patches - means, 0.0), np.arange(len(patches)), len(patches)]
+    if not task.observed.all():
+        data.append(np.ascontiguousarray(masks))
+    model, guide, loss = make_programs(backend, patches.shape[1:], args)
+    batch_size = min(args.batch_size, len(patches))
+    backend.train(
+        model,
+        guide,
+        loss,
+        *data,
+        learning_rate=args.learning_rate,
+        decay=0.03,
+        num_steps=args.epochs * (len(patches) // batch_size),
+        batch_size=batch_size,
+        log_every=10,
+    )
+    found, variance = estimate(backend, model, guide, data)
+    image = join(found + means, unit.shape)
+    return center + scale * image, scale * math.sqrt(variance)
+
+
+def make_programs(backend: Backend, shape: tuple[int, ...], args: Any) -> tuple[Any, Any, Any]:
+    """Binary latents, a perceptron, one noise level; both of these in closed form."""
+    infer, evolution = backend.module("infer"), backend.module("ops.evolution")
+    models, nets = backend.module("models"), backend.module("nets")
+    model = models.DiscreteVAE(
+        nets.MLPDecoder(args.latents, None, shape, hidden=tuple(args.hidden)),
+        models.BernoulliPrior(args.latents, probability=0.05, learn="closed_form"),
+        models.GaussianLikelihood(variance=1.0, learn="closed_form"),
+    )
+    parents = min(10, args.states)
+    loss = infer.Truncated_ELBO(evolution.chain(evolution.select(parents), evolution.flip(4)))
+    if hasattr(model, "to"):
+        model = model.to(backend.device)
+    return model, infer.TruncatedGuide(model, args.states), loss
+
+
+def cut(image: np.ndarray, size: int) -> np.ndarray:
+    """All patches ``(N, size, size, C)`` of an image, one for each place."""
+    windows = np.lib.stride_tricks.sliding_window_view(image, (size, size), axis=(0, 1))
+    return np.ascontiguousarray(
+        np.moveaxis(windows, 2, -1).reshape(-1, size, size, image.shape[-1])
+    )
+
+
+def patch_means(patches: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Mean of the observed pixels of each patch and colour, ``(N, 1, 1, C)``."""
+    total = np.sum(patches * masks, (1, 2), keepdims=True)
+    return (total / np.maximum(masks.sum((1, 2), keepdims=True), 1)).astype(np.float32)
+
+
+def join(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Each pixel the mean of the patches that cover it."""
+    size = patches.shape[1]
+    rows, columns = shape[0] - size + 1, shape[1] - size + 1
+    patches = patches.reshape(rows, columns, *patches.shape[1:])
+    total, count = np.zeros(shape), np.zeros(shape[:2])
+    for i in range(size):
+        for j in range(size):
+            total[i : i + rows, j : j + columns] += patches[:, :, i, j]
+            count[i : i + rows, j : j + columns] += 1
+    return total / count[..., None]
+
+
+def estimate(backend: Backend, model: Any, guide: Any, data: list[Any]) -> tuple[np.ndarray, float]:
+    """The posterior mean of each clean patch, and the variance of the noise."""
+    means, variance = [], math.nan
+    for start in range(0, len(data[0]), _PATCHES_AT_ONCE):
+        part = [
+            v[start : start + _PATCHES_AT_ONCE] if isinstance(v, np.ndarray) else v for v in data
+        ]
+        states, weights = backend.posterior(guide, *part)
+        found = np.zeros(part[0].shape)
+        for codes, weight in zip(states, weights, strict=True):
+            mean, noise, _ = backend.conditional(model, codes)
+            found += weight.reshape(-1, *[1] * (found.ndim - 1)) * mean
+            variance = float(np.mean(noise))
+        means.append(found)
+    return np.concatenate(means), variance
+
+
+def psnr(found: np.ndarray, clean: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB on the scale 0 to 255, not clipped."""
+    return 20 * math.log10(255) - 10 * math.log10(float(np.mean((found - clean) ** 2)))
+
+
+if __name__ == "__main__":
+    run_main(main)

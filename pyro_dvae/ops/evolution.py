@@ -1,0 +1,301 @@
+"""Operators that propose new states for truncated posteriors: select parents, change them.
+
+An operator maps a `Population`, the current states of each datum and their scores, to another
+(a selector: `select`) or to the codes of children (`flip`, `sparse_flip`, `cross`, or any
+function of one's own). `chain` and `union` compose them:
+
+    chain(select(10), flip(9))                  # the published E-step: 90 children
+    union(chain(select(5), cross()), flip(1))   # both kinds
+
+Children may repeat each other or their parents: who scores them removes duplicates first.
+
+Shapes: S states, P parents or C children lead, B data follow, as in ``(S, B, H)``; scores are
+log joints in nats.
+
+References:
+    [1] Drefs, Guiraud & Lücke. Evolutionary variational optimization of generative models.
+        JMLR, 2022.
+    [2] Guiraud, Drefs & Lücke. Direct evolutionary optimization of variational autoencoders
+        with binary latents. ECML PKDD, 2022.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64, Integer
+from torch import Tensor
+
+from pyro_dvae.ops.states import (
+    change_hash,
+    hash_states,
+    other_codes,
+    take_states,
+    zobrist_table,
+)
+
+__all__ = [
+    "Population",
+    "chain",
+    "cross",
+    "flip",
+    "flip_probs",
+    "propose",
+    "select",
+    "sparse_flip",
+    "union",
+]
+
+
+class Population(NamedTuple):
+    """What an operator sees."""
+
+    codes: Integer[Tensor, "S B H"]
+    scores: Float[Tensor, "S B"]
+    """Log joints in nats; NaN for states that are not scored yet."""
+    cardinalities: tuple[int, ...]
+    """Codes of each latent."""
+    hashes: Int64[Tensor, "S B"] | None = None
+    """Hashes by `hash_states`, if known: `flip` then makes those of its children from them."""
+
+
+Operator = Callable[[Population], Population | Tensor]
+
+
+def select(num_parents: int, temperature: float = 1.0) -> Operator:
+    """Select parents without replacement, with chances ``∝ exp(scores / temperature)``.
+
+    Args:
+        num_parents: P, at most the number of states.
+        temperature: The selection pressure, in nats: 1 goes by the posterior weights, inf picks
+            all alike, 0 the best. A state of score -inf or NaN comes last, but at inf.
+
+    Raises:
+        ValueError: If `num_parents` is not positive or `temperature` is negative.
+    """
+    _check_positive("num_parents", num_parents)
+    if not temperature >= 0.0:
+        raise ValueError(f"`temperature` must be from 0 to inf; got {temperature}.")
+
+    def operator(population: Population) -> Population:
+        codes, scores, cardinalities, hashes = population
+        if num_parents > len(codes):
+            raise ValueError(
+                f"`num_parents` must be at most the number of states, {len(codes)}; got "
+                f"{num_parents}."
+            )
+        index = torch.topk(_perturb(scores, temperature), num_parents, dim=0).indices
+        parents = take_states(codes, index), scores.gather(0, index), cardinalities
+        return Population(*parents, None if hashes is None else hashes.gather(0, index))
+
+    return operator
+
+
+def flip(num_children: int) -> Operator:
+    """Give each parent children that differ from it in one latent each.
+
+    The changed latents of one parent's children are distinct, up to H of them; every set of
+    latents is equally probable. A binary latent flips; another takes any of its other codes.
+
+    Raises:
+        ValueError: If `num_children` is not positive.
+    """
+    _check_positive("num_children", num_children)
+
+    def operator(population: Population) -> Population:
+        codes, _, cardinalities, hashes = population
+        children = codes.repeat(num_children, 1, 1)
+        free = [h for h, v in enumerate(cardinalities) if v > 1]
+        if not free:
+            return _unscored(children, cardinalities)
+        latents = _distinct_latents(num_children, free, codes.shape[:2], codes.device).flatten()
+        cells = torch.arange(len(latents), device=codes.device) * codes.shape[-1] + latents
+        old = children.view(-1)[cells]
+        new = other_codes(old, latents, cardinalities)
+        children.view(-1)[cells] = new
+        if hashes is not None:
+            table = zobrist_table(cardinalities, codes.device)
+            before = hashes.repeat(num_children, 1)
+            hashes = change_hash(before.flatten(), table, latents, old, new).view_as(before)
+        return _unscored(children, cardinalities, hashes)
+
+    return operator
+
+
+def sparse_flip(num_children: int, rate: float, num_active: float) -> Operator:
+    """Flip every latent of each child at random, so that children stay sparse ([2], binary only).
+
+    A child differs from its parent in ``H rate`` latents on average, and has `num_active` latents
+    on if its parent has about as many; otherwise it comes as near as these flips allow.
+
+    Args:
+        num_children: Children of each parent.
+        rate: Mean share of the latents that flip, in (0, 1].
+        num_active: Wanted number of latents on, such as the sum of a prior's probabilities.
+
+    Raises:
+        ValueError: If an argument is out of range, or a latent is not binary.
+    """
+    _check_positive("num_children", num_children)
+    if not 0.0 < rate <= 1.0:
+        raise ValueError(f"`rate` is a share of the latents, in (0, 1]; got {rate}.")
+
+    def operator(population: Population) -> Population:
+        codes, cardinalities = population.codes, population.cardinalities
+        if set(cardinalities) != {2}:
+            raise ValueError(
+                f"`sparse_flip` needs latents of 2 codes each; got cardinalities {cardinalities}. "
+                "Use flip(), which moves a latent to any other code."
+            )
+        up, down = flip_probs(codes.sum(-1), codes.shape[-1], rate, num_active)
+        probs = torch.where(codes == 1, down[..., None], up[..., None])
+        flips = torch.rand(num_children, *codes.shape, device=codes.device) < probs
+        children = torch.bitwise_xor(codes, flips.to(codes.dtype)).flatten(0, 1)
+        return _unscored(children, cardinalities)
+
+    return operator
+
+
+def flip_probs(
+    active: Integer[Tensor, "*batch"], num_latents: int, rate: float, num_active: float
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """Chances of `sparse_flip` to turn a latent on that is off, and off one that is on.
+
+    With s of H latents active, target c and flip rate p, they solve ``(H - s) up + s down = H p``
+    and ``(H - s) up - s down = c - s``, where the step c - s is cut to the H p flips there are.
+
+    Args:
+        active: s, the latents that are on.
+        num_latents: H.
+        rate: p.
+        num_active: c.
+    """
+    flips = num_latents * rate
+    step = (num_active - active.to(torch.get_default_dtype())).clamp(-flips, flips)
+    up = (flips + step) / (2.0 * (num_latents - active))
+    down = (flips - step) / (2.0 * active)
+    # All latents on, or none: there is nothing to divide by, and no use for the other chance.
+    up, down = torch.where(active == num_latents, 0.0, up), torch.where(active == 0, 0.0, down)
+    return up.clamp(max=1.0), down.clamp(max=1.0)
+
+
+def cross() -> Operator:
+    """Cut every pair of parents at one random place and swap their tails: P (P - 1) children."""
+
+    def operator(population: Population) -> Population:
+        codes = population.codes
+        num_parents, num_data, num_latents = codes.shape
+        if num_parents < 2:
+            raise ValueError(f"`cross` needs 2 parents or more; got {num_parents}.")
+        first, second = torch.triu_indices(num_parents, num_parents, 1, device=codes.device)
+        cuts = torch.rand(len(first), num_data, 1, device=codes.device) * (num_latents - 1)
+        head = torch.arange(num_latents, device=codes.device) <= cuts.long()
+        ours, theirs = codes[first], codes[second]
+        children = [torch.where(head, ours, theirs), torch.where(head, theirs, ours)]
+        return _unscored(torch.cat(children), population.cardinalities)
+
+    return operator
+
+
+def chain(*operators: Operator) -> Operator:
+    """Apply operators one after the other; children go on as parents without scores.
+
+    Raises:
+        ValueError: If there is no operator.
+    """
+    _check_operators(operators)
+
+    def operator(population: Population) -> Population:
+        for step in operators:
+            population = _as_population(step(population), population)
+        return population
+
+    return operator
+
+
+def union(*operators: Operator) -> Operator:
+    """The children of several operators, each applied to the same population.
+
+    Raises:
+        ValueError: If there is no operator.
+    """
+    _check_operators(operators)
+
+    def operator(population: Population) -> Population:
+        parts = [propose(step, population) for step in operators]
+        return Population(
+            torch.cat([part.codes for part in parts]),
+            torch.cat([part.scores for part in parts]),
+            population.cardinalities,
+            torch.cat([part.hashes for part in parts if part.hashes is not None]),
+        )
+
+    return operator
+
+
+def propose(operator: Operator, population: Population) -> Population:
+    """What an operator makes of a population, with the hashes that it leaves out.
+
+    Raises:
+        ValueError: If it makes anything but codes for the same data and latents.
+    """
+    children = _as_population(operator(population), population)
+    if children.hashes is not None:
+        return children
+    table = zobrist_table(population.cardinalities, children.codes.device)
+    return children._replace(hashes=hash_states(children.codes, table))
+
+
+def _perturb(scores: Float[Tensor, "S B"], temperature: float) -> Float[Tensor, "S B"]:
+    """Scores whose top P are a draw without replacement (Gumbel top-k)."""
+    if math.isinf(temperature):
+        return torch.rand_like(scores)
+    scores = torch.where(torch.isnan(scores), -math.inf, scores)
+    if temperature == 0.0:
+        return scores
+    return scores / temperature - torch.rand_like(scores).log_().neg_().log_()
+
+
+def _distinct_latents(
+    num_children: int, free: list[int], shape: tuple[int, ...], device: torch.device
+) -> Int64[Tensor, "C P B"]:
+    """Draws without replacement, over again after each full round (Floyd's algorithm)."""
+    rounds, rest = divmod(num_children, len(free))
+    chosen = torch.rand(rest, *shape, device=device)
+    for child, last in enumerate(range(len(free) - rest, len(free))):
+        drawn = chosen[child].mul_(last + 1).floor_()
+        taken = (chosen[:child] == drawn).any(0)
+        drawn.masked_fill_(taken, last)
+    full = torch.arange(len(free), device=device).repeat(rounds)[:, None, None]
+    chosen = torch.cat([full.expand(-1, *shape), chosen.long()])
+    return chosen if free == list(range(len(free))) else torch.tensor(free, device=device)[chosen]
+
+
+def _as_population(proposed: Population | Tensor, population: Population) -> Population:
+    if isinstance(proposed, Population):
+        return proposed
+    shape, dtype = population.codes.shape, population.codes.dtype
+    if proposed.shape[1:] != shape[1:] or proposed.is_floating_point():
+        raise ValueError(
+            f"an operator must return integer codes of shape (children, {shape[1]} data, {shape[2]}"
+            f" latents); got {proposed.dtype} of shape {tuple(proposed.shape)}."
+        )
+    return _unscored(proposed.to(dtype), population.cardinalities)
+
+
+def _unscored(
+    codes: Tensor, cardinalities: tuple[int, ...], hashes: Tensor | None = None
+) -> Population:
+    scores = torch.full(codes.shape[:2], math.nan, device=codes.device)
+    return Population(codes, scores, cardinalities, hashes)
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"`{name}` must be 1 or more; got {value}.")
+
+
+def _check_operators(operators: tuple[Operator, ...]) -> None:
+    if not operators:
+        raise ValueError("`operators` must be one or more; got none.")
