@@ -1,6 +1,6 @@
-"""Guides q(z | x): independent codes, or codes drawn one after the other.
+"""Guides q(z | x): independent codes, codes drawn one after the other, quantised vectors.
 
-Both are called as ``guide(x)``, with the model's arguments, and have the one site "z"
+All are called as ``guide(x)``, with the model's arguments, and have the one site "z"
 (event dim 1) under the plate "data" at dim -1. `posterior(x)` gives the distribution itself.
 
 Parameters live outside, as everywhere in NumPyro: "guide.encoder$params" and
@@ -12,8 +12,11 @@ References:
         policy search. ICLR, 2026. Table of networks and settings for MNIST.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -24,7 +27,7 @@ from numpyro.distributions import Distribution
 from numpyro_dvae.distributions import AutoregressiveCategorical, Categorical
 from numpyro_dvae.nets import CausalTransformer, MLPEncoder, PatchEncoder, register
 
-__all__ = ["AutoregressiveGuide", "IndependentGuide", "mnist_guide"]
+__all__ = ["AutoregressiveGuide", "IndependentGuide", "VectorQuantizedGuide", "mnist_guide"]
 
 
 class IndependentGuide:
@@ -87,6 +90,44 @@ class AutoregressiveGuide:
         return AutoregressiveCategorical(transformer, context)
 
 
+class VectorQuantizedGuide:
+    """The codes of quantised vectors: a posterior with all its mass on one state.
+
+    Args:
+        encoder: Network from data to vectors ``(*batch, L, D)``, as `MLPEncoder` with D for V.
+        codebook: `Codebook` or `FiniteScalars`; the model's decoder holds the same one, as
+            `CodebookDecoder`.
+
+    `VQ_ELBO` trains it, by the deterministic sites "z.inputs" (the encoder's vectors) and
+    "z.vectors" (those of the codes).
+    """
+
+    def __init__(self, encoder: Callable, codebook: Any) -> None:
+        self.encoder, self.codebook = encoder, codebook
+
+    def __call__(
+        self,
+        x: Shaped[Array | np.ndarray, "B *event"] | None = None,
+        *,
+        num_data: int | None = None,
+    ) -> Shaped[Array, "*particles_B L"]:
+        """Sample the site "z"; moving averages of the codebook advance in the mutable state."""
+        return _sample(self, x, num_data, functools.partial(self._posterior, learn=True))
+
+    def posterior(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
+        """q(z | x), one-hot."""
+        return self._posterior(x, learn=False)
+
+    def _posterior(self, x: Array | np.ndarray, *, learn: bool) -> Distribution:
+        x = jnp.asarray(x)
+        inputs = register("guide.encoder", self.encoder, x)(x)
+        quantized = self.codebook.quantize(inputs, learn=learn)
+        numpyro.deterministic("z.inputs", quantized.inputs)
+        numpyro.deterministic("z.vectors", quantized.vectors)
+        certain = jax.nn.one_hot(quantized.codes, self.codebook.num_codes)
+        return Categorical(logits=jnp.log(certain)).to_event(1)
+
+
 def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | IndependentGuide:
     """A guide for `models.mnist_vae`: 8 codes of 256 values, 28 x 28 images.
 
@@ -100,11 +141,12 @@ def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | Indepen
 
 
 def _sample(
-    guide: IndependentGuide | AutoregressiveGuide,
+    guide: IndependentGuide | AutoregressiveGuide | VectorQuantizedGuide,
     x: Shaped[Array | np.ndarray, "..."] | None,
     num_data: int | None,
+    posterior_of: Callable[[Any], Distribution] | None = None,
 ) -> Array:
-    """Sample "z" from ``guide.posterior(x)`` under the plate."""
+    """Sample "z" from ``guide.posterior(x)``, or ``posterior_of(x)``, under the plate."""
     if x is None or x.ndim < 1 or len(x) == 0:
         found = "None" if x is None else f"shape {x.shape}"
         raise ValueError(
@@ -115,7 +157,7 @@ def _sample(
         raise ValueError(
             f"`num_data` is for sampling without `x`; got {num_data} with {len(x)} data."
         )
-    posterior = guide.posterior(x)
+    posterior = (posterior_of or guide.posterior)(x)
     if posterior.batch_shape != x.shape[:1]:
         raise ValueError(
             f'q(z | x) at site "z" must have batch shape ({len(x)},) and event shape (latents,); '
