@@ -27,18 +27,21 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 from numpyro.distributions import Distribution
 from numpyro.handlers import substitute
 from numpyro.primitives import mutable
 
-from numpyro_dvae.distributions import Categorical
-from numpyro_dvae.nets import MLPDecoder, register
+from numpyro_dvae.distributions import AutoregressiveCategorical, Categorical
+from numpyro_dvae.nets import CausalTransformer, MLPDecoder, register
 
 __all__ = [
+    "AutoregressivePrior",
     "BernoulliLikelihood",
     "BernoulliPrior",
+    "CategoricalPrior",
     "ClosedForm",
+    "CodeModel",
     "DiscreteVAE",
     "GaussianLikelihood",
     "UniformPrior",
@@ -90,7 +93,9 @@ class DiscreteVAE:
         prior = register("model.prior", self.prior)(*_kept("model.prior", self.prior))
         with data_plate(_plate_size(x, index, num_data), index):
             z = numpyro.sample("z", prior, infer=_asking("model.prior", self.prior))
-            outputs, event_dim = self._outputs(jnp.asarray(z))
+            z = jnp.asarray(z)
+            _check_length(z.shape[len(self._batch(z)) :], prior.event_shape)
+            outputs, event_dim = self._outputs(z)
             likelihood = self._likelihood(outputs, event_dim)
             if x is not None:
                 _check_data(x, outputs.shape[outputs.ndim - event_dim :])
@@ -113,13 +118,47 @@ class DiscreteVAE:
     def _outputs(self, z: Array) -> tuple[Array, int]:
         """The decoder's outputs and how many of their dims make one datum."""
         outputs = register("model.decoder", self.decoder, z)(z)
-        batch = getattr(self.decoder, "batch_shape", _batch_of_codes)(z)
+        batch = self._batch(z)
         if outputs.shape[: len(batch)] != batch:
             raise ValueError(
                 f"`decoder` must map codes {z.shape} to outputs that begin with the batch "
                 f"shape {batch}; got {outputs.shape}. Let it keep all leading dims."
             )
         return outputs, outputs.ndim - len(batch)
+
+    def _batch(self, z: Array) -> Sequence[int]:
+        """The leading dims of codes, or of vectors in their place."""
+        return getattr(self.decoder, "batch_shape", _batch_of_codes)(z)
+
+
+class CodeModel:
+    """A prior alone, with the site "z" under the plate "data": fit it to the codes of data.
+
+    This is the second stage of a VQ-VAE. Its parameters have the names of those of a `DiscreteVAE`
+    with the same prior. Call it as ``model(codes)``, or ``model(num_data=10)`` for samples.
+
+    Args:
+        prior: Module that returns p(z), given labels if it is an `AutoregressivePrior` of classes.
+    """
+
+    def __init__(self, prior: Callable) -> None:
+        self.prior = prior
+
+    def __call__(
+        self,
+        codes: Shaped[Array | np.ndarray, "B L"] | None = None,
+        labels: Integer[Array | np.ndarray, "B"] | None = None,
+        *,
+        num_data: int | None = None,
+    ) -> Shaped[Array, "*particles_B L"]:
+        """Sample or observe the site "z"."""
+        codes = None if codes is None else jnp.asarray(codes)
+        prior = register("model.prior", self.prior)
+        prior = prior() if labels is None else prior(labels)
+        if codes is not None:
+            _check_length(codes.shape[1:], prior.event_shape)
+        with numpyro.plate("data", _plate_size(codes, None, num_data, "codes"), dim=-1):
+            return numpyro.sample("z", prior, obs=codes)
 
 
 class UniformPrior(nn.Module):
@@ -136,6 +175,55 @@ class UniformPrior(nn.Module):
     def __call__(self) -> Distribution:
         """The prior over "z", event shape (L,)."""
         return Categorical(logits=jnp.zeros((self.num_latents, self.num_codes))).to_event(1)
+
+
+class CategoricalPrior(nn.Module):
+    """Independent codes, each with learnt probabilities; they start uniform.
+
+    Args:
+        num_latents: Codes per datum, L.
+        num_codes: Values of a code, V.
+    """
+
+    num_latents: int
+    num_codes: int
+
+    @nn.compact
+    def __call__(self) -> Distribution:
+        """The prior over "z", event shape (L,)."""
+        shape = self.num_latents, self.num_codes
+        logits = self.param("logits", lambda _: jnp.zeros(shape, jnp.float32))
+        return Categorical(logits=logits).to_event(1)
+
+
+class AutoregressivePrior:
+    """Codes drawn one after the other by a causal transformer, given a class if there are any.
+
+    Parameters: "model.prior.transformer$params", and "model.prior.classes$params" with classes.
+
+    Args:
+        transformer: `CausalTransformer` with cross_attention=False, or True with classes.
+        num_classes: Classes, whose embeddings are the context; None for a prior of all data, the
+            only kind that a `DiscreteVAE` takes.
+    """
+
+    def __init__(self, transformer: CausalTransformer, *, num_classes: int | None = None) -> None:
+        _check_attention(transformer.cross_attention, num_classes)
+        self.transformer, self.num_classes = transformer, num_classes
+
+    def __call__(self, labels: Integer[Array | np.ndarray, "*batch"] | None = None) -> Distribution:
+        """The prior over "z", event shape (L,), one for each label."""
+        _check_labels(labels is not None, self.num_classes)
+        context: Array | None = None
+        batch: tuple[int, ...] = ()
+        if labels is not None and self.num_classes is not None:
+            labels, width = jnp.asarray(labels), self.transformer.embed_dim
+            classes = nn.Embed(self.num_classes, width, embedding_init=nn.initializers.normal(1.0))
+            context = register("model.prior.classes", classes, labels)(labels)[..., None, :]
+            batch = labels.shape
+        codes = jnp.zeros((*batch, self.transformer.num_latents), int)
+        transformer = register("model.prior.transformer", self.transformer, codes, context)
+        return AutoregressiveCategorical(transformer, context)
 
 
 class BernoulliPrior(nn.Module):
@@ -337,7 +425,7 @@ def data_plate(size: int, index: Any) -> numpyro.plate:
         return numpyro.plate("data", size, subsample_size=len(index), dim=-1)
 
 
-def _plate_size(x: Array | None, index: Any, num_data: int | None) -> int:
+def _plate_size(x: Array | None, index: Any, num_data: int | None, name: str = "x") -> int:
     """Data in the plate: those of `x`, or `num_data` with the rows `index`, or without `x`."""
     if index is not None:
         if num_data is None or (x is not None and len(x) != len(index)):
@@ -348,15 +436,45 @@ def _plate_size(x: Array | None, index: Any, num_data: int | None) -> int:
             )
         return num_data
     if x is None and num_data is None:
-        raise ValueError("Without `x` the model must be told `num_data`, how many data to sample.")
+        raise ValueError(
+            f"Without `{name}` the model must be told `num_data`, how many data to sample."
+        )
     size = num_data if x is None else len(x) if x.ndim else 0
     if not size or size < 1 or num_data not in (None, size):
-        found = f"num_data={num_data}" if x is None else f"x of shape {x.shape}"
+        found = f"num_data={num_data}" if x is None else f"{name} of shape {x.shape}"
         raise ValueError(
-            f"`x` must hold at least one datum on its first axis, and `num_data` is for sampling "
-            f"without `x`; got {found} and num_data={num_data}."
+            f"`{name}` must hold at least one datum on its first axis, and `num_data` is for "
+            f"sampling without `{name}`; got {found} and num_data={num_data}."
         )
     return size
+
+
+def _check_length(found: Sequence[int], wanted: Sequence[int]) -> None:
+    """Whether codes, or vectors in their place, are as many as the prior's."""
+    if tuple(found[:1]) != tuple(wanted):
+        raise ValueError(
+            f'`prior` at site "z" is of {wanted[0]} latents, but the codes are {found[0]} per '
+            "datum. Give prior, guide and decoder the same number of latents."
+        )
+
+
+def _check_attention(cross_attention: bool, num_classes: int | None) -> None:
+    """Whether a prior's transformer takes what the prior has for a context."""
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"`num_classes` must be at least 1, or None; got {num_classes}.")
+    if cross_attention != (num_classes is not None):
+        raise ValueError(
+            f"`transformer` must have cross_attention={num_classes is not None} with "
+            f"num_classes={num_classes}; got cross_attention={cross_attention}."
+        )
+
+
+def _check_labels(given: bool, num_classes: int | None) -> None:
+    if given != (num_classes is not None):
+        raise ValueError(
+            f"`labels` must be {'given' if num_classes else 'None'} for a prior with "
+            f"num_classes={num_classes}."
+        )
 
 
 def _check_data(x: Array, event_shape: Sequence[int]) -> None:

@@ -20,18 +20,21 @@ from typing import Any, Literal, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional
 
-from pyro_dvae.distributions import Categorical
-from pyro_dvae.nets import MLPDecoder, register
+from pyro_dvae.distributions import AutoregressiveCategorical, Categorical
+from pyro_dvae.nets import CausalTransformer, MLPDecoder, register
 
 __all__ = [
+    "AutoregressivePrior",
     "BernoulliLikelihood",
     "BernoulliPrior",
+    "CategoricalPrior",
     "ClosedForm",
+    "CodeModel",
     "DiscreteVAE",
     "GaussianLikelihood",
     "UniformPrior",
@@ -80,8 +83,10 @@ class DiscreteVAE(nn.Module):
     ) -> Float[Tensor, "*particles_B_event"]:
         """Sample the sites "z" and, unless given, "x"; returns "x"."""
         register("model", self)
+        prior = self.prior()
         with pyro.plate("data", _plate_size(x, index, num_data), subsample=index, dim=-1):
-            z = pyro.sample("z", self.prior(), infer=_asking(self.prior))
+            z = pyro.sample("z", prior, infer=_asking(self.prior))
+            _check_length(z.shape[len(self._batch(z)) :], prior.event_shape)
             outputs, event_dim = self._outputs(z)
             likelihood = self.likelihood(outputs, event_dim)
             if x is not None:
@@ -98,13 +103,47 @@ class DiscreteVAE(nn.Module):
     def _outputs(self, z: Tensor) -> tuple[Tensor, int]:
         """The decoder's outputs and how many of their dims make one datum."""
         outputs = self.decoder(z)
-        batch = getattr(self.decoder, "batch_shape", _batch_of_codes)(z)
+        batch = self._batch(z)
         if tuple(outputs.shape[: len(batch)]) != tuple(batch):
             raise ValueError(
                 f"`decoder` must map codes {tuple(z.shape)} to outputs that begin with the batch "
                 f"shape {tuple(batch)}; got {tuple(outputs.shape)}. Let it keep all leading dims."
             )
         return outputs, outputs.dim() - len(batch)
+
+    def _batch(self, z: Tensor) -> Sequence[int]:
+        """The leading dims of codes, or of vectors in their place."""
+        return getattr(self.decoder, "batch_shape", _batch_of_codes)(z)
+
+
+class CodeModel(nn.Module):
+    """A prior alone, with the site "z" under the plate "data": fit it to the codes of data.
+
+    This is the second stage of a VQ-VAE. Its parameters have the names of those of a `DiscreteVAE`
+    with the same prior. Call it as ``model(codes)``, or ``model(num_data=10)`` for samples.
+
+    Args:
+        prior: Module that returns p(z), given labels if it is an `AutoregressivePrior` of classes.
+    """
+
+    def __init__(self, prior: nn.Module) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(
+        self,
+        codes: Shaped[Tensor, "B L"] | None = None,
+        labels: Integer[Tensor, "B"] | None = None,
+        *,
+        num_data: int | None = None,
+    ) -> Shaped[Tensor, "*particles_B L"]:
+        """Sample or observe the site "z"."""
+        register("model", self)
+        prior = self.prior() if labels is None else self.prior(labels)
+        if codes is not None:
+            _check_length(codes.shape[1:], prior.event_shape)
+        with pyro.plate("data", _plate_size(codes, None, num_data, "codes"), dim=-1):
+            return pyro.sample("z", prior, obs=codes)
 
 
 class UniformPrior(nn.Module):
@@ -124,6 +163,48 @@ class UniformPrior(nn.Module):
     def forward(self) -> Distribution:
         """The prior over "z", event shape (L,)."""
         return Categorical(logits=self.logits).to_event(1)
+
+
+class CategoricalPrior(nn.Module):
+    """Independent codes, each with learnt probabilities; they start uniform.
+
+    Args:
+        num_latents: Codes per datum, L.
+        num_codes: Values of a code, V.
+    """
+
+    def __init__(self, num_latents: int, num_codes: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(num_latents, num_codes))
+
+    def forward(self) -> Distribution:
+        """The prior over "z", event shape (L,)."""
+        return Categorical(logits=self.logits).to_event(1)
+
+
+class AutoregressivePrior(nn.Module):
+    """Codes drawn one after the other by a causal transformer, given a class if there are any.
+
+    Args:
+        transformer: `CausalTransformer` with cross_attention=False, or True with classes.
+        num_classes: Classes, whose embeddings are the context; None for a prior of all data, the
+            only kind that a `DiscreteVAE` takes.
+    """
+
+    def __init__(self, transformer: CausalTransformer, *, num_classes: int | None = None) -> None:
+        super().__init__()
+        _check_attention(transformer.cross_attention, num_classes)
+        self.transformer, self.num_classes = transformer, num_classes
+        width = transformer.embed_dim
+        self.classes = None if num_classes is None else nn.Embedding(num_classes, width)
+
+    def forward(self, labels: Integer[Tensor, "*batch"] | None = None) -> Distribution:
+        """The prior over "z", event shape (L,), one for each label."""
+        _check_labels(labels is not None, self.num_classes)
+        if self.classes is None or labels is None:
+            return AutoregressiveCategorical(self.transformer)
+        context = self.classes(labels.long())[..., None, :]
+        return AutoregressiveCategorical(self.transformer, context)
 
 
 class BernoulliPrior(nn.Module):
@@ -286,7 +367,9 @@ def _masked(likelihood: Distribution, observed: Tensor) -> Distribution:
     return base.mask(observed).to_event(event_dim)
 
 
-def _plate_size(x: Tensor | None, index: Tensor | None, num_data: int | None) -> int:
+def _plate_size(
+    x: Tensor | None, index: Tensor | None, num_data: int | None, name: str = "x"
+) -> int:
     """Data in the plate: those of `x`, or `num_data` with the rows `index`, or without `x`."""
     if index is not None:
         if num_data is None or (x is not None and len(x) != len(index)):
@@ -297,15 +380,45 @@ def _plate_size(x: Tensor | None, index: Tensor | None, num_data: int | None) ->
             )
         return num_data
     if x is None and num_data is None:
-        raise ValueError("Without `x` the model must be told `num_data`, how many data to sample.")
+        raise ValueError(
+            f"Without `{name}` the model must be told `num_data`, how many data to sample."
+        )
     size = num_data if x is None else len(x) if x.dim() else 0
     if not size or size < 1 or num_data not in (None, size):
-        found = f"num_data={num_data}" if x is None else f"x of shape {tuple(x.shape)}"
+        found = f"num_data={num_data}" if x is None else f"{name} of shape {tuple(x.shape)}"
         raise ValueError(
-            f"`x` must hold at least one datum on its first axis, and `num_data` is for sampling "
-            f"without `x`; got {found} and num_data={num_data}."
+            f"`{name}` must hold at least one datum on its first axis, and `num_data` is for "
+            f"sampling without `{name}`; got {found} and num_data={num_data}."
         )
     return size
+
+
+def _check_length(found: Sequence[int], wanted: Sequence[int]) -> None:
+    """Whether codes, or vectors in their place, are as many as the prior's."""
+    if tuple(found[:1]) != tuple(wanted):
+        raise ValueError(
+            f'`prior` at site "z" is of {wanted[0]} latents, but the codes are {found[0]} per '
+            "datum. Give prior, guide and decoder the same number of latents."
+        )
+
+
+def _check_attention(cross_attention: bool, num_classes: int | None) -> None:
+    """Whether a prior's transformer takes what the prior has for a context."""
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"`num_classes` must be at least 1, or None; got {num_classes}.")
+    if cross_attention != (num_classes is not None):
+        raise ValueError(
+            f"`transformer` must have cross_attention={num_classes is not None} with "
+            f"num_classes={num_classes}; got cross_attention={cross_attention}."
+        )
+
+
+def _check_labels(given: bool, num_classes: int | None) -> None:
+    if given != (num_classes is not None):
+        raise ValueError(
+            f"`labels` must be {'given' if num_classes else 'None'} for a prior with "
+            f"num_classes={num_classes}."
+        )
 
 
 def _check_data(x: Tensor, event_shape: Sequence[int]) -> None:
