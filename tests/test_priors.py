@@ -82,6 +82,7 @@ def test_a_second_stage_learns_what_it_can(lab, kind):
     assert (equal > 0.8) == (kind == "autoregressive")
 
 
+@pytest.mark.slow
 def test_a_discrete_vae_trains_its_prior(lab):
     nets, models, guides = map(lab.module, ("nets", "models", "guides"))
     decoder = nets.MLPDecoder(L, V, SHAPE, embed_dim=3, hidden=(8,))
