@@ -1,6 +1,6 @@
-"""Guides q(z | x): independent codes, or codes drawn one after the other.
+"""Guides q(z | x): independent codes, codes drawn one after the other, quantised vectors.
 
-Both are called with the model's arguments, ``guide(x)`` or, on a minibatch,
+All are called with the model's arguments, ``guide(x)`` or, on a minibatch,
 ``guide(x, index, num_data)``, and have the one site "z" (event dim 1) under the plate "data" at
 dim -1. `posterior(x)` gives the distribution itself.
 
@@ -13,8 +13,11 @@ References:
         policy search. ICLR, 2026. Table of networks and settings for MNIST.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -26,7 +29,7 @@ from numpyro_dvae.distributions import AutoregressiveCategorical, Categorical
 from numpyro_dvae.models import data_plate
 from numpyro_dvae.nets import CausalTransformer, MLPEncoder, PatchEncoder, register
 
-__all__ = ["AutoregressiveGuide", "IndependentGuide", "mnist_guide"]
+__all__ = ["AutoregressiveGuide", "IndependentGuide", "VectorQuantizedGuide", "mnist_guide"]
 
 
 class IndependentGuide:
@@ -91,6 +94,47 @@ class AutoregressiveGuide:
         return AutoregressiveCategorical(transformer, context)
 
 
+class VectorQuantizedGuide:
+    """The codes of quantised vectors: a posterior with all its mass on one state.
+
+    Args:
+        encoder: Network from data to vectors ``(*batch, L, D)``, as `MLPEncoder` with D for V.
+        codebook: `Codebook` or `FiniteScalars`; the model's decoder holds the same one, as
+            `CodebookDecoder`.
+
+    `VQ_ELBO` trains it, by the deterministic sites "z.inputs" (the encoder's vectors) and
+    "z.vectors" (those of the codes).
+    """
+
+    def __init__(self, encoder: Callable, codebook: Any) -> None:
+        self.encoder, self.codebook = encoder, codebook
+
+    def __call__(
+        self,
+        x: Shaped[Array | np.ndarray, "B *event"] | None = None,
+        index: Int[Array | np.ndarray, "B"] | None = None,
+        num_data: int | None = None,
+        observed: Bool[Array | np.ndarray, "B *event"] | None = None,
+    ) -> Shaped[Array, "*particles_B L"]:
+        """Sample the site "z"; moving averages of the codebook advance in the mutable state."""
+        return _sample(
+            self, x, index, num_data, observed, functools.partial(self._posterior, learn=True)
+        )
+
+    def posterior(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
+        """q(z | x), one-hot."""
+        return self._posterior(x, learn=False)
+
+    def _posterior(self, x: Array | np.ndarray, *, learn: bool) -> Distribution:
+        x = jnp.asarray(x)
+        inputs = register("guide.encoder", self.encoder, x)(x)
+        quantized = self.codebook.quantize(inputs, learn=learn)
+        numpyro.deterministic("z.inputs", quantized.inputs)
+        numpyro.deterministic("z.vectors", quantized.vectors)
+        certain = jax.nn.one_hot(quantized.codes, self.codebook.num_codes)
+        return Categorical(logits=jnp.log(certain)).to_event(1)
+
+
 def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | IndependentGuide:
     """A guide for `models.mnist_vae`: 8 codes of 256 values, 28 x 28 images.
 
@@ -104,13 +148,14 @@ def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | Indepen
 
 
 def _sample(
-    guide: IndependentGuide | AutoregressiveGuide,
+    guide: IndependentGuide | AutoregressiveGuide | VectorQuantizedGuide,
     x: Shaped[Array | np.ndarray, "..."] | None,
     index: Int[Array | np.ndarray, "B"] | None,
     num_data: int | None,
     observed: Bool[Array | np.ndarray, "..."] | None,
+    posterior_of: Callable[[Any], Distribution] | None = None,
 ) -> Array:
-    """Sample "z" from ``guide.posterior(x)`` under the plate."""
+    """Sample "z" from ``guide.posterior(x)``, or ``posterior_of(x)``, under the plate."""
     if x is None or x.ndim < 1 or len(x) == 0:
         found = "None" if x is None else f"shape {x.shape}"
         raise ValueError(
@@ -129,7 +174,7 @@ def _sample(
         )
     if observed is not None:
         x = jnp.where(jnp.asarray(observed), x, 0.0)
-    posterior = guide.posterior(x)
+    posterior = (posterior_of or guide.posterior)(x)
     if posterior.batch_shape != x.shape[:1]:
         raise ValueError(
             f'q(z | x) at site "z" must have batch shape ({len(x)},) and event shape (latents,); '

@@ -17,47 +17,41 @@ References:
         policy search. ICLR, 2026. Table of networks and settings for MNIST.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 from numpyro.distributions import Distribution
 from numpyro.handlers import substitute
 from numpyro.primitives import mutable
 
-from numpyro_dvae.distributions import Categorical
+from numpyro_dvae._parts import (
+    AutoregressivePrior,
+    BernoulliLikelihood,
+    BernoulliPrior,
+    CategoricalPrior,
+    ClosedForm,
+    GaussianLikelihood,
+    UniformPrior,
+)
 from numpyro_dvae.nets import MLPDecoder, register
 
 __all__ = [
+    "AutoregressivePrior",
     "BernoulliLikelihood",
     "BernoulliPrior",
+    "CategoricalPrior",
     "ClosedForm",
+    "CodeModel",
     "DiscreteVAE",
     "GaussianLikelihood",
     "UniformPrior",
     "mnist_vae",
 ]
-
-
-class ClosedForm(NamedTuple):
-    """How a site's parameter follows from a posterior, for ``infer={"closed_form": ...}``.
-
-    A loss that knows its posterior over all data (`infer.Truncated_ELBO`) then sets the parameter
-    whenever it has seen all N data; other losses leave it as it is.
-    """
-
-    target: str  # the name of the mutable state that holds the parameter
-    statistic: Callable[[Any, Array], Array]  # of (distribution, value), for each entry
-    solve: Callable[[Array, Array, Array], Array]  # (total, count, old) -> new parameter:
-    # total and count are of the shape of a datum, sums over the data that no mask takes out of the
-    # statistic's posterior mean and of 1
 
 
 class DiscreteVAE:
@@ -90,7 +84,9 @@ class DiscreteVAE:
         prior = register("model.prior", self.prior)(*_kept("model.prior", self.prior))
         with data_plate(_plate_size(x, index, num_data), index):
             z = numpyro.sample("z", prior, infer=_asking("model.prior", self.prior))
-            outputs, event_dim = self._outputs(jnp.asarray(z))
+            z = jnp.asarray(z)
+            _check_length(z.shape[len(self._batch(z)) :], prior.event_shape)
+            outputs, event_dim = self._outputs(z)
             likelihood = self._likelihood(outputs, event_dim)
             if x is not None:
                 _check_data(x, outputs.shape[outputs.ndim - event_dim :])
@@ -113,7 +109,7 @@ class DiscreteVAE:
     def _outputs(self, z: Array) -> tuple[Array, int]:
         """The decoder's outputs and how many of their dims make one datum."""
         outputs = register("model.decoder", self.decoder, z)(z)
-        batch = getattr(self.decoder, "batch_shape", _batch_of_codes)(z)
+        batch = self._batch(z)
         if outputs.shape[: len(batch)] != batch:
             raise ValueError(
                 f"`decoder` must map codes {z.shape} to outputs that begin with the batch "
@@ -121,139 +117,39 @@ class DiscreteVAE:
             )
         return outputs, outputs.ndim - len(batch)
 
-
-class UniformPrior(nn.Module):
-    """Independent codes, each uniform over its values: nothing to learn.
-
-    Args:
-        num_latents: Codes per datum, L.
-        num_codes: Values of a code, V.
-    """
-
-    num_latents: int
-    num_codes: int
-
-    def __call__(self) -> Distribution:
-        """The prior over "z", event shape (L,)."""
-        return Categorical(logits=jnp.zeros((self.num_latents, self.num_codes))).to_event(1)
+    def _batch(self, z: Array) -> Sequence[int]:
+        """The leading dims of codes, or of vectors in their place."""
+        return getattr(self.decoder, "batch_shape", _batch_of_codes)(z)
 
 
-class BernoulliPrior(nn.Module):
-    """Independent binary latents.
+class CodeModel:
+    """A prior alone, with the site "z" under the plate "data": fit it to the codes of data.
+
+    This is the second stage of a VQ-VAE. Its parameters have the names of those of a `DiscreteVAE`
+    with the same prior. Call it as ``model(codes)``, or ``model(num_data=10)`` for samples.
 
     Args:
-        num_latents: Latents per datum, L.
-        probability: That of a 1, in (0, 1); where it starts if learnt.
-        learn: Whether each latent's probability is learnt; "closed_form" sets it to the mean of
-            the posterior, see `ClosedForm`. It is then in the mutable state "model.prior$logits".
+        prior: Module that returns p(z), given labels if it is an `AutoregressivePrior` of classes.
     """
 
-    num_latents: int
-    _: KW_ONLY
-    probability: float = 0.5
-    learn: bool | Literal["closed_form"] = False
-
-    def __post_init__(self) -> None:
-        _check_learn(self.learn)
-        if not 0.0 < self.probability < 1.0:
-            raise ValueError(f"`probability` must be strictly in (0, 1); got {self.probability}.")
-        super().__post_init__()
-
-    def __call__(self, kept: Float[Array, " L"] | None = None) -> Distribution:
-        """The prior over "z", event shape (L,); `kept` are logits that have a closed form."""
-        logits = self.start() if kept is None else kept
-        if self.learn is True:
-            logits = self._learnt(logits)
-        return dist.Bernoulli(logits=logits).to_event(1)
-
-    def start(self) -> Float[Array, " L"]:
-        """The logits at first."""
-        logit = math.log(self.probability / (1.0 - self.probability))
-        return jnp.full((self.num_latents,), logit)
-
-    def closed_form(self, target: str) -> ClosedForm:
-        """``probability = mean of z``."""
-        return ClosedForm(f"{target}$logits", lambda _, value: value, _logit_of_mean)
-
-    @nn.compact
-    def _learnt(self, start: Array) -> Array:
-        return self.param("logits", lambda _: start.astype(jnp.float32))
-
-
-class BernoulliLikelihood(nn.Module):
-    """Binary data; the decoder's outputs are logits."""
-
-    def __call__(self, outputs: Array, event_dim: int) -> Distribution:
-        """p(x | z) with the last `event_dim` dims independent."""
-        return dist.Bernoulli(logits=_precise(outputs)).to_event(event_dim)
-
-
-class GaussianLikelihood(nn.Module):
-    """Real data; the decoder's outputs are means, the variance is a parameter.
-
-    Args:
-        variance: Where the variance starts.
-        shape: Its shape, which broadcasts against a datum: () for one variance, the shape of
-            a datum for one per pixel.
-        bounds: Least and greatest variance, kept by a sigmoid on the log scale (gradients
-            vanish towards the bounds and nowhere else); None leaves it free. Published for
-            ImageNet: (0.01, 1).
-        learn: Whether the variance is learnt; "closed_form" sets it to the posterior's mean
-            square error, within the bounds, see `ClosedForm`. It is then in the mutable state
-            "model.likelihood$raw".
-    """
-
-    _: KW_ONLY
-    variance: float = 0.5
-    shape: Sequence[int] = ()
-    bounds: tuple[float, float] | None = None
-    learn: bool | Literal["closed_form"] = True
-
-    def __post_init__(self) -> None:
-        _check_learn(self.learn)
-        object.__setattr__(self, "shape", tuple(self.shape))
-        low, high = (0.0, math.inf) if self.bounds is None else self.bounds
-        if not 0.0 <= low < self.variance < high:
-            raise ValueError(
-                f"`variance` must lie strictly between the `bounds`, at least (0, inf); got "
-                f"{self.variance} and {self.bounds}."
-            )
-        super().__post_init__()
+    def __init__(self, prior: Callable) -> None:
+        self.prior = prior
 
     def __call__(
-        self, outputs: Array, event_dim: int, kept: Float[Array, "*shape"] | None = None
-    ) -> Distribution:
-        """p(x | z) with the last `event_dim` dims independent; `kept` has a closed form."""
-        event_shape = outputs.shape[outputs.ndim - event_dim :]
-        raw = self.start() if kept is None else kept
-        if self.learn is True:
-            raw = self._learnt(raw)
-        scale = jnp.broadcast_to(jnp.sqrt(self._variance(raw)), event_shape)
-        return dist.Normal(_precise(outputs), scale).to_event(event_dim)
-
-    def start(self) -> Float[Array, "*shape"]:
-        """The raw parameter at first."""
-        return _raw(jnp.full(self.shape, self.variance), self.bounds)
-
-    def closed_form(self, target: str) -> ClosedForm:
-        """``variance = mean of (x - mean)^2``."""
-
-        def solve(total: Array, count: Array, old: Array) -> Array:
-            total, count = _sum_to(total, old.shape), _sum_to(count, old.shape)
-            return jnp.where(count > 0, _raw(total / count, self.bounds), old)
-
-        return ClosedForm(f"{target}$raw", lambda fn, x: jnp.square(x - fn.mean), solve)
-
-    @nn.compact
-    def _learnt(self, start: Array) -> Array:
-        return self.param("raw", lambda _: start.astype(jnp.float32))
-
-    def _variance(self, raw: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """The variance that the raw parameter stands for."""
-        if self.bounds is None:
-            return jnp.exp(raw)
-        low, high = (math.log(bound) for bound in self.bounds)
-        return jnp.exp(low + (high - low) * nn.sigmoid(raw))
+        self,
+        codes: Shaped[Array | np.ndarray, "B L"] | None = None,
+        labels: Integer[Array | np.ndarray, "B"] | None = None,
+        *,
+        num_data: int | None = None,
+    ) -> Shaped[Array, "*particles_B L"]:
+        """Sample or observe the site "z"."""
+        codes = None if codes is None else jnp.asarray(codes)
+        prior = register("model.prior", self.prior)
+        prior = prior() if labels is None else prior(labels)
+        if codes is not None:
+            _check_length(codes.shape[1:], prior.event_shape)
+        with numpyro.plate("data", _plate_size(codes, None, num_data, "codes"), dim=-1):
+            return numpyro.sample("z", prior, obs=codes)
 
 
 def mnist_vae() -> DiscreteVAE:
@@ -264,39 +160,6 @@ def mnist_vae() -> DiscreteVAE:
 
 def _batch_of_codes(z: Array) -> Sequence[int]:
     return z.shape[:-1]
-
-
-def _precise(outputs: Array) -> Array:
-    """At least float32: half precision is for networks, not for log-densities."""
-    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
-
-
-def _raw(
-    variance: Float[Array, "*shape"], bounds: tuple[float, float] | None
-) -> Float[Array, "*shape"]:
-    """The raw parameter that gives `variance`, or the bound next to it."""
-    if bounds is None:
-        return jnp.log(variance)
-    low, high = (math.log(bound) for bound in bounds)
-    fraction = _clamped((jnp.log(variance) - low) / (high - low))
-    return jnp.log(fraction) - jnp.log1p(-fraction)
-
-
-def _clamped(probs: Array) -> Array:
-    """Probabilities whose logits are finite."""
-    eps = jnp.finfo(probs.dtype).eps
-    return jnp.clip(probs, eps, 1.0 - eps)
-
-
-def _logit_of_mean(total: Array, count: Array, old: Array) -> Array:
-    mean = _clamped(total / count)
-    return jnp.where(count > 0, jnp.log(mean) - jnp.log1p(-mean), old)
-
-
-def _sum_to(value: Array, shape: tuple[int, ...]) -> Array:
-    """The sum over the dims that `shape`, which broadcasts to the value's, lacks or has as 1."""
-    value = value.sum(range(value.ndim - len(shape)))
-    return value.sum([dim for dim, size in enumerate(shape) if size == 1], keepdims=True)
 
 
 def _kept(name: str, part: Any) -> tuple[Array, ...]:
@@ -311,11 +174,6 @@ def _asking(name: str, part: Any) -> dict[str, Any]:
     if getattr(part, "learn", None) != "closed_form":
         return {}
     return {"closed_form": part.closed_form(name)}
-
-
-def _check_learn(learn: bool | str) -> None:
-    if learn not in (True, False, "closed_form"):
-        raise ValueError(f'`learn` must be True, False or "closed_form"; got {learn!r}.')
 
 
 def _masked(likelihood: Distribution, observed: Array) -> Distribution:
@@ -337,7 +195,7 @@ def data_plate(size: int, index: Any) -> numpyro.plate:
         return numpyro.plate("data", size, subsample_size=len(index), dim=-1)
 
 
-def _plate_size(x: Array | None, index: Any, num_data: int | None) -> int:
+def _plate_size(x: Array | None, index: Any, num_data: int | None, name: str = "x") -> int:
     """Data in the plate: those of `x`, or `num_data` with the rows `index`, or without `x`."""
     if index is not None:
         if num_data is None or (x is not None and len(x) != len(index)):
@@ -348,15 +206,26 @@ def _plate_size(x: Array | None, index: Any, num_data: int | None) -> int:
             )
         return num_data
     if x is None and num_data is None:
-        raise ValueError("Without `x` the model must be told `num_data`, how many data to sample.")
+        raise ValueError(
+            f"Without `{name}` the model must be told `num_data`, how many data to sample."
+        )
     size = num_data if x is None else len(x) if x.ndim else 0
     if not size or size < 1 or num_data not in (None, size):
-        found = f"num_data={num_data}" if x is None else f"x of shape {x.shape}"
+        found = f"num_data={num_data}" if x is None else f"{name} of shape {x.shape}"
         raise ValueError(
-            f"`x` must hold at least one datum on its first axis, and `num_data` is for sampling "
-            f"without `x`; got {found} and num_data={num_data}."
+            f"`{name}` must hold at least one datum on its first axis, and `num_data` is for "
+            f"sampling without `{name}`; got {found} and num_data={num_data}."
         )
     return size
+
+
+def _check_length(found: Sequence[int], wanted: Sequence[int]) -> None:
+    """Whether codes, or vectors in their place, are as many as the prior's."""
+    if tuple(found[:1]) != tuple(wanted):
+        raise ValueError(
+            f'`prior` at site "z" is of {wanted[0]} latents, but the codes are {found[0]} per '
+            "datum. Give prior, guide and decoder the same number of latents."
+        )
 
 
 def _check_data(x: Array, event_shape: Sequence[int]) -> None:

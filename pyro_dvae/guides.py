@@ -1,6 +1,6 @@
-"""Guides q(z | x): independent codes, or codes drawn one after the other.
+"""Guides q(z | x): independent codes, codes drawn one after the other, quantised vectors.
 
-Both are called with the model's arguments, ``guide(x)`` or, on a minibatch,
+All are called with the model's arguments, ``guide(x)`` or, on a minibatch,
 ``guide(x, index, num_data)``, and have the one site "z" (event dim 1) under the plate "data" at
 dim -1. `posterior(x)` gives the distribution itself.
 
@@ -9,7 +9,9 @@ References:
         policy search. ICLR, 2026. Table of networks and settings for MNIST.
 """
 
-from typing import cast
+import functools
+from collections.abc import Callable
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -17,11 +19,12 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.functional import one_hot
 
 from pyro_dvae.distributions import AutoregressiveCategorical, Categorical
 from pyro_dvae.nets import CausalTransformer, MLPEncoder, PatchEncoder, register
 
-__all__ = ["AutoregressiveGuide", "IndependentGuide", "mnist_guide"]
+__all__ = ["AutoregressiveGuide", "IndependentGuide", "VectorQuantizedGuide", "mnist_guide"]
 
 
 class IndependentGuide(nn.Module):
@@ -83,6 +86,48 @@ class AutoregressiveGuide(nn.Module):
         return AutoregressiveCategorical(self.transformer, self.encoder(x))
 
 
+class VectorQuantizedGuide(nn.Module):
+    """The codes of quantised vectors: a posterior with all its mass on one state.
+
+    Args:
+        encoder: Network from data to vectors ``(*batch, L, D)``, as `MLPEncoder` with D for V.
+        codebook: `Codebook` or `FiniteScalars`; the model's decoder holds the same one, as
+            `CodebookDecoder`.
+
+    `VQ_ELBO` trains it, by the deterministic sites "z.inputs" (the encoder's vectors) and
+    "z.vectors" (those of the codes).
+    """
+
+    def __init__(self, encoder: nn.Module, codebook: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.codebook: Any = codebook
+
+    def forward(
+        self,
+        x: Shaped[Tensor, "B *event"] | None = None,
+        index: Int[Tensor, "B"] | None = None,
+        num_data: int | None = None,
+        observed: Bool[Tensor, "B *event"] | None = None,
+    ) -> Shaped[Tensor, "*particles_B L"]:
+        """Sample the site "z"; in training, moving averages of the codebook advance."""
+        learn = self.training and torch.is_grad_enabled()
+        return _sample(
+            self, x, index, num_data, observed, functools.partial(self._posterior, learn=learn)
+        )
+
+    def posterior(self, x: Shaped[Tensor, "*batch_event"]) -> Distribution:
+        """q(z | x), one-hot."""
+        return self._posterior(x, learn=False)
+
+    def _posterior(self, x: Tensor, *, learn: bool) -> Distribution:
+        quantized = self.codebook.quantize(self.encoder(x), learn=learn)
+        pyro.deterministic("z.inputs", quantized.inputs)
+        pyro.deterministic("z.vectors", quantized.vectors)
+        certain = one_hot(quantized.codes, self.codebook.num_codes)
+        return Categorical(logits=certain.to(torch.float32).log()).to_event(1)
+
+
 def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | IndependentGuide:
     """A guide for `models.mnist_vae`: 8 codes of 256 values, 28 x 28 images.
 
@@ -96,13 +141,14 @@ def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | Indepen
 
 
 def _sample(
-    guide: IndependentGuide | AutoregressiveGuide,
+    guide: IndependentGuide | AutoregressiveGuide | VectorQuantizedGuide,
     x: Tensor | None,
     index: Tensor | None,
     num_data: int | None,
     observed: Tensor | None,
+    posterior_of: Callable[[Tensor], Distribution] | None = None,
 ) -> Tensor:
-    """Sample "z" from ``guide.posterior(x)`` under the plate."""
+    """Sample "z" from ``guide.posterior(x)``, or ``posterior_of(x)``, under the plate."""
     register("guide", guide)
     if x is None or x.dim() < 1 or len(x) == 0:
         found = "None" if x is None else f"shape {tuple(x.shape)}"
@@ -122,7 +168,7 @@ def _sample(
         )
     if observed is not None:
         x = torch.where(observed, x, 0.0)
-    posterior = cast("dist.TorchDistribution", guide.posterior(x))
+    posterior = cast("dist.TorchDistribution", (posterior_of or guide.posterior)(x))
     if tuple(posterior.batch_shape) != tuple(x.shape[:1]):
         raise ValueError(
             f'q(z | x) at site "z" must have batch shape ({len(x)},) and event shape (latents,); '

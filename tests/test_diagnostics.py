@@ -118,7 +118,7 @@ def test_the_paragraph_says_so(shim):
     assert "1 undecided" in text
 
 
-def test_a_heavy_tail_is_unreliable(shim):
+def test_a_heavy_tail_is_unreliable(thrifty_shim):
     """Guides of a sixth of the posterior's width: k = 1 - 1/36, known to a tenth or two."""
 
     def program(width):
@@ -131,15 +131,15 @@ def test_a_heavy_tail_is_unreliable(shim):
         return run
 
     params = {"p": np.ones(40), "q": np.repeat([1 / 6, 1.2], 20)}
-    case = shim.Case(program_of(program("p"), program("q"), params, {"x": np.zeros(40)}))
-    found = diagnose(shim, "importance_diagnostics", case, num_particles=1000)
+    case = thrifty_shim.Case(program_of(program("p"), program("q"), params, {"x": np.zeros(40)}))
+    found = diagnose(thrifty_shim, "importance_diagnostics", case, num_particles=1000)
     assert (found.verdicts[:20] == "unreliable").sum() > 12
     assert (found.verdicts[20:] == "close").all()
     assert (found.num_states == 1000).all()
     np.testing.assert_allclose(found.khat[:20].mean(), 35 / 36, atol=0.25)
 
 
-def test_an_impossible_datum_is_broken(shim):
+def test_an_impossible_datum_is_broken(thrifty_shim):
     def model(ppl, data):
         with ppl.plate("data", 2):
             ppl.sample("z", ppl.dist.Bernoulli(0.5 + ppl.zeros(2)))
@@ -149,8 +149,8 @@ def test_an_impossible_datum_is_broken(shim):
         with ppl.plate("data", 2):
             ppl.sample("z", ppl.dist.Bernoulli(0.5 + ppl.zeros(2)))
 
-    case = shim.Case(program_of(model, guide, {}, {"x": np.array([0.0, 1.0])}))
-    found = diagnose(shim, "importance_diagnostics", case, num_particles=30)
+    case = thrifty_shim.Case(program_of(model, guide, {}, {"x": np.array([0.0, 1.0])}))
+    found = diagnose(thrifty_shim, "importance_diagnostics", case, num_particles=30)
     assert list(found.verdicts) == ["close", "broken"]
     assert "1 broken" in str(found)
 

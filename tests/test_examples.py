@@ -80,7 +80,11 @@ METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", 
         ),
         ("--method", "disarm", "--prior", "bernoulli"),
         pytest.param(("--method", "gr_mck", "--backend", "numpyro"), marks=pytest.mark.slow),
-        ("--method", "daps", "--backend", "numpyro", "--guide", "autoregressive"),
+        ("--method", "daps", "--backend", "numpyro"),
+        pytest.param(
+            ("--method", "daps", "--backend", "numpyro", "--guide", "autoregressive"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ("--method", "reinforce", "--backend", "numpyro", "--prior", "bernoulli"),
             marks=pytest.mark.slow,
@@ -98,6 +102,7 @@ def test_train(result_of, tmp_path, settings):
     assert names <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_train_repeats_and_resumes(tmp_path):
     np.savez(tmp_path / "mine.npz", x=images())
     settings = ("--smoke", "--data", tmp_path / "mine.npz", "--prior", "bernoulli")
@@ -114,6 +119,38 @@ def test_train_on_mnist(result_of, tmp_path):
     settings = ("--data", "mnist", "--data-root", tmp_path / "data", "--out", tmp_path / "out")
     result = result_of("train.py", "--smoke", *settings)
     assert result["data"] == "mnist"
+
+
+BOTH = ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_bars(result_of, tmp_path, backend):
+    settings = ("--backend", backend, "--json", "--out", tmp_path)
+    result = result_of("bars.py", "--smoke", *settings)
+    assert np.isfinite(result["gap"])
+    assert Path(result["picture"]).exists()
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_denoise(result_of, tmp_path, backend):
+    from skimage import io
+
+    image = np.kron(np.eye(4, dtype=np.uint8), np.full((6, 6, 3), 200, np.uint8))[..., None]
+    io.imsave(tmp_path / "mine.png", image[..., 0], check_contrast=False)
+    settings = ("--missing", "0.3", "--sigma", "20", "--epochs", "2", "--latents", "8")
+    settings = (*settings, "--states", "8", "--backend", backend, "--json", "--out", tmp_path)
+    result = result_of("denoise.py", tmp_path / "mine.png", *settings)
+    assert result["psnr"] > 0
+    assert Path(result["picture"]).exists()
+
+
+def test_denoise_says_what_it_cannot_read(tmp_path):
+    (tmp_path / "mine.png").write_text("no image")
+    done = run("denoise.py", tmp_path / "mine.png", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "mine.png: cannot be read as an image" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_compare(result_of, tmp_path):

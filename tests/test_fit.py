@@ -137,8 +137,18 @@ def test_schedules_reach_their_ends(backend):
 # Checkpoints
 
 
-@pytest.mark.parametrize("stop", [3, 8, 10])
-@pytest.mark.parametrize("kind", ["array", "loader"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("kind", "stop"),
+    [
+        ("array", 8),
+        ("loader", 3),
+        *(pytest.param("array", stop, marks=SLOW) for stop in (3, 10)),
+        *(pytest.param("loader", stop, marks=SLOW) for stop in (8, 10)),
+    ],
+)
 def test_a_resumed_run_gives_the_same_numbers(kit, tmp_path, monkeypatch, stop, kind):
     def settings():
         if kind == "array":

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import matplotlib as mpl
 import numpy as np
 import pytest
+from conftest import shim_of
 from quiet import arviz
 from test_diagnostics import assert_near, program_of
 from zoo import draw, log_softmax, normal
@@ -74,9 +75,18 @@ def made(shim, batch_size=None, groups=None):
     )
 
 
-@pytest.fixture(params=[None, 3], ids=["at once", "in batches"])
-def idata(shim, request):
-    return made(shim, request.param)
+CASES = [
+    ("pyro", None),
+    ("pyro", 3),
+    ("numpyro", None),
+    pytest.param(("numpyro", 3), marks=pytest.mark.slow),  # compiles once more
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{'in batches' if case[1] else 'whole'}")
+def idata(request):
+    name, batch_size = request.param
+    return made(shim_of(name), batch_size)
 
 
 def test_groups_dims_and_types(idata):
@@ -210,8 +220,12 @@ def test_arviz_runs_on_it_without_warnings(shim):
     mpl.pyplot.close("all")
 
 
-def test_groups_can_be_chosen(shim):
-    assert list(made(shim, groups=("log_likelihood",)).groups()) == ["log_likelihood"]
+def test_groups_can_be_chosen(thrifty_shim):
+    groups = made(thrifty_shim, groups=("log_likelihood",)).groups()
+    assert list(groups) == ["log_likelihood"]
+
+
+def test_groups_are_checked(shim):
     with pytest.raises(ValueError, match=r"`groups` must be of posterior, .*got \['posteriors'\]"):
         made(shim, groups=("posteriors",))
 

@@ -6,7 +6,8 @@ They are looked for where `test_examples` looks: the folder `PYRO_DVAE_MNIST`, a
 import shutil
 
 import pytest
-from test_examples import MNIST, result_of
+from test_examples import MNIST
+from test_examples import result_alone as result_of
 
 pytestmark = [
     pytest.mark.slow,

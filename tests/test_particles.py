@@ -26,7 +26,10 @@ def test_the_shared_plates_are_found(shim, name):
     assert shim.Case(BY_NAME[name]).layout().plates == BY_NAME[name].plates
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "mixed" else pytest.param(n, marks=pytest.mark.slow) for n in BY_NAME],
+)
 def test_a_loop_over_particles_gives_the_same(shim, name):
     program = BY_NAME[name]
     shape = (3, 2) if program.plates else (3,)

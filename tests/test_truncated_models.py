@@ -87,6 +87,7 @@ def test_a_resumed_run_has_the_same_sets_and_numbers(shim, tmp_path):
         np.testing.assert_array_equal(resumed.params[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_training_raises_the_bound(shim):
     found = train(shim, num_steps=60, lr=0.05, num_states=4)
     assert found.losses[-1] < found.losses[0] - 10
@@ -95,6 +96,7 @@ def test_training_raises_the_bound(shim):
     np.testing.assert_allclose(weights.sum(0), 1.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_noise_is_recovered_though_half_the_pixels_are_missing(shim):
     rng = np.random.default_rng(2)
     codes, weight = rng.integers(2, size=(400, H)), 2 * rng.normal(size=(H, 8))

@@ -6,6 +6,7 @@ Swap them as the loss of an `SVI`:
 - `Reinforce_ELBO`: the score function with leave-one-out and other baselines, unbiased;
 - `VIMCO_ELBO`: the score function of the bound of K particles, unbiased;
 - `DisARM_ELBO`: antithetic pairs of Bernoulli latents, unbiased;
+- `VQ_ELBO`: straight-through gradients for guides that quantise vectors, biased;
 - `WakeSleep_ELBO`: reweighted wake-sleep, the posterior followed by importance weights;
 - `Exact_ELBO`: the sum over all states, where they are few;
 - `Truncated_ELBO`, with a `TruncatedGuide`: the best states that evolution finds for each datum.
@@ -18,6 +19,7 @@ Swap them as the loss of an `SVI`:
 from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.disarm import DisARM_ELBO
 from numpyro_dvae.infer.exact import Exact_ELBO
+from numpyro_dvae.infer.quantization import VQ_ELBO
 from numpyro_dvae.infer.reinforce import Reinforce_ELBO
 from numpyro_dvae.infer.relaxation import relax
 from numpyro_dvae.infer.svi import SVI
@@ -30,6 +32,7 @@ __all__ = [
     "DAPS_ELBO",
     "SVI",
     "VIMCO_ELBO",
+    "VQ_ELBO",
     "DisARM_ELBO",
     "Exact_ELBO",
     "Reinforce_ELBO",

@@ -74,6 +74,9 @@ class Particles(NamedTuple):
     # pairs weighed by max(p, 1 - p); where there are any
     dreamt: Float[Array, "*plates"] | None = None  # log q of the model's own draws, where asked
 
+    quantized: dict[str, tuple[Array, Array]] | None = None  # by site: vectors before and after
+    # quantisation, the guide's deterministic sites "z.inputs" and "z.vectors" of a site "z"
+
     @property
     def log_p(self) -> Float[Array, "K *plates"]:
         """Log joint density of each datum."""
@@ -322,6 +325,7 @@ def _record(
             for name, form in closed_forms.items()
         },
         paired_draw=ledger.total("paired_draw") if layout.paired else None,
+        quantized=_quantized(guide_trace),
     )
 
 
@@ -362,3 +366,13 @@ def _prediction(trace: Trace, layout: Layout) -> Array | None:
         return None
     value = with_batch_dims(site, site["value"], layout.nesting)
     return value.reshape([value.shape[dim] for dim in layout.dims])
+
+
+def _quantized(trace: Trace) -> dict[str, tuple[Array, Array]] | None:
+    """Vectors that the guide has quantised, by the site of their codes."""
+    pairs = {
+        name: (trace[f"{name}.inputs"]["value"], trace[f"{name}.vectors"]["value"])
+        for name, _ in sample_sites(trace)
+        if f"{name}.inputs" in trace and f"{name}.vectors" in trace
+    }
+    return pairs or None

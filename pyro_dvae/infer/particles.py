@@ -71,6 +71,9 @@ class Particles(NamedTuple):
     # pairs weighed by max(p, 1 - p); where there are any
     dreamt: Float[Tensor, "*plates"] | None = None  # log q of the model's own draws, where asked
 
+    quantized: dict[str, tuple[Tensor, Tensor]] | None = None  # by site: vectors before and after
+    # quantisation, the guide's deterministic sites "z.inputs" and "z.vectors" of a site "z"
+
     @property
     def log_p(self) -> Float[Tensor, "K *plates"]:
         """Log joint density of each datum."""
@@ -324,6 +327,7 @@ def _record(
             for name, form in closed_forms.items()
         },
         paired_draw=ledger.total("paired_draw") if layout.paired else None,
+        quantized=_quantized(guide_trace),
     )
 
 
@@ -366,8 +370,22 @@ def _prediction(trace: poutine.Trace, layout: Layout, num_particles: int) -> Ten
     return value.reshape([value.shape[0], *(value.shape[dim] for dim in layout.dims)])
 
 
+def _quantized(trace: poutine.Trace) -> dict[str, tuple[Tensor, Tensor]] | None:
+    """Vectors that the guide has quantised, by the site of their codes."""
+    nodes: Any = trace.nodes
+    pairs = {
+        name: (nodes[f"{name}.inputs"]["value"], nodes[f"{name}.vectors"]["value"])
+        for name, _ in sample_sites(trace)
+        if f"{name}.inputs" in nodes and f"{name}.vectors" in nodes
+    }
+    return pairs or None
+
+
 def _concatenate(records: list[Particles]) -> Particles:
-    fields = [field for field in Particles._fields if field not in ("scale", "statistics")]
+    if len(records) == 1:
+        return records[0]
+    kept = ("scale", "statistics", "quantized")
+    fields = [field for field in Particles._fields if field not in kept]
     columns = {field: [getattr(record, field) for record in records] for field in fields}
     joined: dict[str, Any] = {
         field: None if column[0] is None else torch.cat(column) for field, column in columns.items()

@@ -1,0 +1,272 @@
+"""Quantise vectors: nearest codes of a codebook, its moving averages, and scalar levels.
+
+A codebook is a table ``(V, D)`` of V vectors. Vector quantisation [1] replaces a vector by the
+nearest row; the row follows the vectors that chose it, by a gradient or as their moving average:
+
+    N_v <- γ N_v + (1 - γ) n_v,    m_v <- γ m_v + (1 - γ) Σ z,    e_v = m_v / N_v,
+
+with n_v the number and Σ z the sum of a batch's vectors of code v, and N_v smoothed as by Laplace.
+One step with γ = 0 is one of k-means. Finite scalar quantisation [2] needs no table: each of C
+channels is bounded and rounded to one of a few levels, and their product is the code.
+
+Shapes: codes are the trailing batch, vectors have one axis more. Counts and sums are of one batch:
+add them up over processes before an update.
+
+References:
+    [1] van den Oord, Vinyals & Kavukcuoglu. Neural discrete representation learning. NeurIPS,
+        2017. Equation 3 and appendix A.1.
+    [2] Mentzer, Minnen, Agustsson & Tschannen. Finite scalar quantization: VQ-VAE made simple.
+        ICLR, 2024.
+    [3] Arthur & Vassilvitskii. k-means++: the advantages of careful seeding. SODA, 2007.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+__all__ = [
+    "CodebookState",
+    "code_sums",
+    "codes_to_levels",
+    "count_codes",
+    "init_codebook",
+    "level_vectors",
+    "levels_to_codes",
+    "nearest_codes",
+    "perplexity",
+    "quantize_levels",
+    "restart_codes",
+    "spread_codes",
+    "squared_distances",
+    "straight_through",
+    "update_codebook",
+    "usage",
+]
+
+_REACH = 1.001  # tanh times the half-range; without it the outermost levels are never reached
+
+
+class CodebookState(NamedTuple):
+    """A codebook that follows moving averages."""
+
+    table: Float[Array, "V D"]
+    counts: Float[Array, "V"]  # N, vectors per batch
+    sums: Float[Array, "V D"]  # m
+
+
+def squared_distances(
+    inputs: Float[Array, "*batch D"], table: Float[Array, "V width"]
+) -> Float[Array, "*batch V"]:
+    """``|z|² - 2 z·e + |e|²`` to every row, by one product of matrices; never below 0."""
+    if table.shape[0] < 2 or inputs.shape[-1] != table.shape[1]:
+        raise ValueError(
+            f"`table` must hold at least 2 vectors of the inputs' width, (V, {inputs.shape[-1]}); "
+            f"got {table.shape}."
+        )
+    norms = jnp.sum(inputs**2, -1, keepdims=True)
+    return jnp.maximum(norms - 2 * inputs @ table.T + jnp.sum(table**2, -1), 0)
+
+
+def nearest_codes(
+    inputs: Float[Array, "*batch D"], table: Float[Array, "V width"]
+) -> Integer[Array, "*batch"]:
+    """The row of `table` nearest to each input, the first of several; no gradient."""
+    inputs, table = jax.lax.stop_gradient((inputs, table))
+    return jnp.argmin(squared_distances(inputs, table), -1)
+
+
+def straight_through(
+    values: Float[Array, "*shape"], path: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """Exactly `values`, with the gradient of `path`."""
+    return jax.lax.stop_gradient(values) + (path - jax.lax.stop_gradient(path))
+
+
+# ------------------------------------------------------------------------- moving averages
+
+
+def init_codebook(table: Float[Array, "V D"]) -> CodebookState:
+    """The state of a codebook that has seen nothing."""
+    return CodebookState(table, jnp.zeros_like(table[:, 0]), jnp.zeros_like(table))
+
+
+def count_codes(codes: Integer[Array, "*batch"], num_codes: int) -> Float[Array, "V"]:
+    """How often each code occurs."""
+    return jnp.zeros(num_codes).at[codes.reshape(-1)].add(1.0)
+
+
+def code_sums(
+    inputs: Float[Array, "*batch D"], codes: Integer[Array, "*batch"], num_codes: int
+) -> Float[Array, "V D"]:
+    """Sum of the inputs of each code; no gradient."""
+    flat = jax.lax.stop_gradient(inputs).reshape(-1, inputs.shape[-1])
+    return jnp.zeros((num_codes, flat.shape[1]), flat.dtype).at[codes.reshape(-1)].add(flat)
+
+
+def update_codebook(
+    state: CodebookState,
+    counts: Float[Array, "V"],
+    sums: Float[Array, "V D"],
+    *,
+    decay: float = 0.99,
+    smoothing: float = 1e-5,
+) -> CodebookState:
+    """One step of the moving averages [1].
+
+    Args:
+        state: The codebook.
+        counts: Inputs of each code in the batch, of all processes.
+        sums: Their sums.
+        decay: γ, in [0, 1); 0 makes the table the means of the batch.
+        smoothing: Laplace's, in inputs per code; it keeps rare codes from jumping.
+
+    Returns:
+        The new state; a code that was never chosen keeps its vector.
+
+    Raises:
+        ValueError: If `decay` or `smoothing` is out of range.
+    """
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"`decay` must be in [0, 1); got {decay}.")
+    if not 0.0 <= smoothing < math.inf:
+        raise ValueError(f"`smoothing` must be finite and not negative; got {smoothing}.")
+    counts = decay * state.counts + (1.0 - decay) * counts.astype(state.counts.dtype)
+    sums = decay * state.sums + (1.0 - decay) * sums.astype(state.sums.dtype)
+    total = counts.sum()
+    smooth = (counts + smoothing) * (total / (total + len(counts) * smoothing))
+    chosen = counts > 0
+    means = sums / jnp.where(chosen, smooth, 1.0)[:, None]
+    return CodebookState(jnp.where(chosen[:, None], means, state.table), counts, sums)
+
+
+def restart_codes(
+    state: CodebookState, candidates: Float[Array, "V D"], min_count: float
+) -> CodebookState:
+    """Move each code chosen less often than `min_count` to its candidate, as if chosen so often.
+
+    Args:
+        state: The codebook.
+        candidates: Where each code would move to: inputs of the batch, drawn at random.
+        min_count: In inputs per batch, of the moving average.
+    """
+    dead = state.counts < min_count
+    candidates = jax.lax.stop_gradient(candidates).astype(state.table.dtype)
+    return CodebookState(
+        jnp.where(dead[:, None], candidates, state.table),
+        jnp.where(dead, min_count, state.counts),
+        jnp.where(dead[:, None], min_count * candidates, state.sums),
+    )
+
+
+def spread_codes(inputs: Float[Array, "N D"], uniforms: Float[Array, "V"]) -> Float[Array, "V D"]:
+    """Choose V inputs far from one another, to begin a codebook with (k-means++ [3]).
+
+    Each is drawn with probability in proportion to its squared distance from those before it.
+
+    Args:
+        inputs: At least V of them.
+        uniforms: One number in [0, 1) for each draw.
+
+    Raises:
+        ValueError: If there are fewer inputs than codes.
+    """
+    if len(inputs) < len(uniforms):
+        raise ValueError(
+            f"`inputs` must be at least as many as the codes, {len(uniforms)}; got {len(inputs)}. "
+            "Pass more data, or use a smaller codebook."
+        )
+    inputs = jax.lax.stop_gradient(inputs)
+
+    def choose(state: tuple[Array, Array], uniform: Array) -> tuple[tuple[Array, Array], Array]:
+        distances, nearest = state
+        row = inputs[_draw(distances, uniform)]
+        nearest = jnp.minimum(nearest, jnp.sum((inputs - row) ** 2, -1))
+        # All equal to a chosen one: draw evenly.
+        return (jnp.where(nearest.sum() > 0, nearest, 1.0), nearest), row
+
+    evenly = jnp.ones_like(inputs[:, 0])
+    return jax.lax.scan(choose, (evenly, jnp.full_like(evenly, jnp.inf)), uniforms)[1]
+
+
+def _draw(weights: Float[Array, "N"], uniform: Float[Array, ""]) -> Integer[Array, ""]:
+    """An index, by inverting the cumulative sum; never one of no weight."""
+    mass = jnp.cumsum(weights)
+    below = jnp.nextafter(mass[-1], jnp.zeros_like(mass[-1]))
+    target = jnp.minimum(uniform.astype(mass.dtype) * mass[-1], below)
+    return jnp.searchsorted(mass, target, side="right")
+
+
+# ------------------------------------------------------------------------- finite scalars
+
+
+def quantize_levels(
+    inputs: Float[Array, "*batch C"], levels: Sequence[int]
+) -> tuple[Float[Array, "*batch C"], Integer[Array, "*batch"]]:
+    """Bound each channel by tanh and round it to one of its levels [2].
+
+    Returns:
+        The vectors, in [-1, 1] and with the gradient of the bounded inputs, and their codes.
+
+    Raises:
+        ValueError: If a number of levels is below 2, or the channels are not as many.
+    """
+    sizes = _sizes(inputs, levels)
+    half, shift = _REACH * (sizes - 1) / 2, (sizes % 2 == 0).astype(inputs.dtype) / 2
+    bounded = jnp.tanh(inputs + jnp.arctanh(shift / half)) * half - shift
+    middle = sizes // 2
+    places = jnp.clip(jnp.round(jax.lax.stop_gradient(bounded)) + middle, 0, sizes - 1)
+    vectors = straight_through((places - middle) / middle, bounded / middle)
+    return vectors, levels_to_codes(places.astype(int), levels)
+
+
+def levels_to_codes(
+    places: Integer[Array, "*batch C"], levels: Sequence[int]
+) -> Integer[Array, "*batch"]:
+    """The code of each row of level indices; the first channel changes fastest."""
+    _sizes(places, levels)
+    return jnp.sum(places * jnp.array(_strides(levels), places.dtype), -1)
+
+
+def codes_to_levels(
+    codes: Integer[Array, "*batch"], levels: Sequence[int]
+) -> Integer[Array, "*batch C"]:
+    """The inverse of `levels_to_codes`."""
+    strides, sizes = jnp.array(_strides(levels), codes.dtype), jnp.array(tuple(levels), codes.dtype)
+    return codes[..., None] // strides % sizes
+
+
+def level_vectors(levels: Sequence[int]) -> Float[Array, "V C"]:
+    """The vector of every code, in [-1, 1]: what a table would hold."""
+    codes = jnp.arange(math.prod(levels))
+    middle = jnp.array(tuple(levels)) // 2
+    return (codes_to_levels(codes, levels) - middle) / middle.astype(float)
+
+
+def _sizes(array: Array, levels: Sequence[int]) -> Array:
+    if not levels or min(levels) < 2 or array.shape[-1:] != (len(levels),):
+        raise ValueError(
+            f"`levels` must be one number of at least 2 for each of {array.shape[-1]} channels; "
+            f"got {tuple(levels)}."
+        )
+    return jnp.array(tuple(levels), array.dtype)
+
+
+def _strides(levels: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(levels[:channel]) for channel in range(len(levels)))
+
+
+# ---------------------------------------------------------------------------------- usage
+
+
+def usage(counts: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
+    """Fraction of the codes that occur. Count over an epoch, not a batch."""
+    return jnp.mean((counts > 0).astype(counts.dtype), -1)
+
+
+def perplexity(counts: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
+    """Exponential of the entropy of the codes' frequencies, in [1, V]."""
+    return jnp.exp(jnp.sum(jax.scipy.special.entr(counts / counts.sum(-1, keepdims=True)), -1))

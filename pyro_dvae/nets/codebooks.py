@@ -1,0 +1,196 @@
+"""Codebooks: what a vector-quantised guide and its model share.
+
+A codebook turns vectors ``(*batch, D)`` into codes ``(*batch,)`` by `quantize`, and codes into
+vectors when called. Guide and decoder hold the same one, so the model is an ordinary one with
+integer codes, which any algorithm can train.
+
+References:
+    [1] van den Oord, Vinyals & Kavukcuoglu. Neural discrete representation learning. NeurIPS, 2017.
+    [2] Mentzer, Minnen, Agustsson & Tschannen. Finite scalar quantization. ICLR, 2024.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Integer, Shaped
+from torch import Tensor, distributed, nn
+
+from pyro_dvae.ops.quantizing import (
+    CodebookState,
+    code_sums,
+    count_codes,
+    level_vectors,
+    nearest_codes,
+    quantize_levels,
+    restart_codes,
+    update_codebook,
+)
+
+__all__ = ["Codebook", "CodebookDecoder", "FiniteScalars", "Quantized"]
+
+
+class Quantized(NamedTuple):
+    """Vectors before and after quantisation."""
+
+    inputs: Float[Tensor, "*batch D"]  # where the gradient goes
+    codes: Integer[Tensor, "*batch"]
+    vectors: Float[Tensor, "*batch D"]  # of the codes; their gradient is the codebook's
+
+
+class Codebook(nn.Module):
+    """A table of vectors, learnt by gradient or as moving averages of its inputs [1].
+
+    Args:
+        num_codes: Vectors, V, at least 2.
+        embed_dim: Their width, D.
+        decay: Of the moving averages, in [0, 1); None makes the table a parameter instead.
+        min_count: A code that a moving average follows restarts at an input of the batch when it
+            is chosen less often, in inputs per batch (of all processes).
+        table: Where it starts, ``(V, D)``, as from `ops.quantizing.spread_codes`. Left out, a
+            parameter starts uniform within 1 / V, a moving average at inputs of the first batch.
+
+    Moving averages advance as those of batch normalisation do: whenever a guide runs in training
+    mode with gradients enabled.
+    """
+
+    table: Tensor
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(
+        self,
+        num_codes: int,
+        embed_dim: int,
+        *,
+        decay: float | None = None,
+        min_count: float = 0.1,
+        table: Float[Tensor, "V D"] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_codebook(num_codes, embed_dim, decay, min_count, table)
+        self.num_codes, self.embed_dim = num_codes, embed_dim
+        self.decay, self.min_count = decay, min_count
+        if decay is None:
+            start = (2 * torch.rand(num_codes, embed_dim) - 1) / num_codes
+            self.register_parameter(
+                "table", nn.Parameter(start if table is None else table.clone())
+            )
+            return
+        start = torch.zeros(num_codes, embed_dim) if table is None else table.clone()
+        counts = torch.full_like(start[:, 0], 0.0 if table is None else min_count)
+        self.register_buffer("table", start)
+        self.register_buffer("counts", counts)
+        self.register_buffer("sums", start * counts[:, None])
+
+    def forward(self, codes: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
+        """The vectors of codes."""
+        return nn.functional.embedding(codes.long(), self.table)
+
+    def quantize(self, inputs: Float[Tensor, "*batch D"], *, learn: bool = False) -> Quantized:
+        """Nearest codes; with `learn`, moving averages take these inputs in."""
+        learn = learn and self.decay is not None
+        if learn:
+            candidates = self._candidates(inputs)
+            fresh = self.counts.sum() == 0
+            self.table.copy_(torch.where(fresh, candidates, self.table))
+        codes = nearest_codes(inputs, self.table)
+        quantized = Quantized(inputs, codes, self(codes))
+        if learn:
+            self._follow(quantized, candidates)
+        return quantized
+
+    @torch.no_grad()
+    def _follow(self, quantized: Quantized, candidates: Tensor) -> None:
+        counts = _over_processes(count_codes(quantized.codes, self.num_codes))
+        sums = _over_processes(code_sums(quantized.inputs, quantized.codes, self.num_codes))
+        state = CodebookState(self.table, self.counts, self.sums)
+        state = update_codebook(state, counts, sums, decay=self.decay or 0.0)
+        for old, new in zip(
+            (self.table, self.counts, self.sums),
+            restart_codes(state, candidates, self.min_count),
+            strict=True,
+        ):
+            old.copy_(new)
+
+    @torch.no_grad()
+    def _candidates(self, inputs: Tensor) -> Tensor:
+        """One input of the batch for each code, drawn at random; the same in all processes."""
+        flat = inputs.reshape(-1, self.embed_dim)
+        rows = flat[torch.randint(len(flat), (self.num_codes,), device=flat.device)]
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.broadcast(rows, 0)
+        return rows.to(self.table.dtype)
+
+
+class FiniteScalars(nn.Module):
+    """A codebook without parameters: each channel is bounded and rounded to a few levels [2].
+
+    Args:
+        levels: Levels of each channel, at least 2; V is their product, D their number. Published:
+            (8, 5, 5, 5) for some 2**10 codes, (7, 5, 5, 5, 5) for 2**12.
+    """
+
+    table: Tensor
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        if not self.levels or min(self.levels) < 2:
+            raise ValueError(f"`levels` must be numbers of at least 2; got {self.levels}.")
+        self.num_codes, self.embed_dim = math.prod(self.levels), len(self.levels)
+        self.register_buffer("table", level_vectors(self.levels), persistent=False)
+
+    def forward(self, codes: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
+        """The vectors of codes, in [-1, 1]."""
+        return self.table[codes.long()]
+
+    def quantize(self, inputs: Float[Tensor, "*batch D"], *, learn: bool = False) -> Quantized:
+        """Rounded inputs; there is nothing to learn and nothing to commit to."""
+        vectors, codes = quantize_levels(inputs, self.levels)
+        return Quantized(vectors, codes, vectors.detach())
+
+
+class CodebookDecoder(nn.Module):
+    """A decoder of codes: their vectors, side by side, through a network.
+
+    Args:
+        codebook: `Codebook` or `FiniteScalars`, that of the guide.
+        network: From vectors ``(*batch, L * D)`` to outputs, as `MLPDecoder` with L * D latents
+            and `num_codes` None.
+    """
+
+    def __init__(self, codebook: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        self.codebook, self.network = codebook, network
+
+    def forward(self, z: Shaped[Tensor, "*batch_latents"]) -> Float[Tensor, "*batch_output"]:
+        """Outputs for integer codes ``(*batch, L)``, or for real vectors ``(*batch, L, D)``."""
+        vectors = z if z.is_floating_point() else self.codebook(z)
+        return self.network(vectors.flatten(start_dim=-2))
+
+    def batch_shape(self, z: Shaped[Tensor, "*batch_latents"]) -> Sequence[int]:
+        """The leading dims of codes or vectors."""
+        return z.shape[:-2] if z.is_floating_point() else z.shape[:-1]
+
+
+def _check_codebook(
+    num_codes: int, embed_dim: int, decay: float | None, min_count: float, table: Tensor | None
+) -> None:
+    if num_codes < 2:
+        raise ValueError(f"`num_codes` must be at least 2; got {num_codes}.")
+    if decay is not None and not 0.0 <= decay < 1.0:
+        raise ValueError(f"`decay` must be in [0, 1), or None; got {decay}.")
+    if not min_count > 0.0:
+        raise ValueError(f"`min_count` must be positive, in inputs per batch; got {min_count}.")
+    if table is not None and tuple(table.shape) != (num_codes, embed_dim):
+        raise ValueError(
+            f"`table` must have shape ({num_codes}, {embed_dim}); got {tuple(table.shape)}."
+        )
+
+
+def _over_processes(total: Tensor) -> Tensor:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(total)
+    return total

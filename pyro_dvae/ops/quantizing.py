@@ -1,0 +1,272 @@
+"""Quantise vectors: nearest codes of a codebook, its moving averages, and scalar levels.
+
+A codebook is a table ``(V, D)`` of V vectors. Vector quantisation [1] replaces a vector by the
+nearest row; the row follows the vectors that chose it, by a gradient or as their moving average:
+
+    N_v <- γ N_v + (1 - γ) n_v,    m_v <- γ m_v + (1 - γ) Σ z,    e_v = m_v / N_v,
+
+with n_v the number and Σ z the sum of a batch's vectors of code v, and N_v smoothed as by Laplace.
+One step with γ = 0 is one of k-means. Finite scalar quantisation [2] needs no table: each of C
+channels is bounded and rounded to one of a few levels, and their product is the code.
+
+Shapes: codes are the trailing batch, vectors have one axis more. Counts and sums are of one batch:
+add them up over processes before an update.
+
+References:
+    [1] van den Oord, Vinyals & Kavukcuoglu. Neural discrete representation learning. NeurIPS,
+        2017. Equation 3 and appendix A.1.
+    [2] Mentzer, Minnen, Agustsson & Tschannen. Finite scalar quantization: VQ-VAE made simple.
+        ICLR, 2024.
+    [3] Arthur & Vassilvitskii. k-means++: the advantages of careful seeding. SODA, 2007.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+__all__ = [
+    "CodebookState",
+    "code_sums",
+    "codes_to_levels",
+    "count_codes",
+    "init_codebook",
+    "level_vectors",
+    "levels_to_codes",
+    "nearest_codes",
+    "perplexity",
+    "quantize_levels",
+    "restart_codes",
+    "spread_codes",
+    "squared_distances",
+    "straight_through",
+    "update_codebook",
+    "usage",
+]
+
+_REACH = 1.001  # tanh times the half-range; without it the outermost levels are never reached
+
+
+class CodebookState(NamedTuple):
+    """A codebook that follows moving averages."""
+
+    table: Float[Tensor, "V D"]
+    counts: Float[Tensor, "V"]  # N, vectors per batch
+    sums: Float[Tensor, "V D"]  # m
+
+
+def squared_distances(
+    inputs: Float[Tensor, "*batch D"], table: Float[Tensor, "V width"]
+) -> Float[Tensor, "*batch V"]:
+    """``|z|² - 2 z·e + |e|²`` to every row, by one product of matrices; never below 0."""
+    if table.shape[0] < 2 or inputs.shape[-1] != table.shape[1]:
+        raise ValueError(
+            f"`table` must hold at least 2 vectors of the inputs' width, (V, {inputs.shape[-1]}); "
+            f"got {tuple(table.shape)}."
+        )
+    norms = inputs.square().sum(-1, keepdim=True)
+    return (norms - 2 * inputs @ table.T + table.square().sum(-1)).clamp(min=0)
+
+
+def nearest_codes(
+    inputs: Float[Tensor, "*batch D"], table: Float[Tensor, "V width"]
+) -> Integer[Tensor, "*batch"]:
+    """The row of `table` nearest to each input, the first of several; no gradient."""
+    return squared_distances(inputs.detach(), table.detach()).argmin(-1)
+
+
+def straight_through(
+    values: Float[Tensor, "*shape"], path: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """Exactly `values`, with the gradient of `path`."""
+    return values.detach() + (path - path.detach())
+
+
+# ------------------------------------------------------------------------- moving averages
+
+
+def init_codebook(table: Float[Tensor, "V D"]) -> CodebookState:
+    """The state of a codebook that has seen nothing."""
+    return CodebookState(table, torch.zeros_like(table[:, 0]), torch.zeros_like(table))
+
+
+def count_codes(codes: Integer[Tensor, "*batch"], num_codes: int) -> Float[Tensor, "V"]:
+    """How often each code occurs."""
+    flat = codes.reshape(-1)
+    counts = torch.zeros(num_codes, device=codes.device)
+    return counts.index_add(0, flat, torch.ones_like(flat, dtype=counts.dtype))
+
+
+def code_sums(
+    inputs: Float[Tensor, "*batch D"], codes: Integer[Tensor, "*batch"], num_codes: int
+) -> Float[Tensor, "V D"]:
+    """Sum of the inputs of each code; no gradient."""
+    flat = inputs.detach().reshape(-1, inputs.shape[-1])
+    return flat.new_zeros(num_codes, flat.shape[1]).index_add(0, codes.reshape(-1), flat)
+
+
+def update_codebook(
+    state: CodebookState,
+    counts: Float[Tensor, "V"],
+    sums: Float[Tensor, "V D"],
+    *,
+    decay: float = 0.99,
+    smoothing: float = 1e-5,
+) -> CodebookState:
+    """One step of the moving averages [1].
+
+    Args:
+        state: The codebook.
+        counts: Inputs of each code in the batch, of all processes.
+        sums: Their sums.
+        decay: γ, in [0, 1); 0 makes the table the means of the batch.
+        smoothing: Laplace's, in inputs per code; it keeps rare codes from jumping.
+
+    Returns:
+        The new state; a code that was never chosen keeps its vector.
+
+    Raises:
+        ValueError: If `decay` or `smoothing` is out of range.
+    """
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"`decay` must be in [0, 1); got {decay}.")
+    if not 0.0 <= smoothing < math.inf:
+        raise ValueError(f"`smoothing` must be finite and not negative; got {smoothing}.")
+    counts = decay * state.counts + (1.0 - decay) * counts.to(state.counts.dtype)
+    sums = decay * state.sums + (1.0 - decay) * sums.to(state.sums.dtype)
+    total = counts.sum()
+    smooth = (counts + smoothing) * (total / (total + len(counts) * smoothing))
+    chosen = counts > 0
+    means = sums / torch.where(chosen, smooth, 1.0)[:, None]
+    return CodebookState(torch.where(chosen[:, None], means, state.table), counts, sums)
+
+
+def restart_codes(
+    state: CodebookState, candidates: Float[Tensor, "V D"], min_count: float
+) -> CodebookState:
+    """Move each code chosen less often than `min_count` to its candidate, as if chosen so often.
+
+    Args:
+        state: The codebook.
+        candidates: Where each code would move to: inputs of the batch, drawn at random.
+        min_count: In inputs per batch, of the moving average.
+    """
+    dead = state.counts < min_count
+    candidates = candidates.detach().to(state.table.dtype)
+    return CodebookState(
+        torch.where(dead[:, None], candidates, state.table),
+        torch.where(dead, min_count, state.counts),
+        torch.where(dead[:, None], min_count * candidates, state.sums),
+    )
+
+
+def spread_codes(
+    inputs: Float[Tensor, "N D"], uniforms: Float[Tensor, "V"]
+) -> Float[Tensor, "V D"]:
+    """Choose V inputs far from one another, to begin a codebook with (k-means++ [3]).
+
+    Each is drawn with probability in proportion to its squared distance from those before it.
+
+    Args:
+        inputs: At least V of them.
+        uniforms: One number in [0, 1) for each draw.
+
+    Raises:
+        ValueError: If there are fewer inputs than codes.
+    """
+    if len(inputs) < len(uniforms):
+        raise ValueError(
+            f"`inputs` must be at least as many as the codes, {len(uniforms)}; got {len(inputs)}. "
+            "Pass more data, or use a smaller codebook."
+        )
+    distances = torch.ones_like(inputs[:, 0])  # the first is drawn evenly
+    chosen, nearest = [], torch.full_like(distances, math.inf)
+    for uniform in uniforms:
+        row = inputs[_draw(distances, uniform)]
+        nearest = torch.minimum(nearest, (inputs - row).square().sum(-1))
+        distances = torch.where(nearest.sum() > 0, nearest, 1.0)  # all equal to a chosen one
+        chosen.append(row)
+    return torch.stack(chosen).detach()
+
+
+def _draw(weights: Float[Tensor, "N"], uniform: Float[Tensor, ""]) -> Integer[Tensor, ""]:
+    """An index, by inverting the cumulative sum; never one of no weight."""
+    mass = weights.cumsum(0)
+    below = torch.nextafter(mass[-1], torch.zeros_like(mass[-1]))
+    target = torch.minimum(uniform.to(mass.dtype) * mass[-1], below)
+    return torch.searchsorted(mass, target, right=True)
+
+
+# ------------------------------------------------------------------------- finite scalars
+
+
+def quantize_levels(
+    inputs: Float[Tensor, "*batch C"], levels: Sequence[int]
+) -> tuple[Float[Tensor, "*batch C"], Integer[Tensor, "*batch"]]:
+    """Bound each channel by tanh and round it to one of its levels [2].
+
+    Returns:
+        The vectors, in [-1, 1] and with the gradient of the bounded inputs, and their codes.
+
+    Raises:
+        ValueError: If a number of levels is below 2, or the channels are not as many.
+    """
+    sizes = _sizes(inputs, levels)
+    half, shift = _REACH * (sizes - 1) / 2, (sizes % 2 == 0).to(inputs.dtype) / 2
+    bounded = torch.tanh(inputs + torch.atanh(shift / half)) * half - shift
+    middle = sizes // 2
+    places = (bounded.detach().round() + middle).clamp(min=0).minimum(sizes - 1)
+    vectors = straight_through((places - middle) / middle, bounded / middle)
+    return vectors, levels_to_codes(places.long(), levels)
+
+
+def levels_to_codes(
+    places: Integer[Tensor, "*batch C"], levels: Sequence[int]
+) -> Integer[Tensor, "*batch"]:
+    """The code of each row of level indices; the first channel changes fastest."""
+    _sizes(places, levels)
+    return (places * places.new_tensor(_strides(levels))).sum(-1)
+
+
+def codes_to_levels(
+    codes: Integer[Tensor, "*batch"], levels: Sequence[int]
+) -> Integer[Tensor, "*batch C"]:
+    """The inverse of `levels_to_codes`."""
+    strides = codes.new_tensor(_strides(levels))
+    return codes[..., None] // strides % codes.new_tensor(tuple(levels))
+
+
+def level_vectors(levels: Sequence[int]) -> Float[Tensor, "V C"]:
+    """The vector of every code, in [-1, 1]: what a table would hold."""
+    codes = torch.arange(math.prod(levels))
+    middle = torch.tensor(tuple(levels)) // 2
+    return (codes_to_levels(codes, levels) - middle) / middle.to(torch.get_default_dtype())
+
+
+def _sizes(array: Tensor, levels: Sequence[int]) -> Tensor:
+    if not levels or min(levels) < 2 or array.shape[-1:] != (len(levels),):
+        raise ValueError(
+            f"`levels` must be one number of at least 2 for each of {array.shape[-1]} channels; "
+            f"got {tuple(levels)}."
+        )
+    return array.new_tensor(tuple(levels))
+
+
+def _strides(levels: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(levels[:channel]) for channel in range(len(levels)))
+
+
+# ---------------------------------------------------------------------------------- usage
+
+
+def usage(counts: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
+    """Fraction of the codes that occur. Count over an epoch, not a batch."""
+    return (counts > 0).to(counts.dtype).mean(-1)
+
+
+def perplexity(counts: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
+    """Exponential of the entropy of the codes' frequencies, in [1, V]."""
+    return torch.special.entr(counts / counts.sum(-1, keepdim=True)).sum(-1).exp()
