@@ -136,8 +136,8 @@ def test_bars(result_of, tmp_path, backend):
 def test_denoise(result_of, tmp_path, backend):
     from skimage import io
 
-    image = np.kron(np.eye(4, dtype=np.uint8), np.full((6, 6, 3), 200, np.uint8))[..., None]
-    io.imsave(tmp_path / "mine.png", image[..., 0], check_contrast=False)
+    gray = np.kron(np.eye(4, dtype=np.uint8), np.full((6, 6), 200, np.uint8))
+    io.imsave(tmp_path / "mine.png", np.stack([gray, gray // 2, 0 * gray], -1))
     settings = ("--missing", "0.3", "--sigma", "20", "--epochs", "2", "--latents", "8")
     settings = (*settings, "--states", "8", "--backend", backend, "--json", "--out", tmp_path)
     result = result_of("denoise.py", tmp_path / "mine.png", *settings)
@@ -171,7 +171,7 @@ def test_compare_on_the_sibling(result_of, tmp_path):
 
 
 @pytest.mark.parametrize("backend_name", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
-def test_diagnose(tmp_path, backend_name):
+def test_diagnose(result_of, tmp_path, backend_name):
     settings = ("--num-latents", "2", "--num-codes", "3", "--backend", backend_name)
     result_of("train.py", "--smoke", "--out", tmp_path / "run", *settings)
     log = (tmp_path / "run" / "log.jsonl").read_text()

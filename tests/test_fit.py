@@ -185,6 +185,8 @@ run(kit, 4000, folder=Path({folder!r}), checkpoint_every=10, log_every=3, eval_e
 """
 
 
+# Two processes agree to the last bit on optimised programs, which `make test-slow` compiles.
+@pytest.mark.parametrize("kit", ["pyro", pytest.param("numpyro", marks=SLOW)], indirect=True)
 def test_a_killed_run_resumes_to_the_same_numbers(kit, tmp_path):
     folder = tmp_path / "run"
     code = KILLED.format(tests=str(ROOT / "tests"), folder=str(folder), kit=kit.__name__)
