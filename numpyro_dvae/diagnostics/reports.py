@@ -29,6 +29,8 @@ _VERDICTS = {
     "off": "off, though weighting the draws corrects for it",
     "unreliable": "unreliable, a few draws carrying the weight: bound and weights are not settled",
     "one state": "undecided, as the guide drew one state only and cannot show what it misses",
+    "restricted": "undecided, the weights being even on a set of states beyond which the guide "
+    "cannot draw",
     "broken": "broken, no draw being possible under the model (or a NaN)",
 }
 
@@ -36,13 +38,19 @@ _VERDICTS = {
 class ImportanceDiagnostics(NamedTuple):
     """How near the guide is to the posterior of each datum, by the weights p / q of K draws.
 
-    `print` it for a paragraph with a verdict. `verdicts` has one per datum: "close"
-    (``log(K / ESS)``, the divergence of order 2 from posterior to guide, and ``iwae - elbo``, at
-    most KL(q ‖ posterior), are both below log 2), "off" (not both, but the tail of the weights is
-    light, so that reweighting works), "unreliable" (k̂ above the threshold, or one draw with over a
-    fifth of the weight), "one state" (all draws equal: the weights of a guide stuck there and of a
-    sure posterior look alike), "broken". A mode that the guide never draws does not show in its
-    weights; `simulation_based_calibration` and, where it can be had, `posterior_gap` find it.
+    `print` it for a paragraph with a verdict. `verdicts` has one word per datum:
+
+    - "close": ``log(K / ESS)``, the divergence of order 2 from posterior to guide, and
+      ``iwae - elbo``, at most KL(q ‖ posterior), are both below log 2;
+    - "off": not both, but the tail of the weights is light, so that reweighting works;
+    - "unreliable": k̂ is above the threshold, or one draw has over a fifth of the weight;
+    - "restricted": as "close", but the guide leaves out states of the model; that the weights are
+      equal on the others is what a truncated posterior is made for, and says nothing;
+    - "one state": all draws are equal; a guide stuck there and a sure posterior look alike;
+    - "broken": no draw is possible under the model, or there is a NaN.
+
+    A mode that the guide never draws does not show in its weights; `simulation_based_calibration`
+    and, where it can be had, `posterior_gap` find it.
     """
 
     elbo: np.ndarray  # mean log weight, nats
@@ -52,6 +60,7 @@ class ImportanceDiagnostics(NamedTuple):
     largest_weight: np.ndarray  # share of the largest, in [1 / K, 1]
     num_tail_weights: np.ndarray  # distinct weights in the tail; below 5, k̂ is not applicable
     num_states: np.ndarray  # distinct states of the discrete latents that were drawn
+    restricted: np.ndarray  # whether the guide cannot draw some states that the model can
     num_particles: int  # K
     khat_threshold: float
 
@@ -65,8 +74,10 @@ class ImportanceDiagnostics(NamedTuple):
             self.num_states == 1,
             (self.khat > self.khat_threshold) | (self.largest_weight > _DOMINATES),
             apart > _CLOSE,
+            self.restricted,
         ]
-        return np.select(conditions, ["broken", "one state", "unreliable", "off"], "close")
+        words = ["broken", "one state", "unreliable", "off", "restricted"]
+        return np.select(conditions, words, "close")
 
     def __str__(self) -> str:
         """A paragraph: bounds, effective sample size, k̂, verdict."""
