@@ -24,6 +24,10 @@ __all__ = [
 _CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called close
 _DOMINATES = 0.2  # share of all weight that one draw may have
 
+_NO_TAIL = (
+    "; the others have fewer than 5 distinct weights in the tail, so that the effective sample "
+    "size and the largest weight count"
+)
 _VERDICTS = {
     "close": "close to the posterior, as far as the draws can show",
     "off": "off, though weighting the draws corrects for it",
@@ -81,26 +85,32 @@ class ImportanceDiagnostics(NamedTuple):
 
     def __str__(self) -> str:
         """A paragraph: bounds, effective sample size, k̂, verdict."""
-        num_data, fraction = self.ess.size, self.ess / self.num_particles
-        applies = np.isfinite(self.khat)
-        high = (self.khat[applies] > self.khat_threshold).sum() if applies.any() else 0
         with np.errstate(invalid="ignore"):  # a datum that cannot be has -inf for both
             gap = (self.iwae - self.elbo).mean()
-        lines = [
-            f"{num_data} data, {self.num_particles} draws each. ELBO {self.elbo.mean():.2f}, "
+        return (
+            f"{self.ess.size} data, {self.num_particles} draws each. ELBO {self.elbo.mean():.2f}, "
             f"importance-weighted bound {self.iwae.mean():.2f} nats per datum: the guide misses at "
-            f"least {gap:.2f}.",
-            f"The draws are worth {np.nanmedian(fraction):.0%} of as many exact ones (median; "
-            f"5 % quantile {np.nanquantile(fraction, 0.05):.0%})."
-            if np.isfinite(fraction).any()
-            else "",
-            f"k̂ applies to {applies.sum()} data"
-            + (f" (median {np.median(self.khat[applies]):.2f}, " if applies.any() else " (")
-            + f"{high} above {self.khat_threshold:.2f}); the others have fewer than 5 distinct "
-            "weights in the tail, so that the effective sample size and the largest weight count.",
-            f"Verdict: {self._counts()}.",
-        ]
-        return " ".join(filter(None, lines))
+            f"least {gap:.2f}. {self._worth()}{self._tails()} Verdict: {self._counts()}."
+        )
+
+    def _worth(self) -> str:
+        fraction = self.ess[np.isfinite(self.ess)] / self.num_particles
+        if not fraction.size:
+            return ""
+        low, middle = np.quantile(fraction, [0.05, 0.5])
+        return (
+            f"The draws are worth {middle:.0%} of as many exact ones (median; 5 % quantile "
+            f"{low:.0%}). "
+        )
+
+    def _tails(self) -> str:
+        khat = self.khat[np.isfinite(self.khat)]
+        median = f"median {np.median(khat):.2f}, " if khat.size else ""
+        high = (khat > self.khat_threshold).sum()
+        rest = "" if khat.size == self.khat.size else _NO_TAIL
+        return (
+            f"k̂ applies to {khat.size} data ({median}{high} above {self.khat_threshold:.2f}){rest}."
+        )
 
     def _counts(self) -> str:
         verdicts = self.verdicts
