@@ -20,6 +20,7 @@ from numpyro import handlers
 from numpyro.infer import Predictive
 from zoo import NOISE
 
+from numpyro_dvae import diagnostics
 from numpyro_dvae.fit import fit
 from numpyro_dvae.infer import SVI
 from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
@@ -436,3 +437,11 @@ def diagnose(function, case, *args, seed=0, **kwargs):
 
 def put_in_store(case):
     """They are NumPyro's as they are."""
+
+
+def diagnose_sets(program, num_states, name):
+    """A diagnostic of a program with a truncated guide, at its first sets."""
+    sets = Sets(program, num_states)
+    params = sets.params | sets._mutable(sets.data)
+    function = getattr(diagnostics, name)
+    return function(jax.random.key(0), (sets.model, sets.guide), sets.data, params=params)

@@ -13,6 +13,7 @@ from pyro.infer import SVI, Predictive
 from pyro.poutine.util import site_is_subsample
 from zoo import NOISE
 
+from pyro_dvae import diagnostics
 from pyro_dvae.fit import fit
 from pyro_dvae.infer import TruncatedGuide, draws_of
 from pyro_dvae.infer.elbo import ParticleELBO
@@ -258,3 +259,11 @@ def put_in_store(case):
     """Let the case's parameters be Pyro's own."""
     pyro.clear_param_store()
     case.ppl.param = lambda name, data: pyro.param(name, case.params[name].detach())
+
+
+def diagnose_sets(program, num_states, name):
+    """A diagnostic of a program with a truncated guide, at its first sets."""
+    pyro.set_rng_seed(0)
+    sets = Sets(program, num_states)
+    sets.guide(sets.data)
+    return getattr(diagnostics, name)((sets.model, sets.guide), sets.data)

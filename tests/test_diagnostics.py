@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import oracles
 import pytest
+from truncated_zoo import CAUSES_DATA, CAUSES_PROGRAM
 from zoo import PROGRAMS, VAE_DATA, Program, vae_terms
 
 BY_NAME = {program.name: program for program in PROGRAMS}
@@ -161,10 +162,25 @@ def test_draws_where_the_posterior_has_nothing_are_not_close(shim):
         ess=np.full(6, 900.0), iwae=np.zeros(6), elbo=np.array([-0.1, -0.5, -0.8, -9, -40, -0.6])
     )
     report = report._replace(khat=np.full(6, np.nan), largest_weight=np.full(6, 0.01))
-    report = report._replace(num_states=np.full(6, 2))
-    assert list(report.verdicts) == ["close", "close", "off", "off", "off", "close"]
+    report = report._replace(num_states=np.full(6, 2), restricted=np.arange(6) > 4)
+    assert list(report.verdicts) == ["close", "close", "off", "off", "off", "restricted"]
 
 
 def test_few_particles_are_refused(shim):
     with pytest.raises(ValueError, match=r"`num_particles` must be at least 25.*got 8"):
         vae_weights(shim, num_particles=8)
+
+
+def test_a_truncated_guide_is_not_called_close(thrifty_shim):
+    """Its weights are equal whatever its sets lack, which the exact gap knows."""
+    program = CAUSES_PROGRAM
+    found = thrifty_shim.diagnose_sets(program, num_states=5, name="importance_diagnostics")
+    np.testing.assert_allclose(found.ess, found.num_particles, rtol=1e-6)
+    assert (found.verdicts == "restricted").all()
+    assert "6 undecided, the weights being even on a set" in str(found)
+    gap = thrifty_shim.diagnose_sets(program, num_states=5, name="posterior_gap")
+    evidence = oracles.log_evidence(program.log_joint(program.params, CAUSES_DATA))
+    np.testing.assert_allclose(gap.log_evidence, evidence, rtol=1e-8)
+    np.testing.assert_allclose(gap.gap, -np.log(gap.support_mass), rtol=1e-6)
+    np.testing.assert_allclose(gap.elbo, found.elbo, rtol=1e-6)
+    assert (gap.gap > 0.01).all()

@@ -50,6 +50,7 @@ def importance(reports, **changes):
         "largest_weight": RNG.uniform(0.01, 0.3, size),
         "num_tail_weights": np.full(size, 20),
         "num_states": np.full(size, 50),
+        "restricted": np.zeros(size, bool),
         "num_particles": 100,
         "khat_threshold": 0.5,
     }

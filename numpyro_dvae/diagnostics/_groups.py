@@ -25,6 +25,16 @@ GROUPS = (
     "constant_data",
     "vi_stats",
 )
+_PER_DATUM = (
+    "elbo",
+    "iwae",
+    "ess",
+    "khat",
+    "largest_weight",
+    "num_tail_weights",
+    "num_states",
+    "restricted",
+)
 _READINGS = {  # group -> readings of the sites
     "posterior": ("latent", "deterministic"),
     "posterior_predictive": ("predictive",),
@@ -40,7 +50,7 @@ def readings_for(groups: Collection[str]) -> set[str]:
     if unknown := set(groups) - set(GROUPS):
         raise ValueError(f"`groups` must be of {', '.join(GROUPS)}; got {sorted(unknown)}.")
     wanted = {reading for group in groups for reading in _READINGS.get(group, ())} | {"subsample"}
-    wanted |= {"latent"} if "vi_stats" in groups else set()
+    wanted |= {"latent", "outside"} if "vi_stats" in groups else set()
     return wanted | ({"observed"} if "constant_data" in groups else set())
 
 
@@ -101,8 +111,7 @@ def _vi_stats(store: Store, report: ImportanceDiagnostics, result: Any) -> Any:
     """How the training went, and what the weights of the draws say of the guide."""
     import xarray
 
-    names = ("elbo", "iwae", "ess", "khat", "largest_weight", "num_tail_weights", "num_states")
-    variables = {name: (store.plates, getattr(report, name)) for name in names}
+    variables = {name: (store.plates, getattr(report, name)) for name in _PER_DATUM}
     variables["verdict"] = (store.plates, report.verdicts)
     for name, variable in store["latent"].items():
         if variable.num_codes:

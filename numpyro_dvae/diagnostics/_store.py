@@ -153,6 +153,15 @@ def count_states(store: Store) -> np.ndarray:
     return 1 + (states[1:] != states[:-1]).sum(0)
 
 
+def is_restricted(store: Store) -> np.ndarray:
+    """Whether the guide leaves out states of a datum that the model has."""
+    found = np.zeros(store["record"]["log_q"].values.shape[1:], bool)
+    for variable in store["outside"].values():
+        axes = [i for i, dim in enumerate(variable.dims, 1) if dim not in store.plates]
+        found |= variable.values.any((0, *axes))
+    return found
+
+
 def split_data(variable: Variable, plates: tuple[str, ...]) -> np.ndarray:
     """View ``(K, N, *within)``: draws, data, and what a datum has of the variable."""
     axes = [1 + variable.dims.index(plate) for plate in plates]

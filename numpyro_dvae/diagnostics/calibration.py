@@ -3,7 +3,9 @@
 Latents and data are simulated from the model itself; the rank of the true latents among the
 guide's draws must then be uniform. Ties, the rule with discrete latents, are broken at random, and
 the joint density is ranked with the latents: it finds guides that ignore the data. What is tested
-is the guide on data of this model, whether or not the model is right. See `ops.calibration`.
+is the guide on data of this model, whether or not the model is right. It must be a function of the
+data: one that keeps a posterior for each row, as a truncated guide does, knows nothing of simulated
+rows. See `ops.calibration`.
 """
 
 from collections.abc import Mapping

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array
 
 from numpyro_dvae.diagnostics._programs import collect
-from numpyro_dvae.diagnostics._store import Store, count_states
+from numpyro_dvae.diagnostics._store import Store, count_states, is_restricted
 from numpyro_dvae.diagnostics.reports import ImportanceDiagnostics
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.importance import ParetoTail, khat_threshold, pareto_tail
@@ -58,7 +58,9 @@ def importance_diagnostics(
         ValueError: If an argument cannot be used, or model and guide do not match.
     """
     check_num_particles(num_particles)
-    store = collect(rng_key, result, data, num_particles, (), params=params, batch_size=batch_size)
+    store = collect(
+        rng_key, result, data, num_particles, ("outside",), params=params, batch_size=batch_size
+    )
     return diagnose_weights(store)
 
 
@@ -86,6 +88,7 @@ def diagnose_weights(store: Store) -> ImportanceDiagnostics:
         largest_weight=tail.largest_weight,
         num_tail_weights=tail.num_distinct,
         num_states=count_states(store),
+        restricted=is_restricted(store),
         num_particles=store.num_draws,
         khat_threshold=khat_threshold(store.num_draws),
     )

@@ -21,7 +21,8 @@ __all__ = [
 ]
 
 _GOOD, _BAD, _GRAY = "C0", "C3", "0.6"
-_COLOURS = {"close": "C0", "off": "C1", "unreliable": "C3", "one state": "C4", "broken": "k"}
+_COLOURS = {"close": "C0", "off": "C1", "unreliable": "C3", "one state": "C4"}
+_COLOURS |= {"restricted": "C5", "broken": "k"}
 _LABELS = {
     "mean_loss": "loss",
     "eval_loss": "loss on held-out data, per datum",

@@ -29,6 +29,7 @@ class Members(Distribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's protocol)
     pytree_data_fields = ("values", "log_weights")
     pytree_aux_fields = ("own",)
+    has_rsample = False  # NumPyro's default would say that its draws have a pathwise gradient
 
     def __init__(
         self, values: Array, log_weights: Array, event_dim: int, own: tuple[int, ...] = ()

@@ -7,6 +7,7 @@ dim that it covers, ``"z_dim_0"`` and so on for the others. All is pure: the run
 """
 
 import functools
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from numpyro_dvae.infer.layout import (
     Trace,
     find_layout,
     log_prob,
+    needs_score,
     plates_of,
     sample_sites,
     trace_pair,
@@ -53,6 +55,7 @@ READINGS = (
     "log_likelihood",  # of each observation
     "mean",  # of the distribution of each observation
     "rate",  # log q - log p of each latent, given those before it
+    "outside",  # whether the guide cannot draw a value that the model's distribution drew
     "subsample",  # rows of the full plate that a plate drew, without draws in front
 )
 _UNDRAWN = ("observed", "subsample")
@@ -144,10 +147,10 @@ def posterior_sites(
     """
 
     def run(key: Array) -> tuple[Particles, Readings]:
-        pair_key, predictive_key = jax.random.split(key)
+        pair_key, predictive_key, reader_key = jax.random.split(key, 3)
         draw = Draw(pair.subsample_key, {})
         traces = trace_pair(pair_key, pair.model, pair.guide, pair.args, pair.kwargs, draw)
-        readings = _Reader(pair.layout.nesting).read(*traces, set(wanted))
+        readings = _Reader(pair.layout.nesting, reader_key).read(*traces, set(wanted))
         if "predictive" in wanted:
             replayed = pair._replace(model=replay(pair.model, trace=_latent(traces[0])))
             readings["predictive"] = _simulate(predictive_key, replayed)[0]["predictive"]
@@ -206,7 +209,7 @@ def _simulate(rng_key: Array, pair: Pair) -> tuple[Readings, dict[str, Array]]:
     with Draw(pair.subsample_key, {}):
         program = seed(_Unconditioned(pair.model), rng_key)
         simulated = trace(program).get_trace(*pair.args, **pair.kwargs)
-    reader = _Reader(pair.layout.nesting)
+    reader = _Reader(pair.layout.nesting, rng_key)
     found: Readings = {"latent": {}, "predictive": {}}
     for name, site in sample_sites(simulated):
         reading = "predictive" if site["infer"].get("was_observed") else "latent"
@@ -218,6 +221,7 @@ class _Reader(NamedTuple):
     """Labels what it reads of the sites of a run."""
 
     nesting: int
+    rng_key: Array
 
     def read(self, guide_trace: Trace, model_trace: Trace, wanted: set[str]) -> Readings:
         """Read each of `wanted` of every site that has it."""
@@ -231,6 +235,7 @@ class _Reader(NamedTuple):
             "log_likelihood": (observed, self.log_likelihood),
             "mean": (observed, self.mean),
             "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
+            "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
         }
         found: Readings = {}
         for reading in wanted & readers.keys():
@@ -270,6 +275,13 @@ class _Reader(NamedTuple):
             _cell_log_prob(each["fn"], site["value"], num_cells) for each in (guide_site, site)
         )
         return self.label(name, site, log_q - log_p, num_cells)
+
+    def outside(self, name: str, guide_site: Site, site: Site) -> Labelled | None:
+        if not needs_score(guide_site) or hasattr(guide_site["fn"], "conditional_log_prob"):
+            return None  # a network's softmax leaves nothing out, and drawing from it is slow
+        key = jax.random.fold_in(self.rng_key, zlib.crc32(name.encode()))
+        log_q = guide_site["fn"].log_prob(site["fn"].sample(key))
+        return self.label(name, site, jnp.isneginf(log_q), 0)
 
     def label(self, name: str, site: Site, value: Array, event_dim: int) -> Labelled:
         """Expand to the plates, name the dims, and drop those of size 1 under no plate."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_dvae.diagnostics._programs import collect
-from pyro_dvae.diagnostics._store import Store, count_states
+from pyro_dvae.diagnostics._store import Store, count_states, is_restricted
 from pyro_dvae.diagnostics.reports import ImportanceDiagnostics
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.importance import khat_threshold, pareto_tail
@@ -55,7 +55,7 @@ def importance_diagnostics(
         ValueError: If an argument cannot be used, or model and guide do not match.
     """
     check_num_particles(num_particles)
-    store = collect(result, data, num_particles, (), params=params, batch_size=batch_size)
+    store = collect(result, data, num_particles, ("outside",), params=params, batch_size=batch_size)
     return diagnose_weights(store)
 
 
@@ -83,6 +83,7 @@ def diagnose_weights(store: Store) -> ImportanceDiagnostics:
         largest_weight=tail.largest_weight.numpy(),
         num_tail_weights=tail.num_distinct.numpy(),
         num_states=count_states(store),
+        restricted=is_restricted(store),
         num_particles=store.num_draws,
         khat_threshold=khat_threshold(store.num_draws),
     )

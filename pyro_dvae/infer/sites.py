@@ -23,6 +23,7 @@ from pyro_dvae.infer.layout import (
     Site,
     find_layout,
     log_prob,
+    needs_score,
     plates_of,
     sample_sites,
     trace_pair,
@@ -57,6 +58,7 @@ READINGS = (
     "log_likelihood",  # of each observation
     "mean",  # of the distribution of each observation
     "rate",  # log q - log p of each latent, given those before it
+    "outside",  # whether the guide cannot draw a value that the model's distribution drew
     "subsample",  # rows of the full plate that a plate drew, without draws in front
 )
 
@@ -237,6 +239,7 @@ class _Reader(NamedTuple):
             "log_likelihood": (observed, self.log_likelihood),
             "mean": (observed, self.mean),
             "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
+            "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
         }
         found: Readings = {}
         for reading in wanted & readers.keys():
@@ -283,6 +286,14 @@ class _Reader(NamedTuple):
             for each in (guide_site, site)
         )
         return self.label(name, site, log_q - log_p, num_cells)
+
+    def outside(self, name: str, guide_site: Site, site: Site) -> Labelled | None:
+        if not needs_score(guide_site) or hasattr(guide_site["fn"], "conditional_log_prob"):
+            return None  # a network's softmax leaves nothing out, and drawing from it is slow
+        missing = self.nesting + 1 - len(site["fn"].batch_shape)
+        shape = torch.Size((self.num_draws, *[1] * (missing - 1)) if missing > 0 else ())
+        log_q = guide_site["fn"].log_prob(site["fn"].sample(shape))
+        return self.label(name, site, torch.isneginf(log_q), 0)
 
     def label(self, name: str, site: Site, value: Tensor, event_dim: int) -> Labelled:
         """Expand to the plates, name the dims, and drop those of size 1 under no plate."""
