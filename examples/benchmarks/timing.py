@@ -9,9 +9,14 @@ from collections.abc import Callable
 
 
 def side_by_side(
-    steps: dict[str, Callable[[], object]], *, rounds: int = 15, repeats: int = 3, warmup: int = 3
+    steps: dict[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    repeats: int = 3,
+    warmup: int = 3,
+    per_call: dict[str, int] | None = None,
 ) -> dict[str, list[float]]:
-    """CPU seconds per call of each step, one entry a round."""
+    """CPU seconds per step, one entry a round; a call takes one step, or `per_call` of them."""
     for step in steps.values():
         for _ in range(warmup):
             step()
@@ -21,7 +26,8 @@ def side_by_side(
             start = time.process_time()
             for _ in range(repeats):
                 step()
-            seconds[name].append((time.process_time() - start) / repeats)
+            num_steps = repeats * (per_call or {}).get(name, 1)
+            seconds[name].append((time.process_time() - start) / num_steps)
     return seconds
 
 

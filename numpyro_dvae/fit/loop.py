@@ -43,7 +43,7 @@ from numpyro_dvae.infer.svi import loss_info, with_memory
 __all__ = ["fit"]
 
 _NOT_ON_THE_BAR = {"step", "loss", "elbo", "beta_elbo", "seconds", "steps_per_second"}
-_DISPATCH_SECONDS = 1.0  # a signal or the bar waits no longer, steps permitting
+_DISPATCH_SECONDS = 2.0  # a signal or the bar waits no longer, steps permitting
 _MOST_STEPS = 1000  # per dispatch
 _DATA, _EVALUATION = 2**16, 2**16 + 1  # folded into the key; `SVI.init` splits it for the rest
 
@@ -70,7 +70,7 @@ def fit(
     `optax` may be schedules; nothing watches the evaluation loss as Torch's `ReduceLROnPlateau`
     does. A subclass of `SVI` that overrides `update` has it called. A loss that remembers finds
     its state in any `SVI`. Interrupted by SIGINT or SIGTERM, the run finishes the steps that it
-    has sent to the device (a second's worth, if more than one), writes a checkpoint and stops.
+    has sent to the device (two seconds' worth, if more than one), writes a checkpoint and stops.
 
     Args:
         rng_key: Key of the parameters' first values, of all draws, and of the order of the data.
@@ -208,7 +208,7 @@ class _Run:
         return getattr(self.svi, "best_state", lambda state: state)(self.svi_state)
 
     def _take_steps(self, most: int) -> int:
-        """Take at most so many steps, about a second's worth, and return how many."""
+        """Take at most so many steps, about two seconds' worth, and return how many."""
         start = time.perf_counter()
         count = max(1, int(_DISPATCH_SECONDS / max(self._seconds_per_step, 1e-9)))
         count = min(count, most, self.batches.most)
