@@ -40,9 +40,15 @@ class Backend(backends.Backend):
 
         pyro.set_rng_seed(seed)
 
-    def make_vae(self, config: Config, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    def array(self, values: np.ndarray) -> Any:
+        """As a tensor, not yet on the device."""
+        import torch
+
+        return torch.as_tensor(values)
+
+    def make_vae(self, config: Config, images: np.ndarray) -> tuple[Any, Any]:
         """As for both, on the device."""
-        model, guide = super().make_vae(config, shape)
+        model, guide = super().make_vae(config, images)
         return model.to(self.device), guide.to(self.device)
 
     def train(

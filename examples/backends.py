@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from cli import CommandError
 from configs import Config
 
@@ -85,9 +86,14 @@ class Backend:
         """Exponential schedule."""
         return self.module("fit").exponential_schedule(start, end, num_steps)
 
-    def make_vae(self, config: Config, shape: tuple[int, ...]) -> tuple[Any, Any]:
-        """Make the model and the guide that a config describes, for images of a shape."""
+    def array(self, values: np.ndarray) -> Any:
+        """As the package takes it."""
+        return values
+
+    def make_vae(self, config: Config, images: np.ndarray) -> tuple[Any, Any]:
+        """Make the model and the guide that a config describes; it starts at the mean image."""
         models, guides, nets = (self.module(name) for name in ("models", "guides", "nets"))
+        shape = images.shape[1:]
         binary, size = config.prior == "bernoulli", config.num_latents
         num_codes = None if binary else config.num_codes
         prior = models.BernoulliPrior(size, learn=True) if binary else None
@@ -95,9 +101,9 @@ class Backend:
             likelihood = models.BernoulliLikelihood()
         else:
             likelihood = models.GaussianLikelihood(variance=0.1)
-        decoder = nets.MLPDecoder(
-            size, num_codes, shape, embed_dim=config.embed_dim, hidden=config.decoder_hidden
-        )
+        start = likelihood.link(self.array(images.mean(0)))
+        hidden, width = config.decoder_hidden, config.embed_dim
+        decoder = nets.MLPDecoder(size, num_codes, shape, width, hidden, start)
         prior = prior or models.UniformPrior(size, config.num_codes)
         model = models.DiscreteVAE(decoder, prior, likelihood)
         if config.guide == "autoregressive":

@@ -90,7 +90,7 @@ def run_method(
 ) -> tuple[dict[str, float], tuple[str, np.ndarray, np.ndarray, list], Any]:
     """Train and test one method: numbers for the table, images for the picture, data for ArviZ."""
     backend.seed(seed)
-    model, guide = backend.make_vae(config, data.x_train.shape[1:])
+    model, guide = backend.make_vae(config, data.x_train)
     result = backend.train(
         *backend.programs(method, model, guide, config.num_steps),
         make_loss(backend, method, config),

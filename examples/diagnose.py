@@ -125,7 +125,7 @@ def load_run(folder: Path) -> Run:
     if not checkpoint.exists():
         raise CommandError(f"{folder}: holds no {checkpoint.name} yet")
     backend.seed(args.seed)
-    model, guide = backend.make_vae(config, setup.data.x_train.shape[1:])
+    model, guide = backend.make_vae(config, setup.data.x_train)
     loss = train.make_loss(args, setup)
     with tempfile.TemporaryDirectory() as copy:
         shutil.copy(checkpoint, copy)

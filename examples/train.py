@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
     save_arguments(args, setup.out)
     backend.seed(args.seed)
     loss = make_loss(args, setup)
-    model, guide = backend.make_vae(config, setup.data.x_train.shape[1:])
+    model, guide = backend.make_vae(config, setup.data.x_train)
     result = backend.train(
         *backend.programs(setup.method, model, guide, config.num_steps),
         loss,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from flax import linen as nn
+from jax.scipy.special import logit
 from jaxtyping import Array, Float, Integer
 from numpyro.distributions import Distribution
 
@@ -29,6 +30,8 @@ __all__ = [
     "GaussianLikelihood",
     "UniformPrior",
 ]
+
+_RAREST = 0.01  # least and, from one, greatest mean of a binary entry that outputs start at
 
 
 class ClosedForm(NamedTuple):
@@ -157,6 +160,10 @@ class BernoulliLikelihood(nn.Module):
         """p(x | z) with the last `event_dim` dims independent."""
         return dist.Bernoulli(logits=_precise(outputs)).to_event(event_dim)
 
+    def link(self, mean: Float[Array | np.ndarray, "*event"]) -> Float[Array, "*event"]:
+        """Outputs at which x has this mean, which is kept in [0.01, 0.99]."""
+        return logit(jnp.clip(jnp.asarray(mean), _RAREST, 1.0 - _RAREST))
+
 
 class GaussianLikelihood(nn.Module):
     """Real data; the decoder's outputs are means, the variance is a parameter.
@@ -200,6 +207,10 @@ class GaussianLikelihood(nn.Module):
             raw = self._learnt(raw)
         scale = jnp.broadcast_to(jnp.sqrt(self._variance(raw)), event_shape)
         return dist.Normal(_precise(outputs), scale).to_event(event_dim)
+
+    def link(self, mean: Float[Array | np.ndarray, "*event"]) -> Float[Array, "*event"]:
+        """Outputs at which x has this mean: the mean."""
+        return jnp.asarray(mean)
 
     def start(self) -> Float[Array, "*shape"]:
         """The raw parameter at first."""

@@ -152,10 +152,15 @@ class CodeModel:
             return numpyro.sample("z", prior, obs=codes)
 
 
-def mnist_vae() -> DiscreteVAE:
-    """The published MNIST model [1]: 8 codes of 256 values, binary 28 x 28 images."""
-    decoder = MLPDecoder(8, 256, (28, 28), embed_dim=64, hidden=(64, 256))
-    return DiscreteVAE(decoder, UniformPrior(8, 256), BernoulliLikelihood())
+def mnist_vae(mean: Float[Array | np.ndarray, "28 28"] | None = None) -> DiscreteVAE:
+    """The published MNIST model [1]: 8 codes of 256 values, binary 28 x 28 images.
+
+    The decoder starts at the `mean` of the training images, if given.
+    """
+    likelihood = BernoulliLikelihood()
+    start = None if mean is None else likelihood.link(mean)
+    decoder = MLPDecoder(8, 256, (28, 28), embed_dim=64, hidden=(64, 256), start=start)
+    return DiscreteVAE(decoder, UniformPrior(8, 256), likelihood)
 
 
 def _batch_of_codes(z: Array) -> Sequence[int]:

@@ -29,6 +29,8 @@ __all__ = [
     "UniformPrior",
 ]
 
+_RAREST = 0.01  # least and, from one, greatest mean of a binary entry that outputs start at
+
 
 class ClosedForm(NamedTuple):
     """How a site's parameter follows from a posterior, for ``infer={"closed_form": ...}``.
@@ -147,6 +149,10 @@ class BernoulliLikelihood(nn.Module):
         """p(x | z) with the last `event_dim` dims independent."""
         return dist.Bernoulli(logits=_precise(outputs)).to_event(event_dim)
 
+    def link(self, mean: Float[Tensor, "*event"]) -> Float[Tensor, "*event"]:
+        """Outputs at which x has this mean, which is kept in [0.01, 0.99]."""
+        return torch.logit(mean, eps=_RAREST)
+
 
 class GaussianLikelihood(nn.Module):
     """Real data; the decoder's outputs are means, the variance is a parameter.
@@ -194,6 +200,10 @@ class GaussianLikelihood(nn.Module):
         """p(x | z) with the last `event_dim` dims independent."""
         scale = self.variance.sqrt().expand(outputs.shape[outputs.dim() - event_dim :])
         return dist.Normal(_precise(outputs), scale).to_event(event_dim)
+
+    def link(self, mean: Float[Tensor, "*event"]) -> Float[Tensor, "*event"]:
+        """Outputs at which x has this mean: the mean."""
+        return mean
 
     @property
     def closed_form(self) -> ClosedForm | None:

@@ -47,6 +47,20 @@ def test_particles_on_the_left(lab):
     assert len(np.unique(sites["z"].value[:, 0], axis=0)) > 1
 
 
+def test_outputs_of_a_mean(lab):
+    models, mean = lab.module("models"), np.array([[0.0, 0.2], [0.5, 0.95], [0.7, 1.0]])
+    for likelihood, kept in (
+        (models.BernoulliLikelihood(), np.clip(mean, 0.01, 0.99)),
+        (models.GaussianLikelihood(), mean),
+    ):
+        outputs = lab.asarray(lab.numpy(likelihood.link(lab.asarray(mean))))
+        if kept is mean:
+            np.testing.assert_array_equal(lab.numpy(outputs), mean)
+        else:
+            found = likelihood(outputs, 2).mean
+            np.testing.assert_allclose(lab.numpy(found), kept, rtol=1e-12)
+
+
 def test_bernoulli_likelihood_in_closed_form(lab):
     logits, x = np.random.default_rng(1).normal(size=(7, 6, *SHAPE)), lab.numpy(images(lab))
     probs = 1 / (1 + np.exp(-logits))

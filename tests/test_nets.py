@@ -195,6 +195,18 @@ def test_perceptrons_keep_leading_dims(lab, num_codes):
     assert decode(z).shape == (2, 9, 4, 5)
 
 
+def test_a_decoder_starts_at_given_outputs(lab):
+    z, start = draws(50, 3, high=7), 3.0 * normal(4, 5)
+    options = {"embed_dim": 6, "hidden": (8, 16), "inputs": [z]}
+    _, at_zero = build(lab, "MLPDecoder", 3, 7, (4, 5), **options)
+    _, decode = build(lab, "MLPDecoder", 3, 7, (4, 5), start=lab.asarray(start), **options)
+    close(at_zero(z), np.zeros((50, 4, 5)), atol=1.0)
+    close(decode(z), np.broadcast_to(start, (50, 4, 5)), atol=1.0)
+    assert np.abs(start).max() > 5.0
+    with pytest.raises(ValueError, match=r"`start` must have the shape of the output, \(4, 5\)"):
+        lab.module("nets").MLPDecoder(3, 7, (4, 5), start=lab.asarray(start[0]))
+
+
 def test_networks_name_the_shape_they_want(lab):
     _, encode = build(lab, "MLPEncoder", (4, 5), 3, 7, inputs=[normal(2, 4, 5)])
     _, decode = build(lab, "MLPDecoder", 3, 7, (4, 5), inputs=[draws(2, 3)])

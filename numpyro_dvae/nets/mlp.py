@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
@@ -60,6 +61,13 @@ class MLPEncoder(nn.Module):
         return outputs.reshape(*batch, *self.output_shape)
 
 
+class Constant:
+    """An array that a module can have as an attribute: compared and hashed as an object."""
+
+    def __init__(self, value: Float[np.ndarray, "..."]) -> None:
+        self.value = value
+
+
 class MLPDecoder(nn.Module):
     """ReLU perceptron from codes to an array; codes share one table of embeddings.
 
@@ -69,6 +77,12 @@ class MLPDecoder(nn.Module):
         output_shape: Shape of one datum.
         embed_dim: Width of a code's embedding.
         hidden: Widths of the hidden layers.
+        start: Outputs ``(*output_shape)`` at which all codes start, zero by default;
+            ``likelihood.link(mean of the data)`` spares the codes the learning of that mean, and
+            more of them stay in use.
+
+    Raises:
+        ValueError: If `start` has another shape.
     """
 
     num_latents: int
@@ -76,10 +90,13 @@ class MLPDecoder(nn.Module):
     output_shape: Sequence[int]
     embed_dim: int = 64
     hidden: Sequence[int] = (64, 256)
+    start: Float[Array | np.ndarray, "..."] | Constant | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_shape", tuple(self.output_shape))
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.start is not None and not isinstance(self.start, Constant):
+            object.__setattr__(self, "start", Constant(flat_start(self.start, self.output_shape)))
         super().__post_init__()
 
     def setup(self) -> None:
@@ -91,7 +108,8 @@ class MLPDecoder(nn.Module):
             width = width * self.embed_dim
         widths = (width, *self.hidden, math.prod(self.output_shape))
         # All codes start at nearly one output: little noise to unlearn.
-        self.layers = _perceptron(widths, output_scale=_OUTPUT_SCALE)
+        center = self.start if isinstance(self.start, Constant) else None
+        self.layers = _perceptron(widths, output_scale=_OUTPUT_SCALE, center=center)
 
     def __call__(self, z: Shaped[Array, "*batch_latents"]) -> Float[Array, "*batch_output"]:
         """Outputs ``(*batch, *output_shape)``: logits or means, as the likelihood reads them."""
@@ -132,6 +150,16 @@ def batch_shape_of(x: Array, input_shape: Sequence[int]) -> Sequence[int]:
     return x.shape[:num_batch]
 
 
+def flat_start(start: Array | np.ndarray, output_shape: Sequence[int]) -> np.ndarray:
+    """The first outputs of a decoder as a vector."""
+    if start.shape != tuple(output_shape):
+        raise ValueError(
+            f"`start` must have the shape of the output, {tuple(output_shape)}; got "
+            f"{start.shape}. Average the data over their first axis."
+        )
+    return np.asarray(start).reshape(-1)
+
+
 def dense(features: int, **options: Any) -> nn.Dense:
     """A dense layer whose weight gradient is one flat matrix product.
 
@@ -163,24 +191,27 @@ def _matmul_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, A
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def _perceptron(widths: Sequence[int], output_scale: float = 1.0) -> list[nn.Dense]:
+def _perceptron(
+    widths: Sequence[int], output_scale: float = 1.0, center: Constant | None = None
+) -> list[nn.Dense]:
     """Dense layers between `widths`.
 
     Hidden layers start as He et al. (2015) have it, with zero biases, so that they keep the scale
-    of their input; the outputs start uniform within ``output_scale / sqrt(width)``.
+    of their input; the outputs start uniform within ``output_scale / sqrt(width)`` of `center`.
     """
     *hidden, num_outputs = widths[1:]
-    small = _within(output_scale / math.sqrt(widths[-2]))
+    bound = output_scale / math.sqrt(widths[-2])
+    small, near = _within(bound), _within(bound, 0.0 if center is None else center.value)
     he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
     layers = [dense(width, kernel_init=he_normal) for width in hidden]
-    return [*layers, dense(num_outputs, kernel_init=small, bias_init=small)]
+    return [*layers, dense(num_outputs, kernel_init=small, bias_init=near)]
 
 
-def _within(bound: float) -> Callable[..., Array]:
-    """Initialise uniformly in ±bound."""
+def _within(bound: float, center: float | np.ndarray = 0.0) -> Callable[..., Array]:
+    """Initialise uniformly in center ± bound."""
 
     def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        return jax.random.uniform(key, shape, dtype, -bound, bound) + jnp.asarray(center, dtype)
 
     return init
 

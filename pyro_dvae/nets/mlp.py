@@ -58,6 +58,12 @@ class MLPDecoder(nn.Module):
         output_shape: Shape of one datum.
         embed_dim: Width of a code's embedding.
         hidden: Widths of the hidden layers.
+        start: Outputs ``(*output_shape)`` at which all codes start, zero by default;
+            ``likelihood.link(mean of the data)`` spares the codes the learning of that mean, and
+            more of them stay in use.
+
+    Raises:
+        ValueError: If `start` has another shape.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class MLPDecoder(nn.Module):
         output_shape: Sequence[int],
         embed_dim: int = 64,
         hidden: Sequence[int] = (64, 256),
+        start: Float[Tensor, "..."] | None = None,
     ) -> None:
         super().__init__()
         self.num_latents, self.num_codes = num_latents, num_codes
@@ -77,6 +84,8 @@ class MLPDecoder(nn.Module):
         with torch.no_grad():  # all codes start at nearly one output: little noise to unlearn
             for parameter in self.layers[-1].parameters():
                 parameter.mul_(_OUTPUT_SCALE)
+            if start is not None:
+                self.layers[-1].get_parameter("bias").add_(flat_start(start, self.output_shape))
 
     def forward(self, z: Shaped[Tensor, "*batch_latents"]) -> Float[Tensor, "*batch_output"]:
         """Outputs ``(*batch, *output_shape)``: logits or means, as the likelihood reads them."""
@@ -116,6 +125,16 @@ def batch_shape_of(x: Tensor, input_shape: Sequence[int]) -> Sequence[int]:
             "x.float() / 255 or (x > 127).float()."
         )
     return x.shape[:num_batch]
+
+
+def flat_start(start: Tensor, output_shape: Sequence[int]) -> Tensor:
+    """The first outputs of a decoder as a vector."""
+    if tuple(start.shape) != tuple(output_shape):
+        raise ValueError(
+            f"`start` must have the shape of the output, {tuple(output_shape)}; got "
+            f"{tuple(start.shape)}. Average the data over their first axis."
+        )
+    return start.reshape(-1)
 
 
 def _perceptron(width: int, hidden: Sequence[int], num_outputs: int) -> nn.Sequential:
