@@ -294,15 +294,27 @@ def write_arviz(page: Page, run: Run, args: Any) -> None:
     idata.to_netcdf(str(page.out / "idata.nc"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ArviZ's own, of Matplotlib's next version
-        import arviz
+        for name, figure in draw_by_arviz(idata).items():
+            page.picture(name, figure)
 
-        if not hasattr(arviz, "InferenceData"):
-            return  # ArviZ 1 draws otherwise
-        axes = arviz.plot_ppc(idata, var_names=["x"], num_pp_samples=50, figsize=(8, 3))
-        page.picture("arviz_ppc", np.ravel(axes)[0].figure)
-        some = {"data": [0, 1], "z_dim_0": [0, 1]}
-        axes = arviz.plot_posterior(idata, var_names=["z"], coords=some, figsize=(12, 3))
-        page.picture("arviz_posterior", np.ravel(axes)[0].figure)
+
+def draw_by_arviz(idata: Any) -> dict[str, Any]:
+    """Figures of simulated and observed pixels, and of some codes; of either ArviZ."""
+    import arviz
+
+    some = {"data": [0, 1], "z_dim_0": [0, 1]}
+    if not hasattr(arviz, "plot_ppc"):  # ArviZ 1
+        return {
+            "arviz_ppc": arviz.plot_ppc_dist(idata, var_names=["x"], num_samples=50),
+            "arviz_posterior": arviz.plot_dist(idata, var_names=["z"], coords=some),
+        }
+    found = {
+        "arviz_ppc": arviz.plot_ppc(idata, var_names=["x"], num_pp_samples=50, figsize=(8, 3)),
+        "arviz_posterior": arviz.plot_posterior(
+            idata, var_names=["z"], coords=some, figsize=(12, 3)
+        ),
+    }
+    return {name: np.ravel(axes)[0].figure for name, axes in found.items()}
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def _draw_curves(axis: Any, curves: dict[str, list]) -> None:
     axis.set_ylim(min(late) - margin, max(late) + margin)  # the first rise would hide the rest
     axis.set(xlabel="step", ylabel="test ELBO, nats per image")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2)
 
 
 def _show(axis: Any, sheet: np.ndarray, title: str) -> None:

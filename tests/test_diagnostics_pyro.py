@@ -1,9 +1,5 @@
 """Diagnostics run at the trained parameters, whatever Pyro's globals hold, and change none."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -162,31 +158,3 @@ def test_gradients_and_states_of_losses_are_left_as_they_were(model):
     assert torch.equal(model.net.weight, before)
     assert set(found.variance) == set(TRAINED)
     assert (found.noise > 0).all()
-
-
-COUNTING = """
-import sys
-import numpy as np
-import torch
-from torch import distributed
-from pyro_dvae.diagnostics._programs import summed_over_processes
-
-rank = int(sys.argv[1])
-distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
-print(summed_over_processes(np.array([rank + 1, 10])).tolist())
-distributed.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_codes_are_counted_over_all_processes(tmp_path):
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", COUNTING, str(rank), str(tmp_path / "meeting")],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[1],
-        )
-        for rank in (0, 1)
-    ]
-    assert [run.communicate(timeout=120)[0].strip() for run in runs] == ["[3, 20]"] * 2

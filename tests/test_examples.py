@@ -25,6 +25,7 @@ sys.path.insert(0, str(EXAMPLES))
 import data as example_data  # noqa: E402
 from cli import run_main  # noqa: E402
 from metrics import Draws, summarize  # noqa: E402
+from quiet import arviz, call_all, group_names  # noqa: E402
 
 
 def run(script, *arguments):
@@ -159,7 +160,10 @@ def test_compare(result_of, tmp_path):
     expected = {"daps", "reinforce", "vimco", "wake_sleep", "exact"} | relaxed
     assert set(result["methods"]) == expected
     assert Path(result["picture"]).exists()
-    assert all((tmp_path / f"{method}.nc").exists() for method in result["methods"])
+    for method in result["methods"]:
+        idata = arviz.from_netcdf(str(tmp_path / f"{method}.nc"))
+        assert {"posterior", "posterior_predictive", "log_likelihood"} <= group_names(idata)
+    call_all(idata, observed="x", latent="z", some={"data": [0, 1]})
     assert all(np.isfinite(row["elbo"]) for row in result["methods"].values())
 
 

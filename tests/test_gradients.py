@@ -93,12 +93,15 @@ def test_arguments_are_checked(shim):
         shim.diagnose(gradient_variance, case, losses={})
     with pytest.raises(ValueError, match=r"`num_repeats` be at least 2; got .* and 1"):
         shim.diagnose(gradient_variance, case, losses={"exact": loss}, num_repeats=1)
-    shim.put_in_store(case)
+    summarise = shim.module("diagnostics.reports").gradient_quality
     with pytest.raises(ValueError, match="`select` leaves no parameter"):
-        shim.diagnose(
-            gradient_variance,
-            case,
-            losses={"exact": loss},
-            num_repeats=2,
-            select=lambda name: False,
-        )
+        summarise({"exact": {}}, 2)
+
+
+def test_a_selection_of_nothing_is_refused(thrifty_shim):
+    gradient_variance = thrifty_shim.module("diagnostics").gradient_variance
+    case, loss = thrifty_shim.Case(VAE), thrifty_shim.module("infer.exact").Exact_ELBO()
+    thrifty_shim.put_in_store(case)
+    options = {"losses": {"exact": loss}, "num_repeats": 2, "select": lambda name: False}
+    with pytest.raises(ValueError, match="`select` leaves no parameter"):
+        thrifty_shim.diagnose(gradient_variance, case, **options)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quiet import arviz
+from quiet import arviz, first_only
 
 
 @functools.cache
@@ -22,6 +22,7 @@ def gaussian(seed, scale, shape=(400, 3)):
     return scale * np.random.default_rng(seed).normal(size=shape)
 
 
+@first_only
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1000), scale=st.sampled_from([0.3, 1.0, 3.0, 8.0]))
 def test_khat_is_that_of_arviz_where_weights_are_continuous(backend, seed, scale):
@@ -34,6 +35,7 @@ def test_khat_is_that_of_arviz_where_weights_are_continuous(backend, seed, scale
     np.testing.assert_allclose(largest, 1 / weights.sum(0), rtol=1e-12)
 
 
+@first_only
 def test_khat_with_some_ties_is_that_of_arviz(backend):
     """A tail shorter than asked for, as ties at the threshold leave it."""
     log_weights = np.round(gaussian(0, 1.0), 1)
@@ -72,6 +74,7 @@ def test_no_tail_is_fitted_to_ties(backend, name):
         np.testing.assert_allclose(found[2][0], largest, rtol=1e-4)
 
 
+@first_only
 def test_what_arviz_says_of_ties():
     """Why: a perfect guide has k̂ = inf, and a poor one with two weights k̂ = -3.2."""
     assert arviz.psislw(np.zeros((1, 1000)))[1] == np.inf

@@ -166,11 +166,11 @@ def test_the_exact_gap_with_masks_and_sites_outside_of_the_data(thrifty_shim):
     np.testing.assert_allclose(report.support_mass, 1.0)
 
 
-def test_the_gap_of_a_truncated_posterior_is_the_mass_it_lacks(shim):
+def test_the_gap_of_a_truncated_posterior_is_the_mass_it_lacks(thrifty_shim):
     """A guide that is the posterior restricted to a set: gap = -log of the set's mass."""
     logits = draw(2, 4)
     kept = np.array([[True, True, False, True], [False, True, True, False]])
-    categorical = shim.module("distributions").Categorical
+    categorical = thrifty_shim.module("distributions").Categorical
 
     def model(ppl, data):
         with ppl.plate("data", 2):
@@ -182,8 +182,8 @@ def test_the_gap_of_a_truncated_posterior_is_the_mass_it_lacks(shim):
             ppl.sample("z", categorical(logits=ppl.param("truncated", data)))
 
     params = {"logits": logits, "truncated": np.where(kept, logits, -np.inf)}
-    case = shim.Case(program_of(model, guide, params, {"x": np.zeros(2)}))
-    report = shim.diagnose(shim.module("diagnostics").posterior_gap, case)
+    case = thrifty_shim.Case(program_of(model, guide, params, {"x": np.zeros(2)}))
+    report = thrifty_shim.diagnose(thrifty_shim.module("diagnostics").posterior_gap, case)
     mass = np.where(kept, oracles.softmax(logits, axis=1), 0.0).sum(1)
     np.testing.assert_allclose(report.support_mass, mass, rtol=1e-10)
     np.testing.assert_allclose(report.gap, -np.log(mass), rtol=1e-8)

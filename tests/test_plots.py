@@ -1,4 +1,7 @@
-"""Each picture draws what its report holds, and complains of nothing."""
+"""Each picture draws what its report holds, and complains of nothing.
+
+Plots and reports are one file in both packages, as `test_inference_data` sees.
+"""
 
 import numpy as np
 import pytest
@@ -9,13 +12,13 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
-def reports(shim):
-    return shim.module("diagnostics.reports")
+def reports(thrifty_shim):
+    return thrifty_shim.module("diagnostics.reports")
 
 
 @pytest.fixture(scope="module")
-def plots(shim):
-    return shim.module("diagnostics.plots")
+def plots(thrifty_shim):
+    return thrifty_shim.module("diagnostics.plots")
 
 
 def drawn(figure, tmp_path):

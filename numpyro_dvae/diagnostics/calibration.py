@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -120,9 +119,11 @@ def summarize_ranks(
         each = split_data(variable, own)
         found[name] = each.reshape(each.shape[0] * each.shape[1], *each.shape[2:])
     report = Calibration(found, p_values, num_draws, num_bins)
-    for name in found:
-        counts = report.counts(name)
-        p_values[name] = np.asarray(chi_square(jnp.asarray(counts))[1])
+    counts = [report.counts(name).reshape(-1, num_bins) for name in found]
+    tested = np.asarray(jax.jit(chi_square)(np.concatenate(counts))[1])
+    parts = np.split(tested, np.cumsum([len(each) for each in counts])[:-1])
+    for (name, each), part in zip(found.items(), parts, strict=True):
+        p_values[name] = part.reshape(each.shape[1:])
     return report
 
 

@@ -121,13 +121,15 @@ def _sums(gradient: Callable[..., Any], keys: Array, params: Any) -> tuple[Any, 
 
     Differences keep the digits of a noise that is small beside the mean.
     """
-    first = gradient(params, keys[0])
 
-    def add(sums: Any, key: Array) -> tuple[Any, None]:
-        differences = jax.tree.map(jnp.subtract, gradient(params, key), first)
+    def add(sums: Any, repeat: tuple[Array, Array]) -> tuple[Any, None]:
+        (first, *rest), (i, key) = sums, repeat
+        found = gradient(params, key)
+        first = jax.tree.map(lambda own, new: jnp.where(i == 0, new, own), first, found)
+        differences = jax.tree.map(jnp.subtract, found, first)
         squares = jax.tree.map(lambda difference: jnp.sum(difference**2), differences)
-        return jax.tree.map(jnp.add, sums, (differences, squares)), None
+        return (first, *jax.tree.map(jnp.add, tuple(rest), (differences, squares))), None
 
-    zeros = jax.tree.map(jnp.zeros_like, first)
-    start = zeros, jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), zeros)
-    return first, *jax.lax.scan(add, start, keys)[0]
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    start = zeros, zeros, jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), zeros)
+    return jax.lax.scan(add, start, (jnp.arange(len(keys)), keys))[0]

@@ -20,6 +20,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 from numpyro.handlers import replay, seed, trace, uncondition
 
+from numpyro_dvae.infer._record import Particles, make_record
 from numpyro_dvae.infer.layout import (
     Draw,
     Layout,
@@ -32,7 +33,7 @@ from numpyro_dvae.infer.layout import (
     sample_sites,
     trace_pair,
 )
-from numpyro_dvae.infer.particles import Particles, _record, run_particles
+from numpyro_dvae.infer.particles import run_particles
 from numpyro_dvae.infer.space import enumerate_draws
 
 __all__ = [
@@ -154,7 +155,7 @@ def posterior_sites(
         if "predictive" in wanted:
             replayed = pair._replace(model=replay(pair.model, trace=_latent(traces[0])))
             readings["predictive"] = _simulate(predictive_key, replayed)[0]["predictive"]
-        return _record(*traces, pair.layout, False, True), readings
+        return make_record(*traces, pair.layout, False, True), readings
 
     axes = {reading: None if reading in _UNDRAWN else 0 for reading in wanted}
     keys = jax.random.split(rng_key, num_draws)

@@ -238,17 +238,7 @@ def enumerate_draws(
     Raises:
         ValueError: If a site has no finite support, or if S exceeds `max_states`.
     """
-    with Draw(rng_key, {}):
-        guide_trace = trace(seed(guide, rng_key)).get_trace(*args, **kwargs)
-    scored = {name: site for name, site in sample_sites(guide_trace) if name in layout.scored}
-    for name, site in scored.items():
-        if not _has_finite_support(site):
-            raise ValueError(
-                f"site '{name}' ({type(base_distribution(site['fn'])).__name__}) has no finite "
-                "support to enumerate. Give it a distribution with has_enumerate_support, or "
-                "sample it: DAPS_ELBO, Reinforce_ELBO."
-            )
-    space = Space(layout, tuple(_code_site(n, s, layout) for n, s in scored.items()))
+    space = _space_of_draws(rng_key, guide, args, kwargs, layout)
     num_states = math.prod(space.cardinalities)
     if num_states > max_states:
         listed = ", ".join(f"'{s.name}': {len(s.support)}^{s.num_latents}" for s in space.sites)
@@ -258,6 +248,31 @@ def enumerate_draws(
         )
     codes = jnp.asarray(all_codes(space.cardinalities))
     return decode(space, codes[:, None], (1,) * len(layout.plates))
+
+
+def _space_of_draws(
+    rng_key: Array, guide: Callable, args: tuple, kwargs: dict, layout: Layout
+) -> Space:
+    """The states of what a guide draws; computes nothing."""
+    found: list[Space] = []
+
+    def inspect() -> None:
+        with Draw(rng_key, {}):
+            guide_trace = trace(seed(guide, rng_key)).get_trace(*args, **kwargs)
+        scored = {name: site for name, site in sample_sites(guide_trace) if name in layout.scored}
+        for name, site in scored.items():
+            if not _has_finite_support(site):
+                raise ValueError(
+                    f"site '{name}' ({type(base_distribution(site['fn'])).__name__}) has no finite "
+                    "support to enumerate. Give it a distribution with has_enumerate_support, or "
+                    "sample it: DAPS_ELBO, Reinforce_ELBO."
+                )
+        sites = tuple(_code_site(name, site, layout) for name, site in scored.items())
+        found.append(Space(layout, sites))
+
+    with block():
+        jax.eval_shape(inspect)
+    return found[0]
 
 
 def all_codes(cardinalities: tuple[int, ...]) -> np.ndarray:

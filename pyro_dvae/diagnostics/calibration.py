@@ -108,9 +108,11 @@ def summarize_ranks(
         each = split_data(variable, own)
         found[name] = each.reshape(each.shape[0] * each.shape[1], *each.shape[2:])
     report = Calibration(found, p_values, num_draws, num_bins)
-    for name in found:
-        counts = report.counts(name)
-        p_values[name] = chi_square(torch.from_numpy(counts))[1].numpy()
+    counts = [report.counts(name).reshape(-1, num_bins) for name in found]
+    tested = chi_square(torch.from_numpy(np.concatenate(counts)))[1].numpy()
+    parts = np.split(tested, np.cumsum([len(each) for each in counts])[:-1])
+    for (name, each), part in zip(found.items(), parts, strict=True):
+        p_values[name] = part.reshape(each.shape[1:])
     return report
 
 

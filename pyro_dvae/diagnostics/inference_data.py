@@ -1,7 +1,6 @@
 """A trained model and guide as ArviZ data.
 
-The result is saved by ``.to_netcdf(path)``, and read by `arviz.from_netcdf` (ArviZ 1:
-`xarray.open_datatree`).
+The result is saved by ``.to_netcdf(path)``, and read by `arviz.from_netcdf`.
 """
 
 from collections.abc import Collection, Mapping
@@ -32,7 +31,8 @@ def to_arviz(
       and "z_dim_0" within an event; the model's deterministic sites at these draws;
     - posterior_predictive, prior_predictive: observations simulated from them, from the prior;
     - prior: draws of the model alone;
-    - log_likelihood: of each observation, for `arviz.loo`;
+    - log_likelihood: of each observation given its latents, for `arviz.loo`, whose k̂ is high where
+      a datum has latents of its own: without the datum, they are another's;
     - sample_stats: of each draw and datum, `lp` (log p), `log_q`, and `log_weight`, their
       difference;
     - observed_data: what the model observes; constant_data: the other arrays of `data`;

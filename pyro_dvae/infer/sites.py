@@ -17,6 +17,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_dvae.infer._record import Particles, concatenate, drawn_subsamples, make_record
 from pyro_dvae.infer.layout import (
     DrawTogether,
     Layout,
@@ -28,14 +29,7 @@ from pyro_dvae.infer.layout import (
     sample_sites,
     trace_pair,
 )
-from pyro_dvae.infer.particles import (
-    Particles,
-    _concatenate,
-    _minibatch,
-    _record,
-    broadcasts,
-    run_particles,
-)
+from pyro_dvae.infer.particles import broadcasts, run_particles
 from pyro_dvae.infer.space import enumerate_draws
 
 __all__ = [
@@ -97,7 +91,7 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
         except (RuntimeError, ValueError, IndexError):
             vectorize = False
     layout = layout if layout.scored else _without_discrete(layout, *traces)
-    minibatch = _minibatch(traces)
+    minibatch = drawn_subsamples(traces)
     for name in [name for name, site in minibatch.nodes.items() if _is_whole(site)]:
         minibatch.nodes.pop(name)
     return Pair(model, guide, args, kwargs, layout, vectorize, minibatch)
@@ -128,13 +122,13 @@ def posterior_sites(
         for _ in range(num_draws // size):
             draw = DrawTogether(size if pair.vectorize else None, pair.layout, {})
             traces = trace_pair(pair.model, pair.guide, pair.args, pair.kwargs, draw)
-            records.append(_record(*traces, size, pair.layout, False, True))
+            records.append(make_record(*traces, size, pair.layout, False, True))
             reading = _Reader(pair.layout.nesting, size).read(*traces, set(wanted))
             if "predictive" in wanted:
                 replayed = pair._replace(model=poutine.replay(pair.model, trace=traces[0]))
                 reading["predictive"] = _simulate(replayed, draw, size)[0]["predictive"]
             readings.append(reading)
-    return _concatenate(records), _join(readings)
+    return concatenate(records), _join(readings)
 
 
 def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:
