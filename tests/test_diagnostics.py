@@ -1,10 +1,12 @@
 """Diagnostics of guides whose distance from the posterior is known, in both packages."""
 
 import functools
+import itertools
 
 import numpy as np
 import oracles
 import pytest
+from scipy.special import gammaln
 from truncated_zoo import CAUSES_DATA, CAUSES_PROGRAM
 from zoo import PROGRAMS, VAE_DATA, Program, vae_terms
 
@@ -55,6 +57,38 @@ def test_bounds_and_sample_size_tend_to_the_exact_ones(shim):
     spread = np.sqrt(oracles.expect(q, (weights**2 / square - 2 * weights / evidence + 1) ** 2))
     assert_near(found.ess / 4000, evidence**2 / square, spread, 4000)
     assert (found.num_states == 4).all()
+
+
+def expected_bound(log_q, log_weights, num_particles):
+    """Mean and spread of the bound over all draws of K states: by how often each is drawn."""
+    num_states = len(log_q)
+    bars = itertools.combinations(range(num_particles + num_states - 1), num_states - 1)
+    ends = np.array([(-1, *each, num_particles + num_states - 1) for each in bars])
+    counts = np.diff(ends, axis=1) - 1
+    ways = gammaln(num_particles + 1) - gammaln(counts + 1).sum(1)
+    probs = np.exp(ways[:, None] + counts @ log_q)
+    np.testing.assert_allclose(probs.sum(0), 1.0)
+    bound = np.log(counts @ np.exp(log_weights) / num_particles)
+    mean = oracles.expect(probs, bound)
+    return mean, np.sqrt(oracles.expect(probs, (bound - mean) ** 2))
+
+
+def test_the_bound_of_few_draws_is_below_the_evidence_by_as_much_as_it_should(thrifty_shim):
+    """The test above has it at 4000 draws, where it is the evidence."""
+    log_q, log_weights = vae_tables()
+    program = VAE._replace(data={"x": np.repeat(VAE_DATA["x"], 200, axis=0)})
+    case = thrifty_shim.Case(program)
+    found = diagnose(thrifty_shim, "importance_diagnostics", case, num_particles=25)
+    mean, spread = expected_bound(log_q, log_weights, 25)
+    assert_near(found.iwae.reshape(2, 200).mean(1), mean, spread, 200)
+    bounds = [expected_bound(log_q, log_weights, k)[0] for k in (1, 5, 25)]
+    np.testing.assert_allclose(bounds[0], oracles.expect(np.exp(log_q), log_weights))
+    evidence = oracles.log_evidence(log_q + log_weights)
+    missing = evidence - np.stack(bounds)
+    assert (missing[1:] < missing[:-1] / 2).all()
+    assert (missing > 0).all()
+    with pytest.raises(AssertionError):  # negative control: the ELBO is another number
+        assert_near(found.elbo.reshape(2, 200).mean(1), mean, spread, 200)
 
 
 def mixed_guides_model(ppl, data):
@@ -184,3 +218,17 @@ def test_a_truncated_guide_is_not_called_close(thrifty_shim):
     np.testing.assert_allclose(gap.gap, -np.log(gap.support_mass), rtol=1e-6)
     np.testing.assert_allclose(gap.elbo, found.elbo, rtol=1e-6)
     assert (gap.gap > 0.01).all()
+
+
+def test_a_truncated_guide_in_arviz(thrifty_shim):
+    """Draws are members of the sets, at weights that are all the bound."""
+    idata = thrifty_shim.diagnose_sets(CAUSES_PROGRAM, num_states=5, name="to_arviz")
+    gap = thrifty_shim.diagnose_sets(CAUSES_PROGRAM, num_states=5, name="posterior_gap")
+    weights = idata["sample_stats"]["log_weight"].values[0]
+    np.testing.assert_allclose(weights, np.broadcast_to(gap.elbo, weights.shape), rtol=1e-6)
+    sites = idata["posterior"].values()
+    codes = np.stack([site.values[0].reshape(len(weights), 6, -1) for site in sites], -1)
+    states = [{tuple(state.ravel()) for state in codes[:, datum]} for datum in range(6)]
+    assert all(1 < len(each) <= 5 for each in states)
+    assert (idata["vi_stats"]["verdict"].values == "restricted").all()
+    assert codes.dtype.kind == "i"

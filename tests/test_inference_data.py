@@ -1,11 +1,14 @@
 """What `to_arviz` returns: each group against the exact one, and ArviZ's functions run on it."""
 
 import functools
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import test_guides
+import test_quantization
 from conftest import shim_of
 from quiet import arviz, call_all, dataset, first_only, group_names
 from test_diagnostics import assert_near, program_of
@@ -220,6 +223,38 @@ def test_weighted_draws_have_the_exact_posterior_marginals(idata, site):
     assert_near(found, expected, spread, NUM_DRAWS, floor=0.01)
     with pytest.raises(AssertionError):  # negative control: unweighted, they are the guide's
         assert_near(drawn.mean(1), expected, spread, NUM_DRAWS, floor=0.01)
+
+
+def guided(shim, kind):
+    """A discrete VAE with one of the package's guides, its parameters, and images."""
+    if kind == "quantised":
+        model, guide = test_quantization.pair(shim, kind, table=None)
+        x = test_quantization.X
+    else:
+        model, guide = test_guides.pair(shim, kind)
+        x = np.random.default_rng(0).integers(2, size=(6, *test_guides.SHAPE)).astype(np.float32)
+    if shim.__name__ == "pyro_shim":
+        return (), (model, guide), x, {}
+    lab = importlib.import_module("numpyro_lab")
+    lab.reset()
+    params = lab.params_of(guide, x) | lab.params_of(model, x)
+    return (lab.next_key(),), (model, guide), x, params
+
+
+@pytest.mark.parametrize("kind", [*test_guides.KINDS, "quantised"])
+def test_every_guide_of_the_package_is_taken(thrifty_shim, kind):
+    """A truncated one, too: see `test_diagnostics`."""
+    keys, programs, x, params = guided(thrifty_shim, kind)
+    to_arviz = thrifty_shim.module("diagnostics").to_arviz
+    found = to_arviz(*keys, programs, x, num_draws=30, params=params or None)
+    assert found["posterior"]["z"].dims == ("chain", "draw", "data", "z_dim_0")
+    assert found["posterior"]["z"].dtype.kind == "i"
+    assert found["posterior_predictive"]["x"].shape == (1, 30, *x.shape)
+    stats = found["sample_stats"]
+    np.testing.assert_allclose(stats["lp"] - stats["log_q"], stats["log_weight"], rtol=1e-4)
+    log_q = stats["log_q"].values
+    assert (log_q == 0).all() if kind == "quantised" else (log_q < 0).all()
+    np.testing.assert_array_equal(found["observed_data"]["x"], x)
 
 
 def test_groups_can_be_chosen(thrifty_shim):

@@ -77,7 +77,8 @@ def plot_importance(report: Any) -> Any:
     if parts:
         colours = [_COLOURS[word] for word in finite]
         ess.hist(parts, np.linspace(0, 1, 21), stacked=True, color=colours, label=finite)
-        ess.legend(frameon=False)
+        ess.margins(y=0.3)  # room for the legend
+        ess.legend(frameon=False, loc="upper center", ncols=3, fontsize="small", columnspacing=1.0)
     ess.set(xlabel="effective sample size / K", ylabel="data", title="draws worth exact ones")
     applies = np.isfinite(np.ravel(report.khat))
     khat.set_title(f"k̂ of the weights' tail: {applies.sum()} of {applies.size} data have one")

@@ -63,7 +63,8 @@ class ImportanceDiagnostics(NamedTuple):
     khat: np.ndarray  # shape of the weights' tail; NaN where not applicable
     largest_weight: np.ndarray  # share of the largest, in [1 / K, 1]
     num_tail_weights: np.ndarray  # distinct weights in the tail; below 5, k̂ is not applicable
-    num_states: np.ndarray  # distinct states of the discrete latents that were drawn
+    num_states: np.ndarray  # distinct states that were drawn; K if no two count as equal, as of
+    # continuous latents, or of a truncated guide
     restricted: np.ndarray  # whether the guide cannot draw some states that the model can
     num_particles: int  # K
     khat_threshold: float
