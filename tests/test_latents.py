@@ -88,8 +88,8 @@ def found(shim, name, program, **kwargs):
     return diagnose(shim, name, case_of(shim, program), **kwargs)
 
 
-def test_usage_counts_codes(shim):
-    usage = found(shim, "code_usage", "sure", num_draws=2)["z"]
+def test_usage_counts_codes(thrifty_shim):
+    usage = found(thrifty_shim, "code_usage", "sure", num_draws=2)["z"]
     np.testing.assert_array_equal(usage.counts, [[4, 4, 2], [0, 10, 0]])
     np.testing.assert_allclose(usage.share_used, [1.0, 1 / 3])
     entropy = -(0.8 * np.log(0.4) + 0.2 * np.log(0.2))
@@ -97,8 +97,8 @@ def test_usage_counts_codes(shim):
     assert str(usage).startswith("67% of 3 codes occur in the mean of 2 latents (least 33%)")
 
 
-def test_a_latent_that_follows_the_data_is_active(shim):
-    active = found(shim, "active_latents", "sure", num_draws=2)["z"]
+def test_a_latent_that_follows_the_data_is_active(thrifty_shim):
+    active = found(thrifty_shim, "active_latents", "sure", num_draws=2)["z"]
     expected = np.var(np.eye(3)[CODES[:, 0]], axis=0, ddof=1).sum() / 2
     np.testing.assert_allclose(active.variance, [expected, 0.0], atol=1e-12)
     np.testing.assert_array_equal(active.active, [True, False])
@@ -130,17 +130,31 @@ def test_a_latent_without_information_has_collapsed(thrifty_shim):
     assert str(sure).startswith("0 of 2 latents have collapsed; rates from 1.58 to 1.58 bits")
 
 
-def test_rate_and_distortion(shim):
-    report = found(shim, "rate_distortion", "sure", num_draws=2, data_range=10.0)
+def test_rate_and_distortion(thrifty_shim):
+    report = found(thrifty_shim, "rate_distortion", "sure", num_draws=2, data_range=10.0)
     np.testing.assert_allclose(report.rate, np.full(5, 2 * np.log2(3)))
     np.testing.assert_allclose(report.distortion, 0.125 + 0.5 * np.log(2 * np.pi))
     np.testing.assert_allclose(report.mse, 0.25)
     np.testing.assert_allclose(report.psnr, 10 * np.log10(100 / 0.25))
     assert str(report).startswith("Rate 3.17 bits")
+
+
+def test_averages_of_random_codes(shim):
+    """Usage, activity, rate and distortion of a guide that is sure of nothing."""
+    probs, rates = vae_probs()
+    usage = found(shim, "code_usage", "vae", num_draws=NUM_DRAWS)["z"]
+    shares = usage.counts / usage.counts.sum(-1, keepdims=True)
+    assert_near(shares, probs.mean(0), 0.5, 2 * NUM_DRAWS)
+    active = found(shim, "active_latents", "vae", num_draws=NUM_DRAWS)["z"]
+    expected = probs.var(0, ddof=1).sum(-1) / 2
+    spread = np.abs(probs[0] - probs[1]).max(-1)
+    assert_near(active.variance, expected, spread, NUM_DRAWS, floor=1e-3)
+    log_q, _, log_likelihood = vae_tables()
     average = found(shim, "rate_distortion", "vae", num_draws=NUM_DRAWS)
-    np.testing.assert_allclose(
-        average.rate.mean(), vae_probs()[1].sum(-1).mean() / np.log(2), atol=0.1
-    )
+    np.testing.assert_allclose(average.rate.mean(), rates.sum(-1).mean() / np.log(2), atol=0.1)
+    distortion = -oracles.expect(np.exp(log_q), log_likelihood)
+    spread = np.sqrt(oracles.expect(np.exp(log_q), (log_likelihood + distortion) ** 2))
+    assert_near(average.distortion, distortion, spread, NUM_DRAWS)
 
 
 def test_the_exact_gap(shim):
