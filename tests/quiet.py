@@ -45,7 +45,7 @@ def call_all(idata, observed, latent, some):
             arviz.plot_ppc(idata, var_names=[observed], num_pp_samples=20)
             arviz.plot_posterior(idata, var_names=[latent], coords=some)
         else:  # its `loo` and `psislw` raise where all weights tie
-            warnings.filterwarnings("ignore", ".* look binary")  # ArviZ's advice on plots
+            warnings.filterwarnings("ignore", ".* look (binary|discrete)")  # its advice
             arviz.plot_ppc_dist(idata, var_names=[observed], num_samples=20)
             arviz.plot_dist(idata, var_names=[latent], coords=some)
     mpl.pyplot.close("all")
