@@ -47,7 +47,8 @@ def network(net, *inputs, dtype="float64"):
     if not isinstance(net, nn.Module):
         return net
     inputs = tuple(jnp.zeros(i) if isinstance(i, tuple) else i for i in inputs)
-    return cast(handlers.seed(register, next_key())("net", net, *inputs), dtype)
+    made = handlers.seed(register, next_key())("net", net, *inputs)
+    return jax.jit(lambda net: cast(net, dtype))(made)
 
 
 def params_of(program, *args, **kwargs):
@@ -66,16 +67,16 @@ def bind(program, *args, **kwargs):
 
 
 def draw(distribution, shape=()):
-    return distribution.sample(next_key(), shape)
+    return jax.jit(lambda key: distribution.sample(key, shape))(next_key())
 
 
 def sample(net, *args, **kwargs):
-    return net.sample(next_key(), *args, **kwargs)
+    return jax.jit(lambda key, *args: net.sample(key, *args, **kwargs))(next_key(), *args)
 
 
 def gradient(function, array):
     """Of a scalar function, at a NumPy array."""
-    return np.asarray(jax.grad(function)(jnp.asarray(array)))
+    return np.asarray(jax.jit(jax.grad(function))(jnp.asarray(array)))
 
 
 def sites(program, *args, particles=None, condition=None, **kwargs):
@@ -113,7 +114,7 @@ def num_parameters(program, *args):
 
 def parameter_gradients(net, function):
     """Of a scalar function of a network, by its parameters."""
-    return jax.tree.leaves(jax.grad(function)(net))
+    return jax.tree.leaves(jax.jit(jax.grad(function))(net))
 
 
 def filled(net, value):

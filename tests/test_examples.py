@@ -154,10 +154,23 @@ def test_denoise_says_what_it_cannot_read(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_compare(result_of, tmp_path):
-    result = result_of("compare.py", "--smoke", "--json", "--out", tmp_path)
-    relaxed = {"gumbel", "straight_through", "reinmax", "gr_mck"}
-    expected = {"daps", "reinforce", "vimco", "wake_sleep", "exact"} | relaxed
+RELAXED = {"gumbel", "straight_through", "reinmax", "gr_mck"}
+METHODS = {"daps", "reinforce", "vimco", "wake_sleep", "exact"} | RELAXED
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        pytest.param(
+            ["--methods", "daps", "exact", "gumbel"],
+            {"daps", "exact", "gumbel"},
+            id="one of a kind",
+        ),
+        pytest.param([], METHODS, marks=pytest.mark.slow, id="all"),
+    ],
+)
+def test_compare(result_of, tmp_path, options, expected):
+    result = result_of("compare.py", "--smoke", "--json", "--out", tmp_path, *options)
     assert set(result["methods"]) == expected
     assert Path(result["picture"]).exists()
     for method in result["methods"]:
