@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 # The workers share the cores, so each computes on one thread.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
-	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+	XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint typecheck clean
