@@ -7,11 +7,12 @@ swaps a member for a state that scores higher, so the bound never falls.
 import math
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer, UInt32
+from jaxtyping import Array, Bool, Float, Integer, Num, UInt32
 from numpyro.handlers import block, seed, substitute, trace
 
 from numpyro_dvae.infer._minibatch import Minibatch
@@ -53,7 +54,22 @@ class Evolved(NamedTuple):
     replaced: Float[Array, ""]  # fraction of the members that are new
 
 
-_current: ContextVar[Call | None] = ContextVar("the call that an E-step is about", default=None)
+class Setting(NamedTuple):
+    """What operators may know of the E-step that they propose in, beside the population."""
+
+    call: Call
+    score: Callable[[Array], Float[Array, "C B"]]  # of codes (C, B, H), real ones too
+
+
+_current: ContextVar[Setting | None] = ContextVar("the E-step that is under way", default=None)
+
+
+def current_setting(name: str) -> Setting:
+    """That of the E-step that calls operator `name`."""
+    setting = _current.get()
+    if setting is None:
+        raise ValueError(f"{name}(...) proposes inside of an E-step, where there are data.")
+    return setting
 
 
 def log_weights(particles: Particles, beta: float | Array = 1.0) -> Float[Array, "S *plates"]:
@@ -65,7 +81,7 @@ def log_weights(particles: Particles, beta: float | Array = 1.0) -> Float[Array,
 
 def run_states(
     call: Call,
-    codes: Integer[Array, "S B H"],
+    codes: Num[Array, "S B H"],
     closed_forms: Mapping[str, Any] | None = None,
     vectorize: bool | Callable | None = None,
 ) -> tuple[Particles, dict[str, Any]]:
@@ -86,7 +102,7 @@ def run_states(
 
 
 def score_states(
-    call: Call, codes: Integer[Array, "S B H"], beta: float | Array = 1.0
+    call: Call, codes: Num[Array, "S B H"], beta: float | Array = 1.0
 ) -> Float[Array, "S B"]:
     """Log joints of states, in pieces that a cache holds."""
 
@@ -169,12 +185,13 @@ def evolve_sets(
         sweeps: How often to start from the sets; traced, if a schedule says so.
     """
     operator, cardinalities = evolve or default_evolve(len(codes)), call.space.cardinalities
+    score = partial(score_states, call, beta=beta)
     hashes = hashes_of(call, codes)
-    scores = jnp.where(first_occurrences(hashes), score_states(call, codes, beta), -jnp.inf)
+    scores = jnp.where(first_occurrences(hashes), score(codes), -jnp.inf)
 
     def generation(carry: _Generation, key: Array) -> tuple[_Generation, None]:
         codes, hashes = _propose(key, call, operator, carry.parents(cardinalities))
-        found, members = score_states(call, codes, beta), carry.members
+        found, members = score(codes), carry.members
         first = first_occurrences(jnp.concatenate([members.hashes, hashes]))[-len(codes) :]
         found = jnp.where(first, found, -jnp.inf)
         children = _Members(codes, found, hashes, jnp.zeros(found.shape, bool))
@@ -188,7 +205,7 @@ def evolve_sets(
         return carry.members
 
     members = _Members(codes, scores, hashes, jnp.ones(scores.shape, bool))
-    token = _current.set(call)
+    token = _current.set(Setting(call, score))
     try:
         one = isinstance(sweeps, int) and sweeps == 1
         members = sweep(0, members) if one else jax.lax.fori_loop(0, sweeps, sweep, members)
@@ -277,9 +294,7 @@ def draws_of(guide: Callable, num_draws: int) -> Operator:
         raise ValueError(f"`num_draws` must be 1 or more; got {num_draws}.")
 
     def operator(rng_key: Array, population: Population) -> Array:
-        call = _current.get()
-        if call is None:
-            raise ValueError("draws_of(...) proposes inside of an E-step, where there are data.")
+        call = current_setting("draws_of").call
         names = [site.name for site in call.space.sites]
         program = substitute(guide, data=call.params | call.batch.subsamples)
 

@@ -209,7 +209,7 @@ def base_distribution(fn: Any) -> Any:
 
 
 class Draw(Messenger):
-    """Draw each unobserved site, or take the value that is given; no gradient into the score's.
+    """Draw each unobserved site, or take the value that is given; no gradient into drawn codes.
 
     Entered around a seeded program, so it meets a site last, after its plates and its key.
     Subsamples have a key of their own, so all particles see one minibatch; so has the pair of which
@@ -238,7 +238,8 @@ class Draw(Messenger):
             return
         if msg["name"] in self.values:
             msg["value"] = self._given(msg)
-        elif self.half is not None and msg["name"] in self.layout.paired:
+            return
+        if self.half is not None and msg["name"] in self.layout.paired:
             self._draw_half(msg, *self.half)
         else:
             self._draw(msg)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Integer
+from jaxtyping import Array, Integer, Num
 from numpyro.handlers import block, replay, seed, trace
 
 from numpyro_dvae.infer.layout import (
@@ -174,14 +174,15 @@ def own_shape(site: Site, layout: Layout) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------- codes and values
 
 
-def decode(
-    space: Space, codes: Integer[Array, "S B H"], sizes: tuple[int, ...]
-) -> dict[str, Array]:
-    """Values of the discrete sites, ``(S, *batch, *event)``; `sizes` are those of the plates."""
+def decode(space: Space, codes: Num[Array, "S B H"], sizes: tuple[int, ...]) -> dict[str, Array]:
+    """Values of the discrete sites, ``(S, *batch, *event)``; `sizes` are those of the plates.
+
+    Real numbers stay what they are, for slopes in the codes 0, 1, ... of a site.
+    """
     ends = np.cumsum([site.num_latents for site in space.sites])[:-1]
     values, parts = {}, jnp.split(codes, ends, axis=-1)
     for site, part in zip(space.sites, parts, strict=True):
-        dtype = site.support.dtype
+        dtype = part.dtype if _is_real(part) else site.support.dtype
         value = part.astype(dtype) if site.is_range else jnp.asarray(site.support)[part]
         value = value.reshape(len(codes), *sizes, *site.own_shape, *site.event_shape)
         values[site.name] = _into_dims(value, space.layout)
@@ -200,6 +201,10 @@ def encode(
             cells = same.reshape(*same.shape[:4], -1).all(-1).argmax(-1)
         parts.append(cells.astype(int))
     return jnp.concatenate(parts, -1)
+
+
+def _is_real(codes: Array) -> bool:
+    return jnp.issubdtype(codes.dtype, jnp.floating)
 
 
 def _into_dims(value: Array, layout: Layout) -> Array:

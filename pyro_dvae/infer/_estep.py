@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from jaxtyping import Bool, Float, Int64, Integer
+from jaxtyping import Bool, Float, Int64, Integer, Num
 from pyro import poutine
 from torch import Tensor
 
@@ -44,7 +44,22 @@ class Evolved(NamedTuple):
     replaced: Float[Tensor, ""]  # fraction of the members that are new
 
 
-_current: ContextVar[Call | None] = ContextVar("the call that an E-step is about", default=None)
+class Setting(NamedTuple):
+    """What operators may know of the E-step that they propose in, beside the population."""
+
+    call: Call
+    score: Callable[[Tensor], Tensor]  # from codes (C, B, H), real ones too, to scores (C, B)
+
+
+_current: ContextVar[Setting | None] = ContextVar("the E-step that is under way", default=None)
+
+
+def current_setting(name: str) -> Setting:
+    """That of the E-step that calls operator `name`."""
+    setting = _current.get()
+    if setting is None:
+        raise ValueError(f"{name}(...) proposes inside of an E-step, where there are data.")
+    return setting
 
 
 def log_weights(particles: Particles, beta: float | Tensor = 1.0) -> Float[Tensor, "S *plates"]:
@@ -53,14 +68,17 @@ def log_weights(particles: Particles, beta: float | Tensor = 1.0) -> Float[Tenso
 
 
 def score_states(
-    call: Call, codes: Integer[Tensor, "S B H"], own: poutine.Trace, beta: float | Tensor = 1.0
+    call: Call, codes: Num[Tensor, "S B H"], own: poutine.Trace, beta: float | Tensor = 1.0
 ) -> Float[Tensor, "S B"]:
-    """Log joints of states, given the draws of the other latents in `own`; no gradient."""
+    """Log joints of states, given the draws of the other latents in `own`.
+
+    No gradient, but for codes that ask for it.
+    """
     layout, sizes = call.space.layout, call.batch.sizes
     rest, parts = given(own, layout.nesting), []
     rest = {name: value for name, value in rest.items() if name in call.batch.latents}
     with (
-        torch.no_grad(),
+        torch.set_grad_enabled(codes.requires_grad),
         poutine.block(),
         poutine.replay(trace=call.batch.subsamples),
         pyro.validation_enabled(False),  # the pass that makes the bound validates once
@@ -107,7 +125,7 @@ def evolve_sets(
     hashes = hashes_of(call, codes)
     scores = torch.where(first_occurrences(hashes), score(codes), -math.inf)
     members = _Members(codes, scores, hashes, torch.ones_like(hashes, dtype=torch.bool))
-    token = _current.set(call)
+    token = _current.set(Setting(call, score))
     try:
         for _ in range(sweeps):
             parents = members
@@ -174,9 +192,7 @@ def draws_of(guide: Callable, num_draws: int) -> Operator:
         raise ValueError(f"`num_draws` must be 1 or more; got {num_draws}.")
 
     def operator(population: Population) -> Tensor:
-        call = _current.get()
-        if call is None:
-            raise ValueError("draws_of(...) proposes inside of an E-step, where there are data.")
+        call = current_setting("draws_of").call
         space, batch = call.space, call.batch
         with torch.no_grad(), poutine.block(), poutine.replay(trace=batch.subsamples):
             with DrawTogether(num_draws, space.layout, {}):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Integer
+from jaxtyping import Integer, Num
 from pyro import poutine
 from torch import Tensor
 
@@ -158,13 +158,15 @@ def own_shape(site: Site, layout: Layout) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------- codes and values
 
 
-def decode(
-    space: Space, codes: Integer[Tensor, "S B H"], sizes: tuple[int, ...]
-) -> dict[str, Tensor]:
-    """Values of the discrete sites, ``(S, *batch, *event)``; `sizes` are those of the plates."""
+def decode(space: Space, codes: Num[Tensor, "S B H"], sizes: tuple[int, ...]) -> dict[str, Tensor]:
+    """Values of the discrete sites, ``(S, *batch, *event)``; `sizes` are those of the plates.
+
+    Real numbers stay what they are, for slopes in the codes 0, 1, ... of a site.
+    """
     values, parts = {}, codes.split([site.num_latents for site in space.sites], -1)
     for site, part in zip(space.sites, parts, strict=True):
-        value = part.to(site.support.dtype) if site.is_range else site.support[part.long()]
+        dtype = part.dtype if part.is_floating_point() else site.support.dtype
+        value = part.to(dtype) if site.is_range else site.support[part.long()]
         value = value.reshape(len(codes), *sizes, *site.own_shape, *site.event_shape)
         values[site.name] = _into_dims(value, space.layout)
     return values

@@ -1,0 +1,71 @@
+"""Flips that look where the log joint rises, for truncated posteriors.
+
+A random flip of one of H latents seldom helps. The slope of the log joint, with real numbers in
+place of the binary codes, prices all H flips of a state at once, for little more than scoring it:
+
+    gain_h ≈ (1 - 2 z_h) d log p(x, z) / d z_h.
+
+Chances ``∝ exp(gain / 2)`` make up for the curvature that a slope does not see, as in sampling with
+locally balanced proposals [1, 2]. The children are then scored as they are, so the bound never
+falls however bad the slopes. They find in tens of sweeps what random flips find in hundreds, and
+so may settle before the parameters have: mix both by `ops.evolution.union`, or hold a learnt prior
+for some epochs, where latents die early.
+
+References:
+    [1] Zanella. Informed proposals for local MCMC in discrete spaces. JASA, 2020.
+    [2] Grathwohl, Swersky, Hashemi, Duvenaud & Maddison. Oops I took a gradient: scalable sampling
+        for discrete distributions. ICML, 2021.
+"""
+
+import torch
+
+from pyro_dvae.infer._estep import current_setting
+from pyro_dvae.ops.evolution import Operator, Population
+from pyro_dvae.ops.states import change_hash, hash_states, zobrist_table
+
+__all__ = ["informed_flip"]
+
+
+def informed_flip(num_children: int) -> Operator:
+    """An operator for `evolve`: children that differ from their parent in one latent each.
+
+    Like `ops.evolution.flip`, but latents are drawn by the slope of the log joint in them. The
+    latents must be binary, and the model a function of numbers: where it uses them as an index,
+    it has no slope, and the flip is random. Compose it as
+    ``chain(select(4), informed_flip(6))``.
+
+    Args:
+        num_children: Children of each parent, of distinct latents; H at most.
+
+    Raises:
+        ValueError: If `num_children` is not positive; in use, if a latent is not binary, or
+            outside of an E-step.
+    """
+    if num_children < 1:
+        raise ValueError(f"`num_children` must be 1 or more; got {num_children}.")
+
+    def operator(population: Population) -> Population:
+        setting = current_setting("informed_flip")
+        codes, scores, cardinalities, hashes = population
+        if not all(site.is_range and len(site.support) == 2 for site in setting.call.space.sites):
+            raise ValueError(
+                "`informed_flip` needs latents of the codes 0 and 1, as Bernoulli sites have; got "
+                f"cardinalities {cardinalities}. Use ops.evolution.flip."
+            )
+        with torch.enable_grad():
+            real = codes.to(scores.dtype).requires_grad_()
+            (slopes,) = torch.autograd.grad(setting.score(real).sum(), real)
+        gains = (1 - 2 * real.detach()) * slopes
+        chances = 0.5 * gains - torch.empty_like(gains).exponential_().log()
+        count = min(num_children, codes.shape[-1])
+        latents = chances.topk(count, -1, sorted=False).indices.movedim(-1, 0)  # (C, P, B)
+        flips = torch.arange(codes.shape[-1], device=codes.device) == latents[..., None]
+        children = (codes ^ flips.to(codes.dtype)).reshape(-1, *codes.shape[1:])
+        table = zobrist_table(cardinalities, codes.device)
+        hashes = hash_states(codes, table) if hashes is None else hashes
+        old = codes.expand(count, *codes.shape).gather(-1, latents[..., None])[..., 0]
+        hashes = change_hash(hashes, table, latents, old, 1 - old).reshape(children.shape[:2])
+        unscored = torch.full_like(hashes, torch.nan, dtype=scores.dtype)
+        return Population(children, unscored, cardinalities, hashes)
+
+    return operator
