@@ -373,6 +373,26 @@ def test_operators_of_the_wrong_shape_are_named(shim):
         sets.step(truncated(shim, evolve=lambda *given: given[-1].codes[:, :1]))
 
 
+def test_prior_flips_aim_at_the_activity_of_the_prior(shim):
+    """A prior of no latents on, or of all: flips go that way alone, whatever the data call for."""
+    evolve = shim.module("infer.informed").prior_flip(2, 1 / len(CAUSES))
+    elbo, data = truncated(shim, evolve=evolve), CAUSES_DATA | {"x": 1e3 * CAUSES_DATA["x"]}
+    for logit in (-40.0, 40.0):
+        prior = np.full(len(CAUSES), logit)
+        params = {"prior": prior, "weight": 1e3 * CAUSES_PROGRAM.params["weight"]}
+        program = CAUSES_PROGRAM._replace(params=CAUSES_PROGRAM.params | params)
+        sets = shim.Sets(program, 1, probs=0.5)
+        sets.loss(elbo, data)  # makes the sets
+        before = sets.codes()[:, 0].astype(int)
+        sets.step(elbo, data)
+        change = np.sign(logit) * (sets.codes()[:, 0].astype(int) - before)
+        possible = (before != (logit > 0)).any(-1)
+        assert (change[possible] >= 0).all()
+        assert change[possible].any()
+    with pytest.raises(ValueError, match="`rate` is a share of the latents"):
+        shim.module("infer.informed").prior_flip(1, 0.0)
+
+
 def test_informed_flips_say_what_they_need(thrifty_shim):
     shim = thrifty_shim
     with pytest.raises(ValueError, match="`num_children` must be 1 or more; got 0"):

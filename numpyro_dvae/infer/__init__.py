@@ -19,7 +19,7 @@ Swap them as the loss of an `SVI`:
 from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.disarm import DisARM_ELBO
 from numpyro_dvae.infer.exact import Exact_ELBO
-from numpyro_dvae.infer.informed import informed_flip
+from numpyro_dvae.infer.informed import informed_flip, prior_flip
 from numpyro_dvae.infer.quantization import VQ_ELBO
 from numpyro_dvae.infer.reinforce import Reinforce_ELBO
 from numpyro_dvae.infer.relaxation import relax
@@ -42,5 +42,6 @@ __all__ = [
     "WakeSleep_ELBO",
     "draws_of",
     "informed_flip",
+    "prior_flip",
     "relax",
 ]

@@ -1,4 +1,4 @@
-"""Flips that look where the log joint rises, for truncated posteriors.
+"""Flips for truncated posteriors that ask the model: its slopes, its prior.
 
 A random flip of one of H latents seldom helps. The slope of the log joint, with real numbers in
 place of the binary codes, prices all H flips of a state at once, for little more than scoring it:
@@ -22,10 +22,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from numpyro_dvae.infer._estep import current_setting
-from numpyro_dvae.ops.evolution import Operator, Population
+from numpyro_dvae.infer._minibatch import prior_probs
+from numpyro_dvae.ops.evolution import Operator, Population, sparse_flip
 from numpyro_dvae.ops.states import change_hash, hash_states, zobrist_table
 
-__all__ = ["informed_flip"]
+__all__ = ["informed_flip", "prior_flip"]
 
 
 def informed_flip(num_children: int) -> Operator:
@@ -67,5 +68,29 @@ def informed_flip(num_children: int) -> Operator:
         hashes = change_hash(hashes, table, latents, old, 1 - old).reshape(children.shape[:2])
         unscored = jnp.full_like(hashes, jnp.nan, dtype=scores.dtype)
         return Population(children, unscored, cardinalities, hashes)
+
+    return operator
+
+
+def prior_flip(num_children: int, rate: float) -> Operator:
+    """An operator for `evolve`: `ops.evolution.sparse_flip` with the activity of the prior.
+
+    The number of latents that children tend to have on is the sum of the probabilities in the
+    model's prior as it stands, learnt or not.
+
+    Args:
+        num_children: Children of each parent.
+        rate: Mean share of the latents that flip, in (0, 1].
+
+    Raises:
+        ValueError: If an argument is out of range; in use, if a latent is not binary, or outside
+            of an E-step.
+    """
+    sparse_flip(num_children, rate, 1.0)  # complains at once
+
+    def operator(rng_key: Array, population: Population) -> Population | Array:
+        call = current_setting("prior_flip").call
+        num_active = prior_probs(call.batch.latents, call.space)[:, 1].sum()
+        return sparse_flip(num_children, rate, num_active)(rng_key, population)
 
     return operator

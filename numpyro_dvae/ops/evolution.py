@@ -125,7 +125,7 @@ def flip(num_children: int) -> Operator:
     return operator
 
 
-def sparse_flip(num_children: int, rate: float, num_active: float) -> Operator:
+def sparse_flip(num_children: int, rate: float, num_active: float | Array) -> Operator:
     """Flip every latent of each child at random, so that children stay sparse ([2], binary only).
 
     A child differs from its parent in ``H rate`` latents on average, and has `num_active` latents
@@ -134,7 +134,7 @@ def sparse_flip(num_children: int, rate: float, num_active: float) -> Operator:
     Args:
         num_children: Children of each parent.
         rate: Mean share of the latents that flip, in (0, 1].
-        num_active: Wanted number of latents on, such as the sum of a prior's probabilities.
+        num_active: Wanted number of latents on; `infer.prior_flip` takes that of the prior.
 
     Raises:
         ValueError: If an argument is out of range, or a latent is not binary.
@@ -161,7 +161,7 @@ def sparse_flip(num_children: int, rate: float, num_active: float) -> Operator:
 
 
 def flip_probs(
-    active: Integer[Array, "*batch"], num_latents: int, rate: float, num_active: float
+    active: Integer[Array, "*batch"], num_latents: int, rate: float, num_active: float | Array
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
     """Chances of `sparse_flip` to turn a latent on that is off, and off one that is on.
 

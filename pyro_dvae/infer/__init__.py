@@ -17,7 +17,7 @@ Swap them as the loss of an `SVI` or as an `ELBOModule`:
 from pyro_dvae.infer.daps import DAPS_ELBO
 from pyro_dvae.infer.disarm import DisARM_ELBO
 from pyro_dvae.infer.exact import Exact_ELBO
-from pyro_dvae.infer.informed import informed_flip
+from pyro_dvae.infer.informed import informed_flip, prior_flip
 from pyro_dvae.infer.quantization import VQ_ELBO
 from pyro_dvae.infer.reinforce import Reinforce_ELBO
 from pyro_dvae.infer.relaxation import relax
@@ -38,5 +38,6 @@ __all__ = [
     "WakeSleep_ELBO",
     "draws_of",
     "informed_flip",
+    "prior_flip",
     "relax",
 ]
