@@ -1,6 +1,7 @@
 """`numpyro_dvae` as a backend of the examples."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import backends
@@ -99,12 +100,35 @@ class Backend(backends.Backend):
         model, guide, loss = programs
         return self.module("infer").SVI(model, guide, numpyro.optim.Adam(rate), loss=loss)
 
-    def posterior(self, guide: Any, *data: Any) -> tuple[np.ndarray, np.ndarray]:
-        """States "z" of a truncated guide ``(S, B, H)`` and their probabilities ``(S, B)``."""
+    def make_dictionary(self, atoms: np.ndarray) -> Any:
+        """A decoder to the sum of atoms ``(H, *shape)``, one per latent, learned from these on."""
+        from flax import linen
+
+        dense, flat = self.module("nets.mlp").dense, atoms.reshape(len(atoms), -1)
+
+        class Dictionary(linen.Module):
+            @linen.compact
+            def __call__(self, z: Any) -> Any:
+                outputs = dense(flat.shape[1], kernel_init=lambda *_: flat)(z)
+                return outputs.reshape(*z.shape[:-1], *atoms.shape[1:])
+
+        return Dictionary()
+
+    def posteriors(
+        self, guide: Any, data: Sequence[Any], size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A truncated guide's states "z" ``(S, B, H)`` and their weights, `size` data at a time."""
+        import jax
         from numpyro.handlers import substitute
 
-        found = substitute(guide.posterior, data=self._params)(*data)
-        return np.asarray(found.values["z"]), np.asarray(found.weights)
+        @partial(jax.jit, static_argnums=3)
+        def posterior(params: dict, x: Any, index: Any, num_data: int, *observed: Any) -> Any:
+            return substitute(guide.posterior, data=params)(x, index, num_data, *observed)
+
+        for start in range(0, len(data[0]), size):
+            rows = backends.rows_of(data, slice(start, start + size))
+            found = posterior(self._params, *rows)
+            yield np.asarray(found.values["z"]), np.asarray(found.weights)
 
     def conditional(self, model: Any, codes: np.ndarray) -> tuple[np.ndarray, ...]:
         """Of p(x | z) at given codes ``(N, H)``: the mean and variance; of p(z): the mean."""
@@ -126,10 +150,12 @@ class Backend(backends.Backend):
         """Draw codes for test images and score them, in batches of bounded memory."""
         import jax
 
-        @jax.jit
-        def score(params: dict, rng_key: Any, x: Any) -> tuple:
+        guide = self.guide_for(guide, images)
+
+        @partial(jax.jit, static_argnums=4)
+        def score(params: dict, rng_key: Any, x: Any, index: Any, num_data: int) -> tuple:
             def particle(key: Any) -> tuple:
-                guide_sites, sites = _run_pair(model, guide, params, key, x)
+                guide_sites, sites = _run_pair(model, guide, params, key, x, index, num_data)
                 errors = ((sites["x"]["fn"].mean - x) ** 2).reshape(len(x), -1).mean(1)
                 scored = (sites["x"], sites["z"], guide_sites["z"])
                 log_probs = (site["fn"].log_prob(site["value"]) for site in scored)
@@ -140,18 +166,27 @@ class Backend(backends.Backend):
 
         size = max(1, backends.BATCH_VALUES // (num_particles * images[0].size))
         for start in range(0, len(images), size):
-            found = score(self._params, self._next_key(), images[start : start + size])
+            rows = np.arange(start, min(start + size, len(images)))
+            found = score(self._params, self._next_key(), images[rows], rows, len(images))
             yield Draws(*(np.asarray(value) for value in found))
 
     def reconstruct(self, model: Any, guide: Any, images: np.ndarray) -> np.ndarray:
         """The mean of p(x | z) at one z ~ q for each image."""
         import jax
 
+        guide = self.guide_for(guide, images)
+
         @jax.jit
         def means(params: dict, rng_key: Any, x: Any) -> Any:
             return _run_pair(model, guide, params, rng_key, x)[1]["x"]["fn"].mean
 
         return np.asarray(means(self._params, self._next_key(), images))
+
+    def guide_for(self, guide: Any, images: np.ndarray) -> Any:
+        """The guide of other images: of a truncated one, with states of theirs."""
+        if not hasattr(guide, "for_data"):
+            return guide
+        return guide.for_data(self._next_key(), self._params, images)
 
     def sample(self, model: Any, num_images: int) -> np.ndarray:
         """The mean of p(x | z) at z ~ p."""
@@ -172,10 +207,10 @@ class Backend(backends.Backend):
         return np.asarray(substitute(model.reconstruct, data=self._params)(codes))
 
 
-def _run_pair(model: Any, guide: Any, params: Any, rng_key: Any, x: Any) -> tuple[dict, dict]:
+def _run_pair(model: Any, guide: Any, params: Any, rng_key: Any, *data: Any) -> tuple[dict, dict]:
     """Sites of a NumPyro guide, and of the model at its draws."""
     from numpyro.handlers import replay, seed, substitute, trace
 
-    guide_sites = trace(seed(substitute(guide, data=params), rng_key)).get_trace(x)
+    guide_sites = trace(seed(substitute(guide, data=params), rng_key)).get_trace(*data)
     replayed = replay(substitute(model, data=params), trace=guide_sites)
-    return guide_sites, trace(seed(replayed, rng_key)).get_trace(x)
+    return guide_sites, trace(seed(replayed, rng_key)).get_trace(*data)

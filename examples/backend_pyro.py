@@ -1,6 +1,6 @@
 """`pyro_dvae` as a backend of the examples."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import backends
@@ -109,7 +109,7 @@ class Backend(backends.Backend):
         )
         return pyro.infer.SVI(model, guide, optim, loss=loss)
 
-    def _tensors(self, data: tuple[Any, ...]) -> list[Any]:
+    def _tensors(self, data: Sequence[Any]) -> list[Any]:
         """Arrays as tensors on the device; numbers and None as they are."""
         import torch
 
@@ -124,10 +124,29 @@ class Backend(backends.Backend):
             return settings
         return {**settings, "eval_data": self._tensors((settings["eval_data"],))[0]}
 
-    def posterior(self, guide: Any, *data: Any) -> tuple[np.ndarray, np.ndarray]:
-        """States "z" of a truncated guide ``(S, B, H)`` and their probabilities ``(S, B)``."""
-        found = guide.posterior(*self._tensors(data))
-        return found.values["z"].cpu().numpy(), found.weights.cpu().numpy()
+    def make_dictionary(self, atoms: np.ndarray) -> Any:
+        """A decoder to the sum of atoms ``(H, *shape)``, one per latent, learned from these on."""
+        import torch
+
+        class Dictionary(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.atoms = torch.nn.Parameter(torch.as_tensor(atoms))
+                self.offset = torch.nn.Parameter(torch.zeros(atoms.shape[1:]))
+
+            def forward(self, z: Any) -> Any:
+                return torch.tensordot(z, self.atoms, 1) + self.offset
+
+        return Dictionary()
+
+    def posteriors(
+        self, guide: Any, data: Sequence[Any], size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A truncated guide's states "z" ``(S, B, H)`` and their weights, `size` data at a time."""
+        for start in range(0, len(data[0]), size):
+            rows = backends.rows_of(data, slice(start, start + size))
+            found = guide.posterior(*self._tensors(rows))
+            yield found.values["z"].cpu().numpy(), found.weights.cpu().numpy()
 
     def conditional(self, model: Any, codes: np.ndarray) -> tuple[np.ndarray, ...]:
         """Of p(x | z) at given codes ``(N, H)``: the mean and variance; of p(z): the mean."""
@@ -153,13 +172,13 @@ class Backend(backends.Backend):
         from pyro import poutine
 
         model.eval(), guide.eval()
+        guide = self.guide_for(guide, images)
         size = max(1, backends.BATCH_VALUES // (num_particles * images[0].size))
         for start in range(0, len(images), size):
-            x = torch.as_tensor(images[start : start + size], device=self.device)
+            rows = slice(start, start + size)
             with torch.no_grad():
-                posterior = guide.posterior(x)
-                z = posterior.sample((num_particles,))
-                log_q = posterior.log_prob(z)
+                x, *rest = self._tensors(backends.rows_of(self.inputs(guide, images), rows))
+                z, log_q = self._draw(guide, num_particles, x, *rest)
                 trace = poutine.trace(poutine.condition(model, {"z": z})).get_trace(x)
                 trace.compute_log_prob()
                 errors = (model.reconstruct(z[0]) - x).square().flatten(1).mean(1)
@@ -171,9 +190,28 @@ class Backend(backends.Backend):
         """The mean of p(x | z) at one z ~ q for each image."""
         import torch
 
+        guide = self.guide_for(guide, images)
         with torch.no_grad():
-            z = guide.posterior(torch.as_tensor(images, device=self.device)).sample()
-            return model.reconstruct(z).cpu().numpy()
+            z, _ = self._draw(guide, 1, *self._tensors(self.inputs(guide, images)))
+            return model.reconstruct(z[0]).cpu().numpy()
+
+    def guide_for(self, guide: Any, images: np.ndarray) -> Any:
+        """The guide of other images: of a truncated one, with states of theirs."""
+        return guide.for_data(*self._tensors((images,))) if hasattr(guide, "for_data") else guide
+
+    @staticmethod
+    def _draw(guide: Any, num_particles: int, *data: Any) -> tuple[Any, Any]:
+        """Codes ``(K, B, L)`` of a guide's posterior, and their log-probabilities."""
+        import torch
+
+        if not hasattr(guide, "for_data"):
+            posterior = guide.posterior(*data)
+            z = posterior.sample((num_particles,))
+            return z, posterior.log_prob(z)
+        states = guide.posterior(*data)
+        index = torch.multinomial(states.weights.T, num_particles, replacement=True).T
+        z = states.values["z"][index, torch.arange(len(data[0]))]
+        return z, states.weights.log().gather(0, index)
 
     def sample(self, model: Any, num_images: int) -> np.ndarray:
         """The mean of p(x | z) at z ~ p."""

@@ -4,7 +4,7 @@ A backend reaches its package by name, so that an example breaks when the siblin
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from cli import CommandError
 from configs import Config
 
-__all__ = ["METHODS", "RELAXATIONS", "Backend", "Programs", "get_backend"]
+__all__ = ["METHODS", "RELAXATIONS", "Backend", "Programs", "get_backend", "rows_of"]
 
 # Method -> module of `infer` and class; a method is a loss, and the model need not know it.
 METHODS = {
@@ -22,6 +22,7 @@ METHODS = {
     "disarm": ("disarm", "DisARM_ELBO"),
     "wake_sleep": ("wake_sleep", "WakeSleep_ELBO"),
     "exact": ("exact", "Exact_ELBO"),
+    "truncated": ("truncated", "Truncated_ELBO"),
 }
 Programs = tuple[Any, Any, Any]  # model, guide, loss
 # Method of `relax` -> temperature at the end, from 1 at the start. The loss is a plain ELBO: no
@@ -47,6 +48,11 @@ def get_backend(name: str, device: str = "auto") -> "Backend":
         ) from None
     kind: type[Backend] = importlib.import_module(f"backend_{name}").Backend
     return kind(device)
+
+
+def rows_of(data: Sequence[Any], rows: slice) -> list[Any]:
+    """Some rows of arrays; numbers as they are."""
+    return [value[rows] if isinstance(value, np.ndarray) else value for value in data]
 
 
 class Backend:
@@ -90,6 +96,12 @@ class Backend:
         """As the package takes it."""
         return values
 
+    def inputs(self, guide: Any, images: np.ndarray) -> tuple[Any, ...]:
+        """What model and guide are called with; a truncated guide asks for the rows of the data."""
+        if not hasattr(guide, "for_data"):
+            return (images,)
+        return images, np.arange(len(images)), len(images)
+
     def make_vae(self, config: Config, images: np.ndarray) -> tuple[Any, Any]:
         """Make the model and the guide that a config describes; it starts at the mean image."""
         models, guides, nets = (self.module(name) for name in ("models", "guides", "nets"))
@@ -106,7 +118,9 @@ class Backend:
         decoder = nets.MLPDecoder(size, num_codes, shape, width, hidden, start)
         prior = prior or models.UniformPrior(size, config.num_codes)
         model = models.DiscreteVAE(decoder, prior, likelihood)
-        if config.guide == "autoregressive":
+        if config.guide == "truncated":
+            guide = self.module("infer").TruncatedGuide(model, config.num_states)
+        elif config.guide == "autoregressive":
             patches = nets.PatchEncoder(shape, config.num_patches, embed_dim=config.embed_dim)
             transformer = nets.CausalTransformer(size, config.num_codes, embed_dim=config.embed_dim)
             guide = guides.AutoregressiveGuide(patches, transformer)

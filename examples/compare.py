@@ -82,6 +82,7 @@ _TITLES = {  # of the methods for categorical latents
     "reinmax": "hard draws, a slope of second order",
     "gr_mck": "straight-through Gumbel-softmax, averaged over noise given the draw",
     "exact": "sum over all states",
+    "truncated": "sum over 32 states that each image keeps and evolves; no encoder",
 }
 
 
@@ -90,12 +91,13 @@ def run_method(
 ) -> tuple[dict[str, float], tuple[str, np.ndarray, np.ndarray, list], Any]:
     """Train and test one method: numbers for the table, images for the picture, data for ArviZ."""
     backend.seed(seed)
+    config = config.trained_by(method)
     model, guide = backend.make_vae(config, data.x_train)
     result = backend.train(
         *backend.programs(method, model, guide, config.num_steps),
         make_loss(backend, method, config),
-        data.x_train,
-        eval_data=data.x_test,
+        *backend.inputs(guide, data.x_train),
+        eval_data=data.x_test if config.amortized else None,
         eval_every=max(1, config.num_steps // 20),
         learning_rate=config.learning_rate,
         decay=config.decay,
@@ -108,9 +110,12 @@ def run_method(
     caption = f"ELBO {found['elbo']:.2f}, PSNR {found['psnr']:.1f}"
     images = backend.reconstruct(model, guide, data.x_test[:_SHOWN])
     curve = [(row["step"], -row["eval_loss"]) for row in result.evaluations]
+    curve = curve or [(result.num_steps, found["elbo"])]  # without an encoder, at the end alone
     panel = caption, images, backend.sample(model, _SHOWN), curve
-    hard = replace(result, model=model, guide=guide)  # of a relaxation, the discrete programs
-    idata = backend.diagnose("to_arviz", hard, data.x_test[:_IN_ARVIZ], num_draws=_DRAWS)
+    some = data.x_test[:_IN_ARVIZ]
+    # Of a relaxation, the discrete programs.
+    hard = replace(result, model=model, guide=backend.guide_for(guide, some))
+    idata = backend.diagnose("to_arviz", hard, some, num_draws=_DRAWS)
     khat = idata["vi_stats"]["khat"].values
     found["khat"] = np.nanmedian(khat) if np.isfinite(khat).any() else None
     found["close"] = float((idata["vi_stats"]["verdict"] == "close").mean())
@@ -122,7 +127,7 @@ def make_loss(backend: Backend, method: str, config: Config) -> Any:
     options: dict[str, Any] = {
         "beta": backend.schedule(config.beta_from, config.beta_to, config.num_steps // 2)
     }
-    if method != "exact":
+    if method not in ("exact", "truncated"):
         options["num_particles"] = config.num_particles
     return backend.make_loss(method, **options)
 

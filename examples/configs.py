@@ -16,7 +16,8 @@ class Config(NamedTuple):
     num_patches: int = 8  # of the autoregressive guide
     likelihood: str = "auto"  # or "bernoulli" (images are binarized), "gaussian"
     prior: str = "uniform"  # or "bernoulli": binary latents, their probabilities learnt
-    guide: str = "independent"  # or "autoregressive"
+    guide: str = "independent"  # or "autoregressive", "truncated": states, no encoder
+    num_states: int = 64  # per image, of the truncated guide
     num_particles: int = 8
     beta_from: float = 0.5
     beta_to: float = 0.05
@@ -25,6 +26,15 @@ class Config(NamedTuple):
     batch_size: int = 128
     num_steps: int = 5000
 
+    @property
+    def amortized(self) -> bool:
+        """Whether the guide reads the image; a truncated one keeps states of each instead."""
+        return self.guide != "truncated"
+
+    def trained_by(self, method: str) -> "Config":
+        """The config with the guide that a method needs."""
+        return self._replace(guide="truncated") if method == "truncated" else self
+
 
 CONFIGS = {
     "digits": Config(likelihood="bernoulli"),
@@ -32,6 +42,7 @@ CONFIGS = {
     "compare": Config(
         num_latents=3,
         num_codes=6,
+        num_states=32,
         encoder_hidden=(128,),
         decoder_hidden=(128,),
         likelihood="gaussian",

@@ -1,10 +1,12 @@
 """Zero-shot denoising and inpainting: a discrete VAE of the patches of the one image at hand.
 
-All overlapping patches of the noisy image are the data; nothing else is learned from. Each gets a
-truncated posterior over binary latents, evolved while the decoder and the noise level are learned;
-a pixel is the mean of the estimates of all patches that cover it [1]. Missing pixels leave the
-likelihood. Noise and holes are made here, with `--sigma` and `--missing`, so that the result can be
-compared with the clean image; `--noisy` takes the image as it is.
+All overlapping patches of the noisy image, less their brightness, are the data; nothing else is
+learned from. A patch is a sum of atoms of a dictionary, one per binary latent, or what a perceptron
+makes of them. Each patch gets a truncated posterior, evolved by flips that follow the slope of the
+log joint, while the dictionary, the noise level and the prior are learned; a pixel is the mean of
+the estimates of all patches that cover it [1]. Missing pixels leave the likelihood. Noise and holes
+are made here, with `--sigma` and `--missing`, so that the result can be compared with the clean
+image; `--noisy` takes the image as it is.
 
     python examples/denoise.py --sigma 25
     python examples/denoise.py photo.png --missing 0.5
@@ -30,9 +32,10 @@ _PATCHES_AT_ONCE = 2048  # when estimating
 class Task(NamedTuple):
     """An image to restore, on the scale 0 to 255."""
 
-    given: np.ndarray  # (H, W, C), noisy; anything where it is missing
+    given: np.ndarray  # (H, W, C), noisy; the mean where it is missing
     observed: np.ndarray  # (H, W), bool
     clean: np.ndarray | None  # (H, W, C), if known
+    exact: bool  # whether what is observed has no noise
 
 
 def main(arguments: list[str]) -> None:
@@ -74,10 +77,10 @@ def make_parser() -> Parser:
     add("--half", type=int, default=0, help="how often to halve the image first")
     add("--patch", type=positive, default=8, help="side of a patch, pixels")
     add("--latents", type=positive, default=128, help="binary latents per patch")
-    add("--states", type=positive, default=48, help="states per patch")
-    add("--hidden", type=int, nargs="*", default=[], help="widths of hidden layers")
-    add("--epochs", type=positive, default=20)
-    add("--batch-size", type=positive, default=512)
+    add("--states", type=positive, default=16, help="states per patch")
+    add("--hidden", type=int, nargs="*", default=[], help="widths of hidden layers, if any")
+    add("--epochs", type=positive, default=60)
+    add("--batch-size", type=positive, default=256)
     add("--learning-rate", type=float, default=3e-3)
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     return parser
@@ -90,13 +93,16 @@ def make_task(args: Any) -> Task:
         image = image[::2, ::2]
     rng = np.random.default_rng(args.seed)
     if args.noisy:
-        return Task(image, np.ones(image.shape[:2], bool), None)
+        return Task(image, np.ones(image.shape[:2], bool), None, exact=False)
     sigma = (0.0 if args.missing else 25.0) if args.sigma is None else args.sigma
-    if sigma < 0 or not 0 <= args.missing < 1:
+    if not sigma >= 0 or not 0 <= args.missing < 1:
         raise CommandError("--sigma must be 0 or more and --missing in [0, 1)")
     given = image + sigma * rng.standard_normal(image.shape)
     observed = rng.random(image.shape[:2]) >= args.missing
-    return Task(given, observed, image)
+    if not observed.any():
+        raise CommandError(f"--missing {args.missing}: not one pixel is left")
+    given = np.where(observed[..., None], given, given[observed].mean(0))
+    return Task(given, observed, image, exact=sigma == 0)
 
 
 def read_image(path: Path | None) -> np.ndarray:
@@ -125,10 +131,10 @@ def restore(backend: Backend, task: Task, args: Any) -> tuple[np.ndarray, float]
     patches = cut(unit.astype(np.float32), args.patch)
     masks = cut(np.broadcast_to(task.observed[..., None], unit.shape), args.patch)
     means = patch_means(patches, masks)  # brightness need not be learned
-    data = [np.where(masks, patches - means, 0.0), np.arange(len(patches)), len(patches)]
-    if not task.observed.all():
-        data.append(np.ascontiguousarray(masks))
-    model, guide, loss = make_programs(backend, patches.shape[1:], args)
+    patches = np.where(masks, patches - means, 0.0)
+    data = [patches, np.arange(len(patches)), len(patches)]
+    data += [] if task.observed.all() else [masks]
+    model, guide, loss = make_programs(backend, patches, masks, args)
     batch_size = min(args.batch_size, len(patches))
     backend.train(
         model,
@@ -136,30 +142,62 @@ def restore(backend: Backend, task: Task, args: Any) -> tuple[np.ndarray, float]
         loss,
         *data,
         learning_rate=args.learning_rate,
-        decay=0.03,
+        decay=0.1,
         num_steps=args.epochs * (len(patches) // batch_size),
         batch_size=batch_size,
         log_every=10,
     )
     found, variance = estimate(backend, model, guide, data)
-    image = join(found + means, unit.shape)
-    return center + scale * image, scale * math.sqrt(variance)
+    image = center + scale * join(found + means, unit.shape)
+    if task.exact:
+        image = np.where(task.observed[..., None], task.given, image)
+    return image, scale * math.sqrt(variance)
 
 
-def make_programs(backend: Backend, shape: tuple[int, ...], args: Any) -> tuple[Any, Any, Any]:
-    """Binary latents, a perceptron, one noise level; both of these in closed form."""
+def make_programs(
+    backend: Backend, patches: np.ndarray, masks: np.ndarray, args: Any
+) -> tuple[Any, Any, Any]:
+    """Binary latents, a dictionary or a perceptron, one noise level.
+
+    The E-step's flips go by the slope of the log joint, and the prior's probabilities and the noise
+    have closed forms.
+    """
     infer, evolution = backend.module("infer"), backend.module("ops.evolution")
     models, nets = backend.module("models"), backend.module("nets")
+    if args.hidden:
+        shape, hidden = patches.shape[1:], tuple(args.hidden)
+        decoder = nets.MLPDecoder(args.latents, None, shape, hidden=hidden)
+    else:
+        rng = np.random.default_rng(args.seed)
+        decoder = backend.make_dictionary(first_atoms(rng, patches, masks, args.latents))
     model = models.DiscreteVAE(
-        nets.MLPDecoder(args.latents, None, shape, hidden=tuple(args.hidden)),
-        models.BernoulliPrior(args.latents, probability=0.05, learn="closed_form"),
-        models.GaussianLikelihood(variance=1.0, learn="closed_form"),
+        decoder,
+        models.BernoulliPrior(args.latents, probability=0.02, learn="closed_form"),
+        models.GaussianLikelihood(variance=float(patches[masks].var()), learn="closed_form"),
     )
-    parents = min(10, args.states)
-    loss = infer.Truncated_ELBO(evolution.chain(evolution.select(parents), evolution.flip(4)))
+    parents = evolution.select(min(4, args.states))
+    loss = infer.Truncated_ELBO(evolution.chain(parents, infer.informed_flip(6)))
     if hasattr(model, "to"):
         model = model.to(backend.device)
     return model, infer.TruncatedGuide(model, args.states), loss
+
+
+def first_atoms(
+    rng: np.random.Generator, patches: np.ndarray, masks: np.ndarray, num_atoms: int
+) -> np.ndarray:
+    """Patches of high contrast, less most of their noise (Wiener's filter).
+
+    Missing pixels, filled in with zeros, are noise as well; it is what the lesser components have.
+    """
+    flat = (patches / masks.mean()).reshape(len(patches), -1)
+    variances, axes = np.linalg.eigh(flat.T @ flat / len(flat))
+    noise = np.quantile(variances, 0.25)
+    shares = np.maximum(variances - noise, 0.0) / np.maximum(variances, np.finfo(np.float32).eps)
+    smooth = (flat @ axes * shares) @ axes.T
+    energies = np.square(smooth).sum(1) + np.finfo(np.float32).eps
+    few, probs = len(flat) < num_atoms, energies / energies.sum()
+    chosen = rng.choice(len(flat), num_atoms, replace=few, p=probs)
+    return (0.7 * smooth[chosen]).reshape(num_atoms, *patches.shape[1:]).astype(np.float32)
 
 
 def cut(image: np.ndarray, size: int) -> np.ndarray:
@@ -191,24 +229,17 @@ def join(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def estimate(backend: Backend, model: Any, guide: Any, data: list[Any]) -> tuple[np.ndarray, float]:
     """The posterior mean of each clean patch, and the variance of the noise."""
-    means, variance = [], math.nan
-    for start in range(0, len(data[0]), _PATCHES_AT_ONCE):
-        part = [
-            v[start : start + _PATCHES_AT_ONCE] if isinstance(v, np.ndarray) else v for v in data
-        ]
-        states, weights = backend.posterior(guide, *part)
-        found = np.zeros(part[0].shape)
-        for codes, weight in zip(states, weights, strict=True):
-            mean, noise, _ = backend.conditional(model, codes)
-            found += weight.reshape(-1, *[1] * (found.ndim - 1)) * mean
-            variance = float(np.mean(noise))
-        means.append(found)
-    return np.concatenate(means), variance
+    means = []
+    for states, weights in backend.posteriors(guide, data, _PATCHES_AT_ONCE):
+        means.append(np.einsum("sb,sb...->b...", weights, backend.decode(model, states)))
+    _, variance, _ = backend.conditional(model, states[0, :1])
+    return np.concatenate(means), float(np.mean(variance))
 
 
 def psnr(found: np.ndarray, clean: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB on the scale 0 to 255, not clipped."""
-    return 20 * math.log10(255) - 10 * math.log10(float(np.mean((found - clean) ** 2)))
+    error = float(np.mean((found - clean) ** 2))
+    return 20 * math.log10(255) - 10 * math.log10(error) if error > 0 else math.inf
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def load_run(folder: Path) -> Run:
         result = backend.train(
             *backend.programs(args.method, model, guide, config.num_steps),
             loss,
-            setup.data.x_train,
+            *backend.inputs(guide, setup.data.x_train),
             learning_rate=config.learning_rate,
             decay=config.decay,
             num_steps=1,  # which the checkpoint has behind it
@@ -155,13 +155,17 @@ def write_page(page: Page, run: Run, args: Any) -> dict[str, Any]:
     page.picture("history", plots.plot_history(run.result.history))
     page.text("Is the guide near the posterior?", _IMPORTANCE)
     page.picture("importance", plots.plot_importance(reports["importance"]))
-    page.text("Is it calibrated?", reports["calibration"], _CALIBRATION)
-    page.picture("calibration", plots.plot_calibration(reports["calibration"]))
+    if run.config.amortized:
+        page.text("Is it calibrated?", reports["calibration"], _CALIBRATION)
+        page.picture("calibration", plots.plot_calibration(reports["calibration"]))
     page.text("What do the latents carry?", *reports["usage"].values(), *reports["rates"].values())
     page.picture("codes", plots.plot_codes(reports["usage"]))
     page.picture("rates", plots.plot_rates(reports["rates"]))
-    page.text("How good are the gradients?", _GRADIENTS, reports["gradients"])
-    page.picture("gradients", plots.plot_gradients(reports["gradients"]))
+    if run.config.amortized:
+        page.text("How good are the gradients?", _GRADIENTS, reports["gradients"])
+        page.picture("gradients", plots.plot_gradients(reports["gradients"]))
+    else:
+        page.text("Is it calibrated? How good are the gradients?", _TRUNCATED)
     page.text("What does it look like?")
     page.picture("images", plots.plot_images(_images(run)))
     page.text("In ArviZ", f"arviz.from_netcdf({str(page.out / 'idata.nc')!r}) has draws and data.")
@@ -186,11 +190,18 @@ _GRADIENTS = (
 )
 
 
+_TRUNCATED = (
+    "Not asked of a truncated posterior: it keeps states of the images at hand, and has none of "
+    "simulated ones; and it draws nothing to learn from, so that its gradients have no noise."
+)
+
+
 def diagnose(run: Run, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Numbers for the table, and the reports behind them."""
+    result, data = asked(run, run.images)
 
     def report(name: str, **options: Any) -> Any:
-        return run.backend.diagnose(name, run.result, run.images, **options)
+        return run.backend.diagnose(name, result, *data, **options)
 
     importance = report("importance_diagnostics", num_particles=args.num_draws, batch_size=100)
     reports = {
@@ -200,9 +211,10 @@ def diagnose(run: Run, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "active": report("active_latents", batch_size=100),
         "rates": report("latent_rates", batch_size=100),
         "accuracy": report("rate_distortion", batch_size=100),
-        "calibration": report("simulation_based_calibration", num_simulations=5),
-        "gradients": _gradients(run, args.num_repeats),
     }
+    if run.config.amortized:
+        reports["calibration"] = report("simulation_based_calibration", num_simulations=5)
+        reports["gradients"] = _gradients(run, args.num_repeats)
     applies = np.isfinite(importance.khat)
     found = {
         "elbo": importance.elbo.mean(),
@@ -217,13 +229,21 @@ def diagnose(run: Run, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "code_usage": np.mean([each.share_used.mean() for each in reports["usage"].values()]),
         "active": np.mean([each.active.mean() for each in reports["active"].values()]),
         "collapsed": np.mean([each.collapsed.mean() for each in reports["rates"].values()]),
-        "calibrated": not reports["calibration"].miscalibrated,
-        "snr": dict(zip(reports["gradients"].losses, reports["gradients"].snr, strict=True)),
     }
+    if run.config.amortized:
+        gradients = reports["gradients"]
+        found |= {"calibrated": not reports["calibration"].miscalibrated}
+        found |= {"snr": dict(zip(gradients.losses, gradients.snr, strict=True))}
     if reports["gap"] is not None:
         found |= {"log_evidence": reports["gap"].log_evidence.mean()}
         found |= {"gap": reports["gap"].gap.mean()}
     return found, reports
+
+
+def asked(run: Run, images: np.ndarray) -> tuple[Any, tuple[Any, ...]]:
+    """The result with the guide of these images, and what it is called with."""
+    guide = run.backend.guide_for(run.result.guide, images)
+    return replace(run.result, guide=guide), run.backend.inputs(guide, images)
 
 
 def _gradients(run: Run, num_repeats: int) -> Any:
@@ -289,8 +309,9 @@ def _images(run: Run) -> dict[str, np.ndarray]:
 
 def write_arviz(page: Page, run: Run, args: Any) -> None:
     """Draws for ArviZ, and two of its pictures."""
-    data, num_draws = run.images[:_IN_ARVIZ], min(args.num_draws, 200)
-    idata = run.backend.diagnose("to_arviz", run.result, data, num_draws=num_draws)
+    result, data = asked(run, run.images[:_IN_ARVIZ])
+    num_draws = min(args.num_draws, 200)
+    idata = run.backend.diagnose("to_arviz", result, *data, num_draws=num_draws)
     idata.to_netcdf(str(page.out / "idata.nc"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ArviZ's own, of Matplotlib's next version

@@ -26,6 +26,7 @@ _OVERRIDES = {  # argument -> field of the config
     "num_particles": "num_particles",
     "num_latents": "num_latents",
     "num_codes": "num_codes",
+    "num_states": "num_states",
     "prior": "prior",
     "guide": "guide",
     "likelihood": "likelihood",
@@ -58,6 +59,7 @@ def make_parser() -> Parser:
     add("--num-particles", type=positive, help="draws of the latents per image, K")
     add("--num-latents", type=positive, help="latents per image")
     add("--num-codes", type=positive, help="values of a latent")
+    add("--num-states", type=positive, help="truncated: states that are kept per image")
     add("--prior", choices=["uniform", "bernoulli"], help="bernoulli: binary latents")
     add("--guide", choices=["independent", "autoregressive"])
     add("--likelihood", choices=["auto", "bernoulli", "gaussian"], help="bernoulli: binarized data")
@@ -83,12 +85,13 @@ def main(arguments: list[str]) -> None:
     save_arguments(args, setup.out)
     backend.seed(args.seed)
     loss = make_loss(args, setup)
-    model, guide = backend.make_vae(config, setup.data.x_train)
+    x_train, x_test = setup.data.x_train, setup.data.x_test
+    model, guide = backend.make_vae(config, x_train)
     result = backend.train(
         *backend.programs(setup.method, model, guide, config.num_steps),
         loss,
-        setup.data.x_train,
-        eval_data=setup.data.x_test[:1000],
+        *backend.inputs(guide, x_train),
+        eval_data=x_test[:1000] if config.amortized else None,
         learning_rate=config.learning_rate,
         decay=config.decay,
         num_steps=config.num_steps,
@@ -135,6 +138,7 @@ def make_setup(args: Any) -> Setup:
     config = CONFIGS[name] if name else Config()
     given = {field: getattr(args, argument) for argument, field in _OVERRIDES.items()}
     config = config._replace(**{key: value for key, value in given.items() if value is not None})
+    config = config.trained_by(args.method)
     if args.smoke:
         data, config = data.head(64, 32), config._replace(**_SMOKE)
     if config.likelihood == "auto":
@@ -147,6 +151,11 @@ def make_setup(args: Any) -> Setup:
         )
     if args.method in RELAXATIONS and config.guide == "autoregressive":
         raise CommandError(f"--method {args.method} needs --guide independent: one draw per code")
+    if args.method == "truncated":
+        if args.guide is not None:
+            raise CommandError(f"--guide {args.guide}: --method truncated has no encoder")
+    elif args.num_states:
+        raise CommandError("--num-states is an option of --method truncated")
     if config.prior == "bernoulli" and config.guide == "autoregressive":
         raise CommandError("--prior bernoulli needs --guide independent: its latents are binary")
     if args.method == "disarm" and config.prior != "bernoulli":
@@ -168,7 +177,7 @@ def make_loss(args: Any, setup: Setup) -> Any:
         raise CommandError(f"--{given[0].replace('_', '-')} is an option of --method daps")
     num_steps = args.beta_steps or config.num_steps
     options = {"beta": backend.schedule(config.beta_from, config.beta_to, num_steps)}
-    if args.method != "exact":
+    if args.method not in ("exact", "truncated"):
         options["num_particles"] = config.num_particles
     if args.method == "daps":
         options |= only_daps
@@ -189,7 +198,8 @@ def draw(setup: Setup, model: Any, guide: Any, result: Any) -> None:
     found = backend.reconstruct(model, guide, shown)
     save_reconstructions(setup.out / "reconstructions.png", shown, found)
     save_samples(setup.out / "samples.png", np.asarray(backend.sample(model, 64)))
-    save_curves(setup.out / "curves.png", result.history, setup.config.batch_size)
+    per_loss = setup.config.batch_size if setup.config.amortized else len(setup.data.x_train)
+    save_curves(setup.out / "curves.png", result.history, per_loss)
 
 
 if __name__ == "__main__":
