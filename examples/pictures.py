@@ -18,6 +18,7 @@ __all__ = [
     "save_reconstructions",
     "save_restored",
     "save_samples",
+    "save_weights",
 ]
 
 _GAP = 1  # pixels between two images of a grid
@@ -134,6 +135,17 @@ def save_bars(path: Path, images: np.ndarray, bars: np.ndarray, found: np.ndarra
         axis.imshow(sheet, cmap="RdBu_r", vmin=-1.5, vmax=1.5)
         axis.set_title(title, fontsize=9, loc="left")
         axis.axis("off")
+    _save(figure, path)
+
+
+def save_weights(path: Path, weights: dict[str, np.ndarray]) -> None:
+    """Matrices of probabilities, one below the other: a row for each cause."""
+    figure, axes = plt.subplots(len(weights), figsize=(8, 3 * len(weights)), squeeze=False)
+    for axis, (title, matrix) in zip(axes[:, 0], weights.items(), strict=True):
+        shown = axis.imshow(matrix, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.set(ylabel="cause", xlabel="symptom")
+        figure.colorbar(shown, ax=axis)
     _save(figure, path)
 
 

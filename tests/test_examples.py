@@ -138,6 +138,22 @@ def test_bars(result_of, tmp_path, backend):
     assert Path(result["picture"]).exists()
 
 
+@pytest.mark.parametrize("backend", BOTH)
+def test_noisy_or(result_of, tmp_path, backend):
+    settings = ("--backend", backend, "--json", "--out", tmp_path)
+    result = result_of("noisy_or.py", "--smoke", *settings)
+    assert np.isfinite(result["gap"])
+    assert Path(result["picture"]).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_noisy_or_learns_the_network(result_of, tmp_path, backend):
+    result = result_of("noisy_or.py", "--backend", backend, "--json", "--out", tmp_path)
+    assert result["gap"] > 0.0  # parameters that are fitted to the data beat those that made them
+    assert result["mean_error"]["weight"] < 0.05
+
+
 @pytest.mark.parametrize(
     ("backend", "sigma"), [("pyro", "0"), pytest.param("numpyro", "20", marks=pytest.mark.slow)]
 )
@@ -264,6 +280,8 @@ def test_own_model_recovers_its_parameters(result_of):
         (("train.py", "--method", "disarm"), "--method disarm needs --prior bernoulli"),
         (("train.py", "--num-states", "5"), "--num-states is an option of --method truncated"),
         (("train.py", "--method", "truncated", "--guide", "independent"), "has no encoder"),
+        (("noisy_or.py", "--causes", "13"), "--causes 13: at most 12"),
+        (("noisy_or.py", "--num-patients", "9"), "--num-patients 9: takes at least 100"),
         (("train.py", "--method", "reinmax", "--config", "mnist"), "needs --guide independent"),
         (("train.py", "--batch-size", "9999"), "only 1497 training images"),
         (("train.py", "--beta-to", "0"), "--beta-to must be positive, got 0"),
