@@ -128,7 +128,7 @@ def latent_rates(
 
 def _mean_over_data(variable: Variable, plates: tuple[str, ...]) -> np.ndarray:
     own = tuple(plate for plate in plates if plate in variable.dims)
-    return split_data(variable, own).mean((0, 1), dtype=np.float64)
+    return np.atleast_1d(split_data(variable, own).mean((0, 1), dtype=np.float64))
 
 
 def _variance_of_mean(variable: Variable, plates: tuple[str, ...]) -> np.ndarray:
