@@ -119,8 +119,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--symptoms", type=positive, default=24, help="D")
     parser.add_argument("--num-patients", type=positive, default=2000)
     parser.add_argument("--states", type=positive, default=32, help="sets of causes per patient")
-    parser.add_argument("--restarts", type=positive, default=4, help="starts, the best is kept")
-    parser.add_argument("--steps", type=positive, default=1500)
+    parser.add_argument("--restarts", type=positive, default=8, help="starts, the best is kept")
+    parser.add_argument("--steps", type=positive, default=400)
     args = parser.parse_args(arguments)
     if args.causes > _MOST_CAUSES:
         raise CommandError(f"--causes {args.causes}: at most {_MOST_CAUSES}")
@@ -139,8 +139,12 @@ def main(arguments: list[str]) -> None:
     likelihood, best = (log_likelihood(network, symptoms) for network in (found, truth))
     picture = out / "noisy_or.png"
     save_weights(picture, {"true weights": truth.weight, "learned weights": found.weight})
-    print(f"exact log-likelihood per patient {likelihood:.3f} nats, {likelihood - best:+.3f} ")
-    summary = {"gap": likelihood - best, "log_likelihood": likelihood}
+    gap = likelihood - best
+    print(
+        f"exact log-likelihood per patient {likelihood:.3f} nats, {gap:+.3f} against the truth: "
+        f"{picture}"
+    )
+    summary: dict[str, Any] = {"gap": gap, "log_likelihood": likelihood}
     errors = (np.abs(a - b).mean() for a, b in zip(found, truth, strict=True))
     summary |= {"mean_error": dict(zip(Network._fields, errors, strict=True))}
     summary |= {"seconds": result.seconds, "steps": args.steps, "restarts": args.restarts}

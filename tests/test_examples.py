@@ -146,14 +146,6 @@ def test_noisy_or(result_of, tmp_path, backend):
     assert Path(result["picture"]).exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
-def test_noisy_or_learns_the_network(result_of, tmp_path, backend):
-    result = result_of("noisy_or.py", "--backend", backend, "--json", "--out", tmp_path)
-    assert result["gap"] > 0.0  # parameters that are fitted to the data beat those that made them
-    assert result["mean_error"]["weight"] < 0.05
-
-
 @pytest.mark.parametrize(
     ("backend", "sigma"), [("pyro", "0"), pytest.param("numpyro", "20", marks=pytest.mark.slow)]
 )
