@@ -180,11 +180,15 @@ def test_evaluation_and_no_sweeps_leave_the_sets(shim):
     sets = shim.Sets(CAUSES_PROGRAM, 5)
     sets.loss(truncated(shim))
     start = sets.codes()
-    sets.step(truncated(shim, sweeps=lambda step: 0 * step))
+    elbo = truncated(shim, sweeps=lambda step: step % 2 == 1)  # two M-steps per E-step
+    sets.step(elbo)
     np.testing.assert_array_equal(sets.codes(), start)
+    assert elbo.info.replaced == 0
     sets.posterior()
     sets.sites()
     np.testing.assert_array_equal(sets.codes(), start)
+    sets.step(elbo)
+    assert (sets.codes() != start).any()
 
 
 def test_missing_pixels_leave_the_likelihood(shim):
