@@ -161,10 +161,9 @@ def newcomers(members: UInt32[Array, "S B"], children: UInt32[Array, "C B"]) -> 
     hashes = jnp.concatenate([members, children])
     if len(hashes) > _MAX_PAIRED:
         return _first_by_sort(hashes)[len(members) :]
-    by_pairs = functools.partial(_first_by_pairs, start=len(members))
-    return jax.lax.platform_dependent(
-        hashes, cpu=by_pairs, default=lambda hashes: _first_by_sort(hashes)[len(members) :]
-    )
+    late = functools.partial(_first_by_pairs, start=len(members))
+    first = jax.lax.platform_dependent
+    return first(hashes, cpu=late, default=lambda all: _first_by_sort(all)[len(members) :])
 
 
 def keep_best(
