@@ -205,7 +205,9 @@ class GaussianLikelihood(nn.Module):
         raw = self.start() if kept is None else kept
         if self.learn is True:
             raw = self._learnt(raw)
-        scale = jnp.broadcast_to(jnp.sqrt(self._variance(raw)), event_shape)
+        scale = jnp.sqrt(self._variance(raw))
+        if scale.ndim:  # else one for all: there is less to do than for copies of it
+            scale = jnp.broadcast_to(scale, event_shape)
         return dist.Normal(_precise(outputs), scale).to_event(event_dim)
 
     def link(self, mean: Float[Array | np.ndarray, "*event"]) -> Float[Array, "*event"]:

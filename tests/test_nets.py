@@ -239,3 +239,13 @@ def test_perceptrons_keep_the_scale_of_their_input(lab, hidden):
     x = np.random.default_rng(4).normal(size=(200, 500))
     _, encode = build(lab, "MLPEncoder", (500,), 60, 10, hidden=hidden, inputs=[x])
     assert np.mean(encode(x) ** 2) == pytest.approx(1 / 3, rel=0.15)
+
+
+def test_a_positive_decoder_starts_without_dead_units(lab):
+    """At 0 / 1 latents; each latent alone then moves every hidden unit."""
+    codes = np.eye(6)
+    build_one = {"inputs": [codes], "hidden": ()}  # the outputs are then the first layer's
+    _, decode = build(lab, "MLPDecoder", 6, None, (40,), positive=True, **build_one)
+    assert (decode(codes) > decode(0 * codes)).all()
+    _, decode = build(lab, "MLPDecoder", 6, None, (40,), **build_one)
+    assert (decode(codes) < decode(0 * codes)).any()

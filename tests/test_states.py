@@ -143,6 +143,14 @@ def test_first_occurrences_are_those_of_a_python_set(backend, hashes):
         assert column.tolist() == fresh
 
 
+@given(hashes=few_hashes, num_members=st.integers(1, 8))
+def test_newcomers_are_neither_members_nor_there_already(backend, hashes, num_members):
+    hashes = as_hashes(backend, hashes)
+    found = call(backend, "newcomers", hashes[:num_members], hashes[num_members:])
+    expected = call(backend, "first_occurrences", hashes)[num_members:]
+    np.testing.assert_array_equal(found, expected)
+
+
 # --- the S best ---
 
 scores_with_ties = npst.arrays(

@@ -211,11 +211,15 @@ def test_evaluation_and_no_sweeps_leave_the_sets(shim):
     sets = shim.Sets(CAUSES_PROGRAM, 5)
     sets.loss(truncated(shim))
     start = sets.codes()
-    sets.step(truncated(shim, sweeps=lambda step: 0 * step))
+    elbo = truncated(shim, sweeps=lambda step: step % 2 == 1)  # two M-steps per E-step
+    sets.step(elbo)
     np.testing.assert_array_equal(sets.codes(), start)
+    assert elbo.info.replaced == 0
     sets.posterior()
     sets.sites()
     np.testing.assert_array_equal(sets.codes(), start)
+    sets.step(elbo)
+    assert (sets.codes() != start).any()
 
 
 def test_missing_pixels_leave_the_likelihood(shim):
@@ -384,7 +388,8 @@ def test_prior_flips_aim_at_the_activity_of_the_prior(shim):
         sets = shim.Sets(program, 1, probs=0.5)
         sets.loss(elbo, data)  # makes the sets
         before = sets.codes()[:, 0].astype(int)
-        sets.step(elbo, data)
+        for seed in range(6):
+            sets.step(elbo, data, seed=seed)
         change = np.sign(logit) * (sets.codes()[:, 0].astype(int) - before)
         possible = (before != (logit > 0)).any(-1)
         assert (change[possible] >= 0).all()

@@ -25,6 +25,7 @@ from numpyro_dvae.ops.states import (
     first_occurrences,
     hash_states,
     merge_best,
+    newcomers,
     zobrist_table,
 )
 
@@ -51,6 +52,7 @@ class Evolved(NamedTuple):
     """Sets after an E-step."""
 
     codes: Integer[Array, "S B H"]
+    is_first: Bool[Array, "S B"]  # False where a state is there already
     replaced: Float[Array, ""]  # fraction of the members that are new
 
 
@@ -187,31 +189,58 @@ def evolve_sets(
     operator, cardinalities = evolve or default_evolve(len(codes)), call.space.cardinalities
     score = partial(score_states, call, beta=beta)
     hashes = hashes_of(call, codes)
-    scores = jnp.where(first_occurrences(hashes), score(codes), -jnp.inf)
+    is_first = first_occurrences(hashes)
 
     def generation(carry: _Generation, key: Array) -> tuple[_Generation, None]:
         codes, hashes = _propose(key, call, operator, carry.parents(cardinalities))
         found, members = score(codes), carry.members
-        first = first_occurrences(jnp.concatenate([members.hashes, hashes]))[-len(codes) :]
-        found = jnp.where(first, found, -jnp.inf)
-        children = _Members(codes, found, hashes, jnp.zeros(found.shape, bool))
+        first = newcomers(members.hashes, hashes)
+        found, none = jnp.where(first, found, -jnp.inf), jnp.zeros(found.shape, bool)
+        children = _Members(codes, found, hashes, first, none)
         return _Generation(_merged(members, children), children), None
 
-    def sweep(i: int | Array, members: _Members) -> _Members:
-        keys = jax.random.split(jax.random.fold_in(rng_key, i), generations)
+    def sweep(rng_key: Array, members: _Members) -> _Members:
+        keys = jax.random.split(rng_key, generations)
         carry, _ = generation(_Generation(members, members), keys[0])
         if generations > 1:
             carry = _repeated(generation, carry, keys[1:])
         return carry.members
 
-    members = _Members(codes, scores, hashes, jnp.ones(scores.shape, bool))
+    def run(rng_key: Array, members: _Members) -> _Members:
+        scores = score(members.codes)
+        members = members._replace(scores=jnp.where(members.is_first, scores, -jnp.inf))
+        if isinstance(sweeps, int) and sweeps == 1:
+            return sweep(rng_key, members)
+        keys = partial(jax.random.fold_in, rng_key)
+        return jax.lax.fori_loop(0, sweeps, lambda i, old: sweep(keys(i), old), members)
+
+    scores = jax.eval_shape(score, codes)
+    unknown, old = jnp.full(scores.shape, -jnp.inf, scores.dtype), jnp.ones(scores.shape, bool)
+    members = _Members(codes, unknown, hashes, is_first, old)
     token = _current.set(Setting(call, score))
     try:
-        one = isinstance(sweeps, int) and sweeps == 1
-        members = sweep(0, members) if one else jax.lax.fori_loop(0, sweeps, sweep, members)
+        if isinstance(sweeps, int):
+            members = run(rng_key, members)
+        else:
+            members = _if(sweeps > 0, run, rng_key, members)
     finally:
         _current.reset(token)
-    return Evolved(members.codes, 1.0 - members.is_old.astype(scores.dtype).mean())
+    replaced = 1.0 - members.is_old.astype(scores.dtype).mean()
+    return Evolved(members.codes, members.is_first, replaced)
+
+
+def _if(condition: Array, step: Callable[[Array, Any], Any], rng_key: Array, state: Any) -> Any:
+    """As `jax.lax.cond`, which under `jax.vmap` would take the step in any case.
+
+    State and key change, as XLA would move what is the same in each turn out of the loop.
+    """
+
+    def turn(carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+        _, rng_key, state = carry
+        return jnp.zeros((), bool), jax.random.fold_in(rng_key, 0), step(rng_key, state)
+
+    start = jnp.asarray(condition, bool), rng_key, state
+    return jax.lax.while_loop(lambda carry: carry[0], turn, start)[2]
 
 
 class _Members(NamedTuple):
@@ -220,6 +249,7 @@ class _Members(NamedTuple):
     codes: Integer[Array, "S B H"]
     scores: Float[Array, "S B"]
     hashes: UInt32[Array, "S B"]
+    is_first: Bool[Array, "S B"]
     is_old: Bool[Array, "S B"]
 
 
@@ -236,11 +266,11 @@ def _propose(
 
 def _merged(members: _Members, children: _Members) -> _Members:
     best = merge_best(members.codes, members.scores, children.codes, children.scores)
-    hashes, is_old = (
+    hashes, is_first, is_old = (
         jnp.take_along_axis(jnp.concatenate(pair), best.origins, axis=0)
-        for pair in ((members.hashes, children.hashes), (members.is_old, children.is_old))
+        for pair in zip(members[2:], children[2:], strict=True)
     )
-    return _Members(best.codes, best.scores, hashes, is_old)
+    return _Members(best.codes, best.scores, hashes, is_first, is_old)
 
 
 class _Generation(NamedTuple):
@@ -251,7 +281,7 @@ class _Generation(NamedTuple):
 
     def parents(self, cardinalities: tuple[int, ...]) -> Population:
         """What an operator sees."""
-        codes, scores, hashes, _ = self.children
+        codes, scores, hashes, *_ = self.children
         return Population(codes, scores, cardinalities, hashes)
 
 

@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
+from numpyro_dvae.infer._densities import fast_log_prob
 from numpyro_dvae.infer._statistics import Statistic, site_statistic
 from numpyro_dvae.infer.layout import (
     Layout,
@@ -168,7 +169,7 @@ def make_record(
             if entropy is not None:
                 ledger.add("entropy", site, entropy)
     for _, site in sample_sites(model_trace):
-        ledger.add("likelihood" if site["is_observed"] else "prior", site, log_prob(site))
+        ledger.add("likelihood" if site["is_observed"] else "prior", site, fast_log_prob(site))
     log_likelihood = ledger.total("likelihood")
     return Particles(
         log_likelihood=log_likelihood,

@@ -94,7 +94,8 @@ class Truncated_ELBO(ParticleELBO):
         evolve: Makes children of a population of states, built from `ops.evolution`; the default
             is ``chain(select(10), flip(9))``, fewer parents where S < 10.
         generations: Rounds of children in a sweep, each from the children of the one before.
-        sweeps: E-steps per step, a number or a schedule ``step -> number``; 0 leaves the sets.
+        sweeps: E-steps per step, a number or a schedule ``step -> number``; 0 leaves the sets,
+            as in ``lambda step: step % 5 == 0``, five M-steps per E-step.
         closed_form: Whether to make the updates that sites ask for, or a schedule.
         beta: Weight of the rate, a positive number or a schedule.
         target_rate: Bits per datum that the latents should carry; beta is then steered to it.
@@ -222,7 +223,7 @@ class Truncated_ELBO(ParticleELBO):
     def _evolve(self, step: _Step) -> Evolved:
         sweeps = scheduled("sweeps", self.sweeps, step.state.beta.step)
         if isinstance(sweeps, int) and sweeps == 0:
-            return Evolved(step.codes, jnp.zeros(()))
+            return Evolved(step.codes, distinct(step.call, step.codes), jnp.zeros(()))
         return evolve_sets(
             step.rng_key,
             step.call,
@@ -230,7 +231,7 @@ class Truncated_ELBO(ParticleELBO):
             self.evolve,
             beta=self._beta(step.state.beta),
             generations=self.generations,
-            sweeps=sweeps,
+            sweeps=sweeps if isinstance(sweeps, int) else jnp.asarray(sweeps, int),
         )
 
     def _stored(self, step: _Step, evolved: Evolved) -> dict[str, Any]:
@@ -241,7 +242,8 @@ class Truncated_ELBO(ParticleELBO):
         forms = step.call.batch.closed_forms if evolved and self.closed_form is not False else {}
         if forms and step.memory is None:
             raise self._forgotten()
-        particles, mutable = _run_members(step, evolved.codes if evolved else step.codes, forms)
+        members = evolved or Evolved(step.codes, distinct(step.call, step.codes), jnp.zeros(()))
+        particles, mutable = _run_members(step, members, forms)
         estimate = self._estimate(particles, step.state)
         if evolved:
             estimate = estimate._replace(info=estimate.info._replace(replaced=evolved.replaced))
@@ -305,10 +307,10 @@ class Truncated_ELBO(ParticleELBO):
 
 
 def _run_members(
-    step: _Step, codes: Integer[Array, "S B H"], forms: Mapping[str, Any]
+    step: _Step, members: Evolved, forms: Mapping[str, Any]
 ) -> tuple[Particles, dict[str, Any]]:
     """The members as particles of the model, with gradient; repeated ones weigh nothing."""
-    call, params = step.call, step.params
+    call, params, codes = step.call, step.params, members.codes
     model, rest = (substitute(program, data=params) for program in (call.model, call.rest))
     size, vectorize = piece_of(call, len(codes)), None
     if call.vectorize and size < len(codes):
@@ -316,7 +318,7 @@ def _run_members(
     call = call._replace(model=model, rest=rest)
     particles, mutable = run_states(call, codes, forms, vectorize)
     shape = particles.log_prior.shape
-    log_prior = jnp.where(distinct(call, codes).reshape(shape), particles.log_prior, -jnp.inf)
+    log_prior = jnp.where(members.is_first.reshape(shape), particles.log_prior, -jnp.inf)
     in_range = call.batch.in_range.reshape(shape[1:])
     return particles._replace(log_prior=jnp.where(in_range, log_prior, jnp.nan)), mutable
 
@@ -334,9 +336,12 @@ def _sums(
     statistic: Statistic, weights: Float[Array, "S *plates"], shape: tuple[int, ...]
 ) -> tuple[Array, Array]:
     """Of q's mean statistic, and of the entries that no mask takes out; over data, to a shape."""
-    value, plates = statistic.value, tuple(range(weights.ndim - 1))
-    weights = weights.reshape(*weights.shape, *(1,) * (value.ndim - weights.ndim))
-    total = jnp.where(statistic.mask, (weights * value).sum(0), 0.0).sum(plates)
+    plates, num_entries = tuple(range(weights.ndim - 1)), statistic.value.ndim - weights.ndim
+    padded = (1,) * (num_entries - len(shape)) + shape
+    dims = tuple(dim - num_entries for dim, size in enumerate(padded) if size == 1)
+    value = jnp.where(statistic.mask, statistic.value, 0.0).sum(dims, keepdims=True)
+    weights = weights.reshape(*weights.shape, *(1,) * num_entries)
+    total = (weights * value).sum(0).sum(plates)
     count = statistic.mask.astype(total.dtype).sum(plates)
     return _sum_to(total, shape), _sum_to(count, shape)
 

@@ -80,6 +80,8 @@ class MLPDecoder(nn.Module):
         start: Outputs ``(*output_shape)`` at which all codes start, zero by default;
             ``likelihood.link(mean of the data)`` spares the codes the learning of that mean, and
             more of them stay in use.
+        positive: Start with no negative weight in the first layer. Where latents are 0 or 1, no
+            unit of it is then dead, whatever the codes; a narrow network cannot spare one.
 
     Raises:
         ValueError: If `start` has another shape.
@@ -91,6 +93,7 @@ class MLPDecoder(nn.Module):
     embed_dim: int = 64
     hidden: Sequence[int] = (64, 256)
     start: Float[Array | np.ndarray, "..."] | Constant | None = None
+    positive: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_shape", tuple(self.output_shape))
@@ -109,7 +112,7 @@ class MLPDecoder(nn.Module):
         widths = (width, *self.hidden, math.prod(self.output_shape))
         # All codes start at nearly one output: little noise to unlearn.
         center = self.start if isinstance(self.start, Constant) else None
-        self.layers = _perceptron(widths, output_scale=_OUTPUT_SCALE, center=center)
+        self.layers = _perceptron(widths, _OUTPUT_SCALE, center, self.positive)
 
     def __call__(self, z: Shaped[Array, "*batch_latents"]) -> Float[Array, "*batch_output"]:
         """Outputs ``(*batch, *output_shape)``: logits or means, as the likelihood reads them."""
@@ -192,19 +195,29 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _perceptron(
-    widths: Sequence[int], output_scale: float = 1.0, center: Constant | None = None
+    widths: Sequence[int],
+    output_scale: float = 1.0,
+    center: Constant | None = None,
+    positive: bool = False,
 ) -> list[nn.Dense]:
     """Dense layers between `widths`.
 
     Hidden layers start as He et al. (2015) have it, with zero biases, so that they keep the scale
-    of their input; the outputs start uniform within ``output_scale / sqrt(width)`` of `center`.
+    of their input, the first at absolute values if `positive`; the outputs start uniform within
+    ``output_scale / sqrt(width)`` of `center`.
     """
     *hidden, num_outputs = widths[1:]
     bound = output_scale / math.sqrt(widths[-2])
     small, near = _within(bound), _within(bound, 0.0 if center is None else center.value)
     he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-    layers = [dense(width, kernel_init=he_normal) for width in hidden]
-    return [*layers, dense(num_outputs, kernel_init=small, bias_init=near)]
+    starts = [he_normal] * len(hidden) + [small]
+    starts[0] = _absolute(starts[0]) if positive else starts[0]
+    layers = [dense(width, kernel_init=start) for width, start in zip(hidden, starts, strict=False)]
+    return [*layers, dense(num_outputs, kernel_init=starts[-1], bias_init=near)]
+
+
+def _absolute(init: Callable[..., Array]) -> Callable[..., Array]:
+    return lambda *args: jnp.abs(init(*args))
 
 
 def _within(bound: float, center: float | np.ndarray = 0.0) -> Callable[..., Array]:

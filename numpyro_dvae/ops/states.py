@@ -34,6 +34,7 @@ __all__ = [
     "hash_states",
     "keep_best",
     "merge_best",
+    "newcomers",
     "num_words",
     "other_codes",
     "pack",
@@ -154,6 +155,17 @@ def first_occurrences(hashes: UInt32[Array, "S B"]) -> Bool[Array, "S B"]:
     return jax.lax.platform_dependent(hashes, cpu=_first_by_pairs, default=_first_by_sort)
 
 
+@jax.jit
+def newcomers(members: UInt32[Array, "S B"], children: UInt32[Array, "C B"]) -> Bool[Array, "C B"]:
+    """Whether a child's hash is neither a member's nor that of a child before it."""
+    hashes = jnp.concatenate([members, children])
+    if len(hashes) > _MAX_PAIRED:
+        return _first_by_sort(hashes)[len(members) :]
+    late = functools.partial(_first_by_pairs, start=len(members))
+    first = jax.lax.platform_dependent
+    return first(hashes, cpu=late, default=lambda all: _first_by_sort(all)[len(members) :])
+
+
 def keep_best(
     codes: Integer[Array, "C B H"], scores: Float[Array, "C B"], num_states: int
 ) -> Survivors:
@@ -184,7 +196,7 @@ def merge_best(
 ) -> Survivors:
     """The S best of members and children: `keep_best` of both in a row, without copying them.
 
-    Give a child the score -inf if the mask `first_occurrences` finds it there already. Distinct
+    Give a child the score -inf if it is none of the `newcomers`. Distinct
     members then stay distinct, and no duplicate and no NaN pushes one of them out, even if it is
     impossible itself, since of equal scores the members come first.
 
@@ -276,13 +288,15 @@ def _first_by_sort(hashes: UInt32[Array, "S B"]) -> Bool[Array, "S B"]:
     return jnp.zeros_like(first).at[order, jnp.arange(hashes.shape[1])].set(first)
 
 
-def _first_by_pairs(hashes: UInt32[Array, "S B"]) -> Bool[Array, "S B"]:
-    places = jax.lax.broadcasted_iota(jnp.int32, hashes.shape, 0)
+def _first_by_pairs(hashes: UInt32[Array, "S B"], start: int = 0) -> Bool[Array, "C B"]:
+    """Of the places from `start` on."""
+    late = hashes[start:]
+    places = start + jax.lax.broadcasted_iota(jnp.int32, late.shape, 0)
 
     def mark(place: Array, repeated: Array) -> Array:
-        return repeated | ((hashes[place] == hashes) & (places > place))
+        return repeated | ((hashes[place] == late) & (places > place))
 
-    none = jnp.zeros(hashes.shape, bool)
+    none = jnp.zeros(late.shape, bool)
     return ~jax.lax.fori_loop(0, len(hashes), mark, none, unroll=_UNROLL)
 
 

@@ -20,7 +20,13 @@ from pyro_dvae.infer.layout import DrawTogether
 from pyro_dvae.infer.particles import Particles, run_particles
 from pyro_dvae.infer.space import Space, decode, encode
 from pyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
-from pyro_dvae.ops.states import first_occurrences, hash_states, merge_best, zobrist_table
+from pyro_dvae.ops.states import (
+    first_occurrences,
+    hash_states,
+    merge_best,
+    newcomers,
+    zobrist_table,
+)
 
 _CODES_AT_ONCE = 2**21  # that are scored together: 8 MB as floats, which a cache holds
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
@@ -132,7 +138,7 @@ def evolve_sets(
             for _ in range(generations):
                 population = Population(*parents[:2], cardinalities, parents.hashes)
                 children, hashes = _propose(call, operator, population)
-                first = first_occurrences(torch.cat([members.hashes, hashes]))[len(codes) :]
+                first = newcomers(members.hashes, hashes)
                 scores = torch.where(first, score(children), -math.inf)
                 parents = _Members(children, scores, hashes, torch.zeros_like(first))
                 members = _merged(members, parents)

@@ -80,7 +80,8 @@ class Truncated_ELBO(ParticleELBO):
         evolve: Makes children of a population of states, built from `ops.evolution`; the default
             is ``chain(select(10), flip(9))``, fewer parents where S < 10.
         generations: Rounds of children in a sweep, each from the children of the one before.
-        sweeps: E-steps per step, a number or a schedule ``step -> number``; 0 leaves the sets.
+        sweeps: E-steps per step, a number or a schedule ``step -> number``; 0 leaves the sets,
+            as in ``lambda step: step % 5 == 0``, five M-steps per E-step.
         closed_form: Whether to make the updates that sites ask for, or a schedule.
         beta: Weight of the rate, a positive number or a schedule.
         target_rate: Bits per datum that the latents should carry; beta is then steered to it.

@@ -61,6 +61,8 @@ class MLPDecoder(nn.Module):
         start: Outputs ``(*output_shape)`` at which all codes start, zero by default;
             ``likelihood.link(mean of the data)`` spares the codes the learning of that mean, and
             more of them stay in use.
+        positive: Start with no negative weight in the first layer. Where latents are 0 or 1, no
+            unit of it is then dead, whatever the codes; a narrow network cannot spare one.
 
     Raises:
         ValueError: If `start` has another shape.
@@ -74,6 +76,7 @@ class MLPDecoder(nn.Module):
         embed_dim: int = 64,
         hidden: Sequence[int] = (64, 256),
         start: Float[Tensor, "..."] | None = None,
+        positive: bool = False,
     ) -> None:
         super().__init__()
         self.num_latents, self.num_codes = num_latents, num_codes
@@ -86,6 +89,8 @@ class MLPDecoder(nn.Module):
                 parameter.mul_(_OUTPUT_SCALE)
             if start is not None:
                 self.layers[-1].get_parameter("bias").add_(flat_start(start, self.output_shape))
+            if positive:
+                next(self.layers.parameters()).abs_()
 
     def forward(self, z: Shaped[Tensor, "*batch_latents"]) -> Float[Tensor, "*batch_output"]:
         """Outputs ``(*batch, *output_shape)``: logits or means, as the likelihood reads them."""

@@ -34,6 +34,7 @@ __all__ = [
     "hash_states",
     "keep_best",
     "merge_best",
+    "newcomers",
     "num_words",
     "other_codes",
     "pack",
@@ -151,6 +152,11 @@ def first_occurrences(hashes: Int64[Tensor, "S B"]) -> Bool[Tensor, "S B"]:
     return torch.empty_like(first).scatter_(1, order, first).T
 
 
+def newcomers(members: Int64[Tensor, "S B"], children: Int64[Tensor, "C B"]) -> Bool[Tensor, "C B"]:
+    """Whether a child's hash is neither a member's nor that of a child before it."""
+    return first_occurrences(torch.cat([members, children]))[len(members) :]
+
+
 def keep_best(
     codes: Integer[Tensor, "C B H"], scores: Float[Tensor, "C B"], num_states: int
 ) -> Survivors:
@@ -181,7 +187,7 @@ def merge_best(
 ) -> Survivors:
     """The S best of members and children: `keep_best` of both in a row, without copying them.
 
-    Give a child the score -inf if the mask `first_occurrences` finds it there already. Distinct
+    Give a child the score -inf if it is none of the `newcomers`. Distinct
     members then stay distinct, and no duplicate and no NaN pushes one of them out, even if it is
     impossible itself, since of equal scores the members come first.
 
