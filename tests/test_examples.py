@@ -79,11 +79,23 @@ METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", 
         pytest.param(
             ("--method", "exact", "--num-latents", "2", "--num-codes", "4"), marks=pytest.mark.slow
         ),
-        ("--method", "disarm", "--prior", "bernoulli"),
+        ("--method", "disarm", "--prior", "bernoulli", "--binarize", "dynamic"),
+        ("--method", "vq", "--prior", "categorical", "--second-stage-steps", "12"),
         ("--method", "truncated", "--prior", "bernoulli", "--num-states", "5"),
         pytest.param(
             ("--method", "truncated", "--backend", "numpyro", "--num-states", "5"),
             marks=pytest.mark.slow,
+        ),
+        *(
+            pytest.param(("--method", method, "--backend", backend, *more), marks=pytest.mark.slow)
+            for backend in ("pyro", "numpyro")
+            for method, *more in [
+                ("fsq", "--second-stage-steps", "12"),
+                ("vq_gradient", "--prior", "autoregressive"),
+                ("daps", "--prior", "autoregressive", "--test-images", "9"),
+                ("gumbel", "--prior", "categorical"),
+                ("reinforce", "--prior", "bernoulli", "--binarize", "dynamic"),
+            ]
         ),
         pytest.param(("--method", "gr_mck", "--backend", "numpyro"), marks=pytest.mark.slow),
         ("--method", "daps", "--backend", "numpyro"),
@@ -91,12 +103,9 @@ METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", 
             ("--method", "daps", "--backend", "numpyro", "--guide", "autoregressive"),
             marks=pytest.mark.slow,
         ),
-        pytest.param(
-            ("--method", "reinforce", "--backend", "numpyro", "--prior", "bernoulli"),
-            marks=pytest.mark.slow,
-        ),
+        pytest.param(("--method", "vq", "--backend", "numpyro"), marks=pytest.mark.slow),
     ],
-    ids=lambda settings: "-".join(settings[1:4:2]),
+    ids=lambda settings: "-".join(settings[1:6:2]),
 )
 def test_train(result_of, tmp_path, settings):
     result = result_of("train.py", "--smoke", "--out", tmp_path, *settings)
@@ -170,7 +179,7 @@ def test_denoise_says_what_it_cannot_read(tmp_path):
 
 
 RELAXED = {"gumbel", "straight_through", "reinmax", "gr_mck"}
-METHODS = {"daps", "reinforce", "vimco", "wake_sleep", "exact", "truncated"} | RELAXED
+METHODS = {"daps", "reinforce", "vimco", "wake_sleep", "vq", "fsq", "exact", "truncated"} | RELAXED
 
 
 @pytest.mark.parametrize(
@@ -275,6 +284,17 @@ def test_own_model_recovers_its_parameters(result_of):
         (("noisy_or.py", "--causes", "13"), "--causes 13: at most 12"),
         (("noisy_or.py", "--num-patients", "9"), "--num-patients 9: takes at least 100"),
         (("train.py", "--method", "reinmax", "--config", "mnist"), "needs --guide independent"),
+        (("train.py", "--method", "vq", "--guide", "independent"), "has a guide of its own"),
+        (("train.py", "--method", "fsq", "--prior", "bernoulli"), "its latents are codes"),
+        (("train.py", "--method", "gumbel", "--prior", "autoregressive"), "another --prior"),
+        (
+            ("train.py", "--second-stage-steps", "9", "--prior", "autoregressive"),
+            "--second-stage-steps needs --prior uniform or categorical",
+        ),
+        (
+            ("train.py", "--binarize", "dynamic", "--likelihood", "gaussian"),
+            "--binarize dynamic needs --likelihood bernoulli",
+        ),
         (("train.py", "--batch-size", "9999"), "only 1497 training images"),
         (("train.py", "--beta-to", "0"), "--beta-to must be positive, got 0"),
         (("train.py", "--out", "{file}/below", "--smoke"), "cannot be written to"),
