@@ -156,6 +156,27 @@ class Backend(backends.Backend):
         function = getattr(self.module("diagnostics"), name)
         return function(self._next_key(), result, *data, **options)
 
+    def gradients(
+        self, model: Any, guide: Any, loss: Any, images: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """Draw gradients of the guide's parameters, each as one vector, without end."""
+        import jax
+        import jax.numpy as jnp
+
+        params = self._params or {}
+        guide_params = {name: params[name] for name in params if name.startswith("guide")}
+
+        @jax.jit
+        def gradient(guide_params: dict, params: dict, rng_key: Any, x: Any) -> Any:
+            def value(own: dict) -> Any:
+                return loss.loss(rng_key, {**params, **own}, model, guide, x)
+
+            found = jax.grad(value)(guide_params)
+            return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(found)])
+
+        while True:
+            yield np.asarray(gradient(guide_params, params, self._next_key(), images))
+
     def draws(
         self, model: Any, guide: Any, images: np.ndarray, num_particles: int
     ) -> Iterator[Draws]:

@@ -175,6 +175,22 @@ class Backend(backends.Backend):
             found = (sites["x"]["fn"].mean, sites["x"]["fn"].variance, sites["z"]["fn"].mean)
         return tuple(value.cpu().numpy() for value in found)
 
+    def gradients(
+        self, model: Any, guide: Any, loss: Any, images: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """Draw gradients of the guide's parameters, each as one vector, without end."""
+        import pyro
+        import torch
+
+        (x,) = self._tensors((images,))
+        while True:
+            for parameter in (*model.parameters(), *guide.parameters()):
+                parameter.grad = None
+            with pyro.validation_enabled(False):
+                loss.loss_and_grads(model, guide, x)
+            found = [parameter.grad.flatten() for parameter in guide.parameters()]
+            yield torch.cat(found).cpu().numpy()
+
     def draws(
         self,
         model: Any,

@@ -43,7 +43,7 @@ def output_of(monkeypatch, capsys):
     def run_here(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         with pytest.raises(SystemExit) as status:
-            run_main(importlib.import_module(script.removesuffix(".py")).main)
+            run_main(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main)
         output, errors = capsys.readouterr()
         assert status.value.code == 0, errors
         return output
@@ -211,6 +211,46 @@ def test_compare_on_the_sibling(result_of, tmp_path):
     assert result["methods"]["daps"]["elbo"] < result["methods"]["daps"]["iwae"]
 
 
+@pytest.mark.parametrize("backend", BOTH)
+def test_gradient_quality(result_of, tmp_path, backend):
+    settings = ("--backend", backend, "--data", "digits", "--estimators", "disarm", "gumbel")
+    settings = (*settings, "--json", "--out", tmp_path)
+    result = result_of("benchmarks/gradient_quality.py", "--smoke", *settings)
+    disarm, gumbel = result["estimators"]["disarm"], result["estimators"]["gumbel"]
+    assert abs(disarm["squared_bias"]) < 6 * disarm["squared_bias_error"]
+    assert 0 < disarm["cosine_of_one"] < gumbel["cosine_of_mean"] < 1.1
+    assert (tmp_path / "gradient_quality.png").exists()
+
+
+def test_squared_lengths_are_unbiased():
+    from benchmarks.gradient_quality import squared_length
+
+    rng, mean = np.random.default_rng(0), np.array([0.3, -0.1, 0.0])
+    found = np.array([squared_length(mean + rng.normal(size=(10, 3))) for _ in range(2000)])
+    lengths, errors = found.T
+    spread = lengths.std()
+    assert abs(lengths.mean() - mean @ mean) < 5 * spread / np.sqrt(2000)
+    assert 1.0 < np.sqrt((errors**2).mean()) / spread < np.sqrt(2)
+    naive = mean @ mean + 3 / 10  # negative control: of the mean of ten
+    assert abs(lengths.mean() - naive) > 5 * spread / np.sqrt(2000)
+
+
+@pytest.mark.slow
+def test_league(output_of, tmp_path):
+    settings = ("--smoke", "--data", "digits", "--json", "--out", tmp_path)
+    settings = (*settings, "--methods", "vq", "disarm", "reinforce", "--backend", "pyro")
+    first = output_of("benchmarks/league.py", *settings)
+    result = json.loads(first.splitlines()[-1])["boards"]
+    assert {name: set(rows) for name, rows in result.items()} == {
+        "binary": {"disarm", "reinforce"},
+        "codes": {"vq", "reinforce"},
+    }
+    assert "| `vq` | 1 |" in first
+    again = output_of("benchmarks/league.py", *settings)
+    assert json.loads(again.splitlines()[-1])["boards"] == result
+    assert len(again.splitlines()) < len(first.splitlines())  # nothing was run
+
+
 @pytest.mark.parametrize("backend_name", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
 def test_diagnose(result_of, tmp_path, backend_name):
     settings = ("--num-latents", "2", "--num-codes", "3", "--backend", backend_name)
@@ -301,6 +341,10 @@ def test_own_model_recovers_its_parameters(result_of):
         (("train.py", "--out", "{out}", "--smoke", "--resume"), "holds no checkpoint.pt"),
         (("train.py", "--method", "exact", "--smoke", "--out", "{out}"), "states"),
         (("compare.py", "--methods", "daps", "magic"), "--methods magic: choose among"),
+        (("benchmarks/league.py", "--methods", "magic"), "--methods magic: choose among"),
+        (("benchmarks/gradient_quality.py", "--estimators", "magic"), "--estimators magic: choose"),
+        (("benchmarks/gradient_quality.py", "--num-particles", "3"), "must be even, for pairs"),
+        (("benchmarks/gradient_quality.py", "--num-repeats", "9"), "--num-repeats must be at"),
         (("compare.py", "--out", "{file}/below"), "cannot be written to"),
         (("diagnose.py", "{out}"), "is not a folder of train.py's"),
         (("diagnose.py", "--num-draws", "3"), "--num-draws must be at least 25"),
@@ -314,7 +358,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, words):
     script, *arguments = (str(argument).format(**places) for argument in arguments)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit) as status:
-        run_main(importlib.import_module(script.removesuffix(".py")).main)
+        run_main(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main)
     errors = [line for line in capsys.readouterr().err.splitlines() if line and "it/s" not in line]
     assert status.value.code == 2
     assert len(errors) == 1
