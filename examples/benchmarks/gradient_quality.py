@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> None:
     print(table(found), f"\n\n{_LEGEND}\n")
     print("\n".join(verdicts(found)))
     picture = out / "gradient_quality.png"
-    save_bars(picture, run, moments, args.num_repeats)
+    save_bars(picture, found)
     print(f"\nPicture: {picture}")
     result = {"backend": run.backend.name, "seed": args.seed, "steps": run.result.num_steps}
     result |= {"num_particles": args.num_particles, "num_repeats": args.num_repeats}
@@ -252,12 +252,28 @@ def verdicts(found: dict[str, Quality]) -> list[str]:
     return [*lines, f"biased by more than 4 standard errors: {', '.join(biased) or 'none'}"]
 
 
-def save_bars(path: Path, run: Run, moments: dict[str, Moments], num_repeats: int) -> None:
-    """Noise, signal and directions, as `gradient_variance` shows them."""
-    parts = {name: {"guide": (each.groups.mean(0), each.trace)} for name, each in moments.items()}
-    quality = run.backend.module("diagnostics.reports").gradient_quality(parts, num_repeats)
-    figure = run.backend.module("diagnostics.plots").plot_gradients(quality)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+def save_bars(path: Path, found: dict[str, Quality]) -> None:
+    """Bias, variance and direction of each estimator, side by side."""
+    from matplotlib.figure import Figure
+
+    rows, places = list(found.values()), np.arange(len(found))
+    size = (12, 1.2 + 0.3 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    bias, variance, cosine = figure.subplots(1, 3, sharey=True)
+    errors = [each.squared_bias_error for each in rows]
+    bias.barh(places, [each.squared_bias for each in rows], xerr=errors, color="0.6")
+    bias.set(title="squared bias", xlabel="of the true gradient's squared length")
+    variance.barh(places, [each.variance for each in rows], color="0.6", log=True)
+    variance.set(title="variance", xlabel="of the true gradient's squared length")
+    cosine.barh(places, [each.cosine_of_one for each in rows], color="C0", label="one gradient")
+    means = [each.cosine_of_mean for each in rows]
+    cosine.plot(means, places, "|", color="k", markersize=12, label="mean")
+    cosine.set(title="cosine with the true gradient", xlim=(np.nanmin([0.0, *means]), 1.1))
+    cosine.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    names = [f"{name.partition(',')[0]}, K = {each.num_particles}" for name, each in found.items()]
+    bias.set_yticks(places, names)
+    bias.invert_yaxis()
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
