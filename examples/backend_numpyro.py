@@ -55,17 +55,21 @@ class Backend(backends.Backend):
         learning_rate: float,
         num_steps: int,
         decay: float = 1.0,
+        drawn: bool = False,
         **settings: Any,
     ) -> Any:
-        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`."""
+        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`.
+
+        With `drawn`, each step draws its images' pixels, with gray values for probabilities.
+        """
         import jax
 
-        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps)
+        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps, drawn=drawn)
         with jax.default_device(self.device):
             result = self.module("fit").fit(
                 self._next_key(), svi, *data, num_steps=num_steps, **settings
             )
-        self._params = result.params
+        self._params = {**(self._params or {}), **result.params}  # a prior's, after those of a VAE
         return result
 
     def train_best(
@@ -92,13 +96,21 @@ class Backend(backends.Backend):
         return result
 
     def _make_svi(
-        self, programs: Programs, learning_rate: float, decay: float, num_steps: int
+        self,
+        programs: Programs,
+        learning_rate: float,
+        decay: float,
+        num_steps: int,
+        *,
+        drawn: bool = False,
     ) -> Any:
         import numpyro
 
         rate = self.schedule(learning_rate, decay * learning_rate, num_steps)
         model, guide, loss = programs
-        return self.module("infer").SVI(model, guide, numpyro.optim.Adam(rate), loss=loss)
+        kind = self.module("infer").SVI
+        kind = _drawing(kind) if drawn else kind
+        return kind(model, guide, numpyro.optim.Adam(rate), loss=loss)
 
     def make_dictionary(self, atoms: np.ndarray) -> Any:
         """A decoder to the sum of atoms ``(H, *shape)``, one per latent, learned from these on."""
@@ -143,6 +155,27 @@ class Backend(backends.Backend):
         """Call one of the diagnostics."""
         function = getattr(self.module("diagnostics"), name)
         return function(self._next_key(), result, *data, **options)
+
+    def gradients(
+        self, model: Any, guide: Any, loss: Any, images: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """Draw gradients of the guide's parameters, each as one vector, without end."""
+        import jax
+        import jax.numpy as jnp
+
+        params = self._params or {}
+        guide_params = {name: params[name] for name in params if name.startswith("guide")}
+
+        @jax.jit
+        def gradient(guide_params: dict, params: dict, rng_key: Any, x: Any) -> Any:
+            def value(own: dict) -> Any:
+                return loss.loss(rng_key, {**params, **own}, model, guide, x)
+
+            found = jax.grad(value)(guide_params)
+            return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(found)])
+
+        while True:
+            yield np.asarray(gradient(guide_params, params, self._next_key(), images))
 
     def draws(
         self, model: Any, guide: Any, images: np.ndarray, num_particles: int
@@ -207,10 +240,30 @@ class Backend(backends.Backend):
         return np.asarray(substitute(model.reconstruct, data=self._params)(codes))
 
 
+def _drawing(svi_class: Any) -> Any:
+    """An `SVI` whose steps draw binary images from gray ones; model and guide see one draw."""
+    import jax
+
+    def draw(rng_key: Any, x: Any) -> Any:
+        return jax.random.bernoulli(rng_key, x).astype(x.dtype)
+
+    class Drawing(svi_class):
+        def init(self, rng_key: Any, x: Any, *rest: Any, **options: Any) -> Any:
+            return super().init(rng_key, draw(rng_key, x), *rest, **options)
+
+        def update(self, svi_state: Any, x: Any, *rest: Any, **options: Any) -> Any:
+            key = jax.random.fold_in(svi_state.rng_key, 1)
+            return super().update(svi_state, draw(key, x), *rest, **options)
+
+    return Drawing
+
+
 def _run_pair(model: Any, guide: Any, params: Any, rng_key: Any, *data: Any) -> tuple[dict, dict]:
     """Sites of a NumPyro guide, and of the model at its draws."""
+    import jax
     from numpyro.handlers import replay, seed, substitute, trace
 
-    guide_sites = trace(seed(substitute(guide, data=params), rng_key)).get_trace(*data)
+    own = jax.tree.map(lambda leaf: leaf, params)  # a codebook moves when a guide runs
+    guide_sites = trace(seed(substitute(guide, data=own), rng_key)).get_trace(*data)
     replayed = replay(substitute(model, data=params), trace=guide_sites)
     return guide_sites, trace(seed(replayed, rng_key)).get_trace(*data)

@@ -51,6 +51,10 @@ class Backend(backends.Backend):
         model, guide = super().make_vae(config, images)
         return model.to(self.device), guide.to(self.device)
 
+    def make_prior(self, config: Config) -> Any:
+        """As for both, on the device."""
+        return super().make_prior(config).to(self.device)
+
     def train(
         self,
         model: Any,
@@ -60,12 +64,16 @@ class Backend(backends.Backend):
         learning_rate: float,
         num_steps: int,
         decay: float = 1.0,
+        drawn: bool = False,
         **settings: Any,
     ) -> Any:
-        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`."""
+        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`.
+
+        With `drawn`, each step draws its images' pixels, with gray values for probabilities.
+        """
         import pyro
 
-        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps)
+        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps, drawn=drawn)
         # Pyro's validation waits for the device at every site; `fit` looks for NaN itself.
         with pyro.validation_enabled(False):
             settings = self._on_device(settings)
@@ -94,7 +102,13 @@ class Backend(backends.Backend):
             )
 
     def _make_svi(
-        self, programs: Programs, learning_rate: float, decay: float, num_steps: int
+        self,
+        programs: Programs,
+        learning_rate: float,
+        decay: float,
+        num_steps: int,
+        *,
+        drawn: bool = False,
     ) -> Any:
         import pyro
         import torch
@@ -107,7 +121,8 @@ class Backend(backends.Backend):
                 "lr_lambda": self.schedule(1.0, decay, num_steps),
             }
         )
-        return pyro.infer.SVI(model, guide, optim, loss=loss)
+        kind = _drawing(pyro.infer.SVI) if drawn else pyro.infer.SVI
+        return kind(model, guide, optim, loss=loss)
 
     def _tensors(self, data: Sequence[Any]) -> list[Any]:
         """Arrays as tensors on the device; numbers and None as they are."""
@@ -159,6 +174,22 @@ class Backend(backends.Backend):
             sites = poutine.trace(program).get_trace(num_data=len(codes)).nodes
             found = (sites["x"]["fn"].mean, sites["x"]["fn"].variance, sites["z"]["fn"].mean)
         return tuple(value.cpu().numpy() for value in found)
+
+    def gradients(
+        self, model: Any, guide: Any, loss: Any, images: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """Draw gradients of the guide's parameters, each as one vector, without end."""
+        import pyro
+        import torch
+
+        (x,) = self._tensors((images,))
+        while True:
+            for parameter in (*model.parameters(), *guide.parameters()):
+                parameter.grad = None
+            with pyro.validation_enabled(False):
+                loss.loss_and_grads(model, guide, x)
+            found = [parameter.grad.flatten() for parameter in guide.parameters()]
+            yield torch.cat(found).cpu().numpy()
 
     def draws(
         self,
@@ -226,3 +257,14 @@ class Backend(backends.Backend):
 
         with torch.no_grad():
             return model.reconstruct(torch.as_tensor(codes, device=self.device)).cpu().numpy()
+
+
+def _drawing(svi_class: Any) -> Any:
+    """An `SVI` whose steps draw binary images from gray ones; model and guide see one draw."""
+    import torch
+
+    class Drawing(svi_class):
+        def step(self, x: Any) -> float:
+            return super().step(torch.bernoulli(x))
+
+    return Drawing

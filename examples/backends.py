@@ -12,7 +12,15 @@ import numpy as np
 from cli import CommandError
 from configs import Config
 
-__all__ = ["METHODS", "RELAXATIONS", "Backend", "Programs", "get_backend", "rows_of"]
+__all__ = [
+    "METHODS",
+    "QUANTIZERS",
+    "RELAXATIONS",
+    "Backend",
+    "Programs",
+    "get_backend",
+    "rows_of",
+]
 
 # Method -> module of `infer` and class; a method is a loss, and the model need not know it.
 METHODS = {
@@ -35,6 +43,12 @@ RELAXATIONS = {
     "reinmax": 1.0,
 }
 METHODS |= dict.fromkeys(RELAXATIONS, METHODS["reinforce"])
+# Methods that bring a guide of their own, `Config.guide`: codes are the nearest of a table's
+# vectors, moved by averages or by gradient, or finite scalars.
+QUANTIZERS = ("vq", "vq_gradient", "fsq")
+METHODS |= dict.fromkeys(QUANTIZERS, ("quantization", "VQ_ELBO"))
+_DECAY = 0.99  # of a codebook's moving averages
+_MOST_LEVELS = 8  # of a finite scalar
 BATCH_VALUES = 2**23  # values of x times particles that are scored at once
 
 
@@ -80,6 +94,10 @@ class Backend:
         soft = relax(guide, method, sites=["z"], temperature=temperature)
         return relax(model, method, sites=["z"]), soft
 
+    def plain_elbo(self) -> Any:
+        """The framework's own loss, for a model without discrete latents."""
+        return importlib.import_module(f"{self.name}.infer").Trace_ELBO()
+
     def checkpoint(self) -> str:
         """Name of the file that `fit` keeps in its folder."""
         return {"pyro": "checkpoint.pt", "numpyro": "checkpoint.npz"}[self.name]
@@ -108,15 +126,17 @@ class Backend:
         shape = images.shape[1:]
         binary, size = config.prior == "bernoulli", config.num_latents
         num_codes = None if binary else config.num_codes
-        prior = models.BernoulliPrior(size, learn=True) if binary else None
         if config.likelihood == "bernoulli":
             likelihood = models.BernoulliLikelihood()
         else:
             likelihood = models.GaussianLikelihood(variance=0.1)
+        prior = self.make_prior(config)
         start = likelihood.link(self.array(images.mean(0)))
+        if config.guide in QUANTIZERS:
+            decoder, guide = self._make_quantized(config, shape, start)
+            return models.DiscreteVAE(decoder, prior, likelihood), guide
         hidden, width = config.decoder_hidden, config.embed_dim
         decoder = nets.MLPDecoder(size, num_codes, shape, width, hidden, start)
-        prior = prior or models.UniformPrior(size, config.num_codes)
         model = models.DiscreteVAE(decoder, prior, likelihood)
         if config.guide == "truncated":
             guide = self.module("infer").TruncatedGuide(model, config.num_states)
@@ -128,3 +148,45 @@ class Backend:
             encoder = nets.MLPEncoder(shape, size, num_codes, hidden=config.encoder_hidden)
             guide = guides.IndependentGuide(encoder, binary=binary)
         return model, guide
+
+    def make_prior(self, config: Config) -> Any:
+        """Make p(z)."""
+        models, nets = self.module("models"), self.module("nets")
+        size, num_codes = config.num_latents, config.num_codes
+        if config.prior == "bernoulli":
+            return models.BernoulliPrior(size, learn=True)
+        if config.prior == "categorical":
+            return models.CategoricalPrior(size, num_codes)
+        if config.prior == "autoregressive":
+            width = config.embed_dim
+            return models.AutoregressivePrior(
+                nets.CausalTransformer(size, num_codes, embed_dim=width, cross_attention=False)
+            )
+        return models.UniformPrior(size, num_codes)
+
+    def _make_quantized(
+        self, config: Config, shape: tuple[int, ...], start: Any
+    ) -> tuple[Any, Any]:
+        """A decoder, with outputs that begin at `start`, and a guide that share one codebook."""
+        nets, size = self.module("nets"), config.num_latents
+        if config.guide == "fsq":
+            codebook = nets.FiniteScalars(levels_of(config.num_codes))
+        else:
+            decay = _DECAY if config.guide == "vq" else None
+            codebook = nets.Codebook(config.num_codes, config.embed_dim, decay=decay)
+        width = codebook.embed_dim
+        hidden = config.decoder_hidden
+        network = nets.MLPDecoder(size * width, None, shape, hidden=hidden, start=start)
+        encoder = nets.MLPEncoder(shape, size, width, hidden=config.encoder_hidden)
+        guide = self.module("guides").VectorQuantizedGuide(encoder, codebook)
+        return nets.CodebookDecoder(codebook, network), guide
+
+
+def levels_of(num_codes: int) -> tuple[int, ...]:
+    """Levels of finite scalars that make so many codes: its divisors up to 8, large ones first."""
+    levels: list[int] = []
+    for level in range(_MOST_LEVELS, 1, -1):
+        while num_codes % level == 0:
+            levels.append(level)
+            num_codes //= level
+    return tuple(levels + [num_codes] * (num_codes > 1))

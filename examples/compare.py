@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from backends import Backend, get_backend
+from backends import QUANTIZERS, Backend, get_backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
 from configs import CONFIGS, Config
 from data import Dataset, load
@@ -81,6 +81,8 @@ _TITLES = {  # of the methods for categorical latents
     "straight_through": "hard draws, the slope of a softmax",
     "reinmax": "hard draws, a slope of second order",
     "gr_mck": "straight-through Gumbel-softmax, averaged over noise given the draw",
+    "vq": "nearest vector of a codebook that follows by moving averages",
+    "fsq": "rounded scalars in place of a codebook",
     "exact": "sum over all states",
     "truncated": "sum over 32 states that each image keeps and evolves; no encoder",
 }
@@ -92,6 +94,8 @@ def run_method(
     """Train and test one method: numbers for the table, images for the picture, data for ArviZ."""
     backend.seed(seed)
     config = config.trained_by(method)
+    if method in QUANTIZERS:
+        config = config._replace(guide=method, num_particles=1)
     model, guide = backend.make_vae(config, data.x_train)
     result = backend.train(
         *backend.programs(method, model, guide, config.num_steps),
@@ -127,7 +131,7 @@ def make_loss(backend: Backend, method: str, config: Config) -> Any:
     options: dict[str, Any] = {
         "beta": backend.schedule(config.beta_from, config.beta_to, config.num_steps // 2)
     }
-    if method not in ("exact", "truncated"):
+    if method not in (*QUANTIZERS, "exact", "truncated"):
         options["num_particles"] = config.num_particles
     return backend.make_loss(method, **options)
 

@@ -15,8 +15,10 @@ class Config(NamedTuple):
     decoder_hidden: tuple[int, ...] = (128,)
     num_patches: int = 8  # of the autoregressive guide
     likelihood: str = "auto"  # or "bernoulli" (images are binarized), "gaussian"
-    prior: str = "uniform"  # or "bernoulli": binary latents, their probabilities learnt
-    guide: str = "independent"  # or "autoregressive", "truncated": states, no encoder
+    binarize: str = "threshold"  # or "dynamic": training images are drawn anew at every step
+    prior: str = "uniform"  # or, learnt, "categorical", "autoregressive", "bernoulli": binary
+    # Or "autoregressive"; "truncated": states, no encoder; that of a quantising method, by its name
+    guide: str = "independent"
     num_states: int = 64  # per image, of the truncated guide
     num_particles: int = 8
     beta_from: float = 0.5
@@ -67,5 +69,22 @@ CONFIGS = {
         learning_rate=3e-4,
         batch_size=256,
         num_steps=250_000,
+    ),
+    # The field's comparison of estimators for binary latents (Dong et al., NeurIPS 2020, with
+    # leaky ReLU and 1M steps at rate 1e-4): 200 latents, one layer, images binarized dynamically.
+    "mnist200": Config(
+        num_latents=200,
+        encoder_hidden=(200, 200),
+        decoder_hidden=(200, 200),
+        likelihood="bernoulli",
+        binarize="dynamic",
+        prior="bernoulli",
+        num_particles=4,
+        beta_from=1.0,
+        beta_to=1.0,
+        learning_rate=1e-3,
+        decay=0.1,
+        batch_size=100,
+        num_steps=20_000,
     ),
 }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["NAMES", "Dataset", "load"]
+__all__ = ["NAMES", "Dataset", "draw_pixels", "load"]
 
 NAMES = ("digits", "mnist")
 
@@ -30,9 +30,27 @@ class Dataset(NamedTuple):
         cut = [(x > 0.5).astype(np.float32) for x in (self.x_train, self.x_test)]
         return self._replace(x_train=cut[0], x_test=cut[1])
 
+    def drawn(self, seed: int = 0) -> "Dataset":
+        """Test pixels drawn once, 1 with their gray value for a probability.
+
+        Training images stay gray, to be drawn anew at every step; the seed is not that of the run,
+        so that all runs are tested on the same images.
+        """
+        return self._replace(x_test=draw_pixels(self.x_test, seed))
+
+    def fewer_tests(self, num_test: int) -> "Dataset":
+        """A part of the test images, the same for all runs; MNIST's first half is the easier."""
+        rows = np.random.default_rng(0).permutation(len(self.x_test))[:num_test]
+        return self._replace(x_test=self.x_test[rows])
+
     def head(self, num_train: int, num_test: int) -> "Dataset":
         """The first images only."""
         return self._replace(x_train=self.x_train[:num_train], x_test=self.x_test[:num_test])
+
+
+def draw_pixels(images: np.ndarray, seed: int) -> np.ndarray:
+    """Binary images, a pixel's gray value being its probability of a 1."""
+    return (np.random.default_rng(seed).random(images.shape) < images).astype(np.float32)
 
 
 def load(name_or_path: str, root: str | Path = "data", *, seed: int = 0) -> Dataset:

@@ -7,16 +7,18 @@ Writes a checkpoint, a log, pictures and metrics to a folder, and ends with one 
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from backends import METHODS, RELAXATIONS, Backend, get_backend
+from backends import METHODS, QUANTIZERS, RELAXATIONS, Backend, get_backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
 from configs import CONFIGS, Config
 from data import NAMES, Dataset, load
 from metrics import summarize
 from pictures import save_curves, save_reconstructions, save_samples
+from second_stage import fit_prior
 
 ARGUMENTS = "arguments.json"
 _SMOKE = {"num_steps": 12, "batch_size": 16}
@@ -30,6 +32,7 @@ _OVERRIDES = {  # argument -> field of the config
     "prior": "prior",
     "guide": "guide",
     "likelihood": "likelihood",
+    "binarize": "binarize",
     "beta_from": "beta_from",
     "beta_to": "beta_to",
     "learning_rate": "learning_rate",
@@ -60,15 +63,22 @@ def make_parser() -> Parser:
     add("--num-latents", type=positive, help="latents per image")
     add("--num-codes", type=positive, help="values of a latent")
     add("--num-states", type=positive, help="truncated: states that are kept per image")
-    add("--prior", choices=["uniform", "bernoulli"], help="bernoulli: binary latents")
+    add(
+        "--prior",
+        choices=["uniform", "categorical", "autoregressive", "bernoulli"],
+        help="learnt but for uniform; bernoulli: binary latents",
+    )
+    add("--second-stage-steps", type=positive, help="then fit an autoregressive prior to the codes")
     add("--guide", choices=["independent", "autoregressive"])
     add("--likelihood", choices=["auto", "bernoulli", "gaussian"], help="bernoulli: binarized data")
+    add("--binarize", choices=["threshold", "dynamic"], help="dynamic: drawn anew at every step")
     add("--learning-rate", type=float)
     add("--beta-from", type=float, help="weight of the rate at the start")
     add("--beta-to", type=float, help="weight of the rate at the end of the schedule")
     add("--beta-steps", type=positive, help="length of the schedule; default: --steps")
     add("--target-ess", type=float, help="daps: effective sample size to reach, as part of K")
     add("--kl-bound", type=float, help="daps: trust region in nats, instead of --target-ess")
+    add("--test-images", type=positive, help="test on so many of them; default: all")
     add("--iwae-particles", type=positive, default=64, help="draws for the test metrics")
     add("--eval-every", type=positive, default=1000, help="steps between evaluations")
     add("--checkpoint-every", type=positive, default=1000, help="steps between checkpoints")
@@ -87,6 +97,7 @@ def main(arguments: list[str]) -> None:
     loss = make_loss(args, setup)
     x_train, x_test = setup.data.x_train, setup.data.x_test
     model, guide = backend.make_vae(config, x_train)
+    start = time.process_time()
     result = backend.train(
         *backend.programs(setup.method, model, guide, config.num_steps),
         loss,
@@ -101,12 +112,21 @@ def main(arguments: list[str]) -> None:
         eval_every=args.eval_every,
         checkpoint_every=args.checkpoint_every,
         log_every=5 if args.smoke else 50,
+        drawn=config.binarize == "dynamic",
     )
-    found = evaluate(setup, model, guide, num_particles=8 if args.smoke else args.iwae_particles)
+    cpu_seconds = time.process_time() - start
+    num_particles = 8 if args.smoke else args.iwae_particles
+    found = evaluate(setup, model, guide, num_particles)
+    if args.second_stage_steps:
+        model = fit_prior(setup, model, guide, args)
+        second = evaluate(setup, model, guide, num_particles)
+        names = ("elbo", "beta_elbo", "iwae", "rate_bits")
+        found |= {f"second_stage_{name}": second[name] for name in names}
     draw(setup, model, guide, result)
     steps_per_second = result.num_steps / result.seconds
     found |= {"seconds": result.seconds, "steps_per_second": steps_per_second}
-    found |= {"steps": result.num_steps, "num_particles": config.num_particles}
+    found |= {"cpu_seconds": cpu_seconds}  # of this process, with what compiles
+    found |= {"steps": result.num_steps, "num_particles": num_draws(setup)}
     found |= {"method": setup.method, "backend": backend.name, "seed": args.seed}
     found |= {"data": setup.data.name, "device": str(backend.device), "out": setup.out}
     finish(found, setup.out, show=True, name="metrics.json")
@@ -134,6 +154,8 @@ def make_setup(args: Any) -> Setup:
     """Check the arguments and load the data."""
     backend = get_backend(args.backend, args.device)
     data = load(args.data, args.data_root, seed=args.seed)
+    if args.test_images:
+        data = data.fewer_tests(args.test_images)
     name = args.config or (data.name if data.name in CONFIGS else None)
     config = CONFIGS[name] if name else Config()
     given = {field: getattr(args, argument) for argument, field in _OVERRIDES.items()}
@@ -142,31 +164,56 @@ def make_setup(args: Any) -> Setup:
     if args.smoke:
         data, config = data.head(64, 32), config._replace(**_SMOKE)
     if config.likelihood == "auto":
-        config = config._replace(likelihood="bernoulli" if data.binary else "gaussian")
+        is_binary = data.binary or config.binarize == "dynamic"
+        config = config._replace(likelihood="bernoulli" if is_binary else "gaussian")
     if config.likelihood == "bernoulli":
-        data = data.binarized()
+        data = data.drawn() if config.binarize == "dynamic" else data.binarized()
+    if args.method in QUANTIZERS:
+        config = config._replace(guide=args.method)
     if config.batch_size > len(data.x_train):
         raise CommandError(
             f"--batch-size {config.batch_size}: there are only {len(data.x_train)} training images"
         )
-    if args.method in RELAXATIONS and config.guide == "autoregressive":
-        raise CommandError(f"--method {args.method} needs --guide independent: one draw per code")
-    if args.method == "truncated":
+    check_method(args, config)
+    out = args.out or Path("runs") / f"{data.name}-{args.method}-{args.seed}"
+    return Setup(backend, config, data, args.method, open_folder(out))
+
+
+def check_method(args: Any, config: Config) -> None:
+    """Whether method, guide, prior and likelihood go together."""
+    method, binary = args.method, config.prior == "bernoulli"
+    if method in RELAXATIONS and config.guide == "autoregressive":
+        raise CommandError(f"--method {method} needs --guide independent: one draw per code")
+    if method in RELAXATIONS and config.prior == "autoregressive":
+        raise CommandError(f"--method {method} needs another --prior: this one is of whole codes")
+    if method == "truncated":
         if args.guide is not None:
             raise CommandError(f"--guide {args.guide}: --method truncated has no encoder")
+        if args.second_stage_steps:
+            raise CommandError("--second-stage-steps needs an encoder; --method truncated has none")
+        if config.binarize == "dynamic":
+            raise CommandError(
+                "--binarize dynamic: --method truncated keeps states of fixed images"
+            )
     elif args.num_states:
         raise CommandError("--num-states is an option of --method truncated")
-    if config.prior == "bernoulli" and config.guide == "autoregressive":
+    if binary and config.guide == "autoregressive":
         raise CommandError("--prior bernoulli needs --guide independent: its latents are binary")
-    if args.method == "disarm" and config.prior != "bernoulli":
+    if method == "disarm" and not binary:
         raise CommandError("--method disarm needs --prior bernoulli: its latents are binary")
+    if method in QUANTIZERS and args.guide:
+        raise CommandError(f"--method {method} has a guide of its own: leave out --guide")
+    if method in QUANTIZERS and binary:
+        raise CommandError(f"--method {method} needs another --prior: its latents are codes")
+    if args.second_stage_steps and config.prior in ("bernoulli", "autoregressive"):
+        raise CommandError("--second-stage-steps needs --prior uniform or categorical")
+    if config.binarize == "dynamic" and config.likelihood != "bernoulli":
+        raise CommandError("--binarize dynamic needs --likelihood bernoulli")
     for name in ("learning_rate", "beta_from", "beta_to"):
         if not getattr(config, name) > 0:
             raise CommandError(
                 f"--{name.replace('_', '-')} must be positive, got {getattr(config, name)}"
             )
-    out = args.out or Path("runs") / f"{data.name}-{args.method}-{args.seed}"
-    return Setup(backend, config, data, args.method, open_folder(out))
 
 
 def make_loss(args: Any, setup: Setup) -> Any:
@@ -177,11 +224,16 @@ def make_loss(args: Any, setup: Setup) -> Any:
         raise CommandError(f"--{given[0].replace('_', '-')} is an option of --method daps")
     num_steps = args.beta_steps or config.num_steps
     options = {"beta": backend.schedule(config.beta_from, config.beta_to, num_steps)}
-    if args.method not in ("exact", "truncated"):
+    if args.method not in (*QUANTIZERS, "exact", "truncated"):
         options["num_particles"] = config.num_particles
     if args.method == "daps":
         options |= only_daps
     return backend.make_loss(args.method, **options)
+
+
+def num_draws(setup: Setup) -> int:
+    """Draws of the latents per image and step; a quantising guide has but one state."""
+    return 1 if setup.method in QUANTIZERS else setup.config.num_particles
 
 
 def evaluate(setup: Setup, model: Any, guide: Any, num_particles: int) -> dict[str, float]:

@@ -43,7 +43,7 @@ def output_of(monkeypatch, capsys):
     def run_here(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         with pytest.raises(SystemExit) as status:
-            run_main(importlib.import_module(script.removesuffix(".py")).main)
+            run_main(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main)
         output, errors = capsys.readouterr()
         assert status.value.code == 0, errors
         return output
@@ -79,11 +79,23 @@ METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", 
         pytest.param(
             ("--method", "exact", "--num-latents", "2", "--num-codes", "4"), marks=pytest.mark.slow
         ),
-        ("--method", "disarm", "--prior", "bernoulli"),
+        ("--method", "disarm", "--prior", "bernoulli", "--binarize", "dynamic"),
+        ("--method", "vq", "--prior", "categorical", "--second-stage-steps", "12"),
         ("--method", "truncated", "--prior", "bernoulli", "--num-states", "5"),
         pytest.param(
             ("--method", "truncated", "--backend", "numpyro", "--num-states", "5"),
             marks=pytest.mark.slow,
+        ),
+        *(
+            pytest.param(("--method", method, "--backend", backend, *more), marks=pytest.mark.slow)
+            for backend in ("pyro", "numpyro")
+            for method, *more in [
+                ("fsq", "--second-stage-steps", "12"),
+                ("vq_gradient", "--prior", "autoregressive"),
+                ("daps", "--prior", "autoregressive", "--test-images", "9"),
+                ("gumbel", "--prior", "categorical"),
+                ("reinforce", "--prior", "bernoulli", "--binarize", "dynamic"),
+            ]
         ),
         pytest.param(("--method", "gr_mck", "--backend", "numpyro"), marks=pytest.mark.slow),
         ("--method", "daps", "--backend", "numpyro"),
@@ -91,12 +103,9 @@ METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", 
             ("--method", "daps", "--backend", "numpyro", "--guide", "autoregressive"),
             marks=pytest.mark.slow,
         ),
-        pytest.param(
-            ("--method", "reinforce", "--backend", "numpyro", "--prior", "bernoulli"),
-            marks=pytest.mark.slow,
-        ),
+        pytest.param(("--method", "vq", "--backend", "numpyro"), marks=pytest.mark.slow),
     ],
-    ids=lambda settings: "-".join(settings[1:4:2]),
+    ids=lambda settings: "-".join(settings[1:6:2]),
 )
 def test_train(result_of, tmp_path, settings):
     result = result_of("train.py", "--smoke", "--out", tmp_path, *settings)
@@ -170,7 +179,7 @@ def test_denoise_says_what_it_cannot_read(tmp_path):
 
 
 RELAXED = {"gumbel", "straight_through", "reinmax", "gr_mck"}
-METHODS = {"daps", "reinforce", "vimco", "wake_sleep", "exact", "truncated"} | RELAXED
+METHODS = {"daps", "reinforce", "vimco", "wake_sleep", "vq", "fsq", "exact", "truncated"} | RELAXED
 
 
 @pytest.mark.parametrize(
@@ -200,6 +209,46 @@ def test_compare_on_the_sibling(result_of, tmp_path):
     result = result_of("compare.py", "--smoke", "--json", *settings)
     assert result["backend"] == "numpyro"
     assert result["methods"]["daps"]["elbo"] < result["methods"]["daps"]["iwae"]
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_gradient_quality(result_of, tmp_path, backend):
+    settings = ("--backend", backend, "--data", "digits", "--estimators", "disarm", "gumbel")
+    settings = (*settings, "--json", "--out", tmp_path)
+    result = result_of("benchmarks/gradient_quality.py", "--smoke", *settings)
+    disarm, gumbel = result["estimators"]["disarm"], result["estimators"]["gumbel"]
+    assert abs(disarm["squared_bias"]) < 6 * disarm["squared_bias_error"]
+    assert 0 < disarm["cosine_of_one"] < gumbel["cosine_of_mean"] < 1.1
+    assert (tmp_path / "gradient_quality.png").exists()
+
+
+def test_squared_lengths_are_unbiased():
+    from benchmarks.gradient_quality import squared_length
+
+    rng, mean = np.random.default_rng(0), np.array([0.3, -0.1, 0.0])
+    found = np.array([squared_length(mean + rng.normal(size=(10, 3))) for _ in range(2000)])
+    lengths, errors = found.T
+    spread = lengths.std()
+    assert abs(lengths.mean() - mean @ mean) < 5 * spread / np.sqrt(2000)
+    assert 1.0 < np.sqrt((errors**2).mean()) / spread < np.sqrt(2)
+    naive = mean @ mean + 3 / 10  # negative control: of the mean of ten
+    assert abs(lengths.mean() - naive) > 5 * spread / np.sqrt(2000)
+
+
+@pytest.mark.slow
+def test_league(output_of, tmp_path):
+    settings = ("--smoke", "--data", "digits", "--json", "--out", tmp_path)
+    settings = (*settings, "--methods", "vq", "disarm", "reinforce", "--backend", "pyro")
+    first = output_of("benchmarks/league.py", *settings)
+    result = json.loads(first.splitlines()[-1])["boards"]
+    assert {name: set(rows) for name, rows in result.items()} == {
+        "binary": {"disarm", "reinforce"},
+        "codes": {"vq", "reinforce"},
+    }
+    assert "| `vq` | 1 |" in first
+    again = output_of("benchmarks/league.py", *settings)
+    assert json.loads(again.splitlines()[-1])["boards"] == result
+    assert len(again.splitlines()) < len(first.splitlines())  # nothing was run
 
 
 @pytest.mark.parametrize("backend_name", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
@@ -275,12 +324,27 @@ def test_own_model_recovers_its_parameters(result_of):
         (("noisy_or.py", "--causes", "13"), "--causes 13: at most 12"),
         (("noisy_or.py", "--num-patients", "9"), "--num-patients 9: takes at least 100"),
         (("train.py", "--method", "reinmax", "--config", "mnist"), "needs --guide independent"),
+        (("train.py", "--method", "vq", "--guide", "independent"), "has a guide of its own"),
+        (("train.py", "--method", "fsq", "--prior", "bernoulli"), "its latents are codes"),
+        (("train.py", "--method", "gumbel", "--prior", "autoregressive"), "another --prior"),
+        (
+            ("train.py", "--second-stage-steps", "9", "--prior", "autoregressive"),
+            "--second-stage-steps needs --prior uniform or categorical",
+        ),
+        (
+            ("train.py", "--binarize", "dynamic", "--likelihood", "gaussian"),
+            "--binarize dynamic needs --likelihood bernoulli",
+        ),
         (("train.py", "--batch-size", "9999"), "only 1497 training images"),
         (("train.py", "--beta-to", "0"), "--beta-to must be positive, got 0"),
         (("train.py", "--out", "{file}/below", "--smoke"), "cannot be written to"),
         (("train.py", "--out", "{out}", "--smoke", "--resume"), "holds no checkpoint.pt"),
         (("train.py", "--method", "exact", "--smoke", "--out", "{out}"), "states"),
         (("compare.py", "--methods", "daps", "magic"), "--methods magic: choose among"),
+        (("benchmarks/league.py", "--methods", "magic"), "--methods magic: choose among"),
+        (("benchmarks/gradient_quality.py", "--estimators", "magic"), "--estimators magic: choose"),
+        (("benchmarks/gradient_quality.py", "--num-particles", "3"), "must be even, for pairs"),
+        (("benchmarks/gradient_quality.py", "--num-repeats", "9"), "--num-repeats must be at"),
         (("compare.py", "--out", "{file}/below"), "cannot be written to"),
         (("diagnose.py", "{out}"), "is not a folder of train.py's"),
         (("diagnose.py", "--num-draws", "3"), "--num-draws must be at least 25"),
@@ -294,7 +358,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, words):
     script, *arguments = (str(argument).format(**places) for argument in arguments)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit) as status:
-        run_main(importlib.import_module(script.removesuffix(".py")).main)
+        run_main(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main)
     errors = [line for line in capsys.readouterr().err.splitlines() if line and "it/s" not in line]
     assert status.value.code == 2
     assert len(errors) == 1

@@ -74,6 +74,10 @@ def pyro_kit():
     def info(run, elbo):
         return elbo.info
 
+    def elbos(run, x):
+        diagnostics = module("diagnostics")
+        return diagnostics.importance_diagnostics((run.model, run.guide), x, num_particles=30).elbo
+
     def codes_and_means(run):
         with torch.no_grad():
             codes = run.guide.posterior(asarray(X)).sample()
@@ -152,6 +156,13 @@ def numpyro_kit():
 
     def info(run, elbo):
         return loss_info(run.state)
+
+    def elbos(run, x):
+        params = {**run.params, **{k: v for k, v in run.mutable.items() if k[0] != "_"}}
+        found = module("diagnostics").importance_diagnostics(
+            jax.random.key(3), (run.model, run.guide), x, num_particles=30, params=params
+        )
+        return found.elbo
 
     def codes_and_means(run):
         data = {**run.params, **run.mutable}
@@ -238,6 +249,16 @@ def test_training_and_the_model_of_integer_codes(kit, kind):
     error = 0.5 * ((means - X) ** 2).sum() + 0.5 * np.log(2 * np.pi) * X.size
     expected = error + B * L * np.log(guide.codebook.num_codes)
     assert expected == pytest.approx(losses[-1], rel=0.05)  # before and after the last step
+
+
+@SLOW
+def test_diagnostics_see_the_table_as_it_was_trained(kit):
+    run = kit.start(*pair(kit, "moving", table=None), lr=0.02)
+    kit.train(run, kit.module("infer").VQ_ELBO(), 5)
+    _, means = kit.codes_and_means(run)
+    error = 0.5 * ((means - X) ** 2).sum((1, 2)) + 0.5 * np.log(2 * np.pi) * X[0].size
+    expected = -error - L * np.log(V)
+    np.testing.assert_allclose(kit.elbos(run, X[:4]), expected[:4], rtol=1e-4)
 
 
 def test_another_guide_is_named(kit):

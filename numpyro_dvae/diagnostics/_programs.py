@@ -52,7 +52,8 @@ class Trained(NamedTuple):
     def substituted(self, params: Mapping[str, Any] | None = None) -> tuple[Callable, Callable]:
         """The programs with their parameters, or with others."""
         data = self.params if params is None else params
-        return substitute(self.model, data=data), substitute(self.guide, data=data)
+        own = jax.tree.map(lambda leaf: leaf, data)  # a guide's codebook moves when it runs
+        return substitute(self.model, data=data), substitute(self.guide, data=own)
 
 
 def trained(result: Any, params: Mapping[str, Any] | None) -> Trained:

@@ -280,14 +280,25 @@ def _draw_codes(rng_key: Array, logits: Array, shape: tuple[int, ...]) -> Array:
 
 
 def trace_pair(
-    rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict, draw: Draw
+    rng_key: Array,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    draw: Draw,
+    *,
+    settled: bool = False,
 ) -> tuple[Trace, Trace]:
-    """One plain run of guide and model; the model sees the guide's draws and mutable state."""
+    """One plain run of guide and model; the model sees the guide's draws and mutable state.
+
+    `settled` keeps the model at its own state: what a guide learns by running is not for it.
+    """
     guide_key, model_key = jax.random.split(rng_key)
     with draw:
         guide_trace = trace(seed(guide, guide_key)).get_trace(*args, **kwargs)
-        updated = substitute(model, data=mutable_values(guide_trace))
-        replayed = replay(seed(updated, model_key), trace=guide_trace)
+        if not settled:
+            model = substitute(model, data=mutable_values(guide_trace))
+        replayed = replay(seed(model, model_key), trace=guide_trace)
         model_trace = trace(replayed).get_trace(*args, **kwargs)
     return guide_trace, model_trace
 

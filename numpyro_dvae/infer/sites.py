@@ -149,8 +149,8 @@ def posterior_sites(
 
     def run(key: Array) -> tuple[Particles, Readings]:
         pair_key, predictive_key, reader_key = jax.random.split(key, 3)
-        draw = Draw(pair.subsample_key, {})
-        traces = trace_pair(pair_key, pair.model, pair.guide, pair.args, pair.kwargs, draw)
+        programs = pair.model, pair.guide, pair.args, pair.kwargs
+        traces = trace_pair(pair_key, *programs, Draw(pair.subsample_key, {}), settled=True)
         readings = _Reader(pair.layout.nesting, reader_key).read(*traces, set(wanted))
         if "predictive" in wanted:
             replayed = pair._replace(model=replay(pair.model, trace=_latent(traces[0])))
