@@ -13,7 +13,14 @@ import numpy as np
 import numpyro
 from numpyro import handlers
 from numpyro_programs import COMPILED, as_data, bound, ppl
-from numpyro_sets import Sets, diagnose_sets, flip_in_turn, quickly, train  # noqa: F401
+from numpyro_sets import (  # noqa: F401
+    Sets,
+    diagnose_sets,
+    flip_in_turn,
+    new_key,
+    quickly,
+    train,
+)
 
 from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
 from numpyro_dvae.infer.layout import find_layout
