@@ -11,19 +11,19 @@ from truncated_zoo import (
     NUM_DATA,
     REST_PROGRAM,
     SITES_PROGRAM,
+    as_index,
     log_sum_exp,
+    members_log_joint,
     rest_log_joint,
     rest_shared,
     some,
+    table,
+    truncated,
 )
 from zoo import gradient, normal
 
 NUM_STATES = 2 ** len(CAUSES)
 EXACT = {"causes": CAUSES_PROGRAM, "sites": SITES_PROGRAM}
-
-
-def truncated(shim, **options):
-    return shim.module("infer.truncated").Truncated_ELBO(**options)
 
 
 def operators(shim):
@@ -34,21 +34,6 @@ def assert_same(found, expected, **tolerance):
     np.testing.assert_allclose(found[0], expected[0], **tolerance)
     for name in expected[1]:
         np.testing.assert_allclose(found[1][name], expected[1][name], err_msg=name, **tolerance)
-
-
-def as_index(codes, cardinalities=CAUSES):
-    """Which state of the table codes are."""
-    return np.ravel_multi_index(np.moveaxis(codes.astype(int), -1, 0), cardinalities)
-
-
-def table(data=CAUSES_DATA, params=CAUSES_PROGRAM.params):
-    return CAUSES_PROGRAM.log_joint(params, data)
-
-
-def members_log_joint(sets, data=CAUSES_DATA):
-    """(S, data) of the sets' own states, from the oracle's table."""
-    index = as_index(sets.codes()[data["rows"]])  # (data, S)
-    return np.take_along_axis(table(data), index.T, 0)
 
 
 # All states: exact
@@ -149,37 +134,6 @@ def test_evolution_finds_the_best_states(shim):
     """Flips of every latent of every member reach all states: the best remain."""
     evolve = operators(shim).flip(len(CAUSES))
     elbo = truncated(shim, evolve=evolve, sweeps=4)
-    sets = shim.Sets(CAUSES_PROGRAM, 5)
-    sets.step(elbo)
-    best = np.sort(table(), 0)[-5:]
-    np.testing.assert_allclose(np.sort(members_log_joint(sets), 0), best, rtol=1e-9)
-
-
-def informed_flip(shim, num_children):
-    return shim.module("infer.informed").informed_flip(num_children)
-
-
-def test_informed_flips_take_the_steepest_way(shim):
-    """A log joint that is linear in the codes: its slopes are exact, and far apart."""
-    logits = np.array([500.0, -300.0, 400.0, -200.0])
-    params = {"prior": logits, "weight": 0.0 * CAUSES_PROGRAM.params["weight"]}
-    program = CAUSES_PROGRAM._replace(params=CAUSES_PROGRAM.params | params)
-    sets = shim.Sets(program, 1, probs=0.5)
-    elbo = truncated(shim, evolve=informed_flip(shim, 1))
-    sets.loss(elbo)  # makes the sets
-    for seed in range(len(CAUSES)):
-        codes = sets.codes()[:, 0].astype(int)
-        gains = np.where(codes == (logits > 0), 0.0, abs(logits))
-        steepest = (gains == gains.max(-1, keepdims=True)) & (gains > 0)
-        sets.step(elbo, seed=seed)
-        np.testing.assert_array_equal(sets.codes()[:, 0], codes ^ steepest)
-    np.testing.assert_array_equal(sets.codes(), np.broadcast_to(logits > 0, (NUM_DATA, 1, 4)))
-
-
-def test_informed_flips_find_the_best_states(thrifty_shim):
-    """With every latent of every member among the children, whatever their order."""
-    shim = thrifty_shim
-    elbo = truncated(shim, evolve=informed_flip(shim, 2 * len(CAUSES)), sweeps=4)
     sets = shim.Sets(CAUSES_PROGRAM, 5)
     sets.step(elbo)
     best = np.sort(table(), 0)[-5:]
@@ -375,36 +329,6 @@ def test_operators_of_the_wrong_shape_are_named(shim):
     sets = shim.Sets(CAUSES_PROGRAM, 5)
     with pytest.raises(ValueError, match="operator must return integer codes"):
         sets.step(truncated(shim, evolve=lambda *given: given[-1].codes[:, :1]))
-
-
-def test_prior_flips_aim_at_the_activity_of_the_prior(shim):
-    """A prior of no latents on, or of all: flips go that way alone, whatever the data call for."""
-    evolve = shim.module("infer.informed").prior_flip(2, 1 / len(CAUSES))
-    elbo, data = truncated(shim, evolve=evolve), CAUSES_DATA | {"x": 1e3 * CAUSES_DATA["x"]}
-    for logit in (-40.0, 40.0):
-        prior = np.full(len(CAUSES), logit)
-        params = {"prior": prior, "weight": 1e3 * CAUSES_PROGRAM.params["weight"]}
-        program = CAUSES_PROGRAM._replace(params=CAUSES_PROGRAM.params | params)
-        sets = shim.Sets(program, 1, probs=0.5)
-        sets.loss(elbo, data)  # makes the sets
-        before = sets.codes()[:, 0].astype(int)
-        for seed in range(6):
-            sets.step(elbo, data, seed=seed)
-        change = np.sign(logit) * (sets.codes()[:, 0].astype(int) - before)
-        possible = (before != (logit > 0)).any(-1)
-        assert (change[possible] >= 0).all()
-        assert change[possible].any()
-    with pytest.raises(ValueError, match="`rate` is a share of the latents"):
-        shim.module("infer.informed").prior_flip(1, 0.0)
-
-
-def test_informed_flips_say_what_they_need(thrifty_shim):
-    shim = thrifty_shim
-    with pytest.raises(ValueError, match="`num_children` must be 1 or more; got 0"):
-        informed_flip(shim, 0)
-    sets = shim.Sets(SITES_PROGRAM, 5)
-    with pytest.raises(ValueError, match="`informed_flip` needs latents of the codes 0 and 1"):
-        sets.step(truncated(shim, evolve=informed_flip(shim, 1)))
 
 
 def test_a_guide_without_sets_is_refused(shim):

@@ -181,3 +181,22 @@ REST_PROGRAM = SetProgram(
     {"x": draw(3)},
     rest_guide,
 )
+
+
+def truncated(shim, **options):
+    return shim.module("infer.truncated").Truncated_ELBO(**options)
+
+
+def as_index(codes, cardinalities=CAUSES):
+    """Which state of the table codes are."""
+    return np.ravel_multi_index(np.moveaxis(codes.astype(int), -1, 0), cardinalities)
+
+
+def table(data=CAUSES_DATA, params=CAUSES_PROGRAM.params):
+    return CAUSES_PROGRAM.log_joint(params, data)
+
+
+def members_log_joint(sets, data=CAUSES_DATA):
+    """(S, data) of the sets' own states, from the oracle's table."""
+    index = as_index(sets.codes()[data["rows"]])  # (data, S)
+    return np.take_along_axis(table(data), index.T, 0)

@@ -1,0 +1,75 @@
+"""Flips that ask the model: by the slope of the log joint, and at the activity of the prior."""
+
+import numpy as np
+import pytest
+from truncated_zoo import (
+    CAUSES,
+    CAUSES_DATA,
+    CAUSES_PROGRAM,
+    NUM_DATA,
+    SITES_PROGRAM,
+    members_log_joint,
+    table,
+    truncated,
+)
+
+
+def informed_flip(shim, num_children):
+    return shim.module("infer.informed").informed_flip(num_children)
+
+
+def test_informed_flips_take_the_steepest_way(shim):
+    """A log joint that is linear in the codes: its slopes are exact, and far apart."""
+    logits = np.array([500.0, -300.0, 400.0, -200.0])
+    params = {"prior": logits, "weight": 0.0 * CAUSES_PROGRAM.params["weight"]}
+    program = CAUSES_PROGRAM._replace(params=CAUSES_PROGRAM.params | params)
+    sets = shim.Sets(program, 1, probs=0.5)
+    elbo = truncated(shim, evolve=informed_flip(shim, 1))
+    sets.loss(elbo)  # makes the sets
+    for seed in range(len(CAUSES)):
+        codes = sets.codes()[:, 0].astype(int)
+        gains = np.where(codes == (logits > 0), 0.0, abs(logits))
+        steepest = (gains == gains.max(-1, keepdims=True)) & (gains > 0)
+        sets.step(elbo, seed=seed)
+        np.testing.assert_array_equal(sets.codes()[:, 0], codes ^ steepest)
+    np.testing.assert_array_equal(sets.codes(), np.broadcast_to(logits > 0, (NUM_DATA, 1, 4)))
+
+
+def test_informed_flips_find_the_best_states(thrifty_shim):
+    """With every latent of every member among the children, whatever their order."""
+    shim = thrifty_shim
+    elbo = truncated(shim, evolve=informed_flip(shim, 2 * len(CAUSES)), sweeps=4)
+    sets = shim.Sets(CAUSES_PROGRAM, 5)
+    sets.step(elbo)
+    best = np.sort(table(), 0)[-5:]
+    np.testing.assert_allclose(np.sort(members_log_joint(sets), 0), best, rtol=1e-9)
+
+
+def test_prior_flips_aim_at_the_activity_of_the_prior(shim):
+    """A prior of no latents on, or of all: flips go that way alone, whatever the data call for."""
+    evolve = shim.module("infer.informed").prior_flip(2, 1 / len(CAUSES))
+    elbo, data = truncated(shim, evolve=evolve), CAUSES_DATA | {"x": 1e3 * CAUSES_DATA["x"]}
+    for logit in (-40.0, 40.0):
+        prior = np.full(len(CAUSES), logit)
+        params = {"prior": prior, "weight": 1e3 * CAUSES_PROGRAM.params["weight"]}
+        program = CAUSES_PROGRAM._replace(params=CAUSES_PROGRAM.params | params)
+        sets = shim.Sets(program, 1, probs=0.5)
+        sets.loss(elbo, data)  # makes the sets
+        before = sets.codes()[:, 0].astype(int)
+        for seed in range(6):
+            sets.step(elbo, data, seed=seed)
+        change = np.sign(logit) * (sets.codes()[:, 0].astype(int) - before)
+        possible = (before != (logit > 0)).any(-1)
+        assert (change[possible] >= 0).all()
+        assert change[possible].any()
+    with pytest.raises(ValueError, match="`rate` is a share of the latents"):
+        shim.module("infer.informed").prior_flip(1, 0.0)
+
+
+def test_informed_flips_say_what_they_need(thrifty_shim):
+    shim = thrifty_shim
+    with pytest.raises(ValueError, match="`num_children` must be 1 or more; got 0"):
+        informed_flip(shim, 0)
+    sets = shim.Sets(SITES_PROGRAM, 5)
+    with pytest.raises(ValueError, match="`informed_flip` needs latents of the codes 0 and 1"):
+        sets.step(truncated(shim, evolve=informed_flip(shim, 1)))
