@@ -53,7 +53,7 @@ CONFIGS = {
         learning_rate=5e-3,
         decay=0.2,
         batch_size=64,
-        num_steps=1500,
+        num_steps=800,
     ),
     # Published: Drolet et al., ICLR 2026, table of settings; images binarized at 127.
     "mnist": Config(
