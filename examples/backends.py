@@ -121,7 +121,7 @@ class Backend:
         return images, np.arange(len(images)), len(images)
 
     def make_vae(self, config: Config, images: np.ndarray) -> tuple[Any, Any]:
-        """Make the model and the guide that a config describes; it starts at the mean image."""
+        """Make the model and the guide that a config describes, for such images."""
         models, guides, nets = (self.module(name) for name in ("models", "guides", "nets"))
         shape = images.shape[1:]
         binary, size = config.prior == "bernoulli", config.num_latents
@@ -131,7 +131,9 @@ class Backend:
         else:
             likelihood = models.GaussianLikelihood(variance=0.1)
         prior = self.make_prior(config)
-        start = likelihood.link(self.array(images.mean(0)))
+        start = None
+        if config.start == "mean":
+            start = likelihood.link(self.array(images.mean(0)))
         if config.guide in QUANTIZERS:
             decoder, guide = self._make_quantized(config, shape, start)
             return models.DiscreteVAE(decoder, prior, likelihood), guide

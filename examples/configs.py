@@ -18,6 +18,7 @@ class Config(NamedTuple):
     binarize: str = "threshold"  # or "dynamic": training images are drawn anew at every step
     prior: str = "uniform"  # or, learnt, "categorical", "autoregressive", "bernoulli": binary
     # Or "autoregressive"; "truncated": states, no encoder; that of a quantising method, by its name
+    start: str = "zero"  # of the decoder's outputs, or "mean": at the mean of the images
     guide: str = "independent"
     num_states: int = 64  # per image, of the truncated guide
     num_particles: int = 8
@@ -48,6 +49,7 @@ CONFIGS = {
         encoder_hidden=(128,),
         decoder_hidden=(128,),
         likelihood="gaussian",
+        start="mean",
         beta_from=1.0,
         beta_to=1.0,
         learning_rate=5e-3,

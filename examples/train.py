@@ -33,6 +33,7 @@ _OVERRIDES = {  # argument -> field of the config
     "guide": "guide",
     "likelihood": "likelihood",
     "binarize": "binarize",
+    "start": "start",
     "beta_from": "beta_from",
     "beta_to": "beta_to",
     "learning_rate": "learning_rate",
@@ -72,6 +73,7 @@ def make_parser() -> Parser:
     add("--guide", choices=["independent", "autoregressive"])
     add("--likelihood", choices=["auto", "bernoulli", "gaussian"], help="bernoulli: binarized data")
     add("--binarize", choices=["threshold", "dynamic"], help="dynamic: drawn anew at every step")
+    add("--start", choices=["zero", "mean"], help="outputs of the decoder at first; mean: image")
     add("--learning-rate", type=float)
     add("--beta-from", type=float, help="weight of the rate at the start")
     add("--beta-to", type=float, help="weight of the rate at the end of the schedule")

@@ -60,7 +60,7 @@ class MLPDecoder(nn.Module):
         hidden: Widths of the hidden layers.
         start: Outputs ``(*output_shape)`` at which all codes start, zero by default;
             ``likelihood.link(mean of the data)`` spares the codes the learning of that mean, and
-            more of them stay in use.
+            more of them stay in use; it wants a beta that falls.
         positive: Start with no negative weight in the first layer. Where latents are 0 or 1, no
             unit of it is then dead, whatever the codes; a narrow network cannot spare one.
 
