@@ -162,8 +162,8 @@ def save_restored(
 
 
 def _draw_curves(axis: Any, curves: dict[str, list]) -> None:
-    for name, curve in curves.items():
-        axis.plot(*zip(*curve, strict=True), ".-", label=name)
+    for i, (name, curve) in enumerate(curves.items()):  # ten colours, then dashed and squared
+        axis.plot(*zip(*curve, strict=True), ".-" if i < 10 else "s--", ms=4, label=name)
     late = [value for curve in curves.values() for _, value in curve[len(curve) // 4 :]]
     margin = 0.05 * (max(late) - min(late)) + 1e-3
     axis.set_ylim(min(late) - margin, max(late) + margin)  # the first rise would hide the rest
