@@ -220,18 +220,16 @@ def test_children_pass_through_a_chain_without_scores(backend):
     seen = []
 
     def spy(*key_and_population):
-        seen.append(key_and_population[-1])
-        return key_and_population[-1].codes
+        population = key_and_population[-1]
+        seen.append((tuple(population.codes.shape), population.cardinalities))  # no tracers
+        return population.codes
 
     def make(evolution):
         return evolution.chain(spy, evolution.select(4), evolution.flip(2), spy)
 
     codes = random_codes(MIXED, 6, 3)
     _, scores, _ = propose(backend, make, codes, flat_scores(codes), MIXED)
-    before, after = seen
-    assert before.codes.shape == (6, 3, 5)
-    assert after.codes.shape == (8, 3, 5)
-    assert after.cardinalities == MIXED
+    assert seen == [((6, 3, 5), MIXED), ((8, 3, 5), MIXED)]
     assert np.isnan(scores).all()
 
 

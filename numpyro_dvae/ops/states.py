@@ -48,7 +48,7 @@ _WORD_BITS = 32
 _HASH_BITS = 32
 # XLA's sort on a CPU is 3 times slower than comparing all pairs of 400 states, as fast at 1000.
 _MAX_PAIRED = 1024
-_UNROLL = 8
+_UNROLL = 16
 
 
 class _Layout(NamedTuple):
@@ -289,15 +289,15 @@ def _first_by_sort(hashes: UInt32[Array, "S B"]) -> Bool[Array, "S B"]:
 
 
 def _first_by_pairs(hashes: UInt32[Array, "S B"], start: int = 0) -> Bool[Array, "C B"]:
-    """Of the places from `start` on."""
+    """Of the places from `start` on: those that no place before them overwrites, last to first."""
     late = hashes[start:]
     places = start + jax.lax.broadcasted_iota(jnp.int32, late.shape, 0)
 
-    def mark(place: Array, repeated: Array) -> Array:
-        return repeated | ((hashes[place] == late) & (places > place))
+    def overwrite(step: Array, found: Array) -> Array:
+        place = (len(hashes) - 1 - step).astype(places.dtype)
+        return jnp.where(hashes[place] == late, place, found)
 
-    none = jnp.zeros(late.shape, bool)
-    return ~jax.lax.fori_loop(0, len(hashes), mark, none, unroll=_UNROLL)
+    return jax.lax.fori_loop(0, len(hashes), overwrite, places, unroll=_UNROLL) == places
 
 
 def _top(scores: Float[Array, "C B"], count: int) -> Int[Array, "S B"]:
