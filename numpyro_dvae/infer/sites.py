@@ -10,7 +10,7 @@ import functools
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,8 @@ __all__ = [
     "prior_sites",
     "score_states",
 ]
+
+T = TypeVar("T")
 
 # What can be read of a run, of each site that has it.
 READINGS = (
@@ -105,23 +107,31 @@ def constraints_of(
     rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict
 ) -> dict[str, Any]:
     """The parameters of a pair by name, and the constraint of each."""
-    traces = _abstract_traces(rng_key, model, guide, args, kwargs)
-    return {
-        name: site["kwargs"].get("constraint", constraints.real)
-        for each in traces
-        for name, site in each.items()
-        if site["type"] == "param"
-    }
+
+    def read(*traces: Trace) -> dict[str, Any]:
+        return {
+            name: site["kwargs"].get("constraint", constraints.real)
+            for each in traces
+            for name, site in each.items()
+            if site["type"] == "param"
+        }
+
+    return _read_abstractly(read, rng_key, model, guide, args, kwargs)
 
 
-def _abstract_traces(
-    rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict
-) -> tuple[Trace, Trace]:
-    """Sites without values."""
-    found: list[tuple[Trace, Trace]] = []
+def _read_abstractly(
+    read: Callable[[Trace, Trace], T],
+    rng_key: Array,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+) -> T:
+    """What `read` finds in the traces of guide and model: no array, as there are no values yet."""
+    found: list[T] = []
 
     def inspect() -> None:
-        found.append(trace_pair(rng_key, model, guide, args, kwargs, Draw(rng_key, {})))
+        found.append(read(*trace_pair(rng_key, model, guide, args, kwargs, Draw(rng_key, {}))))
 
     jax.eval_shape(inspect)
     return found[0]
@@ -131,8 +141,11 @@ def _without_discrete(
     rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict, layout: Layout
 ) -> Layout:
     """A datum is then a cell of the plates that all sites share."""
-    traces = _abstract_traces(rng_key, model, guide, args, kwargs)
-    frames = [plates_of(site) for trace in traces for _, site in sample_sites(trace)]
+
+    def read(*traces: Trace) -> list[dict[str, Any]]:
+        return [plates_of(site) for trace in traces for _, site in sample_sites(trace)]
+
+    frames = _read_abstractly(read, rng_key, model, guide, args, kwargs)
     shared = set.intersection(*map(set, frames)) if frames else set()
     plates = sorted(shared, key=lambda name: frames[0][name].dim)
     dims = tuple(frames[0][name].dim for name in plates)
@@ -172,8 +185,11 @@ def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, A
         ValueError: If there are continuous latents, or more than `max_states` states.
     """
     model, guide, args, kwargs, layout, _ = pair
-    guide_trace, _ = _abstract_traces(rng_key, model, guide, args, kwargs)
-    _check_discrete(dict(sample_sites(guide_trace)), layout)
+
+    def read(guide_trace: Trace, _: Trace) -> set[str]:
+        return {name for name, site in sample_sites(guide_trace) if not site["is_observed"]}
+
+    _check_discrete(_read_abstractly(read, rng_key, model, guide, args, kwargs), layout)
     return enumerate_draws(rng_key, model, args, kwargs, layout, max_states)
 
 
@@ -186,8 +202,7 @@ def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Par
     )[0]
 
 
-def _check_discrete(guide_sites: Mapping[str, Site], layout: Layout) -> None:
-    latent = {name for name, site in guide_sites.items() if not site["is_observed"]}
+def _check_discrete(latent: set[str], layout: Layout) -> None:
     if continuous := sorted(latent - set(layout.scored)):
         raise ValueError(
             f"sites {continuous} are continuous, so that the posterior cannot be listed. Use "
