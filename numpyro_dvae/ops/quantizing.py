@@ -208,6 +208,10 @@ def quantize_levels(
 ) -> tuple[Float[Array, "*batch C"], Integer[Array, "*batch"]]:
     """Bound each channel by tanh and round it to one of its levels [2].
 
+    An input of 0 is the middle of a level, but for a channel of two levels, which is split there:
+    the published formula would split it at -3.8, where tanh is flat. An input is bounded to its
+    levels whatever their number; the published half-range rounds beyond them from 1002 on.
+
     Returns:
         The vectors, in [-1, 1] and with the gradient of the bounded inputs, and their codes.
 
@@ -216,7 +220,8 @@ def quantize_levels(
     """
     sizes = _sizes(inputs, levels)
     half, shift = _REACH * (sizes - 1) / 2, (sizes % 2 == 0).astype(inputs.dtype) / 2
-    bounded = jnp.tanh(inputs + jnp.arctanh(shift / half)) * half - shift
+    centre = jnp.where(sizes > 2, jnp.arctanh(shift / half), 0.0)
+    bounded = jnp.tanh(inputs + centre) * half - shift
     middle = sizes // 2
     places = jnp.clip(jnp.round(jax.lax.stop_gradient(bounded)) + middle, 0, sizes - 1)
     vectors = straight_through((places - middle) / middle, bounded / middle)
