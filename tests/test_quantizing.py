@@ -200,22 +200,6 @@ def test_scalars_by_the_published_formula(backend):
     np.testing.assert_allclose(slope, steps, rtol=1e-9)
 
 
-def test_agreement_with_another_library():
-    """FSQ and the nearest codes of lucidrains' vector-quantize-pytorch, on shared inputs."""
-    theirs, torch = pytest.importorskip("vector_quantize_pytorch"), pytest.importorskip("torch")
-    from pyro_dvae.ops import quantizing
-
-    levels, inputs = (8, 5, 5), torch.randn(4, 16, 3, generator=torch.Generator().manual_seed(0))
-    vectors, codes = theirs.FSQ(list(levels))(inputs)
-    found, found_codes = quantizing.quantize_levels(inputs, levels)
-    torch.testing.assert_close(found, vectors)
-    assert torch.equal(found_codes, codes.long())
-    codebook = theirs.VectorQuantize(dim=3, codebook_size=6).eval()
-    _, codes, _ = codebook(inputs)
-    table = codebook.codebook.reshape(6, 3)
-    assert torch.equal(quantizing.nearest_codes(inputs, table), codes)
-
-
 # ---------------------------------------------------------------------------------- usage
 
 

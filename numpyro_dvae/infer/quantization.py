@@ -54,7 +54,8 @@ class VQ_ELBO(ParticleELBO):
     """Straight-through gradients for a guide that quantises vectors.
 
     Args:
-        commitment: Weight of ``|z_e - sg(e)|²``, which holds the encoder to its codes.
+        commitment: Weight of ``|z_e - sg(e)|²``, which holds the encoder to its codes: a sum over
+            all data, latents and channels, as the ELBO is, and not their mean.
         **options: See `ParticleELBO`; there is one particle, as all would be equal.
 
     Raises:

@@ -46,10 +46,11 @@ class Codebook(nn.Module):
         num_codes: Vectors, V, at least 2.
         embed_dim: Their width, D.
         decay: Of the moving averages, in [0, 1); None makes the table a parameter instead.
-        min_count: A code that a moving average follows restarts at an input of the batch when it
-            is chosen less often, in inputs per batch (of all processes).
-        table: Where it starts, ``(V, D)``, as from `ops.quantizing.spread_codes`. Left out, a
-            parameter starts uniform within 1 / V, a moving average at inputs of the first batch.
+        min_count: A code that a moving average follows restarts at an input of the batch, drawn
+            with replacement, when it is chosen less often, in inputs per batch (of all processes).
+        table: Where it starts, ``(V, D)``, as from `ops.quantizing.spread_codes`; a moving average
+            as if each code had been chosen `min_count` times. Left out, a parameter starts uniform
+            within 1 / V, a moving average at inputs of the first batch.
 
     Moving averages advance as those of batch normalisation do: whenever a guide runs in training
     mode with gradients enabled.
