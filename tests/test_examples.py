@@ -229,6 +229,15 @@ def test_squared_lengths_are_unbiased():
     assert abs(lengths.mean() - naive) > 5 * spread / np.sqrt(2000)
 
 
+def test_a_library_to_run_beside_that_is_missing_is_named(monkeypatch):
+    from benchmarks.beside import tvo_step
+
+    monkeypatch.setitem(sys.modules, "tvo", None)
+    sizes = {"num_states": 4, "parents": 2, "children": 1, "generations": 1}
+    with pytest.raises(SystemExit, match=r"^error: --beside tvo: cannot import .*\btvo\b.*from$"):
+        tvo_step(np.zeros((3, 2)), 4, **sizes)
+
+
 @pytest.mark.slow
 def test_league(output_of, tmp_path):
     settings = ("--smoke", "--data", "digits", "--json", "--out", tmp_path)

@@ -48,6 +48,13 @@ def summary(seconds: dict[str, list[float]], reference: str) -> list[dict]:
     return rows
 
 
+def against(seconds: dict[str, list[float]], name: str, ours: str = "E-step") -> str:
+    """How many times the CPU time of our step another takes, as text."""
+    (row,) = (row for row in summary(seconds, ours) if row["step"] == name)
+    low, high = row["quartiles"]
+    return f"{name}: {row['ratio']:.2f} times the CPU time of our {ours} ({low:.2f}-{high:.2f})"
+
+
 def table(rows: list[dict], reference: str) -> str:
     """The rows as text."""
     lines = [f"{'step':<32}{'CPU ms':>9}{'ratio':>8}   quartiles   (ratio to {reference})"]

@@ -4,7 +4,8 @@
 ReLU layer; the model is a user's own, of stock distributions. The bare decoder runs, compiled, on
 states that are there already, as floats, in pieces of its best size. `throughput` is its share of
 the E-step: how many states a second are proposed, scored and merged, against how many the decoder
-alone takes. Beside it: a whole step of `SVI`, and the seconds that compilation takes.
+alone takes. Beside it: a whole step of `SVI`, and the seconds that compilation takes; with
+``--beside tvo``, the E-step of the TVAE authors' library, in the same rounds.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from timing import side_by_side, summary, table
+from beside import tvo_step
+from timing import against, side_by_side, summary, table
 
 from numpyro_dvae.infer import SVI, Truncated_ELBO, TruncatedGuide
 from numpyro_dvae.ops.evolution import chain, flip, select
@@ -65,8 +67,8 @@ def bare(params: dict[str, Any], states: jax.Array, size: int) -> Callable:
     return lambda: jax.block_until_ready(decode(params, states))
 
 
-def steps(rng_key: jax.Array, num_latents: int) -> dict[str, Callable]:
-    """The decoder at each size of its pieces, the E-step, and a step of training."""
+def steps(rng_key: jax.Array, num_latents: int, beside: str | None = None) -> dict[str, Callable]:
+    """The decoder at each size of its pieces, a step of training, and E-steps, ours last."""
     model, x = patches(num_latents), jax.random.normal(rng_key, (N, D))
     guide = TruncatedGuide(model, S)
     elbo = Truncated_ELBO(chain(select(PARENTS), flip(CHILDREN)), generations=GENERATIONS)
@@ -82,8 +84,11 @@ def steps(rng_key: jax.Array, num_latents: int) -> dict[str, Callable]:
     num_states = S + PARENTS * CHILDREN * GENERATIONS
     states = jax.random.bernoulli(rng_key, 0.1, (num_states, N, num_latents)).astype(x.dtype)
     decoders = {f"decoder, {size} states": bare(params, states, size) for size in PIECES}
+    same = {"parents": PARENTS, "children": CHILDREN, "generations": GENERATIONS, "num_states": S}
+    other = {beside: tvo_step(x, num_latents, **same)} if beside else {}
     return {
         **decoders,
+        **other,
         "step of SVI": train,
         "E-step": lambda: jax.block_until_ready(evolve(rng_key, params)),
     }
@@ -95,11 +100,12 @@ def main() -> None:
     parser.add_argument("--latents", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--beside", choices=["tvo"], help="another library, installed by you")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     found = {}
     for num_latents in options.latents:
-        run = steps(jax.random.key(options.seed), num_latents)
+        run = steps(jax.random.key(options.seed), num_latents, options.beside)
         compiling = {}
         for name, step in run.items():
             start = time.perf_counter()
@@ -111,9 +117,10 @@ def main() -> None:
         found[num_latents] = {"rows": rows, "throughput": round(1 / rows[-1]["ratio"], 3)}
         print(f"H = {num_latents}\n{table(rows, best)}")
         print(f"throughput: {found[num_latents]['throughput']:.2f} of the decoder's")
-        print(
-            f"seconds to the first E-step {compiling['E-step']}, step {compiling['step of SVI']}\n"
-        )
+        print(f"seconds to the first E-step {compiling['E-step']}, step {compiling['step of SVI']}")
+        if options.beside:
+            print(against(seconds, options.beside))
+        print()
     if options.json:
         print(json.dumps(found))
 

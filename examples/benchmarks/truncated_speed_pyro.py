@@ -4,6 +4,7 @@
 ReLU layer; the model is a user's own, of stock distributions. The bare decoder runs on states that
 are there already, as floats, in pieces of its best size. `throughput` is its share of the E-step:
 how many states a second are proposed, scored and merged, against how many the decoder alone takes.
+With ``--beside tvo``, the E-step of the TVAE authors' library runs in the same rounds.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import json
 import pyro
 import pyro.distributions as dist
 import torch
-from timing import side_by_side, summary, table
+from beside import tvo_step
+from timing import against, side_by_side, summary, table
 from torch import Tensor, nn
 
 from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide
@@ -42,8 +44,8 @@ class Patches(nn.Module):
             pyro.sample("x", dist.Normal(self.net(z), noise).to_event(1), obs=x)
 
 
-def steps(num_latents: int) -> dict:
-    """The E-step, and the decoder at each size of its pieces."""
+def steps(num_latents: int, beside: str | None = None) -> dict:
+    """The decoder at each size of its pieces, another library's E-step, and ours."""
     pyro.clear_param_store()
     model, x = Patches(num_latents), torch.randn(N, D)
     guide = TruncatedGuide(model, S)
@@ -57,7 +59,10 @@ def steps(num_latents: int) -> dict:
                 model.net(piece)
 
     bare = {f"decoder, {size} rows": (lambda size=size: decode(size)) for size in PIECES}
-    return {**bare, "E-step": lambda: elbo.e_step(model, guide, x)}
+    same = {"parents": PARENTS, "children": CHILDREN, "generations": GENERATIONS, "num_states": S}
+    threads = torch.get_num_threads()
+    other = {beside: tvo_step(x, num_latents, threads=threads, **same)} if beside else {}
+    return {**bare, **other, "E-step": lambda: elbo.e_step(model, guide, x)}
 
 
 def main() -> None:
@@ -67,18 +72,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--beside", choices=["tvo"], help="another library, installed by you")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     pyro.set_rng_seed(options.seed)
     found = {}
     for num_latents in options.latents:
-        seconds = side_by_side(steps(num_latents), rounds=options.rounds, repeats=1, warmup=1)
-        best = min(list(seconds)[:-1], key=lambda name: sum(seconds[name]))
+        run = steps(num_latents, options.beside)
+        seconds = side_by_side(run, rounds=options.rounds, repeats=1, warmup=1)
+        best = min((name for name in seconds if "decoder" in name), key=lambda n: sum(seconds[n]))
         rows = summary(seconds, best)
         found[num_latents] = {"rows": rows, "throughput": round(1 / rows[-1]["ratio"], 3)}
         print(f"H = {num_latents}\n{table(rows, best)}")
-        print(f"throughput: {found[num_latents]['throughput']:.2f} of the decoder's\n")
+        print(f"throughput: {found[num_latents]['throughput']:.2f} of the decoder's")
+        if options.beside:
+            print(against(seconds, options.beside))
+        print()
     if options.json:
         print(json.dumps({"threads": options.threads, "latents": found}))
 
