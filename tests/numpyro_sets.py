@@ -139,12 +139,15 @@ class Sets:
         proposals = proposals and bound(proposals, None, "float64")[0]
 
         def make(params, key):
-            made.append(self.guide.for_data(key, params, data, proposals=proposals, **options))
-            return made[0].words
+            guide = self.guide.for_data(key, params, data, proposals=proposals, **options)
+            words, guide.words = guide.words, None  # no tracer leaves; they are set below
+            made.append(guide)
+            return words
 
         words = quickly(("for_data", *self.recipe, proposals, *options.items()), make)(
             self.params | self._mutable(self.data), new_key(seed)
         )
+        made[0].words = words
         other.data, other.guide, other.words = data, made[0], words
         other.recipe = *other.recipe, other.guide.site
         return other

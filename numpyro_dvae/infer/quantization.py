@@ -152,6 +152,11 @@ class _Giver(Messenger):
         self.vectors: dict[str, Array] = {}
         self.is_open = True
 
+    def __exit__(self, *error: Any) -> None:
+        """Let go of the vectors: they belong to the run that is over."""
+        super().__exit__(*error)
+        self.vectors.clear()
+
     def postprocess_message(self, msg: Any) -> None:
         """Replace the value of a sampled site."""
         if msg["type"] != "sample" or not self.is_open:
