@@ -163,7 +163,8 @@ def decode(space: Space, codes: Num[Tensor, "S B H"], sizes: tuple[int, ...]) ->
 
     Real numbers stay what they are, for slopes in the codes 0, 1, ... of a site.
     """
-    values, parts = {}, codes.split([site.num_latents for site in space.sites], -1)
+    widths = [site.num_latents for site in space.sites]
+    values, parts = {}, codes.split(widths, -1) if len(widths) > 1 else (codes,)
     for site, part in zip(space.sites, parts, strict=True):
         dtype = part.dtype if part.is_floating_point() else site.support.dtype
         value = part.to(dtype) if site.is_range else site.support[part.long()]

@@ -1,0 +1,83 @@
+"""What `states` does most often, in the form that a CPU does fastest.
+
+NumPy sorts plain integers with vector instructions, several times faster than a sort that also
+returns an order; so a key carries the place of its state in its low bits. Binary codes, a byte
+each, are packed eight at a time.
+"""
+
+import math
+import sys
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int32, Int64, Integer, Num
+from torch import Tensor
+from torch.nn import functional
+
+_GOLDEN = -0x61C8864680B583EB  # 2**64 over the golden ratio, odd: neighbours end far apart
+_GATHER_BITS = 0x0102040810204080  # the lowest bit of byte h goes to bit 56 + h
+_WORD_BITS = 32
+
+
+def top_indices(scores: Float[Tensor, "C B"], count: int) -> Int64[Tensor, "S B"]:
+    """Indices of the largest, in order; the first of equal ones, which `topk` does not promise."""
+    ranks = torch.where(torch.isnan(scores), -math.inf, scores)
+    if ranks.dtype != torch.float32:
+        return torch.sort(ranks, dim=0, descending=True, stable=True).indices[:count]
+    if ranks.device.type != "cpu":
+        places = torch.arange(len(ranks), device=ranks.device)[:, None]
+        return torch.topk((_ordered_bits(ranks).long() << 32) - places, count, dim=0).indices
+    keys = _ordered_bits(_rows(ranks)).bitwise_not_().long()  # the largest come first
+    keys.bitwise_left_shift_(32).bitwise_or_(torch.arange(len(ranks)))
+    keys.numpy().partition(count - 1, axis=1)  # with vector instructions, as integers alone
+    keys[:, :count].numpy().sort(axis=1)
+    return _rows(keys[:, :count].bitwise_and_(0xFFFFFFFF))
+
+
+def _ordered_bits(values: Float[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
+    """Integers that compare as the floats do."""
+    bits = (values + 0.0).view(torch.int32)  # + 0: zeros of both signs are equal
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _rows(columns: Num[Tensor, "n m"]) -> Num[Tensor, "m n"]:
+    """The transpose, in one piece of memory; NumPy is the faster one here."""
+    return torch.from_numpy(np.ascontiguousarray(columns.numpy().T))
+
+
+def first_by_keys(hashes: Int64[Tensor, "S B"]) -> Bool[Tensor, "S B"] | None:
+    """`first_occurrences` from a sort of plain integers, much faster than one with an order.
+
+    A key has the place of a state in its low bits, at the cost of as many of the hash.
+    None if two different hashes share those that are left.
+    """
+    rows, bits = _rows(hashes), (len(hashes) - 1).bit_length()
+    keys = (rows * _GOLDEN).bitwise_and_(-1 << bits).bitwise_or_(torch.arange(len(hashes)))
+    keys.numpy().sort(axis=1)
+    kept = keys >> bits
+    data, rank = torch.nonzero(kept[:, 1:] == kept[:, :-1], as_tuple=True)
+    before, place = (keys[data, n] & ~(-1 << bits) for n in (rank, rank + 1))
+    if not torch.equal(rows[data, before], rows[data, place]):
+        return None
+    first = torch.ones_like(rows, dtype=torch.bool)
+    first[data, place] = False
+    return first.T
+
+
+def are_bits(cardinalities: tuple[int, ...]) -> bool:
+    return set(cardinalities) == {2} and sys.byteorder == "little"
+
+
+def pack_bits(codes: Integer[Tensor, "*batch H"]) -> Int32[Tensor, "*batch W"]:
+    """Eight codes, one a byte, become a byte by one product."""
+    spare = -codes.shape[-1] % _WORD_BITS
+    eights = functional.pad(codes.to(torch.uint8), (0, spare)).contiguous().view(torch.int64)
+    return (eights * _GATHER_BITS >> 56).to(torch.uint8).view(torch.int32)
+
+
+def unpack_bits(words: Int32[Tensor, "*batch W"], num_latents: int) -> Tensor:
+    bits = torch.arange(256, device=words.device)[:, None] >> torch.arange(8, device=words.device)
+    eights = (bits & 1).to(torch.uint8).view(torch.int64).flatten()
+    packed = words.contiguous().view(torch.uint8)
+    codes = eights.index_select(0, packed.flatten().int()).view(torch.uint8)
+    return codes.view(*words.shape[:-1], -1)[..., :num_latents]
