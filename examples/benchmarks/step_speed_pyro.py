@@ -40,14 +40,12 @@ def by_hand(x: torch.Tensor):  # noqa: ANN201
         log_likelihood = -functional.binary_cross_entropy_with_logits(
             logits, x.expand(K, *x.shape), reduction="none"
         ).sum((-2, -1))
-        entropy = -(log_probs.exp() * log_probs).sum((-2, -1))
-        scores = log_likelihood.detach() - BETA * L * math.log(V)
+        scores = (log_likelihood - BETA * (L * math.log(V) + log_q)).detach()
         copies = (codes[:, None] == codes[None]).all(-1).sum(0)
         temperature = solve_temperature(scores, 0.75, copies, shared=True).clamp(min=BETA)
         weights = torch.softmax(scores / temperature, 0)
         effective_sample_size(scores / temperature, copies).mean()
-        policy = ((weights - 1 / K) * log_q).sum() + (BETA / temperature * entropy).sum()
-        loss = -policy - log_likelihood.mean(0).sum()
+        loss = -((weights - 1 / K) * log_q).sum() - log_likelihood.mean(0).sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
