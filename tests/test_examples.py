@@ -24,6 +24,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 from cli import run_main  # noqa: E402
 from quiet import arviz, call_all, group_names  # noqa: E402
+from test_example_data import images  # noqa: E402
 
 
 def run(script, *arguments):
