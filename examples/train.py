@@ -21,6 +21,7 @@ from pictures import save_curves, save_reconstructions, save_samples
 from second_stage import fit_prior
 
 ARGUMENTS = "arguments.json"
+_ONLY_DAPS = "target_ess", "kl_bound", "closed_form_entropy"
 _SMOKE = {"num_steps": 12, "batch_size": 16}
 _OVERRIDES = {  # argument -> field of the config
     "steps": "num_steps",
@@ -79,6 +80,12 @@ def make_parser() -> Parser:
     add("--beta-to", type=float, help="weight of the rate at the end of the schedule")
     add("--beta-steps", type=positive, help="length of the schedule; default: --steps")
     add("--target-ess", type=float, help="daps: effective sample size to reach, as part of K")
+    add(
+        "--closed-form-entropy",
+        action="store_true",
+        default=None,
+        help="daps: the entropy beside the weights, not in them; for small beta",
+    )
     add("--kl-bound", type=float, help="daps: trust region in nats, instead of --target-ess")
     add("--test-images", type=positive, help="test on so many of them; default: all")
     add("--iwae-particles", type=positive, default=64, help="draws for the test metrics")
@@ -221,7 +228,7 @@ def check_method(args: Any, config: Config) -> None:
 def make_loss(args: Any, setup: Setup) -> Any:
     """The loss of the method, with the options that it takes."""
     config, backend = setup.config, setup.backend
-    only_daps = {"target_ess": args.target_ess, "kl_bound": args.kl_bound}
+    only_daps = {name: getattr(args, name) for name in _ONLY_DAPS}
     if args.method != "daps" and (given := [k for k, v in only_daps.items() if v is not None]):
         raise CommandError(f"--{given[0].replace('_', '-')} is an option of --method daps")
     num_steps = args.beta_steps or config.num_steps
