@@ -16,7 +16,6 @@ from numpyro_dvae.nets import attention, register, registration
 
 name = "numpyro"
 asarray = jnp.asarray
-jit = jax.jit
 _key = None
 
 

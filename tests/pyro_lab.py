@@ -20,10 +20,6 @@ def reset():
     pyro.clear_param_store()
 
 
-def jit(function):
-    return function
-
-
 def numpy(array):
     return array.detach().numpy()
 

@@ -274,12 +274,9 @@ def test_draws_follow_the_probabilities(lab, method):
     logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3]])
     options = {"method": method, "temperature": 0.01}
 
-    def draw(logits):
-        cold = distributions.PathwiseCategorical(logits, **options)
-        bits = distributions.PathwiseBernoulli(logits[0], **options)
-        return lab.draw(cold, (4000,)), lab.draw(bits, (4000,))
-
-    draws, bits = map(lab.numpy, lab.jit(draw)(lab.asarray(logits)))
+    given = lab.asarray(logits)
+    draws = lab.numpy(lab.draw(distributions.PathwiseCategorical(given, **options), (4000,)))
+    bits = lab.numpy(lab.draw(distributions.PathwiseBernoulli(given[0], **options), (4000,)))
     assert draws.shape == (4000, 2, 3)
     np.testing.assert_allclose(draws.sum(-1), 1.0, rtol=1e-6)
     assert (draws.max(-1) > 0.99).mean() > (0.9 if method == "gumbel" else 0.9999)
