@@ -270,3 +270,14 @@ def test_bad_shapes_are_named(backend):
     for cardinalities in [(), (2, 0), (2**31 + 1,)]:
         with pytest.raises(ValueError, match="`cardinalities` must hold one number of codes"):
             states.num_words(cardinalities)
+
+
+def test_scores_may_carry_a_gradient():
+    """`keep_best` of Pyro hands them to NumPy, which takes none that do."""
+    torch = pytest.importorskip("torch")
+    from pyro_dvae.ops.states import keep_best
+
+    scores = torch.tensor([[0.5], [2.0], [1.0]], requires_grad=True)
+    kept = keep_best(torch.eye(3, dtype=torch.uint8)[:, None], scores, 2)
+    assert kept.scores.flatten().tolist() == [2.0, 1.0]
+    assert kept.scores.requires_grad

@@ -21,7 +21,7 @@ _WORD_BITS = 32
 
 def top_indices(scores: Float[Tensor, "C B"], count: int) -> Int64[Tensor, "S B"]:
     """Indices of the largest, in order; the first of equal ones, which `topk` does not promise."""
-    ranks = torch.where(torch.isnan(scores), -math.inf, scores)
+    ranks = torch.where(torch.isnan(scores), -math.inf, scores.detach())
     if ranks.dtype != torch.float32:
         return torch.sort(ranks, dim=0, descending=True, stable=True).indices[:count]
     if ranks.device.type != "cpu":
