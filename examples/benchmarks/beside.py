@@ -1,10 +1,14 @@
-"""The E-step of the TVAE authors' library, `tvo`, to be timed beside ours.
+"""What the authors of the methods published, to be timed beside ours.
 
-It is not installed with the packages: get https://github.com/tvlearn/tvo and, in its folder,
-`pip install cython && python setup.py build_ext --inplace`, then put the folder on PYTHONPATH.
+Neither is installed with the packages. For `tvo`, the TVAE authors' library, get
+https://github.com/tvlearn/tvo and, in its folder, `pip install cython && python setup.py build_ext
+--inplace`; for `jadex`, that of the DAPS authors, the branch daps-iclr2026 of
+https://github.com/mdrolet01/jadex and what its pyproject.toml asks for. Then put the folder on
+PYTHONPATH.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,10 +36,7 @@ def tvo_step(
         from tvo.models.tvae import GaussianTVAE
         from tvo.variational import EVOVariationalStates
     except ImportError as error:
-        raise SystemExit(
-            f"error: --beside tvo: cannot import the library, {error}; examples/benchmarks/"
-            "beside.py tells where it is from"
-        ) from None
+        raise _missing("tvo", error) from None
     torch.set_num_threads(threads)
     data = torch.as_tensor(np.array(x, np.float32))
     num_data, num_pixels = data.shape
@@ -63,3 +64,54 @@ def tvo_step(
                 sets.update(rows, data[rows], model)
 
     return step
+
+
+def jadex_step(x: Any) -> Callable[[], object]:
+    """One step of DAPS on images ``(N, 28, 28)`` by its authors' MNIST configuration, jitted.
+
+    The autoregressive guide, 8 codes of 256 values, as many draws as there; sampling included.
+    """
+    try:
+        import jadex
+        import jax
+        from hydra import compose, initialize_config_dir
+        from jadex.algorithms.vae.models.daps import DAPSModel
+        from jadex.distributions import register_distributions
+        from jadex.networks import register_networks
+        from jadex.networks.variational.variational_network import merge_nn_cfg
+        from omegaconf import OmegaConf, open_dict
+    except ImportError as error:
+        raise _missing("jadex", error) from None
+    register_distributions()
+    register_networks()
+    configs = Path(jadex.__path__[0]) / "algorithms" / "vae" / "configs"
+    with initialize_config_dir(str(configs.resolve()), version_base=None):
+        config = compose("vae_config", overrides=["model=daps", "dataset=mnist"])
+    with open_dict(config):
+        config.dataset.num_train, config.dataset.in_memory = 60_000, True
+        config.pop("hydra", None)
+    OmegaConf.set_struct(config, False)
+    merge_nn_cfg(config)
+    model = DAPSModel.create(config)
+    images = jax.numpy.asarray(np.asarray(x)[..., None], model.x_dist.dtype)
+
+    @jax.jit
+    def update(state: Any) -> Any:
+        rng_key, key, update_key = jax.random.split(state.rng_key, 3)
+        arguments = model.get_loss_args(state, {"x": images}, key)
+        state, _ = state.perform_gradient_update(arguments, update_key)
+        return state.replace(rng_key=rng_key)
+
+    carry = [model.init(jax.random.PRNGKey(0))]
+
+    def step() -> None:
+        carry[0] = jax.block_until_ready(update(carry[0]))
+
+    return step
+
+
+def _missing(library: str, error: ImportError) -> SystemExit:
+    return SystemExit(
+        f"error: --beside {library}: cannot import the library, {error}; examples/benchmarks/"
+        "beside.py tells where it is from"
+    )

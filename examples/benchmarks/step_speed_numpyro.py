@@ -4,7 +4,8 @@ Independent guide: 8 codes of 256 values, K = 8, batch 256. By hand means no Num
 as functions, inverse-CDF draws, one gather for log q, the weights and the temperature of DAPS,
 optax's Adam, jitted. Printed beside it: the same loss on the published autoregressive guide,
 alone and in fours, as `fit` sends them to the device (the memory of a step is then mapped once),
-REINFORCE, NumPyro's own TraceGraph_ELBO, and the seconds that compilation takes.
+REINFORCE, NumPyro's own TraceGraph_ELBO, and the seconds that compilation takes; with ``--beside
+jadex``, the autoregressive step of the DAPS authors' library, in the same rounds.
 """
 
 import argparse
@@ -23,8 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import optax
+from beside import jadex_step
 from numpyro.infer import TraceGraph_ELBO
-from timing import side_by_side, summary, table
+from timing import against, side_by_side, summary, table
 
 from numpyro_dvae.distributions import sample_codes
 from numpyro_dvae.guides import mnist_guide
@@ -116,6 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--beside", choices=["jadex"], help="another library, installed by you")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     x = (jax.random.uniform(jax.random.key(options.seed), (BATCH, 28, 28)) > 0.8).astype(float)
@@ -129,16 +132,22 @@ def main() -> None:
     for name, num_steps in {"DAPS_ELBO, autoregressive": 1, **PER_CALL}.items():
         loss = DAPS_ELBO(**daps)
         steps[name] = with_svi(loss, x, autoregressive=True, num_steps=num_steps)
-    seconds = {}
+    if options.beside:
+        steps[options.beside] = jadex_step(x)
+    compiling = {}
     for name, step in steps.items():
         start = time.perf_counter()
         step()
-        seconds[name] = round(time.perf_counter() - start, 2)
-    rows = summary(side_by_side(steps, rounds=options.rounds, per_call=PER_CALL), "by hand, JAX")
+        compiling[name] = round(time.perf_counter() - start, 2)
+    seconds = side_by_side(steps, rounds=options.rounds, per_call=PER_CALL)
+    rows = summary(seconds, "by hand, JAX")
     print(table(rows, "by hand, JAX"))
-    print("seconds to the first step:", ", ".join(f"{k} {v}" for k, v in seconds.items()))
+    print("seconds to the first step:", ", ".join(f"{k} {v}" for k, v in compiling.items()))
+    if options.beside:
+        for name in ("DAPS_ELBO, autoregressive", *PER_CALL):
+            print(against(seconds, options.beside, name))
     if options.json:
-        print(json.dumps({"rows": rows, "compile_seconds": seconds}))
+        print(json.dumps({"rows": rows, "compile_seconds": compiling}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Independent guide: 8 codes of 256 values, K = 8, batch 256. By hand means no Pyro: one gather for
 log q, one `multinomial`, the weights and the temperature of DAPS, Adam. Printed beside it: the
-same loss on the published autoregressive guide, REINFORCE, and Pyro's own TraceGraph_ELBO.
+same loss on the published autoregressive guide, REINFORCE, and Pyro's own TraceGraph_ELBO; with
+``--beside jadex``, the autoregressive step of the DAPS authors' library (JAX), in the same rounds.
 """
 
 import argparse
@@ -11,8 +12,9 @@ import math
 
 import pyro
 import torch
+from beside import jadex_step
 from pyro.infer import SVI, TraceGraph_ELBO
-from timing import side_by_side, summary, table
+from timing import against, side_by_side, summary, table
 from torch.nn import functional
 
 from pyro_dvae.guides import mnist_guide
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--beside", choices=["jadex"], help="another library, installed by you")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -83,8 +86,13 @@ def main() -> None:
         "TraceGraph_ELBO": with_svi(TraceGraph_ELBO(K, vectorize_particles=True), x),
         "DAPS_ELBO, autoregressive": with_svi(DAPS_ELBO(**daps), x, autoregressive=True),
     }
-    rows = summary(side_by_side(steps, rounds=options.rounds), "by hand, torch")
+    if options.beside:
+        steps[options.beside] = jadex_step(x)
+    seconds = side_by_side(steps, rounds=options.rounds)
+    rows = summary(seconds, "by hand, torch")
     print(table(rows, "by hand, torch"))
+    if options.beside:
+        print(against(seconds, options.beside, "DAPS_ELBO, autoregressive"))
     if options.json:
         print(json.dumps({"threads": options.threads, "rows": rows}))
 
