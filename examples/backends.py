@@ -99,8 +99,8 @@ class Backend:
         return importlib.import_module(f"{self.name}.infer").Trace_ELBO()
 
     def checkpoint(self) -> str:
-        """Name of the file that `fit` keeps in its folder."""
-        return {"pyro": "checkpoint.pt", "numpyro": "checkpoint.npz"}[self.name]
+        """Name of what `fit` keeps in its folder: a file, or a folder of Orbax's."""
+        return {"pyro": "checkpoint.pt", "numpyro": "checkpoint"}[self.name]
 
     def diagnose(self, name: str, result: Any, *data: Any, **options: Any) -> Any:
         """Call one of the diagnostics."""

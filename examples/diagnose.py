@@ -128,7 +128,8 @@ def load_run(folder: Path) -> Run:
     model, guide = backend.make_vae(config, setup.data.x_train)
     loss = train.make_loss(args, setup)
     with tempfile.TemporaryDirectory() as copy:
-        shutil.copy(checkpoint, copy)
+        copy_whole = shutil.copytree if checkpoint.is_dir() else shutil.copy
+        copy_whole(checkpoint, Path(copy) / checkpoint.name)
         result = backend.train(
             *backend.programs(args.method, model, guide, config.num_steps),
             loss,

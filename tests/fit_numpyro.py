@@ -1,6 +1,5 @@
 """What `test_fit` trains, for NumPyro: a small VAE, a loss that remembers, ways to upset them."""
 
-import json
 import signal
 from typing import NamedTuple
 
@@ -10,13 +9,14 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
+import orbax.checkpoint as ocp
 from numpyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO
 
 from numpyro_dvae import fit as package
 from numpyro_dvae.fit import _batches
 from numpyro_dvae.infer.elbo import LOSS_MEMORY, Memory
 
-CHECKPOINT = "checkpoint.npz"
+CHECKPOINT, PREVIOUS = "checkpoint", "checkpoint.previous"
 FIVE_WIDE = "(4, 5)"  # shape of the encoder's first weights at width 5
 
 late = 3  # steps that may follow a signal: those of its dispatch, to the next row at most
@@ -216,10 +216,10 @@ def asarray(value):
 
 def saved(path):
     """Step, and parameters."""
-    with np.load(path) as file:
-        return json.loads(file["plain"].tobytes())["step"], [
-            value for name, value in file.items() if name.startswith("leaf_")
-        ]
+    items = {"state": ocp.args.StandardRestore(), "run": ocp.args.JsonRestore()}
+    with ocp.CheckpointManager(path.absolute()) as manager:
+        found = manager.restore(manager.latest_step(), args=ocp.args.Composite(**items))
+    return found["run"]["step"], list(found["state"].values())
 
 
 class Loader:
@@ -240,8 +240,7 @@ def loader(x, batch_size=5):
 
 
 def break_writing(monkeypatch):
-    def fail(file, **arrays):
-        file.write(b"half a checkpoi")
+    async def fail(self, directory, *args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", fail)
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "async_save", fail)

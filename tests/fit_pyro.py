@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_dvae import fit as package
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 FIVE_WIDE = "(5, 4)"  # shape of the encoder's first weights at width 5
 
 late = 0  # steps that may follow a signal

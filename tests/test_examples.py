@@ -108,7 +108,7 @@ def test_train(result_of, tmp_path, settings):
     assert result["elbo"] <= result["iwae"] <= 0
     assert json.loads((tmp_path / "metrics.json").read_text()) == result
     names = {"arguments.json", "log.jsonl", "reconstructions.png", "samples.png", "curves.png"}
-    names |= {"checkpoint.pt" if result["backend"] == "pyro" else "checkpoint.npz"}
+    names |= {"checkpoint.pt" if result["backend"] == "pyro" else "checkpoint"}
     assert names <= {path.name for path in tmp_path.iterdir()}
 
 

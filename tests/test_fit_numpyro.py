@@ -1,6 +1,7 @@
 """What `numpyro_dvae.fit` does and its sibling has no counterpart of: compiling, and the state."""
 
 import re
+import shutil
 
 import pytest
 
@@ -163,15 +164,26 @@ def test_params_hold_all_that_the_programs_need():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_states_of_any_kind_survive_a_checkpoint(tmp_path, optim, dtype):
     svi = small_svi(optim=optim)
-    for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+    for step, key in enumerate([jax.random.key(0), jax.random.PRNGKey(0)]):
         state = svi.init(key, jnp.zeros(4))
-        state = state._replace(mutable_state={"half": jnp.array([0.1, 0.2], dtype)})
-        _checkpoints.save_checkpoint(tmp_path, svi, state, [1.5], step=1)
+        mutable = {"half / [0]": jnp.array([0.1, 0.2], dtype), "none": jnp.zeros((0, 3), dtype)}
+        state = state._replace(mutable_state=mutable)
+        _checkpoints.save_checkpoint(tmp_path, svi, state, [1.5], step=step)
         saved = _checkpoints.load_checkpoint(tmp_path)
         found = _checkpoints.restore_svi_state(svi, state, saved)
         for old, new in zip(*map(jax.tree.leaves, (state, found)), strict=True):
             assert old.dtype == new.dtype
             np.testing.assert_array_equal(*map(_checkpoints.as_saved, (old, new)))
+
+
+def test_a_checkpoint_that_is_not_whole(tmp_path):
+    run(kit, 4, folder=tmp_path)
+    shutil.rmtree(tmp_path / kit.CHECKPOINT / "4" / "state")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        run(kit, 8, folder=tmp_path, resume=True)
+    shutil.rmtree(tmp_path / kit.CHECKPOINT / "4")  # killed before there was one
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        run(kit, 8, folder=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,10 @@ def keep_previous_run(folder: Path) -> None:
     for name in (CHECKPOINT, LOG):
         path = folder / name
         if path.exists():
-            path.replace(path.with_stem(f"{path.stem}.previous"))
+            previous = path.with_stem(f"{path.stem}.previous")
+            if previous.is_dir():
+                shutil.rmtree(previous)
+            path.replace(previous)
 
 
 def _line(row: dict[str, Any]) -> str:

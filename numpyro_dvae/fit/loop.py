@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from numpyro_dvae.fit import _batches
 from numpyro_dvae.fit._checkpoints import (
+    CHECKPOINT,
     Checkpoint,
     as_leaf,
     as_saved,
@@ -86,8 +87,8 @@ def fit(
         eval_data: Held-out data, like `data`; a tuple if the model takes several arrays. Its
             loss is averaged over the leading axis, always with the same key, and leaves the
             state as it was. Model and guide are called as in training.
-        folder: Where to keep `checkpoint.npz`, replaced atomically, and `log.jsonl`. A run that
-            is there already is renamed to `*.previous.*`.
+        folder: Where to keep `checkpoint`, a folder of Orbax's that is replaced atomically, and
+            `log.jsonl`. A run that is there already is renamed to `*.previous*`.
         resume: Go on from the checkpoint in `folder`, to the numbers of an unbroken run; its
             key goes on too, whatever `rng_key`.
         progress: Show a progress bar.
@@ -168,7 +169,7 @@ class _Run:
         self.step, self.seconds = saved.plain["step"], saved.plain["seconds"]
         self.losses = saved.losses.tolist()
         self.log.restore(saved.plain["history"])
-        self.checkpoint = self.folder / "checkpoint.npz"
+        self.checkpoint = self.folder / CHECKPOINT
 
     def train(self, num_steps: int, every: SimpleNamespace, signals: Signals, bar: tqdm) -> None:
         """Step until `num_steps`, with all that is due between steps."""
@@ -180,11 +181,11 @@ class _Run:
             evaluate = self.evaluation is not None and (last or self.step % every.eval == 0)
             if evaluate or last or self.step % every.log == 0:
                 self._write_row(evaluate, bar)
-            if last or self.step % every.checkpoint == 0:
+            interrupted = 0 if last else signals.received
+            if last or interrupted or self.step % every.checkpoint == 0:
                 self._save()
-            if signals.received and not last:
-                self._save()
-                raise FitInterrupt(signals.received, self.result())
+            if interrupted:
+                raise FitInterrupt(interrupted, self.result())
 
     def result(self) -> FitResult:
         """Return the training so far."""

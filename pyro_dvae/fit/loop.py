@@ -153,11 +153,11 @@ class _Run:
             evaluate = self.evaluation is not None and (last or self.step % every.eval == 0)
             if evaluate or last or self.step % every.log == 0:
                 self._write_row(evaluate, bar)
-            if last or self.step % every.checkpoint == 0:
+            interrupted = 0 if last else signals.received
+            if last or interrupted or self.step % every.checkpoint == 0:
                 self._save()
-            if signals.received and not last:
-                self._save()
-                raise FitInterrupt(signals.received, self.result())
+            if interrupted:
+                raise FitInterrupt(interrupted, self.result())
 
     def result(self) -> FitResult:
         """Return the training so far."""
