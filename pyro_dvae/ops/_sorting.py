@@ -16,7 +16,7 @@ from torch.nn import functional
 
 _GOLDEN = -0x61C8864680B583EB  # 2**64 over the golden ratio, odd: neighbours end far apart
 _GATHER_BITS = 0x0102040810204080  # the lowest bit of byte h goes to bit 56 + h
-_WORD_BITS = 32
+WORD_BITS = 32
 
 
 def top_indices(scores: Float[Tensor, "C B"], count: int) -> Int64[Tensor, "S B"]:
@@ -70,7 +70,7 @@ def are_bits(cardinalities: tuple[int, ...]) -> bool:
 
 def pack_bits(codes: Integer[Tensor, "*batch H"]) -> Int32[Tensor, "*batch W"]:
     """Eight codes, one a byte, become a byte by one product."""
-    spare = -codes.shape[-1] % _WORD_BITS
+    spare = -codes.shape[-1] % WORD_BITS
     eights = functional.pad(codes.to(torch.uint8), (0, spare)).contiguous().view(torch.int64)
     return (eights * _GATHER_BITS >> 56).to(torch.uint8).view(torch.int32)
 

@@ -26,7 +26,14 @@ import torch
 from jaxtyping import Bool, Float, Int32, Int64, Integer, Num
 from torch import Tensor
 
-from pyro_dvae.ops._sorting import are_bits, first_by_keys, pack_bits, top_indices, unpack_bits
+from pyro_dvae.ops._sorting import (
+    WORD_BITS,
+    are_bits,
+    first_by_keys,
+    pack_bits,
+    top_indices,
+    unpack_bits,
+)
 
 __all__ = [
     "Survivors",
@@ -46,7 +53,6 @@ __all__ = [
     "zobrist_table",
 ]
 
-_WORD_BITS = 32
 _HASH_BITS = 64
 _PIECE = 2**18  # codes hashed at a time, 2 MiB as 64-bit integers
 
@@ -347,7 +353,7 @@ def _layout(cardinalities: tuple[int, ...]) -> _Layout:
         )
     starts, shifts, used = [0], [], 0
     for latent, bits in enumerate(map(_bits, cardinalities)):
-        if used + bits > _WORD_BITS:
+        if used + bits > WORD_BITS:
             starts.append(latent)
             used = 0
         shifts.append(used)
