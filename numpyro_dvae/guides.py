@@ -142,7 +142,7 @@ def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | Indepen
     width 64. The independent one is a perceptron with one hidden layer of 256.
     """
     if not autoregressive:
-        return IndependentGuide(MLPEncoder((28, 28), 8, 256, hidden=(256,)))
+        return IndependentGuide(MLPEncoder((28, 28), 8, 256, output_scale=0.1))
     encoder = PatchEncoder((28, 28), 8, embed_dim=64)
     return AutoregressiveGuide(encoder, CausalTransformer(8, 256, embed_dim=64))
 
