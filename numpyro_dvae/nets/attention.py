@@ -157,10 +157,9 @@ def _attend(
     return jnp.einsum("nhklp,nhpd->knlhd", jax.nn.softmax(scores), context.values)
 
 
-def xavier_dense(features: int, *, use_bias: bool = True, scale: float = 1.0) -> nn.Dense:
+def xavier_dense(features: int, *, use_bias: bool = True) -> nn.Dense:
     """A layer with Xavier-uniform weights and zero biases, as is usual for transformers."""
-    xavier_uniform = nn.initializers.variance_scaling(scale**2, "fan_avg", "uniform")
-    return dense(features, use_bias=use_bias, kernel_init=xavier_uniform)
+    return dense(features, use_bias=use_bias, kernel_init=nn.initializers.xavier_uniform())
 
 
 def layer_norm() -> nn.LayerNorm:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Shaped
 
 __all__ = ["MLPDecoder", "MLPEncoder"]
 
-OUTPUT_SCALE = 0.1  # of a decoder's first outputs; at 1, 200 steps on MNIST end 3 nats lower
+_OUTPUT_SCALE = 0.1  # of a decoder's first outputs; at 1, 200 steps on MNIST end 3 nats lower
 
 
 class MLPEncoder(nn.Module):
@@ -117,7 +117,7 @@ class MLPDecoder(nn.Module):
         widths = (width, *self.hidden, math.prod(self.output_shape))
         # All codes start at nearly one output: little noise to unlearn.
         center = self.start if isinstance(self.start, Constant) else None
-        self.layers = _perceptron(widths, OUTPUT_SCALE, center, self.positive)
+        self.layers = _perceptron(widths, _OUTPUT_SCALE, center, self.positive)
 
     def __call__(self, z: Shaped[Array, "*batch_latents"]) -> Float[Array, "*batch_output"]:
         """Outputs ``(*batch, *output_shape)``: logits or means, as the likelihood reads them."""

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Integer, Shaped
 
 from numpyro_dvae.distributions import sample_codes, split_shared
 from numpyro_dvae.nets.attention import Block, Cache, layer_norm, sinusoids, xavier_dense
-from numpyro_dvae.nets.mlp import OUTPUT_SCALE, batch_shape_of
+from numpyro_dvae.nets.mlp import batch_shape_of
 
 __all__ = ["CausalTransformer", "PatchEncoder"]
 
@@ -138,7 +138,7 @@ class CausalTransformer(nn.Module):
             for _ in range(self.num_layers)
         ]
         self.norm = layer_norm()
-        self.head = xavier_dense(self.num_codes, scale=OUTPUT_SCALE)  # no code is ahead
+        self.head = xavier_dense(self.num_codes)
 
     def __call__(
         self,

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from pyro_dvae.distributions import sample_codes, split_shared
 from pyro_dvae.nets.attention import Block, sinusoids
-from pyro_dvae.nets.mlp import OUTPUT_SCALE, batch_shape_of
+from pyro_dvae.nets.mlp import batch_shape_of
 
 __all__ = ["CausalTransformer", "PatchEncoder"]
 
@@ -133,8 +133,6 @@ class CausalTransformer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, num_codes)
         _initialise(self)
-        with torch.no_grad():
-            self.head.weight.mul_(OUTPUT_SCALE)  # no code is ahead
 
     def forward(
         self,
