@@ -79,9 +79,11 @@ _TITLES = {  # of the methods for categorical latents
     "wake_sleep": "posterior followed by importance weights",
     "gumbel": "Gumbel-softmax, its temperature falling to 0.1",
     "straight_through": "hard draws, the slope of a softmax",
+    "straight_through_gumbel": "hard draws, the slope of a Gumbel-softmax",
     "reinmax": "hard draws, a slope of second order",
     "gr_mck": "straight-through Gumbel-softmax, averaged over noise given the draw",
     "vq": "nearest vector of a codebook that follows by moving averages",
+    "vq_gradient": "the same, its vectors learnt by gradient",
     "fsq": "rounded scalars in place of a codebook",
     "exact": "sum over all states",
     "truncated": "sum over 32 states that each image keeps and evolves; no encoder",
@@ -139,11 +141,11 @@ def make_loss(backend: Backend, method: str, config: Config) -> Any:
 def print_table(rows: dict[str, dict[str, float]]) -> None:
     """One line per method."""
     headings = [heading for heading, _ in _COLUMNS.values()]
-    print("\n" + f"{'method':<18}" + "".join(f"{heading:>11}" for heading in headings))
+    print("\n" + f"{'method':<24}" + "".join(f"{heading:>10}" for heading in headings))
     for method, row in rows.items():
         values = {name: (form, row[name]) for name, (_, form) in _COLUMNS.items()}
         cells = ["n/a" if v is None else form.format(v) for form, v in values.values()]
-        print(f"{method:<18}" + "".join(f"{cell:>11}" for cell in cells))
+        print(f"{method:<24}" + "".join(f"{cell:>10}" for cell in cells))
     print("\n" + _LEGEND)
 
 

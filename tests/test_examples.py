@@ -173,8 +173,9 @@ def test_denoise_says_what_it_cannot_read(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-RELAXED = {"gumbel", "straight_through", "reinmax", "gr_mck"}
-METHODS = {"daps", "reinforce", "vimco", "wake_sleep", "vq", "fsq", "exact", "truncated"} | RELAXED
+RELAXED = {"gumbel", "straight_through", "straight_through_gumbel", "reinmax", "gr_mck"}
+QUANTIZED = {"vq", "vq_gradient", "fsq"}
+METHODS = {"daps", "reinforce", "vimco", "wake_sleep", "exact", "truncated"} | RELAXED | QUANTIZED
 
 
 @pytest.mark.parametrize(
