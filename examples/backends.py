@@ -147,8 +147,8 @@ class Backend:
             transformer = nets.CausalTransformer(size, config.num_codes, embed_dim=config.embed_dim)
             guide = guides.AutoregressiveGuide(patches, transformer)
         else:
-            scale = 1.0 if binary else 0.1  # no code is ahead from the start
-            encoder = nets.MLPEncoder(shape, size, num_codes, config.encoder_hidden, scale)
+            hidden, scale = config.encoder_hidden, config.encoder_scale
+            encoder = nets.MLPEncoder(shape, size, num_codes, hidden, scale)
             guide = guides.IndependentGuide(encoder, binary=binary)
         return model, guide
 

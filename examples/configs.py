@@ -12,6 +12,7 @@ class Config(NamedTuple):
     num_codes: int = 64
     embed_dim: int = 32
     encoder_hidden: tuple[int, ...] = (128,)
+    encoder_scale: float = 1.0  # of its first outputs; less: no code is ahead from the start
     decoder_hidden: tuple[int, ...] = (128,)
     num_patches: int = 8  # of the autoregressive guide
     likelihood: str = "auto"  # or "bernoulli" (images are binarized), "gaussian"
@@ -63,6 +64,7 @@ CONFIGS = {
         num_codes=256,
         embed_dim=64,
         encoder_hidden=(256,),
+        encoder_scale=0.1,
         decoder_hidden=(64, 256),
         likelihood="bernoulli",
         guide="autoregressive",

@@ -173,9 +173,9 @@ def test_denoise_says_what_it_cannot_read(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-RELAXED = {"gumbel", "straight_through", "straight_through_gumbel", "reinmax", "gr_mck"}
-QUANTIZED = {"vq", "vq_gradient", "fsq"}
-METHODS = {"daps", "reinforce", "vimco", "wake_sleep", "exact", "truncated"} | RELAXED | QUANTIZED
+ON_DEMAND = {"straight_through_gumbel", "vq_gradient"}
+RELAXED = {"gumbel", "straight_through", "reinmax", "gr_mck"}
+METHODS = {"daps", "reinforce", "vimco", "wake_sleep", "vq", "fsq", "exact", "truncated"} | RELAXED
 
 
 @pytest.mark.parametrize(
@@ -187,6 +187,9 @@ METHODS = {"daps", "reinforce", "vimco", "wake_sleep", "exact", "truncated"} | R
             id="one of a kind",
         ),
         pytest.param([], METHODS, marks=pytest.mark.slow, id="all"),
+        pytest.param(
+            ["--methods", *sorted(ON_DEMAND)], ON_DEMAND, marks=pytest.mark.slow, id="on demand"
+        ),
     ],
 )
 def test_compare(result_of, tmp_path, options, expected):

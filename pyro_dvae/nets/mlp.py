@@ -27,8 +27,9 @@ class MLPEncoder(nn.Module):
         num_codes: Codes per latent, V; None for Bernoulli latents.
         hidden: Widths of the hidden layers.
         output_scale: Of the first outputs, which are uniform within ``output_scale /
-            sqrt(width)`` of zero. At 0.1 no code is ahead from the start, and half as many again
-            stay in use on MNIST; vectors to be quantised need 1, lest all fall into one code.
+            sqrt(width)`` of zero. At 0.1 no code is ahead from the start: of 256, half as many
+            again stay in use on MNIST, where beta falls from above 1. Few codes learn later for it;
+            vectors to be quantised need 1, lest all fall into one code.
 
     Returns logits ``(*batch, L, V)``, or ``(*batch, L)`` for Bernoulli latents.
     """
