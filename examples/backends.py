@@ -5,6 +5,7 @@ A backend reaches its package by name, so that an example breaks when the siblin
 
 import importlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -101,6 +102,11 @@ class Backend:
     def checkpoint(self) -> str:
         """Name of what `fit` keeps in its folder: a file, or a folder of Orbax's."""
         return {"pyro": "checkpoint.pt", "numpyro": "checkpoint"}[self.name]
+
+    def has_checkpoint(self, folder: Path) -> bool:
+        """Whether there is one, not the beginnings of one alone."""
+        path = folder / self.checkpoint()
+        return path.is_file() or any(step.name.isdigit() for step in path.glob("*"))
 
     def diagnose(self, name: str, result: Any, *data: Any, **options: Any) -> Any:
         """Call one of the diagnostics."""

@@ -122,7 +122,7 @@ def load_run(folder: Path) -> Run:
     setup = train.make_setup(args)
     backend, config = setup.backend, setup.config
     checkpoint = folder / backend.checkpoint()
-    if not checkpoint.exists():
+    if not backend.has_checkpoint(folder):
         raise CommandError(f"{folder}: holds no {checkpoint.name} yet")
     backend.seed(args.seed)
     model, guide = backend.make_vae(config, setup.data.x_train)

@@ -42,7 +42,7 @@ def fit_prior(setup: Any, model: Any, guide: Any, args: Any) -> Any:
         num_steps=12 if args.smoke else args.second_stage_steps,
         batch_size=config.batch_size,
         folder=folder,
-        resume=args.resume and (folder / backend.checkpoint()).exists(),
+        resume=args.resume and backend.has_checkpoint(folder),
     )
     return models.DiscreteVAE(model.decoder, prior, model.likelihood)
 

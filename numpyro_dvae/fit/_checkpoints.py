@@ -8,7 +8,6 @@ step is written beside the one before it, and renamed when it is complete.
 
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,21 +44,6 @@ def open_folder(folder: str | os.PathLike[str]) -> Path:
             f"`folder` cannot be written to: {str(path)!r} ({error.strerror}). Choose another."
         ) from None
     return path
-
-
-def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one."""
-    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
-    try:
-        with file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except BaseException:
-        Path(file.name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def save_checkpoint(
@@ -144,8 +128,7 @@ def as_leaf(value: np.ndarray, like: Any) -> Array:
     """Turn a saved array into one of the type of another, a typed key for instance."""
     if jnp.issubdtype(jnp.result_type(like), jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(like))
-    dtype = jnp.result_type(like)
-    return jnp.asarray(value.view(dtype) if value.dtype.kind == "V" else value, dtype)  # V: bf16
+    return jnp.asarray(value, jnp.result_type(like))
 
 
 def as_saved(leaf: Any) -> np.ndarray:
@@ -194,13 +177,3 @@ def _check_same(what: str, found: dict[str, Any], saved: dict[str, Any]) -> None
             f"`folder` holds the checkpoint of another model; {what} differ: "
             f"{'; '.join(sorted(complaints)[:5])}. Build the same `SVI`, or choose another folder."
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renaming durable, where the system can open a folder."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -2,14 +2,17 @@
 
 import json
 import math
+import os
 import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from numpyro_dvae.fit._checkpoints import CHECKPOINT, write_atomically
+from numpyro_dvae.fit._checkpoints import CHECKPOINT
 
 LOG = "log.jsonl"
 
@@ -33,7 +36,7 @@ class Log:
         self.rows = rows
         if self._path is not None:
             text = "".join(map(_line, rows)).encode()
-            write_atomically(self._path, lambda file: file.write(text))
+            _write_atomically(self._path, lambda file: file.write(text))
 
 
 def scalars(info: Any) -> dict[str, float]:
@@ -60,3 +63,28 @@ def _line(row: dict[str, Any]) -> str:
     """Write strict JSON, which has no NaN or infinity."""
     finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
     return json.dumps(finite) + "\n"
+
+
+def _write_atomically(path: Path, write: Callable[[Any], None]) -> None:
+    """Write a file so that a crash at any moment leaves the old one or the new one."""
+    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
+    try:
+        with file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+    except BaseException:
+        Path(file.name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming durable, where the system can open a folder."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
