@@ -1,4 +1,4 @@
-"""What the examples read, and what they measure."""
+"""What the examples read, what they find in a folder, and what they measure."""
 
 import sys
 from pathlib import Path
@@ -11,6 +11,7 @@ pytest.importorskip("sklearn")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import data as example_data
+from backends import get_backend
 from metrics import Draws, summarize
 
 
@@ -71,3 +72,13 @@ def test_metrics_by_hand():
     np.testing.assert_allclose(found["ess"], (0.75**2 / (0.25 + 0.0625) / 2 + 1) / 2)
     np.testing.assert_allclose(found["psnr"], 15.0)
     np.testing.assert_allclose(found["code_usage"], 0.75)
+
+
+def test_a_checkpoint_that_was_only_begun_is_none(tmp_path):
+    pytest.importorskip("jax")
+    backend = get_backend("numpyro")
+    assert not backend.has_checkpoint(tmp_path)
+    (tmp_path / "checkpoint" / "4.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not backend.has_checkpoint(tmp_path)
+    (tmp_path / "checkpoint" / "4").mkdir()
+    assert backend.has_checkpoint(tmp_path)
