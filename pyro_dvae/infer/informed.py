@@ -48,7 +48,8 @@ def informed_flip(num_children: int) -> Operator:
 
     def operator(population: Population) -> Population:
         setting = current_setting("informed_flip")
-        codes, scores, cardinalities, hashes = population
+        codes, scores, hashes = population.codes, population.scores, population.hashes
+        cardinalities = population.cardinalities
         if not all(site.is_range and len(site.support) == 2 for site in setting.call.space.sites):
             raise ValueError(
                 "`informed_flip` needs latents of the codes 0 and 1, as Bernoulli sites have; got "

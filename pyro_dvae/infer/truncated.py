@@ -32,21 +32,14 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dvae.infer._estep import (
-    Call,
-    Evolved,
-    evolve_sets,
-    hashes_of,
-    log_weights,
-    score_states,
-)
+from pyro_dvae.infer._estep import Evolved, codes_of, distinct, evolve_sets
+from pyro_dvae.infer._scoring import Call, Scorer, log_weights
 from pyro_dvae.infer._statistics import Statistic
 from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO
 from pyro_dvae.infer.particles import Particles, run_particles
 from pyro_dvae.infer.space import decode
 from pyro_dvae.infer.truncated_guide import TruncatedGuide
 from pyro_dvae.ops.evolution import Operator
-from pyro_dvae.ops.states import first_occurrences
 
 __all__ = ["TruncatedInfo", "TruncatedState", "Truncated_ELBO"]
 
@@ -146,10 +139,10 @@ class Truncated_ELBO(ParticleELBO):
     def _evaluate(self, model: Callable, guide: Any, args: tuple, kwargs: dict) -> Estimate:
         own, call, beta, step = self._read(model, guide, args, kwargs)
         sweeps = self._current(self.sweeps, step) if torch.is_grad_enabled() else 0
-        codes, replaced = self._evolve(guide, own, call, beta, sweeps)
+        words, replaced = self._evolve(guide, own, call, beta, sweeps)
         self._forms = call.batch.closed_forms if self._current(self.closed_form, step) else {}
         self._num_data = call.batch.num_data
-        estimate = self._estimate(self._run_members(call, codes, guide.rest), self.state)
+        estimate = self._estimate(self._run_members(call, words, guide.rest), self.state)
         return estimate._replace(info=estimate.info._replace(replaced=replaced))
 
     def _read(
@@ -173,16 +166,13 @@ class Truncated_ELBO(ParticleELBO):
         beta: float | Tensor,
         sweeps: int,
     ) -> Evolved:
-        codes = guide.members(call)
+        words = guide.members(call)
         if not sweeps:
-            return Evolved(codes, torch.zeros(()))
-
-        def score(codes: Tensor) -> Tensor:
-            return score_states(call, codes, own, beta)
-
+            return Evolved(words, torch.zeros(()))
         with torch.no_grad():
-            evolved = evolve_sets(call, codes, score, self.evolve, self.generations, sweeps)
-            guide.store(call, evolved.codes)
+            scorer = Scorer(call, own, beta)
+            evolved = evolve_sets(scorer, words, self.evolve, self.generations, sweeps)
+            guide.store(call, evolved.words)
         return evolved
 
     @staticmethod
@@ -190,7 +180,7 @@ class Truncated_ELBO(ParticleELBO):
         """A number, or what its schedule says."""
         return int(setting(step) if callable(setting) else setting)
 
-    def _run_members(self, call: Call, codes: Tensor, rest: Callable | None) -> Particles:
+    def _run_members(self, call: Call, words: Tensor, rest: Callable | None) -> Particles:
         """The members as particles of the model, with gradient; repeated ones weigh nothing."""
         with poutine.replay(trace=call.batch.subsamples):
             particles = run_particles(
@@ -199,12 +189,12 @@ class Truncated_ELBO(ParticleELBO):
                 call.args,
                 call.kwargs,
                 call.space.layout,
-                len(codes),
+                len(words),
                 vectorize=call.vectorize,
-                values=decode(call.space, codes, call.batch.sizes),
+                values=decode(call.space, codes_of(call, words), call.batch.sizes),
                 closed_forms=self._forms,
             )
-        first = first_occurrences(hashes_of(call, codes)).reshape(particles.log_prior.shape)
+        first = distinct(call, words).reshape(particles.log_prior.shape)
         return particles._replace(log_prior=torch.where(first, particles.log_prior, -math.inf))
 
     def _estimate(self, particles: Particles, state: TruncatedState) -> Estimate:

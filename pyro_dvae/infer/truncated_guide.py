@@ -27,21 +27,21 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_dvae.infer._estep import (
-    Call,
+    codes_of,
     default_evolve,
+    distinct,
     draws_of,
     evolve_sets,
-    hashes_of,
-    score_states,
     unmasked,
 )
 from pyro_dvae.infer._members import Members
 from pyro_dvae.infer._minibatch import draws_in, open_plates, prior_probs, read_minibatch
+from pyro_dvae.infer._scoring import Call, Scorer
 from pyro_dvae.infer.elbo import takes_particles
 from pyro_dvae.infer.layout import sample_sites
 from pyro_dvae.infer.space import Space, decode, find_space, latents_of
 from pyro_dvae.ops.evolution import Operator, Population, union
-from pyro_dvae.ops.states import first_occurrences, num_words, pack, random_states, unpack
+from pyro_dvae.ops.states import num_words, pack, random_states, unpack
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior", "draws_of"]
 
@@ -114,12 +114,12 @@ class TruncatedGuide(nn.Module):
             if self.rest is not None:
                 self.rest(*args, **kwargs)
         call = self.read(own.trace, args, kwargs)
-        codes = self.members(call)
+        words = self.members(call)
         draws = draws_in(own.trace, call.space.layout.nesting)
-        scores = [_in_dims(self.scores(call, codes, draw), call) for draw in draws]
+        scores = [_in_dims(self.scores(call, words, draw), call) for draw in draws]
         log_weights = torch.stack(scores, 1) if len(scores) > 1 else scores[0]
         values = {name: site["value"] for name, site in sample_sites(own.trace)}
-        members = decode(call.space, codes, call.batch.sizes)
+        members = decode(call.space, codes_of(call, words), call.batch.sizes)
         layout = call.space.layout
         own_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
         for site in call.space.sites:
@@ -137,12 +137,11 @@ class TruncatedGuide(nn.Module):
         with torch.no_grad(), poutine.block():
             own = self.draw_rest(args, kwargs)
             call = self.read(own, args, kwargs)
-            codes = self.members(call)
-            scores = self.scores(call, codes, own)
+            words = self.members(call)
+            scores = self.scores(call, words, own)
         scores = scores.reshape(len(scores), *call.batch.sizes)
-        return TruncatedPosterior(
-            decode(call.space, codes, call.batch.sizes), scores.softmax(0), scores.logsumexp(0)
-        )
+        values = decode(call.space, codes_of(call, words), call.batch.sizes)
+        return TruncatedPosterior(values, scores.softmax(0), scores.logsumexp(0))
 
     def for_data(
         self,
@@ -185,13 +184,12 @@ class TruncatedGuide(nn.Module):
             own = other.draw_rest(args, kwargs)
             call = other.read(own, args, kwargs)
             evolved = evolve_sets(
-                call,
+                Scorer(call, own),
                 other.members(call),
-                lambda codes: score_states(call, codes, own),
                 union(pool, evolve or default_evolve(self.num_states)),
                 sweeps=num_sweeps,
             )
-            other.store(call, evolved.codes)
+            other.store(call, evolved.words)
         return other
 
     # -------------------------------------------------------------------------------- for losses
@@ -233,25 +231,22 @@ class TruncatedGuide(nn.Module):
             self.words = self._first_words(call)
         return call
 
-    def members(self, call: Call) -> Integer[Tensor, "S B H"]:
-        """The codes of the data's members."""
+    def members(self, call: Call) -> Int32[Tensor, "S B W"]:
+        """The members of the data, packed."""
         assert self.words is not None
         words = self.words[call.batch.rows.to(self.words.device)]
-        codes = unpack(words.transpose(0, 1), call.space.cardinalities)
-        return unmasked(call, codes)
+        return unmasked(call, words.transpose(0, 1).contiguous())
 
     def scores(
-        self, call: Call, codes: Integer[Tensor, "S B H"], own: poutine.Trace
+        self, call: Call, words: Int32[Tensor, "S B W"], own: poutine.Trace
     ) -> Float[Tensor, "S B"]:
         """Log joints of members, -inf for one that is there already."""
-        first = first_occurrences(hashes_of(call, codes))
-        return torch.where(first, score_states(call, codes, own), -torch.inf)
+        return torch.where(distinct(call, words), Scorer(call, own).of_words(words), -torch.inf)
 
-    def store(self, call: Call, codes: Integer[Tensor, "S B H"]) -> None:
+    def store(self, call: Call, words: Int32[Tensor, "S B W"]) -> None:
         """Make these states the members of the data."""
         assert self.words is not None
-        words = pack(codes.transpose(0, 1), call.space.cardinalities)
-        self.words[call.batch.rows.to(self.words.device)] = words
+        self.words[call.batch.rows.to(self.words.device)] = words.transpose(0, 1)
 
     # ------------------------------------------------------------------------------------ states
 
@@ -285,7 +280,7 @@ class TruncatedGuide(nn.Module):
     def _from_pool(self, population: Population) -> Integer[Tensor, "S B H"]:
         """States of this guide's sets, at random: an operator."""
         assert self.words is not None
-        shape = self.num_states, population.codes.shape[1]
+        shape = self.num_states, population.scores.shape[1]
         rows = torch.randint(len(self.words), shape, device=self.words.device)
         places = torch.randint(self.num_states, shape, device=self.words.device)
         return unpack(self.words[rows, places], population.cardinalities)

@@ -21,19 +21,13 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Float, Int32, Int64, Integer
 from torch import Tensor
 
-from pyro_dvae.ops.states import (
-    change_hash,
-    hash_states,
-    other_codes,
-    take_states,
-    zobrist_table,
-)
+from pyro_dvae.ops._words import change_latents, hash_words
+from pyro_dvae.ops.states import pack, take_states, unpack
 
 __all__ = [
     "Population",
@@ -48,16 +42,64 @@ __all__ = [
 ]
 
 
-class Population(NamedTuple):
-    """What an operator sees."""
+class Population:
+    """What an operator sees.
 
-    codes: Integer[Tensor, "S B H"]
-    scores: Float[Tensor, "S B"]
-    """Log joints in nats; NaN for states that are not scored yet."""
-    cardinalities: tuple[int, ...]
-    """Codes of each latent."""
-    hashes: Int64[Tensor, "S B"] | None = None
-    """Hashes by `hash_states`, if known: `flip` then makes those of its children from them."""
+    States are packed, or unpacked, when they are asked for; packed, they move for an eighth of the
+    memory.
+
+    Attributes:
+        codes: The states, ``(S, B, H)``.
+        words: The same, as `ops.states.pack` packs them, ``(S, B, W)``.
+        scores: Log joints in nats, ``(S, B)``; NaN for states that are not scored yet.
+        cardinalities: Codes of each latent.
+        hashes: By `hash_states`, ``(S, B)``, if known: `flip` then makes those of its children
+            from them.
+    """
+
+    def __init__(
+        self,
+        codes: Integer[Tensor, "S B H"],
+        scores: Float[Tensor, "S B"],
+        cardinalities: tuple[int, ...],
+        hashes: Int64[Tensor, "S B"] | None = None,
+    ) -> None:
+        self._codes: Tensor | None = codes
+        self._words: Tensor | None = None
+        self.scores, self.cardinalities, self.hashes = scores, cardinalities, hashes
+
+    @classmethod
+    def packed(
+        cls,
+        words: Int32[Tensor, "S B W"],
+        scores: Float[Tensor, "S B"],
+        cardinalities: tuple[int, ...],
+        hashes: Int64[Tensor, "S B"] | None = None,
+    ) -> "Population":
+        """A population of packed states."""
+        population = cls.__new__(cls)
+        population._codes, population._words = None, words
+        population.scores, population.cardinalities = scores, cardinalities
+        population.hashes = hashes
+        return population
+
+    @property
+    def codes(self) -> Integer[Tensor, "S B H"]:
+        """The states, unpacked."""
+        if self._codes is None:
+            self._codes = unpack(self.words, self.cardinalities)
+        return self._codes
+
+    @property
+    def words(self) -> Int32[Tensor, "S B W"]:
+        """The states, packed."""
+        if self._words is None:
+            self._words = pack(self.codes, self.cardinalities)
+        return self._words
+
+    def __len__(self) -> int:
+        """S."""
+        return len(self.scores)
 
 
 Operator = Callable[[Population], Population | Tensor]
@@ -79,15 +121,16 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
         raise ValueError(f"`temperature` must be from 0 to inf; got {temperature}.")
 
     def operator(population: Population) -> Population:
-        codes, scores, cardinalities, hashes = population
-        if num_parents > len(codes):
+        scores, hashes = population.scores, population.hashes
+        if num_parents > len(population):
             raise ValueError(
-                f"`num_parents` must be at most the number of states, {len(codes)}; got "
+                f"`num_parents` must be at most the number of states, {len(population)}; got "
                 f"{num_parents}."
             )
         index = torch.topk(_perturb(scores, temperature), num_parents, dim=0).indices
-        parents = take_states(codes, index), scores.gather(0, index), cardinalities
-        return Population(*parents, None if hashes is None else hashes.gather(0, index))
+        words, scores = take_states(population.words, index), scores.gather(0, index)
+        hashes = None if hashes is None else hashes.gather(0, index)
+        return Population.packed(words, scores, population.cardinalities, hashes)
 
     return operator
 
@@ -104,21 +147,17 @@ def flip(num_children: int) -> Operator:
     _check_positive("num_children", num_children)
 
     def operator(population: Population) -> Population:
-        codes, _, cardinalities, hashes = population
-        children = codes.repeat(num_children, 1, 1)
+        words, cardinalities = population.words, population.cardinalities
+        children, hashes = words.repeat(num_children, 1, 1), population.hashes
         free = [h for h, v in enumerate(cardinalities) if v > 1]
         if not free:
             return _unscored(children, cardinalities)
-        latents = _distinct_latents(num_children, free, codes.shape[:2], codes.device).flatten()
-        cells = torch.arange(len(latents), device=codes.device) * codes.shape[-1] + latents
-        old = children.view(-1).index_select(0, cells)
-        new = other_codes(old, latents, cardinalities)
-        children.view(-1).scatter_(0, cells, new)
-        if hashes is not None:
-            table = zobrist_table(cardinalities, codes.device)
-            before = hashes.repeat(num_children, 1)
-            hashes = change_hash(before.flatten(), table, latents, old, new).view_as(before)
-        return _unscored(children, cardinalities, hashes)
+        latents = _distinct_latents(num_children, free, words.shape[:2], words.device).flatten()
+        before = None if hashes is None else hashes.repeat(num_children, 1).flatten()
+        hashes = change_latents(children.flatten(0, 1), before, latents, cardinalities)
+        return _unscored(
+            children, cardinalities, None if hashes is None else hashes.view(children.shape[:2])
+        )
 
     return operator
 
@@ -151,8 +190,8 @@ def sparse_flip(num_children: int, rate: float, num_active: float | Tensor) -> O
         up, down = flip_probs(codes.sum(-1), codes.shape[-1], rate, num_active)
         probs = torch.where(codes == 1, down[..., None], up[..., None])
         flips = torch.rand(num_children, *codes.shape, device=codes.device) < probs
-        children = torch.bitwise_xor(codes, flips.to(codes.dtype)).flatten(0, 1)
-        return _unscored(children, cardinalities)
+        children = population.words ^ pack(flips.to(torch.uint8), cardinalities)
+        return _unscored(children.flatten(0, 1), cardinalities)
 
     return operator
 
@@ -184,7 +223,7 @@ def cross() -> Operator:
     """Cut every pair of parents at one random place and swap their tails: P (P - 1) children."""
 
     def operator(population: Population) -> Population:
-        codes = population.codes
+        codes, cardinalities = population.codes, population.cardinalities
         num_parents, num_data, num_latents = codes.shape
         if num_parents < 2:
             raise ValueError(f"`cross` needs 2 parents or more; got {num_parents}.")
@@ -193,7 +232,7 @@ def cross() -> Operator:
         head = torch.arange(num_latents, device=codes.device) <= cuts.long()
         ours, theirs = codes[first], codes[second]
         children = [torch.where(head, ours, theirs), torch.where(head, theirs, ours)]
-        return _unscored(torch.cat(children), population.cardinalities)
+        return _unscored(pack(torch.cat(children), cardinalities), cardinalities)
 
     return operator
 
@@ -224,8 +263,8 @@ def union(*operators: Operator) -> Operator:
 
     def operator(population: Population) -> Population:
         parts = [propose(step, population) for step in operators]
-        return Population(
-            torch.cat([part.codes for part in parts]),
+        return Population.packed(
+            torch.cat([part.words for part in parts]),
             torch.cat([part.scores for part in parts]),
             population.cardinalities,
             torch.cat([part.hashes for part in parts if part.hashes is not None]),
@@ -241,10 +280,9 @@ def propose(operator: Operator, population: Population) -> Population:
         ValueError: If it makes anything but codes for the same data and latents.
     """
     children = _as_population(operator(population), population)
-    if children.hashes is not None:
-        return children
-    table = zobrist_table(population.cardinalities, children.codes.device)
-    return children._replace(hashes=hash_states(children.codes, table))
+    if children.hashes is None:
+        children.hashes = hash_words(children.words, children.cardinalities)
+    return children
 
 
 def _perturb(scores: Float[Tensor, "S B"], temperature: float) -> Float[Tensor, "S B"]:
@@ -281,20 +319,20 @@ def _index_dtype(count: int) -> torch.dtype:
 def _as_population(proposed: Population | Tensor, population: Population) -> Population:
     if isinstance(proposed, Population):
         return proposed
-    shape, dtype = population.codes.shape, population.codes.dtype
-    if proposed.shape[1:] != shape[1:] or proposed.is_floating_point():
+    num_data, num_latents = population.scores.shape[1], len(population.cardinalities)
+    if proposed.shape[1:] != (num_data, num_latents) or proposed.is_floating_point():
         raise ValueError(
-            f"an operator must return integer codes of shape (children, {shape[1]} data, {shape[2]}"
-            f" latents); got {proposed.dtype} of shape {tuple(proposed.shape)}."
+            f"an operator must return integer codes of shape (children, {num_data} data, "
+            f"{num_latents} latents); got {proposed.dtype} of shape {tuple(proposed.shape)}."
         )
-    return _unscored(proposed.to(dtype), population.cardinalities)
+    return _unscored(pack(proposed, population.cardinalities), population.cardinalities)
 
 
 def _unscored(
-    codes: Tensor, cardinalities: tuple[int, ...], hashes: Tensor | None = None
+    words: Tensor, cardinalities: tuple[int, ...], hashes: Tensor | None = None
 ) -> Population:
-    scores = torch.full(codes.shape[:2], math.nan, device=codes.device)
-    return Population(codes, scores, cardinalities, hashes)
+    scores = torch.full(words.shape[:2], math.nan, device=words.device)
+    return Population.packed(words, scores, cardinalities, hashes)
 
 
 def _check_positive(name: str, value: int) -> None:

@@ -64,6 +64,14 @@ class _Layout(NamedTuple):
     spans: tuple[slice, ...]  # the latents of each word
 
 
+class Places(NamedTuple):
+    """Where the bits of each latent of a packed state lie, on a device."""
+
+    words: Int64[Tensor, " H"]
+    shifts: Int32[Tensor, " H"]
+    masks: Int32[Tensor, " H"]  # all bits of a latent, in the lowest place
+
+
 class Survivors(NamedTuple):
     """What `keep_best` keeps, the best first."""
 
@@ -88,10 +96,10 @@ def pack(
 ) -> Int32[Tensor, "*batch W"]:
     """Codes as bits, ceil(log2 v) of them for a latent of v codes."""
     _check_latents(codes, cardinalities)
-    shifts, spans = _layout(cardinalities)
     if are_bits(cardinalities):
         return pack_bits(codes)
-    shift = _constant(shifts, codes.device, torch.int32)
+    spans = _layout(cardinalities).spans
+    shift = places_of(cardinalities, codes.device).shifts
     words = [(codes[..., span].int() << shift[span]).sum(-1, dtype=torch.int32) for span in spans]
     return torch.stack(words, dim=-1)
 
@@ -100,7 +108,7 @@ def unpack(
     words: Int32[Tensor, "*batch W"], cardinalities: tuple[int, ...]
 ) -> Integer[Tensor, "*batch H"]:
     """The codes that `pack` packed."""
-    shifts, spans = _layout(cardinalities)
+    spans = _layout(cardinalities).spans
     if words.shape[-1] != len(spans):
         raise ValueError(
             f"`words` must have {len(spans)} words a state on its last axis, as `cardinalities` "
@@ -108,11 +116,22 @@ def unpack(
         )
     if are_bits(cardinalities):
         return unpack_bits(words, len(cardinalities))
-    shift = _constant(shifts, words.device, torch.int32)
-    mask = _constant(tuple((1 << _bits(v)) - 1 for v in cardinalities), words.device, torch.int32)
+    _, shift, mask = places_of(cardinalities, words.device)
     codes = [(words[..., n, None] >> shift[span]) & mask[span] for n, span in enumerate(spans)]
     dtype = code_dtype(cardinalities)
     return torch.cat([piece.to(dtype) for piece in codes], dim=-1)
+
+
+@functools.lru_cache(maxsize=64)
+def places_of(cardinalities: tuple[int, ...], device: torch.device) -> Places:
+    """Where `pack` puts the latents."""
+    shifts, spans = _layout(cardinalities)
+    words = [n for n, span in enumerate(spans) for _ in range(span.start, span.stop)]
+    return Places(
+        torch.tensor(words, device=device),
+        torch.tensor(shifts, dtype=torch.int32, device=device),
+        torch.tensor([(1 << _bits(v)) - 1 for v in cardinalities], dtype=torch.int32).to(device),
+    )
 
 
 @functools.lru_cache(maxsize=64)
