@@ -54,13 +54,13 @@ def _normal(
         square = square / scale.square()
     log_norm = scale.log() + 0.5 * math.log(2 * math.pi)
     if mask is None:
-        square, log_norm = square.sum(dims), log_norm.sum(dims) * (num_entries / num_scales)
+        square = _sum_entries(square, num_dims)
+        log_norm = log_norm.sum(dims) * (num_entries / num_scales)
     else:
         square = torch.where(mask, square, 0.0).sum(dims)
         log_norm = torch.where(mask, log_norm, 0.0).sum(dims)
-    if num_scales == 1:
-        square = square / scale.square().sum(dims)
-    return -0.5 * square - log_norm
+    factor = -0.5 / scale.square().sum(dims) if num_scales == 1 else -0.5
+    return factor * square - log_norm
 
 
 def _bernoulli(logits: Tensor, value: Tensor, mask: Tensor | None, num_dims: int) -> Tensor:
@@ -76,6 +76,14 @@ def _bernoulli(logits: Tensor, value: Tensor, mask: Tensor | None, num_dims: int
         linear = (value * logits).sum(dims)
     log_norm = functional.softplus(logits).sum(dims)
     return linear - log_norm * (event.numel() / logits.shape[-num_dims:].numel())
+
+
+def _sum_entries(value: Tensor, num_dims: int) -> Tensor:
+    """Sums over the last dims, as a product of matrices where no gradient goes back."""
+    if value.requires_grad:
+        return value.sum(tuple(range(-num_dims, 0)))
+    rows = value.flatten(-num_dims)
+    return rows @ rows.new_ones(rows.shape[-1:])
 
 
 def _unexpanded(value: Tensor) -> Tensor:

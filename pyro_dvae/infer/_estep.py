@@ -17,9 +17,10 @@ from torch import Tensor
 from pyro_dvae.infer._scoring import Call, Scorer
 from pyro_dvae.infer.layout import DrawTogether
 from pyro_dvae.infer.space import encode
+from pyro_dvae.ops._sorting import top_indices
 from pyro_dvae.ops._words import hash_words, keep_latents
 from pyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
-from pyro_dvae.ops.states import first_occurrences, merge_best, newcomers, unpack
+from pyro_dvae.ops.states import first_occurrences, newcomers, rows_at, take_rows, unpack
 
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
 
@@ -115,12 +116,9 @@ def _propose(call: Call, operator: Operator, parents: _Members) -> tuple[Tensor,
 
 
 def _merged(members: _Members, children: _Members) -> _Members:
-    best = merge_best(members.words, members.scores, children.words, children.scores)
-    hashes, is_old = (
-        torch.cat(pair).gather(0, best.origins)
-        for pair in ((members.hashes, children.hashes), (members.is_old, children.is_old))
-    )
-    return _Members(best.codes, best.scores, hashes, is_old)
+    both = [torch.cat(pair) for pair in zip(members, children, strict=True)]
+    best = rows_at(top_indices(_Members(*both).scores, len(members.words)))
+    return _Members(*(take_rows(each, best) for each in both))
 
 
 def default_evolve(num_states: int) -> Operator:

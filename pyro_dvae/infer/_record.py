@@ -108,6 +108,7 @@ class Ledger:
         self.layout, self.num_particles = layout, num_particles
         self.owned: dict[str, Tensor] = {}
         self.shared: dict[str, Tensor] = {}
+        self.nothing: dict[tuple[int, ...], Tensor] = {}
         self.scale: float | Tensor = 1.0
 
     def add(self, kind: str, site: Site, value: Tensor) -> None:
@@ -129,16 +130,21 @@ class Ledger:
         """``(K, *plates)``."""
         shapes = (value.shape for value in self.owned.values())
         shape = broadcast_shape((self.num_particles, *[1] * self.layout.nesting), *shapes)
-        kept = [shape[0], *(shape[dim] for dim in self.layout.dims)]
-        return self._value(self.owned, kind).expand(shape).reshape(kept)
+        kept = (shape[0], *(shape[dim] for dim in self.layout.dims))
+        found = self.owned.get(kind)
+        return self._zeros(kept) if found is None else found.expand(shape).reshape(kept)
 
     def total_shared(self, kind: str) -> Tensor:
         """``(K,)``."""
-        return self._value(self.shared, kind).reshape(-1).expand(self.num_particles)
+        found, shape = self.shared.get(kind), (self.num_particles,)
+        return self._zeros(shape) if found is None else found.reshape(-1).expand(shape)
 
-    def _value(self, book: dict[str, Tensor], kind: str) -> Tensor:
-        anything = next(iter((self.owned | self.shared).values()))
-        return book[kind] if kind in book else anything.new_zeros([1] * (self.layout.nesting + 1))
+    def _zeros(self, shape: tuple[int, ...]) -> Tensor:
+        """Of kinds that no site has, made once."""
+        if shape not in self.nothing:
+            anything = next(iter((self.owned | self.shared).values()))
+            self.nothing[shape] = anything.new_zeros(()).expand(shape)
+        return self.nothing[shape]
 
 
 def _datum_scale(plates: Iterator[Any]) -> float | Tensor:

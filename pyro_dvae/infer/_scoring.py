@@ -11,11 +11,15 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_dvae.infer._minibatch import Minibatch, given
+from pyro_dvae.infer._replay import Replay, record
 from pyro_dvae.infer.particles import Particles, run_particles
 from pyro_dvae.infer.space import Space, decode
 from pyro_dvae.ops.states import unpack
 
-_CODES_AT_ONCE = 2**21  # that are scored together: 8 MB as floats, which a cache holds
+_CODES_AT_ONCE = 2**21  # that a pass of the model scores: 8 MB as floats
+_CODES_REPEATED = 5 * 2**16  # that a repetition of it scores: 1.25 MB, so that a cache holds all
+_REPETITIONS = 6  # from which on recording a pass is worth it
+_TOLERANCE = 1e-4  # between a pass and a repetition, whose sums may be in another order
 
 
 class Call(NamedTuple):
@@ -27,6 +31,7 @@ class Call(NamedTuple):
     space: Space
     batch: Minibatch
     vectorize: bool
+    repeats: dict[tuple, bool]  # whether a pass on states of this shape can be repeated, if known
 
 
 class Scorer:
@@ -42,17 +47,55 @@ class Scorer:
         self.call, self.beta = call, beta
         rest = given(own, call.space.layout.nesting)
         self.rest = {name: value for name, value in rest.items() if name in call.batch.latents}
+        self._replay: Replay | None = None
 
     def of_words(self, words: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
         """Scores of packed states."""
-        size = max(1, _CODES_AT_ONCE // (words.shape[1] * len(self.call.space.cardinalities)))
-        parts = words.split(size)
-        return torch.cat([self._pass(unpack(p, self.call.space.cardinalities)) for p in parts])
+        num_codes = words.shape[1] * len(self.call.space.cardinalities)
+        size = max(1, _CODES_REPEATED // num_codes)
+        is_worth_it = self.call.vectorize and len(words) >= _REPETITIONS * size
+        if words.device.type == "cpu" and is_worth_it:
+            known = self._record(words, size)
+            if self._replay is not None:
+                return self._repeated(self._replay, words, known)
+        parts = words.split(max(1, _CODES_AT_ONCE // num_codes))
+        return torch.cat([self._pass_words(part) for part in parts])
 
     def of_codes(self, codes: Num[Tensor, "S B H"]) -> Float[Tensor, "S B"]:
         """Scores of codes, real ones too, with their gradient if they ask for it."""
         parts = codes.chunk(math.ceil(codes.numel() / _CODES_AT_ONCE))
         return torch.cat([self._pass(part) for part in parts])
+
+    def _record(self, words: Int32[Tensor, "S B W"], size: int) -> list[Tensor]:
+        """Find out how to repeat a pass on so many states; scores that are known from it already.
+
+        The first time it is tried on other states: what leaves torch would be special to these.
+        """
+        shape = (size, *words.shape[1:])
+        if self._replay is not None or not self.call.repeats.get(shape, True):
+            return []
+        scores, replay = record(self._pass_words, words[:size])
+        if replay is not None and shape not in self.call.repeats:
+            found, again = self._pass_words(words[-size:]), replay(words[-size:])
+            if not torch.allclose(found, again, _TOLERANCE, _TOLERANCE, equal_nan=True):
+                replay = None
+        self._replay = replay
+        self.call.repeats[shape] = replay is not None
+        return [scores]
+
+    def _repeated(
+        self, replay: Replay, words: Int32[Tensor, "S B W"], known: list[Tensor]
+    ) -> Float[Tensor, "S B"]:
+        """The scores, a piece at a time; the last one goes back over some of those before it."""
+        scores, size = replay.result.new_empty(words.shape[:2]), len(replay.source)
+        with torch.inference_mode():  # cheaper to call
+            for start in range(0, len(words), size):
+                piece = slice(min(start, len(words) - size), start + size)
+                scores[piece] = known.pop() if known else replay(words[piece])
+        return scores
+
+    def _pass_words(self, words: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
+        return self._pass(unpack(words, self.call.space.cardinalities))
 
     def _pass(self, codes: Num[Tensor, "S B H"]) -> Float[Tensor, "S B"]:
         """One run of the model."""
@@ -73,7 +116,10 @@ class Scorer:
                 vectorize=call.vectorize,
                 values=decode(call.space, codes, call.batch.sizes) | self.rest,
             )
-            return log_weights(particles, self.beta).flatten(1)
+            likelihood = particles.log_likelihood
+            if not isinstance(self.beta, float) or self.beta != 1.0:
+                likelihood = likelihood / self.beta
+            return (likelihood + particles.log_prior).flatten(1)  # of states, log_q_rest is 0
 
 
 def log_weights(particles: Particles, beta: float | Tensor = 1.0) -> Float[Tensor, "S *plates"]:

@@ -99,6 +99,7 @@ class TruncatedGuide(nn.Module):
         self.rest, self.vectorize_particles = rest, vectorize_particles
         self._programs = (model,)  # not as a submodule: its parameters are not the guide's
         self._space: Space | None = None
+        self._repeats: dict[tuple, bool] = {}
         self.register_buffer("words", None)
 
     @property
@@ -226,7 +227,9 @@ class TruncatedGuide(nn.Module):
                 'minibatch as its subsample, as in pyro.plate("data", N, subsample=index); for '
                 "other data make a guide by `for_data`."
             )
-        call = Call(self.model, args, kwargs, self._space, batch, self.vectorize_particles)
+        call = Call(
+            self.model, args, kwargs, self._space, batch, self.vectorize_particles, self._repeats
+        )
         if self.words is None:
             self.words = self._first_words(call)
         return call

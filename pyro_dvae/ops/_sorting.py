@@ -5,6 +5,7 @@ returns an order; so a key carries the place of its state in its low bits. Binar
 each, are packed eight at a time.
 """
 
+import functools
 import math
 import sys
 
@@ -21,7 +22,7 @@ WORD_BITS = 32
 
 def top_indices(scores: Float[Tensor, "C B"], count: int) -> Int64[Tensor, "S B"]:
     """Indices of the largest, in order; the first of equal ones, which `topk` does not promise."""
-    ranks = torch.where(torch.isnan(scores), -math.inf, scores.detach())
+    ranks = without_nan(scores.detach())
     if ranks.dtype != torch.float32:
         return torch.sort(ranks, dim=0, descending=True, stable=True).indices[:count]
     if ranks.device.type != "cpu":
@@ -32,6 +33,11 @@ def top_indices(scores: Float[Tensor, "C B"], count: int) -> Int64[Tensor, "S B"
     keys.numpy().partition(count - 1, axis=1)  # with vector instructions, as integers alone
     keys[:, :count].numpy().sort(axis=1)
     return _rows(keys[:, :count].bitwise_and_(0xFFFFFFFF))
+
+
+def without_nan(scores: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """NaN ranks with -inf."""
+    return torch.nan_to_num(scores, nan=-math.inf, posinf=math.inf, neginf=-math.inf)
 
 
 def _ordered_bits(values: Float[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
@@ -54,13 +60,15 @@ def first_by_keys(hashes: Int64[Tensor, "S B"]) -> Bool[Tensor, "S B"] | None:
     rows, bits = _rows(hashes), (len(hashes) - 1).bit_length()
     keys = (rows * _GOLDEN).bitwise_and_(-1 << bits).bitwise_or_(torch.arange(len(hashes)))
     keys.numpy().sort(axis=1)
-    kept = keys >> bits
-    data, rank = torch.nonzero(kept[:, 1:] == kept[:, :-1], as_tuple=True)
-    before, place = (keys[data, n] & ~(-1 << bits) for n in (rank, rank + 1))
-    if not torch.equal(rows[data, before], rows[data, place]):
+    kept = (keys >> bits).flatten()
+    again = 1 + torch.from_numpy(np.flatnonzero((kept[1:] == kept[:-1]).numpy()))
+    again = again[again % len(hashes) != 0]  # a datum's first has none before it
+    starts = again - again % len(hashes)
+    before, place = (starts + (keys.view(-1)[n] & ~(-1 << bits)) for n in (again - 1, again))
+    if not torch.equal(rows.view(-1)[before], rows.view(-1)[place]):
         return None
     first = torch.ones_like(rows, dtype=torch.bool)
-    first[data, place] = False
+    first.view(-1)[place] = False
     return first.T
 
 
@@ -76,8 +84,13 @@ def pack_bits(codes: Integer[Tensor, "*batch H"]) -> Int32[Tensor, "*batch W"]:
 
 
 def unpack_bits(words: Int32[Tensor, "*batch W"], num_latents: int) -> Tensor:
-    bits = torch.arange(256, device=words.device)[:, None] >> torch.arange(8, device=words.device)
-    eights = (bits & 1).to(torch.uint8).view(torch.int64).flatten()
-    packed = words.contiguous().view(torch.uint8)
-    codes = eights.index_select(0, packed.flatten().int()).view(torch.uint8)
+    """A byte picks its eight codes, a byte each, out of a table."""
+    packed = words.contiguous().view(torch.uint8).flatten().int()
+    codes = _eights(words.device).index_select(0, packed).view(torch.uint8)
     return codes.view(*words.shape[:-1], -1)[..., :num_latents]
+
+
+@functools.cache
+def _eights(device: torch.device) -> Int64[Tensor, "256"]:
+    bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)
+    return (bits & 1).to(torch.uint8).view(torch.int64).flatten()

@@ -21,6 +21,8 @@ from pyro_dvae.ops.states import (
     zobrist_table,
 )
 
+_PAIR = 2  # words that make one number of 64 bits
+
 
 def change_latents(
     words: Int32[Tensor, "n W"],
@@ -29,6 +31,10 @@ def change_latents(
     cardinalities: tuple[int, ...],
 ) -> Int64[Tensor, " n"] | None:
     """Give one latent of each state another of its codes, in place; returns the new hashes."""
+    if words.shape[-1] == _PAIR and set(cardinalities) == {2}:
+        whole = words.view(torch.int64)[:, 0]  # which is the hash, too
+        whole.bitwise_xor_(torch.ones_like(latents).bitwise_left_shift_(latents))
+        return None if hashes is None else whole.clone()
     places = places_of(cardinalities, words.device)
     shifts = places.shifts.index_select(0, latents)
     cells = places.words.index_select(0, latents)

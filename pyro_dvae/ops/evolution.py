@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int32, Int64, Integer
 from torch import Tensor
 
+from pyro_dvae.ops._sorting import top_indices, without_nan
 from pyro_dvae.ops._words import change_latents, hash_words
 from pyro_dvae.ops.states import pack, take_states, unpack
 
@@ -127,9 +128,9 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
                 f"`num_parents` must be at most the number of states, {len(population)}; got "
                 f"{num_parents}."
             )
-        index = torch.topk(_perturb(scores, temperature), num_parents, dim=0).indices
-        words, scores = take_states(population.words, index), scores.gather(0, index)
-        hashes = None if hashes is None else hashes.gather(0, index)
+        index = top_indices(_perturb(scores, temperature), num_parents)
+        words, scores = take_states(population.words, index), take_states(scores, index)
+        hashes = None if hashes is None else take_states(hashes, index)
         return Population.packed(words, scores, population.cardinalities, hashes)
 
     return operator
@@ -289,7 +290,7 @@ def _perturb(scores: Float[Tensor, "S B"], temperature: float) -> Float[Tensor, 
     """Scores whose top P are a draw without replacement (Gumbel top-k)."""
     if math.isinf(temperature):
         return torch.rand_like(scores)
-    scores = torch.where(torch.isnan(scores), -math.inf, scores)
+    scores = without_nan(scores)
     if temperature == 0.0:
         return scores
     return scores / temperature - torch.rand_like(scores).log_().neg_().log_()

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int32, Int64, Integer, Num
+from jaxtyping import Bool, Float, Int32, Int64, Integer, Shaped
 from torch import Tensor
 
 from pyro_dvae.ops._sorting import (
@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 _HASH_BITS = 64
+_PAIR = 2  # words that make one number of 64 bits
 _PIECE = 2**18  # codes hashed at a time, 2 MiB as 64-bit integers
 
 
@@ -210,7 +211,7 @@ def keep_best(
             f"{num_states}."
         )
     index = top_indices(scores, num_states)
-    return Survivors(take_states(codes, index), _take(scores, index), index)
+    return Survivors(take_states(codes, index), take_states(scores, index), index)
 
 
 def merge_best(
@@ -241,15 +242,32 @@ def merge_best(
     new = take_states(children, (index - num_states).clamp(min=0))
     # As `where`, which takes 5 times as long for bytes.
     codes = new ^ ((old ^ new) * (index < num_states)[..., None].to(old.dtype))
-    return Survivors(codes, _take(scores, index), index)
+    return Survivors(codes, take_states(scores, index), index)
 
 
-def take_states(codes: Num[Tensor, "S B H"], index: Int64[Tensor, "P B"]) -> Num[Tensor, "P B H"]:
-    """The states of each datum that stand at `index` in its set."""
-    num_data = codes.shape[1]
-    rows = index * num_data + torch.arange(num_data, device=index.device)
-    taken = codes.flatten(0, 1).index_select(0, rows.flatten())
-    return taken.view(len(index), *codes.shape[1:])
+def take_states(
+    states: Shaped[Tensor, "S B *H"], index: Int64[Tensor, "P B"]
+) -> Shaped[Tensor, "P B *H"]:
+    """What stands at `index` in the set of each datum: codes, words, or a number a state."""
+    return take_rows(states, rows_at(index))
+
+
+def rows_at(index: Int64[Tensor, "P B"]) -> Int64[Tensor, "P B"]:
+    """For `take_rows`: where states stand once sets and data are one axis."""
+    return index * index.shape[1] + torch.arange(index.shape[1], device=index.device)
+
+
+def take_rows(
+    states: Shaped[Tensor, "S B *H"], rows: Int64[Tensor, "P B"]
+) -> Shaped[Tensor, "P B *H"]:
+    """`take_states`, for several tensors at the same index."""
+    flat, index = states.flatten(0, 1), rows.flatten()
+    if states.dtype == torch.int32 and states.shape[2:] == (_PAIR,) and flat.is_contiguous():
+        # Plain numbers are taken three times as fast.
+        taken = flat.view(torch.int64)[:, 0].index_select(0, index).view(torch.int32)
+    else:
+        taken = flat.index_select(0, index)
+    return taken.view(*rows.shape, *states.shape[2:])
 
 
 def other_codes(
@@ -308,10 +326,6 @@ def random_states(
 def _weighted_sum(rows: Integer[Tensor, "n H"], table: Tensor) -> Int64[Tensor, " n"]:
     # Torch has no product of integer matrices on a GPU.
     return rows.long() @ table if rows.device.type == "cpu" else (rows * table).sum(-1)
-
-
-def _take(values: Num[Tensor, "S B"], index: Int64[Tensor, "P B"]) -> Num[Tensor, "P B"]:
-    return take_states(values[..., None], index)[..., 0]  # faster than `gather`
 
 
 def _random_subsets(

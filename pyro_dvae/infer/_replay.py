@@ -1,0 +1,231 @@
+"""Run a function of a tensor once, then again on other numbers without its Python.
+
+A Pyro program costs a millisecond or two a pass, whatever its size. Over thousands of states that
+forces passes whose tensors no cache holds. So one pass is recorded, and then repeated in the same
+memory, as a CUDA graph is: a list of operations on fixed tensors, small enough for the cache.
+
+A repetition is what another pass would be, or there is none: where a program draws random numbers,
+asks for a tensor's values or writes to memory that its input does not reach, as `if`, `item`,
+dropout and running means do, each pass may do another thing.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_UNREPEATABLE = {
+    torch.Tag.nondeterministic_seeded,
+    torch.Tag.data_dependent_output,
+    torch.Tag.dynamic_output_shape,
+    torch.Tag.inplace_view,
+}
+_FILLS = "new_ones new_zeros new_full ones_like zeros_like"
+_OF_SHAPES = {f"aten::{name}" for name in _FILLS.split()}
+_COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.clone.default}
+_OFTEN = "add addmm bmm div exp index_select log mm mul mv neg sigmoid sqrt sub tanh"
+# Torch's own bindings of the same kernels take half the time to call.
+_BINDINGS = {getattr(torch.ops.aten, name).out: getattr(torch, name) for name in _OFTEN.split()}
+_LARGE = 2**16  # bytes of results that are worth a place where another has been
+
+
+class Replay(NamedTuple):
+    """A recorded pass."""
+
+    source: Tensor
+    steps: list[Callable[[], object]]
+    result: Tensor
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """What the function makes of another tensor of the same shape; good until the next call."""
+        self.source.copy_(value)
+        for step in self.steps:
+            step()
+        return self.result
+
+
+def record(function: Callable[[Tensor], Tensor], value: Tensor) -> tuple[Tensor, Replay | None]:
+    """The function's result, and how to have it again: None if it may do another thing each time.
+
+    Call it without gradient, and try the repetition on another value before you rely on it: what
+    leaves torch, as by `numpy`, is not seen. The function's tensors are written over.
+    """
+    source = value.clone()
+    with _Tape(source) as tape:
+        result = function(source)
+    if tape.failed or _memory(result) not in tape.reached:
+        return result, None
+    steps, found = _needed(tape.steps, result), result.clone()
+    _share_memory(steps, {_memory(source), _memory(result)})
+    return found, Replay(source, [_again(step) for step in steps], result)
+
+
+class _Step(NamedTuple):
+    """One operation on memory that the input reaches."""
+
+    func: Any
+    args: tuple
+    kwargs: dict
+    result: Any
+    reads: set[int]  # memory that depends on the input
+    writes: set[int]
+
+    @property
+    def is_write(self) -> bool:
+        """Whether it changes what is there already."""
+        return self.func._schema.is_mutable
+
+    @property
+    def is_view(self) -> bool:
+        return not self.is_write and self.writes <= self.reads
+
+    @property
+    def is_constant(self) -> bool:
+        """As long as nothing changes it later."""
+        return not self.reads or self.func._schema.name in _OF_SHAPES
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each entry of the result depends on the entries at the same place alone."""
+        layouts = {(t.shape, t.stride(), t.storage_offset()) for t in self.large_tensors()}
+        return torch.Tag.pointwise in self.func.tags and len(layouts) == 1
+
+    def large_tensors(self) -> list[Tensor]:
+        """Those of its arguments and results that depend on the input and fill a cache."""
+        tensors = _tensors((self.args, self.kwargs, self.result))
+        reached = [t for t in tensors if _memory(t) in self.reads | self.writes]
+        return [t for t in reached if t.untyped_storage().nbytes() >= _LARGE]
+
+
+class _Tape(TorchDispatchMode):
+    """The operations of one pass, and all that they have made."""
+
+    def __init__(self, source: Tensor) -> None:
+        super().__init__()
+        self.steps: list[_Step] = []  # what they made stays, as its memory would go to others
+        self.reached, self.failed = {_memory(source)}, False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        reads, writes = (
+            {_memory(value) for value in _tensors(values)} for values in ((args, kwargs), result)
+        )
+        if func._schema.is_mutable and not writes <= self.reached:
+            self.failed = True
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.failed = True
+        if reads and reads.isdisjoint(self.reached):
+            return result
+        if not writes or not _is_repeatable(func, args):
+            self.failed = True
+        if not self.failed:
+            self.steps.append(_Step(func, args, kwargs, result, reads & self.reached, writes))
+            self.reached |= writes
+        return result
+
+
+def _needed(steps: list[_Step], result: Tensor) -> list[_Step]:
+    """Without views, which are there already, constants, and what the result does not need."""
+    needed, kept = {_memory(result)}, []
+    changed = {memory for step in steps if step.is_write for memory in step.writes}
+    for step in reversed(steps):
+        is_there = step.is_view or (step.is_constant and changed.isdisjoint(step.writes))
+        if not is_there and not needed.isdisjoint(step.writes):
+            needed |= step.reads
+            kept.append(step)
+    return kept[::-1]
+
+
+def _share_memory(steps: list[_Step], fixed: set[int]) -> None:
+    """Move large results to where others have been that nothing needs any more.
+
+    An elementwise operation may write over its own argument.
+    """
+    last = {memory: n for n, step in enumerate(steps) for memory in step.reads | step.writes}
+    holders: dict[int, list[Tensor]] = {}
+    for step in steps:
+        for tensor in step.large_tensors():
+            holders.setdefault(_memory(tensor), []).append(tensor)
+    places: dict[int, torch.UntypedStorage] = {}  # of results that have been made so far
+    free: list[torch.UntypedStorage] = []
+    for n, step in enumerate(steps):
+        ended = [places.pop(m) for m in step.reads - fixed if last[m] == n and m in places]
+        if step.is_elementwise:
+            free, ended = free + ended, []
+        for memory in step.writes - step.reads - fixed - places.keys():
+            if memory not in holders:
+                continue
+            places[memory] = _place(holders[memory], free)
+        free += ended
+
+
+def _place(tensors: list[Tensor], free: list[torch.UntypedStorage]) -> torch.UntypedStorage:
+    """Where tensors of the same memory are put: the last of the free places, if one is left."""
+    own = tensors[0].untyped_storage()
+    found = [place for place in free if place.nbytes() >= own.nbytes()]
+    if not found:
+        return own
+    place = found[-1]
+    free[:] = [other for other in free if other is not place]
+    for tensor in tensors:
+        tensor.set_(place, tensor.storage_offset(), tensor.shape, tensor.stride())
+    return place
+
+
+def _again(step: _Step) -> Callable[[], object]:
+    """The operation, into the memory of its result."""
+    func, args, kwargs, result = step[:4]
+    if step.is_write:
+        return partial(func, *args, **kwargs)
+    if func in _COPIES:
+        return partial(result.copy_, args[0])
+    if func is torch.ops.aten.relu.default:  # whose own `out` makes a copy
+        return partial(torch.clamp_min, args[0], 0.0, out=result)
+    if out := _out_of(func):
+        return partial(_BINDINGS.get(out, out), *args, **kwargs, out=result)
+
+    def run() -> None:
+        for old, new in zip(_tensors(result), _tensors(func(*args, **kwargs)), strict=True):
+            old.copy_(new)
+
+    return run
+
+
+@cache
+def _out_of(func: Any) -> Any:
+    """The operation with an argument `out`, if there is one that writes there at once."""
+    packet = func.overloadpacket
+    wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
+    for overload in (getattr(packet, name) for name in packet.overloads()):
+        named = {a.name for a in overload._schema.arguments if a.is_out}
+        others = [(a.name, str(a.type)) for a in overload._schema.arguments if not a.is_out]
+        # A generated one makes a copy.
+        if named == {"out"} and others == wanted and torch.Tag.generated not in overload.tags:
+            return overload
+    return None
+
+
+def _is_repeatable(func: Any, args: tuple) -> bool:
+    if func is torch.ops.aten.index.Tensor:  # by numbers, not by a mask
+        return all(i is None or i.dtype not in (torch.bool, torch.uint8) for i in args[1])
+    return _UNREPEATABLE.isdisjoint(func.tags)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, list | tuple):
+        return []
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
+def _memory(value: Tensor) -> int:
+    return value.untyped_storage()._cdata
