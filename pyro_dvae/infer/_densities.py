@@ -46,21 +46,26 @@ def fast_log_prob(site: Site) -> Tensor:
 def _normal(
     loc: Tensor, scale: Tensor, value: Tensor, mask: Tensor | None, num_dims: int
 ) -> Tensor:
-    dims, scale = tuple(range(-num_dims, 0)), _unexpanded(scale)
-    num_entries, num_scales = (t.shape[-num_dims:].numel() for t in (loc, scale))
+    dims, scale, event = tuple(range(-num_dims, 0)), _unexpanded(scale), loc.shape[-num_dims:]
+    num_scales = scale.shape[-num_dims:].numel()
     value, loc = torch.broadcast_tensors(value, loc)
     square = functional.mse_loss(loc, value, reduction="none")  # fused, in one piece of memory
+    log_norm = scale.log() + 0.5 * math.log(2 * math.pi)
+    has_gradient = square.requires_grad or scale.requires_grad
+    if mask is None and scale.numel() == num_scales and not has_gradient:
+        weights = (-0.5 / scale.square()).reshape(scale.shape[-num_dims:]).expand(event)
+        offset = log_norm.sum() * (event.numel() / num_scales)
+        return _affine(square.flatten(-num_dims), weights.contiguous().flatten(), -offset)
     if num_scales > 1:
         square = square / scale.square()
-    log_norm = scale.log() + 0.5 * math.log(2 * math.pi)
     if mask is None:
-        square = _sum_entries(square, num_dims)
-        log_norm = log_norm.sum(dims) * (num_entries / num_scales)
+        square, log_norm = square.sum(dims), log_norm.sum(dims) * (event.numel() / num_scales)
     else:
         square = torch.where(mask, square, 0.0).sum(dims)
         log_norm = torch.where(mask, log_norm, 0.0).sum(dims)
-    factor = -0.5 / scale.square().sum(dims) if num_scales == 1 else -0.5
-    return factor * square - log_norm
+    if num_scales == 1:
+        square = square / scale.square().sum(dims)
+    return -0.5 * square - log_norm
 
 
 def _bernoulli(logits: Tensor, value: Tensor, mask: Tensor | None, num_dims: int) -> Tensor:
@@ -70,20 +75,19 @@ def _bernoulli(logits: Tensor, value: Tensor, mask: Tensor | None, num_dims: int
     if mask is not None:
         cells = torch.where(mask, value * logits - functional.softplus(logits), 0.0)
         return cells.sum(dims)
-    if logits.numel() == event.numel() == logits.shape[-num_dims:].numel():
-        linear = value.flatten(-num_dims) @ logits.flatten()
-    else:
-        linear = (value * logits).sum(dims)
     log_norm = functional.softplus(logits).sum(dims)
-    return linear - log_norm * (event.numel() / logits.shape[-num_dims:].numel())
+    log_norm = log_norm * (event.numel() / logits.shape[-num_dims:].numel())
+    if logits.numel() == event.numel() == logits.shape[-num_dims:].numel():
+        return _affine(value.flatten(-num_dims), logits.flatten(), -log_norm.flatten())
+    return (value * logits).sum(dims) - log_norm
 
 
-def _sum_entries(value: Tensor, num_dims: int) -> Tensor:
-    """Sums over the last dims, as a product of matrices where no gradient goes back."""
-    if value.requires_grad:
-        return value.sum(tuple(range(-num_dims, 0)))
-    rows = value.flatten(-num_dims)
-    return rows @ rows.new_ones(rows.shape[-1:])
+def _affine(rows: Tensor, weights: Tensor, offset: Tensor) -> Tensor:
+    """A matrix times a vector, plus a number; with all digits under autocast, too."""
+    if torch.is_autocast_enabled(rows.device.type):
+        return (rows * weights).sum(-1) + offset
+    sums = torch.addmv(offset.reshape(1), rows.reshape(-1, len(weights)), weights)
+    return sums.view(rows.shape[:-1])
 
 
 def _unexpanded(value: Tensor) -> Tensor:

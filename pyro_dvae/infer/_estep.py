@@ -17,10 +17,10 @@ from torch import Tensor
 from pyro_dvae.infer._scoring import Call, Scorer
 from pyro_dvae.infer.layout import DrawTogether
 from pyro_dvae.infer.space import encode
-from pyro_dvae.ops._sorting import top_indices
+from pyro_dvae.ops._sorting import rows_at, take_rows, top_indices
 from pyro_dvae.ops._words import hash_words, keep_latents
 from pyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
-from pyro_dvae.ops.states import first_occurrences, newcomers, rows_at, take_rows, unpack
+from pyro_dvae.ops.states import first_occurrences, newcomers, unpack
 
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
 
@@ -117,7 +117,7 @@ def _propose(call: Call, operator: Operator, parents: _Members) -> tuple[Tensor,
 
 def _merged(members: _Members, children: _Members) -> _Members:
     both = [torch.cat(pair) for pair in zip(members, children, strict=True)]
-    best = rows_at(top_indices(_Members(*both).scores, len(members.words)))
+    best = rows_at(top_indices(_Members(*both).scores, len(members.words), in_order=False))
     return _Members(*(take_rows(each, best) for each in both))
 
 

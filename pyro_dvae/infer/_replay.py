@@ -25,8 +25,9 @@ _UNREPEATABLE = {
 }
 _FILLS = "new_ones new_zeros new_full ones_like zeros_like"
 _OF_SHAPES = {f"aten::{name}" for name in _FILLS.split()}
+_POINTWISE = {torch.ops.aten.mse_loss.default}  # where its result has the shape of its argument
 _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.clone.default}
-_OFTEN = "add addmm bmm div exp index_select log mm mul mv neg sigmoid sqrt sub tanh"
+_OFTEN = "add addmm addmv bmm div exp index_select log mm mul mv neg sigmoid sqrt sub tanh"
 # Torch's own bindings of the same kernels take half the time to call.
 _BINDINGS = {getattr(torch.ops.aten, name).out: getattr(torch, name) for name in _OFTEN.split()}
 _LARGE = 2**16  # bytes of results that are worth a place where another has been
@@ -59,8 +60,8 @@ def record(function: Callable[[Tensor], Tensor], value: Tensor) -> tuple[Tensor,
     if tape.failed or _memory(result) not in tape.reached:
         return result, None
     steps, found = _needed(tape.steps, result), result.clone()
-    _share_memory(steps, {_memory(source), _memory(result)})
-    return found, Replay(source, [_again(step) for step in steps], result)
+    places = _places(steps, {_memory(source), _memory(result)})
+    return found, Replay(source, [_again(step, places) for step in steps], result)
 
 
 class _Step(NamedTuple):
@@ -90,9 +91,11 @@ class _Step(NamedTuple):
     @property
     def is_elementwise(self) -> bool:
         """Whether each entry of the result depends on the entries at the same place alone."""
-        layouts = {(t.shape, t.stride(), t.storage_offset()) for t in self.large_tensors()}
-        return torch.Tag.pointwise in self.func.tags and len(layouts) == 1
+        layouts = {(t.shape, t.stride(), t.storage_offset(), t.dtype) for t in self.large_tensors}
+        is_pointwise = torch.Tag.pointwise in self.func.tags or self.func in _POINTWISE
+        return is_pointwise and len(layouts) == 1
 
+    @property
     def large_tensors(self) -> list[Tensor]:
         """Those of its arguments and results that depend on the input and fill a cache."""
         tensors = _tensors((self.args, self.kwargs, self.result))
@@ -142,45 +145,31 @@ def _needed(steps: list[_Step], result: Tensor) -> list[_Step]:
     return kept[::-1]
 
 
-def _share_memory(steps: list[_Step], fixed: set[int]) -> None:
-    """Move large results to where others have been that nothing needs any more.
+def _places(steps: list[_Step], fixed: set[int]) -> dict[int, torch.UntypedStorage]:
+    """Memory of large results, to where others have been that nothing needs any more.
 
     An elementwise operation may write over its own argument.
     """
     last = {memory: n for n, step in enumerate(steps) for memory in step.reads | step.writes}
-    holders: dict[int, list[Tensor]] = {}
-    for step in steps:
-        for tensor in step.large_tensors():
-            holders.setdefault(_memory(tensor), []).append(tensor)
-    places: dict[int, torch.UntypedStorage] = {}  # of results that have been made so far
+    places: dict[int, torch.UntypedStorage] = {}
     free: list[torch.UntypedStorage] = []
     for n, step in enumerate(steps):
-        ended = [places.pop(m) for m in step.reads - fixed if last[m] == n and m in places]
+        ended = [places[m] for m in step.reads - fixed if last[m] == n and m in places]
         if step.is_elementwise:
             free, ended = free + ended, []
-        for memory in step.writes - step.reads - fixed - places.keys():
-            if memory not in holders:
-                continue
-            places[memory] = _place(holders[memory], free)
+        for made in step.large_tensors:
+            memory, place = _memory(made), made.untyped_storage()
+            if memory not in step.reads | fixed | places.keys():
+                fits = [other for other in free if other.nbytes() >= place.nbytes()]
+                places[memory] = fits[-1] if fits else place
+                free = [other for other in free if other is not places[memory]]
         free += ended
+    return places
 
 
-def _place(tensors: list[Tensor], free: list[torch.UntypedStorage]) -> torch.UntypedStorage:
-    """Where tensors of the same memory are put: the last of the free places, if one is left."""
-    own = tensors[0].untyped_storage()
-    found = [place for place in free if place.nbytes() >= own.nbytes()]
-    if not found:
-        return own
-    place = found[-1]
-    free[:] = [other for other in free if other is not place]
-    for tensor in tensors:
-        tensor.set_(place, tensor.storage_offset(), tensor.shape, tensor.stride())
-    return place
-
-
-def _again(step: _Step) -> Callable[[], object]:
+def _again(step: _Step, places: dict[int, torch.UntypedStorage]) -> Callable[[], object]:
     """The operation, into the memory of its result."""
-    func, args, kwargs, result = step[:4]
+    func, (args, kwargs, result) = step.func, _moved(step[1:4], places)
     if step.is_write:
         return partial(func, *args, **kwargs)
     if func in _COPIES:
@@ -195,6 +184,21 @@ def _again(step: _Step) -> Callable[[], object]:
             old.copy_(new)
 
     return run
+
+
+def _moved(values: Any, places: dict[int, torch.UntypedStorage]) -> Any:
+    """The same, with the tensors in their places."""
+    if isinstance(values, Tensor):
+        place = places.get(_memory(values), values.untyped_storage())
+        if place._cdata == _memory(values):
+            return values
+        layout = values.storage_offset(), values.shape, values.stride()
+        return torch.empty(0, dtype=values.dtype).set_(place, *layout)
+    if isinstance(values, dict):
+        return {name: _moved(value, places) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_moved(value, places) for value in values]
+    return values
 
 
 @cache

@@ -11,17 +11,20 @@ import sys
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int32, Int64, Integer, Num
+from jaxtyping import Bool, Float, Int32, Int64, Integer, Num, Shaped
 from torch import Tensor
 from torch.nn import functional
 
 _GOLDEN = -0x61C8864680B583EB  # 2**64 over the golden ratio, odd: neighbours end far apart
 _GATHER_BITS = 0x0102040810204080  # the lowest bit of byte h goes to bit 56 + h
 WORD_BITS = 32
+PAIR = 2  # words that make one number of 64 bits
 
 
-def top_indices(scores: Float[Tensor, "C B"], count: int) -> Int64[Tensor, "S B"]:
-    """Indices of the largest, in order; the first of equal ones, which `topk` does not promise."""
+def top_indices(
+    scores: Float[Tensor, "C B"], count: int, *, in_order: bool = True
+) -> Int64[Tensor, "S B"]:
+    """Indices of the largest; the first of equal ones, which `topk` does not promise."""
     ranks = without_nan(scores.detach())
     if ranks.dtype != torch.float32:
         return torch.sort(ranks, dim=0, descending=True, stable=True).indices[:count]
@@ -31,7 +34,8 @@ def top_indices(scores: Float[Tensor, "C B"], count: int) -> Int64[Tensor, "S B"
     keys = _ordered_bits(_rows(ranks)).bitwise_not_().long()  # the largest come first
     keys.bitwise_left_shift_(32).bitwise_or_(torch.arange(len(ranks)))
     keys.numpy().partition(count - 1, axis=1)  # with vector instructions, as integers alone
-    keys[:, :count].numpy().sort(axis=1)
+    if in_order:
+        keys[:, :count].numpy().sort(axis=1)
     return _rows(keys[:, :count].bitwise_and_(0xFFFFFFFF))
 
 
@@ -70,6 +74,24 @@ def first_by_keys(hashes: Int64[Tensor, "S B"]) -> Bool[Tensor, "S B"] | None:
     first = torch.ones_like(rows, dtype=torch.bool)
     first.view(-1)[place] = False
     return first.T
+
+
+def rows_at(index: Int64[Tensor, "P B"]) -> Int64[Tensor, "P B"]:
+    """For `take_rows`: where states stand once sets and data are one axis."""
+    return index * index.shape[1] + torch.arange(index.shape[1], device=index.device)
+
+
+def take_rows(
+    states: Shaped[Tensor, "S B *H"], rows: Int64[Tensor, "P B"]
+) -> Shaped[Tensor, "P B *H"]:
+    """`take_states`, for several tensors at the same index."""
+    flat, index = states.flatten(0, 1), rows.flatten()
+    if states.dtype == torch.int32 and states.shape[2:] == (PAIR,) and flat.is_contiguous():
+        # Plain numbers are taken three times as fast.
+        taken = flat.view(torch.int64)[:, 0].index_select(0, index).view(torch.int32)
+    else:
+        taken = flat.index_select(0, index)
+    return taken.view(*rows.shape, *states.shape[2:])
 
 
 def are_bits(cardinalities: tuple[int, ...]) -> bool:

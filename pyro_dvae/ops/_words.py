@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
-from pyro_dvae.ops._sorting import WORD_BITS
+from pyro_dvae.ops._sorting import PAIR, WORD_BITS, are_bits
 from pyro_dvae.ops.states import (
     change_hash,
     hash_states,
@@ -21,8 +21,6 @@ from pyro_dvae.ops.states import (
     zobrist_table,
 )
 
-_PAIR = 2  # words that make one number of 64 bits
-
 
 def change_latents(
     words: Int32[Tensor, "n W"],
@@ -31,7 +29,7 @@ def change_latents(
     cardinalities: tuple[int, ...],
 ) -> Int64[Tensor, " n"] | None:
     """Give one latent of each state another of its codes, in place; returns the new hashes."""
-    if words.shape[-1] == _PAIR and set(cardinalities) == {2}:
+    if words.shape[-1] == PAIR and are_bits(cardinalities):
         whole = words.view(torch.int64)[:, 0]  # which is the hash, too
         whole.bitwise_xor_(torch.ones_like(latents).bitwise_left_shift_(latents))
         return None if hashes is None else whole.clone()

@@ -128,7 +128,7 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
                 f"`num_parents` must be at most the number of states, {len(population)}; got "
                 f"{num_parents}."
             )
-        index = top_indices(_perturb(scores, temperature), num_parents)
+        index = top_indices(_perturb(scores, temperature), num_parents, in_order=False)
         words, scores = take_states(population.words, index), take_states(scores, index)
         hashes = None if hashes is None else take_states(hashes, index)
         return Population.packed(words, scores, population.cardinalities, hashes)

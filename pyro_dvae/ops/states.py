@@ -31,6 +31,8 @@ from pyro_dvae.ops._sorting import (
     are_bits,
     first_by_keys,
     pack_bits,
+    rows_at,
+    take_rows,
     top_indices,
     unpack_bits,
 )
@@ -54,7 +56,6 @@ __all__ = [
 ]
 
 _HASH_BITS = 64
-_PAIR = 2  # words that make one number of 64 bits
 _PIECE = 2**18  # codes hashed at a time, 2 MiB as 64-bit integers
 
 
@@ -246,28 +247,10 @@ def merge_best(
 
 
 def take_states(
-    states: Shaped[Tensor, "S B *H"], index: Int64[Tensor, "P B"]
+    codes: Shaped[Tensor, "S B *H"], index: Int64[Tensor, "P B"]
 ) -> Shaped[Tensor, "P B *H"]:
     """What stands at `index` in the set of each datum: codes, words, or a number a state."""
-    return take_rows(states, rows_at(index))
-
-
-def rows_at(index: Int64[Tensor, "P B"]) -> Int64[Tensor, "P B"]:
-    """For `take_rows`: where states stand once sets and data are one axis."""
-    return index * index.shape[1] + torch.arange(index.shape[1], device=index.device)
-
-
-def take_rows(
-    states: Shaped[Tensor, "S B *H"], rows: Int64[Tensor, "P B"]
-) -> Shaped[Tensor, "P B *H"]:
-    """`take_states`, for several tensors at the same index."""
-    flat, index = states.flatten(0, 1), rows.flatten()
-    if states.dtype == torch.int32 and states.shape[2:] == (_PAIR,) and flat.is_contiguous():
-        # Plain numbers are taken three times as fast.
-        taken = flat.view(torch.int64)[:, 0].index_select(0, index).view(torch.int32)
-    else:
-        taken = flat.index_select(0, index)
-    return taken.view(*rows.shape, *states.shape[2:])
+    return take_rows(codes, rows_at(index))
 
 
 def other_codes(

@@ -1,0 +1,75 @@
+"""Fast log-densities are those of Pyro's own distributions, with and without a gradient."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pyro = pytest.importorskip("pyro")
+import pyro.distributions as dist  # noqa: E402
+from pyro import poutine  # noqa: E402
+
+from pyro_dvae.infer._densities import fast_log_prob  # noqa: E402
+
+RNG = np.random.default_rng(0)
+MEANS, X = (torch.tensor(values) for values in RNG.normal(size=(2, 5, 4, 3)))
+BITS = torch.tensor(RNG.integers(2, size=(5, 4)), dtype=torch.float64)
+LOGITS = torch.tensor([-2.0, 0.5, 3.0, 0.0], dtype=torch.float64)
+ONE = torch.tensor(0.3, dtype=torch.float64)
+CASES = {
+    "one scale": (lambda s: dist.Normal(MEANS, s * ONE).to_event(2), X),
+    "a scale per entry": (lambda s: dist.Normal(MEANS, s * X[0].exp()).to_event(2), X),
+    "a scale per row": (lambda s: dist.Normal(MEANS, s * X[0, :, :1].exp()).to_event(2), X),
+    "a scale per datum": (lambda s: dist.Normal(MEANS, s * X[:, :1, :1].exp()).to_event(2), X),
+    "bits": (lambda s: dist.Bernoulli(logits=s * LOGITS).to_event(1), BITS),
+    "bits of one chance": (
+        lambda s: dist.Bernoulli(logits=s * LOGITS[0]).expand([4]).to_event(1),
+        BITS,
+    ),
+    "bits of each datum": (lambda s: dist.Bernoulli(logits=s * MEANS[..., 0]).to_event(1), BITS),
+    "masked": (lambda s: dist.Normal(MEANS, s * ONE).mask(X[0] > 0).to_event(2), X),
+    "masked bits": (lambda s: dist.Bernoulli(logits=s * LOGITS).mask(LOGITS > 0).to_event(1), BITS),
+    "no event": (lambda s: dist.Normal(MEANS[:, 0, 0], s * ONE), X[:, 0, 0]),
+}
+
+
+def site_of(name, factor):
+    make, value = CASES[name]
+
+    def model():
+        with pyro.plate("data", 5):
+            pyro.sample("x", make(factor), obs=value)
+
+    return poutine.trace(model).get_trace().nodes["x"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_values_are_the_same(name):
+    site = site_of(name, torch.ones((), dtype=torch.float64))
+    expected = site["fn"].log_prob(site["value"])
+    torch.testing.assert_close(fast_log_prob(site), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradients_are_the_same(name):
+    found = []
+    for log_prob in (fast_log_prob, lambda site: site["fn"].log_prob(site["value"])):
+        factor = torch.ones((), dtype=torch.float64, requires_grad=True)
+        found.append(torch.autograd.grad(log_prob(site_of(name, factor)).sum(), factor)[0])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        dist.Normal(torch.zeros(5, 40), torch.tensor(0.3)).to_event(1),
+        dist.Bernoulli(logits=torch.full((40,), 0.3)).expand([5, 40]).to_event(1),
+    ],
+    ids=["real", "binary"],
+)
+def test_no_digits_are_lost_under_autocast(fn):
+    site = poutine.trace(lambda: pyro.sample("x", fn)).get_trace().nodes["x"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fast_log_prob(site)
+        rough = torch.ones(5, 40) @ torch.full((40,), 0.337)
+    torch.testing.assert_close(found, fn.log_prob(site["value"]), rtol=1e-5, atol=1e-5)
+    assert (rough.float() - 40 * 0.337).abs().max() > 1e-3  # what a product of matrices makes of it

@@ -1,0 +1,233 @@
+"""A recorded pass: its repetition is what another pass would be, or there is none."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pyro = pytest.importorskip("pyro")
+import pyro.distributions as dist  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide, _replay, _scoring  # noqa: E402
+from pyro_dvae.infer._replay import record  # noqa: E402
+
+torch.manual_seed(0)
+WEIGHT, BIAS = torch.randn(8, 8), torch.randn(8)
+SHAPE = (3, 4, 8)
+
+
+def inputs(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, SHAPE, dtype=torch.uint8, generator=generator)
+
+
+def layers(codes):
+    z = codes.float()
+    hidden = functional.relu(functional.linear(z, WEIGHT, BIAS))
+    kept = hidden.view(12, 8)
+    out = torch.tanh(functional.linear(hidden, WEIGHT))
+    return (out - z).square().sum(-1) + kept.view(3, 4, 8).sum(-1) - out.mean(-1)
+
+
+def in_place(codes):
+    z = codes.float()
+    first = z[..., 0]
+    z += 1.0
+    functional.relu(z, inplace=True)
+    z[..., 1].mul_(first)
+    return z.exp().sum(-1) + first
+
+
+def written_into(codes):
+    total = torch.zeros(3, 4)
+    for column in codes.float().unbind(-1):
+        total += column.exp()
+    ones = codes.new_ones(3, 4).float()
+    ones[:, 1] = total[:, 2]
+    return total * ones
+
+
+def by_index(codes):
+    return WEIGHT[codes.long()].sum((-1, -2)) + codes.new_zeros(()).float()
+
+
+def in_parts(codes):
+    left, right = codes.float().split(4, -1)
+    both = torch.stack([left, right]).sum((0, -1))
+    return torch.cat([left * 2.0, right], -1).logsumexp(-1) + both + left.max(-1).values
+
+
+def needed_later(codes):
+    z = codes.float()
+    shifted = z.view(12, 8) + 1.0
+    return shifted.relu().view(3, 4, 8).sum(-1) * z.sum(-1) + shifted.view(3, 4, 8)[..., 0]
+
+
+def of_other_types(codes):
+    z = codes.float() - 0.5
+    positive = z > 0.0
+    detached = (z * 2.0).detach() + 1.0
+    return torch.where(positive, detached, z.double()).float().sum(-1)
+
+
+def transposed(codes):
+    z = codes.float().transpose(0, 1) * 2.0
+    return (z.contiguous() + z).permute(1, 0, 2).sum(-1)
+
+
+FUNCTIONS = [
+    layers,
+    in_place,
+    written_into,
+    by_index,
+    in_parts,
+    needed_later,
+    of_other_types,
+    transposed,
+]
+
+
+@pytest.mark.parametrize("large", [0, 2**16])
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_a_repetition_equals_another_pass(monkeypatch, function, large):
+    monkeypatch.setattr(_replay, "_LARGE", large)  # from which on results share their memory
+    found, replay = record(function, inputs(0))
+    assert torch.equal(found, function(inputs(0)))
+    for seed in range(1, 5):
+        codes = inputs(seed)
+        before = codes.clone()
+        assert torch.equal(replay(codes), function(codes))
+        assert torch.equal(codes, before)
+
+
+def test_results_share_memory_once_nothing_needs_them(monkeypatch):
+    monkeypatch.setattr(_replay, "_LARGE", 0)
+
+    def chain(codes):
+        z = codes.float()
+        for _ in range(20):
+            z = functional.linear(z, WEIGHT).tanh()
+        return z.sum(-1)
+
+    _, replay = record(chain, inputs(0))
+    places = {step.keywords["out"].untyped_storage()._cdata for step in replay.steps[1:]}
+    assert len(places) <= 4  # of 41 results
+    torch.testing.assert_close(replay(inputs(1)), chain(inputs(1)), rtol=0, atol=0)
+
+
+class Counting:
+    """Writes to a tensor of its own."""
+
+    def __init__(self):
+        self.total = torch.zeros(8)
+
+    def __call__(self, codes):
+        self.total += codes.float().mean((0, 1))
+        return (codes.float() * self.total).sum(-1)
+
+
+DROPOUT = nn.Dropout(0.5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda codes: DROPOUT(codes.float()).sum(-1),
+        lambda codes: codes.float().sum(-1) + torch.randn(4),
+        lambda codes: codes.float().sum(-1) if codes.sum() > 5 else codes.float().mean(-1),
+        lambda codes: codes.float().sum(-1) * float(codes.float().mean()),
+        lambda codes: torch.tensor(codes.tolist()).float().sum(-1),
+        lambda codes: codes.float().sum(-1) + codes[codes > 0].sum(),
+        lambda codes: WEIGHT.sum() * BIAS,
+        Counting(),
+    ],
+)
+def test_what_may_differ_each_time_is_not_repeated(function):
+    _, replay = record(function, inputs(0))
+    assert replay is None
+
+
+def test_a_program_s_own_error_is_seen():
+    def broken(codes):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        record(broken, inputs(0))
+
+
+# --------------------------------------------------------------------------------- in an E-step
+
+
+class Model(nn.Module):
+    """Binary causes, and what a network makes of them."""
+
+    def __init__(self, inner=nn.Identity):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), inner(), nn.Linear(9, 5))
+        self.logits = nn.Parameter(torch.randn(12))
+        self.passes = 0
+
+    def forward(self, x, index=None):
+        self.passes += 1
+        pyro.module("model", self)
+        with pyro.plate("data", 40, subsample=index):
+            z = pyro.sample("z", dist.Bernoulli(logits=self.logits).to_event(1))
+            loc = self.net(z)
+            pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+
+
+class Escaping(nn.Module):
+    """Leaves torch, where no recording follows."""
+
+    def forward(self, value):
+        return torch.from_numpy(value.detach().numpy() * 2.0)
+
+
+def in_pieces(monkeypatch, rows):
+    """Score so many states a repetition; 0 for none."""
+    monkeypatch.setattr(_scoring, "_CODES_REPEATED", rows * 40 * 12)
+    monkeypatch.setattr(_scoring, "_REPETITIONS", 2 if rows else 10**9)
+
+
+def e_steps(model, rows, monkeypatch, num_steps=3):
+    """Bounds after each step, with other parameters in between."""
+    in_pieces(monkeypatch, rows)
+    pyro.set_rng_seed(1)
+    x = torch.randn(40, 5)
+    guide, elbo = TruncatedGuide(model, 8), Truncated_ELBO(generations=2)
+    bounds = []
+    for step in range(num_steps):
+        with torch.no_grad():
+            for value in model.parameters():
+                value.fill_(0.1 * step).add_(torch.linspace(-1, 1, value.numel()).view_as(value))
+        elbo.e_step(model, guide, x)
+        bounds.append(guide.posterior(x).bound)
+    return torch.stack(bounds), guide
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_an_e_step_is_the_same_by_repetition(monkeypatch, rows):
+    plain, _ = e_steps(Model(), 0, monkeypatch)
+    model = Model()
+    repeated, guide = e_steps(model, rows, monkeypatch)
+    assert set(guide._repeats.values()) == {True}
+    torch.testing.assert_close(repeated, plain, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(plain[0], plain[1], atol=0.1)  # other parameters, other bounds
+
+
+def test_repetitions_spare_passes(monkeypatch):
+    few, many = Model(), Model()
+    e_steps(few, 1, monkeypatch)
+    in_pieces(monkeypatch, 1)
+    monkeypatch.setattr(_scoring, "_CODES_AT_ONCE", 40 * 12)
+    e_steps(many, 0, monkeypatch)
+    assert few.passes < many.passes / 5
+
+
+@pytest.mark.parametrize("inner", [Escaping, lambda: nn.Dropout(0.5)], ids=["numpy", "dropout"])
+def test_what_cannot_be_repeated_is_run(monkeypatch, inner):
+    _, guide = e_steps(Model(inner), 2, monkeypatch)
+    assert set(guide._repeats.values()) == {False}
+    if inner is Escaping:
+        plain, repeated = (e_steps(Model(inner), rows, monkeypatch)[0] for rows in (0, 2))
+        torch.testing.assert_close(repeated, plain, rtol=1e-5, atol=1e-5)

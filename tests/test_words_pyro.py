@@ -1,0 +1,76 @@
+"""Packed states are worked on as codes would be."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from pyro_dvae.ops import states  # noqa: E402
+from pyro_dvae.ops._words import change_latents, hash_words, keep_latents  # noqa: E402
+
+SPACES = st.sampled_from(
+    [
+        (2,) * 5,
+        (2,) * 32,
+        (2,) * 33,
+        (2,) * 64,
+        (2,) * 70,
+        (3, 2, 1, 5, 4),
+        (7,) * 11,
+        (2**16, 2**16),
+        (2**31, 3, 300),
+        (2,) * 31 + (5,) * 10,
+    ]
+)
+
+
+def drawn(cardinalities, seed, *shape):
+    generator = torch.Generator().manual_seed(seed)
+    columns = [torch.randint(v, shape, generator=generator) for v in cardinalities]
+    return torch.stack(columns, -1).to(states.code_dtype(cardinalities))
+
+
+@given(SPACES, st.integers(0, 1000))
+def test_hashes_of_words_are_those_of_codes(cardinalities, seed):
+    codes = drawn(cardinalities, seed, 6, 3)
+    table = states.zobrist_table(cardinalities)
+    found = hash_words(states.pack(codes, cardinalities), cardinalities)
+    assert torch.equal(found, states.hash_states(codes, table))
+
+
+@given(SPACES, st.integers(0, 1000), st.booleans())
+def test_one_latent_changes_and_the_hash_with_it(cardinalities, seed, hashed):
+    before = drawn(cardinalities, seed, 20)
+    free = torch.tensor([h for h, v in enumerate(cardinalities) if v > 1])
+    latents = free[torch.randint(len(free), (20,), generator=torch.Generator().manual_seed(seed))]
+    table = states.zobrist_table(cardinalities)
+    words = states.pack(before, cardinalities)
+    hashes = states.hash_states(before, table) if hashed else None
+    hashes = change_latents(words, hashes, latents, cardinalities)
+    after = states.unpack(words, cardinalities)
+    changed = (after != before).nonzero()
+    assert torch.equal(changed, torch.stack([torch.arange(20), latents], -1))
+    assert (after.long() < torch.tensor(cardinalities)).all()
+    assert (hashes is None) == (not hashed)
+    if hashed:
+        assert torch.equal(hashes, states.hash_states(after, table))
+
+
+@given(SPACES, st.integers(0, 1000))
+def test_latents_that_are_not_kept_have_code_zero(cardinalities, seed):
+    codes = drawn(cardinalities, seed, 6, 3)
+    kept = drawn((2,) * len(cardinalities), seed + 1, 3).bool()
+    words = keep_latents(states.pack(codes, cardinalities), kept, cardinalities)
+    expected = torch.where(kept, codes, torch.zeros_like(codes))
+    assert torch.equal(states.unpack(words, cardinalities), expected)
+
+
+@given(SPACES, st.integers(0, 1000), st.booleans())
+def test_states_are_taken_as_codes_are(cardinalities, seed, transposed):
+    codes = drawn(cardinalities, seed, 6, 3)
+    words = states.pack(codes, cardinalities)
+    words = words.transpose(0, 1).contiguous().transpose(0, 1) if transposed else words
+    index = torch.randint(6, (4, 3), generator=torch.Generator().manual_seed(seed))
+    found = states.unpack(states.take_states(words, index), cardinalities)
+    assert torch.equal(found, codes.gather(0, index[..., None].expand(-1, -1, codes.shape[-1])))
