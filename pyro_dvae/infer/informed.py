@@ -22,8 +22,8 @@ from torch import Tensor
 
 from pyro_dvae.infer._estep import current_setting
 from pyro_dvae.infer._minibatch import prior_probs
-from pyro_dvae.ops.evolution import Operator, Population, sparse_flip
-from pyro_dvae.ops.states import change_hash, hash_states, zobrist_table
+from pyro_dvae.ops._words import change_latents
+from pyro_dvae.ops.evolution import Operator, Population, sparse_flip, unscored
 
 __all__ = ["informed_flip", "prior_flip"]
 
@@ -48,8 +48,7 @@ def informed_flip(num_children: int) -> Operator:
 
     def operator(population: Population) -> Population:
         setting = current_setting("informed_flip")
-        codes, scores, hashes = population.codes, population.scores, population.hashes
-        cardinalities = population.cardinalities
+        codes, scores, cardinalities = population.codes, population.scores, population.cardinalities
         if not all(site.is_range and len(site.support) == 2 for site in setting.call.space.sites):
             raise ValueError(
                 "`informed_flip` needs latents of the codes 0 and 1, as Bernoulli sites have; got "
@@ -62,14 +61,15 @@ def informed_flip(num_children: int) -> Operator:
         chances = 0.5 * gains - torch.empty_like(gains).exponential_().log()
         count = min(num_children, codes.shape[-1])
         latents = chances.topk(count, -1, sorted=False).indices.movedim(-1, 0)  # (C, P, B)
-        flips = torch.arange(codes.shape[-1], device=codes.device) == latents[..., None]
-        children = (codes ^ flips.to(codes.dtype)).reshape(-1, *codes.shape[1:])
-        table = zobrist_table(cardinalities, codes.device)
-        hashes = hash_states(codes, table) if hashes is None else hashes
-        old = codes.expand(count, *codes.shape).gather(-1, latents[..., None])[..., 0]
-        hashes = change_hash(hashes, table, latents, old, 1 - old).reshape(children.shape[:2])
-        unscored = torch.full_like(hashes, torch.nan, dtype=scores.dtype)
-        return Population(children, unscored, cardinalities, hashes)
+        children = population.words.repeat(count, 1, 1)
+        known = population.hashes
+        hashes = change_latents(
+            children.flatten(0, 1),
+            None if known is None else known.repeat(count, 1).flatten(),
+            latents.flatten(),
+            cardinalities,
+        )
+        return unscored(children, cardinalities, hashes)
 
     return operator
 

@@ -152,13 +152,11 @@ def flip(num_children: int) -> Operator:
         children, hashes = words.repeat(num_children, 1, 1), population.hashes
         free = [h for h, v in enumerate(cardinalities) if v > 1]
         if not free:
-            return _unscored(children, cardinalities)
+            return unscored(children, cardinalities)
         latents = _distinct_latents(num_children, free, words.shape[:2], words.device).flatten()
         before = None if hashes is None else hashes.repeat(num_children, 1).flatten()
         hashes = change_latents(children.flatten(0, 1), before, latents, cardinalities)
-        return _unscored(
-            children, cardinalities, None if hashes is None else hashes.view(children.shape[:2])
-        )
+        return unscored(children, cardinalities, hashes)
 
     return operator
 
@@ -192,7 +190,7 @@ def sparse_flip(num_children: int, rate: float, num_active: float | Tensor) -> O
         probs = torch.where(codes == 1, down[..., None], up[..., None])
         flips = torch.rand(num_children, *codes.shape, device=codes.device) < probs
         children = population.words ^ pack(flips.to(torch.uint8), cardinalities)
-        return _unscored(children.flatten(0, 1), cardinalities)
+        return unscored(children.flatten(0, 1), cardinalities)
 
     return operator
 
@@ -233,7 +231,7 @@ def cross() -> Operator:
         head = torch.arange(num_latents, device=codes.device) <= cuts.long()
         ours, theirs = codes[first], codes[second]
         children = [torch.where(head, ours, theirs), torch.where(head, theirs, ours)]
-        return _unscored(pack(torch.cat(children), cardinalities), cardinalities)
+        return unscored(pack(torch.cat(children), cardinalities), cardinalities)
 
     return operator
 
@@ -326,13 +324,17 @@ def _as_population(proposed: Population | Tensor, population: Population) -> Pop
             f"an operator must return integer codes of shape (children, {num_data} data, "
             f"{num_latents} latents); got {proposed.dtype} of shape {tuple(proposed.shape)}."
         )
-    return _unscored(pack(proposed, population.cardinalities), population.cardinalities)
+    return unscored(pack(proposed, population.cardinalities), population.cardinalities)
 
 
-def _unscored(
-    words: Tensor, cardinalities: tuple[int, ...], hashes: Tensor | None = None
+def unscored(
+    words: Int32[Tensor, "C B W"],
+    cardinalities: tuple[int, ...],
+    hashes: Int64[Tensor, "..."] | None = None,
 ) -> Population:
+    """Children, and their hashes if they are known."""
     scores = torch.full(words.shape[:2], math.nan, device=words.device)
+    hashes = None if hashes is None else hashes.view(scores.shape)
     return Population.packed(words, scores, cardinalities, hashes)
 
 
