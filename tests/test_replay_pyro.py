@@ -1,5 +1,6 @@
 """A recorded pass: its repetition is what another pass would be, or there is none."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -137,6 +138,9 @@ DROPOUT = nn.Dropout(0.5)
         lambda codes: codes.float().sum(-1) if codes.sum() > 5 else codes.float().mean(-1),
         lambda codes: codes.float().sum(-1) * float(codes.float().mean()),
         lambda codes: torch.tensor(codes.tolist()).float().sum(-1),
+        lambda codes: torch.from_numpy(codes.numpy()).float().sum(-1),
+        lambda codes: codes.float().sum(-1) * float(np.asarray(codes.float()).mean()),
+        lambda codes: torch.from_dlpack(codes.float()).sum(-1),
         lambda codes: codes.float().sum(-1) + codes[codes > 0].sum(),
         lambda codes: WEIGHT.sum() * BIAS,
         Counting(),
@@ -145,6 +149,14 @@ DROPOUT = nn.Dropout(0.5)
 def test_what_may_differ_each_time_is_not_repeated(function):
     _, replay = record(function, inputs(0))
     assert replay is None
+
+
+def test_data_may_leave_torch():
+    def scaled(codes):
+        return codes.float().sum(-1) * float(WEIGHT.numpy().mean())
+
+    _, replay = record(scaled, inputs(0))
+    assert torch.equal(replay(inputs(1)), scaled(inputs(1)))
 
 
 def test_a_program_s_own_error_is_seen():

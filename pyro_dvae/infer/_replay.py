@@ -5,7 +5,7 @@ forces passes whose tensors no cache holds. So one pass is recorded, and then re
 memory, as a CUDA graph is: a list of operations on fixed tensors, small enough for the cache.
 
 A repetition is what another pass would be, or there is none: where a program draws random numbers,
-asks for a tensor's values or writes to memory that its input does not reach, as `if`, `item`,
+asks for a tensor's values or writes to memory that its input does not reach, as `if`, `numpy`,
 dropout and running means do, each pass may do another thing.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _UNREPEATABLE = {
@@ -30,6 +31,7 @@ _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.clone.default}
 _OFTEN = "add addmm addmv bmm div exp index_select log mm mul mv neg sigmoid sqrt sub tanh"
 # Torch's own bindings of the same kernels take half the time to call.
 _BINDINGS = {getattr(torch.ops.aten, name).out: getattr(torch, name) for name in _OFTEN.split()}
+_EXITS = {Tensor.numpy, Tensor.tolist, Tensor.data_ptr, Tensor.__array__, Tensor.__dlpack__}
 _LARGE = 2**16  # bytes of results that are worth a place where another has been
 
 
@@ -51,11 +53,10 @@ class Replay(NamedTuple):
 def record(function: Callable[[Tensor], Tensor], value: Tensor) -> tuple[Tensor, Replay | None]:
     """The function's result, and how to have it again: None if it may do another thing each time.
 
-    Call it without gradient, and try the repetition on another value before you rely on it: what
-    leaves torch, as by `numpy`, is not seen. The function's tensors are written over.
+    Call it without gradient. The function's tensors are written over.
     """
     source = value.clone()
-    with _Tape(source) as tape:
+    with _Tape(source) as tape, _Exits(tape):
         result = function(source)
     if tape.failed or _memory(result) not in tape.reached:
         return result, None
@@ -131,6 +132,21 @@ class _Tape(TorchDispatchMode):
             self.steps.append(_Step(func, args, kwargs, result, reads & self.reached, writes))
             self.reached |= writes
         return result
+
+
+class _Exits(TorchFunctionMode):
+    """Fails a tape when numbers leave torch, which no operation shows."""
+
+    def __init__(self, tape: _Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func in _EXITS and _memory(args[0]) in self.tape.reached:
+            self.tape.failed = True
+        return func(*args, **kwargs or {})
 
 
 def _needed(steps: list[_Step], result: Tensor) -> list[_Step]:

@@ -1,4 +1,8 @@
-"""Log joints of states of data under a model, many of them at once."""
+"""Log joints of states of data under a model, many of them at once.
+
+On a CPU most states are scored by repeating the operations of one pass (see `_replay`) on pieces
+that a cache holds; elsewhere, and where a model cannot be repeated, by passes over large pieces.
+"""
 
 import math
 from collections.abc import Callable
@@ -69,7 +73,7 @@ class Scorer:
     def _record(self, words: Int32[Tensor, "S B W"], size: int) -> list[Tensor]:
         """Find out how to repeat a pass on so many states; scores that are known from it already.
 
-        The first time it is tried on other states: what leaves torch would be special to these.
+        The first time it is tried on other states: a program may keep something from pass to pass.
         """
         shape = (size, *words.shape[1:])
         if self._replay is not None or not self.call.repeats.get(shape, True):
