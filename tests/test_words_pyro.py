@@ -7,6 +7,7 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from pyro_dvae.ops import states  # noqa: E402
+from pyro_dvae.ops._sorting import _GOLDEN  # noqa: E402
 from pyro_dvae.ops._words import change_latents, hash_words, keep_latents  # noqa: E402
 
 SPACES = st.sampled_from(
@@ -74,3 +75,16 @@ def test_states_are_taken_as_codes_are(cardinalities, seed, transposed):
     index = torch.randint(6, (4, 3), generator=torch.Generator().manual_seed(seed))
     found = states.unpack(states.take_states(words, index), cardinalities)
     assert torch.equal(found, codes.gather(0, index[..., None].expand(-1, -1, codes.shape[-1])))
+
+
+def test_hashes_that_keys_cannot_tell_apart():
+    """Keys hold the high bits of a product; these hashes share them and differ below."""
+    inverse = pow(-_GOLDEN % 2**64, -1, 2**64)
+    inverse = -inverse % 2**64  # of _GOLDEN, which is negative
+    products = [(7 << 40) + low for low in (0, 1 << 20, 0, 5, 1 << 20)]
+    hashes = [(product * inverse) % 2**64 for product in products]
+    signed = torch.tensor([h - 2**64 if h >= 2**63 else h for h in hashes])
+    others = torch.arange(5)
+    found = states.first_occurrences(torch.stack([signed, others, signed.flip(0)], 1))
+    expected = [[True, True, False, True, False], [True] * 5, [True, True, True, False, False]]
+    assert found.T.tolist() == expected

@@ -237,7 +237,7 @@ class TruncatedGuide(nn.Module):
     def members(self, call: Call) -> Int32[Tensor, "S B W"]:
         """The members of the data, packed."""
         assert self.words is not None
-        words = self.words[call.batch.rows.to(self.words.device)]
+        words = self.words.index_select(0, call.batch.rows.to(self.words.device))
         return unmasked(call, words.transpose(0, 1).contiguous())
 
     def scores(
@@ -249,7 +249,8 @@ class TruncatedGuide(nn.Module):
     def store(self, call: Call, words: Int32[Tensor, "S B W"]) -> None:
         """Make these states the members of the data."""
         assert self.words is not None
-        self.words[call.batch.rows.to(self.words.device)] = words.transpose(0, 1)
+        rows = call.batch.rows.to(self.words.device)
+        self.words.index_copy_(0, rows, words.transpose(0, 1).contiguous())
 
     # ------------------------------------------------------------------------------------ states
 

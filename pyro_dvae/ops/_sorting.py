@@ -17,6 +17,7 @@ from torch.nn import functional
 
 _GOLDEN = -0x61C8864680B583EB  # 2**64 over the golden ratio, odd: neighbours end far apart
 _GATHER_BITS = 0x0102040810204080  # the lowest bit of byte h goes to bit 56 + h
+_FEW = 512  # states in a set, whose places leave enough of 32 bits for a hash
 WORD_BITS = 32
 PAIR = 2  # words that make one number of 64 bits
 
@@ -61,19 +62,30 @@ def first_by_keys(hashes: Int64[Tensor, "S B"]) -> Bool[Tensor, "S B"] | None:
     A key has the place of a state in its low bits, at the cost of as many of the hash.
     None if two different hashes share those that are left.
     """
-    rows, bits = _rows(hashes), (len(hashes) - 1).bit_length()
-    keys = (rows * _GOLDEN).bitwise_and_(-1 << bits).bitwise_or_(torch.arange(len(hashes)))
+    rows = _rows(hashes)
+    first, mixed = _first_of_rows(rows, torch.int32 if len(hashes) <= _FEW else torch.int64)
+    if len(mixed):
+        first[mixed], mixed = _first_of_rows(rows[mixed], torch.int64)
+    return None if len(mixed) else first.T
+
+
+def _first_of_rows(
+    rows: Int64[Tensor, "B S"], dtype: torch.dtype
+) -> tuple[Bool[Tensor, "B S"], Int64[Tensor, " M"]]:
+    """By keys of this dtype; and the data in which different hashes share what these hold."""
+    count = rows.shape[1]
+    bits, keys = (count - 1).bit_length(), rows * _GOLDEN
+    keys = (keys >> 32).int() if dtype == torch.int32 else keys
+    keys.bitwise_and_(-1 << bits).bitwise_or_(torch.arange(count, dtype=dtype))
     keys.numpy().sort(axis=1)
     kept = (keys >> bits).flatten()
     again = 1 + torch.from_numpy(np.flatnonzero((kept[1:] == kept[:-1]).numpy()))
-    again = again[again % len(hashes) != 0]  # a datum's first has none before it
-    starts = again - again % len(hashes)
-    before, place = (starts + (keys.view(-1)[n] & ~(-1 << bits)) for n in (again - 1, again))
-    if not torch.equal(rows.view(-1)[before], rows.view(-1)[place]):
-        return None
-    first = torch.ones_like(rows, dtype=torch.bool)
+    again = again[again % count != 0]  # a datum's first has none before it
+    starts, keys = again - again % count, keys.flatten()
+    before, place = (starts + (keys[n] & ~(-1 << bits)) for n in (again - 1, again))
+    first, rows = torch.ones_like(rows, dtype=torch.bool), rows.flatten()
     first.view(-1)[place] = False
-    return first.T
+    return first, (place[rows[before] != rows[place]] // count).unique()
 
 
 def rows_at(index: Int64[Tensor, "P B"]) -> Int64[Tensor, "P B"]:
