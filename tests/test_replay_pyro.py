@@ -227,6 +227,16 @@ def test_an_e_step_is_the_same_by_repetition(monkeypatch, rows):
     assert not torch.allclose(plain[0], plain[1], atol=0.1)  # other parameters, other bounds
 
 
+def test_the_guide_samples_by_repetition_beside_a_gradient(monkeypatch):
+    """As another loss would call it; the model's parameters ask for a gradient."""
+    in_pieces(monkeypatch, 2)
+    guide, x = TruncatedGuide(Model(), 12), torch.randn(40, 5)
+    draw = guide(x)["z"]
+    assert set(guide._repeats.values()) == {True}
+    assert draw.shape == (40, 12)
+    assert not draw.requires_grad
+
+
 def test_repetitions_spare_passes(monkeypatch):
     few, many = Model(), Model()
     e_steps(few, 1, monkeypatch)

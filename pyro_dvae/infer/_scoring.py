@@ -78,11 +78,12 @@ class Scorer:
         shape = (size, *words.shape[1:])
         if self._replay is not None or not self.call.repeats.get(shape, True):
             return []
-        scores, replay = record(self._pass_words, words[:size])
-        if replay is not None and shape not in self.call.repeats:
-            found, again = self._pass_words(words[-size:]), replay(words[-size:])
-            if not torch.allclose(found, again, _TOLERANCE, _TOLERANCE, equal_nan=True):
-                replay = None
+        with torch.no_grad():
+            scores, replay = record(self._pass_words, words[:size])
+            if replay is not None and shape not in self.call.repeats:
+                found, again = self._pass_words(words[-size:]), replay(words[-size:])
+                if not torch.allclose(found, again, _TOLERANCE, _TOLERANCE, equal_nan=True):
+                    replay = None
         self._replay = replay
         self.call.repeats[shape] = replay is not None
         return [scores]
@@ -120,10 +121,7 @@ class Scorer:
                 vectorize=call.vectorize,
                 values=decode(call.space, codes, call.batch.sizes) | self.rest,
             )
-            likelihood = particles.log_likelihood
-            if not isinstance(self.beta, float) or self.beta != 1.0:
-                likelihood = likelihood / self.beta
-            return (likelihood + particles.log_prior).flatten(1)  # of states, log_q_rest is 0
+            return log_weights(particles, self.beta).flatten(1)
 
 
 def log_weights(particles: Particles, beta: float | Tensor = 1.0) -> Float[Tensor, "S *plates"]:
