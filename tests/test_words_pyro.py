@@ -78,7 +78,7 @@ def test_states_are_taken_as_codes_are(cardinalities, seed, transposed):
 
 
 def test_hashes_that_keys_cannot_tell_apart():
-    """Keys hold the high bits of a product; these hashes share them and differ below."""
+    """Keys hold the high bits of a product; two of these hashes share them and differ below."""
     inverse = pow(-_GOLDEN % 2**64, -1, 2**64)
     inverse = -inverse % 2**64  # of _GOLDEN, which is negative
     products = [(7 << 40) + low for low in (0, 1 << 20, 0, 5, 1 << 20)]

@@ -17,10 +17,9 @@ from torch import Tensor
 from pyro_dvae.infer._scoring import Call, Scorer
 from pyro_dvae.infer.layout import DrawTogether
 from pyro_dvae.infer.space import encode
-from pyro_dvae.ops._sorting import rows_at, take_rows, top_indices
 from pyro_dvae.ops._words import hash_words, keep_latents
 from pyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
-from pyro_dvae.ops.states import first_occurrences, newcomers, unpack
+from pyro_dvae.ops.states import first_occurrences, merge_best, newcomers, take_states, unpack
 
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
 
@@ -116,9 +115,12 @@ def _propose(call: Call, operator: Operator, parents: _Members) -> tuple[Tensor,
 
 
 def _merged(members: _Members, children: _Members) -> _Members:
-    both = [torch.cat(pair) for pair in zip(members, children, strict=True)]
-    best = rows_at(top_indices(_Members(*both).scores, len(members.words), in_order=False))
-    return _Members(*(take_rows(each, best) for each in both))
+    best = merge_best(members.words, members.scores, children.words, children.scores)
+    hashes, is_old = (
+        take_states(torch.cat(pair), best.origins)
+        for pair in ((members.hashes, children.hashes), (members.is_old, children.is_old))
+    )
+    return _Members(best.codes, best.scores, hashes, is_old)
 
 
 def default_evolve(num_states: int) -> Operator:

@@ -17,15 +17,12 @@ from torch.nn import functional
 
 _GOLDEN = -0x61C8864680B583EB  # 2**64 over the golden ratio, odd: neighbours end far apart
 _GATHER_BITS = 0x0102040810204080  # the lowest bit of byte h goes to bit 56 + h
-_FEW = 512  # states in a set, whose places leave enough of 32 bits for a hash
 WORD_BITS = 32
 PAIR = 2  # words that make one number of 64 bits
 
 
-def top_indices(
-    scores: Float[Tensor, "C B"], count: int, *, in_order: bool = True
-) -> Int64[Tensor, "S B"]:
-    """Indices of the largest; the first of equal ones, which `topk` does not promise."""
+def top_indices(scores: Float[Tensor, "C B"], count: int) -> Int64[Tensor, "S B"]:
+    """Indices of the largest, in order; the first of equal ones, which `topk` does not promise."""
     ranks = without_nan(scores.detach())
     if ranks.dtype != torch.float32:
         return torch.sort(ranks, dim=0, descending=True, stable=True).indices[:count]
@@ -35,8 +32,7 @@ def top_indices(
     keys = _ordered_bits(_rows(ranks)).bitwise_not_().long()  # the largest come first
     keys.bitwise_left_shift_(32).bitwise_or_(torch.arange(len(ranks)))
     keys.numpy().partition(count - 1, axis=1)  # with vector instructions, as integers alone
-    if in_order:
-        keys[:, :count].numpy().sort(axis=1)
+    keys[:, :count].numpy().sort(axis=1)
     return _rows(keys[:, :count].bitwise_and_(0xFFFFFFFF))
 
 
@@ -62,41 +58,25 @@ def first_by_keys(hashes: Int64[Tensor, "S B"]) -> Bool[Tensor, "S B"] | None:
     A key has the place of a state in its low bits, at the cost of as many of the hash.
     None if two different hashes share those that are left.
     """
-    rows = _rows(hashes)
-    first, mixed = _first_of_rows(rows, torch.int32 if len(hashes) <= _FEW else torch.int64)
-    if len(mixed):
-        first[mixed], mixed = _first_of_rows(rows[mixed], torch.int64)
-    return None if len(mixed) else first.T
-
-
-def _first_of_rows(
-    rows: Int64[Tensor, "B S"], dtype: torch.dtype
-) -> tuple[Bool[Tensor, "B S"], Int64[Tensor, " M"]]:
-    """By keys of this dtype; and the data in which different hashes share what these hold."""
-    count = rows.shape[1]
-    bits, keys = (count - 1).bit_length(), rows * _GOLDEN
-    keys = (keys >> 32).int() if dtype == torch.int32 else keys
-    keys.bitwise_and_(-1 << bits).bitwise_or_(torch.arange(count, dtype=dtype))
+    rows, bits, count = _rows(hashes), (len(hashes) - 1).bit_length(), len(hashes)
+    keys = (rows * _GOLDEN).bitwise_and_(-1 << bits).bitwise_or_(torch.arange(count))
     keys.numpy().sort(axis=1)
-    kept = (keys >> bits).flatten()
+    keys, kept = keys.flatten(), (keys >> bits).flatten()
     again = 1 + torch.from_numpy(np.flatnonzero((kept[1:] == kept[:-1]).numpy()))
     again = again[again % count != 0]  # a datum's first has none before it
-    starts, keys = again - again % count, keys.flatten()
+    starts = again - again % count
     before, place = (starts + (keys[n] & ~(-1 << bits)) for n in (again - 1, again))
-    first, rows = torch.ones_like(rows, dtype=torch.bool), rows.flatten()
+    if not torch.equal(rows.view(-1)[before], rows.view(-1)[place]):
+        return None
+    first = torch.ones_like(rows, dtype=torch.bool)
     first.view(-1)[place] = False
-    return first, (place[rows[before] != rows[place]] // count).unique()
-
-
-def rows_at(index: Int64[Tensor, "P B"]) -> Int64[Tensor, "P B"]:
-    """For `take_rows`: where states stand once sets and data are one axis."""
-    return index * index.shape[1] + torch.arange(index.shape[1], device=index.device)
+    return first.T
 
 
 def take_rows(
     states: Shaped[Tensor, "S B *H"], rows: Int64[Tensor, "P B"]
 ) -> Shaped[Tensor, "P B *H"]:
-    """`take_states`, for several tensors at the same index."""
+    """The rows of sets and data as one axis."""
     flat, index = states.flatten(0, 1), rows.flatten()
     if states.dtype == torch.int32 and states.shape[2:] == (PAIR,) and flat.is_contiguous():
         # Plain numbers are taken three times as fast.

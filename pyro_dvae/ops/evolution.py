@@ -98,10 +98,6 @@ class Population:
             self._words = pack(self.codes, self.cardinalities)
         return self._words
 
-    def __len__(self) -> int:
-        """S."""
-        return len(self.scores)
-
 
 Operator = Callable[[Population], Population | Tensor]
 
@@ -123,12 +119,12 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
 
     def operator(population: Population) -> Population:
         scores, hashes = population.scores, population.hashes
-        if num_parents > len(population):
+        if num_parents > len(scores):
             raise ValueError(
-                f"`num_parents` must be at most the number of states, {len(population)}; got "
+                f"`num_parents` must be at most the number of states, {len(scores)}; got "
                 f"{num_parents}."
             )
-        index = top_indices(_perturb(scores, temperature), num_parents, in_order=False)
+        index = top_indices(_perturb(scores, temperature), num_parents)
         words, scores = take_states(population.words, index), take_states(scores, index)
         hashes = None if hashes is None else take_states(hashes, index)
         return Population.packed(words, scores, population.cardinalities, hashes)
