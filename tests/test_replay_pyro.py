@@ -101,6 +101,23 @@ def test_a_repetition_equals_another_pass(monkeypatch, function, large):
         assert torch.equal(codes, before)
 
 
+def test_what_a_program_keeps_is_left_alone(monkeypatch):
+    monkeypatch.setattr(_replay, "_LARGE", 0)
+    kept = []
+
+    def keeping(codes):
+        if not kept:
+            kept.append(torch.arange(8.0) * 2.0)  # made once, in the pass that is recorded
+        kept.append(codes.float())
+        z = kept[-1] + 1.0
+        return (z * kept[0]).exp().log().sum(-1)
+
+    found, replay = record(keeping, inputs(0))
+    before = [value.clone() for value in [found, *kept]]
+    torch.testing.assert_close(replay(inputs(1)), keeping(inputs(1)), rtol=0, atol=0)
+    assert all(map(torch.equal, [found, *kept[:2]], before))
+
+
 def test_results_share_memory_once_nothing_needs_them(monkeypatch):
     monkeypatch.setattr(_replay, "_LARGE", 0)
 

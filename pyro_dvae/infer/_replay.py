@@ -53,16 +53,18 @@ class Replay(NamedTuple):
 def record(function: Callable[[Tensor], Tensor], value: Tensor) -> tuple[Tensor, Replay | None]:
     """The function's result, and how to have it again: None if it may do another thing each time.
 
-    Call it without gradient. The function's tensors are written over.
+    Call it without gradient. Repetitions leave alone whatever the function keeps of this pass.
     """
     source = value.clone()
     with _Tape(source) as tape, _Exits(tape):
         result = function(source)
     if tape.failed or _memory(result) not in tape.reached:
         return result, None
-    steps, found = _needed(tape.steps, result), result.clone()
+    steps = _needed(tape.steps, result)
     places = _places(steps, {_memory(source), _memory(result)})
-    return found, Replay(source, [_again(step, places) for step in steps], result)
+    places[_memory(result)] = torch.UntypedStorage(result.untyped_storage().nbytes())
+    again = [_again(step, places) for step in steps]
+    return result, Replay(source, again, _moved(result, places))
 
 
 class _Step(NamedTuple):
@@ -92,16 +94,16 @@ class _Step(NamedTuple):
     @property
     def is_elementwise(self) -> bool:
         """Whether each entry of the result depends on the entries at the same place alone."""
-        layouts = {(t.shape, t.stride(), t.storage_offset(), t.dtype) for t in self.large_tensors}
+        large = [t for t in self.tensors if t.untyped_storage().nbytes() >= _LARGE]
+        layouts = {(t.shape, t.stride(), t.storage_offset(), t.dtype) for t in large}
         is_pointwise = torch.Tag.pointwise in self.func.tags or self.func in _POINTWISE
         return is_pointwise and len(layouts) == 1
 
     @property
-    def large_tensors(self) -> list[Tensor]:
-        """Those of its arguments and results that depend on the input and fill a cache."""
+    def tensors(self) -> list[Tensor]:
+        """Those of its arguments and results that depend on the input."""
         tensors = _tensors((self.args, self.kwargs, self.result))
-        reached = [t for t in tensors if _memory(t) in self.reads | self.writes]
-        return [t for t in reached if t.untyped_storage().nbytes() >= _LARGE]
+        return [t for t in tensors if _memory(t) in self.reads | self.writes]
 
 
 class _Tape(TorchDispatchMode):
@@ -162,7 +164,7 @@ def _needed(steps: list[_Step], result: Tensor) -> list[_Step]:
 
 
 def _places(steps: list[_Step], fixed: set[int]) -> dict[int, torch.UntypedStorage]:
-    """Memory of large results, to where others have been that nothing needs any more.
+    """Memory of results, to memory of their own; large ones share it once nothing needs the other.
 
     An elementwise operation may write over its own argument.
     """
@@ -171,14 +173,15 @@ def _places(steps: list[_Step], fixed: set[int]) -> dict[int, torch.UntypedStora
     free: list[torch.UntypedStorage] = []
     for n, step in enumerate(steps):
         ended = [places[m] for m in step.reads - fixed if last[m] == n and m in places]
+        ended = [place for place in ended if place.nbytes() >= _LARGE]
         if step.is_elementwise:
             free, ended = free + ended, []
-        for made in step.large_tensors:
-            memory, place = _memory(made), made.untyped_storage()
+        for made in step.tensors:
+            memory, size = _memory(made), made.untyped_storage().nbytes()
             if memory not in step.reads | fixed | places.keys():
-                fits = [other for other in free if other.nbytes() >= place.nbytes()]
-                places[memory] = fits[-1] if fits else place
-                free = [other for other in free if other is not places[memory]]
+                fits = [place for place in free if place.nbytes() >= size >= _LARGE]
+                places[memory] = fits[-1] if fits else torch.UntypedStorage(size)
+                free = [place for place in free if place is not places[memory]]
         free += ended
     return places
 
@@ -205,8 +208,8 @@ def _again(step: _Step, places: dict[int, torch.UntypedStorage]) -> Callable[[],
 def _moved(values: Any, places: dict[int, torch.UntypedStorage]) -> Any:
     """The same, with the tensors in their places."""
     if isinstance(values, Tensor):
-        place = places.get(_memory(values), values.untyped_storage())
-        if place._cdata == _memory(values):
+        place = places.get(_memory(values))
+        if place is None:
             return values
         layout = values.storage_offset(), values.shape, values.stride()
         return torch.empty(0, dtype=values.dtype).set_(place, *layout)
