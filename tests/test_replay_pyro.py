@@ -71,6 +71,14 @@ def of_other_types(codes):
     return torch.where(positive, detached, z.double()).float().sum(-1)
 
 
+def as_it_is(codes):
+    return codes.float().view(12, 8)[2:4], codes[:, 0]
+
+
+def constant(codes):
+    return torch.ones(3, 4) + codes.new_zeros(())
+
+
 def transposed(codes):
     z = codes.float().transpose(0, 1) * 2.0
     return (z.contiguous() + z).permute(1, 0, 2).sum(-1)
@@ -85,6 +93,10 @@ FUNCTIONS = [
     needed_later,
     of_other_types,
     transposed,
+    lambda codes: as_it_is(codes)[0],
+    lambda codes: as_it_is(codes)[1],
+    constant,
+    lambda codes: torch.ones(3, 4),
 ]
 
 

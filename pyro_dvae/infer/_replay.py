@@ -61,8 +61,7 @@ def record(function: Callable[[Tensor], Tensor], value: Tensor) -> tuple[Tensor,
     if tape.failed or _memory(result) not in tape.reached:
         return result, None
     steps = _needed(tape.steps, result)
-    places = _places(steps, {_memory(source), _memory(result)})
-    places[_memory(result)] = torch.UntypedStorage(result.untyped_storage().nbytes())
+    places = _places(steps, _memory(result))
     again = [_again(step, places) for step in steps]
     return result, Replay(source, again, _moved(result, places))
 
@@ -163,22 +162,22 @@ def _needed(steps: list[_Step], result: Tensor) -> list[_Step]:
     return kept[::-1]
 
 
-def _places(steps: list[_Step], fixed: set[int]) -> dict[int, torch.UntypedStorage]:
+def _places(steps: list[_Step], wanted: int) -> dict[int, torch.UntypedStorage]:
     """Memory of results, to memory of their own; large ones share it once nothing needs the other.
 
-    An elementwise operation may write over its own argument.
+    An elementwise operation may write over its own argument; the `wanted` memory stays.
     """
     last = {memory: n for n, step in enumerate(steps) for memory in step.reads | step.writes}
     places: dict[int, torch.UntypedStorage] = {}
     free: list[torch.UntypedStorage] = []
     for n, step in enumerate(steps):
-        ended = [places[m] for m in step.reads - fixed if last[m] == n and m in places]
+        ended = [places[m] for m in step.reads - {wanted} if last[m] == n and m in places]
         ended = [place for place in ended if place.nbytes() >= _LARGE]
         if step.is_elementwise:
             free, ended = free + ended, []
         for made in step.tensors:
             memory, size = _memory(made), made.untyped_storage().nbytes()
-            if memory not in step.reads | fixed | places.keys():
+            if memory not in step.reads | places.keys():
                 fits = [place for place in free if place.nbytes() >= size >= _LARGE]
                 places[memory] = fits[-1] if fits else torch.UntypedStorage(size)
                 free = [place for place in free if place is not places[memory]]
