@@ -84,8 +84,28 @@ def transposed(codes):
     return (z.contiguous() + z).permute(1, 0, 2).sum(-1)
 
 
+def activations(codes):
+    z = functional.linear(codes.float(), WEIGHT, BIAS)
+    for activation in (
+        functional.elu,
+        functional.gelu,
+        functional.hardtanh,
+        functional.leaky_relu,
+        functional.silu,
+        functional.softplus,
+        lambda z: functional.elu(z, 0.5),
+        lambda z: functional.gelu(z, approximate="tanh"),
+        lambda z: functional.hardtanh(z, -0.5, 2.0),
+        lambda z: functional.leaky_relu(z, 0.3),
+        lambda z: functional.softplus(z, 2.0, 3.0),
+    ):
+        z = activation(z + 0.5) - 0.3
+    return functional.mse_loss(z, torch.ones_like(z), reduction="none").sum(-1)
+
+
 FUNCTIONS = [
     layers,
+    activations,
     in_place,
     written_into,
     by_index,

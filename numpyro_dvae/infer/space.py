@@ -11,6 +11,7 @@ sites share; values of a site ``(S, *batch, *event)``, as `run_particles` takes 
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +71,8 @@ class Space(NamedTuple):
     @property
     def cardinalities(self) -> tuple[int, ...]:
         """Number of codes of each of the H latents."""
-        return tuple(len(site.support) for site in self.sites for _ in range(site.num_latents))
+        sizes = [(len(site.support),) * site.num_latents for site in self.sites]
+        return tuple(chain(*sizes))
 
 
 # ------------------------------------------------------------------------------- the model's space

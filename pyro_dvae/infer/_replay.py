@@ -29,8 +29,11 @@ _OF_SHAPES = {f"aten::{name}" for name in _FILLS.split()}
 _POINTWISE = {torch.ops.aten.mse_loss.default}  # where its result has the shape of its argument
 _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.clone.default}
 _OFTEN = "add addmm addmv bmm div exp index_select log mm mul mv neg sigmoid sqrt sub tanh"
-# Torch's own bindings of the same kernels take half the time to call.
-_BINDINGS = {getattr(torch.ops.aten, name).out: getattr(torch, name) for name in _OFTEN.split()}
+_OF_NETWORKS = "elu gelu hardtanh leaky_relu mse_loss silu softplus"
+# Torch's own bindings of the same kernels take a fraction of the time to call.
+_BINDINGS = {getattr(torch.ops.aten, name).out: getattr(torch, name) for name in _OFTEN.split()} | {
+    getattr(torch.ops.aten, name).out: getattr(torch._C._nn, name) for name in _OF_NETWORKS.split()
+}
 _EXITS = {Tensor.numpy, Tensor.tolist, Tensor.data_ptr, Tensor.__array__, Tensor.__dlpack__}
 _LARGE = 2**16  # bytes of results that are worth a place where another has been
 
@@ -79,7 +82,7 @@ class _Step(NamedTuple):
     @property
     def is_write(self) -> bool:
         """Whether it changes what is there already."""
-        return self.func._schema.is_mutable
+        return _is_mutable(self.func)
 
     @property
     def is_view(self) -> bool:
@@ -101,7 +104,7 @@ class _Step(NamedTuple):
     @property
     def tensors(self) -> list[Tensor]:
         """Those of its arguments and results that depend on the input."""
-        tensors = _tensors((self.args, self.kwargs, self.result))
+        tensors = _tensors(self.args, self.kwargs, self.result)
         return [t for t in tensors if _memory(t) in self.reads | self.writes]
 
 
@@ -118,21 +121,25 @@ class _Tape(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        reads, writes = (
-            {_memory(value) for value in _tensors(values)} for values in ((args, kwargs), result)
-        )
-        if func._schema.is_mutable and not writes <= self.reached:
+        if not self.failed:
+            with torch._C.DisableTorchFunction():  # `_Exits` is for what the program calls
+                self._note(func, args, kwargs, result)
+        return result
+
+    def _note(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
+        reads = {_memory(value) for value in _tensors(args, kwargs)}
+        writes = {_memory(value) for value in _tensors(result)}
+        if _is_mutable(func) and not writes <= self.reached:
             self.failed = True
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.failed = True
         if reads and reads.isdisjoint(self.reached):
-            return result
+            return
         if not writes or not _is_repeatable(func, args):
             self.failed = True
         if not self.failed:
             self.steps.append(_Step(func, args, kwargs, result, reads & self.reached, writes))
             self.reached |= writes
-        return result
 
 
 class _Exits(TorchFunctionMode):
@@ -233,20 +240,27 @@ def _out_of(func: Any) -> Any:
     return None
 
 
+@cache
+def _is_mutable(func: Any) -> bool:
+    return func._schema.is_mutable
+
+
 def _is_repeatable(func: Any, args: tuple) -> bool:
     if func is torch.ops.aten.index.Tensor:  # by numbers, not by a mask
         return all(i is None or i.dtype not in (torch.bool, torch.uint8) for i in args[1])
     return _UNREPEATABLE.isdisjoint(func.tags)
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, dict):
-        values = values.values()
-    elif not isinstance(values, list | tuple):
-        return []
-    return [tensor for value in values for tensor in _tensors(value)]
+def _tensors(*values: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(*value)
+        elif isinstance(value, dict):
+            found += _tensors(*value.values())
+    return found
 
 
 def _memory(value: Tensor) -> int:

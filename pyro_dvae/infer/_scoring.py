@@ -121,9 +121,16 @@ class Scorer:
                 vectorize=call.vectorize,
                 values=decode(call.space, codes, call.batch.sizes) | self.rest,
             )
-            return log_weights(particles, self.beta).flatten(1)
+            return _log_joint(particles, self.beta).flatten(1)
 
 
 def log_weights(particles: Particles, beta: float | Tensor = 1.0) -> Float[Tensor, "S *plates"]:
     """Unnormalised ``log q``: the beta-ELBO's best weights of given states."""
-    return particles.log_likelihood / beta + particles.log_prior - particles.log_q_rest
+    return _log_joint(particles, beta) - particles.log_q_rest
+
+
+def _log_joint(particles: Particles, beta: float | Tensor) -> Float[Tensor, "S *plates"]:
+    """The same of a run without a guide."""
+    if not isinstance(beta, Tensor) and beta == 1.0:
+        return particles.log_p
+    return particles.log_likelihood / beta + particles.log_prior
