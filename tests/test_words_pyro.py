@@ -1,14 +1,20 @@
 """Packed states are worked on as codes would be."""
 
+from itertools import pairwise
+
 import pytest
 
 torch = pytest.importorskip("torch")
+pyro = pytest.importorskip("pyro")
+import pyro.distributions as dist  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide, _estep  # noqa: E402
 from pyro_dvae.ops import states  # noqa: E402
 from pyro_dvae.ops._sorting import _GOLDEN  # noqa: E402
 from pyro_dvae.ops._words import change_latents, hash_words, keep_latents  # noqa: E402
+from pyro_dvae.ops.evolution import chain, flip, select  # noqa: E402
 
 SPACES = st.sampled_from(
     [
@@ -32,11 +38,13 @@ def drawn(cardinalities, seed, *shape):
     return torch.stack(columns, -1).to(states.code_dtype(cardinalities))
 
 
-@given(SPACES, st.integers(0, 1000))
-def test_hashes_of_words_are_those_of_codes(cardinalities, seed):
+@given(SPACES, st.integers(0, 1000), st.booleans())
+def test_hashes_of_words_are_those_of_codes(cardinalities, seed, transposed):
     codes = drawn(cardinalities, seed, 6, 3)
     table = states.zobrist_table(cardinalities)
-    found = hash_words(states.pack(codes, cardinalities), cardinalities)
+    words = states.pack(codes, cardinalities)
+    words = words.transpose(0, 1).contiguous().transpose(0, 1) if transposed else words
+    found = hash_words(words, cardinalities)
     assert torch.equal(found, states.hash_states(codes, table))
 
 
@@ -88,3 +96,35 @@ def test_hashes_that_keys_cannot_tell_apart():
     found = states.first_occurrences(torch.stack([signed, others, signed.flip(0)], 1))
     expected = [[True, True, False, True, False], [True] * 5, [True, True, True, False, False]]
     assert found.T.tolist() == expected
+
+
+@pytest.mark.parametrize("num_latents", [20, 64, 70])  # hashes of a word, of two, of their own
+def test_an_e_step_is_the_same_with_hashes_of_their_own(monkeypatch, num_latents):
+    weight = torch.randn(num_latents, 3, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((num_latents,), 0.2)).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight, 1.0).to_event(1), obs=x)
+
+    def evolved():
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        x = torch.randn(5, 3)
+        guide = TruncatedGuide(model, 12)
+        elbo = Truncated_ELBO(chain(select(4), flip(5)), generations=3)
+        bounds = []
+        for _ in range(6):
+            with torch.no_grad():  # a loss without a gradient leaves the sets alone
+                bounds.append(float(elbo.loss(model, guide, x)))
+            elbo.e_step(model, guide, x)
+        return guide.words, bounds
+
+    found, bounds = evolved()
+    monkeypatch.setattr(_estep, "are_hashes", lambda _: False)
+    expected, _ = evolved()
+    assert torch.equal(found, expected)
+    assert all(after <= before + 1e-4 for before, after in pairwise(bounds))
+    assert bounds[-1] < bounds[0] - 1.0
+    for members in found:
+        assert len(torch.unique(members, dim=0)) == len(members)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_dvae.infer._scoring import Call, Scorer
 from pyro_dvae.infer.layout import DrawTogether
 from pyro_dvae.infer.space import encode
-from pyro_dvae.ops._words import hash_words, keep_latents
+from pyro_dvae.ops._words import are_hashes, hash_words, keep_latents
 from pyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
 from pyro_dvae.ops.states import first_occurrences, merge_best, newcomers, take_states, unpack
 
@@ -78,16 +78,18 @@ def evolve_sets(
     operator, call = evolve or default_evolve(len(words)), scorer.call
     hashes = hash_words(words, call.space.cardinalities)
     scores = torch.where(first_occurrences(hashes), scorer.of_words(words), -math.inf)
-    members = _Members(words, scores, hashes, torch.ones_like(hashes, dtype=torch.bool))
+    is_old = torch.ones_like(scores, dtype=torch.bool)
+    members = _Members(words, scores, _carried(call, hashes), is_old)
     token = _current.set(Setting(call, scorer.of_codes))
     try:
         for _ in range(sweeps):
             parents = members
             for _ in range(generations):
                 words, hashes = _propose(call, operator, parents)
-                first = newcomers(members.hashes, hashes)
+                first = newcomers(_hashes(call, members), hashes)
                 scores = torch.where(first, scorer.of_words(words), -math.inf)
-                parents = _Members(words, scores, hashes, torch.zeros_like(first))
+                is_old = torch.zeros_like(first)
+                parents = _Members(words, scores, _carried(call, hashes), is_old)
                 members = _merged(members, parents)
     finally:
         _current.reset(token)
@@ -99,8 +101,19 @@ class _Members(NamedTuple):
 
     words: Int32[Tensor, "S B W"]
     scores: Float[Tensor, "S B"]
-    hashes: Int64[Tensor, "S B"]
+    hashes: Int64[Tensor, "S B"] | None  # if they are more than the words
     is_old: Bool[Tensor, "S B"]
+
+
+def _carried(call: Call, hashes: Int64[Tensor, "S B"]) -> Int64[Tensor, "S B"] | None:
+    """None if the words themselves are the hashes, so that they need no moving of their own."""
+    return None if are_hashes(call.space.cardinalities) else hashes
+
+
+def _hashes(call: Call, members: _Members) -> Int64[Tensor, "S B"]:
+    if members.hashes is None:
+        return hash_words(members.words, call.space.cardinalities)
+    return members.hashes
 
 
 def _propose(call: Call, operator: Operator, parents: _Members) -> tuple[Tensor, Tensor]:
@@ -116,10 +129,10 @@ def _propose(call: Call, operator: Operator, parents: _Members) -> tuple[Tensor,
 
 def _merged(members: _Members, children: _Members) -> _Members:
     best = merge_best(members.words, members.scores, children.words, children.scores)
-    hashes, is_old = (
-        take_states(torch.cat(pair), best.origins)
-        for pair in ((members.hashes, children.hashes), (members.is_old, children.is_old))
-    )
+    is_old = take_states(torch.cat([members.is_old, children.is_old]), best.origins)
+    hashes = None
+    if members.hashes is not None and children.hashes is not None:
+        hashes = take_states(torch.cat([members.hashes, children.hashes]), best.origins)
     return _Members(best.codes, best.scores, hashes, is_old)
 
 

@@ -29,11 +29,15 @@ def top_indices(scores: Float[Tensor, "C B"], count: int) -> Int64[Tensor, "S B"
     if ranks.device.type != "cpu":
         places = torch.arange(len(ranks), device=ranks.device)[:, None]
         return torch.topk((_ordered_bits(ranks).long() << 32) - places, count, dim=0).indices
-    keys = _ordered_bits(_rows(ranks)).bitwise_not_().long()  # the largest come first
-    keys.bitwise_left_shift_(32).bitwise_or_(torch.arange(len(ranks)))
-    keys.numpy().partition(count - 1, axis=1)  # with vector instructions, as integers alone
-    keys[:, :count].numpy().sort(axis=1)
-    return _rows(keys[:, :count].bitwise_and_(0xFFFFFFFF))
+    bits = np.ascontiguousarray(_ordered_bits(ranks).numpy().T)
+    keys = np.invert(bits, out=bits).astype(np.int64)  # the largest come first
+    keys <<= 32
+    keys |= np.arange(len(ranks))
+    keys.partition(count - 1, axis=1)  # with vector instructions, as integers alone
+    keys = np.ascontiguousarray(keys[:, :count])
+    keys.sort(axis=1)
+    keys &= 0xFFFFFFFF
+    return torch.from_numpy(np.ascontiguousarray(keys.T))
 
 
 def without_nan(scores: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -58,25 +62,33 @@ def first_by_keys(hashes: Int64[Tensor, "S B"]) -> Bool[Tensor, "S B"] | None:
     A key has the place of a state in its low bits, at the cost of as many of the hash.
     None if two different hashes share those that are left.
     """
-    rows, bits, count = _rows(hashes), (len(hashes) - 1).bit_length(), len(hashes)
-    keys = (rows * _GOLDEN).bitwise_and_(-1 << bits).bitwise_or_(torch.arange(count))
-    keys.numpy().sort(axis=1)
-    keys, kept = keys.flatten(), (keys >> bits).flatten()
-    again = 1 + torch.from_numpy(np.flatnonzero((kept[1:] == kept[:-1]).numpy()))
+    rows = np.ascontiguousarray(hashes.numpy().T)
+    count, low = len(hashes), (1 << (len(hashes) - 1).bit_length()) - 1
+    keys = rows * _GOLDEN
+    keys &= ~low
+    keys |= np.arange(count)
+    keys.sort(axis=1)
+    kept = (keys & ~low).ravel()
+    again = 1 + np.flatnonzero(kept[1:] == kept[:-1])
     again = again[again % count != 0]  # a datum's first has none before it
-    starts = again - again % count
-    before, place = (starts + (keys[n] & ~(-1 << bits)) for n in (again - 1, again))
-    if not torch.equal(rows.view(-1)[before], rows.view(-1)[place]):
+    before, place = (keys.ravel()[n] & low for n in (again - 1, again))
+    data = again // count
+    if not np.array_equal(rows[data, before], rows[data, place]):
         return None
-    first = torch.ones_like(rows, dtype=torch.bool)
-    first.view(-1)[place] = False
-    return first.T
+    first = np.ones(hashes.shape, bool)
+    first[place, data] = False
+    return torch.from_numpy(first)
+
+
+def rows_at(index: Int64[Tensor, "P B"]) -> Int64[Tensor, "P B"]:
+    """Where members of sets stand, once sets and data are one axis."""
+    return index * index.shape[1] + torch.arange(index.shape[1], device=index.device)
 
 
 def take_rows(
     states: Shaped[Tensor, "S B *H"], rows: Int64[Tensor, "P B"]
 ) -> Shaped[Tensor, "P B *H"]:
-    """The rows of sets and data as one axis."""
+    """What stands at `rows_at`."""
     flat, index = states.flatten(0, 1), rows.flatten()
     if states.dtype == torch.int32 and states.shape[2:] == (PAIR,) and flat.is_contiguous():
         # Plain numbers are taken three times as fast.

@@ -4,6 +4,7 @@ A set of S states of 64 binary latents is then 8 bytes a state, not 64, to selec
 """
 
 import functools
+import sys
 from itertools import accumulate
 
 import torch
@@ -50,16 +51,18 @@ def change_latents(
 def hash_words(
     words: Int32[Tensor, "*batch W"], cardinalities: tuple[int, ...]
 ) -> Int64[Tensor, "*batch"]:
-    """`hash_states` of packed states."""
-    if not _are_hashes(cardinalities):
+    """`hash_states` of packed states: a view of them where it can be."""
+    if not are_hashes(cardinalities):
         codes = unpack(words, cardinalities)
         return hash_states(codes, zobrist_table(cardinalities, words.device))
+    if words.shape[-1] == PAIR and sys.byteorder == "little" and words.is_contiguous():
+        return words.view(torch.int64)[..., 0]
     low = words[..., 0].long().bitwise_and_(2**WORD_BITS - 1)
     return low if words.shape[-1] == 1 else low.bitwise_or_(words[..., 1].long() << WORD_BITS)
 
 
 @functools.cache
-def _are_hashes(cardinalities: tuple[int, ...]) -> bool:
+def are_hashes(cardinalities: tuple[int, ...]) -> bool:
     """Whether the words of a state, one after the other, are its hash."""
     bits = [(v - 1).bit_length() for v in cardinalities]
     places = places_of(cardinalities, torch.device("cpu"))

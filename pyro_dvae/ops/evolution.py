@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Float, Int32, Int64, Integer
 from torch import Tensor
 
-from pyro_dvae.ops._sorting import top_indices, without_nan
+from pyro_dvae.ops._sorting import rows_at, take_rows, top_indices, without_nan
 from pyro_dvae.ops._words import change_latents, hash_words
-from pyro_dvae.ops.states import pack, take_states, unpack
+from pyro_dvae.ops.states import pack, unpack
 
 __all__ = [
     "Population",
@@ -124,9 +124,9 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
                 f"`num_parents` must be at most the number of states, {len(scores)}; got "
                 f"{num_parents}."
             )
-        index = top_indices(_perturb(scores, temperature), num_parents)
-        words, scores = take_states(population.words, index), take_states(scores, index)
-        hashes = None if hashes is None else take_states(hashes, index)
+        rows = rows_at(top_indices(_perturb(scores, temperature), num_parents))
+        words, scores = take_rows(population.words, rows), take_rows(scores, rows)
+        hashes = None if hashes is None else take_rows(hashes, rows)
         return Population.packed(words, scores, population.cardinalities, hashes)
 
     return operator

@@ -31,6 +31,7 @@ from pyro_dvae.ops._sorting import (
     are_bits,
     first_by_keys,
     pack_bits,
+    rows_at,
     take_rows,
     top_indices,
     unpack_bits,
@@ -211,7 +212,8 @@ def keep_best(
             f"{num_states}."
         )
     index = top_indices(scores, num_states)
-    return Survivors(take_states(codes, index), take_states(scores, index), index)
+    rows = rows_at(index)
+    return Survivors(take_rows(codes, rows), take_rows(scores, rows), index)
 
 
 def merge_best(
@@ -243,8 +245,7 @@ def take_states(
     codes: Shaped[Tensor, "S B *H"], index: Int64[Tensor, "P B"]
 ) -> Shaped[Tensor, "P B *H"]:
     """What stands at `index` in the set of each datum: codes, words, or a number a state."""
-    rows = index * index.shape[1] + torch.arange(index.shape[1], device=index.device)
-    return take_rows(codes, rows)
+    return take_rows(codes, rows_at(index))
 
 
 def other_codes(
