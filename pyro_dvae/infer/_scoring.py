@@ -91,12 +91,11 @@ class Scorer:
     def _repeated(
         self, replay: Replay, words: Int32[Tensor, "S B W"], known: list[Tensor]
     ) -> Float[Tensor, "S B"]:
-        """The scores, a piece at a time; the last one goes back over some of those before it."""
+        """The scores, a piece at a time."""
         scores, size = replay.result.new_empty(words.shape[:2]), len(replay.source)
         with torch.inference_mode():  # cheaper to call
-            for start in range(0, len(words), size):
-                piece = slice(min(start, len(words) - size), start + size)
-                scores[piece] = known.pop() if known else replay(words[piece])
+            for piece, found in zip(_cut(words, size), _cut(scores, size), strict=True):
+                found.copy_(known.pop() if known else replay(piece))
         return scores
 
     def _pass_words(self, words: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
@@ -122,6 +121,12 @@ class Scorer:
                 values=decode(call.space, codes, call.batch.sizes) | self.rest,
             )
             return _log_joint(particles, self.beta).flatten(1)
+
+
+def _cut(states: Tensor, size: int) -> list[Tensor]:
+    """Pieces of one size; the last one goes back over some of those before it."""
+    pieces = list(states.split(size))
+    return [*pieces[:-1], states[-size:]]
 
 
 def log_weights(particles: Particles, beta: float | Tensor = 1.0) -> Float[Tensor, "S *plates"]:
