@@ -128,21 +128,3 @@ def test_an_e_step_is_the_same_with_hashes_of_their_own(monkeypatch, num_latents
     assert bounds[-1] < bounds[0] - 1.0
     for members in found:
         assert len(torch.unique(members, dim=0)) == len(members)
-
-
-@given(st.integers(0, 1000))
-def test_new_members_are_counted_by_their_scores(seed):
-    """Ties, impossible states and NaNs among them."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.tensor([-torch.inf, torch.nan, 0.0, 1.0, 2.0])
-
-    def scored(count):
-        return values[torch.randint(5, (count, 4), generator=generator)]
-
-    scores = start = scored(6)
-    members = torch.zeros(6, 4, 1, dtype=torch.int32)  # the generation that each is of
-    for generation in range(1, 4):
-        children = torch.full((5, 4, 1), generation, dtype=torch.int32)
-        members, scores, _ = states.merge_best(members, scores, children, scored(5))
-    share = (members > 0).float().mean()
-    torch.testing.assert_close(_estep._replaced(start, scores), share)

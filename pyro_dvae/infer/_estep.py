@@ -17,7 +17,6 @@ from torch import Tensor
 from pyro_dvae.infer._scoring import Call, Scorer
 from pyro_dvae.infer.layout import DrawTogether
 from pyro_dvae.infer.space import encode
-from pyro_dvae.ops._sorting import without_nan
 from pyro_dvae.ops._words import are_hashes, hash_words, keep_latents
 from pyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
 from pyro_dvae.ops.states import first_occurrences, merge_best, newcomers, take_states, unpack
@@ -79,7 +78,8 @@ def evolve_sets(
     operator, call = evolve or default_evolve(len(words)), scorer.call
     hashes = hash_words(words, call.space.cardinalities)
     scores = torch.where(first_occurrences(hashes), scorer.of_words(words), -math.inf)
-    start = members = _Members(words, scores, _carried(call, hashes))
+    is_old = torch.ones_like(scores, dtype=torch.bool)
+    members = _Members(words, scores, _carried(call, hashes), is_old)
     token = _current.set(Setting(call, scorer.of_codes))
     try:
         for _ in range(sweeps):
@@ -88,11 +88,12 @@ def evolve_sets(
                 words, hashes = _propose(call, operator, parents)
                 first = newcomers(_hashes(call, members), hashes)
                 scores = torch.where(first, scorer.of_words(words), -math.inf)
-                parents = _Members(words, scores, _carried(call, hashes))
+                is_old = torch.zeros_like(first)
+                parents = _Members(words, scores, _carried(call, hashes), is_old)
                 members = _merged(members, parents)
     finally:
         _current.reset(token)
-    return Evolved(members.words, _replaced(start.scores, members.scores))
+    return Evolved(members.words, 1.0 - members.is_old.to(scores.dtype).mean())
 
 
 class _Members(NamedTuple):
@@ -101,6 +102,7 @@ class _Members(NamedTuple):
     words: Int32[Tensor, "S B W"]
     scores: Float[Tensor, "S B"]
     hashes: Int64[Tensor, "S B"] | None  # if they are more than the words
+    is_old: Bool[Tensor, "S B"]
 
 
 def _carried(call: Call, hashes: Int64[Tensor, "S B"]) -> Int64[Tensor, "S B"] | None:
@@ -127,23 +129,11 @@ def _propose(call: Call, operator: Operator, parents: _Members) -> tuple[Tensor,
 
 def _merged(members: _Members, children: _Members) -> _Members:
     best = merge_best(members.words, members.scores, children.words, children.scores)
+    is_old = take_states(torch.cat([members.is_old, children.is_old]), best.origins)
     hashes = None
     if members.hashes is not None and children.hashes is not None:
         hashes = take_states(torch.cat([members.hashes, children.hashes]), best.origins)
-    return _Members(best.codes, best.scores, hashes)
-
-
-def _replaced(before: Float[Tensor, "S B"], after: Float[Tensor, "S B"]) -> Float[Tensor, ""]:
-    """The share of new members, told by the scores: better ones come in, of equal ones the first.
-
-    So what scores above the worst that is left is still there, and of what scores as it does, as
-    many as there was room for.
-    """
-    before, after = without_nan(before), without_nan(after)
-    worst = after.amin(0)
-    equals = torch.minimum((before == worst).sum(0), (after == worst).sum(0))
-    kept = (before > worst).sum(0) + equals
-    return 1.0 - kept.to(after.dtype).mean() / len(after)
+    return _Members(best.codes, best.scores, hashes, is_old)
 
 
 def default_evolve(num_states: int) -> Operator:
