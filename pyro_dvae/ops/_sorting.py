@@ -29,10 +29,9 @@ def top_indices(scores: Float[Tensor, "C B"], count: int) -> Int64[Tensor, "S B"
     if ranks.device.type != "cpu":
         places = torch.arange(len(ranks), device=ranks.device)[:, None]
         return torch.topk((_ordered_bits(ranks).long() << 32) - places, count, dim=0).indices
-    bits = np.ascontiguousarray(_ordered_bits(ranks).numpy().T)
-    keys = np.invert(bits, out=bits).astype(np.int64)  # the largest come first
-    keys <<= 32
-    keys |= np.arange(len(ranks))
+    bits = _ordered_bits(ranks).numpy()
+    keys = np.multiply(bits.T, -(2**32), order="C", dtype=np.int64)  # the largest come first
+    keys += np.arange(len(ranks))
     keys.partition(count - 1, axis=1)  # with vector instructions, as integers alone
     keys = np.ascontiguousarray(keys[:, :count])
     keys.sort(axis=1)
@@ -62,9 +61,9 @@ def first_by_keys(hashes: Int64[Tensor, "S B"]) -> Bool[Tensor, "S B"] | None:
     A key has the place of a state in its low bits, at the cost of as many of the hash.
     None if two different hashes share those that are left.
     """
-    rows = np.ascontiguousarray(hashes.numpy().T)
-    count, low = len(hashes), (1 << (len(hashes) - 1).bit_length()) - 1
-    keys = rows * _GOLDEN
+    table, count = hashes.numpy(), len(hashes)
+    low = (1 << (count - 1).bit_length()) - 1
+    keys = np.multiply(table.T, _GOLDEN, order="C")
     keys &= ~low
     keys |= np.arange(count)
     keys.sort(axis=1)
@@ -73,9 +72,9 @@ def first_by_keys(hashes: Int64[Tensor, "S B"]) -> Bool[Tensor, "S B"] | None:
     again = again[again % count != 0]  # a datum's first has none before it
     before, place = (keys.ravel()[n] & low for n in (again - 1, again))
     data = again // count
-    if not np.array_equal(rows[data, before], rows[data, place]):
+    if not np.array_equal(table[before, data], table[place, data]):
         return None
-    first = np.ones(hashes.shape, bool)
+    first = np.ones(table.shape, bool)
     first[place, data] = False
     return torch.from_numpy(first)
 
