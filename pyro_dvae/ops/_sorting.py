@@ -21,6 +21,28 @@ WORD_BITS = 32
 PAIR = 2  # words that make one number of 64 bits
 
 
+def uniforms(shape: tuple[int, ...], device: torch.device) -> Float[Tensor, "*shape"]:
+    """Draws from [0, 1), multiples of 2**-24 as those of `torch.rand`, two of them at a time."""
+    if device.type != "cpu":
+        return torch.rand(shape, device=device)
+    count = math.prod(shape)
+    bits = torch.empty(-(-count // 2), dtype=torch.int64).random_().view(torch.int32)[:count]
+    return (bits & 0xFFFFFF).float().mul_(2.0**-24).view(shape)
+
+
+def replace_repeats(draws: Integer[Tensor, "C *batch"], last: int) -> None:
+    """Floyd's algorithm, in place: a draw that is there already becomes the last of its range.
+
+    Draw n is from 0 to ``last + n``.
+    """
+    for n in range(1, len(draws)):
+        if draws.device.type == "cpu":
+            before, draw = draws[:n].numpy(), draws[n].numpy()
+            np.putmask(draw, np.logical_or.reduce(before == draw, axis=0), last + n)
+        else:
+            draws[n].masked_fill_((draws[:n] == draws[n]).any(0), last + n)
+
+
 def top_indices(scores: Float[Tensor, "C B"], count: int) -> Int64[Tensor, "S B"]:
     """Indices of the largest, in order; the first of equal ones, which `topk` does not promise."""
     ranks = without_nan(scores.detach())

@@ -26,7 +26,14 @@ import torch
 from jaxtyping import Float, Int32, Int64, Integer
 from torch import Tensor
 
-from pyro_dvae.ops._sorting import rows_at, take_rows, top_indices, without_nan
+from pyro_dvae.ops._sorting import (
+    replace_repeats,
+    rows_at,
+    take_rows,
+    top_indices,
+    uniforms,
+    without_nan,
+)
 from pyro_dvae.ops._words import change_latents, hash_words
 from pyro_dvae.ops.states import pack, unpack
 
@@ -283,11 +290,11 @@ def propose(operator: Operator, population: Population) -> Population:
 def _perturb(scores: Float[Tensor, "S B"], temperature: float) -> Float[Tensor, "S B"]:
     """Scores whose top P are a draw without replacement (Gumbel top-k)."""
     if math.isinf(temperature):
-        return torch.rand_like(scores)
+        return uniforms(scores.shape, scores.device)
     scores = without_nan(scores)
     if temperature == 0.0:
         return scores
-    return scores / temperature - torch.rand_like(scores).log_().neg_().log_()
+    return scores / temperature - uniforms(scores.shape, scores.device).log_().neg_().log_()
 
 
 def _distinct_latents(
@@ -295,12 +302,9 @@ def _distinct_latents(
 ) -> Int64[Tensor, "C P B"]:
     """Draws without replacement, over again after each full round (Floyd's algorithm)."""
     rounds, rest = divmod(num_children, len(free))
-    last = torch.arange(len(free) - rest, len(free), device=device)
-    uniforms = torch.rand(rest, *shape, device=device)
-    chosen = uniforms.mul_((last + 1)[:, None, None]).to(_index_dtype(len(free)))
-    for child in range(1, rest):
-        taken = (chosen[:child] == chosen[child]).view(torch.uint8).amax(0)  # faster than `any`
-        chosen[child].masked_fill_(taken.view(torch.bool), len(free) - rest + child)
+    sizes = torch.arange(len(free) - rest + 1, len(free) + 1, device=device)[:, None, None]
+    chosen = uniforms((rest, *shape), device).mul_(sizes).to(_index_dtype(len(free)))
+    replace_repeats(chosen, len(free) - rest)
     full = torch.arange(len(free), device=device).repeat(rounds)[:, None, None]
     chosen = torch.cat([full.expand(-1, *shape), chosen.long()])
     return chosen if free == list(range(len(free))) else torch.tensor(free, device=device)[chosen]
