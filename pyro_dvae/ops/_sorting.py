@@ -1,4 +1,4 @@
-"""What `states` does most often, in the form that a CPU does fastest.
+"""What `states` and `evolution` do most often, in the form that a CPU does fastest.
 
 NumPy sorts plain integers with vector instructions, several times faster than a sort that also
 returns an order; so a key carries the place of its state in its low bits. Binary codes, a byte
@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int32, Int64, Integer, Num, Shaped
+from jaxtyping import Bool, Float, Int32, Int64, Integer, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,7 +26,8 @@ def uniforms(shape: tuple[int, ...], device: torch.device) -> Float[Tensor, "*sh
     if device.type != "cpu":
         return torch.rand(shape, device=device)
     count = math.prod(shape)
-    bits = torch.empty(-(-count // 2), dtype=torch.int64).random_().view(torch.int32)[:count]
+    pairs = torch.empty(-(-count // 2), dtype=torch.int64, device=device).random_()
+    bits = pairs.view(torch.int32)[:count]
     return (bits & 0xFFFFFF).float().mul_(2.0**-24).view(shape)
 
 
@@ -70,11 +71,6 @@ def _ordered_bits(values: Float[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
     """Integers that compare as the floats do."""
     bits = (values + 0.0).view(torch.int32)  # + 0: zeros of both signs are equal
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def _rows(columns: Num[Tensor, "n m"]) -> Num[Tensor, "m n"]:
-    """The transpose, in one piece of memory; NumPy is the faster one here."""
-    return torch.from_numpy(np.ascontiguousarray(columns.numpy().T))
 
 
 def first_by_keys(hashes: Int64[Tensor, "S B"]) -> Bool[Tensor, "S B"] | None:
