@@ -23,9 +23,9 @@ from numpyro_sets import (  # noqa: F401
 )
 
 from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
-from numpyro_dvae.infer.layout import find_layout
-from numpyro_dvae.infer.particles import run_particles
-from numpyro_dvae.infer.space import enumerate_draws
+from numpyro_dvae.programs.codes import enumerate_draws
+from numpyro_dvae.programs.layout import find_layout
+from numpyro_dvae.programs.run import run_particles
 
 
 def loop_warning():

@@ -17,10 +17,10 @@ from pyro_dvae import diagnostics
 from pyro_dvae.fit import fit
 from pyro_dvae.infer import TruncatedGuide, draws_of
 from pyro_dvae.infer.elbo import ParticleELBO
-from pyro_dvae.infer.layout import find_layout
-from pyro_dvae.infer.particles import run_particles
-from pyro_dvae.infer.space import enumerate_draws
 from pyro_dvae.ops import states
+from pyro_dvae.programs.codes import enumerate_draws
+from pyro_dvae.programs.layout import find_layout
+from pyro_dvae.programs.run import run_particles
 
 
 class FixedNoiseNormal(dist.Normal):

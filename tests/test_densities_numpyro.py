@@ -11,7 +11,7 @@ import numpyro  # noqa: E402
 import numpyro.distributions as dist  # noqa: E402
 from numpyro.handlers import seed, trace  # noqa: E402
 
-from numpyro_dvae.infer._densities import fast_log_prob  # noqa: E402
+from numpyro_dvae.programs.densities import fast_log_prob  # noqa: E402
 
 RNG = np.random.default_rng(0)
 MEANS, X = RNG.normal(size=(2, 5, 4, 3))

@@ -8,7 +8,7 @@ pyro = pytest.importorskip("pyro")
 import pyro.distributions as dist  # noqa: E402
 from pyro import poutine  # noqa: E402
 
-from pyro_dvae.infer._densities import fast_log_prob  # noqa: E402
+from pyro_dvae.programs.densities import fast_log_prob  # noqa: E402
 
 RNG = np.random.default_rng(0)
 MEANS, X = (torch.tensor(values) for values in RNG.normal(size=(2, 5, 4, 3)))

@@ -9,8 +9,10 @@ import pyro.distributions as dist  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
-from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide, _replay, _scoring  # noqa: E402
-from pyro_dvae.infer._replay import record  # noqa: E402
+from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide  # noqa: E402
+from pyro_dvae.infer.truncated import replay as repeating  # noqa: E402
+from pyro_dvae.infer.truncated import scoring  # noqa: E402
+from pyro_dvae.infer.truncated.replay import record  # noqa: E402
 
 torch.manual_seed(0)
 WEIGHT, BIAS = torch.randn(8, 8), torch.randn(8)
@@ -123,7 +125,7 @@ FUNCTIONS = [
 @pytest.mark.parametrize("large", [0, 2**16])
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 def test_a_repetition_equals_another_pass(monkeypatch, function, large):
-    monkeypatch.setattr(_replay, "_LARGE", large)  # from which on results share their memory
+    monkeypatch.setattr(repeating, "_LARGE", large)  # from which on results share their memory
     found, replay = record(function, inputs(0))
     assert torch.equal(found, function(inputs(0)))
     for seed in range(1, 5):
@@ -134,7 +136,7 @@ def test_a_repetition_equals_another_pass(monkeypatch, function, large):
 
 
 def test_what_a_program_keeps_is_left_alone(monkeypatch):
-    monkeypatch.setattr(_replay, "_LARGE", 0)
+    monkeypatch.setattr(repeating, "_LARGE", 0)
     kept = []
 
     def keeping(codes):
@@ -151,7 +153,7 @@ def test_what_a_program_keeps_is_left_alone(monkeypatch):
 
 
 def test_results_share_memory_once_nothing_needs_them(monkeypatch):
-    monkeypatch.setattr(_replay, "_LARGE", 0)
+    monkeypatch.setattr(repeating, "_LARGE", 0)
 
     def chain(codes):
         z = codes.float()
@@ -246,8 +248,8 @@ class Escaping(nn.Module):
 
 def in_pieces(monkeypatch, rows):
     """Score so many states a repetition; 0 for none."""
-    monkeypatch.setattr(_scoring, "_CODES_REPEATED", rows * 40 * 12)
-    monkeypatch.setattr(_scoring, "_REPETITIONS", 2 if rows else 10**9)
+    monkeypatch.setattr(scoring, "_CODES_REPEATED", rows * 40 * 12)
+    monkeypatch.setattr(scoring, "_REPETITIONS", 2 if rows else 10**9)
 
 
 def e_steps(model, rows, monkeypatch, num_steps=3):
@@ -290,7 +292,7 @@ def test_repetitions_spare_passes(monkeypatch):
     few, many = Model(), Model()
     e_steps(few, 1, monkeypatch)
     in_pieces(monkeypatch, 1)
-    monkeypatch.setattr(_scoring, "_CODES_AT_ONCE", 40 * 12)
+    monkeypatch.setattr(scoring, "_CODES_AT_ONCE", 40 * 12)
     e_steps(many, 0, monkeypatch)
     assert few.passes < many.passes / 5
 

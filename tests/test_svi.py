@@ -21,9 +21,9 @@ from numpyro.contrib.module import flax_module
 
 from numpyro_dvae.infer import DAPS_ELBO, SVI, Exact_ELBO, Reinforce_ELBO
 from numpyro_dvae.infer.elbo import LOSS_MEMORY
-from numpyro_dvae.infer.layout import find_layout
-from numpyro_dvae.infer.particles import run_particles
 from numpyro_dvae.infer.svi import loss_info, loss_state, with_memory
+from numpyro_dvae.programs.layout import find_layout
+from numpyro_dvae.programs.run import run_particles
 
 LATENTS, CODES, PIXELS = 2, 5, 3
 X = np.random.default_rng(0).normal(size=(6, PIXELS))

@@ -10,7 +10,8 @@ import pyro.distributions as dist  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide, _estep  # noqa: E402
+from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide  # noqa: E402
+from pyro_dvae.infer.truncated.loss import estep as _estep  # noqa: E402
 from pyro_dvae.ops import states  # noqa: E402
 from pyro_dvae.ops._sorting import _GOLDEN  # noqa: E402
 from pyro_dvae.ops._words import change_latents, hash_words, keep_latents  # noqa: E402

@@ -25,10 +25,7 @@ from numpyro_dvae.diagnostics._store import (
     count_values,
     pieces,
 )
-from numpyro_dvae.fit import _batches
-from numpyro_dvae.infer.layout import Layout
-from numpyro_dvae.infer.particles import Particles
-from numpyro_dvae.infer.sites import (
+from numpyro_dvae.diagnostics.readings import (
     Pair,
     Readings,
     constraints_of,
@@ -38,6 +35,9 @@ from numpyro_dvae.infer.sites import (
     prior_sites,
     score_states,
 )
+from numpyro_dvae.fit import _batches
+from numpyro_dvae.programs.run import Particles
+from numpyro_dvae.programs.sites import Layout
 
 Record = dict[str, Any]  # log-densities and codes of each draw and datum
 

@@ -19,9 +19,15 @@ from jaxtyping import Array
 from numpyro_dvae.diagnostics._arguments import Path, find_arguments, replaced
 from numpyro_dvae.diagnostics._programs import prepare, trained
 from numpyro_dvae.diagnostics._store import Variable, split_data
+from numpyro_dvae.diagnostics.readings import (
+    Labelled,
+    Pair,
+    posterior_sites,
+    prior_draws,
+    score_states,
+)
 from numpyro_dvae.diagnostics.reports import Calibration
 from numpyro_dvae.fit import _batches
-from numpyro_dvae.infer.sites import Labelled, Pair, posterior_sites, prior_draws, score_states
 from numpyro_dvae.ops.calibration import chi_square, random_ranks
 
 __all__ = ["simulation_based_calibration"]

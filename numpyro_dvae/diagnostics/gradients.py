@@ -18,11 +18,11 @@ from jaxtyping import Array
 from numpyro.distributions import biject_to
 
 from numpyro_dvae.diagnostics._programs import Trained, trained
+from numpyro_dvae.diagnostics.readings import constraints_of
 from numpyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
 from numpyro_dvae.fit import _batches
 from numpyro_dvae.fit._checkpoints import dotted
 from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
-from numpyro_dvae.infer.sites import constraints_of
 
 __all__ = ["gradient_variance"]
 

@@ -19,13 +19,13 @@ Swap them as the loss of an `SVI`:
 from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.disarm import DisARM_ELBO
 from numpyro_dvae.infer.exact import Exact_ELBO
-from numpyro_dvae.infer.informed import informed_flip, prior_flip
 from numpyro_dvae.infer.quantization import VQ_ELBO
 from numpyro_dvae.infer.reinforce import Reinforce_ELBO
 from numpyro_dvae.infer.relaxation import relax
 from numpyro_dvae.infer.svi import SVI
-from numpyro_dvae.infer.truncated import Truncated_ELBO
-from numpyro_dvae.infer.truncated_guide import TruncatedGuide, draws_of
+from numpyro_dvae.infer.truncated.guide import TruncatedGuide, draws_of
+from numpyro_dvae.infer.truncated.loss import Truncated_ELBO
+from numpyro_dvae.infer.truncated.proposals import informed_flip, prior_flip
 from numpyro_dvae.infer.vimco import VIMCO_ELBO
 from numpyro_dvae.infer.wake_sleep import WakeSleep_ELBO
 

@@ -31,13 +31,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from numpyro_dvae.infer.particles import Particles
 from numpyro_dvae.ops.tempering import (
     effective_sample_size,
     solve_kl_temperature,
     solve_temperature,
 )
 from numpyro_dvae.ops.weighting import centered_weights, count_copies, policy_weights
+from numpyro_dvae.programs.run import Particles
 
 __all__ = ["DAPS_ELBO", "DAPSInfo"]
 

@@ -30,9 +30,10 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from numpyro_dvae.infer.layout import Layout, find_pairs
-from numpyro_dvae.infer.particles import Particles
 from numpyro_dvae.ops.multisample import antithetic_advantages
+from numpyro_dvae.programs.layout import find_pairs
+from numpyro_dvae.programs.run import Particles
+from numpyro_dvae.programs.sites import Layout
 
 __all__ = ["DisARMInfo", "DisARM_ELBO"]
 

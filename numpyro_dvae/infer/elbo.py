@@ -26,8 +26,9 @@ from jaxtyping import Array, Float, Int
 from numpyro.handlers import substitute
 from numpyro.infer.elbo import ELBO
 
-from numpyro_dvae.infer.layout import Layout, find_layout
-from numpyro_dvae.infer.particles import Particles, run_particles
+from numpyro_dvae.programs.layout import find_layout
+from numpyro_dvae.programs.run import Particles, run_particles
+from numpyro_dvae.programs.sites import Layout
 
 __all__ = ["BetaState", "Estimate", "Objective", "ParticleELBO", "objective"]
 

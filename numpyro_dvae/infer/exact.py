@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO
-from numpyro_dvae.infer.particles import Particles
-from numpyro_dvae.infer.space import enumerate_draws
+from numpyro_dvae.programs.codes import enumerate_draws
+from numpyro_dvae.programs.run import Particles
 
 __all__ = ["ExactInfo", "Exact_ELBO"]
 

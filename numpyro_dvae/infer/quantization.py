@@ -33,9 +33,9 @@ from jaxtyping import Array, Float
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from numpyro_dvae.infer.layout import Layout
-from numpyro_dvae.infer.particles import Particles
 from numpyro_dvae.ops.quantizing import straight_through
+from numpyro_dvae.programs.run import Particles
+from numpyro_dvae.programs.sites import Layout
 
 __all__ = ["VQ_ELBO", "VQInfo"]
 

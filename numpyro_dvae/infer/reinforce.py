@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from numpyro_dvae.infer.particles import Particles
 from numpyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
+from numpyro_dvae.programs.run import Particles
 
 __all__ = ["ReinforceInfo", "ReinforceState", "Reinforce_ELBO"]
 

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from numpyro_dvae.infer.particles import Particles
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.multisample import BASELINES, multisample_signal
+from numpyro_dvae.programs.run import Particles
 
 __all__ = ["VIMCO_ELBO", "VIMCOInfo"]
 

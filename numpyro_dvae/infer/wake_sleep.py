@@ -32,11 +32,11 @@ from jaxtyping import Array, Float
 from numpyro.handlers import substitute
 
 from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from numpyro_dvae.infer.layout import Layout
-from numpyro_dvae.infer.particles import Particles, dream
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.tempering import effective_sample_size
 from numpyro_dvae.ops.weighting import centered_weights, policy_weights
+from numpyro_dvae.programs.run import Particles, dream
+from numpyro_dvae.programs.sites import Layout
 
 __all__ = ["WakeSleepInfo", "WakeSleep_ELBO"]
 

@@ -26,9 +26,7 @@ from pyro_dvae.diagnostics._store import (
     count_values,
     pieces,
 )
-from pyro_dvae.fit import _batches, _rng
-from pyro_dvae.infer.particles import Particles
-from pyro_dvae.infer.sites import (
+from pyro_dvae.diagnostics.readings import (
     Pair,
     Readings,
     enumerate_states,
@@ -37,6 +35,8 @@ from pyro_dvae.infer.sites import (
     prior_sites,
     score_states,
 )
+from pyro_dvae.fit import _batches, _rng
+from pyro_dvae.programs.run import Particles
 
 
 class Trained(NamedTuple):

@@ -19,9 +19,15 @@ from torch import Tensor
 from pyro_dvae.diagnostics._arguments import Path, find_arguments, replaced
 from pyro_dvae.diagnostics._programs import at_parameters, device_of, trained
 from pyro_dvae.diagnostics._store import Variable, split_data
+from pyro_dvae.diagnostics.readings import (
+    Pair,
+    posterior_sites,
+    prepare_pair,
+    prior_draws,
+    score_states,
+)
 from pyro_dvae.diagnostics.reports import Calibration
 from pyro_dvae.fit import _batches
-from pyro_dvae.infer.sites import Pair, posterior_sites, prepare_pair, prior_draws, score_states
 from pyro_dvae.ops.calibration import chi_square, random_ranks
 
 __all__ = ["simulation_based_calibration"]

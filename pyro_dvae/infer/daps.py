@@ -30,13 +30,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from pyro_dvae.infer.particles import Particles
 from pyro_dvae.ops.tempering import (
     effective_sample_size,
     solve_kl_temperature,
     solve_temperature,
 )
 from pyro_dvae.ops.weighting import centered_weights, count_copies, policy_weights
+from pyro_dvae.programs.run import Particles
 
 __all__ = ["DAPS_ELBO", "DAPSInfo"]
 

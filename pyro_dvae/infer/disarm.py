@@ -31,9 +31,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from pyro_dvae.infer.layout import Layout, find_pairs
-from pyro_dvae.infer.particles import Particles
 from pyro_dvae.ops.multisample import antithetic_advantages
+from pyro_dvae.programs.layout import find_pairs
+from pyro_dvae.programs.run import Particles
+from pyro_dvae.programs.sites import Layout
 
 __all__ = ["DisARMInfo", "DisARM_ELBO"]
 

@@ -13,7 +13,6 @@ References:
 """
 
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,13 +23,13 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_dvae.infer.layout import Layout, find_layout
-from pyro_dvae.infer.particles import Particles, broadcasts, run_particles
+from pyro_dvae.programs.layout import find_layout
+from pyro_dvae.programs.run import Particles, run_particles, takes_particles
+from pyro_dvae.programs.sites import Layout
 
 __all__ = ["BetaState", "Estimate", "Objective", "ParticleELBO", "objective"]
 
 _RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
-_TRIAL_PARTICLES = 3  # unlikely to be some other dim's size, and cheap
 
 
 class Estimate(NamedTuple):
@@ -213,23 +212,3 @@ class ParticleELBO(ELBO):
             return BetaState(state.step + 1, state.log_beta)
         excess = rate.detach() / (self.target_rate * math.log(2)) - 1.0
         return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * excess.clamp(-1, 1))
-
-
-def takes_particles(
-    model: Callable, guide: Callable, args: tuple, kwargs: dict, layout: Layout
-) -> bool:
-    """Once per pair: does it broadcast over a particle axis? If not, say so and what to do."""
-    try:
-        if broadcasts(model, guide, args, kwargs, layout, _TRIAL_PARTICLES):
-            return True
-        trouble = "its log-densities change with a particle axis"
-    except (RuntimeError, ValueError, IndexError) as error:
-        trouble = str(error).splitlines()[0]
-    warnings.warn(
-        "model or guide does not broadcast over a particle axis left of all plates: "
-        f"{trouble}. It will run once per particle, with the right result but slower. Index "
-        "from the right (x[..., i], sum(-1)) to have particles vectorised, or pass "
-        "vectorize_particles=False to silence this.",
-        stacklevel=6,
-    )
-    return False

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO
-from pyro_dvae.infer.particles import Particles
-from pyro_dvae.infer.space import enumerate_draws
+from pyro_dvae.programs.codes import enumerate_draws
+from pyro_dvae.programs.run import Particles
 
 __all__ = ["ExactInfo", "Exact_ELBO"]
 

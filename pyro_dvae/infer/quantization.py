@@ -32,9 +32,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from pyro_dvae.infer.layout import Layout
-from pyro_dvae.infer.particles import Particles
 from pyro_dvae.ops.quantizing import straight_through
+from pyro_dvae.programs.run import Particles
+from pyro_dvae.programs.sites import Layout
 
 __all__ = ["VQ_ELBO", "VQInfo"]
 

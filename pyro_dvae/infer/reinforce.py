@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from pyro_dvae.infer.particles import Particles
 from pyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
+from pyro_dvae.programs.run import Particles
 
 __all__ = ["ReinforceInfo", "ReinforceState", "Reinforce_ELBO"]
 

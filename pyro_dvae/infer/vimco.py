@@ -24,9 +24,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from pyro_dvae.infer.particles import Particles
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.multisample import BASELINES, multisample_signal
+from pyro_dvae.programs.run import Particles
 
 __all__ = ["VIMCO_ELBO", "VIMCOInfo"]
 

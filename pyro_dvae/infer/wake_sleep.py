@@ -30,11 +30,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from pyro_dvae.infer.layout import Layout
-from pyro_dvae.infer.particles import Particles, dream
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.tempering import effective_sample_size
 from pyro_dvae.ops.weighting import centered_weights, policy_weights
+from pyro_dvae.programs.run import Particles, dream
+from pyro_dvae.programs.sites import Layout
 
 __all__ = ["WakeSleepInfo", "WakeSleep_ELBO"]
 

@@ -1,0 +1,376 @@
+"""Run a model/guide pair and hand back its sites as labelled arrays, for diagnostics.
+
+`particles` reduces a run to what a loss needs; here the values come back as well, and what is read
+off their distributions: posterior and predictive draws, pointwise log-likelihoods, predictive
+means, the rate of each latent. Each has the draws in front and names for the rest: a plate's for a
+dim that it covers, ``"z_dim_0"`` and so on for the others. All is pure: the runs may be jitted.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array
+from numpyro.distributions import constraints
+from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
+from numpyro.handlers import replay, seed, trace, uncondition
+
+from numpyro_dvae.programs.codes import enumerate_draws
+from numpyro_dvae.programs.draw import Draw, trace_pair
+from numpyro_dvae.programs.layout import find_layout
+from numpyro_dvae.programs.record import Particles, make_record
+from numpyro_dvae.programs.run import run_particles
+from numpyro_dvae.programs.sites import (
+    Layout,
+    Site,
+    Trace,
+    log_prob,
+    needs_score,
+    plates_of,
+    sample_sites,
+)
+
+__all__ = [
+    "READINGS",
+    "Labelled",
+    "enumerate_states",
+    "posterior_sites",
+    "prepare_pair",
+    "prior_draws",
+    "prior_sites",
+    "score_states",
+]
+
+T = TypeVar("T")
+
+# What can be read of a run, of each site that has it.
+READINGS = (
+    "latent",  # draws
+    "deterministic",  # of the model, at these draws
+    "observed",  # the data as the model observes them, without draws in front
+    "predictive",  # observations simulated at the draws
+    "log_likelihood",  # of each observation
+    "mean",  # of the distribution of each observation
+    "rate",  # log q - log p of each latent, given those before it
+    "outside",  # whether the guide cannot draw a value that the model's distribution drew
+    "subsample",  # rows of the full plate that a plate drew, without draws in front
+)
+_UNDRAWN = ("observed", "subsample")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["values"],
+    meta_fields=["dims", "discrete", "num_codes"],
+)
+@dataclass(frozen=True)
+class Labelled:
+    """An array whose dims have names, which JAX's transformations leave as they are."""
+
+    dims: tuple[str, ...]  # but the draws', which are in front
+    values: Any
+    discrete: bool = False
+    num_codes: int = 0  # values 0, 1, ... of a discrete site that has finitely many
+
+
+Readings = dict[str, dict[str, Labelled]]  # reading -> site -> array
+
+
+class Pair(NamedTuple):
+    """A model and its guide, what both are called with, and how they are built."""
+
+    model: Callable
+    guide: Callable
+    args: tuple
+    kwargs: dict
+    layout: Layout
+    subsample_key: Array  # of the subsamples that a plate of the program draws, in all runs
+
+
+def prepare_pair(
+    rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict
+) -> Pair:
+    """Read the structure of a pair, whose parameters are substituted."""
+    layout = find_layout(rng_key, model, guide, args, kwargs)
+    if not layout.scored:
+        layout = _without_discrete(rng_key, model, guide, args, kwargs, layout)
+    return Pair(model, guide, args, kwargs, layout, rng_key)
+
+
+def constraints_of(
+    rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict
+) -> dict[str, Any]:
+    """The parameters of a pair by name, and the constraint of each."""
+
+    def read(*traces: Trace) -> dict[str, Any]:
+        return {
+            name: site["kwargs"].get("constraint", constraints.real)
+            for each in traces
+            for name, site in each.items()
+            if site["type"] == "param"
+        }
+
+    return _read_abstractly(read, rng_key, model, guide, args, kwargs)
+
+
+def _read_abstractly(
+    read: Callable[[Trace, Trace], T],
+    rng_key: Array,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+) -> T:
+    """What `read` finds in the traces of guide and model: no array, as there are no values yet."""
+    found: list[T] = []
+
+    def inspect() -> None:
+        found.append(read(*trace_pair(rng_key, model, guide, args, kwargs, Draw(rng_key, {}))))
+
+    jax.eval_shape(inspect)
+    return found[0]
+
+
+def _without_discrete(
+    rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict, layout: Layout
+) -> Layout:
+    """A datum is then a cell of the plates that all sites share."""
+
+    def read(*traces: Trace) -> list[dict[str, Any]]:
+        return [plates_of(site) for trace in traces for _, site in sample_sites(trace)]
+
+    frames = _read_abstractly(read, rng_key, model, guide, args, kwargs)
+    shared = set.intersection(*map(set, frames)) if frames else set()
+    plates = sorted(shared, key=lambda name: frames[0][name].dim)
+    dims = tuple(frames[0][name].dim for name in plates)
+    return layout._replace(plates=tuple(plates), dims=dims)
+
+
+def posterior_sites(
+    rng_key: Array, pair: Pair, num_draws: int, wanted: Collection[str]
+) -> tuple[Particles, Readings]:
+    """Draw from the guide, score the draws, and read `wanted`, some of `READINGS`.
+
+    The log-densities are those of the same draws; their `scale` has an axis of draws, too.
+    """
+
+    def run(key: Array) -> tuple[Particles, Readings]:
+        pair_key, predictive_key, reader_key = jax.random.split(key, 3)
+        programs = pair.model, pair.guide, pair.args, pair.kwargs
+        traces = trace_pair(pair_key, *programs, Draw(pair.subsample_key, {}), settled=True)
+        readings = _Reader(pair.layout.nesting, reader_key).read(*traces, set(wanted))
+        if "predictive" in wanted:
+            replayed = pair._replace(model=replay(pair.model, trace=_latent(traces[0])))
+            readings["predictive"] = _simulate(predictive_key, replayed)[0]["predictive"]
+        return make_record(*traces, pair.layout, False, True), readings
+
+    axes = {reading: None if reading in _UNDRAWN else 0 for reading in wanted}
+    keys = jax.random.split(rng_key, num_draws)
+    particles, readings = jax.vmap(run, out_axes=(0, axes))(keys)
+    return particles, readings
+
+
+def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, Array]:
+    """All joint values of a datum's latents, as `enumerate_draws` lists those of the guide.
+
+    They are the model's own, so that states which the guide cannot draw are among them.
+
+    Raises:
+        ValueError: If there are continuous latents, or more than `max_states` states.
+    """
+    model, guide, args, kwargs, layout, _ = pair
+
+    def read(guide_trace: Trace, _: Trace) -> set[str]:
+        return {name for name, site in sample_sites(guide_trace) if not site["is_observed"]}
+
+    _check_discrete(_read_abstractly(read, rng_key, model, guide, args, kwargs), layout)
+    return enumerate_draws(rng_key, model, args, kwargs, layout, max_states)
+
+
+def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Particles:
+    """Log-densities of given values of the latents, which are in front."""
+    model, guide, args, kwargs, layout, _ = pair
+    num_states = len(next(iter(values.values())))
+    return run_particles(
+        rng_key, model, guide, args, kwargs, layout, num_states, with_codes=True, values=values
+    )[0]
+
+
+def _check_discrete(latent: set[str], layout: Layout) -> None:
+    if continuous := sorted(latent - set(layout.scored)):
+        raise ValueError(
+            f"sites {continuous} are continuous, so that the posterior cannot be listed. Use "
+            "`importance_diagnostics`, which samples."
+        )
+
+
+def prior_sites(rng_key: Array, pair: Pair, num_draws: int) -> Readings:
+    """Draw latents from the model, and simulate observations at them: "latent", "predictive"."""
+    return prior_draws(rng_key, pair, num_draws)[0]
+
+
+def prior_draws(rng_key: Array, pair: Pair, num_draws: int) -> tuple[Readings, dict[str, Array]]:
+    """As `prior_sites`, with the latents as `score_states` takes them."""
+    return jax.vmap(lambda key: _simulate(key, pair))(jax.random.split(rng_key, num_draws))
+
+
+def _simulate(rng_key: Array, pair: Pair) -> tuple[Readings, dict[str, Array]]:
+    """A run in which what the model observes is drawn, too; and its latents as they are."""
+    with Draw(pair.subsample_key, {}):
+        program = seed(_Unconditioned(pair.model), rng_key)
+        simulated = trace(program).get_trace(*pair.args, **pair.kwargs)
+    reader = _Reader(pair.layout.nesting, rng_key)
+    found: Readings = {"latent": {}, "predictive": {}}
+    for name, site in sample_sites(simulated):
+        reading = "predictive" if site["infer"].get("was_observed") else "latent"
+        found[reading][name] = reader.value(name, site)
+    return found, {name: simulated[name]["value"] for name in found["latent"]}
+
+
+class _Reader(NamedTuple):
+    """Labels what it reads of the sites of a run."""
+
+    nesting: int
+    rng_key: Array
+
+    def read(self, guide_trace: Trace, model_trace: Trace, wanted: set[str]) -> Readings:
+        """Read each of `wanted` of every site that has it."""
+        guide_sites, sites = (dict(sample_sites(trace)) for trace in (guide_trace, model_trace))
+        observed = {name: site for name, site in sites.items() if site["is_observed"]}
+        latent = {name: site for name, site in sites.items() if name not in observed}
+        readers: dict[str, tuple[dict[str, Site], Callable]] = {
+            "latent": (latent, self.value),
+            "deterministic": (_deterministic(model_trace), self.deterministic),
+            "observed": (observed, self.value),
+            "log_likelihood": (observed, self.log_likelihood),
+            "mean": (observed, self.mean),
+            "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
+            "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
+        }
+        found: Readings = {}
+        for reading in wanted & readers.keys():
+            sites, reader = readers[reading]
+            each = {name: reader(name, site) for name, site in sites.items()}
+            found[reading] = {name: value for name, value in each.items() if value is not None}
+        if "subsample" in wanted:
+            found["subsample"] = _subsamples(model_trace)
+        return found
+
+    def value(self, name: str, site: Site) -> Labelled:
+        support = site["fn"].support
+        found = self.label(name, site, site["value"], site["fn"].event_dim)
+        discrete = bool(support.is_discrete)
+        return replace(found, discrete=discrete, num_codes=_num_codes(support))
+
+    def deterministic(self, name: str, site: Site) -> Labelled:
+        depth = max((-frame.dim for frame in plates_of(site).values()), default=0)
+        value = jnp.asarray(site["value"])
+        return self.label(name, site, value, max(value.ndim - depth, 0))
+
+    def log_likelihood(self, name: str, site: Site) -> Labelled:
+        return self.label(name, site, log_prob(site), 0)
+
+    def mean(self, name: str, site: Site) -> Labelled | None:
+        try:
+            value = site["fn"].mean
+        except NotImplementedError:
+            return None
+        return self.label(name, site, value, site["fn"].event_dim)
+
+    def rate(self, name: str, guide_site: Site, site: Site) -> Labelled:
+        """Log q - log p, by cell of the event where both have the same cells."""
+        cells = {_num_cells(each["fn"]) for each in (guide_site, site)}
+        num_cells = cells.pop() if len(cells) == 1 else 0
+        log_q, log_p = (
+            _cell_log_prob(each["fn"], site["value"], num_cells) for each in (guide_site, site)
+        )
+        return self.label(name, site, log_q - log_p, num_cells)
+
+    def outside(self, name: str, guide_site: Site, site: Site) -> Labelled | None:
+        if not needs_score(guide_site) or hasattr(guide_site["fn"], "conditional_log_prob"):
+            return None  # a network's softmax leaves nothing out, and drawing from it is slow
+        key = jax.random.fold_in(self.rng_key, zlib.crc32(name.encode()))
+        log_q = guide_site["fn"].log_prob(site["fn"].sample(key))
+        return self.label(name, site, jnp.isneginf(log_q), 0)
+
+    def label(self, name: str, site: Site, value: Array, event_dim: int) -> Labelled:
+        """Expand to the plates, name the dims, and drop those of size 1 under no plate."""
+        frames = {frame.dim: frame for frame in plates_of(site).values()}
+        num_batch = jnp.ndim(value) - event_dim
+        batch = (1,) * (self.nesting - num_batch) + jnp.shape(value)[:num_batch]
+        event = jnp.shape(value)[num_batch:]
+        sizes = {d: frames[d].size if d in frames else batch[d] for d in range(-self.nesting, 0)}
+        kept = [d for d, size in sizes.items() if d in frames or size > 1]
+        dims = [frames[d].name if d in frames else f"{name}_batch_{-d}" for d in kept]
+        dims += [f"{name}_dim_{i}" for i in range(event_dim)]
+        value = jnp.broadcast_to(jnp.reshape(value, batch + event), (*sizes.values(), *event))
+        value = value.reshape(*(sizes[d] for d in kept), *event)
+        return Labelled(tuple(dims), value)
+
+
+class _Unconditioned(uncondition):
+    """Draws what is observed, and marks it."""
+
+    def process_message(self, msg: Site) -> None:
+        """Take the observation away."""
+        observed = msg["type"] == "sample" and msg["is_observed"]
+        super().process_message(msg)
+        if observed:
+            msg["infer"] = {**msg["infer"], "was_observed": True}
+
+
+def _latent(trace: Trace) -> Trace:
+    return {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
+
+
+def _subsamples(trace: Trace) -> dict[str, Labelled]:
+    plates = {name: site for name, site in trace.items() if site["type"] == "plate"}
+    return {
+        name: Labelled((name,), site["value"])
+        for name, site in plates.items()
+        if len(site["value"]) < site["args"][0]
+    }
+
+
+def _deterministic(trace: Trace) -> dict[str, Site]:
+    return {name: site for name, site in trace.items() if site["type"] == "deterministic"}
+
+
+def _num_codes(support: Any) -> int:
+    """How many integers from 0 on a support has; 0 if it is none of these, or not known."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return 2
+    low, high = (getattr(support, f"{side}_bound", None) for side in ("lower", "upper"))
+    return high + 1 if support.is_discrete and low == 0 and isinstance(high, int) else 0
+
+
+def _num_cells(fn: Any) -> int:
+    """Event dims whose entries have a log-density of their own."""
+    if isinstance(fn, MaskedDistribution | ExpandedDistribution):
+        return _num_cells(fn.base_dist)
+    if isinstance(fn, dist.Independent):
+        return fn.reinterpreted_batch_ndims + _num_cells(fn.base_dist)
+    return 1 if hasattr(fn, "conditional_log_prob") else 0
+
+
+def _cell_log_prob(fn: Any, value: Array, num_cells: int) -> Array:
+    """Log-density of each cell, of which the last dims have `num_cells`."""
+    if not num_cells:
+        return fn.log_prob(value)
+    if isinstance(fn, MaskedDistribution):
+        mask = jnp.asarray(fn._mask)
+        scores = _cell_log_prob(fn.base_dist, value, num_cells)
+        return jnp.where(mask.reshape(mask.shape + (1,) * num_cells), scores, 0.0)
+    if isinstance(fn, ExpandedDistribution):
+        return _cell_log_prob(fn.base_dist, value, num_cells)
+    if isinstance(fn, dist.Independent):
+        num_cells = num_cells - fn.reinterpreted_batch_ndims
+        return _cell_log_prob(fn.base_dist, value, num_cells)
+    return fn.conditional_log_prob(value)

@@ -1,0 +1,368 @@
+"""A guide that holds, for every datum, the states on which its truncated posterior lives [1].
+
+Datum n owns a set of S distinct joint states of its discrete latents. The posterior is the exact
+one restricted to the set,
+
+    q_n(z) = p(x_n, z) / sum over z' in the set of p(x_n, z'),   0 elsewhere,
+
+so that nothing is amortised and nothing is sampled to learn it: `Truncated_ELBO` improves the sets,
+and the weights follow from the model as it stands. A set is kept as packed words, N x S x W of 32
+bits. Its members' log joints are never kept, as they are stale once a parameter has moved.
+
+`TruncatedGuide` is an ordinary guide: called, it samples each discrete site from q_n. Which rows a
+minibatch touches it reads off the model's own data plate. The words are mutable state, at the site
+"guide.words": `SVI` makes them, and ``Predictive(guide, params=result.params)`` finds them. Pass
+its draws to ``Predictive(model, draws, params=...)``; one call for both copies the words per draw.
+
+References:
+    [1] Drefs, Guiraud, Panagiotou & Lücke. Direct evolutionary optimization of variational
+        autoencoders with binary latents. ECML PKDD, 2022. arXiv 2011.13704.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jaxtyping import Array, Float, Integer, UInt32
+from numpyro.handlers import block, replay, substitute, trace
+from numpyro.primitives import Messenger
+
+from numpyro_dvae.distributions.members import Members
+from numpyro_dvae.infer.truncated.estep import (
+    Call,
+    default_evolve,
+    distinct,
+    draws_of,
+    evolve_sets,
+    measured,
+    score_states,
+    unmasked,
+)
+from numpyro_dvae.infer.truncated.minibatch import open_plates, prior_probs, read_minibatch
+from numpyro_dvae.ops.evolution import Operator, Population, union
+from numpyro_dvae.ops.states import num_words, pack, random_states, unpack
+from numpyro_dvae.programs.codes import decode, find_space
+from numpyro_dvae.programs.draw import Draw, trace_pair
+from numpyro_dvae.programs.sites import Site, Trace, sample_sites
+
+__all__ = ["TruncatedGuide", "TruncatedPosterior", "draws_of"]
+
+_CODES_AT_ONCE = 2**24  # of the first states, drawn together
+
+
+class TruncatedPosterior(NamedTuple):
+    """The states of each datum of a minibatch, and their probabilities."""
+
+    values: dict[str, Array]  # discrete site -> (S, *batch, *event)
+    weights: Float[Array, "S *plates"]  # q_n, sums to 1 over axis 0; 0 for a repeated state
+    bound: Float[Array, "*plates"]  # log sum of p(x_n, z) over the set, nats
+
+
+class TruncatedGuide:
+    """A posterior truncated to S states per datum, for any model of finite discrete latents.
+
+    Args:
+        model: The model; its parameters are read, never owned.
+        num_states: S, distinct states per datum.
+        rest: A guide for the model's other latents, global or continuous, reparameterised. Given
+            their values, each datum has its q_n.
+        num_data: N; read off the model's data plate at the first call if left out.
+        probs: Probabilities of 1 with which binary latents are drawn into the first sets, one
+            number or one per latent. Default: the codes' probabilities in the model's prior.
+        vectorize_particles: Score many states in one run of the model, under `jax.vmap`; else one
+            state after another, with the same result.
+
+    Attributes:
+        words: The packed states ``(N, S, W)`` to start from, of a guide that `for_data` made; else
+            None. Those of a training are in its mutable state.
+
+    Raises:
+        ValueError: On the first call, if S exceeds the number of joint states of a datum, if a
+            discrete site is global or has no finite support, or if `rest` does not sample a
+            continuous site. On any, if the plates' sizes are not those of the sets.
+    """
+
+    words: UInt32[Array, "N S W"] | None
+
+    def __init__(
+        self,
+        model: Callable,
+        num_states: int = 64,
+        *,
+        rest: Callable | None = None,
+        num_data: int | None = None,
+        probs: float | Float[Array, "H"] | None = None,
+        vectorize_particles: bool = True,
+    ) -> None:
+        for name, count in {"num_states": num_states, "num_data": num_data}.items():
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"`{name}` must be an integer of at least 1; got {count!r}.")
+        self.model, self.num_states, self.num_data, self.probs = model, num_states, num_data, probs
+        self.rest, self.vectorize_particles = rest, vectorize_particles
+        self.words, self.site = None, "guide.words"
+
+    # --------------------------------------------------------------------------- as a program
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Sample every latent site, the discrete ones from q_n; returns their values by name."""
+        with trace() as own:
+            if self.rest is not None:
+                self.rest(*args, **kwargs)
+        call = self._read(own, args, kwargs)
+        codes, scores = self._score_members(call)
+        log_weights = _in_dims(scores, call)
+        values = {name: site["value"] for name, site in sample_sites(own)}
+        members, layout = decode(call.space, codes, call.batch.sizes), call.space.layout
+        own_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
+        for site in call.space.sites:
+            fn = Members(members[site.name], log_weights, len(site.event_shape), own_dims)
+            with open_plates(call.batch, site.name):
+                values[site.name] = numpyro.sample(site.name, fn)
+            log_weights = fn.given(values[site.name])
+        return values
+
+    def posterior(self, *args: Any, **kwargs: Any) -> TruncatedPosterior:
+        """The states of the data in `args` and their probabilities, without gradient.
+
+        With trained parameters, ``handlers.substitute(guide.posterior, data=params)(x)``. Latents
+        that `rest` samples are drawn once, and need `handlers.seed`.
+        """
+        with block(hide_fn=_is_drawn), trace() as own:
+            if self.rest is not None:
+                self.rest(*args, **kwargs)
+        call = self._read(own, args, kwargs)
+        codes, scores = self._score_members(call)
+        scores = scores.reshape(self.num_states, *call.batch.sizes)
+        values = decode(call.space, codes, call.batch.sizes)
+        return TruncatedPosterior(values, jax.nn.softmax(scores, 0), jax.nn.logsumexp(scores, 0))
+
+    def for_data(
+        self,
+        rng_key: Array,
+        params: dict[str, Any],
+        *args: Any,
+        num_sweeps: int = 10,
+        evolve: Operator | None = None,
+        proposals: Callable | None = None,
+        **kwargs: Any,
+    ) -> "TruncatedGuide":
+        """A guide for other data of the same model; this one stays as it is.
+
+        Args:
+            rng_key: Key of the first states and of the proposals.
+            params: Trained parameters and mutable state, the words of this guide among them.
+            *args: Arguments of the model, all of the new data at once.
+            num_sweeps: E-steps to evolve the new sets by.
+            evolve: As in `Truncated_ELBO`.
+            proposals: An amortised guide, called with the model's arguments: each sweep also
+                proposes S draws of it. Without it, S states of this guide's sets, at random.
+            **kwargs: Keyword arguments of the model.
+
+        Raises:
+            ValueError: If `num_sweeps` is not positive, or this guide has no sets to start from.
+        """
+        if num_sweeps < 1:
+            raise ValueError(f"`num_sweeps` must be 1 or more; got {num_sweeps}.")
+        words = params.get(self.site, self.words)
+        if proposals is not None:
+            pool = draws_of(proposals, self.num_states)
+        elif words is not None:
+            pool = _from_pool(words)
+        else:
+            raise ValueError(
+                "for_data starts from the states of this guide, which has none yet. Train it "
+                "first, or pass `proposals`, an amortised guide."
+            )
+        other = TruncatedGuide(
+            self.model,
+            self.num_states,
+            rest=self.rest,
+            probs=self.probs,
+            vectorize_particles=self.vectorize_particles,
+        )
+        other.site = f"{self.site}.new"  # the words in `params` stay those of the old data
+        call_key, first_key, evolve_key = jax.random.split(rng_key, 3)
+        call = other.bind(call_key, params, self.model, args, kwargs)
+        words = other._first_words(first_key, call)
+        operator = union(pool, evolve or default_evolve(self.num_states))
+        codes = other.members(call, words)
+        codes = evolve_sets(evolve_key, call, codes, operator, sweeps=num_sweeps).codes
+        other.words = other.store(call, words, codes)
+        return other
+
+    # -------------------------------------------------------------------------------- for losses
+
+    def bind(
+        self, rng_key: Array, params: dict[str, Any], model: Callable, args: tuple, kwargs: dict
+    ) -> Call:
+        """What a call of the model with these parameters is about, outside of any handler."""
+        rest = _nothing if self.rest is None else self.rest
+        model, rest = (substitute(program, data=params) for program in (model, rest))
+        subsample_key, draw_key = jax.random.split(rng_key)  # as `run_particles` does
+        with block():
+            space = find_space(rng_key, model, self.rest and rest, args, kwargs)
+            draw = Draw(subsample_key, {})
+            _, plain = trace_pair(draw_key, model, rest, args, kwargs, draw)
+        batch = read_minibatch(plain, space)
+        model, rest = (substitute(program, data=batch.subsamples) for program in (model, rest))
+        vectorize = self.vectorize_particles
+        call = Call(rng_key, params, model, rest, args, kwargs, space, batch, vectorize)
+        return measured(call)
+
+    def members(self, call: Call, words: UInt32[Array, "N S W"]) -> Integer[Array, "S B H"]:
+        """The codes of the data's members."""
+        self._check_words(call, words)
+        found = words[jnp.clip(call.batch.rows, 0, len(words) - 1)]
+        codes = unpack(jnp.swapaxes(found, 0, 1), call.space.cardinalities)
+        return unmasked(call.batch, codes)
+
+    def store(
+        self, call: Call, words: UInt32[Array, "N S W"], codes: Integer[Array, "S B H"]
+    ) -> UInt32[Array, "N S W"]:
+        """The words, with these states as the members of the data."""
+        packed = pack(jnp.swapaxes(codes, 0, 1), call.space.cardinalities)
+        rows = jnp.where(call.batch.in_range, call.batch.rows, len(words))
+        return words.at[rows].set(packed, mode="drop")
+
+    # ------------------------------------------------------------------------------------ states
+
+    def _read(self, own: Trace, args: tuple, kwargs: dict) -> Call:
+        """What this call is about, among handlers: they see parameters, mutable state, plates."""
+        with block(hide_fn=_is_drawn), _FixedKeys():
+            plain = trace(replay(self.model, trace=own)).get_trace(*args, **kwargs)
+        found = {**own, **plain}
+        params = {n: s["value"] for n, s in found.items() if s["type"] in ("param", "mutable")}
+        params = jax.lax.stop_gradient(params)
+        model, rest = substitute(self.model, data=params), self.rest
+        rest = None if rest is None else substitute(rest, data=params)
+        space = find_space(jax.random.key(0), model, rest, args, kwargs)
+        batch = read_minibatch(plain, space)
+        drawn = {n: jax.lax.stop_gradient(s["value"]) for n, s in sample_sites(own)}
+        model = substitute(self.model, data=params | drawn | batch.subsamples)
+        key, vectorize = jax.random.key(0), self.vectorize_particles
+        call = Call(key, params, model, _nothing, args, kwargs, space, batch, vectorize)
+        return measured(call)
+
+    def _score_members(self, call: Call) -> tuple[Integer[Array, "S B H"], Float[Array, "S B"]]:
+        """Members, and their log joints; -inf for one that is there already."""
+
+        def score(words: Array) -> tuple[Array, Array]:
+            codes = self.members(call, words)
+            scores = jnp.where(distinct(call, codes), score_states(call, codes), -jnp.inf)
+            return codes, jnp.where(call.batch.in_range, scores, jnp.nan)
+
+        return jax.jit(score)(self._declare_words(call))  # compiled as one where nothing else is
+
+    def _declare_words(self, call: Call) -> UInt32[Array, "N S W"]:
+        words = numpyro.primitives.mutable(self.site, self.words)
+        if words is not None:
+            return words
+        rng_key = numpyro.prng_key() if numpyro.primitives._PYRO_STACK else None
+        if rng_key is None:
+            raise ValueError(
+                f"the guide needs its states, mutable state '{self.site}', or a key to draw them. "
+                "Run it with SVI, as numpyro.handlers.substitute(guide, data=result.params) after "
+                "training, or as numpyro.handlers.seed(guide, rng_key) with fresh states."
+            )
+        return numpyro.primitives.mutable(self.site, self._first_words(rng_key, call))
+
+    def _first_words(self, rng_key: Array, call: Call) -> UInt32[Array, "N S W"]:
+        cardinalities, num_data = call.space.cardinalities, call.batch.num_data
+        self._check_size(call, self.num_data or num_data)
+        probs = self._first_probs(call)
+        return _random_words(rng_key, self.num_states, num_data, cardinalities, probs)
+
+    def _first_probs(self, call: Call) -> Float[Array, "H V"]:
+        prior = prior_probs(call.batch.latents, call.space)
+        if self.probs is None:
+            return prior
+        if set(call.space.cardinalities) != {2}:
+            raise ValueError(
+                "`probs` are those of binary latents; the model has latents of "
+                f"{sorted(set(call.space.cardinalities))} codes. Leave it out: the first states "
+                "are then drawn with the probabilities of the prior."
+            )
+        ones = jnp.broadcast_to(jnp.asarray(self.probs, prior.dtype), len(prior))
+        return jnp.stack([1.0 - ones, ones], -1)
+
+    def _check_words(self, call: Call, words: Array) -> None:
+        shape = self.num_states, num_words(call.space.cardinalities)
+        if words.ndim != 3 or words.shape[1:] != shape:
+            raise ValueError(
+                f"the states at '{self.site}' must have shape (data, {shape[0]} states, "
+                f"{shape[1]} words); got {words.shape}. They are of another model or guide."
+            )
+        self._check_size(call, len(words))
+
+    def _check_size(self, call: Call, num_data: int) -> None:
+        if num_data != call.batch.num_data:
+            plates = ", ".join(f"'{name}'" for name in call.space.layout.plates)
+            raise ValueError(
+                f"the guide keeps states of {num_data} data, but plate {plates} has size "
+                f"{call.batch.num_data}. Give the plate the size of all data, and the rows of a "
+                'minibatch as its subsample, as in handlers.substitute(data={"data": index}) '
+                "around the plate; for other data make a guide by `for_data`."
+            )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _random_words(
+    rng_key: Array,
+    num_states: int,
+    num_data: int,
+    cardinalities: tuple[int, ...],
+    probs: Float[Array, "H V"],
+) -> UInt32[Array, "N S W"]:
+    size = min(max(_CODES_AT_ONCE // (num_states * len(cardinalities)), 1), num_data)
+
+    def draw(key: Array) -> Array:
+        codes = random_states(key, num_states, size, cardinalities, probs)
+        return pack(jnp.swapaxes(codes, 0, 1), cardinalities)
+
+    words = jax.lax.map(draw, jax.random.split(rng_key, -(-num_data // size)))
+    return words.reshape(-1, *words.shape[2:])[:num_data]
+
+
+class _FixedKeys(Messenger):
+    """Keys of their own for draws that do not matter: vmapped callers then share one run."""
+
+    def process_message(self, msg: Site) -> None:
+        """Give a latent site its key."""
+        if msg["type"] == "sample" and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
+            msg["kwargs"]["rng_key"] = jax.random.key(0)
+
+
+def _is_drawn(msg: Site) -> bool:
+    """Whether a message concerns one run only; parameters, state and rows are the program's."""
+    return msg["type"] not in ("param", "mutable", "plate")
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """A guide without sites."""
+
+
+def _from_pool(words: UInt32[Array, "N S W"]) -> Operator:
+    """An operator: as many states of these sets as a datum has, at random."""
+
+    def operator(rng_key: Array, population: Population) -> Array:
+        keys, num_data = jax.random.split(rng_key), population.codes.shape[1]
+        shape = words.shape[1], num_data
+        rows, places = (
+            jax.random.randint(key, shape, 0, size)
+            for key, size in zip(keys, words.shape[:2], strict=True)
+        )
+        return unpack(words[rows, places], population.cardinalities)
+
+    return operator
+
+
+def _in_dims(scores: Float[Array, "S B"], call: Call) -> Float[Array, "S *batch"]:
+    """Scores of data in the batch dims of their plates, 1 in the others."""
+    layout, sizes = call.space.layout, call.batch.sizes
+    batch = [1] * layout.nesting
+    for dim, size in zip(layout.dims, sizes, strict=True):
+        batch[dim] = size
+    return scores.reshape(len(scores), *batch)

@@ -1,0 +1,146 @@
+"""What one call of a model is about: the rows of its plates, and what a mask takes out.
+
+A truncated posterior keeps something for every datum, so it must know which data a minibatch holds.
+The model says so itself, by its plates: their full sizes and the rows that they subsample.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jaxtyping import Array, Bool, Float, Int
+from numpyro.distributions.distribution import MaskedDistribution
+from numpyro.handlers import substitute
+
+from numpyro_dvae.programs.codes import Space, by_datum, own_shape
+from numpyro_dvae.programs.masks import entry_mask
+from numpyro_dvae.programs.sites import Site, Trace, base_distribution, plates_of, sample_sites
+
+
+class Minibatch(NamedTuple):
+    """What one call of a model is about."""
+
+    subsamples: dict[str, Array]  # the rows of each plate, as the call has drawn them
+    full_sizes: dict[str, int]  # of each plate
+    latents: dict[str, Site]  # the model's latent sites, of this call
+    sizes: tuple[int, ...]  # of the shared plates
+    num_data: int  # N, cells of the shared plates before subsampling
+    rows: Int[Array, "B"]  # which of the N these data are
+    in_range: Bool[Array, "B"]  # False for a row that is none of the N
+    closed_forms: dict[str, Any]  # of sites that ask for them, the `models.ClosedForm`
+    unmasked: Bool[Array, "B H"] | None  # False where a mask takes a latent out; None: nowhere
+
+
+def read_minibatch(trace: Trace, space: Space) -> Minibatch:
+    """Read from a plain run of the model what it is about.
+
+    Raises:
+        ValueError: If no site is observed, if a discrete site differs from the space's, or if a
+            known row is out of range.
+    """
+    latents = {n: site for n, site in sample_sites(trace) if not site["is_observed"]}
+    _check_sites(trace, latents, space)
+    plates = {name: site for name, site in trace.items() if site["type"] == "plate"}
+    full_sizes = {name: site["args"][0] for name, site in plates.items()}
+    subsamples = {name: site["value"] for name, site in plates.items()}
+    num_data, rows, in_range = 1, jnp.zeros(1, int), jnp.ones(1, bool)
+    for name in space.layout.plates:
+        indices, full = subsamples[name], full_sizes[name]
+        _check_rows(name, indices, full)
+        in_range = (in_range[:, None] & (indices >= 0) & (indices < full)).ravel()
+        rows, num_data = (rows[:, None] * full + indices).ravel(), num_data * full
+    sizes = tuple(len(subsamples[name]) for name in space.layout.plates)
+    forms = {n: site["infer"].get("closed_form") for n, site in sample_sites(trace)}
+    return Minibatch(
+        subsamples=subsamples,
+        full_sizes=full_sizes,
+        latents=latents,
+        sizes=sizes,
+        num_data=num_data,
+        rows=rows,
+        in_range=in_range,
+        closed_forms={name: form for name, form in forms.items() if form is not None},
+        unmasked=_unmasked(latents, space, sizes),
+    )
+
+
+def _check_sites(trace: Trace, latents: dict[str, Site], space: Space) -> None:
+    if not any(site["is_observed"] for _, site in sample_sites(trace)):
+        raise ValueError(
+            "the model observes nothing in this call, so there is no posterior over its states. "
+            "Pass the data; to sample from the prior, call the model alone."
+        )
+    for site in space.sites:
+        found = latents.get(site.name)
+        shapes = found and (own_shape(found, space.layout), tuple(found["fn"].event_shape))
+        if shapes != (site.own_shape, site.event_shape):
+            raise ValueError(
+                f"site '{site.name}' had shape {(*site.own_shape, *site.event_shape)} per datum "
+                f"when its states were made, and is now {shapes and (*shapes[0], *shapes[1])}. "
+                "All data must have the same discrete sites; pad them, and mask the padding."
+            )
+
+
+def _check_rows(name: str, indices: Array, full: int) -> None:
+    """Under jit rows are not known: those out of range turn the loss into NaN."""
+    if isinstance(indices, jax.core.Tracer) or not len(indices):
+        return
+    found = np.asarray(indices)
+    low, high = found.min(), found.max()
+    if low < 0 or high >= full:
+        raise ValueError(
+            f"plate '{name}' has size {full}, so its rows are from 0 to {full - 1}; got "
+            f"rows from {low} to {high}. Check `subsample`, the rows of this minibatch."
+        )
+
+
+def _unmasked(
+    latents: dict[str, Site], space: Space, sizes: tuple[int, ...]
+) -> Bool[Array, "B H"] | None:
+    """Where no mask takes a latent out of the model."""
+    fns = [latents[site.name]["fn"] for site in space.sites]
+    if not any(_has_mask(fn) for fn in fns):
+        return None
+    parts = []
+    for site, fn in zip(space.sites, fns, strict=True):
+        mask = entry_mask(fn, len(site.cells))
+        parts.append(by_datum(mask[None], site, space.layout, sizes, 0)[0])
+    return jnp.concatenate(parts, -1)
+
+
+def _has_mask(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            return True
+        fn = fn.base_dist
+    return False
+
+
+def prior_probs(latents: dict[str, Site], space: Space) -> Float[Array, "H V"]:
+    """Probabilities of each latent's codes in the model, in the mean of a run's data; 0 beyond."""
+    num_codes, parts = max(space.cardinalities), []
+    for site in space.sites:
+        base = base_distribution(latents[site.name]["fn"])
+        probs = jnp.exp(base.log_prob(base.enumerate_support()))
+        for dim in space.layout.dims:
+            if probs.ndim + dim - len(site.cells) > 0:
+                probs = probs.mean(dim - len(site.cells), keepdims=True)
+        probs = by_datum(probs, site, space.layout, (1,) * len(space.layout.dims), 0)[:, 0]
+        parts.append(jnp.pad(probs.T, ((0, 0), (0, num_codes - len(site.support)))))
+    return jnp.concatenate(parts)
+
+
+@contextmanager
+def open_plates(batch: Minibatch, name: str) -> Iterator[None]:
+    """The plates of a site, with the rows of this call."""
+    with ExitStack() as stack:
+        for frame in plates_of(batch.latents[name]).values():
+            with substitute(data=batch.subsamples):
+                full = batch.full_sizes[frame.name]
+                plate = numpyro.plate(frame.name, full, frame.size, frame.dim)
+            stack.enter_context(plate)
+        yield

@@ -1,0 +1,288 @@
+"""The discrete latents of a datum as one row of codes, for any NumPyro program.
+
+A truncated or enumerated posterior works on states: H codes, one per discrete latent of a datum,
+whatever sites these are in. `find_space` reads off the model which sites there are; `decode` turns
+codes into the values of these sites, `encode` the other way. A space holds no traced array, so it
+may be kept from one trace of a jitted function to the next.
+
+Shapes: codes ``(S, B, H)``, S states of each of B data, the cells of the plates that the discrete
+sites share; values of a site ``(S, *batch, *event)``, as `run_particles` takes them.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Integer, Num
+from numpyro.handlers import block, replay, seed, trace
+
+from numpyro_dvae.programs.draw import Draw
+from numpyro_dvae.programs.layout import find_layout
+from numpyro_dvae.programs.sites import (
+    Layout,
+    Site,
+    Trace,
+    base_distribution,
+    needs_score,
+    plates_of,
+    sample_sites,
+)
+
+__all__ = [
+    "CodedSite",
+    "Space",
+    "decode",
+    "encode",
+    "enumerate_draws",
+    "find_space",
+]
+
+
+class CodedSite(NamedTuple):
+    """A discrete site of a datum: how its value is made of codes."""
+
+    name: str
+    support: np.ndarray  # (num_codes, *event of one latent)
+    own_shape: tuple[int, ...]  # batch dims within a datum, those of shared plates as singletons
+    event_shape: tuple[int, ...]
+    is_range: bool  # the support is 0, 1, ..., so that a code is its value
+
+    @property
+    def num_latents(self) -> int:
+        """Latents per datum."""
+        return math.prod(self.own_shape) * math.prod(self.cells)
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """The event dims that hold one latent each."""
+        return self.event_shape[: len(self.event_shape) - self.support.ndim + 1]
+
+
+class Space(NamedTuple):
+    """The states of a datum."""
+
+    layout: Layout
+    sites: tuple[CodedSite, ...]
+
+    @property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Number of codes of each of the H latents."""
+        sizes = [(len(site.support),) * site.num_latents for site in self.sites]
+        return tuple(chain(*sizes))
+
+
+# ------------------------------------------------------------------------------- the model's space
+
+
+def find_space(
+    rng_key: Array, model: Callable, rest: Callable | None, args: tuple, kwargs: dict
+) -> Space:
+    """The states of a datum of `model`, whose other latents `rest` samples; computes nothing.
+
+    Raises:
+        ValueError: If a site that `rest` does not sample has no finite support, if one that it
+            does has no pathwise gradient, or if discrete sites share no plate.
+    """
+    found: list[Space] = []
+    program = latents_of(model, rest)
+
+    def inspect() -> None:
+        with Draw(rng_key, {}):
+            own = trace(seed(rest, rng_key)).get_trace(*args, **kwargs) if rest else {}
+            latents = trace(seed(program, rng_key)).get_trace(*args, **kwargs)
+        rest_sites = {name for name, _ in sample_sites(own)}
+        _check_latents(latents, rest_sites)
+        layout = find_layout(rng_key, model, program, args, kwargs)
+        sites = {name: site for name, site in sample_sites(latents) if name not in rest_sites}
+        _check_plates(layout, sites)
+        found.append(Space(layout, tuple(_code_site(n, s, layout) for n, s in sites.items())))
+
+    with block():
+        jax.eval_shape(inspect)
+    return found[0]
+
+
+def latents_of(model: Callable, rest: Callable | None) -> Callable:
+    """A program that samples the latents of `model`: `rest`, then the other sites' priors."""
+
+    def program(*args: Any, **kwargs: Any) -> None:
+        with trace() as own:
+            if rest is not None:
+                rest(*args, **kwargs)
+
+        def hide(msg: Site) -> bool:
+            observed = msg["type"] == "sample" and msg["is_observed"]
+            return observed or msg.get("name") in own
+
+        with block(hide_fn=hide), replay(trace=own):
+            model(*args, **kwargs)
+
+    return program
+
+
+def _check_latents(latents: Trace, rest: set[str]) -> None:
+    for name, site in sample_sites(latents):
+        kind = type(base_distribution(site["fn"])).__name__
+        if name in rest:
+            if needs_score(site) and not site["infer"].get("is_auxiliary"):
+                raise ValueError(
+                    f"site '{name}' ({kind}) of `rest` has no pathwise gradient. Leave a discrete "
+                    "site of a datum to the states, and give `rest` reparameterised sites only."
+                )
+        elif not _has_finite_support(site):
+            raise ValueError(
+                f"site '{name}' ({kind}) has no finite support, so no states of it can be listed. "
+                "Sample it in `rest`, a guide with reparameterised sites, or marginalise it; a "
+                "count can be cut off, as a Categorical."
+            )
+
+
+def _check_plates(layout: Layout, sites: Mapping[str, Site]) -> None:
+    if not layout.plates:
+        listed = ", ".join(f"'{name}' under {sorted(plates_of(s))}" for name, s in sites.items())
+        raise ValueError(
+            "the discrete sites of a datum must be under a plate that they share, and no site "
+            f"outside of it may depend on them; got {listed or 'no discrete site'}. Put them "
+            "under the data plate, or marginalise those that are global."
+        )
+
+
+def _has_finite_support(site: Site) -> bool:
+    return bool(getattr(base_distribution(site["fn"]), "has_enumerate_support", False))
+
+
+def _code_site(name: str, site: Site, layout: Layout) -> CodedSite:
+    base = base_distribution(site["fn"])
+    with jax.ensure_compile_time_eval():  # no code depends on a parameter
+        support = np.asarray(base.enumerate_support(expand=False))
+    support = support.reshape(len(support), *base.event_shape)
+    is_range = np.array_equal(support, np.arange(len(support)))
+    return CodedSite(
+        name, support, own_shape(site, layout), tuple(site["fn"].event_shape), is_range
+    )
+
+
+def own_shape(site: Site, layout: Layout) -> tuple[int, ...]:
+    """Batch shape of a site within one datum, shared plates as singletons."""
+    batch = (1,) * (layout.nesting - len(site["fn"].batch_shape)) + tuple(site["fn"].batch_shape)
+    own = [1 if dim - len(batch) in layout.dims else n for dim, n in enumerate(batch)]
+    return tuple(own)
+
+
+# ------------------------------------------------------------------------------- codes and values
+
+
+def decode(space: Space, codes: Num[Array, "S B H"], sizes: tuple[int, ...]) -> dict[str, Array]:
+    """Values of the discrete sites, ``(S, *batch, *event)``; `sizes` are those of the plates.
+
+    Real numbers stay what they are, for slopes in the codes 0, 1, ... of a site.
+    """
+    ends = np.cumsum([site.num_latents for site in space.sites])[:-1]
+    values, parts = {}, jnp.split(codes, ends, axis=-1)
+    for site, part in zip(space.sites, parts, strict=True):
+        dtype = part.dtype if _is_real(part) else site.support.dtype
+        value = part.astype(dtype) if site.is_range else jnp.asarray(site.support)[part]
+        value = value.reshape(len(codes), *sizes, *site.own_shape, *site.event_shape)
+        values[site.name] = _into_dims(value, space.layout)
+    return values
+
+
+def encode(
+    space: Space, values: Mapping[str, Array], sizes: tuple[int, ...]
+) -> Integer[Array, "S B H"]:
+    """Codes of the values of the discrete sites."""
+    parts = []
+    for site in space.sites:
+        cells = by_datum(values[site.name], site, space.layout, sizes, site.support.ndim - 1)
+        if not site.is_range:
+            same = jnp.expand_dims(cells, 3) == site.support
+            cells = same.reshape(*same.shape[:4], -1).all(-1).argmax(-1)
+        parts.append(cells.astype(int))
+    return jnp.concatenate(parts, -1)
+
+
+def _is_real(codes: Array) -> bool:
+    return jnp.issubdtype(codes.dtype, jnp.floating)
+
+
+def _into_dims(value: Array, layout: Layout) -> Array:
+    """From ``(S, *plates, *own batch, *event)``, swap the plates into their own batch dims."""
+    leading = 1 + len(layout.dims)
+    for axis, dim in enumerate(layout.dims, 1):
+        value = jnp.swapaxes(value, axis, leading + layout.nesting + dim)
+    return value.reshape(value.shape[0], *value.shape[leading:])
+
+
+def by_datum(
+    value: Array, site: CodedSite, layout: Layout, sizes: tuple[int, ...], event_dim: int
+) -> Array:
+    """``(S, *batch, *cells, *event)`` as ``(S, B, latents, *event)``, batch dims broadcast."""
+    batch = list(site.own_shape)
+    for dim, size in zip(layout.dims, sizes, strict=True):
+        batch[dim] = size
+    event = value.shape[value.ndim - event_dim :]
+    missing = 1 + layout.nesting + len(site.cells) + event_dim - value.ndim
+    value = value.reshape(value.shape[0], *[1] * missing, *value.shape[1:])
+    value = jnp.broadcast_to(value, (value.shape[0], *batch, *site.cells, *event))
+    places = range(1, 1 + len(sizes))
+    value = jnp.moveaxis(value, [1 + layout.nesting + dim for dim in layout.dims], places)
+    return value.reshape(value.shape[0], math.prod(sizes), site.num_latents, *event)
+
+
+def enumerate_draws(
+    rng_key: Array, guide: Callable, args: tuple, kwargs: dict, layout: Layout, max_states: int
+) -> dict[str, Array]:
+    """All joint values of the discrete guide sites of a datum, one after another on axis 0.
+
+    Returns:
+        For each site ``(S, *batch, *event)``, with singleton batch dims for the shared plates: the
+        S states are those of one datum, and all data go through them at once.
+
+    Raises:
+        ValueError: If a site has no finite support, or if S exceeds `max_states`.
+    """
+    space = _space_of_draws(rng_key, guide, args, kwargs, layout)
+    num_states = math.prod(space.cardinalities)
+    if num_states > max_states:
+        listed = ", ".join(f"'{s.name}': {len(s.support)}^{s.num_latents}" for s in space.sites)
+        raise ValueError(
+            f"enumeration needs {num_states} states per datum ({listed}), but `max_states` is "
+            f"{max_states}. Raise it, or use DAPS_ELBO or Reinforce_ELBO, which sample."
+        )
+    codes = jnp.asarray(all_codes(space.cardinalities))
+    return decode(space, codes[:, None], (1,) * len(layout.plates))
+
+
+def _space_of_draws(
+    rng_key: Array, guide: Callable, args: tuple, kwargs: dict, layout: Layout
+) -> Space:
+    """The states of what a guide draws; computes nothing."""
+    found: list[Space] = []
+
+    def inspect() -> None:
+        with Draw(rng_key, {}):
+            guide_trace = trace(seed(guide, rng_key)).get_trace(*args, **kwargs)
+        scored = {name: site for name, site in sample_sites(guide_trace) if name in layout.scored}
+        for name, site in scored.items():
+            if not _has_finite_support(site):
+                raise ValueError(
+                    f"site '{name}' ({type(base_distribution(site['fn'])).__name__}) has no finite "
+                    "support to enumerate. Give it a distribution with has_enumerate_support, or "
+                    "sample it: DAPS_ELBO, Reinforce_ELBO."
+                )
+        sites = tuple(_code_site(name, site, layout) for name, site in scored.items())
+        found.append(Space(layout, sites))
+
+    with block():
+        jax.eval_shape(inspect)
+    return found[0]
+
+
+def all_codes(cardinalities: tuple[int, ...]) -> np.ndarray:
+    """Every joint state, the first latent changing fastest, ``(S, H)``."""
+    places = np.cumprod([1, *cardinalities[:-1]])
+    return np.arange(math.prod(cardinalities))[:, None] // places % np.array(cardinalities)

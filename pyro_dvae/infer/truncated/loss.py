@@ -1,0 +1,264 @@
+"""Truncated posteriors optimised by evolution [1, 2], for any model with finite discrete latents.
+
+With q_n the exact posterior restricted to a set of S states (see `TruncatedGuide`), the bound is
+
+    ELBO = sum_n log sum over z in set n of p(x_n, z),    gap_n = -log p(z in set n | x_n):
+
+no encoder, no sampled gradient, no relaxation. E-step, without gradient: propose children of the
+states in a set, score them under the model, keep the S best distinct ones; so the bound never
+falls. M-step: the gradient of the bound, plain automatic differentiation through the logsumexp.
+
+With a weight beta on the rate, the best q_n on a set is ``∝ p(x|z)^(1/beta) p(z)`` and the
+beta-ELBO ``beta log sum p(x|z)^(1/beta) p(z)``, which the E- and M-step then raise; the reported
+loss stays minus the ELBO of that q_n.
+
+A site whose parameter has a closed form says so in ``infer={"closed_form": ...}`` (see
+`models.ClosedForm`); its statistics come from the pass that makes the bound, and the parameter is
+set whenever N data have been seen. Missing entries (masks) leave the bound and the statistics.
+
+References:
+    [1] Drefs, Guiraud, Panagiotou & Lücke. Direct evolutionary optimization of variational
+        autoencoders with binary latents. ECML PKDD, 2022. arXiv 2011.13704.
+    [2] Drefs, Guiraud & Lücke. Evolutionary variational optimization of generative models. JMLR
+        23(21), 2022.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor
+
+from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO
+from pyro_dvae.infer.truncated.estep import Evolved, codes_of, distinct, evolve_sets
+from pyro_dvae.infer.truncated.guide import TruncatedGuide
+from pyro_dvae.infer.truncated.scoring import Call, Scorer, log_weights
+from pyro_dvae.ops.evolution import Operator
+from pyro_dvae.programs.codes import decode
+from pyro_dvae.programs.run import Particles, run_particles
+from pyro_dvae.programs.statistics import Statistic
+
+__all__ = ["TruncatedInfo", "TruncatedState", "Truncated_ELBO"]
+
+
+class TruncatedState(NamedTuple):
+    """Step and beta, and what the closed forms have gathered since their last update."""
+
+    beta: BetaState
+    totals: dict[str, Tensor]  # site -> sum over data of q's mean statistic, one datum's shape
+    counts: dict[str, Tensor]  # site -> how many observed entries are in it
+    rows: int  # data seen
+
+
+class TruncatedInfo(NamedTuple):
+    """Means per datum of the last step."""
+
+    elbo: Float[Tensor, ""]  # nats
+    beta_elbo: Float[Tensor, ""]  # nats
+    rate: Float[Tensor, ""]  # bits that the latents carry
+    beta: float | Tensor
+    ess: Float[Tensor, ""]  # effective number of states, 1 / sum q_n^2, in [1, S]
+    replaced: Float[Tensor, ""]  # fraction of a set that the E-step has replaced
+
+
+class Truncated_ELBO(ParticleELBO):
+    """Evolve the sets of a `TruncatedGuide`, then ascend the bound that they make.
+
+    Evaluation without gradient leaves the sets as they are.
+
+    Args:
+        evolve: Makes children of a population of states, built from `ops.evolution`; the default
+            is ``chain(select(10), flip(9))``, fewer parents where S < 10.
+        generations: Rounds of children in a sweep, each from the children of the one before.
+        sweeps: E-steps per step, a number or a schedule ``step -> number``; 0 leaves the sets,
+            as in ``lambda step: step % 5 == 0``, five M-steps per E-step.
+        closed_form: Whether to make the updates that sites ask for, or a schedule.
+        beta: Weight of the rate, a positive number or a schedule.
+        target_rate: Bits per datum that the latents should carry; beta is then steered to it.
+
+    Raises:
+        ValueError: If an argument is out of range, or the guide is no `TruncatedGuide`.
+    """
+
+    def __init__(
+        self,
+        evolve: Operator | None = None,
+        *,
+        generations: int = 1,
+        sweeps: int | Callable[[int], int] = 1,
+        closed_form: bool | Callable[[int], bool] = True,
+        beta: float | Callable[[int], float] = 1.0,
+        target_rate: float | None = None,
+    ) -> None:
+        if not isinstance(generations, int) or generations < 1:
+            raise ValueError(f"`generations` must be an integer of at least 1; got {generations}.")
+        if not callable(sweeps) and (not isinstance(sweeps, int) or sweeps < 0):
+            raise ValueError(f"`sweeps` must be 0 or more, or a schedule; got {sweeps}.")
+        if not callable(beta) and not beta > 0:
+            raise ValueError(f"`beta` must be positive, or a schedule; got {beta}.")
+        super().__init__(1, beta=beta, target_rate=target_rate, closed_form_entropy=False)
+        self.evolve, self.generations = evolve, generations
+        self.sweeps, self.closed_form = sweeps, closed_form
+        self._forms: dict[str, Any] = {}
+        self._num_data = 0
+
+    def init_state(self) -> TruncatedState:
+        """What the first step needs."""
+        return TruncatedState(super().init_state(), {}, {}, 0)
+
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Float[Tensor, ""]:
+        """Minus the ELBO, with the bound's gradient; advances the sets and the state."""
+        if torch.is_grad_enabled():
+            self._set_closed_forms()
+        return super().differentiable_loss(model, guide, *args, **kwargs)
+
+    def loss_and_grads(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Float[Tensor, ""]:
+        """`differentiable_loss` and its backward pass; then the closed forms, if they are due."""
+        loss = super().loss_and_grads(model, guide, *args, **kwargs)
+        self._set_closed_forms()
+        return loss
+
+    def e_step(self, model: Callable, guide: Any, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
+        """Improve the sets of these data at fixed parameters, to warm them up or between steps.
+
+        Returns:
+            The fraction of the members that is new.
+        """
+        own, call, beta, step = self._read(model, guide, args, kwargs)
+        return self._evolve(guide, own, call, beta, self._current(self.sweeps, step)).replaced
+
+    # ------------------------------------------------------------------------------ E- and M-step
+
+    def _evaluate(self, model: Callable, guide: Any, args: tuple, kwargs: dict) -> Estimate:
+        own, call, beta, step = self._read(model, guide, args, kwargs)
+        sweeps = self._current(self.sweeps, step) if torch.is_grad_enabled() else 0
+        words, replaced = self._evolve(guide, own, call, beta, sweeps)
+        self._forms = call.batch.closed_forms if self._current(self.closed_form, step) else {}
+        self._num_data = call.batch.num_data
+        estimate = self._estimate(self._run_members(call, words, guide.rest), self.state)
+        return estimate._replace(info=estimate.info._replace(replaced=replaced))
+
+    def _read(
+        self, model: Callable, guide: Any, args: tuple, kwargs: dict
+    ) -> tuple[poutine.Trace, Call, float | Tensor, int]:
+        """One draw of the other latents, what the call is about, beta and the step."""
+        if not isinstance(guide, TruncatedGuide):
+            raise ValueError(
+                "Truncated_ELBO needs a guide that keeps states, TruncatedGuide(model, ...); got "
+                f"{type(guide).__name__}."
+            )
+        own = guide.draw_rest(args, kwargs)
+        call = guide.read(own, args, kwargs)._replace(model=model)
+        return own, call, self._current_beta(self.state.beta), self.state.beta.step
+
+    def _evolve(
+        self,
+        guide: TruncatedGuide,
+        own: poutine.Trace,
+        call: Call,
+        beta: float | Tensor,
+        sweeps: int,
+    ) -> Evolved:
+        words = guide.members(call)
+        if not sweeps:
+            return Evolved(words, torch.zeros(()))
+        with torch.no_grad():
+            scorer = Scorer(call, own, beta)
+            evolved = evolve_sets(scorer, words, self.evolve, self.generations, sweeps)
+            guide.store(call, evolved.words)
+        return evolved
+
+    @staticmethod
+    def _current(setting: Any, step: int) -> int:
+        """A number, or what its schedule says."""
+        return int(setting(step) if callable(setting) else setting)
+
+    def _run_members(self, call: Call, words: Tensor, rest: Callable | None) -> Particles:
+        """The members as particles of the model, with gradient; repeated ones weigh nothing."""
+        with poutine.replay(trace=call.batch.subsamples):
+            particles = run_particles(
+                call.model,
+                rest,
+                call.args,
+                call.kwargs,
+                call.space.layout,
+                len(words),
+                vectorize=call.vectorize,
+                values=decode(call.space, codes_of(call, words), call.batch.sizes),
+                closed_forms=self._forms,
+            )
+        first = distinct(call, words).reshape(particles.log_prior.shape)
+        return particles._replace(log_prior=torch.where(first, particles.log_prior, -math.inf))
+
+    def _estimate(self, particles: Particles, state: TruncatedState) -> Estimate:
+        beta = self._current_beta(state.beta)
+        scores = log_weights(particles, beta)
+        bound = beta * scores.logsumexp(0)
+        weights = scores.detach().softmax(0)
+        likelihood = torch.where(weights > 0, particles.log_likelihood.detach(), 0.0)
+        likelihood = (weights * likelihood).sum(0)
+        elbo = bound.detach() / beta + (1.0 - 1.0 / beta) * likelihood
+        rate = (likelihood - elbo).mean()
+        shared_rate = particles.shared_prior - particles.shared_q
+        shared = particles.shared_likelihood
+        return Estimate(
+            loss=-particles.scale * elbo.sum() - (shared + shared_rate).detach().mean(),
+            surrogate=-particles.scale * bound.sum() - (shared + beta * shared_rate).mean(),
+            info=TruncatedInfo(
+                elbo=elbo.mean(),
+                beta_elbo=bound.detach().mean(),
+                rate=rate / math.log(2),
+                beta=beta,
+                ess=(1.0 / weights.square().sum(0)).mean(),
+                replaced=torch.zeros_like(rate),
+            ),
+            state=self._next_state(particles, weights, state, rate),
+        )
+
+    # ------------------------------------------------------------------------------- closed forms
+
+    def _next_state(
+        self, particles: Particles, weights: Tensor, state: TruncatedState, rate: Tensor
+    ) -> TruncatedState:
+        """Add the statistics of these data to those since the last update."""
+        beta_state = self._next_beta_state(state.beta, rate)
+        if not particles.statistics:
+            return TruncatedState(beta_state, {}, {}, 0)
+        totals, counts = {}, {}
+        for name, statistic in particles.statistics.items():
+            total, count = _sums(statistic, weights)
+            if name in state.totals:  # after a resume they may be on another device
+                total = total + state.totals[name].to(total.device)
+                count = count + state.counts[name].to(count.device)
+            totals[name], counts[name] = total, count
+        return TruncatedState(beta_state, totals, counts, state.rows + weights[0].numel())
+
+    def _set_closed_forms(self) -> None:
+        """Set the parameters if all data have been seen since the last time.
+
+        Before or after a step, since autograd holds on to the values that a step has used.
+        """
+        if not self._forms or self.state.rows < self._num_data:
+            return
+        with torch.no_grad():
+            for name, form in self._forms.items():
+                total, count = self.state.totals[name], self.state.counts[name]
+                form.target.copy_(form.solve(total, count, form.target))
+        self.state = TruncatedState(self.state.beta, {}, {}, 0)
+
+
+def _sums(statistic: Statistic, weights: Float[Tensor, "S *plates"]) -> tuple[Tensor, Tensor]:
+    """Of q's mean statistic, and of the entries that no mask takes out, over data."""
+    value, num_plates = statistic.value, weights.dim() - 1
+    columns = value.flatten(1, num_plates).flatten(2)
+    mean = torch.einsum("sb,sbe->be", weights.flatten(1).to(value.dtype), columns)
+    plates = tuple(range(num_plates))
+    total = torch.where(statistic.mask, mean.reshape(value.shape[1:]), 0.0).sum(plates)
+    return total, statistic.mask.to(total.dtype).sum(plates)

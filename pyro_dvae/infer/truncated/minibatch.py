@@ -1,0 +1,182 @@
+"""What one call of a model is about: the rows of its plates, and what a mask takes out.
+
+A truncated posterior keeps something for every datum, so it must know which data a minibatch holds.
+The model says so itself, by its plates: their full sizes and the rows that they subsample.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from jaxtyping import Bool, Float, Int64
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_dvae.programs.codes import Space, by_datum, own_shape
+from pyro_dvae.programs.masks import entry_mask
+from pyro_dvae.programs.sites import Site, base_distribution, plates_of, sample_sites
+
+
+class Minibatch(NamedTuple):
+    """What one call of a model is about."""
+
+    subsamples: poutine.Trace  # the plates' rows as the call has drawn them, to be replayed
+    latents: dict[str, Site]  # the model's latent sites, of this call
+    sizes: tuple[int, ...]  # of the shared plates
+    num_data: int  # N, cells of the shared plates before subsampling
+    rows: Int64[Tensor, "B"]  # which of the N these data are
+    closed_forms: dict[str, Any]  # of sites that ask for them, the `models.ClosedForm`
+    unmasked: Bool[Tensor, "B H"] | None  # False where a mask takes a latent out; None: nowhere
+
+
+def read_minibatch(
+    model: Callable, own: poutine.Trace, space: Space, args: tuple, kwargs: dict
+) -> Minibatch:
+    """Run the model plainly, with the draws of `rest` in `own`, and read what it is about.
+
+    Plates that subsample do so as the surrounding handlers say, which see them.
+
+    Raises:
+        ValueError: If no site is observed, if a discrete site differs from the space's, or if the
+            rows of a plate cannot be found.
+    """
+
+    def hide(msg: Site) -> bool:
+        return msg["type"] != "sample" or not site_is_subsample(msg) or msg["name"] in own.nodes
+
+    with torch.no_grad(), poutine.block(hide_fn=hide), poutine.replay(trace=own):
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    latents = {n: site for n, site in sample_sites(trace) if not site["is_observed"]}
+    _check_sites(trace, latents, space)
+    frames = plates_of(latents[space.sites[0].name])
+    sizes: tuple[int, ...] = ()
+    num_data, rows = 1, torch.zeros(1, dtype=torch.long)
+    for frame in (frames[name] for name in space.layout.plates):
+        indices = _rows_of(trace, frame)
+        full = frame.full_size or frame.size
+        rows = (rows.to(indices.device)[:, None] * full + indices).flatten()
+        sizes, num_data = (*sizes, frame.size), num_data * full
+    subsamples = poutine.Trace()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site_is_subsample(site):
+            subsamples.nodes[name] = site
+    forms = {n: site["infer"].get("closed_form") for n, site in sample_sites(trace)}
+    forms = {name: form for name, form in forms.items() if form is not None}
+    kept = _unmasked(latents, space, sizes)
+    return Minibatch(subsamples, latents, sizes, num_data, rows, forms, kept)
+
+
+def _check_sites(trace: poutine.Trace, latents: dict[str, Site], space: Space) -> None:
+    if not any(site["is_observed"] for _, site in sample_sites(trace)):
+        raise ValueError(
+            "the model observes nothing in this call, so there is no posterior over its states. "
+            "Pass the data; to sample from the prior, call the model alone."
+        )
+    for site in space.sites:
+        found = latents.get(site.name)
+        shapes = found and (own_shape(found, space.layout), tuple(found["fn"].event_shape))
+        if shapes != (site.own_shape, site.event_shape):
+            raise ValueError(
+                f"site '{site.name}' had shape {(*site.own_shape, *site.event_shape)} per datum "
+                f"when its states were made, and is now {shapes and (*shapes[0], *shapes[1])}. "
+                "All data must have the same discrete sites; pad them, and mask the padding."
+            )
+
+
+def _rows_of(trace: poutine.Trace, frame: Any) -> Tensor:
+    """The subsample indices of a plate, in the range of its full size."""
+    site = trace.nodes.get(frame.name)
+    full = frame.full_size or frame.size
+    if site is None or site["value"] is None:
+        if frame.size != full:
+            raise ValueError(
+                f"the rows of plate '{frame.name}', {frame.size} of {full}, are not to be found. "
+                "Make the plate inside of the model, with pyro.plate."
+            )
+        return torch.arange(full)
+    indices = torch.as_tensor(site["value"])
+    if indices.device.type == "cpu" and len(indices):  # another device would have to be waited for
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= full:
+            raise ValueError(
+                f"plate '{frame.name}' has size {full}, so its rows are from 0 to {full - 1}; got "
+                f"rows from {low} to {high}. Check `subsample`, the rows of this minibatch."
+            )
+    return indices.long()
+
+
+def _unmasked(
+    latents: dict[str, Site], space: Space, sizes: tuple[int, ...]
+) -> Bool[Tensor, "B H"] | None:
+    """Where no mask, of a handler or of the distribution, takes a latent out of the model."""
+    masks = {site.name: entry_mask(latents[site.name], len(site.cells)) for site in space.sites}
+    if all(mask.numel() == 1 and bool(mask) for mask in masks.values()):
+        return None
+    parts = []
+    for site in space.sites:
+        part = by_datum(masks[site.name][None], site, space.layout, sizes, 0)[0]
+        parts.append(part.to(site.support.device))
+    return torch.cat(parts, -1)
+
+
+def prior_probs(latents: dict[str, Site], space: Space) -> Float[Tensor, "H V"]:
+    """Probabilities of each latent's codes in the model, in the mean of a run's data; 0 beyond."""
+    num_codes, parts = max(space.cardinalities), []
+    for site in space.sites:
+        base = base_distribution(latents[site.name]["fn"])
+        probs = base.log_prob(base.enumerate_support()).exp()
+        for dim in space.layout.dims:
+            if probs.dim() + dim - len(site.cells) > 0:
+                probs = probs.mean(dim - len(site.cells), keepdim=True)
+        probs = by_datum(probs, site, space.layout, (1,) * len(space.layout.dims), 0)[:, 0]
+        parts.append(torch.nn.functional.pad(probs.T, (0, num_codes - len(site.support))))
+    return torch.cat(parts)
+
+
+def open_plates(batch: Minibatch, name: str) -> ExitStack:
+    """The plates of a site, with the rows of this call; those that handlers have seen stay."""
+    stack = ExitStack()
+    for frame in plates_of(batch.latents[name]).values():
+        site = batch.subsamples.nodes.get(frame.name)
+        rows = None if site is None else site["value"]
+        with poutine.block():
+            plate = pyro.plate(
+                frame.name, frame.full_size or frame.size, frame.size, rows, frame.dim
+            )
+        stack.enter_context(plate)
+    return stack
+
+
+def draws_in(own: poutine.Trace, nesting: int) -> list[poutine.Trace]:
+    """The draws of `rest` one particle at a time, if handlers have made it draw several."""
+    depths = {name: _batch_dims(site) for name, site in sample_sites(own)}
+    sites: dict[str, Site] = dict(own.nodes)
+    counts = {len(sites[name]["value"]) for name, depth in depths.items() if depth > nesting}
+    return [_particle(own, depths, nesting, k) for k in range(max(counts, default=1))]
+
+
+def _particle(own: poutine.Trace, depths: dict[str, int], nesting: int, k: int) -> poutine.Trace:
+    drawn, sites = poutine.Trace(), dict(own.nodes)
+    site: Site
+    for name, site in sites.items():
+        if depths.get(name, 0) > nesting:
+            value = site["value"]
+            site = {**site, "value": value[k if len(value) > 1 else 0]}
+        drawn.nodes[name] = site
+    return drawn
+
+
+def given(own: poutine.Trace, nesting: int) -> dict[str, Tensor]:
+    """The draws of `rest` as `run_particles` takes them, without gradient."""
+    values = {}
+    for name, site in sample_sites(own):
+        value = site["value"].detach()
+        values[name] = value.reshape(*[1] * (nesting + 1 - _batch_dims(site)), *value.shape)
+    return values
+
+
+def _batch_dims(site: Site) -> int:
+    return site["value"].dim() - site["fn"].event_dim

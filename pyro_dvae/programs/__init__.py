@@ -1,0 +1,1 @@
+"""Run any model and guide, and say in arrays what happened."""

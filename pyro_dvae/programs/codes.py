@@ -1,0 +1,250 @@
+"""The discrete latents of a datum as one row of codes, for any Pyro program.
+
+A truncated or enumerated posterior works on states: H codes, one per discrete latent of a datum,
+whatever sites these are in. `find_space` reads off the model which sites there are; `decode` turns
+codes into the values of these sites, `encode` the other way.
+
+Shapes: codes ``(S, B, H)``, S states of each of B data, the cells of the plates that the discrete
+sites share; values of a site ``(S, *batch, *event)``, as `run_particles` takes them.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Integer, Num
+from pyro import poutine
+from torch import Tensor
+
+from pyro_dvae.programs.layout import find_layout
+from pyro_dvae.programs.sites import (
+    Layout,
+    Site,
+    base_distribution,
+    needs_score,
+    plates_of,
+    sample_sites,
+)
+
+__all__ = [
+    "CodedSite",
+    "Space",
+    "decode",
+    "encode",
+    "enumerate_draws",
+    "find_space",
+]
+
+
+class CodedSite(NamedTuple):
+    """A discrete site of a datum: how its value is made of codes."""
+
+    name: str
+    support: Tensor  # (num_codes, *event of one latent)
+    own_shape: tuple[int, ...]  # batch dims within a datum, those of shared plates as singletons
+    event_shape: tuple[int, ...]
+    is_range: bool  # the support is 0, 1, ..., so that a code is its value
+
+    @property
+    def num_latents(self) -> int:
+        """Latents per datum."""
+        return math.prod(self.own_shape) * math.prod(self.cells)
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """The event dims that hold one latent each."""
+        return self.event_shape[: len(self.event_shape) - self.support.dim() + 1]
+
+
+class Space(NamedTuple):
+    """The states of a datum."""
+
+    layout: Layout
+    sites: tuple[CodedSite, ...]
+
+    @property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Number of codes of each of the H latents."""
+        sizes = [(len(site.support),) * site.num_latents for site in self.sites]
+        return tuple(chain(*sizes))
+
+
+# ------------------------------------------------------------------------------- the model's space
+
+
+def find_space(model: Callable, rest: Callable | None, args: tuple, kwargs: dict) -> Space:
+    """The states of a datum of `model`, whose other latents `rest` samples.
+
+    Raises:
+        ValueError: If a site that `rest` does not sample has no finite support, if one that it
+            does has no pathwise gradient, or if discrete sites share no plate.
+    """
+    program = latents_of(model, rest)
+    with poutine.block(), torch.no_grad():
+        own = poutine.trace(rest).get_trace(*args, **kwargs) if rest else poutine.Trace()
+        trace = poutine.trace(program).get_trace(*args, **kwargs)
+        _check_latents(trace, {name for name, _ in sample_sites(own)})
+        layout = find_layout(model, program, args, kwargs)
+    sites = {name: site for name, site in sample_sites(trace) if name not in own.nodes}
+    if not layout.plates:
+        listed = ", ".join(f"'{name}' under {sorted(plates_of(s))}" for name, s in sites.items())
+        raise ValueError(
+            "the discrete sites of a datum must be under a plate that they share, and no site "
+            f"outside of it may depend on them; got {listed or 'no discrete site'}. Put them "
+            "under the data plate, or marginalise those that are global."
+        )
+    return Space(layout, tuple(_code_site(n, s, layout) for n, s in sites.items()))
+
+
+def latents_of(model: Callable, rest: Callable | None) -> Callable:
+    """A program that samples the latents of `model`: `rest`, then the other sites' priors."""
+
+    def program(*args: Any, **kwargs: Any) -> None:
+        with poutine.trace() as own:
+            if rest is not None:
+                rest(*args, **kwargs)
+        nodes = own.trace.nodes
+        with (
+            poutine.block(hide_fn=lambda msg: msg["name"] in nodes or _is_observed(msg)),
+            poutine.replay(trace=own.trace),
+        ):
+            model(*args, **kwargs)
+
+    return program
+
+
+def _is_observed(msg: Site) -> bool:
+    return msg["type"] == "sample" and msg["is_observed"]
+
+
+def _check_latents(trace: poutine.Trace, rest: set[str]) -> None:
+    for name, site in sample_sites(trace):
+        kind = type(base_distribution(site["fn"])).__name__
+        if name in rest:
+            if needs_score(site) and not site["infer"].get("is_auxiliary"):
+                raise ValueError(
+                    f"site '{name}' ({kind}) of `rest` has no pathwise gradient. Leave a discrete "
+                    "site of a datum to the states, and give `rest` reparameterised sites only."
+                )
+        elif not _has_finite_support(site):
+            raise ValueError(
+                f"site '{name}' ({kind}) has no finite support, so no states of it can be listed. "
+                "Sample it in `rest`, a guide with reparameterised sites, or marginalise it; a "
+                "count can be cut off, as a Categorical."
+            )
+
+
+def _has_finite_support(site: Site) -> bool:
+    return getattr(base_distribution(site["fn"]), "has_enumerate_support", False)
+
+
+def _code_site(name: str, site: Site, layout: Layout) -> CodedSite:
+    base = base_distribution(site["fn"])
+    support = base.enumerate_support(expand=False)
+    support = support.reshape(len(support), *base.event_shape)
+    is_range = support.dim() == 1 and support.tolist() == list(range(len(support)))
+    return CodedSite(
+        name, support, own_shape(site, layout), tuple(site["fn"].event_shape), is_range
+    )
+
+
+def own_shape(site: Site, layout: Layout) -> tuple[int, ...]:
+    """Batch shape of a site within one datum, shared plates as singletons."""
+    batch = (1,) * (layout.nesting - len(site["fn"].batch_shape)) + tuple(site["fn"].batch_shape)
+    own = [1 if dim - len(batch) in layout.dims else n for dim, n in enumerate(batch)]
+    return tuple(own)
+
+
+# ------------------------------------------------------------------------------- codes and values
+
+
+def decode(space: Space, codes: Num[Tensor, "S B H"], sizes: tuple[int, ...]) -> dict[str, Tensor]:
+    """Values of the discrete sites, ``(S, *batch, *event)``; `sizes` are those of the plates.
+
+    Real numbers stay what they are, for slopes in the codes 0, 1, ... of a site.
+    """
+    widths = [site.num_latents for site in space.sites]
+    values, parts = {}, codes.split(widths, -1) if len(widths) > 1 else (codes,)
+    for site, part in zip(space.sites, parts, strict=True):
+        dtype = part.dtype if part.is_floating_point() else site.support.dtype
+        value = part.to(dtype) if site.is_range else site.support[part.long()]
+        value = value.reshape(len(codes), *sizes, *site.own_shape, *site.event_shape)
+        values[site.name] = _into_dims(value, space.layout)
+    return values
+
+
+def encode(
+    space: Space, values: Mapping[str, Tensor], sizes: tuple[int, ...]
+) -> Integer[Tensor, "S B H"]:
+    """Codes of the values of the discrete sites."""
+    parts = []
+    for site in space.sites:
+        cells = by_datum(values[site.name], site, space.layout, sizes, site.support.dim() - 1)
+        if not site.is_range:
+            same = (cells.unsqueeze(3) == site.support).flatten(4).all(-1)
+            cells = same.to(torch.uint8).argmax(-1)
+        parts.append(cells.long())
+    return torch.cat(parts, -1)
+
+
+def _into_dims(value: Tensor, layout: Layout) -> Tensor:
+    """From ``(S, *plates, *own batch, *event)``, swap the plates into their own batch dims."""
+    leading = 1 + len(layout.dims)
+    for axis, dim in enumerate(layout.dims):
+        value = value.transpose(1 + axis, leading + layout.nesting + dim)
+    return value.reshape(value.shape[0], *value.shape[leading:])
+
+
+def by_datum(
+    value: Tensor, site: CodedSite, layout: Layout, sizes: tuple[int, ...], event_dim: int
+) -> Tensor:
+    """``(S, *batch, *cells, *event)`` as ``(S, B, latents, *event)``, batch dims broadcast."""
+    batch = list(site.own_shape)
+    for dim, size in zip(layout.dims, sizes, strict=True):
+        batch[dim] = size
+    event = value.shape[value.dim() - event_dim :]
+    own = (1 + layout.nesting + len(site.cells) + event_dim) - value.dim()
+    value = value.reshape(*value.shape[:1], *[1] * own, *value.shape[1:])
+    value = value.expand(value.shape[0], *batch, *site.cells, *event)
+    places = tuple(range(1, 1 + len(sizes)))
+    value = value.movedim([1 + layout.nesting + dim for dim in layout.dims], places)
+    return value.reshape(value.shape[0], math.prod(sizes), site.num_latents, *event)
+
+
+def enumerate_draws(
+    guide: Callable, args: tuple, kwargs: dict, layout: Layout, max_states: int
+) -> dict[str, Tensor]:
+    """All joint values of the discrete guide sites of a datum, one after another on axis 0.
+
+    Returns:
+        For each site ``(S, *batch, *event)``, with singleton batch dims for the shared plates: the
+        S states are those of one datum, and all data go through them at once.
+
+    Raises:
+        ValueError: If a site has no finite support, or if S exceeds `max_states`.
+    """
+    with torch.no_grad():
+        trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    scored = {name: site for name, site in sample_sites(trace) if name in layout.scored}
+    for name, site in scored.items():
+        if not _has_finite_support(site):
+            raise ValueError(
+                f"site '{name}' ({type(base_distribution(site['fn'])).__name__}) has no finite "
+                "support to enumerate. Give it a distribution with has_enumerate_support, or "
+                "sample it: DAPS_ELBO, Reinforce_ELBO."
+            )
+    space = Space(layout, tuple(_code_site(n, s, layout) for n, s in scored.items()))
+    num_states = math.prod(space.cardinalities)
+    if num_states > max_states:
+        listed = ", ".join(f"'{s.name}': {len(s.support)}^{s.num_latents}" for s in space.sites)
+        raise ValueError(
+            f"enumeration needs {num_states} states per datum ({listed}), but `max_states` is "
+            f"{max_states}. Raise it, or use DAPS_ELBO or Reinforce_ELBO, which sample."
+        )
+    sizes = torch.tensor(space.cardinalities)
+    places = torch.tensor([math.prod(sizes[:h].tolist()) for h in range(len(sizes))])
+    codes = torch.arange(num_states)[:, None] // places % sizes
+    codes = codes.to(space.sites[0].support.device) if space.sites else codes
+    return decode(space, codes[:, None], (1,) * len(layout.plates))

@@ -1,0 +1,98 @@
+"""Log-densities of many states at once, without copies of parameters that they share.
+
+Torch broadcasts a distribution's parameters to the shape of all its draws and then works on each
+copy: for a thousand data and hundreds of states that is several times the cost of a decoder. Here a
+parameter that was only expanded is worked on once, and sums over a datum's entries become products
+of matrices. The values are the same, to rounding.
+"""
+
+import math
+
+import torch
+from pyro import distributions as dist
+from pyro.distributions.util import broadcast_shape
+from torch import Tensor
+from torch.nn import functional
+
+from pyro_dvae.programs.sites import Site, log_prob
+
+_NORMAL = torch.distributions.Normal.log_prob
+_BERNOULLI = torch.distributions.Bernoulli.log_prob
+
+
+def fast_log_prob(site: Site) -> Tensor:
+    """Log-density of a model's site; the distribution's own, if there is no faster way."""
+    fn, num_dims, masks = site["fn"], 0, []
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            masks.append((fn._mask, num_dims))
+        else:
+            num_dims += fn.reinterpreted_batch_ndims
+        fn = fn.base_dist
+    kind = getattr(type(fn), "log_prob", None)
+    within = all(inner == num_dims and isinstance(mask, Tensor) for mask, inner in masks)
+    if kind not in (_NORMAL, _BERNOULLI) or not num_dims or not within or len(masks) > 1:
+        return log_prob(site)
+    if site["is_observed"] and fn._validate_args:
+        fn._validate_sample(site["value"])
+    mask = _unexpanded(masks[0][0]) if masks else None
+    if kind is _NORMAL:
+        value = _normal(fn.loc, fn.scale, site["value"], mask, num_dims)
+    else:
+        value = _bernoulli(fn.logits, site["value"], mask, num_dims)
+    return value.expand(broadcast_shape(value.shape, site["fn"].batch_shape))
+
+
+def _normal(
+    loc: Tensor, scale: Tensor, value: Tensor, mask: Tensor | None, num_dims: int
+) -> Tensor:
+    dims, scale, event = tuple(range(-num_dims, 0)), _unexpanded(scale), loc.shape[-num_dims:]
+    num_scales = scale.shape[-num_dims:].numel()
+    value, loc = torch.broadcast_tensors(value, loc)
+    square = functional.mse_loss(loc, value, reduction="none")  # fused, in one piece of memory
+    log_norm = scale.log() + 0.5 * math.log(2 * math.pi)
+    has_gradient = square.requires_grad or scale.requires_grad
+    if mask is None and scale.numel() == num_scales and not has_gradient:
+        weights = (-0.5 / scale.square()).reshape(scale.shape[-num_dims:]).expand(event)
+        offset = log_norm.sum() * (event.numel() / num_scales)
+        return _affine(square.flatten(-num_dims), weights.contiguous().flatten(), -offset)
+    if num_scales > 1:
+        square = square / scale.square()
+    if mask is None:
+        square, log_norm = square.sum(dims), log_norm.sum(dims) * (event.numel() / num_scales)
+    else:
+        square = torch.where(mask, square, 0.0).sum(dims)
+        log_norm = torch.where(mask, log_norm, 0.0).sum(dims)
+    if num_scales == 1:
+        square = square / scale.square().sum(dims)
+    return -0.5 * square - log_norm
+
+
+def _bernoulli(logits: Tensor, value: Tensor, mask: Tensor | None, num_dims: int) -> Tensor:
+    """``sum z a - log(1 + e^a)`` with the logits a."""
+    dims, event = tuple(range(-num_dims, 0)), value.shape[-num_dims:]
+    logits, value = _unexpanded(logits), value.to(logits.dtype)
+    if mask is not None:
+        cells = torch.where(mask, value * logits - functional.softplus(logits), 0.0)
+        return cells.sum(dims)
+    log_norm = functional.softplus(logits).sum(dims)
+    log_norm = log_norm * (event.numel() / logits.shape[-num_dims:].numel())
+    if logits.numel() == event.numel() == logits.shape[-num_dims:].numel():
+        return _affine(value.flatten(-num_dims), logits.flatten(), -log_norm.flatten())
+    return (value * logits).sum(dims) - log_norm
+
+
+def _affine(rows: Tensor, weights: Tensor, offset: Tensor) -> Tensor:
+    """A matrix times a vector, plus a number; with all digits under autocast, too."""
+    if torch.is_autocast_enabled(rows.device.type):
+        return (rows * weights).sum(-1) + offset
+    sums = torch.addmv(offset.reshape(1), rows.reshape(-1, len(weights)), weights)
+    return sums.view(rows.shape[:-1])
+
+
+def _unexpanded(value: Tensor) -> Tensor:
+    """One of the copies that `expand` has made, in size 1."""
+    for dim, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            value = value.narrow(dim, 0, 1)
+    return value
