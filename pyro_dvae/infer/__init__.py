@@ -16,6 +16,7 @@ Swap them as the loss of an `SVI` or as an `ELBOModule`:
 
 from pyro_dvae.infer.daps import DAPS_ELBO
 from pyro_dvae.infer.disarm import DisARM_ELBO
+from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
 from pyro_dvae.infer.exact import Exact_ELBO
 from pyro_dvae.infer.quantization import VQ_ELBO
 from pyro_dvae.infer.reinforce import Reinforce_ELBO
@@ -25,6 +26,7 @@ from pyro_dvae.infer.truncated.loss import Truncated_ELBO
 from pyro_dvae.infer.truncated.proposals import informed_flip, prior_flip
 from pyro_dvae.infer.vimco import VIMCO_ELBO
 from pyro_dvae.infer.wake_sleep import WakeSleep_ELBO
+from pyro_dvae.programs.record import Particles
 
 __all__ = [
     "DAPS_ELBO",
@@ -32,6 +34,10 @@ __all__ = [
     "VQ_ELBO",
     "DisARM_ELBO",
     "Exact_ELBO",
+    "Gain",
+    "Objective",
+    "ParticleELBO",
+    "Particles",
     "Reinforce_ELBO",
     "TruncatedGuide",
     "Truncated_ELBO",

@@ -14,7 +14,7 @@ That needs both halves to have the same p. A site whose logits depend on other d
     ½ (f(z) - f(z')) (grad log q(z) - grad log q(z')),
 
 leave-one-out REINFORCE within the pair. Given all else in z', such a draw of z has the score's mean
-of zero, so the whole stays unbiased; `find_pairs` tells the two kinds of sites apart.
+of zero, so the whole stays unbiased; `DisARM_ELBO.inspect` tells the two kinds of sites apart.
 
 References:
     [1] Dong, Mnih & Tucker. DisARM: an antithetic gradient estimator for binary latent
@@ -25,27 +25,91 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from pyro_dvae.ops.multisample import antithetic_advantages
-from pyro_dvae.programs.layout import find_pairs
-from pyro_dvae.programs.run import Particles
-from pyro_dvae.programs.sites import Layout
+from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
+from pyro_dvae.ops.multisample import antithetic_advantages, antithetic_draw, antithetic_factor
+from pyro_dvae.programs.draw import Sampler
+from pyro_dvae.programs.layout import independent_sites
+from pyro_dvae.programs.pair import Layout, Pair, Run
+from pyro_dvae.programs.record import Ledger, Particles, draw_log_prob
+from pyro_dvae.programs.sites import Site
 
-__all__ = ["DisARMInfo", "DisARM_ELBO"]
+__all__ = ["AntitheticSampler", "DisARM_ELBO", "antithetic_pairs"]
 
 
-class DisARMInfo(NamedTuple):
-    """Means per datum of the last step."""
+def antithetic_pairs(
+    beta_elbo: Float[Tensor, "K *plates"], log_pair: Float[Tensor, "K *plates"]
+) -> Float[Tensor, "*plates"]:
+    """The estimator of K/2 antithetic pairs, particles k and k + K/2.
 
-    elbo: Float[Tensor, ""]  # nats
-    beta_elbo: Float[Tensor, ""]  # nats
-    rate: Float[Tensor, ""]  # bits that the latents carry
-    beta: float | Tensor
+    Args:
+        beta_elbo: f of each particle, with its gradient along the pathwise parts.
+        log_pair: Log-probability of each draw under the guide, of sites drawn in pairs each
+            latent's by its ``max(p, 1 - p)``.
+
+    Returns:
+        What is ascended, for each datum.
+
+    Example:
+        >>> f, log_q = torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1, requires_grad=True)
+        >>> antithetic_pairs(f, log_q).sum().backward()
+        >>> log_q.grad.flatten()  # (f(z) - f(z')) / 2 and its opposite
+        tensor([-1.,  1.])
+    """
+    return (antithetic_advantages(beta_elbo) * log_pair + beta_elbo).mean(0)
+
+
+class AntitheticSampler:
+    """Draws some sites in pairs, both of a pair from the same uniforms.
+
+    Args:
+        names: Of the Bernoulli sites that it draws.
+        num_particles: K, even.
+    """
+
+    def __init__(self, names: tuple[str, ...], num_particles: int) -> None:
+        self.names, self.num_pairs = names, num_particles // 2
+        self._uniforms: dict[tuple[str, int], Tensor] = {}
+
+    def draws(self, name: str) -> bool:
+        """Whether it draws this site."""
+        return name in self.names
+
+    def __call__(self, site: Site, shape: tuple[int, ...], particle: int | None) -> Tensor:
+        """Values of one particle, or of all."""
+        probs = site.fn.mean.detach()
+        if particle is None:
+            uniforms = probs.new_empty((self.num_pairs, *shape)).uniform_()
+            halves = [antithetic_draw(probs, uniforms, mirrored) for mirrored in (False, True)]
+            return torch.cat(halves).to(probs.dtype)
+        key, mirrored = (site.name, particle % self.num_pairs), particle >= self.num_pairs
+        if not mirrored:
+            self._uniforms[key] = torch.rand_like(probs)
+        return antithetic_draw(probs, self._uniforms[key], mirrored).to(probs.dtype)
+
+
+def read_pairs(run: Run, layout: Layout, num_particles: int) -> Float[Tensor, "K *plates"]:
+    """As `Particles.log_draw`, each latent of a pair weighed by its factor."""
+    ledger = Ledger(layout, num_particles)
+    for site in run.guide.values():
+        if site.needs_score and not site.is_observed:
+            if site.by_sampler:
+                values = _weighed_log_prob(site)
+            else:
+                values = draw_log_prob(site, site.log_prob())
+            ledger.add_bare("draw", site, values)
+    return ledger.total("draw")
+
+
+def _weighed_log_prob(site: Site) -> Tensor:
+    base = site.base
+    weighed = antithetic_factor(base.probs) * base.log_prob(site.value)
+    return weighed.sum(tuple(range(-site.fn.event_dim, 0))) if site.fn.event_dim else weighed
 
 
 class DisARM_ELBO(ParticleELBO):
@@ -53,7 +117,11 @@ class DisARM_ELBO(ParticleELBO):
 
     Args:
         num_particles: K, even: particles k and k + K/2 are a pair.
-        **options: See `ParticleELBO`.
+        closed_form_entropy: See `ParticleELBO`.
+        beta: See `ParticleELBO`.
+        target_rate: See `ParticleELBO`.
+        max_plate_nesting: See `ParticleELBO`.
+        vectorize_particles: See `ParticleELBO`.
 
     Raises:
         ValueError: If K is odd; on the first step, if a site of the guide that needs the score
@@ -61,34 +129,51 @@ class DisARM_ELBO(ParticleELBO):
     """
 
     min_particles = 2
+    reads: ClassVar = {"log_pair": read_pairs}
 
-    def __init__(self, num_particles: int = 2, **options: Any) -> None:
+    def __init__(
+        self,
+        num_particles: int = 2,
+        *,
+        closed_form_entropy: bool = True,
+        beta: float | Callable[[int], float] = 1.0,
+        target_rate: float | None = None,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = True,
+    ) -> None:
         if isinstance(num_particles, int) and num_particles % 2:
             raise ValueError(
                 f"`num_particles` must be even for DisARM_ELBO, which draws pairs; got "
                 f"{num_particles}."
             )
-        super().__init__(num_particles, **options)
-
-    def _find_layout(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Layout:
-        layout = super()._find_layout(model, guide, args, kwargs)
-        return layout._replace(paired=find_pairs(guide, args, kwargs))
-
-    def _estimate(self, particles: Particles, state: BetaState) -> Estimate:
-        beta = self._current_beta(state)
-        value = objective(particles, beta)
-        draw = particles.log_draw if particles.paired_draw is None else particles.paired_draw
-        advantages = antithetic_advantages(value.beta_elbo)
-        gain = (advantages * draw + value.beta_elbo).mean(0).sum()
-        rate = (particles.log_likelihood - value.elbo).detach().mean()
-        return Estimate(
-            loss=-particles.scale * value.elbo.mean(0).sum() - value.shared_elbo.mean(),
-            surrogate=-particles.scale * gain - value.shared_beta_elbo.mean(),
-            info=DisARMInfo(
-                elbo=value.elbo.detach().mean(),
-                beta_elbo=value.beta_elbo.detach().mean(),
-                rate=rate / math.log(2),
-                beta=beta,
-            ),
-            state=self._next_beta_state(state, rate),
+        super().__init__(
+            num_particles,
+            beta=beta,
+            target_rate=target_rate,
+            closed_form_entropy=closed_form_entropy,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
         )
+
+    def inspect(self, pair: Pair) -> tuple[str, ...]:
+        """The sites that can be drawn in pairs: their probabilities depend on no other draw."""
+        return independent_sites(pair, _probability)
+
+    def sampler(self, pair: Pair) -> Sampler:
+        """Draws these sites in pairs."""
+        return AntitheticSampler(pair.notes, self.num_particles)
+
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any
+    ) -> Gain:
+        """Compare the two of each pair."""
+        return Gain(antithetic_pairs(objective.beta_elbo, particles.extras["log_pair"]))
+
+
+def _probability(site: Site) -> Tensor:
+    if not isinstance(site.base, torch.distributions.Bernoulli):
+        raise ValueError(
+            f"site '{site.name}' of the guide is {site.family}, but antithetic pairs are of "
+            "Bernoulli draws. Make it Bernoulli, or use Reinforce_ELBO, VIMCO_ELBO or DAPS_ELBO."
+        )
+    return site.fn.mean

@@ -1,10 +1,12 @@
-"""The edge that all losses share: particles in, minus the ELBO out, state kept between steps.
+"""The edge that all losses share: particles in, minus the ELBO out, memory kept between steps.
 
-An algorithm is a pure function from `Particles` and its state to an `Estimate`; `ParticleELBO` runs
-the programs, keeps the state and speaks Pyro's loss protocol. The value of every loss is minus
-the ELBO in nats, as Pyro scales it, whatever surrogate makes the gradient; so curves of different
-algorithms share one axis. Objectives with a weight beta on the rate (Higgins et al. [1]) are
-reported in `info`.
+An algorithm is a pure function of arrays, and a subclass of `ParticleELBO` that says what it reads
+of a run and calls that function in `gain`. `ParticleELBO` does the rest: it runs the programs,
+makes loss and surrogate, keeps beta and the memory, and speaks Pyro's loss protocol.
+
+The value of every loss is minus the ELBO in nats, as Pyro scales it, whatever surrogate makes the
+gradient; so curves of different algorithms share one axis. Objectives with a weight beta on the
+rate (Higgins et al. [1]) are reported in `info`.
 
 References:
     [1] Higgins et al. beta-VAE: learning basic visual concepts with a constrained variational
@@ -14,31 +16,53 @@ References:
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections import namedtuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_dvae.programs.draw import Sampler, run_traces
 from pyro_dvae.programs.layout import find_layout
-from pyro_dvae.programs.run import Particles, run_particles, takes_particles
-from pyro_dvae.programs.sites import Layout
+from pyro_dvae.programs.pair import Layout, Pair
+from pyro_dvae.programs.record import Particles, Reader
+from pyro_dvae.programs.run import run_particles, takes_particles
 
-__all__ = ["BetaState", "Estimate", "Objective", "ParticleELBO", "objective"]
+__all__ = [
+    "BetaState",
+    "Gain",
+    "Info",
+    "LossState",
+    "Objective",
+    "ParticleELBO",
+    "info_type",
+    "make_objective",
+]
 
 _RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
 
 
-class Estimate(NamedTuple):
+class Objective(NamedTuple):
+    """The beta-ELBO of each particle and its parts, in nats."""
+
+    log_likelihood: Float[Tensor, "K *plates"]
+    elbo: Float[Tensor, "K *plates"]  # log p - log q
+    beta_elbo: Float[Tensor, "K *plates"]  # log p(x|z) + beta (log p(z) - log q)
+    shared_elbo: Float[Tensor, "K"]  # of what the data share
+    shared_beta_elbo: Float[Tensor, "K"]
+
+
+class Gain(NamedTuple):
     """What an algorithm returns for one batch of particles."""
 
-    loss: Float[Tensor, ""]  # minus the ELBO
-    surrogate: Float[Tensor, ""]  # its gradient is the estimator's
-    info: Any  # a NamedTuple of detached scalars, for logs
-    state: Any  # a NamedTuple that the next step needs
+    value: Float[Tensor, "*plates"]  # to be ascended; its gradient is the estimator's
+    info: Mapping[str, Any] = MappingProxyType({})  # scalars of its own, for logs
+    memory: Any = None  # what its next step needs: tensors and numbers in tuples and dicts
+    objective: Objective | None = None  # expected, (1, *plates), if no mean over the particles
 
 
 class BetaState(NamedTuple):
@@ -48,16 +72,37 @@ class BetaState(NamedTuple):
     log_beta: float | Tensor
 
 
-class Objective(NamedTuple):
-    """The beta-ELBO of each particle and its parts."""
+class LossState(NamedTuple):
+    """What the next step needs."""
 
-    elbo: Float[Tensor, "K *plates"]  # log p - log q
-    beta_elbo: Float[Tensor, "K *plates"]  # log p(x|z) + beta (log p(z) - log q)
-    shared_elbo: Float[Tensor, "K"]
-    shared_beta_elbo: Float[Tensor, "K"]
+    beta: BetaState
+    memory: Any  # the algorithm's own
 
 
-def objective(particles: Particles, beta: float | Tensor) -> Objective:
+class Info(NamedTuple):
+    """Means per datum of the last step."""
+
+    elbo: Float[Tensor, ""]  # nats
+    beta_elbo: Float[Tensor, ""]  # nats
+    rate: Float[Tensor, ""]  # bits that the latents carry
+    beta: float | Tensor
+
+
+def info_type(module: str, name: str, *fields: str) -> Any:
+    """A named tuple with the fields of `Info` and scalars of an algorithm's own."""
+    return namedtuple(name, (*Info._fields, *fields), module=module)
+
+
+class _Estimate(NamedTuple):
+    """One evaluation of a loss."""
+
+    loss: Float[Tensor, ""]  # minus the ELBO
+    surrogate: Float[Tensor, ""]  # its gradient is the estimator's
+    info: Any
+    state: LossState
+
+
+def make_objective(particles: Particles, beta: float | Tensor) -> Objective:
     """ELBO and beta-ELBO of each particle; entropies in closed form where the record has them.
 
     No gradient flows through a sampled ``-log q`` of discrete sites: its mean is zero.
@@ -66,18 +111,19 @@ def objective(particles: Particles, beta: float | Tensor) -> Objective:
         entropy = -particles.log_q_discrete.detach()
     else:
         entropy = particles.entropy
-    rate = particles.log_prior - particles.log_q_rest + entropy  # minus the KL's integrand
-    shared_rate = particles.shared_prior - particles.shared_q
+    negative_rate = particles.log_prior - particles.log_q_pathwise + entropy
+    shared_negative_rate = particles.shared_prior - particles.shared_q
     return Objective(
-        elbo=particles.log_likelihood + rate,
-        beta_elbo=particles.log_likelihood + beta * rate,
-        shared_elbo=particles.shared_likelihood + shared_rate,
-        shared_beta_elbo=particles.shared_likelihood + beta * shared_rate,
+        log_likelihood=particles.log_likelihood,
+        elbo=particles.log_likelihood + negative_rate,
+        beta_elbo=particles.log_likelihood + beta * negative_rate,
+        shared_elbo=particles.shared_likelihood + shared_negative_rate,
+        shared_beta_elbo=particles.shared_likelihood + beta * shared_negative_rate,
     )
 
 
 class ParticleELBO(ELBO):
-    """Base of the losses: subclass it with one pure method, `_estimate`.
+    """Base of the losses: subclass it with one method, `gain`.
 
     Args:
         num_particles: K, draws of the latents per datum.
@@ -91,11 +137,16 @@ class ParticleELBO(ELBO):
 
     Attributes:
         state: What the next step needs; save and restore it with the optimiser's.
-        info: Scalars of the last step, for logs.
+        info: Scalars of the last step, for logs: `Info`, and the algorithm's own.
+
+    Raises:
+        ValueError: If an argument is out of range; on a call, if the programs cannot be handled.
     """
 
-    min_particles = 1
-    with_codes = False
+    min_particles: int = 1
+    reads: ClassVar[Mapping[str, Reader]] = MappingProxyType({})  # into `Particles.extras`
+    pathwise: ClassVar[bool] = True  # whether reparameterised draws of a datum keep their gradient
+    info_class: ClassVar[Any] = Info  # made by `info_type` if `Gain.info` has scalars
 
     def __init__(
         self,
@@ -121,36 +172,57 @@ class ParticleELBO(ELBO):
         self.beta, self.target_rate = beta, target_rate
         self.closed_form_entropy = closed_form_entropy
         self.info: Any = None
-        self.state: Any = self.init_state()
-        self._pair: tuple[Any, Any] | None = None
-        self._layout: Layout | None = None
+        self.state = self.init_state()
+        self._prepared: Pair | None = None
+
+    # ---------------------------------------------------------------- what an algorithm brings
 
     @abstractmethod
-    def _estimate(self, particles: Particles, state: Any) -> Estimate:
-        """The algorithm: pure, no host synchronisation."""
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any
+    ) -> Gain:
+        """The algorithm: pure, no host synchronisation.
 
-    def _values(
-        self, guide: Callable, args: tuple, kwargs: dict, layout: Layout
-    ) -> dict[str, Tensor] | None:
-        """Values of guide sites in place of draws; None to sample."""
+        Args:
+            particles: Log-densities per particle and datum, and what `reads` made.
+            objective: ELBO and beta-ELBO of each particle.
+            beta: Weight of the rate at this step.
+            memory: What `init_memory` or the step before returned.
+        """
+
+    def init_memory(self) -> Any:
+        """What the algorithm's first step remembers."""
         return None
 
-    def init_state(self) -> Any:
-        """What the first step needs."""
-        return BetaState(0, 0.0 if callable(self.beta) or not self.beta else math.log(self.beta))
+    def inspect(self, pair: Pair) -> Any:
+        """What the algorithm must know of the programs, found once, into `Pair.notes`."""
+        return None
+
+    def sampler(self, pair: Pair) -> Sampler | None:
+        """How some sites are drawn in a way of the algorithm's own."""
+        return None
+
+    def values(self, pair: Pair) -> Mapping[str, Tensor] | None:
+        """Values of guide sites in place of draws, K in front; None to sample."""
+        return None
+
+    def run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particles:
+        """Run the programs with K particles."""
+        return self.run_pair(self.prepare(model, guide, args, kwargs))
 
     # ------------------------------------------------------------------------ Pyro's protocol
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Minus the ELBO, without gradient and without touching the state."""
         with torch.no_grad():
-            return self._evaluate(model, guide, args, kwargs).loss.item()
+            particles = self.run(model, guide, args, kwargs)
+            return self._estimate(particles, self.state).loss.item()
 
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Float[Tensor, ""]:
         """Minus the ELBO, with the estimator's gradient; advances the state."""
-        estimate = self._evaluate(model, guide, args, kwargs)
+        estimate = self._estimate(self.run(model, guide, args, kwargs), self.state)
         if torch.is_grad_enabled():
             self.state, self.info = estimate.state, estimate.info
         return estimate.surrogate + (estimate.loss - estimate.surrogate).detach()
@@ -164,42 +236,66 @@ class ParticleELBO(ELBO):
             loss.backward(retain_graph=self.retain_graph)
         return loss.detach()
 
-    def _get_trace(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> tuple[poutine.Trace, poutine.Trace]:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace))
-        return model_trace.get_trace(*args, **kwargs), guide_trace
+    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Any:
+        return run_traces(model, guide, args, kwargs)
 
     # ---------------------------------------------------------------------------- particles
 
-    def _evaluate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Estimate:
-        return self._estimate(self._run(model, guide, args, kwargs), self.state)
+    def prepare(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
+        """The programs and how they are run, which a plain run tells at the first call."""
+        known = self._prepared
+        if known is not None and (known.model, known.guide) == (model, guide):
+            return known._replace(args=args, kwargs=kwargs)
+        pair = Pair(model, guide, args, kwargs, vectorize=self.vectorize_particles)
+        pair = pair._replace(layout=self.find_layout(pair))
+        pair = pair._replace(notes=self.inspect(pair))
+        pair = pair._replace(vectorize=pair.vectorize and takes_particles(pair))
+        self._prepared = pair._replace(args=(), kwargs={})
+        return pair
 
-    def _find_layout(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Layout:
-        return find_layout(model, guide, args, kwargs, self.max_plate_nesting)
+    def find_layout(self, pair: Pair) -> Layout:
+        """How the sites of the programs lie."""
+        return find_layout(pair, self.max_plate_nesting)
 
-    def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particles:
-        if self._pair != (model, guide) or self._layout is None:
-            layout = self._find_layout(model, guide, args, kwargs)
-            if self.vectorize_particles:
-                self.vectorize_particles = takes_particles(model, guide, args, kwargs, layout)
-            self._pair, self._layout = (model, guide), layout
-        values = self._values(guide, args, kwargs, self._layout)
+    def run_pair(self, pair: Pair) -> Particles:
+        """Run prepared programs with K particles, or with the `values` that are given."""
+        values = self.values(pair)
         return run_particles(
-            model,
-            guide,
-            args,
-            kwargs,
-            self._layout,
+            pair,
             len(next(iter(values.values()))) if values else self.num_particles,
-            vectorize=self.vectorize_particles,
+            reads=self.reads,
             with_entropy=self.closed_form_entropy,
-            with_codes=self.with_codes,
             values=values,
+            sampler=self.sampler(pair),
+            pathwise=self.pathwise,
         )
 
-    # ------------------------------------------------------------------------- beta and rate
+    # --------------------------------------------------------------- loss, surrogate, beta, rate
+
+    def init_state(self) -> LossState:
+        """What the first step needs."""
+        log_beta = 0.0 if callable(self.beta) or not self.beta else math.log(self.beta)
+        return LossState(BetaState(0, log_beta), self.init_memory())
+
+    def _estimate(self, particles: Particles, state: LossState) -> _Estimate:
+        beta = self._current_beta(state.beta)
+        objective = make_objective(particles, beta)
+        gain = self.gain(particles, objective, beta, state.memory)
+        expected = gain.objective or objective
+        rate = (expected.log_likelihood - expected.elbo).detach().mean()
+        info = {
+            "elbo": expected.elbo.detach().mean(),
+            "beta_elbo": expected.beta_elbo.detach().mean(),
+            "rate": rate / math.log(2),
+            "beta": beta,
+        }
+        scale = particles.scale
+        return _Estimate(
+            loss=-scale * expected.elbo.mean(0).sum() - expected.shared_elbo.mean(),
+            surrogate=-scale * gain.value.sum() - expected.shared_beta_elbo.mean(),
+            info=self.info_class(**info, **gain.info),
+            state=LossState(self._next_beta_state(state.beta, rate), gain.memory),
+        )
 
     def _current_beta(self, state: BetaState) -> float | Tensor:
         if self.target_rate is not None:
@@ -210,5 +306,5 @@ class ParticleELBO(ELBO):
         """`rate` in nats per datum. Beta rises while the latents carry more than the target."""
         if self.target_rate is None:
             return BetaState(state.step + 1, state.log_beta)
-        excess = rate.detach() / (self.target_rate * math.log(2)) - 1.0
+        excess = rate / (self.target_rate * math.log(2)) - 1.0
         return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * excess.clamp(-1, 1))

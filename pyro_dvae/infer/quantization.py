@@ -25,133 +25,107 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 from jaxtyping import Float
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from pyro_dvae.ops.quantizing import straight_through
-from pyro_dvae.programs.run import Particles
-from pyro_dvae.programs.sites import Layout
+from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
+from pyro_dvae.programs.pair import Layout, Pair
+from pyro_dvae.programs.record import Particles
+from pyro_dvae.programs.vectors import VectorLink, read_vectors
 
-__all__ = ["VQ_ELBO", "VQInfo"]
+__all__ = ["VQ_ELBO", "VQInfo", "quantization_penalty"]
+
+# distance: |z_e - e|² of one latent
+VQInfo = info_type(__name__, "VQInfo", "distance")
 
 
-class VQInfo(NamedTuple):
-    """Means per datum of the last step."""
+def quantization_penalty(
+    inputs: Float[Tensor, "*batch D"], vectors: Float[Tensor, "*batch D"], commitment: float = 0.25
+) -> Float[Tensor, ""]:
+    """``|sg(z_e) - e|² + commitment |z_e - sg(e)|²``, summed over everything.
 
-    elbo: Float[Tensor, ""]  # nats
-    beta_elbo: Float[Tensor, ""]  # nats
-    rate: Float[Tensor, ""]  # bits that the latents carry
-    beta: float | Tensor
-    distance: Float[Tensor, ""]  # |z_e - e|² of one latent
+    Args:
+        inputs: z_e, the encoder's vectors.
+        vectors: e, those of their codes.
+        commitment: Weight of the second term.
+
+    Example:
+        >>> quantization_penalty(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
+        tensor(5.)
+    """
+    codebook = (inputs.detach() - vectors).square().sum()
+    return codebook + commitment * (inputs - vectors.detach()).square().sum()
 
 
 class VQ_ELBO(ParticleELBO):
     """Straight-through gradients for a guide that quantises vectors.
 
+    There is one particle, as all would be equal.
+
     Args:
         commitment: Weight of ``|z_e - sg(e)|²``, which holds the encoder to its codes: a sum over
             all data, latents and channels, as the ELBO is, and not their mean.
-        **options: See `ParticleELBO`; there is one particle, as all would be equal.
+        beta: See `ParticleELBO`.
+        target_rate: See `ParticleELBO`.
+        max_plate_nesting: See `ParticleELBO`.
 
     Raises:
         ValueError: If `commitment` is negative; on the first step, if the guide quantises nothing.
     """
 
-    def __init__(self, *, commitment: float = 0.25, **options: Any) -> None:
+    reads: ClassVar = {"quantized": read_vectors}
+    info_class = VQInfo
+
+    def __init__(
+        self,
+        *,
+        commitment: float = 0.25,
+        beta: float | Callable[[int], float] = 1.0,
+        target_rate: float | None = None,
+        max_plate_nesting: float = math.inf,
+    ) -> None:
         if not 0.0 <= commitment < math.inf:
             raise ValueError(f"`commitment` must be finite and not negative; got {commitment}.")
         self.commitment = commitment
-        self._programs: tuple[Any, Any] | None = None
-        super().__init__(1, **{"vectorize_particles": False, **options})
+        self._link: VectorLink | None = None
+        super().__init__(
+            1,
+            beta=beta,
+            target_rate=target_rate,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=False,
+        )
 
-    def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particles:
-        if self._programs != (model, guide):
-            self._programs, self._giver = (model, guide), _Giver()
-            noter = _Noter(self._giver.vectors)
-            self._linked = _Under(model, self._giver), _Under(guide, noter)
-        try:
-            return super()._run(*self._linked, args, kwargs)
-        finally:
-            self._giver.vectors.clear()
+    def run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particles:
+        """Run the programs, the model with the guide's vectors in place of its codes."""
+        if self._link is None or not self._link.joins(model, guide):
+            self._link = VectorLink(model, guide)
+        with self._link:
+            return super().run(self._link.model, self._link.guide, args, kwargs)
 
-    def _find_layout(self, *run: Any) -> Layout:
-        self._giver.is_open = False  # what depends on the codes is seen on the codes
-        try:
-            return super()._find_layout(*run)
-        finally:
-            self._giver.is_open = True
+    def find_layout(self, pair: Pair) -> Layout:
+        """What depends on the codes is seen on the codes."""
+        assert self._link is not None
+        with self._link.closed():
+            return super().find_layout(pair)
 
-    def _estimate(self, particles: Particles, state: BetaState) -> Estimate:
-        if particles.quantized is None:
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any
+    ) -> Gain:
+        """The beta-ELBO along the straight path, less what holds vectors and codes together."""
+        quantized = particles.extras["quantized"]
+        if quantized is None:
             raise ValueError(
                 "VQ_ELBO needs a guide that quantises vectors, with the deterministic sites "
                 '"z.inputs" and "z.vectors" beside its site "z"; found none. Use '
                 "VectorQuantizedGuide, or another loss."
             )
-        beta = self._current_beta(state)
-        value = objective(particles, beta)
-        gain, num_vectors = value.beta_elbo.mean(0).sum(), 0
-        squares = value.elbo.new_zeros(())
-        for inputs, vectors in particles.quantized.values():
-            gain = gain - (inputs.detach() - vectors).square().sum()
-            gain = gain - self.commitment * (inputs - vectors.detach()).square().sum()
+        value, num_vectors = objective.beta_elbo.mean(0).sum(), 0
+        squares = value.new_zeros(())
+        for inputs, vectors in quantized.values():
+            value = value - quantization_penalty(inputs, vectors, self.commitment)
             squares = squares + (inputs - vectors).detach().square().sum()
             num_vectors += inputs[..., 0].numel()
-        rate = (particles.log_likelihood - value.elbo).detach().mean()
-        return Estimate(
-            loss=-particles.scale * value.elbo.mean(0).sum() - value.shared_elbo.mean(),
-            surrogate=-particles.scale * gain - value.shared_beta_elbo.mean(),
-            info=VQInfo(
-                elbo=value.elbo.detach().mean(),
-                beta_elbo=value.beta_elbo.detach().mean(),
-                rate=rate / math.log(2),
-                beta=beta,
-                distance=squares / num_vectors,
-            ),
-            state=self._next_beta_state(state, rate),
-        )
-
-
-class _Noter(Messenger):
-    """Notes the vectors that a guide publishes."""
-
-    def __init__(self, vectors: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.vectors = vectors
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if (msg["infer"] or {}).get("_deterministic"):
-            self.vectors[msg["name"]] = msg["value"]
-
-
-class _Giver(Messenger):
-    """Gives a model vectors where it samples their codes.
-
-    Innermost around the program: a trace has recorded the codes by then.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.vectors: dict[str, Tensor] = {}
-        self.is_open = True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        path = self.vectors.get(f"{msg['name']}.inputs")
-        vectors = self.vectors.get(f"{msg['name']}.vectors")
-        if self.is_open and path is not None and vectors is not None:
-            msg["value"] = straight_through(vectors, path)
-
-
-class _Under:
-    """A program under a handler, compared by its identity."""
-
-    def __init__(self, program: Callable, handler: Messenger) -> None:
-        self.program, self.handler = program, handler
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.handler:
-            return self.program(*args, **kwargs)
+        return Gain(value, {"distance": squares / num_vectors})

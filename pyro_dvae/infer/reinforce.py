@@ -17,32 +17,52 @@ References:
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
+from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
 from pyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
-from pyro_dvae.programs.run import Particles
+from pyro_dvae.programs.pair import Layout, Run
+from pyro_dvae.programs.record import Particles
+from pyro_dvae.programs.sites import in_batch_dims
 
-__all__ = ["ReinforceInfo", "ReinforceState", "Reinforce_ELBO"]
-
-
-class ReinforceState(NamedTuple):
-    """Step and beta, and what the baseline remembers of past batches."""
-
-    beta: BetaState
-    baseline: Any
+__all__ = ["Reinforce_ELBO", "score_function"]
 
 
-class ReinforceInfo(NamedTuple):
-    """Means per datum of the last step."""
+def score_function(
+    beta_elbo: Float[Tensor, "K *plates"],
+    log_draw: Float[Tensor, "K *plates"],
+    baseline: Float[Tensor, "..."] | float = 0.0,
+) -> Float[Tensor, "*plates"]:
+    """The score-function estimator of the gradient of ``E_q[f]``.
 
-    elbo: Float[Tensor, ""]  # nats
-    beta_elbo: Float[Tensor, ""]  # nats
-    rate: Float[Tensor, ""]  # bits that the latents carry
-    beta: float | Tensor
+    Args:
+        beta_elbo: f of each particle, with its gradient along the pathwise parts.
+        log_draw: Log-probability of each draw under the guide; its gradient is the score.
+        baseline: What f is compared with; it must not depend on the draw of the same particle.
+
+    Returns:
+        What is ascended, for each datum.
+
+    Example:
+        >>> f, log_q = torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1, requires_grad=True)
+        >>> score_function(f, log_q, torch.tensor([[3.0], [1.0]])).sum().backward()
+        >>> log_q.grad.flatten()  # (f - baseline) / K
+        tensor([-1.,  1.])
+    """
+    return ((beta_elbo.detach() - baseline) * log_draw + beta_elbo).mean(0)
+
+
+def read_prediction(run: Run, layout: Layout, num_particles: int) -> Tensor | None:
+    """The guide's baseline b(x), from its deterministic site "baseline", by datum."""
+    site = run.computed().get("baseline")
+    if site is None:
+        return None
+    value = in_batch_dims(site, site.value, layout.nesting, num_particles)
+    return value.reshape([value.shape[0], *(value.shape[dim] for dim in layout.dims)])
 
 
 class Reinforce_ELBO(ParticleELBO):
@@ -53,50 +73,59 @@ class Reinforce_ELBO(ParticleELBO):
         baseline: One of `pyro_dvae.ops.baselines`. Default: `leave_one_out` for K > 1, else
             `moving_average`. `learned` takes b(x) from the guide's site
             ``pyro.deterministic("baseline", b)``, under the data plate, and fits it to the scores.
-        **options: See `ParticleELBO`.
+        closed_form_entropy: See `ParticleELBO`.
+        beta: See `ParticleELBO`.
+        target_rate: See `ParticleELBO`.
+        max_plate_nesting: See `ParticleELBO`.
+        vectorize_particles: See `ParticleELBO`.
 
     Raises:
         ValueError: If K is too small for the baseline, or `learned` finds no site "baseline".
     """
 
+    reads: ClassVar = {"prediction": read_prediction}
+
     def __init__(
-        self, num_particles: int = 8, *, baseline: Baseline | None = None, **options: Any
+        self,
+        num_particles: int = 8,
+        *,
+        baseline: Baseline | None = None,
+        closed_form_entropy: bool = True,
+        beta: float | Callable[[int], float] = 1.0,
+        target_rate: float | None = None,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = True,
     ) -> None:
         if baseline is None:
             baseline = leave_one_out() if num_particles > 1 else moving_average()
         self.baseline, self.min_particles = baseline, baseline.min_particles
-        super().__init__(num_particles, **options)
+        super().__init__(
+            num_particles,
+            beta=beta,
+            target_rate=target_rate,
+            closed_form_entropy=closed_form_entropy,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+        )
 
-    def init_state(self) -> ReinforceState:
-        """What the first step needs, the baseline's part included."""
-        return ReinforceState(super().init_state(), self.baseline.init())
+    def init_memory(self) -> Any:
+        """What the baseline remembers at first."""
+        return self.baseline.init()
 
-    def _estimate(self, particles: Particles, state: ReinforceState) -> Estimate:
-        prediction = particles.prediction
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any
+    ) -> Gain:
+        """Compare the scores with the baseline, and fit it if it is learnt."""
+        prediction = particles.extras["prediction"]
         if self.baseline.predicts and prediction is None:
             raise ValueError(
                 "`baseline`: learned() needs the guide to compute its prediction; write "
                 'pyro.deterministic("baseline", b) under the data plate, b of the plate\'s shape.'
             )
-        beta = self._current_beta(state.beta)
-        value = objective(particles, beta)
-        scores = value.beta_elbo.detach()
-        baseline, memory = self.baseline.apply(
-            scores, state.baseline, None if prediction is None else prediction.detach()
-        )
-        gain = ((scores - baseline) * particles.log_draw + value.beta_elbo).mean(0).sum()
+        scores = objective.beta_elbo.detach()
+        fixed = None if prediction is None else prediction.detach()
+        baseline, memory = self.baseline.apply(scores, memory, fixed)
+        value = score_function(objective.beta_elbo, particles.log_draw, baseline)
         if self.baseline.predicts and prediction is not None:
-            gain = gain - 0.5 * (scores - prediction).square().mean(0).sum()
-        loss = -particles.scale * value.elbo.mean(0).sum() - value.shared_elbo.mean()
-        rate = (particles.log_likelihood - value.elbo).detach().mean()
-        return Estimate(
-            loss=loss,
-            surrogate=-particles.scale * gain - value.shared_beta_elbo.mean(),
-            info=ReinforceInfo(
-                elbo=value.elbo.detach().mean(),
-                beta_elbo=scores.mean(),
-                rate=rate / math.log(2),
-                beta=beta,
-            ),
-            state=ReinforceState(self._next_beta_state(state.beta, rate), memory),
-        )
+            value = value - 0.5 * (scores - prediction).square().mean(0)
+        return Gain(value, memory=memory)

@@ -18,23 +18,22 @@ from jaxtyping import Integer, Num
 from pyro import poutine
 from torch import Tensor
 
+from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.layout import find_layout
-from pyro_dvae.programs.sites import (
-    Layout,
-    Site,
-    base_distribution,
-    needs_score,
-    plates_of,
-    sample_sites,
-)
+from pyro_dvae.programs.pair import Layout, Pair, Run
+from pyro_dvae.programs.sites import Site, sample_sites
 
 __all__ = [
     "CodedSite",
     "Space",
+    "by_datum",
     "decode",
     "encode",
     "enumerate_draws",
     "find_space",
+    "latents_of",
+    "read_codes",
+    "shape_in_datum",
 ]
 
 
@@ -43,14 +42,14 @@ class CodedSite(NamedTuple):
 
     name: str
     support: Tensor  # (num_codes, *event of one latent)
-    own_shape: tuple[int, ...]  # batch dims within a datum, those of shared plates as singletons
+    batch_shape: tuple[int, ...]  # within a datum, those of shared plates as singletons
     event_shape: tuple[int, ...]
     is_range: bool  # the support is 0, 1, ..., so that a code is its value
 
     @property
     def num_latents(self) -> int:
         """Latents per datum."""
-        return math.prod(self.own_shape) * math.prod(self.cells)
+        return math.prod(self.batch_shape) * math.prod(self.cells)
 
     @property
     def cells(self) -> tuple[int, ...]:
@@ -83,78 +82,72 @@ def find_space(model: Callable, rest: Callable | None, args: tuple, kwargs: dict
     """
     program = latents_of(model, rest)
     with poutine.block(), torch.no_grad():
-        own = poutine.trace(rest).get_trace(*args, **kwargs) if rest else poutine.Trace()
-        trace = poutine.trace(program).get_trace(*args, **kwargs)
-        _check_latents(trace, {name for name, _ in sample_sites(own)})
-        layout = find_layout(model, program, args, kwargs)
-    sites = {name: site for name, site in sample_sites(trace) if name not in own.nodes}
+        rest_trace = run_program(rest, args, kwargs) if rest else poutine.Trace()
+        latents = sample_sites(run_program(program, args, kwargs))
+        _check_latents(latents, set(sample_sites(rest_trace)))
+        layout = find_layout(Pair(model, program, args, kwargs))
+    sites = {name: site for name, site in latents.items() if name not in rest_trace.nodes}
     if not layout.plates:
-        listed = ", ".join(f"'{name}' under {sorted(plates_of(s))}" for name, s in sites.items())
+        listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in sites.items())
         raise ValueError(
             "the discrete sites of a datum must be under a plate that they share, and no site "
             f"outside of it may depend on them; got {listed or 'no discrete site'}. Put them "
             "under the data plate, or marginalise those that are global."
         )
-    return Space(layout, tuple(_code_site(n, s, layout) for n, s in sites.items()))
+    return Space(layout, tuple(_code_site(site, layout) for site in sites.values()))
 
 
 def latents_of(model: Callable, rest: Callable | None) -> Callable:
     """A program that samples the latents of `model`: `rest`, then the other sites' priors."""
 
     def program(*args: Any, **kwargs: Any) -> None:
-        with poutine.trace() as own:
+        with poutine.trace() as tracer:
             if rest is not None:
                 rest(*args, **kwargs)
-        nodes = own.trace.nodes
+        nodes = tracer.trace.nodes
         with (
             poutine.block(hide_fn=lambda msg: msg["name"] in nodes or _is_observed(msg)),
-            poutine.replay(trace=own.trace),
+            poutine.replay(trace=tracer.trace),
         ):
             model(*args, **kwargs)
 
     return program
 
 
-def _is_observed(msg: Site) -> bool:
+def _is_observed(msg: Any) -> bool:
     return msg["type"] == "sample" and msg["is_observed"]
 
 
-def _check_latents(trace: poutine.Trace, rest: set[str]) -> None:
-    for name, site in sample_sites(trace):
-        kind = type(base_distribution(site["fn"])).__name__
+def _check_latents(latents: Mapping[str, Site], rest: set[str]) -> None:
+    for name, site in latents.items():
         if name in rest:
-            if needs_score(site) and not site["infer"].get("is_auxiliary"):
+            if site.needs_score and not site.is_auxiliary:
                 raise ValueError(
-                    f"site '{name}' ({kind}) of `rest` has no pathwise gradient. Leave a discrete "
-                    "site of a datum to the states, and give `rest` reparameterised sites only."
+                    f"site '{name}' ({site.family}) of `rest` has no pathwise gradient. Leave a "
+                    "discrete site of a datum to the states, and give `rest` reparameterised sites "
+                    "only."
                 )
-        elif not _has_finite_support(site):
+        elif not site.has_finite_support:
             raise ValueError(
-                f"site '{name}' ({kind}) has no finite support, so no states of it can be listed. "
-                "Sample it in `rest`, a guide with reparameterised sites, or marginalise it; a "
-                "count can be cut off, as a Categorical."
+                f"site '{name}' ({site.family}) has no finite support, so no states of it can be "
+                "listed. Sample it in `rest`, a guide with reparameterised sites, or marginalise "
+                "it; a count can be cut off, as a Categorical."
             )
 
 
-def _has_finite_support(site: Site) -> bool:
-    return getattr(base_distribution(site["fn"]), "has_enumerate_support", False)
-
-
-def _code_site(name: str, site: Site, layout: Layout) -> CodedSite:
-    base = base_distribution(site["fn"])
+def _code_site(site: Site, layout: Layout) -> CodedSite:
+    base = site.base
     support = base.enumerate_support(expand=False)
     support = support.reshape(len(support), *base.event_shape)
     is_range = support.dim() == 1 and support.tolist() == list(range(len(support)))
-    return CodedSite(
-        name, support, own_shape(site, layout), tuple(site["fn"].event_shape), is_range
-    )
+    event_shape = tuple(site.fn.event_shape)
+    return CodedSite(site.name, support, shape_in_datum(site, layout), event_shape, is_range)
 
 
-def own_shape(site: Site, layout: Layout) -> tuple[int, ...]:
+def shape_in_datum(site: Site, layout: Layout) -> tuple[int, ...]:
     """Batch shape of a site within one datum, shared plates as singletons."""
-    batch = (1,) * (layout.nesting - len(site["fn"].batch_shape)) + tuple(site["fn"].batch_shape)
-    own = [1 if dim - len(batch) in layout.dims else n for dim, n in enumerate(batch)]
-    return tuple(own)
+    batch = (1,) * (layout.nesting - len(site.fn.batch_shape)) + tuple(site.fn.batch_shape)
+    return tuple(1 if dim - len(batch) in layout.dims else n for dim, n in enumerate(batch))
 
 
 # ------------------------------------------------------------------------------- codes and values
@@ -170,7 +163,7 @@ def decode(space: Space, codes: Num[Tensor, "S B H"], sizes: tuple[int, ...]) ->
     for site, part in zip(space.sites, parts, strict=True):
         dtype = part.dtype if part.is_floating_point() else site.support.dtype
         value = part.to(dtype) if site.is_range else site.support[part.long()]
-        value = value.reshape(len(codes), *sizes, *site.own_shape, *site.event_shape)
+        value = value.reshape(len(codes), *sizes, *site.batch_shape, *site.event_shape)
         values[site.name] = _into_dims(value, space.layout)
     return values
 
@@ -190,7 +183,7 @@ def encode(
 
 
 def _into_dims(value: Tensor, layout: Layout) -> Tensor:
-    """From ``(S, *plates, *own batch, *event)``, swap the plates into their own batch dims."""
+    """From ``(S, *plates, *batch of a datum, *event)``, swap the plates into their batch dims."""
     leading = 1 + len(layout.dims)
     for axis, dim in enumerate(layout.dims):
         value = value.transpose(1 + axis, leading + layout.nesting + dim)
@@ -201,12 +194,12 @@ def by_datum(
     value: Tensor, site: CodedSite, layout: Layout, sizes: tuple[int, ...], event_dim: int
 ) -> Tensor:
     """``(S, *batch, *cells, *event)`` as ``(S, B, latents, *event)``, batch dims broadcast."""
-    batch = list(site.own_shape)
+    batch = list(site.batch_shape)
     for dim, size in zip(layout.dims, sizes, strict=True):
         batch[dim] = size
     event = value.shape[value.dim() - event_dim :]
-    own = (1 + layout.nesting + len(site.cells) + event_dim) - value.dim()
-    value = value.reshape(*value.shape[:1], *[1] * own, *value.shape[1:])
+    missing = (1 + layout.nesting + len(site.cells) + event_dim) - value.dim()
+    value = value.reshape(*value.shape[:1], *[1] * missing, *value.shape[1:])
     value = value.expand(value.shape[0], *batch, *site.cells, *event)
     places = tuple(range(1, 1 + len(sizes)))
     value = value.movedim([1 + layout.nesting + dim for dim in layout.dims], places)
@@ -214,9 +207,16 @@ def by_datum(
 
 
 def enumerate_draws(
-    guide: Callable, args: tuple, kwargs: dict, layout: Layout, max_states: int
+    program: Callable, args: tuple, kwargs: dict, layout: Layout, max_states: int
 ) -> dict[str, Tensor]:
-    """All joint values of the discrete guide sites of a datum, one after another on axis 0.
+    """All joint values of the discrete sites of a datum, one after another on axis 0.
+
+    Args:
+        program: The guide, or the model, whose sites they are.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        layout: Which of its sites are discrete, and which plates make a datum.
+        max_states: The most that are listed.
 
     Returns:
         For each site ``(S, *batch, *event)``, with singleton batch dims for the shared plates: the
@@ -226,16 +226,16 @@ def enumerate_draws(
         ValueError: If a site has no finite support, or if S exceeds `max_states`.
     """
     with torch.no_grad():
-        trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    scored = {name: site for name, site in sample_sites(trace) if name in layout.scored}
-    for name, site in scored.items():
-        if not _has_finite_support(site):
+        sites = sample_sites(run_program(program, args, kwargs))
+    scored = [site for name, site in sites.items() if name in layout.scored]
+    for site in scored:
+        if not site.has_finite_support:
             raise ValueError(
-                f"site '{name}' ({type(base_distribution(site['fn'])).__name__}) has no finite "
-                "support to enumerate. Give it a distribution with has_enumerate_support, or "
-                "sample it: DAPS_ELBO, Reinforce_ELBO."
+                f"site '{site.name}' ({site.family}) has no finite support to enumerate. Give it "
+                "a distribution with has_enumerate_support, or sample it: DAPS_ELBO, "
+                "Reinforce_ELBO."
             )
-    space = Space(layout, tuple(_code_site(n, s, layout) for n, s in scored.items()))
+    space = Space(layout, tuple(_code_site(site, layout) for site in scored))
     num_states = math.prod(space.cardinalities)
     if num_states > max_states:
         listed = ", ".join(f"'{s.name}': {len(s.support)}^{s.num_latents}" for s in space.sites)
@@ -248,3 +248,27 @@ def enumerate_draws(
     codes = torch.arange(num_states)[:, None] // places % sizes
     codes = codes.to(space.sites[0].support.device) if space.sites else codes
     return decode(space, codes[:, None], (1,) * len(layout.plates))
+
+
+def read_codes(
+    run: Run, layout: Layout, num_particles: int
+) -> Integer[Tensor, "K *plates H"] | None:
+    """Values of the discrete guide sites, one row per datum; a reader of records.
+
+    None beside reparameterised latents of a datum or infinite support, where no two draws are
+    equal.
+    """
+    rows: list[Tensor] = []
+    for site in run.guide.values():
+        if not site.needs_score:
+            if layout.owns(site):
+                return None
+            continue
+        if site.is_observed or not site.has_finite_support:
+            return None
+        missing = layout.nesting + 1 - site.num_batch_dims
+        value = site.value.reshape((1,) * missing + site.value.shape)
+        kept = [0, *(dim - site.fn.event_dim for dim in layout.dims)]
+        value = value.movedim(kept, tuple(range(len(kept))))
+        rows.append(value.reshape(*value.shape[: len(kept)], -1).long())
+    return torch.cat(rows, -1) if rows else None

@@ -14,7 +14,9 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.nn import functional
 
-from pyro_dvae.programs.sites import Site, log_prob
+from pyro_dvae.programs.sites import Site
+
+__all__ = ["fast_log_prob"]
 
 _NORMAL = torch.distributions.Normal.log_prob
 _BERNOULLI = torch.distributions.Bernoulli.log_prob
@@ -22,7 +24,7 @@ _BERNOULLI = torch.distributions.Bernoulli.log_prob
 
 def fast_log_prob(site: Site) -> Tensor:
     """Log-density of a model's site; the distribution's own, if there is no faster way."""
-    fn, num_dims, masks = site["fn"], 0, []
+    fn, num_dims, masks = site.fn, 0, []
     while isinstance(fn, dist.Independent | dist.MaskedDistribution):
         if isinstance(fn, dist.MaskedDistribution):
             masks.append((fn._mask, num_dims))
@@ -32,15 +34,15 @@ def fast_log_prob(site: Site) -> Tensor:
     kind = getattr(type(fn), "log_prob", None)
     within = all(inner == num_dims and isinstance(mask, Tensor) for mask, inner in masks)
     if kind not in (_NORMAL, _BERNOULLI) or not num_dims or not within or len(masks) > 1:
-        return log_prob(site)
-    if site["is_observed"] and fn._validate_args:
-        fn._validate_sample(site["value"])
+        return site.log_prob()
+    if site.is_observed and fn._validate_args:
+        fn._validate_sample(site.value)
     mask = _unexpanded(masks[0][0]) if masks else None
     if kind is _NORMAL:
-        value = _normal(fn.loc, fn.scale, site["value"], mask, num_dims)
+        value = _normal(fn.loc, fn.scale, site.value, mask, num_dims)
     else:
-        value = _bernoulli(fn.logits, site["value"], mask, num_dims)
-    return value.expand(broadcast_shape(value.shape, site["fn"].batch_shape))
+        value = _bernoulli(fn.logits, site.value, mask, num_dims)
+    return value.expand(broadcast_shape(value.shape, site.fn.batch_shape))
 
 
 def _normal(

@@ -1,65 +1,81 @@
-"""Draw the sites of a program, or take values that are given."""
+"""Draw the latents of a program for all particles at once, or take values that are given."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_dvae.ops.multisample import antithetic_draw
-from pyro_dvae.programs.sites import Layout, Site, plates_of
+from pyro_dvae.programs.pair import Layout, Pair, Run
+from pyro_dvae.programs.sites import Site, is_drawn
 
-__all__ = ["DrawTogether", "trace_pair"]
+__all__ = ["Draw", "Sampler", "run_pair", "run_program", "run_traces"]
 
 
-class DrawTogether(Messenger):
+class Sampler(Protocol):
+    """A way to draw some sites that is an algorithm's own."""
+
+    def draws(self, name: str) -> bool:
+        """Whether it draws this site."""
+        ...
+
+    def __call__(self, site: Site, shape: tuple[int, ...], particle: int | None) -> Tensor:
+        """Values of a site, each of `shape`: of all particles, which lead, or of one."""
+        ...
+
+
+class Draw(Messenger):
     """Draw each unobserved site once for all particles, or take the value that is given.
 
     Args:
+        layout: How the sites lie.
         num_draws: K; None to let the program draw, one particle at a time.
-        layout: How the sites are drawn.
         values: Values of sites, in place of draws.
-        uniforms: For one particle at a time: the uniforms of its pair; filled by the first of the
-            two, mirrored by the second.
+        sampler: Draws some sites in its own way.
+        particle: Which of the particles this run is for; None if it is for all.
+        pathwise: Whether reparameterised draws of a datum keep their gradient.
     """
 
     def __init__(
         self,
-        num_draws: int | None,
         layout: Layout,
-        values: Mapping[str, Tensor],
-        uniforms: dict[str, Tensor] | None = None,
+        num_draws: int | None,
+        values: Mapping[str, Tensor] | None = None,
+        *,
+        sampler: Sampler | None = None,
+        particle: int | None = None,
+        pathwise: bool = True,
     ) -> None:
         super().__init__()
-        self.num_draws, self.layout, self.values = num_draws, layout, values
-        self.uniforms = {} if uniforms is None else uniforms
+        self.layout, self.num_draws, self.values = layout, num_draws, values or {}
+        self.sampler, self.particle, self.pathwise = sampler, particle, pathwise
 
-    def _pyro_sample(self, msg: Site) -> None:
-        if msg["done"] or msg["is_observed"] or site_is_subsample(msg):
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or not is_drawn(msg):
             return
         if msg["name"] in self.values:
             msg["value"], msg["done"] = self._given(msg), True
-        elif msg["name"] in self.layout.paired:
-            msg["value"], msg["done"] = self._draw_pairs(msg), True
+        elif self.sampler is not None and self.sampler.draws(msg["name"]):
+            shape = self._shape(msg["fn"])
+            msg["value"] = self.sampler(Site.of(msg), shape, self.particle)
+            msg["infer"], msg["done"] = {**msg["infer"], "_by_sampler": True}, True
         elif self.num_draws is not None:
             msg["value"], msg["done"] = self._draw(msg, self.num_draws), True
 
-    def _pyro_post_sample(self, msg: Site) -> None:
-        if self.layout.pathwise or msg["is_observed"] or site_is_subsample(msg):
-            return
-        if plates_of(msg).keys() >= frozenset(self.layout.plates):
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not self.pathwise and is_drawn(msg) and self.layout.owns(Site.of(msg)):
             msg["value"] = msg["value"].detach()
 
-    def _given(self, msg: Site) -> Tensor:
+    def _given(self, msg: Any) -> Tensor:
         value = self.values[msg["name"]]
         if self.num_draws is not None:
             return value
         shape = (*msg["fn"].batch_shape, *msg["fn"].event_shape)  # as the program would draw it
         return value.reshape(value.shape[value.dim() - len(shape) :]).expand(shape)
 
-    def _draw(self, msg: Site, num_draws: int) -> Tensor:
+    def _draw(self, msg: Any, num_draws: int) -> Tensor:
         batch = msg["fn"].batch_shape
         missing = self.layout.nesting + 1 - len(batch)
         if missing > 0:
@@ -68,25 +84,31 @@ class DrawTogether(Messenger):
             msg["fn"] = msg["fn"].expand((num_draws, *batch[1:]))
         return msg["fn"]()
 
-    def _draw_pairs(self, msg: Site) -> Tensor:
-        name, probs = msg["name"], msg["fn"].mean.detach()
+    def _shape(self, fn: Any) -> tuple[int, ...]:
+        """Of one particle's value, as it lies right of the particles."""
+        shape = (*fn.batch_shape, *fn.event_shape)
         if self.num_draws is None:
-            mirrored = name in self.uniforms
-            uniforms = self.uniforms.setdefault(name, torch.rand_like(probs))
-            return antithetic_draw(probs, uniforms, mirrored).to(probs.dtype)
-        missing = self.layout.nesting + 1 - len(msg["fn"].batch_shape)
-        own = (*[1] * (missing - 1), *probs.shape) if missing > 0 else probs.shape[1:]
-        uniforms = probs.new_empty((self.num_draws // 2, *own)).uniform_()
-        halves = [antithetic_draw(probs, uniforms, mirrored) for mirrored in (False, True)]
-        return torch.cat(halves).to(probs.dtype)
+            return shape
+        missing = self.layout.nesting + 1 - len(fn.batch_shape)
+        return (*[1] * (missing - 1), *shape) if missing > 0 else shape[1:]
 
 
-def trace_pair(
-    model: Callable, guide: Callable | None, args: tuple, kwargs: dict, draw: Messenger
-) -> tuple[poutine.Trace, poutine.Trace]:
+def run_program(program: Any, args: tuple, kwargs: dict) -> poutine.Trace:
+    """Run one program and keep its trace."""
+    return poutine.trace(program).get_trace(*args, **kwargs)
+
+
+def run_pair(pair: Pair, draw: Messenger) -> Run:
+    """Run guide and model once; the model takes the guide's draws."""
     guide_trace = poutine.Trace()
     with draw:
-        if guide is not None:
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        replayed = poutine.replay(model, trace=guide_trace)
-        return guide_trace, poutine.trace(replayed).get_trace(*args, **kwargs)
+        if pair.guide is not None:
+            guide_trace = run_program(pair.guide, pair.args, pair.kwargs)
+        replayed = poutine.replay(pair.model, trace=guide_trace)
+        return Run.of(guide_trace, run_program(replayed, pair.args, pair.kwargs))
+
+
+def run_traces(model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+    """Traces of the model, replayed with the guide's draws, and of the guide, as Pyro has them."""
+    guide_trace = run_program(guide, args, kwargs)
+    return run_program(poutine.replay(model, trace=guide_trace), args, kwargs), guide_trace

@@ -1,4 +1,10 @@
-"""Where masks are."""
+"""Where a mask is, of a handler or of a distribution, and what it leaves alone.
+
+A mask silences a log-density, never a draw. `Site.scaled` applies that of a handler
+(`poutine.mask`); a distribution applies its own (`.mask(...)`).
+"""
+
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -7,7 +13,7 @@ from torch import Tensor
 
 from pyro_dvae.programs.sites import Site
 
-__all__ = ["entry_mask"]
+__all__ = ["entry_mask", "without_mask"]
 
 
 def entry_mask(site: Site, entries: int) -> Bool[Tensor, "*batch_entries"]:
@@ -16,17 +22,32 @@ def entry_mask(site: Site, entries: int) -> Bool[Tensor, "*batch_entries"]:
     Entries are the cells of the `entries` event dims that the distribution takes as independent.
     """
     mask = torch.ones((1,) * entries, dtype=torch.bool)
-    if site["mask"] is not None:
-        mask = _also(mask, site["mask"], entries)
-    fn, inner = site["fn"], 0  # event dims that belong to the batch of this inner distribution
+    if site.mask is not None:
+        mask = _both(mask, site.mask, entries)
+    fn, inner = site.fn, 0  # event dims that belong to the batch of this inner distribution
     while hasattr(fn, "base_dist"):
         if isinstance(fn, dist.MaskedDistribution):
-            mask = _also(mask, fn._mask, entries - inner)
+            mask = _both(mask, fn._mask, entries - inner)
         inner += getattr(fn, "reinterpreted_batch_ndims", 0)
         fn = fn.base_dist
     return mask
 
 
-def _also(mask: Tensor, other: bool | Tensor, missing: int) -> Tensor:
+def _both(mask: Tensor, other: bool | Tensor, missing: int) -> Tensor:
+    """Two masks, the other with `missing` event dims fewer."""
     other = torch.as_tensor(other, dtype=torch.bool)
     return mask.to(other.device) & other.reshape(*other.shape, *[1] * missing)
+
+
+def without_mask(fn: Any) -> Any:
+    """The distribution that draws are made from."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return without_mask(fn.base_dist)
+    if not isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+        return fn
+    base = without_mask(fn.base_dist)
+    if base is fn.base_dist:
+        return fn
+    if isinstance(fn, dist.ExpandedDistribution):
+        return base.expand(fn.batch_shape)
+    return base.to_event(fn.reinterpreted_batch_ndims)

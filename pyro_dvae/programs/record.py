@@ -1,60 +1,47 @@
 """What a run of guide and model says of each datum: the record that every algorithm takes.
 
-See `particles`, which makes the runs.
+Everything a datum owns counts: a log-density under the datum's plates is summed over every further
+plate into it. What is outside of them, a global continuous latent say, is kept apart in the
+``shared_*`` fields. The scale of the shared plates (full size / subsample size) is kept apart as
+well, since importance weights want the datum's own nats.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from pyro import distributions as dist
-from pyro import poutine
-from pyro.distributions.util import broadcast_shape, scale_and_mask
-from pyro.poutine.util import site_is_subsample
+from jaxtyping import Float
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
-from pyro_dvae.ops.multisample import antithetic_factor
 from pyro_dvae.programs.densities import fast_log_prob
-from pyro_dvae.programs.sites import (
-    Layout,
-    Site,
-    base_distribution,
-    log_prob,
-    needs_score,
-    plates_of,
-    sample_sites,
-    with_particle_axis,
-)
-from pyro_dvae.programs.statistics import Statistic, site_statistic
+from pyro_dvae.programs.masks import without_mask
+from pyro_dvae.programs.pair import Layout, Run
+from pyro_dvae.programs.sites import Site, in_batch_dims
 
-__all__ = ["Ledger", "Particles", "concatenate", "drawn_subsamples", "make_record"]
+__all__ = ["Ledger", "Particles", "Reader", "concatenate", "make_record"]
+
+# What an algorithm wants of a run beside its log-densities: from (run, layout, K) to arrays, or
+# tuples and dicts of arrays, that have the K particles in front; or None.
+Reader = Callable[[Run, Layout, int], Any]
 
 
 class Particles(NamedTuple):
-    """Log-densities of K particles: of each datum, and of what the data share."""
+    """Log-densities of K particles, in nats: of each datum, and of what the data share."""
 
     log_likelihood: Float[Tensor, "K *plates"]  # observed sites of the model
     log_prior: Float[Tensor, "K *plates"]  # latent sites of the model
     log_q_discrete: Float[Tensor, "K *plates"]  # guide sites that need the score function
-    log_q_rest: Float[Tensor, "K *plates"]  # reparameterised guide sites
+    log_q_pathwise: Float[Tensor, "K *plates"]  # reparameterised guide sites
     log_draw: Float[Tensor, "K *plates"]  # as log_q_discrete, but never scaled or masked: its
     # gradient is the score function of the draws
     entropy: Float[Tensor, "K *plates"] | None  # closed form, where asked for and offered
-    codes: Int[Tensor, "K *plates D"] | None  # discrete latents of a datum, where asked for
-    prediction: Float[Tensor, "..."] | None  # the guide's deterministic site "baseline"
     shared_likelihood: Float[Tensor, "K"]
     shared_prior: Float[Tensor, "K"]
     shared_q: Float[Tensor, "K"]
     scale: float | Tensor  # weight of a datum in the loss
-    statistics: dict[str, Statistic]  # of sites whose parameters have closed forms, if asked for
-    paired_draw: Float[Tensor, "K *plates"] | None = None  # log_draw, its sites in antithetic
-    # pairs weighed by max(p, 1 - p); where there are any
-    dreamt: Float[Tensor, "*plates"] | None = None  # log q of the model's own draws, where asked
-
-    quantized: dict[str, tuple[Tensor, Tensor]] | None = None  # by site: vectors before and after
-    # quantisation, the guide's deterministic sites "z.inputs" and "z.vectors" of a site "z"
+    extras: Mapping[str, Any] = MappingProxyType({})  # what the algorithm's readers made
 
     @property
     def log_p(self) -> Float[Tensor, "K *plates"]:
@@ -64,45 +51,16 @@ class Particles(NamedTuple):
     @property
     def log_q(self) -> Float[Tensor, "K *plates"]:
         """Log density of each datum's latents under the guide."""
-        return self.log_q_discrete + self.log_q_rest
-
-
-def drawn_subsamples(traces: tuple[poutine.Trace, poutine.Trace]) -> poutine.Trace:
-    """The subsamples that a run has drawn, to be replayed."""
-    minibatch = poutine.Trace()
-    for trace in traces:
-        for name, site in trace.nodes.items():
-            if site["type"] == "sample" and site_is_subsample(site):
-                minibatch.nodes.setdefault(name, site)
-    return minibatch
-
-
-def _without_mask(fn: Any) -> Any:
-    """The distribution that draws are made from: a mask silences the density, never the draw."""
-    if isinstance(fn, dist.MaskedDistribution):
-        return _without_mask(fn.base_dist)
-    if not isinstance(fn, dist.Independent | dist.ExpandedDistribution):
-        return fn
-    base = _without_mask(fn.base_dist)
-    if base is fn.base_dist:
-        return fn
-    if isinstance(fn, dist.ExpandedDistribution):
-        return base.expand(fn.batch_shape)
-    return base.to_event(fn.reinterpreted_batch_ndims)
-
-
-def _entropy(site: Site) -> Tensor | None:
-    """Closed form, or closed form per step given the earlier codes (autoregressive guides)."""
-    if hasattr(site["fn"], "conditional_entropy"):
-        return site["fn"].conditional_entropy(site["value"])
-    try:
-        return site["fn"].entropy()
-    except NotImplementedError:
-        return None
+        return self.log_q_discrete + self.log_q_pathwise
 
 
 class Ledger:
-    """Sums of log-densities by kind: of each datum, and of what the data share."""
+    """Sums of log-densities by kind: of each datum, and of what the data share.
+
+    Args:
+        layout: Which plates make a datum.
+        num_particles: K.
+    """
 
     def __init__(self, layout: Layout, num_particles: int) -> None:
         self.layout, self.num_particles = layout, num_particles
@@ -111,33 +69,35 @@ class Ledger:
         self.nothing: dict[tuple[int, ...], Tensor] = {}
         self.scale: float | Tensor = 1.0
 
-    def add(self, kind: str, site: Site, value: Tensor) -> None:
+    def add(self, kind: str, site: Site, values: Tensor) -> None:
         """Scale, mask and sum the values of a site into its datum, or into the shared part."""
-        plates = plates_of(site)
-        scale, dims = site["scale"], tuple(range(-self.layout.nesting, 0))
-        book = self.shared
-        if plates.keys() >= frozenset(self.layout.plates):
-            self.scale = _datum_scale(plates[name] for name in self.layout.plates)
+        scale = site.scale
+        if self.layout.owns(site):
+            self.scale = _datum_scale(site, self.layout)
             scale = scale / self.scale  # exactly 1.0 for a site with no scale of its own
+        self.add_bare(kind, site, site.scaled(values, scale))
+
+    def add_bare(self, kind: str, site: Site, values: Tensor) -> None:
+        """Sum the values of a site as they are: of draws, which no mask or scale changes."""
+        dims, book = tuple(range(-self.layout.nesting, 0)), self.shared
+        if self.layout.owns(site):
             dims, book = tuple(set(dims) - set(self.layout.dims)), self.owned
-        if kind not in ("draw", "paired_draw"):
-            value = scale_and_mask(value, scale, site["mask"])
-        value = with_particle_axis(site, value, self.layout.nesting, self.num_particles)
-        value = value.sum(dims, keepdim=True) if dims else value
-        book[kind] = book[kind] + value if kind in book else value
+        values = in_batch_dims(site, values, self.layout.nesting, self.num_particles)
+        values = values.sum(dims, keepdim=True) if dims else values
+        book[kind] = book[kind] + values if kind in book else values
 
-    def total(self, kind: str) -> Tensor:
-        """``(K, *plates)``."""
-        shapes = (value.shape for value in self.owned.values())
+    def total(self, kind: str) -> Float[Tensor, "K *plates"]:
+        """The sum of a kind for each datum."""
+        shapes = (values.shape for values in self.owned.values())
         shape = broadcast_shape((self.num_particles, *[1] * self.layout.nesting), *shapes)
-        kept = (shape[0], *(shape[dim] for dim in self.layout.dims))
-        found = self.owned.get(kind)
-        return self._zeros(kept) if found is None else found.expand(shape).reshape(kept)
+        by_datum = (shape[0], *(shape[dim] for dim in self.layout.dims))
+        values = self.owned.get(kind)
+        return self._zeros(by_datum) if values is None else values.expand(shape).reshape(by_datum)
 
-    def total_shared(self, kind: str) -> Tensor:
-        """``(K,)``."""
-        found, shape = self.shared.get(kind), (self.num_particles,)
-        return self._zeros(shape) if found is None else found.reshape(-1).expand(shape)
+    def total_shared(self, kind: str) -> Float[Tensor, "K"]:
+        """The sum of a kind over what the data share."""
+        values, shape = self.shared.get(kind), (self.num_particles,)
+        return self._zeros(shape) if values is None else values.reshape(-1).expand(shape)
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         """Of kinds that no site has, made once."""
@@ -147,126 +107,82 @@ class Ledger:
         return self.nothing[shape]
 
 
-def _datum_scale(plates: Iterator[Any]) -> float | Tensor:
+def _datum_scale(site: Site, layout: Layout) -> float | Tensor:
+    """Full size over subsample size, of all plates that make a datum."""
     scale = 1.0
-    for plate in plates:
+    for plate in (site.plates[name] for name in layout.plates):
         scale = scale * (plate.size if plate.full_size is None else plate.full_size) / plate.size
     return scale
 
 
 def make_record(
-    guide_trace: poutine.Trace,
-    model_trace: poutine.Trace,
-    num_particles: int,
+    run: Run,
     layout: Layout,
+    num_particles: int,
+    *,
+    reads: Mapping[str, Reader] = MappingProxyType({}),
     with_entropy: bool = False,
-    with_codes: bool = False,
-    closed_forms: Mapping[str, Any] = MappingProxyType({}),
 ) -> Particles:
     """The record of a run, whose sites have K particles in front or broadcast over them."""
     ledger, entropies_known = Ledger(layout, num_particles), with_entropy
-    for name, site in sample_sites(guide_trace):
-        value = log_prob(site)
-        ledger.add("q_discrete" if needs_score(site) else "q_rest", site, value)
-        if needs_score(site) and not site["is_observed"]:
-            bare = _without_mask(site["fn"])  # scored again only if there is a mask
-            value = value if bare is site["fn"] else bare.log_prob(site["value"])
-            ledger.add("draw", site, value)
-            if layout.paired:
-                value = _paired_log_prob(site) if name in layout.paired else value
-                ledger.add("paired_draw", site, value)
+    for site in run.guide.values():
+        values = site.log_prob()
+        ledger.add("q_discrete" if site.needs_score else "q_pathwise", site, values)
+        if site.needs_score and not site.is_observed:
+            ledger.add_bare("draw", site, draw_log_prob(site, values))
             entropy = _entropy(site) if entropies_known else None
             entropies_known = entropy is not None
             if entropy is not None:
                 ledger.add("entropy", site, entropy)
-    for _, site in sample_sites(model_trace):
-        ledger.add("likelihood" if site["is_observed"] else "prior", site, fast_log_prob(site))
+    for site in run.model.values():
+        ledger.add("likelihood" if site.is_observed else "prior", site, fast_log_prob(site))
     return Particles(
         log_likelihood=ledger.total("likelihood"),
         log_prior=ledger.total("prior"),
         log_q_discrete=ledger.total("q_discrete"),
-        log_q_rest=ledger.total("q_rest"),
+        log_q_pathwise=ledger.total("q_pathwise"),
         log_draw=ledger.total("draw"),
         entropy=ledger.total("entropy") if entropies_known else None,
-        codes=_codes(guide_trace, layout) if with_codes else None,
-        prediction=_prediction(guide_trace, layout, num_particles),
         shared_likelihood=ledger.total_shared("likelihood"),
         shared_prior=ledger.total_shared("prior"),
-        shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_rest"),
+        shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_pathwise"),
         scale=ledger.scale,
-        statistics={
-            name: site_statistic(model_trace.nodes[name], form, layout)
-            for name, form in closed_forms.items()
-        },
-        paired_draw=ledger.total("paired_draw") if layout.paired else None,
-        quantized=_quantized(guide_trace),
+        extras={name: read(run, layout, num_particles) for name, read in reads.items()},
     )
 
 
-def _paired_log_prob(site: Site) -> Tensor:
-    """Log-probability of Bernoulli draws, each latent's weighed by its factor in a pair."""
-    base = base_distribution(site["fn"])
-    weighed = antithetic_factor(base.probs) * base.log_prob(site["value"])
-    return weighed.sum(tuple(range(-site["fn"].event_dim, 0))) if site["fn"].event_dim else weighed
+def draw_log_prob(site: Site, values: Tensor) -> Tensor:
+    """Log-density of a draw whatever its mask; `values` if there is none."""
+    bare = without_mask(site.fn)
+    return values if bare is site.fn else bare.log_prob(site.value)
 
 
-def _repeats(site: Site) -> bool:
-    return getattr(base_distribution(site["fn"]), "has_enumerate_support", False)
-
-
-def _codes(trace: poutine.Trace, layout: Layout) -> Tensor | None:
-    """Values of the discrete sites, flattened per datum; None where draws cannot repeat."""
-    codes: list[Tensor] = []
-    site: Site
-    for _, site in sample_sites(trace):
-        if not needs_score(site):
-            if frozenset(layout.plates) <= plates_of(site).keys():
-                return None
-            continue
-        if site["is_observed"] or not _repeats(site):
-            return None
-        batch = site["value"].dim() - site["fn"].event_dim
-        value = site["value"].reshape((1,) * (layout.nesting + 1 - batch) + site["value"].shape)
-        kept = [0, *(dim - site["fn"].event_dim for dim in layout.dims)]
-        value = value.movedim(kept, tuple(range(len(kept))))
-        codes.append(value.reshape(*value.shape[: len(kept)], -1).long())
-    return torch.cat(codes, -1) if codes else None
-
-
-def _prediction(trace: poutine.Trace, layout: Layout, num_particles: int) -> Tensor | None:
-    """The guide's baseline b(x), from its deterministic site "baseline"."""
-    site: Site = trace.nodes.get("baseline")
-    if site is None or not (site["infer"] or {}).get("_deterministic"):
+def _entropy(site: Site) -> Tensor | None:
+    """Closed form, or closed form per step given the earlier codes (autoregressive guides)."""
+    if hasattr(site.fn, "conditional_entropy"):
+        return site.fn.conditional_entropy(site.value)
+    try:
+        return site.fn.entropy()
+    except NotImplementedError:
         return None
-    value = with_particle_axis(site, site["value"], layout.nesting, num_particles)
-    return value.reshape([value.shape[0], *(value.shape[dim] for dim in layout.dims)])
-
-
-def _quantized(trace: poutine.Trace) -> dict[str, tuple[Tensor, Tensor]] | None:
-    """Vectors that the guide has quantised, by the site of their codes."""
-    nodes: Any = trace.nodes
-    pairs = {
-        name: (nodes[f"{name}.inputs"]["value"], nodes[f"{name}.vectors"]["value"])
-        for name, _ in sample_sites(trace)
-        if f"{name}.inputs" in nodes and f"{name}.vectors" in nodes
-    }
-    return pairs or None
 
 
 def concatenate(records: list[Particles]) -> Particles:
     """Put records one after the other on the axis of particles."""
     if len(records) == 1:
         return records[0]
-    kept = ("scale", "statistics", "quantized")
-    fields = [field for field in Particles._fields if field not in kept]
-    columns = {field: [getattr(record, field) for record in records] for field in fields}
-    joined: dict[str, Any] = {
-        field: None if column[0] is None else torch.cat(column) for field, column in columns.items()
-    }
-    statistics = {
-        name: Statistic(
-            torch.cat([record.statistics[name].value for record in records]), first.mask
-        )
-        for name, first in records[0].statistics.items()
-    }
-    return Particles(**joined, scale=records[0].scale, statistics=statistics)
+    scale = records[0].scale  # the same for all
+    return _joined([record._replace(scale=1.0) for record in records])._replace(scale=scale)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Arrays one after the other; what holds arrays, entry by entry."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, Mapping):
+        return {key: _joined([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple):
+        columns = [_joined(list(column)) for column in zip(*parts, strict=True)]
+        return type(first)(*columns) if hasattr(first, "_fields") else tuple(columns)
+    return first

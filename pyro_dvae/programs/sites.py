@@ -1,82 +1,157 @@
-"""The sites of a trace, and what is read off one."""
+"""One typed view of a sample site, read once from its message.
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+The rest of the package asks a `Site` for what it wants to know and meets no dictionary of Pyro's.
+
+References:
+    [1] Bingham et al. Pyro: deep universal probabilistic programming. JMLR, 2019.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 __all__ = [
-    "Layout",
     "Site",
     "base_distribution",
-    "log_prob",
-    "needs_score",
-    "plates_of",
+    "deterministic_sites",
+    "in_batch_dims",
+    "is_drawn",
     "sample_sites",
-    "with_particle_axis",
 ]
 
-Site = Any  # pyro's Message, a TypedDict whose every field is optional
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """A sample site as a run has left it."""
+
+    name: str
+    fn: Any  # its distribution, with whatever plates and handlers made of it
+    value: Any
+    is_observed: bool
+    plates: Mapping[str, Any]  # the vectorised plates it is under: name -> frame (dim, size, ...)
+    scale: Any  # weight of its log-density: subsampling, `poutine.scale`
+    mask: Any  # of `poutine.mask`: True or None, or a tensor over its batch dims
+    infer: Mapping[str, Any]
+    call: tuple[tuple, dict]  # what its log_prob takes beside the value
+
+    @classmethod
+    def of(cls, message: Any) -> "Site":
+        """Read a message of Pyro's."""
+        return cls(
+            name=message["name"],
+            fn=message["fn"],
+            value=message["value"],
+            is_observed=message["is_observed"],
+            plates={f.name: f for f in message["cond_indep_stack"] if f.vectorized},
+            scale=message["scale"],
+            mask=message["mask"],
+            infer=message["infer"] or {},
+            call=(message["args"], message["kwargs"]),
+        )
+
+    @property
+    def base(self) -> Any:
+        """Its distribution without what wraps it: plates' sizes, event dims, masks."""
+        return base_distribution(self.fn)
+
+    @property
+    def family(self) -> str:
+        """The name of its distribution, for messages."""
+        return type(self.base).__name__
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether its draws have no pathwise gradient."""
+        return not getattr(self.fn, "has_rsample", False)
+
+    @property
+    def has_finite_support(self) -> bool:
+        """Whether the values of one of its latents can be listed."""
+        return bool(getattr(self.base, "has_enumerate_support", False))
+
+    @property
+    def is_auxiliary(self) -> bool:
+        """Whether a guide's site is not of the model."""
+        return bool(self.infer.get("is_auxiliary"))
+
+    @property
+    def by_sampler(self) -> bool:
+        """Whether an algorithm drew it in its own way."""
+        return bool(self.infer.get("_by_sampler"))
+
+    @property
+    def num_batch_dims(self) -> int:
+        """Batch dims of its value, particles included."""
+        return self.value.dim() - self.fn.event_dim
+
+    def log_prob(self) -> Tensor:
+        """Log-density of its value, over its batch dims; neither scaled nor masked by handlers."""
+        args, kwargs = self.call
+        return self.fn.log_prob(self.value, *args, **kwargs)
+
+    def scaled(self, values: Tensor, scale: Any) -> Tensor:
+        """Numbers over its batch dims, weighed by `scale`, 0 where a handler masks the site."""
+        return scale_and_mask(values, scale, self.mask)
 
 
-class Layout(NamedTuple):
-    """What one plain run tells of the structure of a model/guide pair, and how to draw from it."""
+def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """The sample sites of a run by name, in order: neither subsamples nor deterministic sites."""
+    return {site.name: site for site in _sites(trace, deterministic=False)}
 
-    nesting: int  # plates take the batch dims -1 ... -nesting, particles -nesting - 1
-    plates: tuple[str, ...]  # that make a datum, leftmost first
-    dims: tuple[int, ...]  # their batch dims
-    scored: tuple[str, ...]  # guide sites without a pathwise gradient
-    paired: tuple[str, ...] = ()  # drawn antithetically by particles k and k + K/2
-    pathwise: bool = True  # whether reparameterised draws of a datum keep their gradient
+
+def deterministic_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """The deterministic sites of a run, by name."""
+    return {site.name: site for site in _sites(trace, deterministic=True)}
+
+
+def _sites(trace: poutine.Trace, *, deterministic: bool) -> Iterator[Site]:
+    for message in trace.nodes.values():
+        if message["type"] == "sample" and not site_is_subsample(message):
+            if bool((message["infer"] or {}).get("_deterministic")) == deterministic:
+                yield Site.of(message)
+
+
+def is_drawn(message: Any) -> bool:
+    """Whether a message is of a latent that the program draws."""
+    return not message["is_observed"] and not site_is_subsample(message)
 
 
 def base_distribution(fn: Any) -> Any:
+    """A distribution without what wraps it."""
     while hasattr(fn, "base_dist"):  # Independent, ExpandedDistribution, MaskedDistribution
         fn = fn.base_dist
     return fn
 
 
-def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Site]]:
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site_is_subsample(site):
-            if not (site["infer"] or {}).get("_deterministic"):
-                yield name, site
+def in_batch_dims(site: Site, values: Tensor, nesting: int, num_particles: int) -> Tensor:
+    """View numbers of a site with ``nesting + 1`` batch dims, particles first.
 
-
-def needs_score(site: Site) -> bool:
-    return not getattr(site["fn"], "has_rsample", False)
-
-
-def plates_of(site: Site) -> dict[str, Any]:
-    return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
-
-
-def log_prob(site: Site) -> Tensor:
-    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-
-
-def with_particle_axis(site: Site, value: Tensor, nesting: int, num_particles: int) -> Tensor:
-    """View with ``nesting + 1`` batch dims; every size above 1 must be a plate's or K."""
-    name, shape = site["name"], tuple(value.shape)
-    sizes = {-nesting - 1: num_particles} | {f.dim: f.size for f in plates_of(site).values()}
+    Raises:
+        ValueError: If a size above 1 is neither a plate's nor K.
+    """
+    shape = tuple(values.shape)
+    sizes = {-nesting - 1: num_particles} | {f.dim: f.size for f in site.plates.values()}
     for dim in range(-1, -len(shape) - 1, -1):
         if shape[dim] not in (1, sizes.get(dim, 1)):
             raise ValueError(
-                f"site '{name}': its log-density has shape {shape}, but batch dim {dim} is "
+                f"site '{site.name}': its log-density has shape {shape}, but batch dim {dim} is "
                 f"{_meaning(dim, nesting, num_particles, site)}. Either declare the dim with "
                 ".to_event(1), or put the site under a plate with "
                 f"dim={dim}, or write the program so that it broadcasts over a particle axis left "
                 "of all plates (x[..., i], sum(-1), no bare reshape)."
             )
-    return value.reshape((1,) * (nesting + 1 - len(shape)) + shape)
+    return values.reshape((1,) * (nesting + 1 - len(shape)) + shape)
 
 
 def _meaning(dim: int, nesting: int, num_particles: int, site: Site) -> str:
     if dim == -nesting - 1:
         return f"the particles', of size {num_particles}"
-    for frame in plates_of(site).values():
+    for frame in site.plates.values():
         if frame.dim == dim:
             return f"that of plate '{frame.name}', of size {frame.size}"
     return "under no plate"

@@ -19,7 +19,7 @@ from pyro_dvae.ops._words import are_hashes, hash_words, keep_latents
 from pyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
 from pyro_dvae.ops.states import first_occurrences, merge_best, newcomers, take_states, unpack
 from pyro_dvae.programs.codes import encode
-from pyro_dvae.programs.draw import DrawTogether
+from pyro_dvae.programs.draw import Draw, run_program
 
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
 
@@ -163,8 +163,8 @@ def draws_of(guide: Callable, num_draws: int) -> Operator:
         call = current_setting("draws_of").call
         space, batch = call.space, call.batch
         with torch.no_grad(), poutine.block(), poutine.replay(trace=batch.subsamples):
-            with DrawTogether(num_draws, space.layout, {}):
-                trace = poutine.trace(guide).get_trace(*call.args, **call.kwargs)
+            with Draw(space.layout, num_draws):
+                trace = run_program(guide, call.args, call.kwargs)
         names = [site.name for site in space.sites]
         if missing := [name for name in names if name not in trace.nodes]:
             raise ValueError(

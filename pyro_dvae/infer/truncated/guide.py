@@ -40,6 +40,8 @@ from pyro_dvae.infer.truncated.scoring import Call, Scorer
 from pyro_dvae.ops.evolution import Operator, Population, union
 from pyro_dvae.ops.states import num_words, pack, random_states, unpack
 from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
+from pyro_dvae.programs.draw import run_program
+from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.run import takes_particles
 from pyro_dvae.programs.sites import sample_sites
 
@@ -99,6 +101,7 @@ class TruncatedGuide(nn.Module):
         self.rest, self.vectorize_particles = rest, vectorize_particles
         self._programs = (model,)  # not as a submodule: its parameters are not the guide's
         self._space: Space | None = None
+        self._vectorize = vectorize_particles
         self._repeats: dict[tuple, bool] = {}
         self.register_buffer("words", None)
 
@@ -119,7 +122,7 @@ class TruncatedGuide(nn.Module):
         draws = draws_in(own.trace, call.space.layout.nesting)
         scores = [_in_dims(self.scores(call, words, draw), call) for draw in draws]
         log_weights = torch.stack(scores, 1) if len(scores) > 1 else scores[0]
-        values = {name: site["value"] for name, site in sample_sites(own.trace)}
+        values = {name: site.value for name, site in sample_sites(own.trace).items()}
         members = decode(call.space, codes_of(call, words), call.batch.sizes)
         layout = call.space.layout
         own_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
@@ -200,7 +203,7 @@ class TruncatedGuide(nn.Module):
         if self.rest is None:
             return poutine.Trace()
         with torch.no_grad(), poutine.block():
-            return poutine.trace(self.rest).get_trace(*args, **kwargs)
+            return run_program(self.rest, args, kwargs)
 
     def read(self, own: poutine.Trace, args: tuple, kwargs: dict) -> Call:
         """What a call of the model is about; the first one makes the sets.
@@ -210,12 +213,7 @@ class TruncatedGuide(nn.Module):
         """
         if self._space is None:
             self._space = find_space(self.model, self.rest, args, kwargs)
-            if self.vectorize_particles:
-                with poutine.block():
-                    program = latents_of(self.model, self.rest)
-                    self.vectorize_particles = takes_particles(
-                        self.model, program, args, kwargs, self._space.layout
-                    )
+            self._vectorize = self.vectorize_particles and self._takes_particles(args, kwargs)
         draw = draws_in(own, self._space.layout.nesting)[0]
         batch = read_minibatch(self.model, draw, self._space, args, kwargs)
         num_data = self.num_data if self.words is None else len(self.words)
@@ -227,12 +225,16 @@ class TruncatedGuide(nn.Module):
                 'minibatch as its subsample, as in pyro.plate("data", N, subsample=index); for '
                 "other data make a guide by `for_data`."
             )
-        call = Call(
-            self.model, args, kwargs, self._space, batch, self.vectorize_particles, self._repeats
-        )
+        call = Call(self.model, args, kwargs, self._space, batch, self._vectorize, self._repeats)
         if self.words is None:
             self.words = self._first_words(call)
         return call
+
+    def _takes_particles(self, args: tuple, kwargs: dict) -> bool:
+        assert self._space is not None
+        program = latents_of(self.model, self.rest)
+        with poutine.block():
+            return takes_particles(Pair(self.model, program, args, kwargs, self._space.layout))
 
     def members(self, call: Call) -> Int32[Tensor, "S B W"]:
         """The members of the data, packed."""

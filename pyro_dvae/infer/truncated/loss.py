@@ -23,6 +23,7 @@ References:
         23(21), 2022.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,36 +33,70 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO
+from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
 from pyro_dvae.infer.truncated.estep import Evolved, codes_of, distinct, evolve_sets
 from pyro_dvae.infer.truncated.guide import TruncatedGuide
 from pyro_dvae.infer.truncated.scoring import Call, Scorer, log_weights
+from pyro_dvae.infer.truncated.statistics import Statistic, read_statistics
 from pyro_dvae.ops.evolution import Operator
 from pyro_dvae.programs.codes import decode
-from pyro_dvae.programs.run import Particles, run_particles
-from pyro_dvae.programs.statistics import Statistic
+from pyro_dvae.programs.pair import Pair
+from pyro_dvae.programs.record import Particles
+from pyro_dvae.programs.run import run_particles
 
-__all__ = ["TruncatedInfo", "TruncatedState", "Truncated_ELBO"]
+__all__ = [
+    "TruncatedInfo",
+    "TruncatedMemory",
+    "TruncatedValues",
+    "Truncated_ELBO",
+    "truncated_values",
+]
+
+# ess: effective number of states, 1 / sum q_n^2, in [1, S]; replaced: fraction of a set that the
+# E-step has replaced
+TruncatedInfo = info_type(__name__, "TruncatedInfo", "ess", "replaced")
 
 
-class TruncatedState(NamedTuple):
-    """Step and beta, and what the closed forms have gathered since their last update."""
+class TruncatedMemory(NamedTuple):
+    """What the closed forms have gathered since their last update."""
 
-    beta: BetaState
     totals: dict[str, Tensor]  # site -> sum over data of q's mean statistic, one datum's shape
     counts: dict[str, Tensor]  # site -> how many observed entries are in it
     rows: int  # data seen
 
 
-class TruncatedInfo(NamedTuple):
-    """Means per datum of the last step."""
+class TruncatedValues(NamedTuple):
+    """Of each datum, what its set of states makes, in nats."""
 
-    elbo: Float[Tensor, ""]  # nats
-    beta_elbo: Float[Tensor, ""]  # nats
-    rate: Float[Tensor, ""]  # bits that the latents carry
-    beta: float | Tensor
-    ess: Float[Tensor, ""]  # effective number of states, 1 / sum q_n^2, in [1, S]
-    replaced: Float[Tensor, ""]  # fraction of a set that the E-step has replaced
+    bound: Float[Tensor, "*plates"]  # of the beta-ELBO, with its gradient
+    elbo: Float[Tensor, "*plates"]
+    log_likelihood: Float[Tensor, "*plates"]  # its mean under q_n
+    weights: Float[Tensor, "S *plates"]  # q_n of each state
+
+
+def truncated_values(
+    scores: Float[Tensor, "S *plates"],
+    log_likelihood: Float[Tensor, "S *plates"],
+    beta: float | Tensor = 1.0,
+) -> TruncatedValues:
+    """The bound ``beta log sum exp(scores)`` of the states of a set, and its parts.
+
+    Args:
+        scores: ``log p(x|z) / beta + log p(z)`` of each state, -inf for one that is not to count.
+        log_likelihood: ``log p(x|z)`` of each state.
+        beta: Weight of the rate.
+
+    Example:
+        >>> values = truncated_values(torch.tensor([0.25, 0.5]).log(), torch.zeros(2))
+        >>> values.bound.exp(), values.weights
+        (tensor(0.7500), tensor([0.3333, 0.6667]))
+    """
+    bound = beta * scores.logsumexp(0)
+    weights = scores.detach().softmax(0)
+    likelihood = torch.where(weights > 0, log_likelihood.detach(), 0.0)
+    likelihood = (weights * likelihood).sum(0)
+    elbo = bound.detach() / beta + (1.0 - 1.0 / beta) * likelihood
+    return TruncatedValues(bound, elbo, likelihood, weights)
 
 
 class Truncated_ELBO(ParticleELBO):
@@ -82,6 +117,8 @@ class Truncated_ELBO(ParticleELBO):
     Raises:
         ValueError: If an argument is out of range, or the guide is no `TruncatedGuide`.
     """
+
+    info_class = TruncatedInfo
 
     def __init__(
         self,
@@ -105,9 +142,9 @@ class Truncated_ELBO(ParticleELBO):
         self._forms: dict[str, Any] = {}
         self._num_data = 0
 
-    def init_state(self) -> TruncatedState:
-        """What the first step needs."""
-        return TruncatedState(super().init_state(), {}, {}, 0)
+    def init_memory(self) -> TruncatedMemory:
+        """Nothing gathered."""
+        return TruncatedMemory({}, {}, 0)
 
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -136,14 +173,15 @@ class Truncated_ELBO(ParticleELBO):
 
     # ------------------------------------------------------------------------------ E- and M-step
 
-    def _evaluate(self, model: Callable, guide: Any, args: tuple, kwargs: dict) -> Estimate:
+    def run(self, model: Callable, guide: Any, args: tuple, kwargs: dict) -> Particles:
+        """Improve the sets, and run the model at their states."""
         own, call, beta, step = self._read(model, guide, args, kwargs)
         sweeps = self._current(self.sweeps, step) if torch.is_grad_enabled() else 0
         words, replaced = self._evolve(guide, own, call, beta, sweeps)
         self._forms = call.batch.closed_forms if self._current(self.closed_form, step) else {}
         self._num_data = call.batch.num_data
-        estimate = self._estimate(self._run_members(call, words, guide.rest), self.state)
-        return estimate._replace(info=estimate.info._replace(replaced=replaced))
+        particles = self._run_members(call, words, guide.rest)
+        return particles._replace(extras={**particles.extras, "replaced": replaced})
 
     def _read(
         self, model: Callable, guide: Any, args: tuple, kwargs: dict
@@ -182,76 +220,68 @@ class Truncated_ELBO(ParticleELBO):
 
     def _run_members(self, call: Call, words: Tensor, rest: Callable | None) -> Particles:
         """The members as particles of the model, with gradient; repeated ones weigh nothing."""
-        with poutine.replay(trace=call.batch.subsamples):
+        space, batch = call.space, call.batch
+        pair = Pair(call.model, rest, call.args, call.kwargs, space.layout, call.vectorize)
+        with poutine.replay(trace=batch.subsamples):
             particles = run_particles(
-                call.model,
-                rest,
-                call.args,
-                call.kwargs,
-                call.space.layout,
+                pair,
                 len(words),
-                vectorize=call.vectorize,
-                values=decode(call.space, codes_of(call, words), call.batch.sizes),
-                closed_forms=self._forms,
+                reads={"statistics": functools.partial(read_statistics, self._forms)},
+                values=decode(space, codes_of(call, words), batch.sizes),
             )
         first = distinct(call, words).reshape(particles.log_prior.shape)
         return particles._replace(log_prior=torch.where(first, particles.log_prior, -math.inf))
 
-    def _estimate(self, particles: Particles, state: TruncatedState) -> Estimate:
-        beta = self._current_beta(state.beta)
+    def gain(
+        self,
+        particles: Particles,
+        objective: Objective,
+        beta: float | Tensor,
+        memory: TruncatedMemory,
+    ) -> Gain:
+        """The bound that the states make, and what the closed forms gather of them."""
         scores = log_weights(particles, beta)
-        bound = beta * scores.logsumexp(0)
-        weights = scores.detach().softmax(0)
-        likelihood = torch.where(weights > 0, particles.log_likelihood.detach(), 0.0)
-        likelihood = (weights * likelihood).sum(0)
-        elbo = bound.detach() / beta + (1.0 - 1.0 / beta) * likelihood
-        rate = (likelihood - elbo).mean()
-        shared_rate = particles.shared_prior - particles.shared_q
-        shared = particles.shared_likelihood
-        return Estimate(
-            loss=-particles.scale * elbo.sum() - (shared + shared_rate).detach().mean(),
-            surrogate=-particles.scale * bound.sum() - (shared + beta * shared_rate).mean(),
-            info=TruncatedInfo(
-                elbo=elbo.mean(),
-                beta_elbo=bound.detach().mean(),
-                rate=rate / math.log(2),
-                beta=beta,
-                ess=(1.0 / weights.square().sum(0)).mean(),
-                replaced=torch.zeros_like(rate),
-            ),
-            state=self._next_state(particles, weights, state, rate),
+        values = truncated_values(scores, particles.log_likelihood, beta)
+        ess = (1.0 / values.weights.square().sum(0)).mean()
+        expected = objective._replace(
+            log_likelihood=values.log_likelihood[None],
+            elbo=values.elbo[None],
+            beta_elbo=values.bound.detach()[None],
         )
+        info = {"ess": ess, "replaced": particles.extras["replaced"]}
+        memory = _gather(particles.extras["statistics"], values.weights, memory)
+        return Gain(values.bound, info, memory, expected)
 
     # ------------------------------------------------------------------------------- closed forms
-
-    def _next_state(
-        self, particles: Particles, weights: Tensor, state: TruncatedState, rate: Tensor
-    ) -> TruncatedState:
-        """Add the statistics of these data to those since the last update."""
-        beta_state = self._next_beta_state(state.beta, rate)
-        if not particles.statistics:
-            return TruncatedState(beta_state, {}, {}, 0)
-        totals, counts = {}, {}
-        for name, statistic in particles.statistics.items():
-            total, count = _sums(statistic, weights)
-            if name in state.totals:  # after a resume they may be on another device
-                total = total + state.totals[name].to(total.device)
-                count = count + state.counts[name].to(count.device)
-            totals[name], counts[name] = total, count
-        return TruncatedState(beta_state, totals, counts, state.rows + weights[0].numel())
 
     def _set_closed_forms(self) -> None:
         """Set the parameters if all data have been seen since the last time.
 
         Before or after a step, since autograd holds on to the values that a step has used.
         """
-        if not self._forms or self.state.rows < self._num_data:
+        memory = self.state.memory
+        if not self._forms or memory.rows < self._num_data:
             return
         with torch.no_grad():
             for name, form in self._forms.items():
-                total, count = self.state.totals[name], self.state.counts[name]
+                total, count = memory.totals[name], memory.counts[name]
                 form.target.copy_(form.solve(total, count, form.target))
-        self.state = TruncatedState(self.state.beta, {}, {}, 0)
+        self.state = self.state._replace(memory=self.init_memory())
+
+
+def _gather(
+    statistics: dict[str, Statistic], weights: Tensor, memory: TruncatedMemory
+) -> TruncatedMemory:
+    """Add the statistics of these data to those since the last update."""
+    totals, counts = {}, {}
+    for name, statistic in statistics.items():
+        total, count = _sums(statistic, weights)
+        if name in memory.totals:  # after a resume they may be on another device
+            total = total + memory.totals[name].to(total.device)
+            count = count + memory.counts[name].to(count.device)
+        totals[name], counts[name] = total, count
+    rows = memory.rows + weights[0].numel() if statistics else 0
+    return TruncatedMemory(totals, counts, rows)
 
 
 def _sums(statistic: Statistic, weights: Float[Tensor, "S *plates"]) -> tuple[Tensor, Tensor]:
@@ -260,5 +290,6 @@ def _sums(statistic: Statistic, weights: Float[Tensor, "S *plates"]) -> tuple[Te
     columns = value.flatten(1, num_plates).flatten(2)
     mean = torch.einsum("sb,sbe->be", weights.flatten(1).to(value.dtype), columns)
     plates = tuple(range(num_plates))
-    total = torch.where(statistic.mask, mean.reshape(value.shape[1:]), 0.0).sum(plates)
-    return total, statistic.mask.to(total.dtype).sum(plates)
+    mask = statistic.mask[0]
+    total = torch.where(mask, mean.reshape(value.shape[1:]), 0.0).sum(plates)
+    return total, mask.to(total.dtype).sum(plates)

@@ -15,9 +15,10 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_dvae.programs.codes import Space, by_datum, own_shape
+from pyro_dvae.programs.codes import Space, by_datum, shape_in_datum
+from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.masks import entry_mask
-from pyro_dvae.programs.sites import Site, base_distribution, plates_of, sample_sites
+from pyro_dvae.programs.sites import Site, sample_sites
 
 
 class Minibatch(NamedTuple):
@@ -44,14 +45,15 @@ def read_minibatch(
             rows of a plate cannot be found.
     """
 
-    def hide(msg: Site) -> bool:
+    def hide(msg: Any) -> bool:
         return msg["type"] != "sample" or not site_is_subsample(msg) or msg["name"] in own.nodes
 
     with torch.no_grad(), poutine.block(hide_fn=hide), poutine.replay(trace=own):
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-    latents = {n: site for n, site in sample_sites(trace) if not site["is_observed"]}
-    _check_sites(trace, latents, space)
-    frames = plates_of(latents[space.sites[0].name])
+        trace = run_program(model, args, kwargs)
+    sites = sample_sites(trace)
+    latents = {name: site for name, site in sites.items() if not site.is_observed}
+    _check_sites(sites, latents, space)
+    frames = latents[space.sites[0].name].plates
     sizes: tuple[int, ...] = ()
     num_data, rows = 1, torch.zeros(1, dtype=torch.long)
     for frame in (frames[name] for name in space.layout.plates):
@@ -63,24 +65,24 @@ def read_minibatch(
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and site_is_subsample(site):
             subsamples.nodes[name] = site
-    forms = {n: site["infer"].get("closed_form") for n, site in sample_sites(trace)}
+    forms = {name: site.infer.get("closed_form") for name, site in sites.items()}
     forms = {name: form for name, form in forms.items() if form is not None}
     kept = _unmasked(latents, space, sizes)
     return Minibatch(subsamples, latents, sizes, num_data, rows, forms, kept)
 
 
-def _check_sites(trace: poutine.Trace, latents: dict[str, Site], space: Space) -> None:
-    if not any(site["is_observed"] for _, site in sample_sites(trace)):
+def _check_sites(sites: dict[str, Site], latents: dict[str, Site], space: Space) -> None:
+    if len(latents) == len(sites):
         raise ValueError(
             "the model observes nothing in this call, so there is no posterior over its states. "
             "Pass the data; to sample from the prior, call the model alone."
         )
     for site in space.sites:
         found = latents.get(site.name)
-        shapes = found and (own_shape(found, space.layout), tuple(found["fn"].event_shape))
-        if shapes != (site.own_shape, site.event_shape):
+        shapes = found and (shape_in_datum(found, space.layout), tuple(found.fn.event_shape))
+        if shapes != (site.batch_shape, site.event_shape):
             raise ValueError(
-                f"site '{site.name}' had shape {(*site.own_shape, *site.event_shape)} per datum "
+                f"site '{site.name}' had shape {(*site.batch_shape, *site.event_shape)} per datum "
                 f"when its states were made, and is now {shapes and (*shapes[0], *shapes[1])}. "
                 "All data must have the same discrete sites; pad them, and mask the padding."
             )
@@ -126,7 +128,7 @@ def prior_probs(latents: dict[str, Site], space: Space) -> Float[Tensor, "H V"]:
     """Probabilities of each latent's codes in the model, in the mean of a run's data; 0 beyond."""
     num_codes, parts = max(space.cardinalities), []
     for site in space.sites:
-        base = base_distribution(latents[site.name]["fn"])
+        base = latents[site.name].base
         probs = base.log_prob(base.enumerate_support()).exp()
         for dim in space.layout.dims:
             if probs.dim() + dim - len(site.cells) > 0:
@@ -139,7 +141,7 @@ def prior_probs(latents: dict[str, Site], space: Space) -> Float[Tensor, "H V"]:
 def open_plates(batch: Minibatch, name: str) -> ExitStack:
     """The plates of a site, with the rows of this call; those that handlers have seen stay."""
     stack = ExitStack()
-    for frame in plates_of(batch.latents[name]).values():
+    for frame in batch.latents[name].plates.values():
         site = batch.subsamples.nodes.get(frame.name)
         rows = None if site is None else site["value"]
         with poutine.block():
@@ -152,15 +154,14 @@ def open_plates(batch: Minibatch, name: str) -> ExitStack:
 
 def draws_in(own: poutine.Trace, nesting: int) -> list[poutine.Trace]:
     """The draws of `rest` one particle at a time, if handlers have made it draw several."""
-    depths = {name: _batch_dims(site) for name, site in sample_sites(own)}
-    sites: dict[str, Site] = dict(own.nodes)
+    depths = {name: site.num_batch_dims for name, site in sample_sites(own).items()}
+    sites: dict[str, Any] = dict(own.nodes)
     counts = {len(sites[name]["value"]) for name, depth in depths.items() if depth > nesting}
     return [_particle(own, depths, nesting, k) for k in range(max(counts, default=1))]
 
 
 def _particle(own: poutine.Trace, depths: dict[str, int], nesting: int, k: int) -> poutine.Trace:
     drawn, sites = poutine.Trace(), dict(own.nodes)
-    site: Site
     for name, site in sites.items():
         if depths.get(name, 0) > nesting:
             value = site["value"]
@@ -172,11 +173,7 @@ def _particle(own: poutine.Trace, depths: dict[str, int], nesting: int, k: int) 
 def given(own: poutine.Trace, nesting: int) -> dict[str, Tensor]:
     """The draws of `rest` as `run_particles` takes them, without gradient."""
     values = {}
-    for name, site in sample_sites(own):
-        value = site["value"].detach()
-        values[name] = value.reshape(*[1] * (nesting + 1 - _batch_dims(site)), *value.shape)
+    for name, site in sample_sites(own).items():
+        value = site.value.detach()
+        values[name] = value.reshape(*[1] * (nesting + 1 - site.num_batch_dims), *value.shape)
     return values
-
-
-def _batch_dims(site: Site) -> int:
-    return site["value"].dim() - site["fn"].event_dim

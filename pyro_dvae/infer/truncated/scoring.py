@@ -18,7 +18,9 @@ from pyro_dvae.infer.truncated.minibatch import Minibatch, given
 from pyro_dvae.infer.truncated.replay import Replay, record
 from pyro_dvae.ops.states import unpack
 from pyro_dvae.programs.codes import Space, decode
-from pyro_dvae.programs.run import Particles, run_particles
+from pyro_dvae.programs.pair import Pair
+from pyro_dvae.programs.record import Particles
+from pyro_dvae.programs.run import run_particles
 
 _CODES_AT_ONCE = 2**21  # that a pass of the model scores: 8 MB as floats
 _CODES_REPEATED = 5 * 2**16  # that a repetition of it scores: 1.25 MB, so that a cache holds all
@@ -104,22 +106,16 @@ class Scorer:
     def _pass(self, codes: Num[Tensor, "S B H"]) -> Float[Tensor, "S B"]:
         """One run of the model."""
         call = self.call
+        layout, vectorize = call.space.layout, call.vectorize
+        pair = Pair(call.model, None, call.args, call.kwargs, layout, vectorize)
         with (
             torch.set_grad_enabled(codes.requires_grad),
             poutine.block(),
             poutine.replay(trace=call.batch.subsamples),
             pyro.validation_enabled(False),  # the pass that makes the bound validates once
         ):
-            particles = run_particles(
-                call.model,
-                None,
-                call.args,
-                call.kwargs,
-                call.space.layout,
-                len(codes),
-                vectorize=call.vectorize,
-                values=decode(call.space, codes, call.batch.sizes) | self.rest,
-            )
+            values = decode(call.space, codes, call.batch.sizes) | self.rest
+            particles = run_particles(pair, len(codes), values=values)
             return _log_joint(particles, self.beta).flatten(1)
 
 
@@ -131,7 +127,7 @@ def _cut(states: Tensor, size: int) -> list[Tensor]:
 
 def log_weights(particles: Particles, beta: float | Tensor = 1.0) -> Float[Tensor, "S *plates"]:
     """Unnormalised ``log q``: the beta-ELBO's best weights of given states."""
-    return _log_joint(particles, beta) - particles.log_q_rest
+    return _log_joint(particles, beta) - particles.log_q_pathwise
 
 
 def _log_joint(particles: Particles, beta: float | Tensor) -> Float[Tensor, "S *plates"]:

@@ -1,0 +1,51 @@
+"""What the closed forms of a model's parameters need of a run: a reader of records."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+from pyro_dvae.programs.masks import entry_mask
+from pyro_dvae.programs.pair import Layout, Run
+from pyro_dvae.programs.sites import Site
+
+__all__ = ["Statistic", "read_statistics"]
+
+
+class Statistic(NamedTuple):
+    """What a parameter's closed form needs of a site."""
+
+    value: Shaped[Tensor, "K *plates_and_entries"]
+    mask: Bool[Tensor, "K *plates_and_entries"]  # False where an entry is masked; all K are alike
+
+
+def read_statistics(
+    forms: Mapping[str, Any], run: Run, layout: Layout, num_particles: int
+) -> dict[str, Statistic]:
+    """The statistic of each site that has a closed form, without gradient.
+
+    Args:
+        forms: `models.ClosedForm` by site of the model.
+        run: The run.
+        layout: Which plates make a datum.
+        num_particles: K.
+    """
+    return {name: _statistic(run.model[name], form, layout) for name, form in forms.items()}
+
+
+@torch.no_grad()
+def _statistic(site: Site, form: Any, layout: Layout) -> Statistic:
+    value = form.statistic(site.fn, site.value)
+    entries = site.fn.event_dim - site.base.event_dim
+    batch = value.dim() - site.fn.event_dim
+    value = value.reshape(*[1] * (layout.nesting + 1 - batch), *value.shape)
+    mask = entry_mask(site, entries)
+    mask = mask.reshape(*mask.shape, *[1] * (site.fn.event_dim - entries))
+    while mask.dim() >= value.dim():  # of a program that has made a particle axis itself
+        mask = mask[0]
+    mask = mask.to(value.device).expand(value.shape)
+    ahead = [1 + layout.nesting + dim for dim in layout.dims]
+    places = tuple(range(1, 1 + len(ahead)))
+    return Statistic(value.movedim(ahead, places), mask.movedim(ahead, places))
