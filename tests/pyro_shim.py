@@ -5,13 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive
 from pyro.poutine.util import site_is_subsample
-from zoo import NOISE
+from pyro_programs import as_data, ppl
 
 from pyro_dvae import diagnostics
 from pyro_dvae.fit import fit
@@ -20,15 +19,8 @@ from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.ops import states
 from pyro_dvae.programs.codes import enumerate_draws
 from pyro_dvae.programs.layout import find_layout
+from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.run import run_particles
-
-
-class FixedNoiseNormal(dist.Normal):
-    """Reparameterised, with one noise for all draws, so that oracles can know it."""
-
-    def rsample(self, sample_shape=()):
-        shape = self._extended_shape(torch.Size(sample_shape))
-        return (self.loc + self.scale * NOISE).expand(shape)
 
 
 def loop_warning():
@@ -39,31 +31,6 @@ def loop_warning():
 def stock(name, **options):
     """One of Pyro's own losses."""
     return getattr(pyro.infer, name)(max_plate_nesting=1, **options)
-
-
-def as_data(data, dtype=torch.float64):
-    tensors = {name: torch.as_tensor(value) for name, value in data.items()}
-    return {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
-
-
-def ppl(params, dtype):
-    tensors = {
-        name: torch.tensor(value, dtype=dtype, requires_grad=True) for name, value in params.items()
-    }
-    primitives = SimpleNamespace(
-        sample=pyro.sample,
-        deterministic=pyro.deterministic,
-        plate=pyro.plate,
-        mask=poutine.mask,
-        scale=poutine.scale,
-        param=lambda name, data: tensors[name],
-        dist=dist,
-        fixed_noise_normal=FixedNoiseNormal,
-        exp=torch.exp,
-        stack=torch.stack,
-        zeros=lambda n: torch.zeros(n, dtype=dtype),
-    )
-    return tensors, primitives
 
 
 class Case:
@@ -77,14 +44,15 @@ class Case:
         self.guide = lambda data: guide(self.ppl, data)
         self.data = as_data(program.data, dtype)
 
-    def layout(self, elbo=None):
-        find = elbo._find_layout if elbo else find_layout
-        return find(self.model, self.guide, (self.data,), {})
+    def layout(self):
+        return find_layout(Pair(self.model, self.guide, (self.data,), {}))
 
-    def record(self, elbo, **options):
+    def record(self, elbo, vectorize=True, **options):
         """The particles that a loss would see."""
-        programs = self.model, self.guide, (self.data,), {}
-        return run_particles(*programs, self.layout(elbo), elbo.num_particles, **options)
+        pair = Pair(self.model, self.guide, (self.data,), {}, self.layout(), vectorize)
+        pair = pair._replace(notes=elbo.inspect(pair))
+        options = {"sampler": elbo.sampler(pair), "pathwise": elbo.pathwise, **options}
+        return run_particles(pair, elbo.num_particles, **options)
 
     def move(self, grads, size):
         """A step against the gradient."""
@@ -114,12 +82,12 @@ class Case:
         table = enumerate_draws(self.guide, (self.data,), {}, layout, 2**16)
 
         class Forced(elbo_class):
-            def _values(self, *_):
+            def values(self, pair):
                 return {name: place(values, layout, self.draws) for name, values in table.items()}
 
-            def _estimate(self, particles, state):
+            def gain(self, particles, *others):
                 self.log_draw = float(particles.log_draw.detach().sum())
-                return super()._estimate(particles, state)
+                return super().gain(particles, *others)
 
         return Forced(**options)
 

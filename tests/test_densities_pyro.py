@@ -9,6 +9,7 @@ import pyro.distributions as dist  # noqa: E402
 from pyro import poutine  # noqa: E402
 
 from pyro_dvae.programs.densities import fast_log_prob  # noqa: E402
+from pyro_dvae.programs.sites import sample_sites  # noqa: E402
 
 RNG = np.random.default_rng(0)
 MEANS, X = (torch.tensor(values) for values in RNG.normal(size=(2, 5, 4, 3)))
@@ -39,20 +40,20 @@ def site_of(name, factor):
         with pyro.plate("data", 5):
             pyro.sample("x", make(factor), obs=value)
 
-    return poutine.trace(model).get_trace().nodes["x"]
+    return sample_sites(poutine.trace(model).get_trace())["x"]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_values_are_the_same(name):
     site = site_of(name, torch.ones((), dtype=torch.float64))
-    expected = site["fn"].log_prob(site["value"])
+    expected = site.log_prob()
     torch.testing.assert_close(fast_log_prob(site), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_gradients_are_the_same(name):
     found = []
-    for log_prob in (fast_log_prob, lambda site: site["fn"].log_prob(site["value"])):
+    for log_prob in (fast_log_prob, lambda site: site.log_prob()):
         factor = torch.ones((), dtype=torch.float64, requires_grad=True)
         found.append(torch.autograd.grad(log_prob(site_of(name, factor)).sum(), factor)[0])
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
@@ -67,9 +68,9 @@ def test_the_gradients_are_the_same(name):
     ids=["real", "binary"],
 )
 def test_no_digits_are_lost_under_autocast(fn):
-    site = poutine.trace(lambda: pyro.sample("x", fn)).get_trace().nodes["x"]
+    site = sample_sites(poutine.trace(lambda: pyro.sample("x", fn)).get_trace())["x"]
     with torch.autocast("cpu", torch.bfloat16):
         found = fast_log_prob(site)
         rough = torch.ones(5, 40) @ torch.full((40,), 0.337)
-    torch.testing.assert_close(found, fn.log_prob(site["value"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, fn.log_prob(site.value), rtol=1e-5, atol=1e-5)
     assert (rough.float() - 40 * 0.337).abs().max() > 1e-3  # what a product of matrices makes of it

@@ -125,8 +125,8 @@ MANY = Program(
 def test_draws_come_in_antithetic_pairs(shim, vectorize):
     """Roots are mirrored, dependent sites are not; both have the guide's margins."""
     case, elbo = shim.Case(MANY), shim.module("infer.disarm").DisARM_ELBO(4)
-    assert case.layout(elbo).paired == ("z",)
-    codes = np.asarray(case.record(elbo, vectorize=vectorize, with_codes=True).codes)
+    reads = {"codes": shim.module("programs.codes").read_codes}
+    codes = np.asarray(case.record(elbo, vectorize=vectorize, reads=reads).extras["codes"])
     first, second, b = codes[..., 0], codes[..., 1], codes[..., 2]
     assert codes.shape == (4, 2000, 3)
     assert not (first[:2] & first[2:]).any()

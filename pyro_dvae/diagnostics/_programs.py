@@ -36,7 +36,7 @@ from pyro_dvae.diagnostics.readings import (
     score_states,
 )
 from pyro_dvae.fit import _batches, _rng
-from pyro_dvae.programs.run import Particles
+from pyro_dvae.programs.record import Particles
 
 
 class Trained(NamedTuple):
@@ -203,7 +203,7 @@ def _put(
     readings: Readings,
     names: tuple[str, ...] = RECORD,
 ) -> None:
-    values = {name: getattr(record, name) for name in names}
+    values = {n: getattr(record, n, record.extras.get(n)) for n in names}
     arrays = {name: None if value is None else _numpy(value) for name, value in values.items()}
     store.put_record(piece, pair.layout.plates, arrays)
     _put_readings(store, piece, readings, {})

@@ -17,12 +17,13 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_dvae.programs.codes import enumerate_draws
-from pyro_dvae.programs.draw import DrawTogether, trace_pair
+from pyro_dvae.programs.codes import enumerate_draws, read_codes
+from pyro_dvae.programs.draw import Draw, run_pair, run_program
 from pyro_dvae.programs.layout import find_layout
-from pyro_dvae.programs.record import Particles, concatenate, drawn_subsamples, make_record
-from pyro_dvae.programs.run import broadcasts, run_particles
-from pyro_dvae.programs.sites import Layout, Site, log_prob, needs_score, plates_of, sample_sites
+from pyro_dvae.programs.pair import Layout, Pair, Run
+from pyro_dvae.programs.record import Particles, concatenate, make_record
+from pyro_dvae.programs.run import drawn_subsamples, run_particles, takes_particles
+from pyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
 __all__ = [
     "READINGS",
@@ -61,40 +62,27 @@ class Labelled(NamedTuple):
 Readings = dict[str, dict[str, Labelled]]  # reading -> site -> array
 
 
-class Pair(NamedTuple):
-    """A model and its guide, what both are called with, and how they are built."""
-
-    model: Callable
-    guide: Callable
-    args: tuple
-    kwargs: dict
-    layout: Layout
-    vectorize: bool  # whether both broadcast over draws; if not, they run once a draw
-    minibatch: poutine.Trace  # subsamples that a plate of the program drew, for all runs
-
-
 def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
-    """Run the pair without draws and read its structure."""
+    """Run the pair without draws and read its structure.
+
+    Its notes are the subsamples that a plate of the program drew, for all runs.
+    """
+    pair = Pair(model, guide, args, kwargs)
     with torch.no_grad():
-        layout = find_layout(model, guide, args, kwargs)
-        traces = trace_pair(model, guide, args, kwargs, DrawTogether(None, layout, {}))
-        try:
-            vectorize = broadcasts(model, guide, args, kwargs, layout, 3)
-        except (RuntimeError, ValueError, IndexError):
-            vectorize = False
-    layout = layout if layout.scored else _without_discrete(layout, *traces)
-    minibatch = drawn_subsamples(traces)
-    for name in [name for name, site in minibatch.nodes.items() if _is_whole(site)]:
+        pair = pair._replace(layout=find_layout(pair))
+        run = run_pair(pair, Draw(pair.layout, None))
+        pair = pair._replace(vectorize=takes_particles(pair, warn=False))
+    if not pair.layout.scored:
+        pair = pair._replace(layout=_without_discrete(pair.layout, run))
+    minibatch = drawn_subsamples(run)
+    for name in [name for name, plate in minibatch.nodes.items() if _is_whole(plate)]:
         minibatch.nodes.pop(name)
-    return Pair(model, guide, args, kwargs, layout, vectorize, minibatch)
+    return pair._replace(notes=minibatch)
 
 
-def _without_discrete(
-    layout: Layout, guide_trace: poutine.Trace, model_trace: poutine.Trace
-) -> Layout:
+def _without_discrete(layout: Layout, run: Run) -> Layout:
     """A datum is then a cell of the plates that all sites share."""
-    traces = (guide_trace, model_trace)
-    frames = [plates_of(site) for trace in traces for _, site in sample_sites(trace)]
+    frames = [site.plates for sites in (run.guide, run.model) for site in sites.values()]
     shared = set.intersection(*map(set, frames)) if frames else set()
     plates = sorted(shared, key=lambda name: frames[0][name].dim)
     dims = tuple(frames[0][name].dim for name in plates)
@@ -108,16 +96,17 @@ def posterior_sites(
 
     The log-densities are those of the same draws.
     """
+    layout = pair.layout
     size = num_draws if pair.vectorize else 1
     records, readings = [], []
-    with torch.no_grad(), poutine.replay(trace=pair.minibatch):
+    with torch.no_grad(), poutine.replay(trace=pair.notes):
         for _ in range(num_draws // size):
-            draw = DrawTogether(size if pair.vectorize else None, pair.layout, {})
-            traces = trace_pair(pair.model, pair.guide, pair.args, pair.kwargs, draw)
-            records.append(make_record(*traces, size, pair.layout, False, True))
-            reading = _Reader(pair.layout.nesting, size).read(*traces, set(wanted))
+            draw = Draw(layout, size if pair.vectorize else None)
+            run = run_pair(pair, draw)
+            records.append(make_record(run, layout, size, reads={"codes": read_codes}))
+            reading = _Reader(layout.nesting, size).read(run, set(wanted))
             if "predictive" in wanted:
-                replayed = pair._replace(model=poutine.replay(pair.model, trace=traces[0]))
+                replayed = pair._replace(model=poutine.replay(pair.model, trace=run.guide_trace))
                 reading["predictive"] = _simulate(replayed, draw, size)[0]["predictive"]
             readings.append(reading)
     return concatenate(records), _join(readings)
@@ -131,32 +120,21 @@ def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:
     Raises:
         ValueError: If there are continuous latents, or more than `max_states` states.
     """
-    model, guide, args, kwargs, layout, *_ = pair
-    with torch.no_grad(), poutine.replay(trace=pair.minibatch):
-        guide_sites = dict(sample_sites(poutine.trace(guide).get_trace(*args, **kwargs)))
-        _check_discrete(guide_sites, layout)
-        return enumerate_draws(model, args, kwargs, layout, max_states)
+    with torch.no_grad(), poutine.replay(trace=pair.notes):
+        guide_sites = sample_sites(run_program(pair.guide, pair.args, pair.kwargs))
+        _check_discrete(guide_sites, pair.layout)
+        return enumerate_draws(pair.model, pair.args, pair.kwargs, pair.layout, max_states)
 
 
 def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
     """Log-densities of given values of the latents, which are in front."""
-    model, guide, args, kwargs, layout, vectorize, minibatch = pair
-    with torch.no_grad(), poutine.replay(trace=minibatch):
-        return run_particles(
-            model,
-            guide,
-            args,
-            kwargs,
-            layout,
-            len(next(iter(values.values()))),
-            vectorize=vectorize,
-            with_codes=True,
-            values=values,
-        )
+    num_states = len(next(iter(values.values())))
+    with torch.no_grad(), poutine.replay(trace=pair.notes):
+        return run_particles(pair, num_states, reads={"codes": read_codes}, values=values)
 
 
 def _check_discrete(guide_sites: Mapping[str, Site], layout: Layout) -> None:
-    latent = {name for name, site in guide_sites.items() if not site["is_observed"]}
+    latent = {name for name, site in guide_sites.items() if not site.is_observed}
     if continuous := sorted(latent - set(layout.scored)):
         raise ValueError(
             f"sites {continuous} are continuous, so that the posterior cannot be listed. Use "
@@ -172,36 +150,32 @@ def prior_sites(pair: Pair, num_draws: int) -> Readings:
 def prior_draws(pair: Pair, num_draws: int) -> tuple[Readings, dict[str, Tensor]]:
     """As `prior_sites`, with the latents as `score_states` takes them."""
     size = num_draws if pair.vectorize else 1
-    draw = DrawTogether(size if pair.vectorize else None, pair.layout, {})
-    with torch.no_grad(), poutine.replay(trace=pair.minibatch):
+    draw = Draw(pair.layout, size if pair.vectorize else None)
+    with torch.no_grad(), poutine.replay(trace=pair.notes):
         runs = [_simulate(pair, draw, size) for _ in range(num_draws // size)]
     values = {name: torch.cat([run[1][name] for run in runs]) for name in runs[0][1]}
     return _join([run[0] for run in runs]), values
 
 
-def _simulate(pair: Pair, draw: DrawTogether, num_draws: int) -> tuple[Readings, dict[str, Tensor]]:
+def _simulate(pair: Pair, draw: Draw, num_draws: int) -> tuple[Readings, dict[str, Tensor]]:
     """A run in which what the model observes is drawn, too; and its latents as they are."""
     with draw:
-        trace = poutine.trace(poutine.uncondition(pair.model)).get_trace(*pair.args, **pair.kwargs)
+        trace = run_program(poutine.uncondition(pair.model), pair.args, pair.kwargs)
     reader = _Reader(pair.layout.nesting, num_draws)
-    found: Readings = {"latent": {}, "predictive": {}}
-    for name, site in sample_sites(trace):
-        reading = "predictive" if (site["infer"] or {}).get("was_observed") else "latent"
-        found[reading][name] = reader.value(name, site)
-    nesting = pair.layout.nesting
+    readings: Readings = {"latent": {}, "predictive": {}}
+    sites = sample_sites(trace)
+    for name, site in sites.items():
+        reading = "predictive" if site.infer.get("was_observed") else "latent"
+        readings[reading][name] = reader.value(name, site)
     values = {
-        name: _in_full(site, nesting, num_draws)
-        for name, site in sample_sites(trace)
-        if name in found["latent"]
+        name: _in_full(sites[name], pair.layout.nesting, num_draws) for name in readings["latent"]
     }
-    return found, values
+    return readings, values
 
 
 def _in_full(site: Site, nesting: int, num_draws: int) -> Tensor:
     """The value with its draws in front of all batch dims."""
-    value = site["value"]
-    missing = nesting + 1 - (value.dim() - site["fn"].event_dim)
-    value = value.reshape((1,) * missing + value.shape)
+    value = site.value.reshape((1,) * (nesting + 1 - site.num_batch_dims) + site.value.shape)
     return value.expand(num_draws, *value.shape[1:])
 
 
@@ -211,16 +185,14 @@ class _Reader(NamedTuple):
     nesting: int
     num_draws: int  # of the run
 
-    def read(
-        self, guide_trace: poutine.Trace, model_trace: poutine.Trace, wanted: set[str]
-    ) -> Readings:
+    def read(self, run: Run, wanted: set[str]) -> Readings:
         """Read each of `wanted` of every site that has it."""
-        guide_sites, sites = (dict(sample_sites(trace)) for trace in (guide_trace, model_trace))
-        observed = {name: site for name, site in sites.items() if site["is_observed"]}
+        guide_sites, sites = run.guide, run.model
+        observed = {name: site for name, site in sites.items() if site.is_observed}
         latent = {name: site for name, site in sites.items() if name not in observed}
         readers: dict[str, tuple[dict[str, Site], Callable]] = {
             "latent": (latent, self.value),
-            "deterministic": (_deterministic(model_trace), self.deterministic),
+            "deterministic": (deterministic_sites(run.model_trace), self.deterministic),
             "observed": (observed, _Reader(self.nesting, 1).data),
             "log_likelihood": (observed, self.log_likelihood),
             "mean": (observed, self.mean),
@@ -233,12 +205,12 @@ class _Reader(NamedTuple):
             each = {name: reader(name, site) for name, site in sites.items()}
             found[reading] = {name: value for name, value in each.items() if value is not None}
         if "subsample" in wanted:
-            found["subsample"] = _subsamples(model_trace)
+            found["subsample"] = _subsamples(run.model_trace)
         return found
 
     def value(self, name: str, site: Site) -> Labelled:
-        support = site["fn"].support
-        found = self.label(name, site, site["value"], site["fn"].event_dim)
+        support = site.fn.support
+        found = self.label(name, site, site.value, site.fn.event_dim)
         discrete = bool(support.is_discrete)
         return found._replace(discrete=discrete, num_codes=_num_codes(support))
 
@@ -247,43 +219,43 @@ class _Reader(NamedTuple):
         return found._replace(values=found.values[0])
 
     def deterministic(self, name: str, site: Site) -> Labelled:
-        value = site["value"]
-        depth = max((-frame.dim for frame in plates_of(site).values()), default=0)
+        value = site.value
+        depth = max((-frame.dim for frame in site.plates.values()), default=0)
         if value.dim() > self.nesting and value.shape[0] == self.num_draws > 1:
             depth = self.nesting + 1
         return self.label(name, site, value, max(value.dim() - depth, 0))
 
     def log_likelihood(self, name: str, site: Site) -> Labelled:
-        return self.label(name, site, _masked(site, log_prob(site)), 0)
+        return self.label(name, site, _masked(site, site.log_prob()), 0)
 
     def mean(self, name: str, site: Site) -> Labelled | None:
         try:
-            value = site["fn"].mean
+            value = site.fn.mean
         except NotImplementedError:
             return None
-        return self.label(name, site, value, site["fn"].event_dim)
+        return self.label(name, site, value, site.fn.event_dim)
 
     def rate(self, name: str, guide_site: Site, site: Site) -> Labelled:
         """Log q - log p, by cell of the event where both have the same cells."""
-        cells = {_num_cells(each["fn"]) for each in (guide_site, site)}
+        cells = {_num_cells(each.fn) for each in (guide_site, site)}
         num_cells = cells.pop() if len(cells) == 1 else 0
         log_q, log_p = (
-            _masked(each, _cell_log_prob(each["fn"], site["value"], num_cells), num_cells)
+            _masked(each, _cell_log_prob(each.fn, site.value, num_cells), num_cells)
             for each in (guide_site, site)
         )
         return self.label(name, site, log_q - log_p, num_cells)
 
     def outside(self, name: str, guide_site: Site, site: Site) -> Labelled | None:
-        if not needs_score(guide_site) or hasattr(guide_site["fn"], "conditional_log_prob"):
+        if not guide_site.needs_score or hasattr(guide_site.fn, "conditional_log_prob"):
             return None  # a network's softmax leaves nothing out, and drawing from it is slow
-        missing = self.nesting + 1 - len(site["fn"].batch_shape)
+        missing = self.nesting + 1 - len(site.fn.batch_shape)
         shape = torch.Size((self.num_draws, *[1] * (missing - 1)) if missing > 0 else ())
-        log_q = guide_site["fn"].log_prob(site["fn"].sample(shape))
+        log_q = guide_site.fn.log_prob(site.fn.sample(shape))
         return self.label(name, site, torch.isneginf(log_q), 0)
 
     def label(self, name: str, site: Site, value: Tensor, event_dim: int) -> Labelled:
         """Expand to the plates, name the dims, and drop those of size 1 under no plate."""
-        frames = {frame.dim: frame for frame in plates_of(site).values()}
+        frames = {frame.dim: frame for frame in site.plates.values()}
         num_batch = value.dim() - event_dim
         batch = (1,) * (self.nesting + 1 - num_batch) + value.shape[:num_batch]
         event = value.shape[num_batch:]
@@ -297,26 +269,18 @@ class _Reader(NamedTuple):
 
 
 def _subsamples(trace: poutine.Trace) -> dict[str, Labelled]:
-    plates: dict[str, Site] = dict(trace.nodes.items())
+    plates: dict[str, Any] = dict(trace.nodes.items())
     return {
-        name: Labelled((name,), site["value"])
+        name: Labelled((name,), site.value)
         for name, site in plates.items()
         if site["type"] == "sample" and site_is_subsample(site) and not _is_whole(site)
     }
 
 
-def _is_whole(plate: Site) -> bool:
+def _is_whole(plate: Any) -> bool:
     """Whether the plate takes all its rows."""
     size = plate["fn"].subsample_size
     return size is None or size >= plate["fn"].size
-
-
-def _deterministic(trace: poutine.Trace) -> dict[str, Site]:
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and (site["infer"] or {}).get("_deterministic")
-    }
 
 
 def _num_codes(support: Any) -> int:
@@ -332,7 +296,7 @@ def _num_codes(support: Any) -> int:
 
 
 def _masked(site: Site, values: Tensor, num_cells: int = 0) -> Tensor:
-    mask = site["mask"]
+    mask = site.mask
     if isinstance(mask, Tensor):
         mask = mask.reshape(mask.shape + (1,) * num_cells)
     return scale_and_mask(values, 1.0, mask)

@@ -28,7 +28,7 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
@@ -49,7 +49,7 @@ DAPSInfo = info_type(__name__, "DAPSInfo", "ess", "temperature")
 
 def policy_temperature(
     scores: Float[Tensor, "K *plates"],
-    copies: Float[Tensor, "K *plates"] | None = None,
+    copies: Int[Tensor, "K *plates"] | None = None,
     *,
     beta: float | Tensor = 1.0,
     target_ess: float = 0.75,

@@ -1,7 +1,7 @@
 """Draw the latents of a program for all particles at once, or take values that are given."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro import poutine
@@ -14,6 +14,7 @@ from pyro_dvae.programs.sites import Site, is_drawn
 __all__ = ["Draw", "Sampler", "run_pair", "run_program", "run_traces"]
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A way to draw some sites that is an algorithm's own."""
 
@@ -55,12 +56,14 @@ class Draw(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["done"] or not is_drawn(msg):
             return
+        by_sampler = self.sampler is not None and self.sampler.draws(msg["name"])
+        if by_sampler:
+            msg["infer"] = {**msg["infer"], "_by_sampler": True}
         if msg["name"] in self.values:
             msg["value"], msg["done"] = self._given(msg), True
-        elif self.sampler is not None and self.sampler.draws(msg["name"]):
+        elif self.sampler is not None and by_sampler:
             shape = self._shape(msg["fn"])
-            msg["value"] = self.sampler(Site.of(msg), shape, self.particle)
-            msg["infer"], msg["done"] = {**msg["infer"], "_by_sampler": True}, True
+            msg["value"], msg["done"] = self.sampler(Site.of(msg), shape, self.particle), True
         elif self.num_draws is not None:
             msg["value"], msg["done"] = self._draw(msg, self.num_draws), True
 

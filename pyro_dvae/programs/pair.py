@@ -36,7 +36,7 @@ class Pair(NamedTuple):
     kwargs: dict
     layout: Layout = Layout()
     vectorize: bool = True  # whether one run takes all particles; else one run each
-    notes: Any = None  # what a loss found out about the programs, `ParticleELBO.inspect`
+    notes: Any = None  # what the caller found out about the programs
 
 
 class Run(NamedTuple):

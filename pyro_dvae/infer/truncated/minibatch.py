@@ -164,7 +164,7 @@ def _particle(own: poutine.Trace, depths: dict[str, int], nesting: int, k: int) 
     drawn, sites = poutine.Trace(), dict(own.nodes)
     for name, site in sites.items():
         if depths.get(name, 0) > nesting:
-            value = site["value"]
+            value: Any = site["value"]
             site = {**site, "value": value[k if len(value) > 1 else 0]}
         drawn.nodes[name] = site
     return drawn
