@@ -17,12 +17,13 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_dvae.programs.broadcasting import takes_particles
 from pyro_dvae.programs.codes import enumerate_draws, read_codes
 from pyro_dvae.programs.draw import Draw, run_pair, run_program
 from pyro_dvae.programs.layout import find_layout
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.record import Particles, concatenate, make_record
-from pyro_dvae.programs.run import drawn_subsamples, run_particles, takes_particles
+from pyro_dvae.programs.run import drawn_subsamples, run_particles
 from pyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
 __all__ = [
@@ -69,7 +70,8 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
     """
     pair = Pair(model, guide, args, kwargs)
     with torch.no_grad():
-        pair = pair._replace(layout=find_layout(pair))
+        layout, structure = find_layout(pair)
+        pair = pair._replace(layout=layout, structure=structure)
         run = run_pair(pair, Draw(pair.layout, None))
         pair = pair._replace(vectorize=takes_particles(pair, warn=False))
     if not pair.layout.scored:

@@ -28,9 +28,11 @@ from torch import Tensor
 
 from pyro_dvae.programs.draw import Sampler, run_traces
 from pyro_dvae.programs.layout import find_layout
+from pyro_dvae.programs.looking import without_gradient
 from pyro_dvae.programs.pair import Layout, Pair
+from pyro_dvae.programs.planning import Plans
 from pyro_dvae.programs.record import Particles, Reader
-from pyro_dvae.programs.run import run_particles, takes_particles
+from pyro_dvae.programs.run import run_particles
 
 __all__ = [
     "BetaState",
@@ -173,7 +175,9 @@ class ParticleELBO(ELBO):
         self.closed_form_entropy = closed_form_entropy
         self.info: Any = None
         self.state = self.init_state()
-        self._prepared: Pair | None = None
+        self._plans = Plans(
+            vectorize=vectorize_particles, find=self.find_layout, inspect=self.inspect
+        )
 
     # ---------------------------------------------------------------- what an algorithm brings
 
@@ -208,15 +212,18 @@ class ParticleELBO(ELBO):
 
     def run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particles:
         """Run the programs with K particles."""
-        return self.run_pair(self.prepare(model, guide, args, kwargs))
+        return self._plans.run(Pair(model, guide, args, kwargs), self.run_pair)
 
     # ------------------------------------------------------------------------ Pyro's protocol
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Minus the ELBO, without gradient and without touching the state."""
-        with torch.no_grad():
+
+        def evaluate() -> float:
             particles = self.run(model, guide, args, kwargs)
             return self._estimate(particles, self.state).loss.item()
+
+        return without_gradient(evaluate)
 
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -241,20 +248,8 @@ class ParticleELBO(ELBO):
 
     # ---------------------------------------------------------------------------- particles
 
-    def prepare(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
-        """The programs and how they are run, which a plain run tells at the first call."""
-        known = self._prepared
-        if known is not None and (known.model, known.guide) == (model, guide):
-            return known._replace(args=args, kwargs=kwargs)
-        pair = Pair(model, guide, args, kwargs, vectorize=self.vectorize_particles)
-        pair = pair._replace(layout=self.find_layout(pair))
-        pair = pair._replace(notes=self.inspect(pair))
-        pair = pair._replace(vectorize=pair.vectorize and takes_particles(pair))
-        self._prepared = pair._replace(args=(), kwargs={})
-        return pair
-
-    def find_layout(self, pair: Pair) -> Layout:
-        """How the sites of the programs lie."""
+    def find_layout(self, pair: Pair) -> tuple[Layout, tuple]:
+        """How the sites of the programs lie, and the structure that this is of."""
         return find_layout(pair, self.max_plate_nesting)
 
     def run_pair(self, pair: Pair) -> Particles:

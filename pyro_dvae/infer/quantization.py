@@ -105,7 +105,7 @@ class VQ_ELBO(ParticleELBO):
         with self._link:
             return super().run(self._link.model, self._link.guide, args, kwargs)
 
-    def find_layout(self, pair: Pair) -> Layout:
+    def find_layout(self, pair: Pair) -> tuple[Layout, tuple]:
         """What depends on the codes is seen on the codes."""
         assert self._link is not None
         with self._link.closed():

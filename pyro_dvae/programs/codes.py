@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.layout import find_layout
+from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.sites import Site, sample_sites
 
@@ -85,7 +86,7 @@ def find_space(model: Callable, rest: Callable | None, args: tuple, kwargs: dict
         rest_trace = run_program(rest, args, kwargs) if rest else poutine.Trace()
         latents = sample_sites(run_program(program, args, kwargs))
         _check_latents(latents, set(sample_sites(rest_trace)))
-        layout = find_layout(Pair(model, program, args, kwargs))
+        layout, _ = find_layout(Pair(model, program, args, kwargs))
     sites = {name: site for name, site in latents.items() if name not in rest_trace.nodes}
     if not layout.plates:
         listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in sites.items())
@@ -220,14 +221,16 @@ def enumerate_draws(
 
     Returns:
         For each site ``(S, *batch, *event)``, with singleton batch dims for the shared plates: the
-        S states are those of one datum, and all data go through them at once.
+        S states are those of one datum, and all data go through them at once. Nothing where there
+        are no discrete sites.
 
     Raises:
         ValueError: If a site has no finite support, or if S exceeds `max_states`.
     """
-    with torch.no_grad():
-        sites = sample_sites(run_program(program, args, kwargs))
+    sites = only_looking(lambda: sample_sites(run_program(program, args, kwargs)))
     scored = [site for name, site in sites.items() if name in layout.scored]
+    if not scored:
+        return {}
     for site in scored:
         if not site.has_finite_support:
             raise ValueError(
@@ -246,7 +249,7 @@ def enumerate_draws(
     sizes = torch.tensor(space.cardinalities)
     places = torch.tensor([math.prod(sizes[:h].tolist()) for h in range(len(sizes))])
     codes = torch.arange(num_states)[:, None] // places % sizes
-    codes = codes.to(space.sites[0].support.device) if space.sites else codes
+    codes = codes.to(space.sites[0].support.device)
     return decode(space, codes[:, None], (1,) * len(layout.plates))
 
 

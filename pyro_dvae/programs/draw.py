@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro import poutine
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -97,7 +98,15 @@ class Draw(Messenger):
 
 
 def run_program(program: Any, args: tuple, kwargs: dict) -> poutine.Trace:
-    """Run one program and keep its trace."""
+    """Run one program and keep its trace.
+
+    A guide that is a handler of its model (`pyro.poutine.guide.GuideMessenger`) is asked for it: a
+    plain trace would hold the model's observations, too.
+    """
+    handler = poutine.unwrap(program)
+    if isinstance(handler, GuideMessenger):
+        program(*args, **kwargs)
+        return handler.get_traces()[1]
     return poutine.trace(program).get_trace(*args, **kwargs)
 
 

@@ -1,7 +1,8 @@
 """Run a pair once, plainly, and read its structure: plates, and sites that need the score function.
 
 The run tracks the provenance of draws [1], which tells which plates the discrete latents share:
-each cell of these is a datum with importance weights of its own.
+each cell of these is a datum with importance weights of its own. A draw whose value Python has
+asked for (`if`, `.item()`, an index, NumPy) may have gone anywhere: all sites depend on it.
 
 References:
     [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic
@@ -9,49 +10,85 @@ References:
 """
 
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
+import pyro
 from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pyro_dvae.programs.draw import Draw, run_pair, run_program
+from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.sites import Site, in_batch_dims, is_drawn, sample_sites
 
-__all__ = ["find_layout", "independent_sites"]
+__all__ = ["common_layout", "find_layout", "independent_sites"]
+
+_EXITS = {
+    Tensor.__array__,
+    Tensor.__bool__,
+    Tensor.__contains__,
+    Tensor.__float__,
+    Tensor.__index__,
+    Tensor.__int__,
+    Tensor.data_ptr,
+    Tensor.item,
+    Tensor.numpy,
+    Tensor.tolist,
+}
 
 
-def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> Layout:
+def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout, tuple]:
     """Run the pair once, without particles, and read its structure.
 
     The shared plates are those of all guide sites that need the score function (if there are none,
     of all latent sites under plates), less any plate that a site depending on one of them is not
     under (the sum of a datum's latents observed outside of the data plate, say): their draws then
-    share one weight.
+    share one weight. So do the draws of sites that share no plate.
+
+    Returns:
+        The layout, and the structure of the run that it is of.
 
     Raises:
-        ValueError: If guide and model do not match (a latent site in one only, different plates or
-            sizes), if discrete sites share no plate though each has one, or if the plates nest
-            deeper than `max_plate_nesting`.
+        ValueError: If guide and model do not match (a latent site in one only, different plates,
+            sizes or event shapes), or if the plates nest deeper than `max_plate_nesting`.
     """
-    run = _tracked(pair, TrackNonReparam())
+    run, exits = _tracked(pair, TrackNonReparam())
     _check_match(run)
-    scored = {name: site for name, site in run.guide.items() if site.needs_score}
+    scored = {n: s for n, s in run.guide.items() if s.needs_score and not s.is_observed}
     if not scored:
-        run = _tracked(pair, _TrackDraws())
+        run, exits = _tracked(pair, _TrackDraws())
     sites = [*run.guide.values(), *run.model.values()]
-    shared = _shared_plates(scored or _plated(run.guide), sites)
-    frames = {name: frame for site in sites for name, frame in site.plates.items()}
-    nesting = _nesting(frames, max_plate_nesting)
-    plates = sorted(shared, key=lambda name: frames[name].dim)
+    shared = _shared_plates(scored or _plated(run.guide), sites, exits)
+    layout = _layout_of(sites, shared, tuple(scored), max_plate_nesting)
     for site in sites:
-        in_batch_dims(site, site.log_prob(), nesting, 1)
+        in_batch_dims(site, site.log_prob(), layout.nesting, 1)
+    return layout, run.structure()
+
+
+def common_layout(runs: Sequence[Run], max_plate_nesting: float = math.inf) -> Layout:
+    """The layout of runs whose sites depend on the draws: a datum is what all sites share."""
+    for run in runs:
+        _check_match(run)
+    sites = [site for run in runs for sites in (run.guide, run.model) for site in sites.values()]
+    scored = (
+        n for run in runs for n, s in run.guide.items() if s.needs_score and not s.is_observed
+    )
+    shared = set.intersection(*(set(site.plates) for site in sites)) if sites else set()
+    return _layout_of(sites, shared, tuple(dict.fromkeys(scored)), max_plate_nesting)
+
+
+def _layout_of(
+    sites: Sequence[Site], shared: set[str], scored: tuple[str, ...], max_plate_nesting: float
+) -> Layout:
+    frames = {name: frame for site in sites for name, frame in site.plates.items()}
+    plates = sorted(shared, key=lambda name: frames[name].dim)
     dims = tuple(frames[name].dim for name in plates)
-    return Layout(nesting, tuple(plates), dims, tuple(scored))
+    return Layout(_nesting(frames, max_plate_nesting), tuple(plates), dims, scored)
 
 
 def _nesting(frames: Mapping[str, Any], max_plate_nesting: float) -> int:
@@ -64,9 +101,33 @@ def _nesting(frames: Mapping[str, Any], max_plate_nesting: float) -> int:
     return deepest if math.isinf(max_plate_nesting) else int(max_plate_nesting)
 
 
-def _tracked(pair: Pair, tracker: Messenger) -> Run:
-    with torch.no_grad(), tracker:
-        return run_pair(pair, Draw(Layout(), None))
+def _tracked(pair: Pair, tracker: Messenger) -> tuple[Run, frozenset[str]]:
+    """A plain run, and the draws whose values Python has asked for.
+
+    Without validation, which asks for values, too.
+    """
+
+    def look() -> tuple[Run, frozenset[str]]:
+        with pyro.validation_enabled(False), tracker, _Exits() as exits:
+            run = run_pair(pair, Draw(Layout(), None))
+        return run, frozenset(exits.names)
+
+    return only_looking(look)
+
+
+class _Exits(TorchFunctionMode):
+    """Notes the draws whose values leave the tensors that carry their provenance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func in _EXITS:
+            self.names |= get_provenance(args)
+        return func(*args, **(kwargs or {}))
 
 
 def _plated(sites: Mapping[str, Site]) -> dict[str, Site]:
@@ -74,22 +135,30 @@ def _plated(sites: Mapping[str, Site]) -> dict[str, Site]:
     return {name: site for name, site in sites.items() if site.plates and not site.is_observed}
 
 
-def _shared_plates(latent: dict[str, Site], sites: list[Site]) -> set[str]:
+def _shared_plates(
+    latent: dict[str, Site], sites: Sequence[Site], exits: frozenset[str]
+) -> set[str]:
     if not latent:
         return set()
-    plates = [set(site.plates) for site in latent.values()]
-    shared = set.intersection(*plates)
-    if not shared and all(plates) and any(site.needs_score for site in latent.values()):
-        listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in latent.items())
-        raise ValueError(
-            "discrete guide sites must share a plate, so that their datum has one weight, or one "
-            f"of them must be global; got {listed}. Put them under one plate, or marginalise one."
-        )
+    shared = set.intersection(*(set(site.plates) for site in latent.values()))
+    if not shared and all(site.plates for site in latent.values()):
+        _warn_of_no_shared_plate(latent)
     for site in sites:
         if not shared <= site.plates.keys():
-            if get_provenance(site.log_prob()) & latent.keys():
+            if (get_provenance(site.log_prob()) | exits) & latent.keys():
                 shared &= site.plates.keys()
     return shared
+
+
+def _warn_of_no_shared_plate(latent: Mapping[str, Site]) -> None:
+    if any(site.needs_score for site in latent.values()):
+        listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in latent.items())
+        warnings.warn(
+            f"the discrete sites share no plate ({listed}), so all their draws have one weight: "
+            "values and gradients are right, but noisier the more data there are. Put the sites "
+            "under one plate, or marginalise one, where the model allows.",
+            stacklevel=9,
+        )
 
 
 def _check_match(run: Run) -> None:
@@ -103,6 +172,7 @@ def _check_match(run: Run) -> None:
                 f"{sorted(latent)}. Rename it, or mark it infer={{'is_auxiliary': True}}."
             )
         _check_plates(name, site.plates, run.model[name].plates)
+        _check_shapes(site, run.model[name])
     if missing := sorted(latent - run.guide.keys()):
         raise ValueError(
             f"sites {missing} of the model are neither observed nor sampled by the guide, which "
@@ -123,6 +193,15 @@ def _check_plates(name: str, guide: Mapping[str, Any], model: Mapping[str, Any])
         )
 
 
+def _check_shapes(guide: Site, model: Site) -> None:
+    shapes = [tuple(getattr(site.fn, "event_shape", ())) for site in (guide, model)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"site '{guide.name}' has event shape {shapes[0]} in the guide, but {shapes[1]} in the "
+            "model. Give both the same shape, with the same number of dims in .to_event(...)."
+        )
+
+
 def independent_sites(pair: Pair, parameter: Callable[[Site], Tensor]) -> tuple[str, ...]:
     """Guide sites that need the score function and whose parameter depends on no other draw.
 
@@ -131,8 +210,12 @@ def independent_sites(pair: Pair, parameter: Callable[[Site], Tensor]) -> tuple[
         parameter: What to look at of each such site.
     """
     assert pair.guide is not None
-    with torch.no_grad(), _TrackDraws():
-        sites = sample_sites(run_program(pair.guide, pair.args, pair.kwargs))
+
+    def look() -> dict[str, Site]:
+        with _TrackDraws():
+            return sample_sites(run_program(pair.guide, pair.args, pair.kwargs))
+
+    sites = only_looking(look)
     drawn = {name: s for name, s in sites.items() if s.needs_score and not s.is_observed}
     parameters = {name: parameter(site) for name, site in drawn.items()}
     return tuple(name for name, value in parameters.items() if not get_provenance(value))

@@ -7,7 +7,11 @@ from pyro import poutine
 
 from pyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
-__all__ = ["Layout", "Pair", "Run"]
+__all__ = ["Layout", "Pair", "Run", "StructureError"]
+
+
+class StructureError(ValueError):
+    """A run has other sites than those that its layout was found for."""
 
 
 class Layout(NamedTuple):
@@ -36,6 +40,7 @@ class Pair(NamedTuple):
     kwargs: dict
     layout: Layout = Layout()
     vectorize: bool = True  # whether one run takes all particles; else one run each
+    structure: Any = None  # `Run.structure` of the plain run; None if it depends on the draws
     notes: Any = None  # what the caller found out about the programs
 
 
@@ -52,6 +57,21 @@ class Run(NamedTuple):
         """Read the sample sites of two traces."""
         return cls(sample_sites(guide_trace), sample_sites(model_trace), guide_trace, model_trace)
 
+    def structure(self) -> tuple[tuple, tuple]:
+        """What is to be the same in each run: sites, plates and sizes, of guide and model."""
+        return _described(self.guide), _described(self.model)
+
     def computed(self) -> dict[str, Site]:
         """The deterministic sites of the guide."""
         return deterministic_sites(self.guide_trace)
+
+
+def _described(sites: Mapping[str, Site]) -> tuple:
+    return tuple(
+        (name, site.is_observed, site.needs_score, tuple(site.fn.event_shape), _frames(site))
+        for name, site in sites.items()
+    )
+
+
+def _frames(site: Site) -> tuple:
+    return tuple((frame.name, frame.dim, frame.size) for frame in site.plates.values())

@@ -33,7 +33,7 @@ class Particles(NamedTuple):
     log_likelihood: Float[Tensor, "K *plates"]  # observed sites of the model
     log_prior: Float[Tensor, "K *plates"]  # latent sites of the model
     log_q_discrete: Float[Tensor, "K *plates"]  # guide sites that need the score function
-    log_q_pathwise: Float[Tensor, "K *plates"]  # reparameterised guide sites
+    log_q_pathwise: Float[Tensor, "K *plates"]  # reparameterised and observed guide sites
     log_draw: Float[Tensor, "K *plates"]  # as log_q_discrete, but never scaled or masked: its
     # gradient is the score function of the draws
     entropy: Float[Tensor, "K *plates"] | None  # closed form, where asked for and offered
@@ -102,7 +102,7 @@ class Ledger:
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         """Of kinds that no site has, made once."""
         if shape not in self.nothing:
-            anything = next(iter((self.owned | self.shared).values()))
+            anything = next(iter((self.owned | self.shared).values()), torch.zeros(()))
             self.nothing[shape] = anything.new_zeros(()).expand(shape)
         return self.nothing[shape]
 
@@ -127,8 +127,9 @@ def make_record(
     ledger, entropies_known = Ledger(layout, num_particles), with_entropy
     for site in run.guide.values():
         values = site.log_prob()
-        ledger.add("q_discrete" if site.needs_score else "q_pathwise", site, values)
-        if site.needs_score and not site.is_observed:
+        drawn = site.needs_score and not site.is_observed  # a factor is no draw, but counts
+        ledger.add("q_discrete" if drawn else "q_pathwise", site, values)
+        if drawn:
             ledger.add_bare("draw", site, draw_log_prob(site, values))
             entropy = _entropy(site) if entropies_known else None
             entropies_known = entropy is not None
@@ -178,8 +179,11 @@ def concatenate(records: list[Particles]) -> Particles:
 def _joined(parts: list[Any]) -> Any:
     """Arrays one after the other; what holds arrays, entry by entry."""
     first = parts[0]
+    if any(part is None for part in parts):
+        return None
     if isinstance(first, Tensor):
-        return torch.cat(parts)
+        alike = all(part.shape[1:] == first.shape[1:] for part in parts)
+        return torch.cat(parts) if alike else None  # of runs with other sites
     if isinstance(first, Mapping):
         return {key: _joined([part[key] for part in parts]) for key in first}
     if isinstance(first, tuple):

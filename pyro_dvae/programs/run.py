@@ -13,8 +13,7 @@ References:
         NeurIPS, 2015.
 """
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -25,42 +24,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_dvae.programs.draw import Draw, Sampler, run_pair, run_program
-from pyro_dvae.programs.pair import Pair, Run
+from pyro_dvae.programs.layout import common_layout
+from pyro_dvae.programs.pair import Layout, Pair, Run, StructureError
 from pyro_dvae.programs.record import Ledger, Particles, Reader, concatenate, make_record
 from pyro_dvae.programs.sites import sample_sites
 
-__all__ = ["broadcasts", "drawn_subsamples", "dream", "run_particles", "takes_particles"]
-
-_TRIAL_PARTICLES = 3  # unlikely to be some other dim's size, and cheap
-
-
-def takes_particles(pair: Pair, *, warn: bool = True) -> bool:
-    """Decide whether one run of the programs takes all particles; if not, say why and what to do.
-
-    Args:
-        pair: The programs, with their layout.
-        warn: Whether to say so.
-    """
-    trouble = _trouble(pair)
-    if trouble is not None and warn:
-        warnings.warn(
-            "model or guide does not broadcast over a particle axis left of all plates: "
-            f"{trouble}. It will run once per particle, with the right result but slower. Index "
-            "from the right (x[..., i], sum(-1)) to have particles vectorised, or pass "
-            "vectorize_particles=False to silence this.",
-            stacklevel=6,
-        )
-    return trouble is None
-
-
-def _trouble(pair: Pair) -> str | None:
-    """Why the programs cannot run with a particle axis; None if they can."""
-    try:
-        if broadcasts(pair, _TRIAL_PARTICLES):
-            return None
-    except (RuntimeError, ValueError, IndexError) as error:
-        return str(error).splitlines()[0]
-    return "its log-densities change with a particle axis"
+__all__ = ["drawn_subsamples", "dream", "run_particles"]
 
 
 def run_particles(
@@ -76,7 +45,7 @@ def run_particles(
     """Draw K particles from the guide and score them under guide and model.
 
     Args:
-        pair: The programs, with their layout and whether they broadcast over particles.
+        pair: The programs, with their layout, and how they are run.
         num_particles: K.
         reads: What to read of the run beside the log-densities, into `Particles.extras`.
         with_entropy: Also collect closed-form entropies; None if a site offers none.
@@ -87,23 +56,66 @@ def run_particles(
         pathwise: Whether reparameterised draws of a datum keep their gradient.
 
     Raises:
-        ValueError: If the shape of a site's log-density is not explained by its plates.
+        StructureError: If the run has other sites than the pair's structure says.
+        ValueError: If the shape of a site's log-density is not explained by its plates, or if
+            which latents there are depends on those that are given.
     """
     given, layout = values or {}, pair.layout
     options: dict[str, Any] = {"reads": reads, "with_entropy": with_entropy}
     if pair.vectorize:
         num_draws = 1 if given else num_particles
         draw = Draw(layout, num_draws, given, sampler=sampler, pathwise=pathwise)
-        return make_record(run_pair(pair, draw), layout, num_particles, **options)
-    records, minibatch = [], poutine.Trace()
+        run = run_pair(pair, draw)
+        check_structure(pair, [run], given)
+        return make_record(run, layout, num_particles, **options)
+    runs, minibatch = [], poutine.Trace()
     for k in range(num_particles):
         one = {name: value[k if len(value) > 1 else 0] for name, value in given.items()}
         draw = Draw(layout, None, one, sampler=sampler, particle=k, pathwise=pathwise)
         with poutine.replay(trace=minibatch):  # every particle sees the same subsample
-            run = run_pair(pair, draw)
-        minibatch = drawn_subsamples(run)
-        records.append(make_record(run, layout, 1, **options))
-    return concatenate(records)
+            runs.append(run_pair(pair, draw))
+        minibatch = drawn_subsamples(runs[-1])
+    layout = check_structure(pair, runs, given)
+    return concatenate([make_record(run, layout, 1, **options) for run in runs])
+
+
+def check_structure(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]) -> Layout:
+    """Compare the sites of runs with those that the pair's layout is of.
+
+    Returns:
+        The pair's layout; where the sites differ from draw to draw, what all runs share.
+
+    Raises:
+        StructureError: If the runs have other sites, all of them the same.
+        ValueError: If values are given and the sites depend on them.
+    """
+    structures = {run.structure() for run in runs}
+    if structures == {pair.structure}:
+        return pair.layout
+    if values:
+        _refuse_values(pair, runs, values)
+        if pair.structure is None:  # of a model whose latents are all given
+            return pair.layout
+    if pair.structure is not None and len(structures) == 1:
+        raise StructureError("the programs have other sites than before")
+    return common_layout(runs)
+
+
+def _refuse_values(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]) -> None:
+    """Whether each run draws what is given, and nothing else but what the guide draws."""
+    for run in runs:
+        latent = {name for name, site in run.model.items() if not site.is_observed}
+        known = values.keys() | (run.guide.keys() if pair.guide is not None else set())
+        odd = sorted(latent - known) or sorted(values.keys() - latent - run.guide.keys())
+        drawn = [n for n, s in run.guide.items() if s.needs_score and not s.is_observed]
+        odd = odd or sorted(set(drawn) - values.keys())
+        if odd:
+            raise ValueError(
+                f"which latents there are depends on the values of others: site '{odd[0]}' is not "
+                f"in each run with given values of {sorted(values)}, so the states cannot be "
+                "listed. Use a loss that samples (Reinforce_ELBO, DAPS_ELBO, VIMCO_ELBO), or let "
+                "the program sample all its sites in any case, under a mask."
+            )
 
 
 def drawn_subsamples(run: Run) -> poutine.Trace:
@@ -114,36 +126,6 @@ def drawn_subsamples(run: Run) -> poutine.Trace:
             if message["type"] == "sample" and site_is_subsample(message):
                 minibatch.nodes.setdefault(name, message)
     return minibatch
-
-
-def broadcasts(pair: Pair, num_particles: int) -> bool:
-    """Whether a run with a particle axis scores its last particle as a plain run does.
-
-    A program that indexes from the left may run with a particle axis, on wrong shapes that happen
-    to fit. One that disagrees with itself (dropout) cannot be judged and passes.
-
-    Raises:
-        Whatever the program raises on meeting a particle axis.
-    """
-    layout = pair.layout
-    with torch.no_grad():
-        run = run_pair(pair, Draw(layout, num_particles))
-        together = make_record(run, layout, num_particles)
-        drawn = {name: site for name, site in run.guide.items() if not site.is_observed}
-        last = Draw(layout, None, {name: site.value[-1] for name, site in drawn.items()})
-        with poutine.replay(trace=drawn_subsamples(run)):
-            runs = [run_pair(pair, last) for _ in range(2)]
-        alone = [make_record(run, layout, 1) for run in runs]
-    if not _agree(alone[0].log_p[-1], alone[1].log_p[-1]):
-        return True
-    return all(
-        _agree(getattr(together, field)[-1], getattr(alone[0], field)[-1])
-        for field in ("log_likelihood", "log_prior", "log_q_discrete", "log_q_pathwise")
-    )
-
-
-def _agree(together: Tensor, alone: Tensor) -> bool:
-    return torch.allclose(together, alone, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 def dream(

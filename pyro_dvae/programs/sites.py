@@ -24,6 +24,8 @@ __all__ = [
     "sample_sites",
 ]
 
+_NO_SIZE = -1  # of a plate that takes what it is given
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Site:
@@ -137,7 +139,7 @@ def in_batch_dims(site: Site, values: Tensor, nesting: int, num_particles: int) 
     shape = tuple(values.shape)
     sizes = {-nesting - 1: num_particles} | {f.dim: f.size for f in site.plates.values()}
     for dim in range(-1, -len(shape) - 1, -1):
-        if shape[dim] not in (1, sizes.get(dim, 1)):
+        if shape[dim] not in (1, sizes.get(dim, 1)) and sizes.get(dim) != _NO_SIZE:
             raise ValueError(
                 f"site '{site.name}': its log-density has shape {shape}, but batch dim {dim} is "
                 f"{_meaning(dim, nesting, num_particles, site)}. Either declare the dim with "

@@ -39,10 +39,10 @@ from pyro_dvae.infer.truncated.minibatch import draws_in, open_plates, prior_pro
 from pyro_dvae.infer.truncated.scoring import Call, Scorer
 from pyro_dvae.ops.evolution import Operator, Population, union
 from pyro_dvae.ops.states import num_words, pack, random_states, unpack
+from pyro_dvae.programs.broadcasting import takes_particles
 from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.pair import Pair
-from pyro_dvae.programs.run import takes_particles
 from pyro_dvae.programs.sites import sample_sites
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior", "draws_of"]

@@ -1,0 +1,137 @@
+"""Whether a program takes a particle axis: decided by values that would show if it mixes particles.
+
+A program that indexes from the left, reduces over all dims or normalises by a mean may run with a
+particle axis, on shapes that happen to fit, and give each particle what others have drawn. So three
+particles are run together, of which one has the lowest code in each latent, one the highest, and
+one some of each; each of them is then compared with a run of its own. Where a program is noisy by
+itself (dropout), one particle is changed while the others and the noise stay: they must not notice.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from torch import Tensor
+
+from pyro_dvae.programs.draw import Draw, run_pair
+from pyro_dvae.programs.looking import only_looking
+from pyro_dvae.programs.pair import Pair, Run
+from pyro_dvae.programs.record import Particles, make_record
+from pyro_dvae.programs.run import drawn_subsamples
+from pyro_dvae.programs.sites import Site
+
+__all__ = ["takes_particles"]
+
+_NUM_PARTICLES = 3  # unlikely to be some other dim's size, and cheap
+_COMPARED = (
+    "log_likelihood",
+    "log_prior",
+    "log_q_discrete",
+    "log_q_pathwise",
+    "log_draw",
+    "shared_likelihood",
+    "shared_prior",
+    "shared_q",
+)
+
+
+def takes_particles(pair: Pair, *, warn: bool = True) -> bool:
+    """Decide whether one run of the programs takes all particles; if not, say why and what to do.
+
+    Args:
+        pair: The programs, with their layout.
+        warn: Whether to say so.
+    """
+    trouble = _trouble(pair)
+    if trouble is not None and warn:
+        warnings.warn(
+            "model or guide does not broadcast over a particle axis left of all plates: "
+            f"{trouble}. It will run once per particle, with the right result but slower. Index "
+            "from the right (x[..., i], sum(-1)) to have particles vectorised, or pass "
+            "vectorize_particles=False to silence this.",
+            stacklevel=7,
+        )
+    return trouble is None
+
+
+def _trouble(pair: Pair) -> str | None:
+    """Why the programs cannot run with a particle axis; None if they can."""
+    try:
+        if only_looking(lambda: _keeps_apart(pair)):
+            return None
+    except Exception as error:  # whatever a program says of an axis that it does not know
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return "its log-densities change with a particle axis"
+
+
+def _keeps_apart(pair: Pair) -> bool:
+    """Whether each particle has together with others what it has alone."""
+    first = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES))
+    drawn = {name: site for name, site in first.guide.items() if not site.is_observed}
+    values = {name: _telling_values(site) for name, site in drawn.items()}
+    with poutine.replay(trace=drawn_subsamples(first)):
+        try:
+            return _agree_on(pair, values)
+        except Exception:  # of values that the program never draws
+            return _agree_on(pair, {name: site.value for name, site in drawn.items()})
+
+
+def _agree_on(pair: Pair, values: dict[str, Tensor]) -> bool:
+    together = _record(pair, values, None)
+    alone = [_record(pair, values, k) for k in range(_NUM_PARTICLES)]
+    if _agree(alone[0], _record(pair, values, 0), 0, 0):
+        return all(_agree(together, one, k, 0) for k, one in enumerate(alone))
+    state = pyro.util.get_rng_state()
+    together = _record(pair, values, None)
+    pyro.util.set_rng_state(state)
+    moved = {name: torch.cat([value[1:2], value[1:]]) for name, value in values.items()}
+    moved_together = _record(pair, moved, None)
+    return all(_agree(together, moved_together, k, k) for k in range(1, _NUM_PARTICLES))
+
+
+def _record(pair: Pair, values: dict[str, Tensor], particle: int | None) -> Particles:
+    """Of all particles together, or of one alone."""
+    if particle is not None:
+        one = {name: value[particle] for name, value in values.items()}
+        return make_record(run_pair(pair, Draw(pair.layout, None, one)), pair.layout, 1)
+    run: Run = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES, values))
+    return make_record(run, pair.layout, _NUM_PARTICLES)
+
+
+def _agree(first: Particles, second: Particles, place: int, other: int) -> bool:
+    pairs = ((getattr(first, n)[place], getattr(second, n)[other]) for n in _COMPARED)
+    return all(torch.allclose(one, two, rtol=1e-3, atol=1e-3, equal_nan=True) for one, two in pairs)
+
+
+def _telling_values(site: Site) -> Tensor:
+    """Values like those drawn, in which particles differ as much as the support lets them."""
+    support = site.fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    value, kind = site.value, type(support)
+    if support is constraints.boolean or kind is type(constraints.boolean):
+        return _spread(value, lambda shape: torch.zeros(shape), lambda shape: torch.ones(shape))
+    if kind is constraints.integer_interval:
+        low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))
+        return _spread(value, lambda shape: low.expand(shape), lambda shape: high.expand(shape))
+    if kind is type(constraints.one_hot):
+        size = value.shape[-1]
+        codes = _spread(
+            value.argmax(-1),
+            lambda shape: torch.zeros(shape),
+            lambda shape: torch.full(shape, size - 1),
+        )
+        return torch.nn.functional.one_hot(codes, size).to(value)
+    return value
+
+
+def _spread(value: Tensor, lowest: Callable, highest: Callable) -> Tensor:
+    """The lowest values, the highest, and some of each."""
+    shape = value.shape[1:]
+    low, high = lowest(shape).to(value), highest(shape).to(value)
+    is_low = torch.rand(shape, device=value.device) < 0.5
+    is_low.view(-1)[:1] = False  # not all as in the first
+    return torch.stack([low, high, torch.where(is_low, low, high)])
