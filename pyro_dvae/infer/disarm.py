@@ -33,6 +33,7 @@ from torch import Tensor
 
 from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
 from pyro_dvae.ops.multisample import antithetic_advantages, antithetic_draw, antithetic_factor
+from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.draw import Sampler
 from pyro_dvae.programs.layout import independent_sites
 from pyro_dvae.programs.pair import Layout, Pair, Run
@@ -95,7 +96,7 @@ class AntitheticSampler:
 
 def read_pairs(run: Run, layout: Layout, num_particles: int) -> Float[Tensor, "K *plates"]:
     """As `Particles.log_draw`, each latent of a pair weighed by its factor."""
-    ledger = Ledger(layout, num_particles)
+    ledger = Ledger(layout, num_particles, ())
     for site in run.guide.values():
         if site.needs_score and not site.is_observed:
             if site.by_sampler:
@@ -167,7 +168,9 @@ class DisARM_ELBO(ParticleELBO):
         self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any
     ) -> Gain:
         """Compare the two of each pair."""
-        return Gain(antithetic_pairs(objective.beta_elbo, particles.extras["log_pair"]))
+        return Gain(
+            antithetic_pairs(fill_impossible(objective.beta_elbo), particles.extras["log_pair"])
+        )
 
 
 def _probability(site: Site) -> Tensor:

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro.infer import ELBO
 from torch import Tensor
 
@@ -35,16 +35,20 @@ from pyro_dvae.programs.record import Particles, Reader
 from pyro_dvae.programs.run import run_particles
 
 __all__ = [
+    "LEAST_BETA",
     "BetaState",
     "Gain",
     "Info",
     "LossState",
     "Objective",
     "ParticleELBO",
+    "at_least",
     "info_type",
     "make_objective",
+    "without_impossible",
 ]
 
+LEAST_BETA = 1e-6  # of objectives that divide by beta: where a schedule is at 0, their limit
 _RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
 
 
@@ -122,6 +126,62 @@ def make_objective(particles: Particles, beta: float | Tensor) -> Objective:
         shared_elbo=particles.shared_likelihood + shared_negative_rate,
         shared_beta_elbo=particles.shared_likelihood + beta * shared_negative_rate,
     )
+
+
+def without_impossible(particles: Particles, possible: Bool[Tensor, "K *plates"]) -> Particles:
+    """Log-densities that no gradient leaves where a particle is impossible.
+
+    There ``log p(x|z)`` is -inf and ``log p(z)`` 0; both are 0 for a datum whose particles are all
+    impossible, which is left out of what is ascended.
+    """
+    floor = torch.where(possible.any(0), -math.inf, 0.0).to(particles.log_likelihood.dtype)
+    return particles._replace(
+        log_likelihood=torch.where(possible, particles.log_likelihood, floor),
+        log_prior=torch.where(possible, particles.log_prior, 0.0),
+    )
+
+
+def _of_possible_data(gain: Gain, alive: Bool[Tensor, "*plates"]) -> Gain:
+    """Data of which no particle is possible gain nothing, and have an ELBO of -inf."""
+    if gain.value.shape == alive.shape:
+        gain = gain._replace(value=torch.where(alive, gain.value, 0.0))
+    if gain.objective is None:
+        return gain
+    elbo, beta_elbo = gain.objective.elbo, gain.objective.beta_elbo
+    expected = gain.objective._replace(
+        elbo=torch.where(alive, elbo, -math.inf), beta_elbo=torch.where(alive, beta_elbo, -math.inf)
+    )
+    return gain._replace(objective=expected)
+
+
+def _mean_rate(objective: Objective) -> Float[Tensor, ""]:
+    """What the latents carry, in nats: the mean over particles that are possible."""
+    possible = objective.elbo != -math.inf
+    rates = torch.where(possible, (objective.log_likelihood - objective.elbo).detach(), 0.0)
+    return rates.sum() / possible.sum().clamp(min=1)
+
+
+def at_least(beta: float | Tensor, least: float) -> float | Tensor:
+    """Beta, or `least` if that is more."""
+    return beta.clamp(min=least) if isinstance(beta, Tensor) else max(beta, least)
+
+
+class _Valued(torch.autograd.Function):
+    """A number with the gradient of another, whatever the other's value, infinities included."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, surrogate: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
 
 
 class ParticleELBO(ELBO):
@@ -232,7 +292,7 @@ class ParticleELBO(ELBO):
         estimate = self._estimate(self.run(model, guide, args, kwargs), self.state)
         if torch.is_grad_enabled():
             self.state, self.info = estimate.state, estimate.info
-        return estimate.surrogate + (estimate.loss - estimate.surrogate).detach()
+        return _Valued.apply(estimate.loss.detach(), estimate.surrogate)
 
     def loss_and_grads(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -275,9 +335,12 @@ class ParticleELBO(ELBO):
     def _estimate(self, particles: Particles, state: LossState) -> _Estimate:
         beta = self._current_beta(state.beta)
         objective = make_objective(particles, beta)
-        gain = self.gain(particles, objective, beta, state.memory)
+        possible = objective.elbo != -math.inf
+        particles = without_impossible(particles, possible)
+        gain = self.gain(particles, make_objective(particles, beta), beta, state.memory)
+        gain = _of_possible_data(gain, possible.any(0))
         expected = gain.objective or objective
-        rate = (expected.log_likelihood - expected.elbo).detach().mean()
+        rate = _mean_rate(expected)
         info = {
             "elbo": expected.elbo.detach().mean(),
             "beta_elbo": expected.beta_elbo.detach().mean(),
@@ -286,8 +349,8 @@ class ParticleELBO(ELBO):
         }
         scale = particles.scale
         return _Estimate(
-            loss=-scale * expected.elbo.mean(0).sum() - expected.shared_elbo.mean(),
-            surrogate=-scale * gain.value.sum() - expected.shared_beta_elbo.mean(),
+            loss=-(scale * expected.elbo.mean(0)).sum() - expected.shared_elbo.mean(),
+            surrogate=-(scale * gain.value).sum() - expected.shared_beta_elbo.mean(),
             info=self.info_class(**info, **gain.info),
             state=LossState(self._next_beta_state(state.beta, rate), gain.memory),
         )
@@ -302,4 +365,5 @@ class ParticleELBO(ELBO):
         if self.target_rate is None:
             return BetaState(state.step + 1, state.log_beta)
         excess = rate / (self.target_rate * math.log(2)) - 1.0
+        excess = torch.where(excess.isfinite(), excess, 0.0)  # a bad batch is not remembered
         return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * excess.clamp(-1, 1))

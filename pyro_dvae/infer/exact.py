@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
+from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.codes import enumerate_draws
 from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.record import Particles
@@ -93,4 +94,6 @@ class Exact_ELBO(ParticleELBO):
         expected = objective._replace(
             log_likelihood=likelihood[None], elbo=elbo[None], beta_elbo=beta_elbo[None]
         )
-        return Gain(beta_elbo, objective=expected)
+        values = objective.log_likelihood - beta * (particles.log_q - particles.log_prior)
+        values = fill_impossible(torch.where(probs > 0, values, -math.inf), probs)
+        return Gain(exact_expectation(probs, values), objective=expected)

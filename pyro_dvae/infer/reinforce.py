@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
 from pyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
+from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.sites import in_batch_dims
@@ -122,10 +123,11 @@ class Reinforce_ELBO(ParticleELBO):
                 "`baseline`: learned() needs the guide to compute its prediction; write "
                 'pyro.deterministic("baseline", b) under the data plate, b of the plate\'s shape.'
             )
-        scores = objective.beta_elbo.detach()
+        beta_elbo = fill_impossible(objective.beta_elbo)
+        scores = beta_elbo.detach()
         fixed = None if prediction is None else prediction.detach()
         baseline, memory = self.baseline.apply(scores, memory, fixed)
-        value = score_function(objective.beta_elbo, particles.log_draw, baseline)
+        value = score_function(beta_elbo, particles.log_draw, baseline)
         if self.baseline.predicts and prediction is not None:
             value = value - 0.5 * (scores - prediction).square().mean(0)
         return Gain(value, memory=memory)

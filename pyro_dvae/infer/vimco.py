@@ -21,10 +21,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
+from pyro_dvae.infer.elbo import LEAST_BETA, Gain, Objective, ParticleELBO, at_least, info_type
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.multisample import BASELINES, multisample_signal
 from pyro_dvae.programs.record import Particles
@@ -60,8 +61,11 @@ def multisample_bound(
         >>> log_q.grad.flatten()  # L - L_k, L = log (1 + e^2) / 2 and L_k = 2, 0
         tensor([-0.5662,  1.4338])
     """
+    bound = importance_weighted_bound(scores)
     signal = multisample_signal(scores, baseline)
-    return beta * ((signal * log_draw).sum(0) + importance_weighted_bound(scores))
+    # Where no other particle is possible, 0 stands in for the bound without this one.
+    signal = torch.where(torch.isposinf(signal), bound.detach(), signal)
+    return beta * ((signal * log_draw).sum(0) + bound)
 
 
 class VIMCO_ELBO(ParticleELBO):
@@ -118,6 +122,7 @@ class VIMCO_ELBO(ParticleELBO):
         self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any
     ) -> Gain:
         """The bound of the particles, whose scores keep the gradient of log q."""
+        beta = at_least(beta, LEAST_BETA)
         rate = particles.log_q - particles.log_prior
         scores = particles.log_likelihood / beta - rate
         value = multisample_bound(scores, particles.log_draw, beta=beta, baseline=self.baseline)

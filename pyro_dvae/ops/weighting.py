@@ -20,7 +20,13 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["centered_weights", "count_copies", "policy_log_target", "policy_weights"]
+__all__ = [
+    "centered_weights",
+    "count_copies",
+    "fill_impossible",
+    "policy_log_target",
+    "policy_weights",
+]
 
 
 def policy_log_target(
@@ -67,3 +73,22 @@ def count_copies(codes: Shaped[Tensor, "K *batch D"]) -> Int[Tensor, "K *batch"]
     """How many of the K particles hold the same D codes as this one, itself included."""
     # One particle at a time: all pairs at once would need K times the memory of the codes.
     return torch.stack([(codes == particle).all(dim=-1).sum(dim=0) for particle in codes])
+
+
+def fill_impossible(
+    scores: Float[Tensor, "K *batch"], probs: Float[Tensor, "K *batch"] | None = None
+) -> Float[Tensor, "K *batch"]:
+    """Scores with the mean of the possible particles in place of -inf; 0 where none is possible.
+
+    An estimator that compares scores then gets its gradient from the possible particles alone.
+
+    Args:
+        scores: Of each particle; those of -inf are replaced, without gradient.
+        probs: Weights of the mean; all alike if left out.
+    """
+    possible = scores != -torch.inf
+    weights = possible.to(scores.dtype) if probs is None else possible * probs.detach()
+    total = (weights * torch.where(possible, scores.detach(), 0.0)).sum(dim=0)
+    mass = weights.sum(dim=0)
+    mean = total / torch.where(mass > 0, mass, 1.0)
+    return torch.where(possible, scores, mean)

@@ -6,7 +6,7 @@ plate into it. What is outside of them, a global continuous latent say, is kept 
 well, since importance weights want the datum's own nats.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -60,21 +60,21 @@ class Ledger:
     Args:
         layout: Which plates make a datum.
         num_particles: K.
+        sites: All that are going to be added, which tell the weight of a datum.
     """
 
-    def __init__(self, layout: Layout, num_particles: int) -> None:
+    def __init__(self, layout: Layout, num_particles: int, sites: Iterable[Site]) -> None:
         self.layout, self.num_particles = layout, num_particles
         self.owned: dict[str, Tensor] = {}
         self.shared: dict[str, Tensor] = {}
         self.nothing: dict[tuple[int, ...], Tensor] = {}
-        self.scale: float | Tensor = 1.0
+        self.common = _common_scale([site for site in sites if layout.owns(site)], layout)
 
     def add(self, kind: str, site: Site, values: Tensor) -> None:
         """Scale, mask and sum the values of a site into its datum, or into the shared part."""
         scale = site.scale
         if self.layout.owns(site):
-            self.scale = _datum_scale(site, self.layout)
-            scale = scale / self.scale  # exactly 1.0 for a site with no scale of its own
+            scale = 1.0 if scale is self.common else scale / self.common
         self.add_bare(kind, site, site.scaled(values, scale))
 
     def add_bare(self, kind: str, site: Site, values: Tensor) -> None:
@@ -94,6 +94,13 @@ class Ledger:
         values = self.owned.get(kind)
         return self._zeros(by_datum) if values is None else values.expand(shape).reshape(by_datum)
 
+    def scale(self) -> float | Float[Tensor, "*plates"]:
+        """Weight of each datum in the loss."""
+        if not isinstance(self.common, Tensor) or self.common.dim() == 0:
+            return self.common
+        shape = (1,) * (self.layout.nesting - self.common.dim()) + tuple(self.common.shape)
+        return self.common.reshape([shape[dim] for dim in self.layout.dims])
+
     def total_shared(self, kind: str) -> Float[Tensor, "K"]:
         """The sum of a kind over what the data share."""
         values, shape = self.shared.get(kind), (self.num_particles,)
@@ -107,7 +114,32 @@ class Ledger:
         return self.nothing[shape]
 
 
-def _datum_scale(site: Site, layout: Layout) -> float | Tensor:
+def _common_scale(sites: Sequence[Site], layout: Layout) -> float | Tensor:
+    """The weight of a datum: that of all its sites, or else of its subsampled plates alone.
+
+    Importance weights want the datum's own nats. A site that is weighed otherwise than the others
+    of its datum, by an annealed likelihood say, is so within the datum.
+    """
+    scales = [site.scale for site in sites]
+    if scales and all(_same_scale(scale, scales[0]) for scale in scales):
+        if not isinstance(scales[0], Tensor) or _varies_by_datum(scales[0], layout):
+            return scales[0]
+    return _plates_scale(sites[0], layout) if sites else 1.0
+
+
+def _same_scale(one: Any, two: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return one is two or (one.shape == two.shape and bool((one == two).all()))
+    return type(one) is type(two) and one == two
+
+
+def _varies_by_datum(scale: Tensor, layout: Layout) -> bool:
+    """Whether a scale is one number for each datum, in the batch dims of its plates."""
+    sizes = {dim - scale.dim(): size for dim, size in enumerate(scale.shape)}
+    return all(size == 1 or dim in layout.dims for dim, size in sizes.items())
+
+
+def _plates_scale(site: Site, layout: Layout) -> float | Tensor:
     """Full size over subsample size, of all plates that make a datum."""
     scale = 1.0
     for plate in (site.plates[name] for name in layout.plates):
@@ -124,7 +156,8 @@ def make_record(
     with_entropy: bool = False,
 ) -> Particles:
     """The record of a run, whose sites have K particles in front or broadcast over them."""
-    ledger, entropies_known = Ledger(layout, num_particles), with_entropy
+    sites = [*run.guide.values(), *run.model.values()]
+    ledger, entropies_known = Ledger(layout, num_particles, sites), with_entropy
     for site in run.guide.values():
         values = site.log_prob()
         drawn = site.needs_score and not site.is_observed  # a factor is no draw, but counts
@@ -147,7 +180,7 @@ def make_record(
         shared_likelihood=ledger.total_shared("likelihood"),
         shared_prior=ledger.total_shared("prior"),
         shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_pathwise"),
-        scale=ledger.scale,
+        scale=ledger.scale(),
         extras={name: read(run, layout, num_particles) for name, read in reads.items()},
     )
 

@@ -143,8 +143,9 @@ def dream(
     made = {n: site.value for n, site in sites.items() if site.infer.get("was_observed")}
     args, kwargs = replace_data(made, pair.args, pair.kwargs)
     replayed = poutine.replay(pair.guide, trace=model_trace)
-    ledger = Ledger(pair.layout, 1)
-    for name, site in sample_sites(run_program(replayed, args, kwargs)).items():
-        if name in sites:
-            ledger.add("q", site, site.log_prob())
+    dreamt = sample_sites(run_program(replayed, args, kwargs))
+    latent = [site for name, site in dreamt.items() if name in sites]
+    ledger = Ledger(pair.layout, 1, latent)
+    for site in latent:
+        ledger.add("q", site, site.log_prob())
     return ledger.total("q")[0]
