@@ -42,7 +42,6 @@ __all__ = [
     "LossState",
     "Objective",
     "ParticleELBO",
-    "at_least",
     "info_type",
     "make_objective",
     "without_impossible",
@@ -161,11 +160,6 @@ def _mean_rate(objective: Objective) -> Float[Tensor, ""]:
     return rates.sum() / possible.sum().clamp(min=1)
 
 
-def at_least(beta: float | Tensor, least: float) -> float | Tensor:
-    """Beta, or `least` if that is more."""
-    return beta.clamp(min=least) if isinstance(beta, Tensor) else max(beta, least)
-
-
 class _Valued(torch.autograd.Function):
     """A number with the gradient of another, whatever the other's value, infinities included."""
 
@@ -208,6 +202,7 @@ class ParticleELBO(ELBO):
     min_particles: int = 1
     reads: ClassVar[Mapping[str, Reader]] = MappingProxyType({})  # into `Particles.extras`
     pathwise: ClassVar[bool] = True  # whether reparameterised draws of a datum keep their gradient
+    least_beta: ClassVar[float] = 0.0  # `LEAST_BETA` of algorithms that divide by beta
     info_class: ClassVar[Any] = Info  # made by `info_type` if `Gain.info` has scalars
 
     def __init__(
@@ -358,7 +353,8 @@ class ParticleELBO(ELBO):
     def _current_beta(self, state: BetaState) -> float | Tensor:
         if self.target_rate is not None:
             return torch.as_tensor(state.log_beta).exp()
-        return float(self.beta(state.step)) if callable(self.beta) else self.beta
+        beta = float(self.beta(state.step)) if callable(self.beta) else self.beta
+        return max(beta, self.least_beta)
 
     def _next_beta_state(self, state: BetaState, rate: Float[Tensor, ""]) -> BetaState:
         """`rate` in nats per datum. Beta rises while the latents carry more than the target."""

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import LEAST_BETA, Gain, Objective, ParticleELBO, at_least, info_type
+from pyro_dvae.infer.elbo import LEAST_BETA, Gain, Objective, ParticleELBO, info_type
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.multisample import BASELINES, multisample_signal
 from pyro_dvae.programs.record import Particles
@@ -89,6 +89,7 @@ class VIMCO_ELBO(ParticleELBO):
     """
 
     min_particles = 2
+    least_beta = LEAST_BETA
     info_class = VIMCOInfo
 
     def __init__(
@@ -122,7 +123,6 @@ class VIMCO_ELBO(ParticleELBO):
         self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any
     ) -> Gain:
         """The bound of the particles, whose scores keep the gradient of log q."""
-        beta = at_least(beta, LEAST_BETA)
         rate = particles.log_q - particles.log_prior
         scores = particles.log_likelihood / beta - rate
         value = multisample_bound(scores, particles.log_draw, beta=beta, baseline=self.baseline)

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import LEAST_BETA, Gain, Objective, ParticleELBO, at_least, info_type
+from pyro_dvae.infer.elbo import LEAST_BETA, Gain, Objective, ParticleELBO, info_type
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.tempering import effective_sample_size
 from pyro_dvae.ops.weighting import centered_weights, policy_weights
@@ -99,6 +99,7 @@ class WakeSleep_ELBO(ParticleELBO):
     """
 
     min_particles = 2
+    least_beta = LEAST_BETA
     pathwise = False
     info_class = WakeSleepInfo
 
@@ -141,7 +142,6 @@ class WakeSleep_ELBO(ParticleELBO):
         self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any
     ) -> Gain:
         """Weigh the draws for both programs."""
-        beta = at_least(beta, LEAST_BETA)
         log_weights = (particles.log_p - particles.log_q).detach()
         scores = objective.beta_elbo.detach() / beta
         value = wake_sleep(
