@@ -88,7 +88,7 @@ def _moments(
         for name, transform in transforms.items()
     }
     rest = {name: value for name, value in programs.params.items() if name not in trainable}
-    rest |= {LOSS_MEMORY: loss.init_memory()} if isinstance(loss, ParticleELBO) else {}
+    rest |= {LOSS_MEMORY: loss.init_loss_memory()} if isinstance(loss, ParticleELBO) else {}
     arrays, static = _batches.split((args, {}))
 
     @jax.jit

@@ -18,6 +18,7 @@ Swap them as the loss of an `SVI`:
 
 from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.disarm import DisARM_ELBO
+from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
 from numpyro_dvae.infer.exact import Exact_ELBO
 from numpyro_dvae.infer.quantization import VQ_ELBO
 from numpyro_dvae.infer.reinforce import Reinforce_ELBO
@@ -28,6 +29,7 @@ from numpyro_dvae.infer.truncated.loss import Truncated_ELBO
 from numpyro_dvae.infer.truncated.proposals import informed_flip, prior_flip
 from numpyro_dvae.infer.vimco import VIMCO_ELBO
 from numpyro_dvae.infer.wake_sleep import WakeSleep_ELBO
+from numpyro_dvae.programs.record import Particles
 
 __all__ = [
     "DAPS_ELBO",
@@ -36,6 +38,10 @@ __all__ = [
     "VQ_ELBO",
     "DisARM_ELBO",
     "Exact_ELBO",
+    "Gain",
+    "Objective",
+    "ParticleELBO",
+    "Particles",
     "Reinforce_ELBO",
     "TruncatedGuide",
     "Truncated_ELBO",
