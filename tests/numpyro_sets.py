@@ -59,7 +59,7 @@ class Sets:
         """Loss, and gradients by name; the sets evolve."""
         data, guide, model = self._data(data), self.guide, self.model
         mutable = self._mutable(data)
-        memory = self.memories.get(elbo) or elbo.init_memory(mutable)
+        memory = self.memories.get(elbo) or elbo.init_loss_memory(mutable)
 
         def step(params, mutable, data, key):
             def loss_fn(params):

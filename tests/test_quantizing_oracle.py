@@ -171,7 +171,7 @@ def numpyro_trainer(codebook, targets, commitment):
 
         return jax.grad(loss, has_aux=True)(leaves)
 
-    params, held = {}, {LOSS_MEMORY: elbo.init_memory()}
+    params, held = {}, {LOSS_MEMORY: elbo.init_loss_memory()}
     if codebook.decay is None:
         params["codebook$table"] = codebook.start
     else:

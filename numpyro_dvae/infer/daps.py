@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
 from numpyro_dvae.ops.tempering import (
@@ -50,7 +50,7 @@ DAPSInfo = info_type(__name__, "DAPSInfo", "ess", "temperature")
 
 def policy_temperature(
     scores: Float[Array, "K *plates"],
-    copies: Float[Array, "K *plates"] | None = None,
+    copies: Int[Array, "K *plates"] | None = None,
     *,
     beta: float | Array = 1.0,
     target_ess: float = 0.75,
@@ -71,8 +71,9 @@ def policy_temperature(
         ValueError: If a target is out of range or K < 2.
 
     Example:
-        >>> policy_temperature(jnp.array([[0.0], [2.0]]), target_ess=0.9)
-        Array(2.8853905, dtype=float32)
+        >>> temperature = policy_temperature(jnp.array([[0.0], [2.0]]), target_ess=0.9)
+        >>> print(f"{temperature:.4f}")
+        2.8854
     """
     if kl_bound is not None:
         temperature = solve_kl_temperature(scores, kl_bound, shared=not per_datum)
@@ -106,10 +107,11 @@ def policy_search(
         What is ascended, for each datum; its gradient is that of the step.
 
     Example:
-        >>> f, returns = jnp.array([[0.0], [2.0]]), jnp.zeros((2, 1))
-        >>> step = lambda log_q: policy_search(f, log_q, returns, 2.0).sum()
-        >>> jax.grad(step)(jnp.zeros((2, 1))).ravel()  # softmax(f / T) - 1 / K
-        Array([-0.23105858,  0.23105858], dtype=float32)
+        >>> f, zeros = jnp.array([[0.0], [2.0]]), jnp.zeros((2, 1))
+        >>> step = lambda log_q: policy_search(f, log_q, zeros, jnp.array(2.0)).sum()
+        >>> found = jax.grad(step)(zeros).ravel()
+        >>> print(jnp.array_str(found, precision=4))  # softmax(f / T) - 1 / K
+        [-0.2311  0.2311]
     """
     weights = policy_weights(scores, temperature)
     policy = (centered_weights(weights) * log_draw).sum(0)

@@ -56,8 +56,9 @@ def multisample_bound(
     Example:
         >>> f = jnp.array([[0.0], [2.0]])
         >>> step = lambda log_q: multisample_bound(f, log_q).sum()
-        >>> jax.grad(step)(jnp.zeros((2, 1))).ravel()  # L - L_k, L = log (1 + e^2) / 2, L_k = 2, 0
-        Array([-0.56621915,  1.4337809 ], dtype=float32)
+        >>> found = jax.grad(step)(jnp.zeros((2, 1))).ravel()
+        >>> print(jnp.array_str(found, precision=4))  # L - L_k, L = log (1 + e^2) / 2, L_k = 2, 0
+        [-0.5662  1.4338]
     """
     signal = multisample_signal(scores, baseline)
     return beta * ((signal * log_draw).sum(0) + importance_weighted_bound(scores))

@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from numpyro_dvae.programs.sites import Site, base_distribution, is_drawn, mutab
 __all__ = ["Draw", "Sampler", "run_pair", "run_program"]
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A way to draw some sites that is an algorithm's own."""
 
@@ -68,15 +69,16 @@ class Draw(Messenger):
             msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, _number(msg["name"]))
         if not is_drawn(msg) or msg["value"] is not None:
             return
+        by_sampler = self.sampler is not None and self.sampler.draws(msg["name"])
+        if by_sampler:
+            msg["infer"] = {**msg["infer"], "_by_sampler": True}
         if msg["name"] in self.values:
             msg["value"] = self._given(msg)
             return
         site = Site.of(msg)
-        if self.sampler is not None and self.sampler.draws(site.name):
-            assert self.particle is not None
+        if self.sampler is not None and self.particle is not None and by_sampler:
             shape = msg["fn"].shape(msg["kwargs"]["sample_shape"])
             msg["value"] = self.sampler(site, shape, self.particle)
-            msg["infer"] = {**msg["infer"], "_by_sampler": True}
         else:
             self._draw(msg)
         if site.needs_score or (not self.pathwise and self.layout.owns(site)):

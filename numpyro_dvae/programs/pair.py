@@ -35,7 +35,7 @@ class Pair(NamedTuple):
     layout: Layout = Layout()
     vectorize: bool | Callable = True  # whether `jax.vmap` runs all particles, `jax.lax.map` if
     # not; or a transformation of one's own
-    notes: Any = None  # what a loss found out about the programs, `ParticleELBO.inspect`
+    notes: Any = None  # what the caller found out about the programs
 
 
 class Run(NamedTuple):

@@ -103,7 +103,7 @@ class Site:
 
     @property
     def by_sampler(self) -> bool:
-        """Whether an algorithm drew it in its own way."""
+        """Whether an algorithm has its own way to draw it, `draw.Sampler`."""
         return bool(self.infer.get("_by_sampler"))
 
     @property

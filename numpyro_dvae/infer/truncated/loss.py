@@ -100,8 +100,8 @@ def truncated_values(
 
     Example:
         >>> values = truncated_values(jnp.log(jnp.array([0.25, 0.5])), jnp.zeros(2))
-        >>> jnp.exp(values.bound), values.weights
-        (Array(0.75, dtype=float32), Array([0.33333334, 0.6666667 ], dtype=float32))
+        >>> print(f"{jnp.exp(values.bound):.4f}", jnp.array_str(values.weights, precision=4))
+        0.7500 [0.3333 0.6667]
     """
     bound = beta * jax.nn.logsumexp(scores, axis=0)
     weights = jax.nn.softmax(jax.lax.stop_gradient(scores), axis=0)
