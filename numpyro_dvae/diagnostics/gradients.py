@@ -22,7 +22,8 @@ from numpyro_dvae.diagnostics.readings import constraints_of
 from numpyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
 from numpyro_dvae.fit import _batches
 from numpyro_dvae.fit._checkpoints import dotted
-from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
+from numpyro_dvae.infer.elbo import ParticleELBO
+from numpyro_dvae.infer.memory import LOSS_MEMORY
 
 __all__ = ["gradient_variance"]
 
