@@ -14,7 +14,7 @@ from numpyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO
 
 from numpyro_dvae import fit as package
 from numpyro_dvae.fit import _batches
-from numpyro_dvae.infer.elbo import LOSS_MEMORY, Memory
+from numpyro_dvae.infer.memory import LOSS_MEMORY, LossMemory
 
 CHECKPOINT, PREVIOUS = "checkpoint", "checkpoint.previous"
 FIVE_WIDE = "(4, 5)"  # shape of the encoder's first weights at width 5
@@ -88,12 +88,12 @@ class Counting_ELBO(Plain_ELBO):
         failure = jnp.where(state.step >= self.nan_from, jnp.nan, 1.0)
         return {
             "loss": (found["loss"] + state.inner[0]) * failure,
-            "mutable_state": {**found["mutable_state"], LOSS_MEMORY: Memory(state, info)},
+            "mutable_state": {**found["mutable_state"], LOSS_MEMORY: LossMemory(state, info)},
         }
 
-    def init_memory(self):
+    def init_loss_memory(self):
         state = self.State(jnp.array(0), (jnp.array(1.0),))
-        return Memory(state, self.Info(jnp.array(0.0), jnp.zeros(3)))
+        return LossMemory(state, self.Info(jnp.array(0.0), jnp.zeros(3)))
 
 
 class Remembering(SVI):
@@ -101,7 +101,7 @@ class Remembering(SVI):
 
     def init(self, *args, **kwargs):
         state = super().init(*args, **kwargs)
-        memory = {LOSS_MEMORY: self.loss.init_memory()}
+        memory = {LOSS_MEMORY: self.loss.init_loss_memory()}
         return state._replace(mutable_state={**(state.mutable_state or {}), **memory})
 
 

@@ -16,7 +16,7 @@ from numpyro_programs import COMPILED, as_data, bound
 from numpyro_dvae import diagnostics
 from numpyro_dvae.fit import fit
 from numpyro_dvae.infer import SVI
-from numpyro_dvae.infer.elbo import LOSS_MEMORY
+from numpyro_dvae.infer.memory import LOSS_MEMORY
 from numpyro_dvae.infer.truncated.guide import TruncatedGuide, draws_of
 from numpyro_dvae.ops import states
 
@@ -59,7 +59,7 @@ class Sets:
         """Loss, and gradients by name; the sets evolve."""
         data, guide, model = self._data(data), self.guide, self.model
         mutable = self._mutable(data)
-        memory = self.memories.get(elbo) or elbo.init_memory(mutable)
+        memory = self.memories.get(elbo) or elbo.init_loss_memory(mutable)
 
         def step(params, mutable, data, key):
             def loss_fn(params):

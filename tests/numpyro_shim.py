@@ -5,7 +5,6 @@ Each (model, guide, loss and its settings) is compiled once; draws, state and da
 
 import functools
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +21,11 @@ from numpyro_sets import (  # noqa: F401
     train,
 )
 
-from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
+from numpyro_dvae.infer.elbo import Info, ParticleELBO, info_type
+from numpyro_dvae.infer.memory import LOSS_MEMORY
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.layout import find_layout
+from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.run import run_particles
 
 
@@ -49,22 +50,24 @@ class Case:
         self.programs = model or program.model, guide or program.guide, dtype
         self.model, self.guide = bound(*self.programs)
 
-    def layout(self, elbo=None):
-        find = elbo._find_layout if elbo else find_layout
-        return find(jax.random.key(0), *self.substituted(), (self.data,), {})
+    def layout(self):
+        return find_layout(jax.random.key(0), self.pair())
 
-    def substituted(self):
-        return [handlers.substitute(f, data=self.params) for f in (self.model, self.guide)]
+    def pair(self):
+        programs = [handlers.substitute(f, data=self.params) for f in (self.model, self.guide)]
+        return Pair(*programs, (self.data,), {})
 
-    def record(self, elbo, **options):
+    def record(self, elbo, vectorize=True, **options):
         """The particles that a loss would see."""
+        key = jax.random.key(0)
+        pair = self.pair()._replace(layout=self.layout(), vectorize=vectorize)
+        pair = pair._replace(notes=elbo.inspect(key, pair))
 
         def run(key):
-            programs = *self.substituted(), (self.data,), {}
-            return run_particles(key, *programs, layout, elbo.num_particles, **options)[0]
+            settings = {"sampler": elbo.sampler(key, pair), "pathwise": elbo.pathwise, **options}
+            return run_particles(key, pair, elbo.num_particles, **settings)[0]
 
-        layout = self.layout(elbo)
-        return jax.jit(run)(jax.random.key(0))
+        return jax.jit(run)(key)
 
     def move(self, grads, size):
         """A step against the gradient."""
@@ -77,12 +80,12 @@ class Case:
             loss, grads = evaluate(self.params, self.data, jax.random.key(seed))
             return float(loss), {name: np.asarray(value) for name, value in grads.items()}
         state = getattr(elbo, "state", None) or elbo.init_state()
-        memory, draws = elbo.init_memory()._replace(state=state), getattr(elbo, "draws", None)
+        memory, draws = elbo.init_loss_memory()._replace(state=state), getattr(elbo, "draws", None)
         evaluate = compiled(elbo, *self.programs)
         loss, grads, memory = evaluate(self.params, self.data, jax.random.key(seed), memory, draws)
         elbo.state, elbo.info = memory
         if draws is not None:
-            elbo.info, elbo.log_draw = elbo.info.info, float(elbo.info.log_draw)
+            elbo.log_draw = float(elbo.info.log_draw)
         return float(loss), {name: np.asarray(value) for name, value in grads.items()}
 
     def forced(self, elbo_class, **options):
@@ -93,25 +96,21 @@ class Case:
         return elbo
 
 
-class ForcedInfo(NamedTuple):
-    info: Any
-    log_draw: Any
-
-
 @functools.cache
 def forced_class(elbo_class):
+    own = elbo_class.info_class._fields[len(Info._fields) :]
+
     class Forced(elbo_class):
-        def _values(self, rng_key, guide, args, kwargs, layout):
-            table = enumerate_draws(rng_key, guide, args, kwargs, layout, 2**16)
-            return {name: place(values, layout, self.draws) for name, values in table.items()}
+        info_class = info_type(__name__, "ForcedInfo", *own, "log_draw")
 
-        def _estimate(self, particles, state):
-            estimate = super()._estimate(particles, state)
-            return estimate._replace(info=ForcedInfo(estimate.info, particles.log_draw.sum()))
+        def values(self, rng_key, pair):
+            programs = pair.guide, pair.args, pair.kwargs
+            table = enumerate_draws(rng_key, *programs, pair.layout, 2**16)
+            return {name: place(values, pair.layout, self.draws) for name, values in table.items()}
 
-        def init_memory(self):
-            memory = super().init_memory()
-            return memory._replace(info=ForcedInfo(memory.info, jnp.zeros((), float)))
+        def gain(self, particles, *others):
+            gain = super().gain(particles, *others)
+            return gain._replace(info={**gain.info, "log_draw": particles.log_draw.sum()})
 
     return Forced
 

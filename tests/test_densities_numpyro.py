@@ -12,6 +12,7 @@ import numpyro.distributions as dist  # noqa: E402
 from numpyro.handlers import seed, trace  # noqa: E402
 
 from numpyro_dvae.programs.densities import fast_log_prob  # noqa: E402
+from numpyro_dvae.programs.sites import Site  # noqa: E402
 
 RNG = np.random.default_rng(0)
 MEANS, X = RNG.normal(size=(2, 5, 4, 3))
@@ -47,9 +48,9 @@ def test_the_values_are_the_same(name, observed):
             numpyro.sample("x", fn, obs=jnp.asarray(value))
 
     with warnings.catch_warnings(action="ignore"):  # of what is no data of this distribution
-        site = trace(seed(model, jax.random.key(0))).get_trace()["x"]
-        site["is_observed"] = observed
-        expected = site["fn"].log_prob(site["value"])
+        message = trace(seed(model, jax.random.key(0))).get_trace()["x"]
+        site = Site.of({**message, "is_observed": observed})
+        expected = site.log_prob()
         found = fast_log_prob(site)
     if name == "not finite" and not observed:
         expected = jnp.where(jnp.isneginf(expected), jnp.nan, expected)  # draws are not checked

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import pkgutil
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -37,13 +38,21 @@ def failures(tests):
 @pytest.mark.parametrize("package", LIBRARIES)
 def test_examples_print_what_they_say(package):
     tests = [test for name in modules(package) for test in examples(name)]
-    if package == "numpyro_dvae":
-        jax = pytest.importorskip("jax")
-        with jax.experimental.disable_x64():  # as a reader has it
-            assert failures(tests) == 0
-    else:
+    with in_float32() if package == "numpyro_dvae" else nullcontext():
         assert failures(tests) == 0
     assert len(tests) >= 9
+
+
+@contextmanager
+def in_float32():
+    """As a reader has JAX."""
+    config = pytest.importorskip("jax").config
+    before = config.read("jax_enable_x64")
+    config.update("jax_enable_x64", False)
+    try:
+        yield
+    finally:
+        config.update("jax_enable_x64", before)
 
 
 def test_a_wrong_example_is_seen():

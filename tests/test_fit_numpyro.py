@@ -122,7 +122,7 @@ def test_losses_that_remember_do_so_in_any_svi(tmp_path):
         [row["beta"] for row in result.history], [beta(step - 1) for step in (5, 10, 15, 20)], 1e-6
     )
     assert {"elbo", "ess", "temperature", "rate"} <= result.history[-1].keys()
-    assert loss_state(result.svi_state).step == 20
+    assert loss_state(result.svi_state).beta.step == 20
     assert "_loss" not in result.params
 
 
@@ -131,9 +131,9 @@ def test_a_state_goes_on_and_is_left_as_it_is():
     first = small_fit(svi, num_steps=10)
     second = small_fit(svi, num_steps=10, init_state=first.svi_state)
     np.testing.assert_array_equal(small_fit(svi, num_steps=20).losses[10:], second.losses)
-    assert loss_state(first.svi_state).step == 10
+    assert loss_state(first.svi_state).beta.step == 10
     state = svi.init(jax.random.key(0), jnp.zeros(4))  # NumPyro's own: without memory
-    assert loss_state(small_fit(svi, num_steps=1, init_state=state).svi_state).step == 1
+    assert loss_state(small_fit(svi, num_steps=1, init_state=state).svi_state).beta.step == 1
     svi.get_params(state)  # not given away
 
 

@@ -151,7 +151,7 @@ def numpyro_trainer(codebook, targets, commitment):
     import numpyro.distributions as dist
 
     from numpyro_dvae import guides, infer, nets
-    from numpyro_dvae.infer.elbo import LOSS_MEMORY
+    from numpyro_dvae.infer.memory import LOSS_MEMORY
 
     decoder = nets.CodebookDecoder(codebook, lambda vectors: vectors)
     guide = guides.VectorQuantizedGuide(lambda x: x, codebook)
@@ -171,7 +171,7 @@ def numpyro_trainer(codebook, targets, commitment):
 
         return jax.grad(loss, has_aux=True)(leaves)
 
-    params, held = {}, {LOSS_MEMORY: elbo.init_memory()}
+    params, held = {}, {LOSS_MEMORY: elbo.init_loss_memory()}
     if codebook.decay is None:
         params["codebook$table"] = codebook.start
     else:

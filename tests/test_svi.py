@@ -20,9 +20,12 @@ from flax import linen as nn
 from numpyro.contrib.module import flax_module
 
 from numpyro_dvae.infer import DAPS_ELBO, SVI, Exact_ELBO, Reinforce_ELBO
-from numpyro_dvae.infer.elbo import LOSS_MEMORY
+from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.infer.reinforce import read_prediction
 from numpyro_dvae.infer.svi import loss_info, loss_state, with_memory
+from numpyro_dvae.programs.codes import read_codes
 from numpyro_dvae.programs.layout import find_layout
+from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.run import run_particles
 
 LATENTS, CODES, PIXELS = 2, 5, 3
@@ -85,7 +88,7 @@ def test_fifty_steps_on_changing_data_compile_once(name):
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
     if name == "schedule":
         np.testing.assert_allclose(betas, 1 / np.arange(1, 51), rtol=1e-6)
-        assert int(loss_state(state).step) == 50
+        assert int(loss_state(state).beta.step) == 50
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
@@ -100,7 +103,7 @@ def test_plain_svi_takes_a_memory_too():
     svi, state = start(loss, svi_class=numpyro.infer.SVI)
     state, _ = jax.jit(svi.update)(with_memory(state, loss), X)
     assert np.isfinite(float(loss_info(state).elbo))
-    assert float(loss_state(state).log_beta) != 0.0
+    assert float(loss_state(state).beta.log_beta) != 0.0
 
 
 def test_what_does_not_remember_runs_in_plain_svi_with_the_same_numbers():
@@ -116,7 +119,7 @@ def test_what_does_not_remember_runs_in_plain_svi_with_the_same_numbers():
 def test_a_run_scans_with_the_state():
     svi, _ = start(REMEMBERING["schedule"]())
     result = svi.run(key(), 20, X, progress_bar=False)
-    assert int(loss_state(result.state).step) == 20
+    assert int(loss_state(result.state).beta.step) == 20
     assert result.losses.shape == (20,)
 
 
@@ -183,19 +186,20 @@ def test_particles_and_draws_follow_the_guide():
         with numpyro.plate("data", 4000):
             numpyro.sample("z", dist.Categorical(logits=logits).expand([2]).to_event(1))
 
-    layout = find_layout(key(), many, many, (X,), {})
+    pair = Pair(many, many, (X,), {})
+    pair = pair._replace(layout=find_layout(key(), pair))
 
     def run(rng_key):
-        return run_particles(rng_key, many, many, (X,), {}, layout, 3, with_codes=True)[0]
+        return run_particles(rng_key, pair, 3, reads={"codes": read_codes})[0].extras["codes"]
 
-    record = jax.jit(run)(key())
-    assert record.codes.shape == (3, 4000, 2)
-    counts = np.bincount(np.asarray(record.codes).ravel(), minlength=4)
+    codes = jax.jit(run)(key())
+    assert codes.shape == (3, 4000, 2)
+    counts = np.bincount(np.asarray(codes).ravel(), minlength=4)
     expected = 24000 * np.array([0.5, 0.0, 0.3, 0.2])
     assert counts[1] == 0
     deviation = np.abs(counts - expected) / np.sqrt(np.maximum(expected, 1))
     assert deviation.max() < 5
-    assert not np.array_equal(record.codes[0], record.codes[1])
+    assert not np.array_equal(codes[0], codes[1])
 
 
 class Coin(dist.Distribution):
@@ -216,7 +220,7 @@ def test_a_discrete_site_without_parameters_needs_the_score_function():
             numpyro.sample("z", Coin())
 
     assert Coin().has_rsample
-    layout = find_layout(key(), program, program, (X,), {})
+    layout = find_layout(key(), Pair(program, program, (X,), {}))
     assert layout.scored == ("z",)
     assert layout.plates == ("data",)
 
@@ -227,12 +231,13 @@ def test_every_particle_sees_the_same_minibatch():
             numpyro.deterministic("baseline", jnp.asarray(rows, float))
             numpyro.sample("z", dist.Bernoulli(0.5))
 
-    layout = find_layout(key(), subsampled, subsampled, (X,), {})
+    pair = Pair(subsampled, subsampled, (X,), {})
+    pair = pair._replace(layout=find_layout(key(), pair))
     for vectorize in (True, False):
-        record, _ = run_particles(
-            key(), subsampled, subsampled, (X,), {}, layout, 4, vectorize=vectorize
-        )
-        assert (np.asarray(record.prediction) == np.asarray(record.prediction[0])).all()
+        pair, reads = pair._replace(vectorize=vectorize), {"prediction": read_prediction}
+        record, _ = run_particles(key(), pair, 4, reads=reads)
+        predictions = np.asarray(record.extras["prediction"])
+        assert (predictions == predictions[0]).all()
         assert float(record.scale) == 3.0
 
 
@@ -259,7 +264,7 @@ def test_the_loss_has_the_dtype_of_the_program(dtype):
         "weight": jnp.ones((LATENTS, CODES, PIXELS), dtype),
         "encoder": jnp.zeros((PIXELS, LATENTS * CODES), dtype),
     }
-    memory = {LOSS_MEMORY: loss.init_memory()}
+    memory = {LOSS_MEMORY: loss.init_loss_memory()}
 
     def evaluate(x):
         return loss.loss_with_mutable_state(key(), params | memory, coins, guide, x)

@@ -64,7 +64,7 @@ def test_fifty_steps_on_changing_rows_compile_once_and_touch_their_rows_alone():
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
     assert all(len(np.unique(states, axis=0)) == STATES for states in codes(state))
     assert int(loss_state(state).beta.step) == 50
-    assert int(loss_state(state).rows) == (50 * BATCH) % NUM_DATA  # since the last update
+    assert int(loss_state(state).memory.rows) == (50 * BATCH) % NUM_DATA  # since the last update
     assert 0.0 <= float(loss_info(state).replaced) < 1.0
 
 

@@ -149,7 +149,7 @@ def test_a_loop_over_particles_cuts_the_same_paths(shim):
     ("options", "message"),
     [
         ({"sleep": 1.5}, "`sleep` is a share"),
-        ({"beta": 0}, "`beta` must be positive"),
+        ({"beta": 0.0}, "`beta` must be positive"),
         ({"num_particles": 1}, "`num_particles`"),
     ],
 )

@@ -26,7 +26,6 @@ from numpyro_dvae.diagnostics._store import (
     pieces,
 )
 from numpyro_dvae.diagnostics.readings import (
-    Pair,
     Readings,
     constraints_of,
     enumerate_states,
@@ -36,8 +35,8 @@ from numpyro_dvae.diagnostics.readings import (
     score_states,
 )
 from numpyro_dvae.fit import _batches
-from numpyro_dvae.programs.run import Particles
-from numpyro_dvae.programs.sites import Layout
+from numpyro_dvae.programs.pair import Layout, Pair
+from numpyro_dvae.programs.record import Particles
 
 Record = dict[str, Any]  # log-densities and codes of each draw and datum
 
@@ -165,7 +164,7 @@ def _compiled_scores(programs: Trained, pair: Pair) -> Callable[..., Record]:
 
 
 def _record_of(particles: Particles, names: tuple[str, ...] = RECORD) -> Record:
-    return {name: getattr(particles, name) for name in names}
+    return {n: getattr(particles, n, particles.extras.get(n)) for n in names}
 
 
 def _compiled(

@@ -21,7 +21,6 @@ from numpyro_dvae.diagnostics._programs import prepare, trained
 from numpyro_dvae.diagnostics._store import Variable, split_data
 from numpyro_dvae.diagnostics.readings import (
     Labelled,
-    Pair,
     posterior_sites,
     prior_draws,
     score_states,
@@ -29,6 +28,7 @@ from numpyro_dvae.diagnostics.readings import (
 from numpyro_dvae.diagnostics.reports import Calibration
 from numpyro_dvae.fit import _batches
 from numpyro_dvae.ops.calibration import chi_square, random_ranks
+from numpyro_dvae.programs.pair import Pair
 
 __all__ = ["simulation_based_calibration"]
 

@@ -22,7 +22,8 @@ from numpyro_dvae.diagnostics.readings import constraints_of
 from numpyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
 from numpyro_dvae.fit import _batches
 from numpyro_dvae.fit._checkpoints import dotted
-from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
+from numpyro_dvae.infer.elbo import ParticleELBO
+from numpyro_dvae.infer.memory import LOSS_MEMORY
 
 __all__ = ["gradient_variance"]
 
@@ -88,7 +89,7 @@ def _moments(
         for name, transform in transforms.items()
     }
     rest = {name: value for name, value in programs.params.items() if name not in trainable}
-    rest |= {LOSS_MEMORY: loss.init_memory()} if isinstance(loss, ParticleELBO) else {}
+    rest |= {LOSS_MEMORY: loss.init_loss_memory()} if isinstance(loss, ParticleELBO) else {}
     arrays, static = _batches.split((args, {}))
 
     @jax.jit

@@ -18,22 +18,15 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
-from numpyro.handlers import replay, seed, trace, uncondition
+from numpyro.handlers import block, replay, uncondition
 
-from numpyro_dvae.programs.codes import enumerate_draws
-from numpyro_dvae.programs.draw import Draw, trace_pair
+from numpyro_dvae.programs.codes import enumerate_draws, read_codes
+from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.layout import find_layout
+from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.record import Particles, make_record
 from numpyro_dvae.programs.run import run_particles
-from numpyro_dvae.programs.sites import (
-    Layout,
-    Site,
-    Trace,
-    log_prob,
-    needs_score,
-    plates_of,
-    sample_sites,
-)
+from numpyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
 __all__ = [
     "READINGS",
@@ -81,25 +74,18 @@ class Labelled:
 Readings = dict[str, dict[str, Labelled]]  # reading -> site -> array
 
 
-class Pair(NamedTuple):
-    """A model and its guide, what both are called with, and how they are built."""
-
-    model: Callable
-    guide: Callable
-    args: tuple
-    kwargs: dict
-    layout: Layout
-    subsample_key: Array  # of the subsamples that a plate of the program draws, in all runs
-
-
 def prepare_pair(
     rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict
 ) -> Pair:
-    """Read the structure of a pair, whose parameters are substituted."""
-    layout = find_layout(rng_key, model, guide, args, kwargs)
-    if not layout.scored:
-        layout = _without_discrete(rng_key, model, guide, args, kwargs, layout)
-    return Pair(model, guide, args, kwargs, layout, rng_key)
+    """Read the structure of a pair, whose parameters are substituted.
+
+    Its notes are the key of the subsamples that a plate of the program draws, in all runs.
+    """
+    pair = Pair(model, guide, args, kwargs, notes=rng_key)
+    pair = pair._replace(layout=find_layout(rng_key, pair))
+    if pair.layout.scored:
+        return pair
+    return pair._replace(layout=_without_discrete(rng_key, pair))
 
 
 def constraints_of(
@@ -107,48 +93,39 @@ def constraints_of(
 ) -> dict[str, Any]:
     """The parameters of a pair by name, and the constraint of each."""
 
-    def read(*traces: Trace) -> dict[str, Any]:
+    def read(run: Run) -> dict[str, Any]:
         return {
-            name: site["kwargs"].get("constraint", constraints.real)
-            for each in traces
-            for name, site in each.items()
-            if site["type"] == "param"
+            name: message["kwargs"].get("constraint", constraints.real)
+            for trace in (run.guide_trace, run.model_trace)
+            for name, message in trace.items()
+            if message["type"] == "param"
         }
 
-    return _read_abstractly(read, rng_key, model, guide, args, kwargs)
+    return _read_abstractly(read, rng_key, Pair(model, guide, args, kwargs))
 
 
-def _read_abstractly(
-    read: Callable[[Trace, Trace], T],
-    rng_key: Array,
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    kwargs: dict,
-) -> T:
-    """What `read` finds in the traces of guide and model: no array, as there are no values yet."""
+def _read_abstractly(read: Callable[[Run], T], rng_key: Array, pair: Pair) -> T:
+    """What `read` finds in a run of guide and model: no array, as there are no values yet."""
     found: list[T] = []
 
     def inspect() -> None:
-        found.append(read(*trace_pair(rng_key, model, guide, args, kwargs, Draw(rng_key, {}))))
+        found.append(read(run_pair(rng_key, pair, Draw(rng_key, pair.layout))))
 
     jax.eval_shape(inspect)
     return found[0]
 
 
-def _without_discrete(
-    rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict, layout: Layout
-) -> Layout:
+def _without_discrete(rng_key: Array, pair: Pair) -> Layout:
     """A datum is then a cell of the plates that all sites share."""
 
-    def read(*traces: Trace) -> list[dict[str, Any]]:
-        return [plates_of(site) for trace in traces for _, site in sample_sites(trace)]
+    def read(run: Run) -> list[Mapping[str, Any]]:
+        return [site.plates for sites in (run.guide, run.model) for site in sites.values()]
 
-    frames = _read_abstractly(read, rng_key, model, guide, args, kwargs)
+    frames = _read_abstractly(read, rng_key, pair)
     shared = set.intersection(*map(set, frames)) if frames else set()
     plates = sorted(shared, key=lambda name: frames[0][name].dim)
     dims = tuple(frames[0][name].dim for name in plates)
-    return layout._replace(plates=tuple(plates), dims=dims)
+    return pair.layout._replace(plates=tuple(plates), dims=dims)
 
 
 def posterior_sites(
@@ -158,21 +135,26 @@ def posterior_sites(
 
     The log-densities are those of the same draws; their `scale` has an axis of draws, too.
     """
+    layout, settled = pair.layout, pair._replace(guide=block(pair.guide, hide_fn=_is_mutable))
 
-    def run(key: Array) -> tuple[Particles, Readings]:
+    def run_one(key: Array) -> tuple[Particles, Readings]:
         pair_key, predictive_key, reader_key = jax.random.split(key, 3)
-        programs = pair.model, pair.guide, pair.args, pair.kwargs
-        traces = trace_pair(pair_key, *programs, Draw(pair.subsample_key, {}), settled=True)
-        readings = _Reader(pair.layout.nesting, reader_key).read(*traces, set(wanted))
+        run = run_pair(pair_key, settled, Draw(pair.notes, layout))
+        readings = _Reader(layout.nesting, reader_key).read(run, set(wanted))
         if "predictive" in wanted:
-            replayed = pair._replace(model=replay(pair.model, trace=_latent(traces[0])))
+            replayed = pair._replace(model=replay(pair.model, trace=_latent(run.guide_trace)))
             readings["predictive"] = _simulate(predictive_key, replayed)[0]["predictive"]
-        return make_record(*traces, pair.layout, False, True), readings
+        return make_record(run, layout, num_draws, reads={"codes": read_codes}), readings
 
     axes = {reading: None if reading in _UNDRAWN else 0 for reading in wanted}
     keys = jax.random.split(rng_key, num_draws)
-    particles, readings = jax.vmap(run, out_axes=(0, axes))(keys)
+    particles, readings = jax.vmap(run_one, out_axes=(0, axes))(keys)
     return particles, readings
+
+
+def _is_mutable(msg: Any) -> bool:
+    """What a guide learns by running is not for the model."""
+    return msg["type"] == "mutable"
 
 
 def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, Array]:
@@ -183,22 +165,18 @@ def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, A
     Raises:
         ValueError: If there are continuous latents, or more than `max_states` states.
     """
-    model, guide, args, kwargs, layout, _ = pair
 
-    def read(guide_trace: Trace, _: Trace) -> set[str]:
-        return {name for name, site in sample_sites(guide_trace) if not site["is_observed"]}
+    def read(run: Run) -> set[str]:
+        return {name for name, site in run.guide.items() if not site.is_observed}
 
-    _check_discrete(_read_abstractly(read, rng_key, model, guide, args, kwargs), layout)
-    return enumerate_draws(rng_key, model, args, kwargs, layout, max_states)
+    _check_discrete(_read_abstractly(read, rng_key, pair), pair.layout)
+    return enumerate_draws(rng_key, pair.model, pair.args, pair.kwargs, pair.layout, max_states)
 
 
 def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Particles:
     """Log-densities of given values of the latents, which are in front."""
-    model, guide, args, kwargs, layout, _ = pair
     num_states = len(next(iter(values.values())))
-    return run_particles(
-        rng_key, model, guide, args, kwargs, layout, num_states, with_codes=True, values=values
-    )[0]
+    return run_particles(rng_key, pair, num_states, reads={"codes": read_codes}, values=values)[0]
 
 
 def _check_discrete(latent: set[str], layout: Layout) -> None:
@@ -221,15 +199,15 @@ def prior_draws(rng_key: Array, pair: Pair, num_draws: int) -> tuple[Readings, d
 
 def _simulate(rng_key: Array, pair: Pair) -> tuple[Readings, dict[str, Array]]:
     """A run in which what the model observes is drawn, too; and its latents as they are."""
-    with Draw(pair.subsample_key, {}):
-        program = seed(_Unconditioned(pair.model), rng_key)
-        simulated = trace(program).get_trace(*pair.args, **pair.kwargs)
+    with Draw(pair.notes, pair.layout):
+        trace = run_program(rng_key, _Unconditioned(pair.model), pair.args, pair.kwargs)
     reader = _Reader(pair.layout.nesting, rng_key)
-    found: Readings = {"latent": {}, "predictive": {}}
-    for name, site in sample_sites(simulated):
-        reading = "predictive" if site["infer"].get("was_observed") else "latent"
-        found[reading][name] = reader.value(name, site)
-    return found, {name: simulated[name]["value"] for name in found["latent"]}
+    readings: Readings = {"latent": {}, "predictive": {}}
+    sites = sample_sites(trace)
+    for name, site in sites.items():
+        reading = "predictive" if site.infer.get("was_observed") else "latent"
+        readings[reading][name] = reader.value(name, site)
+    return readings, {name: sites[name].value for name in readings["latent"]}
 
 
 class _Reader(NamedTuple):
@@ -238,14 +216,14 @@ class _Reader(NamedTuple):
     nesting: int
     rng_key: Array
 
-    def read(self, guide_trace: Trace, model_trace: Trace, wanted: set[str]) -> Readings:
+    def read(self, run: Run, wanted: set[str]) -> Readings:
         """Read each of `wanted` of every site that has it."""
-        guide_sites, sites = (dict(sample_sites(trace)) for trace in (guide_trace, model_trace))
-        observed = {name: site for name, site in sites.items() if site["is_observed"]}
+        guide_sites, sites = run.guide, run.model
+        observed = {name: site for name, site in sites.items() if site.is_observed}
         latent = {name: site for name, site in sites.items() if name not in observed}
         readers: dict[str, tuple[dict[str, Site], Callable]] = {
             "latent": (latent, self.value),
-            "deterministic": (_deterministic(model_trace), self.deterministic),
+            "deterministic": (deterministic_sites(run.model_trace), self.deterministic),
             "observed": (observed, self.value),
             "log_likelihood": (observed, self.log_likelihood),
             "mean": (observed, self.mean),
@@ -258,49 +236,49 @@ class _Reader(NamedTuple):
             each = {name: reader(name, site) for name, site in sites.items()}
             found[reading] = {name: value for name, value in each.items() if value is not None}
         if "subsample" in wanted:
-            found["subsample"] = _subsamples(model_trace)
+            found["subsample"] = _subsamples(run.model_trace)
         return found
 
     def value(self, name: str, site: Site) -> Labelled:
-        support = site["fn"].support
-        found = self.label(name, site, site["value"], site["fn"].event_dim)
+        support = site.fn.support
+        found = self.label(name, site, site.value, site.fn.event_dim)
         discrete = bool(support.is_discrete)
         return replace(found, discrete=discrete, num_codes=_num_codes(support))
 
     def deterministic(self, name: str, site: Site) -> Labelled:
-        depth = max((-frame.dim for frame in plates_of(site).values()), default=0)
-        value = jnp.asarray(site["value"])
+        depth = max((-frame.dim for frame in site.plates.values()), default=0)
+        value = jnp.asarray(site.value)
         return self.label(name, site, value, max(value.ndim - depth, 0))
 
     def log_likelihood(self, name: str, site: Site) -> Labelled:
-        return self.label(name, site, log_prob(site), 0)
+        return self.label(name, site, site.log_prob(), 0)
 
     def mean(self, name: str, site: Site) -> Labelled | None:
         try:
-            value = site["fn"].mean
+            value = site.fn.mean
         except NotImplementedError:
             return None
-        return self.label(name, site, value, site["fn"].event_dim)
+        return self.label(name, site, value, site.fn.event_dim)
 
     def rate(self, name: str, guide_site: Site, site: Site) -> Labelled:
         """Log q - log p, by cell of the event where both have the same cells."""
-        cells = {_num_cells(each["fn"]) for each in (guide_site, site)}
+        cells = {_num_cells(each.fn) for each in (guide_site, site)}
         num_cells = cells.pop() if len(cells) == 1 else 0
         log_q, log_p = (
-            _cell_log_prob(each["fn"], site["value"], num_cells) for each in (guide_site, site)
+            _cell_log_prob(each.fn, site.value, num_cells) for each in (guide_site, site)
         )
         return self.label(name, site, log_q - log_p, num_cells)
 
     def outside(self, name: str, guide_site: Site, site: Site) -> Labelled | None:
-        if not needs_score(guide_site) or hasattr(guide_site["fn"], "conditional_log_prob"):
+        if not guide_site.needs_score or hasattr(guide_site.fn, "conditional_log_prob"):
             return None  # a network's softmax leaves nothing out, and drawing from it is slow
         key = jax.random.fold_in(self.rng_key, zlib.crc32(name.encode()))
-        log_q = guide_site["fn"].log_prob(site["fn"].sample(key))
+        log_q = guide_site.fn.log_prob(site.fn.sample(key))
         return self.label(name, site, jnp.isneginf(log_q), 0)
 
     def label(self, name: str, site: Site, value: Array, event_dim: int) -> Labelled:
         """Expand to the plates, name the dims, and drop those of size 1 under no plate."""
-        frames = {frame.dim: frame for frame in plates_of(site).values()}
+        frames = {frame.dim: frame for frame in site.plates.values()}
         num_batch = jnp.ndim(value) - event_dim
         batch = (1,) * (self.nesting - num_batch) + jnp.shape(value)[:num_batch]
         event = jnp.shape(value)[num_batch:]
@@ -316,7 +294,7 @@ class _Reader(NamedTuple):
 class _Unconditioned(uncondition):
     """Draws what is observed, and marks it."""
 
-    def process_message(self, msg: Site) -> None:
+    def process_message(self, msg: Any) -> None:
         """Take the observation away."""
         observed = msg["type"] == "sample" and msg["is_observed"]
         super().process_message(msg)
@@ -324,21 +302,17 @@ class _Unconditioned(uncondition):
             msg["infer"] = {**msg["infer"], "was_observed": True}
 
 
-def _latent(trace: Trace) -> Trace:
-    return {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
+def _latent(trace: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: trace[n] for n, site in sample_sites(trace).items() if not site.is_observed}
 
 
-def _subsamples(trace: Trace) -> dict[str, Labelled]:
-    plates = {name: site for name, site in trace.items() if site["type"] == "plate"}
+def _subsamples(trace: Mapping[str, Any]) -> dict[str, Labelled]:
+    plates = {name: plate for name, plate in trace.items() if plate["type"] == "plate"}
     return {
-        name: Labelled((name,), site["value"])
-        for name, site in plates.items()
-        if len(site["value"]) < site["args"][0]
+        name: Labelled((name,), plate["value"])
+        for name, plate in plates.items()
+        if len(plate["value"]) < plate["args"][0]
     }
-
-
-def _deterministic(trace: Trace) -> dict[str, Site]:
-    return {name: site for name, site in trace.items() if site["type"] == "deterministic"}
 
 
 def _num_codes(support: Any) -> int:

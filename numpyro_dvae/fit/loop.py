@@ -38,7 +38,7 @@ from numpyro_dvae.fit._evaluation import Evaluation
 from numpyro_dvae.fit._log import Log, keep_previous_run, scalars
 from numpyro_dvae.fit._signals import Signals
 from numpyro_dvae.fit.result import DivergenceError, FitInterrupt, FitResult
-from numpyro_dvae.infer.elbo import LOSS_MEMORY
+from numpyro_dvae.infer.memory import LOSS_MEMORY
 from numpyro_dvae.infer.svi import loss_info, with_memory
 
 __all__ = ["fit"]

@@ -13,11 +13,22 @@ Swap them as the loss of an `SVI`:
 
 `relax` gives the draws of a program a gradient instead: Gumbel-softmax and its like, for any loss.
 
+To read one, open its file with the paper in hand: a pure function of arrays is the algorithm, a
+class of a few lines calls it. To write one, subclass `ParticleELBO` and return a `Gain`; `elbo` has
+the contract, and makes loss, surrogate, scale, rate, beta and info. The room imports all before it
+and meets no trace. Its words:
+
+- *objective*: ELBO and beta-ELBO of each particle; *gain*: what an algorithm ascends for a datum;
+- *surrogate*: a number whose gradient is the estimator's; the loss itself is minus the ELBO;
+- *rate*: what the latents carry, KL(q || p) or a draw of it; *beta*: its weight;
+- *memory*: what an algorithm remembers from step to step; *state*: that, the step and beta.
+
 `SVI` is NumPyro's, and keeps the state of a loss that has one beside that of the programs.
 """
 
 from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.disarm import DisARM_ELBO
+from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
 from numpyro_dvae.infer.exact import Exact_ELBO
 from numpyro_dvae.infer.quantization import VQ_ELBO
 from numpyro_dvae.infer.reinforce import Reinforce_ELBO
@@ -28,6 +39,7 @@ from numpyro_dvae.infer.truncated.loss import Truncated_ELBO
 from numpyro_dvae.infer.truncated.proposals import informed_flip, prior_flip
 from numpyro_dvae.infer.vimco import VIMCO_ELBO
 from numpyro_dvae.infer.wake_sleep import WakeSleep_ELBO
+from numpyro_dvae.programs.record import Particles
 
 __all__ = [
     "DAPS_ELBO",
@@ -36,6 +48,10 @@ __all__ = [
     "VQ_ELBO",
     "DisARM_ELBO",
     "Exact_ELBO",
+    "Gain",
+    "Objective",
+    "ParticleELBO",
+    "Particles",
     "Reinforce_ELBO",
     "TruncatedGuide",
     "Truncated_ELBO",

@@ -7,7 +7,8 @@ maximises ``E_q[R] + beta H(q)`` within a KL trust region around the guide is
 
 a natural-gradient step of size 1/T in the space of all distributions ([1], sec. 3). The guide
 follows it by a gradient step on ``KL(q* || q)``, estimated at K draws of the guide with weights
-``w = softmax(f / T)``; the model ascends the beta-ELBO at the same draws.
+``w = softmax(f / T)``; the model ascends the beta-ELBO at the same draws. `policy_search` is that
+step, `policy_temperature` finds T.
 
 Three things differ from the published algorithm. T solves the target for the effective sample size
 (or the KL bound) exactly, where eta followed it by gradient steps. The weights are centred,
@@ -24,33 +25,101 @@ References:
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
+from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
 from numpyro_dvae.ops.tempering import (
     effective_sample_size,
     solve_kl_temperature,
     solve_temperature,
 )
 from numpyro_dvae.ops.weighting import centered_weights, count_copies, policy_weights
-from numpyro_dvae.programs.run import Particles
+from numpyro_dvae.programs.codes import read_codes
+from numpyro_dvae.programs.record import Particles
 
-__all__ = ["DAPS_ELBO", "DAPSInfo"]
+__all__ = ["DAPS_ELBO", "DAPSInfo", "policy_search", "policy_temperature"]
+
+# ess: effective sample size of the weights, as a fraction of K; temperature: T = eta + beta
+DAPSInfo = info_type(__name__, "DAPSInfo", "ess", "temperature")
 
 
-class DAPSInfo(NamedTuple):
-    """Means per datum of the last step."""
+def policy_temperature(
+    scores: Float[Array, "K *plates"],
+    copies: Int[Array, "K *plates"] | None = None,
+    *,
+    beta: float | Array = 1.0,
+    target_ess: float = 0.75,
+    kl_bound: float | None = None,
+    per_datum: bool = False,
+) -> Float[Array, "..."]:
+    """The temperature T of the target, which is at least beta since eta is not negative.
 
-    elbo: Float[Array, ""]  # nats
-    beta_elbo: Float[Array, ""]  # nats
-    rate: Float[Array, ""]  # bits that the latents carry
-    beta: float | Array
-    ess: Float[Array, ""]  # effective sample size of the weights, as a fraction of K
-    temperature: Float[Array, ""]  # T = eta + beta
+    Args:
+        scores: f of each particle, nats.
+        copies: How many of a datum's particles are equal to each; all differ if left out.
+        beta: Weight of the rate, the least T.
+        target_ess: Effective sample size that T is solved for, as a fraction of K in (0, 1).
+        kl_bound: ``KL(q* || q)`` that T is solved for instead, nats per datum.
+        per_datum: One T for each datum, ``(*plates)``, in place of one for the batch.
+
+    Raises:
+        ValueError: If a target is out of range or K < 2.
+
+    Example:
+        >>> temperature = policy_temperature(jnp.array([[0.0], [2.0]]), target_ess=0.9)
+        >>> print(f"{temperature:.4f}")
+        2.8854
+    """
+    if kl_bound is not None:
+        temperature = solve_kl_temperature(scores, kl_bound, shared=not per_datum)
+    else:
+        temperature = solve_temperature(scores, target_ess, copies, shared=not per_datum)
+    return jnp.maximum(temperature, beta)
+
+
+def policy_search(
+    scores: Float[Array, "K *plates"],
+    log_draw: Float[Array, "K *plates"],
+    returns: Float[Array, "K *plates"],
+    temperature: Float[Array, "..."],
+    *,
+    beta: float | Array = 1.0,
+    entropy: Float[Array, "K *plates"] | None = None,
+    shares: Float[Array, "K *plates"] | float | None = None,
+) -> Float[Array, "*plates"]:
+    """A step of the guide towards q*, and of the model up the beta-ELBO.
+
+    Args:
+        scores: f of each particle, without gradient: it makes the weights ``softmax(f / T)``.
+        log_draw: Log-probability of each draw under the guide; its gradient is the score.
+        returns: What the model ascends, ``R - beta log q`` of reparameterised latents.
+        temperature: T, of `policy_temperature`.
+        beta: Weight of the rate.
+        entropy: The guide's own in closed form, which is ascended by ``beta / T`` if given.
+        shares: Weights of the model's particles; 1 / K if left out.
+
+    Returns:
+        What is ascended, for each datum; its gradient is that of the step.
+
+    Example:
+        >>> f, zeros = jnp.array([[0.0], [2.0]]), jnp.zeros((2, 1))
+        >>> step = lambda log_q: policy_search(f, log_q, zeros, jnp.array(2.0)).sum()
+        >>> found = jax.grad(step)(zeros).ravel()
+        >>> print(jnp.array_str(found, precision=4))  # softmax(f / T) - 1 / K
+        [-0.2311  0.2311]
+    """
+    weights = policy_weights(scores, temperature)
+    policy = (centered_weights(weights) * log_draw).sum(0)
+    if entropy is not None:
+        policy = policy + beta / temperature * entropy.mean(0)
+    if shares is None:
+        shares = 1.0 / len(scores)
+    return policy + (shares * returns).sum(0)
 
 
 class DAPS_ELBO(ParticleELBO):
@@ -66,15 +135,18 @@ class DAPS_ELBO(ParticleELBO):
         closed_form_entropy: Leave ``-beta log q`` out of f and ascend ``beta H(q) / T`` instead,
             in closed form where the guide has one. Less noise while beta is small; but q* is then
             right to first order in 1/T only, and the exact posterior no longer a fixed point.
-        **options: See `ParticleELBO`.
+        beta: See `ParticleELBO`.
+        target_rate: See `ParticleELBO`.
+        max_plate_nesting: See `ParticleELBO`.
+        vectorize_particles: See `ParticleELBO`.
 
     Raises:
         ValueError: If a target is out of range or K < 2.
     """
 
-    info_class = DAPSInfo
     min_particles = 2
-    with_codes = True
+    reads: ClassVar = {"codes": read_codes}
+    info_class = DAPSInfo
 
     def __init__(
         self,
@@ -85,7 +157,10 @@ class DAPS_ELBO(ParticleELBO):
         per_datum: bool = False,
         importance_weighted: bool = False,
         closed_form_entropy: bool = False,
-        **options: Any,
+        beta: float | Callable[[int], float] = 1.0,
+        target_rate: float | None = None,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = True,
     ) -> None:
         if not 0.0 < target_ess < 1.0:
             raise ValueError(
@@ -95,46 +170,44 @@ class DAPS_ELBO(ParticleELBO):
             raise ValueError(f"`kl_bound` must be positive, in nats per datum; got {kl_bound}.")
         self.target_ess, self.kl_bound, self.per_datum = target_ess, kl_bound, per_datum
         self.importance_weighted = importance_weighted
-        super().__init__(num_particles, closed_form_entropy=closed_form_entropy, **options)
-
-    def _estimate(self, particles: Particles, state: BetaState) -> Estimate:
-        beta = self._current_beta(state, particles)
-        value = objective(particles, beta)
-        entropy = particles.entropy
-        surprise = -particles.log_q_discrete if entropy is None else entropy
-        rest = particles.log_likelihood + beta * (particles.log_prior - particles.log_q_rest)
-        scores = jax.lax.stop_gradient(rest + beta * surprise)
-        copies = None if particles.codes is None else count_copies(particles.codes)
-        temperature = jnp.maximum(self._temperature(scores, copies), beta)
-        weights = policy_weights(scores, temperature)
-        policy = (centered_weights(weights) * particles.log_draw).sum(0)
-        if entropy is not None:
-            policy = policy + beta / temperature * entropy.mean(0)
-        if self.importance_weighted:
-            shares = policy_weights(particles.log_p - particles.log_q, 1.0)
-        else:
-            shares = 1.0 / self.num_particles
-        gain = (policy + (shares * rest).sum(0)).sum()
-        rate = (particles.log_likelihood - value.elbo).mean()
-        ess = effective_sample_size(scores / temperature, copies).mean() / self.num_particles
-        return Estimate(
-            loss=-particles.scale * value.elbo.mean(0).sum() - value.shared_elbo.mean(),
-            surrogate=-particles.scale * gain - value.shared_beta_elbo.mean(),
-            info=DAPSInfo(
-                elbo=value.elbo.mean(),
-                beta_elbo=value.beta_elbo.mean(),
-                rate=rate / math.log(2),
-                beta=beta,
-                ess=ess,
-                temperature=temperature.mean(),
-            ),
-            state=self._next_beta_state(state, rate),
+        super().__init__(
+            num_particles,
+            beta=beta,
+            target_rate=target_rate,
+            closed_form_entropy=closed_form_entropy,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
         )
 
-    def _temperature(
-        self, scores: Float[Array, "K *plates"], copies: Array | None
-    ) -> Float[Array, "..."]:
-        shared = not self.per_datum
-        if self.kl_bound is not None:
-            return solve_kl_temperature(scores, self.kl_bound, shared=shared)
-        return solve_temperature(scores, self.target_ess, copies, shared=shared)
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
+    ) -> Gain:
+        """Weigh the draws, and step."""
+        entropy = particles.entropy
+        surprise = -particles.log_q_discrete if entropy is None else entropy
+        negative_rate = particles.log_prior - particles.log_q_pathwise
+        returns = particles.log_likelihood + beta * negative_rate
+        scores = jax.lax.stop_gradient(returns + beta * surprise)
+        codes, shares = particles.extras["codes"], None
+        copies = None if codes is None else count_copies(codes)
+        temperature = policy_temperature(
+            scores,
+            copies,
+            beta=beta,
+            target_ess=self.target_ess,
+            kl_bound=self.kl_bound,
+            per_datum=self.per_datum,
+        )
+        if self.importance_weighted:
+            shares = policy_weights(particles.log_p - particles.log_q, 1.0)
+        value = policy_search(
+            scores,
+            particles.log_draw,
+            returns,
+            temperature,
+            beta=beta,
+            entropy=entropy,
+            shares=shares,
+        )
+        ess = effective_sample_size(scores / temperature, copies).mean() / len(scores)
+        return Gain(value, {"ess": ess, "temperature": temperature.mean()})

@@ -14,7 +14,7 @@ That needs both halves to have the same p. A site whose logits depend on other d
     ½ (f(z) - f(z')) (grad log q(z) - grad log q(z')),
 
 leave-one-out REINFORCE within the pair. Given all else in z', such a draw of z has the score's mean
-of zero, so the whole stays unbiased; `find_pairs` tells the two kinds of sites apart.
+of zero, so the whole stays unbiased; `DisARM_ELBO.inspect` tells the two kinds of sites apart.
 
 References:
     [1] Dong, Mnih & Tucker. DisARM: an antithetic gradient estimator for binary latent
@@ -24,27 +24,91 @@ References:
 """
 
 import math
+import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
+import jax
+import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from numpyro_dvae.ops.multisample import antithetic_advantages
-from numpyro_dvae.programs.layout import find_pairs
-from numpyro_dvae.programs.run import Particles
-from numpyro_dvae.programs.sites import Layout
+from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
+from numpyro_dvae.ops.multisample import antithetic_advantages, antithetic_draw, antithetic_factor
+from numpyro_dvae.programs.draw import Sampler
+from numpyro_dvae.programs.layout import independent_sites
+from numpyro_dvae.programs.pair import Layout, Pair, Run
+from numpyro_dvae.programs.record import Ledger, Particles, draw_log_prob
+from numpyro_dvae.programs.sites import Site
 
-__all__ = ["DisARMInfo", "DisARM_ELBO"]
+__all__ = ["AntitheticSampler", "DisARM_ELBO", "antithetic_pairs"]
 
 
-class DisARMInfo(NamedTuple):
-    """Means per datum of the last step."""
+def antithetic_pairs(
+    beta_elbo: Float[Array, "K *plates"], log_pair: Float[Array, "K *plates"]
+) -> Float[Array, "*plates"]:
+    """The estimator of K/2 antithetic pairs, particles k and k + K/2.
 
-    elbo: Float[Array, ""]  # nats
-    beta_elbo: Float[Array, ""]  # nats
-    rate: Float[Array, ""]  # bits that the latents carry
-    beta: float | Array
+    Args:
+        beta_elbo: f of each particle, with its gradient along the pathwise parts.
+        log_pair: Log-probability of each draw under the guide, of sites drawn in pairs each
+            latent's by its ``max(p, 1 - p)``.
+
+    Returns:
+        What is ascended, for each datum.
+
+    Example:
+        >>> f = jnp.array([[1.0], [3.0]])
+        >>> step = lambda log_q: antithetic_pairs(f, log_q).sum()
+        >>> jax.grad(step)(jnp.zeros((2, 1))).ravel()  # (f(z) - f(z')) / 2 and its opposite
+        Array([-1.,  1.], dtype=float32)
+    """
+    return (antithetic_advantages(beta_elbo) * log_pair + beta_elbo).mean(0)
+
+
+class AntitheticSampler:
+    """Draws some sites in pairs, both of a pair from the same uniforms.
+
+    Args:
+        rng_key: Key of all pairs.
+        names: Of the Bernoulli sites that it draws.
+        num_particles: K, even.
+    """
+
+    def __init__(self, rng_key: Array, names: tuple[str, ...], num_particles: int) -> None:
+        self.names, self.num_pairs = names, num_particles // 2
+        rng_key = jax.random.fold_in(rng_key, num_particles)  # none of those of the particles
+        self._keys = jax.random.split(rng_key, self.num_pairs)
+
+    def draws(self, name: str) -> bool:
+        """Whether it draws this site."""
+        return name in self.names
+
+    def __call__(self, site: Site, shape: tuple[int, ...], particle: Array) -> Array:
+        """The value in one particle."""
+        probs, mirrored = site.fn.mean, particle >= self.num_pairs
+        key = self._keys[particle % self.num_pairs]
+        key = jax.random.fold_in(key, zlib.crc32(site.name.encode()))
+        uniforms = jax.random.uniform(key, shape, probs.dtype)
+        return antithetic_draw(probs, uniforms, mirrored).astype(int)
+
+
+def read_pairs(run: Run, layout: Layout, num_particles: int) -> Float[Array, "*plates"]:
+    """As `Particles.log_draw`, each latent of a pair weighed by its factor."""
+    ledger = Ledger(layout)
+    for site in run.guide.values():
+        if site.needs_score and not site.is_observed:
+            if site.by_sampler:
+                values = _weighed_log_prob(site)
+            else:
+                values = draw_log_prob(site, site.log_prob())
+            ledger.add_bare("draw", site, values)
+    return ledger.total("draw")
+
+
+def _weighed_log_prob(site: Site) -> Array:
+    base = site.base
+    weighed = antithetic_factor(base.probs) * base.log_prob(site.value)
+    return weighed.sum(range(-site.fn.event_dim, 0))
 
 
 class DisARM_ELBO(ParticleELBO):
@@ -52,7 +116,11 @@ class DisARM_ELBO(ParticleELBO):
 
     Args:
         num_particles: K, even: particles k and k + K/2 are a pair.
-        **options: See `ParticleELBO`.
+        closed_form_entropy: See `ParticleELBO`.
+        beta: See `ParticleELBO`.
+        target_rate: See `ParticleELBO`.
+        max_plate_nesting: See `ParticleELBO`.
+        vectorize_particles: See `ParticleELBO`.
 
     Raises:
         ValueError: If K is odd; on the first step, if a site of the guide that needs the score
@@ -60,37 +128,51 @@ class DisARM_ELBO(ParticleELBO):
     """
 
     min_particles = 2
-    info_class = DisARMInfo
+    reads: ClassVar = {"log_pair": read_pairs}
 
-    def __init__(self, num_particles: int = 2, **options: Any) -> None:
+    def __init__(
+        self,
+        num_particles: int = 2,
+        *,
+        closed_form_entropy: bool = True,
+        beta: float | Callable[[int], float] = 1.0,
+        target_rate: float | None = None,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = True,
+    ) -> None:
         if isinstance(num_particles, int) and num_particles % 2:
             raise ValueError(
                 f"`num_particles` must be even for DisARM_ELBO, which draws pairs; got "
                 f"{num_particles}."
             )
-        super().__init__(num_particles, **options)
-
-    def _find_layout(
-        self, rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> Layout:
-        layout = super()._find_layout(rng_key, model, guide, args, kwargs)
-        return layout._replace(paired=find_pairs(rng_key, guide, args, kwargs))
-
-    def _estimate(self, particles: Particles, state: BetaState) -> Estimate:
-        beta = self._current_beta(state, particles)
-        value = objective(particles, beta)
-        draw = particles.log_draw if particles.paired_draw is None else particles.paired_draw
-        advantages = antithetic_advantages(value.beta_elbo)
-        gain = (advantages * draw + value.beta_elbo).mean(0).sum()
-        rate = (particles.log_likelihood - value.elbo).mean()
-        return Estimate(
-            loss=-particles.scale * value.elbo.mean(0).sum() - value.shared_elbo.mean(),
-            surrogate=-particles.scale * gain - value.shared_beta_elbo.mean(),
-            info=DisARMInfo(
-                elbo=value.elbo.mean(),
-                beta_elbo=value.beta_elbo.mean(),
-                rate=rate / math.log(2),
-                beta=beta,
-            ),
-            state=self._next_beta_state(state, rate),
+        super().__init__(
+            num_particles,
+            beta=beta,
+            target_rate=target_rate,
+            closed_form_entropy=closed_form_entropy,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
         )
+
+    def inspect(self, rng_key: Array, pair: Pair) -> tuple[str, ...]:
+        """The sites that can be drawn in pairs: their probabilities depend on no other draw."""
+        return independent_sites(rng_key, pair, _probability)
+
+    def sampler(self, rng_key: Array, pair: Pair) -> Sampler:
+        """Draws these sites in pairs."""
+        return AntitheticSampler(rng_key, pair.notes, self.num_particles)
+
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
+    ) -> Gain:
+        """Compare the two of each pair."""
+        return Gain(antithetic_pairs(objective.beta_elbo, particles.extras["log_pair"]))
+
+
+def _probability(site: Site) -> Array:
+    if not isinstance(site.base, dist.BernoulliLogits | dist.BernoulliProbs):
+        raise ValueError(
+            f"site '{site.name}' of the guide is {site.family}, but antithetic pairs are of "
+            "Bernoulli draws. Make it Bernoulli, or use Reinforce_ELBO, VIMCO_ELBO or DAPS_ELBO."
+        )
+    return site.fn.mean

@@ -1,13 +1,12 @@
-"""The edge that all losses share: particles in, minus the ELBO out, state kept between steps.
+"""The edge that all losses share: particles in, minus the ELBO out, memory kept between steps.
 
-An algorithm is a pure function from `Particles` and its state to an `Estimate`; `ParticleELBO` runs
-the programs, threads the state and speaks NumPyro's loss protocol. The value of every loss is minus
-the ELBO in nats, as NumPyro scales it, whatever surrogate makes the gradient; so curves of
-different algorithms share one axis. Objectives with a weight beta on the rate (Higgins et al. [1])
-are reported in `Memory.info`.
+An algorithm is a pure function of arrays, and a subclass of `ParticleELBO` that says what it reads
+of a run and calls that function in `gain`. `ParticleELBO` does the rest: it runs the programs,
+makes loss and surrogate, hands on beta and the memory, and speaks NumPyro's loss protocol.
 
-A loss that remembers (a schedule's step, a steered beta, a moving average) keeps its `Memory` in
-NumPyro's mutable state, where `numpyro_dvae.infer.SVI` puts the first one.
+The value of every loss is minus the ELBO in nats, as NumPyro scales it, whatever surrogate makes
+the gradient; so curves of different algorithms share one axis. Objectives with a weight beta on the
+rate (Higgins et al. [1]) are reported in `LossMemory.info`.
 
 References:
     [1] Higgins et al. beta-VAE: learning basic visual concepts with a constrained variational
@@ -17,8 +16,10 @@ References:
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections import namedtuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,31 +27,50 @@ from jaxtyping import Array, Float, Int
 from numpyro.handlers import substitute
 from numpyro.infer.elbo import ELBO
 
+from numpyro_dvae.infer.memory import (
+    LOSS_MEMORY,
+    LossMemory,
+    renewed,
+    scheduled,
+    take_memory,
+)
+from numpyro_dvae.programs.draw import Sampler
 from numpyro_dvae.programs.layout import find_layout
-from numpyro_dvae.programs.run import Particles, run_particles
-from numpyro_dvae.programs.sites import Layout
+from numpyro_dvae.programs.pair import Layout, Pair
+from numpyro_dvae.programs.record import Particles, Reader
+from numpyro_dvae.programs.run import run_particles
 
-__all__ = ["BetaState", "Estimate", "Objective", "ParticleELBO", "objective"]
-
-LOSS_MEMORY = "_loss"  # the name of a loss's memory in the mutable state
+__all__ = [
+    "BetaState",
+    "Gain",
+    "Info",
+    "LossState",
+    "Objective",
+    "ParticleELBO",
+    "info_type",
+    "make_objective",
+]
 
 _RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
 
 
-class Memory(NamedTuple):
-    """What a loss keeps in NumPyro's mutable state."""
+class Objective(NamedTuple):
+    """The beta-ELBO of each particle and its parts, in nats."""
 
-    state: Any  # what the next step needs
-    info: Any  # scalars of the last step, for logs; NaN before the first
+    log_likelihood: Float[Array, "K *plates"]
+    elbo: Float[Array, "K *plates"]  # log p - log q
+    beta_elbo: Float[Array, "K *plates"]  # log p(x|z) + beta (log p(z) - log q)
+    shared_elbo: Float[Array, "K"]  # of what the data share
+    shared_beta_elbo: Float[Array, "K"]
 
 
-class Estimate(NamedTuple):
+class Gain(NamedTuple):
     """What an algorithm returns for one batch of particles."""
 
-    loss: Float[Array, ""]  # minus the ELBO
-    surrogate: Float[Array, ""]  # its gradient is the estimator's
-    info: Any  # a NamedTuple of scalars, for logs
-    state: Any  # a NamedTuple that the next step needs
+    value: Float[Array, "*plates"]  # to be ascended; its gradient is the estimator's
+    info: Mapping[str, Any] = MappingProxyType({})  # scalars of its own, for logs
+    memory: Any = None  # what its next step needs: arrays in tuples and dicts, of fixed shapes
+    objective: Objective | None = None  # expected, (1, *plates), if no mean over the particles
 
 
 class BetaState(NamedTuple):
@@ -60,16 +80,37 @@ class BetaState(NamedTuple):
     log_beta: float | Float[Array, ""]
 
 
-class Objective(NamedTuple):
-    """The beta-ELBO of each particle and its parts."""
+class LossState(NamedTuple):
+    """What the next step needs."""
 
-    elbo: Float[Array, "K *plates"]  # log p - log q
-    beta_elbo: Float[Array, "K *plates"]  # log p(x|z) + beta (log p(z) - log q)
-    shared_elbo: Float[Array, "K"]
-    shared_beta_elbo: Float[Array, "K"]
+    beta: BetaState
+    memory: Any  # the algorithm's own
 
 
-def objective(particles: Particles, beta: float | Array) -> Objective:
+class Info(NamedTuple):
+    """Means per datum of the last step."""
+
+    elbo: Float[Array, ""]  # nats
+    beta_elbo: Float[Array, ""]  # nats
+    rate: Float[Array, ""]  # bits that the latents carry
+    beta: float | Array
+
+
+def info_type(module: str, name: str, *fields: str) -> Any:
+    """A named tuple with the fields of `Info` and scalars of an algorithm's own."""
+    return namedtuple(name, (*Info._fields, *fields), module=module)
+
+
+class _Estimate(NamedTuple):
+    """One evaluation of a loss."""
+
+    loss: Float[Array, ""]  # minus the ELBO
+    surrogate: Float[Array, ""]  # its gradient is the estimator's
+    info: Any
+    state: LossState
+
+
+def make_objective(particles: Particles, beta: float | Array) -> Objective:
     """ELBO and beta-ELBO of each particle; entropies in closed form where the record has them.
 
     No gradient flows through a sampled ``-log q`` of discrete sites: its mean is zero.
@@ -78,18 +119,19 @@ def objective(particles: Particles, beta: float | Array) -> Objective:
         entropy = -jax.lax.stop_gradient(particles.log_q_discrete)
     else:
         entropy = particles.entropy
-    rate = particles.log_prior - particles.log_q_rest + entropy  # minus the KL's integrand
-    shared_rate = particles.shared_prior - particles.shared_q
+    negative_rate = particles.log_prior - particles.log_q_pathwise + entropy
+    shared_negative_rate = particles.shared_prior - particles.shared_q
     return Objective(
-        elbo=particles.log_likelihood + rate,
-        beta_elbo=particles.log_likelihood + beta * rate,
-        shared_elbo=particles.shared_likelihood + shared_rate,
-        shared_beta_elbo=particles.shared_likelihood + beta * shared_rate,
+        log_likelihood=particles.log_likelihood,
+        elbo=particles.log_likelihood + negative_rate,
+        beta_elbo=particles.log_likelihood + beta * negative_rate,
+        shared_elbo=particles.shared_likelihood + shared_negative_rate,
+        shared_beta_elbo=particles.shared_likelihood + beta * shared_negative_rate,
     )
 
 
 class ParticleELBO(ELBO):
-    """Base of the losses: subclass it with one pure method, `_estimate`.
+    """Base of the losses: subclass it with one method, `gain`.
 
     Args:
         num_particles: K, draws of the latents per datum.
@@ -104,13 +146,17 @@ class ParticleELBO(ELBO):
 
     A schedule, a target rate or a baseline that learns needs the state of the step before:
     `numpyro_dvae.infer.SVI` provides it, with the arguments of NumPyro's `SVI`.
+
+    Raises:
+        ValueError: If an argument is out of range; on a call, if the programs cannot be handled.
     """
 
     can_infer_discrete = True
-    min_particles = 1
-    with_codes = False
-    memories = "a schedule of `beta`, a `target_rate` or a moving average"
-    info_class: Any  # the NamedTuple of the estimate's info
+    min_particles: int = 1
+    reads: ClassVar[Mapping[str, Reader]] = MappingProxyType({})  # into `Particles.extras`
+    pathwise: ClassVar[bool] = True  # whether reparameterised draws of a datum keep their gradient
+    info_class: ClassVar[Any] = Info  # made by `info_type` if `Gain.info` has scalars
+    memories: ClassVar[str] = "a schedule of `beta`, a `target_rate` or a moving average"
 
     def __init__(
         self,
@@ -135,33 +181,51 @@ class ParticleELBO(ELBO):
         self.max_plate_nesting = max_plate_nesting
         self.beta, self.target_rate = beta, target_rate
         self.closed_form_entropy = closed_form_entropy
-        self._pair: tuple[Any, Any] | None = None
-        self._layout: Layout | None = None
+        self._prepared: Pair | None = None
+
+    # ---------------------------------------------------------------- what an algorithm brings
 
     @abstractmethod
-    def _estimate(self, particles: Particles, state: Any) -> Estimate:
-        """The algorithm: pure, no branch on array values."""
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
+    ) -> Gain:
+        """The algorithm: pure, no branch on array values.
 
-    def _values(
-        self, rng_key: Array, guide: Callable, args: tuple, kwargs: dict, layout: Layout
-    ) -> dict[str, Array] | None:
-        """Values of guide sites in place of draws; None to sample."""
+        Args:
+            particles: Log-densities per particle and datum, and what `reads` made.
+            objective: ELBO and beta-ELBO of each particle.
+            beta: Weight of the rate at this step.
+            memory: What `init_memory` or the step before returned.
+        """
+
+    def init_memory(self, mutable_state: Mapping[str, Any] | None = None) -> Any:
+        """What the algorithm's first step remembers; its shapes may depend on the programs'."""
         return None
 
-    def init_state(self) -> Any:
-        """What the first step needs; arrays, of the dtypes that they keep."""
-        log_beta = 0.0 if callable(self.beta) or not self.beta else math.log(self.beta)
-        return BetaState(jnp.zeros((), int), jnp.asarray(log_beta, float))
+    def inspect(self, rng_key: Array, pair: Pair) -> Any:
+        """What the algorithm must know of the programs, found once, into `Pair.notes`."""
+        return None
 
-    def init_memory(self, mutable_state: dict[str, Any] | None = None) -> Memory:
-        """The memory of a loss that has not run; its shapes may depend on the mutable state."""
-        nothing = jnp.full((), jnp.nan, float)
-        return Memory(self.init_state(), self.info_class(*[nothing] * len(self.info_class._fields)))
+    def sampler(self, rng_key: Array, pair: Pair) -> Sampler | None:
+        """How some sites are drawn in a way of the algorithm's own."""
+        return None
 
-    @property
-    def remembers(self) -> bool:
-        """Whether a step needs the state of the one before."""
-        return callable(self.beta) or self.target_rate is not None
+    def values(self, rng_key: Array, pair: Pair) -> Mapping[str, Array] | None:
+        """Values of guide sites in place of draws, K in front; None to sample."""
+        return None
+
+    def run(
+        self,
+        rng_key: Array,
+        params: Mapping[str, Any],
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+    ) -> tuple[Particles, dict[str, Any]]:
+        """Run the programs with K particles: the record, and the mutable state that they leave."""
+        pair = self.prepare(rng_key, params, model, guide, args, kwargs)
+        return self.run_pair(rng_key, pair)
 
     # --------------------------------------------------------------------- NumPyro's protocol
 
@@ -177,73 +241,101 @@ class ParticleELBO(ELBO):
         """Minus the ELBO, with the estimator's gradient, and the mutable state after the step.
 
         The mutable state holds what the programs keep and, if `param_map` brings it, the loss's
-        own `Memory`.
+        own `LossMemory`.
         """
         params = dict(param_map)
-        memory = self._take_memory(params)
+        memory = take_memory(self, params)
         state = self.init_state() if memory is None else memory.state
-        particles, mutable = self._run(rng_key, params, model, guide, args, kwargs)
+        particles, mutable = self.run(rng_key, params, model, guide, args, kwargs)
         return self._result(self._estimate(particles, state), memory, mutable)
 
-    def _take_memory(self, params: dict[str, Any]) -> Memory | None:
-        """The loss's own memory, which is then no longer among the parameters."""
-        memory = params.pop(LOSS_MEMORY, None)
-        if memory is None and self.remembers:
-            raise self._forgotten()
-        return memory
-
-    def _forgotten(self) -> ValueError:
-        return ValueError(
-            f"{type(self).__name__} remembers between steps ({self.memories}), but its state is "
-            "not there. Use numpyro_dvae.infer.SVI, which has the arguments of numpyro.infer.SVI, "
-            "or pass the state of svi.init(...) through numpyro_dvae.infer.svi.with_memory."
-        )
-
     def _result(
-        self, estimate: Estimate, memory: Memory | None, mutable: dict[str, Any]
+        self, estimate: _Estimate, memory: LossMemory | None, mutable: dict[str, Any]
     ) -> dict[str, Any]:
         loss = estimate.surrogate + jax.lax.stop_gradient(estimate.loss - estimate.surrogate)
         if memory is not None:
-            mutable[LOSS_MEMORY] = _renewed(memory, Memory(estimate.state, estimate.info))
+            mutable[LOSS_MEMORY] = renewed(memory, LossMemory(estimate.state, estimate.info))
         return {"loss": loss, "mutable_state": mutable or None}
 
     # ---------------------------------------------------------------------------- particles
 
-    def _find_layout(
-        self, rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> Layout:
-        return find_layout(rng_key, model, guide, args, kwargs, self.max_plate_nesting)
-
-    def _run(
+    def prepare(
         self,
         rng_key: Array,
-        params: dict[str, Any],
+        params: Mapping[str, Any],
         model: Callable,
         guide: Callable,
         args: tuple,
         kwargs: dict,
-    ) -> tuple[Particles, dict[str, Any]]:
-        pair, (key, values_key) = (model, guide), jax.random.split(rng_key)
-        model, guide = substitute(model, data=params), substitute(guide, data=params)
-        if self._pair != pair or self._layout is None:
-            self._layout = self._find_layout(key, model, guide, args, kwargs)
-            self._pair = pair
-        values = self._values(values_key, guide, args, kwargs, self._layout)
+    ) -> Pair:
+        """The programs at `params`, and what an abstract run tells of them at the first call."""
+        known, programs = self._prepared, (model, guide)
+        model, guide = (substitute(program, data=params) for program in programs)
+        pair = Pair(model, guide, args, kwargs, vectorize=self.vectorize_particles)
+        if known is None or (known.model, known.guide) != programs:
+            pair = pair._replace(layout=self.find_layout(rng_key, pair))
+            known = Pair(*programs, (), {}, pair.layout, notes=self.inspect(rng_key, pair))
+            self._prepared = known
+        return pair._replace(layout=known.layout, notes=known.notes)
+
+    def find_layout(self, rng_key: Array, pair: Pair) -> Layout:
+        """How the sites of the programs lie."""
+        return find_layout(rng_key, pair, self.max_plate_nesting)
+
+    def run_pair(self, rng_key: Array, pair: Pair) -> tuple[Particles, dict[str, Any]]:
+        """Run prepared programs with K particles, or with the `values` that are given."""
+        key, values_key = jax.random.split(rng_key)
+        values = self.values(values_key, pair)
         return run_particles(
             key,
-            model,
-            guide,
-            args,
-            kwargs,
-            self._layout,
+            pair,
             len(next(iter(values.values()))) if values else self.num_particles,
-            vectorize=self.vectorize_particles,
+            reads=self.reads,
             with_entropy=self.closed_form_entropy,
-            with_codes=self.with_codes,
             values=values,
+            sampler=self.sampler(jax.random.split(key)[1], pair),  # the key of the other draws
+            pathwise=self.pathwise,
         )
 
-    # ------------------------------------------------------------------------- beta and rate
+    # --------------------------------------------------------------- loss, surrogate, beta, rate
+
+    def init_state(self, mutable_state: Mapping[str, Any] | None = None) -> LossState:
+        """What the first step needs; arrays, of the dtypes that they keep."""
+        log_beta = 0.0 if callable(self.beta) or not self.beta else math.log(self.beta)
+        beta = BetaState(jnp.zeros((), int), jnp.asarray(log_beta, float))
+        return LossState(beta, self.init_memory(mutable_state))
+
+    def init_loss_memory(self, mutable_state: Mapping[str, Any] | None = None) -> LossMemory:
+        """What a loss that has not run keeps beside the mutable state of the programs."""
+        nothing = jnp.full((), jnp.nan, float)
+        info = self.info_class(*[nothing] * len(self.info_class._fields))
+        return LossMemory(self.init_state(mutable_state), info)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a step needs the state of the one before."""
+        steers = callable(self.beta) or self.target_rate is not None
+        return steers or bool(jax.tree.leaves(self.init_memory()))
+
+    def _estimate(self, particles: Particles, state: LossState) -> _Estimate:
+        beta = self._current_beta(state.beta, particles)
+        objective = make_objective(particles, beta)
+        gain = self.gain(particles, objective, beta, state.memory)
+        expected = gain.objective or objective
+        rate = (expected.log_likelihood - expected.elbo).mean()
+        info = {
+            "elbo": expected.elbo.mean(),
+            "beta_elbo": expected.beta_elbo.mean(),
+            "rate": rate / math.log(2),
+            "beta": beta,
+        }
+        scale = particles.scale
+        return _Estimate(
+            loss=-scale * expected.elbo.mean(0).sum() - expected.shared_elbo.mean(),
+            surrogate=-scale * gain.value.sum() - expected.shared_beta_elbo.mean(),
+            info=self.info_class(**info, **gain.info),
+            state=LossState(self._next_beta_state(state.beta, rate), gain.memory),
+        )
 
     def _current_beta(self, state: BetaState, particles: Particles) -> float | Array:
         """A number, or an array of the log-densities' dtype."""
@@ -263,23 +355,3 @@ class ParticleELBO(ELBO):
             return BetaState(state.step + 1, state.log_beta)
         excess = jax.lax.stop_gradient(rate) / (self.target_rate * math.log(2)) - 1.0
         return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * jnp.clip(excess, -1, 1))
-
-
-def scheduled(name: str, value: Any, step: int | Array) -> Any:
-    """The value of an argument at a step, if it is a schedule."""
-    if not callable(value):
-        return value
-    try:
-        return value(step)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-        raise ValueError(
-            f"`{name}` must be a schedule of JAX operations (jnp.exp for math.exp, jnp.where for "
-            "if), as `step` is traced under jit; got one that asks for its value."
-        ) from error
-
-
-def _renewed(old: Memory, new: Memory) -> Memory:
-    """The new memory without gradient, in the dtypes of the old: no step compiles anew."""
-    return jax.tree.map(
-        lambda new, old: jax.lax.stop_gradient(jnp.asarray(new, jnp.result_type(old))), new, old
-    )

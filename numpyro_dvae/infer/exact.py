@@ -10,26 +10,34 @@ Reparameterised sites beside the discrete ones are sampled as usual; all states 
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO
+from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
 from numpyro_dvae.programs.codes import enumerate_draws
-from numpyro_dvae.programs.run import Particles
+from numpyro_dvae.programs.pair import Pair
+from numpyro_dvae.programs.record import Particles
 
-__all__ = ["ExactInfo", "Exact_ELBO"]
+__all__ = ["Exact_ELBO", "exact_expectation"]
 
 
-class ExactInfo(NamedTuple):
-    """Means per datum of the last step."""
+def exact_expectation(
+    probs: Float[Array, "S *plates"], values: Float[Array, "S *plates"]
+) -> Float[Array, "*plates"]:
+    """Mean under q; a state of probability 0 counts nothing, whatever its value.
 
-    elbo: Float[Array, ""]  # nats
-    beta_elbo: Float[Array, ""]  # nats
-    rate: Float[Array, ""]  # bits that the latents carry
-    beta: float | Array
+    Args:
+        probs: q of each state, which sums to 1 over the first axis.
+        values: A number for each state.
+
+    Example:
+        >>> exact_expectation(jnp.array([0.25, 0.75, 0.0]), jnp.array([4.0, 8.0, -jnp.inf]))
+        Array(7., dtype=float32)
+    """
+    return (probs * jnp.where(probs > 0, values, 0.0)).sum(0)
 
 
 class Exact_ELBO(ParticleELBO):
@@ -37,48 +45,53 @@ class Exact_ELBO(ParticleELBO):
 
     Args:
         max_states: Largest number of states per datum that is accepted.
-        **options: See `ParticleELBO`.
+        beta: See `ParticleELBO`.
+        target_rate: See `ParticleELBO`.
+        max_plate_nesting: See `ParticleELBO`.
+        vectorize_particles: See `ParticleELBO`; here of states.
 
     Raises:
         ValueError: On the first step, if the guide's discrete sites have more than `max_states`
             joint states per datum, or no finite support.
     """
 
-    info_class = ExactInfo
-
-    def __init__(self, *, max_states: int = 2**16, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        max_states: int = 2**16,
+        beta: float | Callable[[int], float] = 1.0,
+        target_rate: float | None = None,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = True,
+    ) -> None:
         if max_states < 2:
             raise ValueError(f"`max_states` must be at least 2; got {max_states}.")
         self.max_states = max_states
-        super().__init__(1, closed_form_entropy=False, **options)
-
-    def _values(
-        self, rng_key: Array, guide: Callable, args: tuple, kwargs: dict, layout: Any
-    ) -> dict[str, Array] | None:
-        return enumerate_draws(rng_key, guide, args, kwargs, layout, self.max_states)
-
-    def _estimate(self, particles: Particles, state: BetaState) -> Estimate:
-        beta = self._current_beta(state, particles)
-        probs = jnp.exp(particles.log_draw)
-        rate = _expectation(probs, particles.log_q - particles.log_prior)
-        likelihood = _expectation(probs, particles.log_likelihood)
-        shared_rate = (particles.shared_q - particles.shared_prior).mean()
-        shared = particles.shared_likelihood.mean()
-        return Estimate(
-            loss=-particles.scale * (likelihood - rate).sum() - shared + shared_rate,
-            surrogate=-particles.scale * (likelihood - beta * rate).sum()
-            - shared
-            + beta * shared_rate,
-            info=ExactInfo(
-                elbo=(likelihood - rate).mean(),
-                beta_elbo=(likelihood - beta * rate).mean(),
-                rate=rate.mean() / math.log(2),
-                beta=beta,
-            ),
-            state=self._next_beta_state(state, rate.mean()),
+        super().__init__(
+            1,
+            beta=beta,
+            target_rate=target_rate,
+            closed_form_entropy=False,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
         )
 
+    def values(self, rng_key: Array, pair: Pair) -> Mapping[str, Array]:
+        """All states in place of draws."""
+        assert pair.guide is not None
+        return enumerate_draws(
+            rng_key, pair.guide, pair.args, pair.kwargs, pair.layout, self.max_states
+        )
 
-def _expectation(probs: Float[Array, "S *plates"], values: Float[Array, "S *plates"]) -> Array:
-    """Mean under q; a state of probability 0 counts nothing, whatever its value."""
-    return (probs * jnp.where(probs > 0, values, 0.0)).sum(0)
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
+    ) -> Gain:
+        """The beta-ELBO itself."""
+        probs = jnp.exp(particles.log_draw)
+        rate = exact_expectation(probs, particles.log_q - particles.log_prior)
+        likelihood = exact_expectation(probs, particles.log_likelihood)
+        elbo, beta_elbo = likelihood - rate, likelihood - beta * rate
+        expected = objective._replace(
+            log_likelihood=likelihood[None], elbo=elbo[None], beta_elbo=beta_elbo[None]
+        )
+        return Gain(beta_elbo, objective=expected)

@@ -24,155 +24,112 @@ References:
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from numpyro.primitives import Messenger
 
-from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from numpyro_dvae.ops.quantizing import straight_through
-from numpyro_dvae.programs.run import Particles
-from numpyro_dvae.programs.sites import Layout
+from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
+from numpyro_dvae.programs.pair import Layout, Pair
+from numpyro_dvae.programs.record import Particles
+from numpyro_dvae.programs.vectors import VectorLink, read_vectors
 
-__all__ = ["VQ_ELBO", "VQInfo"]
+__all__ = ["VQ_ELBO", "VQInfo", "quantization_penalty"]
+
+# distance: |z_e - e|² of one latent
+VQInfo = info_type(__name__, "VQInfo", "distance")
 
 
-class VQInfo(NamedTuple):
-    """Means per datum of the last step."""
+def quantization_penalty(
+    inputs: Float[Array, "*batch D"], vectors: Float[Array, "*batch D"], commitment: float = 0.25
+) -> Float[Array, ""]:
+    """``|sg(z_e) - e|² + commitment |z_e - sg(e)|²``, summed over everything.
 
-    elbo: Float[Array, ""]  # nats
-    beta_elbo: Float[Array, ""]  # nats
-    rate: Float[Array, ""]  # bits that the latents carry
-    beta: float | Array
-    distance: Float[Array, ""]  # |z_e - e|² of one latent
+    Args:
+        inputs: z_e, the encoder's vectors.
+        vectors: e, those of their codes.
+        commitment: Weight of the second term.
+
+    Example:
+        >>> quantization_penalty(jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0]))
+        Array(5., dtype=float32)
+    """
+    fixed_inputs, fixed_vectors = jax.lax.stop_gradient((inputs, vectors))
+    codebook = jnp.square(fixed_inputs - vectors).sum()
+    return codebook + commitment * jnp.square(inputs - fixed_vectors).sum()
 
 
 class VQ_ELBO(ParticleELBO):
     """Straight-through gradients for a guide that quantises vectors.
 
+    There is one particle, as all would be equal.
+
     Args:
         commitment: Weight of ``|z_e - sg(e)|²``, which holds the encoder to its codes: a sum over
             all data, latents and channels, as the ELBO is, and not their mean.
-        **options: See `ParticleELBO`; there is one particle, as all would be equal.
+        beta: See `ParticleELBO`.
+        target_rate: See `ParticleELBO`.
+        max_plate_nesting: See `ParticleELBO`.
 
     Raises:
         ValueError: If `commitment` is negative; on the first step, if the guide quantises nothing.
     """
 
+    reads: ClassVar = {"quantized": read_vectors}
     info_class = VQInfo
 
-    def __init__(self, *, commitment: float = 0.25, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        commitment: float = 0.25,
+        beta: float | Callable[[int], float] = 1.0,
+        target_rate: float | None = None,
+        max_plate_nesting: float = math.inf,
+    ) -> None:
         if not 0.0 <= commitment < math.inf:
             raise ValueError(f"`commitment` must be finite and not negative; got {commitment}.")
         self.commitment = commitment
-        self._programs: tuple[Any, Any] | None = None
-        super().__init__(1, **options)
+        self._link: VectorLink | None = None
+        super().__init__(1, beta=beta, target_rate=target_rate, max_plate_nesting=max_plate_nesting)
 
-    def _run(
+    def run(
         self,
         rng_key: Array,
-        params: dict[str, Any],
+        params: Mapping[str, Any],
         model: Callable,
         guide: Callable,
         args: tuple,
         kwargs: dict,
     ) -> tuple[Particles, dict[str, Any]]:
-        if self._programs != (model, guide):
-            self._programs, self._giver = (model, guide), _Giver()
-            noter = _Noter(self._giver.vectors)
-            self._linked = _Under(model, self._giver), _Under(guide, noter)
-        try:
-            return super()._run(rng_key, params, *self._linked, args, kwargs)
-        finally:
-            self._giver.vectors.clear()
+        """Run the programs, the model with the guide's vectors in place of its codes."""
+        if self._link is None or not self._link.joins(model, guide):
+            self._link = VectorLink(model, guide)
+        with self._link:
+            return super().run(rng_key, params, self._link.model, self._link.guide, args, kwargs)
 
-    def _find_layout(self, *run: Any) -> Layout:
-        self._giver.is_open = False  # what depends on the codes is seen on the codes
-        try:
-            return super()._find_layout(*run)
-        finally:
-            self._giver.is_open = True
+    def find_layout(self, rng_key: Array, pair: Pair) -> Layout:
+        """What depends on the codes is seen on the codes."""
+        assert self._link is not None
+        with self._link.closed():
+            return super().find_layout(rng_key, pair)
 
-    def _estimate(self, particles: Particles, state: BetaState) -> Estimate:
-        if particles.quantized is None:
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
+    ) -> Gain:
+        """The beta-ELBO along the straight path, less what holds vectors and codes together."""
+        quantized = particles.extras["quantized"]
+        if quantized is None:
             raise ValueError(
                 "VQ_ELBO needs a guide that quantises vectors, with the deterministic sites "
                 '"z.inputs" and "z.vectors" beside its site "z"; found none. Use '
                 "VectorQuantizedGuide, or another loss."
             )
-        beta = self._current_beta(state, particles)
-        value = objective(particles, beta)
-        gain, num_vectors = value.beta_elbo.mean(0).sum(), 0
-        squares = jnp.zeros((), value.elbo.dtype)
-        for inputs, vectors in particles.quantized.values():
-            fixed_inputs, fixed_vectors = jax.lax.stop_gradient((inputs, vectors))
-            gain = gain - ((fixed_inputs - vectors) ** 2).sum()
-            gain = gain - self.commitment * ((inputs - fixed_vectors) ** 2).sum()
-            squares = squares + ((fixed_inputs - fixed_vectors) ** 2).sum()
+        value, num_vectors = objective.beta_elbo.mean(0).sum(), 0
+        squares = jnp.zeros((), value.dtype)
+        for inputs, vectors in quantized.values():
+            value = value - quantization_penalty(inputs, vectors, self.commitment)
+            squares = squares + jnp.square(inputs - vectors).sum()
             num_vectors += inputs[..., 0].size
-        rate = (particles.log_likelihood - value.elbo).mean()
-        return Estimate(
-            loss=-particles.scale * value.elbo.mean(0).sum() - value.shared_elbo.mean(),
-            surrogate=-particles.scale * gain - value.shared_beta_elbo.mean(),
-            info=VQInfo(
-                elbo=value.elbo.mean(),
-                beta_elbo=value.beta_elbo.mean(),
-                rate=rate / math.log(2),
-                beta=beta,
-                distance=squares / num_vectors,
-            ),
-            state=self._next_beta_state(state, rate),
-        )
-
-
-class _Noter(Messenger):
-    """Notes the vectors that a guide publishes."""
-
-    def __init__(self, vectors: dict[str, Array]) -> None:
-        super().__init__()
-        self.vectors = vectors
-
-    def postprocess_message(self, msg: Any) -> None:
-        """Keep the value of a deterministic site."""
-        if msg["type"] == "deterministic":
-            self.vectors[msg["name"]] = msg["value"]
-
-
-class _Giver(Messenger):
-    """Gives a model vectors where it samples their codes.
-
-    Innermost around the program: a trace has recorded the codes by then.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.vectors: dict[str, Array] = {}
-        self.is_open = True
-
-    def __exit__(self, *error: Any) -> None:
-        """Let go of the vectors: they belong to the run that is over."""
-        super().__exit__(*error)
-        self.vectors.clear()
-
-    def postprocess_message(self, msg: Any) -> None:
-        """Replace the value of a sampled site."""
-        if msg["type"] != "sample" or not self.is_open:
-            return
-        path = self.vectors.get(f"{msg['name']}.inputs")
-        vectors = self.vectors.get(f"{msg['name']}.vectors")
-        if path is not None and vectors is not None:
-            msg["value"] = straight_through(vectors, path)
-
-
-class _Under:
-    """A program under a handler, compared by its identity."""
-
-    def __init__(self, program: Callable, handler: Messenger) -> None:
-        self.program, self.handler = program, handler
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.handler:
-            return self.program(*args, **kwargs)
+        return Gain(value, {"distance": squares / num_vectors})

@@ -17,33 +17,54 @@ References:
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
+from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
 from numpyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
-from numpyro_dvae.programs.run import Particles
+from numpyro_dvae.programs.pair import Layout, Run
+from numpyro_dvae.programs.record import Particles
+from numpyro_dvae.programs.sites import in_batch_dims
 
-__all__ = ["ReinforceInfo", "ReinforceState", "Reinforce_ELBO"]
-
-
-class ReinforceState(NamedTuple):
-    """Step and beta, and what the baseline remembers of past batches."""
-
-    beta: BetaState
-    baseline: Any
+__all__ = ["Reinforce_ELBO", "score_function"]
 
 
-class ReinforceInfo(NamedTuple):
-    """Means per datum of the last step."""
+def score_function(
+    beta_elbo: Float[Array, "K *plates"],
+    log_draw: Float[Array, "K *plates"],
+    baseline: Float[Array, "..."] | float = 0.0,
+) -> Float[Array, "*plates"]:
+    """The score-function estimator of the gradient of ``E_q[f]``.
 
-    elbo: Float[Array, ""]  # nats
-    beta_elbo: Float[Array, ""]  # nats
-    rate: Float[Array, ""]  # bits that the latents carry
-    beta: float | Array
+    Args:
+        beta_elbo: f of each particle, with its gradient along the pathwise parts.
+        log_draw: Log-probability of each draw under the guide; its gradient is the score.
+        baseline: What f is compared with; it must not depend on the draw of the same particle.
+
+    Returns:
+        What is ascended, for each datum.
+
+    Example:
+        >>> f, others = jnp.array([[1.0], [3.0]]), jnp.array([[3.0], [1.0]])
+        >>> step = lambda log_q: score_function(f, log_q, others).sum()
+        >>> jax.grad(step)(jnp.zeros((2, 1))).ravel()  # (f - baseline) / K
+        Array([-1.,  1.], dtype=float32)
+    """
+    scores = jax.lax.stop_gradient(beta_elbo)
+    return ((scores - baseline) * log_draw + beta_elbo).mean(0)
+
+
+def read_prediction(run: Run, layout: Layout, num_particles: int) -> Array | None:
+    """The guide's baseline b(x), from its deterministic site "baseline", by datum."""
+    site = run.computed().get("baseline")
+    if site is None:
+        return None
+    value = in_batch_dims(site, site.value, layout.nesting)
+    return value.reshape([value.shape[dim] for dim in layout.dims])
 
 
 class Reinforce_ELBO(ParticleELBO):
@@ -55,56 +76,59 @@ class Reinforce_ELBO(ParticleELBO):
             `moving_average`. `learned` takes b(x) from the guide's site
             ``numpyro.deterministic("baseline", b)``, under the data plate, and fits it to the
             scores.
-        **options: See `ParticleELBO`.
+        closed_form_entropy: See `ParticleELBO`.
+        beta: See `ParticleELBO`.
+        target_rate: See `ParticleELBO`.
+        max_plate_nesting: See `ParticleELBO`.
+        vectorize_particles: See `ParticleELBO`.
 
     Raises:
         ValueError: If K is too small for the baseline, or `learned` finds no site "baseline".
     """
 
-    info_class = ReinforceInfo
+    reads: ClassVar = {"prediction": read_prediction}
 
     def __init__(
-        self, num_particles: int = 8, *, baseline: Baseline | None = None, **options: Any
+        self,
+        num_particles: int = 8,
+        *,
+        baseline: Baseline | None = None,
+        closed_form_entropy: bool = True,
+        beta: float | Callable[[int], float] = 1.0,
+        target_rate: float | None = None,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = True,
     ) -> None:
         if baseline is None:
             baseline = leave_one_out() if num_particles > 1 else moving_average()
         self.baseline, self.min_particles = baseline, baseline.min_particles
-        super().__init__(num_particles, **options)
+        super().__init__(
+            num_particles,
+            beta=beta,
+            target_rate=target_rate,
+            closed_form_entropy=closed_form_entropy,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+        )
 
-    def init_state(self) -> ReinforceState:
-        """What the first step needs: step and beta, and the baseline's past."""
-        return ReinforceState(super().init_state(), self.baseline.init())
+    def init_memory(self, mutable_state: Mapping[str, Any] | None = None) -> Any:
+        """What the baseline remembers at first."""
+        return self.baseline.init()
 
-    @property
-    def remembers(self) -> bool:
-        """Whether a step needs the state of the one before."""
-        return super().remembers or bool(jax.tree.leaves(self.baseline.init()))
-
-    def _estimate(self, particles: Particles, state: ReinforceState) -> Estimate:
-        prediction = particles.prediction
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
+    ) -> Gain:
+        """Compare the scores with the baseline, and fit it if it is learnt."""
+        prediction = particles.extras["prediction"]
         if self.baseline.predicts and prediction is None:
             raise ValueError(
                 "`baseline`: learned() needs the guide to compute its prediction; write numpyro."
                 'deterministic("baseline", b) under the data plate, b of the plate\'s shape.'
             )
-        beta = self._current_beta(state.beta, particles)
-        value = objective(particles, beta)
-        scores = jax.lax.stop_gradient(value.beta_elbo)
-        baseline, memory = self.baseline.apply(scores, state.baseline, prediction)
-        baseline = jax.lax.stop_gradient(baseline)
-        gain = ((scores - baseline) * particles.log_draw + value.beta_elbo).mean(0).sum()
+        scores = jax.lax.stop_gradient(objective.beta_elbo)
+        fixed = jax.lax.stop_gradient(prediction)
+        baseline, memory = self.baseline.apply(scores, memory, fixed)
+        value = score_function(objective.beta_elbo, particles.log_draw, baseline)
         if self.baseline.predicts and prediction is not None:
-            gain = gain - 0.5 * jnp.square(scores - prediction).mean(0).sum()
-        loss = -particles.scale * value.elbo.mean(0).sum() - value.shared_elbo.mean()
-        rate = (particles.log_likelihood - value.elbo).mean()
-        return Estimate(
-            loss=loss,
-            surrogate=-particles.scale * gain - value.shared_beta_elbo.mean(),
-            info=ReinforceInfo(
-                elbo=value.elbo.mean(),
-                beta_elbo=scores.mean(),
-                rate=rate / math.log(2),
-                beta=beta,
-            ),
-            state=ReinforceState(self._next_beta_state(state.beta, rate), memory),
-        )
+            value = value - 0.5 * jnp.square(scores - prediction).mean(0)
+        return Gain(value, memory=memory)

@@ -20,7 +20,8 @@ import numpyro.infer
 from jaxtyping import Array
 from numpyro.infer.svi import SVIState
 
-from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
+from numpyro_dvae.infer.elbo import ParticleELBO
+from numpyro_dvae.infer.memory import LOSS_MEMORY
 
 __all__ = ["SVI", "loss_info", "loss_state", "with_memory"]
 
@@ -48,7 +49,7 @@ def with_memory(svi_state: SVIState, loss: Any) -> SVIState:
     if not isinstance(loss, ParticleELBO) or LOSS_MEMORY in (svi_state.mutable_state or {}):
         return svi_state
     mutable = dict(svi_state.mutable_state or {})
-    memory = {LOSS_MEMORY: loss.init_memory(mutable)}
+    memory = {LOSS_MEMORY: loss.init_loss_memory(mutable)}
     return svi_state._replace(mutable_state=mutable | memory)
 
 
@@ -59,6 +60,6 @@ def loss_info(svi_state: SVIState) -> Any:
 
 
 def loss_state(svi_state: SVIState) -> Any:
-    """What the loss remembers, as `BetaState`; None without a memory."""
+    """What the loss remembers, as `LossState`; None without a memory."""
     memory = (svi_state.mutable_state or {}).get(LOSS_MEMORY)
     return None if memory is None else memory.state

@@ -18,26 +18,50 @@ References:
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Array, Float
 
-from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
+from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.multisample import BASELINES, multisample_signal
-from numpyro_dvae.programs.run import Particles
+from numpyro_dvae.programs.record import Particles
 
-__all__ = ["VIMCO_ELBO", "VIMCOInfo"]
+__all__ = ["VIMCO_ELBO", "VIMCOInfo", "multisample_bound"]
+
+# iwae: bound of K particles at beta = 1, nats
+VIMCOInfo = info_type(__name__, "VIMCOInfo", "iwae")
 
 
-class VIMCOInfo(NamedTuple):
-    """Means per datum of the last step."""
+def multisample_bound(
+    scores: Float[Array, "K *plates"],
+    log_draw: Float[Array, "K *plates"],
+    *,
+    beta: float | Array = 1.0,
+    baseline: str = "geometric",
+) -> Float[Array, "*plates"]:
+    """``beta log (1/K) sum_k exp(f_k / beta)``, with VIMCO's gradient.
 
-    elbo: Float[Array, ""]  # nats
-    beta_elbo: Float[Array, ""]  # nats
-    rate: Float[Array, ""]  # bits that the latents carry
-    beta: float | Array
-    iwae: Float[Array, ""]  # bound of K particles at beta = 1, nats
+    Args:
+        scores: ``f / beta`` of each particle, with its gradient.
+        log_draw: Log-probability of each draw under the guide; its gradient is the score.
+        beta: Weight of the rate.
+        baseline: Mean of the others' weights that stands in for a particle's: "geometric" or
+            "arithmetic".
+
+    Returns:
+        The bound of each datum, plus terms whose mean gradient is what the bound's lacks.
+
+    Example:
+        >>> f = jnp.array([[0.0], [2.0]])
+        >>> step = lambda log_q: multisample_bound(f, log_q).sum()
+        >>> found = jax.grad(step)(jnp.zeros((2, 1))).ravel()
+        >>> print(jnp.array_str(found, precision=4))  # L - L_k, L = log (1 + e^2) / 2, L_k = 2, 0
+        [-0.5662  1.4338]
+    """
+    signal = multisample_signal(scores, baseline)
+    return beta * ((signal * log_draw).sum(0) + importance_weighted_bound(scores))
 
 
 class VIMCO_ELBO(ParticleELBO):
@@ -45,13 +69,16 @@ class VIMCO_ELBO(ParticleELBO):
 
     Reparameterised latents keep their pathwise gradient. One that lies outside of the data's
     plates has a draw of its own in each particle and enters by its ELBO; the sum of the data's
-    bounds then is no bound on their joint evidence.
+    bounds then is no bound on their joint evidence. Entropies are always sampled.
 
     Args:
         num_particles: K, at least 2.
         baseline: What stands in for a particle's weight: the "geometric" or the "arithmetic"
             mean of the others'. They are the same at K = 2.
-        **options: See `ParticleELBO`; entropies are always sampled.
+        beta: See `ParticleELBO`; not 0.
+        target_rate: See `ParticleELBO`.
+        max_plate_nesting: See `ParticleELBO`.
+        vectorize_particles: See `ParticleELBO`.
 
     Raises:
         ValueError: If `baseline` is another word, K < 2, or `beta` is 0.
@@ -61,35 +88,38 @@ class VIMCO_ELBO(ParticleELBO):
     info_class = VIMCOInfo
 
     def __init__(
-        self, num_particles: int = 8, *, baseline: str = "geometric", **options: Any
+        self,
+        num_particles: int = 8,
+        *,
+        baseline: str = "geometric",
+        beta: float | Callable[[int], float] = 1.0,
+        target_rate: float | None = None,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = True,
     ) -> None:
         if baseline not in BASELINES:
             raise ValueError(f"`baseline` must be one of {BASELINES}; got {baseline!r}.")
-        if options.get("beta", 1.0) == 0:
+        if beta == 0:
             raise ValueError(
                 "`beta` must be positive for VIMCO_ELBO, whose weights are exp(f / beta); got 0. "
                 "Use Reinforce_ELBO without a rate."
             )
         self.baseline = baseline
-        super().__init__(num_particles, closed_form_entropy=False, **options)
-
-    def _estimate(self, particles: Particles, state: BetaState) -> Estimate:
-        beta = self._current_beta(state, particles)
-        value = objective(particles, beta)
-        rate = particles.log_q - particles.log_prior  # with the gradient of log q
-        scores = particles.log_likelihood / beta - rate
-        signal = multisample_signal(scores, self.baseline)
-        bound = (signal * particles.log_draw).sum(0) + importance_weighted_bound(scores)
-        iwae = importance_weighted_bound(particles.log_p - particles.log_q)
-        return Estimate(
-            loss=-particles.scale * value.elbo.mean(0).sum() - value.shared_elbo.mean(),
-            surrogate=-particles.scale * beta * bound.sum() - value.shared_beta_elbo.mean(),
-            info=VIMCOInfo(
-                elbo=value.elbo.mean(),
-                beta_elbo=value.beta_elbo.mean(),
-                rate=rate.mean() / math.log(2),
-                beta=beta,
-                iwae=iwae.mean(),
-            ),
-            state=self._next_beta_state(state, rate.mean()),
+        super().__init__(
+            num_particles,
+            beta=beta,
+            target_rate=target_rate,
+            closed_form_entropy=False,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
         )
+
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
+    ) -> Gain:
+        """The bound of the particles, whose scores keep the gradient of log q."""
+        rate = particles.log_q - particles.log_prior
+        scores = particles.log_likelihood / beta - rate
+        value = multisample_bound(scores, particles.log_draw, beta=beta, baseline=self.baseline)
+        iwae = importance_weighted_bound(particles.log_p - particles.log_q)
+        return Gain(value, {"iwae": iwae.mean()})

@@ -23,41 +23,66 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpyro.handlers import substitute
 
-from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
+from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.tempering import effective_sample_size
 from numpyro_dvae.ops.weighting import centered_weights, policy_weights
-from numpyro_dvae.programs.run import Particles, dream
-from numpyro_dvae.programs.sites import Layout
+from numpyro_dvae.programs.pair import Pair
+from numpyro_dvae.programs.record import Particles
+from numpyro_dvae.programs.run import dream
 
-__all__ = ["WakeSleepInfo", "WakeSleep_ELBO"]
+__all__ = ["WakeSleepInfo", "WakeSleep_ELBO", "wake_sleep"]
 
 ReplaceData = Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]]
+# iwae: bound of K particles at beta = 1, nats; ess: of the weights, as a fraction of K
+WakeSleepInfo = info_type(__name__, "WakeSleepInfo", "iwae", "ess")
 
 
-class WakeSleepInfo(NamedTuple):
-    """Means per datum of the last step."""
+def wake_sleep(
+    scores: Float[Array, "K *plates"],
+    log_q: Float[Array, "K *plates"],
+    returns: Float[Array, "K *plates"],
+    dreamt: Float[Array, "*plates"] | None = None,
+    sleep: float = 0.0,
+) -> Float[Array, "*plates"]:
+    """A step of the model up the bound of K particles, and of the guide to the posterior.
 
-    elbo: Float[Array, ""]  # nats
-    beta_elbo: Float[Array, ""]  # nats
-    rate: Float[Array, ""]  # bits that the latents carry
-    beta: float | Array
-    iwae: Float[Array, ""]  # bound of K particles at beta = 1, nats
-    ess: Float[Array, ""]  # effective sample size of the weights, as a fraction of K
+    Args:
+        scores: ``f / beta`` of each particle, without gradient: they make the weights.
+        log_q: Log-density of each draw under the guide, with its gradient.
+        returns: What the model ascends, ``log p(x|z) + beta log p(z)``.
+        dreamt: Log-density under the guide of draws that the model made, for the sleep update.
+        sleep: Share of the sleep update in the guide's, in [0, 1].
+
+    Returns:
+        What is ascended, for each datum.
+
+    Example:
+        >>> f, zeros = jnp.array([[0.0], [2.0]]), jnp.zeros((2, 1))
+        >>> step = lambda log_q: wake_sleep(f, log_q, zeros).sum()
+        >>> found = jax.grad(step)(zeros).ravel()
+        >>> print(jnp.array_str(found, precision=4))  # softmax(f) - 1 / K
+        [-0.3808  0.3808]
+    """
+    weights = policy_weights(scores, 1.0)
+    guide = (centered_weights(weights) * log_q).sum(0)
+    if dreamt is not None:
+        guide = (1.0 - sleep) * guide + sleep * dreamt
+    return guide + (weights * returns).sum(0)
 
 
 class WakeSleep_ELBO(ParticleELBO):
     """Reweighted wake-sleep with weights per datum.
 
     Latents outside of the data's plates have no weights: they follow the ELBO's pathwise gradient.
+    Entropies are always sampled.
 
     Args:
         num_particles: K, at least 2.
@@ -65,7 +90,10 @@ class WakeSleep_ELBO(ParticleELBO):
         replace_data: For the sleep update: maps (data that the model made, by observed site; args;
             kwargs) to the (args, kwargs) of the guide. Default: the value of the model's one
             observed site takes the place of the first argument, which has its shape.
-        **options: See `ParticleELBO`; entropies are always sampled.
+        beta: See `ParticleELBO`; not 0.
+        target_rate: See `ParticleELBO`.
+        max_plate_nesting: See `ParticleELBO`.
+        vectorize_particles: See `ParticleELBO`.
 
     Raises:
         ValueError: If `sleep` is out of range, K < 2, or `beta` is 0; on a step, if the model's
@@ -73,6 +101,7 @@ class WakeSleep_ELBO(ParticleELBO):
     """
 
     min_particles = 2
+    pathwise = False
     info_class = WakeSleepInfo
 
     def __init__(
@@ -81,66 +110,53 @@ class WakeSleep_ELBO(ParticleELBO):
         *,
         sleep: float = 0.0,
         replace_data: ReplaceData | None = None,
-        **options: Any,
+        beta: float | Callable[[int], float] = 1.0,
+        target_rate: float | None = None,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = True,
     ) -> None:
         if not 0.0 <= sleep <= 1.0:
             raise ValueError(f"`sleep` is a share of the guide's update, in [0, 1]; got {sleep}.")
-        if options.get("beta", 1.0) == 0:
+        if beta == 0:
             raise ValueError(
                 "`beta` must be positive for WakeSleep_ELBO, whose weights are exp(f / beta); "
                 "got 0. Use Reinforce_ELBO without a rate."
             )
         self.sleep, self.replace_data = sleep, replace_data or _replace_first
-        super().__init__(num_particles, closed_form_entropy=False, **options)
-
-    def _find_layout(
-        self, rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> Layout:
-        layout = super()._find_layout(rng_key, model, guide, args, kwargs)
-        return layout._replace(pathwise=False)
-
-    def _run(
-        self,
-        rng_key: Array,
-        params: dict[str, Any],
-        model: Callable,
-        guide: Callable,
-        args: tuple,
-        kwargs: dict,
-    ) -> tuple[Particles, dict[str, Any]]:
-        rng_key, dream_key = jax.random.split(rng_key)
-        particles, mutable = super()._run(rng_key, params, model, guide, args, kwargs)
-        if not self.sleep or self._layout is None:
-            return particles, mutable
-        pair = substitute(model, data=params), substitute(guide, data=params)
-        dreamt = dream(dream_key, *pair, args, kwargs, self._layout, self.replace_data)
-        return particles._replace(dreamt=dreamt), mutable
-
-    def _estimate(self, particles: Particles, state: BetaState) -> Estimate:
-        beta = self._current_beta(state, particles)
-        value = objective(particles, beta)
-        log_weights = particles.log_p - particles.log_q
-        scores = jax.lax.stop_gradient(value.beta_elbo) / beta
-        weights = policy_weights(scores, 1.0)
-        guide = (centered_weights(weights) * (particles.log_draw + particles.log_q_rest)).sum(0)
-        if particles.dreamt is not None:
-            guide = (1.0 - self.sleep) * guide + self.sleep * particles.dreamt
-        model = (weights * (particles.log_likelihood + beta * particles.log_prior)).sum(0)
-        rate = (particles.log_likelihood - value.elbo).mean()
-        ess = effective_sample_size(scores).mean() / self.num_particles
-        return Estimate(
-            loss=-particles.scale * value.elbo.mean(0).sum() - value.shared_elbo.mean(),
-            surrogate=-particles.scale * (guide + model).sum() - value.shared_beta_elbo.mean(),
-            info=WakeSleepInfo(
-                elbo=value.elbo.mean(),
-                beta_elbo=value.beta_elbo.mean(),
-                rate=rate / math.log(2),
-                beta=beta,
-                iwae=importance_weighted_bound(log_weights).mean(),
-                ess=ess,
-            ),
-            state=self._next_beta_state(state, rate),
+        super().__init__(
+            num_particles,
+            beta=beta,
+            target_rate=target_rate,
+            closed_form_entropy=False,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
         )
+
+    def run_pair(self, rng_key: Array, pair: Pair) -> tuple[Particles, dict[str, Any]]:
+        """Run the programs, and let the model dream if its dreams are learnt from."""
+        rng_key, dream_key = jax.random.split(rng_key)
+        particles, mutable = super().run_pair(rng_key, pair)
+        if not self.sleep:
+            return particles, mutable
+        dreamt = dream(dream_key, pair, self.replace_data)
+        return particles._replace(extras={"dreamt": dreamt}), mutable
+
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
+    ) -> Gain:
+        """Weigh the draws for both programs."""
+        log_weights = particles.log_p - particles.log_q
+        scores = jax.lax.stop_gradient(objective.beta_elbo) / beta
+        value = wake_sleep(
+            scores,
+            particles.log_draw + particles.log_q_pathwise,
+            particles.log_likelihood + beta * particles.log_prior,
+            particles.extras.get("dreamt"),
+            self.sleep,
+        )
+        iwae = importance_weighted_bound(log_weights).mean()
+        ess = effective_sample_size(scores).mean() / len(scores)
+        return Gain(value, {"iwae": iwae, "ess": ess})
 
 
 def _replace_first(made: dict[str, Any], args: tuple, kwargs: dict) -> tuple[tuple, dict]:

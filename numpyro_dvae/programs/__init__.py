@@ -1,1 +1,23 @@
-"""Run any model and guide, and say in arrays what happened."""
+"""Run any model and guide, and say in arrays what happened: the only room that meets traces.
+
+Read it in this order, from a program to arrays:
+
+- `sites`: one typed view of a sample site, made once from NumPyro's message;
+- `pair`: a model and its guide, how their sites lie, how they are run; what a run left;
+- `draw`: the handler that draws or takes values, and what runs a program;
+- `layout`: a plain run that finds out how the sites of a pair lie;
+- `masks`, `densities`: where a mask is; log-densities of many states at once;
+- `record`: log-densities by particle and datum, the record that every algorithm takes;
+- `run`: particles of a pair, at once or one by one; dreams;
+- `codes`: the discrete latents of a datum as one row of codes, and all states of these;
+- `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws.
+
+It imports `ops` and `distributions`. Its words:
+
+- *site*: a `numpyro.sample` statement as a run left it; *deterministic* ones are not among them;
+- *datum*: a cell of the plates that all sites without a pathwise gradient share;
+- *owned*: under the plates of a datum; *shared*: by the data, outside of them;
+- *particle*: one joint draw of all latents; K of them lead, left of all plates;
+- *scored*: without a pathwise gradient, so that it needs the score function;
+- *reader*: what an algorithm reads of a run beside its log-densities, into `Particles.extras`.
+"""

@@ -18,27 +18,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Integer, Num
-from numpyro.handlers import block, replay, seed, trace
+from numpyro.handlers import block, replay, trace
 
-from numpyro_dvae.programs.draw import Draw
+from numpyro_dvae.programs.draw import Draw, run_program
 from numpyro_dvae.programs.layout import find_layout
-from numpyro_dvae.programs.sites import (
-    Layout,
-    Site,
-    Trace,
-    base_distribution,
-    needs_score,
-    plates_of,
-    sample_sites,
-)
+from numpyro_dvae.programs.pair import Layout, Pair, Run
+from numpyro_dvae.programs.sites import Site, sample_sites
 
 __all__ = [
     "CodedSite",
     "Space",
+    "by_datum",
     "decode",
     "encode",
     "enumerate_draws",
     "find_space",
+    "latents_of",
+    "read_codes",
+    "shape_in_datum",
 ]
 
 
@@ -47,14 +44,14 @@ class CodedSite(NamedTuple):
 
     name: str
     support: np.ndarray  # (num_codes, *event of one latent)
-    own_shape: tuple[int, ...]  # batch dims within a datum, those of shared plates as singletons
+    batch_shape: tuple[int, ...]  # within a datum, those of shared plates as singletons
     event_shape: tuple[int, ...]
     is_range: bool  # the support is 0, 1, ..., so that a code is its value
 
     @property
     def num_latents(self) -> int:
         """Latents per datum."""
-        return math.prod(self.own_shape) * math.prod(self.cells)
+        return math.prod(self.batch_shape) * math.prod(self.cells)
 
     @property
     def cells(self) -> tuple[int, ...]:
@@ -87,63 +84,64 @@ def find_space(
         ValueError: If a site that `rest` does not sample has no finite support, if one that it
             does has no pathwise gradient, or if discrete sites share no plate.
     """
-    found: list[Space] = []
+    spaces: list[Space] = []
     program = latents_of(model, rest)
 
     def inspect() -> None:
-        with Draw(rng_key, {}):
-            own = trace(seed(rest, rng_key)).get_trace(*args, **kwargs) if rest else {}
-            latents = trace(seed(program, rng_key)).get_trace(*args, **kwargs)
-        rest_sites = {name for name, _ in sample_sites(own)}
-        _check_latents(latents, rest_sites)
-        layout = find_layout(rng_key, model, program, args, kwargs)
-        sites = {name: site for name, site in sample_sites(latents) if name not in rest_sites}
+        with Draw(rng_key, Layout()):
+            rest_trace = run_program(rng_key, rest, args, kwargs) if rest else {}
+            latents = sample_sites(run_program(rng_key, program, args, kwargs))
+        _check_latents(latents, set(sample_sites(rest_trace)))
+        layout = find_layout(rng_key, Pair(model, program, args, kwargs))
+        sites = {name: site for name, site in latents.items() if name not in rest_trace}
         _check_plates(layout, sites)
-        found.append(Space(layout, tuple(_code_site(n, s, layout) for n, s in sites.items())))
+        spaces.append(Space(layout, tuple(_code_site(site, layout) for site in sites.values())))
 
     with block():
         jax.eval_shape(inspect)
-    return found[0]
+    return spaces[0]
 
 
 def latents_of(model: Callable, rest: Callable | None) -> Callable:
     """A program that samples the latents of `model`: `rest`, then the other sites' priors."""
 
     def program(*args: Any, **kwargs: Any) -> None:
-        with trace() as own:
+        with trace() as nodes:
             if rest is not None:
                 rest(*args, **kwargs)
-
-        def hide(msg: Site) -> bool:
-            observed = msg["type"] == "sample" and msg["is_observed"]
-            return observed or msg.get("name") in own
-
-        with block(hide_fn=hide), replay(trace=own):
+        with (
+            block(hide_fn=lambda msg: msg.get("name") in nodes or _is_observed(msg)),
+            replay(trace=nodes),
+        ):
             model(*args, **kwargs)
 
     return program
 
 
-def _check_latents(latents: Trace, rest: set[str]) -> None:
-    for name, site in sample_sites(latents):
-        kind = type(base_distribution(site["fn"])).__name__
+def _is_observed(msg: Any) -> bool:
+    return msg["type"] == "sample" and msg["is_observed"]
+
+
+def _check_latents(latents: Mapping[str, Site], rest: set[str]) -> None:
+    for name, site in latents.items():
         if name in rest:
-            if needs_score(site) and not site["infer"].get("is_auxiliary"):
+            if site.needs_score and not site.is_auxiliary:
                 raise ValueError(
-                    f"site '{name}' ({kind}) of `rest` has no pathwise gradient. Leave a discrete "
-                    "site of a datum to the states, and give `rest` reparameterised sites only."
+                    f"site '{name}' ({site.family}) of `rest` has no pathwise gradient. Leave a "
+                    "discrete site of a datum to the states, and give `rest` reparameterised sites "
+                    "only."
                 )
-        elif not _has_finite_support(site):
+        elif not site.has_finite_support:
             raise ValueError(
-                f"site '{name}' ({kind}) has no finite support, so no states of it can be listed. "
-                "Sample it in `rest`, a guide with reparameterised sites, or marginalise it; a "
-                "count can be cut off, as a Categorical."
+                f"site '{name}' ({site.family}) has no finite support, so no states of it can be "
+                "listed. Sample it in `rest`, a guide with reparameterised sites, or marginalise "
+                "it; a count can be cut off, as a Categorical."
             )
 
 
 def _check_plates(layout: Layout, sites: Mapping[str, Site]) -> None:
     if not layout.plates:
-        listed = ", ".join(f"'{name}' under {sorted(plates_of(s))}" for name, s in sites.items())
+        listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in sites.items())
         raise ValueError(
             "the discrete sites of a datum must be under a plate that they share, and no site "
             f"outside of it may depend on them; got {listed or 'no discrete site'}. Put them "
@@ -151,26 +149,20 @@ def _check_plates(layout: Layout, sites: Mapping[str, Site]) -> None:
         )
 
 
-def _has_finite_support(site: Site) -> bool:
-    return bool(getattr(base_distribution(site["fn"]), "has_enumerate_support", False))
-
-
-def _code_site(name: str, site: Site, layout: Layout) -> CodedSite:
-    base = base_distribution(site["fn"])
+def _code_site(site: Site, layout: Layout) -> CodedSite:
+    base = site.base
     with jax.ensure_compile_time_eval():  # no code depends on a parameter
         support = np.asarray(base.enumerate_support(expand=False))
     support = support.reshape(len(support), *base.event_shape)
     is_range = np.array_equal(support, np.arange(len(support)))
-    return CodedSite(
-        name, support, own_shape(site, layout), tuple(site["fn"].event_shape), is_range
-    )
+    event_shape = tuple(site.fn.event_shape)
+    return CodedSite(site.name, support, shape_in_datum(site, layout), event_shape, is_range)
 
 
-def own_shape(site: Site, layout: Layout) -> tuple[int, ...]:
+def shape_in_datum(site: Site, layout: Layout) -> tuple[int, ...]:
     """Batch shape of a site within one datum, shared plates as singletons."""
-    batch = (1,) * (layout.nesting - len(site["fn"].batch_shape)) + tuple(site["fn"].batch_shape)
-    own = [1 if dim - len(batch) in layout.dims else n for dim, n in enumerate(batch)]
-    return tuple(own)
+    batch = (1,) * (layout.nesting - len(site.fn.batch_shape)) + tuple(site.fn.batch_shape)
+    return tuple(1 if dim - len(batch) in layout.dims else n for dim, n in enumerate(batch))
 
 
 # ------------------------------------------------------------------------------- codes and values
@@ -186,7 +178,7 @@ def decode(space: Space, codes: Num[Array, "S B H"], sizes: tuple[int, ...]) -> 
     for site, part in zip(space.sites, parts, strict=True):
         dtype = part.dtype if _is_real(part) else site.support.dtype
         value = part.astype(dtype) if site.is_range else jnp.asarray(site.support)[part]
-        value = value.reshape(len(codes), *sizes, *site.own_shape, *site.event_shape)
+        value = value.reshape(len(codes), *sizes, *site.batch_shape, *site.event_shape)
         values[site.name] = _into_dims(value, space.layout)
     return values
 
@@ -210,7 +202,7 @@ def _is_real(codes: Array) -> bool:
 
 
 def _into_dims(value: Array, layout: Layout) -> Array:
-    """From ``(S, *plates, *own batch, *event)``, swap the plates into their own batch dims."""
+    """From ``(S, *plates, *batch of a datum, *event)``, swap the plates into their batch dims."""
     leading = 1 + len(layout.dims)
     for axis, dim in enumerate(layout.dims, 1):
         value = jnp.swapaxes(value, axis, leading + layout.nesting + dim)
@@ -221,7 +213,7 @@ def by_datum(
     value: Array, site: CodedSite, layout: Layout, sizes: tuple[int, ...], event_dim: int
 ) -> Array:
     """``(S, *batch, *cells, *event)`` as ``(S, B, latents, *event)``, batch dims broadcast."""
-    batch = list(site.own_shape)
+    batch = list(site.batch_shape)
     for dim, size in zip(layout.dims, sizes, strict=True):
         batch[dim] = size
     event = value.shape[value.ndim - event_dim :]
@@ -234,9 +226,17 @@ def by_datum(
 
 
 def enumerate_draws(
-    rng_key: Array, guide: Callable, args: tuple, kwargs: dict, layout: Layout, max_states: int
+    rng_key: Array, program: Callable, args: tuple, kwargs: dict, layout: Layout, max_states: int
 ) -> dict[str, Array]:
-    """All joint values of the discrete guide sites of a datum, one after another on axis 0.
+    """All joint values of the discrete sites of a datum, one after another on axis 0.
+
+    Args:
+        rng_key: Key of a run that computes nothing.
+        program: The guide, or the model, whose sites they are.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        layout: Which of its sites are discrete, and which plates make a datum.
+        max_states: The most that are listed.
 
     Returns:
         For each site ``(S, *batch, *event)``, with singleton batch dims for the shared plates: the
@@ -245,7 +245,7 @@ def enumerate_draws(
     Raises:
         ValueError: If a site has no finite support, or if S exceeds `max_states`.
     """
-    space = _space_of_draws(rng_key, guide, args, kwargs, layout)
+    space = _space_of_draws(rng_key, program, args, kwargs, layout)
     num_states = math.prod(space.cardinalities)
     if num_states > max_states:
         listed = ", ".join(f"'{s.name}': {len(s.support)}^{s.num_latents}" for s in space.sites)
@@ -253,36 +253,52 @@ def enumerate_draws(
             f"enumeration needs {num_states} states per datum ({listed}), but `max_states` is "
             f"{max_states}. Raise it, or use DAPS_ELBO or Reinforce_ELBO, which sample."
         )
-    codes = jnp.asarray(all_codes(space.cardinalities))
-    return decode(space, codes[:, None], (1,) * len(layout.plates))
+    places = np.cumprod([1, *space.cardinalities[:-1]])
+    codes = np.arange(num_states)[:, None] // places % np.array(space.cardinalities)
+    return decode(space, jnp.asarray(codes)[:, None], (1,) * len(layout.plates))
 
 
 def _space_of_draws(
-    rng_key: Array, guide: Callable, args: tuple, kwargs: dict, layout: Layout
+    rng_key: Array, program: Callable, args: tuple, kwargs: dict, layout: Layout
 ) -> Space:
-    """The states of what a guide draws; computes nothing."""
-    found: list[Space] = []
+    """The states of what a program draws."""
+    spaces: list[Space] = []
 
     def inspect() -> None:
-        with Draw(rng_key, {}):
-            guide_trace = trace(seed(guide, rng_key)).get_trace(*args, **kwargs)
-        scored = {name: site for name, site in sample_sites(guide_trace) if name in layout.scored}
-        for name, site in scored.items():
-            if not _has_finite_support(site):
+        with Draw(rng_key, Layout()):
+            sites = sample_sites(run_program(rng_key, program, args, kwargs))
+        scored = [site for name, site in sites.items() if name in layout.scored]
+        for site in scored:
+            if not site.has_finite_support:
                 raise ValueError(
-                    f"site '{name}' ({type(base_distribution(site['fn'])).__name__}) has no finite "
-                    "support to enumerate. Give it a distribution with has_enumerate_support, or "
-                    "sample it: DAPS_ELBO, Reinforce_ELBO."
+                    f"site '{site.name}' ({site.family}) has no finite support to enumerate. Give "
+                    "it a distribution with has_enumerate_support, or sample it: DAPS_ELBO, "
+                    "Reinforce_ELBO."
                 )
-        sites = tuple(_code_site(name, site, layout) for name, site in scored.items())
-        found.append(Space(layout, sites))
+        spaces.append(Space(layout, tuple(_code_site(site, layout) for site in scored)))
 
     with block():
         jax.eval_shape(inspect)
-    return found[0]
+    return spaces[0]
 
 
-def all_codes(cardinalities: tuple[int, ...]) -> np.ndarray:
-    """Every joint state, the first latent changing fastest, ``(S, H)``."""
-    places = np.cumprod([1, *cardinalities[:-1]])
-    return np.arange(math.prod(cardinalities))[:, None] // places % np.array(cardinalities)
+def read_codes(run: Run, layout: Layout, num_particles: int) -> Integer[Array, "*plates H"] | None:
+    """Values of the discrete guide sites, one row per datum; a reader of records.
+
+    None beside reparameterised latents of a datum or infinite support, where no two draws are
+    equal.
+    """
+    rows: list[Array] = []
+    for site in run.guide.values():
+        if not site.needs_score:
+            if layout.owns(site):
+                return None
+            continue
+        if site.is_observed or not site.has_finite_support:
+            return None
+        missing = layout.nesting - site.num_batch_dims
+        value = site.value.reshape((1,) * missing + site.value.shape)
+        kept = [dim - site.fn.event_dim for dim in layout.dims]
+        value = jnp.moveaxis(value, kept, range(len(kept)))
+        rows.append(value.reshape(*value.shape[: len(kept)], -1).astype(int))
+    return jnp.concatenate(rows, -1) if rows else None

@@ -12,25 +12,27 @@ from jaxtyping import Array
 from numpyro import distributions as dist
 from numpyro.distributions.distribution import ExpandedDistribution
 
-from numpyro_dvae.programs.sites import Site, log_prob
+from numpyro_dvae.programs.sites import Site
+
+__all__ = ["fast_log_prob"]
 
 
 def fast_log_prob(site: Site) -> Array:
     """Log-density of a model's site; the distribution's own, if there is no faster way."""
-    fn, num_dims = site["fn"], 0
+    fn, num_dims = site.fn, 0
     while isinstance(fn, dist.Independent | ExpandedDistribution):
         num_dims += getattr(fn, "reinterpreted_batch_ndims", 0)
         fn = fn.base_dist
     if type(fn) not in (dist.Normal, dist.BernoulliLogits) or not num_dims:
-        return log_prob(site)
-    value, dims = jnp.asarray(site["value"]), tuple(range(-num_dims, 0))
+        return site.log_prob()
+    value, dims = jnp.asarray(site.value), tuple(range(-num_dims, 0))
     if type(fn) is dist.Normal:
         found = _normal(jnp.asarray(fn.loc), jnp.asarray(fn.scale), value, dims)
     else:
         found = _bernoulli(jnp.asarray(fn.logits), value, dims)
-    if site["is_observed"] and fn._validate_args:
+    if site.is_observed and fn._validate_args:
         found = jnp.where(fn.support(value).all(dims), found, -jnp.inf)
-    return jnp.broadcast_to(found, jnp.broadcast_shapes(found.shape, site["fn"].batch_shape))
+    return jnp.broadcast_to(found, jnp.broadcast_shapes(found.shape, site.fn.batch_shape))
 
 
 def _normal(loc: Array, scale: Array, value: Array, dims: tuple[int, ...]) -> Array:

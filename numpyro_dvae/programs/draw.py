@@ -1,8 +1,9 @@
-"""Draw the sites of a program, or take values that are given."""
+"""Draw the latents of a program, or take values that are given."""
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,65 +13,83 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions import sample_codes
-from numpyro_dvae.ops.multisample import antithetic_draw
-from numpyro_dvae.programs.sites import (
-    Layout,
-    Site,
-    Trace,
-    base_distribution,
-    mutable_values,
-    needs_score,
-    plates_of,
-)
+from numpyro_dvae.programs.pair import Layout, Pair, Run
+from numpyro_dvae.programs.sites import Site, base_distribution, is_drawn, mutable_values
 
-__all__ = ["Draw", "trace_pair"]
+__all__ = ["Draw", "Sampler", "run_pair", "run_program"]
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A way to draw some sites that is an algorithm's own."""
+
+    def draws(self, name: str) -> bool:
+        """Whether it draws this site."""
+        ...
+
+    def __call__(self, site: Site, shape: tuple[int, ...], particle: Array) -> Array:
+        """The value of a site, of `shape`, in one of the particles, whose number is traced."""
+        ...
 
 
 class Draw(Messenger):
     """Draw each unobserved site, or take the value that is given; no gradient into drawn codes.
 
     Entered around a seeded program, so it meets a site last, after its plates and its key.
-    Subsamples have a key of their own, so all particles see one minibatch; so has the pair of which
-    this particle is a `half`, mirrored or not.
+
+    Args:
+        rng_key: Key of the subsamples, so that all particles see one minibatch.
+        layout: How the sites lie.
+        values: Values of sites, in place of draws.
+        sampler: Draws some sites in its own way.
+        particle: Which of the particles this run is for.
+        pathwise: Whether reparameterised draws of a datum keep their gradient.
+        expand: Whether values that are given take the shape in which the program would draw them.
     """
 
     def __init__(
         self,
-        subsample_key: Array,
-        values: Mapping[str, Array],
-        layout: Layout | None = None,
-        half: tuple[Array, Array] | None = None,
+        rng_key: Array,
+        layout: Layout,
+        values: Mapping[str, Array] | None = None,
         *,
+        sampler: Sampler | None = None,
+        particle: Array | None = None,
+        pathwise: bool = True,
         expand: bool = False,
     ) -> None:
         super().__init__()
-        self.subsample_key, self.values, self.expand = subsample_key, values, expand
-        self.layout, self.half = layout or Layout(0, (), (), ()), half
+        self.rng_key, self.layout, self.values = rng_key, layout, values or {}
+        self.sampler, self.particle, self.pathwise = sampler, particle, pathwise
+        self.expand = expand
 
-    def process_message(self, msg: Site) -> None:
+    def process_message(self, msg: Any) -> None:
         """Set the value of a latent site, or the key of a plate."""
         if msg["type"] == "plate" and msg["value"] is None:
-            name = zlib.crc32(msg["name"].encode())
-            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.subsample_key, name)
-        if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
+            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, _number(msg["name"]))
+        if not is_drawn(msg) or msg["value"] is not None:
             return
+        by_sampler = self.sampler is not None and self.sampler.draws(msg["name"])
+        if by_sampler:
+            msg["infer"] = {**msg["infer"], "_by_sampler": True}
         if msg["name"] in self.values:
             msg["value"] = self._given(msg)
             return
-        if self.half is not None and msg["name"] in self.layout.paired:
-            self._draw_half(msg, *self.half)
+        site = Site.of(msg)
+        if self.sampler is not None and self.particle is not None and by_sampler:
+            shape = msg["fn"].shape(msg["kwargs"]["sample_shape"])
+            msg["value"] = self.sampler(site, shape, self.particle)
         else:
             self._draw(msg)
-        of_datum = plates_of(msg).keys() >= frozenset(self.layout.plates)
-        if needs_score(msg) or (of_datum and not self.layout.pathwise):
+        if site.needs_score or (not self.pathwise and self.layout.owns(site)):
             msg["value"], msg["intermediates"] = jax.lax.stop_gradient(msg["value"]), []
 
-    def _given(self, msg: Site) -> Array:
+    def _given(self, msg: Any) -> Array:
         value, shape = self.values[msg["name"]], msg["fn"].shape()
         value = value.reshape(value.shape[value.ndim - len(shape) :])
         return jnp.broadcast_to(value, shape) if self.expand else value
 
-    def _draw(self, msg: Site) -> None:
+    def _draw(self, msg: Any) -> None:
         fn, options = msg["fn"], msg["kwargs"]
         base = base_distribution(fn)
         if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs):
@@ -80,42 +99,33 @@ class Draw(Messenger):
             drawn = fn(sample_intermediates=True, **options)
             msg["value"], msg["intermediates"] = drawn
 
-    def _draw_half(self, msg: Site, pair_key: Array, mirrored: Array) -> None:
-        probs = msg["fn"].mean
-        key = jax.random.fold_in(pair_key, zlib.crc32(msg["name"].encode()))
-        shape = msg["fn"].shape(msg["kwargs"]["sample_shape"])
-        uniforms = jax.random.uniform(key, shape, probs.dtype)
-        msg["value"] = antithetic_draw(probs, uniforms, mirrored).astype(int)
+
+def _number(name: str) -> int:
+    """That stands for a name in a key."""
+    return zlib.crc32(name.encode())
 
 
 def _draw_codes(rng_key: Array, logits: Array, shape: tuple[int, ...]) -> Array:
     """Codes of a shape to which the batch shape of the logits broadcasts."""
-    batch = logits.shape[:-1]
-    own = shape[len(shape) - len(batch) :]
-    uniforms = jax.random.uniform(rng_key, (math.prod(shape[: len(shape) - len(own)]), *own))
-    codes = sample_codes(jnp.broadcast_to(logits, (*own, logits.shape[-1])), uniforms)
+    inner = shape[len(shape) - logits.ndim + 1 :]
+    outer = math.prod(shape[: len(shape) - len(inner)])
+    uniforms = jax.random.uniform(rng_key, (outer, *inner))
+    codes = sample_codes(jnp.broadcast_to(logits, (*inner, logits.shape[-1])), uniforms)
     return codes.reshape(shape)
 
 
-def trace_pair(
-    rng_key: Array,
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    kwargs: dict,
-    draw: Draw,
-    *,
-    settled: bool = False,
-) -> tuple[Trace, Trace]:
-    """One plain run of guide and model; the model sees the guide's draws and mutable state.
+def run_program(rng_key: Array, program: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Run one program and keep its trace."""
+    return trace(seed(program, rng_key)).get_trace(*args, **kwargs)
 
-    `settled` keeps the model at its own state: what a guide learns by running is not for it.
-    """
+
+def run_pair(rng_key: Array, pair: Pair, draw: Messenger) -> Run:
+    """Run guide and model once; the model takes the guide's draws, and its mutable state."""
     guide_key, model_key = jax.random.split(rng_key)
+    guide_trace: dict[str, Any] = {}
     with draw:
-        guide_trace = trace(seed(guide, guide_key)).get_trace(*args, **kwargs)
-        if not settled:
-            model = substitute(model, data=mutable_values(guide_trace))
+        if pair.guide is not None:
+            guide_trace = run_program(guide_key, pair.guide, pair.args, pair.kwargs)
+        model = substitute(pair.model, data=mutable_values(guide_trace))
         replayed = replay(seed(model, model_key), trace=guide_trace)
-        model_trace = trace(replayed).get_trace(*args, **kwargs)
-    return guide_trace, model_trace
+        return Run.of(guide_trace, trace(replayed).get_trace(*pair.args, **pair.kwargs))

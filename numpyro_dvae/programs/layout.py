@@ -1,9 +1,7 @@
-"""Run a model/guide pair and read its structure: plates, and which sites need the score function.
+"""Run a pair once, plainly, and read its structure: plates, and sites that need the score function.
 
-Everything that meets NumPyro's traces is here, in `particles` and `sites`. An abstract run, which
-computes nothing, with the provenance of discrete draws tracked [1], tells which plates the discrete
-latents share: each cell of these is a datum with importance weights of its own. A layout holds no
-array, so it may be kept from one trace of a jitted function to the next.
+The run is abstract and computes nothing. Its draws' provenance is tracked [1], which tells which
+plates the discrete latents share: each cell of these is a datum with importance weights of its own.
 
 References:
     [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic
@@ -15,33 +13,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpyro.distributions as dist
 from jaxtyping import Array
-from numpyro.handlers import seed, trace
 from numpyro.ops.provenance import eval_provenance
 
-from numpyro_dvae.programs.draw import Draw, trace_pair
-from numpyro_dvae.programs.sites import (
-    Layout,
-    Site,
-    Trace,
-    base_distribution,
-    log_prob,
-    needs_score,
-    plates_of,
-    sample_sites,
-    with_batch_dims,
-)
+from numpyro_dvae.programs.draw import Draw, run_pair, run_program
+from numpyro_dvae.programs.pair import Layout, Pair, Run
+from numpyro_dvae.programs.sites import Site, in_batch_dims, sample_sites
+
+__all__ = ["find_layout", "independent_sites"]
+
+# Of values of some sites, a run in which they are given: what depends on them shows in it.
+_Rerun = Callable[[Mapping[str, Array]], Run]
 
 
-def find_layout(
-    rng_key: Array,
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    kwargs: dict,
-    max_plate_nesting: float = math.inf,
-) -> Layout:
+def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf) -> Layout:
     """Run the pair once, abstractly and without particles, and read its structure.
 
     The shared plates are those of all guide sites that need the score function (if there are none,
@@ -54,97 +39,97 @@ def find_layout(
             sizes), if discrete sites share no plate though each has one, or if the plates nest
             deeper than `max_plate_nesting`.
     """
-    found: list[Layout] = []
+    layouts: list[Layout] = []
 
     def inspect() -> None:
-        def run(values: Mapping[str, Array]) -> tuple[Trace, Trace]:
-            return trace_pair(rng_key, model, guide, args, kwargs, Draw(rng_key, values))
+        def run(values: Mapping[str, Array]) -> Run:
+            return run_pair(rng_key, pair, Draw(rng_key, Layout(), values))
 
-        found.append(_layout(run, max_plate_nesting))
+        layouts.append(_layout(run, max_plate_nesting))
 
     jax.eval_shape(inspect)
-    return found[0]
+    return layouts[0]
 
 
-def _layout(
-    run: Callable[[Mapping[str, Array]], tuple[Trace, Trace]], max_plate_nesting: float
-) -> Layout:
-    guide_trace, model_trace = run({})
-    _check_match(guide_trace, model_trace)
-    sites = [*sample_sites(guide_trace), *sample_sites(model_trace)]
-    scored = {name: site for name, site in sample_sites(guide_trace) if needs_score(site)}
-    plated = {n: s for n, s in sample_sites(guide_trace) if plates_of(s) and not s["is_observed"]}
-    frames = {name: frame for _, site in sites for name, frame in plates_of(site).items()}
-    found = max((-frame.dim for frame in frames.values()), default=0)
-    if found > max_plate_nesting:
-        raise ValueError(
-            f"`max_plate_nesting` must cover all plates of model and guide: got "
-            f"{max_plate_nesting}, but plates reach batch dim {-found}. Raise it or leave it out."
-        )
-    nesting = found if math.isinf(max_plate_nesting) else int(max_plate_nesting)
-    for _, site in sites:
-        with_batch_dims(site, log_prob(site), nesting)
-    shared = _shared_plates(scored or plated, sites, run)
+def _layout(rerun: _Rerun, max_plate_nesting: float) -> Layout:
+    run = rerun({})
+    _check_match(run)
+    scored = {name: site for name, site in run.guide.items() if site.needs_score}
+    sites = [*run.guide.values(), *run.model.values()]
+    frames = {name: frame for site in sites for name, frame in site.plates.items()}
+    nesting = _nesting(frames, max_plate_nesting)
+    for site in sites:
+        in_batch_dims(site, site.log_prob(), nesting)
+    shared = _shared_plates(scored or _plated(run.guide), sites, rerun)
     plates = sorted(shared, key=lambda name: frames[name].dim)
     dims = tuple(frames[name].dim for name in plates)
     return Layout(nesting, tuple(plates), dims, tuple(scored))
 
 
-def _shared_plates(
-    latent: dict[str, Site],
-    sites: list[tuple[str, Site]],
-    run: Callable[[Mapping[str, Array]], tuple[Trace, Trace]],
-) -> set[str]:
+def _nesting(frames: Mapping[str, Any], max_plate_nesting: float) -> int:
+    deepest = max((-frame.dim for frame in frames.values()), default=0)
+    if deepest > max_plate_nesting:
+        raise ValueError(
+            f"`max_plate_nesting` must cover all plates of model and guide: got "
+            f"{max_plate_nesting}, but plates reach batch dim {-deepest}. Raise it or leave it out."
+        )
+    return deepest if math.isinf(max_plate_nesting) else int(max_plate_nesting)
+
+
+def _plated(sites: Mapping[str, Site]) -> dict[str, Site]:
+    """Latent sites of the data, if none needs the score function."""
+    return {name: site for name, site in sites.items() if site.plates and not site.is_observed}
+
+
+def _shared_plates(latent: dict[str, Site], sites: list[Site], rerun: _Rerun) -> set[str]:
     if not latent:
         return set()
-    plates = [set(plates_of(site)) for site in latent.values()]
+    plates = [set(site.plates) for site in latent.values()]
     shared = set.intersection(*plates)
-    if not shared and all(plates) and any(map(needs_score, latent.values())):
-        listed = ", ".join(f"'{name}' under {sorted(plates_of(s))}" for name, s in latent.items())
+    if not shared and all(plates) and any(site.needs_score for site in latent.values()):
+        listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in latent.items())
         raise ValueError(
             "discrete guide sites must share a plate, so that their datum has one weight, or one "
             f"of them must be global; got {listed}. Put them under one plate, or marginalise one."
         )
-    if any(not shared <= plates_of(site).keys() for _, site in sites):
-        draws = {name: site["value"] for name, site in latent.items() if not site["is_observed"]}
-        for (_, site), depends in zip(sites, _depend_on(draws, run), strict=True):
-            if depends and not shared <= plates_of(site).keys():
-                shared &= plates_of(site).keys()
+    if any(not shared <= site.plates.keys() for site in sites):
+        draws = {name: site.value for name, site in latent.items() if not site.is_observed}
+        for site, depends in zip(sites, _depend_on(draws, rerun), strict=True):
+            if depends and not shared <= site.plates.keys():
+                shared &= site.plates.keys()
     return shared
 
 
-def _depend_on(
-    draws: dict[str, Array], run: Callable[[Mapping[str, Array]], tuple[Trace, Trace]]
-) -> list[bool]:
+def _depend_on(draws: dict[str, Array], rerun: _Rerun) -> list[bool]:
     """Of each site, guide's first: whether its log-density depends on any of the draws."""
 
     def log_probs(draws: Mapping[str, Array]) -> list[Array]:
-        return [log_prob(site) for trace in run(draws) for _, site in sample_sites(trace)]
+        run = rerun(draws)
+        return [site.log_prob() for site in (*run.guide.values(), *run.model.values())]
 
     return [bool(names) for names in eval_provenance(log_probs, draws=draws)]
 
 
-def _check_match(guide_trace: Trace, model_trace: Trace) -> None:
-    guide_sites, model_sites = dict(sample_sites(guide_trace)), dict(sample_sites(model_trace))
-    latent = {name for name, site in model_sites.items() if not site["is_observed"]}
-    for name, site in guide_sites.items():
-        if site["is_observed"] or site["infer"].get("is_auxiliary"):
+def _check_match(run: Run) -> None:
+    latent = {name for name, site in run.model.items() if not site.is_observed}
+    for name, site in run.guide.items():
+        if site.is_observed or site.is_auxiliary:
             continue
         if name not in latent:
             raise ValueError(
                 f"site '{name}' of the guide is not a latent site of the model, which has "
                 f"{sorted(latent)}. Rename it, or mark it infer={{'is_auxiliary': True}}."
             )
-        _check_plates(name, plates_of(site), plates_of(model_sites[name]))
-    if missing := sorted(latent - guide_sites.keys()):
+        _check_plates(name, site.plates, run.model[name].plates)
+    if missing := sorted(latent - run.guide.keys()):
         raise ValueError(
             f"sites {missing} of the model are neither observed nor sampled by the guide, which "
-            f"has {sorted(guide_sites)}. Sample them in the guide, observe or marginalise them."
+            f"has {sorted(run.guide)}. Sample them in the guide, observe or marginalise them."
         )
 
 
-def _check_plates(name: str, guide: dict[str, Any], model: dict[str, Any]) -> None:
-    def described(frames: dict[str, Any]) -> list[str]:
+def _check_plates(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    def described(frames: Mapping[str, Any]) -> list[str]:
         return [f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames.values()] or ["no plate"]
 
     if {(f.name, f.dim, f.size) for f in guide.values()} != {
@@ -156,37 +141,31 @@ def _check_plates(name: str, guide: dict[str, Any], model: dict[str, Any]) -> No
         )
 
 
-def find_pairs(rng_key: Array, guide: Callable, args: tuple, kwargs: dict) -> tuple[str, ...]:
-    """Bernoulli sites of the guide whose probabilities depend on no other draw.
+def independent_sites(
+    rng_key: Array, pair: Pair, parameter: Callable[[Site], Array]
+) -> tuple[str, ...]:
+    """Guide sites that need the score function and whose parameter depends on no other draw.
 
-    Raises:
-        ValueError: If a site that needs the score function is not Bernoulli.
+    Args:
+        rng_key: Key of a run that computes nothing.
+        pair: The programs.
+        parameter: What to look at of each such site.
     """
-    found: list[str] = []
+    assert pair.guide is not None
+    names: list[str] = []
 
-    def latent(draws: Mapping[str, Array]) -> dict[str, Site]:
-        with Draw(rng_key, draws):
-            guide_trace = trace(seed(guide, rng_key)).get_trace(*args, **kwargs)
-        return {name: s for name, s in sample_sites(guide_trace) if not s["is_observed"]}
+    def latents(draws: Mapping[str, Array]) -> dict[str, Site]:
+        with Draw(rng_key, Layout(), draws):
+            sites = sample_sites(run_program(rng_key, pair.guide, pair.args, pair.kwargs))
+        return {name: site for name, site in sites.items() if not site.is_observed}
+
+    def parameters(draws: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: parameter(s) for name, s in latents(draws).items() if s.needs_score}
 
     def inspect() -> None:
-        sites = latent({})
-        names = [name for name, site in sites.items() if _is_binary(name, site)]
-        depends = eval_provenance(
-            lambda draws: {n: s["fn"].mean for n, s in latent(draws).items() if n in names},
-            draws={name: site["value"] for name, site in sites.items()},
-        )
-        found.extend(name for name in names if not depends[name])
+        draws = {name: site.value for name, site in latents({}).items()}
+        depends = eval_provenance(parameters, draws=draws)
+        names.extend(name for name, others in depends.items() if not others)
 
     jax.eval_shape(inspect)
-    return tuple(found)
-
-
-def _is_binary(name: str, site: Site) -> bool:
-    base = base_distribution(site["fn"])
-    if needs_score(site) and not isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
-        raise ValueError(
-            f"site '{name}' of the guide is {type(base).__name__}, but antithetic pairs are of "
-            "Bernoulli draws. Make it Bernoulli, or use Reinforce_ELBO, VIMCO_ELBO or DAPS_ELBO."
-        )
-    return needs_score(site)
+    return tuple(names)

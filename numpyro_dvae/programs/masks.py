@@ -1,24 +1,51 @@
-"""Where masks are."""
+"""Where a mask is, and what it leaves alone.
+
+A mask silences a log-density, never a draw. A handler's (`handlers.mask`) becomes the
+distribution's own (`.mask(...)`), which applies it.
+"""
 
 from typing import Any
 
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jaxtyping import Array, Bool
-from numpyro.distributions.distribution import MaskedDistribution
+from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
-__all__ = ["entry_mask"]
+from numpyro_dvae.programs.sites import Site
+
+__all__ = ["entry_mask", "without_mask"]
 
 
-def entry_mask(fn: Any, entries: int) -> Bool[Array, "*batch_entries"]:
+def entry_mask(site: Site, entries: int) -> Bool[Array, "*batch_entries"]:
     """Where no mask silences an entry of a site.
 
     Entries are the cells of the `entries` event dims that the distribution takes as independent.
     """
     mask = jnp.ones((1,) * entries, bool)
+    fn, inner = site.fn, 0  # event dims that belong to the batch of this inner distribution
     while hasattr(fn, "base_dist"):
         if isinstance(fn, MaskedDistribution):
-            own = jnp.asarray(fn._mask, bool)
-            mask = mask & own.reshape(*own.shape, *(1,) * entries)
-        entries -= getattr(fn, "reinterpreted_batch_ndims", 0)
+            mask = _both(mask, fn._mask, entries - inner)
+        inner += getattr(fn, "reinterpreted_batch_ndims", 0)
         fn = fn.base_dist
     return mask
+
+
+def _both(mask: Array, other: bool | Array, missing: int) -> Array:
+    """Two masks, the other with `missing` event dims fewer."""
+    other = jnp.asarray(other, bool)
+    return mask & other.reshape(*other.shape, *[1] * missing)
+
+
+def without_mask(fn: Any) -> Any:
+    """The distribution that draws are made from."""
+    if isinstance(fn, MaskedDistribution):
+        return without_mask(fn.base_dist)
+    if not isinstance(fn, dist.Independent | ExpandedDistribution):
+        return fn
+    base = without_mask(fn.base_dist)
+    if base is fn.base_dist:
+        return fn
+    if isinstance(fn, ExpandedDistribution):
+        return base.expand(fn.batch_shape)
+    return base.to_event(fn.reinterpreted_batch_ndims)

@@ -1,6 +1,16 @@
-"""The sites of a trace, and what is read off one."""
+"""One typed view of a sample site, read once from its message.
 
-from collections.abc import Iterator, Mapping
+The rest of the package asks a `Site` for what it wants to know and meets no dictionary of
+NumPyro's.
+
+References:
+    [1] Phan, Pradhan & Jankowiak. Composable effects for flexible and accelerated probabilistic
+        programming in NumPyro. arXiv 1912.11554, 2019.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,86 +19,160 @@ from jaxtyping import Array
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
 __all__ = [
-    "Layout",
     "Site",
-    "Trace",
     "base_distribution",
-    "log_prob",
+    "deterministic_sites",
+    "in_batch_dims",
+    "is_drawn",
     "mutable_values",
-    "needs_score",
-    "plates_of",
     "sample_sites",
-    "with_batch_dims",
 ]
 
-Site = Any  # numpyro's Message, a dict
+
+class _Plate(NamedTuple):
+    """A plate that a site is under, as Pyro describes it."""
+
+    name: str
+    dim: int
+    size: int
+    full_size: int  # before subsampling
+
+    @classmethod
+    def of(cls, frame: Any, full_sizes: Mapping[str, int]) -> "_Plate":
+        """Read a frame of NumPyro's."""
+        return cls(frame.name, frame.dim, frame.size, full_sizes.get(frame.name, frame.size))
 
 
-Trace = Mapping[str, Site]
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """A sample site as a run has left it."""
+
+    name: str
+    fn: Any  # its distribution, with whatever plates and handlers made of it
+    value: Any
+    is_observed: bool
+    plates: Mapping[str, Any]  # the plates it is under: name -> frame (dim, size, ...)
+    scale: Any  # weight of its log-density: subsampling, `handlers.scale`
+    infer: Mapping[str, Any]
+    call: tuple  # what its log_prob takes beside the value: intermediates
+
+    @classmethod
+    def of(cls, message: Any, full_sizes: Mapping[str, int] = MappingProxyType({})) -> "Site":
+        """Read a message of NumPyro's; full sizes of plates that subsample are of its trace."""
+        frames = message["cond_indep_stack"]
+        return cls(
+            name=message["name"],
+            fn=message.get("fn"),
+            value=message["value"],
+            is_observed=message.get("is_observed", False),
+            plates={f.name: _Plate.of(f, full_sizes) for f in frames},
+            scale=1.0 if message.get("scale") is None else message["scale"],
+            infer=message.get("infer") or {},
+            call=(message["intermediates"],) if message.get("intermediates") else (),
+        )
+
+    @property
+    def base(self) -> Any:
+        """Its distribution without what wraps it: plates' sizes, event dims, masks."""
+        return base_distribution(self.fn)
+
+    @property
+    def family(self) -> str:
+        """The name of its distribution, for messages."""
+        return type(self.base).__name__
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether its draws have no pathwise gradient."""
+        base = self.base
+        # NumPyro's default is true of a distribution without parameters, whatever its support.
+        by_default = type(base).has_rsample is dist.Distribution.has_rsample
+        if by_default and not base.arg_constraints and base.support.is_discrete:
+            return True
+        return not base.has_rsample
+
+    @property
+    def has_finite_support(self) -> bool:
+        """Whether the values of one of its latents can be listed."""
+        return bool(getattr(self.base, "has_enumerate_support", False))
+
+    @property
+    def is_auxiliary(self) -> bool:
+        """Whether a guide's site is not of the model."""
+        return bool(self.infer.get("is_auxiliary"))
+
+    @property
+    def by_sampler(self) -> bool:
+        """Whether an algorithm has its own way to draw it, `draw.Sampler`."""
+        return bool(self.infer.get("_by_sampler"))
+
+    @property
+    def num_batch_dims(self) -> int:
+        """Batch dims of its value."""
+        return jnp.ndim(self.value) - self.fn.event_dim
+
+    def log_prob(self) -> Array:
+        """Log-density of its value, over its batch dims; not scaled by handlers."""
+        return self.fn.log_prob(self.value, *self.call)
+
+    def scaled(self, values: Array, scale: Any) -> Array:
+        """Numbers over its batch dims, weighed by `scale`; its masks are the distribution's."""
+        return values * scale
 
 
-class Layout(NamedTuple):
-    """What one plain run tells of the structure of a model/guide pair, and how to draw from it."""
+def sample_sites(trace: Mapping[str, Any]) -> dict[str, Site]:
+    """The sample sites of a run by name, in order: neither plates nor deterministic sites."""
+    return _sites(trace, "sample")
 
-    nesting: int  # plates take the batch dims -1 ... -nesting, particles are left of them
-    plates: tuple[str, ...]  # that make a datum, leftmost first
-    dims: tuple[int, ...]  # their batch dims
-    scored: tuple[str, ...]  # guide sites without a pathwise gradient
-    paired: tuple[str, ...] = ()  # drawn antithetically by particles k and k + K/2
-    pathwise: bool = True  # whether reparameterised draws of a datum keep their gradient
+
+def deterministic_sites(trace: Mapping[str, Any]) -> dict[str, Site]:
+    """The deterministic sites of a run, by name."""
+    return _sites(trace, "deterministic")
+
+
+def _sites(trace: Mapping[str, Any], kind: str) -> dict[str, Site]:
+    full_sizes = {name: m["args"][0] for name, m in trace.items() if m["type"] == "plate"}
+    return {name: Site.of(m, full_sizes) for name, m in trace.items() if m["type"] == kind}
+
+
+def mutable_values(trace: Mapping[str, Any]) -> dict[str, Any]:
+    """The mutable state that a run has left, by name."""
+    return {name: m["value"] for name, m in trace.items() if m["type"] == "mutable"}
+
+
+def is_drawn(message: Any) -> bool:
+    """Whether a message is of a latent that the program draws."""
+    return message["type"] == "sample" and not message["is_observed"]
 
 
 def base_distribution(fn: Any) -> Any:
+    """A distribution without what wraps it."""
     while isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
         fn = fn.base_dist
     return fn
 
 
-def mutable_values(trace: Trace) -> dict[str, Any]:
-    return {name: site["value"] for name, site in trace.items() if site["type"] == "mutable"}
+def in_batch_dims(site: Site, values: Array, nesting: int) -> Array:
+    """View numbers of a site with ``nesting`` batch dims.
 
-
-def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
-    for name, site in trace.items():
-        if site["type"] == "sample":
-            yield name, site
-
-
-def needs_score(site: Site) -> bool:
-    base = base_distribution(site["fn"])
-    # NumPyro's default is true of a distribution without parameters, whatever its support.
-    by_default = type(base).has_rsample is dist.Distribution.has_rsample
-    if by_default and not base.arg_constraints and base.support.is_discrete:
-        return True
-    return not base.has_rsample
-
-
-def plates_of(site: Site) -> dict[str, Any]:
-    return {frame.name: frame for frame in site["cond_indep_stack"]}
-
-
-def log_prob(site: Site) -> Array:
-    if site["intermediates"]:
-        return site["fn"].log_prob(site["value"], site["intermediates"])
-    return site["fn"].log_prob(site["value"])
-
-
-def with_batch_dims(site: Site, value: Array, nesting: int) -> Array:
-    """View with `nesting` batch dims; every size above 1 must be a plate's."""
-    name, shape = site["name"], jnp.shape(value)
-    sizes = {frame.dim: frame.size for frame in plates_of(site).values()}
+    Raises:
+        ValueError: If a size above 1 is no plate's.
+    """
+    shape = jnp.shape(values)
+    sizes = {frame.dim: frame.size for frame in site.plates.values()}
     for dim in range(-1, -len(shape) - 1, -1):
         if shape[dim] not in (1, sizes.get(dim, 1)):
             raise ValueError(
-                f"site '{name}': its log-density has shape {shape}, but batch dim {dim} is "
+                f"site '{site.name}': its log-density has shape {shape}, but batch dim {dim} is "
                 f"{_meaning(dim, site)}. Either declare the dim with .to_event(1), or put the "
                 f"site under a plate with dim={dim}."
             )
-    return jnp.reshape(value, (1,) * (nesting - len(shape)) + shape[max(len(shape) - nesting, 0) :])
+    missing, extra = max(nesting - len(shape), 0), max(len(shape) - nesting, 0)
+    return jnp.reshape(values, (1,) * missing + shape[extra:])
 
 
 def _meaning(dim: int, site: Site) -> str:
-    for frame in plates_of(site).values():
+    for frame in site.plates.values():
         if frame.dim == dim:
             return f"that of plate '{frame.name}', of size {frame.size}"
     return "under no plate"

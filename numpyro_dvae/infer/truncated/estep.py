@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, Num, UInt32
-from numpyro.handlers import block, seed, substitute, trace
+from numpyro.handlers import block, substitute
 
 from numpyro_dvae.infer.truncated.minibatch import Minibatch
 from numpyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
@@ -26,8 +27,10 @@ from numpyro_dvae.ops.states import (
     zobrist_table,
 )
 from numpyro_dvae.programs.codes import Space, decode, encode
-from numpyro_dvae.programs.draw import Draw
-from numpyro_dvae.programs.run import Particles, run_particles
+from numpyro_dvae.programs.draw import Draw, run_program
+from numpyro_dvae.programs.pair import Pair
+from numpyro_dvae.programs.record import Particles, Reader
+from numpyro_dvae.programs.run import run_particles
 
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
 _CACHE_BYTES, _DEVICE_BYTES = 2**21, 2**30  # of the largest temporary that scoring makes at once
@@ -78,29 +81,21 @@ def log_weights(particles: Particles, beta: float | Array = 1.0) -> Float[Array,
     """Unnormalised ``log q``: the beta-ELBO's best weights of given states."""
     if isinstance(beta, jax.Array):
         beta = beta.astype(particles.log_likelihood.dtype)
-    return particles.log_likelihood / beta + particles.log_prior - particles.log_q_rest
+    return particles.log_likelihood / beta + particles.log_prior - particles.log_q_pathwise
 
 
 def run_states(
     call: Call,
     codes: Num[Array, "S B H"],
-    closed_forms: Mapping[str, Any] | None = None,
+    reads: Mapping[str, Reader] = MappingProxyType({}),
     vectorize: bool | Callable | None = None,
 ) -> tuple[Particles, dict[str, Any]]:
     """The record of given states, all with the same draws of the other latents."""
+    vectorize = call.vectorize if vectorize is None else vectorize
+    pair = Pair(call.model, call.rest, call.args, call.kwargs, call.space.layout, vectorize)
+    values = decode(call.space, codes, call.batch.sizes)
     with block():
-        return run_particles(
-            call.rng_key,
-            call.model,
-            call.rest,
-            call.args,
-            call.kwargs,
-            call.space.layout,
-            len(codes),
-            vectorize=call.vectorize if vectorize is None else vectorize,
-            values=decode(call.space, codes, call.batch.sizes),
-            closed_forms=closed_forms,
-        )
+        return run_particles(call.rng_key, pair, len(codes), reads=reads, values=values)
 
 
 def score_states(
@@ -329,8 +324,8 @@ def draws_of(guide: Callable, num_draws: int) -> Operator:
         program = substitute(guide, data=call.params | call.batch.subsamples)
 
         def draw(key: Array) -> dict[str, Array]:
-            with block(), Draw(key, {}):
-                found = trace(seed(program, key)).get_trace(*call.args, **call.kwargs)
+            with block(), Draw(key, call.space.layout):
+                found = run_program(key, program, call.args, call.kwargs)
             if missing := [name for name in names if name not in found]:
                 raise ValueError(
                     "draws_of(guide) needs a guide with the model's discrete sites "

@@ -20,7 +20,7 @@ References:
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -45,8 +45,9 @@ from numpyro_dvae.infer.truncated.minibatch import open_plates, prior_probs, rea
 from numpyro_dvae.ops.evolution import Operator, Population, union
 from numpyro_dvae.ops.states import num_words, pack, random_states, unpack
 from numpyro_dvae.programs.codes import decode, find_space
-from numpyro_dvae.programs.draw import Draw, trace_pair
-from numpyro_dvae.programs.sites import Site, Trace, sample_sites
+from numpyro_dvae.programs.draw import Draw, run_pair
+from numpyro_dvae.programs.pair import Pair
+from numpyro_dvae.programs.sites import sample_sites
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior", "draws_of"]
 
@@ -114,7 +115,7 @@ class TruncatedGuide:
         call = self._read(own, args, kwargs)
         codes, scores = self._score_members(call)
         log_weights = _in_dims(scores, call)
-        values = {name: site["value"] for name, site in sample_sites(own)}
+        values = {name: site.value for name, site in sample_sites(own).items()}
         members, layout = decode(call.space, codes, call.batch.sizes), call.space.layout
         own_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
         for site in call.space.sites:
@@ -204,9 +205,9 @@ class TruncatedGuide:
         subsample_key, draw_key = jax.random.split(rng_key)  # as `run_particles` does
         with block():
             space = find_space(rng_key, model, self.rest and rest, args, kwargs)
-            draw = Draw(subsample_key, {})
-            _, plain = trace_pair(draw_key, model, rest, args, kwargs, draw)
-        batch = read_minibatch(plain, space)
+            pair = Pair(model, rest, args, kwargs, space.layout)
+            run = run_pair(draw_key, pair, Draw(subsample_key, space.layout))
+        batch = read_minibatch(run.model_trace, space)
         model, rest = (substitute(program, data=batch.subsamples) for program in (model, rest))
         vectorize = self.vectorize_particles
         call = Call(rng_key, params, model, rest, args, kwargs, space, batch, vectorize)
@@ -229,7 +230,7 @@ class TruncatedGuide:
 
     # ------------------------------------------------------------------------------------ states
 
-    def _read(self, own: Trace, args: tuple, kwargs: dict) -> Call:
+    def _read(self, own: Mapping[str, Any], args: tuple, kwargs: dict) -> Call:
         """What this call is about, among handlers: they see parameters, mutable state, plates."""
         with block(hide_fn=_is_drawn), _FixedKeys():
             plain = trace(replay(self.model, trace=own)).get_trace(*args, **kwargs)
@@ -240,7 +241,7 @@ class TruncatedGuide:
         rest = None if rest is None else substitute(rest, data=params)
         space = find_space(jax.random.key(0), model, rest, args, kwargs)
         batch = read_minibatch(plain, space)
-        drawn = {n: jax.lax.stop_gradient(s["value"]) for n, s in sample_sites(own)}
+        drawn = {n: jax.lax.stop_gradient(s.value) for n, s in sample_sites(own).items()}
         model = substitute(self.model, data=params | drawn | batch.subsamples)
         key, vectorize = jax.random.key(0), self.vectorize_particles
         call = Call(key, params, model, _nothing, args, kwargs, space, batch, vectorize)
@@ -329,13 +330,13 @@ def _random_words(
 class _FixedKeys(Messenger):
     """Keys of their own for draws that do not matter: vmapped callers then share one run."""
 
-    def process_message(self, msg: Site) -> None:
+    def process_message(self, msg: Any) -> None:
         """Give a latent site its key."""
         if msg["type"] == "sample" and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
             msg["kwargs"]["rng_key"] = jax.random.key(0)
 
 
-def _is_drawn(msg: Site) -> bool:
+def _is_drawn(msg: Any) -> bool:
     """Whether a message concerns one run only; parameters, state and rows are the program's."""
     return msg["type"] not in ("param", "mutable", "plate")
 

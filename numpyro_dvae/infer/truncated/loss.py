@@ -24,7 +24,6 @@ References:
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -33,7 +32,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, UInt32
 from numpyro.handlers import substitute
 
-from numpyro_dvae.infer.elbo import BetaState, Estimate, Memory, ParticleELBO, scheduled
+from numpyro_dvae.infer.elbo import Gain, LossState, Objective, ParticleELBO, info_type
+from numpyro_dvae.infer.memory import LossMemory, forgotten, scheduled, take_memory
 from numpyro_dvae.infer.truncated.estep import (
     Call,
     Evolved,
@@ -45,31 +45,63 @@ from numpyro_dvae.infer.truncated.estep import (
     run_states,
 )
 from numpyro_dvae.infer.truncated.guide import TruncatedGuide
+from numpyro_dvae.infer.truncated.statistics import read_statistics, sums
 from numpyro_dvae.ops.evolution import Operator
-from numpyro_dvae.programs.run import Particles
-from numpyro_dvae.programs.statistics import Statistic
+from numpyro_dvae.programs.record import Particles
 
-__all__ = ["TruncatedInfo", "TruncatedState", "Truncated_ELBO"]
+__all__ = [
+    "TruncatedInfo",
+    "TruncatedMemory",
+    "TruncatedValues",
+    "Truncated_ELBO",
+    "truncated_values",
+]
+
+# ess: effective number of states, 1 / sum q_n^2, in [1, S]; replaced: fraction of a set that the
+# E-step has replaced
+TruncatedInfo = info_type(__name__, "TruncatedInfo", "ess", "replaced")
 
 
-class TruncatedState(NamedTuple):
-    """Step and beta, and what the closed forms have gathered since their last update."""
+class TruncatedMemory(NamedTuple):
+    """What the closed forms have gathered since their last update."""
 
-    beta: BetaState
     totals: dict[str, Array]  # parameter -> sum over data of q's mean statistic, of its shape
     counts: dict[str, Array]  # parameter -> how many observed entries are in it
-    rows: int | Int[Array, ""]  # data seen
+    rows: Int[Array, ""]  # data seen
 
 
-class TruncatedInfo(NamedTuple):
-    """Means per datum of the last step."""
+class TruncatedValues(NamedTuple):
+    """Of each datum, what its set of states makes, in nats."""
 
-    elbo: Float[Array, ""]  # nats
-    beta_elbo: Float[Array, ""]  # nats
-    rate: Float[Array, ""]  # bits that the latents carry
-    beta: float | Array
-    ess: Float[Array, ""]  # effective number of states, 1 / sum q_n^2, in [1, S]
-    replaced: Float[Array, ""]  # fraction of a set that the E-step has replaced
+    bound: Float[Array, "*plates"]  # of the beta-ELBO, with its gradient
+    elbo: Float[Array, "*plates"]
+    log_likelihood: Float[Array, "*plates"]  # its mean under q_n
+    weights: Float[Array, "S *plates"]  # q_n of each state
+
+
+def truncated_values(
+    scores: Float[Array, "S *plates"],
+    log_likelihood: Float[Array, "S *plates"],
+    beta: float | Array = 1.0,
+) -> TruncatedValues:
+    """The bound ``beta log sum exp(scores)`` of the states of a set, and its parts.
+
+    Args:
+        scores: ``log p(x|z) / beta + log p(z)`` of each state, -inf for one that is not to count.
+        log_likelihood: ``log p(x|z)`` of each state.
+        beta: Weight of the rate.
+
+    Example:
+        >>> values = truncated_values(jnp.log(jnp.array([0.25, 0.5])), jnp.zeros(2))
+        >>> print(f"{jnp.exp(values.bound):.4f}", jnp.array_str(values.weights, precision=4))
+        0.7500 [0.3333 0.6667]
+    """
+    bound = beta * jax.nn.logsumexp(scores, axis=0)
+    weights = jax.nn.softmax(jax.lax.stop_gradient(scores), axis=0)
+    likelihood = jnp.where(weights > 0, jax.lax.stop_gradient(log_likelihood), 0.0)
+    likelihood = (weights * likelihood).sum(0)
+    elbo = jax.lax.stop_gradient(bound) / beta + (1.0 - 1.0 / beta) * likelihood
+    return TruncatedValues(bound, elbo, likelihood, weights)
 
 
 class _Step(NamedTuple):
@@ -77,8 +109,8 @@ class _Step(NamedTuple):
 
     rng_key: Array  # of the proposals
     params: dict[str, Any]
-    memory: Memory | None
-    state: TruncatedState
+    memory: LossMemory | None
+    state: LossState
     guide: TruncatedGuide
     words: UInt32[Array, "N S W"]
     call: Call  # at these parameters, without gradient
@@ -127,24 +159,21 @@ class Truncated_ELBO(ParticleELBO):
         self.evolve, self.generations = evolve, generations
         self.sweeps, self.closed_form = sweeps, closed_form
 
-    def init_state(self, mutable_state: Mapping[str, Any] | None = None) -> TruncatedState:
-        """What the first step needs: room for the statistics of whatever state is kept."""
+    def init_memory(self, mutable_state: Mapping[str, Any] | None = None) -> TruncatedMemory:
+        """Nothing gathered: room for the statistics of whatever state is kept."""
         kept = {} if self.closed_form is False else (mutable_state or {})
         totals = {
             name: jnp.zeros_like(value)
             for name, value in kept.items()
             if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.floating)
         }
-        return TruncatedState(super().init_state(), totals, totals, jnp.zeros((), int))
-
-    def init_memory(self, mutable_state: dict[str, Any] | None = None) -> Memory:
-        """The memory of a loss that has not run, with room for the parameters' statistics."""
-        return super().init_memory()._replace(state=self.init_state(mutable_state))
+        return TruncatedMemory(totals, totals, jnp.zeros((), int))
 
     @property
     def remembers(self) -> bool:
         """Whether a step needs the state of the one before."""
-        return super().remembers or callable(self.sweeps) or callable(self.closed_form)
+        schedules = self.beta, self.sweeps, self.closed_form
+        return self.target_rate is not None or any(map(callable, schedules))
 
     # --------------------------------------------------------------------- NumPyro's protocol
 
@@ -193,10 +222,23 @@ class Truncated_ELBO(ParticleELBO):
 
     # ------------------------------------------------------------------------------ E- and M-step
 
+    def run(
+        self,
+        rng_key: Array,
+        params: Mapping[str, Any],
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+    ) -> tuple[Particles, dict[str, Any]]:
+        """Run the model at the states of the sets as they are."""
+        step = self._read(rng_key, params, model, guide, args, kwargs)
+        return _run_members(step, _as_they_are(step), {})
+
     def _read(
         self,
         rng_key: Array,
-        param_map: dict[str, Any],
+        param_map: Mapping[str, Any],
         model: Callable,
         guide: Callable,
         args: tuple,
@@ -208,7 +250,7 @@ class Truncated_ELBO(ParticleELBO):
                 f"{type(guide).__name__}."
             )
         params = dict(param_map)
-        memory, words = self._take_memory(params), params.get(guide.site, guide.words)
+        memory, words = take_memory(self, params), params.get(guide.site, guide.words)
         if words is None:
             raise ValueError(
                 f"the states of the guide, mutable state '{guide.site}', are not there. Take them "
@@ -223,7 +265,7 @@ class Truncated_ELBO(ParticleELBO):
     def _evolve(self, step: _Step) -> Evolved:
         sweeps = scheduled("sweeps", self.sweeps, step.state.beta.step)
         if isinstance(sweeps, int) and sweeps == 0:
-            return Evolved(step.codes, distinct(step.call, step.codes), jnp.zeros(()))
+            return _as_they_are(step)
         return evolve_sets(
             step.rng_key,
             step.call,
@@ -241,69 +283,55 @@ class Truncated_ELBO(ParticleELBO):
         """Loss and mutable state; of the sets as they are, if they have not evolved."""
         forms = step.call.batch.closed_forms if evolved and self.closed_form is not False else {}
         if forms and step.memory is None:
-            raise self._forgotten()
-        members = evolved or Evolved(step.codes, distinct(step.call, step.codes), jnp.zeros(()))
-        particles, mutable = _run_members(step, members, forms)
+            raise forgotten(self)
+        particles, mutable = _run_members(step, evolved or _as_they_are(step), forms)
         estimate = self._estimate(particles, step.state)
         if evolved:
-            estimate = estimate._replace(info=estimate.info._replace(replaced=evolved.replaced))
             mutable |= self._stored(step, evolved)
         if forms:
-            estimate, values = self._close(estimate, particles, step, forms)
+            memory, values = self._set_closed_forms(step, forms, estimate.state.memory)
+            estimate = estimate._replace(state=estimate.state._replace(memory=memory))
             mutable |= values
         return self._result(estimate, step.memory, mutable)
 
-    def _estimate(self, particles: Particles, state: TruncatedState) -> Estimate:
-        beta = self._current_beta(state.beta, particles)
-        bound, weights = _posterior(particles, beta)
-        likelihood = jnp.where(weights > 0, particles.log_likelihood, 0.0)
-        likelihood = (weights * likelihood).sum(0)
-        elbo = bound / beta + (1.0 - 1.0 / beta) * likelihood
-        rate = (likelihood - elbo).mean()
-        shared_rate = particles.shared_prior - particles.shared_q
-        shared = particles.shared_likelihood
-        return Estimate(
-            loss=-particles.scale * elbo.sum() - (shared + shared_rate).mean(),
-            surrogate=-particles.scale * bound.sum() - (shared + beta * shared_rate).mean(),
-            info=TruncatedInfo(
-                elbo=elbo.mean(),
-                beta_elbo=bound.mean(),
-                rate=rate / math.log(2),
-                beta=beta,
-                ess=(1.0 / jnp.square(weights).sum(0)).mean(),
-                replaced=jnp.zeros_like(rate),
-            ),
-            state=state._replace(beta=self._next_beta_state(state.beta, rate)),
+    def gain(
+        self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
+    ) -> Gain:
+        """The bound that the states make, and what the closed forms gather of them."""
+        scores = log_weights(particles, beta)
+        values = truncated_values(scores, particles.log_likelihood, beta)
+        ess = (1.0 / jnp.square(values.weights).sum(0)).mean()
+        expected = objective._replace(
+            log_likelihood=values.log_likelihood[None],
+            elbo=values.elbo[None],
+            beta_elbo=jax.lax.stop_gradient(values.bound)[None],
         )
+        info = {"ess": ess, "replaced": particles.extras["replaced"]}
+        memory = _gather(particles.extras, values.weights, memory)
+        return Gain(values.bound, info, memory, expected)
 
     # ------------------------------------------------------------------------------- closed forms
 
-    def _close(
-        self,
-        estimate: Estimate,
-        particles: Particles,
-        step: _Step,
-        forms: Mapping[str, Any],
-    ) -> tuple[Estimate, dict[str, Array]]:
-        """Add the statistics of these data to those since the last update; update when due."""
-        state = step.state
-        _, weights = _posterior(particles, self._current_beta(state.beta, particles))
-        goes_on = scheduled("closed_form", self.closed_form, state.beta.step)
-        rows = jnp.where(goes_on, state.rows + weights[0].size, 0)
+    def _set_closed_forms(
+        self, step: _Step, forms: Mapping[str, Any], memory: TruncatedMemory
+    ) -> tuple[TruncatedMemory, dict[str, Array]]:
+        """New values of the parameters if all data have been seen since the last time."""
+        goes_on = scheduled("closed_form", self.closed_form, step.state.beta.step)
+        rows = jnp.where(goes_on, memory.rows, 0)
         is_due = goes_on & (rows >= step.call.batch.num_data)
-        totals, counts, values = dict(state.totals), dict(state.counts), {}
-        for name, form in forms.items():
+        totals, counts, values = dict(memory.totals), dict(memory.counts), {}
+        for form in forms.values():
             key, old = form.target, step.params[form.target]
-            total, count = _sums(particles.statistics[name], weights, jnp.shape(old))
-            total = jnp.where(goes_on, totals[key] + total, 0.0)
-            count = jnp.where(goes_on, counts[key] + count, 0.0)
+            total, count = (jnp.where(goes_on, held[key], 0.0) for held in (totals, counts))
             new = jnp.asarray(form.solve(total, count, old), jnp.result_type(old))
             values[key] = jnp.where(is_due, new, old)
-            totals[key], counts[key] = (jnp.where(is_due, 0.0, sum) for sum in (total, count))
-        gathered = estimate.state._replace(
-            totals=totals, counts=counts, rows=jnp.where(is_due, 0, rows)
-        )
-        return estimate._replace(state=gathered), values
+            totals[key], counts[key] = (jnp.where(is_due, 0.0, held) for held in (total, count))
+        return TruncatedMemory(totals, counts, jnp.where(is_due, 0, rows)), values
+
+
+def _as_they_are(step: _Step) -> Evolved:
+    """The sets, not evolved."""
+    return Evolved(step.codes, distinct(step.call, step.codes), jnp.zeros(()))
 
 
 def _run_members(
@@ -316,37 +344,25 @@ def _run_members(
     if call.vectorize and size < len(codes):
         vectorize = functools.partial(in_pieces, size=size)
     call = call._replace(model=model, rest=rest)
-    particles, mutable = run_states(call, codes, forms, vectorize)
+    reads = {"statistics": functools.partial(read_statistics, forms)}
+    particles, mutable = run_states(call, codes, reads, vectorize)
     shape = particles.log_prior.shape
     log_prior = jnp.where(members.is_first.reshape(shape), particles.log_prior, -jnp.inf)
-    in_range = call.batch.in_range.reshape(shape[1:])
-    return particles._replace(log_prior=jnp.where(in_range, log_prior, jnp.nan)), mutable
+    log_prior = jnp.where(call.batch.in_range.reshape(shape[1:]), log_prior, jnp.nan)
+    targets = {name: form.target for name, form in forms.items()}
+    extras = {**particles.extras, "targets": targets, "replaced": members.replaced}
+    return particles._replace(log_prior=log_prior, extras=extras), mutable
 
 
-def _posterior(
-    particles: Particles, beta: float | Array
-) -> tuple[Float[Array, "*plates"], Float[Array, "S *plates"]]:
-    """The beta-ELBO of each datum, and q_n, without gradient."""
-    scores = log_weights(particles, beta)
-    weights = jax.nn.softmax(jax.lax.stop_gradient(scores), axis=0)
-    return beta * jax.nn.logsumexp(scores, axis=0), weights
-
-
-def _sums(
-    statistic: Statistic, weights: Float[Array, "S *plates"], shape: tuple[int, ...]
-) -> tuple[Array, Array]:
-    """Of q's mean statistic, and of the entries that no mask takes out; over data, to a shape."""
-    plates, num_entries = tuple(range(weights.ndim - 1)), statistic.value.ndim - weights.ndim
-    padded = (1,) * (num_entries - len(shape)) + shape
-    dims = tuple(dim - num_entries for dim, size in enumerate(padded) if size == 1)
-    value = jnp.where(statistic.mask, statistic.value, 0.0).sum(dims, keepdims=True)
-    weights = weights.reshape(*weights.shape, *(1,) * num_entries)
-    total = (weights * value).sum(0).sum(plates)
-    count = statistic.mask.astype(total.dtype).sum(plates)
-    return _sum_to(total, shape), _sum_to(count, shape)
-
-
-def _sum_to(value: Array, shape: tuple[int, ...]) -> Array:
-    """The sum over the dims that `shape`, which broadcasts to the value's, lacks or has as 1."""
-    value = value.sum(range(value.ndim - len(shape)))
-    return value.sum([dim for dim, size in enumerate(shape) if size == 1], keepdims=True)
+def _gather(
+    extras: Mapping[str, Any], weights: Float[Array, "S *plates"], memory: TruncatedMemory
+) -> TruncatedMemory:
+    """Add the statistics of these data to those since the last update."""
+    statistics, targets = extras["statistics"], extras["targets"]
+    totals, counts = dict(memory.totals), dict(memory.counts)
+    for name, statistic in statistics.items():
+        target = targets[name]
+        total, count = sums(statistic, weights, totals[target].shape)
+        totals[target], counts[target] = totals[target] + total, counts[target] + count
+    rows = memory.rows + weights[0].size if statistics else memory.rows
+    return TruncatedMemory(totals, counts, rows)

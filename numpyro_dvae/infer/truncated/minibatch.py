@@ -4,7 +4,7 @@ A truncated posterior keeps something for every datum, so it must know which dat
 The model says so itself, by its plates: their full sizes and the rows that they subsample.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import substitute
 
-from numpyro_dvae.programs.codes import Space, by_datum, own_shape
+from numpyro_dvae.programs.codes import Space, by_datum, shape_in_datum
 from numpyro_dvae.programs.masks import entry_mask
-from numpyro_dvae.programs.sites import Site, Trace, base_distribution, plates_of, sample_sites
+from numpyro_dvae.programs.sites import Site, sample_sites
 
 
 class Minibatch(NamedTuple):
@@ -35,15 +35,16 @@ class Minibatch(NamedTuple):
     unmasked: Bool[Array, "B H"] | None  # False where a mask takes a latent out; None: nowhere
 
 
-def read_minibatch(trace: Trace, space: Space) -> Minibatch:
+def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:
     """Read from a plain run of the model what it is about.
 
     Raises:
         ValueError: If no site is observed, if a discrete site differs from the space's, or if a
             known row is out of range.
     """
-    latents = {n: site for n, site in sample_sites(trace) if not site["is_observed"]}
-    _check_sites(trace, latents, space)
+    sites = sample_sites(trace)
+    latents = {name: site for name, site in sites.items() if not site.is_observed}
+    _check_sites(sites, latents, space)
     plates = {name: site for name, site in trace.items() if site["type"] == "plate"}
     full_sizes = {name: site["args"][0] for name, site in plates.items()}
     subsamples = {name: site["value"] for name, site in plates.items()}
@@ -54,7 +55,7 @@ def read_minibatch(trace: Trace, space: Space) -> Minibatch:
         in_range = (in_range[:, None] & (indices >= 0) & (indices < full)).ravel()
         rows, num_data = (rows[:, None] * full + indices).ravel(), num_data * full
     sizes = tuple(len(subsamples[name]) for name in space.layout.plates)
-    forms = {n: site["infer"].get("closed_form") for n, site in sample_sites(trace)}
+    forms = {name: site.infer.get("closed_form") for name, site in sites.items()}
     return Minibatch(
         subsamples=subsamples,
         full_sizes=full_sizes,
@@ -68,18 +69,18 @@ def read_minibatch(trace: Trace, space: Space) -> Minibatch:
     )
 
 
-def _check_sites(trace: Trace, latents: dict[str, Site], space: Space) -> None:
-    if not any(site["is_observed"] for _, site in sample_sites(trace)):
+def _check_sites(sites: dict[str, Site], latents: dict[str, Site], space: Space) -> None:
+    if len(latents) == len(sites):
         raise ValueError(
             "the model observes nothing in this call, so there is no posterior over its states. "
             "Pass the data; to sample from the prior, call the model alone."
         )
     for site in space.sites:
         found = latents.get(site.name)
-        shapes = found and (own_shape(found, space.layout), tuple(found["fn"].event_shape))
-        if shapes != (site.own_shape, site.event_shape):
+        shapes = found and (shape_in_datum(found, space.layout), tuple(found.fn.event_shape))
+        if shapes != (site.batch_shape, site.event_shape):
             raise ValueError(
-                f"site '{site.name}' had shape {(*site.own_shape, *site.event_shape)} per datum "
+                f"site '{site.name}' had shape {(*site.batch_shape, *site.event_shape)} per datum "
                 f"when its states were made, and is now {shapes and (*shapes[0], *shapes[1])}. "
                 "All data must have the same discrete sites; pad them, and mask the padding."
             )
@@ -102,12 +103,11 @@ def _unmasked(
     latents: dict[str, Site], space: Space, sizes: tuple[int, ...]
 ) -> Bool[Array, "B H"] | None:
     """Where no mask takes a latent out of the model."""
-    fns = [latents[site.name]["fn"] for site in space.sites]
-    if not any(_has_mask(fn) for fn in fns):
+    if not any(_has_mask(latents[site.name].fn) for site in space.sites):
         return None
     parts = []
-    for site, fn in zip(space.sites, fns, strict=True):
-        mask = entry_mask(fn, len(site.cells))
+    for site in space.sites:
+        mask = entry_mask(latents[site.name], len(site.cells))
         parts.append(by_datum(mask[None], site, space.layout, sizes, 0)[0])
     return jnp.concatenate(parts, -1)
 
@@ -124,7 +124,7 @@ def prior_probs(latents: dict[str, Site], space: Space) -> Float[Array, "H V"]:
     """Probabilities of each latent's codes in the model, in the mean of a run's data; 0 beyond."""
     num_codes, parts = max(space.cardinalities), []
     for site in space.sites:
-        base = base_distribution(latents[site.name]["fn"])
+        base = latents[site.name].base
         probs = jnp.exp(base.log_prob(base.enumerate_support()))
         for dim in space.layout.dims:
             if probs.ndim + dim - len(site.cells) > 0:
@@ -138,7 +138,7 @@ def prior_probs(latents: dict[str, Site], space: Space) -> Float[Array, "H V"]:
 def open_plates(batch: Minibatch, name: str) -> Iterator[None]:
     """The plates of a site, with the rows of this call."""
     with ExitStack() as stack:
-        for frame in plates_of(batch.latents[name]).values():
+        for frame in batch.latents[name].plates.values():
             with substitute(data=batch.subsamples):
                 full = batch.full_sizes[frame.name]
                 plate = numpyro.plate(frame.name, full, frame.size, frame.dim)

@@ -1,0 +1,120 @@
+"""The handler that relaxes the discrete sites of a program, and checks that their values fit.
+
+Each chosen site that is not observed draws from the relaxed form of its distribution, a
+`PathwiseBernoulli` or a `PathwiseCategorical`. Codes, which are integers, become vectors.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
+from numpyro.primitives import Messenger
+
+from numpyro_dvae.distributions import OneHotCategorical, PathwiseBernoulli, PathwiseCategorical
+from numpyro_dvae.programs.sites import base_distribution
+
+__all__ = ["RefusalError", "Relaxing", "not_taken", "relaxed"]
+
+
+class RefusalError(ValueError):
+    """An error that is explained already."""
+
+
+class Relaxing(Messenger):
+    """Replace the distributions of chosen sites, and check that their values fit.
+
+    Args:
+        sites: Their names; None for all that can be relaxed.
+        options: Of the relaxed distributions: method, temperature, number of Gumbels.
+    """
+
+    def __init__(self, sites: tuple[str, ...] | None, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.sites, self.options = sites, options
+        self.met: set[str] = set()
+        self.codes: set[str] = set()  # sites whose integers become vectors
+        self.vectors: dict[str, int] = {}  # those that have a value, over so many codes
+
+    def process_message(self, msg: Any) -> None:
+        """Replace the distribution of a site."""
+        if msg["type"] != "sample":
+            return
+        name = msg["name"]
+        if self.sites is not None and name not in self.sites:
+            return
+        self.met.add(name)
+        fn = None if msg["is_observed"] else relaxed(msg["fn"], self.options)
+        if fn is not None:
+            base = base_distribution(msg["fn"])
+            if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs):
+                self.codes.add(name)
+            msg["fn"] = fn
+        elif self.sites is not None:
+            raise RefusalError(_refused(name, msg["fn"], msg["is_observed"]))
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Check the value of a site."""
+        if msg["type"] != "sample" or msg["is_observed"]:
+            return
+        name, value, event = msg["name"], msg["value"], tuple(msg["fn"].event_shape)
+        fits = jnp.shape(value)[jnp.ndim(value) - len(event) :] == event
+        if name in self.codes:
+            if not (fits and jnp.issubdtype(value.dtype, jnp.floating)):
+                raise RefusalError(_half_relaxed(name, "relaxed", "not"))
+            self.vectors[name] = event[-1]
+        elif not fits and getattr(msg["fn"].support, "is_discrete", False):
+            raise RefusalError(_half_relaxed(name, f"{_family(msg['fn'])}, not relaxed", "relaxed"))
+
+
+def relaxed(fn: Any, options: dict[str, Any]) -> Any:
+    """The relaxed form of a distribution, its wrappers kept; None if it has none."""
+    if isinstance(fn, dist.Independent):
+        base = relaxed(fn.base_dist, options)
+        return base if base is None else base.to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, MaskedDistribution):
+        base = relaxed(fn.base_dist, options)
+        return base if base is None else base.mask(fn._mask)
+    if isinstance(fn, ExpandedDistribution):
+        base = relaxed(fn.base_dist, options)
+        return base if base is None else base.expand(fn.batch_shape)
+    if isinstance(fn, dist.BernoulliLogits | dist.BernoulliProbs):
+        return PathwiseBernoulli(fn.logits, **options)
+    if isinstance(fn, dist.CategoricalLogits | dist.CategoricalProbs | OneHotCategorical):
+        return PathwiseCategorical(fn.logits, **options)
+    return None
+
+
+def _family(fn: Any) -> str:
+    return type(base_distribution(fn)).__name__
+
+
+def _refused(name: str, fn: Any, is_observed: bool) -> str:
+    found = "observed" if is_observed else f"of the family {_family(fn)}"
+    return (
+        f"`sites`: '{name}' cannot be relaxed, it is {found}. Only latent Bernoulli, Categorical "
+        "and OneHotCategorical sites can; leave it out and use a loss for discrete latents."
+    )
+
+
+def _half_relaxed(name: str, fn: str, value: str) -> str:
+    return (
+        f"site '{name}': its distribution here is {fn}, but its value, from the guide or given, is "
+        f"{value}. Relax both model and guide, with the same `sites`, or neither."
+    )
+
+
+def not_taken(vectors: dict[str, int], error: Exception) -> ValueError:
+    """What to say of a program that failed with vectors in place of codes.
+
+    Args:
+        vectors: Sites whose values were vectors, over so many codes.
+        error: How it failed.
+    """
+    name, num_codes = list(vectors.items())[-1]
+    return ValueError(
+        f"site '{name}' is Categorical: relaxed, its value is a vector over {num_codes} codes, "
+        f"(*batch, {num_codes}), in place of an integer, and the program failed with it: "
+        f"{type(error).__name__}: {error} Let the program take vectors (z @ table for table[z], "
+        "nets.MLPDecoder), or make the site OneHotCategorical, or leave it out of `sites`."
+    )

@@ -1,0 +1,116 @@
+"""Hand a model the vectors of its codes, so that their gradient goes straight through the codes.
+
+A guide that quantises vectors publishes them as deterministic sites, "z.inputs" (before) and
+"z.vectors" (after) beside its site "z" of codes. While the link is open, the model gets the vectors
+where it samples the codes, with the gradient of those before; their log-density is of the codes.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Array
+from numpyro.primitives import Messenger
+
+from numpyro_dvae.ops.quantizing import straight_through
+from numpyro_dvae.programs.pair import Layout, Run
+
+__all__ = ["VectorLink", "read_vectors"]
+
+
+class VectorLink:
+    """A model and a guide that hands it vectors; `model` and `guide` are to be run in their place.
+
+    Entered around a run, it forgets the vectors when the run is over.
+
+    Args:
+        model: Takes vectors ``(*batch, L, D)`` where it samples the codes ``(*batch, L)``.
+        guide: Publishes the vectors.
+    """
+
+    def __init__(self, model: Callable, guide: Callable) -> None:
+        self._programs, self._giver = (model, guide), _Giver()
+        self.model = _Under(model, self._giver)
+        self.guide = _Under(guide, _Noter(self._giver.vectors))
+
+    def joins(self, model: Callable, guide: Callable) -> bool:
+        """Whether it is of these programs."""
+        return self._programs == (model, guide)
+
+    def __enter__(self) -> "VectorLink":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._giver.vectors.clear()
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Let the model see the codes themselves for a while."""
+        self._giver.is_open = False
+        try:
+            yield
+        finally:
+            self._giver.is_open = True
+
+
+class _Noter(Messenger):
+    """Notes the vectors that a guide publishes."""
+
+    def __init__(self, vectors: dict[str, Array]) -> None:
+        super().__init__()
+        self.vectors = vectors
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Keep the value of a deterministic site."""
+        if msg["type"] == "deterministic":
+            self.vectors[msg["name"]] = msg["value"]
+
+
+class _Giver(Messenger):
+    """Gives a model vectors where it samples their codes.
+
+    Innermost around the program: a trace has recorded the codes by then.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vectors: dict[str, Array] = {}
+        self.is_open = True
+
+    def __exit__(self, *error: Any) -> None:
+        """Let go of the vectors: they belong to the particle whose run is over."""
+        super().__exit__(*error)
+        self.vectors.clear()
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Replace the value of a sampled site."""
+        if msg["type"] != "sample":
+            return
+        inputs = self.vectors.get(f"{msg['name']}.inputs")
+        vectors = self.vectors.get(f"{msg['name']}.vectors")
+        if self.is_open and inputs is not None and vectors is not None:
+            msg["value"] = straight_through(vectors, inputs)
+
+
+class _Under:
+    """A program under a handler, compared by its identity."""
+
+    def __init__(self, program: Callable, handler: Messenger) -> None:
+        self.program, self.handler = program, handler
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.handler:
+            return self.program(*args, **kwargs)
+
+
+def read_vectors(
+    run: Run, layout: Layout, num_particles: int
+) -> dict[str, tuple[Array, Array]] | None:
+    """Vectors before and after quantisation, by the site of their codes; a reader of records."""
+    computed = run.computed()
+    pairs = {
+        name: (computed[f"{name}.inputs"].value, computed[f"{name}.vectors"].value)
+        for name in run.guide
+        if f"{name}.inputs" in computed and f"{name}.vectors" in computed
+    }
+    return pairs or None
