@@ -34,6 +34,7 @@ from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
 from numpyro_dvae.ops.multisample import antithetic_advantages, antithetic_draw, antithetic_factor
+from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.draw import Sampler
 from numpyro_dvae.programs.layout import independent_sites
 from numpyro_dvae.programs.pair import Layout, Pair, Run
@@ -94,7 +95,7 @@ class AntitheticSampler:
 
 def read_pairs(run: Run, layout: Layout, num_particles: int) -> Float[Array, "*plates"]:
     """As `Particles.log_draw`, each latent of a pair weighed by its factor."""
-    ledger = Ledger(layout)
+    ledger = Ledger(layout, ())
     for site in run.guide.values():
         if site.needs_score and not site.is_observed:
             if site.by_sampler:
@@ -166,7 +167,8 @@ class DisARM_ELBO(ParticleELBO):
         self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
     ) -> Gain:
         """Compare the two of each pair."""
-        return Gain(antithetic_pairs(objective.beta_elbo, particles.extras["log_pair"]))
+        beta_elbo = fill_impossible(objective.beta_elbo)
+        return Gain(antithetic_pairs(beta_elbo, particles.extras["log_pair"]))
 
 
 def _probability(site: Site) -> Array:

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from numpyro.handlers import substitute
 from numpyro.infer.elbo import ELBO
 
@@ -41,6 +41,7 @@ from numpyro_dvae.programs.record import Particles, Reader
 from numpyro_dvae.programs.run import run_particles
 
 __all__ = [
+    "LEAST_BETA",
     "BetaState",
     "Gain",
     "Info",
@@ -49,8 +50,11 @@ __all__ = [
     "ParticleELBO",
     "info_type",
     "make_objective",
+    "without_impossible",
 ]
 
+LEAST_BETA = 1e-6  # of objectives that divide by beta: where a schedule is at 0, their limit
+_MOST_PLANS = 256  # of calls of different shapes that are remembered
 _RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
 
 
@@ -130,6 +134,62 @@ def make_objective(particles: Particles, beta: float | Array) -> Objective:
     )
 
 
+def without_impossible(particles: Particles, possible: Bool[Array, "K *plates"]) -> Particles:
+    """Log-densities that no gradient leaves where a particle is impossible.
+
+    There ``log p(x|z)`` is -inf and ``log p(z)`` 0; both are 0 for a datum whose particles are all
+    impossible, which is left out of what is ascended.
+    """
+    floor = jnp.where(possible.any(0), -jnp.inf, 0.0).astype(particles.log_likelihood.dtype)
+    return particles._replace(
+        log_likelihood=jnp.where(possible, particles.log_likelihood, floor),
+        log_prior=jnp.where(possible, particles.log_prior, 0.0),
+    )
+
+
+def _of_possible_data(gain: Gain, alive: Bool[Array, "*plates"]) -> Gain:
+    """Data of which no particle is possible gain nothing, and have an ELBO of -inf."""
+    if gain.value.shape == alive.shape:
+        gain = gain._replace(value=jnp.where(alive, gain.value, 0.0))
+    if gain.objective is None:
+        return gain
+    elbo, beta_elbo = gain.objective.elbo, gain.objective.beta_elbo
+    expected = gain.objective._replace(
+        elbo=jnp.where(alive, elbo, -jnp.inf), beta_elbo=jnp.where(alive, beta_elbo, -jnp.inf)
+    )
+    return gain._replace(objective=expected)
+
+
+def _mean_rate(objective: Objective) -> Float[Array, ""]:
+    """What the latents carry, in nats: the mean over particles that are possible."""
+    possible = objective.elbo != -jnp.inf
+    rates = jnp.where(possible, objective.log_likelihood - objective.elbo, 0.0)
+    return jax.lax.stop_gradient(rates).sum() / jnp.maximum(possible.sum(), 1)
+
+
+@jax.custom_jvp
+def _valued(value: Float[Array, ""], surrogate: Float[Array, ""]) -> Float[Array, ""]:
+    """A number with the gradient of another, whatever the other's value, infinities included."""
+    return value
+
+
+@_valued.defjvp
+def _valued_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return primals[0], tangents[1]
+
+
+def _looks(value: Any) -> Any:
+    """What an argument looks like: its structure, shapes and types, and values that are static."""
+    leaves, structure = jax.tree.flatten(value)
+    return structure, tuple(map(_looks_of_leaf, leaves))
+
+
+def _looks_of_leaf(leaf: Any) -> Any:
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return tuple(leaf.shape), str(leaf.dtype)
+    return leaf if isinstance(leaf, bool | int | str) else type(leaf)
+
+
 class ParticleELBO(ELBO):
     """Base of the losses: subclass it with one method, `gain`.
 
@@ -155,6 +215,7 @@ class ParticleELBO(ELBO):
     min_particles: int = 1
     reads: ClassVar[Mapping[str, Reader]] = MappingProxyType({})  # into `Particles.extras`
     pathwise: ClassVar[bool] = True  # whether reparameterised draws of a datum keep their gradient
+    least_beta: ClassVar[float] = 0.0  # `LEAST_BETA` of algorithms that divide by beta
     info_class: ClassVar[Any] = Info  # made by `info_type` if `Gain.info` has scalars
     memories: ClassVar[str] = "a schedule of `beta`, a `target_rate` or a moving average"
 
@@ -181,7 +242,8 @@ class ParticleELBO(ELBO):
         self.max_plate_nesting = max_plate_nesting
         self.beta, self.target_rate = beta, target_rate
         self.closed_form_entropy = closed_form_entropy
-        self._prepared: Pair | None = None
+        self._programs: tuple[Any, Any] | None = None
+        self._plans: dict[Any, tuple[Layout, Any]] = {}  # of calls that look alike
 
     # ---------------------------------------------------------------- what an algorithm brings
 
@@ -252,7 +314,7 @@ class ParticleELBO(ELBO):
     def _result(
         self, estimate: _Estimate, memory: LossMemory | None, mutable: dict[str, Any]
     ) -> dict[str, Any]:
-        loss = estimate.surrogate + jax.lax.stop_gradient(estimate.loss - estimate.surrogate)
+        loss = _valued(jax.lax.stop_gradient(estimate.loss), estimate.surrogate)
         if memory is not None:
             mutable[LOSS_MEMORY] = renewed(memory, LossMemory(estimate.state, estimate.info))
         return {"loss": loss, "mutable_state": mutable or None}
@@ -268,15 +330,17 @@ class ParticleELBO(ELBO):
         args: tuple,
         kwargs: dict,
     ) -> Pair:
-        """The programs at `params`, and what an abstract run tells of them at the first call."""
-        known, programs = self._prepared, (model, guide)
+        """The programs at `params`, and what an abstract run tells of calls that look alike."""
+        programs, key = (model, guide), (_looks(args), _looks(kwargs))
+        if self._programs is None or self._programs != programs or len(self._plans) > _MOST_PLANS:
+            self._programs, self._plans = programs, {}
         model, guide = (substitute(program, data=params) for program in programs)
         pair = Pair(model, guide, args, kwargs, vectorize=self.vectorize_particles)
-        if known is None or (known.model, known.guide) != programs:
-            pair = pair._replace(layout=self.find_layout(rng_key, pair))
-            known = Pair(*programs, (), {}, pair.layout, notes=self.inspect(rng_key, pair))
-            self._prepared = known
-        return pair._replace(layout=known.layout, notes=known.notes)
+        if key not in self._plans:
+            layout = self.find_layout(rng_key, pair)
+            self._plans[key] = layout, self.inspect(rng_key, pair._replace(layout=layout))
+        layout, notes = self._plans[key]
+        return pair._replace(layout=layout, notes=notes)
 
     def find_layout(self, rng_key: Array, pair: Pair) -> Layout:
         """How the sites of the programs lie."""
@@ -320,9 +384,12 @@ class ParticleELBO(ELBO):
     def _estimate(self, particles: Particles, state: LossState) -> _Estimate:
         beta = self._current_beta(state.beta, particles)
         objective = make_objective(particles, beta)
-        gain = self.gain(particles, objective, beta, state.memory)
+        possible = objective.elbo != -jnp.inf
+        particles = without_impossible(particles, possible)
+        gain = self.gain(particles, make_objective(particles, beta), beta, state.memory)
+        gain = _of_possible_data(gain, possible.any(0))
         expected = gain.objective or objective
-        rate = (expected.log_likelihood - expected.elbo).mean()
+        rate = _mean_rate(expected)
         info = {
             "elbo": expected.elbo.mean(),
             "beta_elbo": expected.beta_elbo.mean(),
@@ -331,8 +398,8 @@ class ParticleELBO(ELBO):
         }
         scale = particles.scale
         return _Estimate(
-            loss=-scale * expected.elbo.mean(0).sum() - expected.shared_elbo.mean(),
-            surrogate=-scale * gain.value.sum() - expected.shared_beta_elbo.mean(),
+            loss=-(scale * expected.elbo.mean(0)).sum() - expected.shared_elbo.mean(),
+            surrogate=-(scale * gain.value).sum() - expected.shared_beta_elbo.mean(),
             info=self.info_class(**info, **gain.info),
             state=LossState(self._next_beta_state(state.beta, rate), gain.memory),
         )
@@ -341,8 +408,8 @@ class ParticleELBO(ELBO):
         """A number, or an array of the log-densities' dtype."""
         beta = self._beta(state)
         if isinstance(beta, float | int):
-            return beta
-        return jnp.asarray(beta, particles.log_likelihood.dtype)
+            return max(beta, self.least_beta)
+        return jnp.maximum(jnp.asarray(beta, particles.log_likelihood.dtype), self.least_beta)
 
     def _beta(self, state: BetaState) -> Any:
         if self.target_rate is not None:
@@ -353,5 +420,6 @@ class ParticleELBO(ELBO):
         """`rate` in nats per datum. Beta rises while the latents carry more than the target."""
         if self.target_rate is None:
             return BetaState(state.step + 1, state.log_beta)
-        excess = jax.lax.stop_gradient(rate) / (self.target_rate * math.log(2)) - 1.0
+        excess = rate / (self.target_rate * math.log(2)) - 1.0
+        excess = jnp.where(jnp.isfinite(excess), excess, 0.0)  # a bad batch is not remembered
         return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * jnp.clip(excess, -1, 1))

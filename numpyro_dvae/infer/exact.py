@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
+from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.record import Particles
@@ -94,4 +95,6 @@ class Exact_ELBO(ParticleELBO):
         expected = objective._replace(
             log_likelihood=likelihood[None], elbo=elbo[None], beta_elbo=beta_elbo[None]
         )
-        return Gain(beta_elbo, objective=expected)
+        values = objective.log_likelihood - beta * (particles.log_q - particles.log_prior)
+        values = fill_impossible(jnp.where(probs > 0, values, -jnp.inf), probs)
+        return Gain(exact_expectation(probs, values), objective=expected)

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
 from numpyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
+from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.pair import Layout, Run
 from numpyro_dvae.programs.record import Particles
 from numpyro_dvae.programs.sites import in_batch_dims
@@ -125,10 +126,11 @@ class Reinforce_ELBO(ParticleELBO):
                 "`baseline`: learned() needs the guide to compute its prediction; write numpyro."
                 'deterministic("baseline", b) under the data plate, b of the plate\'s shape.'
             )
-        scores = jax.lax.stop_gradient(objective.beta_elbo)
+        beta_elbo = fill_impossible(objective.beta_elbo)
+        scores = jax.lax.stop_gradient(beta_elbo)
         fixed = jax.lax.stop_gradient(prediction)
         baseline, memory = self.baseline.apply(scores, memory, fixed)
-        value = score_function(objective.beta_elbo, particles.log_draw, baseline)
+        value = score_function(beta_elbo, particles.log_draw, baseline)
         if self.baseline.predicts and prediction is not None:
             value = value - 0.5 * jnp.square(scores - prediction).mean(0)
         return Gain(value, memory=memory)

@@ -21,9 +21,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
+from numpyro_dvae.infer.elbo import LEAST_BETA, Gain, Objective, ParticleELBO, info_type
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.multisample import BASELINES, multisample_signal
 from numpyro_dvae.programs.record import Particles
@@ -60,8 +62,11 @@ def multisample_bound(
         >>> print(jnp.array_str(found, precision=4))  # L - L_k, L = log (1 + e^2) / 2, L_k = 2, 0
         [-0.5662  1.4338]
     """
+    bound = importance_weighted_bound(scores)
     signal = multisample_signal(scores, baseline)
-    return beta * ((signal * log_draw).sum(0) + importance_weighted_bound(scores))
+    # Where no other particle is possible, 0 stands in for the bound without this one.
+    signal = jnp.where(jnp.isposinf(signal), jax.lax.stop_gradient(bound), signal)
+    return beta * ((signal * log_draw).sum(0) + bound)
 
 
 class VIMCO_ELBO(ParticleELBO):
@@ -85,6 +90,7 @@ class VIMCO_ELBO(ParticleELBO):
     """
 
     min_particles = 2
+    least_beta = LEAST_BETA
     info_class = VIMCOInfo
 
     def __init__(

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
+from numpyro_dvae.infer.elbo import LEAST_BETA, Gain, Objective, ParticleELBO, info_type
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.tempering import effective_sample_size
 from numpyro_dvae.ops.weighting import centered_weights, policy_weights
@@ -101,6 +101,7 @@ class WakeSleep_ELBO(ParticleELBO):
     """
 
     min_particles = 2
+    least_beta = LEAST_BETA
     pathwise = False
     info_class = WakeSleepInfo
 

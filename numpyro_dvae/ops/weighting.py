@@ -20,7 +20,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-__all__ = ["centered_weights", "count_copies", "policy_log_target", "policy_weights"]
+__all__ = [
+    "centered_weights",
+    "count_copies",
+    "fill_impossible",
+    "policy_log_target",
+    "policy_weights",
+]
 
 
 def policy_log_target(
@@ -67,3 +73,24 @@ def count_copies(codes: Shaped[Array, "K *batch D"]) -> Int[Array, "K *batch"]:
     """How many of the K particles hold the same D codes as this one, itself included."""
     # One particle at a time: all pairs at once may need K times the memory of the codes.
     return jax.lax.map(lambda particle: jnp.sum(jnp.all(codes == particle, -1), 0), codes)
+
+
+def fill_impossible(
+    scores: Float[Array, "K *batch"], probs: Float[Array, "K *batch"] | None = None
+) -> Float[Array, "K *batch"]:
+    """Scores with the mean of the possible particles in place of -inf; 0 where none is possible.
+
+    An estimator that compares scores then gets its gradient from the possible particles alone.
+
+    Args:
+        scores: Of each particle; those of -inf are replaced, without gradient.
+        probs: Weights of the mean; all alike if left out.
+    """
+    possible = scores != -jnp.inf
+    fixed = jax.lax.stop_gradient(scores)
+    weights = possible.astype(scores.dtype)
+    weights = weights if probs is None else weights * jax.lax.stop_gradient(probs)
+    total = (weights * jnp.where(possible, fixed, 0.0)).sum(axis=0)
+    mass = weights.sum(axis=0)
+    mean = total / jnp.where(mass > 0, mass, 1.0)
+    return jnp.where(possible, scores, mean)

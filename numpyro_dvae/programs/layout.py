@@ -9,6 +9,7 @@ References:
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,12 +33,11 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
     The shared plates are those of all guide sites that need the score function (if there are none,
     of all latent sites under plates), less any plate that a site depending on one of them is not
     under (the sum of a datum's latents observed outside of the data plate, say): their draws then
-    share one weight.
+    share one weight. So do the draws of sites that share no plate.
 
     Raises:
-        ValueError: If guide and model do not match (a latent site in one only, different plates or
-            sizes), if discrete sites share no plate though each has one, or if the plates nest
-            deeper than `max_plate_nesting`.
+        ValueError: If guide and model do not match (a latent site in one only, different plates,
+            sizes or event shapes), or if the plates nest deeper than `max_plate_nesting`.
     """
     layouts: list[Layout] = []
 
@@ -54,7 +54,7 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
 def _layout(rerun: _Rerun, max_plate_nesting: float) -> Layout:
     run = rerun({})
     _check_match(run)
-    scored = {name: site for name, site in run.guide.items() if site.needs_score}
+    scored = {n: s for n, s in run.guide.items() if s.needs_score and not s.is_observed}
     sites = [*run.guide.values(), *run.model.values()]
     frames = {name: frame for site in sites for name, frame in site.plates.items()}
     nesting = _nesting(frames, max_plate_nesting)
@@ -84,20 +84,26 @@ def _plated(sites: Mapping[str, Site]) -> dict[str, Site]:
 def _shared_plates(latent: dict[str, Site], sites: list[Site], rerun: _Rerun) -> set[str]:
     if not latent:
         return set()
-    plates = [set(site.plates) for site in latent.values()]
-    shared = set.intersection(*plates)
-    if not shared and all(plates) and any(site.needs_score for site in latent.values()):
-        listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in latent.items())
-        raise ValueError(
-            "discrete guide sites must share a plate, so that their datum has one weight, or one "
-            f"of them must be global; got {listed}. Put them under one plate, or marginalise one."
-        )
+    shared = set.intersection(*(set(site.plates) for site in latent.values()))
+    if not shared and all(site.plates for site in latent.values()):
+        _warn_of_no_shared_plate(latent)
     if any(not shared <= site.plates.keys() for site in sites):
         draws = {name: site.value for name, site in latent.items() if not site.is_observed}
         for site, depends in zip(sites, _depend_on(draws, rerun), strict=True):
             if depends and not shared <= site.plates.keys():
                 shared &= site.plates.keys()
     return shared
+
+
+def _warn_of_no_shared_plate(latent: Mapping[str, Site]) -> None:
+    if any(site.needs_score for site in latent.values()):
+        listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in latent.items())
+        warnings.warn(
+            f"the discrete sites share no plate ({listed}), so all their draws have one weight: "
+            "values and gradients are right, but noisier the more data there are. Put the sites "
+            "under one plate, or marginalise one, where the model allows.",
+            stacklevel=9,
+        )
 
 
 def _depend_on(draws: dict[str, Array], rerun: _Rerun) -> list[bool]:
@@ -121,6 +127,7 @@ def _check_match(run: Run) -> None:
                 f"{sorted(latent)}. Rename it, or mark it infer={{'is_auxiliary': True}}."
             )
         _check_plates(name, site.plates, run.model[name].plates)
+        _check_shapes(site, run.model[name])
     if missing := sorted(latent - run.guide.keys()):
         raise ValueError(
             f"sites {missing} of the model are neither observed nor sampled by the guide, which "
@@ -138,6 +145,15 @@ def _check_plates(name: str, guide: Mapping[str, Any], model: Mapping[str, Any])
         raise ValueError(
             f"site '{name}' is under {', '.join(described(guide))} in the guide, but under "
             f"{', '.join(described(model))} in the model. Give both the same plates and sizes."
+        )
+
+
+def _check_shapes(guide: Site, model: Site) -> None:
+    shapes = [tuple(getattr(site.fn, "event_shape", ())) for site in (guide, model)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"site '{guide.name}' has event shape {shapes[0]} in the guide, but {shapes[1]} in the "
+            "model. Give both the same shape, with the same number of dims in .to_event(...)."
         )
 
 

@@ -6,11 +6,13 @@ plate into it. What is outside of them, a global continuous latent say, is kept 
 well, since importance weights want the datum's own nats.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
@@ -34,7 +36,7 @@ class Particles(NamedTuple):
     log_likelihood: Float[Array, "K *plates"]  # observed sites of the model
     log_prior: Float[Array, "K *plates"]  # latent sites of the model
     log_q_discrete: Float[Array, "K *plates"]  # guide sites that need the score function
-    log_q_pathwise: Float[Array, "K *plates"]  # reparameterised guide sites
+    log_q_pathwise: Float[Array, "K *plates"]  # reparameterised and observed guide sites
     log_draw: Float[Array, "K *plates"]  # as log_q_discrete, but never scaled or masked: its
     # gradient is the score function of the draws
     entropy: Float[Array, "K *plates"] | None  # closed form, where asked for and offered
@@ -60,20 +62,20 @@ class Ledger:
 
     Args:
         layout: Which plates make a datum.
+        sites: All that are going to be added, which tell the weight of a datum.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, sites: Iterable[Site]) -> None:
         self.layout = layout
         self.owned: dict[str, Array] = {}
         self.shared: dict[str, Array] = {}
-        self.scale = 1.0
+        self.common = _common_scale([site for site in sites if layout.owns(site)], layout)
 
     def add(self, kind: str, site: Site, values: Array) -> None:
         """Scale and sum the values of a site into its datum, or into the shared part."""
         scale = site.scale
         if self.layout.owns(site):
-            self.scale = _datum_scale(site, self.layout)
-            scale = scale / self.scale  # exactly 1.0 for a site with no scale of its own
+            scale = 1.0 if scale is self.common else scale / self.common
         self.add_bare(kind, site, site.scaled(values, scale))
 
     def add_bare(self, kind: str, site: Site, values: Array) -> None:
@@ -91,17 +93,55 @@ class Ledger:
         by_datum = [shape[dim] for dim in self.layout.dims]
         return jnp.broadcast_to(self._values(self.owned, kind), shape).reshape(by_datum)
 
+    def scale(self) -> Float[Array, "*plates"]:
+        """Weight of each datum in the loss."""
+        scale = jnp.asarray(self.common, self._anything().dtype)
+        if scale.ndim == 0:
+            return scale
+        shape = (1,) * (self.layout.nesting - scale.ndim) + scale.shape
+        return scale.reshape([shape[dim] for dim in self.layout.dims])
+
     def total_shared(self, kind: str) -> Float[Array, ""]:
         """The sum of a kind over what the data share."""
         return self._values(self.shared, kind).reshape(())
 
     def _values(self, book: Mapping[str, Array], kind: str) -> Array:
         """Zeros of a kind that no site has."""
-        anything = next(iter((self.owned | self.shared).values()))
-        return book.get(kind, jnp.zeros((1,) * self.layout.nesting, anything.dtype))
+        return book.get(kind, jnp.zeros((1,) * self.layout.nesting, self._anything().dtype))
+
+    def _anything(self) -> Array:
+        return next(iter((self.owned | self.shared).values()), jnp.zeros(()))
 
 
-def _datum_scale(site: Site, layout: Layout) -> float:
+def _common_scale(sites: Sequence[Site], layout: Layout) -> float | Array:
+    """The weight of a datum: that of all its sites, or else of its subsampled plates alone.
+
+    Importance weights want the datum's own nats. A site that is weighed otherwise than the others
+    of its datum, by an annealed likelihood say, is so within the datum.
+    """
+    scales = [site.scale for site in sites]
+    if scales and all(_same_scale(scale, scales[0]) for scale in scales):
+        if jnp.ndim(scales[0]) == 0 or _varies_by_datum(scales[0], layout):
+            return scales[0]
+    return _plates_scale(sites[0], layout) if sites else 1.0
+
+
+def _same_scale(one: Any, two: Any) -> bool:
+    """Whether scales are known to be the same; those that are traced are if they are one."""
+    if one is two:
+        return True
+    if isinstance(one, jax.core.Tracer) or isinstance(two, jax.core.Tracer):
+        return False
+    return jnp.shape(one) == jnp.shape(two) and bool(np.all(np.asarray(one) == np.asarray(two)))
+
+
+def _varies_by_datum(scale: Array, layout: Layout) -> bool:
+    """Whether a scale is one number for each datum, in the batch dims of its plates."""
+    sizes = {dim - scale.ndim: size for dim, size in enumerate(scale.shape)}
+    return all(size == 1 or dim in layout.dims for dim, size in sizes.items())
+
+
+def _plates_scale(site: Site, layout: Layout) -> float:
     """Full size over subsample size, of all plates that make a datum."""
     scale = 1.0
     for plate in (site.plates[name] for name in layout.plates):
@@ -118,11 +158,13 @@ def make_record(
     with_entropy: bool = False,
 ) -> Particles:
     """The record of a run of one particle of K, without the axis K."""
-    ledger, entropies_known = Ledger(layout), with_entropy
+    sites = [*run.guide.values(), *run.model.values()]
+    ledger, entropies_known = Ledger(layout, sites), with_entropy
     for site in run.guide.values():
         values = site.log_prob()
-        ledger.add("q_discrete" if site.needs_score else "q_pathwise", site, values)
-        if site.needs_score and not site.is_observed:
+        drawn = site.needs_score and not site.is_observed  # a factor is no draw, but counts
+        ledger.add("q_discrete" if drawn else "q_pathwise", site, values)
+        if drawn:
             ledger.add_bare("draw", site, draw_log_prob(site, values))
             entropy = _entropy(site.fn, site.value) if entropies_known else None
             entropies_known = entropy is not None
@@ -130,9 +172,8 @@ def make_record(
                 ledger.add("entropy", site, entropy)
     for site in run.model.values():
         ledger.add("likelihood" if site.is_observed else "prior", site, fast_log_prob(site))
-    log_likelihood = ledger.total("likelihood")
     return Particles(
-        log_likelihood=log_likelihood,
+        log_likelihood=ledger.total("likelihood"),
         log_prior=ledger.total("prior"),
         log_q_discrete=ledger.total("q_discrete"),
         log_q_pathwise=ledger.total("q_pathwise"),
@@ -141,7 +182,7 @@ def make_record(
         shared_likelihood=ledger.total_shared("likelihood"),
         shared_prior=ledger.total_shared("prior"),
         shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_pathwise"),
-        scale=jnp.asarray(ledger.scale, log_likelihood.dtype),
+        scale=ledger.scale(),
         extras={name: read(run, layout, num_particles) for name, read in reads.items()},
     )
 

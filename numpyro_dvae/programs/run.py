@@ -115,8 +115,9 @@ def dream(
     made = {n: site.value for n, site in sites.items() if site.infer.get("was_observed")}
     args, kwargs = replace_data(made, pair.args, pair.kwargs)
     replayed = replay(seed(pair.guide, guide_key), trace=model_trace)
-    ledger = Ledger(pair.layout)
-    for name, site in sample_sites(trace(replayed).get_trace(*args, **kwargs)).items():
-        if name in sites:
-            ledger.add("q", site, site.log_prob())
+    dreamt = sample_sites(trace(replayed).get_trace(*args, **kwargs))
+    latent = [site for name, site in dreamt.items() if name in sites]
+    ledger = Ledger(pair.layout, latent)
+    for site in latent:
+        ledger.add("q", site, site.log_prob())
     return ledger.total("q")
