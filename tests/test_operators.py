@@ -88,7 +88,7 @@ def changes(backend, codes, cardinalities, num_children):
     """Children ``(C, P, B, H)``, and where they differ from their parents."""
     make = make_flip(num_children)
     children, _, hashes = propose(backend, make, codes, flat_scores(codes), cardinalities)
-    states = backend.module("ops.states")
+    states = backend.module("ops.sets")
     table = states.zobrist_table(cardinalities)
     in_full = states.hash_states(backend.asarray(children), table)
     np.testing.assert_array_equal(hashes, np.asarray(in_full))
@@ -132,7 +132,7 @@ def test_latents_of_one_code_have_nowhere_to_go(backend):
 
 
 def sparse_probs(backend, active, num_latents, rate, num_active):
-    flip_probs = backend.module("ops.evolution").flip_probs
+    flip_probs = backend.module("ops.sets").flip_probs
     found = flip_probs(backend.asarray(active), num_latents, rate, num_active)
     return [np.asarray(each, np.float64) for each in found]
 
@@ -263,7 +263,7 @@ def test_a_union_is_its_parts_in_a_row(backend):
 )
 def test_bad_settings_are_named_at_once(backend, make, message):
     with pytest.raises(ValueError, match=message):
-        make(backend.module("ops.evolution"))
+        make(backend.module("ops.sets"))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ SPACES = [(2,) * 64, (2,) * 37, MIXED, (300, 2, 70_000, 2), (2**31, 2, 2**31), (
 
 @functools.cache
 def operation(backend, name):
-    function = getattr(backend.module("ops.states"), name)
+    function = getattr(backend.module("ops.sets"), name)
     static = {"cardinalities", "num_states"} & set(inspect.signature(function).parameters)
     return backend.jit(function, static_argnames=tuple(static))
 
@@ -30,11 +30,11 @@ def call(backend, name, *arrays, **static):
 
 
 def table_of(backend, cardinalities):
-    return np.asarray(backend.module("ops.states").zobrist_table(cardinalities))
+    return np.asarray(backend.module("ops.sets").zobrist_table(cardinalities))
 
 
 def draw_states(backend, seed, *arguments):
-    return np.asarray(seeded(backend, backend.module("ops.states").random_states, seed, *arguments))
+    return np.asarray(seeded(backend, backend.module("ops.sets").random_states, seed, *arguments))
 
 
 # --- packed states ---
@@ -54,7 +54,7 @@ def packed_by_hand(codes, cardinalities):
 
 @pytest.mark.parametrize("cardinalities", SPACES, ids=str)
 def test_packing_loses_nothing(backend, cardinalities):
-    states = backend.module("ops.states")
+    states = backend.module("ops.sets")
     codes = random_codes(cardinalities, 5, 3)
     codes[0, 0] = np.array(cardinalities) - 1
     words = call(backend, "pack", codes, cardinalities=cardinalities)
@@ -71,7 +71,7 @@ def test_packing_loses_nothing(backend, cardinalities):
 
 def test_sets_of_the_largest_published_experiment_fit_into_110_mb(backend):
     """House, σ = 25: 62001 patches, 200 states of 64 binary latents."""
-    words = backend.module("ops.states").num_words((2,) * 64)
+    words = backend.module("ops.sets").num_words((2,) * 64)
     assert 62_001 * 200 * words * 4 <= 110e6
 
 
@@ -183,12 +183,12 @@ def test_no_masked_child_gets_past_members_in_front(backend):
     kept = operation(backend, "keep_best")(
         backend.asarray(codes), backend.asarray(scores), num_states=3
     )
-    assert sorted(np.asarray(kept.codes).flatten().tolist()) == [0, 1, 2]
+    assert sorted(np.asarray(kept.states).flatten().tolist()) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("num_states", [0, 4])
 def test_there_must_be_enough_candidates(backend, num_states):
-    keep_best = backend.module("ops.states").keep_best
+    keep_best = backend.module("ops.sets").keep_best
     codes, scores = np.zeros((3, 1, 2), np.uint8), np.zeros((3, 1))
     with pytest.raises(ValueError, match=r"`num_states` must be from 1 to .* 3; got"):
         keep_best(backend.asarray(codes), backend.asarray(scores), num_states)
@@ -259,7 +259,7 @@ def test_there_must_be_enough_states(backend, num_states):
 
 
 def test_bad_shapes_are_named(backend):
-    states = backend.module("ops.states")
+    states = backend.module("ops.sets")
     with pytest.raises(ValueError, match=r"`probs` must have shape \(3, 2\)"):
         draw_states(backend, 0, 2, 2, (2, 2, 2), backend.asarray(np.ones(3)[:, None]))
     with pytest.raises(ValueError, match="`codes` must have a last axis of 3 latents"):
@@ -275,7 +275,7 @@ def test_bad_shapes_are_named(backend):
 def test_scores_may_carry_a_gradient():
     """`keep_best` of Pyro hands them to NumPy, which takes none that do."""
     torch = pytest.importorskip("torch")
-    from pyro_dvae.ops.states import keep_best
+    from pyro_dvae.ops.sets import keep_best
 
     scores = torch.tensor([[0.5], [2.0], [1.0]], requires_grad=True)
     kept = keep_best(torch.eye(3, dtype=torch.uint8)[:, None], scores, 2)

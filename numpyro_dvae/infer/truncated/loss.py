@@ -45,7 +45,7 @@ from numpyro_dvae.infer.truncated.estep import (
     run_states,
 )
 from numpyro_dvae.infer.truncated.guide import TruncatedGuide
-from numpyro_dvae.ops.evolution import Operator
+from numpyro_dvae.ops.sets.evolution import Operator
 from numpyro_dvae.programs.run import Particles
 from numpyro_dvae.programs.statistics import Statistic
 

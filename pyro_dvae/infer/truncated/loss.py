@@ -36,7 +36,7 @@ from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO
 from pyro_dvae.infer.truncated.estep import Evolved, codes_of, distinct, evolve_sets
 from pyro_dvae.infer.truncated.guide import TruncatedGuide
 from pyro_dvae.infer.truncated.scoring import Call, Scorer, log_weights
-from pyro_dvae.ops.evolution import Operator
+from pyro_dvae.ops.sets.evolution import Operator
 from pyro_dvae.programs.codes import decode
 from pyro_dvae.programs.run import Particles, run_particles
 from pyro_dvae.programs.statistics import Statistic

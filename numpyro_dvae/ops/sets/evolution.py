@@ -19,22 +19,17 @@ References:
         with binary latents. ECML PKDD, 2022.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer, UInt32
+from jaxtyping import Array, Float, Integer, UInt32
 
-from numpyro_dvae.ops.states import (
-    change_hash,
-    hash_states,
-    other_codes,
-    take_states,
-    zobrist_table,
-)
+from numpyro_dvae.ops.sets.hashing import change_hash, hash_states, zobrist_table
+from numpyro_dvae.ops.sets.ranking import take_states
+from numpyro_dvae.ops.sets.states import distinct_latents, other_codes, perturb
 
 __all__ = [
     "Population",
@@ -86,7 +81,7 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
                 f"`num_parents` must be at most the number of states, {len(codes)}; got "
                 f"{num_parents}."
             )
-        index = jax.lax.top_k(_perturb(rng_key, scores, temperature).T, num_parents)[1].T
+        index = jax.lax.top_k(perturb(rng_key, scores, temperature).T, num_parents)[1].T
         scores = jnp.take_along_axis(scores, index, axis=0)
         hashes = None if hashes is None else jnp.take_along_axis(hashes, index, axis=0)
         return Population(take_states(codes, index), scores, cardinalities, hashes)
@@ -112,7 +107,7 @@ def flip(num_children: int) -> Operator:
         if not free:
             return _unscored(jnp.tile(codes, (num_children, 1, 1)), cardinalities)
         latent_key, code_key = jax.random.split(rng_key)
-        latents = _distinct_latents(latent_key, num_children, free, codes.shape[:2])
+        latents = distinct_latents(latent_key, num_children, free, codes.shape[:2])
         old = jnp.take_along_axis(codes[None], latents[..., None], axis=-1)[..., 0]
         new = other_codes(code_key, old, latents, cardinalities)
         changes = jnp.arange(codes.shape[-1]) == latents[..., None]
@@ -250,39 +245,6 @@ def propose(rng_key: Array, operator: Operator, population: Population) -> Popul
         return children
     table = zobrist_table(population.cardinalities)
     return children._replace(hashes=hash_states(children.codes, table))
-
-
-def _perturb(
-    rng_key: Array, scores: Float[Array, "S B"], temperature: float
-) -> Float[Array, "S B"]:
-    """Scores whose top P are a draw without replacement (Gumbel top-k)."""
-    if math.isinf(temperature):
-        return jax.random.uniform(rng_key, scores.shape, scores.dtype)
-    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-    if temperature == 0.0:
-        return scores
-    return scores / temperature + jax.random.gumbel(rng_key, scores.shape, scores.dtype)
-
-
-def _distinct_latents(
-    rng_key: Array, num_children: int, free: list[int], shape: tuple[int, ...]
-) -> Int[Array, "C P B"]:
-    """Draws without replacement, over again after each full round (Floyd's algorithm)."""
-    rounds, rest = divmod(num_children, len(free))
-    uniforms = jax.random.uniform(rng_key, (rest, *shape), jnp.float32)
-
-    def draw(child: Array, chosen: Array) -> Array:
-        last = len(free) - rest + child
-        drawn = (uniforms[child] * (last + 1)).astype(jnp.int32)
-        taken = jnp.any(chosen == drawn, axis=0)
-        return chosen.at[child].set(jnp.where(taken, last, drawn))
-
-    chosen = jnp.full((rest, *shape), -1, jnp.int32)
-    if rest:
-        chosen = jax.lax.fori_loop(0, rest, draw, chosen)
-    full = jnp.tile(jnp.arange(len(free), dtype=jnp.int32), rounds)[:, None, None]
-    chosen = jnp.concatenate([jnp.broadcast_to(full, (len(full), *shape)), chosen])
-    return chosen if free == list(range(len(free))) else jnp.asarray(free)[chosen]
 
 
 def _as_population(proposed: Population | Array, population: Population) -> Population:

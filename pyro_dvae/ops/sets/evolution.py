@@ -26,16 +26,10 @@ import torch
 from jaxtyping import Float, Int32, Int64, Integer
 from torch import Tensor
 
-from pyro_dvae.ops._sorting import (
-    replace_repeats,
-    rows_at,
-    take_rows,
-    top_indices,
-    uniforms,
-    without_nan,
-)
-from pyro_dvae.ops._words import change_latents, hash_words
-from pyro_dvae.ops.states import pack, unpack
+from pyro_dvae.ops.sets.hashing import hash_words
+from pyro_dvae.ops.sets.packing import pack, unpack
+from pyro_dvae.ops.sets.ranking import rows_at, take_rows, top_indices
+from pyro_dvae.ops.sets.states import change_latents, distinct_latents, perturb
 
 __all__ = [
     "Population",
@@ -58,7 +52,7 @@ class Population:
 
     Attributes:
         codes: The states, ``(S, B, H)``.
-        words: The same, as `ops.states.pack` packs them, ``(S, B, W)``.
+        words: The same, as `ops.sets.pack` packs them, ``(S, B, W)``.
         scores: Log joints in nats, ``(S, B)``; NaN for states that are not scored yet.
         cardinalities: Codes of each latent.
         hashes: By `hash_states`, ``(S, B)``, if known: `flip` then makes those of its children
@@ -131,7 +125,7 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
                 f"`num_parents` must be at most the number of states, {len(scores)}; got "
                 f"{num_parents}."
             )
-        rows = rows_at(top_indices(_perturb(scores, temperature), num_parents))
+        rows = rows_at(top_indices(perturb(scores, temperature), num_parents))
         words, scores = take_rows(population.words, rows), take_rows(scores, rows)
         hashes = None if hashes is None else take_rows(hashes, rows)
         return Population.packed(words, scores, population.cardinalities, hashes)
@@ -156,7 +150,7 @@ def flip(num_children: int) -> Operator:
         free = [h for h, v in enumerate(cardinalities) if v > 1]
         if not free:
             return unscored(children, cardinalities)
-        latents = _distinct_latents(num_children, free, words.shape[:2], words.device).flatten()
+        latents = distinct_latents(num_children, free, words.shape[:2], words.device).flatten()
         before = None if hashes is None else hashes.repeat(num_children, 1).flatten()
         hashes = change_latents(children.flatten(0, 1), before, latents, cardinalities)
         return unscored(children, cardinalities, hashes)
@@ -285,34 +279,6 @@ def propose(operator: Operator, population: Population) -> Population:
     if children.hashes is None:
         children.hashes = hash_words(children.words, children.cardinalities)
     return children
-
-
-def _perturb(scores: Float[Tensor, "S B"], temperature: float) -> Float[Tensor, "S B"]:
-    """Scores whose top P are a draw without replacement (Gumbel top-k)."""
-    if math.isinf(temperature):
-        return uniforms(scores.shape, scores.device)
-    scores = without_nan(scores)
-    if temperature == 0.0:
-        return scores
-    return scores / temperature - uniforms(scores.shape, scores.device).log_().neg_().log_()
-
-
-def _distinct_latents(
-    num_children: int, free: list[int], shape: tuple[int, ...], device: torch.device
-) -> Int64[Tensor, "C P B"]:
-    """Draws without replacement, over again after each full round (Floyd's algorithm)."""
-    rounds, rest = divmod(num_children, len(free))
-    sizes = torch.arange(len(free) - rest + 1, len(free) + 1, device=device)[:, None, None]
-    chosen = uniforms((rest, *shape), device).mul_(sizes).to(_index_dtype(len(free)))
-    replace_repeats(chosen, len(free) - rest)
-    full = torch.arange(len(free), device=device).repeat(rounds)[:, None, None]
-    chosen = torch.cat([full.expand(-1, *shape), chosen.long()])
-    return chosen if free == list(range(len(free))) else torch.tensor(free, device=device)[chosen]
-
-
-def _index_dtype(count: int) -> torch.dtype:
-    """The narrowest for indices below `count`."""
-    return torch.uint8 if count <= 256 else torch.int32
 
 
 def _as_population(proposed: Population | Tensor, population: Population) -> Population:
