@@ -86,6 +86,24 @@ def policy_objective(rewards, q, beta):
     return expect(q, rewards) + beta * entropy(q)
 
 
+def policy_log_target(log_q, rewards, beta, temperature):
+    """log q* ∝ (R + η log q) / T with η = T - β, of all states: what maximises
+    E_q[R] + β H(q) - η KL(q ‖ q_θ). A state that q_θ rules out stays ruled out."""
+    log_q = np.asarray(log_q, np.float64)
+    impossible = np.isneginf(log_q)
+    scores = (1 - beta / temperature) * np.where(impossible, 0.0, log_q) + rewards / temperature
+    scores = np.where(impossible, -np.inf, scores)
+    return scores - log_sum_exp(scores)
+
+
+def kl_dual(scores, eta, beta, kl_bound):
+    """Dual of a policy search within a KL: η ε + T log mean_k exp(scores_k / T), T = η + β."""
+    temperature = eta + beta
+    scores = np.asarray(scores, np.float64)
+    log_mean = log_sum_exp(scores / temperature) - math.log(len(scores))
+    return eta * kl_bound + temperature * log_mean
+
+
 def guide_gradient(rewards, logits, beta=1.0):
     """∇ of E_q[R] + β H(q) to the logits of q: q_j (f_j - E_q f), f = R - β log q.
 

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from numpyro_dvae.ops.quantizing import straight_through
+from numpyro_dvae.ops.relaxing import with_slope
 from numpyro_dvae.programs.run import Particles
 from numpyro_dvae.programs.sites import Layout
 
@@ -164,7 +164,7 @@ class _Giver(Messenger):
         path = self.vectors.get(f"{msg['name']}.inputs")
         vectors = self.vectors.get(f"{msg['name']}.vectors")
         if path is not None and vectors is not None:
-            msg["value"] = straight_through(vectors, path)
+            msg["value"] = with_slope(vectors, path)
 
 
 class _Under:

@@ -25,8 +25,8 @@ from jaxtyping import Array, Float, Integer, Shaped
 from numpyro_dvae.nets.registration import register
 from numpyro_dvae.ops.quantizing import (
     CodebookState,
+    code_counts,
     code_sums,
-    count_codes,
     level_vectors,
     nearest_codes,
     quantize_levels,
@@ -107,7 +107,7 @@ class Codebook:
     def _follow(
         self, state: CodebookState, inputs: Array, codes: Array, candidates: Array
     ) -> CodebookState:
-        counts = count_codes(codes, self.num_codes)
+        counts = code_counts(codes, self.num_codes)
         sums = code_sums(inputs, codes, self.num_codes)
         state = update_codebook(state, counts, sums, decay=self.decay or 0.0)
         return restart_codes(state, candidates, self.min_count)

@@ -32,7 +32,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import BetaState, Estimate, ParticleELBO, objective
-from pyro_dvae.ops.quantizing import straight_through
+from pyro_dvae.ops.relaxing import with_slope
 from pyro_dvae.programs.run import Particles
 from pyro_dvae.programs.sites import Layout
 
@@ -143,7 +143,7 @@ class _Giver(Messenger):
         path = self.vectors.get(f"{msg['name']}.inputs")
         vectors = self.vectors.get(f"{msg['name']}.vectors")
         if self.is_open and path is not None and vectors is not None:
-            msg["value"] = straight_through(vectors, path)
+            msg["value"] = with_slope(vectors, path)
 
 
 class _Under:

@@ -19,8 +19,8 @@ from torch import Tensor, distributed, nn
 
 from pyro_dvae.ops.quantizing import (
     CodebookState,
+    code_counts,
     code_sums,
-    count_codes,
     level_vectors,
     nearest_codes,
     quantize_levels,
@@ -104,7 +104,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _follow(self, quantized: Quantized, candidates: Tensor) -> None:
-        counts = _over_processes(count_codes(quantized.codes, self.num_codes))
+        counts = _over_processes(code_counts(quantized.codes, self.num_codes))
         sums = _over_processes(code_sums(quantized.inputs, quantized.codes, self.num_codes))
         state = CodebookState(self.table, self.counts, self.sums)
         state = update_codebook(state, counts, sums, decay=self.decay or 0.0)
