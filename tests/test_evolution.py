@@ -101,6 +101,28 @@ def merge_best(backend):
     return backend.jit(backend.module("ops.sets").merge_best)
 
 
+def test_ranking_by_hand(backend):
+    """Ties go to the first, and NaN comes last."""
+    sets, asarray = backend.module("ops.sets"), backend.asarray
+    scores = np.array([[1.0, 0.0], [3.0, math.nan], [math.nan, 2.0], [3.0, -1.0]])
+    states = np.arange(8, dtype=np.uint8).reshape(4, 2, 1)
+    index = np.array([[1, 2], [3, 0], [0, 3]])
+    kept = sets.keep_best(asarray(states), asarray(scores), 3)
+    np.testing.assert_array_equal(np.asarray(kept.origins), index)
+    np.testing.assert_array_equal(np.asarray(kept.states)[..., 0], [[2, 5], [6, 1], [0, 7]])
+    np.testing.assert_array_equal(np.asarray(kept.scores), [[3, 2], [3, 0], [1, -1]])
+    taken = np.asarray(sets.take_states(asarray(states), asarray(index)))
+    np.testing.assert_array_equal(taken, np.asarray(kept.states))
+    merged = merge_best(backend)(
+        *map(asarray, (states[:2], scores[:2], states[2:], np.array([[-math.inf, 2], [3, 0]])))
+    )
+    np.testing.assert_array_equal(np.asarray(merged.origins), [[1, 2], [3, 0]])
+    np.testing.assert_array_equal(np.asarray(merged.states)[..., 0], [[2, 5], [6, 1]])
+    np.testing.assert_array_equal(np.asarray(merged.scores), [[3, 2], [3, 0]])
+    found = backend.module("ops.sets.ranking").without_nan(asarray(scores[:, 0]))
+    np.testing.assert_array_equal(np.asarray(found), [1, 3, -math.inf, 3])
+
+
 def test_sets_evolve_as_python_sets_do(backend):
     machine = type("Machine", (Evolution,), {"backend": backend})
     # Shrinking would take minutes; a red run is red again, and its first failure small enough.

@@ -37,6 +37,72 @@ def draw_states(backend, seed, *arguments):
     return np.asarray(seeded(backend, backend.module("ops.sets").random_states, seed, *arguments))
 
 
+SMALL, LONG = (3, 2, 1, 5), (2,) * 33  # of 2, 1, 0 and 3 bits; of one bit more than a word
+WIDE = (2**31, 3)  # of 31 bits and 2, which do not fit into one word
+PACKED = [  # codes and words: 2 + 1 * 4 + 4 * 8, 1 + 3 * 8
+    (SMALL, [[2, 1, 0, 4], [1, 0, 0, 3]], [[38], [25]]),
+    (LONG, [[1] * 33, [0] * 32 + [1], [1] + [0] * 32], [[2**32 - 1, 1], [0, 1], [1, 0]]),
+    (WIDE, [[5, 2], [2**31 - 1, 1]], [[5, 2], [2**31 - 1, 1]]),
+]
+
+
+@pytest.mark.parametrize(("cardinalities", "codes", "expected"), PACKED)
+def test_packing_by_hand(backend, cardinalities, codes, expected):
+    sets = backend.module("ops.sets")
+    words = call(backend, "pack", as_codes(codes, cardinalities), cardinalities=cardinalities)
+    np.testing.assert_array_equal(words.astype(np.uint32), expected)
+    found = call(backend, "unpack", words, cardinalities=cardinalities)
+    np.testing.assert_array_equal(found, codes)
+    assert sets.num_words(cardinalities) == len(expected[0])
+    assert ("int32" in str(sets.code_dtype(cardinalities))) == (cardinalities is WIDE)
+
+
+def test_where_the_bits_go_by_hand(backend):
+    bit_plan = backend.module("ops.sets.packing").bit_plan
+    assert bit_plan(SMALL) == ((2, 1, 0, 3), (0, 2, 3, 3), (slice(0, 4),))
+    assert bit_plan(WIDE) == ((31, 2), (0, 0), (slice(0, 1), slice(1, 2)))
+
+
+INTEGERS = np.array([[5, 7], [5, 8], [6, 7], [5, 9]])
+HASHED = [  # the table of a hash may hold any numbers
+    ("hash_states", [np.array([[1, 2, 3], [0, 0, 1]]), np.array([1, 10, 100])], [321, 100]),
+    (
+        "change_hash",
+        [np.array([321, 100]), np.array([1, 10, 100]), np.array([1, 0])],
+        [351, 102],  # 3 more of the tens, 2 more of the ones
+    ),
+    ("first_occurrences", [INTEGERS], [[True, True], [False, True], [True, False], [False, True]]),
+    ("newcomers", [INTEGERS[:2], INTEGERS[2:]], [[True, False], [False, True]]),
+    (
+        "newcomers",
+        [INTEGERS[:1], INTEGERS[[3, 3, 0]]],
+        [[False, True], [False] * 2, [False] * 2],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "arrays", "expected"), HASHED)
+def test_hashing_by_hand(backend, name, arrays, expected):
+    arrays = [as_hashes(backend, array) for array in arrays]
+    if name == "hash_states":
+        arrays[0] = arrays[0].astype(np.uint8)
+    if name == "change_hash":
+        arrays[2] = arrays[2].astype(np.int64)
+        arrays += [np.array([2, 0], np.uint8), np.array([5, 2], np.uint8)]
+    np.testing.assert_array_equal(call(backend, name, *arrays), expected)
+
+
+def test_where_it_fits_the_table_is_of_powers_of_two(backend):
+    np.testing.assert_array_equal(table_of(backend, SMALL), [1, 4, 8, 8])
+
+
+@pytest.mark.parametrize("path", ["states", "evolution"])
+def test_the_first_import_paths_go_on(backend, path):
+    old, sets = backend.module(f"ops.{path}"), backend.module("ops.sets")
+    assert set(old.__all__) <= set(sets.__all__)
+    assert all(getattr(old, name) is getattr(sets, name) for name in [*old.__all__])
+
+
 # --- packed states ---
 
 

@@ -14,8 +14,8 @@ from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide  # noqa: E402
 from pyro_dvae.infer.truncated import estep  # noqa: E402
 from pyro_dvae.ops import sets  # noqa: E402
 from pyro_dvae.ops.sets import chain, flip, select  # noqa: E402
-from pyro_dvae.ops.sets.hashing import _GOLDEN, hash_words  # noqa: E402
-from pyro_dvae.ops.sets.packing import keep_latents  # noqa: E402
+from pyro_dvae.ops.sets.hashing import _GOLDEN, are_hashes, hash_words  # noqa: E402
+from pyro_dvae.ops.sets.packing import as_numbers, keep_latents, places_of  # noqa: E402
 from pyro_dvae.ops.sets.states import change_latents  # noqa: E402
 
 SPACES = st.sampled_from(
@@ -38,6 +38,27 @@ def drawn(cardinalities, seed, *shape):
     generator = torch.Generator().manual_seed(seed)
     columns = [torch.randint(v, shape, generator=generator) for v in cardinalities]
     return torch.stack(columns, -1).to(sets.code_dtype(cardinalities))
+
+
+def test_words_by_hand():
+    """Latents of 2, 1, 0 and 3 bits: 38 is 2 + 1 * 4 + 4 * 8; 64 bits are one number."""
+    cardinalities = (3, 2, 1, 5)
+    words = torch.tensor([[[38]], [[25]]], dtype=torch.int32)
+    assert hash_words(words, cardinalities).tolist() == [[38], [25]]
+    assert are_hashes(cardinalities)
+    assert not are_hashes((2**31, 3))  # the second latent begins a word, one bit further
+    kept = torch.tensor([[True, False, True, False]])
+    assert keep_latents(words, kept, cardinalities).tolist() == [[[2]], [[1]]]
+    hashes = change_latents(
+        words[:, 0], torch.tensor([38, 25]), torch.tensor([1, 1]), cardinalities
+    )
+    assert words.tolist() == [[[34]], [[29]]]
+    assert hashes.tolist() == [34, 29]
+    pairs = torch.tensor([[5, 1], [-1, 0]], dtype=torch.int32)
+    assert as_numbers(pairs).tolist() == [2**32 + 5, 2**32 - 1]
+    assert as_numbers(pairs.T) is None  # no more than columns of them lie together
+    places = places_of(cardinalities, pairs.device)
+    assert [each.tolist() for each in places] == [[0] * 4, [0, 2, 3, 3], [3, 1, 0, 7]]
 
 
 @given(SPACES, st.integers(0, 1000), st.booleans())
