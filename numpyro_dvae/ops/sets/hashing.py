@@ -120,8 +120,8 @@ def _first_by_pairs(hashes: UInt32[Array, "S B"], start: int = 0) -> Bool[Array,
     late = hashes[start:]
     places = start + jax.lax.broadcasted_iota(jnp.int32, late.shape, 0)
 
-    def overwrite(step: Array, found: Array) -> Array:
+    def overwrite(step: Array, earliest: Array) -> Array:
         place = (len(hashes) - 1 - step).astype(places.dtype)
-        return jnp.where(hashes[place] == late, place, found)
+        return jnp.where(hashes[place] == late, place, earliest)
 
     return jax.lax.fori_loop(0, len(hashes), overwrite, places, unroll=_UNROLL) == places

@@ -143,8 +143,8 @@ def _first_by_keys(hashes: Int64[Tensor, "S B"]) -> Bool[Tensor, "S B"] | None:
     keys &= ~low
     keys |= np.arange(count)
     keys.sort(axis=1)
-    kept = (keys & ~low).ravel()
-    again = 1 + np.flatnonzero(kept[1:] == kept[:-1])
+    high = (keys & ~low).ravel()
+    again = 1 + np.flatnonzero(high[1:] == high[:-1])
     again = again[again % count != 0]  # a datum's first has none before it
     before, place = (keys.ravel()[n] & low for n in (again - 1, again))
     data = again // count
