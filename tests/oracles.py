@@ -39,6 +39,14 @@ def log_table(probs):
         return np.log(np.asarray(probs, np.float64))
 
 
+def log_prob_of_codes(logits, codes):
+    """Log-probabilities of codes (*sample, *batch) under logits (*batch, V)."""
+    logits = np.asarray(logits, np.float64)
+    log_probs = logits - log_sum_exp(logits, axis=-1)[..., None]
+    log_probs = np.broadcast_to(log_probs, (*codes.shape, logits.shape[-1]))
+    return np.take_along_axis(log_probs, codes[..., None], -1)[..., 0]
+
+
 def all_codes(num_codes):
     """Every state of latents with these numbers of codes: (prod(num_codes), len(num_codes))."""
     return np.array(list(itertools.product(*map(range, num_codes))), dtype=int)
