@@ -65,7 +65,7 @@ def test_categorical_scores_particles_on_the_left(lab, lead):
 
 def test_codes_of_another_batch_are_refused(lab):
     logits, codes = lab.asarray(np.zeros((4, 3, 5))), lab.asarray(np.zeros((3, 4), int))
-    with pytest.raises(ValueError, match="(?i)broadcast"):
+    with pytest.raises(ValueError, match=r"(?i)broadcast"):
         lab.module("distributions").Categorical(logits=logits).log_prob(codes)
 
 

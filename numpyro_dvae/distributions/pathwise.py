@@ -7,7 +7,6 @@ one over the simplex, and no match for the probabilities of a discrete prior.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
