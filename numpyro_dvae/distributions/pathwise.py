@@ -28,7 +28,11 @@ __all__ = ["RELAXATIONS", "PathwiseBernoulli", "PathwiseCategorical"]
 
 RELAXATIONS = ("gumbel", "straight_through_gumbel", "straight_through", "reinmax", "gr_mck")
 
-_BY_GUMBELS = {"gumbel": "gumbel_softmax", "straight_through_gumbel": "straight_through_gumbel"}
+_FROM_GUMBELS = {
+    "gumbel": relaxing.gumbel_softmax,
+    "straight_through_gumbel": relaxing.straight_through_gumbel,
+}
+_FROM_A_DRAW = {"straight_through": relaxing.straight_through, "reinmax": relaxing.reinmax}
 
 
 class PathwiseCategorical(Distribution):
@@ -79,9 +83,9 @@ class PathwiseCategorical(Distribution):
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         logits = jnp.broadcast_to(self.logits, shape)
         code_key, key = jax.random.split(key)
-        if "gumbel" in self.method:
-            draw = getattr(relaxing, _BY_GUMBELS[self.method])
-            return draw(logits, jax.random.gumbel(key, shape, logits.dtype), self.temperature)
+        if self.method in _FROM_GUMBELS:
+            gumbels = jax.random.gumbel(key, shape, logits.dtype)
+            return _FROM_GUMBELS[self.method](logits, gumbels, self.temperature)
         size = (math.prod(sample_shape), *self.batch_shape)
         uniforms = jax.random.uniform(code_key, size, logits.dtype)
         codes = sample_codes(self.logits, uniforms).reshape(shape[:-1])
@@ -89,7 +93,7 @@ class PathwiseCategorical(Distribution):
         if self.method == "gr_mck":
             noise = _exponentials(key, (self.num_gumbels, *shape), logits.dtype)
             return relaxing.gumbel_rao(logits, hard, noise, self.temperature)
-        return getattr(relaxing, self.method)(logits, hard, self.temperature)
+        return _FROM_A_DRAW[self.method](logits, hard, self.temperature)
 
     def log_prob(self, value: Array) -> Array:
         """``Σ_v value_v log p_v``, in nats."""

@@ -31,7 +31,11 @@ __all__ = ["RELAXATIONS", "PathwiseBernoulli", "PathwiseCategorical"]
 
 RELAXATIONS = ("gumbel", "straight_through_gumbel", "straight_through", "reinmax", "gr_mck")
 
-_BY_GUMBELS = {"gumbel": "gumbel_softmax", "straight_through_gumbel": "straight_through_gumbel"}
+_FROM_GUMBELS = {
+    "gumbel": relaxing.gumbel_softmax,
+    "straight_through_gumbel": relaxing.straight_through_gumbel,
+}
+_FROM_A_DRAW = {"straight_through": relaxing.straight_through, "reinmax": relaxing.reinmax}
 
 
 class PathwiseCategorical(dist.TorchDistribution):
@@ -93,16 +97,16 @@ class PathwiseCategorical(dist.TorchDistribution):
         """Draws of shape ``sample_shape + batch_shape + (V,)``, with a gradient."""
         shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
         logits = self.logits.expand(shape)
-        if "gumbel" in self.method:
-            draw = getattr(relaxing, _BY_GUMBELS[self.method])
-            return draw(logits, -_exponentials(logits).log(), self.temperature)
+        if self.method in _FROM_GUMBELS:
+            gumbels = -_exponentials(logits).log()
+            return _FROM_GUMBELS[self.method](logits, gumbels, self.temperature)
         uniforms = self.logits.new_empty((math.prod(sample_shape), *self.batch_shape)).uniform_()
         codes = sample_codes(self.logits, uniforms).reshape(shape[:-1])
         hard = one_hot(codes, shape[-1]).to(logits.dtype)
         if self.method == "gr_mck":
             noise = _exponentials(logits.expand(self.num_gumbels, *shape))
             return relaxing.gumbel_rao(logits, hard, noise, self.temperature)
-        return getattr(relaxing, self.method)(logits, hard, self.temperature)
+        return _FROM_A_DRAW[self.method](logits, hard, self.temperature)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``Σ_v value_v log p_v``, in nats."""
