@@ -116,7 +116,7 @@ class Backend(backends.Backend):
         """A decoder to the sum of atoms ``(H, *shape)``, one per latent, learned from these on."""
         from flax import linen
 
-        dense, flat = self.module("nets.mlp").dense, atoms.reshape(len(atoms), -1)
+        dense, flat = self.module("nets.layers").dense, atoms.reshape(len(atoms), -1)
 
         class Dictionary(linen.Module):
             @linen.compact

@@ -17,15 +17,15 @@ from jaxtyping import Array, Bool, Float, Integer, Num, UInt32
 from numpyro.handlers import block, substitute
 
 from numpyro_dvae.infer.truncated.minibatch import Minibatch
-from numpyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
-from numpyro_dvae.ops.states import (
-    code_dtype,
+from numpyro_dvae.ops.sets.evolution import Operator, Population, chain, flip, propose, select
+from numpyro_dvae.ops.sets.hashing import (
     first_occurrences,
     hash_states,
-    merge_best,
     newcomers,
     zobrist_table,
 )
+from numpyro_dvae.ops.sets.packing import code_dtype
+from numpyro_dvae.ops.sets.ranking import merge_best
 from numpyro_dvae.programs.codes import Space, decode, encode
 from numpyro_dvae.programs.draw import Draw, run_program
 from numpyro_dvae.programs.pair import Pair
@@ -265,7 +265,7 @@ def _merged(members: _Members, children: _Members) -> _Members:
         jnp.take_along_axis(jnp.concatenate(pair), best.origins, axis=0)
         for pair in zip(members[2:], children[2:], strict=True)
     )
-    return _Members(best.codes, best.scores, hashes, is_first, is_old)
+    return _Members(best.states, best.scores, hashes, is_first, is_old)
 
 
 class _Generation(NamedTuple):

@@ -42,8 +42,9 @@ from numpyro_dvae.infer.truncated.estep import (
     unmasked,
 )
 from numpyro_dvae.infer.truncated.minibatch import open_plates, prior_probs, read_minibatch
-from numpyro_dvae.ops.evolution import Operator, Population, union
-from numpyro_dvae.ops.states import num_words, pack, random_states, unpack
+from numpyro_dvae.ops.sets.evolution import Operator, Population, union
+from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
+from numpyro_dvae.ops.sets.states import random_states
 from numpyro_dvae.programs.codes import decode, find_space
 from numpyro_dvae.programs.draw import Draw, run_pair
 from numpyro_dvae.programs.pair import Pair

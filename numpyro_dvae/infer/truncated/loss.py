@@ -53,7 +53,7 @@ from numpyro_dvae.infer.truncated.estep import (
 )
 from numpyro_dvae.infer.truncated.guide import TruncatedGuide
 from numpyro_dvae.infer.truncated.statistics import Statistic, read_statistics
-from numpyro_dvae.ops.evolution import Operator
+from numpyro_dvae.ops.sets.evolution import Operator
 from numpyro_dvae.programs.record import Particles
 
 __all__ = [

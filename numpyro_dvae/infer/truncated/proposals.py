@@ -23,8 +23,8 @@ from jaxtyping import Array
 
 from numpyro_dvae.infer.truncated.estep import current_setting
 from numpyro_dvae.infer.truncated.minibatch import prior_probs
-from numpyro_dvae.ops.evolution import Operator, Population, sparse_flip
-from numpyro_dvae.ops.states import change_hash, hash_states, zobrist_table
+from numpyro_dvae.ops.sets.evolution import Operator, Population, sparse_flip
+from numpyro_dvae.ops.sets.hashing import change_hash, hash_states, zobrist_table
 
 __all__ = ["informed_flip", "prior_flip"]
 

@@ -15,9 +15,10 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_dvae.infer.truncated.scoring import Call, Scorer
-from pyro_dvae.ops._words import are_hashes, hash_words, keep_latents
-from pyro_dvae.ops.evolution import Operator, Population, chain, flip, propose, select
-from pyro_dvae.ops.states import first_occurrences, merge_best, newcomers, take_states, unpack
+from pyro_dvae.ops.sets.evolution import Operator, Population, chain, flip, propose, select
+from pyro_dvae.ops.sets.hashing import are_hashes, first_occurrences, hash_words, newcomers
+from pyro_dvae.ops.sets.packing import keep_latents, unpack
+from pyro_dvae.ops.sets.ranking import merge_best, take_states
 from pyro_dvae.programs.codes import encode
 from pyro_dvae.programs.draw import Draw, run_program
 
@@ -133,7 +134,7 @@ def _merged(members: _Members, children: _Members) -> _Members:
     hashes = None
     if members.hashes is not None and children.hashes is not None:
         hashes = take_states(torch.cat([members.hashes, children.hashes]), best.origins)
-    return _Members(best.codes, best.scores, hashes, is_old)
+    return _Members(best.states, best.scores, hashes, is_old)
 
 
 def default_evolve(num_states: int) -> Operator:

@@ -37,8 +37,9 @@ from pyro_dvae.infer.truncated.estep import (
 )
 from pyro_dvae.infer.truncated.minibatch import draws_in, open_plates, prior_probs, read_minibatch
 from pyro_dvae.infer.truncated.scoring import Call, Scorer
-from pyro_dvae.ops.evolution import Operator, Population, union
-from pyro_dvae.ops.states import num_words, pack, random_states, unpack
+from pyro_dvae.ops.sets.evolution import Operator, Population, union
+from pyro_dvae.ops.sets.packing import num_words, pack, unpack
+from pyro_dvae.ops.sets.states import random_states
 from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.pair import Pair

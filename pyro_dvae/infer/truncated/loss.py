@@ -38,7 +38,7 @@ from pyro_dvae.infer.truncated.estep import Evolved, codes_of, distinct, evolve_
 from pyro_dvae.infer.truncated.guide import TruncatedGuide
 from pyro_dvae.infer.truncated.scoring import Call, Scorer, log_weights
 from pyro_dvae.infer.truncated.statistics import Statistic, read_statistics
-from pyro_dvae.ops.evolution import Operator
+from pyro_dvae.ops.sets.evolution import Operator
 from pyro_dvae.programs.codes import decode
 from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.record import Particles

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from pyro_dvae.infer.truncated.estep import current_setting
 from pyro_dvae.infer.truncated.minibatch import prior_probs
-from pyro_dvae.ops._words import change_latents
-from pyro_dvae.ops.evolution import Operator, Population, sparse_flip, unscored
+from pyro_dvae.ops.sets.evolution import Operator, Population, sparse_flip, unscored
+from pyro_dvae.ops.sets.states import change_latents
 
 __all__ = ["informed_flip", "prior_flip"]
 

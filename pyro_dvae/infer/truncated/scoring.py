@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_dvae.infer.truncated.minibatch import Minibatch, given
 from pyro_dvae.infer.truncated.replay import Replay, record
-from pyro_dvae.ops.states import unpack
+from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.codes import Space, decode
 from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.record import Particles
