@@ -16,9 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_dvae.diagnostics._arguments import Path, find_arguments, replaced
-from numpyro_dvae.diagnostics._programs import prepare, trained
-from numpyro_dvae.diagnostics._store import Variable, split_data
+from numpyro_dvae.diagnostics.arguments import Path, find_arguments, replaced
+from numpyro_dvae.diagnostics.draws import Variable, split_data
 from numpyro_dvae.diagnostics.readings import (
     Labelled,
     posterior_sites,
@@ -26,7 +25,9 @@ from numpyro_dvae.diagnostics.readings import (
     score_states,
 )
 from numpyro_dvae.diagnostics.reports import Calibration
-from numpyro_dvae.fit import _batches
+from numpyro_dvae.diagnostics.trained import prepare, trained
+from numpyro_dvae.fit.data import Batch, as_batch
+from numpyro_dvae.fit.templates import split
 from numpyro_dvae.ops.calibration import chi_square, random_ranks
 from numpyro_dvae.programs.pair import Pair
 
@@ -64,13 +65,13 @@ def simulation_based_calibration(
     """
     check_counts(num_simulations, num_draws, num_bins)
     programs = trained(result, params)
-    args, _ = _batches.as_batch(data)
+    args, _ = as_batch(data)
     pair = prepare(rng_key, programs, args)
     paths = find_arguments(args, _observed(rng_key, pair))
-    arrays, static = _batches.split((args, {}))
+    arrays, static = split(Batch(args, {}))
 
     @jax.jit
-    def run(keys: Array, params: Any, arrays: list[Array]) -> dict[str, Labelled]:
+    def run(keys: Array, params: Any, arrays: tuple[Array, ...]) -> dict[str, Labelled]:
         model, guide = programs.substituted(params)
         now = pair._replace(model=model, guide=guide, args=static.join(arrays)[0])
         return jax.lax.map(lambda key: _ranks(key, now, paths, num_draws), keys)
