@@ -1,6 +1,6 @@
 """A discrete VAE in a page: handwritten digits through four codes of sixteen values each.
 
-Model, guide, optimiser and loss are held together by Pyro's `SVI`, as ever; `fit` takes the
+Model, guide, optimiser and loss are held together by an `SVI`, as ever; `fit` takes the
 steps. A draw of a discrete code has no gradient, so the loss brings one: here by policy search,
 `DAPS_ELBO`; put another class of `pyro_dvae.infer` in its place and nothing else changes. At
 the end the exact evidence of some held-out digits, for 16^4 states can be listed, says how far the
