@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 MNIST = Path(os.environ.get("PYRO_DVAE_MNIST", ROOT.parent / "shared" / "data" / "MNIST"))
 
-sys.path.insert(0, str(EXAMPLES))
+sys.path[:0] = [str(EXAMPLES / "tools"), str(EXAMPLES / "benchmarks")]
 
 from cli import run_main  # noqa: E402
 from quiet import arviz, call_all, group_names  # noqa: E402
@@ -31,7 +31,7 @@ def run(script, *arguments):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning"}
     paths = [str(ROOT), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    command = [sys.executable, str(EXAMPLES / "tools" / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -42,7 +42,7 @@ def output_of(monkeypatch, capsys):
     def run_here(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         with pytest.raises(SystemExit) as status:
-            run_main(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main)
+            run_main(importlib.import_module(script.removesuffix(".py")).main)
         output, errors = capsys.readouterr()
         assert status.value.code == 0, errors
         return output
@@ -214,7 +214,7 @@ def test_compare_on_the_sibling(result_of, tmp_path):
 def test_gradient_quality(result_of, tmp_path, backend):
     settings = ("--backend", backend, "--data", "digits", "--estimators", "disarm", "gumbel")
     settings = (*settings, "--json", "--out", tmp_path)
-    result = result_of("benchmarks/gradient_quality.py", "--smoke", *settings)
+    result = result_of("gradient_quality.py", "--smoke", *settings)
     disarm, gumbel = result["estimators"]["disarm"], result["estimators"]["gumbel"]
     assert abs(disarm["squared_bias"]) < 6 * disarm["squared_bias_error"]
     assert 0 < disarm["cosine_of_one"] < gumbel["cosine_of_mean"] < 1.1
@@ -222,7 +222,7 @@ def test_gradient_quality(result_of, tmp_path, backend):
 
 
 def test_squared_lengths_are_unbiased():
-    from benchmarks.gradient_quality import squared_length
+    from gradient_quality import squared_length
 
     rng, mean = np.random.default_rng(0), np.array([0.3, -0.1, 0.0])
     found = np.array([squared_length(mean + rng.normal(size=(10, 3))) for _ in range(2000)])
@@ -235,7 +235,7 @@ def test_squared_lengths_are_unbiased():
 
 
 def test_a_library_to_run_beside_that_is_missing_is_named(monkeypatch):
-    from benchmarks.beside import tvo_step
+    from beside import tvo_step
 
     monkeypatch.setitem(sys.modules, "tvo", None)
     sizes = {"num_states": 4, "parents": 2, "children": 1, "generations": 1}
@@ -247,14 +247,14 @@ def test_a_library_to_run_beside_that_is_missing_is_named(monkeypatch):
 def test_league(output_of, tmp_path):
     settings = ("--smoke", "--data", "digits", "--json", "--out", tmp_path)
     settings = (*settings, "--methods", "vq", "disarm", "reinforce", "--backend", "pyro")
-    first = output_of("benchmarks/league.py", *settings)
+    first = output_of("league.py", *settings)
     result = json.loads(first.splitlines()[-1])["boards"]
     assert {name: set(rows) for name, rows in result.items()} == {
         "binary": {"disarm", "reinforce"},
         "codes": {"vq", "reinforce"},
     }
     assert "| `vq` | 1 |" in first
-    again = output_of("benchmarks/league.py", *settings)
+    again = output_of("league.py", *settings)
     assert json.loads(again.splitlines()[-1])["boards"] == result
     assert len(again.splitlines()) < len(first.splitlines())  # nothing was run
 
@@ -349,10 +349,10 @@ def test_own_model_recovers_its_parameters(result_of):
         (("train.py", "--out", "{out}", "--smoke", "--resume"), "holds no checkpoint.pt"),
         (("train.py", "--method", "exact", "--smoke", "--out", "{out}"), "states"),
         (("compare.py", "--methods", "daps", "magic"), "--methods magic: choose among"),
-        (("benchmarks/league.py", "--methods", "magic"), "--methods magic: choose among"),
-        (("benchmarks/gradient_quality.py", "--estimators", "magic"), "--estimators magic: choose"),
-        (("benchmarks/gradient_quality.py", "--num-particles", "3"), "must be even, for pairs"),
-        (("benchmarks/gradient_quality.py", "--num-repeats", "9"), "--num-repeats must be at"),
+        (("league.py", "--methods", "magic"), "--methods magic: choose among"),
+        (("gradient_quality.py", "--estimators", "magic"), "--estimators magic: choose"),
+        (("gradient_quality.py", "--num-particles", "3"), "must be even, for pairs"),
+        (("gradient_quality.py", "--num-repeats", "9"), "--num-repeats must be at"),
         (("compare.py", "--out", "{file}/below"), "cannot be written to"),
         (("diagnose.py", "{out}"), "is not a folder of train.py's"),
         (("diagnose.py", "--num-draws", "3"), "--num-draws must be at least 25"),
@@ -366,7 +366,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, words):
     script, *arguments = (str(argument).format(**places) for argument in arguments)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit) as status:
-        run_main(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main)
+        run_main(importlib.import_module(script.removesuffix(".py")).main)
     errors = [line for line in capsys.readouterr().err.splitlines() if line and "it/s" not in line]
     assert status.value.code == 2
     assert len(errors) == 1

@@ -23,15 +23,15 @@ __all__ = [
     "rows_of",
 ]
 
-# Method -> module of `infer` and class; a method is a loss, and the model need not know it.
+# Method -> class of `infer`; a method is a loss, and the model need not know it.
 METHODS = {
-    "daps": ("daps", "DAPS_ELBO"),
-    "reinforce": ("reinforce", "Reinforce_ELBO"),
-    "vimco": ("vimco", "VIMCO_ELBO"),
-    "disarm": ("disarm", "DisARM_ELBO"),
-    "wake_sleep": ("wake_sleep", "WakeSleep_ELBO"),
-    "exact": ("exact", "Exact_ELBO"),
-    "truncated": ("truncated", "Truncated_ELBO"),
+    "daps": "DAPS_ELBO",
+    "reinforce": "Reinforce_ELBO",
+    "vimco": "VIMCO_ELBO",
+    "disarm": "DisARM_ELBO",
+    "wake_sleep": "WakeSleep_ELBO",
+    "exact": "Exact_ELBO",
+    "truncated": "Truncated_ELBO",
 }
 Programs = tuple[Any, Any, Any]  # model, guide, loss
 # Method of `relax` -> temperature at the end, from 1 at the start. The loss is a plain ELBO: no
@@ -47,7 +47,7 @@ METHODS |= dict.fromkeys(RELAXATIONS, METHODS["reinforce"])
 # Methods that bring a guide of their own, `Config.guide`: codes are the nearest of a table's
 # vectors, moved by averages or by gradient, or finite scalars.
 QUANTIZERS = ("vq", "vq_gradient", "fsq")
-METHODS |= dict.fromkeys(QUANTIZERS, ("quantization", "VQ_ELBO"))
+METHODS |= dict.fromkeys(QUANTIZERS, "VQ_ELBO")
 _DECAY = 0.99  # of a codebook's moving averages
 _MOST_LEVELS = 8  # of a finite scalar
 BATCH_VALUES = 2**23  # values of x times particles that are scored at once
@@ -82,8 +82,7 @@ class Backend:
 
     def make_loss(self, method: str, **options: Any) -> Any:
         """Make the loss of a method; options that are None keep their default."""
-        module, name = METHODS[method]
-        loss = getattr(self.module(f"infer.{module}"), name)
+        loss = getattr(self.module("infer"), METHODS[method])
         return loss(**{key: value for key, value in options.items() if value is not None})
 
     def programs(self, method: str, model: Any, guide: Any, num_steps: int) -> tuple[Any, Any]:
