@@ -15,9 +15,8 @@ from numpyro_programs import COMPILED, as_data, bound
 
 from numpyro_dvae import diagnostics
 from numpyro_dvae.fit import fit
-from numpyro_dvae.infer import SVI
+from numpyro_dvae.infer import SVI, TruncatedGuide, draws_of
 from numpyro_dvae.infer.elbo import LOSS_MEMORY
-from numpyro_dvae.infer.truncated.guide import TruncatedGuide, draws_of
 from numpyro_dvae.ops import states
 
 

@@ -15,7 +15,7 @@ from truncated_zoo import (
 
 
 def informed_flip(shim, num_children):
-    return shim.module("infer.informed").informed_flip(num_children)
+    return shim.module("infer").informed_flip(num_children)
 
 
 def test_informed_flips_take_the_steepest_way(shim):
@@ -47,7 +47,7 @@ def test_informed_flips_find_the_best_states(thrifty_shim):
 
 def test_prior_flips_aim_at_the_activity_of_the_prior(shim):
     """A prior of no latents on, or of all: flips go that way alone, whatever the data call for."""
-    evolve = shim.module("infer.informed").prior_flip(2, 1 / len(CAUSES))
+    evolve = shim.module("infer").prior_flip(2, 1 / len(CAUSES))
     elbo, data = truncated(shim, evolve=evolve), CAUSES_DATA | {"x": 1e3 * CAUSES_DATA["x"]}
     for logit in (-40.0, 40.0):
         prior = np.full(len(CAUSES), logit)
@@ -63,7 +63,7 @@ def test_prior_flips_aim_at_the_activity_of_the_prior(shim):
         assert (change[possible] >= 0).all()
         assert change[possible].any()
     with pytest.raises(ValueError, match="`rate` is a share of the latents"):
-        shim.module("infer.informed").prior_flip(1, 0.0)
+        shim.module("infer").prior_flip(1, 0.0)
 
 
 def test_informed_flips_say_what_they_need(thrifty_shim):
