@@ -34,17 +34,16 @@ from jaxtyping import Array, Float, Int, Integer, UInt32
 from numpyro.handlers import substitute
 
 from numpyro_dvae.infer.elbo import BetaState, Estimate, Memory, ParticleELBO, scheduled
-from numpyro_dvae.infer.truncated.estep import (
-    Call,
-    Evolved,
-    distinct,
-    evolve_sets,
+from numpyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
+from numpyro_dvae.infer.truncated.guide import TruncatedGuide
+from numpyro_dvae.infer.truncated.scoring import (
+    ModelCall,
+    Scorer,
     in_pieces,
     log_weights,
     piece_of,
     run_states,
 )
-from numpyro_dvae.infer.truncated.guide import TruncatedGuide
 from numpyro_dvae.ops.evolution import Operator
 from numpyro_dvae.programs.run import Particles
 from numpyro_dvae.programs.statistics import Statistic
@@ -81,7 +80,7 @@ class _Step(NamedTuple):
     state: TruncatedState
     guide: TruncatedGuide
     words: UInt32[Array, "N S W"]
-    call: Call  # at these parameters, without gradient
+    call: ModelCall  # at these parameters, without gradient
     codes: Integer[Array, "S B H"]
 
 
@@ -216,7 +215,7 @@ class Truncated_ELBO(ParticleELBO):
             )
         state = self.init_state() if memory is None else memory.state
         call_key, evolve_key = jax.random.split(rng_key)
-        call = guide.bind(call_key, jax.lax.stop_gradient(params), model, args, kwargs)
+        call = guide.read(call_key, jax.lax.stop_gradient(params), model, args, kwargs)
         codes = guide.members(call, words)
         return _Step(evolve_key, params, memory, state, guide, words, call, codes)
 
@@ -224,15 +223,10 @@ class Truncated_ELBO(ParticleELBO):
         sweeps = scheduled("sweeps", self.sweeps, step.state.beta.step)
         if isinstance(sweeps, int) and sweeps == 0:
             return Evolved(step.codes, distinct(step.call, step.codes), jnp.zeros(()))
-        return evolve_sets(
-            step.rng_key,
-            step.call,
-            step.codes,
-            self.evolve,
-            beta=self._beta(step.state.beta),
-            generations=self.generations,
-            sweeps=sweeps if isinstance(sweeps, int) else jnp.asarray(sweeps, int),
-        )
+        scorer = Scorer(step.call, self._beta(step.state.beta))
+        sweeps = sweeps if isinstance(sweeps, int) else jnp.asarray(sweeps, int)
+        key, codes = step.rng_key, step.codes
+        return evolve_sets(key, scorer, codes, self.evolve, self.generations, sweeps)
 
     def _stored(self, step: _Step, evolved: Evolved) -> dict[str, Any]:
         return {step.guide.site: step.guide.store(step.call, step.words, evolved.codes)}
