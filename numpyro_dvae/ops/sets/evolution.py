@@ -20,7 +20,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,9 @@ class Population(NamedTuple):
     """Codes of each latent."""
     hashes: UInt32[Array, "S B"] | None = None
     """Hashes by `hash_states`, if known: `flip` then makes those of its children from them."""
+    context: Any = None
+    """What an operator may ask for more than states and scores; every operator passes it on. In an
+    E-step of `Truncated_ELBO` it scores states under the model; None outside."""
 
 
 Operator = Callable[[Array, Population], Population | Array]
@@ -75,7 +78,7 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
         raise ValueError(f"`temperature` must be from 0 to inf; got {temperature}.")
 
     def operator(rng_key: Array, population: Population) -> Population:
-        codes, scores, cardinalities, hashes = population
+        codes, scores, cardinalities, hashes, context = population
         if num_parents > len(codes):
             raise ValueError(
                 f"`num_parents` must be at most the number of states, {len(codes)}; got "
@@ -84,7 +87,7 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
         index = jax.lax.top_k(perturb(rng_key, scores, temperature).T, num_parents)[1].T
         scores = jnp.take_along_axis(scores, index, axis=0)
         hashes = None if hashes is None else jnp.take_along_axis(hashes, index, axis=0)
-        return Population(take_states(codes, index), scores, cardinalities, hashes)
+        return Population(take_states(codes, index), scores, cardinalities, hashes, context)
 
     return operator
 
@@ -101,11 +104,11 @@ def flip(num_children: int) -> Operator:
     _check_positive("num_children", num_children)
 
     def operator(rng_key: Array, population: Population) -> Population:
-        codes, _, cardinalities, hashes = population
+        codes, _, cardinalities, hashes, _ = population
         shape = num_children * len(codes), *codes.shape[1:]
         free = [h for h, v in enumerate(cardinalities) if v > 1]
         if not free:
-            return _unscored(jnp.tile(codes, (num_children, 1, 1)), cardinalities)
+            return unscored(jnp.tile(codes, (num_children, 1, 1)), population)
         latent_key, code_key = jax.random.split(rng_key)
         latents = distinct_latents(latent_key, num_children, free, codes.shape[:2])
         old = jnp.take_along_axis(codes[None], latents[..., None], axis=-1)[..., 0]
@@ -115,7 +118,7 @@ def flip(num_children: int) -> Operator:
         if hashes is not None:
             table = zobrist_table(cardinalities)
             hashes = change_hash(hashes, table, latents, old, new).reshape(shape[:2])
-        return _unscored(children, cardinalities, hashes)
+        return unscored(children, population, hashes)
 
     return operator
 
@@ -150,7 +153,7 @@ def sparse_flip(num_children: int, rate: float, num_active: float | Array) -> Op
         probs = jnp.where(codes == 1, down[..., None], up[..., None])
         flips = jax.random.uniform(rng_key, (num_children, *codes.shape), jnp.float32) < probs
         children = (codes ^ flips.astype(codes.dtype)).reshape(-1, *codes.shape[1:])
-        return _unscored(children, cardinalities)
+        return unscored(children, population)
 
     return operator
 
@@ -192,7 +195,7 @@ def cross() -> Operator:
         head = jnp.arange(num_latents) <= cuts
         ours, theirs = codes[first], codes[second]
         children = [jnp.where(head, ours, theirs), jnp.where(head, theirs, ours)]
-        return _unscored(jnp.concatenate(children), population.cardinalities)
+        return unscored(jnp.concatenate(children), population)
 
     return operator
 
@@ -229,6 +232,7 @@ def union(*operators: Operator) -> Operator:
             jnp.concatenate([part.scores for part in parts]),
             population.cardinalities,
             jnp.concatenate([part.hashes for part in parts if part.hashes is not None]),
+            population.context,
         )
 
     return operator
@@ -249,20 +253,24 @@ def propose(rng_key: Array, operator: Operator, population: Population) -> Popul
 
 def _as_population(proposed: Population | Array, population: Population) -> Population:
     if isinstance(proposed, Population):
-        return proposed
+        return proposed._replace(context=population.context)
     shape, dtype = population.codes.shape, population.codes.dtype
     if proposed.shape[1:] != shape[1:] or jnp.issubdtype(proposed.dtype, jnp.floating):
         raise ValueError(
             f"an operator must return integer codes of shape (children, {shape[1]} data, {shape[2]}"
             f" latents); got {proposed.dtype} of shape {proposed.shape}."
         )
-    return _unscored(proposed.astype(dtype), population.cardinalities)
+    return unscored(proposed.astype(dtype), population)
 
 
-def _unscored(
-    codes: Array, cardinalities: tuple[int, ...], hashes: Array | None = None
+def unscored(
+    codes: Integer[Array, "C B H"],
+    parents: Population,
+    hashes: UInt32[Array, "C B"] | None = None,
 ) -> Population:
-    return Population(codes, jnp.full(codes.shape[:2], jnp.nan), cardinalities, hashes)
+    """Children, and their hashes if they are known."""
+    scores = jnp.full(codes.shape[:2], jnp.nan)
+    return Population(codes, scores, parents.cardinalities, hashes, parents.context)
 
 
 def _check_positive(name: str, value: int) -> None:

@@ -1,8 +1,8 @@
 """Truncated posteriors optimised by evolution: a guide that keeps states, and its loss."""
 
-from pyro_dvae.infer.truncated.guide import TruncatedGuide, TruncatedPosterior, draws_of
+from pyro_dvae.infer.truncated.guide import TruncatedGuide, TruncatedPosterior
 from pyro_dvae.infer.truncated.loss import Truncated_ELBO, TruncatedInfo
-from pyro_dvae.infer.truncated.proposals import informed_flip, prior_flip
+from pyro_dvae.infer.truncated.proposals import draws_of, informed_flip, prior_flip
 
 __all__ = [
     "TruncatedGuide",

@@ -10,6 +10,7 @@ dropout and running means do, each pass may do another thing.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Replay", "repeatable_pass"]
 
 _UNREPEATABLE = {
     torch.Tag.nondeterministic_seeded,
@@ -38,8 +41,9 @@ _EXITS = {Tensor.numpy, Tensor.tolist, Tensor.data_ptr, Tensor.__array__, Tensor
 _LARGE = 2**16  # bytes of results that are worth a place where another has been
 
 
-class Replay(NamedTuple):
-    """A recorded pass."""
+@dataclass(frozen=True)
+class Replay:
+    """A pass that is repeated."""
 
     source: Tensor
     steps: list[Callable[[], object]]
@@ -53,7 +57,9 @@ class Replay(NamedTuple):
         return self.result
 
 
-def record(function: Callable[[Tensor], Tensor], value: Tensor) -> tuple[Tensor, Replay | None]:
+def repeatable_pass(
+    function: Callable[[Tensor], Tensor], value: Tensor
+) -> tuple[Tensor, Replay | None]:
     """The function's result, and how to have it again: None if it may do another thing each time.
 
     Call it without gradient. Repetitions leave alone whatever the function keeps of this pass.

@@ -21,6 +21,7 @@ References:
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int32, Int64, Integer
@@ -57,6 +58,8 @@ class Population:
         cardinalities: Codes of each latent.
         hashes: By `hash_states`, ``(S, B)``, if known: `flip` then makes those of its children
             from them.
+        context: What an operator may ask for more than states and scores; every operator passes
+            it on. In an E-step of `Truncated_ELBO` it scores states under the model; None outside.
     """
 
     def __init__(
@@ -65,10 +68,12 @@ class Population:
         scores: Float[Tensor, "S B"],
         cardinalities: tuple[int, ...],
         hashes: Int64[Tensor, "S B"] | None = None,
+        context: Any = None,
     ) -> None:
         self._codes: Tensor | None = codes
         self._words: Tensor | None = None
         self.scores, self.cardinalities, self.hashes = scores, cardinalities, hashes
+        self.context = context
 
     @classmethod
     def packed(
@@ -77,12 +82,13 @@ class Population:
         scores: Float[Tensor, "S B"],
         cardinalities: tuple[int, ...],
         hashes: Int64[Tensor, "S B"] | None = None,
+        context: Any = None,
     ) -> "Population":
         """A population of packed states."""
         population = cls.__new__(cls)
         population._codes, population._words = None, words
         population.scores, population.cardinalities = scores, cardinalities
-        population.hashes = hashes
+        population.hashes, population.context = hashes, context
         return population
 
     @property
@@ -128,7 +134,8 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
         rows = rows_at(top_indices(perturb(scores, temperature), num_parents))
         words, scores = take_rows(population.words, rows), take_rows(scores, rows)
         hashes = None if hashes is None else take_rows(hashes, rows)
-        return Population.packed(words, scores, population.cardinalities, hashes)
+        cardinalities, context = population.cardinalities, population.context
+        return Population.packed(words, scores, cardinalities, hashes, context)
 
     return operator
 
@@ -149,11 +156,11 @@ def flip(num_children: int) -> Operator:
         children, hashes = words.repeat(num_children, 1, 1), population.hashes
         free = [h for h, v in enumerate(cardinalities) if v > 1]
         if not free:
-            return unscored(children, cardinalities)
+            return unscored(children, population)
         latents = distinct_latents(num_children, free, words.shape[:2], words.device).flatten()
         before = None if hashes is None else hashes.repeat(num_children, 1).flatten()
         hashes = change_latents(children.flatten(0, 1), before, latents, cardinalities)
-        return unscored(children, cardinalities, hashes)
+        return unscored(children, population, hashes)
 
     return operator
 
@@ -187,7 +194,7 @@ def sparse_flip(num_children: int, rate: float, num_active: float | Tensor) -> O
         probs = torch.where(codes == 1, down[..., None], up[..., None])
         flips = torch.rand(num_children, *codes.shape, device=codes.device) < probs
         children = population.words ^ pack(flips.to(torch.uint8), cardinalities)
-        return unscored(children.flatten(0, 1), cardinalities)
+        return unscored(children.flatten(0, 1), population)
 
     return operator
 
@@ -228,7 +235,7 @@ def cross() -> Operator:
         head = torch.arange(num_latents, device=codes.device) <= cuts.long()
         ours, theirs = codes[first], codes[second]
         children = [torch.where(head, ours, theirs), torch.where(head, theirs, ours)]
-        return unscored(pack(torch.cat(children), cardinalities), cardinalities)
+        return unscored(pack(torch.cat(children), cardinalities), population)
 
     return operator
 
@@ -264,6 +271,7 @@ def union(*operators: Operator) -> Operator:
             torch.cat([part.scores for part in parts]),
             population.cardinalities,
             torch.cat([part.hashes for part in parts if part.hashes is not None]),
+            population.context,
         )
 
     return operator
@@ -283,6 +291,7 @@ def propose(operator: Operator, population: Population) -> Population:
 
 def _as_population(proposed: Population | Tensor, population: Population) -> Population:
     if isinstance(proposed, Population):
+        proposed.context = population.context
         return proposed
     num_data, num_latents = population.scores.shape[1], len(population.cardinalities)
     if proposed.shape[1:] != (num_data, num_latents) or proposed.is_floating_point():
@@ -290,18 +299,18 @@ def _as_population(proposed: Population | Tensor, population: Population) -> Pop
             f"an operator must return integer codes of shape (children, {num_data} data, "
             f"{num_latents} latents); got {proposed.dtype} of shape {tuple(proposed.shape)}."
         )
-    return unscored(pack(proposed, population.cardinalities), population.cardinalities)
+    return unscored(pack(proposed, population.cardinalities), population)
 
 
 def unscored(
     words: Int32[Tensor, "C B W"],
-    cardinalities: tuple[int, ...],
+    parents: Population,
     hashes: Int64[Tensor, "..."] | None = None,
 ) -> Population:
     """Children, and their hashes if they are known."""
     scores = torch.full(words.shape[:2], math.nan, device=words.device)
     hashes = None if hashes is None else hashes.view(scores.shape)
-    return Population.packed(words, scores, cardinalities, hashes)
+    return Population.packed(words, scores, parents.cardinalities, hashes, parents.context)
 
 
 def _check_positive(name: str, value: int) -> None:
