@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from numpyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO
 
 from numpyro_dvae import fit as package
-from numpyro_dvae.fit import _batches
+from numpyro_dvae.fit import batches as _batches
 from numpyro_dvae.infer.elbo import LOSS_MEMORY, Memory
 
 CHECKPOINT, PREVIOUS = "checkpoint", "checkpoint.previous"

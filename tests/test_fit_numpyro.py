@@ -20,12 +20,12 @@ from test_fit import make_data, run
 
 from numpyro_dvae.fit import (
     DivergenceError,
-    _checkpoints,
+    checkpoints,
     exponential_schedule,
     fit,
     linear_schedule,
 )
-from numpyro_dvae.fit._log import Log, scalars
+from numpyro_dvae.fit.log import Log, scalars
 from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.svi import loss_state
 
@@ -168,12 +168,12 @@ def test_states_of_any_kind_survive_a_checkpoint(tmp_path, optim, dtype):
         state = svi.init(key, jnp.zeros(4))
         mutable = {"half / [0]": jnp.array([0.1, 0.2], dtype), "none": jnp.zeros((0, 3), dtype)}
         state = state._replace(mutable_state=mutable)
-        _checkpoints.save_checkpoint(tmp_path, svi, state, [1.5], step=step)
-        saved = _checkpoints.load_checkpoint(tmp_path)
-        found = _checkpoints.restore_svi_state(svi, state, saved)
+        checkpoints.save_checkpoint(tmp_path, svi, state, [1.5], step=step)
+        saved = checkpoints.load_checkpoint(tmp_path)
+        found = checkpoints.restore_svi_state(svi, state, saved)
         for old, new in zip(*map(jax.tree.leaves, (state, found)), strict=True):
             assert old.dtype == new.dtype
-            np.testing.assert_array_equal(*map(_checkpoints.as_saved, (old, new)))
+            np.testing.assert_array_equal(*map(checkpoints.as_saved, (old, new)))
 
 
 def test_a_checkpoint_that_is_not_whole(tmp_path):

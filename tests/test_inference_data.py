@@ -185,7 +185,7 @@ def test_the_container_of_arviz_1(thrifty_shim, tmp_path, monkeypatch):
     """It reads files by `xarray.open_datatree`, under another name."""
     import xarray
 
-    groups, idata = thrifty_shim.module("diagnostics._groups"), made(thrifty_shim, None)
+    groups, idata = thrifty_shim.module("diagnostics.groups"), made(thrifty_shim, None)
     monkeypatch.setattr(arviz, "__version__", "1.0.0")
     tree = groups._assemble({group: idata[group] for group in GROUPS})
     assert isinstance(tree, xarray.DataTree)
@@ -273,7 +273,7 @@ def test_batches_of_no_rows_are_refused(shim):
 
 
 def test_shared_files_are_the_same_in_both_packages():
-    for name in ("_store", "_arguments", "_groups", "plots", "reports"):
+    for name in ("draws", "arguments", "groups", "plots", "reports"):
         ours, theirs = (
             (ROOT / package / "diagnostics" / f"{name}.py").read_text()
             for package in ("pyro_dvae", "numpyro_dvae")

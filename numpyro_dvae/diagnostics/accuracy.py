@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_dvae.diagnostics._programs import collect, collect_states
-from numpyro_dvae.diagnostics._store import Store
+from numpyro_dvae.diagnostics.draws import Store
 from numpyro_dvae.diagnostics.reports import PosteriorGap, RateDistortion
+from numpyro_dvae.diagnostics.trained import collect, collect_states
 
 __all__ = ["posterior_gap", "rate_distortion"]
 

@@ -16,9 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_dvae.diagnostics._arguments import Path, find_arguments, replaced
-from numpyro_dvae.diagnostics._programs import prepare, trained
-from numpyro_dvae.diagnostics._store import Variable, split_data
+from numpyro_dvae.diagnostics.arguments import Path, find_arguments, replaced
+from numpyro_dvae.diagnostics.draws import Variable, split_data
 from numpyro_dvae.diagnostics.readings import (
     Labelled,
     Pair,
@@ -27,7 +26,8 @@ from numpyro_dvae.diagnostics.readings import (
     score_states,
 )
 from numpyro_dvae.diagnostics.reports import Calibration
-from numpyro_dvae.fit import _batches
+from numpyro_dvae.diagnostics.trained import prepare, trained
+from numpyro_dvae.fit import batches as _batches
 from numpyro_dvae.ops.calibration import chi_square, random_ranks
 
 __all__ = ["simulation_based_calibration"]

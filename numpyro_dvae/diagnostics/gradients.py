@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import biject_to
 
-from numpyro_dvae.diagnostics._programs import Trained, trained
 from numpyro_dvae.diagnostics.readings import constraints_of
 from numpyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
-from numpyro_dvae.fit import _batches
-from numpyro_dvae.fit._checkpoints import dotted
+from numpyro_dvae.diagnostics.trained import Trained, trained
+from numpyro_dvae.fit import batches as _batches
+from numpyro_dvae.fit.checkpoints import dotted
 from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
 
 __all__ = ["gradient_variance"]

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_dvae.diagnostics._programs import collect
-from numpyro_dvae.diagnostics._store import Store, count_states, is_restricted
+from numpyro_dvae.diagnostics.draws import Store, count_states, is_restricted
 from numpyro_dvae.diagnostics.reports import ImportanceDiagnostics
+from numpyro_dvae.diagnostics.trained import collect
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.importance import ParetoTail, khat_threshold, pareto_tail
 from numpyro_dvae.ops.tempering import effective_sample_size

@@ -8,9 +8,9 @@ from typing import Any
 
 from jaxtyping import Array
 
-from numpyro_dvae.diagnostics._groups import GROUPS, make_groups, readings_for
-from numpyro_dvae.diagnostics._programs import collect
+from numpyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
 from numpyro_dvae.diagnostics.importance import diagnose_weights
+from numpyro_dvae.diagnostics.trained import collect
 
 __all__ = ["to_arviz"]
 

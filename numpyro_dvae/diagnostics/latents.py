@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_dvae.diagnostics._programs import collect, summed_over_processes
-from numpyro_dvae.diagnostics._store import Variable, count_codes, split_data
+from numpyro_dvae.diagnostics.draws import Variable, count_codes, split_data
 from numpyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
+from numpyro_dvae.diagnostics.trained import collect, summed_over_processes
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]
 

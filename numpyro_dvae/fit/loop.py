@@ -21,8 +21,8 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from tqdm.auto import tqdm
 
-from numpyro_dvae.fit import _batches
-from numpyro_dvae.fit._checkpoints import (
+from numpyro_dvae.fit import batches as _batches
+from numpyro_dvae.fit.checkpoints import (
     CHECKPOINT,
     Checkpoint,
     as_leaf,
@@ -34,10 +34,10 @@ from numpyro_dvae.fit._checkpoints import (
     restore_svi_state,
     save_checkpoint,
 )
-from numpyro_dvae.fit._evaluation import Evaluation
-from numpyro_dvae.fit._log import Log, keep_previous_run, scalars
-from numpyro_dvae.fit._signals import Signals
+from numpyro_dvae.fit.evaluation import Evaluation
+from numpyro_dvae.fit.log import Log, keep_previous_run, scalars
 from numpyro_dvae.fit.result import DivergenceError, FitInterrupt, FitResult
+from numpyro_dvae.fit.signals import Signals
 from numpyro_dvae.infer.elbo import LOSS_MEMORY
 from numpyro_dvae.infer.svi import loss_info, with_memory
 

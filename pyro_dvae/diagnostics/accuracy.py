@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyro_dvae.diagnostics._programs import collect, collect_states
-from pyro_dvae.diagnostics._store import Store
+from pyro_dvae.diagnostics.draws import Store
 from pyro_dvae.diagnostics.reports import PosteriorGap, RateDistortion
+from pyro_dvae.diagnostics.trained import collect, collect_states
 
 __all__ = ["posterior_gap", "rate_distortion"]
 

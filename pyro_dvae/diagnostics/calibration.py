@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_dvae.diagnostics._arguments import Path, find_arguments, replaced
-from pyro_dvae.diagnostics._programs import at_parameters, device_of, trained
-from pyro_dvae.diagnostics._store import Variable, split_data
+from pyro_dvae.diagnostics.arguments import Path, find_arguments, replaced
+from pyro_dvae.diagnostics.draws import Variable, split_data
 from pyro_dvae.diagnostics.readings import (
     Pair,
     posterior_sites,
@@ -27,7 +26,8 @@ from pyro_dvae.diagnostics.readings import (
     score_states,
 )
 from pyro_dvae.diagnostics.reports import Calibration
-from pyro_dvae.fit import _batches
+from pyro_dvae.diagnostics.trained import at_parameters, device_of, trained
+from pyro_dvae.fit import batches as _batches
 from pyro_dvae.ops.calibration import chi_square, random_ranks
 
 __all__ = ["simulation_based_calibration"]

@@ -17,9 +17,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_dvae.diagnostics._programs import Trained, at_parameters, device_of, trained
 from pyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
-from pyro_dvae.fit import _batches
+from pyro_dvae.diagnostics.trained import Trained, at_parameters, device_of, trained
+from pyro_dvae.fit import batches as _batches
 
 __all__ = ["gradient_variance"]
 

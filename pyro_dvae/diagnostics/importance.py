@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_dvae.diagnostics._programs import collect
-from pyro_dvae.diagnostics._store import Store, count_states, is_restricted
+from pyro_dvae.diagnostics.draws import Store, count_states, is_restricted
 from pyro_dvae.diagnostics.reports import ImportanceDiagnostics
+from pyro_dvae.diagnostics.trained import collect
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.importance import khat_threshold, pareto_tail
 from pyro_dvae.ops.tempering import effective_sample_size

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_dvae.diagnostics._groups import GROUPS, make_groups, readings_for
-from pyro_dvae.diagnostics._programs import collect
+from pyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
 from pyro_dvae.diagnostics.importance import diagnose_weights
+from pyro_dvae.diagnostics.trained import collect
 
 __all__ = ["to_arviz"]
 

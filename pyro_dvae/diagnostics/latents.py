@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyro_dvae.diagnostics._programs import collect, summed_over_processes
-from pyro_dvae.diagnostics._store import Variable, count_codes, split_data
+from pyro_dvae.diagnostics.draws import Variable, count_codes, split_data
 from pyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
+from pyro_dvae.diagnostics.trained import collect, summed_over_processes
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]
 

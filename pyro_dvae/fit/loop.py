@@ -21,8 +21,8 @@ from pyro.optim import PyroLRScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_dvae.fit import _batches
-from pyro_dvae.fit._checkpoints import (
+from pyro_dvae.fit import batches as _batches
+from pyro_dvae.fit.checkpoints import (
     load_checkpoint,
     loss_of,
     modules_of,
@@ -31,10 +31,10 @@ from pyro_dvae.fit._checkpoints import (
     save_checkpoint,
     training_state,
 )
-from pyro_dvae.fit._evaluation import Evaluation, unchanged
-from pyro_dvae.fit._log import Log, keep_previous_run, scalars
-from pyro_dvae.fit._signals import Signals
+from pyro_dvae.fit.evaluation import Evaluation, unchanged
+from pyro_dvae.fit.log import Log, keep_previous_run, scalars
 from pyro_dvae.fit.result import DivergenceError, FitInterrupt, FitResult
+from pyro_dvae.fit.signals import Signals
 
 __all__ = ["fit"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from numpyro_dvae.fit._checkpoints import CHECKPOINT
+from numpyro_dvae.fit.checkpoints import CHECKPOINT
 
 LOG = "log.jsonl"
 

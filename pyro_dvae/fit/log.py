@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_dvae.fit._checkpoints import CHECKPOINT, write_atomically
+from pyro_dvae.fit.checkpoints import CHECKPOINT, write_atomically
 
 LOG = "log.jsonl"
 

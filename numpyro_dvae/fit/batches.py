@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.infer.svi import SVIState
 
-from numpyro_dvae.fit import _rng
+from numpyro_dvae.fit import rng as _rng
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 Update = Callable[[SVIState, Batch], tuple[SVIState, Array]]

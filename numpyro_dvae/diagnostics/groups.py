@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_dvae.diagnostics._store import Store, Variable, count_codes
+from numpyro_dvae.diagnostics.draws import Store, Variable, count_codes
 from numpyro_dvae.diagnostics.reports import ImportanceDiagnostics
 
 GROUPS = (

@@ -18,7 +18,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from pyro_dvae.fit import _rng
+from pyro_dvae.fit import rng as _rng
 
 CHECKPOINT = "checkpoint.pt"
 _FORMAT = 1

@@ -10,7 +10,8 @@ from jaxtyping import Array
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
-from numpyro_dvae.fit import _batches, _rng
+from numpyro_dvae.fit import batches as _batches
+from numpyro_dvae.fit import rng as _rng
 
 
 class Evaluation:

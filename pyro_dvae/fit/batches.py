@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_dvae.fit import _rng
+from pyro_dvae.fit import rng as _rng
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 

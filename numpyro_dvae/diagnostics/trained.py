@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 from numpyro.handlers import substitute
 
-from numpyro_dvae.diagnostics._store import (
+from numpyro_dvae.diagnostics.draws import (
     PRIOR_NAMES,
     RECORD,
     Piece,
@@ -35,7 +35,7 @@ from numpyro_dvae.diagnostics.readings import (
     prior_sites,
     score_states,
 )
-from numpyro_dvae.fit import _batches
+from numpyro_dvae.fit import batches as _batches
 from numpyro_dvae.programs.run import Particles
 from numpyro_dvae.programs.sites import Layout
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from pyro.infer import SVI
 
-from pyro_dvae.fit import _batches, _rng
-from pyro_dvae.fit._checkpoints import loss_of, modules_of
+from pyro_dvae.fit import batches as _batches
+from pyro_dvae.fit import rng as _rng
+from pyro_dvae.fit.checkpoints import loss_of, modules_of
 
 
 class Evaluation:

@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, distributed, nn
 from torch.distributions import transform_to
 
-from pyro_dvae.diagnostics._store import (
+from pyro_dvae.diagnostics.draws import (
     PRIOR_NAMES,
     RECORD,
     Piece,
@@ -35,7 +35,8 @@ from pyro_dvae.diagnostics.readings import (
     prior_sites,
     score_states,
 )
-from pyro_dvae.fit import _batches, _rng
+from pyro_dvae.fit import batches as _batches
+from pyro_dvae.fit import rng as _rng
 from pyro_dvae.programs.run import Particles
 
 
