@@ -16,6 +16,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer.svi import SVIState
 from test_fit import make_data, run
 
 from numpyro_dvae.fit import (
@@ -25,7 +26,9 @@ from numpyro_dvae.fit import (
     fit,
     linear_schedule,
 )
-from numpyro_dvae.fit.log import Log, scalars
+from numpyro_dvae.fit.log import Log
+from numpyro_dvae.fit.plain import as_plain
+from numpyro_dvae.fit.svi import loss_scalars
 from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.svi import loss_state
 
@@ -106,7 +109,7 @@ def test_batches_of_an_iterable_compile_once_a_shape():
 
 def test_how_steps_are_dispatched_does_not_change_the_numbers(monkeypatch):
     whole = small_fit(num_steps=30, batch_size=5, log_every=10)
-    monkeypatch.setattr("numpyro_dvae.fit.loop._DISPATCH_SECONDS", 0.0)  # one by one
+    monkeypatch.setattr("numpyro_dvae.fit.run._DISPATCH_SECONDS", 0.0)  # one by one
     np.testing.assert_array_equal(
         small_fit(num_steps=30, batch_size=5, log_every=10).losses, whole.losses
     )
@@ -164,16 +167,17 @@ def test_params_hold_all_that_the_programs_need():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_states_of_any_kind_survive_a_checkpoint(tmp_path, optim, dtype):
     svi = small_svi(optim=optim)
-    for step, key in enumerate([jax.random.key(0), jax.random.PRNGKey(0)]):
+    for step, key in enumerate([jax.random.key(0), jax.random.PRNGKey(0)], 1):
         state = svi.init(key, jnp.zeros(4))
         mutable = {"half / [0]": jnp.array([0.1, 0.2], dtype), "none": jnp.zeros((0, 3), dtype)}
         state = state._replace(mutable_state=mutable)
-        checkpoints.save_checkpoint(tmp_path, svi, state, [1.5], step=step)
+        run_state = checkpoints.RunState([1.5] * step, 0.0, [], {})
+        checkpoints.save_checkpoint(key, tmp_path, svi, state, run_state)
         saved = checkpoints.load_checkpoint(tmp_path)
-        found = checkpoints.restore_svi_state(svi, state, saved)
+        found = checkpoints.restore(svi, state, saved)
         for old, new in zip(*map(jax.tree.leaves, (state, found)), strict=True):
             assert old.dtype == new.dtype
-            np.testing.assert_array_equal(*map(checkpoints.as_saved, (old, new)))
+            np.testing.assert_array_equal(*map(as_plain, (old, new)))
 
 
 def test_a_checkpoint_that_is_not_whole(tmp_path):
@@ -226,4 +230,5 @@ def test_learning_rates_may_be_schedules(sgd):
 
 
 def test_scalars_of_nothing():
-    assert scalars(None) == {}
+    svi = small_svi(Trace_ELBO())
+    assert loss_scalars(svi, SVIState((0, None), None, jax.random.key(0))) == {}

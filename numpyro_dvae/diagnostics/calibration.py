@@ -27,7 +27,8 @@ from numpyro_dvae.diagnostics.readings import (
 )
 from numpyro_dvae.diagnostics.reports import Calibration
 from numpyro_dvae.diagnostics.trained import prepare, trained
-from numpyro_dvae.fit import batches as _batches
+from numpyro_dvae.fit.data import Batch, as_batch
+from numpyro_dvae.fit.templates import split
 from numpyro_dvae.ops.calibration import chi_square, random_ranks
 
 __all__ = ["simulation_based_calibration"]
@@ -64,13 +65,13 @@ def simulation_based_calibration(
     """
     check_counts(num_simulations, num_draws, num_bins)
     programs = trained(result, params)
-    args, _ = _batches.as_batch(data)
+    args, _ = as_batch(data)
     pair = prepare(rng_key, programs, args)
     paths = find_arguments(args, _observed(rng_key, pair))
-    arrays, static = _batches.split((args, {}))
+    arrays, static = split(Batch(args, {}))
 
     @jax.jit
-    def run(keys: Array, params: Any, arrays: list[Array]) -> dict[str, Labelled]:
+    def run(keys: Array, params: Any, arrays: tuple[Array, ...]) -> dict[str, Labelled]:
         model, guide = programs.substituted(params)
         now = pair._replace(model=model, guide=guide, args=static.join(arrays)[0])
         return jax.lax.map(lambda key: _ranks(key, now, paths, num_draws), keys)

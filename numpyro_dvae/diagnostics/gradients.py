@@ -20,8 +20,9 @@ from numpyro.distributions import biject_to
 from numpyro_dvae.diagnostics.readings import constraints_of
 from numpyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
 from numpyro_dvae.diagnostics.trained import Trained, trained
-from numpyro_dvae.fit import batches as _batches
-from numpyro_dvae.fit.checkpoints import dotted
+from numpyro_dvae.fit.data import Batch, as_batch
+from numpyro_dvae.fit.plain import dotted
+from numpyro_dvae.fit.templates import split
 from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
 
 __all__ = ["gradient_variance"]
@@ -62,7 +63,7 @@ def gradient_variance(
             f"{sorted(losses)} and {num_repeats}."
         )
     programs = trained(result, params)
-    args, _ = _batches.as_batch(data)
+    args, _ = as_batch(data)
     moments = {
         name: _moments(jax.random.fold_in(rng_key, i), loss, programs, args, num_repeats, select)
         for i, (name, loss) in enumerate(losses.items())
@@ -89,11 +90,11 @@ def _moments(
     }
     rest = {name: value for name, value in programs.params.items() if name not in trainable}
     rest |= {LOSS_MEMORY: loss.init_memory()} if isinstance(loss, ParticleELBO) else {}
-    arrays, static = _batches.split((args, {}))
+    arrays, static = split(Batch(args, {}))
 
     @jax.jit
     def moments(
-        keys: Array, trainable: Any, rest: Any, arrays: list[Array]
+        keys: Array, trainable: Any, rest: Any, arrays: tuple[Array, ...]
     ) -> tuple[Any, Any, Any]:
         def value(trainable: Any, key: Array) -> Array:
             constrained = {

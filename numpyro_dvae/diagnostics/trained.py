@@ -35,7 +35,8 @@ from numpyro_dvae.diagnostics.readings import (
     prior_sites,
     score_states,
 )
-from numpyro_dvae.fit import batches as _batches
+from numpyro_dvae.fit.data import Batch, as_batch
+from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.programs.run import Particles
 from numpyro_dvae.programs.sites import Layout
 
@@ -97,7 +98,7 @@ def collect(
     if num_draws < 1:
         raise ValueError(f"`num_draws` must be at least 1; got {num_draws}.")
     programs = trained(result, params)
-    args, _ = _batches.as_batch(data)
+    args, _ = as_batch(data)
     num_rows = check_data(args, batch_size)
     store, pair, run = Store(num_draws, num_rows), None, None
     for i, rows in enumerate(batches(num_rows, batch_size)):
@@ -105,7 +106,7 @@ def collect(
         if pair is None or run is None:
             pair = prepare(rng_key, programs, cut)
             run = _compiled(programs, pair, frozenset(wanted), prior)
-        arrays, static = _batches.split((cut, {}))
+        arrays, static = split(Batch(cut, {}))
         for j, (draws, size) in enumerate(pieces(num_draws, count_values(cut))):
             key = jax.random.fold_in(jax.random.fold_in(rng_key, i), j)
             found = jax.device_get(run(key, programs.params, arrays, static, size))
@@ -124,7 +125,7 @@ def collect_states(
 ) -> Store:
     """Score every joint state of a datum's latents, in place of draws."""
     programs = trained(result, params)
-    args, _ = _batches.as_batch(data)
+    args, _ = as_batch(data)
     num_rows = check_data(args, batch_size)
     store: Store | None = None
     for rows in batches(num_rows, batch_size):
@@ -134,7 +135,7 @@ def collect_states(
             states = enumerate_states(rng_key, pair, max_states)
             num_states = len(next(iter(states.values())))
             store, run = Store(num_states, num_rows), _compiled_scores(programs, pair)
-        arrays, static = _batches.split((cut, {}))
+        arrays, static = split(Batch(cut, {}))
         for part, size in pieces(num_states, count_values(cut)):
             index = np.minimum(np.arange(part.start, part.start + size), num_states - 1)
             some = {name: values[index] for name, values in states.items()}
@@ -154,7 +155,7 @@ def summed_over_processes(counts: np.ndarray) -> np.ndarray:
 def _compiled_scores(programs: Trained, pair: Pair) -> Callable[..., Record]:
     @partial(jax.jit, static_argnums=3)
     def run(
-        rng_key: Array, params: Any, arrays: list[Array], static: _batches.Layout, states: Any
+        rng_key: Array, params: Any, arrays: tuple[Array, ...], static: Template, states: Any
     ) -> Record:
         args, _ = static.join(arrays)
         model, guide = programs.substituted(params)
@@ -173,7 +174,7 @@ def _compiled(
 ) -> Callable[..., tuple[Record, Readings, Readings]]:
     @partial(jax.jit, static_argnums=(3, 4))
     def run(
-        rng_key: Array, params: Any, arrays: list[Array], static: _batches.Layout, size: int
+        rng_key: Array, params: Any, arrays: tuple[Array, ...], static: Template, size: int
     ) -> tuple[Record, Readings, Readings]:
         args, _ = static.join(arrays)
         model, guide = programs.substituted(params)

@@ -1,20 +1,23 @@
-"""The log: one JSON object per line, in step with the checkpoint."""
+"""The log: one JSON object per line, in step with the checkpoint.
+
+But for the package's name this file is the same in both packages.
+"""
 
 import json
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from numpyro_dvae.fit.checkpoints import CHECKPOINT
+from numpyro_dvae.fit.files import set_aside, write_atomically
+
+__all__ = ["LOG", "Log", "set_run_aside", "shown_on_bar"]
 
 LOG = "log.jsonl"
+_NOT_ON_THE_BAR = {"step", "loss", "elbo", "beta_elbo", "seconds", "steps_per_second"}
 
 
 class Log:
@@ -23,6 +26,20 @@ class Log:
     def __init__(self, folder: Path | None) -> None:
         self.rows: list[dict[str, Any]] = []
         self._path = None if folder is None else folder / LOG
+
+    def next_row(
+        self, losses: Sequence[float], seconds: float, scalars: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Make, not write, the row of a run after ``len(losses)`` steps, in so many `seconds`."""
+        start: dict[str, Any] = self.rows[-1] if self.rows else {"step": 0, "seconds": 0.0}
+        num_steps = len(losses) - start["step"]
+        return {
+            "step": len(losses),
+            "loss": losses[-1],
+            "mean_loss": float(np.mean(losses[start["step"] :])),
+            **scalars,
+            "steps_per_second": num_steps / max(seconds - start["seconds"], 1e-9),
+        }
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row."""
@@ -36,55 +53,21 @@ class Log:
         self.rows = rows
         if self._path is not None:
             text = "".join(map(_line, rows)).encode()
-            _write_atomically(self._path, lambda file: file.write(text))
+            write_atomically(self._path, lambda file: file.write(text))
 
 
-def scalars(info: Any) -> dict[str, float]:
-    """Return the scalar fields of a loss's info."""
-    found = {}
-    for name, value in jax.device_get(getattr(info, "_asdict", dict)()).items():
-        if isinstance(value, int | float | np.ndarray | np.generic) and np.size(value) == 1:
-            found[name] = float(np.asarray(value).item())
-    return found
-
-
-def keep_previous_run(folder: Path) -> None:
+def set_run_aside(folder: Path) -> None:
     """Move the checkpoint and log of an earlier run out of the way of a new one."""
     for name in (CHECKPOINT, LOG):
-        path = folder / name
-        if path.exists():
-            previous = path.with_stem(f"{path.stem}.previous")
-            if previous.is_dir():
-                shutil.rmtree(previous)
-            path.replace(previous)
+        set_aside(folder / name)
+
+
+def shown_on_bar(row: Mapping[str, Any]) -> dict[str, str]:
+    """What of a row stands on the progress bar."""
+    return {name: f"{value:.4g}" for name, value in row.items() if name not in _NOT_ON_THE_BAR}
 
 
 def _line(row: dict[str, Any]) -> str:
     """Write strict JSON, which has no NaN or infinity."""
-    finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
     return json.dumps(finite) + "\n"
-
-
-def _write_atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one."""
-    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
-    try:
-        with file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except BaseException:
-        Path(file.name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renaming durable, where the system can open a folder."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
+__all__ = ["get_state", "preserved", "set_state"]
+
 
 def get_state() -> dict[str, Any]:
     """Return the state of every global generator that an iterable may draw from."""
     numpy: Any = np.random.get_state()  # noqa: NPY002  (iterables may use the global one)
-    kind, keys, *rest = numpy
+    kind, words, *position = numpy
     version, internal, gauss = random.getstate()
     state = {
-        "numpy": [kind, keys.tolist(), *rest],
+        "numpy": [kind, words.tolist(), *position],
         "python": [version, list(internal), gauss],
     }
     if (torch := _torch()) is not None:
@@ -30,8 +32,8 @@ def get_state() -> dict[str, Any]:
 
 def set_state(state: dict[str, Any]) -> None:
     """Set every global generator."""
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, np.uint32), *rest))  # noqa: NPY002
+    kind, words, *position = state["numpy"]
+    np.random.set_state((kind, np.array(words, np.uint32), *position))  # noqa: NPY002
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     if "torch" in state and (torch := _torch()) is not None:

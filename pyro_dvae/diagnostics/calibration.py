@@ -27,7 +27,7 @@ from pyro_dvae.diagnostics.readings import (
 )
 from pyro_dvae.diagnostics.reports import Calibration
 from pyro_dvae.diagnostics.trained import at_parameters, device_of, trained
-from pyro_dvae.fit import batches as _batches
+from pyro_dvae.fit.data import as_batch, to_device
 from pyro_dvae.ops.calibration import chi_square, random_ranks
 
 __all__ = ["simulation_based_calibration"]
@@ -62,7 +62,7 @@ def simulation_based_calibration(
     """
     check_counts(num_simulations, num_draws, num_bins)
     programs = trained(result, params)
-    args, _ = _batches.as_batch(data, device_of(programs))
+    args, _ = to_device(as_batch(data), device_of(programs))
     with at_parameters(programs):
         pair = prepare_pair(programs.model, programs.guide, args, {})
         observed = posterior_sites(pair, 1, ("observed",))[1]["observed"]

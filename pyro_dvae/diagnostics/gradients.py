@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
 from pyro_dvae.diagnostics.trained import Trained, at_parameters, device_of, trained
-from pyro_dvae.fit import batches as _batches
+from pyro_dvae.fit.data import as_batch, to_device
 
 __all__ = ["gradient_variance"]
 
@@ -57,7 +57,7 @@ def gradient_variance(
             f"{sorted(losses)} and {num_repeats}."
         )
     programs = trained(result, params)
-    args, _ = _batches.as_batch(data, device_of(programs))
+    args, _ = to_device(as_batch(data), device_of(programs))
     with at_parameters(programs), _kept_gradients():
         moments = {
             name: _moments(loss, programs, args, num_repeats, select)

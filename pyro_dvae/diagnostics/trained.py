@@ -35,8 +35,8 @@ from pyro_dvae.diagnostics.readings import (
     prior_sites,
     score_states,
 )
-from pyro_dvae.fit import batches as _batches
-from pyro_dvae.fit import rng as _rng
+from pyro_dvae.fit.data import as_batch, to_device
+from pyro_dvae.fit import rng
 from pyro_dvae.programs.run import Particles
 
 
@@ -65,7 +65,7 @@ def at_parameters(programs: Trained) -> Iterator[None]:
     store = pyro.get_param_store()
     state = store.get_state()
     with ExitStack() as stack:
-        stack.enter_context(_rng.preserved())
+        stack.enter_context(rng.preserved())
         stack.callback(store.set_state, state)
         stack.callback(store.clear)
         for root in _modules(programs):
@@ -120,7 +120,7 @@ def collect(
     if num_draws < 1:
         raise ValueError(f"`num_draws` must be at least 1; got {num_draws}.")
     programs = trained(result, params)
-    args, _ = _batches.as_batch(data, device_of(programs))
+    args, _ = to_device(as_batch(data), device_of(programs))
     num_rows = check_data(args, batch_size)
     store = Store(num_draws, num_rows)
     with at_parameters(programs):
@@ -147,7 +147,7 @@ def collect_states(
 ) -> Store:
     """Score every joint state of a datum's latents, in place of draws."""
     programs = trained(result, params)
-    args, _ = _batches.as_batch(data, device_of(programs))
+    args, _ = to_device(as_batch(data), device_of(programs))
     num_rows = check_data(args, batch_size)
     store: Store | None = None
     with at_parameters(programs):

@@ -1,15 +1,23 @@
-"""The log: one JSON object per line, in step with the checkpoint."""
+"""The log: one JSON object per line, in step with the checkpoint.
+
+But for the package's name this file is the same in both packages.
+"""
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
-from pyro_dvae.fit.checkpoints import CHECKPOINT, write_atomically
+from pyro_dvae.fit.checkpoints import CHECKPOINT
+from pyro_dvae.fit.files import set_aside, write_atomically
+
+__all__ = ["LOG", "Log", "set_run_aside", "shown_on_bar"]
 
 LOG = "log.jsonl"
+_NOT_ON_THE_BAR = {"step", "loss", "elbo", "beta_elbo", "seconds", "steps_per_second"}
 
 
 class Log:
@@ -18,6 +26,20 @@ class Log:
     def __init__(self, folder: Path | None) -> None:
         self.rows: list[dict[str, Any]] = []
         self._path = None if folder is None else folder / LOG
+
+    def next_row(
+        self, losses: Sequence[float], seconds: float, scalars: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Make, not write, the row of a run after ``len(losses)`` steps, in so many `seconds`."""
+        start: dict[str, Any] = self.rows[-1] if self.rows else {"step": 0, "seconds": 0.0}
+        num_steps = len(losses) - start["step"]
+        return {
+            "step": len(losses),
+            "loss": losses[-1],
+            "mean_loss": float(np.mean(losses[start["step"] :])),
+            **scalars,
+            "steps_per_second": num_steps / max(seconds - start["seconds"], 1e-9),
+        }
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row."""
@@ -34,24 +56,18 @@ class Log:
             write_atomically(self._path, lambda file: file.write(text))
 
 
-def scalars(info: Any) -> dict[str, float]:
-    """Return the scalar fields of a loss's `info`."""
-    found = {}
-    for name, value in getattr(info, "_asdict", dict)().items():
-        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
-            found[name] = float(value)
-    return found
-
-
-def keep_previous_run(folder: Path) -> None:
+def set_run_aside(folder: Path) -> None:
     """Move the checkpoint and log of an earlier run out of the way of a new one."""
     for name in (CHECKPOINT, LOG):
-        path = folder / name
-        if path.exists():
-            path.replace(path.with_stem(f"{path.stem}.previous"))
+        set_aside(folder / name)
+
+
+def shown_on_bar(row: Mapping[str, Any]) -> dict[str, str]:
+    """What of a row stands on the progress bar."""
+    return {name: f"{value:.4g}" for name, value in row.items() if name not in _NOT_ON_THE_BAR}
 
 
 def _line(row: dict[str, Any]) -> str:
     """Write strict JSON, which has no NaN or infinity."""
-    finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
     return json.dumps(finite) + "\n"

@@ -5,6 +5,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+__all__ = ["Signals"]
+
 
 class Signals:
     """While entered, the first signal sets `received`; the second has its usual effect.
