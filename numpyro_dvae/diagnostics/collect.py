@@ -78,13 +78,9 @@ def collect(
             run = _compiled(trained, pair, frozenset(wanted), prior)
         arrays, template = split(Batch(part, {}))
         for j, (some, size) in enumerate(cut_draws(num_draws, count_values(part))):
-            key, block = jax.random.fold_in(jax.random.fold_in(rng_key, i), j), Block(some, rows)
-            record, readings, priors = jax.device_get(
-                run(key, trained.params, arrays, template, size)
-            )
-            draws.add_record(block, pair.layout.plates, record)
-            _add_readings(draws, block, readings, {})
-            _add_readings(draws, block, priors, PRIOR_NAMES)
+            key = jax.random.fold_in(jax.random.fold_in(rng_key, i), j)
+            results = jax.device_get(run(key, trained.params, arrays, template, size))
+            _add(draws, Block(some, rows), pair.layout.plates, *results)
     return draws
 
 
@@ -161,6 +157,19 @@ def _at(trained: Trained, pair: Pair, params: Any, batch: Batch) -> Pair:
 
 def _record_of(particles: Particles, names: tuple[str, ...]) -> Record:
     return {name: getattr(particles, name) for name in names}
+
+
+def _add(
+    draws: Draws,
+    block: Block,
+    plates: tuple[str, ...],
+    record: Record,
+    readings: Readings,
+    priors: Readings,
+) -> None:
+    draws.add_record(block, plates, record)
+    _add_readings(draws, block, readings, {})
+    _add_readings(draws, block, priors, PRIOR_NAMES)
 
 
 def _add_readings(draws: Draws, block: Block, readings: Readings, names: Mapping[str, str]) -> None:

@@ -117,24 +117,19 @@ def evaluation_of(
         data_range: Span of the data; found if None.
     """
     data_range = data_span_of(one_draw) if data_range is None else data_range
-    errors, is_seen = errors_of(one_draw)[0], num_seen_of(one_draw)[0] > 0
     per_datum = PerDatum(
         elbo=draws.log_weights.mean(0),
         beta_elbo=beta_elbo_of(draws, beta),
         importance_weighted_bound=weights[0],
         rate=rate_of(draws),
         distortion=distortion_of(draws),
-        mse=errors,
-        psnr=psnr_of(errors, data_range),
+        mse=errors_of(one_draw)[0],
+        psnr=psnr_of(errors_of(one_draw)[0], data_range),
         ess=weights[1],
     )
-    means = {name: float(np.mean(values)) for name, values in per_datum._asdict().items()}
-    means["mse"] = _mean_if_any(errors[is_seen])
-    means["psnr"] = _mean_if_any(np.minimum(per_datum.psnr[is_seen], _MOST_PSNR))
-    means["ess"] = means["ess"] / draws.num_draws
     shares = [np.ravel(CodeUsage(counts).share_used) for counts in code_counts.values()]
     return Evaluation(
-        **means,
+        **_means(per_datum, num_seen_of(one_draw)[0] > 0, draws.num_draws),
         usage=_mean_if_any(np.concatenate([np.zeros(0), *shares])),
         beta=beta,
         num_particles=draws.num_draws,
@@ -210,6 +205,15 @@ def variances_of(draws: Draws) -> dict[str, np.ndarray]:
         for name, site in draws["latent"].items()
         if draws.plates and set(draws.plates) <= set(site.dims)
     }
+
+
+def _means(per_datum: PerDatum, is_seen: np.ndarray, num_draws: int) -> dict[str, float]:
+    """Means over the data; errors are of those that observe anything."""
+    means = {name: float(np.mean(values)) for name, values in per_datum._asdict().items()}
+    means["mse"] = _mean_if_any(per_datum.mse[is_seen])
+    means["psnr"] = _mean_if_any(np.minimum(per_datum.psnr[is_seen], _MOST_PSNR))
+    means["ess"] = means["ess"] / num_draws
+    return means
 
 
 def _mean_if_any(values: np.ndarray) -> float:
