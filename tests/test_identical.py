@@ -29,6 +29,9 @@ IDENTICAL = {
     "infer/truncated/__init__.py",
     "models/__init__.py",
     "ops/__init__.py",
+    "ops/evolution.py",
+    "ops/sets/__init__.py",
+    "ops/states.py",
     "programs/__init__.py",
 }
 
