@@ -15,6 +15,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
+import orbax.checkpoint as ocp
 from numpyro.infer import SVI, Predictive, Trace_ELBO
 from numpyro.infer.svi import SVIState
 from test_fit import make_data, run
@@ -197,6 +198,21 @@ def test_the_key_of_the_checkpoint_goes_on(tmp_path, key):
     fit(key(0), small_svi(), x, num_steps=4, folder=tmp_path, **settings)
     rest = fit(key(1), small_svi(), x, num_steps=9, folder=tmp_path, resume=True, **settings)
     np.testing.assert_array_equal(whole.losses, rest.losses)
+
+
+def test_the_format_of_a_checkpoint(tmp_path):
+    """Folders of earlier versions are read by these names: another set is another format."""
+    small_fit(num_steps=4, folder=tmp_path)
+    with ocp.CheckpointManager((tmp_path / kit.CHECKPOINT).absolute()) as manager:
+        items = {"state": ocp.args.StandardRestore(), "run": ocp.args.JsonRestore()}
+        found = manager.restore(4, args=ocp.args.Composite(**items))
+    names = {"format", "step", "seconds", "history", "data", "rng_key", "shapes", "empty"}
+    assert found["run"].keys() == names
+    assert found["run"]["format"] == 2
+    assert found["run"]["data"] == {"size": 12}
+    assert found["run"]["shapes"] == {"weight": [3], "logits": [3]}
+    assert {"losses", ".rng_key"} < found["state"].keys()
+    assert len(found["state"]["losses"]) == 4
 
 
 # The rest

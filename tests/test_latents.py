@@ -17,7 +17,7 @@ def one_run(request, monkeypatch):
     """Programs are run once, for all that is read of them: what a diagnostic wants is among it."""
     names = {"shim", "thrifty_shim"} & set(request.fixturenames)
     shim = request.getfixturevalue(names.pop())
-    collect = shim.module("diagnostics.trained").collect
+    collect = shim.module("diagnostics.collect").collect
     readings = shim.module("diagnostics.readings").READINGS
 
     def collect_all(*args, batch_size, **kwargs):

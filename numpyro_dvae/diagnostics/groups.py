@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_dvae.diagnostics.draws import Store, Variable, count_codes
-from numpyro_dvae.diagnostics.reports import ImportanceDiagnostics
+from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.draws import Draws
+from numpyro_dvae.diagnostics.summaries import code_counts_of
+from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
+
+__all__ = ["GROUPS", "make_groups", "readings_for"]
 
 GROUPS = (
     "posterior",
@@ -55,40 +59,38 @@ def readings_for(groups: Collection[str]) -> set[str]:
 
 
 def make_groups(
-    store: Store, report: ImportanceDiagnostics, result: Any, data: tuple, groups: Collection[str]
+    draws: Draws, report: ImportanceDiagnostics, result: Any, data: tuple, groups: Collection[str]
 ) -> Any:
     """Arrange what was drawn in groups, in the container of the installed ArviZ."""
-    found = {
-        group: {name: variable for reading in readings for name, variable in store[reading].items()}
+    arrays = {
+        group: {name: array for reading in readings for name, array in draws[reading].items()}
         for group, readings in _READINGS.items()
     }
     if "constant_data" in groups:
-        found["constant_data"] = _constant_data(store, result, data)
-    found["sample_stats"] = _sample_stats(store)
+        arrays["constant_data"] = _constant_data(draws, result, data)
+    arrays["sample_stats"] = _sample_stats(draws)
     datasets = {
-        group: _dataset(variables, store, group.endswith("_data"))
-        for group, variables in found.items()
-        if variables and group in groups
+        group: _dataset(sites, draws, group.endswith("_data"))
+        for group, sites in arrays.items()
+        if sites and group in groups
     }
     if "vi_stats" in groups:
-        datasets["vi_stats"] = _vi_stats(store, report, result)
+        datasets["vi_stats"] = _vi_stats(draws, report, result)
     return _assemble({group: datasets[group] for group in GROUPS if group in datasets})
 
 
-def _sample_stats(store: Store) -> dict[str, Variable]:
-    record = store["record"]
-    lp = record["log_likelihood"].values + record["log_prior"].values
-    log_q = record["log_q"].values
-    values = {"lp": lp, "log_q": log_q, "log_weight": store.log_weights}
-    return {name: Variable(store.plates, value) for name, value in values.items()}
+def _sample_stats(draws: Draws) -> dict[str, NamedArray]:
+    lp = draws.record("log_likelihood") + draws.record("log_prior")
+    values = {"lp": lp, "log_q": draws.record("log_q"), "log_weight": draws.log_weights}
+    return {name: NamedArray(draws.plates, value) for name, value in values.items()}
 
 
-def _constant_data(store: Store, result: Any, data: tuple) -> dict[str, Variable]:
+def _constant_data(draws: Draws, result: Any, data: tuple) -> dict[str, NamedArray]:
     """Arrays of the arguments that no site observes, by the model's names for them."""
     model = result[0] if isinstance(result, tuple) else result.model
     names = list(inspect.signature(model).parameters)
-    observed = [variable.values.ravel() for variable in store["observed"].values()]
-    found = {}
+    observed = [site.values.ravel() for site in draws["observed"].values()]
+    constants = {}
     for i, value in enumerate(data):
         if not hasattr(value, "shape"):
             continue
@@ -97,29 +99,27 @@ def _constant_data(store: Store, result: Any, data: tuple) -> dict[str, Variable
             continue
         name = names[i] if i < len(names) else f"argument_{i}"
         dims = [f"{name}_dim_{d}" for d in range(array.ndim)]
-        plates = [plate for plate, size in _sizes(store).items() if array.shape[:1] == (size,)]
+        plates = [plate for plate, size in _sizes(draws).items() if array.shape[:1] == (size,)]
         dims[:1] = plates[:1] or dims[:1]
-        found[name] = Variable(tuple(dims), array)
-    return found
+        constants[name] = NamedArray(tuple(dims), array)
+    return constants
 
 
-def _sizes(store: Store) -> dict[str, int]:
-    return dict(zip(store.plates, store["record"]["log_q"].values.shape[1:], strict=True))
+def _sizes(draws: Draws) -> dict[str, int]:
+    return dict(zip(draws.plates, draws.shape[1:], strict=True))
 
 
-def _vi_stats(store: Store, report: ImportanceDiagnostics, result: Any) -> Any:
+def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
     """How the training went, and what the weights of the draws say of the guide."""
     import xarray
 
-    variables = {name: (store.plates, getattr(report, name)) for name in _PER_DATUM}
-    variables["verdict"] = (store.plates, report.verdicts)
-    for name, variable in store["latent"].items():
-        if variable.num_codes:
-            within = [dim for dim in variable.dims if dim not in store.plates]
-            counts = count_codes(variable, store.plates)
-            shares = counts / counts.sum(-1, keepdims=True)
-            variables[f"{name}_code_share"] = ((*within, f"{name}_code"), shares)
-    coords = _coords(store)
+    variables = {name: (draws.plates, getattr(report, name)) for name in _PER_DATUM}
+    variables["verdict"] = (draws.plates, report.verdicts)
+    for name, counts in code_counts_of(draws).items():
+        within = [dim for dim in draws["latent"][name].dims if dim not in draws.plates]
+        shares = counts / counts.sum(-1, keepdims=True)
+        variables[f"{name}_code_share"] = ((*within, f"{name}_code"), shares)
+    coords = _coords(draws)
     losses, rows = np.asarray(getattr(result, "losses", ())), getattr(result, "history", ())
     if losses.size:
         variables["loss"], coords["step"] = (("step",), losses), np.arange(1, 1 + losses.size)
@@ -130,26 +130,28 @@ def _vi_stats(store: Store, report: ImportanceDiagnostics, result: Any) -> Any:
     return xarray.Dataset(variables, coords, attributes)
 
 
-def _coords(store: Store) -> dict[str, np.ndarray]:
+def _coords(draws: Draws) -> dict[str, np.ndarray]:
     """Rows of the full plate, where a plate took a subsample of them."""
-    return {name: variable.values for name, variable in store["subsample"].items()}
+    return {name: plate.values for name, plate in draws["subsample"].items()}
 
 
-def _dataset(variables: Mapping[str, Variable], store: Store, undrawn: bool) -> Any:
+def _dataset(sites: Mapping[str, NamedArray], draws: Draws, undrawn: bool) -> Any:
     import xarray
 
-    arrays = {
-        name: (dims, values) if undrawn else (("chain", "draw", *dims), values[None])
-        for name, (dims, values, *_) in variables.items()
+    variables = {
+        name: (site.dims, site.values)
+        if undrawn
+        else (("chain", "draw", *site.dims), site.values[None])
+        for name, site in sites.items()
     }
     sizes = {
         dim: size
-        for dims, values in arrays.values()
+        for dims, values in variables.values()
         for dim, size in zip(dims, values.shape, strict=True)
     }
-    coords = {dim: np.arange(size) for dim, size in sizes.items()} | _coords(store)
+    coords = {dim: np.arange(size) for dim, size in sizes.items()} | _coords(draws)
     coords = {dim: values for dim, values in coords.items() if dim in sizes}
-    return xarray.Dataset(arrays, coords)
+    return xarray.Dataset(variables, coords)
 
 
 def _assemble(datasets: Mapping[str, Any]) -> Any:

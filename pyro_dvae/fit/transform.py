@@ -51,5 +51,5 @@ def _check_returned(value: Any, num_arguments: int) -> None:
     if isinstance(value, tuple | list | Mapping) or (is_array and num_arguments == 1):
         return
     kind = type(value).__name__
-    found = f"one array in place of {num_arguments} arguments" if is_array else f"a {kind}"
-    raise ValueError(f"`transform` returned {found}. Let it {_NEEDED}.")
+    what = f"one array in place of {num_arguments} arguments" if is_array else f"a {kind}"
+    raise ValueError(f"`transform` returned {what}. Let it {_NEEDED}.")
