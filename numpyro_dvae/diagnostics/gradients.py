@@ -23,7 +23,8 @@ from numpyro_dvae.diagnostics.trained import Trained, as_trained
 from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.plain import dotted
 from numpyro_dvae.fit.templates import Template, split
-from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
+from numpyro_dvae.infer.elbo import ParticleELBO
+from numpyro_dvae.infer.memory import LOSS_MEMORY
 
 __all__ = ["gradient_variance"]
 

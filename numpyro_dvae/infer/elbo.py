@@ -8,9 +8,6 @@ The value of every loss is minus the ELBO in nats, as NumPyro scales it, whateve
 the gradient; so curves of different algorithms share one axis. Objectives with a weight beta on the
 rate (Higgins et al. [1]) are reported in `LossMemory.info`.
 
-A loss that remembers (a schedule's step, a steered beta, a moving average) keeps its `LossMemory`
-in NumPyro's mutable state, where `numpyro_dvae.infer.SVI` puts the first one.
-
 References:
     [1] Higgins et al. beta-VAE: learning basic visual concepts with a constrained variational
         framework. ICLR, 2017.
@@ -30,6 +27,13 @@ from jaxtyping import Array, Float, Int
 from numpyro.handlers import substitute
 from numpyro.infer.elbo import ELBO
 
+from numpyro_dvae.infer.memory import (
+    LOSS_MEMORY,
+    LossMemory,
+    renewed,
+    scheduled,
+    take_memory,
+)
 from numpyro_dvae.programs.draw import Sampler
 from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Layout, Pair
@@ -37,19 +41,15 @@ from numpyro_dvae.programs.record import Particles, Reader
 from numpyro_dvae.programs.run import run_particles
 
 __all__ = [
-    "LOSS_MEMORY",
     "BetaState",
     "Gain",
     "Info",
-    "LossMemory",
     "LossState",
     "Objective",
     "ParticleELBO",
     "info_type",
     "make_objective",
 ]
-
-LOSS_MEMORY = "_loss"  # the name of a loss's memory in the mutable state
 
 _RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
 
@@ -94,13 +94,6 @@ class Info(NamedTuple):
     beta_elbo: Float[Array, ""]  # nats
     rate: Float[Array, ""]  # bits that the latents carry
     beta: float | Array
-
-
-class LossMemory(NamedTuple):
-    """What a loss keeps in NumPyro's mutable state."""
-
-    state: LossState
-    info: Any  # of the last step, for logs; NaN before the first
 
 
 def info_type(module: str, name: str, *fields: str) -> Any:
@@ -231,7 +224,8 @@ class ParticleELBO(ELBO):
         kwargs: dict,
     ) -> tuple[Particles, dict[str, Any]]:
         """Run the programs with K particles: the record, and the mutable state that they leave."""
-        return self.run_pair(rng_key, self.prepare(rng_key, params, model, guide, args, kwargs))
+        pair = self.prepare(rng_key, params, model, guide, args, kwargs)
+        return self.run_pair(rng_key, pair)
 
     # --------------------------------------------------------------------- NumPyro's protocol
 
@@ -250,31 +244,17 @@ class ParticleELBO(ELBO):
         own `LossMemory`.
         """
         params = dict(param_map)
-        memory = self._take_memory(params)
+        memory = take_memory(self, params)
         state = self.init_state() if memory is None else memory.state
         particles, mutable = self.run(rng_key, params, model, guide, args, kwargs)
         return self._result(self._estimate(particles, state), memory, mutable)
-
-    def _take_memory(self, params: dict[str, Any]) -> LossMemory | None:
-        """The loss's own memory, which is then no longer among the parameters."""
-        memory = params.pop(LOSS_MEMORY, None)
-        if memory is None and self.remembers:
-            raise self._forgotten()
-        return memory
-
-    def _forgotten(self) -> ValueError:
-        return ValueError(
-            f"{type(self).__name__} remembers between steps ({self.memories}), but its state is "
-            "not there. Use numpyro_dvae.infer.SVI, which has the arguments of numpyro.infer.SVI, "
-            "or pass the state of svi.init(...) through numpyro_dvae.infer.svi.with_memory."
-        )
 
     def _result(
         self, estimate: _Estimate, memory: LossMemory | None, mutable: dict[str, Any]
     ) -> dict[str, Any]:
         loss = estimate.surrogate + jax.lax.stop_gradient(estimate.loss - estimate.surrogate)
         if memory is not None:
-            mutable[LOSS_MEMORY] = _renewed(memory, LossMemory(estimate.state, estimate.info))
+            mutable[LOSS_MEMORY] = renewed(memory, LossMemory(estimate.state, estimate.info))
         return {"loss": loss, "mutable_state": mutable or None}
 
     # ---------------------------------------------------------------------------- particles
@@ -375,23 +355,3 @@ class ParticleELBO(ELBO):
             return BetaState(state.step + 1, state.log_beta)
         excess = jax.lax.stop_gradient(rate) / (self.target_rate * math.log(2)) - 1.0
         return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * jnp.clip(excess, -1, 1))
-
-
-def scheduled(name: str, value: Any, step: int | Array) -> Any:
-    """The value of an argument at a step, if it is a schedule."""
-    if not callable(value):
-        return value
-    try:
-        return value(step)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-        raise ValueError(
-            f"`{name}` must be a schedule of JAX operations (jnp.exp for math.exp, jnp.where for "
-            "if), as `step` is traced under jit; got one that asks for its value."
-        ) from error
-
-
-def _renewed(old: LossMemory, new: LossMemory) -> LossMemory:
-    """The new memory without gradient, in the dtypes of the old: no step compiles anew."""
-    return jax.tree.map(
-        lambda new, old: jax.lax.stop_gradient(jnp.asarray(new, jnp.result_type(old))), new, old
-    )

@@ -20,7 +20,8 @@ import numpyro.infer
 from jaxtyping import Array
 from numpyro.infer.svi import SVIState
 
-from numpyro_dvae.infer.elbo import LOSS_MEMORY, ParticleELBO
+from numpyro_dvae.infer.elbo import ParticleELBO
+from numpyro_dvae.infer.memory import LOSS_MEMORY
 
 __all__ = ["SVI", "loss_info", "loss_state", "with_memory"]
 

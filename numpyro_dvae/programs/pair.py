@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from numpyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
+from numpyro_dvae.programs.sites import Site, deterministic_sites, mutable_values, sample_sites
 
 __all__ = ["Layout", "Pair", "Run"]
 
@@ -54,3 +54,7 @@ class Run(NamedTuple):
     def computed(self) -> dict[str, Site]:
         """The deterministic sites of the guide."""
         return deterministic_sites(self.guide_trace)
+
+    def mutable(self) -> dict[str, Any]:
+        """The mutable state that both programs have left."""
+        return mutable_values(self.guide_trace) | mutable_values(self.model_trace)

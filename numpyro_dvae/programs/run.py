@@ -15,6 +15,7 @@ References:
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +27,7 @@ from numpyro.handlers import replay, seed, trace, uncondition
 from numpyro_dvae.programs.draw import Draw, Sampler, run_pair
 from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.record import Ledger, Particles, Reader, make_record
-from numpyro_dvae.programs.sites import mutable_values, sample_sites
+from numpyro_dvae.programs.sites import sample_sites
 
 __all__ = ["dream", "run_particles"]
 
@@ -64,20 +65,19 @@ def run_particles(
         ValueError: If the shape of a site's log-density is not explained by its plates.
     """
     subsample_key, draw_key = jax.random.split(rng_key)
-    layout, expand = pair.layout, not pair.vectorize
+    keys = None if values else jax.random.split(draw_key, num_particles)
+    places = None if sampler is None else jnp.arange(num_particles)
+    draw = partial(Draw, subsample_key, pair.layout, sampler=sampler, pathwise=pathwise)
+    record = partial(make_record, reads=reads, with_entropy=with_entropy)
 
     def run_one(particle: tuple[Any, dict[str, Array], Any]) -> tuple[Particles, dict[str, Any]]:
         key, given, place = particle
-        options = {"sampler": sampler, "particle": place, "pathwise": pathwise, "expand": expand}
-        draw = Draw(subsample_key, layout, given, **options)
-        run = run_pair(draw_key if key is None else key, pair, draw)
-        record = make_record(run, layout, num_particles, reads=reads, with_entropy=with_entropy)
-        return record, mutable_values(run.guide_trace) | mutable_values(run.model_trace)
+        handler = draw(given, particle=place, expand=not pair.vectorize)
+        run = run_pair(draw_key if key is None else key, pair, handler)
+        return record(run, pair.layout, num_particles), run.mutable()
 
-    keys = None if values else jax.random.split(draw_key, num_particles)
-    places = None if sampler is None else jnp.arange(num_particles)
-    given = dict(values or {})
-    particles, mutable = _over_particles(pair.vectorize)(run_one, (keys, given, places))
+    all_particles = keys, dict(values or {}), places
+    particles, mutable = _over_particles(pair.vectorize)(run_one, all_particles)
     return particles._replace(scale=particles.scale[0]), jax.tree.map(_merge, mutable)
 
 

@@ -32,15 +32,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, UInt32
 from numpyro.handlers import substitute
 
-from numpyro_dvae.infer.elbo import (
-    Gain,
-    LossMemory,
-    LossState,
-    Objective,
-    ParticleELBO,
-    info_type,
-    scheduled,
-)
+from numpyro_dvae.infer.elbo import Gain, LossState, Objective, ParticleELBO, info_type
+from numpyro_dvae.infer.memory import LossMemory, forgotten, scheduled, take_memory
 from numpyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
 from numpyro_dvae.infer.truncated.guide import TruncatedGuide
 from numpyro_dvae.infer.truncated.scoring import (
@@ -51,7 +44,7 @@ from numpyro_dvae.infer.truncated.scoring import (
     piece_of,
     run_states,
 )
-from numpyro_dvae.infer.truncated.statistics import Statistic, read_statistics
+from numpyro_dvae.infer.truncated.statistics import read_statistics, sums
 from numpyro_dvae.ops.sets.evolution import Operator
 from numpyro_dvae.programs.record import Particles
 
@@ -256,7 +249,7 @@ class Truncated_ELBO(ParticleELBO):
                 f"{type(guide).__name__}."
             )
         params = dict(param_map)
-        memory, words = self._take_memory(params), params.get(guide.site, guide.words)
+        memory, words = take_memory(self, params), params.get(guide.site, guide.words)
         if words is None:
             raise ValueError(
                 f"the states of the guide, mutable state '{guide.site}', are not there. Take them "
@@ -284,7 +277,7 @@ class Truncated_ELBO(ParticleELBO):
         """Loss and mutable state; of the sets as they are, if they have not evolved."""
         forms = step.call.batch.closed_forms if evolved and self.closed_form is not False else {}
         if forms and step.memory is None:
-            raise self._forgotten()
+            raise forgotten(self)
         particles, mutable = _run_members(step, evolved or _as_they_are(step), forms)
         estimate = self._estimate(particles, step.state)
         if evolved:
@@ -296,11 +289,7 @@ class Truncated_ELBO(ParticleELBO):
         return self._result(estimate, step.memory, mutable)
 
     def gain(
-        self,
-        particles: Particles,
-        objective: Objective,
-        beta: float | Array,
-        memory: TruncatedMemory,
+        self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
     ) -> Gain:
         """The bound that the states make, and what the closed forms gather of them."""
         scores = log_weights(particles, beta)
@@ -312,8 +301,7 @@ class Truncated_ELBO(ParticleELBO):
             beta_elbo=jax.lax.stop_gradient(values.bound)[None],
         )
         info = {"ess": ess, "replaced": particles.extras["replaced"]}
-        statistics, targets = particles.extras["statistics"], particles.extras["targets"]
-        memory = _gather(statistics, targets, values.weights, memory)
+        memory = _gather(particles.extras, values.weights, memory)
         return Gain(values.bound, info, memory, expected)
 
     # ------------------------------------------------------------------------------- closed forms
@@ -328,10 +316,10 @@ class Truncated_ELBO(ParticleELBO):
         totals, counts, values = dict(memory.totals), dict(memory.counts), {}
         for form in forms.values():
             key, old = form.target, step.params[form.target]
-            total, count = (jnp.where(goes_on, sums[key], 0.0) for sums in (totals, counts))
+            total, count = (jnp.where(goes_on, held[key], 0.0) for held in (totals, counts))
             new = jnp.asarray(form.solve(total, count, old), jnp.result_type(old))
             values[key] = jnp.where(is_due, new, old)
-            totals[key], counts[key] = (jnp.where(is_due, 0.0, sum) for sum in (total, count))
+            totals[key], counts[key] = (jnp.where(is_due, 0.0, held) for held in (total, count))
         return TruncatedMemory(totals, counts, jnp.where(is_due, 0, rows)), values
 
 
@@ -361,37 +349,14 @@ def _run_members(
 
 
 def _gather(
-    statistics: Mapping[str, Statistic],
-    targets: Mapping[str, str],
-    weights: Float[Array, "S *plates"],
-    memory: TruncatedMemory,
+    extras: Mapping[str, Any], weights: Float[Array, "S *plates"], memory: TruncatedMemory
 ) -> TruncatedMemory:
-    """Add the statistics of these data to those since the last update, by parameter."""
+    """Add the statistics of these data to those since the last update."""
+    statistics, targets = extras["statistics"], extras["targets"]
     totals, counts = dict(memory.totals), dict(memory.counts)
     for name, statistic in statistics.items():
-        key = targets[name]
-        total, count = _sums(statistic, weights, totals[key].shape)
-        totals[key], counts[key] = totals[key] + total, counts[key] + count
+        target = targets[name]
+        total, count = sums(statistic, weights, totals[target].shape)
+        totals[target], counts[target] = totals[target] + total, counts[target] + count
     rows = memory.rows + weights[0].size if statistics else memory.rows
     return TruncatedMemory(totals, counts, rows)
-
-
-def _sums(
-    statistic: Statistic, weights: Float[Array, "S *plates"], shape: tuple[int, ...]
-) -> tuple[Array, Array]:
-    """Of q's mean statistic, and of the entries that no mask takes out; over data, to a shape."""
-    mask, plates = statistic.mask[0], tuple(range(weights.ndim - 1))
-    num_entries = statistic.value.ndim - weights.ndim
-    padded = (1,) * (num_entries - len(shape)) + shape
-    dims = tuple(dim - num_entries for dim, size in enumerate(padded) if size == 1)
-    value = jnp.where(mask, statistic.value, 0.0).sum(dims, keepdims=True)
-    weights = weights.reshape(*weights.shape, *(1,) * num_entries)
-    total = (weights * value).sum(0).sum(plates)
-    count = mask.astype(total.dtype).sum(plates)
-    return _sum_to(total, shape), _sum_to(count, shape)
-
-
-def _sum_to(value: Array, shape: tuple[int, ...]) -> Array:
-    """The sum over the dims that `shape`, which broadcasts to the value's, lacks or has as 1."""
-    value = value.sum(range(value.ndim - len(shape)))
-    return value.sum([dim for dim, size in enumerate(shape) if size == 1], keepdims=True)

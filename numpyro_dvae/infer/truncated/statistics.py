@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.pair import Layout, Run
@@ -47,3 +47,30 @@ def _statistic(site: Site, form: Any, layout: Layout) -> Statistic:
     ahead = [layout.nesting + dim for dim in layout.dims]
     places = tuple(range(len(ahead)))
     return Statistic(jnp.moveaxis(value, ahead, places), jnp.moveaxis(mask, ahead, places))
+
+
+def sums(
+    statistic: Statistic, weights: Float[Array, "S *plates"], shape: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """Of q's mean statistic, and of the entries that no mask takes out, over data.
+
+    Args:
+        statistic: Of all states.
+        weights: q of each state.
+        shape: Of the parameter, to which the sums are taken.
+    """
+    mask, plates = statistic.mask[0], tuple(range(weights.ndim - 1))
+    num_entries = statistic.value.ndim - weights.ndim
+    padded = (1,) * (num_entries - len(shape)) + shape
+    dims = tuple(dim - num_entries for dim, size in enumerate(padded) if size == 1)
+    value = jnp.where(mask, statistic.value, 0.0).sum(dims, keepdims=True)
+    weights = weights.reshape(*weights.shape, *(1,) * num_entries)
+    total = (weights * value).sum(0).sum(plates)
+    count = mask.astype(total.dtype).sum(plates)
+    return _sum_to(total, shape), _sum_to(count, shape)
+
+
+def _sum_to(value: Array, shape: tuple[int, ...]) -> Array:
+    """The sum over the dims that `shape`, which broadcasts to the value's, lacks or has as 1."""
+    value = value.sum(range(value.ndim - len(shape)))
+    return value.sum([dim for dim, size in enumerate(shape) if size == 1], keepdims=True)
