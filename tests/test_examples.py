@@ -1,6 +1,7 @@
 """Every example runs, repeats, ends with JSON, and answers bad input with one line."""
 
 import importlib
+import itertools
 import json
 import os
 import re
@@ -23,7 +24,9 @@ MNIST = Path(os.environ.get("PYRO_DVAE_MNIST", ROOT.parent / "shared" / "data" /
 sys.path[:0] = [str(EXAMPLES / "tools"), str(EXAMPLES / "benchmarks")]
 
 from cli import run_main  # noqa: E402
+from data import load  # noqa: E402
 from quiet import arviz, call_all, group_names  # noqa: E402
+from scipy.stats import norm  # noqa: E402
 from test_example_data import images  # noqa: E402
 
 
@@ -66,6 +69,17 @@ METRICS = {"elbo", "beta_elbo", "iwae", "psnr", "mse", "ess", "code_usage", "sec
 METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", "seed"}
 
 
+def check(result, num_pixels=64):
+    """Metrics of binary images fit together, and twelve steps have led away from even pixels."""
+    nats = result["rate_bits"] * np.log(2)
+    beta_elbo = result["elbo"] + (1 - result["beta"]) * nats
+    assert result["beta_elbo"] == pytest.approx(beta_elbo, abs=1e-3)
+    assert result["elbo"] <= result["iwae"] + 1e-4
+    likelihood = result["elbo"] + nats
+    assert -0.9 * num_pixels * np.log(2) < likelihood < 0.0
+    assert -10 * np.log10(0.25) < result["psnr"] < 20.0
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -105,7 +119,7 @@ METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", 
 def test_train(result_of, tmp_path, settings):
     result = result_of("train.py", "--smoke", "--out", tmp_path, *settings)
     assert result.keys() >= METRICS
-    assert result["elbo"] <= result["iwae"] <= 0
+    check(result)
     assert json.loads((tmp_path / "metrics.json").read_text()) == result
     names = {"arguments.json", "log.jsonl", "reconstructions.png", "samples.png", "curves.png"}
     names |= {"checkpoint.pt" if result["backend"] == "pyro" else "checkpoint"}
@@ -129,25 +143,80 @@ def test_train_on_mnist(result_of, tmp_path):
     settings = ("--data", "mnist", "--data-root", tmp_path / "data", "--out", tmp_path / "out")
     result = result_of("train.py", "--smoke", *settings)
     assert result["data"] == "mnist"
+    check(result, num_pixels=784)
 
 
 BOTH = ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)]
+
+
+def states_of(num_latents):
+    return np.array(list(itertools.product([0.0, 1.0], repeat=num_latents)))
+
+
+def log_mean(densities, weights):
+    """Log-likelihood per datum of a mixture: densities ``(N, states)``."""
+    return np.log(densities @ weights).mean()
+
+
+def bars_of_truth(num_data):
+    """Log-likelihood per image of the parameters that made the data, state by state."""
+    import bars
+
+    shapes, states = bars.make_bars(8), states_of(8)
+    images = bars.draw_images(shapes, num_data, 0.1, seed=0)
+    means = np.einsum("sh,hij->sij", states, shapes)
+    densities = norm.pdf(images[:, None], means, 0.1).prod((2, 3))
+    return log_mean(densities, np.where(states, 0.25, 0.75).prod(1))
 
 
 @pytest.mark.parametrize("backend", BOTH)
 def test_bars(result_of, tmp_path, backend):
     settings = ("--backend", backend, "--json", "--out", tmp_path)
     result = result_of("bars.py", "--smoke", *settings)
-    assert np.isfinite(result["gap"])
+    truth = bars_of_truth(50)
+    assert result["log_likelihood"] - result["gap"] == pytest.approx(truth, abs=1e-3)
+    assert -30.0 < result["gap"] < 0.0  # four epochs; one Gaussian for all pixels has -24.8
     assert Path(result["picture"]).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_bars_are_found(result_of, tmp_path, backend):
+    """All of them, and noise and chances fitted to the images: the truth is a little behind."""
+    result = result_of("bars.py", "--backend", backend, "--json", "--out", tmp_path)
+    assert 0.1 < result["gap"] < 0.3
+    assert result["sigma"] == pytest.approx(0.1, abs=0.005)
+
+
+def noisy_or_of_truth(num_causes, num_patients):
+    """Log-likelihood per patient of the network that made the symptoms, in plain products."""
+    import noisy_or
+
+    rng = np.random.default_rng(0)
+    truth = noisy_or.make_network(rng, num_causes, 24)
+    symptoms, causes = noisy_or.simulate(rng, truth, num_patients), states_of(num_causes)
+    absent = (1 - truth.leak) * np.prod(1 - causes[:, :, None] * truth.weight, axis=1)
+    densities = np.where(symptoms[:, None], 1 - absent, absent).prod(-1)
+    return log_mean(densities, np.where(causes, truth.prior, 1 - truth.prior).prod(1))
 
 
 @pytest.mark.parametrize("backend", BOTH)
 def test_noisy_or(result_of, tmp_path, backend):
     settings = ("--backend", backend, "--json", "--out", tmp_path)
     result = result_of("noisy_or.py", "--smoke", *settings)
-    assert np.isfinite(result["gap"])
+    truth = noisy_or_of_truth(3, 2000)
+    assert result["log_likelihood"] - result["gap"] == pytest.approx(truth, abs=1e-3)
+    assert -2.7 < result["gap"] < 0.0  # ten steps, from -3.0 or less
     assert Path(result["picture"]).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_noisy_or_learns_the_network(result_of, tmp_path, backend):
+    result = result_of("noisy_or.py", "--backend", backend, "--json", "--out", tmp_path)
+    assert -0.15 < result["gap"] < 0.1
+    bounds = {"prior": 0.03, "leak": 0.03, "weight": 0.05}
+    assert all(result["mean_error"][name] < bound for name, bound in bounds.items())
 
 
 @pytest.mark.parametrize(
@@ -161,7 +230,7 @@ def test_denoise(result_of, tmp_path, backend, sigma):
     settings = ("--missing", "0.3", "--sigma", sigma, "--epochs", "2", "--latents", "8")
     settings = (*settings, "--states", "8", "--backend", backend, "--json", "--out", tmp_path)
     result = result_of("denoise.py", tmp_path / "mine.png", *settings)
-    assert result["psnr"] > result["psnr_noisy"] > 0
+    assert 15.0 < result["psnr_noisy"] < result["psnr"] - 5.0
     assert Path(result["picture"]).exists()
 
 
@@ -200,14 +269,27 @@ def test_compare(result_of, tmp_path, options, expected):
         idata = arviz.from_netcdf(str(tmp_path / f"{method}.nc"))
         assert {"posterior", "posterior_predictive", "log_likelihood"} <= group_names(idata)
     call_all(idata, observed="x", latent="z", some={"data": [0, 1]})
-    assert all(np.isfinite(row["elbo"]) for row in result["methods"].values())
+    check_codes(result["methods"])
+
+
+def check_codes(methods):
+    """After forty steps codes explain test images better than their mean, near which all start.
+
+    VIMCO and wake-sleep, which ascend another bound, come later to it.
+    """
+    data = load("digits", seed=0).head(128, 32)
+    start = norm.logpdf(data.x_test, data.x_train.mean(0), np.sqrt(0.1)).sum((1, 2)).mean()
+    for method, row in methods.items():
+        assert row["elbo"] <= row["iwae"] + 1e-4
+        late = 3.0 if method in ("vimco", "wake_sleep") else 0.0
+        assert row["elbo"] + row["rate_bits"] * np.log(2) > start - late, method
 
 
 def test_compare_on_the_sibling(result_of, tmp_path):
     settings = ("--backend", "numpyro", "--methods", "daps", "--out", tmp_path)
     result = result_of("compare.py", "--smoke", "--json", *settings)
     assert result["backend"] == "numpyro"
-    assert result["methods"]["daps"]["elbo"] < result["methods"]["daps"]["iwae"]
+    check_codes(result["methods"])
 
 
 @pytest.mark.parametrize("backend", BOTH)
@@ -289,29 +371,6 @@ def test_diagnose_a_truncated_posterior(result_of, tmp_path, backend_name):
     assert (tmp_path / "run" / "diagnosis" / "idata.nc").exists()
 
 
-@pytest.mark.parametrize(
-    ("backend_name", "method"),
-    [
-        ("pyro", "daps"),
-        pytest.param("pyro", "reinforce", marks=pytest.mark.slow),
-        pytest.param("pyro", "exact", marks=pytest.mark.slow),
-        ("numpyro", "daps"),
-    ],
-)
-def test_own_model(output_of, tmp_path, backend_name, method):
-    settings = ("--backend", backend_name, "--method", method, "--out", tmp_path)
-    output = output_of("own_model.py", "--smoke", "--json", *settings)
-    assert "fault_rate, heavy" in output
-    assert json.loads(output.splitlines()[-1])["method"] == method
-
-
-@pytest.mark.slow
-def test_own_model_recovers_its_parameters(result_of):
-    errors = result_of("own_model.py", "--json", "--method", "daps")["largest_error"]
-    bounds = {"shares": 0.05, "fault_rate": 0.12, "mean": 0.5, "noise": 0.3}
-    assert all(errors[name] < bound for name, bound in bounds.items()), errors
-
-
 # Bad input
 
 
@@ -356,8 +415,7 @@ def test_own_model_recovers_its_parameters(result_of):
         (("compare.py", "--out", "{file}/below"), "cannot be written to"),
         (("diagnose.py", "{out}"), "is not a folder of train.py's"),
         (("diagnose.py", "--num-draws", "3"), "--num-draws must be at least 25"),
-        (("own_model.py", "--num-machines", "3"), "--num-machines 3: takes at least 100"),
-        (("own_model.py", "--backend", "jax"), "--backend: invalid choice: 'jax'"),
+        (("bars.py", "--backend", "jax"), "--backend: invalid choice: 'jax'"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, words):

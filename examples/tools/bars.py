@@ -11,7 +11,7 @@ parameters that made the data: 0 is as good as the truth. The JSON tells the sec
 milliseconds per epoch once all is compiled (of all starts in NumPyro, of the best one in Pyro,
 where they run in turn).
 
-    python examples/bars.py --backend numpyro
+    python examples/tools/bars.py --backend numpyro
 """
 
 import math

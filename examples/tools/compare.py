@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     config = _CONFIG._replace(num_steps=args.steps, num_particles=args.num_particles)
     data = load("digits", seed=args.seed)
     if args.smoke:
-        data, config = data.head(128, 32), config._replace(num_steps=20, batch_size=32)
+        data, config = data.head(128, 32), config._replace(num_steps=40, batch_size=32)
     rows, panels = {}, {}
     for method in dict.fromkeys(args.methods):
         print(f"{method}: {_TITLES[method]}", flush=True)

@@ -10,8 +10,8 @@ patches that cover it. Missing pixels leave the likelihood. Noise and holes are 
 `--sigma` and `--missing`, so that the result can be compared with the clean image; `--noisy` takes
 the image as it is.
 
-    python examples/denoise.py --sigma 25
-    python examples/denoise.py photo.png --missing 0.5
+    python examples/tools/denoise.py --sigma 25
+    python examples/tools/denoise.py photo.png --missing 0.5
 
 References:
     [1] Drefs, Guiraud, Panagiotou & Lücke. Direct evolutionary optimization of variational

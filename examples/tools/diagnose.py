@@ -3,8 +3,8 @@
 Takes a folder of `train.py`'s, or trains a small model on digits first if none is given. Writes
 `index.html` to be looked at, its pictures, `diagnosis.json`, and `idata.nc` for ArviZ.
 
-    python examples/train.py --method daps --data digits --out runs/mine
-    python examples/diagnose.py runs/mine
+    python examples/tools/train.py --method daps --data digits --out runs/mine
+    python examples/tools/diagnose.py runs/mine
 """
 
 import html

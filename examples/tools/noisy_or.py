@@ -12,7 +12,7 @@ patient has a truncated posterior over sets of causes. The model and its paramet
 to write, and the inference is that of the discrete VAEs. The patients are simulated, so the result
 is compared with the truth, by exact sums over all sets of causes.
 
-    python examples/noisy_or.py --backend numpyro
+    python examples/tools/noisy_or.py --backend numpyro
 """
 
 from collections.abc import Callable

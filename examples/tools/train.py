@@ -2,8 +2,8 @@
 
 Writes a checkpoint, a log, pictures and metrics to a folder, and ends with one line of JSON.
 
-    python examples/train.py --method daps --data digits
-    python examples/train.py --method reinforce --data images.npz --out runs/mine --resume
+    python examples/tools/train.py --method daps --data digits
+    python examples/tools/train.py --method reinforce --data images.npz --out runs/mine --resume
 """
 
 import json
