@@ -30,7 +30,7 @@ _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
 class Evolved(NamedTuple):
     """Sets after an E-step."""
 
-    codes: Integer[Array, "S B H"]
+    states: Integer[Array, "S B H"]
     is_first: Bool[Array, "S B"]  # False where a state is there already
     replaced: Float[Array, ""]  # fraction of the members that are new
 
@@ -38,7 +38,7 @@ class Evolved(NamedTuple):
 def evolve_sets(
     rng_key: Array,
     scorer: Scorer,
-    codes: Integer[Array, "S B H"],
+    states: Integer[Array, "S B H"],
     evolve: Operator | None,
     generations: int = 1,
     sweeps: int | Array = 1,
@@ -48,15 +48,15 @@ def evolve_sets(
     Args:
         rng_key: Key of the proposals.
         scorer: Scores the states of a call; operators find it as their population's `context`.
-        codes: The sets.
+        states: The sets, unpacked.
         evolve: From a population to children's codes.
         generations: Rounds of children in a sweep, each from those of the one before.
         sweeps: How often to start from the sets; traced, if a schedule says so.
     """
-    operator, hashes = evolve or default_evolve(len(codes)), hashes_of(scorer.call, codes)
-    is_first, scores = first_occurrences(hashes), jax.eval_shape(scorer.of_codes, codes)
+    operator, hashes = evolve or default_evolve(len(states)), hashes_of(scorer.call, states)
+    is_first, scores = first_occurrences(hashes), jax.eval_shape(scorer.of_codes, states)
     unknown, old = jnp.full(scores.shape, -jnp.inf, scores.dtype), jnp.ones(scores.shape, bool)
-    members = _Members(codes, unknown, hashes, is_first, old)
+    members = _Members(states, unknown, hashes, is_first, old)
     run = partial(_run, scorer, partial(_sweep, scorer, operator, generations), sweeps)
     if isinstance(sweeps, int):
         members = run(rng_key, members)
@@ -71,20 +71,20 @@ def default_evolve(num_states: int) -> Operator:
     return chain(select(min(_PARENTS, num_states)), flip(_CHILDREN))
 
 
-def hashes_of(call: ModelCall, codes: Integer[Array, "S B H"]) -> UInt32[Array, "S B"]:
-    """Keys of states: equal ones share one."""
-    return hash_states(codes, zobrist_table(call.space.cardinalities))
+def hashes_of(call: ModelCall, states: Integer[Array, "S B H"]) -> UInt32[Array, "S B"]:
+    """Keys of unpacked states: equal ones share one."""
+    return hash_states(states, zobrist_table(call.space.cardinalities))
 
 
-def distinct(call: ModelCall, codes: Integer[Array, "S B H"]) -> Bool[Array, "S B"]:
+def distinct(call: ModelCall, states: Integer[Array, "S B H"]) -> Bool[Array, "S B"]:
     """The first of equal states; duplicates must not count twice."""
-    return first_occurrences(hashes_of(call, codes))
+    return first_occurrences(hashes_of(call, states))
 
 
-def unmasked(call: ModelCall, codes: Integer[Array, "S B H"]) -> Integer[Array, "S B H"]:
+def unmasked(call: ModelCall, states: Integer[Array, "S B H"]) -> Integer[Array, "S B H"]:
     """Code 0 for latents that a mask takes out: states that differ in these alone are one."""
     kept = call.batch.unmasked
-    return codes if kept is None else jnp.where(kept, codes, 0)
+    return states if kept is None else jnp.where(kept, states, 0)
 
 
 class _Members(NamedTuple):

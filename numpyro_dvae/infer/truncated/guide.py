@@ -166,7 +166,7 @@ class TruncatedGuide:
         call = other.read(call_key, params, self.model, args, kwargs)
         words = other._first_words(first_key, call)
         scorer, codes = Scorer(call), other.members(call, words)
-        codes = evolve_sets(evolve_key, scorer, codes, operator, sweeps=num_sweeps).codes
+        codes = evolve_sets(evolve_key, scorer, codes, operator, sweeps=num_sweeps).states
         other.words = other.store(call, words, codes)
         return other
 

@@ -4,6 +4,7 @@ States are scored in pieces, so few at a time that a cache, or a device's memory
 array that they make on their way.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -37,7 +38,7 @@ class ModelCall(NamedTuple):
     kwargs: dict
     space: Space
     batch: Minibatch
-    vectorize: bool
+    vectorize: bool | Callable  # as `run_particles` takes it
     state_bytes: int = 1  # of the largest temporary that one state makes
 
     def measured(self) -> "ModelCall":
@@ -46,6 +47,22 @@ class ModelCall(NamedTuple):
         one = jax.ShapeDtypeStruct(shape, code_dtype(self.space.cardinalities))
         program = jax.make_jaxpr(lambda codes: log_weights(run_states(self, codes)[0]))(one)
         return self._replace(state_bytes=_largest_bytes(program.jaxpr))
+
+    def in_pieces(self, count: int) -> "ModelCall":
+        """The same, to run so many states few at a time, and again for the gradient.
+
+        Half the time of keeping all for it, where a cache does not hold that.
+        """
+        size = self.piece(count)
+        if not self.vectorize or size == count:
+            return self
+        return self._replace(vectorize=functools.partial(_run_in_pieces, size=size))
+
+    def piece(self, count: int) -> int:
+        """How many of so many states to run at once: few temporaries, and few states twice."""
+        limit = _CACHE_BYTES if jax.default_backend() == "cpu" else _DEVICE_BYTES
+        most = min(max(limit // self.state_bytes, 1), count)
+        return min(range(most, most // 2, -1), key=lambda size: -count % size)
 
 
 class Scorer:
@@ -64,7 +81,7 @@ class Scorer:
 
     def of_codes(self, codes: Num[Array, "S B H"]) -> Float[Array, "S B"]:
         """Scores of codes, real ones too, in pieces that a cache holds."""
-        count, size = len(codes), piece_of(self.call, len(codes))
+        count, size = len(codes), self.call.piece(len(codes))
         if size == count:
             return self._piece(codes)
         filled = jnp.concatenate([codes, codes[: -count % size]])
@@ -82,9 +99,7 @@ jax.tree_util.register_pytree_node(Scorer, lambda scorer: ((), scorer), lambda s
 def run_states(
     call: ModelCall,
     codes: Num[Array, "S B H"],
-    *,
     reads: Mapping[str, Reader] = MappingProxyType({}),
-    vectorize: bool | Callable | None = None,
 ) -> tuple[Particles, dict[str, Any]]:
     """The record of given states, all with the same draws of the other latents.
 
@@ -92,13 +107,12 @@ def run_states(
         call: What the states are of.
         codes: The states.
         reads: What to read of the run beside the log-densities.
-        vectorize: As a `Pair` has it; the call says so if left out.
 
     Returns:
         The record, and the mutable state that the programs leave.
     """
-    vectorize = call.vectorize if vectorize is None else vectorize
-    pair = Pair(call.model, call.rest, call.args, call.kwargs, call.space.layout, vectorize)
+    layout = call.space.layout
+    pair = Pair(call.model, call.rest, call.args, call.kwargs, layout, call.vectorize)
     values = decode(call.space, codes, call.batch.sizes)
     with block():
         return run_particles(call.rng_key, pair, len(codes), reads=reads, values=values)
@@ -111,19 +125,8 @@ def log_weights(particles: Particles, beta: float | Array = 1.0) -> Float[Array,
     return particles.log_likelihood / beta + particles.log_prior - particles.log_q_pathwise
 
 
-def in_pieces(run: Callable, particles: Any, *, size: int) -> Any:
-    """Run particles some at a time, and again for the gradient, in place of keeping all.
-
-    Half the time of `jax.vmap`, where a cache does not hold what it keeps for the gradient.
-    """
+def _run_in_pieces(run: Callable, particles: Any, *, size: int) -> Any:
     return jax.lax.map(jax.checkpoint(run), particles, batch_size=size)
-
-
-def piece_of(call: ModelCall, count: int) -> int:
-    """How many of so many states to run at once: few temporaries at a time, few states twice."""
-    limit = _CACHE_BYTES if jax.default_backend() == "cpu" else _DEVICE_BYTES
-    most = min(max(limit // call.state_bytes, 1), count)
-    return min(range(most, most // 2, -1), key=lambda size: -count % size)
 
 
 def _largest_bytes(jaxpr: Any) -> int:

@@ -25,13 +25,13 @@ _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
 class Evolved(NamedTuple):
     """Sets after an E-step."""
 
-    words: Int32[Tensor, "S B W"]
+    states: Int32[Tensor, "S B W"]
     replaced: Float[Tensor, ""]  # fraction of the members that are new
 
 
 def evolve_sets(
     scorer: Scorer,
-    words: Int32[Tensor, "S B W"],
+    states: Int32[Tensor, "S B W"],
     evolve: Operator | None,
     generations: int = 1,
     sweeps: int = 1,
@@ -40,15 +40,15 @@ def evolve_sets(
 
     Args:
         scorer: Scores the states of a call; operators find it as their population's `context`.
-        words: The sets.
+        states: The sets, packed.
         evolve: From a population to children's codes.
         generations: Rounds of children in a sweep, each from those of the one before.
         sweeps: How often to start from the sets.
     """
-    operator, hashes = evolve or default_evolve(len(words)), hashes_of(scorer.call, words)
-    scores = torch.where(first_occurrences(hashes), scorer.of_words(words), -math.inf)
+    operator, hashes = evolve or default_evolve(len(states)), hashes_of(scorer.call, states)
+    scores = torch.where(first_occurrences(hashes), scorer.of_words(states), -math.inf)
     is_old = torch.ones_like(scores, dtype=torch.bool)
-    members = _Members(words, scores, _carried(scorer.call, hashes), is_old)
+    members = _Members(states, scores, _carried(scorer.call, hashes), is_old)
     for _ in range(sweeps):
         members = _sweep(scorer, operator, members, generations)
     return Evolved(members.words, 1.0 - members.is_old.to(scores.dtype).mean())
@@ -59,20 +59,20 @@ def default_evolve(num_states: int) -> Operator:
     return chain(select(min(_PARENTS, num_states)), flip(_CHILDREN))
 
 
-def hashes_of(call: ModelCall, words: Int32[Tensor, "S B W"]) -> Int64[Tensor, "S B"]:
-    """Keys of states: equal ones share one."""
-    return hash_words(words, call.space.cardinalities)
+def hashes_of(call: ModelCall, states: Int32[Tensor, "S B W"]) -> Int64[Tensor, "S B"]:
+    """Keys of packed states: equal ones share one."""
+    return hash_words(states, call.space.cardinalities)
 
 
-def distinct(call: ModelCall, words: Int32[Tensor, "S B W"]) -> Bool[Tensor, "S B"]:
+def distinct(call: ModelCall, states: Int32[Tensor, "S B W"]) -> Bool[Tensor, "S B"]:
     """The first of equal states; duplicates must not count twice."""
-    return first_occurrences(hashes_of(call, words))
+    return first_occurrences(hashes_of(call, states))
 
 
-def unmasked(call: ModelCall, words: Int32[Tensor, "S B W"]) -> Int32[Tensor, "S B W"]:
+def unmasked(call: ModelCall, states: Int32[Tensor, "S B W"]) -> Int32[Tensor, "S B W"]:
     """Code 0 for latents that a mask takes out: states that differ in these alone are one."""
     kept = call.batch.unmasked
-    return words if kept is None else keep_latents(words, kept, call.space.cardinalities)
+    return states if kept is None else keep_latents(states, kept, call.space.cardinalities)
 
 
 class _Members(NamedTuple):

@@ -31,7 +31,7 @@ from pyro_dvae.distributions.members import Members
 from pyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
 from pyro_dvae.infer.truncated.minibatch import open_plates, read_minibatch
 from pyro_dvae.infer.truncated.proposals import draws_of, from_pool
-from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer
+from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, given_values
 from pyro_dvae.infer.truncated.start import first_words
 from pyro_dvae.ops.sets.evolution import Operator, union
 from pyro_dvae.ops.sets.packing import unpack
@@ -113,8 +113,10 @@ class TruncatedGuide(nn.Module):
                 self.rest(*args, **kwargs)
         call = self.read(tracer.trace, args, kwargs)
         words = self.members(call)
-        draws = _particles_of(tracer.trace, call.space.layout.nesting)
-        scores = [_in_dims(self._score_members(call, words, draw), call) for draw in draws]
+        nesting, scores = call.space.layout.nesting, []
+        for draw in _particles_of(tracer.trace, nesting):
+            given = call._replace(rest_values=given_values(draw, call.batch, nesting))
+            scores.append(_in_dims(_score_members(given, words), call))
         log_weights = torch.stack(scores, 1) if len(scores) > 1 else scores[0]
         values = {name: site.value for name, site in sample_sites(tracer.trace).items()}
         return values | _sample_members(call, _values_of(call, words), log_weights)
@@ -128,7 +130,7 @@ class TruncatedGuide(nn.Module):
             rest_trace = self.draw_rest(args, kwargs)
             call = self.read(rest_trace, args, kwargs)
             words = self.members(call)
-            scores = self._score_members(call, words, rest_trace)
+            scores = _score_members(call, words)
         scores = scores.reshape(len(scores), *call.batch.sizes)
         values = _values_of(call, words)
         return TruncatedPosterior(values, scores.softmax(0), scores.logsumexp(0))
@@ -171,8 +173,8 @@ class TruncatedGuide(nn.Module):
         with torch.no_grad(), poutine.block():
             rest_trace = other.draw_rest(args, kwargs)
             call = other.read(rest_trace, args, kwargs)
-            scorer, words = Scorer(call, rest_trace), other.members(call)
-            other.store(call, evolve_sets(scorer, words, operator, sweeps=num_sweeps).words)
+            scorer, words = Scorer(call), other.members(call)
+            other.store(call, evolve_sets(scorer, words, operator, sweeps=num_sweeps).states)
         return other
 
     # -------------------------------------------------------------------------------- for losses
@@ -195,7 +197,8 @@ class TruncatedGuide(nn.Module):
         if self._space is None:
             self._space = find_space(self.model, self.rest, args, kwargs)
             self._vectorize = self.vectorize_particles and self._takes_particles(args, kwargs)
-        rest_trace = _particles_of(rest_trace, self._space.layout.nesting)[0]
+        nesting = self._space.layout.nesting
+        rest_trace = _particles_of(rest_trace, nesting)[0]
         batch = read_minibatch(_run_plainly(self.model, rest_trace, args, kwargs), self._space)
         call = ModelCall(
             model=self.model,
@@ -205,6 +208,7 @@ class TruncatedGuide(nn.Module):
             space=self._space,
             batch=batch,
             vectorize=self._vectorize,
+            rest_values=given_values(rest_trace, batch, nesting),
             repeats=self._repeats,
         )
         self._check_size(call)
@@ -231,13 +235,6 @@ class TruncatedGuide(nn.Module):
         self.words.index_copy_(0, rows, words.transpose(0, 1).contiguous())
 
     # ------------------------------------------------------------------------------------ states
-
-    def _score_members(
-        self, call: ModelCall, words: Int32[Tensor, "S B W"], rest_trace: poutine.Trace
-    ) -> Float[Tensor, "S B"]:
-        """Log joints of members, -inf for one that is there already."""
-        scores = Scorer(call, rest_trace).of_words(words)
-        return torch.where(distinct(call, words), scores, -torch.inf)
 
     def _check_size(self, call: ModelCall) -> None:
         num_data = self.num_data if self.words is None else len(self.words)
@@ -298,6 +295,11 @@ def _particle(rest_trace: poutine.Trace, stacked: set[str], k: int) -> poutine.T
             site = {**site, "value": value[k if len(value) > 1 else 0]}
         drawn.nodes[name] = site
     return drawn
+
+
+def _score_members(call: ModelCall, words: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
+    """Log joints of members, -inf for one that is there already."""
+    return torch.where(distinct(call, words), Scorer(call).of_words(words), -torch.inf)
 
 
 def _values_of(call: ModelCall, words: Int32[Tensor, "S B W"]) -> dict[str, Tensor]:

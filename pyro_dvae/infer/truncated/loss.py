@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
@@ -166,17 +165,16 @@ class Truncated_ELBO(ParticleELBO):
         Returns:
             The fraction of the members that is new.
         """
-        rest_trace, call, beta, step = self._read(model, guide, args, kwargs)
-        sweeps = self._current(self.sweeps, step)
-        return self._evolve(guide, rest_trace, call, beta, sweeps).replaced
+        call, beta, step = self._read(model, guide, args, kwargs)
+        return self._evolve(guide, call, beta, self._current(self.sweeps, step)).replaced
 
     # ------------------------------------------------------------------------------ E- and M-step
 
     def run(self, model: Callable, guide: Any, args: tuple, kwargs: dict) -> Particles:
         """Improve the sets, and run the model at their states."""
-        rest_trace, call, beta, step = self._read(model, guide, args, kwargs)
+        call, beta, step = self._read(model, guide, args, kwargs)
         sweeps = self._current(self.sweeps, step) if torch.is_grad_enabled() else 0
-        words, replaced = self._evolve(guide, rest_trace, call, beta, sweeps)
+        words, replaced = self._evolve(guide, call, beta, sweeps)
         self._forms = call.batch.closed_forms if self._current(self.closed_form, step) else {}
         self._num_data = call.batch.num_data
         particles = self._run_members(call, words)
@@ -184,8 +182,8 @@ class Truncated_ELBO(ParticleELBO):
 
     def _read(
         self, model: Callable, guide: Any, args: tuple, kwargs: dict
-    ) -> tuple[poutine.Trace, ModelCall, float | Tensor, int]:
-        """One draw of the other latents, what the call is about, beta and the step."""
+    ) -> tuple[ModelCall, float | Tensor, int]:
+        """What the call is about, given one draw of the other latents; beta and the step."""
         if not isinstance(guide, TruncatedGuide):
             raise ValueError(
                 "Truncated_ELBO needs a guide that keeps states, TruncatedGuide(model, ...); got "
@@ -193,23 +191,17 @@ class Truncated_ELBO(ParticleELBO):
             )
         rest_trace = guide.draw_rest(args, kwargs)
         call = guide.read(rest_trace, args, kwargs)._replace(model=model)
-        return rest_trace, call, self._current_beta(self.state.beta), self.state.beta.step
+        return call, self._current_beta(self.state.beta), self.state.beta.step
 
     def _evolve(
-        self,
-        guide: TruncatedGuide,
-        rest_trace: poutine.Trace,
-        call: ModelCall,
-        beta: float | Tensor,
-        sweeps: int,
+        self, guide: TruncatedGuide, call: ModelCall, beta: float | Tensor, sweeps: int
     ) -> Evolved:
-        words = guide.members(call)
+        words, scorer = guide.members(call), Scorer(call, beta)
         if not sweeps:
             return Evolved(words, torch.zeros(()))
         with torch.no_grad():
-            scorer = Scorer(call, rest_trace, beta)
             evolved = evolve_sets(scorer, words, self.evolve, self.generations, sweeps)
-            guide.store(call, evolved.words)
+            guide.store(call, evolved.states)
         return evolved
 
     @staticmethod

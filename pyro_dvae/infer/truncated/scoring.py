@@ -36,12 +36,13 @@ class ModelCall(NamedTuple):
     """One call of a model whose states are scored: what is run, and what data it is about."""
 
     model: Callable
-    rest: Callable | None  # a guide for the latents that are no states
+    rest: Callable | None  # a guide for the latents that are no states; None: take `rest_values`
     args: tuple
     kwargs: dict
     space: Space
     batch: Minibatch
     vectorize: bool
+    rest_values: dict[str, Tensor]  # one draw of `rest`, without gradient
     repeats: dict[tuple, bool]  # whether a pass on states of this shape can be repeated, if known
 
 
@@ -51,16 +52,12 @@ class Scorer:
     In an E-step it is the `context` of the populations that operators see.
 
     Args:
-        call: What the states are of.
-        rest_trace: Draws of the model's other latents.
+        call: What the states are of; its draw of the model's other latents stays.
         beta: Weight of the rate.
     """
 
-    def __init__(
-        self, call: ModelCall, rest_trace: poutine.Trace, beta: float | Tensor = 1.0
-    ) -> None:
-        self.call, self.beta = call, beta
-        self._rest_values = _given_values(rest_trace, call)
+    def __init__(self, call: ModelCall, beta: float | Tensor = 1.0) -> None:
+        self.call, self.beta = call._replace(rest=None), beta
         self._repeat: Callable[[Tensor], Tensor] | None = None
 
     def of_words(self, words: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
@@ -108,16 +105,14 @@ class Scorer:
             poutine.block(),
             pyro.validation_enabled(False),  # the pass that makes the bound validates once
         ):
-            particles = run_states(self.call, codes, rest_values=self._rest_values)
+            particles = run_states(self.call, codes)
             return _log_joint(particles, self.beta).flatten(1)
 
 
 def run_states(
     call: ModelCall,
     codes: Num[Tensor, "S B H"],
-    *,
     reads: Mapping[str, Reader] = MappingProxyType({}),
-    rest_values: dict[str, Tensor] | None = None,
 ) -> Particles:
     """The record of given states, all with the same draws of the other latents.
 
@@ -125,11 +120,12 @@ def run_states(
         call: What the states are of.
         codes: The states.
         reads: What to read of the run beside the log-densities.
-        rest_values: Values of the other latents; without them the guide `rest` draws these.
     """
-    rest, layout = call.rest if rest_values is None else None, call.space.layout
-    pair = Pair(call.model, rest, call.args, call.kwargs, layout, call.vectorize)
-    values = decode(call.space, codes, call.batch.sizes) | (rest_values or {})
+    layout = call.space.layout
+    pair = Pair(call.model, call.rest, call.args, call.kwargs, layout, call.vectorize)
+    values = decode(call.space, codes, call.batch.sizes)
+    if call.rest is None:
+        values |= call.rest_values
     with poutine.replay(trace=call.batch.subsamples):
         return run_particles(pair, len(codes), reads=reads, values=values)
 
@@ -146,13 +142,13 @@ def _log_joint(particles: Particles, beta: float | Tensor) -> Float[Tensor, "S *
     return particles.log_likelihood / beta + particles.log_prior
 
 
-def _given_values(rest_trace: poutine.Trace, call: ModelCall) -> dict[str, Tensor]:
+def given_values(rest_trace: poutine.Trace, batch: Minibatch, nesting: int) -> dict[str, Tensor]:
     """The draws of `rest` as `run_particles` takes them, without gradient."""
     values = {}
     for name, site in sample_sites(rest_trace).items():
-        if name in call.batch.latents:
+        if name in batch.latents:
             value = site.value.detach()
-            ones = [1] * (call.space.layout.nesting + 1 - site.num_batch_dims)
+            ones = [1] * (nesting + 1 - site.num_batch_dims)
             values[name] = value.reshape(*ones, *value.shape)
     return values
 
