@@ -23,7 +23,7 @@ $(READY): pyproject.toml
 	touch $@
 
 demo: $(READY) ## compare the inference algorithms on real data, into out/demo
-	$(BIN)/python examples/compare.py --out out/demo
+	$(BIN)/python examples/tools/compare.py --out out/demo
 
 test: $(READY) ## run the test suite
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal

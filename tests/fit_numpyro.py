@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from numpyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO
 
 from numpyro_dvae import fit as package
-from numpyro_dvae.fit import _batches
+from numpyro_dvae.fit.steps import Steps
 from numpyro_dvae.infer.memory import LOSS_MEMORY, LossMemory
 
 CHECKPOINT, PREVIOUS = "checkpoint", "checkpoint.previous"
@@ -123,18 +123,15 @@ def fit(svi, *data, **settings):
 
 def stopping_svi(stop, monkeypatch, number=signal.SIGINT):
     """An SVI that gets a signal, as from Ctrl-C, while the host waits for step `stop`."""
-    for kind in (_batches.ArrayBatches, _batches.IterableBatches):
-        monkeypatch.setattr(kind, "take_steps", interrupted(kind.take_steps, stop, number))
-    return make_svi()
+    take = Steps.take
 
-
-def interrupted(take_steps, stop, number):
-    def take(self, svi_state, step, count):
+    def take_and_signal(self, svi_state, step, count, most):
         if step < stop <= step + count:
             signal.raise_signal(number)
-        return take_steps(self, svi_state, step, count)
+        return take(self, svi_state, step, count, most)
 
-    return take
+    monkeypatch.setattr(Steps, "take", take_and_signal)
+    return make_svi()
 
 
 def recording_svi(seen):
@@ -153,6 +150,22 @@ def recording_svi(seen):
             return super().loss(rng_key, params, model, guide, x, y, scale=scale)
 
     return SVI(model, lambda *_, **__: None, optax.adam(0.1), Recording_ELBO())
+
+
+def as_transform(function):
+    """A transform that draws nothing."""
+    return lambda rng_key, *args, **kwargs: function(*args, **kwargs)
+
+
+def binarised(rng_key, x):
+    """A transform: pixels drawn with gray values for probabilities."""
+    return jax.random.bernoulli(rng_key, x).astype(x.dtype)
+
+
+def cropped(rng_key, x):
+    """A transform: four columns in a row, from a random one on."""
+    start = jax.random.randint(rng_key, (), 0, x.shape[1] - 3)
+    return jax.lax.dynamic_slice_in_dim(x, start, 4, axis=1)
 
 
 def poisoned_svi():

@@ -123,6 +123,20 @@ def recording_svi(seen):
     return SVI(model, lambda *_, **__: None, optim, TraceGraph_ELBO())
 
 
+def as_transform(function):
+    """A transform that draws nothing."""
+    return function
+
+
+binarised = torch.bernoulli  # a transform: pixels drawn with gray values for probabilities
+
+
+def cropped(x):
+    """A transform: four columns in a row, from a random one on."""
+    start = torch.randint(x.shape[1] - 3, ())
+    return x[:, start : start + 4]
+
+
 def poisoned_svi():
     """An SVI whose first step makes a NaN of the decoder's bias, with a finite loss."""
     svi = make_svi()

@@ -39,6 +39,14 @@ def log_table(probs):
         return np.log(np.asarray(probs, np.float64))
 
 
+def log_prob_of_codes(logits, codes):
+    """Log-probabilities of codes (*sample, *batch) under logits (*batch, V)."""
+    logits = np.asarray(logits, np.float64)
+    log_probs = logits - log_sum_exp(logits, axis=-1)[..., None]
+    log_probs = np.broadcast_to(log_probs, (*codes.shape, logits.shape[-1]))
+    return np.take_along_axis(log_probs, codes[..., None], -1)[..., 0]
+
+
 def all_codes(num_codes):
     """Every state of latents with these numbers of codes: (prod(num_codes), len(num_codes))."""
     return np.array(list(itertools.product(*map(range, num_codes))), dtype=int)
@@ -84,6 +92,24 @@ def beta_elbo(log_likelihood, log_prior, q, beta):
 def policy_objective(rewards, q, beta):
     """E_q[R] + β H(q), what a policy search raises."""
     return expect(q, rewards) + beta * entropy(q)
+
+
+def policy_log_target(log_q, rewards, beta, temperature):
+    """log q* ∝ (R + η log q) / T with η = T - β, of all states: what maximises
+    E_q[R] + β H(q) - η KL(q ‖ q_θ). A state that q_θ rules out stays ruled out."""
+    log_q = np.asarray(log_q, np.float64)
+    impossible = np.isneginf(log_q)
+    scores = (1 - beta / temperature) * np.where(impossible, 0.0, log_q) + rewards / temperature
+    scores = np.where(impossible, -np.inf, scores)
+    return scores - log_sum_exp(scores)
+
+
+def kl_dual(scores, eta, beta, kl_bound):
+    """Dual of a policy search within a KL: η ε + T log mean_k exp(scores_k / T), T = η + β."""
+    temperature = eta + beta
+    scores = np.asarray(scores, np.float64)
+    log_mean = log_sum_exp(scores / temperature) - math.log(len(scores))
+    return eta * kl_bound + temperature * log_mean
 
 
 def guide_gradient(rewards, logits, beta=1.0):

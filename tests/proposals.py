@@ -1,4 +1,4 @@
-"""What an operator of `ops.evolution` proposes, compiled once for each operator."""
+"""What an operator of `ops.sets.evolution` proposes, compiled once for each operator."""
 
 import functools
 
@@ -11,7 +11,7 @@ MIXED = (3, 2, 1, 5, 4)
 @functools.cache
 def compiled(backend, make, cardinalities):
     """From a seed and arrays to the fields of what an operator proposes."""
-    evolution = backend.module("ops.evolution")
+    evolution = backend.module("ops.sets")
     operator = make(evolution)
 
     def run(*arrays):
@@ -25,7 +25,7 @@ def compiled(backend, make, cardinalities):
 
 def propose(backend, make, codes, scores, cardinalities, seed=0):
     codes, scores = backend.asarray(codes), backend.asarray(scores)
-    states = backend.module("ops.states")
+    states = backend.module("ops.sets")
     hashes = states.hash_states(codes, states.zobrist_table(cardinalities))
     found = seeded(backend, compiled(backend, make, cardinalities), seed, codes, scores, hashes)
     return [np.asarray(each) for each in found]

@@ -32,6 +32,27 @@ def warmed(backend, baseline):
     return state
 
 
+SCORES = np.array([[1.0, 4], [2, 6], [6, 8]])
+BY_HAND = {  # values for the scores, once batches of means 2 and 5 are past
+    "no_baseline": 0.0,
+    "leave_one_out": [[4, 7], [3.5, 6], [1.5, 5]],
+    "moving_average": 4.0,  # (2 / 4 + 5 / 2) / (1 / 4 + 1 / 2)
+    "learned": [3, 7],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_by_hand(backend, name):
+    baseline = make(backend, name, **({"decay": 0.5} if name == "moving_average" else {}))
+    state, seen = baseline.init(), []
+    for batch in (np.full((3, 2), 2.0), np.full((3, 2), 5.0), SCORES):
+        values, state = run(backend, baseline, batch, state, [3.0, 7.0])
+        seen.append(values)
+    np.testing.assert_allclose(seen[-1], BY_HAND[name], rtol=1e-6)
+    if name == "moving_average":
+        np.testing.assert_allclose(seen[:2], [0.0, 2.0], rtol=1e-6)
+
+
 class Draws:
     """Every draw of K = 3 of five states, as columns: scores f, ∇ log q, exact ∇ E_q[f]."""
 

@@ -18,6 +18,18 @@ def operation(backend, name):
     return backend.jit(getattr(backend.module("ops.calibration"), name))
 
 
+def test_by_hand(backend):
+    """Two draws below and none tied; one below, two tied; all tied."""
+    draws = np.array([[1.0, 2, 2], [1, 2, 2], [3, 1, 2], [4, 5, 2]])
+    arrays = map(backend.asarray, (np.full(3, 2.0), draws, np.array([0.99, 0.5, 0.9])))
+    ranks = np.asarray(operation(backend, "random_ranks")(*arrays))
+    np.testing.assert_array_equal(ranks, [2, 1 + 1, 0 + 4])
+    counts = np.array([[10, 20, 30], [7, 7, 7]])
+    statistic, p_value = operation(backend, "chi_square")(backend.asarray(counts))
+    np.testing.assert_allclose(np.asarray(statistic), [10.0, 0.0])  # (100 + 0 + 100) / 20
+    np.testing.assert_allclose(np.asarray(p_value), [np.exp(-5.0), 1.0], rtol=1e-5)
+
+
 @given(
     truth=npst.arrays(np.float64, 3, elements=values),
     draws=npst.arrays(np.float64, (5, 3), elements=values),

@@ -38,7 +38,7 @@ class Evolution(RuleBasedStateMachine):
         values = [-math.inf, math.nan, *(np.arange(20) / 4)]
         spaces = (np.prod(MIXED), self.num_data)
         self.table = rng.choice(values, size=spaces, p=[0.1, 0.05] + [0.85 / 20] * 20)
-        random_states = self.backend.module("ops.states").random_states
+        random_states = self.backend.module("ops.sets").random_states
         drawn = seeded(self.backend, random_states, seed, self.num_states, self.num_data, MIXED)
         self.codes = np.asarray(drawn)
         self.scores = self.score(self.codes)
@@ -49,7 +49,7 @@ class Evolution(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(sorted(OPERATORS)), seed=st.integers(0, 10_000))
     def evolve(self, name, seed):
-        asarray, states = self.backend.asarray, self.backend.module("ops.states")
+        asarray, states = self.backend.asarray, self.backend.module("ops.sets")
         codes, _, hashes = propose(
             self.backend, OPERATORS[name], self.codes, self.scores, MIXED, seed
         )
@@ -98,7 +98,29 @@ def as_set(codes):
 
 @functools.cache
 def merge_best(backend):
-    return backend.jit(backend.module("ops.states").merge_best)
+    return backend.jit(backend.module("ops.sets").merge_best)
+
+
+def test_ranking_by_hand(backend):
+    """Ties go to the first, and NaN comes last."""
+    sets, asarray = backend.module("ops.sets"), backend.asarray
+    scores = np.array([[1.0, 0.0], [3.0, math.nan], [math.nan, 2.0], [3.0, -1.0]])
+    states = np.arange(8, dtype=np.uint8).reshape(4, 2, 1)
+    index = np.array([[1, 2], [3, 0], [0, 3]])
+    kept = sets.keep_best(asarray(states), asarray(scores), 3)
+    np.testing.assert_array_equal(np.asarray(kept.origins), index)
+    np.testing.assert_array_equal(np.asarray(kept.states)[..., 0], [[2, 5], [6, 1], [0, 7]])
+    np.testing.assert_array_equal(np.asarray(kept.scores), [[3, 2], [3, 0], [1, -1]])
+    taken = np.asarray(sets.take_states(asarray(states), asarray(index)))
+    np.testing.assert_array_equal(taken, np.asarray(kept.states))
+    merged = merge_best(backend)(
+        *map(asarray, (states[:2], scores[:2], states[2:], np.array([[-math.inf, 2], [3, 0]])))
+    )
+    np.testing.assert_array_equal(np.asarray(merged.origins), [[1, 2], [3, 0]])
+    np.testing.assert_array_equal(np.asarray(merged.states)[..., 0], [[2, 5], [6, 1]])
+    np.testing.assert_array_equal(np.asarray(merged.scores), [[3, 2], [3, 0]])
+    found = backend.module("ops.sets.ranking").without_nan(asarray(scores[:, 0]))
+    np.testing.assert_array_equal(np.asarray(found), [1, 3, -math.inf, 3])
 
 
 def test_sets_evolve_as_python_sets_do(backend):
@@ -111,7 +133,7 @@ def test_sets_evolve_as_python_sets_do(backend):
 def test_a_full_set_meets_nothing_new(backend):
     codes = as_codes(oracles.all_codes(MIXED), MIXED)[:, None]
     children, _, _ = propose(backend, OPERATORS["union"], codes, flat_scores(codes), MIXED)
-    states = backend.module("ops.states")
+    states = backend.module("ops.sets")
     both = backend.asarray(np.concatenate([codes, children]))
     first = states.first_occurrences(states.hash_states(both, states.zobrist_table(MIXED)))
     assert np.asarray(first)[:, 0].tolist() == [True] * len(codes) + [False] * len(children)

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tools"))
 
 import data as example_data
 from backends import get_backend

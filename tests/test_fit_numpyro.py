@@ -15,17 +15,21 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
+import orbax.checkpoint as ocp
 from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer.svi import SVIState
 from test_fit import make_data, run
 
 from numpyro_dvae.fit import (
     DivergenceError,
-    _checkpoints,
+    checkpoints,
     exponential_schedule,
     fit,
     linear_schedule,
 )
-from numpyro_dvae.fit._log import Log, scalars
+from numpyro_dvae.fit.log import Log
+from numpyro_dvae.fit.plain import as_plain
+from numpyro_dvae.fit.svi import loss_scalars
 from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.svi import loss_state
 
@@ -106,7 +110,7 @@ def test_batches_of_an_iterable_compile_once_a_shape():
 
 def test_how_steps_are_dispatched_does_not_change_the_numbers(monkeypatch):
     whole = small_fit(num_steps=30, batch_size=5, log_every=10)
-    monkeypatch.setattr("numpyro_dvae.fit.loop._DISPATCH_SECONDS", 0.0)  # one by one
+    monkeypatch.setattr("numpyro_dvae.fit.run._DISPATCH_SECONDS", 0.0)  # one by one
     np.testing.assert_array_equal(
         small_fit(num_steps=30, batch_size=5, log_every=10).losses, whole.losses
     )
@@ -164,16 +168,17 @@ def test_params_hold_all_that_the_programs_need():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_states_of_any_kind_survive_a_checkpoint(tmp_path, optim, dtype):
     svi = small_svi(optim=optim)
-    for step, key in enumerate([jax.random.key(0), jax.random.PRNGKey(0)]):
+    for step, key in enumerate([jax.random.key(0), jax.random.PRNGKey(0)], 1):
         state = svi.init(key, jnp.zeros(4))
         mutable = {"half / [0]": jnp.array([0.1, 0.2], dtype), "none": jnp.zeros((0, 3), dtype)}
         state = state._replace(mutable_state=mutable)
-        _checkpoints.save_checkpoint(tmp_path, svi, state, [1.5], step=step)
-        saved = _checkpoints.load_checkpoint(tmp_path)
-        found = _checkpoints.restore_svi_state(svi, state, saved)
+        run_state = checkpoints.RunState([1.5] * step, 0.0, [], {})
+        checkpoints.save_checkpoint(key, tmp_path, svi, state, run_state)
+        saved = checkpoints.load_checkpoint(tmp_path)
+        found = checkpoints.restore(svi, state, saved)
         for old, new in zip(*map(jax.tree.leaves, (state, found)), strict=True):
             assert old.dtype == new.dtype
-            np.testing.assert_array_equal(*map(_checkpoints.as_saved, (old, new)))
+            np.testing.assert_array_equal(*map(as_plain, (old, new)))
 
 
 def test_a_checkpoint_that_is_not_whole(tmp_path):
@@ -193,6 +198,21 @@ def test_the_key_of_the_checkpoint_goes_on(tmp_path, key):
     fit(key(0), small_svi(), x, num_steps=4, folder=tmp_path, **settings)
     rest = fit(key(1), small_svi(), x, num_steps=9, folder=tmp_path, resume=True, **settings)
     np.testing.assert_array_equal(whole.losses, rest.losses)
+
+
+def test_the_format_of_a_checkpoint(tmp_path):
+    """Folders of earlier versions are read by these names: another set is another format."""
+    small_fit(num_steps=4, folder=tmp_path)
+    with ocp.CheckpointManager((tmp_path / kit.CHECKPOINT).absolute()) as manager:
+        items = {"state": ocp.args.StandardRestore(), "run": ocp.args.JsonRestore()}
+        found = manager.restore(4, args=ocp.args.Composite(**items))
+    names = {"format", "step", "seconds", "history", "data", "rng_key", "shapes", "empty"}
+    assert found["run"].keys() == names
+    assert found["run"]["format"] == 2
+    assert found["run"]["data"] == {"size": 12}
+    assert found["run"]["shapes"] == {"weight": [3], "logits": [3]}
+    assert {"losses", ".rng_key"} < found["state"].keys()
+    assert len(found["state"]["losses"]) == 4
 
 
 # The rest
@@ -226,4 +246,5 @@ def test_learning_rates_may_be_schedules(sgd):
 
 
 def test_scalars_of_nothing():
-    assert scalars(None) == {}
+    svi = small_svi(Trace_ELBO())
+    assert loss_scalars(svi, SVIState((0, None), None, jax.random.key(0))) == {}

@@ -50,3 +50,17 @@ class Odd_ELBO(TraceGraph_ELBO):
 def test_a_loss_that_cannot_be_checkpointed_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"\['loss_state'\]\[1\], a object"):
         run(kit, 4, kit.make_svi(loss=Odd_ELBO()), folder=tmp_path)
+
+
+def test_the_format_of_a_checkpoint(tmp_path):
+    """Files of earlier versions are read by these names: another set is another format."""
+    run(kit, 4, folder=tmp_path)
+    saved = torch.load(tmp_path / kit.CHECKPOINT, weights_only=True)
+    assert saved["format"] == 1
+    names = {"format", "step", "seconds", "losses", "history", "data", "training"}
+    assert saved.keys() == names
+    assert saved["data"].keys() == {"size", "order", "cursor"}
+    assert saved["training"].keys() == {"params", "modules", "optim", "loss_state", "rng"}
+    assert saved["training"]["modules"].keys() == {"model", "guide"}
+    assert saved["training"]["rng"].keys() == {"torch", "cuda", "numpy", "python"}
+    assert (saved["step"], len(saved["losses"])) == (4, 4)

@@ -87,6 +87,22 @@ def test_bad_data_are_named(lab, kind):
         lab.sites(guide, images(lab)[..., :2])
 
 
+def test_a_guide_of_ones_own_defines_its_posterior(lab):
+    base = lab.module("guides").AmortisedGuide
+
+    class Constant(base):
+        def posterior(self, x):
+            logits = np.full((len(x), L), 2.0, np.float32)
+            return lab.stock.Bernoulli(logits=lab.asarray(logits)).to_event(1)
+
+    site = lab.sites(Constant(), images(lab))["z"]
+    ones = site.value.sum(-1)
+    expected = 2.0 * ones - L * np.log1p(np.exp(2.0))
+    np.testing.assert_allclose(site.log_prob, expected, rtol=1e-5)
+    with pytest.raises(NotImplementedError, match="AmortisedGuide must define `posterior`"):
+        lab.sites(base(), images(lab))
+
+
 def test_logits_that_do_not_fit_the_kind_of_latent(lab):
     family, encoder = lab.module("guides").IndependentGuide, lab.module("nets").MLPEncoder
     for guide in [family(encoder(SHAPE, L, V), binary=True), family(encoder(SHAPE, L))]:

@@ -18,6 +18,15 @@ def tail_of(backend, log_weights):
     return [np.asarray(part) for part in pareto_tail(backend)(backend.asarray(log_weights))]
 
 
+def test_a_tail_of_one_by_hand(backend):
+    """Of four particles the largest is the tail, above the next: one weight of 4 in 8."""
+    log_weights = np.log([[1.0, 2], [4, 2], [1, 2], [2, 2]])
+    khat, num_distinct, largest = tail_of(backend, log_weights)
+    assert np.isnan(khat).all()
+    np.testing.assert_array_equal(num_distinct, [1, 0])
+    np.testing.assert_allclose(largest, [0.5, 0.25], rtol=1e-14)
+
+
 def gaussian(seed, scale, shape=(400, 3)):
     return scale * np.random.default_rng(seed).normal(size=shape)
 

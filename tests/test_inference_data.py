@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +13,6 @@ from quiet import arviz, call_all, dataset, first_only, group_names
 from test_diagnostics import assert_near, program_of
 from zoo import draw, log_softmax, normal
 
-ROOT = Path(__file__).parents[1]
 NUM_DATA, NUM_DRAWS, STATES = 6, 600, 6
 PARAMS = {"prior": draw(2), "weight": 0.5 * draw(2, 3), "encoder": draw(2, 2), "decoder": draw(3)}
 DATA = {"x": draw(NUM_DATA, 2), "age": draw(NUM_DATA)}
@@ -185,7 +183,7 @@ def test_the_container_of_arviz_1(thrifty_shim, tmp_path, monkeypatch):
     """It reads files by `xarray.open_datatree`, under another name."""
     import xarray
 
-    groups, idata = thrifty_shim.module("diagnostics._groups"), made(thrifty_shim, None)
+    groups, idata = thrifty_shim.module("diagnostics.groups"), made(thrifty_shim, None)
     monkeypatch.setattr(arviz, "__version__", "1.0.0")
     tree = groups._assemble({group: idata[group] for group in GROUPS})
     assert isinstance(tree, xarray.DataTree)
@@ -270,12 +268,3 @@ def test_groups_are_checked(shim):
 def test_batches_of_no_rows_are_refused(shim):
     with pytest.raises(ValueError, match="`batch_size` must be at least 1; got 0"):
         made(shim, batch_size=0)
-
-
-def test_shared_files_are_the_same_in_both_packages():
-    for name in ("_store", "_arguments", "_groups", "plots", "reports"):
-        ours, theirs = (
-            (ROOT / package / "diagnostics" / f"{name}.py").read_text()
-            for package in ("pyro_dvae", "numpyro_dvae")
-        )
-        assert ours == theirs.replace("numpyro_dvae", "pyro_dvae")

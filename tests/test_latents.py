@@ -17,8 +17,8 @@ def one_run(request, monkeypatch):
     """Programs are run once, for all that is read of them: what a diagnostic wants is among it."""
     names = {"shim", "thrifty_shim"} & set(request.fixturenames)
     shim = request.getfixturevalue(names.pop())
-    collect = shim.module("diagnostics._programs").collect
-    readings = shim.module("infer.sites").READINGS
+    collect = shim.module("diagnostics.collect").collect
+    readings = shim.module("diagnostics.readings").READINGS
 
     def collect_all(*args, batch_size, **kwargs):
         *_, (model, _), _, num_draws, _ = args

@@ -7,8 +7,26 @@ import math
 import numpy as np
 import oracles
 import pytest
-from draws import random_codes, z_scores
+from draws import random_codes, seeded, z_scores
 from proposals import MIXED, flat_scores, propose
+
+
+def test_draws_that_leave_no_choice(backend):
+    """A binary latent has one other code, one of a single code none; two of two are both."""
+    module, asarray = backend.module("ops.sets.states"), backend.asarray
+    codes, latents = asarray(np.array([0, 1, 1], np.uint8)), asarray(np.array([0, 1, 0]))
+    for cardinalities, expected in [((2, 2), [1, 0, 0]), ((1, 1), [0, 0, 0]), ((2, 1), [1, 0, 0])]:
+        found = seeded(backend, module.other_codes, 0, codes, latents, cardinalities)
+        np.testing.assert_array_equal(np.asarray(found), expected)
+    device = [codes.device] if backend.name == "pyro" else []
+    for count, expected in [(2, [1, 3]), (4, [1, 3, 1, 3])]:
+        found = seeded(backend, module.distinct_latents, 0, count, [1, 3], (2, 5), *device)
+        expected = np.array(expected)[:, None, None] + np.zeros((2, 5), int)
+        np.testing.assert_array_equal(np.asarray(found), expected)
+    scores = asarray(np.array([[0.5, math.nan], [-math.inf, 2.0]], np.float32))
+    found = seeded(backend, module.perturb, 0, scores, 0.0)
+    np.testing.assert_array_equal(np.asarray(found), [[0.5, -math.inf], [-math.inf, 2.0]])
+
 
 # --- select ---
 
@@ -88,7 +106,7 @@ def changes(backend, codes, cardinalities, num_children):
     """Children ``(C, P, B, H)``, and where they differ from their parents."""
     make = make_flip(num_children)
     children, _, hashes = propose(backend, make, codes, flat_scores(codes), cardinalities)
-    states = backend.module("ops.states")
+    states = backend.module("ops.sets")
     table = states.zobrist_table(cardinalities)
     in_full = states.hash_states(backend.asarray(children), table)
     np.testing.assert_array_equal(hashes, np.asarray(in_full))
@@ -132,7 +150,7 @@ def test_latents_of_one_code_have_nowhere_to_go(backend):
 
 
 def sparse_probs(backend, active, num_latents, rate, num_active):
-    flip_probs = backend.module("ops.evolution").flip_probs
+    flip_probs = backend.module("ops.sets").flip_probs
     found = flip_probs(backend.asarray(active), num_latents, rate, num_active)
     return [np.asarray(each, np.float64) for each in found]
 
@@ -163,6 +181,13 @@ def test_sparse_flips_are_the_published_ones(backend):
     up = size * rate / (size + (ratio - 1) * active)
     found = sparse_probs(backend, active, size, rate, target)
     np.testing.assert_allclose(found, [up, ratio * up], rtol=1e-5)
+
+
+def test_sparse_flips_by_hand(backend):
+    """Of 4 latents a quarter flips, one; 1, 3 and 0 of them are on where 2 should be."""
+    up, down = sparse_probs(backend, np.array([1, 3, 0]), 4, 0.25, 2.0)
+    np.testing.assert_allclose(up, [2 / 6, 0.0, 2 / 8], rtol=1e-6)
+    np.testing.assert_allclose(down, [0.0, 2 / 6, 0.0], rtol=1e-6)
 
 
 def test_sparse_flips_have_something_to_do_at_the_ends(backend):
@@ -263,7 +288,7 @@ def test_a_union_is_its_parts_in_a_row(backend):
 )
 def test_bad_settings_are_named_at_once(backend, make, message):
     with pytest.raises(ValueError, match=message):
-        make(backend.module("ops.evolution"))
+        make(backend.module("ops.sets"))
 
 
 @pytest.mark.parametrize(

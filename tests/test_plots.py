@@ -1,6 +1,6 @@
 """Each picture draws what its report holds, and complains of nothing.
 
-Plots and reports are one file in both packages, as `test_inference_data` sees.
+Plots and reports are one file in both packages, as `test_identical` sees.
 """
 
 import numpy as np
@@ -14,6 +14,11 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(scope="module")
 def reports(thrifty_shim):
     return thrifty_shim.module("diagnostics.reports")
+
+
+@pytest.fixture
+def verdicts(thrifty_shim):
+    return thrifty_shim.module("diagnostics.verdicts")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def test_history(plots, tmp_path):
         plots.plot_history([])
 
 
-def importance(reports, **changes):
+def importance(verdicts, **changes):
     size = 50
     values = {
         "elbo": RNG.normal(size=size),
@@ -57,22 +62,22 @@ def importance(reports, **changes):
         "num_particles": 100,
         "khat_threshold": 0.5,
     }
-    return reports.ImportanceDiagnostics(**(values | changes))
+    return verdicts.ImportanceDiagnostics(**(values | changes))
 
 
-def test_importance(plots, reports, tmp_path):
-    axes = drawn(plots.plot_importance(importance(reports)), tmp_path)
+def test_importance(plots, verdicts, tmp_path):
+    axes = drawn(plots.plot_importance(importance(verdicts)), tmp_path)
     assert sum(len(line.get_xdata()) for line in axes[1].lines[:-1]) == 40
     assert "40 of 50 data have one" in axes[1].get_title()
 
 
-def test_importance_where_nothing_can_be_said(plots, reports, tmp_path):
+def test_importance_where_nothing_can_be_said(plots, verdicts, tmp_path):
     nothing = np.full(50, np.nan)
     broken = importance(
-        reports, ess=nothing, khat=nothing, elbo=np.full(50, -np.inf), iwae=np.full(50, -np.inf)
+        verdicts, ess=nothing, khat=nothing, elbo=np.full(50, -np.inf), iwae=np.full(50, -np.inf)
     )
     drawn(plots.plot_importance(broken), tmp_path)
-    tied = importance(reports, khat=nothing, num_states=np.ones(50))
+    tied = importance(verdicts, khat=nothing, num_states=np.ones(50))
     drawn(plots.plot_importance(tied), tmp_path)
 
 

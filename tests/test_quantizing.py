@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 STATIC = {
-    "count_codes": ("num_codes",),
+    "code_counts": ("num_codes",),
     "code_sums": ("num_codes",),
     "restart_codes": ("min_count",),
     "update_codebook": ("decay", "smoothing"),
@@ -34,6 +34,81 @@ def call(backend, name, *arrays, **options):
     ]
     found = compiled(backend, name)(*given, **options)
     return tuple(map(np.asarray, found)) if isinstance(found, tuple) else np.asarray(found)
+
+
+CORNERS = np.array([[0.0, 0], [3, 0], [0, 4]])
+STATE = (np.array([[1.0, 1], [2, 2]]), np.array([2.0, 0]), np.array([[2.0, 2], [0, 0]]))
+BATCH = np.array([2.0, 0]), np.array([[6.0, 10], [0, 0]])
+PLACES = np.array([[0, 0], [1, 0], [0, 1], [2, 4]])
+BY_HAND = {
+    "distances": (
+        "squared_distances",
+        [np.array([[0.0, 0], [3, 4]]), CORNERS],
+        {},
+        [[0, 9, 16], [25, 16, 9]],
+    ),
+    "nearest": ("nearest_codes", [np.array([[1.0, 1], [2, 1], [3, 4]]), CORNERS], {}, [0, 1, 2]),
+    "counts": ("code_counts", [np.array([2, 0, 2, 2])], {"num_codes": 4}, [1, 0, 3, 0]),
+    "sums": (
+        "code_sums",
+        [np.array([[1.0, 2], [3, 4], [5, 6], [7, 8]]), np.array([2, 0, 2, 2])],
+        {"num_codes": 4},
+        [[3, 4], [0, 0], [13, 16], [0, 0]],
+    ),
+    "half the past, half the batch": (
+        "update_codebook",
+        [STATE, *BATCH],
+        {"decay": 0.5, "smoothing": 0.0},
+        ([[2, 3], [2, 2]], [2, 0], [[4, 6], [0, 0]]),
+    ),
+    "one more for each code": (  # 3 of 2 + 2 inputs, of which there are 2: a count of 1.5
+        "update_codebook",
+        [STATE, *BATCH],
+        {"decay": 0.5, "smoothing": 1.0},
+        ([[8 / 3, 4], [2, 2]], [2, 0], [[4, 6], [0, 0]]),
+    ),
+    "the second is dead": (
+        "restart_codes",
+        [STATE, np.array([[7.0, 7], [8, 9]])],
+        {"min_count": 1.5},
+        ([[1, 1], [8, 9]], [2, 1.5], [[2, 2], [12, 13.5]]),
+    ),
+    "far apart": (  # the second input, then the third: 0.95 of squared distances 1, 0, 4
+        "spread_codes",
+        [np.array([[0.0], [1], [3]]), np.array([0.4, 0.95])],
+        {},
+        [[1], [3]],
+    ),
+    "near": ("spread_codes", [np.array([[0.0], [1], [3]]), np.array([0.4, 0.1])], {}, [[1], [0]]),
+    "odd numbers of levels": (
+        "quantize_levels",
+        [np.array([[0.0, 0], [100, -100], [-100, 100]])],
+        {"levels": (3, 5)},
+        ([[0, 0], [1, -1], [-1, 1]], [1 + 3 * 2, 2 + 3 * 0, 0 + 3 * 4]),
+    ),
+    "an even one": (
+        "quantize_levels",
+        [np.array([[-100.0], [0], [100]])],
+        {"levels": (4,)},
+        ([[-1], [0], [0.5]], [0, 2, 3]),
+    ),
+    "codes": ("levels_to_codes", [PLACES], {"levels": (3, 5)}, [0, 1, 3, 14]),
+    "levels": ("codes_to_levels", [np.array([0, 1, 3, 14])], {"levels": (3, 5)}, PLACES),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_by_hand(backend, name):
+    function, arrays, options, expected = BY_HAND[name]
+    found = call(backend, function, *arrays, **options)
+    pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+    for ours, by_hand in pairs:
+        np.testing.assert_allclose(ours, by_hand, rtol=1e-12)
+
+
+def test_the_vectors_of_all_codes_by_hand(backend):
+    found = np.asarray(backend.module("ops.quantizing").level_vectors((3, 2)))
+    np.testing.assert_array_equal(found, [[-1, -1], [0, -1], [1, -1], [-1, 0], [0, 0], [1, 0]])
 
 
 def cloud(seed, num_inputs=40, num_codes=6, width=3):
@@ -66,7 +141,7 @@ def test_a_distance_is_never_negative_and_ties_go_to_the_first(backend):
 
 
 def sums_of(backend, inputs, codes, num_codes=6):
-    counts = call(backend, "count_codes", codes, num_codes=num_codes)
+    counts = call(backend, "code_counts", codes, num_codes=num_codes)
     return counts, call(backend, "code_sums", inputs, codes, num_codes=num_codes)
 
 
@@ -76,7 +151,7 @@ def test_without_memory_an_update_is_one_of_k_means(backend, seed):
     table[0] += 100.0  # nobody's nearest
     codes = brute_force(inputs, table).argmin(-1)
     counts, sums = sums_of(backend, inputs, codes)
-    fresh = call(backend, "init_codebook", table)
+    fresh = (table, np.zeros(6), np.zeros((6, 3)))
     new, *_ = call(backend, "update_codebook", fresh, counts, sums, decay=0.0, smoothing=0.0)
     for code, row in enumerate(new):
         own = inputs[codes == code]
@@ -88,7 +163,7 @@ def test_repeated_updates_converge_to_k_means_and_smoothing_moves_them(backend):
     inputs, table = cloud(1)
     codes = brute_force(inputs, table).argmin(-1)
     counts, sums = sums_of(backend, inputs, codes)
-    state = call(backend, "init_codebook", table)
+    state = (table, np.zeros(6), np.zeros((6, 3)))
     for _ in range(60):
         state = call(backend, "update_codebook", state, counts, sums, decay=0.5, smoothing=0.0)
     used = counts > 0
@@ -132,23 +207,6 @@ def test_a_spread_start_takes_different_inputs(backend, seed):
     equal = call(backend, "spread_codes", np.ones((40, 2)), rng.uniform(size=4))
     np.testing.assert_array_equal(equal, np.ones((4, 2)))
 
-
-def test_a_straight_path(backend):
-    ops, asarray = backend.module("ops.quantizing"), backend.asarray
-    values, path = asarray(np.array([1.0, 2.0, 3.0])), asarray(np.array([0.1, 0.2, 0.3]))
-    np.testing.assert_array_equal(np.asarray(ops.straight_through(values, path)), [1, 2, 3])
-
-    def through(path):
-        return (ops.straight_through(values, path) ** 2).sum()
-
-    def around(values):
-        return (ops.straight_through(values, path) ** 2).sum()
-
-    np.testing.assert_allclose(np.asarray(backend.grad(through)(path)), [2, 4, 6])
-    np.testing.assert_allclose(np.asarray(backend.grad(around)(values)), 0)
-
-
-# ------------------------------------------------------------------------- finite scalars
 
 level_lists = st.lists(st.integers(2, 7), min_size=1, max_size=4).map(tuple)
 
@@ -198,15 +256,6 @@ def test_scalars_by_the_published_formula(backend):
     slope = np.asarray(backend.grad(total)(backend.asarray(inputs)))
     steps = (1 - np.tanh(inputs + np.arctanh(shift / half)) ** 2) * half / np.array([4, 2])
     np.testing.assert_allclose(slope, steps, rtol=1e-9)
-
-
-# ---------------------------------------------------------------------------------- usage
-
-
-def test_usage_and_perplexity(backend):
-    counts = np.array([[2.0, 2.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [9.0, 0.0, 0.0, 0.0]])
-    np.testing.assert_allclose(call(backend, "usage", counts), [0.5, 1.0, 0.25])
-    np.testing.assert_allclose(call(backend, "perplexity", counts), [2.0, 4.0, 1.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def follower(backend):
     def step(state, inputs):
         state = ops.CodebookState(*state)
         codes = ops.nearest_codes(inputs, state.table)
-        counts, sums = ops.count_codes(codes, V), ops.code_sums(inputs, codes, V)
+        counts, sums = ops.code_counts(codes, V), ops.code_sums(inputs, codes, V)
         return codes, ops.update_codebook(state, counts, sums, decay=DECAY, smoothing=SMOOTHING)
 
     return backend.jit(step)

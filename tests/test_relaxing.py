@@ -63,6 +63,58 @@ CUBIC = (
 )
 
 
+QUARTERS = np.log([0.25, 0.75])
+BY_HAND = {  # noise, temperature, value, and the slope of its first entry by the logits
+    "gumbel_softmax": ([np.log([3.0, 1])], 1.0, [0.5, 0.5], 0.25),
+    "gumbel_softmax at ½": ([np.log([6.0, 1])], 0.5, [0.8, 0.2], 0.16 / 0.5),
+    "straight_through_gumbel": ([np.log([6.0, 1])], 0.5, [1, 0], 0.16 / 0.5),
+    "straight_through": ([np.array([0.0, 1])], 1.0, [0, 1], 3 / 16),
+    "straight_through at ½": ([np.array([1.0, 0])], 0.5, [1, 0], 0.09 / 0.5),
+    "reinmax": ([np.array([1.0, 0])], 1.0, [1, 0], 2 * 15 / 64 - 0.5 * 3 / 16),
+    # Noise log 2 and -log 4.5 moves the logits to log ½ and log 1/6, three to one.
+    "gumbel_rao": ([np.array([1.0, 0]), np.array([[2.0, 3]])], 1.0, [1, 0], 3 / 16),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_by_hand(backend, name):
+    noise, temperature, value, slope = BY_HAND[name]
+    function = name.partition(" ")[0]
+    found = run(backend, function, QUARTERS, noise, np.array([1.0, 0]), temperature)
+    np.testing.assert_allclose(found[1], value, rtol=1e-14)
+    np.testing.assert_allclose(found[0], [slope, -slope], rtol=1e-12)
+
+
+def test_conditional_noise_by_hand(backend):
+    noise = np.array([[2.0, 3], [1, 6]])
+    arrays = map(backend.asarray, (QUARTERS, np.array([1.0, 0]), noise))
+    found = np.asarray(conditional(backend)(*arrays))
+    np.testing.assert_allclose(found, np.log([[2, 1 / 4.5], [4, 4 / 27]]), rtol=1e-14)
+
+
+def test_a_slope_of_their_own(backend):
+    ops, asarray = backend.module("ops.relaxing"), backend.asarray
+    values, path = asarray(np.array([1.0, 2.0, 3.0])), asarray(np.array([0.1, 0.2, 0.3]))
+    np.testing.assert_array_equal(np.asarray(ops.with_slope(values, path)), [1, 2, 3])
+
+    def through(path):
+        return (ops.with_slope(values, path) ** 2).sum()
+
+    def around(values):
+        return (ops.with_slope(values, path) ** 2).sum()
+
+    np.testing.assert_allclose(np.asarray(backend.grad(through)(path)), [2, 4, 6])
+    np.testing.assert_allclose(np.asarray(backend.grad(around)(values)), 0)
+
+
+def test_codes_from_uniforms_by_hand(backend):
+    sample_codes = backend.module("ops.sampling").sample_codes
+    logits = np.array([[5.0, 5, 5 + np.log(2)], [-np.inf, np.log(3), 0]])
+    uniforms = np.array([[0.0, 0.0], [0.2, 0.7], [0.3, 0.8], [0.6, 0.9]])
+    found = sample_codes(backend.asarray(logits), backend.asarray(uniforms))
+    np.testing.assert_array_equal(np.asarray(found), [[0, 1], [0, 1], [1, 2], [2, 2]])
+
+
 @pytest.mark.parametrize(
     ("name", "function"),
     [("straight_through", LINEAR), ("reinmax", LINEAR), ("reinmax", QUADRATIC)],
@@ -113,8 +165,6 @@ def test_the_temperature_limits(backend):
     ]
     np.testing.assert_allclose(*slopes, rtol=1e-12)
 
-
-# ------------------------------------------------------------------------------------ GR-MCK
 
 shapes = st.just((3, 4))
 grid = st.integers(-160, 160).map(lambda i: i / 8)
@@ -179,9 +229,6 @@ def test_gr_mck_has_the_mean_of_straight_through_gumbel_and_less_variance(backen
     np.testing.assert_allclose(p @ rao, weights @ plain, rtol=1e-4)
     variance = weights @ (plain - weights @ plain) ** 2
     assert (p @ (rao - p @ rao) ** 2 < 0.9 * variance).all()
-
-
-# ----------------------------------------------------------------------------- two codes, edges
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])

@@ -12,7 +12,7 @@ from torch.nn import functional  # noqa: E402
 from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide  # noqa: E402
 from pyro_dvae.infer.truncated import replay as repeating  # noqa: E402
 from pyro_dvae.infer.truncated import scoring  # noqa: E402
-from pyro_dvae.infer.truncated.replay import record  # noqa: E402
+from pyro_dvae.infer.truncated.replay import repeatable_pass  # noqa: E402
 
 torch.manual_seed(0)
 WEIGHT, BIAS = torch.randn(8, 8), torch.randn(8)
@@ -126,7 +126,7 @@ FUNCTIONS = [
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 def test_a_repetition_equals_another_pass(monkeypatch, function, large):
     monkeypatch.setattr(repeating, "_LARGE", large)  # from which on results share their memory
-    found, replay = record(function, inputs(0))
+    found, replay = repeatable_pass(function, inputs(0))
     assert torch.equal(found, function(inputs(0)))
     for seed in range(1, 5):
         codes = inputs(seed)
@@ -146,7 +146,7 @@ def test_what_a_program_keeps_is_left_alone(monkeypatch):
         z = kept[-1] + 1.0
         return (z * kept[0]).exp().log().sum(-1)
 
-    found, replay = record(keeping, inputs(0))
+    found, replay = repeatable_pass(keeping, inputs(0))
     before = [value.clone() for value in [found, *kept]]
     torch.testing.assert_close(replay(inputs(1)), keeping(inputs(1)), rtol=0, atol=0)
     assert all(map(torch.equal, [found, *kept[:2]], before))
@@ -161,7 +161,7 @@ def test_results_share_memory_once_nothing_needs_them(monkeypatch):
             z = functional.linear(z, WEIGHT).tanh()
         return z.sum(-1)
 
-    _, replay = record(chain, inputs(0))
+    _, replay = repeatable_pass(chain, inputs(0))
     places = {step.keywords["out"].untyped_storage()._cdata for step in replay.steps[1:]}
     assert len(places) <= 4  # of 41 results
     torch.testing.assert_close(replay(inputs(1)), chain(inputs(1)), rtol=0, atol=0)
@@ -198,7 +198,7 @@ DROPOUT = nn.Dropout(0.5)
     ],
 )
 def test_what_may_differ_each_time_is_not_repeated(function):
-    _, replay = record(function, inputs(0))
+    _, replay = repeatable_pass(function, inputs(0))
     assert replay is None
 
 
@@ -206,7 +206,7 @@ def test_data_may_leave_torch():
     def scaled(codes):
         return codes.float().sum(-1) * float(WEIGHT.numpy().mean())
 
-    _, replay = record(scaled, inputs(0))
+    _, replay = repeatable_pass(scaled, inputs(0))
     assert torch.equal(replay(inputs(1)), scaled(inputs(1)))
 
 
@@ -215,7 +215,7 @@ def test_a_program_s_own_error_is_seen():
         raise RuntimeError("mine")
 
     with pytest.raises(RuntimeError, match="mine"):
-        record(broken, inputs(0))
+        repeatable_pass(broken, inputs(0))
 
 
 # --------------------------------------------------------------------------------- in an E-step

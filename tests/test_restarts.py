@@ -1,6 +1,7 @@
 """`fit_restarts` keeps the best of several runs, in both packages."""
 
 import importlib
+import inspect
 import math
 from types import SimpleNamespace
 
@@ -29,7 +30,7 @@ def pyro_kit():
     def make_svi(where=None):
         def model(x):
             m = pyro.param("m", lambda: torch.randn(()))
-            pyro.factor("well", wells(m, where))
+            pyro.factor("well", wells(m, where) - x.sum())
 
         return SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
 
@@ -49,6 +50,9 @@ def pyro_kit():
     def left():
         return float(pyro.param("m").detach())
 
+    def one_more(x):
+        return x + 1
+
     return SimpleNamespace(**locals())
 
 
@@ -62,7 +66,7 @@ def numpyro_kit():
     def make_svi(where=None):
         def model(x):
             m = numpyro.param("m", lambda key: jax.random.normal(key))
-            numpyro.factor("well", wells(m, where))
+            numpyro.factor("well", wells(m, where) - x.sum())
 
         return SVI(model, lambda x: None, numpyro.optim.Adam(0.1), Trace_ELBO())
 
@@ -73,6 +77,9 @@ def numpyro_kit():
         """The same runs, one by one."""
         for key in jax.random.split(jax.random.key(seed), num_restarts):
             yield fit.fit(key, make_svi(), X, num_steps=STEPS, progress=False)
+
+    def one_more(rng_key, x):
+        return x + 1
 
     return SimpleNamespace(**locals())
 
@@ -117,6 +124,21 @@ def test_restarts_resume(kit, tmp_path):
     resumed = kit.restarts(1, **settings, num_steps=STEPS, resume=True)
     assert float(resumed.params["m"]) == pytest.approx(float(whole.params["m"]), rel=1e-6)
     assert len(resumed.losses) == STEPS
+
+
+def test_restarts_take_a_transform(kit):
+    plain = kit.restarts(1, num_restarts=2, num_steps=5)
+    changed = kit.restarts(1, num_restarts=2, num_steps=5, transform=kit.one_more)
+    np.testing.assert_allclose(changed.losses, plain.losses + X.size, rtol=1e-6)
+
+
+def test_restarts_take_what_fit_takes(kit):
+    one, several = (
+        inspect.signature(function).parameters for function in (kit.fit.fit, kit.fit.fit_restarts)
+    )
+    settings = {name: p for name, p in one.items() if p.kind is p.KEYWORD_ONLY}
+    settings.pop("init_state", None)  # of one run
+    assert settings.items() <= several.items()
 
 
 def test_restarts_are_counted(kit):

@@ -19,7 +19,7 @@ SPACES = [(2,) * 64, (2,) * 37, MIXED, (300, 2, 70_000, 2), (2**31, 2, 2**31), (
 
 @functools.cache
 def operation(backend, name):
-    function = getattr(backend.module("ops.states"), name)
+    function = getattr(backend.module("ops.sets"), name)
     static = {"cardinalities", "num_states"} & set(inspect.signature(function).parameters)
     return backend.jit(function, static_argnames=tuple(static))
 
@@ -30,11 +30,77 @@ def call(backend, name, *arrays, **static):
 
 
 def table_of(backend, cardinalities):
-    return np.asarray(backend.module("ops.states").zobrist_table(cardinalities))
+    return np.asarray(backend.module("ops.sets").zobrist_table(cardinalities))
 
 
 def draw_states(backend, seed, *arguments):
-    return np.asarray(seeded(backend, backend.module("ops.states").random_states, seed, *arguments))
+    return np.asarray(seeded(backend, backend.module("ops.sets").random_states, seed, *arguments))
+
+
+SMALL, LONG = (3, 2, 1, 5), (2,) * 33  # of 2, 1, 0 and 3 bits; of one bit more than a word
+WIDE = (2**31, 3)  # of 31 bits and 2, which do not fit into one word
+PACKED = [  # codes and words: 2 + 1 * 4 + 4 * 8, 1 + 3 * 8
+    (SMALL, [[2, 1, 0, 4], [1, 0, 0, 3]], [[38], [25]]),
+    (LONG, [[1] * 33, [0] * 32 + [1], [1] + [0] * 32], [[2**32 - 1, 1], [0, 1], [1, 0]]),
+    (WIDE, [[5, 2], [2**31 - 1, 1]], [[5, 2], [2**31 - 1, 1]]),
+]
+
+
+@pytest.mark.parametrize(("cardinalities", "codes", "expected"), PACKED)
+def test_packing_by_hand(backend, cardinalities, codes, expected):
+    sets = backend.module("ops.sets")
+    words = call(backend, "pack", as_codes(codes, cardinalities), cardinalities=cardinalities)
+    np.testing.assert_array_equal(words.astype(np.uint32), expected)
+    found = call(backend, "unpack", words, cardinalities=cardinalities)
+    np.testing.assert_array_equal(found, codes)
+    assert sets.num_words(cardinalities) == len(expected[0])
+    assert ("int32" in str(sets.code_dtype(cardinalities))) == (cardinalities is WIDE)
+
+
+def test_where_the_bits_go_by_hand(backend):
+    bit_plan = backend.module("ops.sets.packing").bit_plan
+    assert bit_plan(SMALL) == ((2, 1, 0, 3), (0, 2, 3, 3), (slice(0, 4),))
+    assert bit_plan(WIDE) == ((31, 2), (0, 0), (slice(0, 1), slice(1, 2)))
+
+
+INTEGERS = np.array([[5, 7], [5, 8], [6, 7], [5, 9]])
+HASHED = [  # the table of a hash may hold any numbers
+    ("hash_states", [np.array([[1, 2, 3], [0, 0, 1]]), np.array([1, 10, 100])], [321, 100]),
+    (
+        "change_hash",
+        [np.array([321, 100]), np.array([1, 10, 100]), np.array([1, 0])],
+        [351, 102],  # 3 more of the tens, 2 more of the ones
+    ),
+    ("first_occurrences", [INTEGERS], [[True, True], [False, True], [True, False], [False, True]]),
+    ("newcomers", [INTEGERS[:2], INTEGERS[2:]], [[True, False], [False, True]]),
+    (
+        "newcomers",
+        [INTEGERS[:1], INTEGERS[[3, 3, 0]]],
+        [[False, True], [False] * 2, [False] * 2],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "arrays", "expected"), HASHED)
+def test_hashing_by_hand(backend, name, arrays, expected):
+    arrays = [as_hashes(backend, array) for array in arrays]
+    if name == "hash_states":
+        arrays[0] = arrays[0].astype(np.uint8)
+    if name == "change_hash":
+        arrays[2] = arrays[2].astype(np.int64)
+        arrays += [np.array([2, 0], np.uint8), np.array([5, 2], np.uint8)]
+    np.testing.assert_array_equal(call(backend, name, *arrays), expected)
+
+
+def test_where_it_fits_the_table_is_of_powers_of_two(backend):
+    np.testing.assert_array_equal(table_of(backend, SMALL), [1, 4, 8, 8])
+
+
+@pytest.mark.parametrize("path", ["states", "evolution"])
+def test_the_first_import_paths_go_on(backend, path):
+    old, sets = backend.module(f"ops.{path}"), backend.module("ops.sets")
+    assert set(old.__all__) <= set(sets.__all__)
+    assert all(getattr(old, name) is getattr(sets, name) for name in [*old.__all__])
 
 
 # --- packed states ---
@@ -54,7 +120,7 @@ def packed_by_hand(codes, cardinalities):
 
 @pytest.mark.parametrize("cardinalities", SPACES, ids=str)
 def test_packing_loses_nothing(backend, cardinalities):
-    states = backend.module("ops.states")
+    states = backend.module("ops.sets")
     codes = random_codes(cardinalities, 5, 3)
     codes[0, 0] = np.array(cardinalities) - 1
     words = call(backend, "pack", codes, cardinalities=cardinalities)
@@ -71,7 +137,7 @@ def test_packing_loses_nothing(backend, cardinalities):
 
 def test_sets_of_the_largest_published_experiment_fit_into_110_mb(backend):
     """House, σ = 25: 62001 patches, 200 states of 64 binary latents."""
-    words = backend.module("ops.states").num_words((2,) * 64)
+    words = backend.module("ops.sets").num_words((2,) * 64)
     assert 62_001 * 200 * words * 4 <= 110e6
 
 
@@ -183,12 +249,12 @@ def test_no_masked_child_gets_past_members_in_front(backend):
     kept = operation(backend, "keep_best")(
         backend.asarray(codes), backend.asarray(scores), num_states=3
     )
-    assert sorted(np.asarray(kept.codes).flatten().tolist()) == [0, 1, 2]
+    assert sorted(np.asarray(kept.states).flatten().tolist()) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("num_states", [0, 4])
 def test_there_must_be_enough_candidates(backend, num_states):
-    keep_best = backend.module("ops.states").keep_best
+    keep_best = backend.module("ops.sets").keep_best
     codes, scores = np.zeros((3, 1, 2), np.uint8), np.zeros((3, 1))
     with pytest.raises(ValueError, match=r"`num_states` must be from 1 to .* 3; got"):
         keep_best(backend.asarray(codes), backend.asarray(scores), num_states)
@@ -259,7 +325,7 @@ def test_there_must_be_enough_states(backend, num_states):
 
 
 def test_bad_shapes_are_named(backend):
-    states = backend.module("ops.states")
+    states = backend.module("ops.sets")
     with pytest.raises(ValueError, match=r"`probs` must have shape \(3, 2\)"):
         draw_states(backend, 0, 2, 2, (2, 2, 2), backend.asarray(np.ones(3)[:, None]))
     with pytest.raises(ValueError, match="`codes` must have a last axis of 3 latents"):
@@ -275,7 +341,7 @@ def test_bad_shapes_are_named(backend):
 def test_scores_may_carry_a_gradient():
     """`keep_best` of Pyro hands them to NumPy, which takes none that do."""
     torch = pytest.importorskip("torch")
-    from pyro_dvae.ops.states import keep_best
+    from pyro_dvae.ops.sets import keep_best
 
     scores = torch.tensor([[0.5], [2.0], [1.0]], requires_grad=True)
     kept = keep_best(torch.eye(3, dtype=torch.uint8)[:, None], scores, 2)

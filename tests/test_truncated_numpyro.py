@@ -135,3 +135,18 @@ def test_schedules_must_be_traceable():
     svi = make_svi(Truncated_ELBO(sweeps=lambda step: 2 if step < 3 else 0))
     with pytest.raises(ValueError, match="`sweeps` must be a schedule of JAX operations"):
         jax.eval_shape(lambda: update(init(jax.random.key(0), svi), jnp.arange(BATCH), svi))
+
+
+def test_a_population_of_an_e_step_may_be_transformed():
+    """Its context is no array to JAX, and no tracer leaks by it into a later trace."""
+    seen = []
+
+    @jax.jit
+    def flipped(population):
+        seen.append(population.context)
+        return 1 - population.codes
+
+    svi = make_svi(Truncated_ELBO(lambda rng_key, population: flipped(population)))
+    for _ in range(2):
+        jax.eval_shape(lambda: update(init(jax.random.key(0), svi), jnp.arange(BATCH), svi))
+    assert len({id(scorer) for scorer in seen}) == len(seen) == 2  # one trace in each E-step

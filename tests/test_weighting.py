@@ -28,6 +28,23 @@ def log_softmax(values):
     return values - oracles.log_sum_exp(values)
 
 
+def target_of(backend, log_q, rewards, beta, temperature):
+    """q* as particles of every state represent it: their weights times the chance of a draw."""
+    with np.errstate(invalid="ignore"):
+        scores = np.where(np.isneginf(log_q), -np.inf, rewards - beta * log_q)
+    product = call(backend, "policy_weights", scores, temperature) * np.exp(log_q)
+    return product / product.sum(0)
+
+
+def test_weights_by_hand(backend):
+    scores = np.array([[np.log(3), 2.0], [0.0, 2.0 - np.log(4)]])
+    for temperature, expected in [(1.0, [0.75, 0.8]), (0.5, [0.9, 16 / 17])]:
+        weights = call(backend, "policy_weights", scores, temperature)
+        np.testing.assert_allclose(weights, [expected, 1 - np.array(expected)], rtol=1e-14)
+    centered = call(backend, "centered_weights", np.array([[0.75], [0.25]]))
+    np.testing.assert_array_equal(centered, [[0.25], [-0.25]])
+
+
 # --- q*, the target ---
 
 
@@ -39,7 +56,7 @@ def test_target_maximises_the_penalised_objective(backend, rewards, logits, beta
     def objective(q):
         return oracles.policy_objective(rewards, q, beta) - eta * oracles.kl(q, np.exp(log_q))
 
-    target = np.exp(call(backend, "policy_log_target", log_q, rewards, beta, temperature))
+    target = target_of(backend, log_q, rewards, beta, temperature)
     np.testing.assert_allclose(target.sum(0), 1.0, rtol=1e-12)
     others = oracles.softmax(np.random.default_rng(0).normal(scale=3.0, size=(20, 5, 3)), axis=1)
     shares = np.random.default_rng(1).uniform(size=(20, 1, 1))
@@ -53,7 +70,7 @@ def test_target_maximises_the_penalised_objective(backend, rewards, logits, beta
 @given(rewards=tables, logits=tables, beta=temperatures)
 def test_first_order_condition_holds_at_the_target(backend, rewards, logits, beta):
     log_q, eta = log_softmax(logits), 0.5
-    log_target = call(backend, "policy_log_target", log_q, rewards, beta, eta + beta)
+    log_target = np.log(target_of(backend, log_q, rewards, beta, eta + beta))
     slopes = rewards - beta * log_target - eta * (log_target - log_q)  # dF/dq less constants
     np.testing.assert_allclose(slopes, np.broadcast_to(slopes[0], slopes.shape), atol=1e-10)
 
@@ -69,24 +86,24 @@ def test_target_is_a_natural_gradient_step(backend, rewards, logits, temperature
     fisher = np.diag(q) - np.outer(q, q)
     step = np.linalg.pinv(fisher) @ oracles.guide_gradient(rewards, logits, beta)
     expected = oracles.softmax(logits + step / temperature)
-    log_target = call(backend, "policy_log_target", np.log(q), rewards, beta, temperature)
-    np.testing.assert_allclose(np.exp(log_target), expected, atol=1e-8)
+    found = target_of(backend, np.log(q), rewards, beta, temperature)
+    np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
 @given(rewards=tables, logits=tables, beta=temperatures, slack=st.sampled_from([1.0, 1.5, 20.0]))
 def test_objective_never_falls_at_temperatures_from_beta_up(backend, rewards, logits, beta, slack):
     log_q = log_softmax(logits)
-    log_target = call(backend, "policy_log_target", log_q, rewards, beta, slack * beta)
+    target = target_of(backend, log_q, rewards, beta, slack * beta)
     before = oracles.policy_objective(rewards, np.exp(log_q), beta)
-    after = oracles.policy_objective(rewards, np.exp(log_target), beta)
+    after = oracles.policy_objective(rewards, target, beta)
     assert (after >= before - 1e-10 * (1 + np.abs(before))).all()
 
 
 def test_objective_falls_at_a_temperature_well_below_beta(backend):
     """Negative control: the step overshoots, here from a mild guide to a sharp opposite one."""
     log_q, rewards = np.log([0.6, 0.4]), np.zeros(2)
-    log_target = call(backend, "policy_log_target", log_q, rewards, 1.0, 0.3)
-    after = oracles.policy_objective(rewards, np.exp(log_target), 1.0)
+    target = target_of(backend, log_q, rewards, 1.0, 0.3)
+    after = oracles.policy_objective(rewards, target, 1.0)
     assert after < oracles.policy_objective(rewards, np.exp(log_q), 1.0) - 0.01
 
 
@@ -94,25 +111,26 @@ def test_objective_falls_at_a_temperature_well_below_beta(backend):
 def test_particles_of_every_state_represent_the_target(backend, rewards, logits, temperature):
     """Self-normalised weights of the whole space, times q, are q*: the two formulas are one."""
     log_q, beta = log_softmax(logits), 0.125
-    log_target = call(backend, "policy_log_target", log_q, rewards, beta, temperature)
-    weights = call(backend, "policy_weights", rewards - beta * log_q, temperature)
-    product = weights * np.exp(log_q)
-    np.testing.assert_allclose(product / product.sum(0), np.exp(log_target), atol=1e-12)
+    expected = np.exp(oracles.policy_log_target(log_q, rewards, beta, temperature))
+    found = target_of(backend, log_q, rewards, beta, temperature)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_impossible_states_stay_impossible(backend, temperature):
     log_q, rewards = np.log([0.5, 0.25, 0.25]), np.array([1.0, -np.inf, 0.0])
     log_q[2] = -np.inf
-    found = call(backend, "policy_log_target", log_q, rewards, 0.5, temperature)
-    np.testing.assert_array_equal(np.exp(found), [1.0, 0.0, 0.0])
+    found = target_of(backend, log_q, rewards, 0.5, temperature)
+    np.testing.assert_array_equal(found, [1.0, 0.0, 0.0])
+    expected = oracles.policy_log_target(log_q, rewards, 0.5, temperature)
+    np.testing.assert_array_equal(np.exp(expected), found)
 
 
 def test_target_at_beta_forgets_the_guide(backend):
     rng = np.random.default_rng(0)
     rewards, log_q = rng.normal(size=5), log_softmax(rng.normal(size=5))
-    found = call(backend, "policy_log_target", log_q, rewards, 0.5, 0.5)
-    np.testing.assert_allclose(np.exp(found), oracles.softmax(rewards / 0.5), rtol=1e-12)
+    found = target_of(backend, log_q, rewards, 0.5, 0.5)
+    np.testing.assert_allclose(found, oracles.softmax(rewards / 0.5), rtol=1e-12)
 
 
 # --- the weights of particles ---
@@ -142,8 +160,7 @@ def test_constants_units_order_and_neighbours_do_not_matter(
 def test_a_constant_in_the_rewards_cancels_in_the_target(backend, rewards, logits, shift):
     log_q, shifts = log_softmax(logits), shift * np.arange(1.0, 4.0)
     found, moved = (
-        call(backend, "policy_log_target", log_q, some, 0.5, 1.0)
-        for some in (rewards, rewards + shifts)
+        np.log(target_of(backend, log_q, some, 0.5, 1.0)) for some in (rewards, rewards + shifts)
     )
     np.testing.assert_allclose(moved, found, atol=1e-10)
 
@@ -168,13 +185,12 @@ def test_impossible_particles_weigh_nothing_and_nan_shows(backend):
     assert np.isnan(found[:, 1:]).all()
 
 
-def test_neither_weights_nor_target_carry_a_gradient(backend):
+def test_weights_carry_no_gradient(backend):
     ops = backend.module("ops.weighting")
     scores = backend.asarray(np.random.default_rng(0).normal(size=(4, 3)))
 
     def total(scores):
-        weights = ops.policy_weights(scores, 0.5) + ops.policy_log_target(scores, scores, 0.5, 1.0)
-        return (scores[0] + weights[1:]).sum()
+        return (scores[0] + ops.policy_weights(scores, 0.5)[1:]).sum()
 
     np.testing.assert_array_equal(backend.grad(total)(scores)[1:], np.zeros((3, 3)))
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-EXAMPLES = Path(__file__).parents[1]
-sys.path.insert(0, str(EXAMPLES))
+TOOLS = Path(__file__).parents[1] / "tools"
+sys.path.insert(0, str(TOOLS))
 
 import train  # noqa: E402
 from backends import RELAXATIONS, Backend  # noqa: E402

@@ -18,8 +18,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-EXAMPLES = Path(__file__).parents[1]
-sys.path.insert(0, str(EXAMPLES))
+TOOLS = Path(__file__).parents[1] / "tools"
+sys.path.insert(0, str(TOOLS))
 
 from backends import QUANTIZERS  # noqa: E402
 from cli import CommandError, Parser, finish, open_folder, positive, run_main  # noqa: E402
@@ -139,7 +139,7 @@ def run(board: str, method: str, args: Any, out: Path) -> dict[str, Any] | None:
     metrics = folder / "metrics.json"
     if not metrics.exists() and not args.show:
         print(f"{board}: {method}", flush=True)
-        command = [sys.executable, str(EXAMPLES / "train.py"), *flags(board, method, args)]
+        command = [sys.executable, str(TOOLS / "train.py"), *flags(board, method, args)]
         command += ["--steps", str(num_steps), "--out", str(folder)]
         done = subprocess.run(
             command, capture_output=True, text=True, env={**_ONE_CORE, **os.environ}, check=False

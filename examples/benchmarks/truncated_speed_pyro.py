@@ -5,11 +5,15 @@
 distributions. The bare decoder runs on states that are there already, as floats, in pieces of its
 best size. `throughput` is its share of the E-step: how many states a second are proposed, scored
 and merged, against how many the decoder alone takes. With ``--beside tvo``, the E-step of the TVAE
-authors' library runs in the same rounds.
+authors' library runs in the same rounds; with ``--beside make_fx`` ours, its passes repeated by
+graphs that torch makes of them, or not at all.
 """
 
 import argparse
 import json
+import time
+from collections.abc import Callable
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
@@ -17,12 +21,16 @@ import torch
 from beside import tvo_step
 from timing import against, side_by_side, summary, table
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide
+from pyro_dvae.infer.truncated import scoring
 from pyro_dvae.ops.evolution import chain, flip, select
 
 N, D, S, PARENTS, CHILDREN = 1000, 64, 64, 40, 9  # parents of all generations
 PIECES = (2_000, 4_000, 8_000, 16_000)  # rows of the bare decoder's pieces; the best one counts
+# Codes that a graph scores at once, for the same choice; 5 * 2**16 are ours.
+GRAPH_PIECES = {"graph": (4, 5, 8), "compiled": (4, 5, 8), "graph, anew": (5, 8), "passes": (8, 16)}
 
 
 class Patches(nn.Module):
@@ -45,26 +53,73 @@ class Patches(nn.Module):
             pyro.sample("x", dist.Normal(self.net(z), noise).to_event(1), obs=x)
 
 
-def steps(num_latents: int, generations: int = 4, beside: str | None = None) -> dict:
-    """The decoder at each size of its pieces, another library's E-step, and ours."""
+def e_step(num_latents: int, generations: int) -> Callable[[], object]:
+    """Our E-step, of sets of its own."""
     pyro.clear_param_store()
     model, x = Patches(num_latents), torch.randn(N, D)
     guide = TruncatedGuide(model, S)
-    parents = PARENTS // generations
-    elbo = Truncated_ELBO(chain(select(parents), flip(CHILDREN)), generations=generations)
+    operator = chain(select(PARENTS // generations), flip(CHILDREN))
+    elbo = Truncated_ELBO(operator, generations=generations)
+    return lambda: elbo.e_step(model, guide, x)
+
+
+def by_graph(e_step: Callable[[], object], kind: str, num_codes: int) -> Callable[[], object]:
+    """An E-step whose passes are repeated by a graph that `make_fx` makes of one, or not at all.
+
+    A graph holds the numbers that the program's Python computes. One that is kept from E-step to
+    E-step is therefore held against a pass in each; a safe one is made anew.
+    """
+    kept: dict[tuple, Callable] = {}
+
+    def repeatable_pass(function: Callable, words: Tensor) -> tuple[Tensor, Callable | None]:
+        scores, shape = function(words), tuple(words.shape)
+        if kind == "passes":
+            return scores, None
+        if shape not in kept or kind == "graph, anew":
+            kept[shape] = make_fx(lambda words: function(words))(words)
+            if kind == "compiled":
+                start, kept[shape] = time.perf_counter(), torch.compile(kept[shape], dynamic=False)
+                kept[shape](words)
+                with torch.inference_mode():
+                    kept[shape](words)
+                print(f"compiled for words {shape} in {time.perf_counter() - start:.1f} s")
+        torch.testing.assert_close(kept[shape](words), scores, rtol=1e-4, atol=1e-4)
+        return scores, kept[shape]
+
+    settings = {"_CODES_REPEATED": num_codes, "_CODES_AT_ONCE": num_codes, "_REPETITIONS": 2}
+    if kind == "passes":
+        settings["_REPETITIONS"] = 10**9
+
+    def step() -> None:
+        with mock.patch.multiple(scoring, repeatable_pass=repeatable_pass, **settings):
+            e_step()
+
+    return step
+
+
+def steps(num_latents: int, generations: int = 4, beside: str | None = None) -> dict:
+    """The decoder at each size of its pieces, other E-steps, and ours."""
+    ours = e_step(num_latents, generations)
+    decoder, x = Patches(num_latents).net, torch.randn(N, D)
     num_states = N * (S + PARENTS * CHILDREN)
     states = torch.randint(2, (num_states, num_latents)).float()
 
     def decode(size: int) -> None:
         with torch.no_grad():
             for piece in states.split(size):
-                model.net(piece)
+                decoder(piece)
 
-    bare = {f"decoder, {size} rows": (lambda size=size: decode(size)) for size in PIECES}
-    same = {"parents": parents, "children": CHILDREN, "generations": generations, "num_states": S}
-    threads = torch.get_num_threads()
-    other = {beside: tvo_step(x, num_latents, threads=threads, **same)} if beside else {}
-    return {**bare, **other, "E-step": lambda: elbo.e_step(model, guide, x)}
+    found = {f"decoder, {size} rows": (lambda size=size: decode(size)) for size in PIECES}
+    if beside == "tvo":
+        threads, parents = torch.get_num_threads(), PARENTS // generations
+        same = {"parents": parents, "children": CHILDREN, "generations": generations}
+        found[beside] = tvo_step(x, num_latents, threads=threads, num_states=S, **same)
+    if beside == "make_fx":
+        for kind, sizes in GRAPH_PIECES.items():
+            for size in sizes:
+                step = by_graph(e_step(num_latents, generations), kind, size * 2**16)
+                found[f"{kind}, {size} * 2**16 codes"] = step
+    return {**found, "E-step": ours}
 
 
 def main() -> None:
@@ -75,7 +130,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--beside", choices=["tvo"], help="another library, installed by you")
+    parser.add_argument(
+        "--beside",
+        choices=["tvo", "make_fx"],
+        help="another library, installed by you; or torch's graphs",
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -89,8 +148,9 @@ def main() -> None:
         found[num_latents] = {"rows": rows, "throughput": round(1 / rows[-1]["ratio"], 3)}
         print(f"H = {num_latents}\n{table(rows, best)}")
         print(f"throughput: {found[num_latents]['throughput']:.2f} of the decoder's")
-        if options.beside:
-            print(against(seconds, options.beside))
+        for name in seconds if options.beside else ():
+            if name != "E-step" and "decoder" not in name:
+                print(against(seconds, name))
         print()
     if options.json:
         print(

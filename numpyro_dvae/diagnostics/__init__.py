@@ -1,8 +1,9 @@
 """How good is a trained model and its guide? Numbers, verdicts, ArviZ, pictures.
 
 All take what `fit` returned (or a pair of model and guide) and what both are called with, run them
-at the trained parameters, and leave everything as it was.
+at the trained parameters, and leave everything as it was. Start with `evaluate`.
 
+- `evaluate`: bounds, rate, distortion, PSNR and codes in use, in one table;
 - `to_arviz`: posterior and predictive draws, log-likelihoods and statistics of the fit, as data for
   ArviZ;
 - `importance_diagnostics`: is the guide near the posterior, datum by datum, and can one tell;
@@ -10,11 +11,24 @@ at the trained parameters, and leave everything as it was.
 - `rate_distortion`: bits, MSE and PSNR of each datum;
 - `code_usage`, `active_latents`, `latent_rates`: what each latent does;
 - `gradient_variance`: how noisy the gradients of losses are, and whether they agree;
-- `simulation_based_calibration`: does the guide find the latents that made simulated data.
+- `simulation_based_calibration`: does the guide find the latents that made simulated data;
+- `plots`: pictures of all these.
+
+Behind them, `trained` takes a result apart, `readings` runs its programs and reads the sites,
+`collect` fills `draws` with that, `summaries` has the formulas on these, `reports` and `verdicts`
+what is returned; `groups` alone meets ArviZ. This room may import `fit` and all rooms below it.
+
+Words: a *reading* is one thing that can be read of a site, such as its values or its rate; the
+*record* has the log-densities of each draw and datum; a *datum* is one cell of the *plates* that
+the discrete latents share; *draws* are K values of its latents, or all their states listed; a
+*block* is some draws of some rows of the data, which go through the programs at once; a *named
+array* is one whose dims have names; a *report* is what a diagnostic returns, to be printed or
+plotted.
 """
 
 from numpyro_dvae.diagnostics.accuracy import posterior_gap, rate_distortion
 from numpyro_dvae.diagnostics.calibration import simulation_based_calibration
+from numpyro_dvae.diagnostics.evaluation import evaluate
 from numpyro_dvae.diagnostics.gradients import gradient_variance
 from numpyro_dvae.diagnostics.importance import importance_diagnostics
 from numpyro_dvae.diagnostics.inference_data import to_arviz
@@ -23,6 +37,7 @@ from numpyro_dvae.diagnostics.latents import active_latents, code_usage, latent_
 __all__ = [
     "active_latents",
     "code_usage",
+    "evaluate",
     "gradient_variance",
     "importance_diagnostics",
     "latent_rates",

@@ -16,19 +16,19 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_dvae.diagnostics._arguments import Path, find_arguments, replaced
-from numpyro_dvae.diagnostics._programs import prepare, trained
-from numpyro_dvae.diagnostics._store import Variable, split_data
+from numpyro_dvae.diagnostics.arguments import TreePath, find_arguments, replaced
+from numpyro_dvae.diagnostics.arrays import NamedArray, split_data
 from numpyro_dvae.diagnostics.readings import (
-    Labelled,
+    Pair,
     posterior_sites,
     prior_draws,
     score_states,
 )
 from numpyro_dvae.diagnostics.reports import Calibration
-from numpyro_dvae.fit import _batches
+from numpyro_dvae.diagnostics.trained import as_trained
+from numpyro_dvae.fit.data import Batch
+from numpyro_dvae.fit.templates import split
 from numpyro_dvae.ops.calibration import chi_square, random_ranks
-from numpyro_dvae.programs.pair import Pair
 
 __all__ = ["simulation_based_calibration"]
 
@@ -62,34 +62,33 @@ def simulation_based_calibration(
     Raises:
         ValueError: If an argument cannot be used, or a site observes none of `data` as it is.
     """
-    check_counts(num_simulations, num_draws, num_bins)
-    programs = trained(result, params)
-    args, _ = _batches.as_batch(data)
-    pair = prepare(rng_key, programs, args)
+    _check_counts(num_simulations, num_draws, num_bins)
+    trained = as_trained(result, params)
+    args = trained.arguments(data)
+    pair = trained.pair(rng_key, args)
     paths = find_arguments(args, _observed(rng_key, pair))
-    arrays, static = _batches.split((args, {}))
+    arrays, template = split(Batch(args, {}))
 
     @jax.jit
-    def run(keys: Array, params: Any, arrays: list[Array]) -> dict[str, Labelled]:
-        model, guide = programs.substituted(params)
-        now = pair._replace(model=model, guide=guide, args=static.join(arrays)[0])
+    def run(keys: Array, params: Any, arrays: tuple[Array, ...]) -> dict[str, NamedArray]:
+        model, guide = trained.substituted(params)
+        now = pair._replace(model=model, guide=guide, args=template.join(arrays).args)
         return jax.lax.map(lambda key: _ranks(key, now, paths, num_draws), keys)
 
     keys = jax.random.split(rng_key, num_simulations)
-    ranks = jax.device_get(run(keys, programs.params, arrays))
-    variables = {name: Variable(label.dims, label.values) for name, label in ranks.items()}
-    return summarize_ranks(variables, pair.layout.plates, num_draws, num_bins)
+    ranks = jax.device_get(run(keys, trained.params, arrays))
+    return _summarize(ranks, pair.layout.plates, num_draws, num_bins)
 
 
 def _observed(rng_key: Array, pair: Pair) -> dict[str, np.ndarray]:
     """What each site observes."""
     observed = jax.jit(lambda key: posterior_sites(key, pair, 1, ("observed",))[1]["observed"])
-    return {name: np.asarray(label.values) for name, label in observed(rng_key).items()}
+    return {name: np.asarray(array.values) for name, array in observed(rng_key).items()}
 
 
 def _ranks(
-    rng_key: Array, pair: Pair, paths: Mapping[str, Path], num_draws: int
-) -> dict[str, Labelled]:
+    rng_key: Array, pair: Pair, paths: Mapping[str, TreePath], num_draws: int
+) -> dict[str, NamedArray]:
     """Ranks of one simulation."""
     prior_key, draw_key, score_key, tie_key = jax.random.split(rng_key, 4)
     simulated, truth = prior_draws(prior_key, pair, 1)
@@ -97,12 +96,14 @@ def _ranks(
     for name, path in paths.items():
         args = replaced(args, path, partial(_in_place_of, simulated["predictive"][name].values))
     pair = pair._replace(args=args)
-    record, found = posterior_sites(draw_key, pair, num_draws, ("latent",))
+    record, readings = posterior_sites(draw_key, pair, num_draws, ("latent",))
     log_p = score_states(score_key, pair, truth).log_p[0]
-    ranks = {"log_p": Labelled(pair.layout.plates, _rank(tie_key, log_p, record.log_p, _ROUNDING))}
-    for i, (name, label) in enumerate(found["latent"].items(), 1):
+    ranks = {
+        "log_p": NamedArray(pair.layout.plates, _rank(tie_key, log_p, record.log_p, _ROUNDING))
+    }
+    for i, (name, array) in enumerate(readings["latent"].items(), 1):
         key, truth_of_site = jax.random.fold_in(tie_key, i), simulated["latent"][name].values[0]
-        ranks[name] = Labelled(label.dims, _rank(key, truth_of_site, label.values, 0.0))
+        ranks[name] = NamedArray(array.dims, _rank(key, truth_of_site, array.values, 0.0))
     return ranks
 
 
@@ -114,26 +115,25 @@ def _rank(rng_key: Array, truth: Array, draws: Array, tolerance: float) -> Array
     return random_ranks(truth, draws, jax.random.uniform(rng_key, truth.shape), tolerance)
 
 
-def summarize_ranks(
-    ranks: Mapping[str, Variable], plates: tuple[str, ...], num_draws: int, num_bins: int
+def _summarize(
+    ranks: Mapping[str, NamedArray], plates: tuple[str, ...], num_draws: int, num_bins: int
 ) -> Calibration:
     """Test the ranks of each latent for uniformity."""
-    found: dict[str, np.ndarray] = {}
-    p_values: dict[str, np.ndarray] = {}
-    for name, variable in ranks.items():
-        own = tuple(plate for plate in plates if plate in variable.dims)
-        each = split_data(variable, own)
-        found[name] = each.reshape(each.shape[0] * each.shape[1], *each.shape[2:])
-    report = Calibration(found, p_values, num_draws, num_bins)
-    counts = [report.counts(name).reshape(-1, num_bins) for name in found]
-    tested = np.asarray(jax.jit(chi_square)(np.concatenate(counts))[1])
-    parts = np.split(tested, np.cumsum([len(each) for each in counts])[:-1])
-    for (name, each), part in zip(found.items(), parts, strict=True):
-        p_values[name] = part.reshape(each.shape[1:])
+    by_site: dict[str, np.ndarray] = {}
+    for name, array in ranks.items():
+        shared = tuple(plate for plate in plates if plate in array.dims)
+        values = split_data(array, shared)
+        by_site[name] = values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])
+    report = Calibration(by_site, {}, num_draws, num_bins)
+    counts = [report.counts(name).reshape(-1, num_bins) for name in by_site]
+    p_values = np.asarray(jax.jit(chi_square)(np.concatenate(counts))[1])
+    parts = np.split(p_values, np.cumsum([len(each) for each in counts])[:-1])
+    for (name, values), part in zip(by_site.items(), parts, strict=True):
+        report.p_values[name] = part.reshape(values.shape[1:])
     return report
 
 
-def check_counts(num_simulations: int, num_draws: int, num_bins: int) -> None:
+def _check_counts(num_simulations: int, num_draws: int, num_bins: int) -> None:
     """Raise unless the ranks fill the bins evenly."""
     if num_simulations < 1:
         raise ValueError(f"`num_simulations` must be at least 1; got {num_simulations}.")

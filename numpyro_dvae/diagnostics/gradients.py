@@ -17,11 +17,12 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import biject_to
 
-from numpyro_dvae.diagnostics._programs import Trained, trained
 from numpyro_dvae.diagnostics.readings import constraints_of
 from numpyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
-from numpyro_dvae.fit import _batches
-from numpyro_dvae.fit._checkpoints import dotted
+from numpyro_dvae.diagnostics.trained import Trained, as_trained
+from numpyro_dvae.fit.data import Batch
+from numpyro_dvae.fit.plain import dotted
+from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.memory import LOSS_MEMORY
 
@@ -62,10 +63,10 @@ def gradient_variance(
             "`losses` must name at least one loss, and `num_repeats` be at least 2; got "
             f"{sorted(losses)} and {num_repeats}."
         )
-    programs = trained(result, params)
-    args, _ = _batches.as_batch(data)
+    trained = as_trained(result, params)
+    args = trained.arguments(data)
     moments = {
-        name: _moments(jax.random.fold_in(rng_key, i), loss, programs, args, num_repeats, select)
+        name: _moments(jax.random.fold_in(rng_key, i), loss, trained, args, num_repeats, select)
         for i, (name, loss) in enumerate(losses.items())
     }
     return gradient_quality(moments, num_repeats)
@@ -74,7 +75,7 @@ def gradient_variance(
 def _moments(
     rng_key: Array,
     loss: Any,
-    programs: Trained,
+    trained: Trained,
     args: tuple,
     num_repeats: int,
     select: Callable[[str], bool] | None,
@@ -82,39 +83,47 @@ def _moments(
     """Mean of each parameter's gradient, and the trace of its covariance."""
     transforms = {
         name: biject_to(constraint)
-        for name, constraint in constraints_of(rng_key, *programs.substituted(), args, {}).items()
+        for name, constraint in constraints_of(rng_key, *trained.substituted(), args, {}).items()
     }
     trainable = {
-        name: jax.tree.map(transform.inv, programs.params[name])
+        name: jax.tree.map(transform.inv, trained.params[name])
         for name, transform in transforms.items()
     }
-    rest = {name: value for name, value in programs.params.items() if name not in trainable}
-    rest |= {LOSS_MEMORY: loss.init_loss_memory()} if isinstance(loss, ParticleELBO) else {}
-    arrays, static = _batches.split((args, {}))
+    fixed = {name: value for name, value in trained.params.items() if name not in trainable}
+    fixed |= {LOSS_MEMORY: loss.init_loss_memory()} if isinstance(loss, ParticleELBO) else {}
+    arrays, template = split(Batch(args, {}))
+    run = _compiled(loss, trained, transforms, template)
+    keys = jax.random.split(rng_key, num_repeats)
+    first, sums, squares = map(dotted, jax.device_get(run(keys, trainable, fixed, arrays)))
+    moments = {}
+    for name in filter(select, first):
+        shift = sums[name].astype(np.float64).ravel() / num_repeats
+        spread = max(float(squares[name]) - num_repeats * shift @ shift, 0.0)
+        moments[name] = first[name].astype(np.float64).ravel() + shift, spread / (num_repeats - 1)
+    return moments
+
+
+def _compiled(
+    loss: Any, trained: Trained, transforms: Mapping[str, Any], template: Template
+) -> Callable[..., tuple[Any, Any, Any]]:
+    """Sums of the gradients at unconstrained parameters, one gradient for each key."""
 
     @jax.jit
-    def moments(
-        keys: Array, trainable: Any, rest: Any, arrays: list[Array]
+    def run(
+        keys: Array, trainable: Any, fixed: Any, arrays: tuple[Array, ...]
     ) -> tuple[Any, Any, Any]:
         def value(trainable: Any, key: Array) -> Array:
             constrained = {
                 name: jax.tree.map(transforms[name], tree) for name, tree in trainable.items()
             }
-            args, kwargs = static.join(arrays)
+            args, kwargs = template.join(arrays)
             return loss.loss_with_mutable_state(
-                key, {**rest, **constrained}, programs.model, programs.guide, *args, **kwargs
+                key, {**fixed, **constrained}, trained.model, trained.guide, *args, **kwargs
             )["loss"]
 
         return _sums(jax.grad(value), keys, trainable)
 
-    keys = jax.random.split(rng_key, num_repeats)
-    first, sums, squares = map(dotted, jax.device_get(moments(keys, trainable, rest, arrays)))
-    found = {}
-    for name in filter(select, first):
-        shift = sums[name].astype(np.float64).ravel() / num_repeats
-        spread = max(float(squares[name]) - num_repeats * shift @ shift, 0.0)
-        found[name] = first[name].astype(np.float64).ravel() + shift, spread / (num_repeats - 1)
-    return found
+    return run
 
 
 def _sums(gradient: Callable[..., Any], keys: Array, params: Any) -> tuple[Any, Any, Any]:
@@ -124,12 +133,12 @@ def _sums(gradient: Callable[..., Any], keys: Array, params: Any) -> tuple[Any, 
     """
 
     def add(sums: Any, repeat: tuple[Array, Array]) -> tuple[Any, None]:
-        (first, *rest), (i, key) = sums, repeat
-        found = gradient(params, key)
-        first = jax.tree.map(lambda own, new: jnp.where(i == 0, new, own), first, found)
-        differences = jax.tree.map(jnp.subtract, found, first)
+        (first, *totals), (i, key) = sums, repeat
+        latest = gradient(params, key)
+        first = jax.tree.map(lambda old, new: jnp.where(i == 0, new, old), first, latest)
+        differences = jax.tree.map(jnp.subtract, latest, first)
         squares = jax.tree.map(lambda difference: jnp.sum(difference**2), differences)
-        return (first, *jax.tree.map(jnp.add, tuple(rest), (differences, squares))), None
+        return (first, *jax.tree.map(jnp.add, tuple(totals), (differences, squares))), None
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     start = zeros, zeros, jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), zeros)

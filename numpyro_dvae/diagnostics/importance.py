@@ -20,14 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_dvae.diagnostics._programs import collect
-from numpyro_dvae.diagnostics._store import Store, count_states, is_restricted
-from numpyro_dvae.diagnostics.reports import ImportanceDiagnostics
+from numpyro_dvae.diagnostics.collect import collect
+from numpyro_dvae.diagnostics.draws import Draws
+from numpyro_dvae.diagnostics.summaries import is_restricted, num_states_of
+from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.importance import ParetoTail, khat_threshold, pareto_tail
 from numpyro_dvae.ops.tempering import effective_sample_size
 
-__all__ = ["importance_diagnostics"]
+__all__ = ["bound_and_sample_size", "diagnose_weights", "importance_diagnostics"]
 
 _LEAST_PARTICLES = 25  # a fifth of them are the tail, which needs 5
 
@@ -57,15 +58,47 @@ def importance_diagnostics(
     Raises:
         ValueError: If an argument cannot be used, or model and guide do not match.
     """
-    check_num_particles(num_particles)
-    store = collect(
+    _check_num_particles(num_particles)
+    draws = collect(
         rng_key, result, data, num_particles, ("outside",), params=params, batch_size=batch_size
     )
-    return diagnose_weights(store)
+    return diagnose_weights(draws)
 
 
-def check_num_particles(num_particles: int) -> None:
-    """Raise unless there are enough draws for a tail."""
+def diagnose_weights(draws: Draws) -> ImportanceDiagnostics:
+    """Judge the weights of draws that were made."""
+    log_weights = draws.log_weights
+    centred, origin = _centred(log_weights)
+    bound, ess, tail = jax.device_get(_judge(jnp.asarray(centred)))
+    return ImportanceDiagnostics(
+        elbo=log_weights.mean(0),
+        iwae=bound + origin,
+        ess=ess,
+        khat=tail.khat,
+        largest_weight=tail.largest_weight,
+        num_tail_weights=tail.num_distinct,
+        num_states=num_states_of(draws),
+        restricted=is_restricted(draws),
+        num_particles=draws.num_draws,
+        khat_threshold=khat_threshold(draws.num_draws),
+    )
+
+
+def bound_and_sample_size(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The importance-weighted bound of K draws in nats, and their effective sample size."""
+    centred, origin = _centred(log_weights)
+    bound, ess = jax.device_get(_weigh(jnp.asarray(centred)))
+    return bound + origin, ess
+
+
+def _centred(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log weights less the largest of each datum, and that; 0 where none is finite."""
+    largest = np.max(log_weights, axis=0)
+    origin = np.where(np.isfinite(largest), largest, 0.0)
+    return log_weights - origin, origin
+
+
+def _check_num_particles(num_particles: int) -> None:
     if num_particles < _LEAST_PARTICLES:
         raise ValueError(
             f"`num_particles` must be at least {_LEAST_PARTICLES}, for the largest weights to be a "
@@ -73,25 +106,9 @@ def check_num_particles(num_particles: int) -> None:
         )
 
 
-def diagnose_weights(store: Store) -> ImportanceDiagnostics:
-    """Judge the weights of draws that were made."""
-    log_weights = store.log_weights
-    origin = np.max(log_weights, axis=0)
-    origin = np.where(np.isfinite(origin), origin, 0.0)
-    found = jax.device_get(_judge(jnp.asarray(log_weights - origin)))
-    iwae, ess, tail = found
-    return ImportanceDiagnostics(
-        elbo=log_weights.mean(0),
-        iwae=iwae + origin,
-        ess=ess,
-        khat=tail.khat,
-        largest_weight=tail.largest_weight,
-        num_tail_weights=tail.num_distinct,
-        num_states=count_states(store),
-        restricted=is_restricted(store),
-        num_particles=store.num_draws,
-        khat_threshold=khat_threshold(store.num_draws),
-    )
+@jax.jit
+def _weigh(log_weights: Array) -> tuple[Array, Array]:
+    return importance_weighted_bound(log_weights), effective_sample_size(log_weights)
 
 
 @jax.jit

@@ -8,8 +8,8 @@ from typing import Any
 
 from jaxtyping import Array
 
-from numpyro_dvae.diagnostics._groups import GROUPS, make_groups, readings_for
-from numpyro_dvae.diagnostics._programs import collect
+from numpyro_dvae.diagnostics.collect import collect
+from numpyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
 from numpyro_dvae.diagnostics.importance import diagnose_weights
 
 __all__ = ["to_arviz"]
@@ -60,7 +60,7 @@ def to_arviz(
     """
     wanted = readings_for(groups)
     priors = wanted & {"prior", "prior_predictive"}
-    store = collect(
+    draws = collect(
         rng_key,
         result,
         data,
@@ -70,4 +70,4 @@ def to_arviz(
         batch_size=batch_size,
         prior=bool(priors),
     )
-    return make_groups(store, diagnose_weights(store), result, data, groups)
+    return make_groups(draws, diagnose_weights(draws), result, data, groups)

@@ -6,10 +6,9 @@ means, the rate of each latent. Each has the draws in front and names for the re
 dim that it covers, ``"z_dim_0"`` and so on for the others. All is pure: the runs may be jitted.
 """
 
-import functools
 import zlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -20,9 +19,11 @@ from numpyro.distributions import constraints
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 from numpyro.handlers import block, replay, uncondition
 
+from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.programs.codes import enumerate_draws, read_codes
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.layout import find_layout
+from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.record import Particles, make_record
 from numpyro_dvae.programs.run import run_particles
@@ -30,7 +31,6 @@ from numpyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
 __all__ = [
     "READINGS",
-    "Labelled",
     "enumerate_states",
     "posterior_sites",
     "prepare_pair",
@@ -48,6 +48,7 @@ READINGS = (
     "observed",  # the data as the model observes them, without draws in front
     "predictive",  # observations simulated at the draws
     "log_likelihood",  # of each observation
+    "seen",  # where no mask silences an entry of an observation
     "mean",  # of the distribution of each observation
     "rate",  # log q - log p of each latent, given those before it
     "outside",  # whether the guide cannot draw a value that the model's distribution drew
@@ -56,22 +57,12 @@ READINGS = (
 _UNDRAWN = ("observed", "subsample")
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["values"],
-    meta_fields=["dims", "discrete", "num_codes"],
+# Names are no arrays: JAX's transformations leave them as they are.
+jax.tree_util.register_dataclass(
+    NamedArray, data_fields=["values"], meta_fields=["dims", "discrete", "num_codes"]
 )
-@dataclass(frozen=True)
-class Labelled:
-    """An array whose dims have names, which JAX's transformations leave as they are."""
 
-    dims: tuple[str, ...]  # but the draws', which are in front
-    values: Any
-    discrete: bool = False
-    num_codes: int = 0  # values 0, 1, ... of a discrete site that has finitely many
-
-
-Readings = dict[str, dict[str, Labelled]]  # reading -> site -> array
+Readings = dict[str, dict[str, NamedArray]]  # reading -> site -> array
 
 
 def prepare_pair(
@@ -227,6 +218,7 @@ class _Reader(NamedTuple):
             "observed": (observed, self.value),
             "log_likelihood": (observed, self.log_likelihood),
             "mean": (observed, self.mean),
+            "seen": (observed, self.seen),
             "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
             "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
         }
@@ -239,28 +231,33 @@ class _Reader(NamedTuple):
             found["subsample"] = _subsamples(run.model_trace)
         return found
 
-    def value(self, name: str, site: Site) -> Labelled:
+    def value(self, name: str, site: Site) -> NamedArray:
         support = site.fn.support
         found = self.label(name, site, site.value, site.fn.event_dim)
         discrete = bool(support.is_discrete)
         return replace(found, discrete=discrete, num_codes=_num_codes(support))
 
-    def deterministic(self, name: str, site: Site) -> Labelled:
+    def deterministic(self, name: str, site: Site) -> NamedArray:
         depth = max((-frame.dim for frame in site.plates.values()), default=0)
         value = jnp.asarray(site.value)
         return self.label(name, site, value, max(value.ndim - depth, 0))
 
-    def log_likelihood(self, name: str, site: Site) -> Labelled:
+    def log_likelihood(self, name: str, site: Site) -> NamedArray:
         return self.label(name, site, site.log_prob(), 0)
 
-    def mean(self, name: str, site: Site) -> Labelled | None:
+    def mean(self, name: str, site: Site) -> NamedArray | None:
         try:
             value = site.fn.mean
         except NotImplementedError:
             return None
         return self.label(name, site, value, site.fn.event_dim)
 
-    def rate(self, name: str, guide_site: Site, site: Site) -> Labelled:
+    def seen(self, name: str, site: Site) -> NamedArray:
+        """Of size 1 in event dims that the mask does not tell apart."""
+        event_dim = site.fn.event_dim
+        return self.label(name, site, entry_mask(site, event_dim), event_dim)
+
+    def rate(self, name: str, guide_site: Site, site: Site) -> NamedArray:
         """Log q - log p, by cell of the event where both have the same cells."""
         cells = {_num_cells(each.fn) for each in (guide_site, site)}
         num_cells = cells.pop() if len(cells) == 1 else 0
@@ -269,14 +266,14 @@ class _Reader(NamedTuple):
         )
         return self.label(name, site, log_q - log_p, num_cells)
 
-    def outside(self, name: str, guide_site: Site, site: Site) -> Labelled | None:
+    def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
         if not guide_site.needs_score or hasattr(guide_site.fn, "conditional_log_prob"):
             return None  # a network's softmax leaves nothing out, and drawing from it is slow
         key = jax.random.fold_in(self.rng_key, zlib.crc32(name.encode()))
         log_q = guide_site.fn.log_prob(site.fn.sample(key))
         return self.label(name, site, jnp.isneginf(log_q), 0)
 
-    def label(self, name: str, site: Site, value: Array, event_dim: int) -> Labelled:
+    def label(self, name: str, site: Site, value: Array, event_dim: int) -> NamedArray:
         """Expand to the plates, name the dims, and drop those of size 1 under no plate."""
         frames = {frame.dim: frame for frame in site.plates.values()}
         num_batch = jnp.ndim(value) - event_dim
@@ -288,7 +285,7 @@ class _Reader(NamedTuple):
         dims += [f"{name}_dim_{i}" for i in range(event_dim)]
         value = jnp.broadcast_to(jnp.reshape(value, batch + event), (*sizes.values(), *event))
         value = value.reshape(*(sizes[d] for d in kept), *event)
-        return Labelled(tuple(dims), value)
+        return NamedArray(tuple(dims), value)
 
 
 class _Unconditioned(uncondition):
@@ -306,10 +303,10 @@ def _latent(trace: Mapping[str, Any]) -> dict[str, Any]:
     return {n: trace[n] for n, site in sample_sites(trace).items() if not site.is_observed}
 
 
-def _subsamples(trace: Mapping[str, Any]) -> dict[str, Labelled]:
+def _subsamples(trace: Mapping[str, Any]) -> dict[str, NamedArray]:
     plates = {name: plate for name, plate in trace.items() if plate["type"] == "plate"}
     return {
-        name: Labelled((name,), plate["value"])
+        name: NamedArray((name,), plate["value"])
         for name, plate in plates.items()
         if len(plate["value"]) < plate["args"][0]
     }

@@ -1,12 +1,12 @@
-"""Discrete distributions whose draws carry a gradient; `distributions` makes them public.
+"""Discrete distributions whose draws carry a gradient to their logits.
 
-What a draw is and how its gradient is estimated is in `ops.relaxing`. What they are scored by is
-the discrete distribution itself: no density of a relaxed draw stands against a discrete prior.
+What a draw is and how its gradient is estimated is in `ops.relaxing`. A draw is scored by the
+discrete distribution that it stands for: if a relaxed draw had a density of its own, it would be
+one over the simplex, and no match for the probabilities of a discrete prior.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.kl import kl_divergence
 
+from numpyro_dvae.distributions.logits import LOGIT, LOGITS, log_softmax, precise
 from numpyro_dvae.ops import relaxing
 from numpyro_dvae.ops.bounds import (
     bernoulli_entropy,
@@ -23,40 +24,36 @@ from numpyro_dvae.ops.bounds import (
 )
 from numpyro_dvae.ops.sampling import sample_codes
 
-__all__ = ["RELAXATIONS", "NotNaN", "PathwiseBernoulli", "PathwiseCategorical"]
+__all__ = ["RELAXATIONS", "PathwiseBernoulli", "PathwiseCategorical"]
 
 RELAXATIONS = ("gumbel", "straight_through_gumbel", "straight_through", "reinmax", "gr_mck")
 
-_BY_GUMBELS = {"gumbel": "gumbel_softmax", "straight_through_gumbel": "straight_through_gumbel"}
-
-
-class NotNaN(constraints.ParameterFreeConstraint):
-    """Any number but NaN: a logit of -inf rules a code out."""
-
-    event_dim = 0
-
-    def __call__(self, x: Any) -> Any:
-        return x == x
-
-    def feasible_like(self, prototype: Any) -> Any:
-        return jnp.zeros_like(prototype)
+_FROM_GUMBELS = {
+    "gumbel": relaxing.gumbel_softmax,
+    "straight_through_gumbel": relaxing.straight_through_gumbel,
+}
+_FROM_A_DRAW = {"straight_through": relaxing.straight_through, "reinmax": relaxing.reinmax}
 
 
 class PathwiseCategorical(Distribution):
     """One of V codes, drawn as a vector over them with a path for the gradient to its logits.
 
+    Log-probabilities are those of the discrete distribution, linear in the vector: exact for
+    one-hot vectors, and never a density of relaxed ones.
+
     Args:
         logits: Unnormalised log-probabilities, ``(*batch, V)``; -inf rules a code out.
         method: One of `RELAXATIONS`, as `ops.relaxing` has them. Draws of "gumbel" are points of
             the simplex, those of all others one-hot vectors.
-        temperature: Of the softmax that makes the path.
-        num_gumbels: Gumbel vectors that "gr_mck" averages for each draw.
+        temperature: Of the softmax that makes the path; positive.
+        num_gumbels: Gumbel vectors that "gr_mck" averages for each draw; no other method has any.
+        validate_args: Whether to check arguments and values; None is NumPyro's own setting.
 
-    Log-probabilities are those of the discrete distribution, linear in the vector: exact for
-    one-hot vectors, and never a density of relaxed ones.
+    Raises:
+        ValueError: If `method` is not one of `RELAXATIONS`.
     """
 
-    arg_constraints = {"logits": constraints.independent(NotNaN(), 1)}  # noqa: RUF012
+    arg_constraints = {"logits": LOGITS}  # noqa: RUF012  (NumPyro's protocol)
     support = constraints.independent(constraints.unit_interval, 1)
     pytree_data_fields = ("logits", "temperature")
     pytree_aux_fields = ("method", "num_gumbels")
@@ -71,9 +68,8 @@ class PathwiseCategorical(Distribution):
         num_gumbels: int = 10,
         validate_args: bool | None = None,
     ) -> None:
-        if method not in RELAXATIONS:
-            raise ValueError(f"`method` must be one of {RELAXATIONS}; got {method!r}.")
-        self.logits = jax.nn.log_softmax(logits.astype(_precise(logits)))
+        _check_method(method)
+        self.logits = log_softmax(logits)
         self.method, self.temperature, self.num_gumbels = method, temperature, num_gumbels
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
 
@@ -87,9 +83,9 @@ class PathwiseCategorical(Distribution):
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         logits = jnp.broadcast_to(self.logits, shape)
         code_key, key = jax.random.split(key)
-        if "gumbel" in self.method:
-            draw = getattr(relaxing, _BY_GUMBELS[self.method])
-            return draw(logits, jax.random.gumbel(key, shape, logits.dtype), self.temperature)
+        if self.method in _FROM_GUMBELS:
+            gumbels = jax.random.gumbel(key, shape, logits.dtype)
+            return _FROM_GUMBELS[self.method](logits, gumbels, self.temperature)
         size = (math.prod(sample_shape), *self.batch_shape)
         uniforms = jax.random.uniform(code_key, size, logits.dtype)
         codes = sample_codes(self.logits, uniforms).reshape(shape[:-1])
@@ -97,10 +93,10 @@ class PathwiseCategorical(Distribution):
         if self.method == "gr_mck":
             noise = _exponentials(key, (self.num_gumbels, *shape), logits.dtype)
             return relaxing.gumbel_rao(logits, hard, noise, self.temperature)
-        return getattr(relaxing, self.method)(logits, hard, self.temperature)
+        return _FROM_A_DRAW[self.method](logits, hard, self.temperature)
 
     def log_prob(self, value: Array) -> Array:
-        """``Σ_v value_v log p_v``."""
+        """``Σ_v value_v log p_v``, in nats."""
         return relaxing.linear_log_prob(self.logits, jnp.asarray(value, self.logits.dtype))
 
     def entropy(self) -> Array:
@@ -112,14 +108,18 @@ class PathwiseBernoulli(Distribution):
     """A binary latent with a path for the gradient to its logit: the second of two codes.
 
     Args:
-        logits: Of a 1, ``(*batch,)``.
+        logits: Those of a 1, ``(*batch,)``.
         method: As for `PathwiseCategorical`; draws of "gumbel" lie between 0 and 1, those of all
             others are 0 or 1.
         temperature: As for `PathwiseCategorical`.
         num_gumbels: As for `PathwiseCategorical`.
+        validate_args: As for `PathwiseCategorical`.
+
+    Raises:
+        ValueError: If `method` is not one of `RELAXATIONS`.
     """
 
-    arg_constraints = {"logits": NotNaN()}  # noqa: RUF012
+    arg_constraints = {"logits": LOGIT}  # noqa: RUF012  (NumPyro's protocol)
     support = constraints.unit_interval
     pytree_data_fields = ("logits", "temperature")
     pytree_aux_fields = ("method", "num_gumbels")
@@ -134,9 +134,8 @@ class PathwiseBernoulli(Distribution):
         num_gumbels: int = 10,
         validate_args: bool | None = None,
     ) -> None:
-        if method not in RELAXATIONS:
-            raise ValueError(f"`method` must be one of {RELAXATIONS}; got {method!r}.")
-        self.logits = logits.astype(_precise(logits))
+        _check_method(method)
+        self.logits = precise(logits)
         self.method, self.temperature, self.num_gumbels = method, temperature, num_gumbels
         super().__init__(logits.shape, validate_args=validate_args)
 
@@ -150,7 +149,7 @@ class PathwiseBernoulli(Distribution):
         return self._codes.sample(key, sample_shape)[..., 1]
 
     def log_prob(self, value: Array) -> Array:
-        """``value log p + (1 - value) log (1 - p)``."""
+        """``value log p + (1 - value) log (1 - p)``, in nats."""
         value = jnp.asarray(value, self.logits.dtype)
         return self._codes.log_prob(jnp.stack([1.0 - value, value], axis=-1))
 
@@ -160,6 +159,7 @@ class PathwiseBernoulli(Distribution):
 
     @property
     def _codes(self) -> PathwiseCategorical:
+        """Made anew from the logits, which are all that a pytree should hold of it."""
         pair = [jax.nn.log_sigmoid(-self.logits), jax.nn.log_sigmoid(self.logits)]
         return PathwiseCategorical(
             jnp.stack(pair, axis=-1),
@@ -182,11 +182,11 @@ kl_divergence.add((PathwiseCategorical, PathwiseCategorical), _kl_of_categorical
 kl_divergence.add((PathwiseBernoulli, PathwiseBernoulli), _kl_of_bernoullis)
 
 
+def _check_method(method: str) -> None:
+    if method not in RELAXATIONS:
+        raise ValueError(f"`method` must be one of {RELAXATIONS}; got {method!r}.")
+
+
 def _exponentials(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
     """Standard exponential noise; its logarithm is finite."""
     return jnp.maximum(jax.random.exponential(key, shape, dtype), jnp.finfo(dtype).tiny)
-
-
-def _precise(logits: Array) -> jnp.dtype:
-    """At least float32: half precision is for networks, not for log-densities."""
-    return jnp.promote_types(logits.dtype, jnp.float32)

@@ -9,6 +9,7 @@ once, which costs small models little more than one run.
 """
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,7 +35,15 @@ def fit_restarts(
     *data: Any,
     num_restarts: int = 4,
     num_steps: int,
-    **settings: Any,
+    batch_size: int | None = None,
+    transform: Callable[..., Any] | None = None,
+    eval_data: Any = None,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    log_every: int = 50,
+    eval_every: int = 1000,
+    checkpoint_every: int = 1000,
 ) -> FitResult:
     """Train from `num_restarts` starts, side by side, and keep the best run.
 
@@ -46,8 +55,16 @@ def fit_restarts(
         *data: As in `fit`.
         num_restarts: Runs.
         num_steps: Steps of each run.
-        **settings: As in `fit`, but for `init_state`. Evaluations, and scalars of the loss's info
-            in the log, are those of the run that is best so far.
+        batch_size: As in `fit`; the runs take the same rows.
+        transform: As in `fit`; the runs see the same transformed batches.
+        eval_data: As in `fit`. Evaluations, and scalars of the loss's info in the log, are those of
+            the run that is best so far.
+        folder: As in `fit`; it holds one checkpoint, of all runs.
+        resume: As in `fit`.
+        progress: As in `fit`.
+        log_every: As in `fit`.
+        eval_every: As in `fit`.
+        checkpoint_every: As in `fit`.
 
     Returns:
         The result of the best run; its losses are those of the run that was best at each step.
@@ -58,10 +75,22 @@ def fit_restarts(
     """
     if num_restarts < 1:
         raise ValueError(f"`num_restarts` must be at least 1; got {num_restarts}.")
-    if "init_state" in settings:
-        raise ValueError("`init_state` is one start: use `fit`, or leave it out.")
-    runs = _SideBySide(make_svi(), num_restarts, math.exp(-10.0 / num_steps))
-    return fit(rng_key, runs, *data, num_steps=num_steps, **settings)
+    runs = _SideBySide(make_svi(), num_restarts, math.exp(-10.0 / max(num_steps, 1)))
+    return fit(
+        rng_key,
+        runs,
+        *data,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        transform=transform,
+        eval_data=eval_data,
+        folder=folder,
+        resume=resume,
+        progress=progress,
+        log_every=log_every,
+        eval_every=eval_every,
+        checkpoint_every=checkpoint_every,
+    )
 
 
 def recent_loss(losses: Float[np.ndarray, "steps"]) -> float:

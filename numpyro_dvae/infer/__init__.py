@@ -34,9 +34,9 @@ from numpyro_dvae.infer.quantization import VQ_ELBO
 from numpyro_dvae.infer.reinforce import Reinforce_ELBO
 from numpyro_dvae.infer.relaxation import relax
 from numpyro_dvae.infer.svi import SVI
-from numpyro_dvae.infer.truncated.guide import TruncatedGuide, draws_of
+from numpyro_dvae.infer.truncated.guide import TruncatedGuide
 from numpyro_dvae.infer.truncated.loss import Truncated_ELBO
-from numpyro_dvae.infer.truncated.proposals import informed_flip, prior_flip
+from numpyro_dvae.infer.truncated.proposals import draws_of, informed_flip, prior_flip
 from numpyro_dvae.infer.vimco import VIMCO_ELBO
 from numpyro_dvae.infer.wake_sleep import WakeSleep_ELBO
 from numpyro_dvae.programs.record import Particles

@@ -1,12 +1,8 @@
 """Discrete variational autoencoders as NumPyro models: a prior, a decoder, a likelihood.
 
-`DiscreteVAE` has the sites "z" (codes, event dim 1) and "x" (the datum) under the plate
-"data" at dim -1. Its parts are networks of their own, so a learnt prior or another
-likelihood is a matter of passing it in:
-
-- a prior is a module that returns a distribution over "z" with event dim 1, when called;
-- a likelihood is a module that maps the decoder's outputs and the number of event dims to
-  a distribution over "x".
+`DiscreteVAE` has the sites "z" (the latents of a datum, event dim 1) and "x" (the datum) under the
+plate "data" at dim -1. `Prior`, `Decoder` and `Likelihood` say what it asks of its parts, so that a
+learnt prior or another likelihood is a matter of passing it in.
 
 Parameters live outside, as everywhere in NumPyro: "model.decoder$params", and "model.prior$params"
 and "model.likelihood$params" where those have any. `SVI` makes them; with trained ones, run
@@ -17,8 +13,8 @@ References:
         policy search. ICLR, 2026. Table of networks and settings for MNIST.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,50 +22,46 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 from numpyro.distributions import Distribution
-from numpyro.handlers import substitute
 from numpyro.primitives import mutable
 
-from numpyro_dvae.models.parts import (
-    AutoregressivePrior,
-    BernoulliLikelihood,
-    BernoulliPrior,
-    CategoricalPrior,
-    ClosedForm,
-    GaussianLikelihood,
-    UniformPrior,
-)
+from numpyro_dvae.models.closed_forms import ClosedForm
+from numpyro_dvae.models.likelihoods import BernoulliLikelihood, Likelihood
+from numpyro_dvae.models.plates import data_plate, plate_size
+from numpyro_dvae.models.priors import Prior, UniformPrior
 from numpyro_dvae.nets import MLPDecoder, register
+from numpyro_dvae.nets.inputs import check_floats
 
-__all__ = [
-    "AutoregressivePrior",
-    "BernoulliLikelihood",
-    "BernoulliPrior",
-    "CategoricalPrior",
-    "ClosedForm",
-    "CodeModel",
-    "DiscreteVAE",
-    "GaussianLikelihood",
-    "UniformPrior",
-    "mnist_vae",
-]
+__all__ = ["CodeModel", "Decoder", "DiscreteVAE", "mnist_vae"]
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What a model asks of a decoder.
+
+    One that takes relaxed codes ``(*batch, L, V)`` beside codes has a method ``batch_shape(z)``
+    that tells which of the dims of `z` are the batch's, as `nets.MLPDecoder`.
+    """
+
+    def __call__(self, z: Array) -> Array:
+        """Outputs ``(*batch, *shape of x)`` for codes ``(*batch, L)``, as the likelihood reads."""
 
 
 class DiscreteVAE:
     """Model ``p(z) p(x | z)`` of data with discrete latents.
 
-    Args:
-        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *shape of x)``. One
-            that takes relaxed codes ``(*batch, L, V)`` has a method `batch_shape`, as `MLPDecoder`.
-        prior: Module that returns p(z), as `UniformPrior`.
-        likelihood: Module that turns outputs into p(x | z), as `BernoulliLikelihood`.
+    Call it as ``model(x)`` to condition on data, as ``model(x, index, num_data)`` on a minibatch,
+    rows `index` of `num_data`, or as ``model(num_data=10)`` to sample from it. Where the mask
+    `observed`, of the shape of `x`, is False, `x` is missing and leaves the likelihood.
 
-    Each is a flax module, or a callable without parameters. Call the model as ``model(x)`` to
-    condition on data, as ``model(x, index, num_data)`` on a minibatch, rows `index` of `num_data`,
-    or as ``model(num_data=10)`` to sample from it. Where the mask `observed`, of the shape of `x`,
-    is False, `x` is missing and leaves the likelihood.
+    Args:
+        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *shape of x)``.
+        prior: Returns p(z) when called, as `UniformPrior`.
+        likelihood: Turns outputs into p(x | z), as `BernoulliLikelihood`.
+
+    Each is a flax module, or a callable without parameters.
     """
 
-    def __init__(self, decoder: Callable, prior: Callable, likelihood: Callable) -> None:
+    def __init__(self, decoder: Decoder, prior: Prior, likelihood: Likelihood) -> None:
         self.decoder, self.prior, self.likelihood = decoder, prior, likelihood
 
     def __call__(
@@ -79,11 +71,24 @@ class DiscreteVAE:
         num_data: int | None = None,
         observed: Bool[Array | np.ndarray, "B *event"] | None = None,
     ) -> Shaped[Array, "*particles_B_event"]:
-        """Sample the sites "z" and, unless given, "x"; returns "x"."""
+        """Sample the sites "z" and, unless given, "x".
+
+        Args:
+            x: Data, floating-point numbers.
+            index: Which of all data those in `x` are; None if they are all.
+            num_data: The number of all data, of a minibatch or to be sampled.
+            observed: Where `x` is there; None is everywhere.
+
+        Returns:
+            The value of "x".
+
+        Raises:
+            ValueError: If arguments, parts and data do not fit together.
+        """
         x = None if x is None else jnp.asarray(x)
-        prior = register("model.prior", self.prior)(*_kept("model.prior", self.prior))
-        with data_plate(_plate_size(x, index, num_data), index):
-            z = numpyro.sample("z", prior, infer=_asking("model.prior", self.prior))
+        prior = register("model.prior", self.prior)(*_held("model.prior", self.prior))
+        with data_plate(plate_size(x, index, num_data, "x"), index):
+            z = numpyro.sample("z", prior, infer=_infer("model.prior", self.prior))
             z = jnp.asarray(z)
             _check_length(z.shape[len(self._batch(z)) :], prior.event_shape)
             outputs, event_dim = self._outputs(z)
@@ -93,17 +98,17 @@ class DiscreteVAE:
             if observed is not None:
                 likelihood = _masked(likelihood, jnp.asarray(observed))
                 x = None if x is None else jnp.where(observed, x, 0.0)
-            infer = _asking("model.likelihood", self.likelihood)
+            infer = _infer("model.likelihood", self.likelihood)
             return numpyro.sample("x", likelihood, obs=x, infer=infer)
 
     def reconstruct(
         self, z: Shaped[Array | np.ndarray, "*batch L"]
     ) -> Float[Array, "*batch_event"]:
-        """The mean of p(x | z)."""
+        """The mean of p(x | z), ``(*batch, *shape of x)``."""
         return self._likelihood(*self._outputs(jnp.asarray(z))).mean
 
     def _likelihood(self, outputs: Array, event_dim: int) -> Distribution:
-        inputs = (outputs, event_dim, *_kept("model.likelihood", self.likelihood))
+        inputs = (outputs, event_dim, *_held("model.likelihood", self.likelihood))
         return register("model.likelihood", self.likelihood, *inputs)(*inputs)
 
     def _outputs(self, z: Array) -> tuple[Array, int]:
@@ -118,7 +123,7 @@ class DiscreteVAE:
         return outputs, outputs.ndim - len(batch)
 
     def _batch(self, z: Array) -> Sequence[int]:
-        """The leading dims of codes, or of vectors in their place."""
+        """The leading dims of codes, or of relaxed codes."""
         return getattr(self.decoder, "batch_shape", _batch_of_codes)(z)
 
 
@@ -129,10 +134,10 @@ class CodeModel:
     with the same prior. Call it as ``model(codes)``, or ``model(num_data=10)`` for samples.
 
     Args:
-        prior: Module that returns p(z), given labels if it is an `AutoregressivePrior` of classes.
+        prior: Returns p(z) when called, with labels if it is an `AutoregressivePrior` of classes.
     """
 
-    def __init__(self, prior: Callable) -> None:
+    def __init__(self, prior: Prior) -> None:
         self.prior = prior
 
     def __call__(
@@ -142,20 +147,33 @@ class CodeModel:
         *,
         num_data: int | None = None,
     ) -> Shaped[Array, "*particles_B L"]:
-        """Sample or observe the site "z"."""
+        """Sample or observe the site "z".
+
+        Args:
+            codes: Codes of data; None to sample some.
+            labels: The class of each datum, for a prior of classes.
+            num_data: How many data to sample.
+
+        Returns:
+            The value of "z".
+
+        Raises:
+            ValueError: If the codes are not as many as the prior's, or their number is not told.
+        """
         codes = None if codes is None else jnp.asarray(codes)
         prior = register("model.prior", self.prior)
         prior = prior() if labels is None else prior(labels)
         if codes is not None:
             _check_length(codes.shape[1:], prior.event_shape)
-        with numpyro.plate("data", _plate_size(codes, None, num_data, "codes"), dim=-1):
+        with data_plate(plate_size(codes, None, num_data, "codes"), None):
             return numpyro.sample("z", prior, obs=codes)
 
 
 def mnist_vae(mean: Float[Array | np.ndarray, "28 28"] | None = None) -> DiscreteVAE:
     """The published MNIST model [1]: 8 codes of 256 values, binary 28 x 28 images.
 
-    The decoder starts at the `mean` of the training images, if given.
+    Args:
+        mean: The mean of the training images, which the decoder then starts at.
     """
     likelihood = BernoulliLikelihood()
     start = None if mean is None else likelihood.link(mean)
@@ -167,18 +185,21 @@ def _batch_of_codes(z: Array) -> Sequence[int]:
     return z.shape[:-1]
 
 
-def _kept(name: str, part: Any) -> tuple[Array, ...]:
-    """The parameter of a prior or likelihood that a loss sets in closed form."""
-    if getattr(part, "learn", None) != "closed_form":
-        return ()
-    return (mutable(part.closed_form(name).target, part.start()),)
+def _infer(name: str, part: Any) -> Any:
+    """What a site's `infer` says of its prior or likelihood, which may be of any make."""
+    form = _closed_form(name, part)
+    return {} if form is None else {"closed_form": form}
 
 
-def _asking(name: str, part: Any) -> dict[str, Any]:
-    """What a site's `infer` says of a prior or likelihood of any make."""
-    if getattr(part, "learn", None) != "closed_form":
-        return {}
-    return {"closed_form": part.closed_form(name)}
+def _held(name: str, part: Any) -> tuple[Array, ...]:
+    """The parameter of a prior or likelihood that has a closed form: it is in the mutable state."""
+    form = _closed_form(name, part)
+    return () if form is None else (mutable(form.target, part.start()),)
+
+
+def _closed_form(name: str, part: Any) -> ClosedForm | None:
+    form_of = getattr(part, "closed_form", None)
+    return None if form_of is None else form_of(name)
 
 
 def _masked(likelihood: Distribution, observed: Array) -> Distribution:
@@ -192,40 +213,8 @@ def _masked(likelihood: Distribution, observed: Array) -> Distribution:
     return base.mask(observed).to_event(event_dim)
 
 
-def data_plate(size: int, index: Any) -> numpyro.plate:
-    """The plate of the data, with the rows `index` where these are given."""
-    if index is None:
-        return numpyro.plate("data", size, dim=-1)
-    with substitute(data={"data": jnp.asarray(index)}):
-        return numpyro.plate("data", size, subsample_size=len(index), dim=-1)
-
-
-def _plate_size(x: Array | None, index: Any, num_data: int | None, name: str = "x") -> int:
-    """Data in the plate: those of `x`, or `num_data` with the rows `index`, or without `x`."""
-    if index is not None:
-        if num_data is None or (x is not None and len(x) != len(index)):
-            raise ValueError(
-                "`index` says which rows of `num_data` the data in `x` are, one each; got "
-                f"{len(index)} rows, num_data={num_data} and "
-                f"{'no x' if x is None else f'x of shape {x.shape}'}."
-            )
-        return num_data
-    if x is None and num_data is None:
-        raise ValueError(
-            f"Without `{name}` the model must be told `num_data`, how many data to sample."
-        )
-    size = num_data if x is None else len(x) if x.ndim else 0
-    if not size or size < 1 or num_data not in (None, size):
-        found = f"num_data={num_data}" if x is None else f"{name} of shape {x.shape}"
-        raise ValueError(
-            f"`{name}` must hold at least one datum on its first axis, and `num_data` is for "
-            f"sampling without `{name}`; got {found} and num_data={num_data}."
-        )
-    return size
-
-
 def _check_length(found: Sequence[int], wanted: Sequence[int]) -> None:
-    """Whether codes, or vectors in their place, are as many as the prior's."""
+    """Whether the latents that were sampled or given are as many as the prior's."""
     if tuple(found[:1]) != tuple(wanted):
         raise ValueError(
             f'`prior` at site "z" is of {wanted[0]} latents, but the codes are {found[0]} per '
@@ -241,8 +230,4 @@ def _check_data(x: Array, event_shape: Sequence[int]) -> None:
             f'site "x"; got {x.shape}. Reshape the data, or give the decoder that '
             "`output_shape`."
         )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f'`x` at site "x" must hold floating-point numbers; got {x.dtype}. Convert it first, '
-            "as in x.astype(float) / 255 or (x > 127).astype(float)."
-        )
+    check_floats(x, '`x` at site "x"')

@@ -1,12 +1,36 @@
-"""Networks: arrays in, logits out; any number of leading particle and batch dims.
+"""Networks: arrays in, logits out, with any number of leading particle and batch dims.
 
-All but codebooks are flax (linen) modules. `mlp` holds the multi-layer perceptrons, `transformer`
-the patch encoder and the causal transformer over codes, `attention` their blocks, `codebooks` what
-quantises vectors, `registration` the tie to NumPyro's parameters.
+Start with `mlp`: a perceptron from data to logits, and one from latents to a likelihood's outputs.
+
+All but codebooks are flax (linen) modules, whose parameters live outside.
+
+- `mlp`: multi-layer perceptrons, `MLPEncoder` and `MLPDecoder`;
+- `transformer`: `PatchEncoder` of images, and `CausalTransformer` over codes;
+- `attention`: the blocks of these two;
+- `layers`, `inputs`: layers and how they start; checks of what a network is given;
+- `codebooks`: what quantises vectors, for a guide and its model to share.
+
+Two files are no networks, but what a user of one needs next: `decoding` searches for the most
+likely codes of an autoregressive distribution, and `registration` ties a network to
+NumPyro's parameters.
+
+The room may import `ops` and `distributions`, and nothing of the package that is above it.
+
+Words of this room:
+
+- *latent*: one of the L discrete variables of a datum; *code*: its value, an integer below V;
+- *relaxed code*: a real vector over the V values in place of a code;
+- *context*: P vectors of width D that the codes of a datum depend on;
+- *embedding*: the vector of width D that a network learns for a code;
+- *codebook*: a table of V vectors; to *quantise* a vector is to find the code of the nearest one;
+- *table*: the vectors of all codes, ``(V, D)``;
+- *start*: what a parameter or an output is before the first step of training;
+- *cache*: keys and values of earlier codes, which a sampler need not compute again;
+- *beam*: the W best beginnings of a sequence of codes.
 """
 
-from numpyro_dvae.nets.codebooks import Codebook, CodebookDecoder, FiniteScalars
-from numpyro_dvae.nets.decoding import decode_codes
+from numpyro_dvae.nets.codebooks import Codebook, CodebookDecoder, FiniteScalars, Quantized
+from numpyro_dvae.nets.decoding import DecodedCodes, decode_codes
 from numpyro_dvae.nets.mlp import MLPDecoder, MLPEncoder
 from numpyro_dvae.nets.registration import register
 from numpyro_dvae.nets.transformer import CausalTransformer, PatchEncoder
@@ -15,10 +39,12 @@ __all__ = [
     "CausalTransformer",
     "Codebook",
     "CodebookDecoder",
+    "DecodedCodes",
     "FiniteScalars",
     "MLPDecoder",
     "MLPEncoder",
     "PatchEncoder",
+    "Quantized",
     "decode_codes",
     "register",
 ]

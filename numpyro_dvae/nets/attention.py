@@ -1,8 +1,12 @@
-"""Pre-norm transformer blocks without biases in attention, ReLU feed-forward.
+"""Blocks of a transformer: pre-norm, without biases in attention, with a ReLU feed-forward layer.
 
-Sequences are ``(N, L, D)``. Cross-attention takes K particles per datum, ``(K, B, L, D)``,
-and folds them into the query axis, so keys and values are computed and kept once per datum.
-A `Cache` holds what earlier codes left behind, allocated once for all L of them.
+Tokens are ``(K, B, L, D)``: K particles of each of B data, L tokens of width D. In self-attention
+each of the ``N = K * B`` sequences is apart. In cross-attention all particles of a datum look at
+its context ``(B, P, D)``: they are folded into the query axis, so that the context's keys and
+values are computed and held once per datum.
+
+A sampler goes token by token; a `Cache`, allocated once for all L of them, holds what earlier
+tokens left behind.
 """
 
 import math
@@ -11,38 +15,40 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from numpyro_dvae.nets.mlp import dense
+from numpyro_dvae.nets.layers import layer_norm, xavier_dense
 
 __all__ = ["Block", "Cache", "KeysValues"]
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of one layer, each ``(N, heads, length, D / heads)``."""
+    """The keys and values of one layer, each ``(sequences, heads, length, D / heads)``."""
 
     keys: Array
     values: Array
 
 
 class Cache(NamedTuple):
-    """One layer's state in sampling: its own past and the context's keys and values."""
+    """What one layer remembers while a sampler goes token by token."""
 
-    past: KeysValues
-    context: KeysValues | None
+    past: KeysValues  # of the tokens so far
+    context: KeysValues | None  # of the context, if there is one
 
 
 class Block(nn.Module):
-    """Self-attention, optional cross-attention, feed-forward: each ``x + f(norm(x))``.
+    """Self-attention, cross-attention if asked for, and feed-forward: each ``x + f(norm(x))``.
 
     Args:
-        embed_dim: Width D of a token.
+        embed_dim: Width of a token, D.
         num_heads: Attention heads; must divide D.
-        mlp_ratio: Width of the feed-forward layer over D.
+        mlp_ratio: Width of the feed-forward layer, in units of D.
         causal: Whether a token sees only itself and those before it.
         cross_attention: Whether there is a context to look at.
+
+    Raises:
+        ValueError: If `num_heads` does not divide D.
     """
 
     embed_dim: int
@@ -81,8 +87,8 @@ class Block(nn.Module):
         """All tokens at once."""
         queries, keys, values = self._project(x.reshape(-1, *x.shape[2:]))
         length = x.shape[2]
-        seen = jnp.tril(jnp.ones((length, length), bool)) if self.causal else None
-        attended = _attend(queries[None], _heads_first(keys, values), seen)
+        visible = jnp.tril(jnp.ones((length, length), bool)) if self.causal else None
+        attended = _attend(queries[None], _heads_first(keys, values), visible)
         x = x + self.self_out(attended.reshape(-1, self.embed_dim)).reshape(x.shape)
         if context is not None:
             x = x + self._cross(x, self.context_keys_values(context))
@@ -99,14 +105,15 @@ class Block(nn.Module):
                 for old, entry in zip(cache.past, _heads_first(*new), strict=True)
             )
         )
-        seen = jnp.arange(past.keys.shape[2]) <= position
-        x = x + self.self_out(_attend(queries[None], past, seen).reshape(x.shape))
+        visible = jnp.arange(past.keys.shape[2]) <= position
+        attended = _attend(queries[None], past, visible)
+        x = x + self.self_out(attended.reshape(x.shape))
         if cache.context is not None:
             x = x + self._cross(x, cache.context)
         return x + self._mlp(x), cache._replace(past=past)
 
     def context_keys_values(self, context: Float[Array, "B P D"]) -> KeysValues:
-        """Keys and values of the context, once per datum."""
+        """The keys and values of a context ``(B, P, D)``, once per datum."""
         keys, values = jnp.split(self.cross_kv(context), 2, axis=-1)
         return _heads_first(self._split(keys), self._split(values))
 
@@ -147,30 +154,11 @@ def _heads_first(keys: Array, values: Array) -> KeysValues:
 def _attend(
     queries: Float[Array, "K N L heads width"],
     context: KeysValues,
-    seen: Array | None = None,
+    visible: Array | None = None,
 ) -> Float[Array, "K N L heads width"]:
     """Scaled dot-product attention; K particles of a sequence share its keys and values."""
     scale = 1.0 / math.sqrt(queries.shape[-1])
     scores = jnp.einsum("knlhd,nhpd->nhklp", queries * scale, context.keys)
-    if seen is not None:
-        scores = jnp.where(seen, scores, -jnp.inf)
+    if visible is not None:
+        scores = jnp.where(visible, scores, -jnp.inf)
     return jnp.einsum("nhklp,nhpd->knlhd", jax.nn.softmax(scores), context.values)
-
-
-def xavier_dense(features: int, *, use_bias: bool = True) -> nn.Dense:
-    """A layer with Xavier-uniform weights and zero biases, as is usual for transformers."""
-    return dense(features, use_bias=use_bias, kernel_init=nn.initializers.xavier_uniform())
-
-
-def layer_norm() -> nn.LayerNorm:
-    """Layer normalisation as torch defines it."""
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
-
-
-def sinusoids(length: int, width: int, dtype: Any) -> Array:
-    """Fixed position codes ``(length, width)``: sines, then cosines, of periods 2π to 2π·10⁴."""
-    num_sines = (width + 1) // 2
-    frequencies = 10_000.0 ** -np.linspace(0, 1, num_sines)
-    angles = np.arange(length)[:, None] * frequencies
-    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, :width]
-    return jnp.asarray(table, dtype)

@@ -1,7 +1,7 @@
 """Codebooks: what a vector-quantised guide and its model share.
 
 A codebook turns vectors ``(*batch, D)`` into codes ``(*batch,)`` by `quantize`, and codes into
-vectors when called. Guide and decoder hold the same one, so the model is an ordinary one with
+vectors when called. Guide and decoder hold the same one. The model is thereby an ordinary one with
 integer codes, which any algorithm can train.
 
 The table lives outside, as everywhere in NumPyro: as the parameter "codebook$table", or in the
@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from jaxtyping import Array, Float, Integer, Shaped
+from numpyro.primitives import mutable
 
-from numpyro_dvae.nets.registration import register
+from numpyro_dvae.nets.registration import declare, register
 from numpyro_dvae.ops.quantizing import (
     CodebookState,
+    code_counts,
     code_sums,
-    count_codes,
     level_vectors,
     nearest_codes,
     quantize_levels,
@@ -38,28 +39,32 @@ __all__ = ["Codebook", "CodebookDecoder", "FiniteScalars", "Quantized"]
 
 
 class Quantized(NamedTuple):
-    """Vectors before and after quantisation."""
+    """Vectors before and after quantisation, ``(*batch, D)``, and their codes ``(*batch,)``."""
 
-    inputs: Float[Array, "*batch D"]  # where the gradient goes
+    inputs: Float[Array, "*batch D"]  # they take the gradient of the loss
     codes: Integer[Array, "*batch"]
-    vectors: Float[Array, "*batch D"]  # of the codes; their gradient is the codebook's
+    vectors: Float[Array, "*batch D"]  # of the codes; their gradient goes to the codebook
 
 
 class Codebook:
     """A table of vectors, learnt by gradient or as moving averages of its inputs [1].
 
-    Args:
-        num_codes: Vectors, V, at least 2.
-        embed_dim: Their width, D.
-        decay: Of the moving averages, in [0, 1); None makes the table a parameter instead.
-        min_count: A code that a moving average follows restarts at an input of the batch, drawn
-            with replacement, when it is chosen less often, in inputs per batch (of all processes).
-        table: Where it starts, ``(V, D)``, as from `ops.quantizing.spread_codes`; a moving average
-            as if each code had been chosen `min_count` times. Left out, a parameter starts uniform
-            within 1 / V, a moving average at inputs of the first batch.
+    Moving averages advance as those of batch normalisation do: in the mutable state that
+    a guide leaves, which `SVI.update` keeps.
 
-    Moving averages advance as those of batch normalisation do: in the mutable state that a guide
-    leaves, which `SVI.update` keeps.
+    Args:
+        num_codes: Vectors in the table, V, at least 2.
+        embed_dim: Width of a vector, D.
+        decay: What a moving average keeps of itself at each step, in [0, 1); None makes the table
+            a parameter instead.
+        min_count: Restart a code that is chosen less often than this, in inputs per batch (of all
+            processes), at an input of the batch drawn with replacement; for moving averages alone.
+        table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`; a moving
+            average starts as if each of them had been chosen `min_count` times. Left out, a
+            parameter starts uniform within 1 / V, a moving average at inputs of the first batch.
+
+    Raises:
+        ValueError: If an argument is out of its range, or `table` has another shape.
     """
 
     def __init__(
@@ -77,38 +82,38 @@ class Codebook:
 
     @property
     def table(self) -> Float[Array, "V D"]:
-        """The vectors, within a program that has them."""
+        """The vectors of all codes, within a program that has them."""
         if self.decay is None:
-            if not numpyro.primitives._PYRO_STACK:  # then `numpyro.param` only asserts
-                raise _missing()
-            return numpyro.param("codebook$table", self._create)
-        return self._state()["table"]
+            return declare("codebook$table", self._create, needs_key=self.start is None)
+        return mutable("codebook$state", self._first_state())["table"]
 
     def __call__(self, codes: Shaped[Array, "*batch"]) -> Float[Array, "*batch D"]:
-        """The vectors of codes."""
+        """The vectors of codes, from the table."""
         return self.table[codes.astype(int)]
 
     def quantize(self, inputs: Float[Array, "*batch D"], *, learn: bool = False) -> Quantized:
-        """Nearest codes; with `learn`, moving averages take these inputs in."""
-        mutable, key = None, None
+        """The nearest codes of vectors; if `learn`, moving averages then take the vectors in."""
+        held, key = None, None
         if learn and self.decay is not None:
-            mutable, key = self._given_state(), numpyro.prng_key()
-        if mutable is None or key is None:
+            held, key = self._state_to_learn(), numpyro.prng_key()
+        if held is None or key is None:
             table = self.table
             codes = nearest_codes(inputs, table)
             return Quantized(inputs, codes, table[codes])
-        state, candidates = CodebookState(**mutable), self._candidates(key, inputs)
+        state, candidates = CodebookState(**held), self._candidates(key, inputs)
         fresh = state.counts.sum() == 0
         state = state._replace(table=jnp.where(fresh, candidates, state.table))
         codes = nearest_codes(inputs, state.table)
-        mutable.update(self._follow(state, inputs, codes, candidates)._asdict())
-        return Quantized(inputs, codes, state.table[codes])
+        quantized = Quantized(inputs, codes, state.table[codes])
+        held.update(self._follow(state, quantized, candidates)._asdict())
+        return quantized
 
     def _follow(
-        self, state: CodebookState, inputs: Array, codes: Array, candidates: Array
+        self, state: CodebookState, quantized: Quantized, candidates: Array
     ) -> CodebookState:
-        counts = count_codes(codes, self.num_codes)
-        sums = code_sums(inputs, codes, self.num_codes)
+        """The moving averages, advanced by one batch."""
+        counts = code_counts(quantized.codes, self.num_codes)
+        sums = code_sums(quantized.inputs, quantized.codes, self.num_codes)
         state = update_codebook(state, counts, sums, decay=self.decay or 0.0)
         return restart_codes(state, candidates, self.min_count)
 
@@ -117,24 +122,21 @@ class Codebook:
         flat = jax.lax.stop_gradient(inputs).reshape(-1, self.embed_dim)
         return flat[jax.random.randint(rng_key, (self.num_codes,), 0, len(flat))]
 
-    def _create(self, rng_key: Array | None) -> Array:
+    def _create(self, rng_key: Any) -> Array:
+        """The table that a parameter starts at."""
         if self.start is not None:
             return jnp.asarray(self.start)
-        if rng_key is None:
-            raise _missing()
         shape = self.num_codes, self.embed_dim
         return jax.random.uniform(rng_key, shape, minval=-1.0, maxval=1.0) / self.num_codes
 
-    def _state(self) -> dict[str, Any]:
-        return numpyro.primitives.mutable("codebook$state", self._first_state())
-
-    def _given_state(self) -> dict[str, Any] | None:
-        """None where the program makes its first state: that is no step of training."""
+    def _state_to_learn(self) -> dict[str, Any] | None:
+        """The program's state; None where it makes its first one, which is no step of training."""
         first = self._first_state()
-        state = numpyro.primitives.mutable("codebook$state", first)
+        state = mutable("codebook$state", first)
         return None if state is first else state
 
     def _first_state(self) -> dict[str, Any]:
+        """The `CodebookState` that moving averages start at, as a dictionary."""
         start = jnp.zeros((self.num_codes, self.embed_dim)) if self.start is None else self.start
         start = jnp.asarray(start)
         counts = jnp.full_like(start[:, 0], 0.0 if self.start is None else self.min_count)
@@ -145,8 +147,11 @@ class FiniteScalars:
     """A codebook without parameters: each channel is bounded and rounded to a few levels [2].
 
     Args:
-        levels: Levels of each channel, at least 2; V is their product, D their number. Published:
-            (8, 5, 5, 5) for some 2**10 codes, (7, 5, 5, 5, 5) for 2**12.
+        levels: Levels of each channel, at least 2. The number of channels is D, the product of
+            their levels V. Published: (8, 5, 5, 5) for some 2**10 codes, (7, 5, 5, 5, 5) for 2**12.
+
+    Raises:
+        ValueError: If there are no channels, or one has fewer than 2 levels.
     """
 
     def __init__(self, levels: Sequence[int]) -> None:
@@ -165,21 +170,21 @@ class FiniteScalars:
         return self.table[codes.astype(int)]
 
     def quantize(self, inputs: Float[Array, "*batch D"], *, learn: bool = False) -> Quantized:
-        """Rounded inputs; there is nothing to learn and nothing to commit to."""
+        """The vectors that `inputs` are rounded to; there is nothing to learn or to commit to."""
         vectors, codes = quantize_levels(inputs, self.levels)
         return Quantized(vectors, codes, jax.lax.stop_gradient(vectors))
 
 
 class CodebookDecoder:
-    """A decoder of codes: their vectors, side by side, through a network.
+    """A decoder of codes: it puts their vectors side by side through a network.
 
     Args:
-        codebook: `Codebook` or `FiniteScalars`, that of the guide.
+        codebook: `Codebook` or `FiniteScalars`, the one that the guide has.
         network: From vectors ``(*batch, L * D)`` to outputs, as `MLPDecoder` with L * D latents
             and `num_codes` None.
     """
 
-    def __init__(self, codebook: Any, network: Callable) -> None:
+    def __init__(self, codebook: Codebook | FiniteScalars, network: Callable) -> None:
         self.codebook, self.network = codebook, network
 
     def __call__(self, z: Shaped[Array, "*batch_latents"]) -> Float[Array, "*batch_output"]:
@@ -208,11 +213,3 @@ def _check_codebook(
         raise ValueError(f"`min_count` must be positive, in inputs per batch; got {min_count}.")
     if table is not None and table.shape != (num_codes, embed_dim):
         raise ValueError(f"`table` must have shape ({num_codes}, {embed_dim}); got {table.shape}.")
-
-
-def _missing() -> ValueError:
-    return ValueError(
-        "The program needs the parameter `codebook$table`, or a key to make it from. Run it with "
-        "SVI, as numpyro.handlers.substitute(program, data=params) with trained parameters, or as "
-        "numpyro.handlers.seed(program, rng_key) with fresh ones."
-    )

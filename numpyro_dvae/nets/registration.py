@@ -1,4 +1,6 @@
-"""Declare a network's parameters to NumPyro, so that `SVI` trains the network it runs.
+"""The tie of a network to NumPyro's parameters, so that `SVI` trains the network it runs.
+
+This is no network; models and guides call it when they run.
 
 Flax keeps parameters apart from the module, NumPyro hands them to the program through its
 handlers. `register` joins the two: what it returns is called like the module, has the
@@ -12,6 +14,7 @@ programs from a fixed key without a word, and runs all of a network, eagerly, to
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,10 +29,13 @@ def register(name: str, net: Any, *inputs: Any) -> Any:
     """Declare the parameters of `net` to NumPyro as ``name$params``, and join them to it.
 
     Args:
-        name: What the parameters are called in the program.
+        name: What the network is called in the program, such as "guide.encoder".
         net: A flax module (linen or nnx), or any callable, which is returned as it is.
         inputs: What the module will be called with; their values do not matter. Flax finds
             the shapes of the parameters by them.
+
+    Returns:
+        The network joined to its parameters.
 
     Raises:
         ValueError: If the program has neither parameters nor a key to make them from, if the
@@ -46,11 +52,27 @@ def register(name: str, net: Any, *inputs: Any) -> Any:
         )
     if not shapes:
         return _Network(net, {})
-    if not numpyro.primitives._PYRO_STACK:  # then `numpyro.param` only asserts
-        raise _missing(name)
-    params = numpyro.param(f"{name}$params", functools.partial(_create, name, init))
+    # Compiled, the pass through the network that shows the shapes is never run.
+    params = declare(f"{name}$params", jax.jit(lambda rng_key: init(rng_key)["params"]))
     _check_shapes(name, params, shapes["params"])
     return _Network(net, params)
+
+
+def declare(name: str, create: Callable[[Any], Any], *, needs_key: bool = True) -> Any:
+    """The parameter `name` of the program that runs, made by ``create(rng_key)`` if it is new.
+
+    Raises:
+        ValueError: If it is new but the program has no key, or if no program runs.
+    """
+
+    def create_from(rng_key: jax.Array | None) -> Any:
+        if rng_key is None and needs_key:
+            raise _missing(name)
+        return create(rng_key)
+
+    if not numpyro.primitives._PYRO_STACK:  # then `numpyro.param` only asserts
+        raise _missing(name)
+    return numpyro.param(name, create_from)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -115,18 +137,11 @@ def _init(net: nn.Module, inputs: tuple, rng_key: jax.Array) -> dict[str, Any]:
     return dict(net.init(rng_key, *inputs))
 
 
-def _create(name: str, init: Any, rng_key: jax.Array | None) -> dict[str, Any]:
-    """Fresh parameters; compiled, the pass that shows their shapes is never run."""
-    if rng_key is None:
-        raise _missing(name)
-    return jax.jit(lambda key: init(key)["params"])(rng_key)
-
-
 def _missing(name: str) -> ValueError:
     return ValueError(
-        f"The program needs the parameters `{name}$params`, or a key to make them from. Run it "
-        "with SVI, as numpyro.handlers.substitute(program, data=params) with trained parameters, "
-        "or as numpyro.handlers.seed(program, rng_key) with fresh ones."
+        f"The program needs the parameter `{name}`, or a key to make it from. Run it with SVI, as "
+        "numpyro.handlers.substitute(program, data=params) with trained parameters, or as "
+        "numpyro.handlers.seed(program, rng_key) with fresh ones."
     )
 
 

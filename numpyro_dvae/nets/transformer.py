@@ -1,11 +1,11 @@
 """A transformer encoder over image patches and a causal transformer over codes.
 
-Together they are the encoder of Drolet et al. [1]: patches of an image, one dense layer,
-pre-norm blocks, and a causal decoder over the codes with cross-attention to all patches.
+Together they are the encoder of Drolet et al. [1]: patches of an image, one dense layer, pre-norm
+blocks, and a causal transformer over the codes with cross-attention to all patches.
 
-Codes are ``(*sample, *batch, L)``, the context ``(*batch, P, D)`` is shared by all samples.
-The code before the first has an embedding of its own (id V) and nothing is padded: were code
-0 to double as padding, the teacher-forced logits would differ from the sampler's.
+Codes are ``(*sample, *batch, L)``; all samples of a datum share its context ``(*batch, P, D)``.
+What comes before the first code has an embedding of its own (number V), and nothing is padded: were
+code 0 to double as padding, the teacher-forced logits would differ from the sampler's.
 
 References:
     [1] Drolet, Al-Hafez, Bhatt, Peters & Arenz. Discrete variational autoencoding via
@@ -21,24 +21,30 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Integer, Shaped
 
-from numpyro_dvae.distributions import sample_codes, split_shared
-from numpyro_dvae.nets.attention import Block, Cache, layer_norm, sinusoids, xavier_dense
-from numpyro_dvae.nets.mlp import batch_shape_of
+from numpyro_dvae.distributions import precise_dtype, sample_codes, split_shared
+from numpyro_dvae.nets.attention import Block, Cache
+from numpyro_dvae.nets.inputs import batch_shape_of
+from numpyro_dvae.nets.layers import layer_norm, sinusoids, xavier_dense
 
 __all__ = ["CausalTransformer", "PatchEncoder"]
 
 
 class PatchEncoder(nn.Module):
-    """Cut images into a grid of patches and encode them, ``(*batch, P, D)``.
+    """Cut images into a grid of patches and encode these, as context for a `CausalTransformer`.
+
+    Images ``(*batch, *input_shape)`` give one vector per patch, ``(*batch, P, D)``.
 
     Args:
-        input_shape: (H, W) or (H, W, C).
+        input_shape: Shape of an image, (H, W) or (H, W, C).
         num_patches: Patches per image, P. The grid is the one of P cells whose patches pad the
             image least and, among these, are nearest to squares.
-        embed_dim: Width of a patch's embedding, D.
+        embed_dim: Width of a patch's vector, D.
         num_layers: Transformer blocks.
         num_heads: Attention heads; must divide D.
-        mlp_ratio: Width of the feed-forward layers over D.
+        mlp_ratio: Width of the feed-forward layers, in units of D.
+
+    Raises:
+        ValueError: If `input_shape` is not that of an image, or `num_heads` does not divide D.
     """
 
     input_shape: Sequence[int]
@@ -61,17 +67,12 @@ class PatchEncoder(nn.Module):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return self._layout[0]
+        return _patch_grid(self.input_shape, self.num_patches)[0]
 
     @property
     def patch_shape(self) -> tuple[int, int]:
         """Height and width of one patch."""
-        return self._layout[1]
-
-    @property
-    def _layout(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        height, width = self.input_shape[:2]
-        return _patch_grid(height, width, self.num_patches)
+        return _patch_grid(self.input_shape, self.num_patches)[1]
 
     def setup(self) -> None:
         """Make the layers."""
@@ -83,7 +84,7 @@ class PatchEncoder(nn.Module):
         self.norm = layer_norm()
 
     def __call__(self, x: Shaped[Array, "*batch_input"]) -> Float[Array, "*batch P D"]:
-        """Context for a `CausalTransformer`: one embedding per patch."""
+        """One vector per patch."""
         batch = batch_shape_of(x, self.input_shape)
         x = self.dense(self.patches(x.reshape(-1, *self.input_shape)))
         x = (x + sinusoids(self.num_patches, self.embed_dim, x.dtype))[None]
@@ -103,14 +104,19 @@ class PatchEncoder(nn.Module):
 class CausalTransformer(nn.Module):
     """Logits of each code given those before it, and a sampler with a key-value cache.
 
+    Codes ``(*sample, *batch, L)`` give teacher-forced logits ``(*sample, *batch, L, V)``.
+
     Args:
-        num_latents: Codes per sequence, L.
+        num_latents: Codes per datum, L.
         num_codes: Values of a code, V.
         embed_dim: Width of an embedding, D; that of the context too.
         num_layers: Transformer blocks.
         num_heads: Attention heads; must divide D.
-        mlp_ratio: Width of the feed-forward layers over D.
+        mlp_ratio: Width of the feed-forward layers, in units of D.
         cross_attention: Whether codes depend on a context; False makes a prior.
+
+    Raises:
+        ValueError: If `num_heads` does not divide D.
     """
 
     num_latents: int
@@ -169,7 +175,7 @@ class CausalTransformer(nn.Module):
         batch = () if context is None else context.shape[:-2]
         shape = (*sample_shape, *batch, self.num_latents)
         dtype = self.variables["params"]["head"]["kernel"].dtype
-        uniforms = jax.random.uniform(rng_key, shape, jnp.promote_types(dtype, jnp.float32))
+        uniforms = jax.random.uniform(rng_key, shape, precise_dtype(dtype))
         return self.invert_cdf(uniforms, context)
 
     def invert_cdf(
@@ -177,7 +183,7 @@ class CausalTransformer(nn.Module):
         uniforms: Float[Array, "*sample_batch L"],
         context: Float[Array, "*batch P D"] | None = None,
     ) -> Integer[Array, "*joint L"]:
-        """Map one uniform in [0, 1) per code to codes, by inverting each conditional CDF."""
+        """Turn one uniform in [0, 1) per code into codes, by inverting each conditional CDF."""
         self._check(uniforms, context)
         batch = () if context is None else context.shape[:-2]
         shape = (*jnp.broadcast_shapes(uniforms.shape[:-1], batch), self.num_latents)
@@ -247,9 +253,10 @@ def _fold(codes: Array, context: Array | None) -> tuple[Array, Array | None]:
 
 
 def _patch_grid(
-    height: int, width: int, num_patches: int
+    input_shape: Sequence[int], num_patches: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns of the grid, and the size of one patch."""
+    """Rows and columns of the grid, and the height and width of one patch."""
+    height, width = input_shape[:2]
 
     def cost(rows: int) -> tuple[int, int]:
         patch = -(-height // rows), -(-width * rows // num_patches)  # rounded up

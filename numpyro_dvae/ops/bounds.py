@@ -24,16 +24,8 @@ __all__ = [
     "bernoulli_kl",
     "categorical_entropy",
     "categorical_kl",
-    "elbo",
     "importance_weighted_bound",
 ]
-
-
-def elbo(
-    log_p: Float[Array, "K *batch"], log_q: Float[Array, "K *batch"]
-) -> Float[Array, "*batch"]:
-    """Mean of ``log p(x, z_k) - log q(z_k)`` over the particles."""
-    return jnp.mean(log_p - log_q, axis=0)
 
 
 def importance_weighted_bound(

@@ -28,23 +28,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from numpyro_dvae.ops.relaxing import with_slope
+
 __all__ = [
     "CodebookState",
+    "code_counts",
     "code_sums",
     "codes_to_levels",
-    "count_codes",
-    "init_codebook",
     "level_vectors",
     "levels_to_codes",
     "nearest_codes",
-    "perplexity",
     "quantize_levels",
     "restart_codes",
     "spread_codes",
     "squared_distances",
-    "straight_through",
     "update_codebook",
-    "usage",
 ]
 
 _REACH = 1.001  # tanh times the half-range; without it the outermost levels are never reached
@@ -79,22 +77,7 @@ def nearest_codes(
     return jnp.argmin(squared_distances(inputs, table), -1)
 
 
-def straight_through(
-    values: Float[Array, "*shape"], path: Float[Array, "*shape"]
-) -> Float[Array, "*shape"]:
-    """Exactly `values`, with the gradient of `path`."""
-    return jax.lax.stop_gradient(values) + (path - jax.lax.stop_gradient(path))
-
-
-# ------------------------------------------------------------------------- moving averages
-
-
-def init_codebook(table: Float[Array, "V D"]) -> CodebookState:
-    """The state of a codebook that has seen nothing."""
-    return CodebookState(table, jnp.zeros_like(table[:, 0]), jnp.zeros_like(table))
-
-
-def count_codes(codes: Integer[Array, "*batch"], num_codes: int) -> Float[Array, "V"]:
+def code_counts(codes: Integer[Array, "*batch"], num_codes: int) -> Float[Array, "V"]:
     """How often each code occurs."""
     return jnp.zeros(num_codes).at[codes.reshape(-1)].add(1.0)
 
@@ -200,9 +183,6 @@ def _draw(weights: Float[Array, "N"], uniform: Float[Array, ""]) -> Integer[Arra
     return jnp.searchsorted(mass, target, side="right")
 
 
-# ------------------------------------------------------------------------- finite scalars
-
-
 def quantize_levels(
     inputs: Float[Array, "*batch C"], levels: Sequence[int]
 ) -> tuple[Float[Array, "*batch C"], Integer[Array, "*batch"]]:
@@ -224,7 +204,7 @@ def quantize_levels(
     bounded = jnp.tanh(inputs + centre) * half - shift
     middle = sizes // 2
     places = jnp.clip(jnp.round(jax.lax.stop_gradient(bounded)) + middle, 0, sizes - 1)
-    vectors = straight_through((places - middle) / middle, bounded / middle)
+    vectors = with_slope((places - middle) / middle, bounded / middle)
     return vectors, levels_to_codes(places.astype(int), levels)
 
 
@@ -262,16 +242,3 @@ def _sizes(array: Array, levels: Sequence[int]) -> Array:
 
 def _strides(levels: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(levels[:channel]) for channel in range(len(levels)))
-
-
-# ---------------------------------------------------------------------------------- usage
-
-
-def usage(counts: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
-    """Fraction of the codes that occur. Count over an epoch, not a batch."""
-    return jnp.mean((counts > 0).astype(counts.dtype), -1)
-
-
-def perplexity(counts: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
-    """Exponential of the entropy of the codes' frequencies, in [1, V]."""
-    return jnp.exp(jnp.sum(jax.scipy.special.entr(counts / counts.sum(-1, keepdims=True)), -1))

@@ -41,6 +41,7 @@ __all__ = [
     "reinmax",
     "straight_through",
     "straight_through_gumbel",
+    "with_slope",
 ]
 
 
@@ -61,7 +62,7 @@ def straight_through_gumbel(
     """The vertex where `gumbel_softmax` is largest, an exact draw, with the slope of the latter."""
     soft = gumbel_softmax(log_probs, gumbels, temperature)
     hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), soft.shape[-1], dtype=soft.dtype)
-    return _with_slope(hard, soft)
+    return with_slope(hard, soft)
 
 
 def straight_through(
@@ -70,7 +71,7 @@ def straight_through(
     temperature: float | Float[Array, ""],
 ) -> Float[Array, "*batch V"]:
     """The one-hot draw `hard`, with the slope of ``softmax(θ / T)``."""
-    return _with_slope(hard, jax.nn.softmax(log_probs / temperature))
+    return with_slope(hard, jax.nn.softmax(log_probs / temperature))
 
 
 def reinmax(
@@ -83,7 +84,7 @@ def reinmax(
     middle = jnp.where(hard > 0, jnp.log1p(jnp.exp(softened)), softened) - math.log(2.0)
     shift = _shift(middle, log_probs)
     slope = 2.0 * jax.nn.softmax(log_probs + shift) - 0.5 * jnp.exp(log_probs)
-    return _with_slope(hard, slope)
+    return with_slope(hard, slope)
 
 
 def gumbel_rao(
@@ -94,7 +95,7 @@ def gumbel_rao(
 ) -> Float[Array, "*batch V"]:
     """The one-hot draw `hard`, with the mean slope of M `gumbel_softmax` that have drawn it."""
     gumbels = conditional_gumbels(log_probs, hard, exponentials)
-    return _with_slope(hard, gumbel_softmax(log_probs, gumbels, temperature).mean(0))
+    return with_slope(hard, gumbel_softmax(log_probs, gumbels, temperature).mean(0))
 
 
 def conditional_gumbels(
@@ -115,6 +116,13 @@ def conditional_gumbels(
     return _shift(-jnp.where(hard > 0, first, later), log_probs)
 
 
+def with_slope(
+    values: Float[Array, "*shape"], path: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """Exactly `values`, with the gradient of `path` and none of their own."""
+    return jax.lax.stop_gradient(values) + (path - jax.lax.stop_gradient(path))  # the bracket is 0
+
+
 def linear_log_prob(
     log_probs: Float[Array, "*#batch V"], value: Float[Array, "*#batch V"]
 ) -> Float[Array, "*batch"]:
@@ -131,7 +139,3 @@ def _shift(target: Float[Array, "..."], log_probs: Float[Array, "..."]) -> Float
     """What moves θ to the target, without gradient; 0 where -inf stays -inf."""
     moved = jnp.where(jnp.isneginf(log_probs), 0.0, target - log_probs)
     return jax.lax.stop_gradient(moved)
-
-
-def _with_slope(value: Float[Array, "..."], soft: Float[Array, "..."]) -> Float[Array, "..."]:
-    return value + (soft - jax.lax.stop_gradient(soft))  # the bracket is exactly 0

@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Array
 from numpyro.primitives import Messenger
 
-from numpyro_dvae.ops.quantizing import straight_through
+from numpyro_dvae.ops.relaxing import with_slope
 from numpyro_dvae.programs.pair import Layout, Run
 
 __all__ = ["VectorLink", "read_vectors"]
@@ -89,7 +89,7 @@ class _Giver(Messenger):
         inputs = self.vectors.get(f"{msg['name']}.inputs")
         vectors = self.vectors.get(f"{msg['name']}.vectors")
         if self.is_open and inputs is not None and vectors is not None:
-            msg["value"] = straight_through(vectors, inputs)
+            msg["value"] = with_slope(vectors, inputs)
 
 
 class _Under:

@@ -4,16 +4,14 @@ References:
     [1] Alemi, Poole, Fischer, Dillon, Saurous & Murphy. Fixing a broken ELBO. ICML, 2018.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from pyro_dvae.diagnostics._programs import collect, collect_states
-from pyro_dvae.diagnostics._store import Store
+from pyro_dvae.diagnostics.collect import collect, collect_states
 from pyro_dvae.diagnostics.reports import PosteriorGap, RateDistortion
+from pyro_dvae.diagnostics.summaries import distortion_of, errors_of, gap_of, psnr_of, rate_of
 
 __all__ = ["posterior_gap", "rate_distortion"]
 
@@ -28,7 +26,8 @@ def rate_distortion(
 ) -> RateDistortion:
     """What the latents cost and what they leave out: rate in bits, distortion, MSE, PSNR [1].
 
-    A reconstruction is the mean of p(x | z) at a draw of the guide.
+    A reconstruction is the mean of p(x | z) at a draw of the guide. Observations that a mask
+    silences do not count in its error.
 
     Args:
         result: What `fit` returned, or a pair (model, guide).
@@ -40,27 +39,17 @@ def rate_distortion(
 
     Returns:
         Rate, distortion, MSE and PSNR of each datum, in the mean over the draws.
+
+    Raises:
+        ValueError: If an argument cannot be used, or model and guide do not match.
     """
     if not data_range > 0:
         raise ValueError(f"`data_range` must be positive; got {data_range}.")
-    store = collect(
-        result,
-        data,
-        num_draws,
-        ("mean", "observed"),
-        params=params,
-        batch_size=batch_size,
-    )
-    record = {name: variable.values for name, variable in store["record"].items()}
-    errors = _squared_errors(store)
-    with np.errstate(divide="ignore"):  # a perfect reconstruction has a PSNR of infinity
-        psnr = 10 * np.log10(data_range**2 / errors)
-    return RateDistortion(
-        rate=(record["log_q"] - record["log_prior"]).mean(0, dtype=np.float64) / math.log(2),
-        distortion=-record["log_likelihood"].mean(0, dtype=np.float64),
-        mse=errors.mean(0),
-        psnr=psnr.mean(0),
-    )
+    wanted = ("mean", "observed", "seen")
+    draws = collect(result, data, num_draws, wanted, params=params, batch_size=batch_size)
+    errors = errors_of(draws)
+    psnr = psnr_of(errors, data_range)
+    return RateDistortion(rate_of(draws), distortion_of(draws), errors.mean(0), psnr.mean(0))
 
 
 def posterior_gap(
@@ -88,33 +77,4 @@ def posterior_gap(
     Raises:
         ValueError: If there are too many states, or continuous latents.
     """
-    store = collect_states(result, data, max_states, params=params, batch_size=batch_size)
-    record = {name: v.values.astype(np.float64) for name, v in store["record"].items()}
-    log_p, log_q = record["log_likelihood"] + record["log_prior"], record["log_q"]
-    possible = np.isfinite(log_q)
-    nothing = np.zeros_like(log_p)
-    # States that differ in masked sites alone share one term, in parts given by their draws.
-    parts = np.subtract(record["log_draw"], log_q, out=nothing.copy(), where=possible)
-    top = log_p.max(0)
-    with np.errstate(invalid="ignore"):  # an impossible datum has an evidence of -inf
-        log_evidence = np.log(np.exp(log_p - top + parts).sum(0)) + top
-        posterior = np.exp(log_p + parts - log_evidence)
-    weights = np.subtract(log_p, log_q, out=nothing, where=possible)
-    elbo = (np.exp(record["log_draw"]) * weights).sum(0)
-    mass = np.where(possible, posterior, 0.0).sum(0)
-    return PosteriorGap(log_evidence, elbo, log_evidence - elbo, mass)
-
-
-def _squared_errors(store: Store) -> np.ndarray:
-    """Mean over all that a datum observes, ``(K, *plates)``; NaN if no site tells its mean."""
-    total, count = 0.0, 0
-    for name, mean in store["mean"].items():
-        data = store["observed"][name]
-        if not set(store.plates) <= set(mean.dims):
-            continue
-        axes = tuple(1 + i for i, dim in enumerate(mean.dims) if dim not in store.plates)
-        errors = (mean.values - data.values) ** 2
-        total = total + errors.sum(axes, dtype=np.float64)
-        count += math.prod(errors.shape[axis] for axis in axes)
-    shape = store["record"]["log_q"].values.shape
-    return np.broadcast_to(total / count if count else np.nan, shape)
+    return gap_of(collect_states(result, data, max_states, params=params, batch_size=batch_size))

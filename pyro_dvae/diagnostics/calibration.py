@@ -9,6 +9,7 @@ rows. See `ops.calibration`.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_dvae.diagnostics._arguments import Path, find_arguments, replaced
-from pyro_dvae.diagnostics._programs import at_parameters, device_of, trained
-from pyro_dvae.diagnostics._store import Variable, split_data
+from pyro_dvae.diagnostics.arguments import TreePath, find_arguments, replaced
+from pyro_dvae.diagnostics.arrays import NamedArray, split_data
 from pyro_dvae.diagnostics.readings import (
     Pair,
     posterior_sites,
@@ -27,7 +27,7 @@ from pyro_dvae.diagnostics.readings import (
     score_states,
 )
 from pyro_dvae.diagnostics.reports import Calibration
-from pyro_dvae.fit import _batches
+from pyro_dvae.diagnostics.trained import as_trained
 from pyro_dvae.ops.calibration import chi_square, random_ranks
 
 __all__ = ["simulation_based_calibration"]
@@ -60,37 +60,39 @@ def simulation_based_calibration(
     Raises:
         ValueError: If an argument cannot be used, or a site observes none of `data` as it is.
     """
-    check_counts(num_simulations, num_draws, num_bins)
-    programs = trained(result, params)
-    args, _ = _batches.as_batch(data, device_of(programs))
-    with at_parameters(programs):
-        pair = prepare_pair(programs.model, programs.guide, args, {})
-        observed = posterior_sites(pair, 1, ("observed",))[1]["observed"]
-        arrays = {name: label.values.cpu().numpy() for name, label in observed.items()}
-        paths = find_arguments(args, arrays)
+    _check_counts(num_simulations, num_draws, num_bins)
+    trained = as_trained(result, params)
+    args = trained.arguments(data)
+    with trained.at_parameters():
+        pair = prepare_pair(trained.model, trained.guide, args, {})
+        paths = find_arguments(args, _observed(pair))
         ranks = [_ranks(pair, paths, num_draws) for _ in range(num_simulations)]
     stacked = {
-        name: Variable(dims, np.stack([each[name][1] for each in ranks]))
-        for name, (dims, _) in ranks[0].items()
+        name: replace(array, values=np.stack([each[name].values for each in ranks]))
+        for name, array in ranks[0].items()
     }
-    return summarize_ranks(stacked, pair.layout.plates, num_draws, num_bins)
+    return _summarize(stacked, pair.layout.plates, num_draws, num_bins)
 
 
-def _ranks(
-    pair: Pair, paths: Mapping[str, Path], num_draws: int
-) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """Ranks of one simulation, with the names of their dims."""
+def _observed(pair: Pair) -> dict[str, np.ndarray]:
+    """What each site observes."""
+    sites = posterior_sites(pair, 1, ("observed",))[1]["observed"]
+    return {name: array.values.cpu().numpy() for name, array in sites.items()}
+
+
+def _ranks(pair: Pair, paths: Mapping[str, TreePath], num_draws: int) -> dict[str, NamedArray]:
+    """Ranks of one simulation."""
     simulated, truth = prior_draws(pair, 1)
     args = pair.args
     for name, path in paths.items():
         args = replaced(args, path, partial(_in_place_of, simulated["predictive"][name].values))
     pair = pair._replace(args=args)
-    record, found = posterior_sites(pair, num_draws, ("latent",))
+    record, readings = posterior_sites(pair, num_draws, ("latent",))
     log_p = score_states(pair, truth).log_p[0]
-    ranks = {"log_p": (pair.layout.plates, _rank(log_p, record.log_p, _ROUNDING))}
-    for name, label in found["latent"].items():
+    ranks = {"log_p": NamedArray(pair.layout.plates, _rank(log_p, record.log_p, _ROUNDING))}
+    for name, array in readings["latent"].items():
         truth_of_site = simulated["latent"][name].values[0]
-        ranks[name] = label.dims, _rank(truth_of_site, label.values, 0.0)
+        ranks[name] = NamedArray(array.dims, _rank(truth_of_site, array.values, 0.0))
     return ranks
 
 
@@ -103,26 +105,25 @@ def _rank(truth: Tensor, draws: Tensor, tolerance: float) -> np.ndarray:
     return random_ranks(truth, draws, uniforms, tolerance).cpu().numpy()
 
 
-def summarize_ranks(
-    ranks: Mapping[str, Variable], plates: tuple[str, ...], num_draws: int, num_bins: int
+def _summarize(
+    ranks: Mapping[str, NamedArray], plates: tuple[str, ...], num_draws: int, num_bins: int
 ) -> Calibration:
     """Test the ranks of each latent for uniformity."""
-    found: dict[str, np.ndarray] = {}
-    p_values: dict[str, np.ndarray] = {}
-    for name, variable in ranks.items():
-        own = tuple(plate for plate in plates if plate in variable.dims)
-        each = split_data(variable, own)
-        found[name] = each.reshape(each.shape[0] * each.shape[1], *each.shape[2:])
-    report = Calibration(found, p_values, num_draws, num_bins)
-    counts = [report.counts(name).reshape(-1, num_bins) for name in found]
-    tested = chi_square(torch.from_numpy(np.concatenate(counts)))[1].numpy()
-    parts = np.split(tested, np.cumsum([len(each) for each in counts])[:-1])
-    for (name, each), part in zip(found.items(), parts, strict=True):
-        p_values[name] = part.reshape(each.shape[1:])
+    by_site: dict[str, np.ndarray] = {}
+    for name, array in ranks.items():
+        shared = tuple(plate for plate in plates if plate in array.dims)
+        values = split_data(array, shared)
+        by_site[name] = values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])
+    report = Calibration(by_site, {}, num_draws, num_bins)
+    counts = [report.counts(name).reshape(-1, num_bins) for name in by_site]
+    p_values = chi_square(torch.from_numpy(np.concatenate(counts)))[1].numpy()
+    parts = np.split(p_values, np.cumsum([len(each) for each in counts])[:-1])
+    for (name, values), part in zip(by_site.items(), parts, strict=True):
+        report.p_values[name] = part.reshape(values.shape[1:])
     return report
 
 
-def check_counts(num_simulations: int, num_draws: int, num_bins: int) -> None:
+def _check_counts(num_simulations: int, num_draws: int, num_bins: int) -> None:
     """Raise unless the ranks fill the bins evenly."""
     if num_simulations < 1:
         raise ValueError(f"`num_simulations` must be at least 1; got {num_simulations}.")

@@ -17,9 +17,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_dvae.diagnostics._programs import Trained, at_parameters, device_of, trained
 from pyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
-from pyro_dvae.fit import _batches
+from pyro_dvae.diagnostics.trained import Trained, as_trained
+from pyro_dvae.fit.svi import loss_unchanged
 
 __all__ = ["gradient_variance"]
 
@@ -56,11 +56,11 @@ def gradient_variance(
             "`losses` must name at least one loss, and `num_repeats` be at least 2; got "
             f"{sorted(losses)} and {num_repeats}."
         )
-    programs = trained(result, params)
-    args, _ = _batches.as_batch(data, device_of(programs))
-    with at_parameters(programs), _kept_gradients():
+    trained = as_trained(result, params)
+    args = trained.arguments(data)
+    with trained.at_parameters(), _gradients_unchanged():
         moments = {
-            name: _moments(loss, programs, args, num_repeats, select)
+            name: _moments(loss, trained, args, num_repeats, select)
             for name, loss in losses.items()
         }
     return gradient_quality(moments, num_repeats)
@@ -68,27 +68,19 @@ def gradient_variance(
 
 def _moments(
     loss: Any,
-    programs: Trained,
+    trained: Trained,
     args: tuple,
     num_repeats: int,
     select: Callable[[str], bool] | None,
 ) -> dict[str, tuple[np.ndarray, float]]:
     """Mean of each parameter's gradient, and the trace of its covariance."""
-    kept = {name: getattr(loss, name) for name in ("state", "info") if hasattr(loss, name)}
     sums: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
     for _ in range(num_repeats):
-        for _, own in pyro.get_param_store().named_parameters():
-            own.grad = None
-        loss.loss_and_grads(programs.model, programs.guide, *args)
-        for name, value in kept.items():
-            setattr(loss, name, value)
-        for name, own in pyro.get_param_store().named_parameters():
+        for name, gradient in _gradients(loss, trained, args).items():
             if select is None or select(name):
-                grad = torch.zeros_like(own) if own.grad is None else own.grad
-                grad = grad.double().flatten()
-                sums[name] = sums.get(name, 0.0) + grad
-                squares[name] = squares.get(name, 0.0) + grad.square().sum()
+                sums[name] = sums.get(name, 0.0) + gradient
+                squares[name] = squares.get(name, 0.0) + gradient.square().sum()
     means = {name: value / num_repeats for name, value in sums.items()}
     return {
         name: (
@@ -99,14 +91,27 @@ def _moments(
     }
 
 
+def _gradients(loss: Any, trained: Trained, args: tuple) -> dict[str, Tensor]:
+    """One gradient of each parameter as a vector, in double precision; the loss forgets it."""
+    for _, parameter in pyro.get_param_store().named_parameters():
+        parameter.grad = None
+    with loss_unchanged(loss):
+        loss.loss_and_grads(trained.model, trained.guide, *args)
+    gradients = {}
+    for name, parameter in pyro.get_param_store().named_parameters():
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        gradients[name] = grad.double().flatten()
+    return gradients
+
+
 @contextmanager
-def _kept_gradients() -> Iterator[None]:
+def _gradients_unchanged() -> Iterator[None]:
     """Restore the gradients that tensors of the parameter store have."""
-    kept = [(own, own.grad) for _, own in pyro.get_param_store().named_parameters()]
+    before = [(p, p.grad) for _, p in pyro.get_param_store().named_parameters()]
     try:
         yield
     finally:
-        for _, own in pyro.get_param_store().named_parameters():
-            own.grad = None
-        for own, grad in kept:
-            own.grad = grad
+        for _, parameter in pyro.get_param_store().named_parameters():
+            parameter.grad = None
+        for parameter, grad in before:
+            parameter.grad = grad

@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_dvae.diagnostics._programs import collect
-from pyro_dvae.diagnostics._store import Store, count_states, is_restricted
-from pyro_dvae.diagnostics.reports import ImportanceDiagnostics
+from pyro_dvae.diagnostics.collect import collect
+from pyro_dvae.diagnostics.draws import Draws
+from pyro_dvae.diagnostics.summaries import is_restricted, num_states_of
+from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.importance import khat_threshold, pareto_tail
 from pyro_dvae.ops.tempering import effective_sample_size
 
-__all__ = ["importance_diagnostics"]
+__all__ = ["bound_and_sample_size", "diagnose_weights", "importance_diagnostics"]
 
 _LEAST_PARTICLES = 25  # a fifth of them are the tail, which needs 5
 
@@ -54,36 +55,48 @@ def importance_diagnostics(
     Raises:
         ValueError: If an argument cannot be used, or model and guide do not match.
     """
-    check_num_particles(num_particles)
-    store = collect(result, data, num_particles, ("outside",), params=params, batch_size=batch_size)
-    return diagnose_weights(store)
+    _check_num_particles(num_particles)
+    draws = collect(result, data, num_particles, ("outside",), params=params, batch_size=batch_size)
+    return diagnose_weights(draws)
 
 
-def check_num_particles(num_particles: int) -> None:
-    """Raise unless there are enough draws for a tail."""
+def diagnose_weights(draws: Draws) -> ImportanceDiagnostics:
+    """Judge the weights of draws that were made."""
+    log_weights = draws.log_weights
+    bound, ess = bound_and_sample_size(log_weights)
+    tail = pareto_tail(torch.from_numpy(_centred(log_weights)[0]))
+    return ImportanceDiagnostics(
+        elbo=log_weights.mean(0),
+        iwae=bound,
+        ess=ess,
+        khat=tail.khat.numpy(),
+        largest_weight=tail.largest_weight.numpy(),
+        num_tail_weights=tail.num_distinct.numpy(),
+        num_states=num_states_of(draws),
+        restricted=is_restricted(draws),
+        num_particles=draws.num_draws,
+        khat_threshold=khat_threshold(draws.num_draws),
+    )
+
+
+def bound_and_sample_size(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The importance-weighted bound of K draws in nats, and their effective sample size."""
+    centred, origin = _centred(log_weights)
+    weights = torch.from_numpy(centred)
+    bound = importance_weighted_bound(weights).numpy() + origin
+    return bound, effective_sample_size(weights).numpy()
+
+
+def _centred(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log weights less the largest of each datum, and that; 0 where none is finite."""
+    largest = np.max(log_weights, axis=0)
+    origin = np.where(np.isfinite(largest), largest, 0.0)
+    return log_weights - origin, origin
+
+
+def _check_num_particles(num_particles: int) -> None:
     if num_particles < _LEAST_PARTICLES:
         raise ValueError(
             f"`num_particles` must be at least {_LEAST_PARTICLES}, for the largest weights to be a "
             f"tail; got {num_particles}."
         )
-
-
-def diagnose_weights(store: Store) -> ImportanceDiagnostics:
-    """Judge the weights of draws that were made."""
-    log_weights = store.log_weights
-    origin = np.max(log_weights, axis=0)
-    origin = np.where(np.isfinite(origin), origin, 0.0)
-    centred = torch.from_numpy(log_weights - origin)
-    tail = pareto_tail(centred)
-    return ImportanceDiagnostics(
-        elbo=log_weights.mean(0),
-        iwae=importance_weighted_bound(centred).numpy() + origin,
-        ess=effective_sample_size(centred).numpy(),
-        khat=tail.khat.numpy(),
-        largest_weight=tail.largest_weight.numpy(),
-        num_tail_weights=tail.num_distinct.numpy(),
-        num_states=count_states(store),
-        restricted=is_restricted(store),
-        num_particles=store.num_draws,
-        khat_threshold=khat_threshold(store.num_draws),
-    )

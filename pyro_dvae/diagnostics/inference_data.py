@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_dvae.diagnostics._groups import GROUPS, make_groups, readings_for
-from pyro_dvae.diagnostics._programs import collect
+from pyro_dvae.diagnostics.collect import collect
+from pyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
 from pyro_dvae.diagnostics.importance import diagnose_weights
 
 __all__ = ["to_arviz"]
@@ -58,7 +58,7 @@ def to_arviz(
     """
     wanted = readings_for(groups)
     priors = wanted & {"prior", "prior_predictive"}
-    store = collect(
+    draws = collect(
         result,
         data,
         num_draws,
@@ -67,4 +67,4 @@ def to_arviz(
         batch_size=batch_size,
         prior=bool(priors),
     )
-    return make_groups(store, diagnose_weights(store), result, data, groups)
+    return make_groups(draws, diagnose_weights(draws), result, data, groups)

@@ -8,12 +8,11 @@ References:
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from pyro_dvae.diagnostics._programs import collect, summed_over_processes
-from pyro_dvae.diagnostics._store import Variable, count_codes, split_data
+from pyro_dvae.diagnostics.collect import collect, summed_over_processes
 from pyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
+from pyro_dvae.diagnostics.summaries import code_counts_of, latent_rates_of, variances_of
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]
 
@@ -37,12 +36,9 @@ def code_usage(
     Returns:
         Of each discrete site, the counts of its codes, latent by latent.
     """
-    store = collect(result, data, num_draws, ("latent",), params=params, batch_size=batch_size)
-    return {
-        name: CodeUsage(summed_over_processes(count_codes(variable, store.plates)))
-        for name, variable in store["latent"].items()
-        if variable.num_codes
-    }
+    draws = collect(result, data, num_draws, ("latent",), params=params, batch_size=batch_size)
+    counts = code_counts_of(draws)
+    return {name: CodeUsage(summed_over_processes(each)) for name, each in counts.items()}
 
 
 def active_latents(
@@ -73,12 +69,8 @@ def active_latents(
     """
     if num_draws < 2:
         raise ValueError(f"`num_draws` must be at least 2, for two halves; got {num_draws}.")
-    store = collect(result, data, num_draws, ("latent",), params=params, batch_size=batch_size)
-    return {
-        name: ActiveLatents(_variance_of_mean(variable, store.plates), threshold)
-        for name, variable in store["latent"].items()
-        if store.plates and set(store.plates) <= set(variable.dims)
-    }
+    draws = collect(result, data, num_draws, ("latent",), params=params, batch_size=batch_size)
+    return {name: ActiveLatents(each, threshold) for name, each in variances_of(draws).items()}
 
 
 def latent_rates(
@@ -107,28 +99,5 @@ def latent_rates(
     Returns:
         Of each latent site, the rate of each latent in nats, in the mean over data and draws.
     """
-    store = collect(result, data, num_draws, ("rate",), params=params, batch_size=batch_size)
-    return {
-        name: LatentRates(_mean_over_data(variable, store.plates), threshold)
-        for name, variable in store["rate"].items()
-    }
-
-
-def _mean_over_data(variable: Variable, plates: tuple[str, ...]) -> np.ndarray:
-    own = tuple(plate for plate in plates if plate in variable.dims)
-    return np.atleast_1d(split_data(variable, own).mean((0, 1), dtype=np.float64))
-
-
-def _variance_of_mean(variable: Variable, plates: tuple[str, ...]) -> np.ndarray:
-    values = split_data(variable, plates)
-    if not variable.num_codes:
-        return _covariance(values)
-    codes = range(variable.num_codes)
-    return np.sum([_covariance(values == code) for code in codes], axis=0) / 2
-
-
-def _covariance(values: np.ndarray) -> np.ndarray:
-    """Over the data, between the means of two halves of the draws: (K, N, *within) to (*within)."""
-    half = len(values) // 2
-    first, second = (part.mean(0, dtype=np.float64) for part in (values[:half], values[half:]))
-    return ((first - first.mean(0)) * second).sum(0) / max(len(first) - 1, 1)
+    draws = collect(result, data, num_draws, ("rate",), params=params, batch_size=batch_size)
+    return {name: LatentRates(each, threshold) for name, each in latent_rates_of(draws).items()}

@@ -33,7 +33,7 @@ _LABELS = {
 _TIMES = {"step", "loss", "seconds", "steps_per_second"}  # not worth a curve
 _LOGARITHMIC = {"beta", "temperature"}
 _NO_TAIL = "not applicable: all tails have\nfewer than 5 distinct weights"
-_EXACT = 1e4  # signal-to-noise ratio above which the rest is rounding
+_EXACT = 1e4  # signal-to-noise ratio above which noise is rounding
 _MOST_IMAGES = 16  # in a row
 
 
@@ -46,8 +46,8 @@ def plot_history(history: Sequence[Mapping[str, Any]], keys: Sequence[str] | Non
     """
     if not history:
         raise ValueError("`history` is empty: the training wrote no row of the log.")
-    found = dict.fromkeys(key for row in history for key in row if key not in _TIMES)
-    names = list(keys or filter(partial(_tells_something, history), found))
+    entries = dict.fromkeys(key for row in history for key in row if key not in _TIMES)
+    names = list(keys or filter(partial(_tells_something, history), entries))
     figure, axes = _axes(len(names))
     for axis, name in zip(axes, names, strict=True):
         rows = [(row["step"], row[name]) for row in history if name in row]

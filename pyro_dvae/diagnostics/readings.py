@@ -7,6 +7,7 @@ dim that it covers, ``"z_dim_0"`` and so on for the others. Nothing carries a gr
 """
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +18,12 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.programs.broadcasting import takes_particles
 from pyro_dvae.programs.codes import enumerate_draws, read_codes
 from pyro_dvae.programs.draw import Draw, run_pair, run_program
 from pyro_dvae.programs.layout import find_layout
+from pyro_dvae.programs.masks import entry_mask
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.record import Particles, concatenate, make_record
 from pyro_dvae.programs.run import drawn_subsamples, run_particles
@@ -28,7 +31,6 @@ from pyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
 __all__ = [
     "READINGS",
-    "Labelled",
     "enumerate_states",
     "posterior_sites",
     "prepare_pair",
@@ -44,6 +46,7 @@ READINGS = (
     "observed",  # the data as the model observes them, without draws in front
     "predictive",  # observations simulated at the draws
     "log_likelihood",  # of each observation
+    "seen",  # where no mask silences an entry of an observation
     "mean",  # of the distribution of each observation
     "rate",  # log q - log p of each latent, given those before it
     "outside",  # whether the guide cannot draw a value that the model's distribution drew
@@ -51,16 +54,7 @@ READINGS = (
 )
 
 
-class Labelled(NamedTuple):
-    """An array whose dims have names."""
-
-    dims: tuple[str, ...]  # but the draws', which are in front
-    values: Tensor
-    discrete: bool = False
-    num_codes: int = 0  # values 0, 1, ... of a discrete site that has finitely many
-
-
-Readings = dict[str, dict[str, Labelled]]  # reading -> site -> array
+Readings = dict[str, dict[str, NamedArray]]  # reading -> site -> array
 
 
 def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
@@ -198,6 +192,7 @@ class _Reader(NamedTuple):
             "observed": (observed, _Reader(self.nesting, 1).data),
             "log_likelihood": (observed, self.log_likelihood),
             "mean": (observed, self.mean),
+            "seen": (observed, self.seen),
             "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
             "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
         }
@@ -210,34 +205,39 @@ class _Reader(NamedTuple):
             found["subsample"] = _subsamples(run.model_trace)
         return found
 
-    def value(self, name: str, site: Site) -> Labelled:
+    def value(self, name: str, site: Site) -> NamedArray:
         support = site.fn.support
         found = self.label(name, site, site.value, site.fn.event_dim)
         discrete = bool(support.is_discrete)
-        return found._replace(discrete=discrete, num_codes=_num_codes(support))
+        return replace(found, discrete=discrete, num_codes=_num_codes(support))
 
-    def data(self, name: str, site: Site) -> Labelled:
+    def data(self, name: str, site: Site) -> NamedArray:
         found = self.value(name, site)
-        return found._replace(values=found.values[0])
+        return replace(found, values=found.values[0])
 
-    def deterministic(self, name: str, site: Site) -> Labelled:
+    def deterministic(self, name: str, site: Site) -> NamedArray:
         value = site.value
         depth = max((-frame.dim for frame in site.plates.values()), default=0)
         if value.dim() > self.nesting and value.shape[0] == self.num_draws > 1:
             depth = self.nesting + 1
         return self.label(name, site, value, max(value.dim() - depth, 0))
 
-    def log_likelihood(self, name: str, site: Site) -> Labelled:
+    def log_likelihood(self, name: str, site: Site) -> NamedArray:
         return self.label(name, site, _masked(site, site.log_prob()), 0)
 
-    def mean(self, name: str, site: Site) -> Labelled | None:
+    def mean(self, name: str, site: Site) -> NamedArray | None:
         try:
             value = site.fn.mean
         except NotImplementedError:
             return None
         return self.label(name, site, value, site.fn.event_dim)
 
-    def rate(self, name: str, guide_site: Site, site: Site) -> Labelled:
+    def seen(self, name: str, site: Site) -> NamedArray:
+        """Of size 1 in event dims that the mask does not tell apart."""
+        event_dim = site.fn.event_dim
+        return self.label(name, site, entry_mask(site, event_dim), event_dim)
+
+    def rate(self, name: str, guide_site: Site, site: Site) -> NamedArray:
         """Log q - log p, by cell of the event where both have the same cells."""
         cells = {_num_cells(each.fn) for each in (guide_site, site)}
         num_cells = cells.pop() if len(cells) == 1 else 0
@@ -247,7 +247,7 @@ class _Reader(NamedTuple):
         )
         return self.label(name, site, log_q - log_p, num_cells)
 
-    def outside(self, name: str, guide_site: Site, site: Site) -> Labelled | None:
+    def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
         if not guide_site.needs_score or hasattr(guide_site.fn, "conditional_log_prob"):
             return None  # a network's softmax leaves nothing out, and drawing from it is slow
         missing = self.nesting + 1 - len(site.fn.batch_shape)
@@ -255,7 +255,7 @@ class _Reader(NamedTuple):
         log_q = guide_site.fn.log_prob(site.fn.sample(shape))
         return self.label(name, site, torch.isneginf(log_q), 0)
 
-    def label(self, name: str, site: Site, value: Tensor, event_dim: int) -> Labelled:
+    def label(self, name: str, site: Site, value: Tensor, event_dim: int) -> NamedArray:
         """Expand to the plates, name the dims, and drop those of size 1 under no plate."""
         frames = {frame.dim: frame for frame in site.plates.values()}
         num_batch = value.dim() - event_dim
@@ -267,13 +267,13 @@ class _Reader(NamedTuple):
         dims += [f"{name}_dim_{i}" for i in range(event_dim)]
         value = value.reshape(batch + event).expand(self.num_draws, *sizes.values(), *event)
         value = value.reshape(self.num_draws, *(sizes[d] for d in kept), *event)
-        return Labelled(tuple(dims), value)
+        return NamedArray(tuple(dims), value)
 
 
-def _subsamples(trace: poutine.Trace) -> dict[str, Labelled]:
+def _subsamples(trace: poutine.Trace) -> dict[str, NamedArray]:
     plates: dict[str, Any] = dict(trace.nodes.items())
     return {
-        name: Labelled((name,), site.value)
+        name: NamedArray((name,), site.value)
         for name, site in plates.items()
         if site["type"] == "sample" and site_is_subsample(site) and not _is_whole(site)
     }
@@ -332,11 +332,12 @@ def _cell_log_prob(fn: Any, value: Tensor, num_cells: int) -> Tensor:
 def _join(readings: list[Readings]) -> Readings:
     """Put runs one after the other; the data are the same in all."""
 
-    def joined(reading: str, name: str) -> Labelled:
+    def joined(reading: str, name: str) -> NamedArray:
         first = readings[0][reading][name]
         if reading in ("observed", "subsample") or len(readings) == 1:
             return first
-        return first._replace(values=torch.cat([each[reading][name].values for each in readings]))
+        parts = [each[reading][name].values for each in readings]
+        return replace(first, values=torch.cat(parts))
 
     return {
         reading: {name: joined(reading, name) for name in sites}

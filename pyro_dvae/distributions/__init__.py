@@ -1,25 +1,53 @@
-"""Distributions over codes that the framework lacks."""
+"""Distributions over discrete latents that Pyro lacks, or has in a form that copies its logits.
 
-from pyro_dvae.distributions.codes import (
-    RELAXATIONS,
-    AutoregressiveCategorical,
-    Categorical,
-    OneHotCategorical,
-    PathwiseBernoulli,
-    PathwiseCategorical,
-    log_prob_of_codes,
-    sample_codes,
+Start with `codes`: a `Categorical` whose particles share one copy of the logits.
+
+- `logits`: what all of them do with logits, such as normalising in float32 or better;
+- `codes`: one code at a time, as an integer or as a one-hot vector;
+- `autoregressive`: the joint distribution of all codes of a datum, one drawn after the other;
+- `pathwise`: draws that carry a gradient, as Gumbel-softmax does;
+- `members`: one of a list of values, each with a weight, as a truncated posterior has them.
+
+The room may import `ops`, and nothing of the package that is above it.
+
+Words of this room:
+
+- *code*: an integer below V, the value of one categorical latent; a datum has L of them;
+- *logits*: unnormalised log-probabilities ``(*batch, V)``, in nats; -inf rules a value out;
+- *shared*: held once, without the particle dims, for all particles that use it;
+- *teacher-forced*: all conditionals of given codes at once, rather than code by code;
+- *relaxed*: a point of the simplex in place of a one-hot vector;
+- *pathwise*: of a draw, that its derivative with respect to the logits exists;
+- *member*: one of the S states that a truncated posterior gives weight to;
+- *cell*: one place of a plate that lies within a datum.
+"""
+
+from pyro_dvae.distributions.autoregressive import AutoregressiveCategorical, CodeTransformer
+from pyro_dvae.distributions.codes import Categorical, OneHotCategorical
+from pyro_dvae.distributions.logits import (
+    log_softmax,
+    pick_codes,
+    precise,
+    precise_dtype,
     split_shared,
 )
+from pyro_dvae.distributions.members import Members
+from pyro_dvae.distributions.pathwise import RELAXATIONS, PathwiseBernoulli, PathwiseCategorical
+from pyro_dvae.ops.sampling import sample_codes
 
 __all__ = [
     "RELAXATIONS",
     "AutoregressiveCategorical",
     "Categorical",
+    "CodeTransformer",
+    "Members",
     "OneHotCategorical",
     "PathwiseBernoulli",
     "PathwiseCategorical",
-    "log_prob_of_codes",
+    "log_softmax",
+    "pick_codes",
+    "precise",
+    "precise_dtype",
     "sample_codes",
     "split_shared",
 ]

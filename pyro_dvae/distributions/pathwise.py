@@ -1,7 +1,8 @@
-"""Discrete distributions whose draws carry a gradient; `distributions` makes them public.
+"""Discrete distributions whose draws carry a gradient to their logits.
 
-What a draw is and how its gradient is estimated is in `ops.relaxing`. What they are scored by is
-the discrete distribution itself: no density of a relaxed draw stands against a discrete prior.
+What a draw is and how its gradient is estimated is in `ops.relaxing`. A draw is scored by the
+discrete distribution that it stands for: if a relaxed draw had a density of its own, it would be
+one over the simplex, and no match for the probabilities of a discrete prior.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch.distributions import Distribution
 from torch.distributions.kl import register_kl
 from torch.nn.functional import logsigmoid, one_hot
 
+from pyro_dvae.distributions.logits import LOGIT, LOGITS, log_softmax, precise
 from pyro_dvae.ops import relaxing
 from pyro_dvae.ops.bounds import (
     bernoulli_entropy,
@@ -29,24 +31,32 @@ __all__ = ["RELAXATIONS", "PathwiseBernoulli", "PathwiseCategorical"]
 
 RELAXATIONS = ("gumbel", "straight_through_gumbel", "straight_through", "reinmax", "gr_mck")
 
-_BY_GUMBELS = {"gumbel": "gumbel_softmax", "straight_through_gumbel": "straight_through_gumbel"}
+_FROM_GUMBELS = {
+    "gumbel": relaxing.gumbel_softmax,
+    "straight_through_gumbel": relaxing.straight_through_gumbel,
+}
+_FROM_A_DRAW = {"straight_through": relaxing.straight_through, "reinmax": relaxing.reinmax}
 
 
 class PathwiseCategorical(dist.TorchDistribution):
     """One of V codes, drawn as a vector over them with a path for the gradient to its logits.
 
+    Log-probabilities are those of the discrete distribution, linear in the vector: exact for
+    one-hot vectors, and never a density of relaxed ones.
+
     Args:
         logits: Unnormalised log-probabilities, ``(*batch, V)``; -inf rules a code out.
         method: One of `RELAXATIONS`, as `ops.relaxing` has them. Draws of "gumbel" are points of
             the simplex, those of all others one-hot vectors.
-        temperature: Of the softmax that makes the path.
-        num_gumbels: Gumbel vectors that "gr_mck" averages for each draw.
+        temperature: Of the softmax that makes the path; positive.
+        num_gumbels: Gumbel vectors that "gr_mck" averages for each draw; no other method has any.
+        validate_args: Whether to check arguments and values; None is Pyro's own setting.
 
-    Log-probabilities are those of the discrete distribution, linear in the vector: exact for
-    one-hot vectors, and never a density of relaxed ones.
+    Raises:
+        ValueError: If `method` is not one of `RELAXATIONS`.
     """
 
-    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012  (torch's protocol)
+    arg_constraints = {"logits": LOGITS}  # noqa: RUF012  (torch's protocol)
     support = constraints.independent(constraints.unit_interval, 1)
     has_rsample = True
 
@@ -61,7 +71,7 @@ class PathwiseCategorical(dist.TorchDistribution):
     ) -> None:
         if method not in RELAXATIONS:
             raise ValueError(f"`method` must be one of {RELAXATIONS}; got {method!r}.")
-        self.logits = torch.log_softmax(logits, dim=-1, dtype=_precise(logits))
+        self.logits = log_softmax(logits)
         self.method, self.temperature, self.num_gumbels = method, temperature, num_gumbels
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
 
@@ -87,19 +97,19 @@ class PathwiseCategorical(dist.TorchDistribution):
         """Draws of shape ``sample_shape + batch_shape + (V,)``, with a gradient."""
         shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
         logits = self.logits.expand(shape)
-        if "gumbel" in self.method:
-            draw = getattr(relaxing, _BY_GUMBELS[self.method])
-            return draw(logits, -_exponentials(logits).log(), self.temperature)
+        if self.method in _FROM_GUMBELS:
+            gumbels = -_exponentials(logits).log()
+            return _FROM_GUMBELS[self.method](logits, gumbels, self.temperature)
         uniforms = self.logits.new_empty((math.prod(sample_shape), *self.batch_shape)).uniform_()
         codes = sample_codes(self.logits, uniforms).reshape(shape[:-1])
         hard = one_hot(codes, shape[-1]).to(logits.dtype)
         if self.method == "gr_mck":
             noise = _exponentials(logits.expand(self.num_gumbels, *shape))
             return relaxing.gumbel_rao(logits, hard, noise, self.temperature)
-        return getattr(relaxing, self.method)(logits, hard, self.temperature)
+        return _FROM_A_DRAW[self.method](logits, hard, self.temperature)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``Σ_v value_v log p_v``."""
+        """``Σ_v value_v log p_v``, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         return relaxing.linear_log_prob(self.logits, value)
@@ -113,14 +123,18 @@ class PathwiseBernoulli(dist.TorchDistribution):
     """A binary latent with a path for the gradient to its logit: the second of two codes.
 
     Args:
-        logits: Of a 1, ``(*batch,)``.
+        logits: Those of a 1, ``(*batch,)``.
         method: As for `PathwiseCategorical`; draws of "gumbel" lie between 0 and 1, those of all
             others are 0 or 1.
         temperature: As for `PathwiseCategorical`.
         num_gumbels: As for `PathwiseCategorical`.
+        validate_args: As for `PathwiseCategorical`.
+
+    Raises:
+        ValueError: If `method` is not one of `RELAXATIONS`.
     """
 
-    arg_constraints = {"logits": constraints.real}  # noqa: RUF012  (torch's protocol)
+    arg_constraints = {"logits": LOGIT}  # noqa: RUF012  (torch's protocol)
     support = constraints.unit_interval
     has_rsample = True
 
@@ -133,14 +147,15 @@ class PathwiseBernoulli(dist.TorchDistribution):
         num_gumbels: int = 10,
         validate_args: bool | None = None,
     ) -> None:
-        options: dict[str, Any] = {
-            "method": method,
-            "temperature": temperature,
-            "num_gumbels": num_gumbels,
-        }
-        self.logits = logits.to(_precise(logits))
+        self.logits = precise(logits)
         pair = torch.stack([logsigmoid(-self.logits), logsigmoid(self.logits)], dim=-1)
-        self._codes = PathwiseCategorical(pair, **options, validate_args=False)
+        self._codes = PathwiseCategorical(
+            pair,
+            method=method,
+            temperature=temperature,
+            num_gumbels=num_gumbels,
+            validate_args=False,
+        )
         super().__init__(logits.shape, validate_args=validate_args)
 
     @property
@@ -163,7 +178,7 @@ class PathwiseBernoulli(dist.TorchDistribution):
         return self._codes.rsample(sample_shape)[..., 1]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``value log p + (1 - value) log (1 - p)``."""
+        """``value log p + (1 - value) log (1 - p)``, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         return self._codes.log_prob(torch.stack([1.0 - value, value], dim=-1))
@@ -187,8 +202,3 @@ def _exponentials(like: Tensor) -> Tensor:
     """Standard exponential noise of a shape; its logarithm is finite."""
     noise = torch.empty(like.shape, dtype=like.dtype, device=like.device).exponential_()
     return noise.clamp(min=torch.finfo(like.dtype).tiny)
-
-
-def _precise(logits: Tensor) -> torch.dtype:
-    """At least float32: half precision is for networks, not for log-densities."""
-    return torch.promote_types(logits.dtype, torch.float32)

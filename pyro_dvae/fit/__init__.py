@@ -1,6 +1,23 @@
 """Train a model and guide: minibatches, progress, log, evaluation, checkpoints, a clear stop.
 
-``fit(svi, *data, num_steps=...)`` takes any Pyro `SVI`, whatever its model, guide and loss.
+``fit(svi, *data, num_steps=...)`` takes any Pyro `SVI`, whatever its model, guide and loss. Start
+with `loop`, which holds `fit` and its arguments; `run` is the loop itself.
+
+- `loop`, `run`: `fit`, and the run that it makes; `restarts`: several runs, of which the best is
+  kept; `result`: what they hand back, and the errors that end them; `schedules`;
+- `data`, `batches`: what a user may pass, and the stream of batches that it becomes;
+- `transform`, `steps`: the user's change of a batch, and batches made ready for a step;
+- `svi`: what an `SVI` holds, the modules behind its programs included;
+- `evaluation`: the loss on held-out data; `losses`: the check that all is finite;
+- `checkpoints`, `plain`: the format of a checkpoint; `log`, `files`, `rng`, `signals`.
+
+This room may import `infer` and the rooms below it.
+
+Words: a *batch* is what model and guide are called with in a *step*; an *epoch* visits the rows of
+the data once; the *transform* changes each batch of the training and none of the *held-out* data; a
+*row* of the log is one line of it (of the data, one entry of their leading axis); a *checkpoint*
+holds the *run state* (losses, log, position in the data) and the *training state* (parameters,
+modules, optimisers, the state of the loss, generators).
 """
 
 from pyro_dvae.fit.loop import fit

@@ -6,6 +6,7 @@ over the last tenth of the steps; with a bound as the loss, by the bound.
 """
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyro
 from jaxtyping import Float
 from pyro.infer import SVI
 
+from pyro_dvae.fit.checkpoints import CHECKPOINT
 from pyro_dvae.fit.loop import fit
 from pyro_dvae.fit.result import DivergenceError, FitResult
 
@@ -22,7 +24,19 @@ __all__ = ["fit_restarts", "recent_loss"]
 
 
 def fit_restarts(
-    make_svi: Callable[[], SVI], *data: Any, num_restarts: int = 4, num_steps: int, **settings: Any
+    make_svi: Callable[[], SVI],
+    *data: Any,
+    num_restarts: int = 4,
+    num_steps: int,
+    batch_size: int | None = None,
+    transform: Callable[..., Any] | None = None,
+    eval_data: Any = None,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    log_every: int = 50,
+    eval_every: int = 1000,
+    checkpoint_every: int = 1000,
 ) -> FitResult:
     """Train from `num_restarts` starts, one after the other, and keep the best run.
 
@@ -34,8 +48,15 @@ def fit_restarts(
         *data: As in `fit`.
         num_restarts: Runs.
         num_steps: Steps of each run.
-        **settings: As in `fit`. Each run has a folder of its own in `folder`, `restart-0` and so
-            on; with `resume` those that are there go on.
+        batch_size: As in `fit`.
+        transform: As in `fit`; each run draws on its own.
+        eval_data: As in `fit`.
+        folder: As in `fit`. Each run has a folder of its own in it, `restart-0` and so on.
+        resume: The runs that have begun in `folder` go on; the others begin.
+        progress: As in `fit`.
+        log_every: As in `fit`.
+        eval_every: As in `fit`.
+        checkpoint_every: As in `fit`.
 
     Returns:
         The result of the best run; `recent_loss` of its losses is the least.
@@ -46,12 +67,42 @@ def fit_restarts(
     """
     if num_restarts < 1:
         raise ValueError(f"`num_restarts` must be at least 1; got {num_restarts}.")
+
+    def run(i: int) -> FitResult:
+        place = None if folder is None else Path(folder) / f"restart-{i}"
+        return fit(
+            make_svi(),
+            *data,
+            num_steps=num_steps,
+            batch_size=batch_size,
+            transform=transform,
+            eval_data=eval_data,
+            folder=place,
+            resume=resume and (place is None or (place / CHECKPOINT).exists()),
+            progress=progress,
+            log_every=log_every,
+            eval_every=eval_every,
+            checkpoint_every=checkpoint_every,
+        )
+
+    return _best_of(num_restarts, run)
+
+
+def recent_loss(losses: Float[np.ndarray, "steps"]) -> float:
+    """Exponential average of the losses, with the last tenth of the steps as its time constant."""
+    decay = math.exp(-10.0 / len(losses))
+    weights = decay ** np.arange(len(losses))[::-1]
+    return float(np.average(losses, weights=weights))
+
+
+def _best_of(num_runs: int, run: Callable[[int], FitResult]) -> FitResult:
+    """Make the runs, each in a parameter store of its own, and leave that of the best."""
     best: tuple[float, FitResult, Any] | None = None
     diverged: DivergenceError | None = None
-    for i in range(num_restarts):
+    for i in range(num_runs):
         with pyro.get_param_store().scope() as store:
             try:
-                result = fit(make_svi(), *data, num_steps=num_steps, **_settings(settings, i))
+                result = run(i)
             except DivergenceError as error:
                 diverged = error
                 continue
@@ -63,20 +114,3 @@ def fit_restarts(
         raise diverged
     pyro.get_param_store().set_state(best[2])
     return best[1]
-
-
-def recent_loss(losses: Float[np.ndarray, "steps"]) -> float:
-    """Exponential average of the losses, with the last tenth of the steps as its time constant."""
-    decay = math.exp(-10.0 / len(losses))
-    weights = decay ** np.arange(len(losses))[::-1]
-    return float(np.average(losses, weights=weights))
-
-
-def _settings(settings: dict[str, Any], i: int) -> dict[str, Any]:
-    """The settings of run i; one that has not begun has nothing to resume."""
-    folder = settings.get("folder")
-    if folder is None:
-        return settings
-    own = Path(folder) / f"restart-{i}"
-    begun = bool(settings.get("resume")) and (own / "checkpoint.pt").exists()
-    return {**settings, "folder": own, "resume": begun}

@@ -31,9 +31,9 @@ from pyro_dvae.infer.exact import Exact_ELBO
 from pyro_dvae.infer.quantization import VQ_ELBO
 from pyro_dvae.infer.reinforce import Reinforce_ELBO
 from pyro_dvae.infer.relaxation import relax
-from pyro_dvae.infer.truncated.guide import TruncatedGuide, draws_of
+from pyro_dvae.infer.truncated.guide import TruncatedGuide
 from pyro_dvae.infer.truncated.loss import Truncated_ELBO
-from pyro_dvae.infer.truncated.proposals import informed_flip, prior_flip
+from pyro_dvae.infer.truncated.proposals import draws_of, informed_flip, prior_flip
 from pyro_dvae.infer.vimco import VIMCO_ELBO
 from pyro_dvae.infer.wake_sleep import WakeSleep_ELBO
 from pyro_dvae.programs.record import Particles

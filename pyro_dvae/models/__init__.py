@@ -1,17 +1,38 @@
-"""Discrete VAEs: a prior, a decoder, a likelihood."""
+"""Discrete VAEs as Pyro models: a prior, a decoder and a likelihood, put together.
 
-from pyro_dvae.models.vae import (
+Start with `vae`: `DiscreteVAE` is the model, and its parts are arguments.
+
+- a *prior* is called without arguments and returns p(z), the distribution of the latents of one
+  datum, event shape (L,); `Prior` is the contract, `priors` has some;
+- a *decoder* maps latents ``(*batch, L)`` to outputs ``(*batch, *shape of x)``; `Decoder` is the
+  contract, `nets` has some;
+- a *likelihood* turns these outputs into p(x | z), the distribution of a datum; `Likelihood` is the
+  contract, `likelihoods` has some.
+
+`closed_forms` is for parameters that follow from a posterior without a gradient. `plates` has the
+plate "data" that a model and its guide have in common.
+
+The room may import `ops`, `distributions` and `nets`, and nothing of the package that is above it.
+
+Words of this room:
+
+- *latents*: what is at the site "z": codes, integers below V, or binary numbers; L per datum;
+- *datum*: one element of the plate "data"; a *batch* holds some or all of them;
+- *outputs*: what a decoder returns: logits or means, as the likelihood reads them;
+- *learnt*: by gradient, as any parameter; *closed form*: set by a loss that knows a posterior;
+- *observed*: of an entry of a datum, that it is not missing.
+"""
+
+from pyro_dvae.models.closed_forms import ClosedForm
+from pyro_dvae.models.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
+from pyro_dvae.models.priors import (
     AutoregressivePrior,
-    BernoulliLikelihood,
     BernoulliPrior,
     CategoricalPrior,
-    ClosedForm,
-    CodeModel,
-    DiscreteVAE,
-    GaussianLikelihood,
+    Prior,
     UniformPrior,
-    mnist_vae,
 )
+from pyro_dvae.models.vae import CodeModel, Decoder, DiscreteVAE, mnist_vae
 
 __all__ = [
     "AutoregressivePrior",
@@ -20,8 +41,11 @@ __all__ = [
     "CategoricalPrior",
     "ClosedForm",
     "CodeModel",
+    "Decoder",
     "DiscreteVAE",
     "GaussianLikelihood",
+    "Likelihood",
+    "Prior",
     "UniformPrior",
     "mnist_vae",
 ]

@@ -1,12 +1,8 @@
 """Discrete variational autoencoders as Pyro models: a prior, a decoder, a likelihood.
 
-`DiscreteVAE` has the sites "z" (codes, event dim 1) and "x" (the datum) under the plate
-"data" at dim -1. Its parts are networks of their own, so a learnt prior or another
-likelihood is a matter of passing it in:
-
-- a prior is a module that returns a distribution over "z" with event dim 1, when called;
-- a likelihood is a module that maps the decoder's outputs and the number of event dims to
-  a distribution over "x".
+`DiscreteVAE` has the sites "z" (the latents of a datum, event dim 1) and "x" (the datum) under the
+plate "data" at dim -1. `Prior`, `Decoder` and `Likelihood` say what it asks of its parts, so that a
+learnt prior or another likelihood is a matter of passing it in.
 
 References:
     [1] Drolet, Al-Hafez, Bhatt, Peters & Arenz. Discrete variational autoencoding via
@@ -14,7 +10,7 @@ References:
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import pyro
 import pyro.distributions as dist
@@ -23,46 +19,43 @@ from jaxtyping import Bool, Float, Int, Integer, Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_dvae.models.parts import (
-    AutoregressivePrior,
-    BernoulliLikelihood,
-    BernoulliPrior,
-    CategoricalPrior,
-    ClosedForm,
-    GaussianLikelihood,
-    UniformPrior,
-)
+from pyro_dvae.models.likelihoods import BernoulliLikelihood, Likelihood
+from pyro_dvae.models.plates import data_plate, plate_size
+from pyro_dvae.models.priors import Prior, UniformPrior
 from pyro_dvae.nets import MLPDecoder, register
+from pyro_dvae.nets.inputs import check_floats
 
-__all__ = [
-    "AutoregressivePrior",
-    "BernoulliLikelihood",
-    "BernoulliPrior",
-    "CategoricalPrior",
-    "ClosedForm",
-    "CodeModel",
-    "DiscreteVAE",
-    "GaussianLikelihood",
-    "UniformPrior",
-    "mnist_vae",
-]
+__all__ = ["CodeModel", "Decoder", "DiscreteVAE", "mnist_vae"]
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What a model asks of a decoder.
+
+    One that takes relaxed codes ``(*batch, L, V)`` beside codes has a method ``batch_shape(z)``
+    that tells which of the dims of `z` are the batch's, as `nets.MLPDecoder`.
+    """
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Outputs ``(*batch, *shape of x)`` for codes ``(*batch, L)``, as the likelihood reads."""
 
 
 class DiscreteVAE(nn.Module):
     """Model ``p(z) p(x | z)`` of data with discrete latents.
 
-    Args:
-        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *shape of x)``. One
-            that takes relaxed codes ``(*batch, L, V)`` has a method `batch_shape`, as `MLPDecoder`.
-        prior: Module that returns p(z), as `UniformPrior`.
-        likelihood: Module that turns outputs into p(x | z), as `BernoulliLikelihood`.
-
     Call it as ``model(x)`` to condition on data, as ``model(x, index, num_data)`` on a minibatch,
     rows `index` of `num_data`, or as ``model(num_data=10)`` to sample from it. Where the mask
     `observed`, of the shape of `x`, is False, `x` is missing and leaves the likelihood.
+
+    Args:
+        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *shape of x)``.
+        prior: Returns p(z) when called, as `UniformPrior`.
+        likelihood: Turns outputs into p(x | z), as `BernoulliLikelihood`.
+
+    Each is a `torch.nn.Module`, or a callable without parameters.
     """
 
-    def __init__(self, decoder: nn.Module, prior: nn.Module, likelihood: nn.Module) -> None:
+    def __init__(self, decoder: Decoder, prior: Prior, likelihood: Likelihood) -> None:
         super().__init__()
         self.decoder, self.prior, self.likelihood = decoder, prior, likelihood
 
@@ -73,11 +66,24 @@ class DiscreteVAE(nn.Module):
         num_data: int | None = None,
         observed: Bool[Tensor, "B *event"] | None = None,
     ) -> Float[Tensor, "*particles_B_event"]:
-        """Sample the sites "z" and, unless given, "x"; returns "x"."""
+        """Sample the sites "z" and, unless given, "x".
+
+        Args:
+            x: Data, floating-point numbers.
+            index: Which of all data those in `x` are; None if they are all.
+            num_data: The number of all data, of a minibatch or to be sampled.
+            observed: Where `x` is there; None is everywhere.
+
+        Returns:
+            The value of "x".
+
+        Raises:
+            ValueError: If arguments, parts and data do not fit together.
+        """
         register("model", self)
-        prior = self.prior()
-        with pyro.plate("data", _plate_size(x, index, num_data), subsample=index, dim=-1):
-            z = pyro.sample("z", prior, infer=_asking(self.prior))
+        prior = cast("dist.TorchDistribution", self.prior())
+        with data_plate(plate_size(x, index, num_data, "x"), index):
+            z = pyro.sample("z", prior, infer=_infer(self.prior))
             _check_length(z.shape[len(self._batch(z)) :], prior.event_shape)
             outputs, event_dim = self._outputs(z)
             likelihood = self.likelihood(outputs, event_dim)
@@ -86,10 +92,11 @@ class DiscreteVAE(nn.Module):
             if observed is not None:
                 likelihood = _masked(likelihood, observed)
                 x = None if x is None else torch.where(observed, x, 0.0)
-            return pyro.sample("x", likelihood, obs=x, infer=_asking(self.likelihood))
+            fn = cast("dist.TorchDistribution", likelihood)
+            return pyro.sample("x", fn, obs=x, infer=_infer(self.likelihood))
 
     def reconstruct(self, z: Shaped[Tensor, "*batch L"]) -> Float[Tensor, "*batch_event"]:
-        """The mean of p(x | z)."""
+        """The mean of p(x | z), ``(*batch, *shape of x)``."""
         return self.likelihood(*self._outputs(z)).mean
 
     def _outputs(self, z: Tensor) -> tuple[Tensor, int]:
@@ -104,7 +111,7 @@ class DiscreteVAE(nn.Module):
         return outputs, outputs.dim() - len(batch)
 
     def _batch(self, z: Tensor) -> Sequence[int]:
-        """The leading dims of codes, or of vectors in their place."""
+        """The leading dims of codes, or of relaxed codes."""
         return getattr(self.decoder, "batch_shape", _batch_of_codes)(z)
 
 
@@ -115,12 +122,12 @@ class CodeModel(nn.Module):
     with the same prior. Call it as ``model(codes)``, or ``model(num_data=10)`` for samples.
 
     Args:
-        prior: Module that returns p(z), given labels if it is an `AutoregressivePrior` of classes.
+        prior: Returns p(z) when called, with labels if it is an `AutoregressivePrior` of classes.
     """
 
-    def __init__(self, prior: nn.Module) -> None:
+    def __init__(self, prior: Prior) -> None:
         super().__init__()
-        self.prior = prior
+        self.prior: Any = prior
 
     def forward(
         self,
@@ -129,19 +136,32 @@ class CodeModel(nn.Module):
         *,
         num_data: int | None = None,
     ) -> Shaped[Tensor, "*particles_B L"]:
-        """Sample or observe the site "z"."""
+        """Sample or observe the site "z".
+
+        Args:
+            codes: Codes of data; None to sample some.
+            labels: The class of each datum, for a prior of classes.
+            num_data: How many data to sample.
+
+        Returns:
+            The value of "z".
+
+        Raises:
+            ValueError: If the codes are not as many as the prior's, or their number is not told.
+        """
         register("model", self)
         prior = self.prior() if labels is None else self.prior(labels)
         if codes is not None:
             _check_length(codes.shape[1:], prior.event_shape)
-        with pyro.plate("data", _plate_size(codes, None, num_data, "codes"), dim=-1):
+        with data_plate(plate_size(codes, None, num_data, "codes"), None):
             return pyro.sample("z", prior, obs=codes)
 
 
 def mnist_vae(mean: Float[Tensor, "28 28"] | None = None) -> DiscreteVAE:
     """The published MNIST model [1]: 8 codes of 256 values, binary 28 x 28 images.
 
-    The decoder starts at the `mean` of the training images, if given.
+    Args:
+        mean: The mean of the training images, which the decoder then starts at.
     """
     likelihood = BernoulliLikelihood()
     start = None if mean is None else likelihood.link(mean)
@@ -153,8 +173,8 @@ def _batch_of_codes(z: Tensor) -> Sequence[int]:
     return z.shape[:-1]
 
 
-def _asking(part: nn.Module) -> Any:
-    """What a site's `infer` says of a prior or likelihood of any make."""
+def _infer(part: Any) -> Any:
+    """What a site's `infer` says of its prior or likelihood, which may be of any make."""
     form = getattr(part, "closed_form", None)
     return {} if form is None else {"closed_form": form}
 
@@ -170,34 +190,8 @@ def _masked(likelihood: Distribution, observed: Tensor) -> Distribution:
     return base.mask(observed).to_event(event_dim)
 
 
-def _plate_size(
-    x: Tensor | None, index: Tensor | None, num_data: int | None, name: str = "x"
-) -> int:
-    """Data in the plate: those of `x`, or `num_data` with the rows `index`, or without `x`."""
-    if index is not None:
-        if num_data is None or (x is not None and len(x) != len(index)):
-            raise ValueError(
-                "`index` says which rows of `num_data` the data in `x` are, one each; got "
-                f"{len(index)} rows, num_data={num_data} and "
-                f"{'no x' if x is None else f'x of shape {tuple(x.shape)}'}."
-            )
-        return num_data
-    if x is None and num_data is None:
-        raise ValueError(
-            f"Without `{name}` the model must be told `num_data`, how many data to sample."
-        )
-    size = num_data if x is None else len(x) if x.dim() else 0
-    if not size or size < 1 or num_data not in (None, size):
-        found = f"num_data={num_data}" if x is None else f"{name} of shape {tuple(x.shape)}"
-        raise ValueError(
-            f"`{name}` must hold at least one datum on its first axis, and `num_data` is for "
-            f"sampling without `{name}`; got {found} and num_data={num_data}."
-        )
-    return size
-
-
 def _check_length(found: Sequence[int], wanted: Sequence[int]) -> None:
-    """Whether codes, or vectors in their place, are as many as the prior's."""
+    """Whether the latents that were sampled or given are as many as the prior's."""
     if tuple(found[:1]) != tuple(wanted):
         raise ValueError(
             f'`prior` at site "z" is of {wanted[0]} latents, but the codes are {found[0]} per '
@@ -213,8 +207,4 @@ def _check_data(x: Tensor, event_shape: Sequence[int]) -> None:
             f'site "x"; got {tuple(x.shape)}. Reshape the data, or give the decoder that '
             "`output_shape`."
         )
-    if not x.is_floating_point():
-        raise ValueError(
-            f'`x` at site "x" must hold floating-point numbers; got {x.dtype}. Convert it first, '
-            "as in x.float() / 255 or (x > 127).float()."
-        )
+    check_floats(x, '`x` at site "x"')

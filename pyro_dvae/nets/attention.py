@@ -1,8 +1,12 @@
-"""Pre-norm transformer blocks without biases in attention, ReLU feed-forward.
+"""Blocks of a transformer: pre-norm, without biases in attention, with a ReLU feed-forward layer.
 
-Sequences are ``(N, L, D)``. Cross-attention takes K particles per datum, ``(K, B, L, D)``,
-and folds them into the query axis, so keys and values are computed and kept once per datum.
-A `Cache` holds what earlier codes left behind, allocated once for all L of them.
+Tokens are ``(K, B, L, D)``: K particles of each of B data, L tokens of width D. In self-attention
+each of the ``N = K * B`` sequences is apart. In cross-attention all particles of a datum look at
+its context ``(B, P, D)``: they are folded into the query axis, so that the context's keys and
+values are computed and held once per datum.
+
+A sampler goes token by token; a `Cache`, allocated once for all L of them, holds what earlier
+tokens left behind.
 """
 
 from typing import NamedTuple
@@ -15,28 +19,31 @@ __all__ = ["Block", "Cache", "KeysValues"]
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of one layer, each ``(N, heads, length, D / heads)``."""
+    """The keys and values of one layer, each ``(sequences, heads, length, D / heads)``."""
 
     keys: Tensor
     values: Tensor
 
 
 class Cache(NamedTuple):
-    """One layer's state in sampling: its own past (filled in place) and the context's."""
+    """What one layer remembers while a sampler goes token by token."""
 
-    past: KeysValues
-    context: KeysValues | None
+    past: KeysValues  # of the tokens so far; filled in place
+    context: KeysValues | None  # of the context, if there is one
 
 
 class Block(nn.Module):
-    """Self-attention, optional cross-attention, feed-forward: each ``x + f(norm(x))``.
+    """Self-attention, cross-attention if asked for, and feed-forward: each ``x + f(norm(x))``.
 
     Args:
-        embed_dim: Width D of a token.
+        embed_dim: Width of a token, D.
         num_heads: Attention heads; must divide D.
-        mlp_ratio: Width of the feed-forward layer over D.
+        mlp_ratio: Width of the feed-forward layer, in units of D.
         causal: Whether a token sees only itself and those before it.
         cross_attention: Whether there is a context to look at.
+
+    Raises:
+        ValueError: If `num_heads` does not divide D.
     """
 
     def __init__(
@@ -68,9 +75,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """All tokens at once: x ``(K, B, L, D)``, context ``(B, P, D)``."""
-        queries, keys, values = self._project(x.flatten(0, 1))
-        seen = functional.scaled_dot_product_attention(queries, keys, values, is_causal=self.causal)
-        x = x + self.self_out(_merge(seen)).view_as(x)
+        projected = self._project(x.flatten(0, 1))
+        attended = functional.scaled_dot_product_attention(*projected, is_causal=self.causal)
+        x = x + self.self_out(_merge(attended)).view_as(x)
         if context is not None:
             x = x + self._cross(x, self.context_keys_values(context))
         return x + self._mlp(x)
@@ -80,16 +87,16 @@ class Block(nn.Module):
         queries, keys, values = self._project(x.flatten(0, 1))
         past_keys, past_values = cache.past
         past_keys[:, :, position], past_values[:, :, position] = keys[:, :, 0], values[:, :, 0]
-        seen = functional.scaled_dot_product_attention(
+        attended = functional.scaled_dot_product_attention(
             queries, past_keys[:, :, : position + 1], past_values[:, :, : position + 1]
         )
-        x = x + self.self_out(_merge(seen)).view_as(x)
+        x = x + self.self_out(_merge(attended)).view_as(x)
         if cache.context is not None:
             x = x + self._cross(x, cache.context)
         return x + self._mlp(x)
 
     def context_keys_values(self, context: Tensor) -> KeysValues:
-        """Keys and values of the context, once per datum."""
+        """The keys and values of a context ``(B, P, D)``, once per datum."""
         keys, values = self.cross_kv(context).chunk(2, dim=-1)
         return KeysValues(self._split(keys), self._split(values))
 
@@ -113,8 +120,8 @@ class Block(nn.Module):
         particles, batch, length, width = x.shape
         queries = self.cross_q(self.cross_norm(x)).transpose(0, 1)
         queries = self._split(queries.reshape(batch, particles * length, width))
-        seen = _merge(functional.scaled_dot_product_attention(queries, *context))
-        return self.cross_out(seen.view(batch, particles, length, width).transpose(0, 1))
+        attended = _merge(functional.scaled_dot_product_attention(queries, *context))
+        return self.cross_out(attended.view(batch, particles, length, width).transpose(0, 1))
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.mlp_out(functional.relu(self.mlp_in(self.mlp_norm(x)), inplace=True))
@@ -127,12 +134,3 @@ class Block(nn.Module):
 def _merge(x: Tensor) -> Tensor:
     """(N, heads, L, D / heads) -> (N, L, D)."""
     return x.transpose(1, 2).flatten(start_dim=2)
-
-
-def sinusoids(length: int, width: int) -> Tensor:
-    """Fixed position codes ``(length, width)``: sines, then cosines, of periods 2π to 2π·10⁴."""
-    num_sines = (width + 1) // 2
-    frequencies = 10_000.0 ** -torch.linspace(0, 1, num_sines, dtype=torch.float64)
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
-    table = torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
-    return table.to(torch.get_default_dtype())

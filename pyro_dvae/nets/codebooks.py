@@ -1,7 +1,7 @@
 """Codebooks: what a vector-quantised guide and its model share.
 
 A codebook turns vectors ``(*batch, D)`` into codes ``(*batch,)`` by `quantize`, and codes into
-vectors when called. Guide and decoder hold the same one, so the model is an ordinary one with
+vectors when called. Guide and decoder hold the same one. The model is thereby an ordinary one with
 integer codes, which any algorithm can train.
 
 References:
@@ -19,8 +19,8 @@ from torch import Tensor, distributed, nn
 
 from pyro_dvae.ops.quantizing import (
     CodebookState,
+    code_counts,
     code_sums,
-    count_codes,
     level_vectors,
     nearest_codes,
     quantize_levels,
@@ -32,28 +32,32 @@ __all__ = ["Codebook", "CodebookDecoder", "FiniteScalars", "Quantized"]
 
 
 class Quantized(NamedTuple):
-    """Vectors before and after quantisation."""
+    """Vectors before and after quantisation, ``(*batch, D)``, and their codes ``(*batch,)``."""
 
-    inputs: Float[Tensor, "*batch D"]  # where the gradient goes
+    inputs: Float[Tensor, "*batch D"]  # they take the gradient of the loss
     codes: Integer[Tensor, "*batch"]
-    vectors: Float[Tensor, "*batch D"]  # of the codes; their gradient is the codebook's
+    vectors: Float[Tensor, "*batch D"]  # of the codes; their gradient goes to the codebook
 
 
 class Codebook(nn.Module):
     """A table of vectors, learnt by gradient or as moving averages of its inputs [1].
 
-    Args:
-        num_codes: Vectors, V, at least 2.
-        embed_dim: Their width, D.
-        decay: Of the moving averages, in [0, 1); None makes the table a parameter instead.
-        min_count: A code that a moving average follows restarts at an input of the batch, drawn
-            with replacement, when it is chosen less often, in inputs per batch (of all processes).
-        table: Where it starts, ``(V, D)``, as from `ops.quantizing.spread_codes`; a moving average
-            as if each code had been chosen `min_count` times. Left out, a parameter starts uniform
-            within 1 / V, a moving average at inputs of the first batch.
-
     Moving averages advance as those of batch normalisation do: whenever a guide runs in training
     mode with gradients enabled.
+
+    Args:
+        num_codes: Vectors in the table, V, at least 2.
+        embed_dim: Width of a vector, D.
+        decay: What a moving average keeps of itself at each step, in [0, 1); None makes the table
+            a parameter instead.
+        min_count: Restart a code that is chosen less often than this, in inputs per batch (of all
+            processes), at an input of the batch drawn with replacement; for moving averages alone.
+        table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`; a moving
+            average starts as if each of them had been chosen `min_count` times. Left out, a
+            parameter starts uniform within 1 / V, a moving average at inputs of the first batch.
+
+    Raises:
+        ValueError: If an argument is out of its range, or `table` has another shape.
     """
 
     table: Tensor
@@ -86,11 +90,11 @@ class Codebook(nn.Module):
         self.register_buffer("sums", start * counts[:, None])
 
     def forward(self, codes: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
-        """The vectors of codes."""
+        """The vectors of codes, from the table."""
         return nn.functional.embedding(codes.long(), self.table)
 
     def quantize(self, inputs: Float[Tensor, "*batch D"], *, learn: bool = False) -> Quantized:
-        """Nearest codes; with `learn`, moving averages take these inputs in."""
+        """The nearest codes of vectors; if `learn`, moving averages then take the vectors in."""
         learn = learn and self.decay is not None
         if learn:
             candidates = self._candidates(inputs)
@@ -104,7 +108,8 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _follow(self, quantized: Quantized, candidates: Tensor) -> None:
-        counts = _over_processes(count_codes(quantized.codes, self.num_codes))
+        """Advance the moving averages by one batch."""
+        counts = _over_processes(code_counts(quantized.codes, self.num_codes))
         sums = _over_processes(code_sums(quantized.inputs, quantized.codes, self.num_codes))
         state = CodebookState(self.table, self.counts, self.sums)
         state = update_codebook(state, counts, sums, decay=self.decay or 0.0)
@@ -120,7 +125,7 @@ class Codebook(nn.Module):
         """One input of the batch for each code, drawn at random; the same in all processes."""
         flat = inputs.reshape(-1, self.embed_dim)
         rows = flat[torch.randint(len(flat), (self.num_codes,), device=flat.device)]
-        if distributed.is_available() and distributed.is_initialized():
+        if _are_several_processes():
             distributed.broadcast(rows, 0)
         return rows.to(self.table.dtype)
 
@@ -129,8 +134,11 @@ class FiniteScalars(nn.Module):
     """A codebook without parameters: each channel is bounded and rounded to a few levels [2].
 
     Args:
-        levels: Levels of each channel, at least 2; V is their product, D their number. Published:
-            (8, 5, 5, 5) for some 2**10 codes, (7, 5, 5, 5, 5) for 2**12.
+        levels: Levels of each channel, at least 2. The number of channels is D, the product of
+            their levels V. Published: (8, 5, 5, 5) for some 2**10 codes, (7, 5, 5, 5, 5) for 2**12.
+
+    Raises:
+        ValueError: If there are no channels, or one has fewer than 2 levels.
     """
 
     table: Tensor
@@ -148,21 +156,21 @@ class FiniteScalars(nn.Module):
         return self.table[codes.long()]
 
     def quantize(self, inputs: Float[Tensor, "*batch D"], *, learn: bool = False) -> Quantized:
-        """Rounded inputs; there is nothing to learn and nothing to commit to."""
+        """The vectors that `inputs` are rounded to; there is nothing to learn or to commit to."""
         vectors, codes = quantize_levels(inputs, self.levels)
         return Quantized(vectors, codes, vectors.detach())
 
 
 class CodebookDecoder(nn.Module):
-    """A decoder of codes: their vectors, side by side, through a network.
+    """A decoder of codes: it puts their vectors side by side through a network.
 
     Args:
-        codebook: `Codebook` or `FiniteScalars`, that of the guide.
+        codebook: `Codebook` or `FiniteScalars`, the one that the guide has.
         network: From vectors ``(*batch, L * D)`` to outputs, as `MLPDecoder` with L * D latents
             and `num_codes` None.
     """
 
-    def __init__(self, codebook: nn.Module, network: nn.Module) -> None:
+    def __init__(self, codebook: Codebook | FiniteScalars, network: nn.Module) -> None:
         super().__init__()
         self.codebook, self.network = codebook, network
 
@@ -192,6 +200,11 @@ def _check_codebook(
 
 
 def _over_processes(total: Tensor) -> Tensor:
-    if distributed.is_available() and distributed.is_initialized():
+    """The sum of the totals of all processes."""
+    if _are_several_processes():
         distributed.all_reduce(total)
     return total
+
+
+def _are_several_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

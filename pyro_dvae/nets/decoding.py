@@ -1,8 +1,9 @@
 """The most likely codes of an autoregressive distribution: greedy decoding and beam search.
 
-A beam keeps the W best beginnings of a code and extends each by every value of the next. W = 1 is
-greedy; with W = V**L nothing is dropped and the best code is the exact mode. For draws in place of
-modes, call the distribution's own `sample`.
+This is no network but a search that runs one; it is in this room as the counterpart of the
+transformer's sampler. A beam holds the W best beginnings of a datum's codes and extends each by
+every value of the next code. W = 1 is greedy; with W = V**L nothing is dropped, and the best codes
+are the exact mode. For draws in place of modes, call the distribution's own `sample`.
 
 Each of the L steps runs the network on whole sequences, without a cache: decoding is for a look at
 a few data, not for training.
@@ -15,27 +16,27 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_dvae.distributions import AutoregressiveCategorical
+from pyro_dvae.distributions import AutoregressiveCategorical, log_softmax
 
 __all__ = ["DecodedCodes", "decode_codes"]
 
 
 class DecodedCodes(NamedTuple):
-    """The best W codes of each datum, best first."""
+    """The W best codes of each datum, best first."""
 
     codes: Integer[Tensor, "W *batch L"]
-    log_probs: Float[Tensor, "W *batch"]  # -inf where there are fewer than W codes
+    log_probs: Float[Tensor, "W *batch"]  # in nats; -inf where there are fewer than W codes
 
 
 def decode_codes(distribution: Distribution, *, beam_width: int = 1) -> DecodedCodes:
-    """Search for the most likely codes.
+    """Search for the most likely codes of each datum, without gradient.
 
     Args:
         distribution: `AutoregressiveCategorical`, as from ``guide.posterior(x)``, or a prior.
-        beam_width: Beginnings that are kept, W; 1 is greedy.
+        beam_width: Beginnings that a beam holds, W; 1 is greedy.
 
     Raises:
-        ValueError: If `beam_width` is below 1, or the distribution is another.
+        ValueError: If `beam_width` is below 1, or `distribution` is of another kind.
     """
     if beam_width < 1:
         raise ValueError(f"`beam_width` must be at least 1; got {beam_width}.")
@@ -63,8 +64,7 @@ def _extend(
     position: int,
 ) -> tuple[Integer[Tensor, "W *batch L"], Float[Tensor, "W *batch"]]:
     """Every beginning with every next code, and the best W of these."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    totals = log_probs[..., None] + torch.log_softmax(logits, dim=-1, dtype=dtype)
+    totals = log_probs[..., None] + log_softmax(logits)
     flat = totals.movedim(0, -2).flatten(start_dim=-2)  # (*batch, W * V)
     best, index = flat.topk(len(codes), dim=-1)
     index = index.movedim(-1, 0)

@@ -1,11 +1,13 @@
-"""Declare a network's parameters to Pyro, so that `SVI` trains the network it runs.
+"""The tie of a network to Pyro's parameter store, so that `SVI` trains the network it runs.
 
-Pyro's parameter store is global and keeps the *first* tensor seen under a name. With
-`pyro.module`, a second network of the same name would compute with its own tensors while
-`SVI` updates those of the first: it would train nothing, without a word. `register` makes
-the calling network's own tensors the entry, so any number of instances train, in turn or
-interleaved, and names do not depend on how many there are (an optimiser's saved state, which
-goes by name, finds them again).
+This is no network; models and guides call it when they run.
+
+Pyro's parameter store is global and keeps the *first* tensor that it sees under a name. With
+`pyro.module`, a second network of the same name would compute with its own tensors while `SVI`
+updates those of the first: it would train nothing, without a word. `register` makes the tensors of
+the network that runs the entry of the store. Any number of networks so train, in turn or
+interleaved, and names do not depend on how many there are: an optimiser's saved state, which goes
+by name, finds them again.
 """
 
 from typing import Any
@@ -22,25 +24,32 @@ _MARK = "_pyro_dvae_identity"  # id() of a tensor that `register` itself put int
 def register(name: str, net: nn.Module) -> nn.Module:
     """Declare each trainable parameter of `net` to Pyro as ``name$$$parameter``.
 
-    Where the store already has another tensor of that name, `net` takes its place; if that
-    tensor came from elsewhere, as by ``pyro.get_param_store().load(...)``, its values are
-    copied into `net` first.
+    Where the store already has another tensor of that name, the parameter of `net` takes its place;
+    if that tensor came from elsewhere, as by ``pyro.get_param_store().load(...)``, its values are
+    copied into the parameter first.
+
+    Args:
+        name: What the network is called in the program, such as "guide".
+        net: The network; parameters that do not require a gradient are left out.
+
+    Returns:
+        `net` itself.
 
     Raises:
         ValueError: If a loaded tensor has another shape than the parameter of `net`.
     """
     store = pyro.get_param_store()
-    for key, own in net.named_parameters():
-        if not own.requires_grad:
+    for key, parameter in net.named_parameters():
+        if not parameter.requires_grad:
             continue
         full_name = f"{name}$$${key}"
         if full_name in store:
             stored = _unconstrained(store[full_name])
-            if stored is not own:
-                _adopt(full_name, stored, own)
-                store[full_name] = own
-        pyro.param(full_name, own)
-        setattr(own, _MARK, id(own))
+            if stored is not parameter:
+                _adopt(full_name, stored, parameter)
+                store[full_name] = parameter
+        pyro.param(full_name, parameter)
+        setattr(parameter, _MARK, id(parameter))
     return net
 
 
@@ -48,15 +57,15 @@ def _unconstrained(value: Any) -> Tensor:
     return value.unconstrained()
 
 
-def _adopt(name: str, stored: Tensor, own: Tensor) -> None:
+def _adopt(name: str, stored: Tensor, parameter: Tensor) -> None:
     """Copy values that were loaded into the store, not those of another live network."""
     if getattr(stored, _MARK, None) == id(stored):  # a loaded copy has a new id
         return
-    if stored.shape != own.shape:
+    if stored.shape != parameter.shape:
         raise ValueError(
             f"The parameter store holds `{name}` with shape {tuple(stored.shape)}, but the "
-            f"network's has {tuple(own.shape)}. Build the network with the sizes it was saved "
-            "with, or call pyro.clear_param_store()."
+            f"network's has {tuple(parameter.shape)}. Build the network with the sizes it was "
+            "saved with, or call pyro.clear_param_store()."
         )
     with torch.no_grad():
-        own.copy_(stored)
+        parameter.copy_(stored)

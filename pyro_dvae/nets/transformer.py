@@ -1,11 +1,11 @@
 """A transformer encoder over image patches and a causal transformer over codes.
 
-Together they are the encoder of Drolet et al. [1]: patches of an image, one dense layer,
-pre-norm blocks, and a causal decoder over the codes with cross-attention to all patches.
+Together they are the encoder of Drolet et al. [1]: patches of an image, one dense layer, pre-norm
+blocks, and a causal transformer over the codes with cross-attention to all patches.
 
-Codes are ``(*sample, *batch, L)``, the context ``(*batch, P, D)`` is shared by all samples.
-The code before the first has an embedding of its own (id V) and nothing is padded: were code
-0 to double as padding, the teacher-forced logits would differ from the sampler's.
+Codes are ``(*sample, *batch, L)``; all samples of a datum share its context ``(*batch, P, D)``.
+What comes before the first code has an embedding of its own (number V), and nothing is padded: were
+code 0 to double as padding, the teacher-forced logits would differ from the sampler's.
 
 References:
     [1] Drolet, Al-Hafez, Bhatt, Peters & Arenz. Discrete variational autoencoding via
@@ -13,7 +13,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -21,24 +21,30 @@ from jaxtyping import Float, Integer, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_dvae.distributions import sample_codes, split_shared
-from pyro_dvae.nets.attention import Block, sinusoids
-from pyro_dvae.nets.mlp import batch_shape_of
+from pyro_dvae.distributions import precise_dtype, sample_codes, split_shared
+from pyro_dvae.nets.attention import Block, Cache
+from pyro_dvae.nets.inputs import batch_shape_of
+from pyro_dvae.nets.layers import sinusoids, start_at_xavier
 
 __all__ = ["CausalTransformer", "PatchEncoder"]
 
 
 class PatchEncoder(nn.Module):
-    """Cut images into a grid of patches and encode them, ``(*batch, P, D)``.
+    """Cut images into a grid of patches and encode these, as context for a `CausalTransformer`.
+
+    Images ``(*batch, *input_shape)`` give one vector per patch, ``(*batch, P, D)``.
 
     Args:
-        input_shape: (H, W) or (H, W, C).
+        input_shape: Shape of an image, (H, W) or (H, W, C).
         num_patches: Patches per image, P. The grid is the one of P cells whose patches pad the
             image least and, among these, are nearest to squares.
-        embed_dim: Width of a patch's embedding, D.
+        embed_dim: Width of a patch's vector, D.
         num_layers: Transformer blocks.
         num_heads: Attention heads; must divide D.
-        mlp_ratio: Width of the feed-forward layers over D.
+        mlp_ratio: Width of the feed-forward layers, in units of D.
+
+    Raises:
+        ValueError: If `input_shape` is not that of an image, or `num_heads` does not divide D.
     """
 
     positions: Tensor
@@ -60,19 +66,19 @@ class PatchEncoder(nn.Module):
                 "`MLPEncoder` for other data."
             )
         self.input_shape, self.num_patches = tuple(input_shape), num_patches
-        height, width = self.input_shape[:2]
-        self.grid, self.patch_shape = _patch_grid(height, width, num_patches)
+        self.grid, self.patch_shape = _patch_grid(self.input_shape, num_patches)
         num_inputs = math.prod(self.patch_shape) * math.prod(self.input_shape[2:])
         self.dense = nn.Linear(num_inputs, embed_dim)
-        self.register_buffer("positions", sinusoids(num_patches, embed_dim), persistent=False)
+        positions = sinusoids(num_patches, embed_dim, torch.get_default_dtype())
+        self.register_buffer("positions", positions, persistent=False)
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(embed_dim)
-        _initialise(self)
+        start_at_xavier(self)
 
     def forward(self, x: Shaped[Tensor, "*batch_input"]) -> Float[Tensor, "*batch P D"]:
-        """Context for a `CausalTransformer`: one embedding per patch."""
+        """One vector per patch."""
         batch = batch_shape_of(x, self.input_shape)
         x = self.dense(self.patches(x.reshape(-1, *self.input_shape))) + self.positions
         x = x[None]
@@ -92,14 +98,19 @@ class PatchEncoder(nn.Module):
 class CausalTransformer(nn.Module):
     """Logits of each code given those before it, and a sampler with a key-value cache.
 
+    Codes ``(*sample, *batch, L)`` give teacher-forced logits ``(*sample, *batch, L, V)``.
+
     Args:
-        num_latents: Codes per sequence, L.
+        num_latents: Codes per datum, L.
         num_codes: Values of a code, V.
         embed_dim: Width of an embedding, D; that of the context too.
         num_layers: Transformer blocks.
         num_heads: Attention heads; must divide D.
-        mlp_ratio: Width of the feed-forward layers over D.
+        mlp_ratio: Width of the feed-forward layers, in units of D.
         cross_attention: Whether codes depend on a context; False makes a prior.
+
+    Raises:
+        ValueError: If `num_heads` does not divide D.
     """
 
     positions: Tensor
@@ -119,7 +130,8 @@ class CausalTransformer(nn.Module):
         self.num_latents, self.num_codes = num_latents, num_codes
         self.embed_dim, self.cross_attention = embed_dim, cross_attention
         self.embedding = nn.Embedding(num_codes + 1, embed_dim)  # the last row begins a sequence
-        self.register_buffer("positions", sinusoids(num_latents, embed_dim), persistent=False)
+        positions = sinusoids(num_latents, embed_dim, torch.get_default_dtype())
+        self.register_buffer("positions", positions, persistent=False)
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -132,7 +144,7 @@ class CausalTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, num_codes)
-        _initialise(self)
+        start_at_xavier(self)
 
     def forward(
         self,
@@ -160,43 +172,42 @@ class CausalTransformer(nn.Module):
         batch = () if context is None else context.shape[:-2]
         weight = self.head.weight
         shape = (*sample_shape, *batch, self.num_latents)
-        uniforms = torch.rand(shape, dtype=weight.dtype, device=weight.device)
+        uniforms = torch.rand(shape, dtype=precise_dtype(weight.dtype), device=weight.device)
         return self.invert_cdf(uniforms, context)
 
+    @torch.no_grad()
     def invert_cdf(
         self,
         uniforms: Float[Tensor, "*sample_batch L"],
         context: Float[Tensor, "*batch P D"] | None = None,
     ) -> Integer[Tensor, "*joint L"]:
-        """Map one uniform in [0, 1) per code to codes, by inverting each conditional CDF."""
+        """Turn one uniform in [0, 1) per code into codes, by inverting each conditional CDF."""
         self._check(uniforms, context)
-        folded, _ = _fold(uniforms, context)
-
-        def choose(logits: Tensor, position: int) -> Tensor:
-            return sample_codes(logits, folded[None, ..., position])[0]
-
-        return self._generate(choose, uniforms, context)
-
-    @torch.no_grad()
-    def _generate(
-        self, choose: Callable[[Tensor, int], Tensor], like: Tensor, context: Tensor | None
-    ) -> Tensor:
-        """Codes picked one after the other by ``choose(logits, position)``."""
         batch = torch.Size() if context is None else context.shape[:-2]
-        shape = torch.broadcast_shapes(like.shape[:-1], batch)
-        like, context = _fold(like, context)
-        num_sequences = like.shape[0] * like.shape[1]
-        blocks = cast("list[Block]", list(self.blocks))
-        caches = [b.empty_cache(num_sequences, self.num_latents, context) for b in blocks]
-        codes = torch.empty(like.shape, dtype=torch.long, device=like.device)
+        shape = (*torch.broadcast_shapes(uniforms.shape[:-1], batch), self.num_latents)
+        uniforms, context = _fold(uniforms, context)
+        caches = self._empty_caches(uniforms.shape[0] * uniforms.shape[1], context)
+        codes = torch.empty(uniforms.shape, dtype=torch.long, device=uniforms.device)
         previous = torch.full_like(codes[..., 0], self.num_codes)
         for position in range(self.num_latents):
-            x = self.embedding(previous[..., None]) + self.positions[position]
-            for block, cache in zip(blocks, caches, strict=True):
-                x = block.step(x, cache, position)
-            previous = choose(self.head(self.norm(x))[..., 0, :], position)
+            logits = self._next_logits(previous, caches, position)
+            previous = sample_codes(logits, uniforms[None, ..., position])[0]
             codes[..., position] = previous
-        return codes.reshape(*shape, self.num_latents)
+        return codes.reshape(shape)
+
+    def _empty_caches(self, num_sequences: int, context: Tensor | None) -> list[Cache]:
+        blocks = cast("list[Block]", list(self.blocks))
+        return [b.empty_cache(num_sequences, self.num_latents, context) for b in blocks]
+
+    def _next_logits(
+        self, previous: Integer[Tensor, "K B"], caches: list[Cache], position: int
+    ) -> Float[Tensor, "K B V"]:
+        """Logits of the code at `position`, given the one before it and the caches."""
+        x = self.embedding(previous[..., None]) + self.positions[position]
+        blocks = cast("list[Block]", list(self.blocks))
+        for block, cache in zip(blocks, caches, strict=True):
+            x = block.step(x, cache, position)
+        return self.head(self.norm(x))[..., 0, :]
 
     def _check(self, codes: Tensor, context: Tensor | None) -> None:
         if codes.shape[-1:] != (self.num_latents,):
@@ -226,9 +237,10 @@ def _fold(codes: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]
 
 
 def _patch_grid(
-    height: int, width: int, num_patches: int
+    input_shape: Sequence[int], num_patches: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns of the grid, and the size of one patch."""
+    """Rows and columns of the grid, and the height and width of one patch."""
+    height, width = input_shape[:2]
 
     def cost(rows: int) -> tuple[int, int]:
         patch = -(-height // rows), -(-width * rows // num_patches)  # rounded up
@@ -237,12 +249,3 @@ def _patch_grid(
     rows = min((r for r in range(1, num_patches + 1) if num_patches % r == 0), key=cost)
     columns = num_patches // rows
     return (rows, columns), (-(-height // rows), -(-width // columns))
-
-
-def _initialise(net: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases, as is usual for transformers."""
-    for layer in net.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)

@@ -24,16 +24,8 @@ __all__ = [
     "bernoulli_kl",
     "categorical_entropy",
     "categorical_kl",
-    "elbo",
     "importance_weighted_bound",
 ]
-
-
-def elbo(
-    log_p: Float[Tensor, "K *batch"], log_q: Float[Tensor, "K *batch"]
-) -> Float[Tensor, "*batch"]:
-    """Mean of ``log p(x, z_k) - log q(z_k)`` over the particles."""
-    return (log_p - log_q).mean(dim=0)
 
 
 def importance_weighted_bound(

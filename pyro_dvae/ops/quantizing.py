@@ -28,23 +28,21 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from pyro_dvae.ops.relaxing import with_slope
+
 __all__ = [
     "CodebookState",
+    "code_counts",
     "code_sums",
     "codes_to_levels",
-    "count_codes",
-    "init_codebook",
     "level_vectors",
     "levels_to_codes",
     "nearest_codes",
-    "perplexity",
     "quantize_levels",
     "restart_codes",
     "spread_codes",
     "squared_distances",
-    "straight_through",
     "update_codebook",
-    "usage",
 ]
 
 _REACH = 1.001  # tanh times the half-range; without it the outermost levels are never reached
@@ -78,22 +76,7 @@ def nearest_codes(
     return squared_distances(inputs.detach(), table.detach()).argmin(-1)
 
 
-def straight_through(
-    values: Float[Tensor, "*shape"], path: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
-    """Exactly `values`, with the gradient of `path`."""
-    return values.detach() + (path - path.detach())
-
-
-# ------------------------------------------------------------------------- moving averages
-
-
-def init_codebook(table: Float[Tensor, "V D"]) -> CodebookState:
-    """The state of a codebook that has seen nothing."""
-    return CodebookState(table, torch.zeros_like(table[:, 0]), torch.zeros_like(table))
-
-
-def count_codes(codes: Integer[Tensor, "*batch"], num_codes: int) -> Float[Tensor, "V"]:
+def code_counts(codes: Integer[Tensor, "*batch"], num_codes: int) -> Float[Tensor, "V"]:
     """How often each code occurs."""
     flat = codes.reshape(-1)
     counts = torch.zeros(num_codes, device=codes.device)
@@ -200,9 +183,6 @@ def _draw(weights: Float[Tensor, "N"], uniform: Float[Tensor, ""]) -> Integer[Te
     return torch.searchsorted(mass, target, right=True)
 
 
-# ------------------------------------------------------------------------- finite scalars
-
-
 def quantize_levels(
     inputs: Float[Tensor, "*batch C"], levels: Sequence[int]
 ) -> tuple[Float[Tensor, "*batch C"], Integer[Tensor, "*batch"]]:
@@ -224,7 +204,7 @@ def quantize_levels(
     bounded = torch.tanh(inputs + centre) * half - shift
     middle = sizes // 2
     places = (bounded.detach().round() + middle).clamp(min=0).minimum(sizes - 1)
-    vectors = straight_through((places - middle) / middle, bounded / middle)
+    vectors = with_slope((places - middle) / middle, bounded / middle)
     return vectors, levels_to_codes(places.long(), levels)
 
 
@@ -262,16 +242,3 @@ def _sizes(array: Tensor, levels: Sequence[int]) -> Tensor:
 
 def _strides(levels: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(levels[:channel]) for channel in range(len(levels)))
-
-
-# ---------------------------------------------------------------------------------- usage
-
-
-def usage(counts: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
-    """Fraction of the codes that occur. Count over an epoch, not a batch."""
-    return (counts > 0).to(counts.dtype).mean(-1)
-
-
-def perplexity(counts: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
-    """Exponential of the entropy of the codes' frequencies, in [1, V]."""
-    return torch.special.entr(counts / counts.sum(-1, keepdim=True)).sum(-1).exp()

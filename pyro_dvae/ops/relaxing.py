@@ -41,6 +41,7 @@ __all__ = [
     "reinmax",
     "straight_through",
     "straight_through_gumbel",
+    "with_slope",
 ]
 
 
@@ -61,7 +62,7 @@ def straight_through_gumbel(
     """The vertex where `gumbel_softmax` is largest, an exact draw, with the slope of the latter."""
     soft = gumbel_softmax(log_probs, gumbels, temperature)
     hard = torch.zeros_like(soft).scatter(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
-    return _with_slope(hard, soft)
+    return with_slope(hard, soft)
 
 
 def straight_through(
@@ -70,7 +71,7 @@ def straight_through(
     temperature: float | Float[Tensor, ""],
 ) -> Float[Tensor, "*batch V"]:
     """The one-hot draw `hard`, with the slope of ``softmax(θ / T)``."""
-    return _with_slope(hard, torch.softmax(log_probs / temperature, dim=-1))
+    return with_slope(hard, torch.softmax(log_probs / temperature, dim=-1))
 
 
 def reinmax(
@@ -83,7 +84,7 @@ def reinmax(
     middle = torch.where(hard > 0, torch.log1p(softened.exp()), softened) - math.log(2.0)
     shift = _shift(middle, log_probs)
     slope = 2.0 * torch.softmax(log_probs + shift, dim=-1) - 0.5 * log_probs.exp()
-    return _with_slope(hard, slope)
+    return with_slope(hard, slope)
 
 
 def gumbel_rao(
@@ -94,7 +95,7 @@ def gumbel_rao(
 ) -> Float[Tensor, "*batch V"]:
     """The one-hot draw `hard`, with the mean slope of M `gumbel_softmax` that have drawn it."""
     gumbels = conditional_gumbels(log_probs, hard, exponentials)
-    return _with_slope(hard, gumbel_softmax(log_probs, gumbels, temperature).mean(dim=0))
+    return with_slope(hard, gumbel_softmax(log_probs, gumbels, temperature).mean(dim=0))
 
 
 def conditional_gumbels(
@@ -115,6 +116,13 @@ def conditional_gumbels(
     return _shift(-torch.where(hard > 0, first, later), log_probs)
 
 
+def with_slope(
+    values: Float[Tensor, "*shape"], path: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """Exactly `values`, with the gradient of `path` and none of their own."""
+    return values.detach() + (path - path.detach())  # the bracket is exactly 0
+
+
 def linear_log_prob(
     log_probs: Float[Tensor, "*#batch V"], value: Float[Tensor, "*#batch V"]
 ) -> Float[Tensor, "*batch"]:
@@ -130,7 +138,3 @@ def linear_log_prob(
 def _shift(target: Float[Tensor, "..."], log_probs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """What moves θ to the target, without gradient; 0 where -inf stays -inf."""
     return torch.where(torch.isneginf(log_probs), 0.0, target - log_probs).detach()
-
-
-def _with_slope(value: Float[Tensor, "..."], soft: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    return value + (soft - soft.detach())  # the bracket is exactly 0

@@ -1,15 +1,15 @@
-"""Weights of a policy search: the target q*, its particles' weights, their control variate.
+"""Weights of the particles of a policy search, and their control variate.
 
 A policy search asks for the distribution that gains most of ``E_q[R] + β H(q)`` while
 it stays near the guide q_θ. With η the price of a nat of KL(q ‖ q_θ) and T = η + β,
 
     q*(z) ∝ exp((R(z) + η log q_θ(z)) / T) = q_θ(z) exp((R(z) - β log q_θ(z)) / T),
 
-one natural-gradient (mirror descent) step of size 1/T [1]. Particles drawn from q_θ
-represent it by self-normalised weights ``w_k ∝ exp(scores_k / T)``, where
+one natural-gradient (mirror descent) step of size 1/T [1]. Particles drawn from q_θ represent
+this target by self-normalised weights ``w_k ∝ exp(scores_k / T)``, where
 ``scores = R - β log q_θ``. A constant added to R changes neither.
 
-Shapes: particles, or all states of an enumerated space, lead, as in ``(K, *batch)``;
+Shapes: particles lead, as in ``(K, *batch)``;
 rewards, scores, β and T are in nats.
 
 References:
@@ -20,36 +20,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-__all__ = [
-    "centered_weights",
-    "count_copies",
-    "fill_impossible",
-    "policy_log_target",
-    "policy_weights",
-]
-
-
-def policy_log_target(
-    log_q: Float[Tensor, "K *batch"],
-    rewards: Float[Tensor, "K *batch"],
-    beta: float | Float[Tensor, "*#batch"],
-    temperature: float | Float[Tensor, "*#batch"],
-) -> Float[Tensor, "K *batch"]:
-    """Normalised log q* over axis 0, which holds every state of an enumerated space.
-
-    Args:
-        log_q: Log probabilities of the guide; a state of -inf stays impossible.
-        rewards: Rewards R of the states; -inf makes a state impossible.
-        beta: Weight of the entropy in the objective.
-        temperature: T = η + β, at least `beta`; at `beta` the guide drops out.
-
-    Returns:
-        Log probabilities of q*, carrying no gradient.
-    """
-    log_q, rewards = log_q.detach(), rewards.detach()
-    scores = (1.0 - beta / temperature) * log_q + rewards / temperature
-    # At T = β the first term is 0 · -inf where the guide has no mass.
-    return torch.log_softmax(torch.where(torch.isneginf(log_q), log_q, scores), dim=0)
+__all__ = ["centered_weights", "count_copies", "fill_impossible", "policy_weights"]
 
 
 def policy_weights(

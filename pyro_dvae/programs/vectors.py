@@ -12,7 +12,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_dvae.ops.quantizing import straight_through
+from pyro_dvae.ops.relaxing import with_slope
 from pyro_dvae.programs.pair import Layout, Run
 
 __all__ = ["VectorLink", "read_vectors"]
@@ -80,7 +80,7 @@ class _Giver(Messenger):
         inputs = self.vectors.get(f"{msg['name']}.inputs")
         vectors = self.vectors.get(f"{msg['name']}.vectors")
         if self.is_open and inputs is not None and vectors is not None:
-            msg["value"] = straight_through(vectors, inputs)
+            msg["value"] = with_slope(vectors, inputs)
 
 
 class _Under:

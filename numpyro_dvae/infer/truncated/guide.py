@@ -19,7 +19,6 @@ References:
         autoencoders with binary latents. ECML PKDD, 2022. arXiv 2011.13704.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -31,27 +30,19 @@ from numpyro.handlers import block, replay, substitute, trace
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions.members import Members
-from numpyro_dvae.infer.truncated.estep import (
-    Call,
-    default_evolve,
-    distinct,
-    draws_of,
-    evolve_sets,
-    measured,
-    score_states,
-    unmasked,
-)
-from numpyro_dvae.infer.truncated.minibatch import open_plates, prior_probs, read_minibatch
-from numpyro_dvae.ops.evolution import Operator, Population, union
-from numpyro_dvae.ops.states import num_words, pack, random_states, unpack
+from numpyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
+from numpyro_dvae.infer.truncated.minibatch import open_plates, read_minibatch
+from numpyro_dvae.infer.truncated.proposals import draws_of, from_pool
+from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer
+from numpyro_dvae.infer.truncated.start import first_words
+from numpyro_dvae.ops.sets.evolution import Operator, union
+from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
 from numpyro_dvae.programs.codes import decode, find_space
 from numpyro_dvae.programs.draw import Draw, run_pair
 from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.sites import sample_sites
 
-__all__ = ["TruncatedGuide", "TruncatedPosterior", "draws_of"]
-
-_CODES_AT_ONCE = 2**24  # of the first states, drawn together
+__all__ = ["TruncatedGuide", "TruncatedPosterior"]
 
 
 class TruncatedPosterior(NamedTuple):
@@ -109,21 +100,13 @@ class TruncatedGuide:
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Sample every latent site, the discrete ones from q_n; returns their values by name."""
-        with trace() as own:
+        with trace() as rest_trace:
             if self.rest is not None:
                 self.rest(*args, **kwargs)
-        call = self._read(own, args, kwargs)
+        call = self._read_here(rest_trace, args, kwargs)
         codes, scores = self._score_members(call)
-        log_weights = _in_dims(scores, call)
-        values = {name: site.value for name, site in sample_sites(own).items()}
-        members, layout = decode(call.space, codes, call.batch.sizes), call.space.layout
-        own_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
-        for site in call.space.sites:
-            fn = Members(members[site.name], log_weights, len(site.event_shape), own_dims)
-            with open_plates(call.batch, site.name):
-                values[site.name] = numpyro.sample(site.name, fn)
-            log_weights = fn.given(values[site.name])
-        return values
+        values = {name: site.value for name, site in sample_sites(rest_trace).items()}
+        return values | _sample_members(call, _values_of(call, codes), _in_dims(scores, call))
 
     def posterior(self, *args: Any, **kwargs: Any) -> TruncatedPosterior:
         """The states of the data in `args` and their probabilities, without gradient.
@@ -131,13 +114,13 @@ class TruncatedGuide:
         With trained parameters, ``handlers.substitute(guide.posterior, data=params)(x)``. Latents
         that `rest` samples are drawn once, and need `handlers.seed`.
         """
-        with block(hide_fn=_is_drawn), trace() as own:
+        with block(hide_fn=_is_drawn), trace() as rest_trace:
             if self.rest is not None:
                 self.rest(*args, **kwargs)
-        call = self._read(own, args, kwargs)
+        call = self._read_here(rest_trace, args, kwargs)
         codes, scores = self._score_members(call)
         scores = scores.reshape(self.num_states, *call.batch.sizes)
-        values = decode(call.space, codes, call.batch.sizes)
+        values = _values_of(call, codes)
         return TruncatedPosterior(values, jax.nn.softmax(scores, 0), jax.nn.logsumexp(scores, 0))
 
     def for_data(
@@ -171,35 +154,32 @@ class TruncatedGuide:
         if proposals is not None:
             pool = draws_of(proposals, self.num_states)
         elif words is not None:
-            pool = _from_pool(words)
+            pool = from_pool(words)
         else:
             raise ValueError(
                 "for_data starts from the states of this guide, which has none yet. Train it "
                 "first, or pass `proposals`, an amortised guide."
             )
-        other = TruncatedGuide(
-            self.model,
-            self.num_states,
-            rest=self.rest,
-            probs=self.probs,
-            vectorize_particles=self.vectorize_particles,
-        )
-        other.site = f"{self.site}.new"  # the words in `params` stay those of the old data
-        call_key, first_key, evolve_key = jax.random.split(rng_key, 3)
-        call = other.bind(call_key, params, self.model, args, kwargs)
-        words = other._first_words(first_key, call)
         operator = union(pool, evolve or default_evolve(self.num_states))
-        codes = other.members(call, words)
-        codes = evolve_sets(evolve_key, call, codes, operator, sweeps=num_sweeps).codes
+        other = self._without_sets()
+        call_key, first_key, evolve_key = jax.random.split(rng_key, 3)
+        call = other.read(call_key, params, self.model, args, kwargs)
+        words = other._first_words(first_key, call)
+        scorer, codes = Scorer(call), other.members(call, words)
+        codes = evolve_sets(evolve_key, scorer, codes, operator, sweeps=num_sweeps).states
         other.words = other.store(call, words, codes)
         return other
 
     # -------------------------------------------------------------------------------- for losses
 
-    def bind(
+    def read(
         self, rng_key: Array, params: dict[str, Any], model: Callable, args: tuple, kwargs: dict
-    ) -> Call:
-        """What a call of the model with these parameters is about, outside of any handler."""
+    ) -> ModelCall:
+        """What a call of the model with these parameters is about, outside of any handler.
+
+        Raises:
+            ValueError: See the class.
+        """
         rest = _nothing if self.rest is None else self.rest
         model, rest = (substitute(program, data=params) for program in (model, rest))
         subsample_key, draw_key = jax.random.split(rng_key)  # as `run_particles` does
@@ -209,19 +189,28 @@ class TruncatedGuide:
             run = run_pair(draw_key, pair, Draw(subsample_key, space.layout))
         batch = read_minibatch(run.model_trace, space)
         model, rest = (substitute(program, data=batch.subsamples) for program in (model, rest))
-        vectorize = self.vectorize_particles
-        call = Call(rng_key, params, model, rest, args, kwargs, space, batch, vectorize)
-        return measured(call)
+        call = ModelCall(
+            rng_key=rng_key,
+            params=params,
+            model=model,
+            rest=rest,
+            args=args,
+            kwargs=kwargs,
+            space=space,
+            batch=batch,
+            vectorize=self.vectorize_particles,
+        )
+        return call.measured()
 
-    def members(self, call: Call, words: UInt32[Array, "N S W"]) -> Integer[Array, "S B H"]:
+    def members(self, call: ModelCall, words: UInt32[Array, "N S W"]) -> Integer[Array, "S B H"]:
         """The codes of the data's members."""
         self._check_words(call, words)
         found = words[jnp.clip(call.batch.rows, 0, len(words) - 1)]
         codes = unpack(jnp.swapaxes(found, 0, 1), call.space.cardinalities)
-        return unmasked(call.batch, codes)
+        return unmasked(call, codes)
 
     def store(
-        self, call: Call, words: UInt32[Array, "N S W"], codes: Integer[Array, "S B H"]
+        self, call: ModelCall, words: UInt32[Array, "N S W"], codes: Integer[Array, "S B H"]
     ) -> UInt32[Array, "N S W"]:
         """The words, with these states as the members of the data."""
         packed = pack(jnp.swapaxes(codes, 0, 1), call.space.cardinalities)
@@ -230,34 +219,44 @@ class TruncatedGuide:
 
     # ------------------------------------------------------------------------------------ states
 
-    def _read(self, own: Mapping[str, Any], args: tuple, kwargs: dict) -> Call:
+    def _read_here(self, rest_trace: Mapping[str, Any], args: tuple, kwargs: dict) -> ModelCall:
         """What this call is about, among handlers: they see parameters, mutable state, plates."""
         with block(hide_fn=_is_drawn), _FixedKeys():
-            plain = trace(replay(self.model, trace=own)).get_trace(*args, **kwargs)
-        found = {**own, **plain}
+            plain = trace(replay(self.model, trace=rest_trace)).get_trace(*args, **kwargs)
+        found = {**rest_trace, **plain}
         params = {n: s["value"] for n, s in found.items() if s["type"] in ("param", "mutable")}
         params = jax.lax.stop_gradient(params)
         model, rest = substitute(self.model, data=params), self.rest
         rest = None if rest is None else substitute(rest, data=params)
         space = find_space(jax.random.key(0), model, rest, args, kwargs)
         batch = read_minibatch(plain, space)
-        drawn = {n: jax.lax.stop_gradient(s.value) for n, s in sample_sites(own).items()}
-        model = substitute(self.model, data=params | drawn | batch.subsamples)
-        key, vectorize = jax.random.key(0), self.vectorize_particles
-        call = Call(key, params, model, _nothing, args, kwargs, space, batch, vectorize)
-        return measured(call)
+        drawn = {n: jax.lax.stop_gradient(s.value) for n, s in sample_sites(rest_trace).items()}
+        call = ModelCall(
+            rng_key=jax.random.key(0),
+            params=params,
+            model=substitute(self.model, data=params | drawn | batch.subsamples),
+            rest=_nothing,
+            args=args,
+            kwargs=kwargs,
+            space=space,
+            batch=batch,
+            vectorize=self.vectorize_particles,
+        )
+        return call.measured()
 
-    def _score_members(self, call: Call) -> tuple[Integer[Array, "S B H"], Float[Array, "S B"]]:
+    def _score_members(
+        self, call: ModelCall
+    ) -> tuple[Integer[Array, "S B H"], Float[Array, "S B"]]:
         """Members, and their log joints; -inf for one that is there already."""
 
         def score(words: Array) -> tuple[Array, Array]:
             codes = self.members(call, words)
-            scores = jnp.where(distinct(call, codes), score_states(call, codes), -jnp.inf)
+            scores = jnp.where(distinct(call, codes), Scorer(call).of_codes(codes), -jnp.inf)
             return codes, jnp.where(call.batch.in_range, scores, jnp.nan)
 
         return jax.jit(score)(self._declare_words(call))  # compiled as one where nothing else is
 
-    def _declare_words(self, call: Call) -> UInt32[Array, "N S W"]:
+    def _declare_words(self, call: ModelCall) -> UInt32[Array, "N S W"]:
         words = numpyro.primitives.mutable(self.site, self.words)
         if words is not None:
             return words
@@ -270,26 +269,11 @@ class TruncatedGuide:
             )
         return numpyro.primitives.mutable(self.site, self._first_words(rng_key, call))
 
-    def _first_words(self, rng_key: Array, call: Call) -> UInt32[Array, "N S W"]:
-        cardinalities, num_data = call.space.cardinalities, call.batch.num_data
-        self._check_size(call, self.num_data or num_data)
-        probs = self._first_probs(call)
-        return _random_words(rng_key, self.num_states, num_data, cardinalities, probs)
+    def _first_words(self, rng_key: Array, call: ModelCall) -> UInt32[Array, "N S W"]:
+        self._check_size(call, self.num_data or call.batch.num_data)
+        return first_words(rng_key, call, self.num_states, self.probs)
 
-    def _first_probs(self, call: Call) -> Float[Array, "H V"]:
-        prior = prior_probs(call.batch.latents, call.space)
-        if self.probs is None:
-            return prior
-        if set(call.space.cardinalities) != {2}:
-            raise ValueError(
-                "`probs` are those of binary latents; the model has latents of "
-                f"{sorted(set(call.space.cardinalities))} codes. Leave it out: the first states "
-                "are then drawn with the probabilities of the prior."
-            )
-        ones = jnp.broadcast_to(jnp.asarray(self.probs, prior.dtype), len(prior))
-        return jnp.stack([1.0 - ones, ones], -1)
-
-    def _check_words(self, call: Call, words: Array) -> None:
+    def _check_words(self, call: ModelCall, words: Array) -> None:
         shape = self.num_states, num_words(call.space.cardinalities)
         if words.ndim != 3 or words.shape[1:] != shape:
             raise ValueError(
@@ -298,7 +282,7 @@ class TruncatedGuide:
             )
         self._check_size(call, len(words))
 
-    def _check_size(self, call: Call, num_data: int) -> None:
+    def _check_size(self, call: ModelCall, num_data: int) -> None:
         if num_data != call.batch.num_data:
             plates = ", ".join(f"'{name}'" for name in call.space.layout.plates)
             raise ValueError(
@@ -308,23 +292,17 @@ class TruncatedGuide:
                 "around the plate; for other data make a guide by `for_data`."
             )
 
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _random_words(
-    rng_key: Array,
-    num_states: int,
-    num_data: int,
-    cardinalities: tuple[int, ...],
-    probs: Float[Array, "H V"],
-) -> UInt32[Array, "N S W"]:
-    size = min(max(_CODES_AT_ONCE // (num_states * len(cardinalities)), 1), num_data)
-
-    def draw(key: Array) -> Array:
-        codes = random_states(key, num_states, size, cardinalities, probs)
-        return pack(jnp.swapaxes(codes, 0, 1), cardinalities)
-
-    words = jax.lax.map(draw, jax.random.split(rng_key, -(-num_data // size)))
-    return words.reshape(-1, *words.shape[2:])[:num_data]
+    def _without_sets(self) -> "TruncatedGuide":
+        """A guide of the same model and settings, for other data."""
+        other = TruncatedGuide(
+            self.model,
+            self.num_states,
+            rest=self.rest,
+            probs=self.probs,
+            vectorize_particles=self.vectorize_particles,
+        )
+        other.site = f"{self.site}.new"  # the words in `params` stay those of the old data
+        return other
 
 
 class _FixedKeys(Messenger):
@@ -345,22 +323,26 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """A guide without sites."""
 
 
-def _from_pool(words: UInt32[Array, "N S W"]) -> Operator:
-    """An operator: as many states of these sets as a datum has, at random."""
-
-    def operator(rng_key: Array, population: Population) -> Array:
-        keys, num_data = jax.random.split(rng_key), population.codes.shape[1]
-        shape = words.shape[1], num_data
-        rows, places = (
-            jax.random.randint(key, shape, 0, size)
-            for key, size in zip(keys, words.shape[:2], strict=True)
-        )
-        return unpack(words[rows, places], population.cardinalities)
-
-    return operator
+def _values_of(call: ModelCall, codes: Integer[Array, "S B H"]) -> dict[str, Array]:
+    """The values of the discrete sites in these states."""
+    return decode(call.space, codes, call.batch.sizes)
 
 
-def _in_dims(scores: Float[Array, "S B"], call: Call) -> Float[Array, "S *batch"]:
+def _sample_members(
+    call: ModelCall, values: dict[str, Array], log_weights: Float[Array, "S *batch"]
+) -> dict[str, Array]:
+    """Draw each discrete site from the members that agree with the sites before it."""
+    layout, drawn = call.space.layout, {}
+    cell_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
+    for site in call.space.sites:
+        fn = Members(values[site.name], log_weights, len(site.event_shape), cell_dims)
+        with open_plates(call.batch, site.name):
+            drawn[site.name] = numpyro.sample(site.name, fn)
+        log_weights = fn.given(drawn[site.name])
+    return drawn
+
+
+def _in_dims(scores: Float[Array, "S B"], call: ModelCall) -> Float[Array, "S *batch"]:
     """Scores of data in the batch dims of their plates, 1 in the others."""
     layout, sizes = call.space.layout, call.batch.sizes
     batch = [1] * layout.nesting

@@ -34,19 +34,11 @@ from numpyro.handlers import substitute
 
 from numpyro_dvae.infer.elbo import Gain, LossState, Objective, ParticleELBO, info_type
 from numpyro_dvae.infer.memory import LossMemory, forgotten, scheduled, take_memory
-from numpyro_dvae.infer.truncated.estep import (
-    Call,
-    Evolved,
-    distinct,
-    evolve_sets,
-    in_pieces,
-    log_weights,
-    piece_of,
-    run_states,
-)
+from numpyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
 from numpyro_dvae.infer.truncated.guide import TruncatedGuide
+from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
 from numpyro_dvae.infer.truncated.statistics import read_statistics, sums
-from numpyro_dvae.ops.evolution import Operator
+from numpyro_dvae.ops.sets.evolution import Operator
 from numpyro_dvae.programs.record import Particles
 
 __all__ = [
@@ -113,7 +105,7 @@ class _Step(NamedTuple):
     state: LossState
     guide: TruncatedGuide
     words: UInt32[Array, "N S W"]
-    call: Call  # at these parameters, without gradient
+    call: ModelCall  # at these parameters, without gradient
     codes: Integer[Array, "S B H"]
 
 
@@ -258,7 +250,7 @@ class Truncated_ELBO(ParticleELBO):
             )
         state = self.init_state() if memory is None else memory.state
         call_key, evolve_key = jax.random.split(rng_key)
-        call = guide.bind(call_key, jax.lax.stop_gradient(params), model, args, kwargs)
+        call = guide.read(call_key, jax.lax.stop_gradient(params), model, args, kwargs)
         codes = guide.members(call, words)
         return _Step(evolve_key, params, memory, state, guide, words, call, codes)
 
@@ -266,18 +258,13 @@ class Truncated_ELBO(ParticleELBO):
         sweeps = scheduled("sweeps", self.sweeps, step.state.beta.step)
         if isinstance(sweeps, int) and sweeps == 0:
             return _as_they_are(step)
-        return evolve_sets(
-            step.rng_key,
-            step.call,
-            step.codes,
-            self.evolve,
-            beta=self._beta(step.state.beta),
-            generations=self.generations,
-            sweeps=sweeps if isinstance(sweeps, int) else jnp.asarray(sweeps, int),
-        )
+        scorer = Scorer(step.call, self._beta(step.state.beta))
+        sweeps = sweeps if isinstance(sweeps, int) else jnp.asarray(sweeps, int)
+        key, codes = step.rng_key, step.codes
+        return evolve_sets(key, scorer, codes, self.evolve, self.generations, sweeps)
 
     def _stored(self, step: _Step, evolved: Evolved) -> dict[str, Any]:
-        return {step.guide.site: step.guide.store(step.call, step.words, evolved.codes)}
+        return {step.guide.site: step.guide.store(step.call, step.words, evolved.states)}
 
     def _evaluate(self, step: _Step, evolved: Evolved | None = None) -> dict[str, Any]:
         """Loss and mutable state; of the sets as they are, if they have not evolved."""
@@ -338,14 +325,11 @@ def _run_members(
     step: _Step, members: Evolved, forms: Mapping[str, Any]
 ) -> tuple[Particles, dict[str, Any]]:
     """The members as particles of the model, with gradient; repeated ones weigh nothing."""
-    call, params, codes = step.call, step.params, members.codes
+    call, params, codes = step.call, step.params, members.states
     model, rest = (substitute(program, data=params) for program in (call.model, call.rest))
-    size, vectorize = piece_of(call, len(codes)), None
-    if call.vectorize and size < len(codes):
-        vectorize = functools.partial(in_pieces, size=size)
-    call = call._replace(model=model, rest=rest)
+    call = call.in_pieces(len(codes))._replace(model=model, rest=rest)
     reads = {"statistics": functools.partial(read_statistics, forms)}
-    particles, mutable = run_states(call, codes, reads, vectorize)
+    particles, mutable = run_states(call, codes, reads)
     shape = particles.log_prior.shape
     log_prior = jnp.where(members.is_first.reshape(shape), particles.log_prior, -jnp.inf)
     log_prior = jnp.where(call.batch.in_range.reshape(shape[1:]), log_prior, jnp.nan)

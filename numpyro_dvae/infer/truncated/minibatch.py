@@ -20,6 +20,8 @@ from numpyro_dvae.programs.codes import Space, by_datum, shape_in_datum
 from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.sites import Site, sample_sites
 
+__all__ = ["Minibatch", "open_plates", "prior_probs", "read_minibatch"]
+
 
 class Minibatch(NamedTuple):
     """What one call of a model is about."""

@@ -1,4 +1,6 @@
-"""Flips for truncated posteriors that ask the model: its slopes, its prior.
+"""Operators that ask the model what to propose: its slopes, its prior, an amortised guide.
+
+They find the scorer of the E-step in the population's `context`, and so work in E-steps alone.
 
 A random flip of one of H latents seldom helps. The slope of the log joint, with real numbers in
 place of the binary codes, prices all H flips of a state at once, for little more than scoring it:
@@ -17,16 +19,22 @@ References:
         for discrete distributions. ICML, 2021.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, UInt32
+from numpyro.handlers import block, substitute
 
-from numpyro_dvae.infer.truncated.estep import current_setting
 from numpyro_dvae.infer.truncated.minibatch import prior_probs
-from numpyro_dvae.ops.evolution import Operator, Population, sparse_flip
-from numpyro_dvae.ops.states import change_hash, hash_states, zobrist_table
+from numpyro_dvae.infer.truncated.scoring import Scorer
+from numpyro_dvae.ops.sets.evolution import Operator, Population, sparse_flip, unscored
+from numpyro_dvae.ops.sets.hashing import change_hash, hash_states, zobrist_table
+from numpyro_dvae.ops.sets.packing import unpack
+from numpyro_dvae.programs.codes import encode
+from numpyro_dvae.programs.draw import Draw, run_program
 
-__all__ = ["informed_flip", "prior_flip"]
+__all__ = ["draws_of", "from_pool", "informed_flip", "prior_flip"]
 
 
 def informed_flip(num_children: int) -> Operator:
@@ -48,15 +56,15 @@ def informed_flip(num_children: int) -> Operator:
         raise ValueError(f"`num_children` must be 1 or more; got {num_children}.")
 
     def operator(rng_key: Array, population: Population) -> Population:
-        setting = current_setting("informed_flip")
-        codes, scores, cardinalities, hashes = population
-        if not all(site.is_range and len(site.support) == 2 for site in setting.call.space.sites):
+        scorer = _scorer_of(population, "informed_flip")
+        codes, scores, cardinalities, hashes, _ = population
+        if not all(site.is_range and len(site.support) == 2 for site in scorer.call.space.sites):
             raise ValueError(
                 "`informed_flip` needs latents of the codes 0 and 1, as Bernoulli sites have; got "
                 f"cardinalities {cardinalities}. Use ops.evolution.flip."
             )
         real = codes.astype(scores.dtype)
-        gains = (1 - 2 * real) * jax.grad(lambda z: setting.score(z).sum())(real)
+        gains = (1 - 2 * real) * jax.grad(lambda z: scorer.of_codes(z).sum())(real)
         chances = 0.5 * gains + jax.random.gumbel(rng_key, gains.shape, gains.dtype)
         count = min(num_children, codes.shape[-1])
         latents = jnp.moveaxis(jax.lax.top_k(chances, count)[1], -1, 0)  # (C, P, B)
@@ -66,8 +74,7 @@ def informed_flip(num_children: int) -> Operator:
         hashes = hash_states(codes, table) if hashes is None else hashes
         old = jnp.take_along_axis(codes[None], latents[..., None], axis=-1)[..., 0]
         hashes = change_hash(hashes, table, latents, old, 1 - old).reshape(children.shape[:2])
-        unscored = jnp.full_like(hashes, jnp.nan, dtype=scores.dtype)
-        return Population(children, unscored, cardinalities, hashes)
+        return unscored(children, population, hashes)
 
     return operator
 
@@ -89,8 +96,64 @@ def prior_flip(num_children: int, rate: float) -> Operator:
     sparse_flip(num_children, rate, 1.0)  # complains at once
 
     def operator(rng_key: Array, population: Population) -> Population | Array:
-        call = current_setting("prior_flip").call
+        call = _scorer_of(population, "prior_flip").call
         num_active = prior_probs(call.batch.latents, call.space)[:, 1].sum()
         return sparse_flip(num_children, rate, num_active)(rng_key, population)
 
     return operator
+
+
+def draws_of(guide: Callable, num_draws: int) -> Operator:
+    """An operator for `evolve`: children are `num_draws` draws from an amortised guide.
+
+    The guide is called with the model's arguments, without gradient; it must sample all discrete
+    sites of a datum. Its parameters are those of the `SVI`, or substituted before. Combine it with
+    others by `ops.evolution.union`.
+
+    Raises:
+        ValueError: If `num_draws` is not positive; in use, if the guide lacks a discrete site, or
+            outside of an E-step.
+    """
+    if num_draws < 1:
+        raise ValueError(f"`num_draws` must be 1 or more; got {num_draws}.")
+
+    def operator(rng_key: Array, population: Population) -> Array:
+        call = _scorer_of(population, "draws_of").call
+        names = [site.name for site in call.space.sites]
+        program = substitute(guide, data=call.params | call.batch.subsamples)
+
+        def draw(key: Array) -> dict[str, Array]:
+            with block(), Draw(key, call.space.layout):
+                found = run_program(key, program, call.args, call.kwargs)
+            if missing := [name for name in names if name not in found]:
+                raise ValueError(
+                    f"draws_of(guide) needs a guide with the model's discrete sites {names}; it "
+                    f"has no {missing}."
+                )
+            return {name: found[name]["value"] for name in names}
+
+        values = jax.vmap(draw)(jax.random.split(rng_key, num_draws))
+        return encode(call.space, values, call.batch.sizes)
+
+    return operator
+
+
+def from_pool(words: UInt32[Array, "N S W"]) -> Operator:
+    """An operator for `evolve`: children are S states of the sets of other data, at random."""
+
+    def operator(rng_key: Array, population: Population) -> Array:
+        shape, keys = (words.shape[1], population.codes.shape[1]), jax.random.split(rng_key)
+        rows, places = (
+            jax.random.randint(key, shape, 0, size)
+            for key, size in zip(keys, words.shape[:2], strict=True)
+        )
+        return unpack(words[rows, places], population.cardinalities)
+
+    return operator
+
+
+def _scorer_of(population: Population, name: str) -> Scorer:
+    """That of the E-step that calls operator `name`."""
+    if not isinstance(population.context, Scorer):
+        raise ValueError(f"{name}(...) proposes inside of an E-step, where there are data.")
+    return population.context

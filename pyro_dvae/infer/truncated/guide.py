@@ -22,32 +22,26 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from jaxtyping import Float, Int32, Integer
+from jaxtyping import Float, Int32
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_dvae.distributions.members import Members
-from pyro_dvae.infer.truncated.estep import (
-    codes_of,
-    default_evolve,
-    distinct,
-    draws_of,
-    evolve_sets,
-    unmasked,
-)
-from pyro_dvae.infer.truncated.minibatch import draws_in, open_plates, prior_probs, read_minibatch
-from pyro_dvae.infer.truncated.scoring import Call, Scorer
-from pyro_dvae.ops.evolution import Operator, Population, union
-from pyro_dvae.ops.states import num_words, pack, random_states, unpack
+from pyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
+from pyro_dvae.infer.truncated.minibatch import open_plates, read_minibatch
+from pyro_dvae.infer.truncated.proposals import draws_of, from_pool
+from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, given_values
+from pyro_dvae.infer.truncated.start import first_words
+from pyro_dvae.ops.sets.evolution import Operator, union
+from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.broadcasting import takes_particles
 from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.sites import sample_sites
 
-__all__ = ["TruncatedGuide", "TruncatedPosterior", "draws_of"]
-
-_CODES_AT_ONCE = 2**22  # of the first states that are drawn together: 16 MB of random numbers
+__all__ = ["TruncatedGuide", "TruncatedPosterior"]
 
 
 class TruncatedPosterior(NamedTuple):
@@ -114,24 +108,18 @@ class TruncatedGuide(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site, the discrete ones from q_n; returns their values by name."""
-        with poutine.trace() as own:
+        with poutine.trace() as tracer:
             if self.rest is not None:
                 self.rest(*args, **kwargs)
-        call = self.read(own.trace, args, kwargs)
+        call = self.read(tracer.trace, args, kwargs)
         words = self.members(call)
-        draws = draws_in(own.trace, call.space.layout.nesting)
-        scores = [_in_dims(self.scores(call, words, draw), call) for draw in draws]
+        nesting, scores = call.space.layout.nesting, []
+        for draw in _particles_of(tracer.trace, nesting):
+            given = call._replace(rest_values=given_values(draw, call.batch, nesting))
+            scores.append(_in_dims(_score_members(given, words), call))
         log_weights = torch.stack(scores, 1) if len(scores) > 1 else scores[0]
-        values = {name: site.value for name, site in sample_sites(own.trace).items()}
-        members = decode(call.space, codes_of(call, words), call.batch.sizes)
-        layout = call.space.layout
-        own_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
-        for site in call.space.sites:
-            fn = Members(members[site.name], log_weights, len(site.event_shape), own_dims)
-            with open_plates(call.batch, site.name):
-                values[site.name] = pyro.sample(site.name, fn)
-            log_weights = fn.given(values[site.name])
-        return values
+        values = {name: site.value for name, site in sample_sites(tracer.trace).items()}
+        return values | _sample_members(call, _values_of(call, words), log_weights)
 
     def posterior(self, *args: Any, **kwargs: Any) -> TruncatedPosterior:
         """The states of the data in `args` and their probabilities, without gradient.
@@ -139,12 +127,12 @@ class TruncatedGuide(nn.Module):
         Latents that `rest` samples are drawn once.
         """
         with torch.no_grad(), poutine.block():
-            own = self.draw_rest(args, kwargs)
-            call = self.read(own, args, kwargs)
+            rest_trace = self.draw_rest(args, kwargs)
+            call = self.read(rest_trace, args, kwargs)
             words = self.members(call)
-            scores = self.scores(call, words, own)
+            scores = _score_members(call, words)
         scores = scores.reshape(len(scores), *call.batch.sizes)
-        values = decode(call.space, codes_of(call, words), call.batch.sizes)
+        values = _values_of(call, words)
         return TruncatedPosterior(values, scores.softmax(0), scores.logsumexp(0))
 
     def for_data(
@@ -171,29 +159,22 @@ class TruncatedGuide(nn.Module):
         """
         if num_sweeps < 1:
             raise ValueError(f"`num_sweeps` must be 1 or more; got {num_sweeps}.")
-        if proposals is None and self.words is None:
+        if proposals is not None:
+            pool = draws_of(proposals, self.num_states)
+        elif self.words is not None:
+            pool = from_pool(self.words)
+        else:
             raise ValueError(
                 "for_data starts from the states of this guide, which has none yet. Train it "
                 "first, or pass `proposals`, an amortised guide."
             )
-        pool = self._from_pool if proposals is None else draws_of(proposals, self.num_states)
-        other = TruncatedGuide(
-            self.model,
-            self.num_states,
-            rest=self.rest,
-            probs=self.probs,
-            vectorize_particles=self.vectorize_particles,
-        )
+        operator = union(pool, evolve or default_evolve(self.num_states))
+        other = self._without_sets()
         with torch.no_grad(), poutine.block():
-            own = other.draw_rest(args, kwargs)
-            call = other.read(own, args, kwargs)
-            evolved = evolve_sets(
-                Scorer(call, own),
-                other.members(call),
-                union(pool, evolve or default_evolve(self.num_states)),
-                sweeps=num_sweeps,
-            )
-            other.store(call, evolved.words)
+            rest_trace = other.draw_rest(args, kwargs)
+            call = other.read(rest_trace, args, kwargs)
+            scorer, words = Scorer(call), other.members(call)
+            other.store(call, evolve_sets(scorer, words, operator, sweeps=num_sweeps).states)
         return other
 
     # -------------------------------------------------------------------------------- for losses
@@ -205,8 +186,10 @@ class TruncatedGuide(nn.Module):
         with torch.no_grad(), poutine.block():
             return run_program(self.rest, args, kwargs)
 
-    def read(self, own: poutine.Trace, args: tuple, kwargs: dict) -> Call:
-        """What a call of the model is about; the first one makes the sets.
+    def read(self, rest_trace: poutine.Trace, args: tuple, kwargs: dict) -> ModelCall:
+        """What a call of the model is about, given a draw of `rest`; the first one makes the sets.
+
+        Plates that subsample do so as the surrounding handlers say, which see them.
 
         Raises:
             ValueError: See the class.
@@ -214,20 +197,23 @@ class TruncatedGuide(nn.Module):
         if self._space is None:
             self._space = find_space(self.model, self.rest, args, kwargs)
             self._vectorize = self.vectorize_particles and self._takes_particles(args, kwargs)
-        draw = draws_in(own, self._space.layout.nesting)[0]
-        batch = read_minibatch(self.model, draw, self._space, args, kwargs)
-        num_data = self.num_data if self.words is None else len(self.words)
-        if num_data not in (None, batch.num_data):
-            plates = ", ".join(f"'{name}'" for name in self._space.layout.plates)
-            raise ValueError(
-                f"the guide keeps states of {num_data} data, but plate {plates} has size "
-                f"{batch.num_data}. Give the plate the size of all data, and the rows of a "
-                'minibatch as its subsample, as in pyro.plate("data", N, subsample=index); for '
-                "other data make a guide by `for_data`."
-            )
-        call = Call(self.model, args, kwargs, self._space, batch, self._vectorize, self._repeats)
+        nesting = self._space.layout.nesting
+        rest_trace = _particles_of(rest_trace, nesting)[0]
+        batch = read_minibatch(_run_plainly(self.model, rest_trace, args, kwargs), self._space)
+        call = ModelCall(
+            model=self.model,
+            rest=self.rest,
+            args=args,
+            kwargs=kwargs,
+            space=self._space,
+            batch=batch,
+            vectorize=self._vectorize,
+            rest_values=given_values(rest_trace, batch, nesting),
+            repeats=self._repeats,
+        )
+        self._check_size(call)
         if self.words is None:
-            self.words = self._first_words(call)
+            self.words = first_words(call, self.num_states, self.probs)
         return call
 
     def _takes_particles(self, args: tuple, kwargs: dict) -> bool:
@@ -236,19 +222,13 @@ class TruncatedGuide(nn.Module):
         with poutine.block():
             return takes_particles(Pair(self.model, program, args, kwargs, self._space.layout))
 
-    def members(self, call: Call) -> Int32[Tensor, "S B W"]:
+    def members(self, call: ModelCall) -> Int32[Tensor, "S B W"]:
         """The members of the data, packed."""
         assert self.words is not None
         words = self.words.index_select(0, call.batch.rows.to(self.words.device))
         return unmasked(call, words.transpose(0, 1).contiguous())
 
-    def scores(
-        self, call: Call, words: Int32[Tensor, "S B W"], own: poutine.Trace
-    ) -> Float[Tensor, "S B"]:
-        """Log joints of members, -inf for one that is there already."""
-        return torch.where(distinct(call, words), Scorer(call, own).of_words(words), -torch.inf)
-
-    def store(self, call: Call, words: Int32[Tensor, "S B W"]) -> None:
+    def store(self, call: ModelCall, words: Int32[Tensor, "S B W"]) -> None:
         """Make these states the members of the data."""
         assert self.words is not None
         rows = call.batch.rows.to(self.words.device)
@@ -256,40 +236,26 @@ class TruncatedGuide(nn.Module):
 
     # ------------------------------------------------------------------------------------ states
 
-    def _first_words(self, call: Call) -> Int32[Tensor, "N S W"]:
-        cardinalities, num_data = call.space.cardinalities, call.batch.num_data
-        probs = self._first_probs(call)
-        words = torch.empty(
-            (num_data, self.num_states, num_words(cardinalities)),
-            dtype=torch.int32,
-            device=probs.device,
-        )
-        for part in words.split(max(1, _CODES_AT_ONCE // (self.num_states * len(cardinalities)))):
-            codes = random_states(self.num_states, len(part), cardinalities, probs)
-            part.copy_(pack(codes.transpose(0, 1), cardinalities))
-        return words
-
-    def _first_probs(self, call: Call) -> Float[Tensor, "H V"]:
-        prior = prior_probs(call.batch.latents, call.space)
-        if self.probs is None:
-            return prior
-        if set(call.space.cardinalities) != {2}:
+    def _check_size(self, call: ModelCall) -> None:
+        num_data = self.num_data if self.words is None else len(self.words)
+        if num_data not in (None, call.batch.num_data):
+            plates = ", ".join(f"'{name}'" for name in call.space.layout.plates)
             raise ValueError(
-                "`probs` are those of binary latents; the model has latents of "
-                f"{sorted(set(call.space.cardinalities))} codes. Leave it out: the first states "
-                "are then drawn with the probabilities of the prior."
+                f"the guide keeps states of {num_data} data, but plate {plates} has size "
+                f"{call.batch.num_data}. Give the plate the size of all data, and the rows of a "
+                'minibatch as its subsample, as in pyro.plate("data", N, subsample=index); for '
+                "other data make a guide by `for_data`."
             )
-        ones = torch.as_tensor(self.probs, dtype=prior.dtype, device=prior.device)
-        ones = ones.expand(len(prior))
-        return torch.stack([1.0 - ones, ones], -1)
 
-    def _from_pool(self, population: Population) -> Integer[Tensor, "S B H"]:
-        """States of this guide's sets, at random: an operator."""
-        assert self.words is not None
-        shape = self.num_states, population.scores.shape[1]
-        rows = torch.randint(len(self.words), shape, device=self.words.device)
-        places = torch.randint(self.num_states, shape, device=self.words.device)
-        return unpack(self.words[rows, places], population.cardinalities)
+    def _without_sets(self) -> "TruncatedGuide":
+        """A guide of the same model and settings, for other data."""
+        return TruncatedGuide(
+            self.model,
+            self.num_states,
+            rest=self.rest,
+            probs=self.probs,
+            vectorize_particles=self.vectorize_particles,
+        )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Take in states of any number of data where there are none yet."""
@@ -299,7 +265,64 @@ class TruncatedGuide(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _in_dims(scores: Float[Tensor, "S B"], call: Call) -> Float[Tensor, "S *batch"]:
+def _run_plainly(
+    model: Callable, rest_trace: poutine.Trace, args: tuple, kwargs: dict
+) -> poutine.Trace:
+    """One run of the model with these draws of `rest`; handlers around see its subsampling."""
+
+    def hide(msg: Any) -> bool:
+        drawn = msg["type"] == "sample" and site_is_subsample(msg)
+        return not drawn or msg["name"] in rest_trace.nodes
+
+    with torch.no_grad(), poutine.block(hide_fn=hide), poutine.replay(trace=rest_trace):
+        return run_program(model, args, kwargs)
+
+
+def _particles_of(rest_trace: poutine.Trace, nesting: int) -> list[poutine.Trace]:
+    """The draws of `rest` one particle at a time, if handlers have made it draw several."""
+    sites = sample_sites(rest_trace)
+    stacked = {name for name, site in sites.items() if site.num_batch_dims > nesting}
+    counts = {len(sites[name].value) for name in stacked}
+    return [_particle(rest_trace, stacked, k) for k in range(max(counts, default=1))]
+
+
+def _particle(rest_trace: poutine.Trace, stacked: set[str], k: int) -> poutine.Trace:
+    drawn, sites = poutine.Trace(), dict(rest_trace.nodes)
+    site: Any
+    for name, site in sites.items():
+        if name in stacked:
+            value = site["value"]
+            site = {**site, "value": value[k if len(value) > 1 else 0]}
+        drawn.nodes[name] = site
+    return drawn
+
+
+def _score_members(call: ModelCall, words: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
+    """Log joints of members, -inf for one that is there already."""
+    return torch.where(distinct(call, words), Scorer(call).of_words(words), -torch.inf)
+
+
+def _values_of(call: ModelCall, words: Int32[Tensor, "S B W"]) -> dict[str, Tensor]:
+    """The values of the discrete sites in these states."""
+    codes = unpack(words, call.space.cardinalities)
+    return decode(call.space, codes, call.batch.sizes)
+
+
+def _sample_members(
+    call: ModelCall, values: dict[str, Tensor], log_weights: Float[Tensor, "S *batch"]
+) -> dict[str, Tensor]:
+    """Draw each discrete site from the members that agree with the sites before it."""
+    layout, drawn = call.space.layout, {}
+    cell_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
+    for site in call.space.sites:
+        fn = Members(values[site.name], log_weights, len(site.event_shape), cell_dims)
+        with open_plates(call.batch, site.name):
+            drawn[site.name] = pyro.sample(site.name, fn)
+        log_weights = fn.given(drawn[site.name])
+    return drawn
+
+
+def _in_dims(scores: Float[Tensor, "S B"], call: ModelCall) -> Float[Tensor, "S *batch"]:
     """Scores of data in the batch dims of their plates, 1 in the others."""
     layout, sizes = call.space.layout, call.batch.sizes
     batch = [1] * layout.nesting

@@ -30,19 +30,16 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
-from pyro_dvae.infer.truncated.estep import Evolved, codes_of, distinct, evolve_sets
+from pyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
 from pyro_dvae.infer.truncated.guide import TruncatedGuide
-from pyro_dvae.infer.truncated.scoring import Call, Scorer, log_weights
+from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
 from pyro_dvae.infer.truncated.statistics import Statistic, read_statistics
-from pyro_dvae.ops.evolution import Operator
-from pyro_dvae.programs.codes import decode
-from pyro_dvae.programs.pair import Pair
+from pyro_dvae.ops.sets.evolution import Operator
+from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.record import Particles
-from pyro_dvae.programs.run import run_particles
 
 __all__ = [
     "TruncatedInfo",
@@ -168,49 +165,43 @@ class Truncated_ELBO(ParticleELBO):
         Returns:
             The fraction of the members that is new.
         """
-        own, call, beta, step = self._read(model, guide, args, kwargs)
-        return self._evolve(guide, own, call, beta, self._current(self.sweeps, step)).replaced
+        call, beta, step = self._read(model, guide, args, kwargs)
+        return self._evolve(guide, call, beta, self._current(self.sweeps, step)).replaced
 
     # ------------------------------------------------------------------------------ E- and M-step
 
     def run(self, model: Callable, guide: Any, args: tuple, kwargs: dict) -> Particles:
         """Improve the sets, and run the model at their states."""
-        own, call, beta, step = self._read(model, guide, args, kwargs)
+        call, beta, step = self._read(model, guide, args, kwargs)
         sweeps = self._current(self.sweeps, step) if torch.is_grad_enabled() else 0
-        words, replaced = self._evolve(guide, own, call, beta, sweeps)
+        words, replaced = self._evolve(guide, call, beta, sweeps)
         self._forms = call.batch.closed_forms if self._current(self.closed_form, step) else {}
         self._num_data = call.batch.num_data
-        particles = self._run_members(call, words, guide.rest)
+        particles = self._run_members(call, words)
         return particles._replace(extras={**particles.extras, "replaced": replaced})
 
     def _read(
         self, model: Callable, guide: Any, args: tuple, kwargs: dict
-    ) -> tuple[poutine.Trace, Call, float | Tensor, int]:
-        """One draw of the other latents, what the call is about, beta and the step."""
+    ) -> tuple[ModelCall, float | Tensor, int]:
+        """What the call is about, given one draw of the other latents; beta and the step."""
         if not isinstance(guide, TruncatedGuide):
             raise ValueError(
                 "Truncated_ELBO needs a guide that keeps states, TruncatedGuide(model, ...); got "
                 f"{type(guide).__name__}."
             )
-        own = guide.draw_rest(args, kwargs)
-        call = guide.read(own, args, kwargs)._replace(model=model)
-        return own, call, self._current_beta(self.state.beta), self.state.beta.step
+        rest_trace = guide.draw_rest(args, kwargs)
+        call = guide.read(rest_trace, args, kwargs)._replace(model=model)
+        return call, self._current_beta(self.state.beta), self.state.beta.step
 
     def _evolve(
-        self,
-        guide: TruncatedGuide,
-        own: poutine.Trace,
-        call: Call,
-        beta: float | Tensor,
-        sweeps: int,
+        self, guide: TruncatedGuide, call: ModelCall, beta: float | Tensor, sweeps: int
     ) -> Evolved:
-        words = guide.members(call)
+        words, scorer = guide.members(call), Scorer(call, beta)
         if not sweeps:
             return Evolved(words, torch.zeros(()))
         with torch.no_grad():
-            scorer = Scorer(call, own, beta)
             evolved = evolve_sets(scorer, words, self.evolve, self.generations, sweeps)
-            guide.store(call, evolved.words)
+            guide.store(call, evolved.states)
         return evolved
 
     @staticmethod
@@ -218,17 +209,11 @@ class Truncated_ELBO(ParticleELBO):
         """A number, or what its schedule says."""
         return int(setting(step) if callable(setting) else setting)
 
-    def _run_members(self, call: Call, words: Tensor, rest: Callable | None) -> Particles:
+    def _run_members(self, call: ModelCall, words: Tensor) -> Particles:
         """The members as particles of the model, with gradient; repeated ones weigh nothing."""
-        space, batch = call.space, call.batch
-        pair = Pair(call.model, rest, call.args, call.kwargs, space.layout, call.vectorize)
-        with poutine.replay(trace=batch.subsamples):
-            particles = run_particles(
-                pair,
-                len(words),
-                reads={"statistics": functools.partial(read_statistics, self._forms)},
-                values=decode(space, codes_of(call, words), batch.sizes),
-            )
+        codes = unpack(words, call.space.cardinalities)
+        reads = {"statistics": functools.partial(read_statistics, self._forms)}
+        particles = run_states(call, codes, reads=reads)
         first = distinct(call, words).reshape(particles.log_prior.shape)
         return particles._replace(log_prior=torch.where(first, particles.log_prior, -math.inf))
 

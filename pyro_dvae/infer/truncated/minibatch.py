@@ -4,7 +4,6 @@ A truncated posterior keeps something for every datum, so it must know which dat
 The model says so itself, by its plates: their full sizes and the rows that they subsample.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -16,9 +15,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_dvae.programs.codes import Space, by_datum, shape_in_datum
-from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.masks import entry_mask
 from pyro_dvae.programs.sites import Site, sample_sites
+
+__all__ = ["Minibatch", "open_plates", "prior_probs", "read_minibatch"]
 
 
 class Minibatch(NamedTuple):
@@ -33,23 +33,13 @@ class Minibatch(NamedTuple):
     unmasked: Bool[Tensor, "B H"] | None  # False where a mask takes a latent out; None: nowhere
 
 
-def read_minibatch(
-    model: Callable, own: poutine.Trace, space: Space, args: tuple, kwargs: dict
-) -> Minibatch:
-    """Run the model plainly, with the draws of `rest` in `own`, and read what it is about.
-
-    Plates that subsample do so as the surrounding handlers say, which see them.
+def read_minibatch(trace: poutine.Trace, space: Space) -> Minibatch:
+    """Read from a plain run of the model what it is about.
 
     Raises:
         ValueError: If no site is observed, if a discrete site differs from the space's, or if the
-            rows of a plate cannot be found.
+            rows of a plate cannot be found or are out of range.
     """
-
-    def hide(msg: Any) -> bool:
-        return msg["type"] != "sample" or not site_is_subsample(msg) or msg["name"] in own.nodes
-
-    with torch.no_grad(), poutine.block(hide_fn=hide), poutine.replay(trace=own):
-        trace = run_program(model, args, kwargs)
     sites = sample_sites(trace)
     latents = {name: site for name, site in sites.items() if not site.is_observed}
     _check_sites(sites, latents, space)
@@ -57,8 +47,7 @@ def read_minibatch(
     sizes: tuple[int, ...] = ()
     num_data, rows = 1, torch.zeros(1, dtype=torch.long)
     for frame in (frames[name] for name in space.layout.plates):
-        indices = _rows_of(trace, frame)
-        full = frame.full_size or frame.size
+        indices, full = _rows_of(trace, frame), frame.full_size or frame.size
         rows = (rows.to(indices.device)[:, None] * full + indices).flatten()
         sizes, num_data = (*sizes, frame.size), num_data * full
     subsamples = poutine.Trace()
@@ -66,9 +55,15 @@ def read_minibatch(
         if site["type"] == "sample" and site_is_subsample(site):
             subsamples.nodes[name] = site
     forms = {name: site.infer.get("closed_form") for name, site in sites.items()}
-    forms = {name: form for name, form in forms.items() if form is not None}
-    kept = _unmasked(latents, space, sizes)
-    return Minibatch(subsamples, latents, sizes, num_data, rows, forms, kept)
+    return Minibatch(
+        subsamples=subsamples,
+        latents=latents,
+        sizes=sizes,
+        num_data=num_data,
+        rows=rows,
+        closed_forms={name: form for name, form in forms.items() if form is not None},
+        unmasked=_unmasked(latents, space, sizes),
+    )
 
 
 def _check_sites(sites: dict[str, Site], latents: dict[str, Site], space: Space) -> None:
@@ -100,14 +95,20 @@ def _rows_of(trace: poutine.Trace, frame: Any) -> Tensor:
             )
         return torch.arange(full)
     indices = torch.as_tensor(site["value"])
-    if indices.device.type == "cpu" and len(indices):  # another device would have to be waited for
-        low, high = int(indices.min()), int(indices.max())
-        if low < 0 or high >= full:
-            raise ValueError(
-                f"plate '{frame.name}' has size {full}, so its rows are from 0 to {full - 1}; got "
-                f"rows from {low} to {high}. Check `subsample`, the rows of this minibatch."
-            )
+    _check_rows(frame.name, indices, full)
     return indices.long()
+
+
+def _check_rows(name: str, indices: Tensor, full: int) -> None:
+    """On a CPU: another device would have to be waited for."""
+    if indices.device.type != "cpu" or not len(indices):
+        return
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= full:
+        raise ValueError(
+            f"plate '{name}' has size {full}, so its rows are from 0 to {full - 1}; got "
+            f"rows from {low} to {high}. Check `subsample`, the rows of this minibatch."
+        )
 
 
 def _unmasked(
@@ -150,30 +151,3 @@ def open_plates(batch: Minibatch, name: str) -> ExitStack:
             )
         stack.enter_context(plate)
     return stack
-
-
-def draws_in(own: poutine.Trace, nesting: int) -> list[poutine.Trace]:
-    """The draws of `rest` one particle at a time, if handlers have made it draw several."""
-    depths = {name: site.num_batch_dims for name, site in sample_sites(own).items()}
-    sites: dict[str, Any] = dict(own.nodes)
-    counts = {len(sites[name]["value"]) for name, depth in depths.items() if depth > nesting}
-    return [_particle(own, depths, nesting, k) for k in range(max(counts, default=1))]
-
-
-def _particle(own: poutine.Trace, depths: dict[str, int], nesting: int, k: int) -> poutine.Trace:
-    drawn, sites = poutine.Trace(), dict(own.nodes)
-    for name, site in sites.items():
-        if depths.get(name, 0) > nesting:
-            value: Any = site["value"]
-            site = {**site, "value": value[k if len(value) > 1 else 0]}
-        drawn.nodes[name] = site
-    return drawn
-
-
-def given(own: poutine.Trace, nesting: int) -> dict[str, Tensor]:
-    """The draws of `rest` as `run_particles` takes them, without gradient."""
-    values = {}
-    for name, site in sample_sites(own).items():
-        value = site.value.detach()
-        values[name] = value.reshape(*[1] * (nesting + 1 - site.num_batch_dims), *value.shape)
-    return values

@@ -1,4 +1,6 @@
-"""Flips for truncated posteriors that ask the model: its slopes, its prior.
+"""Operators that ask the model what to propose: its slopes, its prior, an amortised guide.
+
+They find the scorer of the E-step in the population's `context`, and so work in E-steps alone.
 
 A random flip of one of H latents seldom helps. The slope of the log joint, with real numbers in
 place of the binary codes, prices all H flips of a state at once, for little more than scoring it:
@@ -17,15 +19,23 @@ References:
         for discrete distributions. ICML, 2021.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from jaxtyping import Int32
+from pyro import poutine
 from torch import Tensor
 
-from pyro_dvae.infer.truncated.estep import current_setting
 from pyro_dvae.infer.truncated.minibatch import prior_probs
-from pyro_dvae.ops._words import change_latents
-from pyro_dvae.ops.evolution import Operator, Population, sparse_flip, unscored
+from pyro_dvae.infer.truncated.scoring import Scorer
+from pyro_dvae.ops.sets.evolution import Operator, Population, sparse_flip, unscored
+from pyro_dvae.ops.sets.packing import unpack
+from pyro_dvae.ops.sets.states import change_latents
+from pyro_dvae.programs.codes import encode
+from pyro_dvae.programs.draw import Draw, run_program
 
-__all__ = ["informed_flip", "prior_flip"]
+__all__ = ["draws_of", "from_pool", "informed_flip", "prior_flip"]
 
 
 def informed_flip(num_children: int) -> Operator:
@@ -47,16 +57,16 @@ def informed_flip(num_children: int) -> Operator:
         raise ValueError(f"`num_children` must be 1 or more; got {num_children}.")
 
     def operator(population: Population) -> Population:
-        setting = current_setting("informed_flip")
+        scorer = _scorer_of(population, "informed_flip")
         codes, scores, cardinalities = population.codes, population.scores, population.cardinalities
-        if not all(site.is_range and len(site.support) == 2 for site in setting.call.space.sites):
+        if not all(site.is_range and len(site.support) == 2 for site in scorer.call.space.sites):
             raise ValueError(
                 "`informed_flip` needs latents of the codes 0 and 1, as Bernoulli sites have; got "
                 f"cardinalities {cardinalities}. Use ops.evolution.flip."
             )
         with torch.enable_grad():
             real = codes.to(scores.dtype).requires_grad_()
-            (slopes,) = torch.autograd.grad(setting.score(real).sum(), real)
+            (slopes,) = torch.autograd.grad(scorer.of_codes(real).sum(), real)
         gains = (1 - 2 * real.detach()) * slopes
         chances = 0.5 * gains - torch.empty_like(gains).exponential_().log()
         count = min(num_children, codes.shape[-1])
@@ -69,7 +79,7 @@ def informed_flip(num_children: int) -> Operator:
             latents.flatten(),
             cardinalities,
         )
-        return unscored(children, cardinalities, hashes)
+        return unscored(children, population, hashes)
 
     return operator
 
@@ -91,8 +101,57 @@ def prior_flip(num_children: int, rate: float) -> Operator:
     sparse_flip(num_children, rate, 1.0)  # complains at once
 
     def operator(population: Population) -> Population | Tensor:
-        call = current_setting("prior_flip").call
+        call = _scorer_of(population, "prior_flip").call
         num_active = prior_probs(call.batch.latents, call.space)[:, 1].sum()
         return sparse_flip(num_children, rate, num_active)(population)
 
     return operator
+
+
+def draws_of(guide: Callable, num_draws: int) -> Operator:
+    """An operator for `evolve`: children are `num_draws` draws from an amortised guide.
+
+    The guide is called with the model's arguments, without gradient; it must sample all discrete
+    sites of a datum. Combine it with others by `ops.evolution.union`.
+
+    Raises:
+        ValueError: If `num_draws` is not positive; in use, if the guide lacks a discrete site, or
+            outside of an E-step.
+    """
+    if num_draws < 1:
+        raise ValueError(f"`num_draws` must be 1 or more; got {num_draws}.")
+
+    def operator(population: Population) -> Tensor:
+        call = _scorer_of(population, "draws_of").call
+        space, batch = call.space, call.batch
+        with torch.no_grad(), poutine.block(), poutine.replay(trace=batch.subsamples):
+            with Draw(space.layout, num_draws):
+                trace = run_program(guide, call.args, call.kwargs)
+        names = [site.name for site in space.sites]
+        if missing := [name for name in names if name not in trace.nodes]:
+            raise ValueError(
+                f"draws_of(guide) needs a guide with the model's discrete sites {names}; it has "
+                f"no {missing}."
+            )
+        values: dict[str, Any] = {name: trace.nodes[name]["value"] for name in names}
+        return encode(space, values, batch.sizes)
+
+    return operator
+
+
+def from_pool(words: Int32[Tensor, "N S W"]) -> Operator:
+    """An operator for `evolve`: children are S states of the sets of other data, at random."""
+
+    def operator(population: Population) -> Tensor:
+        shape = words.shape[1], population.scores.shape[1]
+        rows, places = (torch.randint(size, shape, device=words.device) for size in words.shape[:2])
+        return unpack(words[rows, places], population.cardinalities)
+
+    return operator
+
+
+def _scorer_of(population: Population, name: str) -> Scorer:
+    """That of the E-step that calls operator `name`."""
+    if not isinstance(population.context, Scorer):
+        raise ValueError(f"{name}(...) proposes inside of an E-step, where there are data.")
+    return population.context

@@ -1,0 +1,269 @@
+"""`numpyro_dvae` as a backend of the examples."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import backends
+import numpy as np
+from backends import Programs
+from cli import CommandError
+from metrics import Draws
+
+__all__ = ["Backend"]
+
+
+class Backend(backends.Backend):
+    """`numpyro_dvae`, with JAX on the chosen device; keeps the parameters of the last training."""
+
+    name = "numpyro"
+
+    def __init__(self, device: str) -> None:
+        import jax
+
+        kind = {"auto": None, "cpu": "cpu", "cuda": "cuda"}[device]
+        try:
+            self.device = jax.devices(kind)[0]
+        except RuntimeError:
+            raise CommandError(f"--device {device}: JAX finds none; use --device cpu") from None
+        self._key, self._params = jax.random.key(0), None
+
+    def seed(self, seed: int) -> None:
+        """Forget parameters and seed all that is random."""
+        import jax
+
+        self._key, self._params = jax.random.key(seed), None
+
+    def seed_draws(self, seed: int) -> None:
+        """Seed what is drawn, and keep the parameters."""
+        import jax
+
+        self._key = jax.random.key(seed)
+
+    def _next_key(self) -> Any:
+        import jax
+
+        self._key, key = jax.random.split(self._key)
+        return key
+
+    def train(
+        self,
+        model: Any,
+        guide: Any,
+        loss: Any,
+        *data: np.ndarray,
+        learning_rate: float,
+        num_steps: int,
+        decay: float = 1.0,
+        drawn: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`.
+
+        With `drawn`, each step draws its images' pixels, with gray values for probabilities.
+        """
+        import jax
+
+        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps, drawn=drawn)
+        with jax.default_device(self.device):
+            result = self.module("fit").fit(
+                self._next_key(), svi, *data, num_steps=num_steps, **settings
+            )
+        self._params = {**(self._params or {}), **result.params}  # a prior's, after those of a VAE
+        return result
+
+    def train_best(
+        self,
+        make: Callable[[], Programs],
+        *data: Any,
+        learning_rate: float,
+        num_steps: int,
+        decay: float = 1.0,
+        **settings: Any,
+    ) -> Any:
+        """Train from several starts side by side; `settings` are those of `fit_restarts`."""
+        import jax
+
+        with jax.default_device(self.device):
+            result = self.module("fit").fit_restarts(
+                self._next_key(),
+                lambda: self._make_svi(make(), learning_rate, decay, num_steps),
+                *data,
+                num_steps=num_steps,
+                **settings,
+            )
+        self._params = result.params
+        return result
+
+    def _make_svi(
+        self,
+        programs: Programs,
+        learning_rate: float,
+        decay: float,
+        num_steps: int,
+        *,
+        drawn: bool = False,
+    ) -> Any:
+        import numpyro
+
+        rate = self.schedule(learning_rate, decay * learning_rate, num_steps)
+        model, guide, loss = programs
+        kind = self.module("infer").SVI
+        kind = _drawing(kind) if drawn else kind
+        return kind(model, guide, numpyro.optim.Adam(rate), loss=loss)
+
+    def make_dictionary(self, atoms: np.ndarray) -> Any:
+        """A decoder to the sum of atoms ``(H, *shape)``, one per latent, learned from these on."""
+        from flax import linen
+
+        dense, flat = self.module("nets.layers").dense, atoms.reshape(len(atoms), -1)
+
+        class Dictionary(linen.Module):
+            @linen.compact
+            def __call__(self, z: Any) -> Any:
+                outputs = dense(flat.shape[1], kernel_init=lambda *_: flat)(z)
+                return outputs.reshape(*z.shape[:-1], *atoms.shape[1:])
+
+        return Dictionary()
+
+    def posteriors(
+        self, guide: Any, data: Sequence[Any], size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A truncated guide's states "z" ``(S, B, H)`` and their weights, `size` data at a time."""
+        import jax
+        from numpyro.handlers import substitute
+
+        @partial(jax.jit, static_argnums=3)
+        def posterior(params: dict, x: Any, index: Any, num_data: int, *observed: Any) -> Any:
+            return substitute(guide.posterior, data=params)(x, index, num_data, *observed)
+
+        for start in range(0, len(data[0]), size):
+            rows = backends.rows_of(data, slice(start, start + size))
+            found = posterior(self._params, *rows)
+            yield np.asarray(found.values["z"]), np.asarray(found.weights)
+
+    def conditional(self, model: Any, codes: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Of p(x | z) at given codes ``(N, H)``: the mean and variance; of p(z): the mean."""
+        from numpyro.handlers import condition, seed, substitute, trace
+
+        program = condition(substitute(model, data=self._params), {"z": codes})
+        sites = trace(seed(program, self._next_key())).get_trace(num_data=len(codes))
+        found = (sites["x"]["fn"].mean, sites["x"]["fn"].variance, sites["z"]["fn"].mean)
+        return tuple(np.asarray(value) for value in found)
+
+    def diagnose(self, name: str, result: Any, *data: Any, **options: Any) -> Any:
+        """Call one of the diagnostics."""
+        function = getattr(self.module("diagnostics"), name)
+        return function(self._next_key(), result, *data, **options)
+
+    def gradients(
+        self, model: Any, guide: Any, loss: Any, images: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """Draw gradients of the guide's parameters, each as one vector, without end."""
+        import jax
+        import jax.numpy as jnp
+
+        params = self._params or {}
+        guide_params = {name: params[name] for name in params if name.startswith("guide")}
+
+        @jax.jit
+        def gradient(guide_params: dict, params: dict, rng_key: Any, x: Any) -> Any:
+            def value(own: dict) -> Any:
+                return loss.loss(rng_key, {**params, **own}, model, guide, x)
+
+            found = jax.grad(value)(guide_params)
+            return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(found)])
+
+        while True:
+            yield np.asarray(gradient(guide_params, params, self._next_key(), images))
+
+    def draws(
+        self, model: Any, guide: Any, images: np.ndarray, num_particles: int
+    ) -> Iterator[Draws]:
+        """Draw codes for test images and score them, in batches of bounded memory."""
+        import jax
+
+        guide = self.guide_for(guide, images)
+
+        @partial(jax.jit, static_argnums=4)
+        def score(params: dict, rng_key: Any, x: Any, index: Any, num_data: int) -> tuple:
+            def particle(key: Any) -> tuple:
+                guide_sites, sites = _run_pair(model, guide, params, key, x, index, num_data)
+                errors = ((sites["x"]["fn"].mean - x) ** 2).reshape(len(x), -1).mean(1)
+                scored = (sites["x"], sites["z"], guide_sites["z"])
+                log_probs = (site["fn"].log_prob(site["value"]) for site in scored)
+                return (*log_probs, sites["z"]["value"], errors)
+
+            found = jax.vmap(particle)(jax.random.split(rng_key, num_particles))
+            return (*found[:3], found[3][0], found[4][0])
+
+        size = max(1, backends.BATCH_VALUES // (num_particles * images[0].size))
+        for start in range(0, len(images), size):
+            rows = np.arange(start, min(start + size, len(images)))
+            found = score(self._params, self._next_key(), images[rows], rows, len(images))
+            yield Draws(*(np.asarray(value) for value in found))
+
+    def reconstruct(self, model: Any, guide: Any, images: np.ndarray) -> np.ndarray:
+        """The mean of p(x | z) at one z ~ q for each image."""
+        import jax
+
+        guide = self.guide_for(guide, images)
+
+        @jax.jit
+        def means(params: dict, rng_key: Any, x: Any) -> Any:
+            return _run_pair(model, guide, params, rng_key, x)[1]["x"]["fn"].mean
+
+        return np.asarray(means(self._params, self._next_key(), images))
+
+    def guide_for(self, guide: Any, images: np.ndarray) -> Any:
+        """The guide of other images: of a truncated one, with states of theirs."""
+        if not hasattr(guide, "for_data"):
+            return guide
+        return guide.for_data(self._next_key(), self._params, images)
+
+    def sample(self, model: Any, num_images: int) -> np.ndarray:
+        """The mean of p(x | z) at z ~ p."""
+        import jax
+        from numpyro.handlers import seed, substitute, trace
+
+        @jax.jit
+        def means(params: dict, rng_key: Any) -> Any:
+            program = seed(substitute(model, data=params), rng_key)
+            return trace(program).get_trace(num_data=num_images)["x"]["fn"].mean
+
+        return np.asarray(means(self._params, self._next_key()))
+
+    def decode(self, model: Any, codes: np.ndarray) -> np.ndarray:
+        """The mean of p(x | z) at given codes."""
+        from numpyro.handlers import substitute
+
+        return np.asarray(substitute(model.reconstruct, data=self._params)(codes))
+
+
+def _drawing(svi_class: Any) -> Any:
+    """An `SVI` whose steps draw binary images from gray ones; model and guide see one draw."""
+    import jax
+
+    def draw(rng_key: Any, x: Any) -> Any:
+        return jax.random.bernoulli(rng_key, x).astype(x.dtype)
+
+    class Drawing(svi_class):
+        def init(self, rng_key: Any, x: Any, *rest: Any, **options: Any) -> Any:
+            return super().init(rng_key, draw(rng_key, x), *rest, **options)
+
+        def update(self, svi_state: Any, x: Any, *rest: Any, **options: Any) -> Any:
+            key = jax.random.fold_in(svi_state.rng_key, 1)
+            return super().update(svi_state, draw(key, x), *rest, **options)
+
+    return Drawing
+
+
+def _run_pair(model: Any, guide: Any, params: Any, rng_key: Any, *data: Any) -> tuple[dict, dict]:
+    """Sites of a NumPyro guide, and of the model at its draws."""
+    import jax
+    from numpyro.handlers import replay, seed, substitute, trace
+
+    own = jax.tree.map(lambda leaf: leaf, params)  # a codebook moves when a guide runs
+    guide_sites = trace(seed(substitute(guide, data=own), rng_key)).get_trace(*data)
+    replayed = replay(substitute(model, data=params), trace=guide_sites)
+    return guide_sites, trace(seed(replayed, rng_key)).get_trace(*data)

@@ -1,0 +1,200 @@
+"""The two packages behind one interface: all that an example says differently in each.
+
+A backend reaches its package by name, so that an example breaks when the siblings drift.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from cli import CommandError
+from configs import Config
+
+__all__ = [
+    "METHODS",
+    "QUANTIZERS",
+    "RELAXATIONS",
+    "Backend",
+    "Programs",
+    "get_backend",
+    "rows_of",
+]
+
+# Method -> class of `infer`; a method is a loss, and the model need not know it.
+METHODS = {
+    "daps": "DAPS_ELBO",
+    "reinforce": "Reinforce_ELBO",
+    "vimco": "VIMCO_ELBO",
+    "disarm": "DisARM_ELBO",
+    "wake_sleep": "WakeSleep_ELBO",
+    "exact": "Exact_ELBO",
+    "truncated": "Truncated_ELBO",
+}
+Programs = tuple[Any, Any, Any]  # model, guide, loss
+# Method of `relax` -> temperature at the end, from 1 at the start. The loss is a plain ELBO: no
+# site is left that needs a score function.
+RELAXATIONS = {
+    "gumbel": 0.1,
+    "straight_through_gumbel": 0.1,
+    "gr_mck": 0.1,
+    "straight_through": 1.0,
+    "reinmax": 1.0,
+}
+METHODS |= dict.fromkeys(RELAXATIONS, METHODS["reinforce"])
+# Methods that bring a guide of their own, `Config.guide`: codes are the nearest of a table's
+# vectors, moved by averages or by gradient, or finite scalars.
+QUANTIZERS = ("vq", "vq_gradient", "fsq")
+METHODS |= dict.fromkeys(QUANTIZERS, "VQ_ELBO")
+_DECAY = 0.99  # of a codebook's moving averages
+_MOST_LEVELS = 8  # of a finite scalar
+BATCH_VALUES = 2**23  # values of x times particles that are scored at once
+
+
+def get_backend(name: str, device: str = "auto") -> "Backend":
+    """Return a backend by name, with its device chosen."""
+    try:
+        importlib.import_module(f"{name}_dvae.infer")
+    except ImportError as error:
+        raise CommandError(
+            f"--backend {name}: {error}; install it by pip install 'pyro-dvae[{name}]'"
+        ) from None
+    kind: type[Backend] = importlib.import_module(f"backend_{name}").Backend
+    return kind(device)
+
+
+def rows_of(data: Sequence[Any], rows: slice) -> list[Any]:
+    """Some rows of arrays; numbers as they are."""
+    return [value[rows] if isinstance(value, np.ndarray) else value for value in data]
+
+
+class Backend:
+    """What both packages do alike."""
+
+    name: str
+    device: Any
+
+    def module(self, path: str) -> ModuleType:
+        """Return a module of the package."""
+        return importlib.import_module(f"{self.name}_dvae.{path}")
+
+    def make_loss(self, method: str, **options: Any) -> Any:
+        """Make the loss of a method; options that are None keep their default."""
+        loss = getattr(self.module("infer"), METHODS[method])
+        return loss(**{key: value for key, value in options.items() if value is not None})
+
+    def programs(self, method: str, model: Any, guide: Any, num_steps: int) -> tuple[Any, Any]:
+        """Model and guide as a method trains them: relaxed, or as they are."""
+        if method not in RELAXATIONS:
+            return model, guide
+        relax, end = self.module("infer").relax, RELAXATIONS[method]
+        temperature = 1.0 if end == 1.0 else self.schedule(1.0, end, num_steps)
+        soft = relax(guide, method, sites=["z"], temperature=temperature)
+        return relax(model, method, sites=["z"]), soft
+
+    def plain_elbo(self) -> Any:
+        """The framework's own loss, for a model without discrete latents."""
+        return importlib.import_module(f"{self.name}.infer").Trace_ELBO()
+
+    def checkpoint(self) -> str:
+        """Name of what `fit` keeps in its folder: a file, or a folder of Orbax's."""
+        return {"pyro": "checkpoint.pt", "numpyro": "checkpoint"}[self.name]
+
+    def has_checkpoint(self, folder: Path) -> bool:
+        """Whether there is one, not the beginnings of one alone."""
+        path = folder / self.checkpoint()
+        return path.is_file() or any(step.name.isdigit() for step in path.glob("*"))
+
+    def diagnose(self, name: str, result: Any, *data: Any, **options: Any) -> Any:
+        """Call one of the diagnostics."""
+        return getattr(self.module("diagnostics"), name)(result, *data, **options)
+
+    def schedule(self, start: float, end: float, num_steps: int) -> Callable[[Any], Any]:
+        """Exponential schedule."""
+        return self.module("fit").exponential_schedule(start, end, num_steps)
+
+    def array(self, values: np.ndarray) -> Any:
+        """As the package takes it."""
+        return values
+
+    def inputs(self, guide: Any, images: np.ndarray) -> tuple[Any, ...]:
+        """What model and guide are called with; a truncated guide asks for the rows of the data."""
+        if not hasattr(guide, "for_data"):
+            return (images,)
+        return images, np.arange(len(images)), len(images)
+
+    def make_vae(self, config: Config, images: np.ndarray) -> tuple[Any, Any]:
+        """Make the model and the guide that a config describes, for such images."""
+        models, guides, nets = (self.module(name) for name in ("models", "guides", "nets"))
+        shape = images.shape[1:]
+        binary, size = config.prior == "bernoulli", config.num_latents
+        num_codes = None if binary else config.num_codes
+        if config.likelihood == "bernoulli":
+            likelihood = models.BernoulliLikelihood()
+        else:
+            likelihood = models.GaussianLikelihood(variance=0.1)
+        prior = self.make_prior(config)
+        start = None
+        if config.start == "mean":
+            start = likelihood.link(self.array(images.mean(0)))
+        if config.guide in QUANTIZERS:
+            decoder, guide = self._make_quantized(config, shape, start)
+            return models.DiscreteVAE(decoder, prior, likelihood), guide
+        hidden, width = config.decoder_hidden, config.embed_dim
+        decoder = nets.MLPDecoder(size, num_codes, shape, width, hidden, start)
+        model = models.DiscreteVAE(decoder, prior, likelihood)
+        if config.guide == "truncated":
+            guide = self.module("infer").TruncatedGuide(model, config.num_states)
+        elif config.guide == "autoregressive":
+            patches = nets.PatchEncoder(shape, config.num_patches, embed_dim=config.embed_dim)
+            transformer = nets.CausalTransformer(size, config.num_codes, embed_dim=config.embed_dim)
+            guide = guides.AutoregressiveGuide(patches, transformer)
+        else:
+            hidden, scale = config.encoder_hidden, config.encoder_scale
+            encoder = nets.MLPEncoder(shape, size, num_codes, hidden, scale)
+            guide = guides.IndependentGuide(encoder, binary=binary)
+        return model, guide
+
+    def make_prior(self, config: Config) -> Any:
+        """Make p(z)."""
+        models, nets = self.module("models"), self.module("nets")
+        size, num_codes = config.num_latents, config.num_codes
+        if config.prior == "bernoulli":
+            return models.BernoulliPrior(size, learn=True)
+        if config.prior == "categorical":
+            return models.CategoricalPrior(size, num_codes)
+        if config.prior == "autoregressive":
+            width = config.embed_dim
+            return models.AutoregressivePrior(
+                nets.CausalTransformer(size, num_codes, embed_dim=width, cross_attention=False)
+            )
+        return models.UniformPrior(size, num_codes)
+
+    def _make_quantized(
+        self, config: Config, shape: tuple[int, ...], start: Any
+    ) -> tuple[Any, Any]:
+        """A decoder, with outputs that begin at `start`, and a guide that share one codebook."""
+        nets, size = self.module("nets"), config.num_latents
+        if config.guide == "fsq":
+            codebook = nets.FiniteScalars(levels_of(config.num_codes))
+        else:
+            decay = _DECAY if config.guide == "vq" else None
+            codebook = nets.Codebook(config.num_codes, config.embed_dim, decay=decay)
+        width = codebook.embed_dim
+        hidden = config.decoder_hidden
+        network = nets.MLPDecoder(size * width, None, shape, hidden=hidden, start=start)
+        encoder = nets.MLPEncoder(shape, size, width, hidden=config.encoder_hidden)
+        guide = self.module("guides").VectorQuantizedGuide(encoder, codebook)
+        return nets.CodebookDecoder(codebook, network), guide
+
+
+def levels_of(num_codes: int) -> tuple[int, ...]:
+    """Levels of finite scalars that make so many codes: its divisors up to 8, large ones first."""
+    levels: list[int] = []
+    for level in range(_MOST_LEVELS, 1, -1):
+        while num_codes % level == 0:
+            levels.append(level)
+            num_codes //= level
+    return tuple(levels + [num_codes] * (num_codes > 1))

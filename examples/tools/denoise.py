@@ -1,0 +1,308 @@
+"""Zero-shot denoising and inpainting: a discrete VAE of the patches of the one image at hand.
+
+All overlapping patches of the noisy image, less their brightness, are the data; nothing else is
+learned from. A patch is a sum of atoms of a dictionary, one per binary latent, or what a perceptron
+makes of them. Each patch gets a truncated posterior, evolved by flips that follow the slope of the
+log joint, while the dictionary, the noise level and the prior are learned [1]. What that leaves of
+a patch is noise and an error of the model; the patches that use a latent tell how the error is
+distributed, so it has a posterior mean as well [2]. A pixel is the mean of the estimates of all
+patches that cover it. Missing pixels leave the likelihood. Noise and holes are made here, with
+`--sigma` and `--missing`, so that the result can be compared with the clean image; `--noisy` takes
+the image as it is.
+
+    python examples/tools/denoise.py --sigma 25
+    python examples/tools/denoise.py photo.png --missing 0.5
+
+References:
+    [1] Drefs, Guiraud, Panagiotou & Lücke. Direct evolutionary optimization of variational
+        autoencoders with binary latents. ECML PKDD, 2022. arXiv 2011.13704.
+    [2] Yu, Sapiro & Mallat. Solving inverse problems with piecewise linear estimators. IEEE
+        Transactions on Image Processing 21(5), 2012. The Gaussians are those of errors here.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from backends import Backend, get_backend
+from cli import CommandError, Parser, finish, open_folder, positive, run_main
+from pictures import save_restored
+
+_PATCHES_AT_ONCE = 2048  # when estimating
+_LEAST_USE = 0.01  # of a latent by a patch, to count
+_ROUNDS = 20  # of filling in what is missing
+
+
+class Task(NamedTuple):
+    """An image to restore, on the scale 0 to 255."""
+
+    given: np.ndarray  # (H, W, C), noisy; the mean where it is missing
+    observed: np.ndarray  # (H, W), bool
+    clean: np.ndarray | None  # (H, W, C), if known
+    exact: bool  # whether what is observed has no noise
+
+
+def main(arguments: list[str]) -> None:
+    """Learn from the patches of an image, put them together again, measure."""
+    args = make_parser().parse_args(arguments)
+    if args.noisy and (args.sigma or args.missing):
+        raise CommandError("--noisy takes the image as it is: leave out --sigma and --missing")
+    if args.smoke:
+        args.latents, args.states, args.epochs, args.half = 8, 8, 1, args.half + 2
+    backend, out = get_backend(args.backend, args.device), open_folder(args.out)
+    task = make_task(args)
+    if min(task.given.shape[:2]) < args.patch:
+        raise CommandError(f"--patch {args.patch}: the image is {task.given.shape[:2]} pixels")
+    backend.seed(args.seed)
+    start = time.perf_counter()
+    restored, sigma = restore(backend, task, args)
+    seconds = time.perf_counter() - start
+    found: dict[str, Any] = {"sigma_found": sigma, "seconds": seconds, "backend": backend.name}
+    if task.clean is not None:
+        found |= {"psnr_noisy": psnr(task.given, task.clean), "psnr": psnr(restored, task.clean)}
+        print(f"{found['psnr_noisy']:.2f} dB -> {found['psnr']:.2f} dB in {seconds:.0f} s")
+    picture = out / "denoised.png"
+    save_restored(
+        picture, task.clean, np.where(task.observed[..., None], task.given, np.nan), restored
+    )
+    found |= {"picture": picture, "epochs": args.epochs, "seed": args.seed}
+    print(f"noise found {sigma:.1f}; picture: {picture}")
+    finish(found, out, show=args.json, name="denoise.json")
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, out="out/denoise")
+    add = parser.add_argument
+    add("image", nargs="?", type=Path, metavar="IMAGE", help="a file; default: skimage's camera")
+    add("--sigma", type=float, default=None, help="noise to add, on the scale 0 to 255")
+    add("--missing", type=float, default=0.0, help="fraction of pixels to take away")
+    add("--noisy", action="store_true", help="the image is noisy already: add nothing")
+    add("--half", type=int, default=0, help="how often to halve the image first")
+    add("--patch", type=positive, default=8, help="side of a patch, pixels")
+    add("--latents", type=positive, default=128, help="binary latents per patch")
+    add("--states", type=positive, default=16, help="states per patch")
+    add("--hidden", type=int, nargs="*", default=[], help="widths of hidden layers, if any")
+    add("--epochs", type=positive, default=20)
+    add("--batch-size", type=positive, default=256)
+    add("--learning-rate", type=float, default=3e-2, help="falls to a tenth")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    return parser
+
+
+def make_task(args: Any) -> Task:
+    """Read the image; add noise and take pixels away."""
+    image = read_image(args.image)
+    for _ in range(args.half):
+        image = image[::2, ::2]
+    rng = np.random.default_rng(args.seed)
+    if args.noisy:
+        return Task(image, np.ones(image.shape[:2], bool), None, exact=False)
+    sigma = (0.0 if args.missing else 25.0) if args.sigma is None else args.sigma
+    if not sigma >= 0 or not 0 <= args.missing < 1:
+        raise CommandError("--sigma must be 0 or more and --missing in [0, 1)")
+    given = image + sigma * rng.standard_normal(image.shape)
+    observed = rng.random(image.shape[:2]) >= args.missing
+    if not observed.any():
+        raise CommandError(f"--missing {args.missing}: not one pixel is left")
+    given = np.where(observed[..., None], given, given[observed].mean(0))
+    return Task(given, observed, image, exact=sigma == 0)
+
+
+def read_image(path: Path | None) -> np.ndarray:
+    """Gray or colour, ``(H, W, C)`` floats from 0 to 255."""
+    try:
+        from skimage import data, io, util
+    except ImportError as error:
+        raise CommandError(
+            f"images need scikit-image ({error}): pip install scikit-image"
+        ) from None
+    try:
+        image = data.camera() if path is None else io.imread(path)
+        image = 255.0 * util.img_as_float64(np.asarray(image))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise CommandError(f"{path}: cannot be read as an image ({error})") from None
+    if image.ndim not in (2, 3) or min(image.shape[:2]) < 2:
+        raise CommandError(f"{path}: not one image, but an array of shape {image.shape}")
+    return image[..., None] if image.ndim == 2 else image[..., :3]
+
+
+def restore(backend: Backend, task: Task, args: Any) -> tuple[np.ndarray, float]:
+    """The restored image, and the noise level that was found."""
+    known = task.given[task.observed]
+    center, scale = float(known.mean()), float(known.std())
+    unit = np.where(task.observed[..., None], (task.given - center) / scale, 0.0)
+    patches = cut(unit.astype(np.float32), args.patch)
+    masks = cut(np.broadcast_to(task.observed[..., None], unit.shape), args.patch)
+    means = patch_means(patches, masks)  # brightness need not be learned
+    patches = np.where(masks, patches - means, 0.0)
+    data = [patches, np.arange(len(patches)), len(patches)]
+    data += [] if task.observed.all() else [masks]
+    model, guide, loss = make_programs(backend, patches, masks, args)
+    batch_size = min(args.batch_size, len(patches))
+    backend.train(
+        model,
+        guide,
+        loss,
+        *data,
+        learning_rate=args.learning_rate,
+        decay=0.1,
+        num_steps=args.epochs * (len(patches) // batch_size),
+        batch_size=batch_size,
+        log_every=10,
+    )
+    found, uses, noise = estimate(backend, model, guide, data)
+    errors = model_errors(np.where(masks, patches - found, 0.0), masks, uses, noise)
+    image = center + scale * join(found + errors + means, unit.shape)
+    if task.exact:
+        image = np.where(task.observed[..., None], task.given, image)
+    return image, scale * math.sqrt(noise)
+
+
+def make_programs(
+    backend: Backend, patches: np.ndarray, masks: np.ndarray, args: Any
+) -> tuple[Any, Any, Any]:
+    """Binary latents, a dictionary or a perceptron, one noise level.
+
+    The E-step's flips go by the slope of the log joint, and the prior's probabilities and the noise
+    have closed forms.
+    """
+    infer, evolution = backend.module("infer"), backend.module("ops.evolution")
+    models, nets = backend.module("models"), backend.module("nets")
+    if args.hidden:
+        shape, hidden = patches.shape[1:], tuple(args.hidden)
+        decoder = nets.MLPDecoder(args.latents, None, shape, hidden=hidden)
+    else:
+        rng = np.random.default_rng(args.seed)
+        decoder = backend.make_dictionary(first_atoms(rng, patches, masks, args.latents))
+    model = models.DiscreteVAE(
+        decoder,
+        models.BernoulliPrior(args.latents, probability=0.02, learn="closed_form"),
+        models.GaussianLikelihood(variance=float(patches[masks].var()), learn="closed_form"),
+    )
+    parents = evolution.select(min(4, args.states))
+    loss = infer.Truncated_ELBO(evolution.chain(parents, infer.informed_flip(6)))
+    if hasattr(model, "to"):
+        model = model.to(backend.device)
+    return model, infer.TruncatedGuide(model, args.states), loss
+
+
+def first_atoms(
+    rng: np.random.Generator, patches: np.ndarray, masks: np.ndarray, num_atoms: int
+) -> np.ndarray:
+    """Patches of high contrast, less most of their noise (Wiener's filter).
+
+    Missing pixels, filled in with zeros, are noise as well; it is what the lesser components have.
+    """
+    flat = (patches / masks.mean()).reshape(len(patches), -1)
+    moments = flat.T @ flat / len(flat)
+    smooth = flat @ wiener(moments, float(np.quantile(np.linalg.eigvalsh(moments), 0.25)))
+    energies = np.square(smooth).sum(1) + np.finfo(np.float32).eps
+    few, probs = len(flat) < num_atoms, energies / energies.sum()
+    chosen = rng.choice(len(flat), num_atoms, replace=few, p=probs)
+    return (0.7 * smooth[chosen]).reshape(num_atoms, *patches.shape[1:]).astype(np.float32)
+
+
+def wiener(moments: np.ndarray, noise: float) -> np.ndarray:
+    """The symmetric matrix ``(D, D)`` that takes noisy vectors to the posterior mean of clean ones.
+
+    Args:
+        moments: Mean of ``x x^T`` over noisy x, signal and noise together.
+        noise: The noise's variance; where there is not even that much, there is no signal.
+    """
+    variances, axes = np.linalg.eigh(moments)
+    gains = np.maximum(variances - noise, 0.0) / np.maximum(variances, np.finfo(np.float32).eps)
+    return (axes * gains) @ axes.T
+
+
+def model_errors(
+    residuals: np.ndarray, masks: np.ndarray, uses: np.ndarray, noise: float
+) -> np.ndarray:
+    """The posterior mean of what the model's mean lacks in each patch, ``(N, size, size, C)``.
+
+    The patches that use a latent have Gaussian errors of one covariance, which their residuals
+    give, less the noise; that of all patches is added with the weight of as many patches as these
+    have pixels, which keeps it well-conditioned. A patch of several latents takes their mean.
+
+    Args:
+        residuals: Noisy patches less the model's mean, 0 where missing.
+        masks: What is observed, of that shape.
+        uses: Probability of each latent in each patch, ``(N, groups)``, in no row all zero.
+        noise: The noise's variance.
+    """
+    flat, seen = (values.reshape(len(values), -1) for values in (residuals, masks))
+    seen = seen.astype(flat.dtype)
+    shares = np.where(uses < _LEAST_USE * uses.max(1, keepdims=True), 0.0, uses)
+    shares = (shares / shares.sum(1, keepdims=True)).astype(flat.dtype)
+    moments = flat.T @ flat / np.maximum(seen.T @ seen, 1.0)
+    found, strength = np.zeros_like(flat), flat.shape[1]
+    for share in shares.T:
+        (rows,) = np.nonzero(share)
+        few, known, weight = flat[rows], seen[rows], share[rows, None]
+        total = (weight * few).T @ few + strength * moments
+        gain = wiener(total / ((weight * known).T @ known + strength), noise)
+        found[rows] += weight * filled_in(few, known, gain)
+    return found.reshape(residuals.shape)
+
+
+def filled_in(noisy: np.ndarray, seen: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Filter vectors ``(N, D)`` whose missing entries are as the filter guesses, again and again.
+
+    The fixed point is the posterior mean given what is seen.
+    """
+    clean = noisy @ gain
+    for _ in range(0 if seen.all() else _ROUNDS):
+        clean = (noisy * seen + clean * (1 - seen)) @ gain
+    return clean
+
+
+def cut(image: np.ndarray, size: int) -> np.ndarray:
+    """All patches ``(N, size, size, C)`` of an image, one for each place."""
+    windows = np.lib.stride_tricks.sliding_window_view(image, (size, size), axis=(0, 1))
+    return np.ascontiguousarray(
+        np.moveaxis(windows, 2, -1).reshape(-1, size, size, image.shape[-1])
+    )
+
+
+def patch_means(patches: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Mean of the observed pixels of each patch and colour, ``(N, 1, 1, C)``."""
+    total = np.sum(patches * masks, (1, 2), keepdims=True)
+    return (total / np.maximum(masks.sum((1, 2), keepdims=True), 1)).astype(np.float32)
+
+
+def join(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Each pixel the mean of the patches that cover it."""
+    size = patches.shape[1]
+    rows, columns = shape[0] - size + 1, shape[1] - size + 1
+    patches = patches.reshape(rows, columns, *patches.shape[1:])
+    total, count = np.zeros(shape), np.zeros(shape[:2])
+    for i in range(size):
+        for j in range(size):
+            total[i : i + rows, j : j + columns] += patches[:, :, i, j]
+            count[i : i + rows, j : j + columns] += 1
+    return total / count[..., None]
+
+
+def estimate(
+    backend: Backend, model: Any, guide: Any, data: list[Any]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Of each patch the posterior mean and how likely it uses each latent, or none; the noise."""
+    means, uses = [], []
+    for states, weights in backend.posteriors(guide, data, _PATCHES_AT_ONCE):
+        means.append(np.einsum("sb,sb...->b...", weights, backend.decode(model, states)))
+        used = np.concatenate([states, states.sum(-1, keepdims=True) == 0], -1)
+        uses.append(np.einsum("sb,sbh->bh", weights, used))
+    _, variance, _ = backend.conditional(model, states[0, :1])
+    return np.concatenate(means), np.concatenate(uses), float(np.mean(variance))
+
+
+def psnr(found: np.ndarray, clean: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB on the scale 0 to 255, not clipped."""
+    error = float(np.mean((found - clean) ** 2))
+    return 20 * math.log10(255) - 10 * math.log10(error) if error > 0 else math.inf
+
+
+if __name__ == "__main__":
+    run_main(main)

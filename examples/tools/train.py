@@ -1,0 +1,267 @@
+"""Train a discrete VAE on images by a method of your choice; one command line for both packages.
+
+Writes a checkpoint, a log, pictures and metrics to a folder, and ends with one line of JSON.
+
+    python examples/tools/train.py --method daps --data digits
+    python examples/tools/train.py --method reinforce --data images.npz --out runs/mine --resume
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from backends import METHODS, QUANTIZERS, RELAXATIONS, Backend, get_backend
+from cli import CommandError, Parser, finish, open_folder, positive, run_main
+from configs import CONFIGS, Config
+from data import NAMES, Dataset, load
+from metrics import summarize
+from pictures import save_curves, save_reconstructions, save_samples
+from second_stage import fit_prior
+
+ARGUMENTS = "arguments.json"
+_ONLY_DAPS = "target_ess", "kl_bound", "closed_form_entropy"
+_SMOKE = {"num_steps": 12, "batch_size": 16}
+_OVERRIDES = {  # argument -> field of the config
+    "steps": "num_steps",
+    "batch_size": "batch_size",
+    "num_particles": "num_particles",
+    "num_latents": "num_latents",
+    "num_codes": "num_codes",
+    "num_states": "num_states",
+    "prior": "prior",
+    "guide": "guide",
+    "likelihood": "likelihood",
+    "binarize": "binarize",
+    "start": "start",
+    "beta_from": "beta_from",
+    "beta_to": "beta_to",
+    "learning_rate": "learning_rate",
+}
+
+
+class Setup(NamedTuple):
+    """Everything that the arguments decide."""
+
+    backend: Backend
+    config: Config
+    data: Dataset
+    method: str
+    out: Path
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, out=None)
+    add = parser.add_argument
+    add("--method", choices=list(METHODS), default="daps")
+    add("--data", default="digits", metavar="|".join((*NAMES, "PATH.npz")), help="images")
+    add("--data-root", type=Path, default=Path("data"), help="where downloads are kept")
+    add("--config", choices=list(CONFIGS), help="sizes and settings; default: that of the data")
+    add("--steps", type=positive, help="steps in all")
+    add("--batch-size", type=positive, help="images per step")
+    add("--num-particles", type=positive, help="draws of the latents per image, K")
+    add("--num-latents", type=positive, help="latents per image")
+    add("--num-codes", type=positive, help="values of a latent")
+    add("--num-states", type=positive, help="truncated: states that are kept per image")
+    add(
+        "--prior",
+        choices=["uniform", "categorical", "autoregressive", "bernoulli"],
+        help="learnt but for uniform; bernoulli: binary latents",
+    )
+    add("--second-stage-steps", type=positive, help="then fit an autoregressive prior to the codes")
+    add("--guide", choices=["independent", "autoregressive"])
+    add("--likelihood", choices=["auto", "bernoulli", "gaussian"], help="bernoulli: binarized data")
+    add("--binarize", choices=["threshold", "dynamic"], help="dynamic: drawn anew at every step")
+    add("--start", choices=["zero", "mean"], help="outputs of the decoder at first; mean: image")
+    add("--learning-rate", type=float)
+    add("--beta-from", type=float, help="weight of the rate at the start")
+    add("--beta-to", type=float, help="weight of the rate at the end of the schedule")
+    add("--beta-steps", type=positive, help="length of the schedule; default: --steps")
+    add("--target-ess", type=float, help="daps: effective sample size to reach, as part of K")
+    add(
+        "--closed-form-entropy",
+        action="store_true",
+        default=None,
+        help="daps: the entropy beside the weights, not in them; for small beta",
+    )
+    add("--kl-bound", type=float, help="daps: trust region in nats, instead of --target-ess")
+    add("--test-images", type=positive, help="test on so many of them; default: all")
+    add("--iwae-particles", type=positive, default=64, help="draws for the test metrics")
+    add("--eval-every", type=positive, default=1000, help="steps between evaluations")
+    add("--checkpoint-every", type=positive, default=1000, help="steps between checkpoints")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Train, evaluate, draw."""
+    args = make_parser().parse_args(arguments)
+    setup = make_setup(args)
+    backend, config = setup.backend, setup.config
+    save_arguments(args, setup.out)
+    backend.seed(args.seed)
+    loss = make_loss(args, setup)
+    x_train, x_test = setup.data.x_train, setup.data.x_test
+    model, guide = backend.make_vae(config, x_train)
+    start = time.process_time()
+    result = backend.train(
+        *backend.programs(setup.method, model, guide, config.num_steps),
+        loss,
+        *backend.inputs(guide, x_train),
+        eval_data=x_test[:1000] if config.amortized else None,
+        learning_rate=config.learning_rate,
+        decay=config.decay,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        folder=setup.out,
+        resume=args.resume,
+        eval_every=args.eval_every,
+        checkpoint_every=args.checkpoint_every,
+        log_every=5 if args.smoke else 50,
+        drawn=config.binarize == "dynamic",
+    )
+    cpu_seconds = time.process_time() - start
+    num_particles = 8 if args.smoke else args.iwae_particles
+    found = evaluate(setup, model, guide, num_particles)
+    if args.second_stage_steps:
+        model = fit_prior(setup, model, guide, args)
+        second = evaluate(setup, model, guide, num_particles)
+        names = ("elbo", "beta_elbo", "iwae", "rate_bits")
+        found |= {f"second_stage_{name}": second[name] for name in names}
+    draw(setup, model, guide, result)
+    steps_per_second = result.num_steps / result.seconds
+    found |= {"seconds": result.seconds, "steps_per_second": steps_per_second}
+    found |= {"cpu_seconds": cpu_seconds}  # of this process, with what compiles
+    found |= {"steps": result.num_steps, "num_particles": num_draws(setup)}
+    found |= {"method": setup.method, "backend": backend.name, "seed": args.seed}
+    found |= {"data": setup.data.name, "device": str(backend.device), "out": setup.out}
+    finish(found, setup.out, show=True, name="metrics.json")
+
+
+def save_arguments(args: Any, out: Path) -> None:
+    """Keep what the run was asked for, with which `diagnose.py` makes it again."""
+    plain = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
+    (out / ARGUMENTS).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+
+
+def load_arguments(out: Path) -> Any:
+    """The arguments of a run, those that came later at their defaults."""
+    try:
+        plain = json.loads((out / ARGUMENTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{out}: is not a folder of train.py's ({error})") from None
+    args = make_parser().parse_args([])
+    vars(args).update(plain)
+    args.data_root, args.out = Path(args.data_root), out
+    return args
+
+
+def make_setup(args: Any) -> Setup:
+    """Check the arguments and load the data."""
+    backend = get_backend(args.backend, args.device)
+    data = load(args.data, args.data_root, seed=args.seed)
+    if args.test_images:
+        data = data.fewer_tests(args.test_images)
+    name = args.config or (data.name if data.name in CONFIGS else None)
+    config = CONFIGS[name] if name else Config()
+    given = {field: getattr(args, argument) for argument, field in _OVERRIDES.items()}
+    config = config._replace(**{key: value for key, value in given.items() if value is not None})
+    config = config.trained_by(args.method)
+    if args.smoke:
+        data, config = data.head(64, 32), config._replace(**_SMOKE)
+    if config.likelihood == "auto":
+        is_binary = data.binary or config.binarize == "dynamic"
+        config = config._replace(likelihood="bernoulli" if is_binary else "gaussian")
+    if config.likelihood == "bernoulli":
+        data = data.drawn() if config.binarize == "dynamic" else data.binarized()
+    if args.method in QUANTIZERS:
+        config = config._replace(guide=args.method)
+    if config.batch_size > len(data.x_train):
+        raise CommandError(
+            f"--batch-size {config.batch_size}: there are only {len(data.x_train)} training images"
+        )
+    check_method(args, config)
+    out = args.out or Path("runs") / f"{data.name}-{args.method}-{args.seed}"
+    return Setup(backend, config, data, args.method, open_folder(out))
+
+
+def check_method(args: Any, config: Config) -> None:
+    """Whether method, guide, prior and likelihood go together."""
+    method, binary = args.method, config.prior == "bernoulli"
+    if method in RELAXATIONS and config.guide == "autoregressive":
+        raise CommandError(f"--method {method} needs --guide independent: one draw per code")
+    if method in RELAXATIONS and config.prior == "autoregressive":
+        raise CommandError(f"--method {method} needs another --prior: this one is of whole codes")
+    if method == "truncated":
+        if args.guide is not None:
+            raise CommandError(f"--guide {args.guide}: --method truncated has no encoder")
+        if args.second_stage_steps:
+            raise CommandError("--second-stage-steps needs an encoder; --method truncated has none")
+        if config.binarize == "dynamic":
+            raise CommandError(
+                "--binarize dynamic: --method truncated keeps states of fixed images"
+            )
+    elif args.num_states:
+        raise CommandError("--num-states is an option of --method truncated")
+    if binary and config.guide == "autoregressive":
+        raise CommandError("--prior bernoulli needs --guide independent: its latents are binary")
+    if method == "disarm" and not binary:
+        raise CommandError("--method disarm needs --prior bernoulli: its latents are binary")
+    if method in QUANTIZERS and args.guide:
+        raise CommandError(f"--method {method} has a guide of its own: leave out --guide")
+    if method in QUANTIZERS and binary:
+        raise CommandError(f"--method {method} needs another --prior: its latents are codes")
+    if args.second_stage_steps and config.prior in ("bernoulli", "autoregressive"):
+        raise CommandError("--second-stage-steps needs --prior uniform or categorical")
+    if config.binarize == "dynamic" and config.likelihood != "bernoulli":
+        raise CommandError("--binarize dynamic needs --likelihood bernoulli")
+    for name in ("learning_rate", "beta_from", "beta_to"):
+        if not getattr(config, name) > 0:
+            raise CommandError(
+                f"--{name.replace('_', '-')} must be positive, got {getattr(config, name)}"
+            )
+
+
+def make_loss(args: Any, setup: Setup) -> Any:
+    """The loss of the method, with the options that it takes."""
+    config, backend = setup.config, setup.backend
+    only_daps = {name: getattr(args, name) for name in _ONLY_DAPS}
+    if args.method != "daps" and (given := [k for k, v in only_daps.items() if v is not None]):
+        raise CommandError(f"--{given[0].replace('_', '-')} is an option of --method daps")
+    num_steps = args.beta_steps or config.num_steps
+    options = {"beta": backend.schedule(config.beta_from, config.beta_to, num_steps)}
+    if args.method not in (*QUANTIZERS, "exact", "truncated"):
+        options["num_particles"] = config.num_particles
+    if args.method == "daps":
+        options |= only_daps
+    return backend.make_loss(args.method, **options)
+
+
+def num_draws(setup: Setup) -> int:
+    """Draws of the latents per image and step; a quantising guide has but one state."""
+    return 1 if setup.method in QUANTIZERS else setup.config.num_particles
+
+
+def evaluate(setup: Setup, model: Any, guide: Any, num_particles: int) -> dict[str, float]:
+    """Metrics on the test images."""
+    config = setup.config
+    draws = setup.backend.draws(model, guide, setup.data.x_test, num_particles)
+    num_codes = 2 if config.prior == "bernoulli" else config.num_codes
+    return summarize(draws, beta=config.beta_to, num_codes=num_codes)
+
+
+def draw(setup: Setup, model: Any, guide: Any, result: Any) -> None:
+    """Reconstructions, samples and curves."""
+    backend, shown = setup.backend, setup.data.x_test[:32]
+    found = backend.reconstruct(model, guide, shown)
+    save_reconstructions(setup.out / "reconstructions.png", shown, found)
+    save_samples(setup.out / "samples.png", np.asarray(backend.sample(model, 64)))
+    per_loss = setup.config.batch_size if setup.config.amortized else len(setup.data.x_train)
+    save_curves(setup.out / "curves.png", result.history, per_loss)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,181 @@
+"""Draw from a trained guide, or list its states, and read what is wanted, block by block.
+
+What is run at once is bounded: draws come in blocks, and rows of the data in batches if asked for.
+A block is compiled once, with parameters and data as its arguments.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array
+
+from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.draws import (
+    PRIOR_NAMES,
+    RECORD,
+    Block,
+    Draws,
+    check_data,
+    count_values,
+    cut_draws,
+    cut_rows,
+)
+from numpyro_dvae.diagnostics.readings import (
+    Pair,
+    Readings,
+    enumerate_states,
+    posterior_sites,
+    prior_sites,
+    score_states,
+)
+from numpyro_dvae.diagnostics.trained import Trained, as_trained
+from numpyro_dvae.fit.data import Batch, take_rows
+from numpyro_dvae.fit.templates import Template, split
+from numpyro_dvae.programs.record import Particles
+
+__all__ = ["collect", "collect_states", "summed_over_processes"]
+
+Record = dict[str, Any]  # log-densities and codes of each draw and datum
+
+
+def collect(
+    rng_key: Array,
+    result: Any,
+    data: tuple,
+    num_draws: int,
+    wanted: Collection[str],
+    *,
+    params: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    prior: bool = False,
+) -> Draws:
+    """Draw from the guide and read the sites.
+
+    Args:
+        rng_key: Key of the draws.
+        result: What `fit` returned, or a pair (model, guide).
+        data: What model and guide are called with.
+        num_draws: K, draws per datum.
+        wanted: What to read of the sites, of `READINGS`.
+        params: Parameters by name, in place of those of `result`.
+        batch_size: Rows of the data that go through the programs at once; all by default.
+        prior: Also draw from the model alone: readings "prior" and "prior_predictive".
+    """
+    if num_draws < 1:
+        raise ValueError(f"`num_draws` must be at least 1; got {num_draws}.")
+    trained = as_trained(result, params)
+    args = trained.arguments(data)
+    num_rows = check_data(args, batch_size)
+    draws, pair, run = Draws(num_draws, num_rows), None, None
+    for i, rows in enumerate(cut_rows(num_rows, batch_size)):
+        part = args if rows is None else take_rows(args, rows)
+        if pair is None or run is None:
+            pair = trained.pair(rng_key, part)
+            run = _compiled(trained, pair, frozenset(wanted), prior)
+        arrays, template = split(Batch(part, {}))
+        for j, (some, size) in enumerate(cut_draws(num_draws, count_values(part))):
+            key = jax.random.fold_in(jax.random.fold_in(rng_key, i), j)
+            results = jax.device_get(run(key, trained.params, arrays, template, size))
+            _add(draws, Block(some, rows), pair.layout.plates, *results)
+    return draws
+
+
+def collect_states(
+    rng_key: Array,
+    result: Any,
+    data: tuple,
+    max_states: int,
+    *,
+    params: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> Draws:
+    """Score every joint state of a datum's latents, in place of draws; arguments as `collect`'s."""
+    trained = as_trained(result, params)
+    args = trained.arguments(data)
+    num_rows = check_data(args, batch_size)
+    draws: Draws | None = None
+    for rows in cut_rows(num_rows, batch_size):
+        part = args if rows is None else take_rows(args, rows)
+        if draws is None:
+            pair = trained.pair(rng_key, part)
+            states = enumerate_states(rng_key, pair, max_states)
+            num_states = len(next(iter(states.values())))
+            draws, run = Draws(num_states, num_rows), _compiled_scores(trained, pair)
+        arrays, template = split(Batch(part, {}))
+        for chosen, size in cut_draws(num_states, count_values(part)):
+            index = np.minimum(np.arange(chosen.start, chosen.start + size), num_states - 1)
+            some = {name: values[index] for name, values in states.items()}
+            record = jax.device_get(run(rng_key, trained.params, arrays, template, some))
+            draws.add_record(Block(chosen, rows), pair.layout.plates, record)
+    assert draws is not None
+    return draws
+
+
+def summed_over_processes(counts: np.ndarray) -> np.ndarray:
+    """Counts of all processes of a distributed run; of this one, if it is alone."""
+    if jax.process_count() == 1:
+        return counts
+    return np.asarray(multihost_utils.process_allgather(counts)).sum(0)
+
+
+def _compiled(
+    trained: Trained, pair: Pair, wanted: frozenset[str], prior: bool
+) -> Callable[..., tuple[Record, Readings, Readings]]:
+    @partial(jax.jit, static_argnums=(3, 4))
+    def run(
+        rng_key: Array, params: Any, arrays: tuple[Array, ...], template: Template, size: int
+    ) -> tuple[Record, Readings, Readings]:
+        now = _at(trained, pair, params, template.join(arrays))
+        posterior_key, prior_key = jax.random.split(rng_key)
+        particles, readings = posterior_sites(posterior_key, now, size, wanted)
+        record = _record_of(particles, RECORD)
+        return record, readings, prior_sites(prior_key, now, size) if prior else {}
+
+    return run
+
+
+def _compiled_scores(trained: Trained, pair: Pair) -> Callable[..., Record]:
+    @partial(jax.jit, static_argnums=3)
+    def run(
+        rng_key: Array, params: Any, arrays: tuple[Array, ...], template: Template, states: Any
+    ) -> Record:
+        now = _at(trained, pair, params, template.join(arrays))
+        return _record_of(score_states(rng_key, now, states), (*RECORD, "log_draw"))
+
+    return run
+
+
+def _at(trained: Trained, pair: Pair, params: Any, batch: Batch) -> Pair:
+    """The pair with parameters and arguments that may be traced."""
+    model, guide = trained.substituted(params)
+    return pair._replace(model=model, guide=guide, args=batch.args)
+
+
+def _record_of(particles: Particles, names: tuple[str, ...]) -> Record:
+    return {n: getattr(particles, n, particles.extras.get(n)) for n in names}
+
+
+def _add(
+    draws: Draws,
+    block: Block,
+    plates: tuple[str, ...],
+    record: Record,
+    readings: Readings,
+    priors: Readings,
+) -> None:
+    draws.add_record(block, plates, record)
+    _add_readings(draws, block, readings, {})
+    _add_readings(draws, block, priors, PRIOR_NAMES)
+
+
+def _add_readings(draws: Draws, block: Block, readings: Readings, names: Mapping[str, str]) -> None:
+    """Add what was read; `names` renames readings."""
+    for reading, sites in readings.items():
+        for name, array in sites.items():
+            values = np.asarray(array.values)
+            array = NamedArray(array.dims, values, array.discrete, array.num_codes)
+            draws.add(block, names.get(reading, reading), name, array)

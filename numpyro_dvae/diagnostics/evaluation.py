@@ -1,0 +1,67 @@
+"""All that a table of results has of a trained model and guide, in one call."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from numpyro_dvae.diagnostics.collect import collect, summed_over_processes
+from numpyro_dvae.diagnostics.importance import bound_and_sample_size
+from numpyro_dvae.diagnostics.reports import Evaluation
+from numpyro_dvae.diagnostics.summaries import check_evaluation, code_counts_of, evaluation_of
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    rng_key: Array,
+    result: Any,
+    *data: Any,
+    num_particles: int = 100,
+    beta: float = 1.0,
+    data_range: float | None = None,
+    params: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> Evaluation:
+    """Evaluate a trained model and guide on data: bounds, rate, distortion, PSNR, codes in use.
+
+    What no datum owns, a global latent's density for instance, is in none of the numbers. PSNR and
+    codes in use are those of one draw for each datum; observations that a mask silences do not
+    count in the PSNR.
+
+    Args:
+        rng_key: Key of the draws.
+        result: What `fit` returned, or a pair (model, guide). A guide that keeps a posterior for
+            each row, as a truncated one does, must be one of these data (`guide.for_data`).
+        *data: What model and guide are called with.
+        num_particles: K, draws per datum, of the importance-weighted bound and of all means.
+        beta: Weight of the rate in the beta-ELBO.
+        data_range: Span of the data's values, to which the PSNR refers. By default 1 for data in
+            [0, 1], and else their largest value less the smallest.
+        params: Parameters by name, in place of those of `result`.
+        batch_size: Rows of the data that go through the programs at once, for data of many rows;
+            all by default. Latents must be those of a row, under one plate.
+
+    Returns:
+        Means over the data, and what they are means of in `per_datum`; `print` it for a table.
+
+    Raises:
+        ValueError: If an argument cannot be used, or model and guide do not match.
+    """
+    check_evaluation(num_particles, data_range)
+    keys = jax.random.split(rng_key)
+    all_draws = collect(
+        keys[0], result, data, num_particles, (), params=params, batch_size=batch_size
+    )
+    wanted = ("latent", "mean", "observed", "seen")
+    one_draw = collect(keys[1], result, data, 1, wanted, params=params, batch_size=batch_size)
+    counts = code_counts_of(one_draw)
+    return evaluation_of(
+        all_draws,
+        one_draw,
+        bound_and_sample_size(all_draws.log_weights),
+        {name: summed_over_processes(each) for name, each in counts.items()},
+        beta=beta,
+        data_range=data_range,
+    )

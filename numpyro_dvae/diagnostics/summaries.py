@@ -1,0 +1,254 @@
+"""What draws say of a trained pair: each formula once, for all diagnostics that need it.
+
+All are per datum, of the shape of the plates that the discrete latents share, or per latent. NumPy
+alone, so but for the package's name this file is the same in both packages.
+
+References:
+    [1] Alemi, Poole, Fischer, Dillon, Saurous & Murphy. Fixing a broken ELBO. ICML, 2018.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from numpyro_dvae.diagnostics.arrays import NamedArray, count_codes, split_data
+from numpyro_dvae.diagnostics.draws import Draws
+from numpyro_dvae.diagnostics.reports import CodeUsage, Evaluation, PerDatum, PosteriorGap
+
+__all__ = [
+    "beta_elbo_of",
+    "check_evaluation",
+    "code_counts_of",
+    "data_span_of",
+    "distortion_of",
+    "errors_of",
+    "evaluation_of",
+    "gap_of",
+    "is_restricted",
+    "latent_rates_of",
+    "num_seen_of",
+    "num_states_of",
+    "psnr_of",
+    "rate_of",
+    "variances_of",
+]
+
+_MOST_PSNR = 100.0  # decibels, of a datum in a mean: one perfect image would make it infinite
+
+
+def rate_of(draws: Draws) -> np.ndarray:
+    """Log q - log p(z) of each datum in bits, in the mean over the draws [1]."""
+    log_ratios = draws.record("log_q") - draws.record("log_prior")
+    return log_ratios.mean(0, dtype=np.float64) / math.log(2)
+
+
+def distortion_of(draws: Draws) -> np.ndarray:
+    """Minus log p(x | z) of each datum in nats, in the mean over the draws [1]."""
+    return -draws.record("log_likelihood").mean(0, dtype=np.float64)
+
+
+def beta_elbo_of(draws: Draws, beta: float) -> np.ndarray:
+    """The ELBO of each datum in nats, its rate weighed by `beta`."""
+    return -distortion_of(draws) - beta * math.log(2) * rate_of(draws)
+
+
+def errors_of(draws: Draws) -> np.ndarray:
+    """Mean squared error of p(x | z)'s mean, over all that a datum observes: ``(K, *plates)``.
+
+    Entries that a mask silences do not count. NaN where nothing is observed, or no site tells its
+    mean.
+    """
+    total = np.zeros(draws.shape)
+    for name, mean in _observed_means(draws).items():
+        errors = (mean.values - draws["observed"][name].values) ** 2
+        seen = np.broadcast_to(draws["seen"][name].values, errors.shape)
+        within = _axes_within(mean, draws)
+        total = total + np.where(seen, errors, 0).sum(within, dtype=np.float64)
+    count = num_seen_of(draws)
+    return total / np.where(count > 0, count, np.nan)
+
+
+def num_seen_of(draws: Draws) -> np.ndarray:
+    """How many observed entries `errors_of` compares, ``(K, *plates)``."""
+    count = np.zeros(draws.shape, int)
+    for name, mean in _observed_means(draws).items():
+        seen = np.broadcast_to(draws["seen"][name].values, mean.values.shape)
+        count = count + seen.sum(_axes_within(mean, draws))
+    return count
+
+
+def data_span_of(draws: Draws) -> float:
+    """Span of what `errors_of` compares: 1 if it lies in [0, 1], else largest less smallest."""
+    parts = [np.zeros(0)]
+    for name in _observed_means(draws):
+        observed, seen = draws["observed"][name].values, draws["seen"][name].values[0]
+        observed, seen = np.broadcast_arrays(observed, seen)
+        parts.append(observed[seen])
+    values = np.concatenate(parts)
+    if not values.size or (values.min() >= 0 and values.max() <= 1):
+        return 1.0
+    return float(values.max() - values.min())
+
+
+def psnr_of(errors: np.ndarray, data_range: float) -> np.ndarray:
+    """Peak signal-to-noise ratio in decibels; infinite where there is no error."""
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(data_range**2 / errors)
+
+
+def evaluation_of(
+    draws: Draws,
+    one_draw: Draws,
+    weights: tuple[np.ndarray, np.ndarray],
+    code_counts: Mapping[str, np.ndarray],
+    *,
+    beta: float,
+    data_range: float | None,
+) -> Evaluation:
+    """Put together what `evaluate` tells.
+
+    Args:
+        draws: K draws, with their record alone.
+        one_draw: One draw, with all that is read of latents and observations.
+        weights: The importance-weighted bound of `draws` and its effective sample size.
+        code_counts: Counts of the codes of each discrete site.
+        beta: Weight of the rate in the beta-ELBO.
+        data_range: Span of the data; found if None.
+    """
+    data_range = data_span_of(one_draw) if data_range is None else data_range
+    per_datum = PerDatum(
+        elbo=draws.log_weights.mean(0),
+        beta_elbo=beta_elbo_of(draws, beta),
+        importance_weighted_bound=weights[0],
+        rate=rate_of(draws),
+        distortion=distortion_of(draws),
+        mse=errors_of(one_draw)[0],
+        psnr=psnr_of(errors_of(one_draw)[0], data_range),
+        ess=weights[1],
+    )
+    shares = [np.ravel(CodeUsage(counts).share_used) for counts in code_counts.values()]
+    return Evaluation(
+        **_means(per_datum, num_seen_of(one_draw)[0] > 0, draws.num_draws),
+        usage=_mean_if_any(np.concatenate([np.zeros(0), *shares])),
+        beta=beta,
+        num_particles=draws.num_draws,
+        data_range=data_range,
+        per_datum=per_datum,
+    )
+
+
+def check_evaluation(num_particles: int, data_range: float | None) -> None:
+    """Raise unless there is a draw, and the range is positive if it is given."""
+    if num_particles < 1:
+        raise ValueError(f"`num_particles` must be at least 1; got {num_particles}.")
+    if data_range is not None and not data_range > 0:
+        raise ValueError(f"`data_range` must be positive; got {data_range}.")
+
+
+def gap_of(draws: Draws) -> PosteriorGap:
+    """The exact posterior, where the draws are all states of a datum, each once.
+
+    The record then has "log_draw": log q of the state's draws, masked or not.
+    """
+    log_p = draws.record("log_likelihood").astype(np.float64)
+    log_p = log_p + draws.record("log_prior").astype(np.float64)
+    log_q, log_draw = (draws.record(n).astype(np.float64) for n in ("log_q", "log_draw"))
+    possible, zeros = np.isfinite(log_q), np.zeros_like(log_p)
+    # States that differ in masked sites alone share one term, in parts given by their draws.
+    parts = np.subtract(log_draw, log_q, out=zeros.copy(), where=possible)
+    top = log_p.max(0)
+    with np.errstate(invalid="ignore"):  # an impossible datum has an evidence of -inf
+        log_evidence = np.log(np.exp(log_p - top + parts).sum(0)) + top
+        posterior = np.exp(log_p + parts - log_evidence)
+    weights = np.subtract(log_p, log_q, out=zeros, where=possible)
+    elbo = (np.exp(log_draw) * weights).sum(0)
+    mass = np.where(possible, posterior, 0.0).sum(0)
+    return PosteriorGap(log_evidence, elbo, log_evidence - elbo, mass)
+
+
+def num_states_of(draws: Draws) -> np.ndarray:
+    """Distinct states of each datum's discrete latents; K where continuous ones never repeat."""
+    if "state" not in draws["record"]:
+        return np.full(draws.shape[1:], draws.num_draws)
+    states = np.sort(draws.record("state"), axis=0)
+    return 1 + (states[1:] != states[:-1]).sum(0)
+
+
+def is_restricted(draws: Draws) -> np.ndarray:
+    """Whether the guide leaves out states of a datum that the model has."""
+    restricted = np.zeros(draws.shape[1:], bool)
+    for outside in draws["outside"].values():
+        axes = [i for i, dim in enumerate(outside.dims, 1) if dim not in draws.plates]
+        restricted |= outside.values.any((0, *axes))
+    return restricted
+
+
+def code_counts_of(draws: Draws) -> dict[str, np.ndarray]:
+    """How often each code of each discrete site occurs: ``(*latents, num_codes)``."""
+    return {
+        name: count_codes(site, draws.plates)
+        for name, site in draws["latent"].items()
+        if site.num_codes
+    }
+
+
+def latent_rates_of(draws: Draws) -> dict[str, np.ndarray]:
+    """Nats that each latent of each site carries, in the mean over data and draws."""
+    return {name: _mean_over_data(site, draws.plates) for name, site in draws["rate"].items()}
+
+
+def variances_of(draws: Draws) -> dict[str, np.ndarray]:
+    """Variance over the data of each latent's mean, of sites that each datum has."""
+    return {
+        name: _variance_of_mean(site, draws.plates)
+        for name, site in draws["latent"].items()
+        if draws.plates and set(draws.plates) <= set(site.dims)
+    }
+
+
+def _means(per_datum: PerDatum, is_seen: np.ndarray, num_draws: int) -> dict[str, float]:
+    """Means over the data; errors are of those that observe anything."""
+    means = {name: float(np.mean(values)) for name, values in per_datum._asdict().items()}
+    means["mse"] = _mean_if_any(per_datum.mse[is_seen])
+    means["psnr"] = _mean_if_any(np.minimum(per_datum.psnr[is_seen], _MOST_PSNR))
+    means["ess"] = means["ess"] / num_draws
+    return means
+
+
+def _mean_if_any(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else math.nan
+
+
+def _observed_means(draws: Draws) -> dict[str, NamedArray]:
+    """Means of the observations that belong to one datum each; a Categorical's are all NaN."""
+    return {
+        name: mean
+        for name, mean in draws["mean"].items()
+        if set(draws.plates) <= set(mean.dims) and not np.isnan(mean.values).all()
+    }
+
+
+def _axes_within(array: NamedArray, draws: Draws) -> tuple[int, ...]:
+    """Axes of a drawn array that belong to one datum."""
+    return tuple(axis for axis, dim in enumerate(array.dims, 1) if dim not in draws.plates)
+
+
+def _mean_over_data(array: NamedArray, plates: tuple[str, ...]) -> np.ndarray:
+    shared = tuple(plate for plate in plates if plate in array.dims)
+    return np.atleast_1d(split_data(array, shared).mean((0, 1), dtype=np.float64))
+
+
+def _variance_of_mean(array: NamedArray, plates: tuple[str, ...]) -> np.ndarray:
+    values = split_data(array, plates)
+    if not array.num_codes:
+        return _covariance(values)
+    codes = range(array.num_codes)
+    return np.sum([_covariance(values == code) for code in codes], axis=0) / 2
+
+
+def _covariance(values: np.ndarray) -> np.ndarray:
+    """Over the data, between the means of two halves of the draws: (K, N, *within) to (*within)."""
+    half = len(values) // 2
+    first, second = (part.mean(0, dtype=np.float64) for part in (values[:half], values[half:]))
+    return ((first - first.mean(0)) * second).sum(0) / max(len(first) - 1, 1)

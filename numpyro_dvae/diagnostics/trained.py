@@ -1,0 +1,61 @@
+"""A trained pair of model and guide, run at its parameters."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array
+from numpyro.handlers import substitute
+
+from numpyro_dvae.diagnostics.readings import Pair, constraints_of, prepare_pair
+from numpyro_dvae.fit.data import as_batch
+
+__all__ = ["Trained", "as_trained"]
+
+
+class Trained(NamedTuple):
+    """A model and guide, and the values of their parameters."""
+
+    model: Callable
+    guide: Callable
+    params: Mapping[str, Any]
+
+    def arguments(self, data: tuple) -> tuple:
+        """Data as model and guide are called with them."""
+        return as_batch(data).args
+
+    def substituted(self, params: Mapping[str, Any] | None = None) -> tuple[Callable, Callable]:
+        """The programs with their parameters, or with others."""
+        params = self.params if params is None else params
+        copied = jax.tree.map(lambda leaf: leaf, params)  # a guide's codebook moves when it runs
+        return substitute(self.model, data=params), substitute(self.guide, data=copied)
+
+    def pair(self, rng_key: Array, args: tuple) -> Pair:
+        """Read the structure of the programs, and see that no parameter is left to chance.
+
+        Raises:
+            ValueError: If a parameter is missing.
+        """
+        model, guide = self.substituted()
+        missing = constraints_of(rng_key, model, guide, args, {}).keys() - self.params.keys()
+        if missing:
+            raise ValueError(
+                f"`params` lacks {sorted(missing)[:5]}, so that these would be initial values. "
+                "Pass the FitResult, or `params=svi.get_params(svi_state)`."
+            )
+        return prepare_pair(rng_key, model, guide, args, {})
+
+
+def as_trained(result: Any, params: Mapping[str, Any] | None) -> Trained:
+    """Take a `FitResult`, or a (model, guide) pair with parameters.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(result, tuple) and len(result) == 2 and all(map(callable, result)):
+        return Trained(*result, {} if params is None else params)
+    if not (hasattr(result, "model") and hasattr(result, "guide")):
+        raise ValueError(
+            f"`result` must be a FitResult, or a pair (model, guide); got {type(result).__name__}."
+        )
+    return Trained(result.model, result.guide, result.params if params is None else params)

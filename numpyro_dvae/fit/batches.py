@@ -1,0 +1,165 @@
+"""Where the minibatches come from: arrays cut at random, or the user's own iterable.
+
+Both kinds know their position, so that a resumed run sees the data in the same order. The batches
+of arrays are rows, which the compiled steps take from arrays that stay on the device.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from numpyro_dvae.fit import rng
+from numpyro_dvae.fit.data import (
+    Batch,
+    as_arrays,
+    as_batch,
+    check_batch_size,
+    is_iterable_of_batches,
+    num_rows,
+    take_rows,
+)
+from numpyro_dvae.fit.templates import split
+
+__all__ = ["ArrayBatches", "Batches", "IterableBatches", "make_batches"]
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """An endless stream of batches whose position can be saved and restored."""
+
+    def first(self) -> Batch:
+        """Return the next batch without using it up."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the position, as plain values."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to a saved position."""
+
+
+def make_batches(
+    rng_key: Array, data: tuple[Any, ...], batch_size: int | None
+) -> "ArrayBatches | IterableBatches":
+    """Choose the kind of stream that `data` asks for; check the data and `batch_size`."""
+    if not data:
+        raise ValueError("`data` is empty: pass the arguments of the model after `svi`.")
+    if len(data) == 1 and is_iterable_of_batches(data[0]):
+        if batch_size is not None:
+            raise ValueError(
+                f"`batch_size` is {batch_size}, but `data` is an iterable, which makes its own "
+                "batches: leave `batch_size` out, or pass arrays."
+            )
+        return IterableBatches(data[0])
+    arrays = as_arrays(data, "data")
+    return ArrayBatches(rng_key, arrays, check_batch_size(arrays, batch_size))
+
+
+class ArrayBatches:
+    """Batches of `batch_size` rows without replacement; the remainder of an epoch is dropped.
+
+    Epoch e takes the rows in the order ``permutation(fold_in(rng_key, e), N)``, so that the step
+    alone says which rows are due. All batches are of one size; other rows are left out in every
+    epoch. Without `batch_size`, all data at every step.
+    """
+
+    def __init__(self, rng_key: Array, arrays: tuple[Any, ...], batch_size: int | None) -> None:
+        self.arrays, self.template = split(Batch(arrays, {}))
+        self._rng_key, self._batch_size, self._size = rng_key, batch_size, num_rows(arrays)
+        self._epoch, self._order = -1, np.zeros(0, int)
+
+    def first(self) -> Batch:
+        """Return the first batch of all."""
+        rows = self.rows(0, 1, 1)
+        if rows is None:
+            return self.template.join(self.arrays)
+        return self.template.join(take_rows(self.arrays, jnp.asarray(rows[0])))
+
+    def rows(self, step: int, count: int, most: int) -> np.ndarray | None:
+        """Return the rows of `count` steps after `step`, padded to `most`; None for all data."""
+        if self._batch_size is None:
+            return None
+        rows = np.zeros((most, self._batch_size), np.int32)
+        for i in range(count):
+            epoch, place = divmod(step + i, self._size // self._batch_size)
+            if epoch != self._epoch:
+                key = jax.random.fold_in(self._rng_key, epoch)
+                self._order = np.asarray(jax.random.permutation(key, self._size))
+                self._epoch = epoch
+            rows[i] = self._order[place * self._batch_size :][: self._batch_size]
+        return rows
+
+    def state(self) -> dict[str, Any]:
+        """Return the number of rows: the step and the key give the rest."""
+        return {"size": self._size}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Check that the data are of the same size."""
+        if state.get("size") != self._size:
+            raise ValueError(
+                f"`data` has {self._size} rows, but the checkpoint was written with "
+                f"{state.get('size', 'an iterable of batches')}: resume on the same data."
+            )
+
+
+class IterableBatches:
+    """A user's batches, iterated again when they end; tuples are unpacked, dicts are keywords.
+
+    Global generators as they stood at the start of the epoch are kept: what shuffles by them
+    replays the epoch up to its position in a resumed run.
+    """
+
+    def __init__(self, iterable: Any) -> None:
+        self._iterable = iterable
+        self._iterator: Iterator[Any] | None = None
+        self._held: Batch | None = None
+        self._cursor, self._epoch_rng = 0, rng.get_state()
+
+    def first(self) -> Batch:
+        """Return the next batch and hold it back for the next step."""
+        self._held = self._draw()
+        return self._held
+
+    def next(self) -> Batch:
+        """Return the next batch, starting the iterable again where it has ended."""
+        batch, self._held = self._held or self._draw(), None
+        return batch
+
+    def _draw(self) -> Batch:
+        for _ in range(2):
+            if self._iterator is None:
+                self._cursor, self._epoch_rng = 0, rng.get_state()
+                self._iterator = iter(self._iterable)
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                self._iterator = None
+                continue
+            self._cursor += 1
+            return as_batch(batch)
+        raise ValueError(
+            "`data` gave no batch: it is empty, or an iterator that can be used only once. Pass "
+            "something that can be iterated again (a list, a `DataLoader`)."
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the batches used in this epoch, and the generators at its start and now."""
+        return {"cursor": self._cursor, "epoch_rng": self._epoch_rng, "rng": rng.get_state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Replay the epoch up to the saved position."""
+        if "epoch_rng" not in state:
+            raise ValueError(
+                "`data` is an iterable of batches, but the checkpoint was written with "
+                f"arrays of {state['size']} rows: resume on the same data."
+            )
+        self._epoch_rng, self._held = state["epoch_rng"], None
+        rng.set_state(self._epoch_rng)
+        self._iterator, self._cursor = iter(self._iterable), state["cursor"]
+        for _ in range(self._cursor):
+            if next(self._iterator, None) is None:
+                raise ValueError("`data` ends before the checkpoint's position: not the same data.")
+        rng.set_state(state["rng"])

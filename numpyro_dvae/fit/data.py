@@ -1,0 +1,130 @@
+"""What a user may pass as data, read as arrays and as batches.
+
+Data are arrays with one common leading axis, or an iterable of batches.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+__all__ = [
+    "Batch",
+    "as_arrays",
+    "as_batch",
+    "check_batch_size",
+    "is_finite",
+    "is_iterable_of_batches",
+    "num_rows",
+    "take_rows",
+]
+
+
+class Batch(NamedTuple):
+    """What the model and guide of a step are called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def as_arrays(data: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    """Put arrays on the device; check that they are not empty, agree, and are finite."""
+    arrays = tuple(_as_array(value, f"`{name}`") for value in data)
+    sizes = {i: len(value) for i, value in enumerate(arrays) if _has_rows(value)}
+    if not sizes or min(sizes.values()) == 0:
+        raise ValueError(
+            f"`{name}` is empty: it needs an array with at least one row; got "
+            f"{[v.shape if isinstance(v, jax.Array) else v for v in arrays]}."
+        )
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"`{name}` needs one common leading axis (the data); got sizes "
+            f"{', '.join(f'{size} (argument {i})' for i, size in sizes.items())}. Bind what is "
+            "not data to the model and guide, for example by `functools.partial`."
+        )
+    for i, value in enumerate(arrays):
+        if _is_floating(value):
+            _check_finite(value, f"`{name}`: argument {i}")
+    return arrays
+
+
+def as_batch(value: Any, source: str = "`data`") -> Batch:
+    """Read one item of a user's iterable as arguments of the model; errors name its `source`."""
+    if isinstance(value, Mapping):
+        return Batch((), {name: _as_array(v, source) for name, v in value.items()})
+    arguments = value if isinstance(value, tuple | list) else (value,)
+    return Batch(tuple(_as_array(argument, source) for argument in arguments), {})
+
+
+def check_batch_size(arrays: tuple[Any, ...], batch_size: int | None) -> int | None:
+    """Return `batch_size` if it lies in [1, N]."""
+    size = num_rows(arrays)
+    if batch_size is not None and not 1 <= batch_size <= size:
+        raise ValueError(
+            f"`batch_size` must lie between 1 and the number of data, {size}; got {batch_size}. "
+            "None passes all data at every step."
+        )
+    return batch_size
+
+
+def is_finite(batch: Batch) -> Array:
+    """Return whether all values of a batch are finite; it may be traced."""
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(batch) if _is_floating(leaf)]
+    return jnp.array([True, *finite]).all()
+
+
+def is_iterable_of_batches(value: Any) -> bool:
+    """Whether data are an iterable that makes its own batches.
+
+    Raises:
+        ValueError: If they are a tuple, which may be meant as one or the other.
+    """
+    if isinstance(value, tuple):
+        raise ValueError(
+            "`data` is a tuple: pass its arrays one by one, fit(rng_key, svi, *data, ...), or a "
+            "list of batches."
+        )
+    return hasattr(value, "__iter__") and not (
+        hasattr(value, "__array__") or isinstance(value, str | bytes)
+    )
+
+
+def num_rows(values: Any) -> int:
+    """Size of the leading axis of the first array; 1 if there is no array."""
+    return next((len(value) for value in values if _has_rows(value)), 1)
+
+
+def take_rows(arrays: tuple[Any, ...], rows: Array | np.ndarray | slice) -> tuple[Any, ...]:
+    """Take rows of every array; scalars and other values stay as they are."""
+    return tuple(value[rows] if _has_rows(value) else value for value in arrays)
+
+
+def _as_array(value: Any, source: str) -> Any:
+    """Arrays of JAX stay, those of NumPy and Torch become JAX's, and the rest is constant."""
+    if isinstance(value, jax.Array | np.generic) or not hasattr(value, "__array__"):
+        return value
+    value = np.asarray(value)
+    if not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool):
+        raise ValueError(f"{source} must be numeric; got an array of dtype {value.dtype}.")
+    return jnp.asarray(value)
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, jax.Array) and value.ndim > 0
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _check_finite(values: Array, name: str) -> None:
+    bad = ~jnp.isfinite(values)
+    if bad.any():
+        rows = int(bad.reshape(len(values), -1).any(1).sum()) if values.ndim else 1
+        raise ValueError(
+            f"{name} holds {int(bad.sum())} values that are NaN or infinite, in {rows} rows. Drop "
+            "these rows, or fill them and mask the site (`handlers.mask`, `.mask(...)`)."
+        )

@@ -1,0 +1,73 @@
+"""The log: one JSON object per line, in step with the checkpoint.
+
+But for the package's name this file is the same in both packages.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numpyro_dvae.fit.checkpoints import CHECKPOINT
+from numpyro_dvae.fit.files import set_aside, write_atomically
+
+__all__ = ["LOG", "Log", "set_run_aside", "shown_on_bar"]
+
+LOG = "log.jsonl"
+_NOT_ON_THE_BAR = {"step", "loss", "elbo", "beta_elbo", "seconds", "steps_per_second"}
+
+
+class Log:
+    """Rows kept in memory and, given a folder, appended to its `log.jsonl`."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._path = None if folder is None else folder / LOG
+
+    def next_row(
+        self, losses: Sequence[float], seconds: float, scalars: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Make, not write, the row of a run after ``len(losses)`` steps, in so many `seconds`."""
+        start: dict[str, Any] = self.rows[-1] if self.rows else {"step": 0, "seconds": 0.0}
+        num_steps = len(losses) - start["step"]
+        return {
+            "step": len(losses),
+            "loss": losses[-1],
+            "mean_loss": float(np.mean(losses[start["step"] :])),
+            **scalars,
+            "steps_per_second": num_steps / max(seconds - start["seconds"], 1e-9),
+        }
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        self.rows.append(row)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_line(row))
+
+    def restore(self, rows: list[dict[str, Any]]) -> None:
+        """Go back to the rows of a checkpoint: what was written after it did not happen."""
+        self.rows = rows
+        if self._path is not None:
+            text = "".join(map(_line, rows)).encode()
+            write_atomically(self._path, lambda file: file.write(text))
+
+
+def set_run_aside(folder: Path) -> None:
+    """Move the checkpoint and log of an earlier run out of the way of a new one."""
+    for name in (CHECKPOINT, LOG):
+        set_aside(folder / name)
+
+
+def shown_on_bar(row: Mapping[str, Any]) -> dict[str, str]:
+    """What of a row stands on the progress bar."""
+    return {name: f"{value:.4g}" for name, value in row.items() if name not in _NOT_ON_THE_BAR}
+
+
+def _line(row: dict[str, Any]) -> str:
+    """Write strict JSON, which has no NaN or infinity."""
+    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+    return json.dumps(finite) + "\n"

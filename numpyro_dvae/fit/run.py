@@ -1,0 +1,181 @@
+"""A training run: what changes from step to step, and what is due between two steps.
+
+As many steps as take about two seconds run in one dispatch, but for those of an iterable. The
+progress bar, the log and checkpoints are the host's, between dispatches.
+"""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+from tqdm.auto import tqdm
+
+from numpyro_dvae.fit.checkpoints import (
+    CHECKPOINT,
+    Checkpoint,
+    RunState,
+    restore,
+    save_checkpoint,
+)
+from numpyro_dvae.fit.evaluation import HeldOut
+from numpyro_dvae.fit.log import Log, set_run_aside, shown_on_bar
+from numpyro_dvae.fit.losses import check_finite
+from numpyro_dvae.fit.result import FitInterrupt, FitResult
+from numpyro_dvae.fit.signals import Signals
+from numpyro_dvae.fit.steps import Steps
+from numpyro_dvae.fit.svi import (
+    best_state,
+    first_state,
+    loss_scalars,
+    non_finite,
+    trained_parameters,
+)
+
+__all__ = ["Intervals", "Run"]
+
+_DISPATCH_SECONDS = 2.0  # a signal or the bar waits no longer, steps permitting
+_MOST_STEPS = 1000  # per dispatch
+
+
+class Intervals(NamedTuple):
+    """Steps from one of these to the next."""
+
+    log: int
+    evaluation: int
+    checkpoint: int
+
+
+class Run:
+    """The state, counters, losses and log of a training, around its `SVI`."""
+
+    svi_state: SVIState
+
+    def __init__(
+        self,
+        rng_key: Array,
+        svi: SVI,
+        steps: Steps,
+        held_out: HeldOut | None,
+        folder: Path | None,
+    ) -> None:
+        self.rng_key, self.svi, self.steps = rng_key, svi, steps
+        self.held_out, self.folder = held_out, folder
+        self.step, self.seconds = 0, 0.0
+        self.losses: list[float] = []
+        self.log = Log(folder)
+        self.checkpoint: Path | None = None
+        self._unread: list[tuple[int, Any, Any]] = []  # counts, losses, whether data are finite
+        self._clock, self._seconds_per_step = time.perf_counter(), _DISPATCH_SECONDS
+
+    def begin(self, init_state: SVIState | None, saved: Checkpoint | None) -> None:
+        """Make the first state, or take the one that is given or saved."""
+        init_state = init_state if saved is None else None
+        state = first_state(self.rng_key, self.svi, self.steps.first(), init_state)
+        if saved is not None:
+            self._resume(state, saved)
+        else:  # copied, as steps give their state away, and it may hold the user's own arrays
+            self.svi_state = jax.tree.map(jnp.copy, state)
+            if self.folder is not None:
+                set_run_aside(self.folder)
+
+    def _resume(self, template: SVIState, saved: Checkpoint) -> None:
+        assert self.folder is not None
+        self.steps.batches.restore(saved.run.data)
+        self.svi_state = restore(self.svi, template, saved)
+        self.step, self.seconds = len(saved.run.losses), saved.run.seconds
+        self.losses = saved.run.losses
+        self.log.restore(saved.run.history)
+        self.checkpoint = self.folder / CHECKPOINT
+
+    def train(self, num_steps: int, intervals: Intervals, signals: Signals, bar: tqdm) -> None:
+        """Step until `num_steps`, with all that is due between steps."""
+        self._clock = time.perf_counter()
+        most = min(*intervals, _MOST_STEPS) if self.steps.together else 1
+        while self.step < num_steps:
+            until_due = min(n - self.step % n for n in intervals)
+            bar.update(self._take_steps(min(until_due, num_steps - self.step), most))
+            last = self.step == num_steps
+            evaluate = self.held_out is not None and (last or self._is_due(intervals.evaluation))
+            if evaluate or last or self._is_due(intervals.log):
+                self._write_row(evaluate, bar)
+            interrupted = 0 if last else signals.received
+            if last or interrupted or self._is_due(intervals.checkpoint):
+                self._save()
+            if interrupted:
+                raise FitInterrupt(interrupted, self.result())
+
+    def result(self) -> FitResult:
+        """Return the training so far."""
+        svi_state = best_state(self.svi, self.svi_state)
+        return FitResult(
+            model=self.svi.model,
+            guide=self.svi.guide,
+            params=trained_parameters(self.svi, svi_state),
+            losses=np.array(self.losses),
+            history=self.log.rows,
+            num_steps=self.step,
+            seconds=self.seconds,
+            folder=self.folder,
+            svi_state=svi_state,
+        )
+
+    def _is_due(self, interval: int) -> bool:
+        return self.step % interval == 0
+
+    def _take_steps(self, until_due: int, most: int) -> int:
+        """Take steps until one is due, at most two seconds' worth; return how many."""
+        start = time.perf_counter()
+        count = max(1, int(_DISPATCH_SECONDS / max(self._seconds_per_step, 1e-9)))
+        count = min(count, until_due, most)
+        self.svi_state, losses, finite = self.steps.take(self.svi_state, self.step, count, most)
+        self._unread.append((count, losses, finite))
+        self.step += count
+        if most > 1:
+            jax.block_until_ready(losses)
+            self._seconds_per_step = (time.perf_counter() - start) / count
+        return count
+
+    def _write_row(self, evaluate: bool, bar: tqdm) -> None:
+        """Read the losses, check them, and write a row of the log."""
+        self._read_losses()
+        scalars = loss_scalars(self.svi, self.svi_state)
+        row = self.log.next_row(self.losses, self._read_clock(), scalars)
+        if evaluate and self.held_out is not None:
+            row["eval_loss"] = self.held_out.loss(best_state(self.svi, self.svi_state))
+        row["seconds"] = self._read_clock()
+        self.log.write(row)
+        bar.set_postfix(shown_on_bar(row), refresh=False)
+
+    def _save(self) -> None:
+        self._read_losses()
+        self._read_clock()
+        if self.folder is not None:
+            data = self.steps.batches.state()
+            run = RunState(self.losses, self.seconds, self.log.rows, data)
+            self.checkpoint = save_checkpoint(
+                self.rng_key, self.folder, self.svi, self.svi_state, run
+            )
+
+    def _read_losses(self) -> None:
+        """Bring the losses to the host; stop if they or the parameters are not finite."""
+        if not self._unread:
+            return
+        finite_data: list[bool] = []
+        for count, losses, finite in jax.device_get(self._unread):
+            self.losses.extend(losses[:count].tolist())
+            finite_data.extend([True] * count if finite is None else finite[:count].tolist())
+        self._unread.clear()
+        culprits = non_finite(self.svi, self.svi_state)
+        check_finite(self.losses, finite_data, culprits, self.checkpoint)
+
+    def _read_clock(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        return self.seconds

@@ -1,0 +1,119 @@
+"""Compiled steps over batches.
+
+Steps on rows of arrays run many in one dispatch, over data that stay on the device; how many is an
+argument of the compiled program, so that neither a row of the log that is due nor the end of the
+run compiles anew. Batches of an iterable take one dispatch each; each shape compiles once.
+
+The transform of step i is called with ``fold_in(rng_key, i)``: it repeats whatever is dispatched
+together, and leaves the keys of the `SVI` as they are.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+
+from numpyro_dvae.fit.batches import ArrayBatches, IterableBatches
+from numpyro_dvae.fit.data import Batch, is_finite, take_rows
+from numpyro_dvae.fit.svi import take_step
+from numpyro_dvae.fit.templates import Template, split
+from numpyro_dvae.fit.transform import transformed
+
+__all__ = ["Steps"]
+
+Transform = Callable[..., Any] | None
+
+
+class Taken(NamedTuple):
+    """What some steps bring, still on the device."""
+
+    svi_state: SVIState
+    losses: Array  # of which the first ones, as many as there were steps, count
+    finite: Array | None  # whether the batch of each step was finite; None if that is known
+
+
+class Steps:
+    """Steps of an `SVI` on a stream of batches."""
+
+    def __init__(
+        self,
+        rng_key: Array,
+        svi: SVI,
+        batches: ArrayBatches | IterableBatches,
+        transform: Transform,
+    ) -> None:
+        self.batches = batches
+        self.together = isinstance(batches, ArrayBatches)  # whether many run in one dispatch
+        self._rng_key, self._transform = rng_key, transform
+        self._many, self._one = _many_steps(svi, transform), _one_step(svi, transform)
+
+    def first(self) -> Batch:
+        """Return the batch of the first step as the model gets it, without using it up."""
+        batch = self.batches.first()
+        if self._transform is None:
+            return batch
+        return transformed(jax.random.fold_in(self._rng_key, 0), self._transform, batch)
+
+    def take(self, svi_state: SVIState, step: int, count: int, most: int) -> Taken:
+        """Take `count` steps, those after `step`; the old state is given away.
+
+        They are at most `most`, for which room is made; one, if steps do not run together.
+        """
+        draw = None if self._transform is None else (self._rng_key, step)
+        if isinstance(self.batches, ArrayBatches):
+            arrays, template = self.batches.arrays, self.batches.template
+            rows = self.batches.rows(step, count, most)
+            return Taken(*self._many(svi_state, arrays, rows, count, draw, template, most))
+        arrays, template = split(self.batches.next())
+        return Taken(*self._one(svi_state, arrays, draw, template))
+
+
+def _many_steps(svi: SVI, transform: Transform) -> Callable[..., tuple]:
+    """Compile up to `most` steps, one program for any number of them, over rows of arrays."""
+
+    @partial(jax.jit, static_argnums=(5, 6), donate_argnums=0)
+    def steps(
+        svi_state: SVIState,
+        arrays: Any,
+        rows: Any,
+        count: Any,
+        draw: Any,
+        template: Template,
+        most: int,
+    ) -> tuple[SVIState, Array, Array | None]:
+        def body(i: Array, carry: tuple) -> tuple:
+            svi_state, losses, finite = carry
+            batch = template.join(arrays if rows is None else take_rows(arrays, rows[i]))
+            if transform is not None:
+                rng_key, step = draw
+                batch = transformed(jax.random.fold_in(rng_key, step + i), transform, batch)
+                finite = finite.at[i].set(is_finite(batch))
+            svi_state, loss = take_step(svi, svi_state, *batch)
+            return svi_state, losses.at[i].set(loss), finite
+
+        finite = None if transform is None else jnp.ones(most, bool)
+        start = svi_state, jnp.full(most, jnp.nan, float), finite
+        return jax.lax.fori_loop(0, count, body, start)
+
+    return steps
+
+
+def _one_step(svi: SVI, transform: Transform) -> Callable[..., tuple]:
+    """Compile a step on one batch; also tell whether the batch is finite."""
+
+    @partial(jax.jit, static_argnums=3, donate_argnums=0)
+    def step(
+        svi_state: SVIState, arrays: tuple[Array, ...], draw: Any, template: Template
+    ) -> tuple[SVIState, Array, Array]:
+        batch = template.join(arrays)
+        if transform is not None:
+            batch = transformed(jax.random.fold_in(*draw), transform, batch)
+        svi_state, loss = take_step(svi, svi_state, *batch)
+        return svi_state, loss[None], is_finite(batch)[None]
+
+    return step

@@ -1,0 +1,148 @@
+"""Log joints of states of data under a model, many of them at once.
+
+States are scored in pieces, so few at a time that a cache, or a device's memory, holds the largest
+array that they make on their way.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+from numpyro.handlers import block
+
+from numpyro_dvae.infer.truncated.minibatch import Minibatch
+from numpyro_dvae.ops.sets.packing import code_dtype
+from numpyro_dvae.programs.codes import Space, decode
+from numpyro_dvae.programs.pair import Pair
+from numpyro_dvae.programs.record import Particles, Reader
+from numpyro_dvae.programs.run import run_particles
+
+__all__ = ["ModelCall", "Scorer", "log_weights", "run_states"]
+
+_CACHE_BYTES, _DEVICE_BYTES = 2**21, 2**30  # of the largest temporary that scoring makes at once
+
+
+class ModelCall(NamedTuple):
+    """One call of a model whose states are scored: what is run, and what data it is about."""
+
+    rng_key: Array
+    params: dict[str, Any]
+    model: Callable  # with parameters and rows of plates
+    rest: Callable  # a guide for the latents that are no states, with the same
+    args: tuple
+    kwargs: dict
+    space: Space
+    batch: Minibatch
+    vectorize: bool | Callable  # as `run_particles` takes it
+    state_bytes: int = 1  # of the largest temporary that one state makes
+
+    def measured(self) -> "ModelCall":
+        """The same, knowing the bytes of the largest temporary that one state makes."""
+        shape = 1, len(self.batch.rows), len(self.space.cardinalities)
+        one = jax.ShapeDtypeStruct(shape, code_dtype(self.space.cardinalities))
+        program = jax.make_jaxpr(lambda codes: log_weights(run_states(self, codes)[0]))(one)
+        return self._replace(state_bytes=_largest_bytes(program.jaxpr))
+
+    def in_pieces(self, count: int) -> "ModelCall":
+        """The same, to run so many states few at a time, and again for the gradient.
+
+        Half the time of keeping all for it, where a cache does not hold that.
+        """
+        size = self.piece(count)
+        if not self.vectorize or size == count:
+            return self
+        return self._replace(vectorize=functools.partial(_run_in_pieces, size=size))
+
+    def piece(self, count: int) -> int:
+        """How many of so many states to run at once: few temporaries, and few states twice."""
+        limit = _CACHE_BYTES if jax.default_backend() == "cpu" else _DEVICE_BYTES
+        most = min(max(limit // self.state_bytes, 1), count)
+        return min(range(most, most // 2, -1), key=lambda size: -count % size)
+
+
+class Scorer:
+    """Log joints of states at fixed parameters, without gradient but in the states.
+
+    In an E-step it is the `context` of the populations that operators see: no array to JAX, so
+    that a population may be an argument of what is transformed.
+
+    Args:
+        call: What the states are of; no gradient may flow into its parameters.
+        beta: Weight of the rate.
+    """
+
+    def __init__(self, call: ModelCall, beta: float | Array = 1.0) -> None:
+        self.call, self.beta = call, beta
+
+    def of_codes(self, codes: Num[Array, "S B H"]) -> Float[Array, "S B"]:
+        """Scores of codes, real ones too, in pieces that a cache holds."""
+        count, size = len(codes), self.call.piece(len(codes))
+        if size == count:
+            return self._piece(codes)
+        filled = jnp.concatenate([codes, codes[: -count % size]])
+        pieces = filled.reshape(-1, size, *codes.shape[1:])
+        return jax.lax.map(self._piece, pieces).reshape(-1, codes.shape[1])[:count]
+
+    def _piece(self, codes: Num[Array, "S B H"]) -> Float[Array, "S B"]:
+        """One run of the model."""
+        return log_weights(run_states(self.call, codes)[0], self.beta).reshape(len(codes), -1)
+
+
+jax.tree_util.register_pytree_node(Scorer, lambda scorer: ((), scorer), lambda scorer, _: scorer)
+
+
+def run_states(
+    call: ModelCall,
+    codes: Num[Array, "S B H"],
+    reads: Mapping[str, Reader] = MappingProxyType({}),
+) -> tuple[Particles, dict[str, Any]]:
+    """The record of given states, all with the same draws of the other latents.
+
+    Args:
+        call: What the states are of.
+        codes: The states.
+        reads: What to read of the run beside the log-densities.
+
+    Returns:
+        The record, and the mutable state that the programs leave.
+    """
+    layout = call.space.layout
+    pair = Pair(call.model, call.rest, call.args, call.kwargs, layout, call.vectorize)
+    values = decode(call.space, codes, call.batch.sizes)
+    with block():
+        return run_particles(call.rng_key, pair, len(codes), reads=reads, values=values)
+
+
+def log_weights(particles: Particles, beta: float | Array = 1.0) -> Float[Array, "S *plates"]:
+    """Unnormalised ``log q``: the beta-ELBO's best weights of given states."""
+    if isinstance(beta, jax.Array):
+        beta = beta.astype(particles.log_likelihood.dtype)
+    return particles.log_likelihood / beta + particles.log_prior - particles.log_q_pathwise
+
+
+def _run_in_pieces(run: Callable, particles: Any, *, size: int) -> Any:
+    return jax.lax.map(jax.checkpoint(run), particles, batch_size=size)
+
+
+def _largest_bytes(jaxpr: Any) -> int:
+    """Of all arrays that a program makes on its way."""
+    sizes = [1]
+    for equation in jaxpr.eqns:
+        sizes += [_bytes(variable.aval) for variable in equation.outvars]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                sizes.append(_largest_bytes(getattr(inner, "jaxpr", inner)))
+    return max(sizes)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns")
+
+
+def _bytes(aval: Any) -> int:
+    return math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 4)

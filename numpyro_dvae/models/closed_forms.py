@@ -1,0 +1,53 @@
+"""Parameters that follow from a posterior over all data, without a gradient.
+
+Where a truncated posterior is at hand, the best probability of a Bernoulli latent is the mean of
+that latent over data and states, and the best variance of a Gaussian is the mean square error. A
+prior or a likelihood that is built with ``learn="closed_form"`` says so to the losses by a
+`ClosedForm`; what it takes to solve one is here.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+__all__ = ["ClosedForm", "check_learn", "finite_logit", "logit_of_mean"]
+
+Learn = bool | Literal["closed_form"]
+
+
+class ClosedForm(NamedTuple):
+    """How a site's parameter follows from a posterior, for ``infer={"closed_form": ...}``.
+
+    A loss that knows its posterior over all data (`infer.Truncated_ELBO`) then sets the parameter
+    whenever it has seen all N data; other losses leave it as it is. The parameter becomes
+    ``solve(total, count, old)``: the total over all data of the posterior mean of the statistic,
+    how many data each entry of it is the total of, and the parameter as it was.
+    """
+
+    target: str  # the name of the mutable state that holds the parameter
+    statistic: Callable[[Any, Array], Array]  # of (distribution, value), for each entry
+    solve: Callable[[Array, Array, Array], Array]
+
+
+def check_learn(learn: bool | str) -> None:
+    """Check the argument `learn` of a prior or a likelihood.
+
+    Raises:
+        ValueError: If it is neither a truth value nor "closed_form".
+    """
+    if learn not in (True, False, "closed_form"):
+        raise ValueError(f'`learn` must be True, False or "closed_form"; got {learn!r}.')
+
+
+def finite_logit(probs: Array) -> Array:
+    """``log p - log(1 - p)``, kept finite: p stays one rounding error away from 0 and 1."""
+    eps = jnp.finfo(probs.dtype).eps
+    probs = jnp.clip(probs, eps, 1.0 - eps)
+    return jnp.log(probs) - jnp.log1p(-probs)
+
+
+def logit_of_mean(total: Array, count: Array, old: Array) -> Array:
+    """The logit of the mean; the old one where nothing was counted."""
+    return jnp.where(count > 0, finite_logit(total / count), old)

@@ -1,0 +1,52 @@
+"""Checks of what a network is given, with errors in the words of its user."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+__all__ = ["batch_shape_of", "check_floats", "flat_start"]
+
+
+def batch_shape_of(x: Array, input_shape: Sequence[int]) -> Sequence[int]:
+    """The leading dims of `x`, which must end in `input_shape` and hold floating-point numbers.
+
+    Raises:
+        ValueError: If `x` has another shape, or holds integers.
+    """
+    num_batch = x.ndim - len(input_shape)
+    if num_batch < 0 or x.shape[num_batch:] != tuple(input_shape):
+        raise ValueError(
+            f"`x` must have shape (*batch, {', '.join(map(str, input_shape))}); got "
+            f"{x.shape}. Reshape the data or build the network for that `input_shape`."
+        )
+    check_floats(x, "`x`")
+    return x.shape[:num_batch]
+
+
+def check_floats(x: Array, name: str) -> None:
+    """Check that `x`, which the user knows by `name`, holds floating-point numbers.
+
+    Raises:
+        ValueError: If it holds integers, as images often do.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} must hold floating-point numbers; got {x.dtype}. Convert it first, as in "
+            "x.astype(float) / 255 or (x > 127).astype(float)."
+        )
+
+
+def flat_start(start: Array | np.ndarray, output_shape: Sequence[int]) -> np.ndarray:
+    """The outputs that a decoder starts at, as a vector.
+
+    Raises:
+        ValueError: If they have another shape than the output.
+    """
+    if start.shape != tuple(output_shape):
+        raise ValueError(
+            f"`start` must have the shape of the output, {tuple(output_shape)}; got "
+            f"{start.shape}. Average the data over their first axis."
+        )
+    return np.asarray(start).reshape(-1)

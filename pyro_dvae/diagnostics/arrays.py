@@ -1,0 +1,38 @@
+"""Arrays whose dims have names, and what one counts and averages over their data.
+
+NumPy alone, so this file is the same in both packages.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["NamedArray", "count_codes", "split_data"]
+
+
+@dataclass(frozen=True)
+class NamedArray:
+    """An array whose dims have names, but for the draws in front of it."""
+
+    dims: tuple[str, ...]
+    values: Any  # an array of the backend where it is read, of NumPy where it is kept
+    discrete: bool = False
+    num_codes: int = 0  # values 0, 1, ... of a discrete site that has finitely many
+
+
+def split_data(array: NamedArray, plates: tuple[str, ...]) -> np.ndarray:
+    """View ``(K, N, *within)``: draws, data, and what a datum has of the array."""
+    axes = [1 + array.dims.index(plate) for plate in plates]
+    values = np.moveaxis(array.values, axes, range(1, 1 + len(axes)))
+    within = values.shape[1 + len(axes) :]
+    return values.reshape(len(values), -1, *within)
+
+
+def count_codes(array: NamedArray, plates: tuple[str, ...]) -> np.ndarray:
+    """How often each code occurs, over draws and data: ``(*within, num_codes)``."""
+    codes = split_data(array, plates)
+    within, num_codes = codes.shape[2:], array.num_codes
+    columns = codes.reshape(codes.shape[0] * codes.shape[1], -1)
+    counts = [np.bincount(column, minlength=num_codes) for column in columns.T]
+    return np.stack(counts).reshape(*within, num_codes)

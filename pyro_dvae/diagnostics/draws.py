@@ -1,0 +1,194 @@
+"""K draws of the latents of each datum and what was read at them, filled block by block.
+
+A block is some draws of some rows of the data: what goes through the programs at once. NumPy alone,
+so but for the package's name this file is the same in both packages.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyro_dvae.diagnostics.arrays import NamedArray
+
+__all__ = [
+    "PRIOR_NAMES",
+    "RECORD",
+    "Block",
+    "Draws",
+    "check_data",
+    "count_values",
+    "cut_draws",
+    "cut_rows",
+]
+
+PRIOR_NAMES = {"latent": "prior", "predictive": "prior_predictive"}  # of draws of the model alone
+RECORD = ("log_likelihood", "log_prior", "log_q", "codes")  # of each draw and datum
+_VALUES_AT_ONCE = 2**22  # of the data, times draws: what goes through the programs in one block
+_UNDRAWN = ("observed", "subsample")  # readings without draws in front
+
+
+class Block(NamedTuple):
+    """What is run at once, and where its results go."""
+
+    draws: slice
+    rows: slice | None  # None: all data
+
+
+class Draws:
+    """Arrays by reading and site: ``draws["latent"]["z"]`` has dims, and K draws in front.
+
+    The reading "record" has the log-densities of each draw and datum, ``(K, *plates)``, in nats.
+
+    Args:
+        num_draws: K, of all blocks together; states that are listed count as draws.
+        num_rows: Rows of the data, of all blocks together.
+    """
+
+    def __init__(self, num_draws: int, num_rows: int) -> None:
+        self.num_draws, self.num_rows = num_draws, num_rows
+        self.plates: tuple[str, ...] = ()  # those that make a datum
+        self._readings: dict[str, dict[str, NamedArray]] = {}
+        self._row_plate: str | None = None
+
+    def __getitem__(self, reading: str) -> dict[str, NamedArray]:
+        return self._readings.get(reading, {})
+
+    def record(self, name: str) -> np.ndarray:
+        """One of the log-densities, ``(K, *plates)``."""
+        return self["record"][name].values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(K, *plates)``."""
+        return self.record("log_q").shape
+
+    @property
+    def log_weights(self) -> np.ndarray:
+        """Log p - log q of each draw and datum, ``(K, *plates)``, in double precision."""
+        parts = [self.record(name) for name in ("log_likelihood", "log_prior", "log_q")]
+        return parts[0].astype(np.float64) + parts[1] - parts[2]
+
+    def add_record(
+        self, block: Block, plates: tuple[str, ...], record: Mapping[str, np.ndarray | None]
+    ) -> None:
+        """Copy log-densities of each datum, and a number that tells its discrete states apart."""
+        log_q = record["log_q"]
+        assert log_q is not None
+        if not self.plates:
+            self.plates = plates
+            self._row_plate = _row_plate(block, plates, log_q.shape[1:])
+        for name, values in record.items():
+            if name == "codes":
+                name, values = "state", None if values is None else _hash(values)
+            if values is not None:
+                self.add(block, "record", name, NamedArray(plates, values))
+
+    def add(self, block: Block, reading: str, name: str, array: NamedArray) -> None:
+        """Copy a block of an array to its place."""
+        values = _as_integers(array.values) if array.discrete else array.values
+        is_drawn = reading not in _UNDRAWN
+        where: list[slice] = [block.draws] if is_drawn else []
+        shape = [self.num_draws, *values.shape[1:]] if is_drawn else list(values.shape)
+        if block.rows is not None:
+            axis = len(where) + self._row_axis(reading, name, array.dims)
+            shape[axis] = self.num_rows
+            where += [slice(None)] * (axis - len(where)) + [block.rows]
+        values = values[: block.draws.stop - block.draws.start] if is_drawn else values
+        target = self._target(reading, name, replace(array, values=values), shape)
+        target[tuple(where)] = values
+
+    def _target(self, reading: str, name: str, array: NamedArray, shape: list[int]) -> np.ndarray:
+        """The array to fill, made or widened so that it holds what comes."""
+        sites, dtype = self._readings.setdefault(reading, {}), array.values.dtype
+        if name not in sites:
+            sites[name] = replace(array, values=np.empty(shape, dtype))
+        target = sites[name].values
+        if not np.can_cast(dtype, target.dtype, "same_kind"):  # data of a site that were whole
+            target = target.astype(dtype)
+            sites[name] = replace(sites[name], values=target)
+        return target
+
+    def _row_axis(self, reading: str, name: str, dims: tuple[str, ...]) -> int:
+        if self._row_plate not in dims:
+            raise ValueError(
+                f"`batch_size`: site '{name}' ({reading}) is not under the plate "
+                f"'{self._row_plate}' of the data's rows, so its value is one for all of them. "
+                "Leave `batch_size` out, to run all rows at once."
+            )
+        return dims.index(self._row_plate)
+
+
+def cut_draws(num_draws: int, num_values: int) -> Iterator[tuple[slice, int]]:
+    """Cut draws into blocks of one size, for data of so many values.
+
+    Yields:
+        Which draws are wanted, and how many to make, in the last block as in all others.
+    """
+    at_once = max(1, min(num_draws, _VALUES_AT_ONCE // max(num_values, 1)))
+    count = math.ceil(num_draws / at_once)
+    size = math.ceil(num_draws / count)
+    for start in range(0, num_draws, size):
+        yield slice(start, min(start + size, num_draws)), size
+
+
+def cut_rows(num_rows: int, batch_size: int | None) -> list[slice | None]:
+    """Cut the rows of the data; [None] is all of them, uncut."""
+    if batch_size is None or batch_size >= num_rows:
+        return [None]
+    starts = range(0, num_rows, batch_size)
+    return [slice(start, min(start + batch_size, num_rows)) for start in starts]
+
+
+def check_data(args: tuple, batch_size: int | None) -> int:
+    """Rows of the data: the leading axis, which all arrays share if they are to be cut."""
+    sizes = [len(value) for value in args if getattr(value, "ndim", 0) > 0]
+    if batch_size is None:
+        return sizes[0] if sizes else 1
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
+    if len(set(sizes)) != 1:
+        raise ValueError(
+            f"`batch_size` cuts the leading axis that all arrays share; got sizes {sizes}. Leave "
+            "it out, to run all data at once."
+        )
+    return sizes[0]
+
+
+def count_values(data: Any) -> int:
+    """Numbers in the arrays of a tree of tuples, lists and dicts."""
+    if isinstance(data, Mapping):
+        return sum(count_values(value) for value in data.values())
+    if isinstance(data, tuple | list):
+        return sum(count_values(value) for value in data)
+    return math.prod(getattr(data, "shape", ()))
+
+
+def _row_plate(block: Block, plates: tuple[str, ...], shape: tuple[int, ...]) -> str | None:
+    """The plate whose size is that of the block's rows."""
+    if block.rows is None:
+        return None
+    num_rows = block.rows.stop - block.rows.start
+    fitting = [plate for plate, size in zip(plates, shape, strict=True) if size == num_rows]
+    if not fitting:
+        sizes = dict(zip(plates, shape, strict=True))
+        raise ValueError(
+            f"`batch_size`: {num_rows} rows of the data make plates of sizes {sizes}, none of "
+            "which is that of the rows. Leave `batch_size` out, to run all rows at once."
+        )
+    return fitting[0]
+
+
+def _as_integers(values: np.ndarray) -> np.ndarray:
+    """Discrete values, which some distributions give as floats, as integers if they are whole."""
+    if values.dtype.kind == "f" and not np.array_equal(values, np.floor(values)):
+        return values
+    return values.astype(np.int32)
+
+
+def _hash(codes: np.ndarray) -> np.ndarray:
+    """One number for each vector of codes on the last axis; equal for equal ones alone."""
+    factors = np.random.default_rng(0).integers(2**63, size=codes.shape[-1], dtype=np.uint64)
+    return (codes.astype(np.uint64) * (2 * factors + 1)).sum(-1, dtype=np.uint64)

@@ -1,0 +1,167 @@
+"""Groups of arrays for ArviZ: the one file that meets it.
+
+ArviZ 0.23 holds groups in an `InferenceData`, ArviZ 1 in xarray's `DataTree`; what is installed
+decides. But for the package's name this file is the same in both packages.
+"""
+
+import inspect
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from pyro_dvae.diagnostics.arrays import NamedArray
+from pyro_dvae.diagnostics.draws import Draws
+from pyro_dvae.diagnostics.summaries import code_counts_of
+from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
+
+__all__ = ["GROUPS", "make_groups", "readings_for"]
+
+GROUPS = (
+    "posterior",
+    "posterior_predictive",
+    "prior",
+    "prior_predictive",
+    "log_likelihood",
+    "sample_stats",
+    "observed_data",
+    "constant_data",
+    "vi_stats",
+)
+_PER_DATUM = (
+    "elbo",
+    "iwae",
+    "ess",
+    "khat",
+    "largest_weight",
+    "num_tail_weights",
+    "num_states",
+    "restricted",
+)
+_READINGS = {  # group -> readings of the sites
+    "posterior": ("latent", "deterministic"),
+    "posterior_predictive": ("predictive",),
+    "prior": ("prior",),
+    "prior_predictive": ("prior_predictive",),
+    "log_likelihood": ("log_likelihood",),
+    "observed_data": ("observed",),
+}
+
+
+def readings_for(groups: Collection[str]) -> set[str]:
+    """What must be read of the sites, to make these groups."""
+    if unknown := set(groups) - set(GROUPS):
+        raise ValueError(f"`groups` must be of {', '.join(GROUPS)}; got {sorted(unknown)}.")
+    wanted = {reading for group in groups for reading in _READINGS.get(group, ())} | {"subsample"}
+    wanted |= {"latent", "outside"} if "vi_stats" in groups else set()
+    return wanted | ({"observed"} if "constant_data" in groups else set())
+
+
+def make_groups(
+    draws: Draws, report: ImportanceDiagnostics, result: Any, data: tuple, groups: Collection[str]
+) -> Any:
+    """Arrange what was drawn in groups, in the container of the installed ArviZ."""
+    arrays = {
+        group: {name: array for reading in readings for name, array in draws[reading].items()}
+        for group, readings in _READINGS.items()
+    }
+    if "constant_data" in groups:
+        arrays["constant_data"] = _constant_data(draws, result, data)
+    arrays["sample_stats"] = _sample_stats(draws)
+    datasets = {
+        group: _dataset(sites, draws, group.endswith("_data"))
+        for group, sites in arrays.items()
+        if sites and group in groups
+    }
+    if "vi_stats" in groups:
+        datasets["vi_stats"] = _vi_stats(draws, report, result)
+    return _assemble({group: datasets[group] for group in GROUPS if group in datasets})
+
+
+def _sample_stats(draws: Draws) -> dict[str, NamedArray]:
+    lp = draws.record("log_likelihood") + draws.record("log_prior")
+    values = {"lp": lp, "log_q": draws.record("log_q"), "log_weight": draws.log_weights}
+    return {name: NamedArray(draws.plates, value) for name, value in values.items()}
+
+
+def _constant_data(draws: Draws, result: Any, data: tuple) -> dict[str, NamedArray]:
+    """Arrays of the arguments that no site observes, by the model's names for them."""
+    model = result[0] if isinstance(result, tuple) else result.model
+    names = list(inspect.signature(model).parameters)
+    observed = [site.values.ravel() for site in draws["observed"].values()]
+    constants = {}
+    for i, value in enumerate(data):
+        if not hasattr(value, "shape"):
+            continue
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if any(np.array_equal(array.ravel(), other) for other in observed):
+            continue
+        name = names[i] if i < len(names) else f"argument_{i}"
+        dims = [f"{name}_dim_{d}" for d in range(array.ndim)]
+        plates = [plate for plate, size in _sizes(draws).items() if array.shape[:1] == (size,)]
+        dims[:1] = plates[:1] or dims[:1]
+        constants[name] = NamedArray(tuple(dims), array)
+    return constants
+
+
+def _sizes(draws: Draws) -> dict[str, int]:
+    return dict(zip(draws.plates, draws.shape[1:], strict=True))
+
+
+def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
+    """How the training went, and what the weights of the draws say of the guide."""
+    import xarray
+
+    variables = {name: (draws.plates, getattr(report, name)) for name in _PER_DATUM}
+    variables["verdict"] = (draws.plates, report.verdicts)
+    for name, counts in code_counts_of(draws).items():
+        within = [dim for dim in draws["latent"][name].dims if dim not in draws.plates]
+        shares = counts / counts.sum(-1, keepdims=True)
+        variables[f"{name}_code_share"] = ((*within, f"{name}_code"), shares)
+    coords = _coords(draws)
+    losses, rows = np.asarray(getattr(result, "losses", ())), getattr(result, "history", ())
+    if losses.size:
+        variables["loss"], coords["step"] = (("step",), losses), np.arange(1, 1 + losses.size)
+    for key in sorted({key for row in rows for key in row}):
+        values = np.array([row.get(key, np.nan) for row in rows], np.float64)
+        variables[f"log_{key}"] = (("log_row",), values)
+    attributes = {"num_particles": report.num_particles, "khat_threshold": report.khat_threshold}
+    return xarray.Dataset(variables, coords, attributes)
+
+
+def _coords(draws: Draws) -> dict[str, np.ndarray]:
+    """Rows of the full plate, where a plate took a subsample of them."""
+    return {name: plate.values for name, plate in draws["subsample"].items()}
+
+
+def _dataset(sites: Mapping[str, NamedArray], draws: Draws, undrawn: bool) -> Any:
+    import xarray
+
+    variables = {
+        name: (site.dims, site.values)
+        if undrawn
+        else (("chain", "draw", *site.dims), site.values[None])
+        for name, site in sites.items()
+    }
+    sizes = {
+        dim: size
+        for dims, values in variables.values()
+        for dim, size in zip(dims, values.shape, strict=True)
+    }
+    coords = {dim: np.arange(size) for dim, size in sizes.items()} | _coords(draws)
+    coords = {dim: values for dim, values in coords.items() if dim in sizes}
+    return xarray.Dataset(variables, coords)
+
+
+def _assemble(datasets: Mapping[str, Any]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces ArviZ 1 once a day
+        import arviz
+    attributes = {"inference_library": __name__.partition(".")[0]}
+    datasets = {group: each.assign_attrs(attributes) for group, each in datasets.items()}
+    if getattr(arviz, "__version__", "1").startswith("0."):
+        return arviz.InferenceData(**datasets)
+    import xarray
+
+    return xarray.DataTree.from_dict(datasets)

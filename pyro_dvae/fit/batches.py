@@ -1,0 +1,142 @@
+"""Where the minibatches come from: arrays cut at random, or the user's own iterable.
+
+Both kinds know their position, so that a resumed run sees the data in the same order.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from pyro_dvae.fit import rng
+from pyro_dvae.fit.data import (
+    Batch,
+    as_arrays,
+    as_batch,
+    check_batch_size,
+    is_iterable_of_batches,
+    num_rows,
+    take_rows,
+)
+
+__all__ = ["ArrayBatches", "Batches", "IterableBatches", "make_batches"]
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """An endless stream of batches whose position can be saved and restored."""
+
+    checked: bool  # whether all values are known to be finite
+
+    def next(self) -> Batch:
+        """Return the next batch."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the position, as plain values."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to a saved position."""
+
+
+def make_batches(data: tuple[Any, ...], batch_size: int | None) -> Batches:
+    """Choose the kind of stream that `data` asks for; check the data and `batch_size`."""
+    if not data:
+        raise ValueError("`data` is empty: pass the arguments of the model after `svi`.")
+    if len(data) == 1 and is_iterable_of_batches(data[0]):
+        if batch_size is not None:
+            raise ValueError(
+                f"`batch_size` is {batch_size}, but `data` is an iterable, which makes its own "
+                "batches: leave `batch_size` out, or pass arrays."
+            )
+        return IterableBatches(data[0])
+    arrays = as_arrays(data, "data")
+    return ArrayBatches(arrays, check_batch_size(arrays, batch_size))
+
+
+class ArrayBatches:
+    """Batches of `batch_size` rows without replacement; the remainder of an epoch is dropped.
+
+    Every epoch draws a new permutation from Torch's global generator. All batches are of one
+    size; other rows are left out in every epoch. Without `batch_size`, all data at every step.
+    """
+
+    checked = True
+
+    def __init__(self, arrays: tuple[Any, ...], batch_size: int | None) -> None:
+        self._arrays, self._batch_size = arrays, batch_size
+        self._size = num_rows(arrays)
+        self._order, self._cursor = torch.empty(0, dtype=torch.long), 0
+
+    def next(self) -> Batch:
+        """Return the next batch, drawing a new order if too few rows are left."""
+        if self._batch_size is None:
+            return Batch(self._arrays, {})
+        if self._cursor + self._batch_size > len(self._order):
+            self._order, self._cursor = torch.randperm(self._size), 0
+        rows = self._order[self._cursor : self._cursor + self._batch_size]
+        self._cursor += self._batch_size
+        return Batch(take_rows(self._arrays, rows), {})
+
+    def state(self) -> dict[str, Any]:
+        """Return the order of this epoch and how far it is used."""
+        return {"size": self._size, "order": self._order, "cursor": self._cursor}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to a saved position in data of the same size."""
+        if state.get("size") != self._size:
+            raise ValueError(
+                f"`data` has {self._size} rows, but the checkpoint was written with "
+                f"{state.get('size', 'an iterable of batches')}: resume on the same data."
+            )
+        self._order, self._cursor = state["order"], state["cursor"]
+
+
+class IterableBatches:
+    """A user's batches, iterated again when they end; tuples are unpacked, dicts are keywords.
+
+    The generators as they stood at the start of the epoch are kept: a `DataLoader` draws its
+    order from them, so that a resumed run replays the epoch up to its position.
+    """
+
+    checked = False
+
+    def __init__(self, iterable: Any) -> None:
+        self._iterable = iterable
+        self._iterator: Iterator[Any] | None = None
+        self._cursor, self._epoch_rng = 0, rng.get_state()
+
+    def next(self) -> Batch:
+        """Return the next batch, starting the iterable again where it has ended."""
+        for _ in range(2):
+            if self._iterator is None:
+                self._cursor, self._epoch_rng = 0, rng.get_state()
+                self._iterator = iter(self._iterable)
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                self._iterator = None
+                continue
+            self._cursor += 1
+            return as_batch(batch)
+        raise ValueError(
+            "`data` gave no batch: it is empty, or an iterator that can be used only once. Pass "
+            "something that can be iterated again (a list, a `DataLoader`)."
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the batches used in this epoch and the generators at its start."""
+        return {"cursor": self._cursor, "epoch_rng": self._epoch_rng}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Replay the epoch up to the saved position."""
+        if "epoch_rng" not in state:
+            raise ValueError(
+                "`data` is an iterable of batches, but the checkpoint was written with "
+                f"arrays of {state['size']} rows: resume on the same data."
+            )
+        self._epoch_rng = state["epoch_rng"]
+        rng.set_state(self._epoch_rng)
+        self._iterator, self._cursor = iter(self._iterable), state["cursor"]
+        for _ in range(self._cursor):
+            if next(self._iterator, None) is None:
+                raise ValueError("`data` ends before the checkpoint's position: not the same data.")

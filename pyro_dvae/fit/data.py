@@ -1,0 +1,142 @@
+"""What a user may pass as data, read as tensors and as batches.
+
+Data are arrays with one common leading axis, or an iterable of batches.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Batch",
+    "as_arrays",
+    "as_batch",
+    "check_batch_size",
+    "is_finite",
+    "is_iterable_of_batches",
+    "num_rows",
+    "take_rows",
+    "to_device",
+]
+
+
+class Batch(NamedTuple):
+    """What the model and guide of a step are called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def as_arrays(data: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    """Turn NumPy arrays into tensors; check that they are not empty, agree, and are finite."""
+    arrays = tuple(_as_array(value, f"`{name}`") for value in data)
+    sizes = {i: len(value) for i, value in enumerate(arrays) if _has_rows(value)}
+    if not sizes or min(sizes.values()) == 0:
+        raise ValueError(
+            f"`{name}` is empty: it needs an array with at least one row; got "
+            f"{[tuple(v.shape) if isinstance(v, Tensor) else v for v in arrays]}."
+        )
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"`{name}` needs one common leading axis (the data); got sizes "
+            f"{', '.join(f'{size} (argument {i})' for i, size in sizes.items())}. Bind what is "
+            "not data to the model and guide, for example by `functools.partial`."
+        )
+    for i, value in enumerate(arrays):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            _check_finite(value, f"`{name}`: argument {i}")
+    return arrays
+
+
+def as_batch(value: Any, source: str = "`data`") -> Batch:
+    """Read one item of a user's iterable as arguments of the model; errors name its `source`."""
+    if isinstance(value, Mapping):
+        return Batch((), {name: _as_array(v, source) for name, v in value.items()})
+    arguments = value if isinstance(value, tuple | list) else (value,)
+    return Batch(tuple(_as_array(argument, source) for argument in arguments), {})
+
+
+def check_batch_size(arrays: tuple[Any, ...], batch_size: int | None) -> int | None:
+    """Return `batch_size` if it lies in [1, N]."""
+    size = num_rows(arrays)
+    if batch_size is not None and not 1 <= batch_size <= size:
+        raise ValueError(
+            f"`batch_size` must lie between 1 and the number of data, {size}; got {batch_size}. "
+            "None passes all data at every step."
+        )
+    return batch_size
+
+
+def is_finite(batch: Batch) -> Tensor:
+    """Return whether all values of a batch are finite, on the batch's device."""
+    values = [v for v in (*batch[0], *batch[1].values()) if isinstance(v, Tensor)]
+    if not values:
+        return torch.tensor(True)
+    return torch.stack([v.isfinite().all() for v in values]).all()
+
+
+def is_iterable_of_batches(value: Any) -> bool:
+    """Whether data are an iterable that makes its own batches.
+
+    Raises:
+        ValueError: If they are a tuple, which may be meant as one or the other.
+    """
+    if isinstance(value, tuple):
+        raise ValueError(
+            "`data` is a tuple: pass its arrays one by one, fit(svi, *data, ...), or a list of "
+            "batches."
+        )
+    return hasattr(value, "__iter__") and not isinstance(value, Tensor | np.ndarray | str | bytes)
+
+
+def num_rows(values: Any) -> int:
+    """Size of the leading axis of the first array; 1 if there is no array."""
+    return next((len(value) for value in values if _has_rows(value)), 1)
+
+
+def take_rows(arrays: tuple[Any, ...], rows: Tensor | slice) -> tuple[Any, ...]:
+    """Take rows of every array; scalars and other values stay as they are."""
+
+    def take(value: Tensor) -> Tensor:
+        return value[rows.to(value.device) if isinstance(rows, Tensor) else rows]
+
+    return tuple(take(value) if _has_rows(value) else value for value in arrays)
+
+
+def to_device(batch: Batch, device: torch.device | None) -> Batch:
+    """Move tensors to the device of the parameters, if there is one, without waiting for it."""
+    if device is None:
+        return batch
+
+    def move(value: Any) -> Any:
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+    args, kwargs = batch
+    return Batch(tuple(map(move, args)), {name: move(value) for name, value in kwargs.items()})
+
+
+def _as_array(value: Any, source: str) -> Any:
+    """Tensors stay; NumPy floats get Torch's default dtype, as a model's parameters have."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind not in "biufc":
+        raise ValueError(f"{source} must be numeric; got an array of dtype {value.dtype}.")
+    tensor = torch.as_tensor(value)
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _check_finite(values: Tensor, name: str) -> None:
+    bad = values.isfinite().logical_not()
+    if bad.any():
+        rows = int(bad.reshape(len(values), -1).any(1).sum()) if values.dim() else 1
+        raise ValueError(
+            f"{name} holds {int(bad.sum())} values that are NaN or infinite, in {rows} rows. Drop "
+            "these rows, or fill them and mask the site (`poutine.mask`, `.mask(...)`)."
+        )

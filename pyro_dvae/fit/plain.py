@@ -1,0 +1,53 @@
+"""Trees of tensors and numbers, as a checkpoint holds them and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["as_plain", "like"]
+
+
+def as_plain(value: Any) -> Any:
+    """Copy a tree into tensors, numbers, strings, lists, tuples and dicts.
+
+    Raises:
+        ValueError: If it holds anything else; its place in the tree is named.
+    """
+    return _as_plain(value, "checkpoint")
+
+
+def like(template: Any, plain: Any) -> Any:
+    """Give a plain tree the types (NamedTuples) and devices of a template of its structure."""
+    if isinstance(template, tuple) and isinstance(plain, tuple) and len(template) == len(plain):
+        entries = [like(*pair) for pair in zip(template, plain, strict=True)]
+        return type(template)(*entries) if hasattr(template, "_fields") else tuple(entries)
+    if isinstance(template, list) and isinstance(plain, list) and len(template) == len(plain):
+        return [like(*pair) for pair in zip(template, plain, strict=True)]
+    if isinstance(template, Mapping) and isinstance(plain, Mapping):
+        return {key: like(template.get(key), entry) for key, entry in plain.items()}
+    if isinstance(template, Tensor) and isinstance(plain, Tensor):
+        return plain.to(template.device)
+    return plain
+
+
+def _as_plain(value: Any, path: str) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.as_tensor(value)
+    if isinstance(value, Mapping):
+        return {key: _as_plain(entry, f"{path}[{key!r}]") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        entries = [_as_plain(entry, f"{path}[{i}]") for i, entry in enumerate(value)]
+        return entries if isinstance(value, list) else tuple(entries)
+    raise ValueError(
+        f"`folder`: cannot checkpoint {path}, a {type(value).__name__}. State of losses, "
+        "optimisers and schedulers must be tensors, numbers, strings, lists, tuples or dicts."
+    )

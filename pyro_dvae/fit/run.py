@@ -1,0 +1,165 @@
+"""A training run: what changes from step to step, and what is due between two steps.
+
+Pyro's `SVI.step` reads the loss back to the host at every step, for which a GPU must wait. A run
+takes the same step without: losses stay on the device and are read at every row of the log. The
+parameters that a step changes are those that `SVI.step` would change.
+"""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pyro.infer import SVI
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_dvae.fit.checkpoints import (
+    CHECKPOINT,
+    RunState,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+)
+from pyro_dvae.fit.evaluation import HeldOut
+from pyro_dvae.fit.log import Log, set_run_aside, shown_on_bar
+from pyro_dvae.fit.losses import check_finite
+from pyro_dvae.fit.result import FitInterrupt, FitResult
+from pyro_dvae.fit.signals import Signals
+from pyro_dvae.fit.steps import Steps
+from pyro_dvae.fit.svi import (
+    loss_scalars,
+    non_finite,
+    take_step,
+    trained_parameters,
+    unchanged,
+    watches_loss,
+)
+
+__all__ = ["Intervals", "Run"]
+
+
+class Intervals(NamedTuple):
+    """Steps from one of these to the next."""
+
+    log: int
+    evaluation: int
+    checkpoint: int
+
+
+class Run:
+    """The counters, losses and log of a training, around its `SVI`."""
+
+    def __init__(
+        self,
+        svi: SVI,
+        steps: Steps,
+        held_out: HeldOut | None,
+        folder: Path | None,
+    ) -> None:
+        self.svi, self.steps = svi, steps
+        self.held_out, self.folder = held_out, folder
+        self.step, self.seconds = 0, 0.0
+        self.losses: list[float] = []
+        self.log = Log(folder)
+        self.checkpoint: Path | None = None
+        self._unread: list[tuple[Tensor, Tensor]] = []  # losses, and whether their data are finite
+        self._clock = time.perf_counter()
+
+    def begin(self, resume: bool) -> None:
+        """Go on from the folder's checkpoint, or set an earlier run aside."""
+        if self.folder is None:
+            return
+        if not resume:
+            set_run_aside(self.folder)
+            return
+        saved = load_checkpoint(self.folder)
+        with unchanged(self.svi):  # one pass makes the parameters, as a first step would
+            (args, kwargs), _ = self.steps.next()
+            self.svi.evaluate_loss(*args, **kwargs)
+        self.steps.batches.restore(saved.run.data)
+        restore(self.svi, saved)
+        self.step, self.seconds = len(saved.run.losses), saved.run.seconds
+        self.losses = saved.run.losses
+        self.log.restore(saved.run.history)
+        self.checkpoint = self.folder / CHECKPOINT
+
+    def train(self, num_steps: int, intervals: Intervals, signals: Signals, bar: tqdm) -> None:
+        """Step until `num_steps`, with all that is due between steps."""
+        self._clock = time.perf_counter()
+        while self.step < num_steps:
+            self._take_step()
+            bar.update()
+            last = self.step == num_steps
+            evaluate = self.held_out is not None and (last or self._is_due(intervals.evaluation))
+            if evaluate or last or self._is_due(intervals.log):
+                self._write_row(evaluate, bar)
+            interrupted = 0 if last else signals.received
+            if last or interrupted or self._is_due(intervals.checkpoint):
+                self._save()
+            if interrupted:
+                raise FitInterrupt(interrupted, self.result())
+
+    def result(self) -> FitResult:
+        """Return the training so far."""
+        return FitResult(
+            model=self.svi.model,
+            guide=self.svi.guide,
+            params=trained_parameters(self.svi),
+            losses=np.array(self.losses),
+            history=self.log.rows,
+            num_steps=self.step,
+            seconds=self.seconds,
+            folder=self.folder,
+        )
+
+    def _is_due(self, interval: int) -> bool:
+        return self.step % interval == 0
+
+    def _take_step(self) -> None:
+        (args, kwargs), finite = self.steps.next()
+        try:
+            loss = take_step(self.svi, args, kwargs)
+        except (RuntimeError, ValueError):  # Pyro or a sampler meets a NaN before there is a loss
+            self._unread.append((torch.tensor(torch.nan), finite))
+            if not finite or non_finite(self.svi):
+                self._read_losses()
+            raise
+        self._unread.append((torch.as_tensor(loss).detach(), finite))
+        self.step += 1
+
+    def _write_row(self, evaluate: bool, bar: tqdm) -> None:
+        """Read the losses, check them, and write a row of the log."""
+        self._read_losses()
+        row = self.log.next_row(self.losses, self._read_clock(), loss_scalars(self.svi))
+        if evaluate and self.held_out is not None:
+            row["eval_loss"] = self.held_out.loss()
+            if watches_loss(self.svi):
+                self.svi.optim.step(row["eval_loss"])
+        row["seconds"] = self._read_clock()
+        self.log.write(row)
+        bar.set_postfix(shown_on_bar(row), refresh=False)
+
+    def _save(self) -> None:
+        self._read_losses()
+        self._read_clock()
+        if self.folder is not None:
+            run = RunState(self.losses, self.seconds, self.log.rows, self.steps.batches.state())
+            self.checkpoint = save_checkpoint(self.folder, self.svi, run)
+
+    def _read_losses(self) -> None:
+        """Bring the losses to the host; stop if they or the parameters are not finite."""
+        if not self._unread:
+            return
+        losses = torch.stack([loss.to(self._unread[-1][0]) for loss, _ in self._unread])
+        finite_data = torch.stack([finite for _, finite in self._unread]).tolist()
+        self._unread.clear()
+        self.losses.extend(losses.double().tolist())
+        check_finite(self.losses, finite_data, non_finite(self.svi), self.checkpoint)
+
+    def _read_clock(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        return self.seconds

@@ -1,0 +1,144 @@
+"""What an `SVI` holds: its loss, the modules behind its programs, their device and their mode.
+
+`modules_of`, `device_of` and `evaluation_mode` take whatever has a `model` and a `guide`: an `SVI`,
+or a trained pair. Modules are found in a model or guide that is a module or a method of one; Pyro
+does not know those of a module in a closure.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.infer.util import zero_grads
+from pyro.optim import PyroLRScheduler
+from torch import Tensor, nn
+
+from pyro_dvae.fit import rng
+
+__all__ = [
+    "device_of",
+    "evaluation_mode",
+    "loss_of",
+    "loss_scalars",
+    "loss_unchanged",
+    "modules_of",
+    "non_finite",
+    "parameters",
+    "take_step",
+    "trained_parameters",
+    "unchanged",
+    "watches_loss",
+]
+
+
+def loss_of(svi: SVI) -> Any:
+    """Return the loss object of an `SVI`, which may hold `state` and `info`."""
+    return getattr(svi.loss_and_grads, "__self__", svi.loss_and_grads)
+
+
+def loss_scalars(svi: SVI) -> dict[str, float]:
+    """Return the scalar fields of the loss's `info`."""
+    info = getattr(loss_of(svi), "info", None)
+    scalars = {}
+    for name, value in getattr(info, "_asdict", dict)().items():
+        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
+            scalars[name] = float(value)
+    return scalars
+
+
+def modules_of(programs: Any) -> dict[str, nn.Module]:
+    """Return the modules behind "model" and "guide", be they modules or methods of one."""
+    modules = {}
+    for name in ("model", "guide"):
+        program = getattr(programs, name)
+        owner = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
+        if isinstance(owner, nn.Module):
+            modules[name] = owner
+    return modules
+
+
+def device_of(programs: Any, params: Iterable[Tensor]) -> torch.device | None:
+    """Return where the parameters of the modules are, or else `params`; None if there are none."""
+    for module in modules_of(programs).values():
+        for parameter in module.parameters():
+            return parameter.device
+    return next((value.device for value in params), None)
+
+
+def parameters(svi: SVI) -> dict[str, Tensor]:
+    """Return the unconstrained parameters by name: those in the parameter store."""
+    return dict(pyro.get_param_store().named_parameters())
+
+
+def trained_parameters(svi: SVI) -> dict[str, Tensor]:
+    """Return copies of the parameters by name, constrained and detached."""
+    return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+
+def non_finite(svi: SVI) -> list[str]:
+    """Names of parameters and buffers that are not finite, with one wait for the device."""
+    tensors = parameters(svi)
+    for name, module in modules_of(svi).items():
+        tensors.update({f"{name}.{key}": value for key, value in module.named_buffers()})
+    tensors = {name: value for name, value in tensors.items() if value.is_floating_point()}
+    if not tensors:
+        return []
+    finite = torch.stack([value.detach().isfinite().all() for value in tensors.values()])
+    return [name for name, ok in zip(tensors, finite.tolist(), strict=True) if not ok]
+
+
+def take_step(svi: SVI, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Do what `SVI.step` does, but leave the loss on its device."""
+    if type(svi).step is not SVI.step:
+        loss = svi.step(*args, **kwargs)
+    else:
+        with poutine.trace(param_only=True) as capture:
+            loss = svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
+        sites = capture.trace.nodes.values()
+        params = {site["value"].unconstrained() for site in sites}  # type: ignore[union-attr]
+        svi.optim(params)
+        zero_grads(params)
+    if isinstance(svi.optim, PyroLRScheduler) and not watches_loss(svi):
+        svi.optim.step()
+    return loss[0] if isinstance(loss, tuple) else loss  # wake-sleep: the model's own loss
+
+
+def watches_loss(svi: SVI) -> bool:
+    """Whether the learning rate falls when an evaluation loss does not."""
+    constructor = getattr(svi.optim, "pt_scheduler_constructor", None)
+    return constructor is torch.optim.lr_scheduler.ReduceLROnPlateau
+
+
+@contextmanager
+def evaluation_mode(programs: Any) -> Iterator[None]:
+    """Run a block with the modules in evaluation mode; each gets back the mode that it had."""
+    roots = modules_of(programs).values()
+    with ExitStack() as stack:
+        for root in roots:
+            for module in root.modules():
+                stack.callback(setattr, module, "training", module.training)
+        for root in roots:
+            root.eval()
+        yield
+
+
+@contextmanager
+def loss_unchanged(loss: Any) -> Iterator[None]:
+    """Run a block after which a loss has the `state` and `info` that it had."""
+    before = {name: getattr(loss, name) for name in ("state", "info") if hasattr(loss, name)}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(loss, name, value)
+
+
+@contextmanager
+def unchanged(svi: SVI) -> Iterator[None]:
+    """Run a block in evaluation mode that leaves generators, loss and modules as they were."""
+    with rng.preserved(), loss_unchanged(loss_of(svi)), evaluation_mode(svi):
+        yield

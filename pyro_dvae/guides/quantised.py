@@ -1,0 +1,48 @@
+"""A guide that quantises vectors: each latent is the code of the vector nearest to an input."""
+
+import pyro
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.functional import one_hot
+
+from pyro_dvae.distributions import Categorical
+from pyro_dvae.guides.amortised import AmortisedGuide
+from pyro_dvae.nets import Codebook, FiniteScalars
+
+__all__ = ["VectorQuantizedGuide"]
+
+
+class VectorQuantizedGuide(AmortisedGuide):
+    """The codes of quantised vectors: a posterior with all its mass on one state.
+
+    `VQ_ELBO` trains it, by the deterministic sites "z.inputs" (the encoder's vectors) and
+    "z.vectors" (those of the codes). In training, moving averages of the codebook advance whenever
+    the guide runs as a program.
+
+    Args:
+        encoder: Network from data ``(*batch, *event)`` to vectors ``(*batch, L, D)``, as
+            `MLPEncoder` with D for V.
+        codebook: `Codebook` or `FiniteScalars`; the model's decoder holds the same one, as
+            `CodebookDecoder`.
+    """
+
+    def __init__(self, encoder: nn.Module, codebook: Codebook | FiniteScalars) -> None:
+        super().__init__()
+        self.encoder, self.codebook = encoder, codebook
+
+    def posterior(self, x: Shaped[Tensor, "*batch_event"]) -> Distribution:
+        """q(z | x), one-hot; the codebook stays as it is."""
+        return self._quantize(x, learn=False)
+
+    def posterior_of_step(self, x: Shaped[Tensor, "*batch_event"]) -> Distribution:
+        """The same; in training, moving averages of the codebook advance."""
+        return self._quantize(x, learn=self.training and torch.is_grad_enabled())
+
+    def _quantize(self, x: Tensor, *, learn: bool) -> Distribution:
+        quantized = self.codebook.quantize(self.encoder(x), learn=learn)
+        pyro.deterministic("z.inputs", quantized.inputs)
+        pyro.deterministic("z.vectors", quantized.vectors)
+        certain = one_hot(quantized.codes, self.codebook.num_codes)
+        return Categorical(logits=certain.to(torch.float32).log()).to_event(1)

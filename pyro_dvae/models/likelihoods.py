@@ -1,0 +1,135 @@
+"""Likelihoods p(x | z): what the outputs of a decoder say of a datum."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_dvae.distributions import precise
+from pyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn, finite_logit
+
+__all__ = ["BernoulliLikelihood", "GaussianLikelihood", "Likelihood"]
+
+_RAREST = 0.01  # least and, from one, greatest mean of a binary entry that outputs start at
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """What a model asks of a likelihood.
+
+    It may have an attribute `closed_form` beside, see `ClosedForm`; and a method `link`, by which a
+    decoder can start at the mean of the data.
+    """
+
+    def __call__(self, outputs: Tensor, event_dim: int) -> Distribution:
+        """The distribution of the site "x".
+
+        Args:
+            outputs: Of the decoder, ``(*batch, *shape of x)``.
+            event_dim: How many of their dims make one datum.
+
+        Returns:
+            Batch shape ``(*batch,)``, event shape that of x. The entries of x must be independent,
+            by ``.to_event(event_dim)``, where some may be missing.
+        """
+
+
+class BernoulliLikelihood(nn.Module):
+    """Binary data; the decoder's outputs are logits."""
+
+    def forward(self, outputs: Tensor, event_dim: int) -> Distribution:
+        """p(x | z), with the last `event_dim` dims independent."""
+        return dist.Bernoulli(logits=precise(outputs)).to_event(event_dim)
+
+    def link(self, mean: Float[Tensor, "*event"]) -> Float[Tensor, "*event"]:
+        """Outputs at which x has this mean, which is kept in [0.01, 0.99]."""
+        return torch.logit(mean, eps=_RAREST)
+
+
+class GaussianLikelihood(nn.Module):
+    """Real data; the decoder's outputs are means, the variance is a parameter.
+
+    Args:
+        variance: The variance, or where it starts if learnt.
+        shape: Its shape, which broadcasts against a datum: () for one variance, the shape of
+            a datum for one per entry.
+        bounds: Least and greatest variance, kept by a sigmoid on the log scale (gradients
+            vanish towards the bounds and nowhere else); None leaves it free. Published for
+            ImageNet: (0.01, 1).
+        learn: Whether the variance is learnt; "closed_form" sets it to the posterior's mean
+            square error, within the bounds, see `ClosedForm`.
+
+    Raises:
+        ValueError: If `variance` is not within the bounds, or `learn` is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        variance: float = 0.5,
+        shape: Sequence[int] = (),
+        bounds: tuple[float, float] | None = None,
+        learn: Learn = True,
+    ) -> None:
+        super().__init__()
+        check_learn(learn)
+        low, high = (0.0, math.inf) if bounds is None else bounds
+        if not 0.0 <= low < variance < high:
+            raise ValueError(
+                f"`variance` must lie strictly between the `bounds`, at least (0, inf); got "
+                f"{variance} and {bounds}."
+            )
+        self.bounds, self.learn = bounds, learn
+        raw = _raw_of(torch.full(tuple(shape), variance), bounds)
+        self.raw = nn.Parameter(raw) if learn is True else nn.Buffer(raw)
+
+    def forward(self, outputs: Tensor, event_dim: int) -> Distribution:
+        """p(x | z), with the last `event_dim` dims independent."""
+        scale = self.variance.sqrt().expand(outputs.shape[outputs.dim() - event_dim :])
+        return dist.Normal(precise(outputs), scale).to_event(event_dim)
+
+    def link(self, mean: Float[Tensor, "*event"]) -> Float[Tensor, "*event"]:
+        """Outputs at which x has this mean: the mean."""
+        return mean
+
+    @property
+    def variance(self) -> Float[Tensor, "*shape"]:
+        """The variance now."""
+        return _variance_of(self.raw, self.bounds)
+
+    @property
+    def closed_form(self) -> ClosedForm | None:
+        """``variance = mean of (x - mean)^2``, where asked for."""
+        if self.learn != "closed_form":
+            return None
+        return ClosedForm(self.raw, lambda fn, x: (x - fn.mean).square_(), self._solve)
+
+    def _solve(self, total: Tensor, count: Tensor, old: Tensor) -> Tensor:
+        """The raw parameter of the mean square error; the old one where nothing is observed."""
+        total, count = total.sum_to_size(old.shape), count.sum_to_size(old.shape)
+        return torch.where(count > 0, _raw_of(total / count, self.bounds), old)
+
+
+def _variance_of(
+    raw: Float[Tensor, "*shape"], bounds: tuple[float, float] | None
+) -> Float[Tensor, "*shape"]:
+    """The variance that the raw parameter stands for."""
+    if bounds is None:
+        return raw.exp()
+    low, high = (math.log(bound) for bound in bounds)
+    return (low + (high - low) * raw.sigmoid()).exp()
+
+
+def _raw_of(
+    variance: Float[Tensor, "*shape"], bounds: tuple[float, float] | None
+) -> Float[Tensor, "*shape"]:
+    """The raw parameter that gives `variance`, or the bound next to it."""
+    if bounds is None:
+        return variance.log()
+    low, high = (math.log(bound) for bound in bounds)
+    return finite_logit((variance.log() - low) / (high - low))

@@ -1,0 +1,50 @@
+"""Checks of what a network is given, with errors in the words of its user."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+__all__ = ["batch_shape_of", "check_floats", "flat_start"]
+
+
+def batch_shape_of(x: Tensor, input_shape: Sequence[int]) -> Sequence[int]:
+    """The leading dims of `x`, which must end in `input_shape` and hold floating-point numbers.
+
+    Raises:
+        ValueError: If `x` has another shape, or holds integers.
+    """
+    num_batch = x.dim() - len(input_shape)
+    if num_batch < 0 or tuple(x.shape[num_batch:]) != tuple(input_shape):
+        raise ValueError(
+            f"`x` must have shape (*batch, {', '.join(map(str, input_shape))}); got "
+            f"{tuple(x.shape)}. Reshape the data or build the network for that `input_shape`."
+        )
+    check_floats(x, "`x`")
+    return x.shape[:num_batch]
+
+
+def check_floats(x: Tensor, name: str) -> None:
+    """Check that `x`, which the user knows by `name`, holds floating-point numbers.
+
+    Raises:
+        ValueError: If it holds integers, as images often do.
+    """
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{name} must hold floating-point numbers; got {x.dtype}. Convert it first, as in "
+            "x.float() / 255 or (x > 127).float()."
+        )
+
+
+def flat_start(start: Tensor, output_shape: Sequence[int]) -> Tensor:
+    """The outputs that a decoder starts at, as a vector.
+
+    Raises:
+        ValueError: If they have another shape than the output.
+    """
+    if tuple(start.shape) != tuple(output_shape):
+        raise ValueError(
+            f"`start` must have the shape of the output, {tuple(output_shape)}; got "
+            f"{tuple(start.shape)}. Average the data over their first axis."
+        )
+    return start.reshape(-1)

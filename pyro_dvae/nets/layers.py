@@ -1,0 +1,61 @@
+"""Layers that the room's networks are built of, and the values that they start at."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["perceptron", "sinusoids"]
+
+
+def perceptron(
+    widths: Sequence[int],
+    output_scale: float,
+    center: Tensor | None = None,
+    positive: bool = False,
+) -> nn.Sequential:
+    """Dense layers with ReLU between them.
+
+    Hidden layers start as He et al. (2015) have it, with zero biases, so that they keep the scale
+    of their input.
+
+    Args:
+        widths: Numbers of inputs, of the units of each hidden layer, and of outputs.
+        output_scale: The outputs start uniform within ``output_scale / sqrt(widths[-2])``.
+        center: Of this vector, one number per output; None is zero.
+        positive: Whether the weights of the first layer start at their absolute values.
+    """
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    for layer in layers[:-2]:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        for parameter in layers[-2].parameters():
+            parameter.mul_(output_scale)
+        if center is not None:
+            layers[-2].get_parameter("bias").add_(center)
+        if positive:
+            layers[0].get_parameter("weight").abs_()
+    return nn.Sequential(*layers[:-1])
+
+
+def sinusoids(length: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Fixed position codes ``(length, width)``: sines, then cosines, of periods 2π to 2π·10⁴."""
+    num_sines = (width + 1) // 2
+    frequencies = 10_000.0 ** -torch.linspace(0, 1, num_sines, dtype=torch.float64)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+    table = torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+    return table.to(dtype)
+
+
+def start_at_xavier(net: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases in all dense layers, as usual for transformers."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

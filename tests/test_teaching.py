@@ -1,0 +1,155 @@
+"""The teaching scripts: a page each, no adapter, twins, and right in what they find.
+
+Each runs in both packages: its first steps here, the whole with the slow tests.
+"""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+pytest.importorskip("skimage")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PACKAGES = ["pyro", "numpyro"]
+NAMES = ["denoise", "discrete_vae", "own_model", "truncated"]
+LIBRARIES = {
+    "pyro": {"numpy", "pyro", "pyro_dvae", "skimage", "sklearn", "torch"},
+    "numpyro": {"flax", "jax", "numpy", "numpyro", "numpyro_dvae", "skimage", "sklearn"},
+}
+INDEPENDENT_PIXELS = -24.588  # nats of a held-out digit: pixels at their means
+MEAN_DIGITS = -20.165  # a mixture of independent pixels for each digit, made with its labels
+
+whole = pytest.mark.slow
+
+
+def text_of(package, name):
+    return (EXAMPLES / package / f"{name}.py").read_text(encoding="utf-8")
+
+
+def run(package, name, *arguments):
+    """What the `main` of a script finds, in this process, where the array libraries are loaded."""
+    pytest.importorskip("torch" if package == "pyro" else "jax")
+    path = EXAMPLES / package / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(*arguments)
+
+
+# What they are made of
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_script_is_tested(package):
+    assert sorted(path.stem for path in (EXAMPLES / package).iterdir() if path.is_file()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_script_is_a_page_without_adapter(package, name):
+    text = text_of(package, name)
+    nodes = list(ast.walk(ast.parse(text)))
+    assert len(text.splitlines()) <= 80
+    assert 3 <= len(ast.get_docstring(nodes[0]).splitlines()) <= 8
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules = plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert {module.partition(".")[0] for module in modules} <= LIBRARIES[package]
+    called = {
+        node.func.id for node in nodes if isinstance(node, ast.Call) and hasattr(node.func, "id")
+    }
+    assert {"SVI", "Adam", "fit"} <= called
+
+
+def outline(package, name):
+    """Docstring, and functions and classes with theirs and their arguments' names and defaults."""
+    tree = ast.parse(text_of(package, name))
+    parts = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    found = [ast.get_docstring(tree).replace("numpyro", "pyro")]
+    for part in parts:
+        arguments = [each.arg for each in part.args.args] if hasattr(part, "args") else []
+        found.append((part.name, arguments, ast.get_docstring(part)))
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_twins(name):
+    """In Pyro a network is an object, so that a guide of one's own is made for each training."""
+    first, second = (outline(package, name) for package in PACKAGES)
+    if name == "own_model":
+        (made,) = (part for part in first if part[0] == "make_guide")
+        first[first.index(made)] = ("guide", ["readings", "num_machines"], made[2])
+    assert first == second
+
+
+# What they find
+
+
+@pytest.mark.parametrize(
+    ("arguments", "least", "rate"),
+    [
+        pytest.param((200,), INDEPENDENT_PIXELS + 2.0, 1.5),
+        pytest.param((), MEAN_DIGITS, 6.0, marks=whole),
+    ],
+    ids=["first", "whole"],
+)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_discrete_vae(package, arguments, least, rate, capsys):
+    found = run(package, "discrete_vae", *arguments)
+    assert least < found["elbo"] < -15.0
+    assert 0.0 < found["gap"] < 1.0  # exact: the guide is no better than the posterior
+    assert rate < found["rate"] < 16.0  # bits; four codes of sixteen hold no more
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if "##" in line]) > 12  # of 8 rows of digits, twice
+
+
+@pytest.mark.parametrize(
+    ("arguments", "errors"),
+    [
+        pytest.param((100, 400), {"shares": 0.06, "fault_rate": 0.2, "mean": 5.0, "noise": 1.2}),
+        pytest.param(
+            (),
+            {"shares": 0.04, "fault_rate": 0.06, "mean": 0.25, "noise": 0.25},
+            marks=whole,
+        ),
+    ],
+    ids=["first", "whole"],
+)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_own_model_finds_its_parameters(package, arguments, errors):
+    """They start at an error of 0.17, 0.3, 5 and 1."""
+    found = run(package, "own_model", *arguments)
+    true = {name: np.asarray(value) for name, value in found.pop("true").items()}
+    assert list(found) == ["DAPS_ELBO", "Reinforce_ELBO", "Exact_ELBO"]
+    exact = {name: np.asarray(value) for name, value in found["Exact_ELBO"].items()}
+    for params in found.values():
+        for name, bound in errors.items():
+            value = np.asarray(params[name])
+            assert np.abs(value - true[name]).max() < bound, name
+            assert np.abs(value - exact[name]).max() < bound / 2, name
+
+
+@pytest.mark.parametrize(
+    "arguments", [(60, 200), pytest.param((), marks=whole)], ids=["first", "whole"]
+)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_truncated_posteriors_find_the_bars(package, arguments):
+    """Learned bars explain the images at least as well as those that made them."""
+    found = run(package, "truncated", *arguments)
+    assert found["evidence"] - 0.05 < found["bound"] <= found["evidence"] + 1e-5
+    assert -8.5 < found["evidence of the truth"] < found["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gain"),
+    [pytest.param((1, 4), 2.5), pytest.param((), 3.5, marks=whole)],
+    ids=["first", "whole"],
+)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_denoise_gains_decibels(package, arguments, gain):
+    found = run(package, "denoise", *arguments)
+    assert found["noisy"] == pytest.approx(20.0, abs=0.1)  # a standard deviation of 0.1
+    assert found["restored"] - max(found["noisy"], found["means of patches"]) > gain
