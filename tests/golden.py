@@ -146,6 +146,8 @@ def run_pyro():
     from pyro_dvae.ops import baselines
 
     def steps(model, guide, loss, data, params):
+        pyro.set_rng_seed(0)
+        loss.loss(model, guide, data)  # the first call reads the structure, with draws of its own
         for step in range(STEPS):
             pyro.set_rng_seed(step)
             value = loss.loss_and_grads(model, guide, data)
