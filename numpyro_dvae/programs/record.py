@@ -160,6 +160,7 @@ def make_record(
     """The record of a run of one particle of K, without the axis K."""
     sites = [*run.guide.values(), *run.model.values()]
     ledger, entropies_known = Ledger(layout, sites), with_entropy
+    extras = {name: read(run, layout, num_particles) for name, read in reads.items()}
     for site in run.guide.values():
         values = site.log_prob()
         drawn = site.needs_score and not site.is_observed  # a factor is no draw, but counts
@@ -183,7 +184,7 @@ def make_record(
         shared_prior=ledger.total_shared("prior"),
         shared_q=ledger.total_shared("q_discrete") + ledger.total_shared("q_pathwise"),
         scale=ledger.scale(),
-        extras={name: read(run, layout, num_particles) for name, read in reads.items()},
+        extras=extras,
     )
 
 
