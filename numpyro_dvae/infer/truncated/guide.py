@@ -106,7 +106,7 @@ class TruncatedGuide:
         call = self._read_here(rest_trace, args, kwargs)
         codes, scores = self._score_members(call)
         values = {name: site.value for name, site in sample_sites(rest_trace).items()}
-        return values | _sample_members(call, _values_of(call, codes), _in_dims(scores, call))
+        return values | _sample_members(call, codes, _in_dims(scores, call))
 
     def posterior(self, *args: Any, **kwargs: Any) -> TruncatedPosterior:
         """The states of the data in `args` and their probabilities, without gradient.
@@ -120,7 +120,7 @@ class TruncatedGuide:
         call = self._read_here(rest_trace, args, kwargs)
         codes, scores = self._score_members(call)
         scores = scores.reshape(self.num_states, *call.batch.sizes)
-        values = _values_of(call, codes)
+        values = decode(call.space, codes, call.batch.sizes)
         return TruncatedPosterior(values, jax.nn.softmax(scores, 0), jax.nn.logsumexp(scores, 0))
 
     def for_data(
@@ -150,18 +150,8 @@ class TruncatedGuide:
         """
         if num_sweeps < 1:
             raise ValueError(f"`num_sweeps` must be 1 or more; got {num_sweeps}.")
-        words = params.get(self.site, self.words)
-        if proposals is not None:
-            pool = draws_of(proposals, self.num_states)
-        elif words is not None:
-            pool = from_pool(words)
-        else:
-            raise ValueError(
-                "for_data starts from the states of this guide, which has none yet. Train it "
-                "first, or pass `proposals`, an amortised guide."
-            )
+        pool, other = self._pool(params, proposals), self._without_sets()
         operator = union(pool, evolve or default_evolve(self.num_states))
-        other = self._without_sets()
         call_key, first_key, evolve_key = jax.random.split(rng_key, 3)
         call = other.read(call_key, params, self.model, args, kwargs)
         words = other._first_words(first_key, call)
@@ -292,6 +282,18 @@ class TruncatedGuide:
                 "around the plate; for other data make a guide by `for_data`."
             )
 
+    def _pool(self, params: dict[str, Any], proposals: Callable | None) -> Operator:
+        """Where states of new data come from."""
+        if proposals is not None:
+            return draws_of(proposals, self.num_states)
+        words = params.get(self.site, self.words)
+        if words is None:
+            raise ValueError(
+                "for_data starts from the states of this guide, which has none yet. Train it "
+                "first, or pass `proposals`, an amortised guide."
+            )
+        return from_pool(words)
+
     def _without_sets(self) -> "TruncatedGuide":
         """A guide of the same model and settings, for other data."""
         other = TruncatedGuide(
@@ -323,16 +325,12 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """A guide without sites."""
 
 
-def _values_of(call: ModelCall, codes: Integer[Array, "S B H"]) -> dict[str, Array]:
-    """The values of the discrete sites in these states."""
-    return decode(call.space, codes, call.batch.sizes)
-
-
 def _sample_members(
-    call: ModelCall, values: dict[str, Array], log_weights: Float[Array, "S *batch"]
+    call: ModelCall, codes: Integer[Array, "S B H"], log_weights: Float[Array, "S *batch"]
 ) -> dict[str, Array]:
     """Draw each discrete site from the members that agree with the sites before it."""
     layout, drawn = call.space.layout, {}
+    values = decode(call.space, codes, call.batch.sizes)
     cell_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
     for site in call.space.sites:
         fn = Members(values[site.name], log_weights, len(site.event_shape), cell_dims)

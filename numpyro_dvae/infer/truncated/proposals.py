@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Float, UInt32
 from numpyro.handlers import block, substitute
 
 from numpyro_dvae.infer.truncated.minibatch import prior_probs
@@ -56,16 +56,9 @@ def informed_flip(num_children: int) -> Operator:
         raise ValueError(f"`num_children` must be 1 or more; got {num_children}.")
 
     def operator(rng_key: Array, population: Population) -> Population:
-        scorer = _scorer_of(population, "informed_flip")
-        codes, scores, cardinalities, hashes, _ = population
-        if not all(site.is_range and len(site.support) == 2 for site in scorer.call.space.sites):
-            raise ValueError(
-                "`informed_flip` needs latents of the codes 0 and 1, as Bernoulli sites have; got "
-                f"cardinalities {cardinalities}. Use ops.evolution.flip."
-            )
-        real = codes.astype(scores.dtype)
-        gains = (1 - 2 * real) * jax.grad(lambda z: scorer.of_codes(z).sum())(real)
+        gains = _gains(_scorer_of(population, "informed_flip"), population)
         chances = 0.5 * gains + jax.random.gumbel(rng_key, gains.shape, gains.dtype)
+        codes, _, cardinalities, hashes, _ = population
         count = min(num_children, codes.shape[-1])
         latents = jnp.moveaxis(jax.lax.top_k(chances, count)[1], -1, 0)  # (C, P, B)
         flips = jnp.arange(codes.shape[-1]) == latents[..., None]
@@ -157,3 +150,14 @@ def _scorer_of(population: Population, name: str) -> Scorer:
     if not isinstance(population.context, Scorer):
         raise ValueError(f"{name}(...) proposes inside of an E-step, where there are data.")
     return population.context
+
+
+def _gains(scorer: Scorer, population: Population) -> Float[Array, "P B H"]:
+    """What a flip of each latent would add to the log joint, by its slope."""
+    if not all(site.is_range and len(site.support) == 2 for site in scorer.call.space.sites):
+        raise ValueError(
+            "`informed_flip` needs latents of the codes 0 and 1, as Bernoulli sites have; got "
+            f"cardinalities {population.cardinalities}. Use ops.evolution.flip."
+        )
+    codes = population.codes.astype(population.scores.dtype)
+    return (1 - 2 * codes) * jax.grad(lambda z: scorer.of_codes(z).sum())(codes)

@@ -119,7 +119,7 @@ class TruncatedGuide(nn.Module):
             scores.append(_in_dims(_score_members(given, words), call))
         log_weights = torch.stack(scores, 1) if len(scores) > 1 else scores[0]
         values = {name: site.value for name, site in sample_sites(tracer.trace).items()}
-        return values | _sample_members(call, _values_of(call, words), log_weights)
+        return values | _sample_members(call, words, log_weights)
 
     def posterior(self, *args: Any, **kwargs: Any) -> TruncatedPosterior:
         """The states of the data in `args` and their probabilities, without gradient.
@@ -159,17 +159,8 @@ class TruncatedGuide(nn.Module):
         """
         if num_sweeps < 1:
             raise ValueError(f"`num_sweeps` must be 1 or more; got {num_sweeps}.")
-        if proposals is not None:
-            pool = draws_of(proposals, self.num_states)
-        elif self.words is not None:
-            pool = from_pool(self.words)
-        else:
-            raise ValueError(
-                "for_data starts from the states of this guide, which has none yet. Train it "
-                "first, or pass `proposals`, an amortised guide."
-            )
+        pool, other = self._pool(proposals), self._without_sets()
         operator = union(pool, evolve or default_evolve(self.num_states))
-        other = self._without_sets()
         with torch.no_grad(), poutine.block():
             rest_trace = other.draw_rest(args, kwargs)
             call = other.read(rest_trace, args, kwargs)
@@ -247,6 +238,17 @@ class TruncatedGuide(nn.Module):
                 "other data make a guide by `for_data`."
             )
 
+    def _pool(self, proposals: Callable | None) -> Operator:
+        """Where states of new data come from."""
+        if proposals is not None:
+            return draws_of(proposals, self.num_states)
+        if self.words is None:
+            raise ValueError(
+                "for_data starts from the states of this guide, which has none yet. Train it "
+                "first, or pass `proposals`, an amortised guide."
+            )
+        return from_pool(self.words)
+
     def _without_sets(self) -> "TruncatedGuide":
         """A guide of the same model and settings, for other data."""
         return TruncatedGuide(
@@ -309,10 +311,10 @@ def _values_of(call: ModelCall, words: Int32[Tensor, "S B W"]) -> dict[str, Tens
 
 
 def _sample_members(
-    call: ModelCall, values: dict[str, Tensor], log_weights: Float[Tensor, "S *batch"]
+    call: ModelCall, words: Int32[Tensor, "S B W"], log_weights: Float[Tensor, "S *batch"]
 ) -> dict[str, Tensor]:
     """Draw each discrete site from the members that agree with the sites before it."""
-    layout, drawn = call.space.layout, {}
+    layout, values, drawn = call.space.layout, _values_of(call, words), {}
     cell_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
     for site in call.space.sites:
         fn = Members(values[site.name], log_weights, len(site.event_shape), cell_dims)

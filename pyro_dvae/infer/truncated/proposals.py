@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Int32
+from jaxtyping import Float, Int32
 from pyro import poutine
 from torch import Tensor
 
@@ -57,28 +57,14 @@ def informed_flip(num_children: int) -> Operator:
         raise ValueError(f"`num_children` must be 1 or more; got {num_children}.")
 
     def operator(population: Population) -> Population:
-        scorer = _scorer_of(population, "informed_flip")
-        codes, scores, cardinalities = population.codes, population.scores, population.cardinalities
-        if not all(site.is_range and len(site.support) == 2 for site in scorer.call.space.sites):
-            raise ValueError(
-                "`informed_flip` needs latents of the codes 0 and 1, as Bernoulli sites have; got "
-                f"cardinalities {cardinalities}. Use ops.evolution.flip."
-            )
-        with torch.enable_grad():
-            real = codes.to(scores.dtype).requires_grad_()
-            (slopes,) = torch.autograd.grad(scorer.of_codes(real).sum(), real)
-        gains = (1 - 2 * real.detach()) * slopes
+        gains = _gains(_scorer_of(population, "informed_flip"), population)
         chances = 0.5 * gains - torch.empty_like(gains).exponential_().log()
-        count = min(num_children, codes.shape[-1])
+        count = min(num_children, gains.shape[-1])
         latents = chances.topk(count, -1, sorted=False).indices.movedim(-1, 0)  # (C, P, B)
-        children = population.words.repeat(count, 1, 1)
-        known = population.hashes
-        hashes = change_latents(
-            children.flatten(0, 1),
-            None if known is None else known.repeat(count, 1).flatten(),
-            latents.flatten(),
-            cardinalities,
-        )
+        children, hashes = population.words.repeat(count, 1, 1), population.hashes
+        before = None if hashes is None else hashes.repeat(count, 1).flatten()
+        cardinalities = population.cardinalities
+        hashes = change_latents(children.flatten(0, 1), before, latents.flatten(), cardinalities)
         return unscored(children, population, hashes)
 
     return operator
@@ -155,3 +141,16 @@ def _scorer_of(population: Population, name: str) -> Scorer:
     if not isinstance(population.context, Scorer):
         raise ValueError(f"{name}(...) proposes inside of an E-step, where there are data.")
     return population.context
+
+
+def _gains(scorer: Scorer, population: Population) -> Float[Tensor, "P B H"]:
+    """What a flip of each latent would add to the log joint, by its slope."""
+    if not all(site.is_range and len(site.support) == 2 for site in scorer.call.space.sites):
+        raise ValueError(
+            "`informed_flip` needs latents of the codes 0 and 1, as Bernoulli sites have; got "
+            f"cardinalities {population.cardinalities}. Use ops.evolution.flip."
+        )
+    with torch.enable_grad():
+        codes = population.codes.to(population.scores.dtype).requires_grad_()
+        (slopes,) = torch.autograd.grad(scorer.of_codes(codes).sum(), codes)
+    return (1 - 2 * codes.detach()) * slopes
