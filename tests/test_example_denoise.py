@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tools"))
 
-import denoise
+import patches
 
 NOISE = 0.25  # variance
 SHAPE = (3, 3, 1)
@@ -34,12 +34,12 @@ def test_wiener_is_the_posterior_mean():
     signal = covariance(np.random.default_rng(0))
     moments = signal + NOISE * np.eye(len(signal))
     np.testing.assert_allclose(
-        denoise.wiener(moments, NOISE), signal @ np.linalg.inv(moments), atol=1e-9
+        patches.wiener(moments, NOISE), signal @ np.linalg.inv(moments), atol=1e-9
     )
 
 
 def test_wiener_sees_no_signal_below_the_noise():
-    assert not denoise.wiener(np.diag([0.0, 0.1, NOISE]), NOISE).any()
+    assert not patches.wiener(np.diag([0.0, 0.1, NOISE]), NOISE).any()
 
 
 def test_filled_in_is_the_posterior_mean_given_what_is_seen(monkeypatch):
@@ -47,13 +47,13 @@ def test_filled_in_is_the_posterior_mean_given_what_is_seen(monkeypatch):
     signal = covariance(rng)
     _, noisy = draw(rng, signal, 5)
     noisy, seen = noisy.reshape(5, -1), rng.random((5, len(signal))) > 0.3
-    gain = denoise.wiener(signal + NOISE * np.eye(len(signal)), NOISE)
+    gain = patches.wiener(signal + NOISE * np.eye(len(signal)), NOISE)
     exact = []
     for vector, kept in zip(noisy, seen, strict=True):
         observed = signal[np.ix_(kept, kept)] + NOISE * np.eye(kept.sum())
         exact.append(signal[:, kept] @ np.linalg.solve(observed, vector[kept]))
-    monkeypatch.setattr(denoise, "_ROUNDS", 1000)
-    np.testing.assert_allclose(denoise.filled_in(noisy * seen, seen, gain), exact, atol=1e-8)
+    monkeypatch.setattr(patches, "_ROUNDS", 1000)
+    np.testing.assert_allclose(patches.filled_in(noisy * seen, seen, gain), exact, atol=1e-8)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])
@@ -65,7 +65,7 @@ def test_errors_of_each_latent_have_their_covariance(missing):
     groups = np.kron(np.eye(2), np.ones((2000, 1)))
 
     def mean_error(uses):
-        found = denoise.model_errors(np.where(masks, noisy, 0.0), masks, uses, NOISE)
+        found = patches.model_errors(np.where(masks, noisy, 0.0), masks, uses, NOISE)
         return np.square(found - clean).mean()
 
     apart, together = mean_error(groups), mean_error(np.ones((4000, 1)))
@@ -91,6 +91,6 @@ def test_a_patch_of_two_latents_takes_their_mean():
     masks = np.ones_like(noisy, bool)
     one, two = np.zeros((50, 2)), np.full((50, 2), 0.5)
     one[:, 0] = 1.0
-    alone = denoise.model_errors(noisy, masks, one, NOISE)
+    alone = patches.model_errors(noisy, masks, one, NOISE)
     # a group that has half of each patch has the covariance of all
-    np.testing.assert_allclose(denoise.model_errors(noisy, masks, two, NOISE), alone, atol=1e-9)
+    np.testing.assert_allclose(patches.model_errors(noisy, masks, two, NOISE), alone, atol=1e-9)

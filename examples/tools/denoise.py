@@ -28,11 +28,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from backends import Backend, get_backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
+from patches import cut, first_atoms, join, model_errors, patch_means, psnr
 from pictures import save_restored
 
 _PATCHES_AT_ONCE = 2048  # when estimating
-_LEAST_USE = 0.01  # of a latent by a patch, to count
-_ROUNDS = 20  # of filling in what is missing
 
 
 class Task(NamedTuple):
@@ -189,102 +188,6 @@ def make_programs(
     return model, infer.TruncatedGuide(model, args.states), loss
 
 
-def first_atoms(
-    rng: np.random.Generator, patches: np.ndarray, masks: np.ndarray, num_atoms: int
-) -> np.ndarray:
-    """Patches of high contrast, less most of their noise (Wiener's filter).
-
-    Missing pixels, filled in with zeros, are noise as well; it is what the lesser components have.
-    """
-    flat = (patches / masks.mean()).reshape(len(patches), -1)
-    moments = flat.T @ flat / len(flat)
-    smooth = flat @ wiener(moments, float(np.quantile(np.linalg.eigvalsh(moments), 0.25)))
-    energies = np.square(smooth).sum(1) + np.finfo(np.float32).eps
-    few, probs = len(flat) < num_atoms, energies / energies.sum()
-    chosen = rng.choice(len(flat), num_atoms, replace=few, p=probs)
-    return (0.7 * smooth[chosen]).reshape(num_atoms, *patches.shape[1:]).astype(np.float32)
-
-
-def wiener(moments: np.ndarray, noise: float) -> np.ndarray:
-    """The symmetric matrix ``(D, D)`` that takes noisy vectors to the posterior mean of clean ones.
-
-    Args:
-        moments: Mean of ``x x^T`` over noisy x, signal and noise together.
-        noise: The noise's variance; where there is not even that much, there is no signal.
-    """
-    variances, axes = np.linalg.eigh(moments)
-    gains = np.maximum(variances - noise, 0.0) / np.maximum(variances, np.finfo(np.float32).eps)
-    return (axes * gains) @ axes.T
-
-
-def model_errors(
-    residuals: np.ndarray, masks: np.ndarray, uses: np.ndarray, noise: float
-) -> np.ndarray:
-    """The posterior mean of what the model's mean lacks in each patch, ``(N, size, size, C)``.
-
-    The patches that use a latent have Gaussian errors of one covariance, which their residuals
-    give, less the noise; that of all patches is added with the weight of as many patches as these
-    have pixels, which keeps it well-conditioned. A patch of several latents takes their mean.
-
-    Args:
-        residuals: Noisy patches less the model's mean, 0 where missing.
-        masks: What is observed, of that shape.
-        uses: Probability of each latent in each patch, ``(N, groups)``, in no row all zero.
-        noise: The noise's variance.
-    """
-    flat, seen = (values.reshape(len(values), -1) for values in (residuals, masks))
-    seen = seen.astype(flat.dtype)
-    shares = np.where(uses < _LEAST_USE * uses.max(1, keepdims=True), 0.0, uses)
-    shares = (shares / shares.sum(1, keepdims=True)).astype(flat.dtype)
-    moments = flat.T @ flat / np.maximum(seen.T @ seen, 1.0)
-    found, strength = np.zeros_like(flat), flat.shape[1]
-    for share in shares.T:
-        (rows,) = np.nonzero(share)
-        few, known, weight = flat[rows], seen[rows], share[rows, None]
-        total = (weight * few).T @ few + strength * moments
-        gain = wiener(total / ((weight * known).T @ known + strength), noise)
-        found[rows] += weight * filled_in(few, known, gain)
-    return found.reshape(residuals.shape)
-
-
-def filled_in(noisy: np.ndarray, seen: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Filter vectors ``(N, D)`` whose missing entries are as the filter guesses, again and again.
-
-    The fixed point is the posterior mean given what is seen.
-    """
-    clean = noisy @ gain
-    for _ in range(0 if seen.all() else _ROUNDS):
-        clean = (noisy * seen + clean * (1 - seen)) @ gain
-    return clean
-
-
-def cut(image: np.ndarray, size: int) -> np.ndarray:
-    """All patches ``(N, size, size, C)`` of an image, one for each place."""
-    windows = np.lib.stride_tricks.sliding_window_view(image, (size, size), axis=(0, 1))
-    return np.ascontiguousarray(
-        np.moveaxis(windows, 2, -1).reshape(-1, size, size, image.shape[-1])
-    )
-
-
-def patch_means(patches: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Mean of the observed pixels of each patch and colour, ``(N, 1, 1, C)``."""
-    total = np.sum(patches * masks, (1, 2), keepdims=True)
-    return (total / np.maximum(masks.sum((1, 2), keepdims=True), 1)).astype(np.float32)
-
-
-def join(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Each pixel the mean of the patches that cover it."""
-    size = patches.shape[1]
-    rows, columns = shape[0] - size + 1, shape[1] - size + 1
-    patches = patches.reshape(rows, columns, *patches.shape[1:])
-    total, count = np.zeros(shape), np.zeros(shape[:2])
-    for i in range(size):
-        for j in range(size):
-            total[i : i + rows, j : j + columns] += patches[:, :, i, j]
-            count[i : i + rows, j : j + columns] += 1
-    return total / count[..., None]
-
-
 def estimate(
     backend: Backend, model: Any, guide: Any, data: list[Any]
 ) -> tuple[np.ndarray, np.ndarray, float]:
@@ -296,12 +199,6 @@ def estimate(
         uses.append(np.einsum("sb,sbh->bh", weights, used))
     _, variance, _ = backend.conditional(model, states[0, :1])
     return np.concatenate(means), np.concatenate(uses), float(np.mean(variance))
-
-
-def psnr(found: np.ndarray, clean: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB on the scale 0 to 255, not clipped."""
-    error = float(np.mean((found - clean) ** 2))
-    return 20 * math.log10(255) - 10 * math.log10(error) if error > 0 else math.inf
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Takes a folder of `train.py`'s, or trains a small model on digits first if none 
     python examples/tools/diagnose.py runs/mine
 """
 
-import html
 import shutil
 import tempfile
 import warnings
@@ -20,6 +19,7 @@ import train
 from backends import RELAXATIONS, Backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
 from configs import Config
+from page import Page
 
 _MOST_STATES = 4096  # of a datum, up to which the posterior is listed
 _SHOWN = 16  # images in a row
@@ -36,51 +36,6 @@ class Run(NamedTuple):
     result: Any  # a FitResult
     loss: Any
     images: np.ndarray  # held out
-
-
-class Page:
-    """Sections of text and pictures, written as one HTML file."""
-
-    def __init__(self, out: Path, title: str) -> None:
-        self.out, self.title, self.parts = out, title, [f"<h1>{html.escape(title)}</h1>"]
-
-    def text(self, heading: str, *paragraphs: Any) -> None:
-        """A heading with paragraphs; several lines stay as they are."""
-        self.parts.append(f"<h2>{html.escape(heading)}</h2>")
-        for paragraph in map(str, paragraphs):
-            tag = "pre" if "\n" in paragraph else "p"
-            self.parts.append(f"<{tag}>{html.escape(paragraph)}</{tag}>")
-
-    def table(self, rows: dict[str, tuple[str, str]]) -> None:
-        """Names, values and what they mean."""
-        cells = (
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td>"
-            f"<td>{html.escape(meaning)}</td></tr>"
-            for name, (value, meaning) in rows.items()
-        )
-        self.parts.append(f"<table>{''.join(cells)}</table>")
-
-    def picture(self, name: str, figure: Any) -> None:
-        """Save a figure beside the page and show it."""
-        figure.savefig(self.out / f"{name}.png", dpi=110, bbox_inches="tight")
-        self.parts.append(f'<img src="{name}.png" alt="{name}">')
-
-    def write(self) -> Path:
-        """Write the page."""
-        path = self.out / "index.html"
-        head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title>{_STYLE}'
-        text = f"<!doctype html>\n<html><head>{head}</head>\n<body>\n"
-        path.write_text(text + "\n".join(self.parts) + "\n</body></html>\n", encoding="utf-8")
-        return path
-
-
-_STYLE = """<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-td { padding: .15rem 1.5rem .15rem 0; } td:nth-child(2) { text-align: right; font-weight: 600; }
-td:nth-child(3) { color: #555; } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; }
-img { max-width: 100%; display: block; margin: 1rem 0; }
-</style>"""
 
 
 def main(arguments: list[str]) -> None:
@@ -148,7 +103,8 @@ def load_run(folder: Path) -> Run:
 
 def write_page(page: Page, run: Run, args: Any) -> dict[str, Any]:
     """All sections; returns the numbers."""
-    found, reports = diagnose(run, args)
+    reports = make_reports(run, args)
+    found = summarize(reports)
     plots = run.backend.module("diagnostics.plots")
     page.text("Verdict", reports["importance"], *filter(None, [reports["gap"]]))
     page.table(_rows(found))
@@ -197,16 +153,17 @@ _TRUNCATED = (
 )
 
 
-def diagnose(run: Run, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Numbers for the table, and the reports behind them."""
+def make_reports(run: Run, args: Any) -> dict[str, Any]:
+    """What the diagnostics of the package say."""
     result, data = asked(run, run.images)
 
     def report(name: str, **options: Any) -> Any:
         return run.backend.diagnose(name, result, *data, **options)
 
-    importance = report("importance_diagnostics", num_particles=args.num_draws, batch_size=100)
     reports = {
-        "importance": importance,
+        "importance": report(
+            "importance_diagnostics", num_particles=args.num_draws, batch_size=100
+        ),
         "gap": report("posterior_gap", batch_size=100) if _states(run) <= _MOST_STATES else None,
         "usage": report("code_usage", num_draws=10, batch_size=100),
         "active": report("active_latents", batch_size=100),
@@ -216,6 +173,12 @@ def diagnose(run: Run, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if run.config.amortized:
         reports["calibration"] = report("simulation_based_calibration", num_simulations=5)
         reports["gradients"] = _gradients(run, args.num_repeats)
+    return reports
+
+
+def summarize(reports: dict[str, Any]) -> dict[str, Any]:
+    """Numbers for the table."""
+    importance, accuracy, gap = (reports[name] for name in ("importance", "accuracy", "gap"))
     applies = np.isfinite(importance.khat)
     found = {
         "elbo": importance.elbo.mean(),
@@ -224,21 +187,20 @@ def diagnose(run: Run, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "khat": np.median(importance.khat[applies]) if applies.any() else None,
         "khat_applies": applies.mean(),
         **{word: (importance.verdicts == word).mean() for word in ("close", "off", "unreliable")},
-        "rate_bits": reports["accuracy"].rate.mean(),
-        "mse": reports["accuracy"].mse.mean(),
-        "psnr": reports["accuracy"].psnr.mean(),
+        "rate_bits": accuracy.rate.mean(),
+        "mse": accuracy.mse.mean(),
+        "psnr": accuracy.psnr.mean(),
         "code_usage": np.mean([each.share_used.mean() for each in reports["usage"].values()]),
         "active": np.mean([each.active.mean() for each in reports["active"].values()]),
         "collapsed": np.mean([each.collapsed.mean() for each in reports["rates"].values()]),
     }
-    if run.config.amortized:
+    if "gradients" in reports:
         gradients = reports["gradients"]
         found |= {"calibrated": not reports["calibration"].miscalibrated}
         found |= {"snr": dict(zip(gradients.losses, gradients.snr, strict=True))}
-    if reports["gap"] is not None:
-        found |= {"log_evidence": reports["gap"].log_evidence.mean()}
-        found |= {"gap": reports["gap"].gap.mean()}
-    return found, reports
+    if gap is not None:
+        found |= {"log_evidence": gap.log_evidence.mean(), "gap": gap.gap.mean()}
+    return found
 
 
 def asked(run: Run, images: np.ndarray) -> tuple[Any, tuple[Any, ...]]:

@@ -8,6 +8,7 @@ Writes a checkpoint, a log, pictures and metrics to a folder, and ends with one 
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,9 +60,19 @@ def make_parser() -> Parser:
     add("--data", default="digits", metavar="|".join((*NAMES, "PATH.npz")), help="images")
     add("--data-root", type=Path, default=Path("data"), help="where downloads are kept")
     add("--config", choices=list(CONFIGS), help="sizes and settings; default: that of the data")
-    add("--steps", type=positive, help="steps in all")
-    add("--batch-size", type=positive, help="images per step")
-    add("--num-particles", type=positive, help="draws of the latents per image, K")
+    add_model_arguments(add)
+    add_training_arguments(add)
+    add("--test-images", type=positive, help="test on so many of them; default: all")
+    add("--iwae-particles", type=positive, default=64, help="draws for the test metrics")
+    add("--eval-every", type=positive, default=1000, help="steps between evaluations")
+    add("--checkpoint-every", type=positive, default=1000, help="steps between checkpoints")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    return parser
+
+
+def add_model_arguments(add: Callable[..., Any]) -> None:
+    """Latents, prior, guide and likelihood."""
     add("--num-latents", type=positive, help="latents per image")
     add("--num-codes", type=positive, help="values of a latent")
     add("--num-states", type=positive, help="truncated: states that are kept per image")
@@ -75,6 +86,13 @@ def make_parser() -> Parser:
     add("--likelihood", choices=["auto", "bernoulli", "gaussian"], help="bernoulli: binarized data")
     add("--binarize", choices=["threshold", "dynamic"], help="dynamic: drawn anew at every step")
     add("--start", choices=["zero", "mean"], help="outputs of the decoder at first; mean: image")
+
+
+def add_training_arguments(add: Callable[..., Any]) -> None:
+    """Steps, draws, rates, and what one method alone takes."""
+    add("--steps", type=positive, help="steps in all")
+    add("--batch-size", type=positive, help="images per step")
+    add("--num-particles", type=positive, help="draws of the latents per image, K")
     add("--learning-rate", type=float)
     add("--beta-from", type=float, help="weight of the rate at the start")
     add("--beta-to", type=float, help="weight of the rate at the end of the schedule")
@@ -87,42 +105,19 @@ def make_parser() -> Parser:
         help="daps: the entropy beside the weights, not in them; for small beta",
     )
     add("--kl-bound", type=float, help="daps: trust region in nats, instead of --target-ess")
-    add("--test-images", type=positive, help="test on so many of them; default: all")
-    add("--iwae-particles", type=positive, default=64, help="draws for the test metrics")
-    add("--eval-every", type=positive, default=1000, help="steps between evaluations")
-    add("--checkpoint-every", type=positive, default=1000, help="steps between checkpoints")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    add("--resume", action="store_true", help="go on from the checkpoint in --out")
-    return parser
 
 
 def main(arguments: list[str]) -> None:
     """Train, evaluate, draw."""
     args = make_parser().parse_args(arguments)
     setup = make_setup(args)
-    backend, config = setup.backend, setup.config
+    backend = setup.backend
     save_arguments(args, setup.out)
     backend.seed(args.seed)
     loss = make_loss(args, setup)
-    x_train, x_test = setup.data.x_train, setup.data.x_test
-    model, guide = backend.make_vae(config, x_train)
+    model, guide = backend.make_vae(setup.config, setup.data.x_train)
     start = time.process_time()
-    result = backend.train(
-        *backend.programs(setup.method, model, guide, config.num_steps),
-        loss,
-        *backend.inputs(guide, x_train),
-        eval_data=x_test[:1000] if config.amortized else None,
-        learning_rate=config.learning_rate,
-        decay=config.decay,
-        num_steps=config.num_steps,
-        batch_size=config.batch_size,
-        folder=setup.out,
-        resume=args.resume,
-        eval_every=args.eval_every,
-        checkpoint_every=args.checkpoint_every,
-        log_every=5 if args.smoke else 50,
-        drawn=config.binarize == "dynamic",
-    )
+    result = train(args, setup, model, guide, loss)
     cpu_seconds = time.process_time() - start
     num_particles = 8 if args.smoke else args.iwae_particles
     found = evaluate(setup, model, guide, num_particles)
@@ -139,6 +134,27 @@ def main(arguments: list[str]) -> None:
     found |= {"method": setup.method, "backend": backend.name, "seed": args.seed}
     found |= {"data": setup.data.name, "device": str(backend.device), "out": setup.out}
     finish(found, setup.out, show=True, name="metrics.json")
+
+
+def train(args: Any, setup: Setup, model: Any, guide: Any, loss: Any) -> Any:
+    """What `fit` makes of the training images."""
+    backend, config = setup.backend, setup.config
+    return backend.train(
+        *backend.programs(setup.method, model, guide, config.num_steps),
+        loss,
+        *backend.inputs(guide, setup.data.x_train),
+        eval_data=setup.data.x_test[:1000] if config.amortized else None,
+        learning_rate=config.learning_rate,
+        decay=config.decay,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        folder=setup.out,
+        resume=args.resume,
+        eval_every=args.eval_every,
+        checkpoint_every=args.checkpoint_every,
+        log_every=5 if args.smoke else 50,
+        drawn=config.binarize == "dynamic",
+    )
 
 
 def save_arguments(args: Any, out: Path) -> None:
