@@ -15,7 +15,7 @@ pytest.importorskip("skimage")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PACKAGES = ["pyro", "numpyro"]
-NAMES = ["denoise", "discrete_vae", "own_model", "truncated"]
+NAMES = ["denoise", "discrete_vae", "own_estimator", "own_model", "truncated"]
 LIBRARIES = {
     "pyro": {"numpy", "pyro", "pyro_dvae", "skimage", "sklearn", "torch"},
     "numpyro": {"flax", "jax", "numpy", "numpyro", "numpyro_dvae", "skimage", "sklearn"},
@@ -104,6 +104,15 @@ def test_discrete_vae(package, arguments, least, rate, capsys):
     assert rate < found["rate"] < 16.0  # bits; four codes of sixteen hold no more
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if "##" in line]) > 12  # of 8 rows of digits, twice
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_own_estimator(package):
+    """From the same draws, leave-one-out REINFORCE; and the guide can be the posterior."""
+    found = run(package, "own_estimator", 600)
+    assert found["difference"] < 1e-5
+    assert 0.0 < found["evidence"] - found["elbo"] < 0.03
+    assert -2.55 < found["evidence"] < -2.35  # the truth's entropy: log 3 and a normal's 1.42
 
 
 @pytest.mark.parametrize(
