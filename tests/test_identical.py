@@ -20,19 +20,15 @@ IDENTICAL = {
     "diagnostics/reports.py",
     "diagnostics/summaries.py",
     "diagnostics/verdicts.py",
-    "distributions/__init__.py",
     "fit/files.py",
     "fit/log.py",
     "fit/losses.py",
     "fit/signals.py",
     "guides/__init__.py",
-    "infer/truncated/__init__.py",
-    "models/__init__.py",
     "ops/__init__.py",
     "ops/evolution.py",
     "ops/sets/__init__.py",
     "ops/states.py",
-    "programs/__init__.py",
 }
 
 
