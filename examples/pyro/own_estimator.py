@@ -1,9 +1,9 @@
 """A new estimator in a dozen lines: the log-variance loss, and what it turns out to be.
 
-Where q is the posterior, log p(x, z) - log q(z | x) is the same for all z. So let the guide lower its
-variance over K draws (Richter et al., NeurIPS 2020). A `ParticleELBO` says what is to be ascended for
-each datum, in arrays of log-densities; model, particles, loss and optimiser are taken care of. See
-that from the same draws its gradient is that of leave-one-out REINFORCE, and what training reaches.
+Where q is the posterior, log p(x, z) - log q(z | x) is the same for all z. So let the guide lower
+its variance over K draws (Richter et al., NeurIPS 2020). A `ParticleELBO` says what is to be
+ascended for each datum, in arrays of log-densities; model, particles and loss are taken care of. See
+that from the same draws its gradient is that of leave-one-out REINFORCE, and what it reaches.
 """
 
 import pyro
