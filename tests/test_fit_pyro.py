@@ -64,3 +64,30 @@ def test_the_format_of_a_checkpoint(tmp_path):
     assert saved["training"]["modules"].keys() == {"model", "guide"}
     assert saved["training"]["rng"].keys() == {"torch", "cuda", "numpy", "python"}
     assert (saved["step"], len(saved["losses"])) == (4, 4)
+
+
+def test_a_state_of_another_loss_is_refused(tmp_path):
+    """One that remembers a moving average from one that does not, and one of an older version."""
+    from pyro_dvae.fit.checkpoints import Checkpoint, load_checkpoint, restore
+    from pyro_dvae.infer import DAPS_ELBO, Reinforce_ELBO
+
+    def sampled(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", pyro.distributions.Bernoulli(0.5))
+
+    def trained(loss, **options):
+        pyro.clear_param_store()
+        svi = pyro.infer.SVI(sampled, sampled, pyro.optim.Adam({}), loss)
+        kit.package.fit(svi, torch.zeros(4), num_steps=2, folder=tmp_path, progress=False, **options)
+        return svi
+
+    trained(DAPS_ELBO(2))
+    with pytest.raises(ValueError, match="another loss than Reinforce_ELBO"):
+        trained(Reinforce_ELBO(1), resume=True)
+    svi, saved = trained(DAPS_ELBO(2)), load_checkpoint(tmp_path)
+    assert isinstance(saved, Checkpoint)
+    older = saved._replace(training={**saved.training, "loss_state": (2, 0.0)})
+    with pytest.raises(ValueError, match="another loss than DAPS_ELBO"):
+        restore(svi, older)
+    restore(svi, saved)
+    assert svi.loss_and_grads.__self__.state.beta.step == 2

@@ -95,6 +95,7 @@ def restore(svi: SVI, checkpoint: Checkpoint) -> None:
     _check_same("modules", dict.fromkeys(modules), dict.fromkeys(saved["modules"]))
     for name, module in modules.items():
         _check_same(f"the {name}'s tensors", module.state_dict(), saved["modules"][name])
+    _check_loss(loss_of(svi), saved["loss_state"])
     with torch.no_grad():
         for name, value in store.items():
             value.copy_(saved["params"][name])
@@ -118,6 +119,23 @@ def _training_state(svi: SVI) -> dict[str, Any]:
         "loss_state": getattr(loss_of(svi), "state", None),
         "rng": rng.get_state(),
     }
+
+
+def _check_loss(loss: Any, saved: Any) -> None:
+    """Whether a state is one that the loss can go on from."""
+    if _structure(getattr(loss, "state", None)) != _structure(saved):
+        raise ValueError(
+            f"`folder` holds the checkpoint of another loss than {type(loss).__name__}, or of an "
+            "earlier version of it: their states differ. Train on with the loss that wrote it, or "
+            "start afresh with `resume=False`."
+        )
+
+
+def _structure(state: Any) -> Any:
+    """The tuples of a state; a dictionary in it may fill up on the way."""
+    if isinstance(state, tuple):
+        return tuple(map(_structure, state))
+    return state is None
 
 
 def _check_same(what: str, model: dict[str, Any], saved: dict[str, Any]) -> None:
