@@ -1,6 +1,7 @@
 """The teaching scripts: a page each, no adapter, twins, and right in what they find.
 
-Each runs in both packages: its first steps here, the whole with the slow tests.
+Each runs in both packages: its first steps in the suite, the whole with the slow tests. NumPyro's
+first steps are with the slow tests too, where they compile for long.
 """
 
 import ast
@@ -24,6 +25,7 @@ INDEPENDENT_PIXELS = -24.588  # nats of a held-out digit: pixels at their means
 MEAN_DIGITS = -20.165  # a mixture of independent pixels for each digit, made with its labels
 
 whole = pytest.mark.slow
+COMPILED_LATER = ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)]  # seconds to compile
 
 
 def text_of(package, name):
@@ -127,7 +129,7 @@ def test_own_estimator(package):
     ],
     ids=["first", "whole"],
 )
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", COMPILED_LATER)
 def test_own_model_finds_its_parameters(package, arguments, errors):
     """They start at an error of 0.17, 0.3, 5 and 1."""
     found = run(package, "own_model", *arguments)
@@ -157,7 +159,7 @@ def test_truncated_posteriors_find_the_bars(package, arguments):
     [pytest.param((1, 4), 2.5), pytest.param((), 3.5, marks=whole)],
     ids=["first", "whole"],
 )
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", COMPILED_LATER)
 def test_denoise_gains_decibels(package, arguments, gain):
     found = run(package, "denoise", *arguments)
     assert found["noisy"] == pytest.approx(20.0, abs=0.1)  # a standard deviation of 0.1

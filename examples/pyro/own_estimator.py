@@ -2,8 +2,8 @@
 
 Where q is the posterior, log p(x, z) - log q(z | x) is the same for all z. So let the guide lower
 its variance over K draws (Richter et al., NeurIPS 2020). A `ParticleELBO` says what is to be
-ascended for each datum, in arrays of log-densities; model, particles and loss are taken care of. See
-that from the same draws its gradient is that of leave-one-out REINFORCE, and what it reaches.
+ascended for each datum, in arrays of log-densities; model, particles and loss are taken care of.
+See that from the same draws its gradient is that of leave-one-out REINFORCE, and what it reaches.
 """
 
 import pyro
