@@ -21,8 +21,9 @@ from numpyro_sets import (  # noqa: F401
     train,
 )
 
-from numpyro_dvae.infer.elbo import Info, ParticleELBO, info_type
+from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.infer.objective import Info, info_type
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Pair

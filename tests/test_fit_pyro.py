@@ -78,7 +78,9 @@ def test_a_state_of_another_loss_is_refused(tmp_path):
     def trained(loss, **options):
         pyro.clear_param_store()
         svi = pyro.infer.SVI(sampled, sampled, pyro.optim.Adam({}), loss)
-        kit.package.fit(svi, torch.zeros(4), num_steps=2, folder=tmp_path, progress=False, **options)
+        kit.package.fit(
+            svi, torch.zeros(4), num_steps=2, folder=tmp_path, progress=False, **options
+        )
         return svi
 
     trained(DAPS_ELBO(2))

@@ -28,8 +28,9 @@ and meets no trace. Its words:
 
 from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.disarm import DisARM_ELBO
-from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
+from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.exact import Exact_ELBO
+from numpyro_dvae.infer.objective import Gain, Objective
 from numpyro_dvae.infer.quantization import VQ_ELBO
 from numpyro_dvae.infer.reinforce import Reinforce_ELBO
 from numpyro_dvae.infer.relaxation import relax

@@ -32,7 +32,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
+from numpyro_dvae.infer.elbo import ParticleELBO
+from numpyro_dvae.infer.objective import Gain, Objective, info_type
 from numpyro_dvae.ops.tempering import (
     effective_sample_size,
     solve_kl_temperature,

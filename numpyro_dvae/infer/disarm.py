@@ -32,7 +32,8 @@ import jax
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
+from numpyro_dvae.infer.elbo import ParticleELBO
+from numpyro_dvae.infer.objective import Gain, Objective
 from numpyro_dvae.ops.multisample import antithetic_advantages, antithetic_draw, antithetic_factor
 from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.draw import Sampler

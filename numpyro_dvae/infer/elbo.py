@@ -16,14 +16,13 @@ References:
 
 import math
 from abc import abstractmethod
-from collections import namedtuple
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from numpyro.handlers import substitute
 from numpyro.infer.elbo import ELBO
 
@@ -34,47 +33,27 @@ from numpyro_dvae.infer.memory import (
     scheduled,
     take_memory,
 )
+from numpyro_dvae.infer.objective import (
+    Gain,
+    Info,
+    Objective,
+    make_objective,
+    mean_rate,
+    of_possible_data,
+    without_impossible,
+)
 from numpyro_dvae.programs.draw import Sampler
 from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Layout, Pair
 from numpyro_dvae.programs.record import Particles, Reader
 from numpyro_dvae.programs.run import run_particles
 
-__all__ = [
-    "LEAST_BETA",
-    "BetaState",
-    "Gain",
-    "Info",
-    "LossState",
-    "Objective",
-    "ParticleELBO",
-    "info_type",
-    "make_objective",
-    "without_impossible",
-]
+__all__ = ["BetaState", "LossState", "ParticleELBO"]
 
-LEAST_BETA = 1e-6  # of objectives that divide by beta: where a schedule is at 0, their limit
 _MOST_PLANS = 256  # of calls of different shapes that are remembered
+
+
 _RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
-
-
-class Objective(NamedTuple):
-    """The beta-ELBO of each particle and its parts, in nats."""
-
-    log_likelihood: Float[Array, "K *plates"]
-    elbo: Float[Array, "K *plates"]  # log p - log q
-    beta_elbo: Float[Array, "K *plates"]  # log p(x|z) + beta (log p(z) - log q)
-    shared_elbo: Float[Array, "K"]  # of what the data share
-    shared_beta_elbo: Float[Array, "K"]
-
-
-class Gain(NamedTuple):
-    """What an algorithm returns for one batch of particles."""
-
-    value: Float[Array, "*plates"]  # to be ascended; its gradient is the estimator's
-    info: Mapping[str, Any] = MappingProxyType({})  # scalars of its own, for logs
-    memory: Any = None  # what its next step needs: arrays in tuples and dicts, of fixed shapes
-    objective: Objective | None = None  # expected, (1, *plates), if no mean over the particles
 
 
 class BetaState(NamedTuple):
@@ -91,20 +70,6 @@ class LossState(NamedTuple):
     memory: Any  # the algorithm's own
 
 
-class Info(NamedTuple):
-    """Means per datum of the last step."""
-
-    elbo: Float[Array, ""]  # nats
-    beta_elbo: Float[Array, ""]  # nats
-    rate: Float[Array, ""]  # bits that the latents carry
-    beta: float | Array
-
-
-def info_type(module: str, name: str, *fields: str) -> Any:
-    """A named tuple with the fields of `Info` and scalars of an algorithm's own."""
-    return namedtuple(name, (*Info._fields, *fields), module=module)
-
-
 class _Estimate(NamedTuple):
     """One evaluation of a loss."""
 
@@ -112,59 +77,6 @@ class _Estimate(NamedTuple):
     surrogate: Float[Array, ""]  # its gradient is the estimator's
     info: Any
     state: LossState
-
-
-def make_objective(particles: Particles, beta: float | Array) -> Objective:
-    """ELBO and beta-ELBO of each particle; entropies in closed form where the record has them.
-
-    No gradient flows through a sampled ``-log q`` of discrete sites: its mean is zero.
-    """
-    if particles.entropy is None:
-        entropy = -jax.lax.stop_gradient(particles.log_q_discrete)
-    else:
-        entropy = particles.entropy
-    negative_rate = particles.log_prior - particles.log_q_pathwise + entropy
-    shared_negative_rate = particles.shared_prior - particles.shared_q
-    return Objective(
-        log_likelihood=particles.log_likelihood,
-        elbo=particles.log_likelihood + negative_rate,
-        beta_elbo=particles.log_likelihood + beta * negative_rate,
-        shared_elbo=particles.shared_likelihood + shared_negative_rate,
-        shared_beta_elbo=particles.shared_likelihood + beta * shared_negative_rate,
-    )
-
-
-def without_impossible(particles: Particles, possible: Bool[Array, "K *plates"]) -> Particles:
-    """Log-densities that no gradient leaves where a particle is impossible.
-
-    There ``log p(x|z)`` is -inf and ``log p(z)`` 0; both are 0 for a datum whose particles are all
-    impossible, which is left out of what is ascended.
-    """
-    floor = jnp.where(possible.any(0), -jnp.inf, 0.0).astype(particles.log_likelihood.dtype)
-    return particles._replace(
-        log_likelihood=jnp.where(possible, particles.log_likelihood, floor),
-        log_prior=jnp.where(possible, particles.log_prior, 0.0),
-    )
-
-
-def _of_possible_data(gain: Gain, alive: Bool[Array, "*plates"]) -> Gain:
-    """Data of which no particle is possible gain nothing, and have an ELBO of -inf."""
-    if gain.value.shape == alive.shape:
-        gain = gain._replace(value=jnp.where(alive, gain.value, 0.0))
-    if gain.objective is None:
-        return gain
-    elbo, beta_elbo = gain.objective.elbo, gain.objective.beta_elbo
-    expected = gain.objective._replace(
-        elbo=jnp.where(alive, elbo, -jnp.inf), beta_elbo=jnp.where(alive, beta_elbo, -jnp.inf)
-    )
-    return gain._replace(objective=expected)
-
-
-def _mean_rate(objective: Objective) -> Float[Array, ""]:
-    """What the latents carry, in nats: the mean over particles that are possible."""
-    possible = objective.elbo != -jnp.inf
-    rates = jnp.where(possible, objective.log_likelihood - objective.elbo, 0.0)
-    return jax.lax.stop_gradient(rates).sum() / jnp.maximum(possible.sum(), 1)
 
 
 @jax.custom_jvp
@@ -387,9 +299,9 @@ class ParticleELBO(ELBO):
         possible = objective.elbo != -jnp.inf
         particles = without_impossible(particles, possible)
         gain = self.gain(particles, make_objective(particles, beta), beta, state.memory)
-        gain = _of_possible_data(gain, possible.any(0))
+        gain = of_possible_data(gain, possible.any(0))
         expected = gain.objective or objective
-        rate = _mean_rate(expected)
+        rate = mean_rate(expected)
         info = {
             "elbo": expected.elbo.mean(),
             "beta_elbo": expected.beta_elbo.mean(),

@@ -16,7 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
+from numpyro_dvae.infer.elbo import ParticleELBO
+from numpyro_dvae.infer.objective import Gain, Objective
 from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.pair import Pair

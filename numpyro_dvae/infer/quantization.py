@@ -31,7 +31,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
+from numpyro_dvae.infer.elbo import ParticleELBO
+from numpyro_dvae.infer.objective import Gain, Objective, info_type
 from numpyro_dvae.programs.pair import Layout, Pair
 from numpyro_dvae.programs.record import Particles
 from numpyro_dvae.programs.vectors import VectorLink, read_vectors

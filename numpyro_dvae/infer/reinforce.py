@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
+from numpyro_dvae.infer.elbo import ParticleELBO
+from numpyro_dvae.infer.objective import Gain, Objective
 from numpyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
 from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.pair import Layout, Run

@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_dvae.infer.elbo import LEAST_BETA, Gain, Objective, ParticleELBO, info_type
+from numpyro_dvae.infer.elbo import ParticleELBO
+from numpyro_dvae.infer.objective import LEAST_BETA, Gain, Objective, info_type
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.multisample import BASELINES, multisample_signal
 from numpyro_dvae.programs.record import Particles

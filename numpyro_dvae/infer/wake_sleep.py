@@ -30,7 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_dvae.infer.elbo import LEAST_BETA, Gain, Objective, ParticleELBO, info_type
+from numpyro_dvae.infer.elbo import ParticleELBO
+from numpyro_dvae.infer.objective import LEAST_BETA, Gain, Objective, info_type
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.tempering import effective_sample_size
 from numpyro_dvae.ops.weighting import centered_weights, policy_weights

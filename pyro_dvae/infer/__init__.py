@@ -26,8 +26,9 @@ and meets no trace. Its words:
 
 from pyro_dvae.infer.daps import DAPS_ELBO
 from pyro_dvae.infer.disarm import DisARM_ELBO
-from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
+from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.exact import Exact_ELBO
+from pyro_dvae.infer.objective import Gain, Objective
 from pyro_dvae.infer.quantization import VQ_ELBO
 from pyro_dvae.infer.reinforce import Reinforce_ELBO
 from pyro_dvae.infer.relaxation import relax

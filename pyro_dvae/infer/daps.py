@@ -31,7 +31,8 @@ from typing import Any, ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
+from pyro_dvae.infer.elbo import ParticleELBO
+from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.ops.tempering import (
     effective_sample_size,
     solve_kl_temperature,

@@ -31,7 +31,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
+from pyro_dvae.infer.elbo import ParticleELBO
+from pyro_dvae.infer.objective import Gain, Objective
 from pyro_dvae.ops.multisample import antithetic_advantages, antithetic_draw, antithetic_factor
 from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.draw import Sampler

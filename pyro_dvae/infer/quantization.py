@@ -30,7 +30,8 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
+from pyro_dvae.infer.elbo import ParticleELBO
+from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.programs.pair import Layout, Pair
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.vectors import VectorLink, read_vectors

@@ -23,7 +23,8 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO
+from pyro_dvae.infer.elbo import ParticleELBO
+from pyro_dvae.infer.objective import Gain, Objective
 from pyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
 from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.pair import Layout, Run

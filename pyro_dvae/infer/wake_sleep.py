@@ -29,7 +29,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import LEAST_BETA, Gain, Objective, ParticleELBO, info_type
+from pyro_dvae.infer.elbo import ParticleELBO
+from pyro_dvae.infer.objective import LEAST_BETA, Gain, Objective, info_type
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.tempering import effective_sample_size
 from pyro_dvae.ops.weighting import centered_weights, policy_weights

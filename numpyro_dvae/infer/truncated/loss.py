@@ -32,8 +32,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, UInt32
 from numpyro.handlers import substitute
 
-from numpyro_dvae.infer.elbo import Gain, LossState, Objective, ParticleELBO, info_type
+from numpyro_dvae.infer.elbo import LossState, ParticleELBO
 from numpyro_dvae.infer.memory import LossMemory, forgotten, scheduled, take_memory
+from numpyro_dvae.infer.objective import Gain, Objective, info_type
 from numpyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
 from numpyro_dvae.infer.truncated.guide import TruncatedGuide
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states

@@ -32,7 +32,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_dvae.infer.elbo import Gain, Objective, ParticleELBO, info_type
+from pyro_dvae.infer.elbo import ParticleELBO
+from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
 from pyro_dvae.infer.truncated.guide import TruncatedGuide
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
