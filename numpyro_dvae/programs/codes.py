@@ -240,11 +240,14 @@ def enumerate_draws(
 
     Returns:
         For each site ``(S, *batch, *event)``, with singleton batch dims for the shared plates: the
-        S states are those of one datum, and all data go through them at once.
+        S states are those of one datum, and all data go through them at once. Nothing where there
+        are no discrete sites.
 
     Raises:
         ValueError: If a site has no finite support, or if S exceeds `max_states`.
     """
+    if not layout.scored:
+        return {}
     space = _space_of_draws(rng_key, program, args, kwargs, layout)
     num_states = math.prod(space.cardinalities)
     if num_states > max_states:

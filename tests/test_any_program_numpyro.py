@@ -1,0 +1,479 @@
+"""Programs beyond the plain data plate: the right value, or a refusal that says what to do instead.
+
+The right values are sums over all states, of NumPyro's own log-densities or by plain NumPy.
+"""
+
+import functools
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax")
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import optax
+from numpyro import handlers
+from numpyro.infer import Trace_ELBO
+from numpyro.infer.util import log_density
+from numpyro_shim import quickly
+
+from numpyro_dvae.fit import linear_schedule
+from numpyro_dvae.infer import (
+    DAPS_ELBO,
+    SVI,
+    VIMCO_ELBO,
+    DisARM_ELBO,
+    Exact_ELBO,
+    Reinforce_ELBO,
+    Truncated_ELBO,
+    TruncatedGuide,
+    WakeSleep_ELBO,
+)
+from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.infer.svi import loss_state
+
+SAMPLED = [Reinforce_ELBO, DAPS_ELBO, VIMCO_ELBO, WakeSleep_ELBO]
+KEY = jax.random.key(0)
+
+
+def quiet(run):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the discrete sites share no plate")
+        return run()
+
+
+def exact_loss(model, guide, tables, *args, params=None):
+    """Minus the ELBO by a plain sum; `tables` has all values of each latent."""
+    params = params or {}
+
+    def term(states):
+        log_p, _ = log_density(handlers.condition(model, states), args, {}, params)
+        log_q, _ = log_density(handlers.condition(guide, states), args, {}, params)
+        return -jnp.exp(log_q) * (log_p - log_q)
+
+    rows = list(itertools.product(*tables.values()))
+    states = {n: jnp.stack([row[i] for row in rows]) for i, n in enumerate(tables)}
+    return jax.lax.map(term, states).sum()
+
+
+def bits(*shape):
+    """All binary arrays of a shape."""
+    size = int(np.prod(shape))
+    return [jnp.array(z, int).reshape(shape) for z in itertools.product((0, 1), repeat=size)]
+
+
+def draws_of(name, function, times=200, seed=0):
+    """Results of a function of a key for so many keys, compiled once."""
+    keys = jax.random.split(jax.random.key(seed), times)
+    return quickly(name, lambda keys: jax.lax.map(function, keys))(keys)
+
+
+def assert_mean(draws, expected):
+    """The mean of draws is within five standard errors."""
+    draws = np.asarray(draws)
+    error = draws.std(0, ddof=1) / len(draws) ** 0.5
+    assert (np.abs(draws.mean(0) - np.asarray(expected)) < 5 * error + 1e-12).all(), (
+        draws.mean(0),
+        expected,
+        error,
+    )
+
+
+def normal(x, mean):
+    return -0.5 * (x - mean) ** 2 - 0.5 * np.log(2 * np.pi)
+
+
+# ------------------------------------------------------------------- structure is what a call has
+
+
+def chain(x):
+    with numpyro.plate("sequences", len(x)):
+        z = jnp.zeros(len(x))
+        for t in range(x.shape[1]):
+            z = numpyro.sample(f"z_{t}", dist.Bernoulli(0.2 + 0.6 * z))
+            numpyro.sample(f"x_{t}", dist.Normal(2.0 * z, 1.0), obs=x[:, t])
+
+
+def chain_guide(x):
+    with numpyro.plate("sequences", len(x)):
+        for t in range(x.shape[1]):
+            numpyro.sample(f"z_{t}", dist.Bernoulli(logits=x[:, t] - 1))
+
+
+def chain_loss(x):
+    """Sum over all states of each sequence, in NumPy."""
+    total = 0.0
+    for row in np.asarray(x, float):
+        q_one = 1 / (1 + np.exp(1 - row))
+        for states in itertools.product((0, 1), repeat=len(row)):
+            z, before = np.array(states), np.array((0, *states[:-1]))
+            prior = np.where(z == 1, 0.2 + 0.6 * before, 0.8 - 0.6 * before)
+            q = np.where(z == 1, q_one, 1 - q_one)
+            log_ratio = (np.log(prior) + normal(row, 2 * z) - np.log(q)).sum()
+            total += q.prod() * log_ratio
+    return -total
+
+
+def sequences(*shape):
+    return jnp.asarray(np.random.default_rng(shape[0]).normal(size=shape))
+
+
+def loss_of(elbo, name):
+    """A loss of sequences, jitted; the same object whatever these look like."""
+    return quickly(name, lambda key, x: elbo.loss(key, {}, chain, chain_guide, x))
+
+
+def test_sequences_of_another_length_are_what_they_are():
+    loss = loss_of(Exact_ELBO(), "exact of chains")
+    for shape in ((4, 2), (4, 3), (7, 2), (4, 2)):
+        x = sequences(*shape)
+        np.testing.assert_allclose(loss(KEY, x), chain_loss(x), rtol=1e-10)
+
+
+def test_sampled_losses_follow_the_structure():
+    """The same draws whether or not the loss has met another structure before."""
+    elbo, fresh = Reinforce_ELBO(4), Reinforce_ELBO(4)
+    jax.eval_shape(lambda x: elbo.loss(KEY, {}, chain, chain_guide, x), sequences(4, 2))
+    x = sequences(3, 3)
+    found = [loss_of(each, f"chains {id(each)}")(KEY, x) for each in (elbo, fresh)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("loss", [DAPS_ELBO, VIMCO_ELBO, WakeSleep_ELBO, DisARM_ELBO])
+def test_no_loss_refuses_another_structure(loss):
+    elbo = loss(4)
+    for shape in ((4, 2), (3, 3), (7, 2), (4, 2)):
+        jax.eval_shape(lambda x: elbo.loss(KEY, {}, chain, chain_guide, x), sequences(*shape))
+
+
+def labelled(x, label=None):
+    with numpyro.plate("data", 3):
+        label = numpyro.sample("label", dist.Categorical(jnp.ones(3) / 3), obs=label)
+        numpyro.sample("x", dist.Normal(1.0 * label, 1.0), obs=x)
+
+
+def labelled_guide(_x, label=None):
+    if label is None:
+        with numpyro.plate("data", 3):
+            numpyro.sample("label", dist.Categorical(jnp.array([0.2, 0.3, 0.5])))
+
+
+def test_labels_may_come_and_go():
+    x, label, elbo = np.array([0.3, -1.0, 2.0]), np.array([0, 1, 2]), Exact_ELBO()
+    supervised = -(np.log(1 / 3) + normal(x, label)).sum()
+    q, table = np.array([0.2, 0.3, 0.5]), normal(x[:, None], np.arange(3.0))
+    unlabelled = -(q * (np.log(1 / 3) + table - np.log(q))).sum()
+
+    @jax.jit
+    def losses(x, label):
+        with_label = elbo.loss(KEY, {}, labelled, labelled_guide, x, label)
+        return with_label, elbo.loss(KEY, {}, labelled, labelled_guide, x)
+
+    for _ in range(2):
+        found = losses(x, label)
+        np.testing.assert_allclose(found, (supervised, unlabelled), rtol=1e-10)
+
+
+# --------------------------------------------------------------------------- NumPyro's protocols
+
+
+def coin():
+    numpyro.sample("b", dist.Bernoulli(0.5))
+
+
+def weighted_coin():
+    logit = numpyro.param("logit", 0.5)
+    numpyro.sample("b", dist.Bernoulli(logits=logit))
+    numpyro.factor("f", 3 * logit)
+
+
+@pytest.mark.parametrize("loss", [Exact_ELBO, *SAMPLED, DisARM_ELBO])
+def test_a_factor_in_a_guide_belongs_to_log_q(loss):
+    p = 1 / (1 + np.exp(-0.5))
+    expected = p * np.log(2 * p) + (1 - p) * np.log(2 * (1 - p)) + 1.5  # 1.530
+    slope = p * (1 - p) * 0.5 + 3  # 3.118
+    elbo = Exact_ELBO() if loss is Exact_ELBO else loss(4)
+
+    def both(key):
+        def value(logit):
+            return elbo.loss(key, {"logit": logit}, coin, weighted_coin)
+
+        return jnp.stack(jax.value_and_grad(value)(0.5))
+
+    if loss is Exact_ELBO:
+        np.testing.assert_allclose(jax.jit(both)(KEY), (expected, slope), rtol=1e-10)
+        return
+    draws = draws_of(f"factor {loss.__name__}", both)
+    assert_mean(draws[:, 0], expected)
+    if loss in (Reinforce_ELBO, DisARM_ELBO):
+        assert_mean(draws[:, 1], slope)
+
+
+@pytest.mark.parametrize("loss", [Exact_ELBO, *SAMPLED, DisARM_ELBO])
+def test_event_shapes_that_disagree_are_refused(loss):
+    def three():
+        numpyro.sample("z", dist.Bernoulli(0.3 * jnp.ones(3)).to_event(1))
+
+    def single():
+        numpyro.sample("z", dist.Bernoulli(jnp.array([0.3])).to_event(1))
+
+    with pytest.raises(ValueError, match=r"'z' has event shape \(1,\).*\(3,\)"):
+        loss().loss(KEY, {}, three, single)
+
+
+def nothing():
+    pass
+
+
+def test_programs_without_latents_or_without_sites():
+    def observed():
+        numpyro.sample("x", dist.Normal(0.0, 1.0), obs=1.0)
+
+    @jax.jit
+    def losses(key):
+        elbos = Exact_ELBO(), Reinforce_ELBO(3), DAPS_ELBO(3)
+        programs = observed, nothing
+        return [[elbo.loss(key, {}, f, nothing) for elbo in elbos] for f in programs]
+
+    found = losses(KEY)
+    np.testing.assert_allclose(found[0], -normal(1.0, 0.0), rtol=1e-12)
+    np.testing.assert_array_equal(found[1], 0.0)
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_sites_that_share_no_plate_have_one_weight(crossed):
+    def sites(p, q, y):
+        columns, rows = numpyro.plate("columns", 2, dim=-1), numpyro.plate("rows", 2, dim=-2)
+        with columns:
+            x = numpyro.sample("x", dist.Bernoulli(p))
+        with rows:
+            z = numpyro.sample("z", dist.Bernoulli(q).expand([2, 1]))
+        if y is not None and crossed:
+            with rows, columns:
+                numpyro.sample("y", dist.Normal(x * z, 1.0), obs=y)
+
+    def model(params, y):
+        sites(0.3, 0.6, y)
+
+    def guide(params, y):
+        sites(jax.nn.sigmoid(params), 0.4, None)
+
+    y, elbo, exact = sequences(2, 2), Reinforce_ELBO(4), Exact_ELBO()
+
+    def expected(a):
+        return exact_loss(model, guide, {"x": bits(2), "z": bits(2, 1)}, a, y)
+
+    value, slope = quickly(f"crossed by hand {crossed}", jax.value_and_grad(expected))(0.3)
+    of_exact = jax.value_and_grad(lambda a: exact.loss(KEY, {}, model, guide, a, y))
+    with pytest.warns(UserWarning, match="share no plate"):
+        found = quickly(f"crossed {crossed}", of_exact)(0.3)
+    np.testing.assert_allclose(found, (value, slope), rtol=1e-10)
+
+    def both(key):
+        return jnp.stack(
+            jax.value_and_grad(lambda a: elbo.loss(key, {}, model, guide, a, y))(0.3)
+        )
+
+    draws = quiet(lambda: draws_of(f"crossed sampled {crossed}", both, 400))
+    assert_mean(draws, (value, slope))
+
+
+# --------------------------------------------------------------------------------------- scales
+
+DATA, PRIOR = np.array([0.4, 3.0]), np.array([0.2, 0.3, 0.5])
+LOGITS = np.array([0.1, -0.3, 0.4])
+
+
+def mixture(x):
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Categorical(jnp.asarray(PRIOR)))
+        numpyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=x)
+
+
+def mixture_guide(x):
+    with numpyro.plate("data", len(x)):
+        logits = numpyro.param("logits", jnp.asarray(LOGITS))
+        numpyro.sample("z", dist.Categorical(logits=jnp.broadcast_to(logits, (len(x), 3))))
+
+
+@functools.cache
+def evaluated(loss):
+    """Value and gradient, as compiled functions of (beta, scale, key): plain, one scale, by datum.
+
+    `beta` is a schedule's, so that one compilation serves all.
+    """
+    options = {} if loss is Exact_ELBO else {"num_particles": 4}
+    options |= {"per_datum": True} if loss is DAPS_ELBO else {}
+
+    def run(kind, beta, scale, key):
+        elbo = loss(beta=lambda step: beta, **options)
+        programs = mixture, mixture_guide
+        if kind != "plain":
+            programs = [handlers.scale(f, scale=2.5 if kind == "one" else scale) for f in programs]
+        params = {"logits": jnp.asarray(LOGITS)}
+
+        def value(params):
+            memory = {LOSS_MEMORY: elbo.init_loss_memory()}
+            return elbo.loss(key, params | memory, *programs, DATA)
+
+        value, grads = jax.value_and_grad(value)(params)
+        return value, grads["logits"]
+
+    return {
+        kind: quickly(f"scales {loss.__name__} {kind}", functools.partial(run, kind))
+        for kind in ("plain", "one", "data")
+    }
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+@pytest.mark.parametrize("loss", [Exact_ELBO, *SAMPLED])
+def test_a_scale_of_both_programs_scales_loss_and_gradient(loss, beta):
+    """Whatever weighs the draws: 2.5 times as much, to rounding, from the same draws."""
+    runs, none = evaluated(loss), np.ones(2)
+    value, gradient = runs["plain"](beta, none, KEY)
+    found = runs["one"](beta, none, KEY)
+    np.testing.assert_allclose(found[0], 2.5 * value, rtol=1e-12)
+    np.testing.assert_allclose(found[1], 2.5 * gradient, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+@pytest.mark.parametrize("loss", [Exact_ELBO, *SAMPLED])
+def test_a_scale_for_each_datum_weighs_each(loss, beta):
+    """By linearity: the parts add up."""
+    run = evaluated(loss)["data"]
+    scales = map(np.array, ([1.0, 2.0], [2.0, 1.0], [4.0, 5.0]))
+    results = [run(beta, scale, KEY) for scale in scales]
+    (one, slope_one), (two, slope_two), (both, slope_both) = results
+    np.testing.assert_allclose(both, 2.0 * one + two, rtol=1e-12)
+    np.testing.assert_allclose(slope_both, 2.0 * slope_one + slope_two, rtol=1e-10, atol=1e-14)
+
+
+def mixture_losses(beta):
+    """Of each datum, minus the ELBO, and the gradient of minus the beta-ELBO, in NumPy."""
+    q = np.exp(LOGITS) / np.exp(LOGITS).sum()
+    likelihood, rate = normal(DATA[:, None], 2.0 * np.arange(3)), np.log(q / PRIOR)
+    terms = likelihood - beta * rate
+    slopes = -q * (terms - (q * terms).sum(-1, keepdims=True))
+    return -(q * (likelihood - rate)).sum(-1), slopes
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_scales_have_the_values_of_enumeration(beta):
+    scale = np.array([3.0, 0.5])
+    losses, slopes = mixture_losses(beta)
+    value, gradient = evaluated(Exact_ELBO)["data"](beta, scale, KEY)
+    np.testing.assert_allclose(value, scale @ losses, rtol=1e-10)
+    np.testing.assert_allclose(gradient, scale @ slopes, rtol=1e-10)
+    keys = jax.random.split(KEY, 1000)
+    found = [evaluated(Reinforce_ELBO)["data"](beta, scale, key) for key in keys]
+    assert_mean([float(value) for value, _ in found], scale @ losses)
+    assert_mean([np.asarray(slope) for _, slope in found], scale @ slopes)
+
+
+def test_a_scaled_model_with_a_truncated_posterior():
+    half = handlers.scale(mixture, scale=0.5)
+    guide = TruncatedGuide(half, 3)
+    svi = SVI(half, guide, optax.adam(1e-2), Truncated_ELBO(sweeps=0))
+    found = quickly("half", lambda key: svi.evaluate(svi.init(key, DATA), DATA))(KEY)
+    evidence = np.log((PRIOR * np.exp(normal(DATA[:, None], 2.0 * np.arange(3)))).sum(-1))
+    np.testing.assert_allclose(found, -0.5 * evidence.sum(), rtol=1e-10)
+
+
+# ---------------------------------------------------------------------------- impossible states
+
+
+def hard(x):
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Categorical(jnp.ones(3) / 3))
+        numpyro.factor("only_0", jnp.where(z == 0, 0.0, -jnp.inf))
+
+
+def hard_guide(x):
+    with numpyro.plate("data", len(x)):
+        logits = numpyro.param("logits", jnp.zeros(3))
+        numpyro.sample("z", dist.Categorical(logits=jnp.broadcast_to(logits, (len(x), 3))))
+
+
+@pytest.mark.parametrize("loss", [Exact_ELBO, *SAMPLED])
+def test_an_infinite_loss_is_infinite_and_its_gradient_finite(loss):
+    elbo = Exact_ELBO() if loss is Exact_ELBO else loss(4)
+
+    def both(key):
+        def value(logits):
+            return elbo.loss(key, {"logits": logits}, hard, hard_guide, jnp.zeros(2))
+
+        return jax.value_and_grad(value)(jnp.zeros(3))
+
+    values, gradients = draws_of(f"hard {loss.__name__}", both, 40)
+    assert not np.isnan(values).any()
+    assert np.isposinf(values).any()
+    assert np.isfinite(gradients).all()
+    if loss is Exact_ELBO:
+        assert np.isposinf(values).all()
+
+
+@pytest.mark.parametrize("loss", [*SAMPLED])
+def test_a_datum_without_possible_draws_leaves_the_others_alone(loss):
+    """The gradient of the other datum is that which it has by itself, from the same draws."""
+
+    def model(x):
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Categorical(jnp.ones(3) / 3))
+            numpyro.sample("x", dist.Normal(1.0 * z, 1.0), obs=jnp.abs(x))
+            numpyro.factor("possible", jnp.where(x > 0, 0.0, -jnp.inf))
+
+    def guide(x):
+        with numpyro.plate("data", len(x)):
+            table = numpyro.param("table", jnp.zeros((2, 3)))
+            numpyro.sample("z", dist.Categorical(logits=table))
+
+    elbo = loss(4, **({"per_datum": True} if loss is DAPS_ELBO else {}))
+
+    def gradient(x):
+        def value(table):
+            return elbo.loss(jax.random.key(3), {"table": table}, model, guide, x)
+
+        return jax.grad(value)(jnp.zeros((2, 3)))
+
+    gradient = quickly(f"dead {loss.__name__}", gradient)
+    alive, dead = gradient(np.array([0.5, 1.2])), gradient(np.array([0.5, -1.2]))
+    np.testing.assert_allclose(dead[0], alive[0], rtol=1e-12)
+    np.testing.assert_array_equal(dead[1], 0.0)
+    assert np.abs(alive[1]).max() > 0  # the test of the test
+
+
+@pytest.mark.parametrize(
+    "elbo",
+    [DAPS_ELBO(4, target_rate=1.0), Reinforce_ELBO(4, target_rate=1.0), Reinforce_ELBO(1)],
+    ids=["DAPS", "Reinforce", "moving average"],
+)
+def test_a_bad_batch_is_not_remembered(elbo):
+    svi = SVI(hard, hard_guide, optax.sgd(0.0), elbo)
+    state = quickly(f"start {id(elbo)}", lambda key: svi.init(key, jnp.zeros(2)))(KEY)
+    step = quickly(f"step {id(elbo)}", lambda state: svi.update(state, jnp.zeros(2)))
+    losses = []
+    for _ in range(6):
+        state, loss = step(state)
+        losses.append(float(loss))
+    assert np.isposinf(losses).any()
+    memory = loss_state(state)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(memory))
+
+
+@pytest.mark.parametrize("loss", [VIMCO_ELBO, WakeSleep_ELBO])
+def test_a_schedule_through_zero_has_its_limit_there(loss):
+    """At 0 the objective is the best particle's."""
+    run = evaluated(loss)["plain"]
+    value, gradient = run(0.0, np.ones(2), KEY)
+    near = run(1e-5, np.ones(2), KEY)
+    np.testing.assert_allclose(value, near[0], rtol=1e-10)
+    np.testing.assert_allclose(gradient, near[1], rtol=1e-3, atol=1e-3)
+    start = linear_schedule(0.0, 1.0, 10)(jnp.zeros((), int))
+    value, gradient = run(start, np.ones(2), KEY)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
