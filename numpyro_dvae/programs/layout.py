@@ -33,7 +33,8 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
     The shared plates are those of all guide sites that need the score function (if there are none,
     of all latent sites under plates), less any plate that a site depending on one of them is not
     under (the sum of a datum's latents observed outside of the data plate, say): their draws then
-    share one weight. So do the draws of sites that share no plate.
+    share one weight. So do the draws of sites that share no plate, and those under a plate whose
+    continuous latents the guide draws all at once, under none, as many autoguides do.
 
     Raises:
         ValueError: If guide and model do not match (a latent site in one only, different plates,
@@ -60,7 +61,7 @@ def _layout(rerun: _Rerun, max_plate_nesting: float) -> Layout:
     nesting = _nesting(frames, max_plate_nesting)
     for site in sites:
         in_batch_dims(site, site.log_prob(), nesting)
-    shared = _shared_plates(scored or _plated(run.guide), sites, rerun)
+    shared = _shared_plates(scored or _plated(run.guide), sites, rerun) - run.joint_plates()
     plates = sorted(shared, key=lambda name: frames[name].dim)
     dims = tuple(frames[name].dim for name in plates)
     return Layout(nesting, tuple(plates), dims, tuple(scored))

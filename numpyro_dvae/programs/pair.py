@@ -1,6 +1,7 @@
 """A model and its guide: what both are called with, how their sites lie, how they are run."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from numpyro_dvae.programs.sites import Site, deterministic_sites, mutable_values, sample_sites
@@ -49,7 +50,17 @@ class Run(NamedTuple):
     @classmethod
     def of(cls, guide_trace: Mapping[str, Any], model_trace: Mapping[str, Any]) -> "Run":
         """Read the sample sites of two traces."""
-        return cls(sample_sites(guide_trace), sample_sites(model_trace), guide_trace, model_trace)
+        model = sample_sites(model_trace)
+        guide = {
+            name: _in_plates(site, model.get(name))
+            for name, site in sample_sites(guide_trace).items()
+        }
+        return cls(guide, model, guide_trace, model_trace)
+
+    def joint_plates(self) -> set[str]:
+        """Plates of latents that the guide draws all at once and hands out under no plate."""
+        names = [n for n in self.guide if not self.guide_trace[n]["cond_indep_stack"]]
+        return {plate for name in names for plate in self.guide[name].plates}
 
     def computed(self) -> dict[str, Site]:
         """The deterministic sites of the guide."""
@@ -58,3 +69,10 @@ class Run(NamedTuple):
     def mutable(self) -> dict[str, Any]:
         """The mutable state that both programs have left."""
         return mutable_values(self.guide_trace) | mutable_values(self.model_trace)
+
+
+def _in_plates(site: Site, model: Site | None) -> Site:
+    """A guide's site under no plate, as an autoguide's values are, in the plates of the model's."""
+    if model is None or model.is_observed or site.plates or site.is_observed or site.needs_score:
+        return site
+    return replace(site, plates=model.plates)
