@@ -8,7 +8,6 @@ import backends
 import numpy as np
 from backends import Programs
 from cli import CommandError
-from metrics import Draws
 
 __all__ = ["Backend"]
 
@@ -46,6 +45,13 @@ class Backend(backends.Backend):
         self._key, key = jax.random.split(self._key)
         return key
 
+    @staticmethod
+    def binarized(rng_key: Any, x: Any) -> Any:
+        """A `transform` of `fit`: pixels drawn, with gray values for probabilities."""
+        import jax
+
+        return jax.random.bernoulli(rng_key, x).astype(x.dtype)
+
     def train(
         self,
         model: Any,
@@ -55,16 +61,12 @@ class Backend(backends.Backend):
         learning_rate: float,
         num_steps: int,
         decay: float = 1.0,
-        drawn: bool = False,
         **settings: Any,
     ) -> Any:
-        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`.
-
-        With `drawn`, each step draws its images' pixels, with gray values for probabilities.
-        """
+        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`."""
         import jax
 
-        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps, drawn=drawn)
+        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps)
         with jax.default_device(self.device):
             result = self.module("fit").fit(
                 self._next_key(), svi, *data, num_steps=num_steps, **settings
@@ -96,20 +98,13 @@ class Backend(backends.Backend):
         return result
 
     def _make_svi(
-        self,
-        programs: Programs,
-        learning_rate: float,
-        decay: float,
-        num_steps: int,
-        *,
-        drawn: bool = False,
+        self, programs: Programs, learning_rate: float, decay: float, num_steps: int
     ) -> Any:
         import numpyro
 
         rate = self.schedule(learning_rate, decay * learning_rate, num_steps)
         model, guide, loss = programs
         kind = self.module("infer").SVI
-        kind = _drawing(kind) if drawn else kind
         return kind(model, guide, numpyro.optim.Adam(rate), loss=loss)
 
     def make_dictionary(self, atoms: np.ndarray) -> Any:
@@ -177,49 +172,19 @@ class Backend(backends.Backend):
         while True:
             yield np.asarray(gradient(guide_params, params, self._next_key(), images))
 
-    def draws(
-        self, model: Any, guide: Any, images: np.ndarray, num_particles: int
-    ) -> Iterator[Draws]:
-        """Draw codes for test images and score them, in batches of bounded memory."""
-        import jax
-
-        guide = self.guide_for(guide, images)
-
-        @partial(jax.jit, static_argnums=4)
-        def score(params: dict, rng_key: Any, x: Any, index: Any, num_data: int) -> tuple:
-            def particle(key: Any) -> tuple:
-                guide_sites, sites = _run_pair(model, guide, params, key, x, index, num_data)
-                errors = ((sites["x"]["fn"].mean - x) ** 2).reshape(len(x), -1).mean(1)
-                scored = (sites["x"], sites["z"], guide_sites["z"])
-                log_probs = (site["fn"].log_prob(site["value"]) for site in scored)
-                return (*log_probs, sites["z"]["value"], errors)
-
-            found = jax.vmap(particle)(jax.random.split(rng_key, num_particles))
-            return (*found[:3], found[3][0], found[4][0])
-
-        size = max(1, backends.BATCH_VALUES // (num_particles * images[0].size))
-        for start in range(0, len(images), size):
-            rows = np.arange(start, min(start + size, len(images)))
-            found = score(self._params, self._next_key(), images[rows], rows, len(images))
-            yield Draws(*(np.asarray(value) for value in found))
-
-    def reconstruct(self, model: Any, guide: Any, images: np.ndarray) -> np.ndarray:
-        """The mean of p(x | z) at one z ~ q for each image."""
-        import jax
-
-        guide = self.guide_for(guide, images)
-
-        @jax.jit
-        def means(params: dict, rng_key: Any, x: Any) -> Any:
-            return _run_pair(model, guide, params, rng_key, x)[1]["x"]["fn"].mean
-
-        return np.asarray(means(self._params, self._next_key(), images))
-
     def guide_for(self, guide: Any, images: np.ndarray) -> Any:
         """The guide of other images: of a truncated one, with states of theirs."""
         if not hasattr(guide, "for_data"):
             return guide
         return guide.for_data(self._next_key(), self._params, images)
+
+    def _draw(self, guide: Any, *data: Any) -> np.ndarray:
+        import jax
+        from numpyro.handlers import seed, substitute, trace
+
+        own = jax.tree.map(lambda leaf: leaf, self._params or {})  # a codebook moves
+        program = seed(substitute(guide, data=own), self._next_key())
+        return np.asarray(trace(program).get_trace(*data)["z"]["value"])
 
     def sample(self, model: Any, num_images: int) -> np.ndarray:
         """The mean of p(x | z) at z ~ p."""
@@ -238,32 +203,3 @@ class Backend(backends.Backend):
         from numpyro.handlers import substitute
 
         return np.asarray(substitute(model.reconstruct, data=self._params)(codes))
-
-
-def _drawing(svi_class: Any) -> Any:
-    """An `SVI` whose steps draw binary images from gray ones; model and guide see one draw."""
-    import jax
-
-    def draw(rng_key: Any, x: Any) -> Any:
-        return jax.random.bernoulli(rng_key, x).astype(x.dtype)
-
-    class Drawing(svi_class):
-        def init(self, rng_key: Any, x: Any, *rest: Any, **options: Any) -> Any:
-            return super().init(rng_key, draw(rng_key, x), *rest, **options)
-
-        def update(self, svi_state: Any, x: Any, *rest: Any, **options: Any) -> Any:
-            key = jax.random.fold_in(svi_state.rng_key, 1)
-            return super().update(svi_state, draw(key, x), *rest, **options)
-
-    return Drawing
-
-
-def _run_pair(model: Any, guide: Any, params: Any, rng_key: Any, *data: Any) -> tuple[dict, dict]:
-    """Sites of a NumPyro guide, and of the model at its draws."""
-    import jax
-    from numpyro.handlers import replay, seed, substitute, trace
-
-    own = jax.tree.map(lambda leaf: leaf, params)  # a codebook moves when a guide runs
-    guide_sites = trace(seed(substitute(guide, data=own), rng_key)).get_trace(*data)
-    replayed = replay(substitute(model, data=params), trace=guide_sites)
-    return guide_sites, trace(seed(replayed, rng_key)).get_trace(*data)

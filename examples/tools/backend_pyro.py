@@ -8,7 +8,6 @@ import numpy as np
 from backends import Programs
 from cli import CommandError
 from configs import Config
-from metrics import Draws
 
 __all__ = ["Backend"]
 
@@ -55,6 +54,13 @@ class Backend(backends.Backend):
         """As for both, on the device."""
         return super().make_prior(config).to(self.device)
 
+    @staticmethod
+    def binarized(x: Any) -> Any:
+        """A `transform` of `fit`: pixels drawn, with gray values for probabilities."""
+        import torch
+
+        return torch.bernoulli(x)
+
     def train(
         self,
         model: Any,
@@ -64,16 +70,12 @@ class Backend(backends.Backend):
         learning_rate: float,
         num_steps: int,
         decay: float = 1.0,
-        drawn: bool = False,
         **settings: Any,
     ) -> Any:
-        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`.
-
-        With `drawn`, each step draws its images' pixels, with gray values for probabilities.
-        """
+        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`."""
         import pyro
 
-        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps, drawn=drawn)
+        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps)
         # Pyro's validation waits for the device at every site; `fit` looks for NaN itself.
         with pyro.validation_enabled(False):
             settings = self._on_device(settings)
@@ -102,13 +104,7 @@ class Backend(backends.Backend):
             )
 
     def _make_svi(
-        self,
-        programs: Programs,
-        learning_rate: float,
-        decay: float,
-        num_steps: int,
-        *,
-        drawn: bool = False,
+        self, programs: Programs, learning_rate: float, decay: float, num_steps: int
     ) -> Any:
         import pyro
         import torch
@@ -121,8 +117,7 @@ class Backend(backends.Backend):
                 "lr_lambda": self.schedule(1.0, decay, num_steps),
             }
         )
-        kind = _drawing(pyro.infer.SVI) if drawn else pyro.infer.SVI
-        return kind(model, guide, optim, loss=loss)
+        return pyro.infer.SVI(model, guide, optim, loss=loss)
 
     def _tensors(self, data: Sequence[Any]) -> list[Any]:
         """Arrays as tensors on the device; numbers and None as they are."""
@@ -191,58 +186,19 @@ class Backend(backends.Backend):
             found = [parameter.grad.flatten() for parameter in guide.parameters()]
             yield torch.cat(found).cpu().numpy()
 
-    def draws(
-        self,
-        model: Any,
-        guide: Any,
-        images: np.ndarray,
-        num_particles: int,
-    ) -> Iterator[Draws]:
-        """Draw codes for test images and score them, in batches of bounded memory."""
-        import torch
-        from pyro import poutine
-
-        model.eval(), guide.eval()
-        guide = self.guide_for(guide, images)
-        size = max(1, backends.BATCH_VALUES // (num_particles * images[0].size))
-        for start in range(0, len(images), size):
-            rows = slice(start, start + size)
-            with torch.no_grad():
-                x, *rest = self._tensors(backends.rows_of(self.inputs(guide, images), rows))
-                z, log_q = self._draw(guide, num_particles, x, *rest)
-                trace = poutine.trace(poutine.condition(model, {"z": z})).get_trace(x)
-                trace.compute_log_prob()
-                errors = (model.reconstruct(z[0]) - x).square().flatten(1).mean(1)
-            likelihood, prior = (trace.nodes[site]["log_prob"] for site in ("x", "z"))
-            found = (likelihood, prior, log_q, z[0], errors)
-            yield Draws(*(value.cpu().numpy() for value in found))
-
-    def reconstruct(self, model: Any, guide: Any, images: np.ndarray) -> np.ndarray:
-        """The mean of p(x | z) at one z ~ q for each image."""
-        import torch
-
-        guide = self.guide_for(guide, images)
-        with torch.no_grad():
-            z, _ = self._draw(guide, 1, *self._tensors(self.inputs(guide, images)))
-            return model.reconstruct(z[0]).cpu().numpy()
-
     def guide_for(self, guide: Any, images: np.ndarray) -> Any:
         """The guide of other images: of a truncated one, with states of theirs."""
         return guide.for_data(*self._tensors((images,))) if hasattr(guide, "for_data") else guide
 
-    @staticmethod
-    def _draw(guide: Any, num_particles: int, *data: Any) -> tuple[Any, Any]:
-        """Codes ``(K, B, L)`` of a guide's posterior, and their log-probabilities."""
+    def _draw(self, guide: Any, *data: Any) -> np.ndarray:
         import torch
+        from pyro import poutine
 
-        if not hasattr(guide, "for_data"):
-            posterior = guide.posterior(*data)
-            z = posterior.sample((num_particles,))
-            return z, posterior.log_prob(z)
-        states = guide.posterior(*data)
-        index = torch.multinomial(states.weights.T, num_particles, replacement=True).T
-        z = states.values["z"][index, torch.arange(len(data[0]))]
-        return z, states.weights.log().gather(0, index)
+        if isinstance(guide, torch.nn.Module):
+            guide.eval()  # a codebook moves when it is trained
+        with torch.no_grad():
+            trace = poutine.trace(guide).get_trace(*self._tensors(data))
+        return trace.nodes["z"]["value"].cpu().numpy()
 
     def sample(self, model: Any, num_images: int) -> np.ndarray:
         """The mean of p(x | z) at z ~ p."""
@@ -257,14 +213,3 @@ class Backend(backends.Backend):
 
         with torch.no_grad():
             return model.reconstruct(torch.as_tensor(codes, device=self.device)).cpu().numpy()
-
-
-def _drawing(svi_class: Any) -> Any:
-    """An `SVI` whose steps draw binary images from gray ones; model and guide see one draw."""
-    import torch
-
-    class Drawing(svi_class):
-        def step(self, x: Any) -> float:
-            return super().step(torch.bernoulli(x))
-
-    return Drawing

@@ -50,7 +50,19 @@ QUANTIZERS = ("vq", "vq_gradient", "fsq")
 METHODS |= dict.fromkeys(QUANTIZERS, "VQ_ELBO")
 _DECAY = 0.99  # of a codebook's moving averages
 _MOST_LEVELS = 8  # of a finite scalar
-BATCH_VALUES = 2**23  # values of x times particles that are scored at once
+_BATCH_VALUES = 2**23  # values of x that go through the programs at once
+_METRICS = {  # name in metrics.json -> field of `Evaluation`
+    "elbo": "elbo",
+    "beta_elbo": "beta_elbo",
+    "iwae": "importance_weighted_bound",
+    "iwae_particles": "num_particles",
+    "rate_bits": "rate",
+    "mse": "mse",
+    "psnr": "psnr",
+    "ess": "ess",
+    "code_usage": "usage",
+    "beta": "beta",
+}
 
 
 def get_backend(name: str, device: str = "auto") -> "Backend":
@@ -70,11 +82,17 @@ def rows_of(data: Sequence[Any], rows: slice) -> list[Any]:
     return [value[rows] if isinstance(value, np.ndarray) else value for value in data]
 
 
+def batch_size_of(images: np.ndarray) -> int:
+    """Images that go through the programs at once."""
+    return max(1, _BATCH_VALUES // images[0].size)
+
+
 class Backend:
     """What both packages do alike."""
 
     name: str
     device: Any
+    _params: Any = None  # of the last training, where the programs do not hold them
 
     def module(self, path: str) -> ModuleType:
         """Return a module of the package."""
@@ -110,6 +128,50 @@ class Backend:
     def diagnose(self, name: str, result: Any, *data: Any, **options: Any) -> Any:
         """Call one of the diagnostics."""
         return getattr(self.module("diagnostics"), name)(result, *data, **options)
+
+    def evaluate(
+        self, model: Any, guide: Any, images: np.ndarray, **options: Any
+    ) -> dict[str, float]:
+        """Means per image, in nats; `options` are those of the package's `evaluate`.
+
+        `elbo` and `beta_elbo` average over the draws, `iwae` is the importance-weighted bound of
+        all K, `ess` the effective sample size of these weights as a fraction of K, `psnr` the mean
+        over images of each one's, of one draw, `code_usage` the fraction of codes that occur.
+        """
+        guide = self.guide_for(guide, images)
+        found = self.diagnose(
+            "evaluate",
+            (model, guide),
+            *self.inputs(guide, images),
+            params=self._params,
+            batch_size=batch_size_of(images),
+            **options,
+        )
+        return {name: getattr(found, field) for name, field in _METRICS.items()}
+
+    def codes(self, guide: Any, images: np.ndarray) -> np.ndarray:
+        """One z ~ q for each image, ``(N, L)``."""
+        guide = self.guide_for(guide, images)
+        data, size = self.inputs(guide, images), batch_size_of(images)
+        starts = range(0, len(images), size)
+        rows = (rows_of(data, slice(start, start + size)) for start in starts)
+        return np.concatenate([self._draw(guide, *some) for some in rows])
+
+    def reconstruct(self, model: Any, guide: Any, images: np.ndarray) -> np.ndarray:
+        """The mean of p(x | z) at one z ~ q for each image."""
+        return self.decode(model, self.codes(guide, images))
+
+    def guide_for(self, guide: Any, images: np.ndarray) -> Any:
+        """The guide of other images: of a truncated one, with states of theirs."""
+        raise NotImplementedError
+
+    def decode(self, model: Any, codes: np.ndarray) -> np.ndarray:
+        """The mean of p(x | z) at given codes."""
+        raise NotImplementedError
+
+    def _draw(self, guide: Any, *data: Any) -> np.ndarray:
+        """What the guide draws of "z", called with such data."""
+        raise NotImplementedError
 
     def schedule(self, start: float, end: float, num_steps: int) -> Callable[[Any], Any]:
         """Exponential schedule."""

@@ -15,7 +15,6 @@ from backends import QUANTIZERS, Backend, get_backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
 from configs import CONFIGS, Config
 from data import Dataset, load
-from metrics import summarize
 from pictures import save_comparison
 
 _CONFIG = CONFIGS["compare"]
@@ -113,8 +112,7 @@ def run_method(
         num_steps=config.num_steps,
         batch_size=config.batch_size,
     )
-    draws = backend.draws(model, guide, data.x_test, num_particles=64)
-    found = summarize(draws, beta=1.0, num_codes=config.num_codes)
+    found = backend.evaluate(model, guide, data.x_test, num_particles=64)
     found |= {"seconds": result.seconds, "num_particles": config.num_particles}
     caption = f"ELBO {found['elbo']:.2f}, PSNR {found['psnr']:.1f}"
     images = backend.reconstruct(model, guide, data.x_test[:_SHOWN])

@@ -261,7 +261,7 @@ def _images(run: Run) -> dict[str, np.ndarray]:
         "reconstruction": backend.reconstruct(model, guide, shown),
         "sample": backend.sample(model, _SHOWN),
     }
-    codes = next(backend.draws(model, guide, shown[:1], 1)).codes
+    codes = backend.codes(guide, shown[:1])
     num_codes = 2 if run.config.prior == "bernoulli" else run.config.num_codes
     for latent in range(min(3, codes.shape[1])):
         walk = np.repeat(codes, min(num_codes, _SHOWN), axis=0)

@@ -7,7 +7,6 @@ latents are codes.
 
 from typing import Any
 
-import numpy as np
 from data import draw_pixels
 
 __all__ = ["fit_prior"]
@@ -28,8 +27,7 @@ def fit_prior(setup: Any, model: Any, guide: Any, args: Any) -> Any:
     backend, config, images = setup.backend, setup.config, setup.data.x_train
     if config.binarize == "dynamic":
         images = draw_pixels(images, args.seed)
-    draws = backend.draws(model, guide, images, num_particles=1)
-    codes = np.concatenate([found.codes for found in draws])
+    codes = backend.codes(guide, images)
     models = backend.module("models")
     prior = backend.make_prior(config._replace(prior="autoregressive"))
     folder = setup.out / "second_stage"

@@ -17,7 +17,6 @@ from backends import METHODS, QUANTIZERS, RELAXATIONS, Backend, get_backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
 from configs import CONFIGS, Config
 from data import NAMES, Dataset, load
-from metrics import summarize
 from pictures import save_curves, save_reconstructions, save_samples
 from second_stage import fit_prior
 
@@ -153,7 +152,7 @@ def train(args: Any, setup: Setup, model: Any, guide: Any, loss: Any) -> Any:
         eval_every=args.eval_every,
         checkpoint_every=args.checkpoint_every,
         log_every=5 if args.smoke else 50,
-        drawn=config.binarize == "dynamic",
+        transform=backend.binarized if config.binarize == "dynamic" else None,
     )
 
 
@@ -263,10 +262,8 @@ def num_draws(setup: Setup) -> int:
 
 def evaluate(setup: Setup, model: Any, guide: Any, num_particles: int) -> dict[str, float]:
     """Metrics on the test images."""
-    config = setup.config
-    draws = setup.backend.draws(model, guide, setup.data.x_test, num_particles)
-    num_codes = 2 if config.prior == "bernoulli" else config.num_codes
-    return summarize(draws, beta=config.beta_to, num_codes=num_codes)
+    images, beta = setup.data.x_test, setup.config.beta_to
+    return setup.backend.evaluate(model, guide, images, num_particles=num_particles, beta=beta)
 
 
 def draw(setup: Setup, model: Any, guide: Any, result: Any) -> None:
