@@ -1,10 +1,11 @@
 """Whether a program takes a particle axis: decided by values that would show if it mixes particles.
 
 A program that indexes from the left, reduces over all dims or normalises by a mean may run with a
-particle axis, on shapes that happen to fit, and give each particle what others have drawn. So three
+particle axis, on shapes that happen to fit, and give each particle what others have drawn. So five
 particles are run together, of which one has the lowest code in each latent, one the highest, and
-one some of each; each of them is then compared with a run of its own. Where a program is noisy by
-itself (dropout), one particle is changed while the others and the noise stay: they must not notice.
+three some of each, so that no two latents of a few are alike in all of them; each particle is then
+compared with a run of its own. Where a program is noisy by itself (dropout), one particle is changed
+while the others and the noise stay: they must not notice.
 """
 
 import warnings
@@ -25,7 +26,8 @@ from pyro_dvae.programs.sites import Site
 
 __all__ = ["takes_particles"]
 
-_NUM_PARTICLES = 3  # unlikely to be some other dim's size, and cheap
+_NUM_MIXED = 3  # of the particles, which have low and high codes
+_NUM_PARTICLES = 2 + _NUM_MIXED
 _COMPARED = (
     "log_likelihood",
     "log_prior",
@@ -80,9 +82,9 @@ def _keeps_apart(pair: Pair) -> bool:
 
 
 def _agree_on(pair: Pair, values: dict[str, Tensor]) -> bool:
-    together = _record(pair, values, None)
+    together, noise = _record(pair, values, None), _noise()
     alone = [_record(pair, values, k) for k in range(_NUM_PARTICLES)]
-    if _agree(alone[0], _record(pair, values, 0), 0, 0):
+    if noise == _noise():  # nothing else is drawn
         return all(_agree(together, one, k, 0) for k, one in enumerate(alone))
     state = pyro.util.get_rng_state()
     together = _record(pair, values, None)
@@ -90,6 +92,14 @@ def _agree_on(pair: Pair, values: dict[str, Tensor]) -> bool:
     moved = {name: torch.cat([value[1:2], value[1:]]) for name, value in values.items()}
     moved_together = _record(pair, moved, None)
     return all(_agree(together, moved_together, k, k) for k in range(1, _NUM_PARTICLES))
+
+
+def _noise() -> bytes:
+    """Where the generators stand."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states.append(torch.cuda.get_rng_state())
+    return b"".join(state.numpy().tobytes() for state in states)
 
 
 def _record(pair: Pair, values: dict[str, Tensor], particle: int | None) -> Particles:
@@ -129,9 +139,11 @@ def _telling_values(site: Site) -> Tensor:
 
 
 def _spread(value: Tensor, lowest: Callable, highest: Callable) -> Tensor:
-    """The lowest values, the highest, and some of each."""
+    """The lowest values, the highest, and some of each: which, tells the places of a few apart."""
     shape = value.shape[1:]
     low, high = lowest(shape).to(value), highest(shape).to(value)
-    is_low = torch.rand(shape, device=value.device) < 0.5
-    is_low.view(-1)[:1] = False  # not all as in the first
-    return torch.stack([low, high, torch.where(is_low, low, high)])
+    places = torch.arange(shape.numel(), device=value.device).reshape(shape)
+    if shape.numel() > 2**_NUM_MIXED:
+        places = torch.randint_like(places, 2**_NUM_MIXED)
+    mixed = [torch.where((places >> bit) % 2 == 1, high, low) for bit in range(_NUM_MIXED)]
+    return torch.stack([low, high, *mixed])
