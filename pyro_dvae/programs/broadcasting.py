@@ -4,8 +4,8 @@ A program that indexes from the left, reduces over all dims or normalises by a m
 particle axis, on shapes that happen to fit, and give each particle what others have drawn. So five
 particles are run together, of which one has the lowest code in each latent, one the highest, and
 three some of each, so that no two latents of a few are alike in all of them; each particle is then
-compared with a run of its own. Where a program is noisy by itself (dropout), one particle is changed
-while the others and the noise stay: they must not notice.
+compared with a run of its own. Where a program is noisy by itself (dropout), one particle is
+changed while the others and the noise stay: they must not notice.
 """
 
 import warnings
