@@ -18,7 +18,6 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro import handlers
-from numpyro.infer import Trace_ELBO
 from numpyro.infer.util import log_density
 from numpyro_shim import quickly
 
@@ -275,9 +274,7 @@ def test_sites_that_share_no_plate_have_one_weight(crossed):
     np.testing.assert_allclose(found, (value, slope), rtol=1e-10)
 
     def both(key):
-        return jnp.stack(
-            jax.value_and_grad(lambda a: elbo.loss(key, {}, model, guide, a, y))(0.3)
-        )
+        return jnp.stack(jax.value_and_grad(lambda a: elbo.loss(key, {}, model, guide, a, y))(0.3))
 
     draws = quiet(lambda: draws_of(f"crossed sampled {crossed}", both, 400))
     assert_mean(draws, (value, slope))
