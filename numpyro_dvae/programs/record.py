@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.scipy.special import xlogy
 from jaxtyping import Array, Float
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
@@ -21,7 +22,7 @@ from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
 from numpyro_dvae.programs.densities import fast_log_prob
 from numpyro_dvae.programs.masks import without_mask
 from numpyro_dvae.programs.pair import Layout, Run
-from numpyro_dvae.programs.sites import Site, in_batch_dims
+from numpyro_dvae.programs.sites import Site, finite_slopes, in_batch_dims
 
 __all__ = ["Ledger", "Particles", "Reader", "make_record"]
 
@@ -191,7 +192,7 @@ def make_record(
 def draw_log_prob(site: Site, values: Array) -> Array:
     """Log-density of a draw whatever its mask; `values` if there is none."""
     bare = without_mask(site.fn)
-    return values if bare is site.fn else bare.log_prob(site.value)
+    return values if bare is site.fn else finite_slopes(bare).log_prob(site.value)
 
 
 def _entropy(fn: Any, value: Array) -> Array | None:
@@ -211,7 +212,19 @@ def _entropy(fn: Any, value: Array) -> Array | None:
         return categorical_entropy(fn.logits)
     if isinstance(fn, dist.BernoulliLogits):  # NumPyro's own is NaN at logits of -100
         return bernoulli_entropy(fn.logits)
+    if isinstance(fn, dist.CategoricalProbs):
+        return -_plogp(fn.probs).sum(-1)
+    if isinstance(fn, dist.BernoulliProbs):
+        inside = (fn.probs > 0) & (fn.probs < 1)
+        probs = jnp.where(inside, fn.probs, 0.5)
+        return jnp.where(inside, dist.BernoulliProbs(probs, validate_args=False).entropy(), 0.0)
     try:
         return fn.entropy()
     except NotImplementedError:
         return None
+
+
+def _plogp(probs: Array) -> Array:
+    """0 where p = 0, with a gradient of 0 there; NumPyro's is NaN."""
+    probs = jnp.where(probs > 0, probs, 1.0)
+    return xlogy(probs, probs)

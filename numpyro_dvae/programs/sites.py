@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
@@ -22,6 +23,7 @@ __all__ = [
     "Site",
     "base_distribution",
     "deterministic_sites",
+    "finite_slopes",
     "in_batch_dims",
     "is_drawn",
     "mutable_values",
@@ -113,7 +115,7 @@ class Site:
 
     def log_prob(self) -> Array:
         """Log-density of its value, over its batch dims; not scaled by handlers."""
-        return self.fn.log_prob(self.value, *self.call)
+        return finite_slopes(self.fn).log_prob(self.value, *self.call)
 
     def scaled(self, values: Array, scale: Any) -> Array:
         """Numbers over its batch dims, weighed by `scale`; its masks are the distribution's."""
@@ -150,6 +152,30 @@ def base_distribution(fn: Any) -> Any:
     while isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
         fn = fn.base_dist
     return fn
+
+
+def finite_slopes(fn: Any) -> Any:
+    """The same Bernoullis, without gradient into probabilities of exactly 0 or 1.
+
+    NumPyro's is 0 there, but NaN where a score of more than 4 nats is multiplied with it.
+    """
+    if isinstance(fn, dist.BernoulliProbs):
+        probs = fn.probs
+        if not isinstance(probs, jax.core.Tracer):
+            return fn
+        inside = (probs > 0) & (probs < 1)
+        probs = jnp.where(inside, probs, jax.lax.stop_gradient(probs))
+        return dist.BernoulliProbs(probs, validate_args=False)
+    if not isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
+        return fn
+    base = finite_slopes(fn.base_dist)
+    if base is fn.base_dist:
+        return fn
+    if isinstance(fn, MaskedDistribution):
+        return base.mask(fn._mask)
+    if isinstance(fn, ExpandedDistribution):
+        return base.expand(fn.batch_shape)
+    return base.to_event(fn.reinterpreted_batch_ndims)
 
 
 def in_batch_dims(site: Site, values: Array, nesting: int) -> Array:
