@@ -1,5 +1,6 @@
 """What the examples read, what they find in a folder, and what they measure."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -12,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tools"))
 
 import data as example_data
 from backends import get_backend
-from metrics import Draws, summarize
 
 
 def images(seed=0, num_images=80, shape=(6, 5)):
@@ -59,19 +59,84 @@ def test_npz_and_digits_are_images_in_the_unit_interval(tmp_path):
     assert not digits.binary
 
 
-def test_metrics_by_hand():
-    likelihood = np.log([[0.5, 0.1], [0.25, 0.1]])
-    zeros, codes = np.zeros((2, 2)), np.array([[0, 0], [0, 1]])
-    draws = [
-        Draws(likelihood[:, :1], zeros[:, :1], zeros[:, :1], codes[:1], np.array([0.01])),
-        Draws(likelihood[:, 1:], zeros[:, 1:], zeros[:, 1:], codes[1:], np.array([0.1])),
-    ]
-    found = summarize(draws, beta=0.5, num_codes=2)
-    np.testing.assert_allclose(found["elbo"], likelihood.mean())
-    np.testing.assert_allclose(found["iwae"], np.log([0.375, 0.1]).mean())
-    np.testing.assert_allclose(found["ess"], (0.75**2 / (0.25 + 0.0625) / 2 + 1) / 2)
-    np.testing.assert_allclose(found["psnr"], 15.0)
-    np.testing.assert_allclose(found["code_usage"], 0.75)
+ERRORS = np.array([0.01, 0.1])  # squared, of every pixel of the two images
+CODES = np.array([[0, 0], [0, 1]])
+RATE = 2 * np.log(2)  # codes that the guide is sure of, under a uniform prior
+
+
+def images_of_codes():
+    return np.abs(CODES - np.sqrt(ERRORS)[:, None]).astype(np.float32)
+
+
+def known_pair(backend):
+    """A guide that is sure of each image's codes, and a model whose means they are."""
+    library = pytest.importorskip(backend)
+    np_like = pytest.importorskip({"pyro": "torch", "numpyro": "jax.numpy"}[backend])
+    dist = importlib.import_module(f"{backend}.distributions")
+
+    def program(logits_of, *, observed):
+        def run(x):
+            with library.plate("data", len(x)):
+                logits = np_like.stack([0.0 * x, logits_of(x)], -1)
+                z = library.sample("z", dist.Categorical(logits=logits).to_event(1))
+                if observed:
+                    library.sample("x", dist.Normal(1.0 * z, 1.0).to_event(1), obs=x)
+
+        return run
+
+    model = program(lambda x: 0.0 * x, observed=True)
+    return model, program(lambda x: 400.0 * (x - 0.5), observed=False)
+
+
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_metrics_by_hand(backend):
+    """Means over images of what each one has: of the PSNR, 15 dB, not that of the mean error."""
+    model, guide = known_pair(backend)
+    found = get_backend(backend, "cpu").evaluate(
+        model, guide, images_of_codes(), num_particles=3, beta=0.5
+    )
+    likelihood = -ERRORS.mean() - np.log(2 * np.pi)
+    expected = {
+        "elbo": likelihood - RATE,
+        "beta_elbo": likelihood - 0.5 * RATE,
+        "iwae": likelihood - RATE,
+        "iwae_particles": 3,
+        "rate_bits": 2.0,
+        "mse": 0.055,
+        "psnr": 15.0,
+        "ess": 1.0,
+        "code_usage": 0.75,
+        "beta": 0.5,
+    }
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+
+
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_codes_come_in_batches_in_the_order_of_the_images(backend, monkeypatch):
+    _, guide = known_pair(backend)
+    monkeypatch.setattr("backends._BATCH_VALUES", 6)  # three images at once
+    images = np.tile(images_of_codes(), (4, 1))
+    codes = get_backend(backend, "cpu").codes(guide, images)
+    np.testing.assert_array_equal(codes, np.tile(CODES, (4, 1)))
+
+
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_binarized_pixels_have_their_gray_values_for_means(backend):
+    x = np.linspace(0, 1, 5, dtype=np.float32)[:, None] * np.ones((5, 4000), np.float32)
+    kit = get_backend(backend, "cpu")
+    if backend == "numpyro":
+        import jax
+
+        draws = np.asarray(kit.binarized(jax.random.key(0), x))
+    else:
+        kit.seed(0)
+        draws = kit.binarized(kit.array(x)).numpy()
+    assert draws.dtype == x.dtype
+    assert set(np.unique(draws)) == {0.0, 1.0}
+    np.testing.assert_allclose(draws.mean(1), x[:, 0], atol=5 * 0.5 / np.sqrt(4000))
+    np.testing.assert_array_equal(draws[[0, 4]], x[[0, 4]])
 
 
 def test_a_checkpoint_that_was_only_begun_is_none(tmp_path):
