@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution
@@ -57,6 +57,11 @@ class Members(TorchDistribution):
         values = _padded(self.values, len(shape) + self.event_dim)
         values = values.expand(-1, *shape, *self.event_shape)
         return Members(values, self.log_weights, self.event_dim, self.cell_dims)
+
+    @constraints.dependent_property(is_discrete=True)
+    def support(self) -> constraints.Constraint:
+        """Any value: what is not listed has density 0."""
+        return constraints.independent(constraints.real, self.event_dim)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Values ``sample_shape + batch_shape + event_shape`` of members drawn by weight."""
