@@ -261,8 +261,7 @@ class Truncated_ELBO(ParticleELBO):
             return _as_they_are(step)
         scorer = Scorer(step.call, self._beta(step.state.beta))
         sweeps = sweeps if isinstance(sweeps, int) else jnp.asarray(sweeps, int)
-        key, codes = step.rng_key, step.codes
-        return evolve_sets(key, scorer, codes, self.evolve, self.generations, sweeps)
+        return evolve_sets(step.rng_key, scorer, step.codes, self.evolve, self.generations, sweeps)
 
     def _stored(self, step: _Step, evolved: Evolved) -> dict[str, Any]:
         return {step.guide.site: step.guide.store(step.call, step.words, evolved.states)}
@@ -286,8 +285,7 @@ class Truncated_ELBO(ParticleELBO):
         self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
     ) -> Gain:
         """The bound that the states make, and what the closed forms gather of them."""
-        scores = log_weights(particles, beta)
-        values = truncated_values(scores, particles.log_likelihood, beta)
+        values = truncated_values(log_weights(particles, beta), particles.log_likelihood, beta)
         ess = (1.0 / jnp.square(values.weights).sum(0)).mean()
         expected = objective._replace(
             log_likelihood=values.log_likelihood[None],

@@ -256,7 +256,7 @@ class TruncatedGuide(nn.Module):
             self.num_states,
             rest=self.rest,
             probs=self.probs,
-            vectorize_particles=self.vectorize_particles,
+            vectorize_particles=self._vectorize,  # what is known by now is not tried again
         )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:

@@ -226,8 +226,7 @@ class Truncated_ELBO(ParticleELBO):
         memory: TruncatedMemory,
     ) -> Gain:
         """The bound that the states make, and what the closed forms gather of them."""
-        scores = log_weights(particles, beta)
-        values = truncated_values(scores, particles.log_likelihood, beta)
+        values = truncated_values(log_weights(particles, beta), particles.log_likelihood, beta)
         ess = (1.0 / values.weights.square().sum(0)).mean()
         expected = objective._replace(
             log_likelihood=values.log_likelihood[None],
