@@ -131,12 +131,23 @@ def _check_latents(latents: Mapping[str, Site], rest: set[str]) -> None:
                     "discrete site of a datum to the states, and give `rest` reparameterised sites "
                     "only."
                 )
-        elif not site.has_finite_support:
+            continue
+        _check_steps(site)
+        if not site.has_finite_support:
             raise ValueError(
                 f"site '{name}' ({site.family}) has no finite support, so no states of it can be "
                 "listed. Sample it in `rest`, a guide with reparameterised sites, or marginalise "
                 "it; a count can be cut off, as a Categorical."
             )
+
+
+def _check_steps(site: Site) -> None:
+    if site.is_scanned:
+        raise ValueError(
+            f"site '{site.name}' is drawn in a `scan`, and states of all its steps are not listed. "
+            "Write the steps as a Python loop, with a site for each, or use DAPS_ELBO, VIMCO_ELBO "
+            "or Reinforce_ELBO, which sample."
+        )
 
 
 def _check_plates(layout: Layout, sites: Mapping[str, Site]) -> None:
@@ -244,7 +255,7 @@ def enumerate_draws(
         are no discrete sites.
 
     Raises:
-        ValueError: If a site has no finite support, or if S exceeds `max_states`.
+        ValueError: If a site has no finite support or is in a `scan`, or if S exceeds `max_states`.
     """
     if not layout.scored:
         return {}
@@ -272,6 +283,7 @@ def _space_of_draws(
             sites = sample_sites(run_program(rng_key, program, args, kwargs))
         scored = [site for name, site in sites.items() if name in layout.scored]
         for site in scored:
+            _check_steps(site)
             if not site.has_finite_support:
                 raise ValueError(
                     f"site '{site.name}' ({site.family}) has no finite support to enumerate. Give "

@@ -67,7 +67,10 @@ class Draw(Messenger):
         """Set the value of a latent site, or the key of a plate."""
         if msg["type"] == "plate" and msg["value"] is None:
             msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, _number(msg["name"]))
+        if msg["type"] == "control_flow" and self.values:
+            msg["kwargs"]["substitute_stack"].append(("substitute", self.values))
         if not is_drawn(msg) or msg["value"] is not None:
+            self._check_path(msg)
             return
         by_sampler = self.sampler is not None and self.sampler.draws(msg["name"])
         if by_sampler:
@@ -83,6 +86,18 @@ class Draw(Messenger):
             self._draw(msg)
         if site.needs_score or (not self.pathwise and self.layout.owns(site)):
             msg["value"], msg["intermediates"] = jax.lax.stop_gradient(msg["value"]), []
+
+    def _check_path(self, msg: Any) -> None:
+        """What a `scan` has drawn keeps its gradient."""
+        if self.pathwise or not is_drawn(msg):
+            return
+        site = Site.of(msg)
+        if site.is_scanned and self.layout.owns(site) and not site.needs_score:
+            raise ValueError(
+                f"site '{site.name}' ({site.family}) is drawn in a `scan`, with a gradient that "
+                "this loss cannot stop. Write the steps as a Python loop, with a site for each, or "
+                "use Reinforce_ELBO, VIMCO_ELBO or DAPS_ELBO."
+            )
 
     def _given(self, msg: Any) -> Array:
         value, shape = self.values[msg["name"]], msg["fn"].shape()

@@ -104,6 +104,11 @@ class Site:
         return bool(self.infer.get("is_auxiliary"))
 
     @property
+    def is_scanned(self) -> bool:
+        """Whether it is a site of all steps of a `scan`, which lead its batch dims."""
+        return "_scan_current_index" in self.infer
+
+    @property
     def by_sampler(self) -> bool:
         """Whether an algorithm has its own way to draw it, `draw.Sampler`."""
         return bool(self.infer.get("_by_sampler"))
@@ -179,11 +184,12 @@ def finite_slopes(fn: Any) -> Any:
 
 
 def in_batch_dims(site: Site, values: Array, nesting: int) -> Array:
-    """View numbers of a site with ``nesting`` batch dims.
+    """View numbers of a site with ``nesting`` batch dims, those of a `scan` summed over its steps.
 
     Raises:
         ValueError: If a size above 1 is no plate's.
     """
+    values = jnp.sum(values, 0) if site.is_scanned else values
     shape = jnp.shape(values)
     sizes = {frame.dim: frame.size for frame in site.plates.values()}
     for dim in range(-1, -len(shape) - 1, -1):
