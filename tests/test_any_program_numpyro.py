@@ -18,6 +18,8 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro import handlers
+from numpyro.contrib.control_flow import scan
+from numpyro.infer import TraceGraph_ELBO, autoguide
 from numpyro.infer.util import log_density
 from numpyro_shim import quickly
 
@@ -35,6 +37,7 @@ from numpyro_dvae.infer import (
 )
 from numpyro_dvae.infer.memory import LOSS_MEMORY
 from numpyro_dvae.infer.svi import loss_state
+from numpyro_dvae.programs.record import _entropy as entropy_of
 
 SAMPLED = [Reinforce_ELBO, DAPS_ELBO, VIMCO_ELBO, WakeSleep_ELBO]
 KEY = jax.random.key(0)
@@ -280,6 +283,158 @@ def test_sites_that_share_no_plate_have_one_weight(crossed):
     assert_mean(draws, (value, slope))
 
 
+# -------------------------------------------------------------------------------------- autoguides
+
+
+def local(x):
+    """A positive and a discrete latent for each datum."""
+    with numpyro.plate("data", 3):
+        size = numpyro.sample("size", dist.LogNormal(0.0, 1.0))
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("x", dist.Normal(2.0 * z * size, 1.0), obs=x)
+
+
+def clusters(x):
+    with numpyro.plate("clusters", 2):
+        locs = numpyro.sample("locs", dist.Normal(0.0, 3.0))
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("x", dist.Normal(locs[z], 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("auto", "model"),
+    [("AutoDiagonalNormal", local), ("AutoDAIS", clusters)],
+)
+def test_an_autoguide_beside_a_discrete_site_has_the_hosts_value_and_gradient(auto, model):
+    """Its values are under no plate; one joint latent is behind them."""
+    hidden = handlers.block(handlers.seed(model, 0), hide=["z"])
+    options = {"K": 2} if auto == "AutoDAIS" else {}
+    auto = getattr(autoguide, auto)(hidden, **options)
+    x = jnp.array([0.0, 1.0, 3.0])
+
+    def guide(x):
+        auto(x)
+        logits = numpyro.param("logits", jnp.array([0.3, -0.2, 0.8]))
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Bernoulli(logits=logits))
+
+    svi = SVI(model, guide, optax.sgd(0.0), Reinforce_ELBO(4))
+    params = svi.get_params(svi.init(KEY, x))
+
+    def draws(elbo, times):
+        def both(key):
+            value, grads = jax.value_and_grad(
+                lambda params: elbo.loss(key, params, model, guide, x)
+            )(params)
+            return value, grads["logits"], grads.get("auto_loc", 0.0)
+
+        name = f"{type(auto).__name__} {model.__name__} {type(elbo).__name__}"
+        return draws_of(name, both, times)
+
+    ours, hosts = draws(Reinforce_ELBO(4), 400), draws(TraceGraph_ELBO(), 1600)
+    for one, other in zip(ours, hosts, strict=True):
+        one, other = np.asarray(one), np.asarray(other)
+        errors = [each.std(0) / len(each) ** 0.5 for each in (one, other)]
+        error = np.hypot(*errors) + 1e-12
+        assert (np.abs(one.mean(0) - other.mean(0)) < 5 * error).all()
+
+
+# -------------------------------------------------------------------------------------------- scan
+
+SERIES = np.array([[0.3, -1.0, 1.2], [2.0, 0.1, -0.4]])
+LENGTHS = np.array([3, 2])
+TRANSITION, MEANS = jnp.array([[0.8, 0.2], [0.3, 0.7]]), jnp.array([-1.0, 1.5])
+SLOPES = jnp.array([-0.5, 0.8])
+
+
+def autoregressive(series):
+    with numpyro.plate("series", 2):
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+
+    def step(before, y):
+        with numpyro.plate("series", 2):
+            numpyro.sample("y", dist.Normal(SLOPES[z] * before, 1.0), obs=y)
+        return y, None
+
+    scan(step, jnp.zeros(2), series.T)
+
+
+def autoregressive_guide(series):
+    with numpyro.plate("series", 2):
+        numpyro.sample("z", dist.Bernoulli(logits=0.3 * series[:, 0]))
+
+
+def test_a_scan_of_observed_sites_is_summed_over_its_steps():
+    before = np.concatenate([np.zeros((2, 1)), SERIES[:, :-1]], 1)
+    likelihood = np.stack([normal(SERIES, s * before).sum(-1) for s in (-0.5, 0.8)], -1)
+    q = 1 / (1 + np.exp(-0.3 * SERIES[:, 0]))
+    q = np.stack([1 - q, q], -1)
+    expected = -(q * (likelihood + np.log([0.7, 0.3]) - np.log(q))).sum()
+    elbo = Exact_ELBO()
+    programs = autoregressive, autoregressive_guide
+    found = quickly("scan", lambda x: elbo.loss(KEY, {}, *programs, x))(SERIES)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def hidden_markov(table, series, is_guide):
+    def step(z, inputs):
+        t, y = inputs
+        with numpyro.plate("series", 2), handlers.mask(mask=t < LENGTHS):
+            q = dist.Categorical(logits=table[z])
+            z = numpyro.sample("z", q if is_guide else dist.Categorical(TRANSITION[z]))
+            if not is_guide:
+                numpyro.sample("y", dist.Normal(MEANS[z], 1.0), obs=y)
+        return z, None
+
+    scan(step, jnp.zeros(2, int), (jnp.arange(3), series.T))
+
+
+def hidden_markov_loss(table):
+    """Sum over the paths of each series, in NumPy where nothing is differentiated."""
+    log_q, loss = jax.nn.log_softmax(table), 0.0
+    for row, length in zip(SERIES, LENGTHS, strict=True):
+        for path in itertools.product((0, 1), repeat=int(length)):
+            steps = list(zip((0, *path[:-1]), path, strict=True))
+            joint = sum(jnp.log(TRANSITION[a, b]) for a, b in steps)
+            joint += sum(normal(y, MEANS[z]) for y, z in zip(row, path, strict=False))
+            log_path = sum(log_q[a, b] for a, b in steps)
+            loss -= jnp.exp(log_path) * (joint - log_path)
+    return loss
+
+
+TABLE = jnp.array([[0.4, -0.2], [-0.5, 0.3]])
+
+
+@pytest.mark.parametrize("loss", SAMPLED)
+def test_a_chain_in_a_scan_has_its_value_in_losses_that_sample(loss):
+    """Series of two lengths, by masks."""
+    elbo = loss(4)
+
+    def both(key):
+        def value(table):
+            programs = [functools.partial(hidden_markov, table, is_guide=g) for g in (False, True)]
+            return elbo.loss(key, {}, *programs, SERIES)
+
+        return jax.value_and_grad(value)(TABLE)
+
+    expected, slope = quickly("paths", jax.value_and_grad(hidden_markov_loss))(TABLE)
+    values, slopes = draws_of(f"chain {loss.__name__}", both, 1000)
+    assert_mean(values, expected)
+    if loss is Reinforce_ELBO:
+        assert_mean(slopes, slope)
+
+
+def test_losses_that_list_states_refuse_a_chain_in_a_scan():
+    programs = [functools.partial(hidden_markov, TABLE, is_guide=g) for g in (False, True)]
+    with pytest.raises(ValueError, match=r"site 'z' is drawn in a `scan`"):
+        Exact_ELBO().loss(KEY, {}, *programs, SERIES)
+    guide = TruncatedGuide(programs[0], 2)
+    svi = SVI(programs[0], guide, optax.sgd(0.0), Truncated_ELBO())
+    with pytest.raises(ValueError, match=r"site 'z' is drawn in a `scan`"):
+        svi.init(KEY, SERIES)
+
+
 # --------------------------------------------------------------------------------------- scales
 
 DATA, PRIOR = np.array([0.4, 3.0]), np.array([0.2, 0.3, 0.5])
@@ -474,3 +629,67 @@ def test_a_schedule_through_zero_has_its_limit_there(loss):
     value, gradient = run(start, np.ones(2), KEY)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
+
+
+def absorbing(y):
+    with numpyro.plate("data", 2):
+        z = numpyro.sample("z", dist.Bernoulli(0.5))
+        late = numpyro.sample("late", dist.Bernoulli(0.5 * z))
+        numpyro.sample("y", dist.Normal(late, 1.0), obs=y)
+
+
+def absorbing_guide(a):
+    p = jax.nn.sigmoid(a)
+    with numpyro.plate("data", 2):
+        z = numpyro.sample("z", dist.Bernoulli(p))
+        numpyro.sample("late", dist.Bernoulli(p * z))
+
+
+def absorbing_loss(a):
+    """Of the states 00, 10 and 11, as no other is possible."""
+    p, y = jax.nn.sigmoid(a), jnp.array([0.3, 10.0])
+    qs = jnp.stack([1 - p, p * (1 - p), p * p])
+    likelihood = normal(y[:, None], jnp.array([0.0, 0.0, 1.0]))
+    return -(qs * (likelihood + jnp.log(jnp.array([0.5, 0.25, 0.25])) - jnp.log(qs))).sum()
+
+
+@pytest.mark.parametrize(
+    "elbo",
+    [
+        Exact_ELBO(),
+        Reinforce_ELBO(4),
+        Reinforce_ELBO(4, closed_form_entropy=False),
+        DisARM_ELBO(4),
+    ],
+    ids=["Exact", "Reinforce", "sampled entropy", "DisARM"],
+)
+def test_guide_probabilities_of_exactly_0_have_a_gradient(elbo):
+    """Scores of tens of nats at states that are certain, too."""
+    y = jnp.array([0.3, 10.0])
+    expected = quickly("absorbing", lambda a: jnp.stack(jax.value_and_grad(absorbing_loss)(a)))(0.2)
+
+    def both(key):
+        def value(a):
+            return elbo.loss(key, {}, lambda: absorbing(y), lambda: absorbing_guide(a))
+
+        return jnp.stack(jax.value_and_grad(value)(0.2))
+
+    draws = draws_of(f"absorbing {id(elbo)}", both, 1 if elbo.num_particles == 1 else 1000)
+    if elbo.num_particles == 1:
+        np.testing.assert_allclose(draws[0], expected, rtol=1e-10)
+    else:
+        assert_mean(draws, expected)
+
+
+@pytest.mark.parametrize("certain", [0.0, 1.0])
+def test_entropies_at_certainty_are_0_with_a_gradient_of_0(certain):
+    def entropies(p):
+        binary = dist.Bernoulli(p).expand([2]).to_event(1)
+        several = dist.Categorical(jnp.stack([p, 1 - p, 0.0 * p]))
+        value = jnp.zeros(())  # of no matter
+        return entropy_of(binary, value) + entropy_of(several, value)
+
+    assert jax.value_and_grad(entropies)(certain)[0] == 0.0
+    assert np.isfinite(jax.grad(entropies)(certain))
+    inside = jax.grad(entropies)(0.3)
+    np.testing.assert_allclose(inside, 3 * np.log(0.7 / 0.3), rtol=1e-10)

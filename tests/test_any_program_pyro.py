@@ -549,7 +549,9 @@ def hard_guide(x):
         pyro.sample("z", dist.Categorical(logits=logits))
 
 
-@pytest.mark.parametrize("elbo", [Exact_ELBO(), *(loss(4) for loss in SAMPLED)], ids=lambda elbo: type(elbo).__name__)
+@pytest.mark.parametrize(
+    "elbo", [Exact_ELBO(), *(loss(4) for loss in SAMPLED)], ids=lambda elbo: type(elbo).__name__
+)
 def test_an_infinite_loss_is_infinite_and_its_gradient_finite(elbo):
     for seed in range(40):
         pyro.set_rng_seed(seed)

@@ -184,12 +184,18 @@ def finite_slopes(fn: Any) -> Any:
 
 
 def in_batch_dims(site: Site, values: Array, nesting: int) -> Array:
-    """View numbers of a site with ``nesting`` batch dims, those of a `scan` summed over its steps.
+    """View numbers of a site with ``nesting`` batch dims.
+
+    Those of a `scan` are summed over its steps; those of an autoguide's joint latent, which is
+    under no plate, over all its batch dims.
 
     Raises:
         ValueError: If a size above 1 is no plate's.
     """
-    values = jnp.sum(values, 0) if site.is_scanned else values
+    if site.is_auxiliary and not site.plates and not site.needs_score:
+        values = jnp.sum(values)
+    elif site.is_scanned:
+        values = jnp.sum(values, 0)
     shape = jnp.shape(values)
     sizes = {frame.dim: frame.size for frame in site.plates.values()}
     for dim in range(-1, -len(shape) - 1, -1):
