@@ -45,7 +45,7 @@ class Case:
         self.data = as_data(program.data, dtype)
 
     def layout(self):
-        return find_layout(Pair(self.model, self.guide, (self.data,), {}))
+        return find_layout(Pair(self.model, self.guide, (self.data,), {}))[0]
 
     def record(self, elbo, vectorize=True, **options):
         """The particles that a loss would see."""

@@ -30,7 +30,7 @@ from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.disarm import DisARM_ELBO
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.exact import Exact_ELBO
-from numpyro_dvae.infer.objective import Gain, Objective
+from numpyro_dvae.infer.objective import Gain, Objective, info_type
 from numpyro_dvae.infer.quantization import VQ_ELBO
 from numpyro_dvae.infer.reinforce import Reinforce_ELBO
 from numpyro_dvae.infer.relaxation import relax
@@ -58,6 +58,7 @@ __all__ = [
     "Truncated_ELBO",
     "WakeSleep_ELBO",
     "draws_of",
+    "info_type",
     "informed_flip",
     "prior_flip",
     "relax",

@@ -133,8 +133,9 @@ class DAPS_ELBO(ParticleELBO):
         kl_bound: Solve T for this ``KL(q* || q)`` in nats per datum instead.
         per_datum: One T for each datum instead of one for the batch.
         importance_weighted: Weigh the model's update by ``p / q`` instead of evenly.
-        closed_form_entropy: Leave ``-beta log q`` out of f and ascend ``beta H(q) / T`` instead,
-            in closed form where the guide has one. Less noise while beta is small; but q* is then
+        closed_form_entropy: Put the guide's entropy in the place of ``-log q`` in f, the same for
+            all draws of independent latents, and ascend ``beta H(q) / T``, in closed form where
+            the guide has one. Less noise while beta is small; but q* is then
             right to first order in 1/T only, and the exact posterior no longer a fixed point.
         beta: See `ParticleELBO`.
         target_rate: See `ParticleELBO`.

@@ -53,6 +53,7 @@ __all__ = ["BetaState", "LossState", "ParticleELBO"]
 _MOST_PLANS = 256  # of calls of different shapes that are remembered
 
 
+_OF_PROGRAMS = ("_programs", "_link")  # attributes of losses that hold a model and a guide
 _RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
 
 
@@ -99,7 +100,11 @@ def _looks(value: Any) -> Any:
 def _looks_of_leaf(leaf: Any) -> Any:
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return tuple(leaf.shape), str(leaf.dtype)
-    return leaf if isinstance(leaf, bool | int | str) else type(leaf)
+    try:
+        hash(leaf)
+    except TypeError:
+        return type(leaf)
+    return leaf  # it may choose a branch
 
 
 class ParticleELBO(ELBO):
@@ -141,21 +146,31 @@ class ParticleELBO(ELBO):
         max_plate_nesting: float = math.inf,
         vectorize_particles: bool = True,
     ) -> None:
-        if not isinstance(num_particles, int) or num_particles < self.min_particles:
+        is_count = isinstance(num_particles, int) and not isinstance(num_particles, bool)
+        if not is_count or num_particles < self.min_particles:
             raise ValueError(
                 f"`num_particles` must be an integer of at least {self.min_particles} for "
                 f"{type(self).__name__}; got {num_particles!r}."
             )
-        if not callable(beta) and not (math.isfinite(beta) and beta >= 0):
-            raise ValueError(f"`beta` must be finite and not negative, or a schedule; got {beta}.")
-        if target_rate is not None and not target_rate > 0:
-            raise ValueError(f"`target_rate` must be positive, in bits; got {target_rate}.")
+        is_number = isinstance(beta, float | int) and not isinstance(beta, bool)
+        if not callable(beta) and not (is_number and 0 <= beta < math.inf):
+            raise ValueError(
+                f"`beta` must be finite and not negative, or a schedule; got {beta!r}."
+            )
+        if target_rate is not None and not 0 < target_rate < math.inf:
+            raise ValueError(
+                f"`target_rate` must be positive and finite, in bits; got {target_rate}."
+            )
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.max_plate_nesting = max_plate_nesting
         self.beta, self.target_rate = beta, target_rate
         self.closed_form_entropy = closed_form_entropy
         self._programs: tuple[Any, Any] | None = None
         self._plans: dict[Any, tuple[Layout, Any]] = {}  # of calls that look alike
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is known of the programs that it was called with."""
+        return {**vars(self), **{n: None for n in _OF_PROGRAMS if hasattr(self, n)}, "_plans": {}}
 
     # ---------------------------------------------------------------- what an algorithm brings
 
@@ -299,6 +314,7 @@ class ParticleELBO(ELBO):
         possible = objective.elbo != -jnp.inf
         particles = without_impossible(particles, possible)
         gain = self.gain(particles, make_objective(particles, beta), beta, state.memory)
+        self._check_gain(gain, possible.shape[1:], state.memory)
         gain = of_possible_data(gain, possible.any(0))
         expected = gain.objective or objective
         rate = mean_rate(expected)
@@ -315,6 +331,26 @@ class ParticleELBO(ELBO):
             info=self.info_class(**info, **gain.info),
             state=LossState(self._next_beta_state(state.beta, rate), gain.memory),
         )
+
+    def _check_gain(self, gain: Gain, shape: Any, memory: Any) -> None:
+        """Whether an algorithm returns what the contract says."""
+        name, fields = type(self).__name__, self.info_class._fields[len(Info._fields) :]
+        if tuple(gain.value.shape) != tuple(shape):
+            raise ValueError(
+                f"{name}.gain must return a value for each datum, of shape {tuple(shape)}; got "
+                f"{tuple(gain.value.shape)}. Reduce over the particles, axis 0, and nothing else."
+            )
+        if set(gain.info) != set(fields):
+            raise ValueError(
+                f"{name}.gain returns the scalars {sorted(gain.info)} in `info`, but its "
+                f"`info_class` has {sorted(fields)}. Set info_class = info_type(__name__, "
+                f'"{name}Info", {", ".join(map(repr, sorted(gain.info)))}).'
+            )
+        if memory is None and gain.memory is not None:
+            raise ValueError(
+                f"{name}.gain returns a memory, but init_memory returns None. Let it return what "
+                "the first step remembers, of the same structure, so that a run can be resumed."
+            )
 
     def _current_beta(self, state: BetaState, particles: Particles) -> float | Array:
         """A number, or an array of the log-densities' dtype."""

@@ -47,7 +47,7 @@ class Gain(NamedTuple):
 
     value: Float[Array, "*plates"]  # to be ascended; its gradient is the estimator's
     info: Mapping[str, Any] = MappingProxyType({})  # scalars of its own, for logs
-    memory: Any = None  # what its next step needs: arrays in tuples and dicts, of fixed shapes
+    memory: Any = None  # what its next step needs, in the structure that `init_memory` returns
     objective: Objective | None = None  # expected, (1, *plates), if no mean over the particles
 
 
@@ -100,8 +100,7 @@ def without_impossible(particles: Particles, possible: Bool[Array, "K *plates"])
 
 def of_possible_data(gain: Gain, alive: Bool[Array, "*plates"]) -> Gain:
     """Data of which no particle is possible gain nothing, and have an ELBO of -inf."""
-    if gain.value.shape == alive.shape:
-        gain = gain._replace(value=jnp.where(alive, gain.value, 0.0))
+    gain = gain._replace(value=jnp.where(alive, gain.value, 0.0))
     if gain.objective is None:
         return gain
     elbo, beta_elbo = gain.objective.elbo, gain.objective.beta_elbo

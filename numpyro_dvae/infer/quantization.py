@@ -44,9 +44,11 @@ VQInfo = info_type(__name__, "VQInfo", "distance")
 
 
 def quantization_penalty(
-    inputs: Float[Array, "*batch D"], vectors: Float[Array, "*batch D"], commitment: float = 0.25
-) -> Float[Array, ""]:
-    """``|sg(z_e) - e|² + commitment |z_e - sg(e)|²``, summed over everything.
+    inputs: Float[Array, "*batch L D"],
+    vectors: Float[Array, "*batch L D"],
+    commitment: float = 0.25,
+) -> Float[Array, "*batch"]:
+    """``|sg(z_e) - e|² + commitment |z_e - sg(e)|²``, summed over the latents of a datum.
 
     Args:
         inputs: z_e, the encoder's vectors.
@@ -54,12 +56,12 @@ def quantization_penalty(
         commitment: Weight of the second term.
 
     Example:
-        >>> quantization_penalty(jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0]))
+        >>> quantization_penalty(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0]]))
         Array(5., dtype=float32)
     """
     fixed_inputs, fixed_vectors = jax.lax.stop_gradient((inputs, vectors))
-    codebook = jnp.square(fixed_inputs - vectors).sum()
-    return codebook + commitment * jnp.square(inputs - fixed_vectors).sum()
+    codebook = jnp.square(fixed_inputs - vectors).sum((-2, -1))
+    return codebook + commitment * jnp.square(inputs - fixed_vectors).sum((-2, -1))
 
 
 class VQ_ELBO(ParticleELBO):
@@ -127,10 +129,10 @@ class VQ_ELBO(ParticleELBO):
                 '"z.inputs" and "z.vectors" beside its site "z"; found none. Use '
                 "VectorQuantizedGuide, or another loss."
             )
-        value, num_vectors = objective.beta_elbo.mean(0).sum(), 0
+        value, num_vectors = objective.beta_elbo.mean(0), 0
         squares = jnp.zeros((), value.dtype)
         for inputs, vectors in quantized.values():
-            value = value - quantization_penalty(inputs, vectors, self.commitment)
+            value = value - quantization_penalty(inputs, vectors, self.commitment).mean(0)
             squares = squares + jnp.square(inputs - vectors).sum()
             num_vectors += inputs[..., 0].size
         return Gain(value, {"distance": squares / num_vectors})

@@ -102,7 +102,8 @@ class Reinforce_ELBO(ParticleELBO):
         vectorize_particles: bool = True,
     ) -> None:
         if baseline is None:
-            baseline = leave_one_out() if num_particles > 1 else moving_average()
+            several = isinstance(num_particles, int) and num_particles > 1
+            baseline = leave_one_out() if several else moving_average()
         self.baseline, self.min_particles = baseline, baseline.min_particles
         super().__init__(
             num_particles,

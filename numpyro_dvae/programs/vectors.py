@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jaxtyping import Array
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.ops.relaxing import with_slope
@@ -106,11 +107,20 @@ class _Under:
 def read_vectors(
     run: Run, layout: Layout, num_particles: int
 ) -> dict[str, tuple[Array, Array]] | None:
-    """Vectors before and after quantisation, by the site of their codes; a reader of records."""
+    """Vectors before and after quantisation of each datum, by the site of their codes; a reader."""
     computed = run.computed()
-    pairs = {
-        name: (computed[f"{name}.inputs"].value, computed[f"{name}.vectors"].value)
-        for name in run.guide
-        if f"{name}.inputs" in computed and f"{name}.vectors" in computed
-    }
+    pairs = {}
+    for name in run.guide:
+        inputs, vectors = computed.get(f"{name}.inputs"), computed.get(f"{name}.vectors")
+        if inputs is not None and vectors is not None:
+            pairs[name] = _by_datum(inputs.value, layout), _by_datum(vectors.value, layout)
     return pairs or None
+
+
+def _by_datum(value: Array, layout: Layout) -> Float[Array, "*plates L D"]:
+    """From ``(*batch, L, D)``, plates first."""
+    missing = layout.nesting - (value.ndim - 2)
+    value = value.reshape((1,) * missing + value.shape)
+    ahead = [dim - 2 for dim in layout.dims]
+    value = jnp.moveaxis(value, ahead, range(len(ahead)))
+    return value.reshape(*value.shape[: len(ahead)], -1, value.shape[-1])

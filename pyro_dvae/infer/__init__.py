@@ -28,7 +28,7 @@ from pyro_dvae.infer.daps import DAPS_ELBO
 from pyro_dvae.infer.disarm import DisARM_ELBO
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.exact import Exact_ELBO
-from pyro_dvae.infer.objective import Gain, Objective
+from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.infer.quantization import VQ_ELBO
 from pyro_dvae.infer.reinforce import Reinforce_ELBO
 from pyro_dvae.infer.relaxation import relax
@@ -54,6 +54,7 @@ __all__ = [
     "Truncated_ELBO",
     "WakeSleep_ELBO",
     "draws_of",
+    "info_type",
     "informed_flip",
     "prior_flip",
     "relax",

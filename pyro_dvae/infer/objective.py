@@ -48,7 +48,7 @@ class Gain(NamedTuple):
 
     value: Float[Tensor, "*plates"]  # to be ascended; its gradient is the estimator's
     info: Mapping[str, Any] = MappingProxyType({})  # scalars of its own, for logs
-    memory: Any = None  # what its next step needs: tensors and numbers in tuples and dicts
+    memory: Any = None  # what its next step needs, in the structure that `init_memory` returns
     objective: Objective | None = None  # expected, (1, *plates), if no mean over the particles
 
 
@@ -101,8 +101,7 @@ def without_impossible(particles: Particles, possible: Bool[Tensor, "K *plates"]
 
 def of_possible_data(gain: Gain, alive: Bool[Tensor, "*plates"]) -> Gain:
     """Data of which no particle is possible gain nothing, and have an ELBO of -inf."""
-    if gain.value.shape == alive.shape:
-        gain = gain._replace(value=torch.where(alive, gain.value, 0.0))
+    gain = gain._replace(value=torch.where(alive, gain.value, 0.0))
     if gain.objective is None:
         return gain
     elbo, beta_elbo = gain.objective.elbo, gain.objective.beta_elbo

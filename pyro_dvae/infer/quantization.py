@@ -43,9 +43,11 @@ VQInfo = info_type(__name__, "VQInfo", "distance")
 
 
 def quantization_penalty(
-    inputs: Float[Tensor, "*batch D"], vectors: Float[Tensor, "*batch D"], commitment: float = 0.25
-) -> Float[Tensor, ""]:
-    """``|sg(z_e) - e|² + commitment |z_e - sg(e)|²``, summed over everything.
+    inputs: Float[Tensor, "*batch L D"],
+    vectors: Float[Tensor, "*batch L D"],
+    commitment: float = 0.25,
+) -> Float[Tensor, "*batch"]:
+    """``|sg(z_e) - e|² + commitment |z_e - sg(e)|²``, summed over the latents of a datum.
 
     Args:
         inputs: z_e, the encoder's vectors.
@@ -53,11 +55,11 @@ def quantization_penalty(
         commitment: Weight of the second term.
 
     Example:
-        >>> quantization_penalty(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
+        >>> quantization_penalty(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]]))
         tensor(5.)
     """
-    codebook = (inputs.detach() - vectors).square().sum()
-    return codebook + commitment * (inputs - vectors.detach()).square().sum()
+    codebook = (inputs.detach() - vectors).square().sum((-2, -1))
+    return codebook + commitment * (inputs - vectors.detach()).square().sum((-2, -1))
 
 
 class VQ_ELBO(ParticleELBO):
@@ -123,10 +125,10 @@ class VQ_ELBO(ParticleELBO):
                 '"z.inputs" and "z.vectors" beside its site "z"; found none. Use '
                 "VectorQuantizedGuide, or another loss."
             )
-        value, num_vectors = objective.beta_elbo.mean(0).sum(), 0
+        value, num_vectors = objective.beta_elbo.mean(0), 0
         squares = value.new_zeros(())
         for inputs, vectors in quantized.values():
-            value = value - quantization_penalty(inputs, vectors, self.commitment)
+            value = value - quantization_penalty(inputs, vectors, self.commitment).mean(0)
             squares = squares + (inputs - vectors).detach().square().sum()
             num_vectors += inputs[..., 0].numel()
         return Gain(value, {"distance": squares / num_vectors})

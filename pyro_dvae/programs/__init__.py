@@ -8,7 +8,9 @@ Read it in this order, from a program to arrays:
 - `layout`: a plain run that finds out how the sites of a pair lie;
 - `masks`, `densities`: where a mask is; log-densities of many states at once;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
-- `run`: particles of a pair, at once or one by one; whether its programs broadcast; dreams;
+- `run`: particles of a pair, at once or one by one; dreams;
+- `broadcasting`, `planning`: whether programs take a particle axis; what is known of a call;
+- `looking`: runs that only look, without gradient and with the generators as they were;
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;
 - `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws.
 

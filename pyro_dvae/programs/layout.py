@@ -211,13 +211,15 @@ def independent_sites(pair: Pair, parameter: Callable[[Site], Tensor]) -> tuple[
     """
     assert pair.guide is not None
 
-    def look() -> dict[str, Site]:
-        with _TrackDraws():
-            return sample_sites(run_program(pair.guide, pair.args, pair.kwargs))
+    def look() -> tuple[dict[str, Site], set[str]]:
+        with pyro.validation_enabled(False), _TrackDraws(), _Exits() as exits:
+            return sample_sites(run_program(pair.guide, pair.args, pair.kwargs)), exits.names
 
-    sites = only_looking(look)
+    sites, exits = only_looking(look)
     drawn = {name: s for name, s in sites.items() if s.needs_score and not s.is_observed}
     parameters = {name: parameter(site) for name, site in drawn.items()}
+    if exits:  # then any site may be there, or as it is, because of them
+        return ()
     return tuple(name for name, value in parameters.items() if not get_provenance(value))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -97,11 +98,20 @@ class _Under:
 def read_vectors(
     run: Run, layout: Layout, num_particles: int
 ) -> dict[str, tuple[Tensor, Tensor]] | None:
-    """Vectors before and after quantisation, by the site of their codes; a reader of records."""
+    """Vectors before and after quantisation of each datum, by the site of their codes; a reader."""
     computed = run.computed()
-    pairs = {
-        name: (computed[f"{name}.inputs"].value[None], computed[f"{name}.vectors"].value[None])
-        for name in run.guide
-        if f"{name}.inputs" in computed and f"{name}.vectors" in computed
-    }
+    pairs = {}
+    for name in run.guide:
+        inputs, vectors = computed.get(f"{name}.inputs"), computed.get(f"{name}.vectors")
+        if inputs is not None and vectors is not None:
+            pairs[name] = _by_datum(inputs.value, layout), _by_datum(vectors.value, layout)
     return pairs or None
+
+
+def _by_datum(value: Tensor, layout: Layout) -> Float[Tensor, "K *plates L D"]:
+    """From ``(*batch, L, D)``, plates first."""
+    missing = layout.nesting + 1 - (value.dim() - 2)
+    value = value.reshape((1,) * missing + tuple(value.shape))
+    ahead = [0, *(dim - 2 for dim in layout.dims)]
+    value = value.movedim(ahead, tuple(range(len(ahead))))
+    return value.reshape(*value.shape[: len(ahead)], -1, value.shape[-1])
