@@ -40,7 +40,7 @@ from numpyro_dvae.programs.draw import Sampler
 from numpyro_dvae.programs.layout import independent_sites
 from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.record import Ledger, Particles, draw_log_prob
-from numpyro_dvae.programs.sites import Site, finite_slopes
+from numpyro_dvae.programs.sites import Site
 
 __all__ = ["AntitheticSampler", "DisARM_ELBO", "antithetic_pairs"]
 
@@ -109,7 +109,7 @@ def read_pairs(run: Run, layout: Layout, num_particles: int) -> Float[Array, "*p
 
 def _weighed_log_prob(site: Site) -> Array:
     base = site.base
-    weighed = antithetic_factor(base.probs) * finite_slopes(base).log_prob(site.value)
+    weighed = antithetic_factor(base.probs) * site.log_prob_under(base)
     return weighed.sum(range(-site.fn.event_dim, 0))
 
 

@@ -22,7 +22,7 @@ from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
 from numpyro_dvae.programs.densities import fast_log_prob
 from numpyro_dvae.programs.masks import without_mask
 from numpyro_dvae.programs.pair import Layout, Run
-from numpyro_dvae.programs.sites import Site, finite_slopes, in_batch_dims
+from numpyro_dvae.programs.sites import Site, in_batch_dims
 
 __all__ = ["Ledger", "Particles", "Reader", "make_record"]
 
@@ -192,7 +192,7 @@ def make_record(
 def draw_log_prob(site: Site, values: Array) -> Array:
     """Log-density of a draw whatever its mask; `values` if there is none."""
     bare = without_mask(site.fn)
-    return values if bare is site.fn else finite_slopes(bare).log_prob(site.value)
+    return values if bare is site.fn else site.log_prob_under(bare)
 
 
 def _entropy(fn: Any, value: Array) -> Array | None:

@@ -23,7 +23,6 @@ __all__ = [
     "Site",
     "base_distribution",
     "deterministic_sites",
-    "finite_slopes",
     "in_batch_dims",
     "is_drawn",
     "mutable_values",
@@ -120,7 +119,11 @@ class Site:
 
     def log_prob(self) -> Array:
         """Log-density of its value, over its batch dims; not scaled by handlers."""
-        return finite_slopes(self.fn).log_prob(self.value, *self.call)
+        return _finite_slopes(self.fn).log_prob(self.value, *self.call)
+
+    def log_prob_under(self, fn: Any) -> Array:
+        """Log-density of its value under a part of its distribution."""
+        return _finite_slopes(fn).log_prob(self.value)
 
     def scaled(self, values: Array, scale: Any) -> Array:
         """Numbers over its batch dims, weighed by `scale`; its masks are the distribution's."""
@@ -159,7 +162,7 @@ def base_distribution(fn: Any) -> Any:
     return fn
 
 
-def finite_slopes(fn: Any) -> Any:
+def _finite_slopes(fn: Any) -> Any:
     """The same Bernoullis, without gradient into probabilities of exactly 0 or 1.
 
     NumPyro's is 0 there, but NaN where a score of more than 4 nats is multiplied with it.
@@ -173,7 +176,7 @@ def finite_slopes(fn: Any) -> Any:
         return dist.BernoulliProbs(probs, validate_args=False)
     if not isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
         return fn
-    base = finite_slopes(fn.base_dist)
+    base = _finite_slopes(fn.base_dist)
     if base is fn.base_dist:
         return fn
     if isinstance(fn, MaskedDistribution):
