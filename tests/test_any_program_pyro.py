@@ -3,7 +3,9 @@
 The right values are sums over all states, made by running the programs one state at a time.
 """
 
+import copy
 import itertools
+import pickle
 import warnings
 
 import numpy as np
@@ -23,6 +25,8 @@ from pyro_dvae.infer import (  # noqa: E402
     VIMCO_ELBO,
     DisARM_ELBO,
     Exact_ELBO,
+    Gain,
+    ParticleELBO,
     Reinforce_ELBO,
     Truncated_ELBO,
     TruncatedGuide,
@@ -614,3 +618,75 @@ def test_a_schedule_through_zero_has_its_limit_there(loss):
     )
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
+
+
+# ------------------------------------------------------------------------------ the contract
+
+
+def test_vector_quantisation_is_weighed_by_datum():
+    """Whatever the weights: a datum's penalty counts as its likelihood does."""
+    from pyro_dvae.guides import VectorQuantizedGuide
+    from pyro_dvae.infer import VQ_ELBO
+    from pyro_dvae.models import DiscreteVAE, GaussianLikelihood, UniformPrior
+    from pyro_dvae.nets import Codebook, CodebookDecoder, MLPDecoder, MLPEncoder
+
+    codebook = Codebook(5, 3)
+    decoder = CodebookDecoder(codebook, MLPDecoder(6, None, (4,), hidden=()))
+    model = DiscreteVAE(decoder, UniformPrior(2, 5), GaussianLikelihood(variance=1.0, learn=False))
+    guide, x = VectorQuantizedGuide(MLPEncoder((4,), 2, 3, hidden=()), codebook), torch.randn(3, 4)
+    leaf = guide.encoder.layers[0].weight
+
+    def gradient(weights):
+        programs = [poutine.scale(p, scale=weights) for p in (model, guide)]
+        leaf.grad = None
+        VQ_ELBO().loss_and_grads(*programs, x)
+        return leaf.grad.clone()
+
+    one, two, both = map(torch.tensor, ([1.0, 2.0, 1.0], [2.0, 1.0, 3.0], [4.0, 5.0, 5.0]))
+    np.testing.assert_allclose(gradient(both), 2 * gradient(one) + gradient(two), rtol=1e-8)
+    np.testing.assert_allclose(gradient(torch.ones(3)), gradient(1.0), rtol=1e-10)
+
+
+def test_disarm_follows_sites_that_depend_on_draws():
+    def pair(y):
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        if z > 0:
+            pyro.sample("w", dist.Bernoulli(0.3))
+        if y is not None:
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    y = torch.tensor(0.7)
+    values = [-dist.Normal(float(z), 1.0).log_prob(y).item() for z in (0, 1)]
+    elbo = DisARM_ELBO(4)
+    assert_mean(
+        lambda: quiet(lambda: elbo.loss(pair, lambda y: pair(None), y)), np.dot([0.6, 0.4], values)
+    )
+
+
+@pytest.mark.parametrize(
+    ("gain", "message"),
+    [
+        (lambda p: Gain(p.log_p), r"value for each datum, of shape \(2,\); got \(3, 2\)"),
+        (lambda p: Gain(p.log_p.mean()), r"of shape \(2,\); got \(\)"),
+        (lambda p: Gain(p.log_p.mean(0), {"mine": 1.0}), "info_class = info_type"),
+        (lambda p: Gain(p.log_p.mean(0), memory=(1,)), "init_memory returns None"),
+    ],
+)
+def test_a_gain_that_breaks_the_contract_is_refused(gain, message):
+    class Broken_ELBO(ParticleELBO):
+        def gain(self, particles, objective, beta, memory):
+            return gain(particles)
+
+    with pytest.raises(ValueError, match=f"Broken_ELBO.gain.*{message}"):
+        Broken_ELBO(3).loss(mixture, mixture_guide, DATA)
+
+
+def test_a_used_loss_is_copied_and_pickled_without_its_programs():
+    elbo = DAPS_ELBO(4)
+    value_and_gradient(elbo, mixture, mixture_guide)
+    others = copy.deepcopy(elbo), pickle.loads(pickle.dumps(elbo))
+    expected = value_and_gradient(elbo, mixture, mixture_guide)
+    for other in others:
+        assert other.state.beta.step == 1
+        found = value_and_gradient(other, mixture, mixture_guide)
+        np.testing.assert_array_equal(found[1], expected[1])

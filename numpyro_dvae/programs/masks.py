@@ -1,7 +1,7 @@
 """Where a mask is, and what it leaves alone.
 
 A mask silences a log-density, never a draw. A handler's (`handlers.mask`) becomes the
-distribution's own (`.mask(...)`), which applies it.
+distribution's own (`.mask(...)`), which applies it, as does the fast way of `densities`.
 """
 
 from typing import Any

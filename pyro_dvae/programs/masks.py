@@ -1,7 +1,8 @@
 """Where a mask is, of a handler or of a distribution, and what it leaves alone.
 
 A mask silences a log-density, never a draw. `Site.scaled` applies that of a handler
-(`poutine.mask`); a distribution applies its own (`.mask(...)`).
+(`poutine.mask`); a distribution applies its own (`.mask(...)`), as does the fast way that is in
+`densities`.
 """
 
 from typing import Any
