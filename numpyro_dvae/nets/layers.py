@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 __all__ = ["perceptron", "sinusoids"]
 
@@ -36,10 +36,8 @@ def perceptron(
     he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
     starts = [he_normal] * len(hidden) + [small]
     starts[0] = _absolute(starts[0]) if positive else starts[0]
-    layers = [
-        nn.Dense(width, kernel_init=start) for width, start in zip(hidden, starts, strict=False)
-    ]
-    return [*layers, nn.Dense(num_outputs, kernel_init=starts[-1], bias_init=near)]
+    layers = [dense(width, kernel_init=start) for width, start in zip(hidden, starts, strict=False)]
+    return [*layers, dense(num_outputs, kernel_init=starts[-1], bias_init=near)]
 
 
 def run_perceptron(layers: Sequence[nn.Dense], x: Array) -> Array:
@@ -60,12 +58,43 @@ def sinusoids(length: int, width: int, dtype: Any) -> Array:
 
 def xavier_dense(features: int, *, use_bias: bool = True) -> nn.Dense:
     """A layer with Xavier-uniform weights and zero biases, as usual for transformers."""
-    return nn.Dense(features, use_bias=use_bias, kernel_init=nn.initializers.xavier_uniform())
+    return dense(features, use_bias=use_bias, kernel_init=nn.initializers.xavier_uniform())
 
 
 def layer_norm() -> nn.LayerNorm:
     """Layer normalisation as torch defines it."""
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
+
+
+def dense(features: int, **options: Any) -> nn.Dense:
+    """A dense layer whose weight gradient is one flat matrix product.
+
+    JAX's own sums over every leading dim of its input at once and transposes, for which XLA
+    has no fast kernel on a CPU: 4 times the time of the flat product at (8, 256, 8, 64).
+    """
+    return nn.Dense(features, dot_general=_flat_dot_general, **options)
+
+
+def _flat_dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    return _matmul(x, kernel)
+
+
+@jax.custom_vjp
+def _matmul(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"]) -> Float[Array, "*batch O"]:
+    return x @ kernel
+
+
+def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    flat_x, flat_slope = (a.reshape(-1, a.shape[-1]) for a in (x, slope))
+    return slope @ kernel.T, flat_x.T @ flat_slope
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _absolute(init: Callable[..., Array]) -> Callable[..., Array]:
