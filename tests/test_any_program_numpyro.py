@@ -693,3 +693,48 @@ def test_entropies_at_certainty_are_0_with_a_gradient_of_0(certain):
     assert np.isfinite(jax.grad(entropies)(certain))
     inside = jax.grad(entropies)(0.3)
     np.testing.assert_allclose(inside, 3 * np.log(0.7 / 0.3), rtol=1e-10)
+
+
+def masked_first(everything):
+    """The first of two latents under a mask; the second, and what is seen, depend on it or not."""
+
+    def program(y, known=(True, False)):
+        known = jnp.array(known)
+        with numpyro.plate("data", 2):
+            with handlers.mask(mask=known):
+                first = numpyro.sample("first", dist.Bernoulli(0.3))
+            with handlers.mask(mask=known if everything else jnp.ones(2, bool)):
+                second = numpyro.sample("second", dist.Bernoulli(0.2 + 0.6 * first))
+                numpyro.sample("y", dist.Normal(second, 1.0), obs=y)
+
+    return program
+
+
+def truncated_svi(program):
+    return SVI(program, TruncatedGuide(program, 4), optax.sgd(0.0), Truncated_ELBO(sweeps=0))
+
+
+def test_masked_latents_that_others_depend_on_are_refused_by_truncated_posteriors():
+    y, svi = jnp.array([0.4, 1.3]), truncated_svi(masked_first(False))
+    with pytest.raises(ValueError, match=r"sites \['first'\] are masked, but"):
+        svi.init(KEY, y)
+
+
+def test_under_jit_masked_latents_that_others_depend_on_turn_the_loss_into_nan():
+    y, svi = jnp.array([0.4, 1.3]), truncated_svi(masked_first(False))
+    state = svi.init(KEY, y, jnp.ones(2, bool))
+    evaluate = jax.jit(svi.evaluate)
+    assert np.isfinite(evaluate(state, y, jnp.ones(2, bool)))
+    assert np.isnan(evaluate(state, y, jnp.array([True, False])))
+
+
+def test_masked_latents_that_nothing_depends_on_leave_the_evidence():
+    y, svi = jnp.array([0.4, 1.3]), truncated_svi(masked_first(True))
+    seen = [
+        dist.Bernoulli(0.3).log_prob(a)
+        + dist.Bernoulli(0.2 + 0.6 * a).log_prob(b)
+        + dist.Normal(b, 1.0).log_prob(y[0])
+        for a, b in itertools.product([0, 1], repeat=2)
+    ]
+    expected = -jax.nn.logsumexp(jnp.stack(seen))
+    np.testing.assert_allclose(svi.evaluate(svi.init(KEY, y), y), expected, rtol=1e-6)

@@ -690,3 +690,39 @@ def test_a_used_loss_is_copied_and_pickled_without_its_programs():
         assert other.state.beta.step == 1
         found = value_and_gradient(other, mixture, mixture_guide)
         np.testing.assert_array_equal(found[1], expected[1])
+
+
+def masked_first(everything):
+    """The first of two latents under a mask; the second, and what is seen, depend on it or not."""
+
+    def program(y):
+        known = torch.tensor([True, False])
+        with pyro.plate("data", 2):
+            with poutine.mask(mask=known):
+                first = pyro.sample("first", dist.Bernoulli(0.3))
+            with poutine.mask(mask=known if everything else torch.ones(2, dtype=torch.bool)):
+                second = pyro.sample("second", dist.Bernoulli(0.2 + 0.6 * first))
+                pyro.sample("y", dist.Normal(second, 1.0), obs=y)
+
+    return program
+
+
+def test_masked_latents_that_others_depend_on_are_refused_by_truncated_posteriors():
+    y = torch.tensor([0.4, 1.3])
+    guide = TruncatedGuide(masked_first(False), 4)
+    with pytest.raises(ValueError, match=r"sites \['first'\] are masked, but"):
+        Truncated_ELBO(sweeps=0).loss(masked_first(False), guide, y)
+
+
+def test_masked_latents_that_nothing_depends_on_leave_the_evidence():
+    y = torch.tensor([0.4, 1.3])
+    program = masked_first(True)
+    pairs = itertools.product([0.0, 1.0], repeat=2)
+    seen = torch.stack([
+        dist.Bernoulli(0.3).log_prob(torch.tensor(a))
+        + dist.Bernoulli(0.2 + 0.6 * a).log_prob(torch.tensor(b))
+        + dist.Normal(b, 1.0).log_prob(y[0])
+        for a, b in pairs
+    ])  # fmt: skip
+    found = Truncated_ELBO(sweeps=0).loss(program, TruncatedGuide(program, 4), y)
+    np.testing.assert_allclose(found, -seen.logsumexp(0), rtol=1e-12)

@@ -31,6 +31,7 @@ from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions.members import Members
 from numpyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
+from numpyro_dvae.infer.truncated.masked import check_masked
 from numpyro_dvae.infer.truncated.minibatch import open_plates, read_minibatch
 from numpyro_dvae.infer.truncated.proposals import draws_of, from_pool
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer
@@ -74,7 +75,8 @@ class TruncatedGuide:
     Raises:
         ValueError: On the first call, if S exceeds the number of joint states of a datum, if a
             discrete site is global or has no finite support, or if `rest` does not sample a
-            continuous site. On any, if the plates' sizes are not those of the sets.
+            continuous site. On any, if the plates' sizes are not those of the sets, or if sites
+            outside of a mask depend on discrete ones under it.
     """
 
     words: UInt32[Array, "N S W"] | None
@@ -190,7 +192,7 @@ class TruncatedGuide:
             batch=batch,
             vectorize=self.vectorize_particles,
         )
-        return call.measured()
+        return check_masked(call.measured())
 
     def members(self, call: ModelCall, words: UInt32[Array, "N S W"]) -> Integer[Array, "S B H"]:
         """The codes of the data's members."""
@@ -232,7 +234,7 @@ class TruncatedGuide:
             batch=batch,
             vectorize=self.vectorize_particles,
         )
-        return call.measured()
+        return check_masked(call.measured())
 
     def _score_members(
         self, call: ModelCall

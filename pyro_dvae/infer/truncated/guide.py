@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from pyro_dvae.distributions.members import Members
 from pyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
+from pyro_dvae.infer.truncated.masked import check_masked
 from pyro_dvae.infer.truncated.minibatch import open_plates, read_minibatch
 from pyro_dvae.infer.truncated.proposals import draws_of, from_pool
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, given_values
@@ -72,7 +73,8 @@ class TruncatedGuide(nn.Module):
     Raises:
         ValueError: On the first call, if S exceeds the number of joint states of a datum, if a
             discrete site is global or has no finite support, or if `rest` does not sample a
-            continuous site. On any, if the plates' sizes are not those of the sets.
+            continuous site. On any, if the plates' sizes are not those of the sets, or if sites
+            outside of a mask depend on discrete ones under it.
     """
 
     words: Int32[Tensor, "N S W"] | None
@@ -203,6 +205,7 @@ class TruncatedGuide(nn.Module):
             repeats=self._repeats,
         )
         self._check_size(call)
+        check_masked(call)
         if self.words is None:
             self.words = first_words(call, self.num_states, self.probs)
         return call
