@@ -19,6 +19,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate  # noqa: E40
 from pyro.infer.autoguide import AutoNormalMessenger  # noqa: E402
 from pyro.poutine.guide import GuideMessenger  # noqa: E402
 
+from pyro_dvae.diagnostics import importance_diagnostics, to_arviz  # noqa: E402
 from pyro_dvae.fit import linear_schedule  # noqa: E402
 from pyro_dvae.infer import (  # noqa: E402
     DAPS_ELBO,
@@ -726,3 +727,18 @@ def test_masked_latents_that_nothing_depends_on_leave_the_evidence():
     ])  # fmt: skip
     found = Truncated_ELBO(sweeps=0).loss(program, TruncatedGuide(program, 4), y)
     np.testing.assert_allclose(found, -seen.logsumexp(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("diagnose", [importance_diagnostics, to_arviz])
+def test_diagnostics_refuse_sites_that_come_and_go_with_the_draws(diagnose):
+    def counted(y):
+        n = 0
+        while n < 3 and bool(pyro.sample(f"more_{n}", dist.Bernoulli(0.5))):
+            n += 1
+        return n
+
+    def model(y):
+        pyro.sample("y", dist.Normal(float(counted(y)), 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"'more_1', .*there in some draws and not in others"):
+        quiet(lambda: diagnose((model, counted), torch.tensor(1.5)))

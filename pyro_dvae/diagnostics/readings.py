@@ -329,8 +329,24 @@ def _cell_log_prob(fn: Any, value: Tensor, num_cells: int) -> Tensor:
     return fn.conditional_log_prob(value)
 
 
+def _check_same_sites(runs: list[set[str]]) -> None:
+    if varying := sorted(set.union(*runs) - set.intersection(*runs)):
+        raise ValueError(
+            f"sites {varying} are there in some draws and not in others, so that they make no "
+            "table with a row per draw. Write the program with the same sites in each run, those "
+            "not in use under a mask; or read the bound off a loss that samples, as "
+            "Reinforce_ELBO(K).loss(model, guide, ...)."
+        )
+
+
 def _join(readings: list[Readings]) -> Readings:
-    """Put runs one after the other; the data are the same in all."""
+    """Put runs one after the other; the data are the same in all.
+
+    Raises:
+        ValueError: If runs have different sites.
+    """
+    for reading in readings[0]:
+        _check_same_sites([set(each[reading]) for each in readings])
 
     def joined(reading: str, name: str) -> NamedArray:
         first = readings[0][reading][name]
