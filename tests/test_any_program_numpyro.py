@@ -23,6 +23,7 @@ from numpyro.infer import TraceGraph_ELBO, autoguide
 from numpyro.infer.util import log_density
 from numpyro_shim import quickly
 
+from numpyro_dvae.diagnostics import posterior_gap
 from numpyro_dvae.fit import linear_schedule
 from numpyro_dvae.infer import (
     DAPS_ELBO,
@@ -738,3 +739,22 @@ def test_masked_latents_that_nothing_depends_on_leave_the_evidence():
     ]
     expected = -jax.nn.logsumexp(jnp.stack(seen))
     np.testing.assert_allclose(svi.evaluate(svi.init(KEY, y), y), expected, rtol=1e-6)
+
+
+def test_the_evidence_of_an_impossible_datum_is_minus_infinity():
+    def model(x):
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Categorical(jnp.ones(3) / 3))
+            numpyro.factor("x", jnp.where(x > 0, -jnp.inf, -1.0 * z))
+
+    def guide(x):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Categorical(jnp.ones(3) / 3))
+
+    gap = posterior_gap(KEY, (model, guide), jnp.array([0.0, 1.0]))
+    right = np.log(np.exp(-np.arange(3.0)).sum() / 3)
+    np.testing.assert_allclose(gap.log_evidence, [right, -np.inf], rtol=1e-6)
+    np.testing.assert_allclose(gap.elbo, [-1.0, -np.inf], rtol=1e-6)
+    assert np.isfinite(gap.gap[0])
+    assert np.isnan(gap.gap[1])
+    np.testing.assert_allclose(gap.support_mass, [1.0, np.nan], rtol=1e-6)

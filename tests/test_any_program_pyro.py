@@ -19,7 +19,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate  # noqa: E40
 from pyro.infer.autoguide import AutoNormalMessenger  # noqa: E402
 from pyro.poutine.guide import GuideMessenger  # noqa: E402
 
-from pyro_dvae.diagnostics import importance_diagnostics, to_arviz  # noqa: E402
+from pyro_dvae.diagnostics import importance_diagnostics, posterior_gap, to_arviz  # noqa: E402
 from pyro_dvae.fit import linear_schedule  # noqa: E402
 from pyro_dvae.infer import (  # noqa: E402
     DAPS_ELBO,
@@ -742,3 +742,22 @@ def test_diagnostics_refuse_sites_that_come_and_go_with_the_draws(diagnose):
 
     with pytest.raises(ValueError, match=r"'more_1', .*there in some draws and not in others"):
         quiet(lambda: diagnose((model, counted), torch.tensor(1.5)))
+
+
+def test_the_evidence_of_an_impossible_datum_is_minus_infinity():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3))
+            pyro.factor("x", torch.where(x > 0, -torch.inf, -1.0 * z))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(torch.ones(3) / 3))
+
+    gap = posterior_gap((model, guide), torch.tensor([0.0, 1.0]))
+    right = np.log(np.exp(-np.arange(3.0)).sum() / 3)
+    np.testing.assert_allclose(gap.log_evidence, [right, -np.inf], rtol=1e-12)
+    np.testing.assert_allclose(gap.elbo, [-1.0, -np.inf], rtol=1e-12)
+    assert np.isfinite(gap.gap[0])
+    assert np.isnan(gap.gap[1])
+    np.testing.assert_allclose(gap.support_mass, [1.0, np.nan], rtol=1e-12)

@@ -158,13 +158,18 @@ def gap_of(draws: Draws) -> PosteriorGap:
     # States that differ in masked sites alone share one term, in parts given by their draws.
     parts = np.subtract(log_draw, log_q, out=zeros.copy(), where=possible)
     top = log_p.max(0)
-    with np.errstate(invalid="ignore"):  # an impossible datum has an evidence of -inf
+    top = np.where(np.isfinite(top), top, 0.0)
+    # An impossible datum has an evidence of -inf, and no posterior: its gap and mass are NaN.
+    with np.errstate(invalid="ignore", divide="ignore"):
         log_evidence = np.log(np.exp(log_p - top + parts).sum(0)) + top
         posterior = np.exp(log_p + parts - log_evidence)
     weights = np.subtract(log_p, log_q, out=zeros, where=possible)
     elbo = (np.exp(log_draw) * weights).sum(0)
     mass = np.where(possible, posterior, 0.0).sum(0)
-    return PosteriorGap(log_evidence, elbo, log_evidence - elbo, mass)
+    mass = np.where(np.isfinite(log_evidence), mass, np.nan)
+    with np.errstate(invalid="ignore"):
+        gap = log_evidence - elbo
+    return PosteriorGap(log_evidence, elbo, gap, mass)
 
 
 def num_states_of(draws: Draws) -> np.ndarray:
