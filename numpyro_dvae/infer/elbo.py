@@ -23,7 +23,6 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-from numpyro.handlers import substitute
 from numpyro.infer.elbo import ELBO
 
 from numpyro_dvae.infer.memory import (
@@ -45,15 +44,13 @@ from numpyro_dvae.infer.objective import (
 from numpyro_dvae.programs.draw import Sampler
 from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Layout, Pair
+from numpyro_dvae.programs.planning import Plans
 from numpyro_dvae.programs.record import Particles, Reader
 from numpyro_dvae.programs.run import run_particles
 
 __all__ = ["BetaState", "LossState", "ParticleELBO"]
 
-_MOST_PLANS = 256  # of calls of different shapes that are remembered
-
-
-_OF_PROGRAMS = ("_programs", "_link")  # attributes of losses that hold a model and a guide
+_OF_PROGRAMS = ("_plans", "_link")  # attributes of losses that hold a model and a guide
 _RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
 
 
@@ -89,22 +86,6 @@ def _valued(value: Float[Array, ""], surrogate: Float[Array, ""]) -> Float[Array
 @_valued.defjvp
 def _valued_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return primals[0], tangents[1]
-
-
-def _looks(value: Any) -> Any:
-    """What an argument looks like: its structure, shapes and types, and values that are static."""
-    leaves, structure = jax.tree.flatten(value)
-    return structure, tuple(map(_looks_of_leaf, leaves))
-
-
-def _looks_of_leaf(leaf: Any) -> Any:
-    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        return tuple(leaf.shape), str(leaf.dtype)
-    try:
-        hash(leaf)
-    except TypeError:
-        return type(leaf)
-    return leaf  # it may choose a branch
 
 
 class ParticleELBO(ELBO):
@@ -165,12 +146,19 @@ class ParticleELBO(ELBO):
         self.max_plate_nesting = max_plate_nesting
         self.beta, self.target_rate = beta, target_rate
         self.closed_form_entropy = closed_form_entropy
-        self._programs: tuple[Any, Any] | None = None
-        self._plans: dict[Any, tuple[Layout, Any]] = {}  # of calls that look alike
+        self._plans = self._new_plans()
+
+    def _new_plans(self) -> Plans:
+        vectorize = self.vectorize_particles
+        return Plans(vectorize=vectorize, find=self.find_layout, inspect=self.inspect)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is known of the programs that it was called with."""
-        return {**vars(self), **{n: None for n in _OF_PROGRAMS if hasattr(self, n)}, "_plans": {}}
+        return {name: value for name, value in vars(self).items() if name not in _OF_PROGRAMS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, **dict.fromkeys(_OF_PROGRAMS))
+        self._plans = self._new_plans()
 
     # ---------------------------------------------------------------- what an algorithm brings
 
@@ -213,8 +201,7 @@ class ParticleELBO(ELBO):
         kwargs: dict,
     ) -> tuple[Particles, dict[str, Any]]:
         """Run the programs with K particles: the record, and the mutable state that they leave."""
-        pair = self.prepare(rng_key, params, model, guide, args, kwargs)
-        return self.run_pair(rng_key, pair)
+        return self._plans.run(rng_key, params, Pair(model, guide, args, kwargs), self.run_pair)
 
     # --------------------------------------------------------------------- NumPyro's protocol
 
@@ -247,27 +234,6 @@ class ParticleELBO(ELBO):
         return {"loss": loss, "mutable_state": mutable or None}
 
     # ---------------------------------------------------------------------------- particles
-
-    def prepare(
-        self,
-        rng_key: Array,
-        params: Mapping[str, Any],
-        model: Callable,
-        guide: Callable,
-        args: tuple,
-        kwargs: dict,
-    ) -> Pair:
-        """The programs at `params`, and what an abstract run tells of calls that look alike."""
-        programs, key = (model, guide), (_looks(args), _looks(kwargs))
-        if self._programs is None or self._programs != programs or len(self._plans) > _MOST_PLANS:
-            self._programs, self._plans = programs, {}
-        model, guide = (substitute(program, data=params) for program in programs)
-        pair = Pair(model, guide, args, kwargs, vectorize=self.vectorize_particles)
-        if key not in self._plans:
-            layout = self.find_layout(rng_key, pair)
-            self._plans[key] = layout, self.inspect(rng_key, pair._replace(layout=layout))
-        layout, notes = self._plans[key]
-        return pair._replace(layout=layout, notes=notes)
 
     def find_layout(self, rng_key: Array, pair: Pair) -> Layout:
         """How the sites of the programs lie."""

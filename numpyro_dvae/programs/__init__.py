@@ -9,6 +9,7 @@ Read it in this order, from a program to arrays:
 - `masks`, `densities`: where a mask is; log-densities of many states at once;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
 - `run`: particles of a pair, at once or one by one; dreams;
+- `planning`: what is known of a call that looks like an earlier one;
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;
 - `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws.
 
