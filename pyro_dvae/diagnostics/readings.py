@@ -330,7 +330,7 @@ def _cell_log_prob(fn: Any, value: Tensor, num_cells: int) -> Tensor:
 
 
 def _check_same_sites(runs: list[set[str]]) -> None:
-    if varying := sorted(set.union(*runs) - set.intersection(*runs)):
+    if varying := sorted(set().union(*runs) - runs[0].intersection(*runs)):
         raise ValueError(
             f"sites {varying} are there in some draws and not in others, so that they make no "
             "table with a row per draw. Write the program with the same sites in each run, those "

@@ -158,7 +158,7 @@ class ParticleELBO(ELBO):
         return {name: value for name, value in vars(self).items() if name not in _OF_PROGRAMS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, **dict.fromkeys(_OF_PROGRAMS))
+        self.__dict__.update(state, **dict.fromkeys(_OF_PROGRAMS))
         self._plans = self._new_plans()
 
     # ---------------------------------------------------------------- what an algorithm brings
