@@ -144,7 +144,7 @@ def _compiled_scores(trained: Trained, pair: Pair) -> Callable[..., Record]:
         rng_key: Array, params: Any, arrays: tuple[Array, ...], template: Template, states: Any
     ) -> Record:
         now = _at(trained, pair, params, template.join(arrays))
-        return _record_of(score_states(rng_key, now, states), (*RECORD, "log_draw"))
+        return _record_of(score_states(rng_key, now, states), (*RECORD, "log_draw", "silenced"))
 
     return run
 

@@ -66,10 +66,14 @@ class Draws:
         return self.record("log_q").shape
 
     @property
+    def log_joint(self) -> np.ndarray:
+        """Log p of each draw and datum, ``(K, *plates)``, in double precision."""
+        return self.record("log_likelihood").astype(np.float64) + self.record("log_prior")
+
+    @property
     def log_weights(self) -> np.ndarray:
         """Log p - log q of each draw and datum, ``(K, *plates)``, in double precision."""
-        parts = [self.record(name) for name in ("log_likelihood", "log_prior", "log_q")]
-        return parts[0].astype(np.float64) + parts[1] - parts[2]
+        return self.log_joint - self.record("log_q")
 
     def add_record(
         self, block: Block, plates: tuple[str, ...], record: Mapping[str, np.ndarray | None]

@@ -25,7 +25,7 @@ from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.pair import Layout, Pair, Run
-from numpyro_dvae.programs.record import Particles, make_record
+from numpyro_dvae.programs.record import Particles, make_record, read_silenced
 from numpyro_dvae.programs.run import run_particles
 from numpyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
@@ -61,6 +61,8 @@ _UNDRAWN = ("observed", "subsample")
 jax.tree_util.register_dataclass(
     NamedArray, data_fields=["values"], meta_fields=["dims", "discrete", "num_codes"]
 )
+
+_STATE_READERS = {"codes": read_codes, "silenced": read_silenced}
 
 Readings = dict[str, dict[str, NamedArray]]  # reading -> site -> array
 
@@ -167,7 +169,7 @@ def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, A
 def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Particles:
     """Log-densities of given values of the latents, which are in front."""
     num_states = len(next(iter(values.values())))
-    return run_particles(rng_key, pair, num_states, reads={"codes": read_codes}, values=values)[0]
+    return run_particles(rng_key, pair, num_states, reads=_STATE_READERS, values=values)[0]
 
 
 def _check_discrete(latent: set[str], layout: Layout) -> None:

@@ -24,7 +24,7 @@ from numpyro_dvae.programs.masks import without_mask
 from numpyro_dvae.programs.pair import Layout, Run
 from numpyro_dvae.programs.sites import Site, in_batch_dims
 
-__all__ = ["Ledger", "Particles", "Reader", "make_record"]
+__all__ = ["Ledger", "Particles", "Reader", "make_record", "read_silenced"]
 
 # What an algorithm wants of a run beside its log-densities: from (run of one particle, layout, K)
 # to arrays, or tuples and dicts of arrays, which get the K particles in front; or None.
@@ -187,6 +187,20 @@ def make_record(
         scale=ledger.scale(),
         extras=extras,
     )
+
+
+def read_silenced(run: Run, layout: Layout, num_particles: int) -> Float[Array, "*plates"]:
+    """Log-density that masks silence of the model's latents; a reader of records.
+
+    A mask silences a density, never a draw: this is that of the draw, for whoever sums over it.
+    """
+    latent = [site for site in run.model.values() if not site.is_observed]
+    ledger = Ledger(layout, latent)
+    for site in latent:
+        kept = site.log_prob()
+        bare = draw_log_prob(site, kept)
+        ledger.add_bare("silenced", site, jnp.where(jnp.isneginf(kept), 0.0, bare - kept))
+    return ledger.total("silenced")
 
 
 def draw_log_prob(site: Site, values: Array) -> Array:

@@ -96,7 +96,7 @@ def collect_states(
             draws = draws or Draws(num_states, num_rows)
             for part, _ in cut_draws(num_states, count_values(pair.args)):
                 some = {name: values[part] for name, values in states.items()}
-                record = _as_numpy(score_states(pair, some), (*RECORD, "log_draw"))
+                record = _as_numpy(score_states(pair, some), (*RECORD, "log_draw", "silenced"))
                 draws.add_record(Block(part, rows), pair.layout.plates, record)
     assert draws is not None
     return draws

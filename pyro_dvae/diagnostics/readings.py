@@ -25,7 +25,7 @@ from pyro_dvae.programs.draw import Draw, run_pair, run_program
 from pyro_dvae.programs.layout import find_layout
 from pyro_dvae.programs.masks import entry_mask
 from pyro_dvae.programs.pair import Layout, Pair, Run
-from pyro_dvae.programs.record import Particles, concatenate, make_record
+from pyro_dvae.programs.record import Particles, concatenate, make_record, read_silenced
 from pyro_dvae.programs.run import drawn_subsamples, run_particles
 from pyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
@@ -53,6 +53,8 @@ READINGS = (
     "subsample",  # rows of the full plate that a plate drew, without draws in front
 )
 
+
+_STATE_READERS = {"codes": read_codes, "silenced": read_silenced}
 
 Readings = dict[str, dict[str, NamedArray]]  # reading -> site -> array
 
@@ -126,7 +128,7 @@ def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
     """Log-densities of given values of the latents, which are in front."""
     num_states = len(next(iter(values.values())))
     with torch.no_grad(), poutine.replay(trace=pair.notes):
-        return run_particles(pair, num_states, reads={"codes": read_codes}, values=values)
+        return run_particles(pair, num_states, reads=_STATE_READERS, values=values)
 
 
 def _check_discrete(guide_sites: Mapping[str, Site], layout: Layout) -> None:

@@ -159,17 +159,24 @@ class RateDistortion(NamedTuple):
 class PosteriorGap(NamedTuple):
     """The guide against the exact posterior of each datum."""
 
-    log_evidence: np.ndarray  # log p(x), nats
+    log_evidence: np.ndarray  # log p(x), nats; latents under a mask are drawn as the model would
     elbo: np.ndarray  # nats
-    gap: np.ndarray  # KL(q ‖ posterior), nats
+    gap: np.ndarray  # log evidence - ELBO: KL(q ‖ posterior), where the ELBO is a bound
     support_mass: np.ndarray  # posterior mass of the states that the guide can draw, in [0, 1]
+    is_bound: np.ndarray  # whether the ELBO is: not where sites outside of a mask depend on
+    # latents under it, which the guide draws otherwise than the model
 
     def __str__(self) -> str:
         """A line with the means."""
+        loose = int((~self.is_bound).sum())
+        warning = (
+            f" Of {loose} data, what is seen depends on latents under a mask, which the guide "
+            "draws otherwise than the model: their ELBO is no bound on the evidence."
+        )
         return (
             f"Log evidence {self.log_evidence.mean():.3f}, ELBO {self.elbo.mean():.3f}, gap "
             f"{self.gap.mean():.3f} nats per datum (largest {self.gap.max():.3f}); the guide can "
-            f"draw {self.support_mass.mean():.1%} of the posterior."
+            f"draw {self.support_mass.mean():.1%} of the posterior.{warning if loose else ''}"
         )
 
 

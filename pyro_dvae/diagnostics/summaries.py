@@ -27,6 +27,7 @@ __all__ = [
     "gap_of",
     "is_restricted",
     "latent_rates_of",
+    "log_sum",
     "num_seen_of",
     "num_states_of",
     "psnr_of",
@@ -34,18 +35,19 @@ __all__ = [
     "variances_of",
 ]
 
+_ROUNDING = 1e-4  # nats, of densities in single precision
 _MOST_PSNR = 100.0  # decibels, of a datum in a mean: one perfect image would make it infinite
 
 
 def rate_of(draws: Draws) -> np.ndarray:
     """Log q - log p(z) of each datum in bits, in the mean over the draws [1]."""
     log_ratios = draws.record("log_q") - draws.record("log_prior")
-    return log_ratios.mean(0, dtype=np.float64) / math.log(2)
+    return np.asarray(log_ratios.mean(0, dtype=np.float64) / math.log(2))
 
 
 def distortion_of(draws: Draws) -> np.ndarray:
     """Minus log p(x | z) of each datum in nats, in the mean over the draws [1]."""
-    return -draws.record("log_likelihood").mean(0, dtype=np.float64)
+    return np.asarray(-draws.record("log_likelihood").mean(0, dtype=np.float64))
 
 
 def beta_elbo_of(draws: Draws, beta: float) -> np.ndarray:
@@ -149,27 +151,34 @@ def check_evaluation(num_particles: int, data_range: float | None) -> None:
 def gap_of(draws: Draws) -> PosteriorGap:
     """The exact posterior, where the draws are all states of a datum, each once.
 
-    The record then has "log_draw": log q of the state's draws, masked or not.
+    The record then has "log_draw", log q of the state's draws, masked or not, and "silenced", the
+    log-density that masks silence of the model's latents: under a mask, the model draws all the
+    same, and its states count as often as it draws them.
     """
-    log_p = draws.record("log_likelihood").astype(np.float64)
-    log_p = log_p + draws.record("log_prior").astype(np.float64)
-    log_q, log_draw = (draws.record(n).astype(np.float64) for n in ("log_q", "log_draw"))
-    possible, zeros = np.isfinite(log_q), np.zeros_like(log_p)
-    # States that differ in masked sites alone share one term, in parts given by their draws.
-    parts = np.subtract(log_draw, log_q, out=zeros.copy(), where=possible)
-    top = log_p.max(0)
-    top = np.where(np.isfinite(top), top, 0.0)
+    names = ("log_q", "log_draw", "silenced")
+    log_q, log_draw, silenced = (draws.record(name).astype(np.float64) for name in names)
+    log_p, possible = draws.log_joint, np.isfinite(log_q)
+    log_evidence = log_sum(log_p + silenced)
     # An impossible datum has an evidence of -inf, and no posterior: its gap and mass are NaN.
-    with np.errstate(invalid="ignore", divide="ignore"):
-        log_evidence = np.log(np.exp(log_p - top + parts).sum(0)) + top
-        posterior = np.exp(log_p + parts - log_evidence)
-    weights = np.subtract(log_p, log_q, out=zeros, where=possible)
-    elbo = (np.exp(log_draw) * weights).sum(0)
+    with np.errstate(invalid="ignore"):
+        posterior = np.exp(log_p + silenced - log_evidence)
+        weights = np.subtract(log_p, log_q, out=np.zeros_like(log_p), where=possible)
+        elbo = np.where(possible, np.exp(log_draw) * weights, 0.0).sum(0)
+        gap = log_evidence - elbo
+        # What the ELBO is at most: the evidence, if masked latents are drawn as the model would.
+        ceiling = log_sum(np.where(possible, log_p + log_draw - log_q, -np.inf))
     mass = np.where(possible, posterior, 0.0).sum(0)
     mass = np.where(np.isfinite(log_evidence), mass, np.nan)
-    with np.errstate(invalid="ignore"):
-        gap = log_evidence - elbo
-    return PosteriorGap(log_evidence, elbo, gap, mass)
+    is_bound = ~(ceiling > log_evidence + _ROUNDING)
+    return PosteriorGap(log_evidence, elbo, gap, mass, is_bound)
+
+
+def log_sum(values: np.ndarray) -> np.ndarray:
+    """Log of the sum of exponentials over the first axis; -inf where all are."""
+    top = values.max(0)
+    top = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(values - top).sum(0)) + top
 
 
 def num_states_of(draws: Draws) -> np.ndarray:

@@ -20,7 +20,7 @@ from pyro_dvae.programs.masks import without_mask
 from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.sites import Site, in_batch_dims
 
-__all__ = ["Ledger", "Particles", "Reader", "concatenate", "make_record"]
+__all__ = ["Ledger", "Particles", "Reader", "concatenate", "make_record", "read_silenced"]
 
 # What an algorithm wants of a run beside its log-densities: from (run, layout, K) to arrays, or
 # tuples and dicts of arrays, that have the K particles in front; or None.
@@ -183,6 +183,20 @@ def make_record(
         scale=ledger.scale(),
         extras={name: read(run, layout, num_particles) for name, read in reads.items()},
     )
+
+
+def read_silenced(run: Run, layout: Layout, num_particles: int) -> Float[Tensor, "K *plates"]:
+    """Log-density that masks silence of the model's latents; a reader of records.
+
+    A mask silences a density, never a draw: this is that of the draw, for whoever sums over it.
+    """
+    latent = [site for site in run.model.values() if not site.is_observed]
+    ledger = Ledger(layout, num_particles, latent)
+    for site in latent:
+        values = site.log_prob()
+        bare, kept = draw_log_prob(site, values), site.scaled(values, 1.0)
+        ledger.add_bare("silenced", site, torch.where(torch.isneginf(kept), 0.0, bare - kept))
+    return ledger.total("silenced")
 
 
 def draw_log_prob(site: Site, values: Tensor) -> Tensor:

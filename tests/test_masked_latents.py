@@ -1,0 +1,63 @@
+"""Latents under a mask in the exact gap: drawn all the same, and counted as often as drawn."""
+
+import itertools
+
+import numpy as np
+import pytest
+from test_diagnostics import diagnose, program_of
+from zoo import bernoulli, normal
+
+Y = np.array([0.4, 1.3, -0.2])
+KNOWN = np.array([True, False, True])
+LOGIT = {"first": -0.8, "low": -1.4, "high": 0.9}
+
+
+def latents(ppl, known, *logits, depends=True):
+    """Two bits, the first under a mask where it is not known; the second depends on it."""
+    with ppl.mask(mask=known):
+        first = ppl.sample("first", ppl.dist.Bernoulli(logits=logits[0] + ppl.zeros(3)))
+    logit = logits[1] + (logits[2] - logits[1]) * first
+    with ppl.mask(mask=known | depends):
+        return ppl.sample("second", ppl.dist.Bernoulli(logits=logit))
+
+
+def program(depends, guide_first):
+    def model(ppl, data):
+        with ppl.plate("data", 3):
+            second = latents(ppl, data["known"], *LOGIT.values(), depends=depends)
+            with ppl.mask(mask=data["known"] | depends):
+                ppl.sample("y", ppl.dist.Normal(second, 1.0), obs=data["y"])
+
+    def guide(ppl, data):
+        with ppl.plate("data", 3):
+            latents(ppl, data["known"], guide_first, 0.3, -0.2, depends=depends)
+
+    return program_of(model, guide, {}, {"y": Y, "known": KNOWN})
+
+
+def exact(depends, guide_first):
+    """Log evidence, with the first bit drawn by the model, and the guide's expected weight."""
+    evidence, elbo = np.full(3, -np.inf), np.zeros(3)
+    for a, b in itertools.product((0, 1), repeat=2):
+        second = LOGIT["high"] if a else LOGIT["low"]
+        draw = bernoulli(a, LOGIT["first"]), bernoulli(b, second) + normal(Y, b)
+        guide = bernoulli(a, guide_first), bernoulli(b, -0.2 if a else 0.3)
+        joint = KNOWN * draw[0] + (KNOWN | depends) * draw[1]
+        silenced = ~KNOWN * draw[0] + ~(KNOWN | depends) * bernoulli(b, second)
+        evidence = np.logaddexp(evidence, joint + silenced)
+        log_q = KNOWN * guide[0] + (KNOWN | depends) * guide[1]
+        elbo += np.exp(sum(guide)) * (joint - log_q)
+    return evidence, elbo
+
+
+@pytest.mark.parametrize(("depends", "first"), [(True, -0.8), (True, 1.5), (False, 1.5)])
+def test_states_under_a_mask_count_as_often_as_the_model_draws_them(shim, depends, first):
+    found = diagnose(shim, "posterior_gap", shim.Case(program(depends, first)))
+    evidence, elbo = exact(depends, first)
+    np.testing.assert_allclose(found.log_evidence, evidence, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found.elbo, elbo, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found.gap, evidence - elbo, atol=1e-10)
+    np.testing.assert_allclose(found.support_mass, 1.0)
+    as_the_model = not depends or first == LOGIT["first"]
+    assert list(found.is_bound) == [True, as_the_model, True]
+    assert ("Of 1 data, what is seen depends" in str(found)) == (not as_the_model)
