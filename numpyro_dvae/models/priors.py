@@ -82,16 +82,19 @@ class AutoregressivePrior:
     def __init__(self, transformer: CausalTransformer, *, num_classes: int | None = None) -> None:
         _check_attention(transformer.cross_attention, num_classes)
         self.transformer, self.num_classes = transformer, num_classes
+        self.classes: nn.Module | None = None
+        if num_classes is not None:
+            start = nn.initializers.normal(1.0)
+            self.classes = nn.Embed(num_classes, transformer.embed_dim, embedding_init=start)
 
     def __call__(self, labels: Integer[Array | np.ndarray, "*batch"] | None = None) -> Distribution:
         """The distribution of "z", event shape (L,), one for each label."""
         _check_labels(labels is not None, self.num_classes)
         context: Array | None = None
         batch: tuple[int, ...] = ()
-        if labels is not None and self.num_classes is not None:
-            labels, width = jnp.asarray(labels), self.transformer.embed_dim
-            classes = nn.Embed(self.num_classes, width, embedding_init=nn.initializers.normal(1.0))
-            context = register("model.prior.classes", classes, labels)(labels)[..., None, :]
+        if labels is not None:
+            labels = jnp.asarray(labels)
+            context = register("model.prior.classes", self.classes, labels)(labels)[..., None, :]
             batch = labels.shape
         codes = jnp.zeros((*batch, self.transformer.num_latents), int)
         transformer = register("model.prior.transformer", self.transformer, codes, context)

@@ -30,6 +30,7 @@ from numpyro_dvae.models.plates import data_plate, plate_size
 from numpyro_dvae.models.priors import Prior, UniformPrior
 from numpyro_dvae.nets import MLPDecoder, register
 from numpyro_dvae.nets.inputs import check_floats
+from numpyro_dvae.nets.registration import own_name
 
 __all__ = ["CodeModel", "Decoder", "DiscreteVAE", "mnist_vae"]
 
@@ -199,7 +200,7 @@ def _held(name: str, part: Any) -> tuple[Array, ...]:
 
 def _closed_form(name: str, part: Any) -> ClosedForm | None:
     form_of = getattr(part, "closed_form", None)
-    return None if form_of is None else form_of(name)
+    return None if form_of is None else form_of(own_name(part, name))
 
 
 def _masked(likelihood: Distribution, observed: Array) -> Distribution:

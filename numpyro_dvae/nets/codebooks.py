@@ -5,7 +5,8 @@ vectors when called. Guide and decoder hold the same one. The model is thereby a
 integer codes, which any algorithm can train.
 
 The table lives outside, as everywhere in NumPyro: as the parameter "codebook$table", or in the
-mutable state "codebook$state". With trained ones, substitute both:
+mutable state "codebook$state"; of several codebooks in one program, each has its own
+(`nets.registration.own_name`). With trained ones, substitute both:
 ``numpyro.handlers.substitute(program, data={**params, **mutable_state})``.
 
 References:
@@ -23,7 +24,7 @@ import numpyro
 from jaxtyping import Array, Float, Integer, Shaped
 from numpyro.primitives import mutable
 
-from numpyro_dvae.nets.registration import declare, register
+from numpyro_dvae.nets.registration import declare, own_name, register
 from numpyro_dvae.ops.quantizing import (
     CodebookState,
     code_counts,
@@ -78,14 +79,15 @@ class Codebook:
     ) -> None:
         _check_codebook(num_codes, embed_dim, decay, min_count, table)
         self.num_codes, self.embed_dim = num_codes, embed_dim
+        self.name: str | None = None
         self.decay, self.min_count, self.start = decay, min_count, table
 
     @property
     def table(self) -> Float[Array, "V D"]:
         """The vectors of all codes, within a program that has them."""
         if self.decay is None:
-            return declare("codebook$table", self._create, needs_key=self.start is None)
-        return mutable("codebook$state", self._first_state())["table"]
+            return self._declare()
+        return mutable(f"{own_name(self, 'codebook')}$state", self._first_state())["table"]
 
     def __call__(self, codes: Shaped[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """The vectors of codes, from the table."""
@@ -122,6 +124,17 @@ class Codebook:
         flat = jax.lax.stop_gradient(inputs).reshape(-1, self.embed_dim)
         return flat[jax.random.randint(rng_key, (self.num_codes,), 0, len(flat))]
 
+    def _declare(self) -> Array:
+        """The table that is a parameter."""
+        name = f"{own_name(self, 'codebook')}$table"
+        table = declare(name, self._create, needs_key=self.start is None)
+        if jnp.shape(table) != (self.num_codes, self.embed_dim):
+            raise ValueError(
+                f"`{name}` must have shape ({self.num_codes}, {self.embed_dim}); got "
+                f"{jnp.shape(table)}. Build the codebook with the sizes it was trained with."
+            )
+        return table
+
     def _create(self, rng_key: Any) -> Array:
         """The table that a parameter starts at."""
         if self.start is not None:
@@ -132,7 +145,7 @@ class Codebook:
     def _state_to_learn(self) -> dict[str, Any] | None:
         """The program's state; None where it makes its first one, which is no step of training."""
         first = self._first_state()
-        state = mutable("codebook$state", first)
+        state = mutable(f"{own_name(self, 'codebook')}$state", first)
         return None if state is first else state
 
     def _first_state(self) -> dict[str, Any]:

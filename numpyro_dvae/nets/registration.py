@@ -10,6 +10,9 @@ a distribution that holds it passes through `jit`, `grad` and `vmap`.
 NumPyro's own `flax_module` was not enough: it refuses a module without parameters (a uniform
 prior), returns a function without the module's other methods (`sample`), builds unseeded
 programs from a fixed key without a word, and runs all of a network, eagerly, to initialise it.
+
+Two parts of one kind in a program have parameters of their own, as in flax: `own_name` numbers the
+second.
 """
 
 import functools
@@ -21,15 +24,20 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from flax import linen as nn
+from numpyro.handlers import scope, substitute, trace
 
 __all__ = ["register"]
+
+_NUMBERED = "_numpyro_dvae_names"  # attribute of a part: the numbered names that it has been given
+_OWNERS = "_numpyro_dvae_owners"  # attribute of a handler: which part has which name in its run
 
 
 def register(name: str, net: Any, *inputs: Any) -> Any:
     """Declare the parameters of `net` to NumPyro as ``name$params``, and join them to it.
 
     Args:
-        name: What the network is called in the program, such as "guide.encoder".
+        name: What the network is called in the program, such as "guide.encoder"; `own_name` makes
+            it the network's own.
         net: A flax module (linen or nnx), or any callable, which is returned as it is.
         inputs: What the module will be called with; their values do not matter. Flax finds
             the shapes of the parameters by them.
@@ -52,10 +60,53 @@ def register(name: str, net: Any, *inputs: Any) -> Any:
         )
     if not shapes:
         return _Network(net, {})
+    name = own_name(net, name)
     # Compiled, the pass through the network that shows the shapes is never run.
     params = declare(f"{name}$params", jax.jit(lambda rng_key: init(rng_key)["params"]))
     _check_shapes(name, params, shapes["params"])
     return _Network(net, params)
+
+
+def own_name(part: Any, name: str) -> str:
+    """The name of a part's parameters and state in the program that runs.
+
+    A part whose attribute `name` is set is called after it, as "guide.encoder.top". Of several
+    others in one program, the first to run has `name` itself, the next ``name_1``, and so on; a
+    part keeps its number, so that a guide and a model agree.
+
+    Args:
+        part: What owns parameters or state; other parts are those that are not the same object.
+        name: What a part of this kind is called.
+
+    Raises:
+        ValueError: If the values that a program is given have numbered names, but no program of
+            this process has handed them out: it could only guess which part has which.
+    """
+    given = getattr(part, "name", None)
+    if isinstance(given, str):
+        return f"{name}.{given}"
+    numbered = getattr(part, _NUMBERED, {})
+    if name in numbered:
+        return numbered[name]
+    stack = numpyro.primitives._PYRO_STACK
+    _check_numbers(name, stack)
+    recorder = next((handler for handler in stack if isinstance(handler, trace)), None)
+    if recorder is None:
+        return name
+    owners = _owners(recorder)
+    scopes = tuple(
+        handler.prefix
+        for handler in stack
+        if isinstance(handler, scope) and "param" not in handler.hide_types
+    )
+    number, own = 0, name
+    while owners.setdefault((scopes, own), part) is not part:
+        number, own = number + 1, f"{name}_{number + 1}"
+    if number:  # the first is the first from now on, too
+        for owner, its_name in ((owners[scopes, name], name), (part, own)):
+            its_names = {**getattr(owner, _NUMBERED, {}), name: its_name}
+            object.__setattr__(owner, _NUMBERED, its_names)  # flax modules are frozen
+    return own
 
 
 def declare(name: str, create: Callable[[Any], Any], *, needs_key: bool = True) -> Any:
@@ -124,12 +175,35 @@ def _apply(static: _Static, params: dict[str, Any], *args: Any) -> Any:
     return static.module.apply({"params": params}, *args)
 
 
+def _check_numbers(name: str, stack: list) -> None:
+    """Whether a part that has no number meets values that do."""
+    for handler in stack:
+        if isinstance(handler, substitute) and any(
+            key.startswith(f"{name}_1$") for key in handler.data or ()
+        ):
+            raise ValueError(
+                f'The program is given values of several parts named "{name}", by their numbers, '
+                "which no program of this process has handed out. Give each part a name of its "
+                'own before training: flax modules by `name="..."`, codebooks by their attribute '
+                "`name`."
+            )
+
+
+def _owners(recorder: trace) -> dict[tuple, Any]:
+    """Which part has which name in this run."""
+    noted = vars(recorder).get(_OWNERS)
+    if noted is None or noted[0] is not recorder.trace:
+        noted = recorder.trace, {}
+        setattr(recorder, _OWNERS, noted)
+    return noted[1]
+
+
 def _register_other(name: str, net: Any) -> Any:
     """An nnx module, with parameters of its own making, or a plain callable."""
     if any(base.__module__.startswith("flax.nnx") for base in type(net).__mro__):
         from numpyro.contrib.module import nnx_module  # needs nnx, which is slow to import
 
-        return nnx_module(name, net)
+        return nnx_module(own_name(net, name), net)
     return net
 
 
