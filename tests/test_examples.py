@@ -1,152 +1,29 @@
-"""Every example runs, repeats, ends with JSON, and answers bad input with one line."""
+"""Examples beside the training script run and end with JSON; what they print is right."""
 
-import importlib
 import itertools
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-MNIST = Path(os.environ.get("PYRO_DVAE_MNIST", ROOT.parent / "shared" / "data" / "MNIST"))
 
 sys.path[:0] = [str(EXAMPLES / "tools"), str(EXAMPLES / "benchmarks")]
 
-from cli import run_main  # noqa: E402
 from data import load  # noqa: E402
 from quiet import arviz, call_all, group_names  # noqa: E402
+from run_examples import BOTH, output_of, result_of, run  # noqa: E402
 from scipy.stats import norm  # noqa: E402
-from test_example_data import images  # noqa: E402
 
-
-def run(script, *arguments):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning"}
-    paths = [str(ROOT), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [sys.executable, str(EXAMPLES / "tools" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-@pytest.fixture
-def output_of(monkeypatch, capsys):
-    """What an example prints, run in this process, where the array libraries are loaded."""
-
-    def run_here(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        with pytest.raises(SystemExit) as status:
-            run_main(importlib.import_module(script.removesuffix(".py")).main)
-        output, errors = capsys.readouterr()
-        assert status.value.code == 0, errors
-        return output
-
-    return run_here
-
-
-@pytest.fixture
-def result_of(output_of):
-    return lambda *arguments: json.loads(output_of(*arguments).splitlines()[-1])
-
-
-def result_alone(script, *arguments):
-    """The same in a process of its own."""
-    done = run(script, *arguments)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-METRICS = {"elbo", "beta_elbo", "iwae", "psnr", "mse", "ess", "code_usage", "seconds"}
-METRICS |= {"steps_per_second", "iwae_particles", "steps", "method", "backend", "seed"}
-
-
-def check(result, num_pixels=64):
-    """Metrics of binary images fit together, and twelve steps have led away from even pixels."""
-    nats = result["rate_bits"] * np.log(2)
-    beta_elbo = result["elbo"] + (1 - result["beta"]) * nats
-    assert result["beta_elbo"] == pytest.approx(beta_elbo, abs=1e-3)
-    assert result["elbo"] <= result["iwae"] + 1e-4
-    likelihood = result["elbo"] + nats
-    assert -0.9 * num_pixels * np.log(2) < likelihood < 0.0
-    assert -10 * np.log10(0.25) < result["psnr"] < 20.0
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("--method", "daps", "--target-ess", "0.5"),
-        ("--method", "reinforce", "--guide", "autoregressive", "--num-latents", "4"),
-        pytest.param(
-            ("--method", "exact", "--num-latents", "2", "--num-codes", "4"), marks=pytest.mark.slow
-        ),
-        ("--method", "disarm", "--prior", "bernoulli", "--binarize", "dynamic"),
-        ("--method", "vq", "--prior", "categorical", "--second-stage-steps", "12"),
-        ("--method", "truncated", "--prior", "bernoulli", "--num-states", "5"),
-        pytest.param(
-            ("--method", "truncated", "--backend", "numpyro", "--num-states", "5"),
-            marks=pytest.mark.slow,
-        ),
-        *(
-            pytest.param(("--method", method, "--backend", backend, *more), marks=pytest.mark.slow)
-            for backend in ("pyro", "numpyro")
-            for method, *more in [
-                ("fsq", "--second-stage-steps", "12"),
-                ("vq_gradient", "--prior", "autoregressive"),
-                ("daps", "--prior", "autoregressive", "--test-images", "9"),
-                ("gumbel", "--prior", "categorical"),
-                ("reinforce", "--prior", "bernoulli", "--binarize", "dynamic"),
-            ]
-        ),
-        pytest.param(("--method", "gr_mck", "--backend", "numpyro"), marks=pytest.mark.slow),
-        ("--method", "daps", "--backend", "numpyro"),
-        pytest.param(
-            ("--method", "daps", "--backend", "numpyro", "--guide", "autoregressive"),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(("--method", "vq", "--backend", "numpyro"), marks=pytest.mark.slow),
-    ],
-    ids=lambda settings: "-".join(settings[1:6:2]),
-)
-def test_train(result_of, tmp_path, settings):
-    result = result_of("train.py", "--smoke", "--out", tmp_path, *settings)
-    assert result.keys() >= METRICS
-    check(result)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == result
-    names = {"arguments.json", "log.jsonl", "reconstructions.png", "samples.png", "curves.png"}
-    names |= {"checkpoint.pt" if result["backend"] == "pyro" else "checkpoint"}
-    assert names <= {path.name for path in tmp_path.iterdir()}
-
-
-@pytest.mark.slow
-def test_train_repeats_and_resumes(tmp_path):
-    np.savez(tmp_path / "mine.npz", x=images())
-    settings = ("--smoke", "--data", tmp_path / "mine.npz", "--prior", "bernoulli")
-    whole = result_alone("train.py", *settings, "--out", tmp_path / "a")
-    again = result_alone("train.py", *settings, "--out", tmp_path / "b")
-    resumed = result_alone("train.py", *settings, "--out", tmp_path / "b", "--resume")
-    for found in (again, resumed):
-        assert (found["elbo"], found["iwae"]) == (whole["elbo"], whole["iwae"])
-
-
-@pytest.mark.skipif(not MNIST.exists(), reason="needs the files of MNIST")
-def test_train_on_mnist(result_of, tmp_path):
-    shutil.copytree(MNIST, tmp_path / "data" / "MNIST")
-    settings = ("--data", "mnist", "--data-root", tmp_path / "data", "--out", tmp_path / "out")
-    result = result_of("train.py", "--smoke", *settings)
-    assert result["data"] == "mnist"
-    check(result, num_pixels=784)
-
-
-BOTH = ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)]
+__all__ = ["output_of", "result_of"]  # fixtures
 
 
 def states_of(num_latents):
@@ -369,69 +246,3 @@ def test_diagnose_a_truncated_posterior(result_of, tmp_path, backend_name):
     assert result["gap"] == pytest.approx(0.0, abs=1e-4)  # all states are kept
     assert result["elbo"] == pytest.approx(result["log_evidence"], rel=1e-5)
     assert (tmp_path / "run" / "diagnosis" / "idata.nc").exists()
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("train.py", "--method", "magic"), "--method: invalid choice: 'magic'"),
-        (("train.py", "--data", "faces"), "data 'faces': choose one of digits, mnist"),
-        (("train.py", "--data", "missing.npz"), "missing.npz: cannot be read"),
-        (("train.py", "--data", "mnist", "--data-root", "/proc/none"), "data mnist cannot be had"),
-        (("train.py", "--steps", "0"), "--steps: expected a whole number of at least 1, got '0'"),
-        (("train.py", "--smoke", "--target-ess", "1.5", "--out", "{out}"), "`target_ess`"),
-        (("train.py", "--method", "exact", "--kl-bound", "1"), "--kl-bound is an option of"),
-        (("train.py", "--num-particles", "1", "--out", "{out}"), "`num_particles`"),
-        (("train.py", "--method", "disarm"), "--method disarm needs --prior bernoulli"),
-        (("train.py", "--num-states", "5"), "--num-states is an option of --method truncated"),
-        (("train.py", "--method", "truncated", "--guide", "independent"), "has no encoder"),
-        (("noisy_or.py", "--causes", "13"), "--causes 13: at most 12"),
-        (("noisy_or.py", "--num-patients", "9"), "--num-patients 9: takes at least 100"),
-        (("train.py", "--method", "reinmax", "--config", "mnist"), "needs --guide independent"),
-        (("train.py", "--method", "vq", "--guide", "independent"), "has a guide of its own"),
-        (("train.py", "--method", "fsq", "--prior", "bernoulli"), "its latents are codes"),
-        (("train.py", "--method", "gumbel", "--prior", "autoregressive"), "another --prior"),
-        (
-            ("train.py", "--second-stage-steps", "9", "--prior", "autoregressive"),
-            "--second-stage-steps needs --prior uniform or categorical",
-        ),
-        (
-            ("train.py", "--binarize", "dynamic", "--likelihood", "gaussian"),
-            "--binarize dynamic needs --likelihood bernoulli",
-        ),
-        (("train.py", "--batch-size", "9999"), "only 1497 training images"),
-        (("train.py", "--beta-to", "0"), "--beta-to must be positive, got 0"),
-        (("train.py", "--out", "{file}/below", "--smoke"), "cannot be written to"),
-        (("train.py", "--out", "{out}", "--smoke", "--resume"), "holds no checkpoint.pt"),
-        (("train.py", "--method", "exact", "--smoke", "--out", "{out}"), "states"),
-        (("compare.py", "--methods", "daps", "magic"), "--methods magic: choose among"),
-        (("league.py", "--methods", "magic"), "--methods magic: choose among"),
-        (("gradient_quality.py", "--estimators", "magic"), "--estimators magic: choose"),
-        (("gradient_quality.py", "--num-particles", "3"), "must be even, for pairs"),
-        (("gradient_quality.py", "--num-repeats", "9"), "--num-repeats must be at"),
-        (("compare.py", "--out", "{file}/below"), "cannot be written to"),
-        (("diagnose.py", "{out}"), "is not a folder of train.py's"),
-        (("diagnose.py", "--num-draws", "3"), "--num-draws must be at least 25"),
-        (("bars.py", "--backend", "jax"), "--backend: invalid choice: 'jax'"),
-    ],
-)
-def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, words):
-    (tmp_path / "file").touch()
-    places = {"out": tmp_path / "out", "file": tmp_path / "file"}
-    script, *arguments = (str(argument).format(**places) for argument in arguments)
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    with pytest.raises(SystemExit) as status:
-        run_main(importlib.import_module(script.removesuffix(".py")).main)
-    errors = [line for line in capsys.readouterr().err.splitlines() if line and "it/s" not in line]
-    assert status.value.code == 2
-    assert len(errors) == 1
-    assert errors[0].startswith("error: ")
-    assert words in errors[0]
-
-
-def test_the_exit_status_of_bad_input():
-    done = run("train.py", "--method", "magic")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -4,6 +4,7 @@ A backend reaches its package by name, so that an example breaks when the siblin
 """
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -87,7 +88,7 @@ def batch_size_of(images: np.ndarray) -> int:
     return max(1, _BATCH_VALUES // images[0].size)
 
 
-class Backend:
+class Backend(ABC):
     """What both packages do alike."""
 
     name: str
@@ -161,17 +162,17 @@ class Backend:
         """The mean of p(x | z) at one z ~ q for each image."""
         return self.decode(model, self.codes(guide, images))
 
+    @abstractmethod
     def guide_for(self, guide: Any, images: np.ndarray) -> Any:
         """The guide of other images: of a truncated one, with states of theirs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, model: Any, codes: np.ndarray) -> np.ndarray:
         """The mean of p(x | z) at given codes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _draw(self, guide: Any, *data: Any) -> np.ndarray:
         """What the guide draws of "z", called with such data."""
-        raise NotImplementedError
 
     def schedule(self, start: float, end: float, num_steps: int) -> Callable[[Any], Any]:
         """Exponential schedule."""
