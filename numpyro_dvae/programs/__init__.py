@@ -5,7 +5,7 @@ Read it in this order, from a program to arrays:
 - `sites`: one typed view of a sample site, made once from NumPyro's message;
 - `pair`: a model and its guide, how their sites lie, how they are run; what a run left;
 - `draw`: the handler that draws or takes values, and what runs a program;
-- `layout`: a plain run that finds out how the sites of a pair lie;
+- `layout`, `computing`: a plain run that finds out how the sites of a pair lie;
 - `masks`, `densities`: where a mask is; log-densities of many states at once;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
 - `run`: particles of a pair, at once or one by one; dreams;

@@ -17,6 +17,7 @@ import jax
 from jaxtyping import Array
 from numpyro.ops.provenance import eval_provenance
 
+from numpyro_dvae.programs.computing import are_one
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.sites import Site, in_batch_dims, sample_sites
@@ -42,18 +43,20 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
     """
     layouts: list[Layout] = []
 
-    def inspect() -> None:
-        def run(values: Mapping[str, Array]) -> Run:
+    def inspect() -> list[Any]:
+        def rerun(values: Mapping[str, Array]) -> Run:
             return run_pair(rng_key, pair, Draw(rng_key, Layout(), values))
 
-        layouts.append(_layout(run, max_plate_nesting))
+        run = rerun({})
+        layouts.append(_layout(run, rerun, max_plate_nesting))
+        sites = [*run.guide.values(), *run.model.values()]
+        return [site.scale for site in sites if layouts[0].owns(site)]
 
-    jax.eval_shape(inspect)
-    return layouts[0]
+    program = jax.make_jaxpr(inspect)()
+    return layouts[0]._replace(one_scale=are_one(program))
 
 
-def _layout(rerun: _Rerun, max_plate_nesting: float) -> Layout:
-    run = rerun({})
+def _layout(run: Run, rerun: _Rerun, max_plate_nesting: float) -> Layout:
     _check_match(run)
     scored = {n: s for n, s in run.guide.items() if s.needs_score and not s.is_observed}
     sites = [*run.guide.values(), *run.model.values()]

@@ -20,6 +20,7 @@ class Layout(NamedTuple):
     plates: tuple[str, ...] = ()  # that make a datum, leftmost first
     dims: tuple[int, ...] = ()  # their batch dims
     scored: tuple[str, ...] = ()  # guide sites without a pathwise gradient
+    one_scale: bool = False  # whether all sites of a datum are scaled by the same computation
 
     def owns(self, site: Site) -> bool:
         """Whether a site belongs to a datum, and not to what the data share."""

@@ -70,13 +70,13 @@ class Ledger:
         self.layout = layout
         self.owned: dict[str, Array] = {}
         self.shared: dict[str, Array] = {}
-        self.common = _common_scale([site for site in sites if layout.owns(site)], layout)
+        self.common, self.is_common = _common_scale([s for s in sites if layout.owns(s)], layout)
 
     def add(self, kind: str, site: Site, values: Array) -> None:
         """Scale and sum the values of a site into its datum, or into the shared part."""
         scale = site.scale
         if self.layout.owns(site):
-            scale = 1.0 if scale is self.common else scale / self.common
+            scale = 1.0 if self.is_common else scale / self.common
         self.add_bare(kind, site, site.scaled(values, scale))
 
     def add_bare(self, kind: str, site: Site, values: Array) -> None:
@@ -114,21 +114,21 @@ class Ledger:
         return next(iter((self.owned | self.shared).values()), jnp.zeros(()))
 
 
-def _common_scale(sites: Sequence[Site], layout: Layout) -> float | Array:
-    """The weight of a datum: that of all its sites, or else of its subsampled plates alone.
+def _common_scale(sites: Sequence[Site], layout: Layout) -> tuple[float | Array, bool]:
+    """The weight of a datum, that of all its sites, or else of its subsampled plates alone; which.
 
     Importance weights want the datum's own nats. A site that is weighed otherwise than the others
     of its datum, by an annealed likelihood say, is so within the datum.
     """
     scales = [site.scale for site in sites]
-    if scales and all(_same_scale(scale, scales[0]) for scale in scales):
-        if jnp.ndim(scales[0]) == 0 or _varies_by_datum(scales[0], layout):
-            return scales[0]
-    return _plates_scale(sites[0], layout) if sites else 1.0
+    alike = layout.one_scale or all(_same_scale(scale, scales[0]) for scale in scales)
+    if scales and alike and (jnp.ndim(scales[0]) == 0 or _varies_by_datum(scales[0], layout)):
+        return scales[0], True
+    return (_plates_scale(sites[0], layout) if sites else 1.0), False
 
 
 def _same_scale(one: Any, two: Any) -> bool:
-    """Whether scales are known to be the same; those that are traced are if they are one."""
+    """Whether scales are the same by their values; those that are traced have none."""
     if one is two:
         return True
     if isinstance(one, jax.core.Tracer) or isinstance(two, jax.core.Tracer):

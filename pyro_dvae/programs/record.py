@@ -68,13 +68,13 @@ class Ledger:
         self.owned: dict[str, Tensor] = {}
         self.shared: dict[str, Tensor] = {}
         self.nothing: dict[tuple[int, ...], Tensor] = {}
-        self.common = _common_scale([site for site in sites if layout.owns(site)], layout)
+        self.common, self.is_common = _common_scale([s for s in sites if layout.owns(s)], layout)
 
     def add(self, kind: str, site: Site, values: Tensor) -> None:
         """Scale, mask and sum the values of a site into its datum, or into the shared part."""
         scale = site.scale
         if self.layout.owns(site):
-            scale = 1.0 if scale is self.common else scale / self.common
+            scale = 1.0 if self.is_common else scale / self.common
         self.add_bare(kind, site, site.scaled(values, scale))
 
     def add_bare(self, kind: str, site: Site, values: Tensor) -> None:
@@ -114,8 +114,8 @@ class Ledger:
         return self.nothing[shape]
 
 
-def _common_scale(sites: Sequence[Site], layout: Layout) -> float | Tensor:
-    """The weight of a datum: that of all its sites, or else of its subsampled plates alone.
+def _common_scale(sites: Sequence[Site], layout: Layout) -> tuple[float | Tensor, bool]:
+    """The weight of a datum, that of all its sites, or else of its subsampled plates alone; which.
 
     Importance weights want the datum's own nats. A site that is weighed otherwise than the others
     of its datum, by an annealed likelihood say, is so within the datum.
@@ -123,8 +123,8 @@ def _common_scale(sites: Sequence[Site], layout: Layout) -> float | Tensor:
     scales = [site.scale for site in sites]
     if scales and all(_same_scale(scale, scales[0]) for scale in scales):
         if not isinstance(scales[0], Tensor) or _varies_by_datum(scales[0], layout):
-            return scales[0]
-    return _plates_scale(sites[0], layout) if sites else 1.0
+            return scales[0], True
+    return (_plates_scale(sites[0], layout) if sites else 1.0), False
 
 
 def _same_scale(one: Any, two: Any) -> bool:
