@@ -1,0 +1,92 @@
+"""Ways past the choice of a code: vectors of codes with a gradient to what chose them.
+
+A vector z is replaced by e, that of its code, and the choice has no gradient. Each function here
+gives the decoder exactly e, with a derivative of its own in place of the one that is missing:
+
+- straight-through [1]: that of z, the identity;
+- the rotation trick [2]: that of ``λ R z``, with R the rotation that takes z to the direction of e
+  and ``λ = |e| / |z|``, both constant: a gradient keeps its angle to the vector that it is of;
+- DiVeQ [3]: that of ``z + |e - z| u``, with u the constant direction of ``e - z``. A gradient along
+  the error goes to the code, what is across goes to z, so that the codebook learns from the loss of
+  the model alone. In the paper u is perturbed by noise that vanishes; here it has vanished, so that
+  the decoder sees codes and nothing else.
+
+Straight-through and rotated gradients never reach e. It is held to z by a penalty, and z to e.
+
+Shapes: vectors are ``(*batch, D)``.
+
+References:
+    [1] van den Oord, Vinyals & Kavukcuoglu. Neural discrete representation learning. NeurIPS, 2017.
+    [2] Fifty, Junkins, Duan, Iyengar, Liu, Amid, Thrun & Ré. Restructuring vector quantization with
+        the rotation trick. ICLR, 2025. Section 4.2.
+    [3] Vali, Bäckström & Solin. DiVeQ: differentiable vector quantization using the
+        reparameterization trick. ICLR, 2026.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numpyro_dvae.ops.relaxing import with_slope
+
+__all__ = ["Route", "diveq", "rotation_trick", "straight_through_codes"]
+
+
+class Route(NamedTuple):
+    """Where gradients go: through the decoder, and by the penalty that holds z and e together."""
+
+    path: Float[Array, "*batch D"]  # e, as the decoder sees it
+    inputs: Float[Array, "*batch D"]  # z, as the penalty sees it
+    vectors: Float[Array, "*batch D"]  # e, as the penalty sees it
+
+
+def straight_through_codes(
+    inputs: Float[Array, "*batch D"], vectors: Float[Array, "*batch D"]
+) -> Route:
+    """The codes' vectors, with the gradient of the inputs [1]."""
+    return Route(with_slope(vectors, inputs), inputs, vectors)
+
+
+def rotation_trick(inputs: Float[Array, "*batch D"], vectors: Float[Array, "*batch D"]) -> Route:
+    """The codes' vectors, with the gradient of inputs that are turned and scaled to them [2].
+
+    With unit vectors a of z and b of e, and c that of a + b, ``R = 1 - 2 c cᵀ + 2 b aᵀ``. Where a
+    and b are opposite there are many rotations; c = 0 then makes R a reflection. An input of 0 has
+    no direction: it gets the gradient of its code, straight-through.
+    """
+    fixed = jax.lax.stop_gradient((inputs, vectors))
+    sizes = [_norm(array) for array in fixed]
+    a, b = (_unit(array, size) for array, size in zip(fixed, sizes, strict=True))
+    c = _unit(a + b, _norm(a + b))
+    turned = inputs - 2 * _dot(inputs, c) * c + 2 * _dot(inputs, a) * b
+    ratio = jnp.where(sizes[0] > 0, sizes[1] / jnp.where(sizes[0] > 0, sizes[0], 1.0), 1.0)
+    turned = jnp.where(sizes[0] > 0, ratio * turned, inputs)
+    return Route(with_slope(vectors, turned), inputs, vectors)
+
+
+def diveq(inputs: Float[Array, "*batch D"], vectors: Float[Array, "*batch D"]) -> Route:
+    """The codes' vectors, with the gradient of inputs that move to them in a straight line [3].
+
+    Nothing else moves the codebook: the penalty sees constants. An input that is its code has the
+    gradient to itself.
+    """
+    fixed = jax.lax.stop_gradient(vectors - inputs)
+    u = _unit(fixed, _norm(fixed))
+    # The derivative of |e - z| is u: that of the whole is (1 - u uᵀ) dz + u uᵀ de.
+    path = inputs + _dot(vectors - inputs, u) * u
+    return Route(with_slope(vectors, path), *jax.lax.stop_gradient((inputs, vectors)))
+
+
+def _norm(array: Array) -> Array:
+    return jnp.linalg.norm(array, axis=-1, keepdims=True)
+
+
+def _unit(array: Array, size: Array) -> Array:
+    """The direction; 0 has none."""
+    return jnp.where(size > 0, array / jnp.where(size > 0, size, 1.0), 0.0)
+
+
+def _dot(one: Array, other: Array) -> Array:
+    return jnp.sum(one * other, -1, keepdims=True)

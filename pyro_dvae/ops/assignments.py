@@ -1,0 +1,57 @@
+"""Soft assignments of vectors to the codes of a table, and whether they are sure and varied.
+
+An encoder's vector z chooses code k with probability
+
+    q(k | z) ∝ exp(-|z - e_k|² / 2 s²),
+
+that of the codes' Gaussians of width s, all as likely [1]. As s falls the nearest code is chosen
+with certainty. Two entropies in nats tell of such choices [2]: that of a single one, which falls as
+inputs near their codes, and that of the mean of all, which rises as codes are used alike. Their
+difference, ``E H[q] - γ H[E q]``, is a penalty that keeps codes in use.
+
+Shapes: vectors are ``(*batch, D)``, tables ``(V, D)``.
+
+References:
+    [1] Takida et al. SQ-VAE: variational Bayes on discrete representation with self-annealed
+        stochastic quantization. ICML, 2022.
+    [2] Yu et al. Language model beats diffusion: tokenizer is key to visual generation. ICLR, 2024.
+        Equation 5.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_dvae.ops.quantizing import squared_distances
+
+__all__ = ["assignment_logits", "mean_entropy", "own_entropies"]
+
+
+def assignment_logits(
+    inputs: Float[Tensor, "*batch D"],
+    table: Float[Tensor, "V width"],
+    scale: float | Float[Tensor, ""],
+) -> Float[Tensor, "*batch V"]:
+    """``-|z - e_k|² / 2 s²`` for every code, up to which q(k | z) is normalised.
+
+    Args:
+        inputs: z.
+        table: The vectors of the codes.
+        scale: s, in the units of the vectors.
+    """
+    return squared_distances(inputs, table) / (-2.0 * scale**2)
+
+
+def own_entropies(logits: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
+    """``H[q(k | z)]`` of each input, in nats."""
+    log_probs = torch.log_softmax(logits, -1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def mean_entropy(logits: Float[Tensor, "*batch V"]) -> Float[Tensor, ""]:
+    """``H[mean of q(k | z)]`` over all inputs, in nats."""
+    log_probs = torch.log_softmax(logits, -1).reshape(-1, logits.shape[-1])
+    log_mean = log_probs.logsumexp(0) - math.log(len(log_probs))
+    return -(log_mean.exp() * log_mean).sum()
