@@ -58,4 +58,5 @@ def as_trained(result: Any, params: Mapping[str, Any] | None) -> Trained:
         raise ValueError(
             f"`result` must be a FitResult, or a pair (model, guide); got {type(result).__name__}."
         )
-    return Trained(result.model, result.guide, result.params if params is None else params)
+    params = result.params if params is None else {**result.params, **params}
+    return Trained(result.model, result.guide, params)
