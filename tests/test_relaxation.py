@@ -195,9 +195,9 @@ def test_chosen_sites_alone_are_relaxed(shim):
             a = ppl.sample("a", ppl.dist.Bernoulli(logits=ppl.zeros(2)))
             ppl.sample("b", ppl.dist.Bernoulli(logits=a))
 
-    for sites, scored in ((["a"], ("b",)), (["a", "b"], ()), (None, ()), ([], ("a", "b"))):
+    for sites, credited in ((["a"], ("b",)), (["a", "b"], ()), (None, ()), ([], ("a", "b"))):
         both = relaxed(shim, program, sites=sites)
-        assert shim.Case(VAE, model=both, guide=both).layout().scored == scored
+        assert shim.Case(VAE, model=both, guide=both).layout().credited == credited
 
 
 # -------------------------------------------------------------------------------- bad input

@@ -221,7 +221,7 @@ def test_a_discrete_site_without_parameters_needs_the_score_function():
 
     assert Coin().has_rsample
     layout = find_layout(key(), Pair(program, program, (X,), {}))
-    assert layout.scored == ("z",)
+    assert layout.credited == ("z",)
     assert layout.plates == ("data",)
 
 

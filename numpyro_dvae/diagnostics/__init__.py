@@ -18,6 +18,11 @@ Behind them, `trained` takes a result apart, `readings` runs its programs and re
 `collect` fills `draws` with that, `summaries` has the formulas on these, `reports` and `verdicts`
 what is returned; `groups` alone meets ArviZ. This room may import `fit` and all rooms below it.
 
+Which file to open: for a mask, `programs.masks` says where it is in a program, and
+`summaries` what it leaves out; for what `to_arviz` puts in a group, `groups`; for how a value of a
+site is read, `readings`; for an average over draws, `summaries`; for how many draws go through the
+programs at once, `collect`.
+
 Words: a *reading* is one thing that can be read of a site, such as its values or its rate; the
 *record* has the log-densities of each draw and datum; a *datum* is one cell of the *plates* that
 the discrete latents share; *draws* are K values of its latents, or all their states listed; a

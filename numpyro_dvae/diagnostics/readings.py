@@ -76,7 +76,7 @@ def prepare_pair(
     """
     pair = Pair(model, guide, args, kwargs, notes=rng_key)
     pair = pair._replace(layout=find_layout(rng_key, pair))
-    if pair.layout.scored:
+    if pair.layout.credited:
         return pair
     return pair._replace(layout=_without_discrete(rng_key, pair))
 
@@ -173,7 +173,7 @@ def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Par
 
 
 def _check_discrete(latent: set[str], layout: Layout) -> None:
-    if continuous := sorted(latent - set(layout.scored)):
+    if continuous := sorted(latent - set(layout.credited)):
         raise ValueError(
             f"sites {continuous} are continuous, so that the posterior cannot be listed. Use "
             "`importance_diagnostics`, which samples."
@@ -269,7 +269,7 @@ class _Reader(NamedTuple):
         return self.label(name, site, log_q - log_p, num_cells)
 
     def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
-        if not guide_site.needs_score or hasattr(guide_site.fn, "conditional_log_prob"):
+        if not guide_site.needs_credit or hasattr(guide_site.fn, "conditional_log_prob"):
             return None  # a network's softmax leaves nothing out, and drawing from it is slow
         key = jax.random.fold_in(self.rng_key, zlib.crc32(name.encode()))
         log_q = guide_site.fn.log_prob(site.fn.sample(key))

@@ -10,7 +10,8 @@ loss. Start with `loop`, which holds `fit` and its arguments; `run` is the loop 
 - `templates`: batches taken apart into arrays and constants, for whatever compiles;
 - `svi`: what an `SVI` holds, and its state;
 - `evaluation`: the loss on held-out data; `losses`: the check that all is finite;
-- `checkpoints`, `plain`: the format of a checkpoint; `log`, `files`, `rng`, `signals`.
+- `checkpoints`: the format of a checkpoint, all of it; `plain`: values as it holds them;
+- `log`, `files`, `rng`, `signals`.
 
 This room may import `infer` and the rooms below it.
 

@@ -125,7 +125,7 @@ def _is_observed(msg: Any) -> bool:
 def _check_latents(latents: Mapping[str, Site], rest: set[str]) -> None:
     for name, site in latents.items():
         if name in rest:
-            if site.needs_score and not site.is_auxiliary:
+            if site.needs_credit and not site.is_auxiliary:
                 raise ValueError(
                     f"site '{name}' ({site.family}) of `rest` has no pathwise gradient. Leave a "
                     "discrete site of a datum to the states, and give `rest` reparameterised sites "
@@ -257,7 +257,7 @@ def enumerate_draws(
     Raises:
         ValueError: If a site has no finite support or is in a `scan`, or if S exceeds `max_states`.
     """
-    if not layout.scored:
+    if not layout.credited:
         return {}
     space = _space_of_draws(rng_key, program, args, kwargs, layout)
     num_states = math.prod(space.cardinalities)
@@ -281,8 +281,8 @@ def _space_of_draws(
     def inspect() -> None:
         with Draw(rng_key, Layout()):
             sites = sample_sites(run_program(rng_key, program, args, kwargs))
-        scored = [site for name, site in sites.items() if name in layout.scored]
-        for site in scored:
+        credited = [site for name, site in sites.items() if name in layout.credited]
+        for site in credited:
             _check_steps(site)
             if not site.has_finite_support:
                 raise ValueError(
@@ -290,7 +290,7 @@ def _space_of_draws(
                     "it a distribution with has_enumerate_support, or sample it: DAPS_ELBO, "
                     "Reinforce_ELBO."
                 )
-        spaces.append(Space(layout, tuple(_code_site(site, layout) for site in scored)))
+        spaces.append(Space(layout, tuple(_code_site(site, layout) for site in credited)))
 
     with block():
         jax.eval_shape(inspect)
@@ -305,7 +305,7 @@ def read_codes(run: Run, layout: Layout, num_particles: int) -> Integer[Array, "
     """
     rows: list[Array] = []
     for site in run.guide.values():
-        if not site.needs_score:
+        if not site.needs_credit:
             if layout.owns(site):
                 return None
             continue

@@ -84,7 +84,7 @@ class Draw(Messenger):
             msg["value"] = self.sampler(site, shape, self.particle)
         else:
             self._draw(msg)
-        if site.needs_score or (not self.pathwise and self.layout.owns(site)):
+        if site.needs_credit or (not self.pathwise and self.layout.owns(site)):
             msg["value"], msg["intermediates"] = jax.lax.stop_gradient(msg["value"]), []
 
     def _check_path(self, msg: Any) -> None:
@@ -92,7 +92,7 @@ class Draw(Messenger):
         if self.pathwise or not is_drawn(msg):
             return
         site = Site.of(msg)
-        if site.is_scanned and self.layout.owns(site) and not site.needs_score:
+        if site.is_scanned and self.layout.owns(site) and not site.needs_credit:
             raise ValueError(
                 f"site '{site.name}' ({site.family}) is drawn in a `scan`, with a gradient that "
                 "this loss cannot stop. Write the steps as a Python loop, with a site for each, or "

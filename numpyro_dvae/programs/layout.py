@@ -58,16 +58,16 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
 
 def _layout(run: Run, rerun: _Rerun, max_plate_nesting: float) -> Layout:
     _check_match(run)
-    scored = {n: s for n, s in run.guide.items() if s.needs_score and not s.is_observed}
+    credited = {n: s for n, s in run.guide.items() if s.is_credited}
     sites = [*run.guide.values(), *run.model.values()]
     frames = {name: frame for site in sites for name, frame in site.plates.items()}
     nesting = _nesting(frames, max_plate_nesting)
     for site in sites:
         in_batch_dims(site, site.log_prob(), nesting)
-    shared = _shared_plates(scored or _plated(run.guide), sites, rerun) - run.joint_plates()
+    shared = _shared_plates(credited or _plated(run.guide), sites, rerun) - run.joint_plates()
     plates = sorted(shared, key=lambda name: frames[name].dim)
     dims = tuple(frames[name].dim for name in plates)
-    return Layout(nesting, tuple(plates), dims, tuple(scored))
+    return Layout(nesting, tuple(plates), dims, tuple(credited))
 
 
 def _nesting(frames: Mapping[str, Any], max_plate_nesting: float) -> int:
@@ -100,7 +100,7 @@ def _shared_plates(latent: dict[str, Site], sites: list[Site], rerun: _Rerun) ->
 
 
 def _warn_of_no_shared_plate(latent: Mapping[str, Site]) -> None:
-    if any(site.needs_score for site in latent.values()):
+    if any(site.needs_credit for site in latent.values()):
         listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in latent.items())
         warnings.warn(
             f"the discrete sites share no plate ({listed}), so all their draws have one weight: "
@@ -180,7 +180,7 @@ def independent_sites(
         return {name: site for name, site in sites.items() if not site.is_observed}
 
     def parameters(draws: Mapping[str, Array]) -> dict[str, Array]:
-        return {name: parameter(s) for name, s in latents(draws).items() if s.needs_score}
+        return {name: parameter(s) for name, s in latents(draws).items() if s.needs_credit}
 
     def inspect() -> None:
         draws = {name: site.value for name, site in latents({}).items()}

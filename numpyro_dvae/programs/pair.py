@@ -19,7 +19,7 @@ class Layout(NamedTuple):
     nesting: int = 0  # plates take the batch dims -1 ... -nesting, particles are left of them
     plates: tuple[str, ...] = ()  # that make a datum, leftmost first
     dims: tuple[int, ...] = ()  # their batch dims
-    scored: tuple[str, ...] = ()  # guide sites without a pathwise gradient
+    credited: tuple[str, ...] = ()  # guide sites without a pathwise gradient
     one_scale: bool = False  # whether all sites of a datum are scaled by the same computation
 
     def owns(self, site: Site) -> bool:
@@ -74,6 +74,6 @@ class Run(NamedTuple):
 
 def _in_plates(site: Site, model: Site | None) -> Site:
     """A guide's site under no plate, as an autoguide's values are, in the plates of the model's."""
-    if model is None or model.is_observed or site.plates or site.is_observed or site.needs_score:
+    if model is None or model.is_observed or site.plates or site.is_observed or site.needs_credit:
         return site
     return replace(site, plates=model.plates)

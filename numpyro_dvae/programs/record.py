@@ -164,7 +164,7 @@ def make_record(
     extras = {name: read(run, layout, num_particles) for name, read in reads.items()}
     for site in run.guide.values():
         values = site.log_prob()
-        drawn = site.needs_score and not site.is_observed  # a factor is no draw, but counts
+        drawn = site.is_credited  # a factor is no draw, but counts
         ledger.add("q_discrete" if drawn else "q_pathwise", site, values)
         if drawn:
             ledger.add_bare("draw", site, draw_log_prob(site, values))

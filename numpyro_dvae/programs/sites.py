@@ -20,12 +20,15 @@ from jaxtyping import Array
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
 __all__ = [
+    "Rows",
     "Site",
     "base_distribution",
     "deterministic_sites",
     "in_batch_dims",
     "is_drawn",
     "mutable_values",
+    "param_values",
+    "rows_of_plates",
     "sample_sites",
 ]
 
@@ -83,7 +86,7 @@ class Site:
         return type(self.base).__name__
 
     @property
-    def needs_score(self) -> bool:
+    def needs_credit(self) -> bool:
         """Whether its draws have no pathwise gradient."""
         base = self.base
         # NumPyro's default is true of a distribution without parameters, whatever its support.
@@ -91,6 +94,11 @@ class Site:
         if by_default and not base.arg_constraints and base.support.is_discrete:
             return True
         return not base.has_rsample
+
+    @property
+    def is_credited(self) -> bool:
+        """Whether it is a draw that the score function credits, not a factor or an observation."""
+        return self.needs_credit and not self.is_observed
 
     @property
     def has_finite_support(self) -> bool:
@@ -150,6 +158,24 @@ def mutable_values(trace: Mapping[str, Any]) -> dict[str, Any]:
     return {name: m["value"] for name, m in trace.items() if m["type"] == "mutable"}
 
 
+def param_values(trace: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a run, by name."""
+    return {name: m["value"] for name, m in trace.items() if m["type"] == "param"}
+
+
+class Rows(NamedTuple):
+    """The rows that a plate of a run has taken of the data."""
+
+    indices: Any
+    full_size: int  # of all rows
+
+
+def rows_of_plates(trace: Mapping[str, Any]) -> dict[str, Rows]:
+    """What the plates of a run have taken, by name."""
+    plates = {name: message for name, message in trace.items() if message["type"] == "plate"}
+    return {name: Rows(plate["value"], plate["args"][0]) for name, plate in plates.items()}
+
+
 def is_drawn(message: Any) -> bool:
     """Whether a message is of a latent that the program draws."""
     return message["type"] == "sample" and not message["is_observed"]
@@ -195,7 +221,7 @@ def in_batch_dims(site: Site, values: Array, nesting: int) -> Array:
     Raises:
         ValueError: If a size above 1 is no plate's.
     """
-    if site.is_auxiliary and not site.plates and not site.needs_score:
+    if site.is_auxiliary and not site.plates and not site.needs_credit:
         values = jnp.sum(values)
     elif site.is_scanned:
         values = jnp.sum(values, 0)

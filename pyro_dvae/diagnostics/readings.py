@@ -70,7 +70,7 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
         pair = pair._replace(layout=layout, structure=structure)
         run = run_pair(pair, Draw(pair.layout, None))
         pair = pair._replace(vectorize=takes_particles(pair, warn=False))
-    if not pair.layout.scored:
+    if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(pair.layout, run))
     minibatch = drawn_subsamples(run)
     for name in [name for name, plate in minibatch.nodes.items() if _is_whole(plate)]:
@@ -133,7 +133,7 @@ def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
 
 def _check_discrete(guide_sites: Mapping[str, Site], layout: Layout) -> None:
     latent = {name for name, site in guide_sites.items() if not site.is_observed}
-    if continuous := sorted(latent - set(layout.scored)):
+    if continuous := sorted(latent - set(layout.credited)):
         raise ValueError(
             f"sites {continuous} are continuous, so that the posterior cannot be listed. Use "
             "`importance_diagnostics`, which samples."
@@ -250,7 +250,7 @@ class _Reader(NamedTuple):
         return self.label(name, site, log_q - log_p, num_cells)
 
     def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
-        if not guide_site.needs_score or hasattr(guide_site.fn, "conditional_log_prob"):
+        if not guide_site.needs_credit or hasattr(guide_site.fn, "conditional_log_prob"):
             return None  # a network's softmax leaves nothing out, and drawing from it is slow
         missing = self.nesting + 1 - len(site.fn.batch_shape)
         shape = torch.Size((self.num_draws, *[1] * (missing - 1)) if missing > 0 else ())

@@ -9,7 +9,8 @@ with `loop`, which holds `fit` and its arguments; `run` is the loop itself.
 - `transform`, `steps`: the user's change of a batch, and batches made ready for a step;
 - `svi`: what an `SVI` holds, the modules behind its programs included;
 - `evaluation`: the loss on held-out data; `losses`: the check that all is finite;
-- `checkpoints`, `plain`: the format of a checkpoint; `log`, `files`, `rng`, `signals`.
+- `checkpoints`: the format of a checkpoint, all of it; `plain`: values as it holds them;
+- `log`, `files`, `rng`, `signals`.
 
 This room may import `infer` and the rooms below it.
 

@@ -99,7 +99,7 @@ def read_pairs(run: Run, layout: Layout, num_particles: int) -> Float[Tensor, "K
     """As `Particles.log_draw`, each latent of a pair weighed by its factor."""
     ledger = Ledger(layout, num_particles, ())
     for site in run.guide.values():
-        if site.needs_score and not site.is_observed:
+        if site.is_credited:
             if site.by_sampler:
                 values = _weighed_log_prob(site)
             else:

@@ -6,7 +6,8 @@ Read it in this order, from a program to arrays:
 - `pair`: a model and its guide, how their sites lie, how they are run; what a run left;
 - `draw`: the handler that draws all particles at once or takes values, and what runs a program;
 - `layout`: a plain run that finds out how the sites of a pair lie;
-- `masks`, `densities`: where a mask is; log-densities of many states at once;
+- `masks`: where a mask is; `record` leaves out of each sum what it hides;
+- `densities`: log-densities of many states at once;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
 - `run`: particles of a pair, at once or one by one; dreams;
 - `broadcasting`, `planning`: whether programs take a particle axis; what is known of a call;
@@ -19,7 +20,9 @@ It imports `ops` and `distributions`. Its words:
 - *site*: a `pyro.sample` statement as a run left it; *deterministic* ones are not among them;
 - *datum*: a cell of the plates that all sites without a pathwise gradient share;
 - *owned*: under the plates of a datum; *shared*: by the data, outside of them;
+- *pair*: a model and its guide; two draws that belong together are an *antithetic pair*;
 - *particle*: one joint draw of all latents; K of them lead, left of all plates;
-- *scored*: without a pathwise gradient, so that it needs the score function;
+- *credited*: drawn without a pathwise gradient, so that the score function credits the draw with
+  what it leads to; a *score* alone is a number in nats, as in `ops`;
 - *reader*: what an algorithm reads of a run beside its log-densities, into `Particles.extras`.
 """

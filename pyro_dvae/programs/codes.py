@@ -122,7 +122,7 @@ def _is_observed(msg: Any) -> bool:
 def _check_latents(latents: Mapping[str, Site], rest: set[str]) -> None:
     for name, site in latents.items():
         if name in rest:
-            if site.needs_score and not site.is_auxiliary:
+            if site.needs_credit and not site.is_auxiliary:
                 raise ValueError(
                     f"site '{name}' ({site.family}) of `rest` has no pathwise gradient. Leave a "
                     "discrete site of a datum to the states, and give `rest` reparameterised sites "
@@ -228,17 +228,17 @@ def enumerate_draws(
         ValueError: If a site has no finite support, or if S exceeds `max_states`.
     """
     sites = only_looking(lambda: sample_sites(run_program(program, args, kwargs)))
-    scored = [site for name, site in sites.items() if name in layout.scored]
-    if not scored:
+    credited = [site for name, site in sites.items() if name in layout.credited]
+    if not credited:
         return {}
-    for site in scored:
+    for site in credited:
         if not site.has_finite_support:
             raise ValueError(
                 f"site '{site.name}' ({site.family}) has no finite support to enumerate. Give it "
                 "a distribution with has_enumerate_support, or sample it: DAPS_ELBO, "
                 "Reinforce_ELBO."
             )
-    space = Space(layout, tuple(_code_site(site, layout) for site in scored))
+    space = Space(layout, tuple(_code_site(site, layout) for site in credited))
     num_states = math.prod(space.cardinalities)
     if num_states > max_states:
         listed = ", ".join(f"'{s.name}': {len(s.support)}^{s.num_latents}" for s in space.sites)
@@ -263,7 +263,7 @@ def read_codes(
     """
     rows: list[Tensor] = []
     for site in run.guide.values():
-        if not site.needs_score:
+        if not site.needs_credit:
             if layout.owns(site):
                 return None
             continue

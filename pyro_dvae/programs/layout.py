@@ -59,12 +59,12 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
     """
     run, exits = _tracked(pair, TrackNonReparam())
     _check_match(run)
-    scored = {n: s for n, s in run.guide.items() if s.needs_score and not s.is_observed}
-    if not scored:
+    credited = {n: s for n, s in run.guide.items() if s.is_credited}
+    if not credited:
         run, exits = _tracked(pair, _TrackDraws())
     sites = [*run.guide.values(), *run.model.values()]
-    shared = _shared_plates(scored or _plated(run.guide), sites, exits)
-    layout = _layout_of(sites, shared, tuple(scored), max_plate_nesting)
+    shared = _shared_plates(credited or _plated(run.guide), sites, exits)
+    layout = _layout_of(sites, shared, tuple(credited), max_plate_nesting)
     for site in sites:
         in_batch_dims(site, site.log_prob(), layout.nesting, 1)
     return layout, run.structure()
@@ -75,20 +75,18 @@ def common_layout(runs: Sequence[Run], max_plate_nesting: float = math.inf) -> L
     for run in runs:
         _check_match(run)
     sites = [site for run in runs for sites in (run.guide, run.model) for site in sites.values()]
-    scored = (
-        n for run in runs for n, s in run.guide.items() if s.needs_score and not s.is_observed
-    )
+    credited = (n for run in runs for n, s in run.guide.items() if s.is_credited)
     shared = set.intersection(*(set(site.plates) for site in sites)) if sites else set()
-    return _layout_of(sites, shared, tuple(dict.fromkeys(scored)), max_plate_nesting)
+    return _layout_of(sites, shared, tuple(dict.fromkeys(credited)), max_plate_nesting)
 
 
 def _layout_of(
-    sites: Sequence[Site], shared: set[str], scored: tuple[str, ...], max_plate_nesting: float
+    sites: Sequence[Site], shared: set[str], credited: tuple[str, ...], max_plate_nesting: float
 ) -> Layout:
     frames = {name: frame for site in sites for name, frame in site.plates.items()}
     plates = sorted(shared, key=lambda name: frames[name].dim)
     dims = tuple(frames[name].dim for name in plates)
-    return Layout(_nesting(frames, max_plate_nesting), tuple(plates), dims, scored)
+    return Layout(_nesting(frames, max_plate_nesting), tuple(plates), dims, credited)
 
 
 def _nesting(frames: Mapping[str, Any], max_plate_nesting: float) -> int:
@@ -151,7 +149,7 @@ def _shared_plates(
 
 
 def _warn_of_no_shared_plate(latent: Mapping[str, Site]) -> None:
-    if any(site.needs_score for site in latent.values()):
+    if any(site.needs_credit for site in latent.values()):
         listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in latent.items())
         warnings.warn(
             f"the discrete sites share no plate ({listed}), so all their draws have one weight: "
@@ -216,7 +214,7 @@ def independent_sites(pair: Pair, parameter: Callable[[Site], Tensor]) -> tuple[
             return sample_sites(run_program(pair.guide, pair.args, pair.kwargs)), exits.names
 
     sites, exits = only_looking(look)
-    drawn = {name: s for name, s in sites.items() if s.needs_score and not s.is_observed}
+    drawn = {name: s for name, s in sites.items() if s.is_credited}
     parameters = {name: parameter(site) for name, site in drawn.items()}
     if exits:  # then any site may be there, or as it is, because of them
         return ()

@@ -24,7 +24,7 @@ class Layout(NamedTuple):
     nesting: int = 0  # plates take the batch dims -1 ... -nesting, particles are left of them
     plates: tuple[str, ...] = ()  # that make a datum, leftmost first
     dims: tuple[int, ...] = ()  # their batch dims
-    scored: tuple[str, ...] = ()  # guide sites without a pathwise gradient
+    credited: tuple[str, ...] = ()  # guide sites without a pathwise gradient
 
     def owns(self, site: Site) -> bool:
         """Whether a site belongs to a datum, and not to what the data share."""
@@ -68,7 +68,7 @@ class Run(NamedTuple):
 
 def _described(sites: Mapping[str, Site]) -> tuple:
     return tuple(
-        (name, site.is_observed, site.needs_score, tuple(site.fn.event_shape), _frames(site))
+        (name, site.is_observed, site.needs_credit, tuple(site.fn.event_shape), _frames(site))
         for name, site in sites.items()
     )
 

@@ -160,7 +160,7 @@ def make_record(
     ledger, entropies_known = Ledger(layout, num_particles, sites), with_entropy
     for site in run.guide.values():
         values = site.log_prob()
-        drawn = site.needs_score and not site.is_observed  # a factor is no draw, but counts
+        drawn = site.is_credited  # a factor is no draw, but counts
         ledger.add("q_discrete" if drawn else "q_pathwise", site, values)
         if drawn:
             ledger.add_bare("draw", site, draw_log_prob(site, values))

@@ -107,7 +107,7 @@ def _refuse_values(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]
         latent = {name for name, site in run.model.items() if not site.is_observed}
         known = values.keys() | (run.guide.keys() if pair.guide is not None else set())
         odd = sorted(latent - known) or sorted(values.keys() - latent - run.guide.keys())
-        drawn = [n for n, s in run.guide.items() if s.needs_score and not s.is_observed]
+        drawn = [n for n, s in run.guide.items() if s.is_credited]
         odd = odd or sorted(set(drawn) - values.keys())
         if odd:
             raise ValueError(

@@ -8,7 +8,7 @@ References:
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -16,12 +16,15 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 __all__ = [
+    "Rows",
     "Site",
     "base_distribution",
     "deterministic_sites",
     "in_batch_dims",
     "is_drawn",
+    "rows_of_plates",
     "sample_sites",
+    "with_values",
 ]
 
 _NO_SIZE = -1  # of a plate that takes what it is given
@@ -67,9 +70,14 @@ class Site:
         return type(self.base).__name__
 
     @property
-    def needs_score(self) -> bool:
+    def needs_credit(self) -> bool:
         """Whether its draws have no pathwise gradient."""
         return not getattr(self.fn, "has_rsample", False)
+
+    @property
+    def is_credited(self) -> bool:
+        """Whether it is a draw that the score function credits, not a factor or an observation."""
+        return self.needs_credit and not self.is_observed
 
     @property
     def has_finite_support(self) -> bool:
@@ -116,6 +124,32 @@ def _sites(trace: poutine.Trace, *, deterministic: bool) -> Iterator[Site]:
         if message["type"] == "sample" and not site_is_subsample(message):
             if bool((message["infer"] or {}).get("_deterministic")) == deterministic:
                 yield Site.of(message)
+
+
+class Rows(NamedTuple):
+    """The rows that a plate of a run has taken of the data."""
+
+    indices: Any
+    full_size: int  # of all rows
+
+
+def rows_of_plates(trace: poutine.Trace) -> dict[str, Rows]:
+    """What the plates that may subsample have taken in a run, by name."""
+    messages: dict[str, Any] = dict(trace.nodes)
+    return {
+        name: Rows(message["value"], message["fn"].size)
+        for name, message in messages.items()
+        if message["type"] == "sample" and site_is_subsample(message)
+    }
+
+
+def with_values(trace: poutine.Trace, values: Mapping[str, Any]) -> poutine.Trace:
+    """A run with other values at some of its sites, to be replayed."""
+    changed, messages = poutine.Trace(), dict(trace.nodes)
+    for name, message in messages.items():
+        value = {"value": values[name]} if name in values else {}
+        changed.nodes[name] = {**message, **value}  # type: ignore[typeddict-item]
+    return changed
 
 
 def is_drawn(message: Any) -> bool:

@@ -41,7 +41,7 @@ from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
 from numpyro_dvae.programs.codes import decode, find_space
 from numpyro_dvae.programs.draw import Draw, run_pair
 from numpyro_dvae.programs.pair import Pair
-from numpyro_dvae.programs.sites import sample_sites
+from numpyro_dvae.programs.sites import mutable_values, param_values, sample_sites
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
 
@@ -216,8 +216,7 @@ class TruncatedGuide:
         with block(hide_fn=_is_drawn), _FixedKeys():
             plain = trace(replay(self.model, trace=rest_trace)).get_trace(*args, **kwargs)
         found = {**rest_trace, **plain}
-        params = {n: s["value"] for n, s in found.items() if s["type"] in ("param", "mutable")}
-        params = jax.lax.stop_gradient(params)
+        params = jax.lax.stop_gradient(param_values(found) | mutable_values(found))
         model, rest = substitute(self.model, data=params), self.rest
         rest = None if rest is None else substitute(rest, data=params)
         space = find_space(jax.random.key(0), model, rest, args, kwargs)

@@ -18,7 +18,7 @@ from numpyro.handlers import substitute
 
 from numpyro_dvae.programs.codes import Space, by_datum, shape_in_datum
 from numpyro_dvae.programs.masks import entry_mask
-from numpyro_dvae.programs.sites import Site, sample_sites
+from numpyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
 
 __all__ = ["Minibatch", "open_plates", "prior_probs", "read_minibatch"]
 
@@ -47,9 +47,9 @@ def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:
     sites = sample_sites(trace)
     latents = {name: site for name, site in sites.items() if not site.is_observed}
     _check_sites(sites, latents, space)
-    plates = {name: site for name, site in trace.items() if site["type"] == "plate"}
-    full_sizes = {name: site["args"][0] for name, site in plates.items()}
-    subsamples = {name: site["value"] for name, site in plates.items()}
+    plates = rows_of_plates(trace)
+    full_sizes = {name: plate.full_size for name, plate in plates.items()}
+    subsamples = {name: plate.indices for name, plate in plates.items()}
     num_data, rows, in_range = 1, jnp.zeros(1, int), jnp.ones(1, bool)
     for name in space.layout.plates:
         indices, full = subsamples[name], full_sizes[name]

@@ -33,6 +33,7 @@ from numpyro_dvae.ops.sets.hashing import change_hash, hash_states, zobrist_tabl
 from numpyro_dvae.ops.sets.packing import unpack
 from numpyro_dvae.programs.codes import encode
 from numpyro_dvae.programs.draw import Draw, run_program
+from numpyro_dvae.programs.sites import sample_sites
 
 __all__ = ["draws_of", "from_pool", "informed_flip", "prior_flip"]
 
@@ -117,13 +118,13 @@ def draws_of(guide: Callable, num_draws: int) -> Operator:
 
         def draw(key: Array) -> dict[str, Array]:
             with block(), Draw(key, call.space.layout):
-                found = run_program(key, program, call.args, call.kwargs)
-            if missing := [name for name in names if name not in found]:
+                sites = sample_sites(run_program(key, program, call.args, call.kwargs))
+            if missing := [name for name in names if name not in sites]:
                 raise ValueError(
                     f"draws_of(guide) needs a guide with the model's discrete sites {names}; it "
                     f"has no {missing}."
                 )
-            return {name: found[name]["value"] for name in names}
+            return {name: sites[name].value for name in names}
 
         values = jax.vmap(draw)(jax.random.split(rng_key, num_draws))
         return encode(call.space, values, call.batch.sizes)

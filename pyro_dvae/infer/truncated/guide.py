@@ -40,7 +40,7 @@ from pyro_dvae.programs.broadcasting import takes_particles
 from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.pair import Pair
-from pyro_dvae.programs.sites import sample_sites
+from pyro_dvae.programs.sites import sample_sites, with_values
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
 
@@ -292,14 +292,11 @@ def _particles_of(rest_trace: poutine.Trace, nesting: int) -> list[poutine.Trace
 
 
 def _particle(rest_trace: poutine.Trace, stacked: set[str], k: int) -> poutine.Trace:
-    drawn, sites = poutine.Trace(), dict(rest_trace.nodes)
-    site: Any
-    for name, site in sites.items():
-        if name in stacked:
-            value = site["value"]
-            site = {**site, "value": value[k if len(value) > 1 else 0]}
-        drawn.nodes[name] = site
-    return drawn
+    values = {
+        name: site.value for name, site in sample_sites(rest_trace).items() if name in stacked
+    }
+    rows = {name: value[k if len(value) > 1 else 0] for name, value in values.items()}
+    return with_values(rest_trace, rows)
 
 
 def _score_members(call: ModelCall, words: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:

@@ -11,12 +11,11 @@ import pyro
 import torch
 from jaxtyping import Bool, Float, Int64
 from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_dvae.programs.codes import Space, by_datum, shape_in_datum
 from pyro_dvae.programs.masks import entry_mask
-from pyro_dvae.programs.sites import Site, sample_sites
+from pyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
 
 __all__ = ["Minibatch", "open_plates", "prior_probs", "read_minibatch"]
 
@@ -51,9 +50,8 @@ def read_minibatch(trace: poutine.Trace, space: Space) -> Minibatch:
         rows = (rows.to(indices.device)[:, None] * full + indices).flatten()
         sizes, num_data = (*sizes, frame.size), num_data * full
     subsamples = poutine.Trace()
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and site_is_subsample(site):
-            subsamples.nodes[name] = site
+    for name in rows_of_plates(trace):
+        subsamples.nodes[name] = trace.nodes[name]
     forms = {name: site.infer.get("closed_form") for name, site in sites.items()}
     return Minibatch(
         subsamples=subsamples,
@@ -85,16 +83,16 @@ def _check_sites(sites: dict[str, Site], latents: dict[str, Site], space: Space)
 
 def _rows_of(trace: poutine.Trace, frame: Any) -> Tensor:
     """The subsample indices of a plate, in the range of its full size."""
-    site = trace.nodes.get(frame.name)
+    taken = rows_of_plates(trace).get(frame.name)
     full = frame.full_size or frame.size
-    if site is None or site["value"] is None:
+    if taken is None or taken.indices is None:
         if frame.size != full:
             raise ValueError(
                 f"the rows of plate '{frame.name}', {frame.size} of {full}, are not to be found. "
                 "Make the plate inside of the model, with pyro.plate."
             )
         return torch.arange(full)
-    indices = torch.as_tensor(site["value"])
+    indices = torch.as_tensor(taken.indices)
     _check_rows(frame.name, indices, full)
     return indices.long()
 
@@ -143,8 +141,8 @@ def open_plates(batch: Minibatch, name: str) -> ExitStack:
     """The plates of a site, with the rows of this call; those that handlers have seen stay."""
     stack = ExitStack()
     for frame in batch.latents[name].plates.values():
-        site = batch.subsamples.nodes.get(frame.name)
-        rows = None if site is None else site["value"]
+        taken = rows_of_plates(batch.subsamples).get(frame.name)
+        rows = None if taken is None else taken.indices
         with poutine.block():
             plate = pyro.plate(
                 frame.name, frame.full_size or frame.size, frame.size, rows, frame.dim

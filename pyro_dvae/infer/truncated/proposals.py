@@ -20,7 +20,6 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int32
@@ -34,6 +33,7 @@ from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.ops.sets.states import change_latents
 from pyro_dvae.programs.codes import encode
 from pyro_dvae.programs.draw import Draw, run_program
+from pyro_dvae.programs.sites import sample_sites
 
 __all__ = ["draws_of", "from_pool", "informed_flip", "prior_flip"]
 
@@ -112,14 +112,14 @@ def draws_of(guide: Callable, num_draws: int) -> Operator:
         space, batch = call.space, call.batch
         with torch.no_grad(), poutine.block(), poutine.replay(trace=batch.subsamples):
             with Draw(space.layout, num_draws):
-                trace = run_program(guide, call.args, call.kwargs)
+                sites = sample_sites(run_program(guide, call.args, call.kwargs))
         names = [site.name for site in space.sites]
-        if missing := [name for name in names if name not in trace.nodes]:
+        if missing := [name for name in names if name not in sites]:
             raise ValueError(
                 f"draws_of(guide) needs a guide with the model's discrete sites {names}; it has "
                 f"no {missing}."
             )
-        values: dict[str, Any] = {name: trace.nodes[name]["value"] for name in names}
+        values = {name: sites[name].value for name in names}
         return encode(space, values, batch.sizes)
 
     return operator
