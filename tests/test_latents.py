@@ -18,7 +18,7 @@ def one_run(request, monkeypatch):
     names = {"shim", "thrifty_shim"} & set(request.fixturenames)
     shim = request.getfixturevalue(names.pop())
     collect = shim.module("diagnostics.collect").collect
-    readings = shim.module("diagnostics.readings").READINGS
+    readings = shim.module("diagnostics.labels").READINGS
 
     def collect_all(*args, batch_size, **kwargs):
         *_, (model, _), _, num_draws, _ = args

@@ -6,7 +6,8 @@ A block is compiled once, with parameters and data as its arguments.
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -37,7 +38,11 @@ from numpyro_dvae.fit.data import Batch, take_rows
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.programs.record import Particles
 
-__all__ = ["collect", "collect_states", "summed_over_processes"]
+__all__ = ["collect", "collect_given_shared", "collect_states", "summed_over_processes"]
+
+T = TypeVar("T")
+
+_OF_STATES = (*(name for name in RECORD if name != "given"), "log_draw", "silenced")
 
 Record = dict[str, Any]  # log-densities and codes of each draw and datum
 
@@ -76,12 +81,63 @@ def collect(
         if pair is None or run is None:
             pair = trained.pair(rng_key, part)
             run = _compiled(trained, pair, frozenset(wanted), prior)
-        arrays, template = split(Batch(part, {}))
-        for j, (some, size) in enumerate(cut_draws(num_draws, count_values(part))):
-            key = jax.random.fold_in(jax.random.fold_in(rng_key, i), j)
-            results = jax.device_get(run(key, trained.params, arrays, template, size))
-            _add(draws, Block(some, rows), pair.layout.plates, *results)
+        _fill(draws, rows, pair, run, jax.random.fold_in(rng_key, i), trained.params, part)
     return draws
+
+
+def collect_given_shared(
+    rng_key: Array,
+    result: Any,
+    data: tuple,
+    outer: Draws,
+    num_shared: int,
+    num_draws: int,
+    summarize: Callable[[Draws], T],
+    *,
+    params: Mapping[str, Any] | None = None,
+) -> list[T]:
+    """Draw a datum's own latents K times at each of some draws of what the data share.
+
+    Args:
+        rng_key: Key of the draws.
+        result: What `fit` returned, or a pair (model, guide).
+        data: What model and guide are called with.
+        outer: Draws of all latents, of the same programs.
+        num_shared: How many of these, from the first on.
+        num_draws: K, draws per datum at each of them.
+        summarize: What to keep of the K draws, with readings "outside" and "latent".
+        params: Parameters by name, in place of those of `result`.
+    """
+    wanted = ("outside", "latent")
+    trained = as_trained(result, params)
+    args = trained.arguments(data)
+    num_rows, keys = check_data(args, None), jax.random.split(rng_key, num_shared + 1)
+    pair, found = trained.pair(keys[0], args), []
+    run = _compiled(trained, pair, frozenset(wanted), False)
+    for place, key in enumerate(keys[1:]):
+        given = {name: site.values[place] for name, site in outer["given"].items()}
+        draws = Draws(num_draws, num_rows)
+        _fill(draws, None, pair, run, key, trained.params, args, given)
+        found.append(summarize(draws))
+    return found
+
+
+def _fill(
+    draws: Draws,
+    rows: slice | None,
+    pair: Pair,
+    run: Callable,
+    rng_key: Array,
+    params: Any,
+    args: tuple,
+    given: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> None:
+    """Run the pair until the draws of these rows are there."""
+    arrays, template = split(Batch(args, {}))
+    for i, (some, size) in enumerate(cut_draws(draws.num_draws, count_values(args))):
+        key = jax.random.fold_in(rng_key, i)
+        found = jax.device_get(run(key, params, arrays, template, size, dict(given)))
+        _add(draws, Block(some, rows), pair, *found)
 
 
 def collect_states(
@@ -110,7 +166,7 @@ def collect_states(
             index = np.minimum(np.arange(chosen.start, chosen.start + size), num_states - 1)
             some = {name: values[index] for name, values in states.items()}
             record = jax.device_get(run(rng_key, trained.params, arrays, template, some))
-            draws.add_record(Block(chosen, rows), pair.layout.plates, record)
+            draws.add_record(Block(chosen, rows), pair.layout.plates, record, pair.notes.shared)
     assert draws is not None
     return draws
 
@@ -127,11 +183,16 @@ def _compiled(
 ) -> Callable[..., tuple[Record, Readings, Readings]]:
     @partial(jax.jit, static_argnums=(3, 4))
     def run(
-        rng_key: Array, params: Any, arrays: tuple[Array, ...], template: Template, size: int
+        rng_key: Array,
+        params: Any,
+        arrays: tuple[Array, ...],
+        template: Template,
+        size: int,
+        given: dict[str, Array],
     ) -> tuple[Record, Readings, Readings]:
         now = _at(trained, pair, params, template.join(arrays))
         posterior_key, prior_key = jax.random.split(rng_key)
-        particles, readings = posterior_sites(posterior_key, now, size, wanted)
+        particles, readings = posterior_sites(posterior_key, now, size, wanted, given)
         record = _record_of(particles, RECORD)
         return record, readings, prior_sites(prior_key, now, size) if prior else {}
 
@@ -144,7 +205,7 @@ def _compiled_scores(trained: Trained, pair: Pair) -> Callable[..., Record]:
         rng_key: Array, params: Any, arrays: tuple[Array, ...], template: Template, states: Any
     ) -> Record:
         now = _at(trained, pair, params, template.join(arrays))
-        return _record_of(score_states(rng_key, now, states), (*RECORD, "log_draw", "silenced"))
+        return _record_of(score_states(rng_key, now, states), _OF_STATES)
 
     return run
 
@@ -160,14 +221,9 @@ def _record_of(particles: Particles, names: tuple[str, ...]) -> Record:
 
 
 def _add(
-    draws: Draws,
-    block: Block,
-    plates: tuple[str, ...],
-    record: Record,
-    readings: Readings,
-    priors: Readings,
+    draws: Draws, block: Block, pair: Pair, record: Record, readings: Readings, priors: Readings
 ) -> None:
-    draws.add_record(block, plates, record)
+    draws.add_record(block, pair.layout.plates, record, pair.notes.shared)
     _add_readings(draws, block, readings, {})
     _add_readings(draws, block, priors, PRIOR_NAMES)
 

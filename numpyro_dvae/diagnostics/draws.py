@@ -25,9 +25,11 @@ __all__ = [
 ]
 
 PRIOR_NAMES = {"latent": "prior", "predictive": "prior_predictive"}  # of draws of the model alone
-RECORD = ("log_likelihood", "log_prior", "log_q", "codes")  # of each draw and datum
+_DATA = ("log_likelihood", "log_prior", "log_q", "log_draw", "silenced")  # of draw and datum
+_SHARED = ("shared_likelihood", "shared_prior", "shared_q")  # of each draw
+RECORD = ("log_likelihood", "log_prior", "log_q", "codes", *_SHARED, "scale", "given")
 _VALUES_AT_ONCE = 2**22  # of the data, times draws: what goes through the programs in one block
-_UNDRAWN = ("observed", "subsample")  # readings without draws in front
+_UNDRAWN = ("observed", "subsample", "scale")  # readings without draws in front
 
 
 class Block(NamedTuple):
@@ -50,6 +52,7 @@ class Draws:
     def __init__(self, num_draws: int, num_rows: int) -> None:
         self.num_draws, self.num_rows = num_draws, num_rows
         self.plates: tuple[str, ...] = ()  # those that make a datum
+        self.shared_sites: tuple[str, ...] = ()  # those that no datum owns
         self._readings: dict[str, dict[str, NamedArray]] = {}
         self._row_plate: str | None = None
 
@@ -75,20 +78,70 @@ class Draws:
         """Log p - log q of each draw and datum, ``(K, *plates)``, in double precision."""
         return self.log_joint - self.record("log_q")
 
+    @property
+    def scale(self) -> np.ndarray:
+        """What a datum counts in the loss, ``(*plates)``."""
+        return self["scale"]["scale"].values.astype(np.float64)
+
+    def shared(self, name: str) -> np.ndarray:
+        """One of the log-densities of what the data share, ``(K,)``, in nats.
+
+        Raises:
+            ValueError: If the rows of the data went through the programs in parts.
+        """
+        if not self.shared_sites:
+            return np.zeros(self.num_draws)
+        if self._row_plate is not None:
+            raise ValueError(
+                f"`batch_size`: the data share the sites {list(self.shared_sites)}, whose draws "
+                "must be the same for all rows. Leave `batch_size` out, to run all rows at once."
+            )
+        return self["shared"][name].values.astype(np.float64)
+
+    @property
+    def shared_weights(self) -> np.ndarray:
+        """Log p - log q of what the data share, of each draw, ``(K,)``."""
+        names = ("shared_likelihood", "shared_prior", "shared_q")
+        likelihood, prior, log_q = (self.shared(name) for name in names)
+        return likelihood + prior - log_q
+
+    @property
+    def whole_weights(self) -> np.ndarray:
+        """Log p - log q of each draw of all together, as the loss sums it, ``(K,)``."""
+        weighed = self.scale * self.log_weights
+        return weighed.reshape(self.num_draws, -1).sum(1) + self.shared_weights
+
     def add_record(
-        self, block: Block, plates: tuple[str, ...], record: Mapping[str, np.ndarray | None]
+        self,
+        block: Block,
+        plates: tuple[str, ...],
+        record: Mapping[str, Any],
+        shared: tuple[str, ...] = (),
     ) -> None:
-        """Copy log-densities of each datum, and a number that tells its discrete states apart."""
-        log_q = record["log_q"]
-        assert log_q is not None
+        """Copy log-densities of each datum, and a number that tells its discrete states apart.
+
+        Args:
+            block: Where it goes.
+            plates: Those that make a datum.
+            record: Arrays by name, of `RECORD` and more.
+            shared: Sites that no datum owns.
+        """
+        sizes = record["log_q"].shape[1:]
         if not self.plates:
-            self.plates = plates
-            self._row_plate = _row_plate(block, plates, log_q.shape[1:])
-        for name, values in record.items():
-            if name == "codes":
-                name, values = "state", None if values is None else _hash(values)
-            if values is not None:
-                self.add(block, "record", name, NamedArray(plates, values))
+            self.plates, self.shared_sites = plates, shared
+            self._row_plate = _row_plate(block, plates, sizes)
+        for name in _DATA:
+            if name in record:
+                self.add(block, "record", name, NamedArray(plates, record[name]))
+        if record["codes"] is not None:
+            self.add(block, "record", "state", NamedArray(plates, _hash(record["codes"])))
+        scale = np.broadcast_to(record["scale"], sizes)
+        self.add(block, "scale", "scale", NamedArray(plates, scale))
+        if shared and block.rows is None:
+            for name in _SHARED:
+                self.add(block, "shared", name, NamedArray((), record[name]))
+            for name, values in record.get("given", {}).items():
+                self.add(block, "given", name, NamedArray((), values))
 
     def add(self, block: Block, reading: str, name: str, array: NamedArray) -> None:
         """Copy a block of an array to its place."""

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array
 
 from numpyro_dvae.diagnostics.collect import collect, summed_over_processes
-from numpyro_dvae.diagnostics.importance import bound_and_sample_size
+from numpyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
 from numpyro_dvae.diagnostics.reports import Evaluation
 from numpyro_dvae.diagnostics.summaries import check_evaluation, code_counts_of, evaluation_of
 
@@ -26,9 +26,10 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a trained model and guide on data: bounds, rate, distortion, PSNR, codes in use.
 
-    What no datum owns, a global latent's density for instance, is in none of the numbers. PSNR and
-    codes in use are those of one draw for each datum; observations that a mask silences do not
-    count in the PSNR.
+    What no datum owns, a global latent for instance, is a row of its own, beside all that the loss
+    sums; the bound and the effective sample size of a datum are then given its draws, see
+    `importance_diagnostics`. PSNR and codes in use are those of one draw for each datum;
+    observations that a mask silences do not count in the PSNR.
 
     Args:
         rng_key: Key of the draws.
@@ -50,17 +51,18 @@ def evaluate(
         ValueError: If an argument cannot be used, or model and guide do not match.
     """
     check_evaluation(num_particles, data_range)
-    keys = jax.random.split(rng_key)
+    keys = jax.random.split(rng_key, 3)
     all_draws = collect(
         keys[0], result, data, num_particles, (), params=params, batch_size=batch_size
     )
     wanted = ("latent", "mean", "observed", "seen")
     one_draw = collect(keys[1], result, data, 1, wanted, params=params, batch_size=batch_size)
+    report, _ = diagnose(keys[2], all_draws, result, data, NUM_SHARED, num_particles, params)
     counts = code_counts_of(one_draw)
     return evaluation_of(
         all_draws,
         one_draw,
-        bound_and_sample_size(all_draws.log_weights),
+        report,
         {name: summed_over_processes(each) for name, each in counts.items()},
         beta=beta,
         data_range=data_range,

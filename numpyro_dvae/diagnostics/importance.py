@@ -20,16 +20,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_dvae.diagnostics.collect import collect
+from numpyro_dvae.diagnostics.collect import collect, collect_given_shared
+from numpyro_dvae.diagnostics.costs import bound_error, mean_and_error
 from numpyro_dvae.diagnostics.draws import Draws
 from numpyro_dvae.diagnostics.summaries import is_restricted, num_states_of
-from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
+from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, WholeBounds
+from numpyro_dvae.diagnostics.weighing import evidences, is_separable, over_shared, with_whole
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.importance import ParetoTail, khat_threshold, pareto_tail
 from numpyro_dvae.ops.tempering import effective_sample_size
 
-__all__ = ["bound_and_sample_size", "diagnose_weights", "importance_diagnostics"]
+__all__ = [
+    "NUM_SHARED",
+    "bound_and_sample_size",
+    "diagnose",
+    "diagnose_weights",
+    "importance_diagnostics",
+]
 
+NUM_SHARED = 100  # draws of what the data share, if they share latents
 _LEAST_PARTICLES = 25  # a fifth of them are the tail, which needs 5
 
 
@@ -38,49 +47,115 @@ def importance_diagnostics(
     result: Any,
     *data: Any,
     num_particles: int = 1000,
+    num_shared: int = NUM_SHARED,
     params: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
 ) -> ImportanceDiagnostics:
     """Judge the guide, datum by datum, by the importance weights of its draws.
+
+    Latents that the data share, such as the means of a mixture, have no weight of one datum: they
+    are drawn `num_shared` times, and the latents of each datum `num_particles` times at each.
 
     Args:
         rng_key: Key of the draws.
         result: What `fit` returned, or a pair (model, guide).
         *data: What model and guide are called with.
         num_particles: K, draws per datum; at least 25. More show rarer states.
+        num_shared: Draws of what the data share, if they share latents; at least 25.
         params: Parameters by name, in place of those of `result`.
         batch_size: Rows of the data that go through the programs at once, for data of many rows;
             all by default. Latents must be those of a row, under one plate.
 
     Returns:
-        Bounds, effective sample size, k̂, largest weight and verdict of each datum; `print` it.
+        Bounds, effective sample size, k̂, largest weight and verdict of each datum and of what they
+        share, and bounds on the whole; `print` it.
 
     Raises:
         ValueError: If an argument cannot be used, or model and guide do not match.
     """
-    _check_num_particles(num_particles)
+    _check_count("num_particles", num_particles)
+    _check_count("num_shared", num_shared)
+    keys, wanted = jax.random.split(rng_key), ("outside",)
     draws = collect(
-        rng_key, result, data, num_particles, ("outside",), params=params, batch_size=batch_size
+        keys[0], result, data, num_particles, wanted, params=params, batch_size=batch_size
     )
-    return diagnose_weights(draws)
+    if draws["given"] and num_shared > num_particles:
+        draws = collect(keys[0], result, data, num_shared, wanted, params=params)
+    return diagnose(keys[1], draws, result, data, num_shared, num_particles, params)[0]
+
+
+def diagnose(
+    rng_key: Array,
+    draws: Draws,
+    result: Any,
+    data: tuple,
+    num_shared: int,
+    num_draws: int,
+    params: Mapping[str, Any] | None,
+) -> tuple[ImportanceDiagnostics, np.ndarray | None]:
+    """Judge the weights of draws that were made; of more draws, where the data share latents.
+
+    Args:
+        rng_key: Key of more draws.
+        draws: Of all latents.
+        result: What `fit` returned, or a pair (model, guide).
+        data: What model and guide are called with.
+        num_shared: At how many of the draws of what the data share more draws are made.
+        num_draws: Draws of the latents of each datum at each.
+        params: Parameters by name, in place of those of `result`.
+
+    Returns:
+        The report, and log evidences of each datum, see `evidences`; None if a datum has none.
+    """
+    if not draws["given"] and is_separable(draws):
+        report = with_whole(draws, diagnose_weights(draws))
+        return report, evidences(draws.log_weights, report)
+    if draws["given"]:
+        num_shared = min(num_shared, draws.num_draws)
+        found = collect_given_shared(
+            rng_key, result, data, draws, num_shared, num_draws, _given_shared, params=params
+        )
+        parts = [part for part in found if part is not None]
+        if len(parts) == num_shared:
+            return over_shared(draws, parts, _judge), np.stack([part.iwae for part in parts])
+    restricted = np.asarray(is_restricted(draws).any())
+    return _judge(draws.whole_weights, np.asarray(draws.num_draws), restricted), None
+
+
+def _given_shared(draws: Draws) -> ImportanceDiagnostics | None:
+    """A report given what the data share; None if a datum has no weight of its own then."""
+    return diagnose_weights(draws) if is_separable(draws) else None
 
 
 def diagnose_weights(draws: Draws) -> ImportanceDiagnostics:
-    """Judge the weights of draws that were made."""
-    log_weights = draws.log_weights
+    """Judge the weights of each datum."""
+    return _judge(draws.log_weights, num_states_of(draws), is_restricted(draws))
+
+
+def _judge(
+    log_weights: np.ndarray, num_states: np.ndarray, restricted: np.ndarray
+) -> ImportanceDiagnostics:
+    """A report of log weights ``(K, *shape)``; the whole is the mean of one, if that is all."""
     centred, origin = _centred(log_weights)
-    bound, ess, tail = jax.device_get(_judge(jnp.asarray(centred)))
+    bound, ess, tail = jax.device_get(_judged(jnp.asarray(centred)))
+    bound = np.asarray(bound + origin)
+    elbo, elbo_error = mean_and_error(log_weights)
+    iwae_error = bound_error(ess, len(log_weights))
+    ends = (elbo, elbo_error, bound, iwae_error)
     return ImportanceDiagnostics(
-        elbo=log_weights.mean(0),
-        iwae=bound + origin,
+        elbo=elbo,
+        iwae=bound,
         ess=ess,
         khat=tail.khat,
         largest_weight=tail.largest_weight,
         num_tail_weights=tail.num_distinct,
-        num_states=num_states_of(draws),
-        restricted=is_restricted(draws),
-        num_particles=draws.num_draws,
-        khat_threshold=khat_threshold(draws.num_draws),
+        num_states=num_states,
+        restricted=restricted,
+        num_particles=len(log_weights),
+        khat_threshold=khat_threshold(len(log_weights)),
+        elbo_error=elbo_error,
+        iwae_error=iwae_error,
+        whole=WholeBounds(*(float(np.sum(end)) for end in ends)),
     )
 
 
@@ -88,21 +163,21 @@ def bound_and_sample_size(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """The importance-weighted bound of K draws in nats, and their effective sample size."""
     centred, origin = _centred(log_weights)
     bound, ess = jax.device_get(_weigh(jnp.asarray(centred)))
-    return bound + origin, ess
+    return np.asarray(bound + origin), ess
 
 
 def _centred(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log weights less the largest of each datum, and that; 0 where none is finite."""
     largest = np.max(log_weights, axis=0)
     origin = np.where(np.isfinite(largest), largest, 0.0)
-    return log_weights - origin, origin
+    return np.asarray(log_weights - origin), origin
 
 
-def _check_num_particles(num_particles: int) -> None:
-    if num_particles < _LEAST_PARTICLES:
+def _check_count(name: str, count: int) -> None:
+    if count < _LEAST_PARTICLES:
         raise ValueError(
-            f"`num_particles` must be at least {_LEAST_PARTICLES}, for the largest weights to be a "
-            f"tail; got {num_particles}."
+            f"`{name}` must be at least {_LEAST_PARTICLES}, for the largest weights to be a "
+            f"tail; got {count}."
         )
 
 
@@ -112,6 +187,6 @@ def _weigh(log_weights: Array) -> tuple[Array, Array]:
 
 
 @jax.jit
-def _judge(log_weights: Array) -> tuple[Array, Array, ParetoTail]:
+def _judged(log_weights: Array) -> tuple[Array, Array, ParetoTail]:
     bound = importance_weighted_bound(log_weights)
     return bound, effective_sample_size(log_weights), pareto_tail(log_weights)

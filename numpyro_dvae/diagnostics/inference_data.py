@@ -6,13 +6,16 @@ The result is saved by ``.to_netcdf(path)``, and read by `arviz.from_netcdf`.
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax
 from jaxtyping import Array
 
 from numpyro_dvae.diagnostics.collect import collect
 from numpyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
-from numpyro_dvae.diagnostics.importance import diagnose_weights
+from numpyro_dvae.diagnostics.importance import diagnose
 
 __all__ = ["to_arviz"]
+
+_GIVEN_SHARED = 100  # draws of a datum's own latents at each of what the data share
 
 
 def to_arviz(
@@ -60,8 +63,9 @@ def to_arviz(
     """
     wanted = readings_for(groups)
     priors = wanted & {"prior", "prior_predictive"}
+    keys = jax.random.split(rng_key)
     draws = collect(
-        rng_key,
+        keys[0],
         result,
         data,
         num_draws,
@@ -70,4 +74,5 @@ def to_arviz(
         batch_size=batch_size,
         prior=bool(priors),
     )
-    return make_groups(draws, diagnose_weights(draws), result, data, groups)
+    report, evidences = diagnose(keys[1], draws, result, data, num_draws, _GIVEN_SHARED, params)
+    return make_groups(draws, report, evidences, result, data, groups)

@@ -2,35 +2,31 @@
 
 `particles` reduces a run to what a loss needs; here the values come back as well, and what is read
 off their distributions: posterior and predictive draws, pointwise log-likelihoods, predictive
-means, the rate of each latent. Each has the draws in front and names for the rest: a plate's for a
-dim that it covers, ``"z_dim_0"`` and so on for the others. All is pure: the runs may be jitted.
+means, the rate of each latent, labelled (see `labels`). All is pure: the runs may be jitted.
 """
 
-import zlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints
-from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 from numpyro.handlers import block, replay, uncondition
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.labels import Readings, SiteReader
 from numpyro_dvae.programs.codes import enumerate_draws, read_codes
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.layout import find_layout
-from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.record import Particles, make_record, read_silenced
 from numpyro_dvae.programs.run import run_particles
-from numpyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
+from numpyro_dvae.programs.sites import sample_sites
 
 __all__ = [
-    "READINGS",
+    "Notes",
     "enumerate_states",
     "posterior_sites",
     "prepare_pair",
@@ -41,30 +37,17 @@ __all__ = [
 
 T = TypeVar("T")
 
-# What can be read of a run, of each site that has it.
-READINGS = (
-    "latent",  # draws
-    "deterministic",  # of the model, at these draws
-    "observed",  # the data as the model observes them, without draws in front
-    "predictive",  # observations simulated at the draws
-    "log_likelihood",  # of each observation
-    "seen",  # where no mask silences an entry of an observation
-    "mean",  # of the distribution of each observation
-    "rate",  # log q - log p of each latent, given those before it
-    "outside",  # whether the guide cannot draw a value that the model's distribution drew
-    "subsample",  # rows of the full plate that a plate drew, without draws in front
-)
 _UNDRAWN = ("observed", "subsample")
 
 
-# Names are no arrays: JAX's transformations leave them as they are.
-jax.tree_util.register_dataclass(
-    NamedArray, data_fields=["values"], meta_fields=["dims", "discrete", "num_codes"]
-)
+class Notes(NamedTuple):
+    """What is known of a pair, for all its runs."""
+
+    subsamples: Array  # the key of those that plates of the programs draw
+    shared: tuple[str, ...]  # sites that no datum owns, as the data share them
+
 
 _STATE_READERS = {"codes": read_codes, "silenced": read_silenced}
-
-Readings = dict[str, dict[str, NamedArray]]  # reading -> site -> array
 
 
 def prepare_pair(
@@ -72,13 +55,21 @@ def prepare_pair(
 ) -> Pair:
     """Read the structure of a pair, whose parameters are substituted.
 
-    Its notes are the key of the subsamples that a plate of the program draws, in all runs.
+    Its notes are `Notes`.
     """
-    pair = Pair(model, guide, args, kwargs, notes=rng_key)
+    pair = Pair(model, guide, args, kwargs)
     pair = pair._replace(layout=find_layout(rng_key, pair))
-    if pair.layout.credited:
-        return pair
-    return pair._replace(layout=_without_discrete(rng_key, pair))
+    if not pair.layout.credited:
+        pair = pair._replace(layout=_without_discrete(rng_key, pair))
+    return pair._replace(notes=Notes(rng_key, _shared_sites(rng_key, pair)))
+
+
+def _shared_sites(rng_key: Array, pair: Pair) -> tuple[str, ...]:
+    def read(run: Run) -> list[str]:
+        sites = [*run.guide.values(), *run.model.values()]
+        return [site.name for site in sites if not pair.layout.owns(site)]
+
+    return tuple(dict.fromkeys(_read_abstractly(read, rng_key, pair)))
 
 
 def constraints_of(
@@ -122,27 +113,43 @@ def _without_discrete(rng_key: Array, pair: Pair) -> Layout:
 
 
 def posterior_sites(
-    rng_key: Array, pair: Pair, num_draws: int, wanted: Collection[str]
+    rng_key: Array,
+    pair: Pair,
+    num_draws: int,
+    wanted: Collection[str],
+    given: Mapping[str, Array] = MappingProxyType({}),
 ) -> tuple[Particles, Readings]:
     """Draw from the guide, score the draws, and read `wanted`, some of `READINGS`.
 
-    The log-densities are those of the same draws; their `scale` has an axis of draws, too.
+    The log-densities are those of the same draws. What the data share is drawn with each, unless
+    its values are `given`; the record has them as "given".
     """
     layout, settled = pair.layout, pair._replace(guide=block(pair.guide, hide_fn=_is_mutable))
 
     def run_one(key: Array) -> tuple[Particles, Readings]:
         pair_key, predictive_key, reader_key = jax.random.split(key, 3)
-        run = run_pair(pair_key, settled, Draw(pair.notes, layout))
-        readings = _Reader(layout.nesting, reader_key).read(run, set(wanted))
+        run = run_pair(pair_key, settled, Draw(pair.notes.subsamples, layout, given))
+        readings = SiteReader(layout.nesting, reader_key).read(run, set(wanted))
+        if "subsample" in wanted:
+            readings["subsample"] = _subsamples(run.model_trace)
         if "predictive" in wanted:
             replayed = pair._replace(model=replay(pair.model, trace=_latent(run.guide_trace)))
             readings["predictive"] = _simulate(predictive_key, replayed)[0]["predictive"]
-        return make_record(run, layout, num_draws, reads={"codes": read_codes}), readings
+        return make_record(run, layout, num_draws, reads=_DRAW_READERS), readings
 
     axes = {reading: None if reading in _UNDRAWN else 0 for reading in wanted}
     keys = jax.random.split(rng_key, num_draws)
     particles, readings = jax.vmap(run_one, out_axes=(0, axes))(keys)
-    return particles, readings
+    return particles._replace(scale=jnp.asarray(particles.scale)[0]), readings
+
+
+def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Array]:
+    """Values of the guide's sites that the data share; a reader."""
+    sites = {n: s for n, s in run.guide.items() if not (layout.owns(s) or s.is_observed)}
+    return {name: site.value for name, site in sites.items()}
+
+
+_DRAW_READERS = {"codes": read_codes, "given": _read_given}
 
 
 def _is_mutable(msg: Any) -> bool:
@@ -192,102 +199,15 @@ def prior_draws(rng_key: Array, pair: Pair, num_draws: int) -> tuple[Readings, d
 
 def _simulate(rng_key: Array, pair: Pair) -> tuple[Readings, dict[str, Array]]:
     """A run in which what the model observes is drawn, too; and its latents as they are."""
-    with Draw(pair.notes, pair.layout):
+    with Draw(pair.notes.subsamples, pair.layout):
         trace = run_program(rng_key, _Unconditioned(pair.model), pair.args, pair.kwargs)
-    reader = _Reader(pair.layout.nesting, rng_key)
+    reader = SiteReader(pair.layout.nesting, rng_key)
     readings: Readings = {"latent": {}, "predictive": {}}
     sites = sample_sites(trace)
     for name, site in sites.items():
         reading = "predictive" if site.infer.get("was_observed") else "latent"
         readings[reading][name] = reader.value(name, site)
     return readings, {name: sites[name].value for name in readings["latent"]}
-
-
-class _Reader(NamedTuple):
-    """Labels what it reads of the sites of a run."""
-
-    nesting: int
-    rng_key: Array
-
-    def read(self, run: Run, wanted: set[str]) -> Readings:
-        """Read each of `wanted` of every site that has it."""
-        guide_sites, sites = run.guide, run.model
-        observed = {name: site for name, site in sites.items() if site.is_observed}
-        latent = {name: site for name, site in sites.items() if name not in observed}
-        readers: dict[str, tuple[dict[str, Site], Callable]] = {
-            "latent": (latent, self.value),
-            "deterministic": (deterministic_sites(run.model_trace), self.deterministic),
-            "observed": (observed, self.value),
-            "log_likelihood": (observed, self.log_likelihood),
-            "mean": (observed, self.mean),
-            "seen": (observed, self.seen),
-            "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
-            "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
-        }
-        found: Readings = {}
-        for reading in wanted & readers.keys():
-            sites, reader = readers[reading]
-            each = {name: reader(name, site) for name, site in sites.items()}
-            found[reading] = {name: value for name, value in each.items() if value is not None}
-        if "subsample" in wanted:
-            found["subsample"] = _subsamples(run.model_trace)
-        return found
-
-    def value(self, name: str, site: Site) -> NamedArray:
-        support = site.fn.support
-        found = self.label(name, site, site.value, site.fn.event_dim)
-        discrete = bool(support.is_discrete)
-        return replace(found, discrete=discrete, num_codes=_num_codes(support))
-
-    def deterministic(self, name: str, site: Site) -> NamedArray:
-        depth = max((-frame.dim for frame in site.plates.values()), default=0)
-        value = jnp.asarray(site.value)
-        return self.label(name, site, value, max(value.ndim - depth, 0))
-
-    def log_likelihood(self, name: str, site: Site) -> NamedArray:
-        return self.label(name, site, site.log_prob(), 0)
-
-    def mean(self, name: str, site: Site) -> NamedArray | None:
-        try:
-            value = site.fn.mean
-        except NotImplementedError:
-            return None
-        return self.label(name, site, value, site.fn.event_dim)
-
-    def seen(self, name: str, site: Site) -> NamedArray:
-        """Of size 1 in event dims that the mask does not tell apart."""
-        event_dim = site.fn.event_dim
-        return self.label(name, site, entry_mask(site, event_dim), event_dim)
-
-    def rate(self, name: str, guide_site: Site, site: Site) -> NamedArray:
-        """Log q - log p, by cell of the event where both have the same cells."""
-        cells = {_num_cells(each.fn) for each in (guide_site, site)}
-        num_cells = cells.pop() if len(cells) == 1 else 0
-        log_q, log_p = (
-            _cell_log_prob(each.fn, site.value, num_cells) for each in (guide_site, site)
-        )
-        return self.label(name, site, log_q - log_p, num_cells)
-
-    def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
-        if not guide_site.needs_credit or hasattr(guide_site.fn, "conditional_log_prob"):
-            return None  # a network's softmax leaves nothing out, and drawing from it is slow
-        key = jax.random.fold_in(self.rng_key, zlib.crc32(name.encode()))
-        log_q = guide_site.fn.log_prob(site.fn.sample(key))
-        return self.label(name, site, jnp.isneginf(log_q), 0)
-
-    def label(self, name: str, site: Site, value: Array, event_dim: int) -> NamedArray:
-        """Expand to the plates, name the dims, and drop those of size 1 under no plate."""
-        frames = {frame.dim: frame for frame in site.plates.values()}
-        num_batch = jnp.ndim(value) - event_dim
-        batch = (1,) * (self.nesting - num_batch) + jnp.shape(value)[:num_batch]
-        event = jnp.shape(value)[num_batch:]
-        sizes = {d: frames[d].size if d in frames else batch[d] for d in range(-self.nesting, 0)}
-        kept = [d for d, size in sizes.items() if d in frames or size > 1]
-        dims = [frames[d].name if d in frames else f"{name}_batch_{-d}" for d in kept]
-        dims += [f"{name}_dim_{i}" for i in range(event_dim)]
-        value = jnp.broadcast_to(jnp.reshape(value, batch + event), (*sizes.values(), *event))
-        value = value.reshape(*(sizes[d] for d in kept), *event)
-        return NamedArray(tuple(dims), value)
 
 
 class _Unconditioned(uncondition):
@@ -312,38 +232,3 @@ def _subsamples(trace: Mapping[str, Any]) -> dict[str, NamedArray]:
         for name, plate in plates.items()
         if len(plate["value"]) < plate["args"][0]
     }
-
-
-def _num_codes(support: Any) -> int:
-    """How many integers from 0 on a support has; 0 if it is none of these, or not known."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if support is constraints.boolean:
-        return 2
-    low, high = (getattr(support, f"{side}_bound", None) for side in ("lower", "upper"))
-    return high + 1 if support.is_discrete and low == 0 and isinstance(high, int) else 0
-
-
-def _num_cells(fn: Any) -> int:
-    """Event dims whose entries have a log-density of their own."""
-    if isinstance(fn, MaskedDistribution | ExpandedDistribution):
-        return _num_cells(fn.base_dist)
-    if isinstance(fn, dist.Independent):
-        return fn.reinterpreted_batch_ndims + _num_cells(fn.base_dist)
-    return 1 if hasattr(fn, "conditional_log_prob") else 0
-
-
-def _cell_log_prob(fn: Any, value: Array, num_cells: int) -> Array:
-    """Log-density of each cell, of which the last dims have `num_cells`."""
-    if not num_cells:
-        return fn.log_prob(value)
-    if isinstance(fn, MaskedDistribution):
-        mask = jnp.asarray(fn._mask)
-        scores = _cell_log_prob(fn.base_dist, value, num_cells)
-        return jnp.where(mask.reshape(mask.shape + (1,) * num_cells), scores, 0.0)
-    if isinstance(fn, ExpandedDistribution):
-        return _cell_log_prob(fn.base_dist, value, num_cells)
-    if isinstance(fn, dist.Independent):
-        num_cells = num_cells - fn.reinterpreted_batch_ndims
-        return _cell_log_prob(fn.base_dist, value, num_cells)
-    return fn.conditional_log_prob(value)

@@ -1,4 +1,4 @@
-"""How near the guide is to the posterior of each datum, in words.
+"""How near the guide is to the posterior of each datum, and of what the data share, in words.
 
 NumPy alone, so this file is the same in both packages.
 """
@@ -7,24 +7,84 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["ImportanceDiagnostics"]
+__all__ = ["ImportanceDiagnostics", "SharedDiagnostics", "WholeBounds"]
 
 _CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called close
 _DOMINATES = 0.2  # share of all weight that one draw may have
+_ENOUGH = 100  # effective draws from which on a weighted bound has settled to a tenth of a nat
 
 _NO_TAIL = (
     "; the others have fewer than 5 distinct weights in the tail, so that the effective sample "
     "size and the largest weight count"
 )
 _VERDICTS = {
-    "close": "close to the posterior, as far as the draws can show",
-    "off": "off, though weighting the draws corrects for it",
+    "close": f"close to the posterior, within {_CLOSE:.2f} nats by these draws, which cannot show "
+    "a mode that the guide never draws",
+    "off": f"off by more than {_CLOSE:.2f} nats, though weighting corrects for it, with an "
+    f"effective sample size of {_ENOUGH} or more",
+    "off, thin": f"off by more than {_CLOSE:.2f} nats, and with an effective sample size below "
+    f"{_ENOUGH}, so that weighting corrects for part of it only",
     "unreliable": "unreliable, a few draws carrying the weight: bound and weights are not settled",
     "one state": "undecided, as the guide drew one state only and cannot show what it misses",
     "restricted": "undecided, the weights being even on a set of states beyond which the guide "
     "cannot draw",
     "broken": "broken, no draw being possible under the model (or a NaN)",
 }
+
+
+class WholeBounds(NamedTuple):
+    """Bounds on the evidence of all data together, with what they share, as the loss sums them."""
+
+    elbo: float  # minus the loss, nats
+    elbo_error: float  # standard error
+    iwae: float  # importance-weighted bound, nats
+    iwae_error: float
+
+    def __str__(self) -> str:
+        """Both bounds."""
+        return (
+            f"ELBO {self.elbo:.2f} ± {self.elbo_error:.2f}, importance-weighted bound "
+            f"{self.iwae:.2f} ± {self.iwae_error:.2f} nats"
+        )
+
+
+class SharedDiagnostics(NamedTuple):
+    """The guide of what the data share, by weights from which each datum's latents are summed out.
+
+    The weight of a draw of the shared sites is p / q of these, times the importance-weighted
+    estimate of each datum's evidence given the draw.
+    """
+
+    sites: tuple[str, ...]
+    elbo: float  # mean of log p - log q of these sites alone, nats
+    elbo_error: float = 0.0
+    gap: float = 0.0  # log mean weight less mean log weight: at most KL(q ‖ posterior), nats
+    ess: float = 1.0  # effective sample size, in [1, num_draws]
+    khat: float = np.nan  # shape of the weights' tail; NaN where not applicable
+    largest_weight: float = 0.0
+    num_draws: int = 1  # 1 if nothing is drawn, as the sites are observed
+    khat_threshold: float = np.nan
+
+    @property
+    def verdict(self) -> str:
+        """One word, as of a datum."""
+        apart = np.maximum(np.log(self.num_draws / self.ess), self.gap)
+        unreliable = (self.khat > self.khat_threshold) | (self.largest_weight > _DOMINATES)
+        conditions = [not np.isfinite(self.ess), unreliable, apart > _CLOSE]
+        return str(np.select(conditions, ["broken", "unreliable", "off"], "close"))
+
+    def __str__(self) -> str:
+        """A sentence with numbers and verdict."""
+        names = ", ".join(f"'{name}'" for name in self.sites)
+        if self.num_draws == 1:
+            return f"What the data share, {names}, is observed: log p is {self.elbo:.2f} nats."
+        word = _thin(np.array(self.verdict), np.array(self.ess))
+        return (
+            f"What the data share, {names}: log p - log q is {self.elbo:.2f} ± "
+            f"{self.elbo_error:.2f} nats; the latents of the data summed out, {self.num_draws} "
+            f"draws are worth {self.ess:.1f}, and the guide misses at least {self.gap:.2f} nats. "
+            f"Verdict: {_VERDICTS[str(word)]}."
+        )
 
 
 class ImportanceDiagnostics(NamedTuple):
@@ -34,7 +94,8 @@ class ImportanceDiagnostics(NamedTuple):
 
     - "close": ``log(K / ESS)``, the divergence of order 2 from posterior to guide, and
       ``iwae - elbo``, at most KL(q ‖ posterior), are both below log 2;
-    - "off": not both, but the tail of the weights is light, so that reweighting works;
+    - "off": not both, but the tail of the weights is light; from an effective sample size of 100
+      on, weighting the draws corrects for it;
     - "unreliable": k̂ is above the threshold, or one draw has over a fifth of the weight;
     - "restricted": as "close", but the guide leaves out states of the model; that the weights are
       equal on the others is what a truncated posterior is made for, and says nothing;
@@ -43,6 +104,11 @@ class ImportanceDiagnostics(NamedTuple):
 
     A mode that the guide never draws does not show in its weights; `simulation_based_calibration`
     and, where it can be had, `posterior_gap` find it.
+
+    Where the data share latents outside of their plate, all that is said of a datum is given draws
+    of these: a mean over the draws (of k̂ and the largest weight the median). `shared` judges them,
+    and `whole` has the bounds on all. Where a datum has no weights of its own, as all latents hang
+    together, the arrays are of shape () and of the whole.
     """
 
     elbo: np.ndarray  # mean log weight, nats
@@ -56,6 +122,10 @@ class ImportanceDiagnostics(NamedTuple):
     restricted: np.ndarray  # whether the guide cannot draw some states that the model can
     num_particles: int  # K
     khat_threshold: float
+    elbo_error: np.ndarray  # standard error of the ELBO
+    iwae_error: np.ndarray
+    whole: WholeBounds
+    shared: SharedDiagnostics | None = None  # None if the data share no site
 
     @property
     def verdicts(self) -> np.ndarray:
@@ -74,12 +144,31 @@ class ImportanceDiagnostics(NamedTuple):
 
     def __str__(self) -> str:
         """A paragraph: bounds, effective sample size, k̂, verdict."""
-        with np.errstate(invalid="ignore"):  # a datum that cannot be has -inf for both
-            gap = (self.iwae - self.elbo).mean()
+        given = " on the data, given that" if self.has_shared_latents else ""
+        return f"{self._bounds()} {self._worth()}{self._tails()} Verdict{given}: {self._counts()}."
+
+    @property
+    def has_shared_latents(self) -> bool:
+        """Whether what is said of a datum is given draws of what the data share."""
+        return self.shared is not None and self.shared.num_draws > 1
+
+    def _bounds(self) -> str:
+        if not self.has_shared_latents:
+            with np.errstate(invalid="ignore"):  # a datum that cannot be has -inf for both
+                gap = (self.iwae - self.elbo).mean()
+            title = f"{self.ess.size} data" if self.ess.ndim else "All data as one"
+            return (
+                f"{title}, {self.num_particles} draws each. ELBO {self.elbo.mean():.2f} ± "
+                f"{_error_of_mean(self.elbo_error):.2f}, importance-weighted bound "
+                f"{self.iwae.mean():.2f} ± {_error_of_mean(self.iwae_error):.2f} nats per datum: "
+                f"the guide misses at least {gap:.2f}."
+            )
+        whole = self.whole
         return (
-            f"{self.ess.size} data, {self.num_particles} draws each. ELBO {self.elbo.mean():.2f}, "
-            f"importance-weighted bound {self.iwae.mean():.2f} nats per datum: the guide misses at "
-            f"least {gap:.2f}. {self._worth()}{self._tails()} Verdict: {self._counts()}."
+            f"{self.ess.size} data together: {whole}: the guide misses at least "
+            f"{whole.iwae - whole.elbo:.2f}. {self.shared} Given that, "
+            f"{self.num_particles} draws of each datum: ELBO {self.elbo.mean():.2f}, bound "
+            f"{self.iwae.mean():.2f} nats per datum."
         )
 
     def _worth(self) -> str:
@@ -101,6 +190,16 @@ class ImportanceDiagnostics(NamedTuple):
         return f"k̂ applies to {khat.size} data ({median}{high} above {threshold}){others}."
 
     def _counts(self) -> str:
-        verdicts = self.verdicts
+        verdicts = _thin(self.verdicts, self.ess)
         counts = {word: int((verdicts == word).sum()) for word in _VERDICTS}
         return "; ".join(f"{n} {_VERDICTS[word]}" for word, n in counts.items() if n)
+
+
+def _thin(verdicts: np.ndarray, ess: np.ndarray) -> np.ndarray:
+    """Tell apart what is off and what is off with few draws that carry weight."""
+    return np.where((verdicts == "off") & (ess < _ENOUGH), "off, thin", verdicts)
+
+
+def _error_of_mean(errors: np.ndarray) -> float:
+    """Standard error of a mean over data whose draws are independent."""
+    return float(np.sqrt((errors**2).sum())) / errors.size

@@ -14,9 +14,10 @@ at the trained parameters, and leave everything as it was. Start with `evaluate`
 - `simulation_based_calibration`: does the guide find the latents that made simulated data;
 - `plots`: pictures of all these.
 
-Behind them, `trained` takes a result apart, `readings` runs its programs and reads the sites,
-`collect` fills `draws` with that, `summaries` has the formulas on these, `reports` and `verdicts`
-what is returned; `groups` alone meets ArviZ. This room may import `fit` and all rooms below it.
+Behind them, `trained` takes a result apart, `readings` runs its programs, `labels` reads the sites,
+`collect` fills `draws` with that, `costs`, `weighing` and `summaries` have the formulas on these,
+`reports` and `verdicts` what is returned; `groups` alone meets ArviZ. This room may import `fit`
+and all rooms below it.
 
 Which file to open: for a mask, `programs.masks` says where it is in a program, and
 `summaries` what it leaves out; for what `to_arviz` puts in a group, `groups`; for how a value of a
@@ -25,10 +26,11 @@ programs at once, `collect`.
 
 Words: a *reading* is one thing that can be read of a site, such as its values or its rate; the
 *record* has the log-densities of each draw and datum; a *datum* is one cell of the *plates* that
-the discrete latents share; *draws* are K values of its latents, or all their states listed; a
-*block* is some draws of some rows of the data, which go through the programs at once; a *named
-array* is one whose dims have names; a *report* is what a diagnostic returns, to be printed or
-plotted.
+the discrete latents share; what the data *share* are the sites outside of these plates, and the
+*whole* is all data with what they share, as the loss sums them; *draws* are K values of a datum's
+latents, or all their states listed; a *block* is some draws of some rows of the data, which go
+through the programs at once; a *named array* is one whose dims have names; a *report* is what a
+diagnostic returns, to be printed or plotted.
 """
 
 from pyro_dvae.diagnostics.accuracy import posterior_gap, rate_distortion

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.collect import collect, collect_states
 from pyro_dvae.diagnostics.reports import PosteriorGap, RateDistortion
-from pyro_dvae.diagnostics.summaries import distortion_of, errors_of, gap_of, psnr_of, rate_of
+from pyro_dvae.diagnostics.summaries import gap_of, rate_distortion_of
 
 __all__ = ["posterior_gap", "rate_distortion"]
 
@@ -38,7 +38,8 @@ def rate_distortion(
         batch_size: Rows of the data that go through the programs at once; all by default.
 
     Returns:
-        Rate, distortion, MSE and PSNR of each datum, in the mean over the draws.
+        Rate, distortion, MSE and PSNR of each datum, in the mean over the draws; rate and
+        distortion of what the data share, and of all together, as the loss sums them.
 
     Raises:
         ValueError: If an argument cannot be used, or model and guide do not match.
@@ -47,9 +48,7 @@ def rate_distortion(
         raise ValueError(f"`data_range` must be positive; got {data_range}.")
     wanted = ("mean", "observed", "seen")
     draws = collect(result, data, num_draws, wanted, params=params, batch_size=batch_size)
-    errors = errors_of(draws)
-    psnr = psnr_of(errors, data_range)
-    return RateDistortion(rate_of(draws), distortion_of(draws), errors.mean(0), psnr.mean(0))
+    return rate_distortion_of(draws, data_range)
 
 
 def posterior_gap(

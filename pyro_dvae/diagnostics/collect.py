@@ -3,8 +3,9 @@
 What is run at once is bounded: draws come in blocks, and rows of the data in batches if asked for.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,9 +33,14 @@ from pyro_dvae.diagnostics.readings import (
 )
 from pyro_dvae.diagnostics.trained import Trained, as_trained
 from pyro_dvae.fit.data import take_rows
+from pyro_dvae.fit.svi import device_of
 from pyro_dvae.programs.record import Particles
 
-__all__ = ["collect", "collect_states", "summed_over_processes"]
+__all__ = ["collect", "collect_given_shared", "collect_states", "summed_over_processes"]
+
+T = TypeVar("T")
+
+_OF_STATES = (*(name for name in RECORD if name != "given"), "log_draw", "silenced")
 
 
 def collect(
@@ -66,14 +72,66 @@ def collect(
     draws = Draws(num_draws, num_rows)
     with trained.at_parameters():
         for rows, pair in _pairs(trained, args, cut_rows(num_rows, batch_size)):
-            for some, size in cut_draws(num_draws, count_values(pair.args)):
-                block = Block(some, rows)
-                record, readings = posterior_sites(pair, size, wanted)
-                draws.add_record(block, pair.layout.plates, _as_numpy(record, RECORD))
-                _add_readings(draws, block, readings, {})
-                if prior:
-                    _add_readings(draws, block, prior_sites(pair, size), PRIOR_NAMES)
+            _fill(draws, rows, pair, wanted, prior=prior)
     return draws
+
+
+def collect_given_shared(
+    result: Any,
+    data: tuple,
+    outer: Draws,
+    num_shared: int,
+    num_draws: int,
+    summarize: Callable[[Draws], T],
+    *,
+    params: Mapping[str, Tensor] | None = None,
+) -> list[T]:
+    """Draw a datum's own latents K times at each of some draws of what the data share.
+
+    Args:
+        result: What `fit` returned, or a pair (model, guide).
+        data: What model and guide are called with.
+        outer: Draws of all latents, of the same programs.
+        num_shared: How many of these, from the first on.
+        num_draws: K, draws per datum at each of them.
+        summarize: What to keep of the K draws, with readings "outside" and "latent".
+        params: Parameters by name, in place of those of `result`.
+    """
+    wanted = ("outside", "latent")
+    trained = as_trained(result, params)
+    args = trained.arguments(data)
+    num_rows, device = check_data(args, None), device_of(trained, trained.params.values())
+    found = []
+    with trained.at_parameters():
+        for _, pair in _pairs(trained, args, [None]):
+            for place in range(num_shared):
+                given = {
+                    name: torch.from_numpy(site.values[place : place + 1]).to(device)
+                    for name, site in outer["given"].items()
+                }
+                draws = Draws(num_draws, num_rows)
+                _fill(draws, None, pair, wanted, given)
+                found.append(summarize(draws))
+    return found
+
+
+def _fill(
+    draws: Draws,
+    rows: slice | None,
+    pair: Pair,
+    wanted: Collection[str],
+    given: Mapping[str, Tensor] = MappingProxyType({}),
+    *,
+    prior: bool = False,
+) -> None:
+    """Run the pair until the draws of these rows are there."""
+    for some, size in cut_draws(draws.num_draws, count_values(pair.args)):
+        block = Block(some, rows)
+        record, readings = posterior_sites(pair, size, wanted, given)
+        _add_record(draws, block, pair, record, RECORD)
+        _add_readings(draws, block, readings, {})
+        if prior:
+            _add_readings(draws, block, prior_sites(pair, size), PRIOR_NAMES)
 
 
 def collect_states(
@@ -96,8 +154,8 @@ def collect_states(
             draws = draws or Draws(num_states, num_rows)
             for part, _ in cut_draws(num_states, count_values(pair.args)):
                 some = {name: values[part] for name, values in states.items()}
-                record = _as_numpy(score_states(pair, some), (*RECORD, "log_draw", "silenced"))
-                draws.add_record(Block(part, rows), pair.layout.plates, record)
+                record = score_states(pair, some)
+                _add_record(draws, Block(part, rows), pair, record, _OF_STATES)
     assert draws is not None
     return draws
 
@@ -124,9 +182,11 @@ def _pairs(
         yield rows, pair
 
 
-def _as_numpy(record: Particles, names: tuple[str, ...]) -> dict[str, np.ndarray | None]:
-    values = {name: getattr(record, name, record.extras.get(name)) for name in names}
-    return {name: None if v is None else _to_host(v) for name, v in values.items()}
+def _add_record(
+    draws: Draws, block: Block, pair: Pair, record: Particles, names: tuple[str, ...]
+) -> None:
+    values = {name: _to_host(getattr(record, name, record.extras.get(name))) for name in names}
+    draws.add_record(block, pair.layout.plates, values, pair.notes.shared)
 
 
 def _add_readings(draws: Draws, block: Block, readings: Readings, names: Mapping[str, str]) -> None:
@@ -138,5 +198,8 @@ def _add_readings(draws: Draws, block: Block, readings: Readings, names: Mapping
             draws.add(block, names.get(reading, reading), name, array)
 
 
-def _to_host(values: Tensor) -> np.ndarray:
-    return values.detach().cpu().numpy()
+def _to_host(values: Any) -> Any:
+    """Tensors, and dicts of these, as arrays of NumPy."""
+    if isinstance(values, Mapping):
+        return {name: _to_host(each) for name, each in values.items()}
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values

@@ -7,11 +7,12 @@ decides. But for the package's name this file is the same in both packages.
 import inspect
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from pyro_dvae.diagnostics.arrays import NamedArray
+from pyro_dvae.diagnostics.arrays import NamedArray, split_data
 from pyro_dvae.diagnostics.draws import Draws
 from pyro_dvae.diagnostics.summaries import code_counts_of
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
@@ -38,7 +39,12 @@ _PER_DATUM = (
     "num_tail_weights",
     "num_states",
     "restricted",
+    "elbo_error",
+    "iwae_error",
 )
+_OF_SHARED = ("elbo", "elbo_error", "gap", "ess", "khat", "largest_weight", "num_draws", "verdict")
+_OF_WHOLE = ("elbo", "elbo_error", "iwae", "iwae_error")
+_MARGINAL = "marginal"  # evidence of a datum, among the log-likelihoods of the sites
 _READINGS = {  # group -> readings of the sites
     "posterior": ("latent", "deterministic"),
     "posterior_predictive": ("predictive",),
@@ -55,11 +61,17 @@ def readings_for(groups: Collection[str]) -> set[str]:
         raise ValueError(f"`groups` must be of {', '.join(GROUPS)}; got {sorted(unknown)}.")
     wanted = {reading for group in groups for reading in _READINGS.get(group, ())} | {"subsample"}
     wanted |= {"latent", "outside"} if "vi_stats" in groups else set()
+    wanted |= {"seen"} if "log_likelihood" in groups else set()
     return wanted | ({"observed"} if "constant_data" in groups else set())
 
 
 def make_groups(
-    draws: Draws, report: ImportanceDiagnostics, result: Any, data: tuple, groups: Collection[str]
+    draws: Draws,
+    report: ImportanceDiagnostics,
+    evidences: np.ndarray | None,
+    result: Any,
+    data: tuple,
+    groups: Collection[str],
 ) -> Any:
     """Arrange what was drawn in groups, in the container of the installed ArviZ."""
     arrays = {
@@ -69,6 +81,8 @@ def make_groups(
     if "constant_data" in groups:
         arrays["constant_data"] = _constant_data(draws, result, data)
     arrays["sample_stats"] = _sample_stats(draws)
+    if "log_likelihood" in groups:
+        arrays["log_likelihood"] = _log_likelihoods(draws, evidences)
     datasets = {
         group: _dataset(sites, draws, group.endswith("_data"))
         for group, sites in arrays.items()
@@ -82,7 +96,45 @@ def make_groups(
 def _sample_stats(draws: Draws) -> dict[str, NamedArray]:
     lp = draws.record("log_likelihood") + draws.record("log_prior")
     values = {"lp": lp, "log_q": draws.record("log_q"), "log_weight": draws.log_weights}
-    return {name: NamedArray(draws.plates, value) for name, value in values.items()}
+    stats = {name: NamedArray(draws.plates, value) for name, value in values.items()}
+    if draws.shared_sites:
+        lp = draws.shared("shared_likelihood") + draws.shared("shared_prior")
+        values = {"lp": lp, "log_q": draws.shared("shared_q"), "log_weight": draws.shared_weights}
+        stats |= {f"{name}_shared": NamedArray((), value) for name, value in values.items()}
+        stats["log_weight_whole"] = NamedArray((), draws.whole_weights)
+    return stats
+
+
+def _log_likelihoods(draws: Draws, evidences: np.ndarray | None) -> dict[str, NamedArray]:
+    """Of each site, and of each datum without its latents; of what no mask silences alone."""
+    found, seen = {}, np.zeros(draws.shape[1:], bool)
+    for name, site in draws["log_likelihood"].items():
+        cells = _is_seen(draws, name, site)
+        found[name] = _only_seen(name, site, cells)
+        if set(draws.plates) <= set(site.dims):
+            seen |= (
+                split_data(NamedArray(site.dims, cells[None]), draws.plates)[0]
+                .reshape(*seen.shape, -1)
+                .any(-1)
+            )
+    if evidences is not None and seen.any():
+        name = _MARGINAL if _MARGINAL not in found else f"{_MARGINAL}_"
+        found[name] = _only_seen(name, NamedArray(draws.plates, evidences), seen)
+    return found
+
+
+def _is_seen(draws: Draws, name: str, site: NamedArray) -> np.ndarray:
+    """Whether a cell of a log-likelihood has an entry that no mask silences in any draw."""
+    seen = draws["seen"][name]
+    within = tuple(range(1 + len(site.dims), seen.values.ndim))
+    return np.broadcast_to(seen.values.any((0, *within)), site.values.shape[1:])
+
+
+def _only_seen(name: str, site: NamedArray, seen: np.ndarray) -> NamedArray:
+    """In one row, where some cells are not; `arviz.loo` would count them as seen, at 0 nats."""
+    if seen.all():
+        return site
+    return replace(site, dims=(f"{name}_seen",), values=site.values[:, seen])
 
 
 def _constant_data(draws: Draws, result: Any, data: tuple) -> dict[str, NamedArray]:
@@ -113,8 +165,12 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
     """How the training went, and what the weights of the draws say of the guide."""
     import xarray
 
-    variables = {name: (draws.plates, getattr(report, name)) for name in _PER_DATUM}
-    variables["verdict"] = (draws.plates, report.verdicts)
+    plates = draws.plates if report.ess.ndim else ()  # () if the verdict is of the whole
+    variables: dict[str, Any] = {name: (plates, getattr(report, name)) for name in _PER_DATUM}
+    variables["verdict"] = (plates, report.verdicts)
+    variables |= {f"whole_{name}": ((), getattr(report.whole, name)) for name in _OF_WHOLE}
+    if report.shared is not None:
+        variables |= {f"shared_{name}": ((), getattr(report.shared, name)) for name in _OF_SHARED}
     for name, counts in code_counts_of(draws).items():
         within = [dim for dim in draws["latent"][name].dims if dim not in draws.plates]
         shares = counts / counts.sum(-1, keepdims=True)

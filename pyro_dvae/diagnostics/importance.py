@@ -19,16 +19,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_dvae.diagnostics.collect import collect
+from pyro_dvae.diagnostics.collect import collect, collect_given_shared
+from pyro_dvae.diagnostics.costs import bound_error, mean_and_error
 from pyro_dvae.diagnostics.draws import Draws
 from pyro_dvae.diagnostics.summaries import is_restricted, num_states_of
-from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
+from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, WholeBounds
+from pyro_dvae.diagnostics.weighing import evidences, is_separable, over_shared, with_whole
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.importance import khat_threshold, pareto_tail
 from pyro_dvae.ops.tempering import effective_sample_size
 
-__all__ = ["bound_and_sample_size", "diagnose_weights", "importance_diagnostics"]
+__all__ = [
+    "NUM_SHARED",
+    "bound_and_sample_size",
+    "diagnose",
+    "diagnose_weights",
+    "importance_diagnostics",
+]
 
+NUM_SHARED = 100  # draws of what the data share, if they share latents
 _LEAST_PARTICLES = 25  # a fifth of them are the tail, which needs 5
 
 
@@ -36,46 +45,108 @@ def importance_diagnostics(
     result: Any,
     *data: Any,
     num_particles: int = 1000,
+    num_shared: int = NUM_SHARED,
     params: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
 ) -> ImportanceDiagnostics:
     """Judge the guide, datum by datum, by the importance weights of its draws.
 
+    Latents that the data share, such as the means of a mixture, have no weight of one datum: they
+    are drawn `num_shared` times, and the latents of each datum `num_particles` times at each.
+
     Args:
         result: What `fit` returned, or a pair (model, guide).
         *data: What model and guide are called with.
         num_particles: K, draws per datum; at least 25. More show rarer states.
+        num_shared: Draws of what the data share, if they share latents; at least 25.
         params: Parameters by name, in place of those of `result`.
         batch_size: Rows of the data that go through the programs at once, for data of many rows;
             all by default. Latents must be those of a row, under one plate.
 
     Returns:
-        Bounds, effective sample size, k̂, largest weight and verdict of each datum; `print` it.
+        Bounds, effective sample size, k̂, largest weight and verdict of each datum and of what they
+        share, and bounds on the whole; `print` it.
 
     Raises:
         ValueError: If an argument cannot be used, or model and guide do not match.
     """
-    _check_num_particles(num_particles)
+    _check_count("num_particles", num_particles)
+    _check_count("num_shared", num_shared)
     draws = collect(result, data, num_particles, ("outside",), params=params, batch_size=batch_size)
-    return diagnose_weights(draws)
+    if draws["given"] and num_shared > num_particles:
+        draws = collect(result, data, num_shared, ("outside",), params=params)
+    return diagnose(draws, result, data, num_shared, num_particles, params)[0]
+
+
+def diagnose(
+    draws: Draws,
+    result: Any,
+    data: tuple,
+    num_shared: int,
+    num_draws: int,
+    params: Mapping[str, Tensor] | None,
+) -> tuple[ImportanceDiagnostics, np.ndarray | None]:
+    """Judge the weights of draws that were made; of more draws, where the data share latents.
+
+    Args:
+        draws: Of all latents.
+        result: What `fit` returned, or a pair (model, guide).
+        data: What model and guide are called with.
+        num_shared: At how many of the draws of what the data share more draws are made.
+        num_draws: Draws of the latents of each datum at each.
+        params: Parameters by name, in place of those of `result`.
+
+    Returns:
+        The report, and log evidences of each datum, see `evidences`; None if a datum has none.
+    """
+    if not draws["given"] and is_separable(draws):
+        report = with_whole(draws, diagnose_weights(draws))
+        return report, evidences(draws.log_weights, report)
+    if draws["given"]:
+        num_shared = min(num_shared, draws.num_draws)
+        found = collect_given_shared(
+            result, data, draws, num_shared, num_draws, _given_shared, params=params
+        )
+        parts = [part for part in found if part is not None]
+        if len(parts) == num_shared:
+            return over_shared(draws, parts, _judge), np.stack([part.iwae for part in parts])
+    restricted = np.asarray(is_restricted(draws).any())
+    return _judge(draws.whole_weights, np.asarray(draws.num_draws), restricted), None
+
+
+def _given_shared(draws: Draws) -> ImportanceDiagnostics | None:
+    """A report given what the data share; None if a datum has no weight of its own then."""
+    return diagnose_weights(draws) if is_separable(draws) else None
 
 
 def diagnose_weights(draws: Draws) -> ImportanceDiagnostics:
-    """Judge the weights of draws that were made."""
-    log_weights = draws.log_weights
+    """Judge the weights of each datum."""
+    return _judge(draws.log_weights, num_states_of(draws), is_restricted(draws))
+
+
+def _judge(
+    log_weights: np.ndarray, num_states: np.ndarray, restricted: np.ndarray
+) -> ImportanceDiagnostics:
+    """A report of log weights ``(K, *shape)``; the whole is the mean of one, if that is all."""
     bound, ess = bound_and_sample_size(log_weights)
     tail = pareto_tail(torch.from_numpy(_centred(log_weights)[0]))
+    elbo, elbo_error = mean_and_error(log_weights)
+    iwae_error = bound_error(ess, len(log_weights))
+    ends = (elbo, elbo_error, bound, iwae_error)
     return ImportanceDiagnostics(
-        elbo=log_weights.mean(0),
+        elbo=elbo,
         iwae=bound,
         ess=ess,
         khat=tail.khat.numpy(),
         largest_weight=tail.largest_weight.numpy(),
         num_tail_weights=tail.num_distinct.numpy(),
-        num_states=num_states_of(draws),
-        restricted=is_restricted(draws),
-        num_particles=draws.num_draws,
-        khat_threshold=khat_threshold(draws.num_draws),
+        num_states=num_states,
+        restricted=restricted,
+        num_particles=len(log_weights),
+        khat_threshold=khat_threshold(len(log_weights)),
+        elbo_error=elbo_error,
+        iwae_error=iwae_error,
+        whole=WholeBounds(*(float(np.sum(end)) for end in ends)),
     )
 
 
@@ -83,7 +154,7 @@ def bound_and_sample_size(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """The importance-weighted bound of K draws in nats, and their effective sample size."""
     centred, origin = _centred(log_weights)
     weights = torch.from_numpy(centred)
-    bound = importance_weighted_bound(weights).numpy() + origin
+    bound = np.asarray(importance_weighted_bound(weights).numpy() + origin)
     return bound, effective_sample_size(weights).numpy()
 
 
@@ -91,12 +162,12 @@ def _centred(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log weights less the largest of each datum, and that; 0 where none is finite."""
     largest = np.max(log_weights, axis=0)
     origin = np.where(np.isfinite(largest), largest, 0.0)
-    return log_weights - origin, origin
+    return np.asarray(log_weights - origin), origin
 
 
-def _check_num_particles(num_particles: int) -> None:
-    if num_particles < _LEAST_PARTICLES:
+def _check_count(name: str, count: int) -> None:
+    if count < _LEAST_PARTICLES:
         raise ValueError(
-            f"`num_particles` must be at least {_LEAST_PARTICLES}, for the largest weights to be a "
-            f"tail; got {num_particles}."
+            f"`{name}` must be at least {_LEAST_PARTICLES}, for the largest weights to be a "
+            f"tail; got {count}."
         )

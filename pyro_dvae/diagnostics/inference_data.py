@@ -10,9 +10,11 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.collect import collect
 from pyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
-from pyro_dvae.diagnostics.importance import diagnose_weights
+from pyro_dvae.diagnostics.importance import diagnose
 
 __all__ = ["to_arviz"]
+
+_GIVEN_SHARED = 100  # draws of a datum's own latents at each of what the data share
 
 
 def to_arviz(
@@ -67,4 +69,5 @@ def to_arviz(
         batch_size=batch_size,
         prior=bool(priors),
     )
-    return make_groups(draws, diagnose_weights(draws), result, data, groups)
+    report, evidences = diagnose(draws, result, data, num_draws, _GIVEN_SHARED, params)
+    return make_groups(draws, report, evidences, result, data, groups)

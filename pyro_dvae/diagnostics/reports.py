@@ -19,8 +19,44 @@ __all__ = [
     "PerDatum",
     "PosteriorGap",
     "RateDistortion",
+    "SharedCost",
+    "WholeCost",
     "gradient_quality",
 ]
+
+_SHOWN = 0.005  # nats: what rounds to 0.00 is not printed
+
+
+class SharedCost(NamedTuple):
+    """What the data share, outside of their plate: a row of its own, in the mean over the draws."""
+
+    sites: tuple[str, ...]
+    rate: float  # log q - log p(z), bits
+    distortion: float  # -log p(x | z) of what is observed of them, nats
+
+    def __str__(self) -> str:
+        """A line with the numbers."""
+        names = ", ".join(f"'{name}'" for name in self.sites)
+        return (
+            f"What the data share, {names}: rate {self.rate:.2f} bits, distortion "
+            f"{self.distortion:.2f} nats."
+        )
+
+
+class WholeCost(NamedTuple):
+    """All data together and what they share, as the loss sums them."""
+
+    rate: float  # bits
+    distortion: float  # nats
+    elbo: float  # minus the loss: -distortion - rate log 2, nats
+    elbo_error: float  # standard error over the draws; NaN of one draw
+
+    def __str__(self) -> str:
+        """A line with the numbers."""
+        return (
+            f"All together: rate {self.rate:.2f} bits, distortion {self.distortion:.2f} nats, ELBO "
+            f"{self.elbo:.2f} ± {self.elbo_error:.2f}."
+        )
 
 
 class PerDatum(NamedTuple):
@@ -39,8 +75,9 @@ class PerDatum(NamedTuple):
 class Evaluation(NamedTuple):
     """What a trained model and guide make of data, in the mean over them.
 
-    `print` it for a table. Numbers that there are none of are NaN: the PSNR if no likelihood tells
-    its mean, the codes in use if no latent is a code.
+    What the data share is in none of the means: it is apart, and in what is said of the whole, as
+    the loss sums it. `print` it for a table. Numbers that there are none of are NaN: the PSNR if no
+    likelihood tells its mean, the codes in use if no latent is a code.
     """
 
     elbo: float  # nats
@@ -55,6 +92,14 @@ class Evaluation(NamedTuple):
     beta: float
     num_particles: int  # K
     data_range: float  # span of the data, to which the PSNR refers
+    elbo_error: float  # standard errors over the draws, nats; NaN of one draw
+    bound_error: float
+    shared_rate: float  # of sites that the data share, bits; 0 if they share none
+    shared_distortion: float  # nats
+    whole_elbo: float  # minus the loss of all data and what they share, nats
+    whole_elbo_error: float
+    whole_bound: float  # importance-weighted, nats
+    whole_bound_error: float
     per_datum: PerDatum
 
     def __str__(self) -> str:
@@ -69,6 +114,18 @@ class Evaluation(NamedTuple):
             "effective sample size": (100 * self.ess, "%"),
             "codes in use": (100 * self.usage, "%"),
         }
+        if max(self.elbo_error, self.bound_error) >= _SHOWN:
+            numbers["standard error, ELBO"] = self.elbo_error, "nats"
+            numbers["standard error, bound"] = self.bound_error, "nats"
+        if self.shared_rate or self.shared_distortion:
+            numbers |= {
+                "shared by the data, rate": (self.shared_rate, "bits"),
+                "and distortion": (self.shared_distortion, "nats"),
+                "all together, ELBO": (self.whole_elbo, "nats"),
+                "its standard error": (self.whole_elbo_error, "nats"),
+                "all together, bound": (self.whole_bound, "nats"),
+                "and its standard error": (self.whole_bound_error, "nats"),
+            }
         title = f"{self.per_datum.elbo.size} data, {self.num_particles} draws each; means"
         lines = (
             f"{name:<27}{value:>9.2f} {unit}"
@@ -141,18 +198,23 @@ class LatentRates(NamedTuple):
 
 
 class RateDistortion(NamedTuple):
-    """What the latents of each datum cost, and what they leave out."""
+    """What the latents of each datum cost, and what they leave out; of what they share, apart."""
 
     rate: np.ndarray  # log q - log p(z), bits
     distortion: np.ndarray  # -log p(x | z), nats
     mse: np.ndarray  # of the mean of p(x | z)
     psnr: np.ndarray  # of each datum's reconstructions, decibels
+    rate_error: np.ndarray  # standard errors over the draws; NaN of one draw
+    distortion_error: np.ndarray
+    whole: WholeCost
+    shared: SharedCost | None  # None if the data share no site
 
     def __str__(self) -> str:
-        """A line with the means."""
+        """A line with the means; lines of what the data share and of all together."""
+        rest = "" if self.shared is None else f"\n{self.shared}\n{self.whole}"
         return (
             f"Rate {self.rate.mean():.2f} bits, distortion {self.distortion.mean():.2f} nats, MSE "
-            f"{self.mse.mean():.4g}, PSNR {self.psnr.mean():.2f} dB per datum."
+            f"{self.mse.mean():.4g}, PSNR {self.psnr.mean():.2f} dB per datum.{rest}"
         )
 
 

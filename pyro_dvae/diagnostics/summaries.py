@@ -13,15 +13,30 @@ from collections.abc import Mapping
 import numpy as np
 
 from pyro_dvae.diagnostics.arrays import NamedArray, count_codes, split_data
+from pyro_dvae.diagnostics.costs import (
+    beta_elbo_of,
+    distortion_of,
+    error_of_mean,
+    mean_and_error,
+    rate_of,
+    rates_of,
+    shared_cost_of,
+    whole_cost_of,
+)
 from pyro_dvae.diagnostics.draws import Draws
-from pyro_dvae.diagnostics.reports import CodeUsage, Evaluation, PerDatum, PosteriorGap
+from pyro_dvae.diagnostics.reports import (
+    CodeUsage,
+    Evaluation,
+    PerDatum,
+    PosteriorGap,
+    RateDistortion,
+)
+from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
 __all__ = [
-    "beta_elbo_of",
     "check_evaluation",
     "code_counts_of",
     "data_span_of",
-    "distortion_of",
     "errors_of",
     "evaluation_of",
     "gap_of",
@@ -31,7 +46,7 @@ __all__ = [
     "num_seen_of",
     "num_states_of",
     "psnr_of",
-    "rate_of",
+    "rate_distortion_of",
     "variances_of",
 ]
 
@@ -39,20 +54,19 @@ _ROUNDING = 1e-4  # nats, of densities in single precision
 _MOST_PSNR = 100.0  # decibels, of a datum in a mean: one perfect image would make it infinite
 
 
-def rate_of(draws: Draws) -> np.ndarray:
-    """Log q - log p(z) of each datum in bits, in the mean over the draws [1]."""
-    log_ratios = draws.record("log_q") - draws.record("log_prior")
-    return np.asarray(log_ratios.mean(0, dtype=np.float64) / math.log(2))
-
-
-def distortion_of(draws: Draws) -> np.ndarray:
-    """Minus log p(x | z) of each datum in nats, in the mean over the draws [1]."""
-    return np.asarray(-draws.record("log_likelihood").mean(0, dtype=np.float64))
-
-
-def beta_elbo_of(draws: Draws, beta: float) -> np.ndarray:
-    """The ELBO of each datum in nats, its rate weighed by `beta`."""
-    return -distortion_of(draws) - beta * math.log(2) * rate_of(draws)
+def rate_distortion_of(draws: Draws, data_range: float) -> RateDistortion:
+    """Put together what `rate_distortion` tells."""
+    errors = errors_of(draws)
+    return RateDistortion(
+        rate=rate_of(draws),
+        distortion=distortion_of(draws),
+        mse=errors.mean(0),
+        psnr=psnr_of(errors, data_range).mean(0),
+        rate_error=mean_and_error(rates_of(draws))[1],
+        distortion_error=mean_and_error(draws.record("log_likelihood").astype(np.float64))[1],
+        whole=whole_cost_of(draws),
+        shared=shared_cost_of(draws),
+    )
 
 
 def errors_of(draws: Draws) -> np.ndarray:
@@ -102,7 +116,7 @@ def psnr_of(errors: np.ndarray, data_range: float) -> np.ndarray:
 def evaluation_of(
     draws: Draws,
     one_draw: Draws,
-    weights: tuple[np.ndarray, np.ndarray],
+    weights: ImportanceDiagnostics,
     code_counts: Mapping[str, np.ndarray],
     *,
     beta: float,
@@ -113,22 +127,28 @@ def evaluation_of(
     Args:
         draws: K draws, with their record alone.
         one_draw: One draw, with all that is read of latents and observations.
-        weights: The importance-weighted bound of `draws` and its effective sample size.
+        weights: The report on the importance weights of `draws`.
         code_counts: Counts of the codes of each discrete site.
         beta: Weight of the rate in the beta-ELBO.
         data_range: Span of the data; found if None.
     """
     data_range = data_span_of(one_draw) if data_range is None else data_range
+    elbo, elbo_error = mean_and_error(draws.log_weights)
+    bound, missing = weights.iwae, np.full(elbo.shape, np.nan)
+    if weights.has_shared_latents:  # it is of other draws than the ELBO
+        bound = elbo + (weights.iwae - weights.elbo)
+    by_datum = weights.iwae.shape == elbo.shape
     per_datum = PerDatum(
-        elbo=draws.log_weights.mean(0),
+        elbo=elbo,
         beta_elbo=beta_elbo_of(draws, beta),
-        importance_weighted_bound=weights[0],
+        importance_weighted_bound=bound if by_datum else missing,
         rate=rate_of(draws),
         distortion=distortion_of(draws),
         mse=errors_of(one_draw)[0],
         psnr=psnr_of(errors_of(one_draw)[0], data_range),
-        ess=weights[1],
+        ess=weights.ess if by_datum else missing,
     )
+    shared, whole = shared_cost_of(draws), whole_cost_of(draws)
     shares = [np.ravel(CodeUsage(counts).share_used) for counts in code_counts.values()]
     return Evaluation(
         **_means(per_datum, num_seen_of(one_draw)[0] > 0, draws.num_draws),
@@ -137,6 +157,14 @@ def evaluation_of(
         num_particles=draws.num_draws,
         data_range=data_range,
         per_datum=per_datum,
+        elbo_error=error_of_mean(elbo_error),
+        bound_error=error_of_mean(weights.iwae_error) if by_datum else math.nan,
+        shared_rate=shared.rate if shared else 0.0,
+        shared_distortion=shared.distortion if shared else 0.0,
+        whole_elbo=whole.elbo,
+        whole_elbo_error=whole.elbo_error,
+        whole_bound=weights.whole.iwae,
+        whole_bound_error=weights.whole.iwae_error,
     )
 
 

@@ -40,8 +40,8 @@ class ParetoTail(NamedTuple):
 
 
 def khat_threshold(num_particles: int) -> float:
-    """The k̂ above which K draws do not do: ``min(1 - 1 / log10 K, 0.7)`` of [1]."""
-    return min(1.0 - 1.0 / math.log10(num_particles), 0.7)
+    """The k̂ above which K draws do not do: ``min(1 - 1 / log10 K, 0.7)`` of [1]; one never does."""
+    return min(1.0 - 1.0 / math.log10(num_particles), 0.7) if num_particles > 1 else -math.inf
 
 
 def pareto_tail(log_weights: Float[Tensor, "K *batch"]) -> ParetoTail:

@@ -1,0 +1,181 @@
+"""Read the sites of a run as arrays whose dims have names.
+
+A plate's name for a dim that it covers, ``"z_dim_0"`` and so on for the others, and the draws in
+front of all. What a reading is of: see `READINGS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from pyro import distributions as dist
+from pyro.distributions import constraints
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from pyro_dvae.diagnostics.arrays import NamedArray
+from pyro_dvae.programs.masks import entry_mask
+from pyro_dvae.programs.pair import Run
+from pyro_dvae.programs.sites import Site, deterministic_sites
+
+__all__ = ["READINGS", "Readings", "SiteReader"]
+
+# What can be read of a run, of each site that has it.
+READINGS = (
+    "latent",  # draws
+    "deterministic",  # of the model, at these draws
+    "observed",  # the data as the model observes them, without draws in front
+    "predictive",  # observations simulated at the draws
+    "log_likelihood",  # of each observation
+    "seen",  # where no mask silences an entry of an observation
+    "mean",  # of the distribution of each observation
+    "rate",  # log q - log p of each latent, given those before it
+    "outside",  # whether the guide cannot draw a value that the model's distribution drew
+    "subsample",  # rows of the full plate that a plate drew, without draws in front
+)
+
+Readings = dict[str, dict[str, NamedArray]]  # reading -> site -> array
+
+
+class SiteReader(NamedTuple):
+    """Labels what it reads of the sites of a run."""
+
+    nesting: int
+    num_draws: int  # of the run
+
+    def read(self, run: Run, wanted: set[str]) -> Readings:
+        """Read each of `wanted` of every site that has it."""
+        guide_sites, sites = run.guide, run.model
+        observed = {name: site for name, site in sites.items() if site.is_observed}
+        latent = {name: site for name, site in sites.items() if name not in observed}
+        readers: dict[str, tuple[dict[str, Site], Callable]] = {
+            "latent": (latent, self.value),
+            "deterministic": (deterministic_sites(run.model_trace), self.deterministic),
+            "observed": (observed, SiteReader(self.nesting, 1).data),
+            "log_likelihood": (observed, self.log_likelihood),
+            "mean": (observed, self.mean),
+            "seen": (observed, self.seen),
+            "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
+            "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
+        }
+        found: Readings = {}
+        for reading in wanted & readers.keys():
+            sites, reader = readers[reading]
+            each = {name: reader(name, site) for name, site in sites.items()}
+            found[reading] = {name: value for name, value in each.items() if value is not None}
+        return found
+
+    def value(self, name: str, site: Site) -> NamedArray:
+        """The value, its dims named, and how many codes it has."""
+        support = site.fn.support
+        found = self.label(name, site, site.value, site.fn.event_dim)
+        discrete = bool(support.is_discrete)
+        return replace(found, discrete=discrete, num_codes=_num_codes(support))
+
+    def data(self, name: str, site: Site) -> NamedArray:
+        """The value of an observed site, without draws in front."""
+        found = self.value(name, site)
+        return replace(found, values=found.values[0])
+
+    def deterministic(self, name: str, site: Site) -> NamedArray:
+        """The value of a deterministic site, whose event dims are not declared."""
+        value = site.value
+        depth = max((-frame.dim for frame in site.plates.values()), default=0)
+        if value.dim() > self.nesting and value.shape[0] == self.num_draws > 1:
+            depth = self.nesting + 1
+        return self.label(name, site, value, max(value.dim() - depth, 0))
+
+    def log_likelihood(self, name: str, site: Site) -> NamedArray:
+        """Log-density of an observation; 0 where a mask silences it."""
+        return self.label(name, site, _masked(site, site.log_prob()), 0)
+
+    def mean(self, name: str, site: Site) -> NamedArray | None:
+        """Mean of the distribution, if it knows it."""
+        try:
+            value = site.fn.mean
+        except NotImplementedError:
+            return None
+        return self.label(name, site, value, site.fn.event_dim)
+
+    def seen(self, name: str, site: Site) -> NamedArray:
+        """Of size 1 in event dims that the mask does not tell apart."""
+        event_dim = site.fn.event_dim
+        return self.label(name, site, entry_mask(site, event_dim), event_dim)
+
+    def rate(self, name: str, guide_site: Site, site: Site) -> NamedArray:
+        """Log q - log p, by cell of the event where both have the same cells."""
+        cells = {_num_cells(each.fn) for each in (guide_site, site)}
+        num_cells = cells.pop() if len(cells) == 1 else 0
+        log_q, log_p = (
+            _masked(each, _cell_log_prob(each.fn, site.value, num_cells), num_cells)
+            for each in (guide_site, site)
+        )
+        return self.label(name, site, log_q - log_p, num_cells)
+
+    def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
+        """Where the guide cannot draw what the model's distribution drew; None if it surely can."""
+        if not guide_site.needs_credit or hasattr(guide_site.fn, "conditional_log_prob"):
+            return None  # a network's softmax leaves nothing out, and drawing from it is slow
+        missing = self.nesting + 1 - len(site.fn.batch_shape)
+        shape = torch.Size((self.num_draws, *[1] * (missing - 1)) if missing > 0 else ())
+        log_q = guide_site.fn.log_prob(site.fn.sample(shape))
+        return self.label(name, site, torch.isneginf(log_q), 0)
+
+    def label(self, name: str, site: Site, value: Tensor, event_dim: int) -> NamedArray:
+        """Expand to the plates, name the dims, and drop those of size 1 under no plate."""
+        frames = {frame.dim: frame for frame in site.plates.values()}
+        num_batch = value.dim() - event_dim
+        batch = (1,) * (self.nesting + 1 - num_batch) + value.shape[:num_batch]
+        event = value.shape[num_batch:]
+        sizes = {d: frames[d].size if d in frames else batch[d] for d in range(-self.nesting, 0)}
+        kept = [d for d, size in sizes.items() if d in frames or size > 1]
+        dims = [frames[d].name if d in frames else f"{name}_batch_{-d}" for d in kept]
+        dims += [f"{name}_dim_{i}" for i in range(event_dim)]
+        value = value.reshape(batch + event).expand(self.num_draws, *sizes.values(), *event)
+        value = value.reshape(self.num_draws, *(sizes[d] for d in kept), *event)
+        return NamedArray(tuple(dims), value)
+
+
+def _num_codes(support: Any) -> int:
+    """How many integers from 0 on a support has; 0 if it is none of these, or not known."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if type(support) is type(constraints.boolean):
+        return 2
+    if type(support) is not constraints.integer_interval:
+        return 0
+    low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))
+    return int(high) + 1 if high.numel() == low.numel() == 1 and low == 0 else 0
+
+
+def _masked(site: Site, values: Tensor, num_cells: int = 0) -> Tensor:
+    mask = site.mask
+    if isinstance(mask, Tensor):
+        mask = mask.reshape(mask.shape + (1,) * num_cells)
+    return scale_and_mask(values, 1.0, mask)
+
+
+def _num_cells(fn: Any) -> int:
+    """Event dims whose entries have a log-density of their own."""
+    if isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
+        return _num_cells(fn.base_dist)
+    if isinstance(fn, dist.Independent):
+        return fn.reinterpreted_batch_ndims + _num_cells(fn.base_dist)
+    return 1 if hasattr(fn, "conditional_log_prob") else 0
+
+
+def _cell_log_prob(fn: Any, value: Tensor, num_cells: int) -> Tensor:
+    """Log-density of each cell, of which the last dims have `num_cells`."""
+    if not num_cells:
+        return fn.log_prob(value)
+    if isinstance(fn, dist.MaskedDistribution):
+        mask = torch.as_tensor(fn._mask)
+        scores = _cell_log_prob(fn.base_dist, value, num_cells)
+        return torch.where(mask.reshape(mask.shape + (1,) * num_cells), scores, 0.0)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return _cell_log_prob(fn.base_dist, value, num_cells)
+    if isinstance(fn, dist.Independent):
+        num_cells = num_cells - fn.reinterpreted_batch_ndims
+        return _cell_log_prob(fn.base_dist, value, num_cells)
+    return fn.conditional_log_prob(value)

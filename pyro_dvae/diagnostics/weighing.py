@@ -1,0 +1,133 @@
+"""What the importance weights of draws say of all data together, and of what they share.
+
+A draw of what the data share weighs p / q of these sites, times an estimate of each datum's
+evidence given the draw: the mean of the datum's own weights. Given the draw, data are independent
+and the estimates unbiased, so their product is, and the log of a mean of such weights is a bound on
+the evidence of all data [1]. Where a minibatch stands for more data than it has, powers of the
+estimates are not, and the bound is the mean of the logs.
+
+NumPy alone, so but for the package's name this file is the same in both packages.
+
+References:
+    [1] Chopin, Jacob & Papaspiliopoulos. SMC²: an efficient algorithm for sequential analysis of
+        state space models. JRSS B, 2013. (Weights whose likelihoods are estimated.)
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pyro_dvae.diagnostics.costs import mean_and_error
+from pyro_dvae.diagnostics.draws import Draws
+from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, SharedDiagnostics, WholeBounds
+
+__all__ = ["Judge", "evidences", "is_separable", "over_shared", "with_whole"]
+
+_LEAST_REST = 1e-15  # share of all weight: rounding of the largest
+_SPREAD = 1e-9  # nats, far more than rounding and far less than any error
+_ROUNDING = 1e-4  # nats, of sums in single precision, relative to their size
+
+Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], ImportanceDiagnostics]  # of log weights,
+# distinct states and whether the guide is restricted
+
+
+def is_separable(draws: Draws) -> bool:
+    """Whether the weight of what the data share is one for draws of the data's own latents."""
+    weights = draws.shared_weights
+    spread = np.abs(weights - weights[0])
+    return bool((spread <= _ROUNDING * (1 + np.abs(weights[0]))).all()) or bool(
+        (weights == weights[0]).all()
+    )
+
+
+def with_whole(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnostics:
+    """Add the bounds on all data, which share no latent."""
+    elbo, error = mean_and_error(draws.whole_weights)
+    shared = draws.shared_weights[0]
+    bound = (draws.scale * report.iwae).sum() + shared
+    bound_error = np.sqrt(((draws.scale * report.iwae_error) ** 2).sum())
+    whole = WholeBounds(float(elbo), float(error), float(bound), float(bound_error))
+    row = SharedDiagnostics(draws.shared_sites, float(shared)) if draws.shared_sites else None
+    return report._replace(whole=whole, shared=row)
+
+
+def over_shared(
+    outer: Draws, parts: Sequence[ImportanceDiagnostics], judge: Judge
+) -> ImportanceDiagnostics:
+    """What reports given draws of what the data share say together.
+
+    Args:
+        outer: The draws of what is shared.
+        parts: The report given each of the first of them.
+        judge: Makes a report of log weights.
+    """
+    by_name = {
+        name: np.stack([getattr(part, name) for part in parts])
+        for name in ("elbo", "iwae", "ess", "khat", "largest_weight", "num_tail_weights")
+    }
+    scale, shared = outer.scale, outer.shared_weights[: len(parts)]
+    totals = {
+        name: shared + (scale * by_name[name]).reshape(len(parts), -1).sum(1)
+        for name in ("elbo", "iwae")
+    }
+    elbo, elbo_error = mean_and_error(by_name["elbo"])
+    iwae, iwae_error = mean_and_error(by_name["iwae"])
+    of_shared = judge(totals["iwae"], np.asarray(len(parts)), np.asarray(False))
+    means = [mean_and_error(values) for values in (totals["elbo"], totals["iwae"], shared)]
+    bound = (of_shared.iwae, of_shared.iwae_error) if (scale == 1).all() else means[1]
+    return parts[0]._replace(
+        elbo=elbo,
+        iwae=iwae,
+        ess=by_name["ess"].mean(0),
+        khat=_median(by_name["khat"]),
+        largest_weight=np.median(by_name["largest_weight"], axis=0),
+        num_tail_weights=np.median(by_name["num_tail_weights"], axis=0).astype(int),
+        num_states=np.max([part.num_states for part in parts], axis=0),
+        restricted=np.any([part.restricted for part in parts], axis=0),
+        elbo_error=elbo_error,
+        iwae_error=iwae_error,
+        whole=WholeBounds(*(float(each) for each in (*means[0], *bound))),
+        shared=SharedDiagnostics(
+            sites=outer.shared_sites,
+            elbo=float(means[2][0]),
+            elbo_error=float(means[2][1]),
+            gap=float(of_shared.iwae - of_shared.elbo),
+            ess=float(of_shared.ess),
+            khat=float(of_shared.khat),
+            largest_weight=float(of_shared.largest_weight),
+            num_draws=len(parts),
+            khat_threshold=of_shared.khat_threshold,
+        ),
+    )
+
+
+def evidences(log_weights: np.ndarray, report: ImportanceDiagnostics) -> np.ndarray:
+    """Log mean weights of all draws but one, for each that is left out: ``(K, *plates)``.
+
+    All are estimates of a datum's evidence, and the more a draw weighs, the smaller is the one that
+    lacks it: so the tail of their inverses, whose k̂ `arviz.loo` looks at, is that of the weights.
+    Where tied weights have no tail, ArviZ would see an infinite one, and the estimates are spread
+    evenly by a billionth instead, unless a few draws carry the weight.
+    """
+    num_draws = len(log_weights)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        weights = np.exp(log_weights - log_weights.max(0))
+        total = weights.sum(0)
+        rest = np.maximum((total - weights) / total, _LEAST_REST) * num_draws / (num_draws - 1)
+        without_one = report.iwae + np.log(rest)
+    spread = _SPREAD * np.linspace(-1, 1, num_draws).reshape(-1, *[1] * report.iwae.ndim)
+    has_no_tail = np.isnan(report.khat) & (report.verdicts != "unreliable")
+    return np.where(has_no_tail, report.iwae + spread, without_one)
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Over the first axis, of the numbers that there are; NaN where there is none."""
+    known = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
+    count = (~np.isnan(values)).sum(0)
+    low, high = np.maximum(count - 1, 0) // 2, count // 2
+    ends = [
+        np.take_along_axis(known, place[None], 0)[0]
+        for place in (low, np.minimum(high, len(values) - 1))
+    ]
+    with np.errstate(invalid="ignore"):
+        return np.where(count > 0, (ends[0] + ends[1]) / 2, np.nan)
