@@ -42,7 +42,7 @@ __all__ = ["collect", "collect_given_shared", "collect_states", "summed_over_pro
 
 T = TypeVar("T")
 
-_OF_STATES = (*(name for name in RECORD if name != "given"), "log_draw", "silenced")
+_OF_STATES = (*(n for n in RECORD if n != "given"), "log_draw", "silenced", "impossible")
 
 Record = dict[str, Any]  # log-densities and codes of each draw and datum
 

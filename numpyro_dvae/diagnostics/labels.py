@@ -17,6 +17,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.programs.impossible import excludes, leaves_out
 from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.pair import Run
 from numpyro_dvae.programs.sites import Site, deterministic_sites
@@ -33,7 +34,7 @@ READINGS = (
     "seen",  # where no mask silences an entry of an observation
     "mean",  # of the distribution of each observation
     "rate",  # log q - log p of each latent, given those before it
-    "outside",  # whether the guide cannot draw a value that the model's distribution drew
+    "outside",  # whether the guide cannot draw a value that the model's distribution can
     "subsample",  # rows of the full plate that a plate drew, without draws in front
 )
 
@@ -113,12 +114,16 @@ class SiteReader(NamedTuple):
         return self.label(name, site, log_q - log_p, num_cells)
 
     def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
-        """Where the guide cannot draw what the model's distribution drew; None if it surely can."""
-        if not guide_site.needs_credit or hasattr(guide_site.fn, "conditional_log_prob"):
+        """Where the guide cannot draw what the model's distribution can; None if it surely can."""
+        if not guide_site.needs_credit:
+            return None
+        found = leaves_out(guide_site, site)
+        if found is None and hasattr(guide_site.fn, "conditional_log_prob"):
             return None  # a network's softmax leaves nothing out, and drawing from it is slow
-        key = jax.random.fold_in(self.rng_key, zlib.crc32(name.encode()))
-        log_q = guide_site.fn.log_prob(site.fn.sample(key))
-        return self.label(name, site, jnp.isneginf(log_q), 0)
+        if found is None:
+            key = jax.random.fold_in(self.rng_key, zlib.crc32(name.encode()))
+            found = excludes(guide_site.fn, site.fn.sample(key))
+        return self.label(name, site, found, 0)
 
     def label(self, name: str, site: Site, value: Array, event_dim: int) -> NamedArray:
         """Expand to the plates, name the dims, and drop those of size 1 under no plate."""

@@ -19,6 +19,7 @@ from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader
 from numpyro_dvae.programs.codes import enumerate_draws, read_codes
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
+from numpyro_dvae.programs.impossible import read_impossible
 from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.record import Particles, make_record, read_silenced
@@ -47,7 +48,11 @@ class Notes(NamedTuple):
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
 
 
-_STATE_READERS = {"codes": read_codes, "silenced": read_silenced}
+_STATE_READERS = {
+    "codes": read_codes,
+    "silenced": read_silenced,
+    "impossible": read_impossible,
+}
 
 
 def prepare_pair(

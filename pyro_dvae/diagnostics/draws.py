@@ -25,7 +25,10 @@ __all__ = [
 ]
 
 PRIOR_NAMES = {"latent": "prior", "predictive": "prior_predictive"}  # of draws of the model alone
-_DATA = ("log_likelihood", "log_prior", "log_q", "log_draw", "silenced")  # of draw and datum
+_DATA = (  # of draw and datum
+    *("log_likelihood", "log_prior", "log_q", "log_draw"),
+    *("silenced", "impossible"),
+)
 _SHARED = ("shared_likelihood", "shared_prior", "shared_q")  # of each draw
 RECORD = ("log_likelihood", "log_prior", "log_q", "codes", *_SHARED, "scale", "given")
 _VALUES_AT_ONCE = 2**22  # of the data, times draws: what goes through the programs in one block

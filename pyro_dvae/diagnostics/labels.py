@@ -4,8 +4,9 @@ A plate's name for a dim that it covers, ``"z_dim_0"`` and so on for the others,
 front of all. What a reading is of: see `READINGS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_dvae.diagnostics.arrays import NamedArray
+from pyro_dvae.programs.impossible import excludes, leaves_out
 from pyro_dvae.programs.masks import entry_mask
 from pyro_dvae.programs.pair import Run
 from pyro_dvae.programs.sites import Site, deterministic_sites
@@ -31,7 +33,7 @@ READINGS = (
     "seen",  # where no mask silences an entry of an observation
     "mean",  # of the distribution of each observation
     "rate",  # log q - log p of each latent, given those before it
-    "outside",  # whether the guide cannot draw a value that the model's distribution drew
+    "outside",  # whether the guide cannot draw a value that the model's distribution can
     "subsample",  # rows of the full plate that a plate drew, without draws in front
 )
 
@@ -43,6 +45,7 @@ class SiteReader(NamedTuple):
 
     nesting: int
     num_draws: int  # of the run
+    draw_axes: Mapping[str, int] = MappingProxyType({})  # where deterministic sites have the draws
 
     def read(self, run: Run, wanted: set[str]) -> Readings:
         """Read each of `wanted` of every site that has it."""
@@ -79,12 +82,17 @@ class SiteReader(NamedTuple):
         return replace(found, values=found.values[0])
 
     def deterministic(self, name: str, site: Site) -> NamedArray:
-        """The value of a deterministic site, whose event dims are not declared."""
-        value = site.value
-        depth = max((-frame.dim for frame in site.plates.values()), default=0)
-        if value.dim() > self.nesting and value.shape[0] == self.num_draws > 1:
-            depth = self.nesting + 1
-        return self.label(name, site, value, max(value.dim() - depth, 0))
+        """The value of a deterministic site; under no plate, all dims are the value's own."""
+        value = torch.as_tensor(site.value)
+        if name not in self.draw_axes:
+            depth = max((-frame.dim for frame in site.plates.values()), default=0)
+            return self.label(name, site, value, max(value.dim() - depth, 0))
+        value = value.movedim(self.draw_axes[name], 0)
+        batch, event = value.shape[1 : 1 + self.nesting], value.shape[1 + self.nesting :]
+        if not site.plates or len(batch) < self.nesting:
+            event = torch.Size((*(size for size in batch if size > 1), *event))
+            batch = torch.Size((1,) * self.nesting)
+        return self.label(name, site, value.reshape(-1, *batch, *event), len(event))
 
     def log_likelihood(self, name: str, site: Site) -> NamedArray:
         """Log-density of an observation; 0 where a mask silences it."""
@@ -114,13 +122,17 @@ class SiteReader(NamedTuple):
         return self.label(name, site, log_q - log_p, num_cells)
 
     def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
-        """Where the guide cannot draw what the model's distribution drew; None if it surely can."""
-        if not guide_site.needs_credit or hasattr(guide_site.fn, "conditional_log_prob"):
+        """Where the guide cannot draw what the model's distribution can; None if it surely can."""
+        if not guide_site.needs_credit:
+            return None
+        found = leaves_out(guide_site, site)
+        if found is None and hasattr(guide_site.fn, "conditional_log_prob"):
             return None  # a network's softmax leaves nothing out, and drawing from it is slow
-        missing = self.nesting + 1 - len(site.fn.batch_shape)
-        shape = torch.Size((self.num_draws, *[1] * (missing - 1)) if missing > 0 else ())
-        log_q = guide_site.fn.log_prob(site.fn.sample(shape))
-        return self.label(name, site, torch.isneginf(log_q), 0)
+        if found is None:
+            missing = self.nesting + 1 - len(site.fn.batch_shape)
+            shape = torch.Size((self.num_draws, *[1] * (missing - 1)) if missing > 0 else ())
+            found = excludes(guide_site.fn, site.fn.sample(shape))
+        return self.label(name, site, found, 0)
 
     def label(self, name: str, site: Site, value: Tensor, event_dim: int) -> NamedArray:
         """Expand to the plates, name the dims, and drop those of size 1 under no plate."""

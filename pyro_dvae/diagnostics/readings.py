@@ -20,11 +20,13 @@ from pyro_dvae.diagnostics.labels import Readings, SiteReader
 from pyro_dvae.programs.broadcasting import takes_particles
 from pyro_dvae.programs.codes import enumerate_draws, read_codes
 from pyro_dvae.programs.draw import Draw, run_pair, run_program
+from pyro_dvae.programs.impossible import read_impossible
 from pyro_dvae.programs.layout import find_layout
+from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.record import Particles, concatenate, make_record, read_silenced
 from pyro_dvae.programs.run import drawn_subsamples, run_particles
-from pyro_dvae.programs.sites import Site, sample_sites
+from pyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
 __all__ = [
     "Notes",
@@ -44,7 +46,11 @@ class Notes(NamedTuple):
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
 
 
-_STATE_READERS = {"codes": read_codes, "silenced": read_silenced}
+_STATE_READERS = {
+    "codes": read_codes,
+    "silenced": read_silenced,
+    "impossible": read_impossible,
+}
 
 
 def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
@@ -93,13 +99,14 @@ def posterior_sites(
     """
     layout = pair.layout
     size = num_draws if pair.vectorize else 1
+    axes = _draw_axes(pair) if "deterministic" in wanted else {}
     records, readings = [], []
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         for _ in range(num_draws // size):
             draw = Draw(layout, size if pair.vectorize else None, given)
             run = run_pair(pair, draw)
             records.append(make_record(run, layout, size, reads=_DRAW_READERS))
-            reading = SiteReader(layout.nesting, size).read(run, set(wanted))
+            reading = SiteReader(layout.nesting, size, axes).read(run, set(wanted))
             if "subsample" in wanted:
                 reading["subsample"] = _subsamples(run.model_trace)
             if "predictive" in wanted:
@@ -116,6 +123,27 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Tensor]:
 
 
 _DRAW_READERS = {"codes": read_codes, "given": _read_given}
+
+
+def _draw_axes(pair: Pair) -> dict[str, int]:
+    """The axis of each deterministic site of the model that is as long as there are draws.
+
+    Found by two runs of other numbers of draws: an axis of the same size by chance stays as it is.
+    """
+    if not pair.vectorize:
+        return {}
+
+    def shapes(num_draws: int) -> dict[str, torch.Size]:
+        trace = run_pair(pair, Draw(pair.layout, num_draws)).model_trace
+        return {n: torch.as_tensor(s.value).shape for n, s in deterministic_sites(trace).items()}
+
+    two, three = only_looking(lambda: (shapes(2), shapes(3)))
+    grown = {
+        name: [axis for axis, size in enumerate(shape) if (size, three[name][axis]) == (2, 3)]
+        for name, shape in two.items()
+        if len(three.get(name, ())) == len(shape)
+    }
+    return {name: axes[0] for name, axes in grown.items() if axes}
 
 
 def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:

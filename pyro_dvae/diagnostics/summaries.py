@@ -179,13 +179,13 @@ def check_evaluation(num_particles: int, data_range: float | None) -> None:
 def gap_of(draws: Draws) -> PosteriorGap:
     """The exact posterior, where the draws are all states of a datum, each once.
 
-    The record then has "log_draw", log q of the state's draws, masked or not, and "silenced", the
-    log-density that masks silence of the model's latents: under a mask, the model draws all the
-    same, and its states count as often as it draws them.
+    The record then has "log_draw", log q of the state's draws, masked or not, "impossible", whether
+    the guide never draws it, and "silenced", the log-density that masks silence of the model's
+    latents: under a mask, the model draws all the same, and its states count as often as it does.
     """
     names = ("log_q", "log_draw", "silenced")
     log_q, log_draw, silenced = (draws.record(name).astype(np.float64) for name in names)
-    log_p, possible = draws.log_joint, np.isfinite(log_q)
+    log_p, possible = draws.log_joint, np.isfinite(log_q) & ~draws.record("impossible")
     log_evidence = log_sum(log_p + silenced)
     # An impossible datum has an evidence of -inf, and no posterior: its gap and mass are NaN.
     with np.errstate(invalid="ignore"):

@@ -1,0 +1,91 @@
+"""Values that a distribution never draws, whatever density it claims for them.
+
+A probability of exactly 0 is clamped before its logarithm is taken (to `finfo.tiny`: 87 nats in
+single precision), and a logit of -1e30 stands for minus infinity; draws know better than densities
+what such a distribution leaves out.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Bool
+from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
+from numpyro.util import not_jax_tracer
+
+from numpyro_dvae.distributions import OneHotCategorical
+from numpyro_dvae.programs.pair import Layout, Run
+from numpyro_dvae.programs.record import Ledger
+from numpyro_dvae.programs.sites import Site
+
+__all__ = ["excludes", "leaves_out", "read_impossible"]
+
+_HOPELESS = -1e4  # nats of one latent: no network learns it, and as good as minus infinity
+
+
+def leaves_out(guide: Site, model: Site) -> Bool[Array, "*batch"] | None:
+    """Whether the guide's distribution never draws a code that the model's draws.
+
+    By the tables of both, if they are of codes with the same wrapping; else None.
+    """
+    tables = [_zero_codes(site.base) for site in (guide, model)]
+    if tables[0] is None or tables[1] is None or tables[0].shape[-1] != tables[1].shape[-1]:
+        return None
+    found, num_event = (tables[0] & ~tables[1]).any(-1), guide.fn.event_dim - guide.base.event_dim
+    shape = *guide.fn.batch_shape, *guide.fn.event_shape[:num_event]
+    found = jnp.broadcast_to(found, jnp.broadcast_shapes(found.shape, shape))
+    return found.any(tuple(range(-num_event, 0))) if num_event else found
+
+
+def excludes(fn: dist.Distribution, value: Array) -> Bool[Array, "*batch"]:
+    """Whether a distribution never draws a value, over its batch dims."""
+    if isinstance(fn, MaskedDistribution | ExpandedDistribution):
+        return excludes(fn.base_dist, value)
+    if isinstance(fn, dist.Independent):
+        inner, num_dims = excludes(fn.base_dist, value), fn.reinterpreted_batch_ndims
+        return inner.any(tuple(range(-num_dims, 0))) if num_dims else inner
+    if hasattr(fn, "conditional_log_prob"):  # a network's softmax leaves nothing out
+        return jnp.zeros(jnp.shape(value)[: jnp.ndim(value) - fn.event_dim], bool)
+    inside = fn.support(value)
+    unlikely = fn.log_prob(value) < _HOPELESS  # minus infinity among them
+    table = _zero_codes(fn)
+    if table is not None:
+        codes = value.argmax(-1) if fn.event_dim else jnp.clip(value, 0, table.shape[-1] - 1)
+        shape = jnp.broadcast_shapes(codes.shape, table.shape[:-1])
+        table = jnp.broadcast_to(table, (*shape, table.shape[-1]))
+        codes = jnp.broadcast_to(codes, shape).astype(int)[..., None]
+        unlikely = unlikely | jnp.take_along_axis(table, codes, -1)[..., 0]
+    return unlikely | ~inside
+
+
+def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Array, "*plates"]:
+    """Whether the guide never draws the latents of a datum; a reader of records."""
+    ledger = Ledger(layout, ())
+    for site in run.guide.values():
+        if site.needs_credit and not site.is_observed and layout.owns(site):
+            ledger.add_bare("impossible", site, excludes(site.fn, site.value).astype(float))
+    return ledger.total("impossible") > 0
+
+
+def _zero_codes(fn: dist.Distribution) -> Bool[Array, "*batch V"] | None:
+    """Which of the codes 0 ... V - 1 are never drawn; None of another family."""
+    if isinstance(fn, dist.CategoricalProbs):
+        return jnp.asarray(fn.probs) == 0
+    if isinstance(fn, dist.CategoricalLogits | OneHotCategorical):
+        return fn.logits - fn.logits.max(-1, keepdims=True) < _HOPELESS
+    if isinstance(fn, dist.BernoulliProbs | dist.BernoulliLogits):
+        return jnp.stack(_failures(fn), -1)
+    if isinstance(fn, dist.BinomialProbs | dist.BinomialLogits) and not_jax_tracer(fn.total_count):
+        never_fails, never_succeeds = _failures(fn)
+        counts = jnp.arange(int(np.max(fn.total_count)) + 1)
+        some_fail = counts < jnp.asarray(fn.total_count)[..., None]
+        beyond = counts > jnp.asarray(fn.total_count)[..., None]
+        zero = (some_fail & never_fails[..., None]) | ((counts > 0) & never_succeeds[..., None])
+        return zero | beyond
+    return None
+
+
+def _failures(fn: dist.Distribution) -> tuple[Array, Array]:
+    """Where a coin never shows 0, and where it never shows 1."""
+    if isinstance(fn, dist.BernoulliProbs | dist.BinomialProbs):
+        return jnp.asarray(fn.probs) == 1, jnp.asarray(fn.probs) == 0
+    return jnp.asarray(fn.logits) > -_HOPELESS, jnp.asarray(fn.logits) < _HOPELESS

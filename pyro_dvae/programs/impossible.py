@@ -1,0 +1,100 @@
+"""Values that a distribution never draws, whatever density it claims for them.
+
+A probability of exactly 0 is clamped before its logarithm is taken (to `finfo.eps`: 16 nats in
+single precision), and a logit of -1e30 stands for minus infinity; draws know better than densities
+what such a distribution leaves out.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool
+from pyro import distributions as dist
+from torch import Tensor
+
+from pyro_dvae.programs.pair import Layout, Run
+from pyro_dvae.programs.record import Ledger
+from pyro_dvae.programs.sites import Site
+
+__all__ = ["excludes", "leaves_out", "read_impossible"]
+
+_HOPELESS = -1e4  # nats of one latent: no network learns it, and as good as minus infinity
+
+
+def leaves_out(guide: Site, model: Site) -> Bool[Tensor, "*batch"] | None:
+    """Whether the guide's distribution never draws a code that the model's draws.
+
+    By the tables of both, if they are of codes with the same wrapping; else None.
+    """
+    tables = [_zero_codes(site.base) for site in (guide, model)]
+    if tables[0] is None or tables[1] is None or tables[0].shape[-1] != tables[1].shape[-1]:
+        return None
+    found, num_event = (tables[0] & ~tables[1]).any(-1), guide.fn.event_dim - guide.base.event_dim
+    shape = torch.Size((*guide.fn.batch_shape, *guide.fn.event_shape[:num_event]))
+    found = found.expand(torch.broadcast_shapes(found.shape, shape))
+    return found.flatten(-num_event).any(-1) if num_event else found
+
+
+def excludes(fn: dist.TorchDistribution, value: Tensor) -> Bool[Tensor, "*batch"]:
+    """Whether a distribution never draws a value, over its batch dims."""
+    if isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
+        return excludes(fn.base_dist, value)
+    if isinstance(fn, dist.Independent):
+        inner, num_dims = excludes(fn.base_dist, value), fn.reinterpreted_batch_ndims
+        return inner.flatten(-num_dims).any(-1) if num_dims else inner
+    if hasattr(fn, "conditional_log_prob"):  # a network's softmax leaves nothing out
+        return torch.zeros(value.shape[: value.dim() - fn.event_dim], dtype=torch.bool)
+    inside = fn.support.check(value)
+    if not bool(inside.all()):
+        value = torch.where(_over_event(inside, fn.event_dim), value, fn.sample())
+    unlikely = fn.log_prob(value) < _HOPELESS  # minus infinity among them
+    table = _zero_codes(fn)
+    if table is not None:
+        codes = value.argmax(-1) if fn.event_dim else value.clamp(max=table.shape[-1] - 1)
+        shape = torch.broadcast_shapes(codes.shape, table.shape[:-1])
+        table = table.expand(*shape, -1)
+        unlikely = unlikely | table.gather(-1, codes.long().expand(shape)[..., None])[..., 0]
+    return unlikely | ~inside
+
+
+def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Tensor, "K *plates"]:
+    """Whether the guide never draws the latents of a datum; a reader of records."""
+    ledger = Ledger(layout, num_particles, ())
+    for site in run.guide.values():
+        if site.needs_credit and not site.is_observed and layout.owns(site):
+            ledger.add_bare("impossible", site, excludes(site.fn, site.value).float())
+    return ledger.total("impossible") > 0
+
+
+def _zero_codes(fn: dist.TorchDistribution) -> Bool[Tensor, "*batch V"] | None:
+    """Which of the codes 0 ... V - 1 are never drawn; None of another family."""
+    if isinstance(fn, torch.distributions.Categorical | torch.distributions.OneHotCategorical):
+        return (fn.logits < _HOPELESS) | _is_clamped(fn.probs, fn.logits)
+    if isinstance(fn, torch.distributions.Bernoulli):
+        return torch.stack(_failures(fn.probs, fn.logits), -1)
+    if isinstance(fn, torch.distributions.Binomial):
+        never_fails, never_succeeds = _failures(fn.probs, fn.logits)
+        counts = torch.arange(int(fn.total_count.max()) + 1, device=fn.probs.device)
+        some_fail = counts < fn.total_count[..., None]
+        beyond = counts > fn.total_count[..., None]
+        zero = (some_fail & never_fails[..., None]) | ((counts > 0) & never_succeeds[..., None])
+        return zero | beyond
+    return None
+
+
+def _failures(probs: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a coin never shows 0, and where it never shows 1."""
+    return (
+        (logits > -_HOPELESS) | _is_clamped(1 - probs, -logits),
+        (logits < _HOPELESS) | _is_clamped(probs, logits),
+    )
+
+
+def _is_clamped(probs: Tensor, logits: Tensor) -> Tensor:
+    """Where a probability is 0 that its logarithm does not show: it was given so."""
+    least = math.log(torch.finfo(logits.dtype).eps) - 0.5  # of a clamp, and of no underflow
+    return (probs == 0) & (logits > least)
+
+
+def _over_event(mask: Tensor, event_dim: int) -> Tensor:
+    return mask.reshape(*mask.shape, *[1] * event_dim)
