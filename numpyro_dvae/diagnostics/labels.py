@@ -117,7 +117,7 @@ class SiteReader(NamedTuple):
         """Where the guide cannot draw what the model's distribution can; None if it surely can."""
         if not guide_site.needs_credit:
             return None
-        found = leaves_out(guide_site, site)
+        found = leaves_out(guide_site.fn, site.fn)
         if found is None and hasattr(guide_site.fn, "conditional_log_prob"):
             return None  # a network's softmax leaves nothing out, and drawing from it is slow
         if found is None:

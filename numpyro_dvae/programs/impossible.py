@@ -5,6 +5,8 @@ single precision), and a logit of -1e30 stands for minus infinity; draws know be
 what such a distribution leaves out.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -15,28 +17,33 @@ from numpyro.util import not_jax_tracer
 from numpyro_dvae.distributions import OneHotCategorical
 from numpyro_dvae.programs.pair import Layout, Run
 from numpyro_dvae.programs.record import Ledger
-from numpyro_dvae.programs.sites import Site
+from numpyro_dvae.programs.sites import base_distribution
 
 __all__ = ["excludes", "leaves_out", "read_impossible"]
 
 _HOPELESS = -1e4  # nats of one latent: no network learns it, and as good as minus infinity
 
 
-def leaves_out(guide: Site, model: Site) -> Bool[Array, "*batch"] | None:
+def leaves_out(guide: Any, model: Any) -> Bool[Array, "*batch"] | None:
     """Whether the guide's distribution never draws a code that the model's draws.
 
     By the tables of both, if they are of codes with the same wrapping; else None.
     """
-    tables = [_zero_codes(site.base) for site in (guide, model)]
+    tables = [_zero_codes(base_distribution(fn)) for fn in (guide, model)]
     if tables[0] is None or tables[1] is None or tables[0].shape[-1] != tables[1].shape[-1]:
         return None
-    found, num_event = (tables[0] & ~tables[1]).any(-1), guide.fn.event_dim - guide.base.event_dim
-    shape = *guide.fn.batch_shape, *guide.fn.event_shape[:num_event]
+    found, num_event = (tables[0] & ~tables[1]).any(-1), _num_wrapped(guide)
+    shape = *guide.batch_shape, *guide.event_shape[:num_event]
     found = jnp.broadcast_to(found, jnp.broadcast_shapes(found.shape, shape))
     return found.any(tuple(range(-num_event, 0))) if num_event else found
 
 
-def excludes(fn: dist.Distribution, value: Array) -> Bool[Array, "*batch"]:
+def _num_wrapped(fn: Any) -> int:
+    """Event dims that are no part of the event of the distribution inside."""
+    return fn.event_dim - base_distribution(fn).event_dim
+
+
+def excludes(fn: Any, value: Array) -> Bool[Array, "*batch"]:
     """Whether a distribution never draws a value, over its batch dims."""
     if isinstance(fn, MaskedDistribution | ExpandedDistribution):
         return excludes(fn.base_dist, value)
@@ -46,13 +53,15 @@ def excludes(fn: dist.Distribution, value: Array) -> Bool[Array, "*batch"]:
     if hasattr(fn, "conditional_log_prob"):  # a network's softmax leaves nothing out
         return jnp.zeros(jnp.shape(value)[: jnp.ndim(value) - fn.event_dim], bool)
     inside = fn.support(value)
+    feasible = fn.support.feasible_like(value)
+    value = jnp.where(inside.reshape(*inside.shape, *[1] * fn.event_dim), value, feasible)
     unlikely = fn.log_prob(value) < _HOPELESS  # minus infinity among them
     table = _zero_codes(fn)
     if table is not None:
-        codes = value.argmax(-1) if fn.event_dim else jnp.clip(value, 0, table.shape[-1] - 1)
+        codes = value.argmax(-1) if fn.event_dim else value.astype(int)
         shape = jnp.broadcast_shapes(codes.shape, table.shape[:-1])
         table = jnp.broadcast_to(table, (*shape, table.shape[-1]))
-        codes = jnp.broadcast_to(codes, shape).astype(int)[..., None]
+        codes = jnp.broadcast_to(codes, shape)[..., None]
         unlikely = unlikely | jnp.take_along_axis(table, codes, -1)[..., 0]
     return unlikely | ~inside
 
@@ -66,7 +75,7 @@ def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Array,
     return ledger.total("impossible") > 0
 
 
-def _zero_codes(fn: dist.Distribution) -> Bool[Array, "*batch V"] | None:
+def _zero_codes(fn: Any) -> Bool[Array, "*batch V"] | None:
     """Which of the codes 0 ... V - 1 are never drawn; None of another family."""
     if isinstance(fn, dist.CategoricalProbs):
         return jnp.asarray(fn.probs) == 0
@@ -84,7 +93,7 @@ def _zero_codes(fn: dist.Distribution) -> Bool[Array, "*batch V"] | None:
     return None
 
 
-def _failures(fn: dist.Distribution) -> tuple[Array, Array]:
+def _failures(fn: Any) -> tuple[Array, Array]:
     """Where a coin never shows 0, and where it never shows 1."""
     if isinstance(fn, dist.BernoulliProbs | dist.BinomialProbs):
         return jnp.asarray(fn.probs) == 1, jnp.asarray(fn.probs) == 0

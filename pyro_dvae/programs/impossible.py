@@ -6,6 +6,7 @@ what such a distribution leaves out.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -14,28 +15,33 @@ from torch import Tensor
 
 from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.record import Ledger
-from pyro_dvae.programs.sites import Site
+from pyro_dvae.programs.sites import base_distribution
 
 __all__ = ["excludes", "leaves_out", "read_impossible"]
 
 _HOPELESS = -1e4  # nats of one latent: no network learns it, and as good as minus infinity
 
 
-def leaves_out(guide: Site, model: Site) -> Bool[Tensor, "*batch"] | None:
+def leaves_out(guide: Any, model: Any) -> Bool[Tensor, "*batch"] | None:
     """Whether the guide's distribution never draws a code that the model's draws.
 
     By the tables of both, if they are of codes with the same wrapping; else None.
     """
-    tables = [_zero_codes(site.base) for site in (guide, model)]
+    tables = [_zero_codes(base_distribution(fn)) for fn in (guide, model)]
     if tables[0] is None or tables[1] is None or tables[0].shape[-1] != tables[1].shape[-1]:
         return None
-    found, num_event = (tables[0] & ~tables[1]).any(-1), guide.fn.event_dim - guide.base.event_dim
-    shape = torch.Size((*guide.fn.batch_shape, *guide.fn.event_shape[:num_event]))
+    found, num_event = (tables[0] & ~tables[1]).any(-1), _num_wrapped(guide)
+    shape = torch.Size((*guide.batch_shape, *guide.event_shape[:num_event]))
     found = found.expand(torch.broadcast_shapes(found.shape, shape))
     return found.flatten(-num_event).any(-1) if num_event else found
 
 
-def excludes(fn: dist.TorchDistribution, value: Tensor) -> Bool[Tensor, "*batch"]:
+def _num_wrapped(fn: Any) -> int:
+    """Event dims that are no part of the event of the distribution inside."""
+    return fn.event_dim - base_distribution(fn).event_dim
+
+
+def excludes(fn: Any, value: Tensor) -> Bool[Tensor, "*batch"]:
     """Whether a distribution never draws a value, over its batch dims."""
     if isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
         return excludes(fn.base_dist, value)
@@ -50,10 +56,10 @@ def excludes(fn: dist.TorchDistribution, value: Tensor) -> Bool[Tensor, "*batch"
     unlikely = fn.log_prob(value) < _HOPELESS  # minus infinity among them
     table = _zero_codes(fn)
     if table is not None:
-        codes = value.argmax(-1) if fn.event_dim else value.clamp(max=table.shape[-1] - 1)
+        codes = value.argmax(-1) if fn.event_dim else value.long()
         shape = torch.broadcast_shapes(codes.shape, table.shape[:-1])
-        table = table.expand(*shape, -1)
-        unlikely = unlikely | table.gather(-1, codes.long().expand(shape)[..., None])[..., 0]
+        codes = codes.expand(shape)[..., None]
+        unlikely = unlikely | table.expand(*shape, -1).gather(-1, codes)[..., 0]
     return unlikely | ~inside
 
 
@@ -66,7 +72,7 @@ def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Tensor
     return ledger.total("impossible") > 0
 
 
-def _zero_codes(fn: dist.TorchDistribution) -> Bool[Tensor, "*batch V"] | None:
+def _zero_codes(fn: Any) -> Bool[Tensor, "*batch V"] | None:
     """Which of the codes 0 ... V - 1 are never drawn; None of another family."""
     if isinstance(fn, torch.distributions.Categorical | torch.distributions.OneHotCategorical):
         return (fn.logits < _HOPELESS) | _is_clamped(fn.probs, fn.logits)

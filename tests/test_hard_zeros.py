@@ -1,0 +1,116 @@
+"""A guide that never draws a state is found out, whatever density a clamp gives the state."""
+
+import importlib
+
+import numpy as np
+import pytest
+from test_diagnostics import diagnose, program_of
+
+# What never comes, of each family: constructor, its arguments, values and whether they never come
+CODES = np.array([0.0, 1.0, 2.0, 3.0])
+PROBS, LOW = np.array([0.5, 0.5, 0.0, 0.0]), np.array([0.0, 0.0, -1e30, -1e30])
+LAST_TWO, NONE = [False, False, True, True], [False] * 4
+CASES = {
+    "probs of 0": ("Categorical", {"probs": PROBS}, CODES, LAST_TWO),
+    "logits of -inf": (
+        "Categorical",
+        {"logits": np.where(PROBS > 0, 0.0, -np.inf)},
+        CODES,
+        LAST_TWO,
+    ),
+    "logits of -1e30": ("Categorical", {"logits": LOW}, CODES, LAST_TWO),
+    "one-hot": ("OneHotCategorical", {"probs": PROBS}, np.eye(4), LAST_TWO),
+    "a coin of 0": ("Bernoulli", {"probs": np.array(0.0)}, CODES[:2], [False, True]),
+    "a coin of 1": ("Bernoulli", {"probs": np.array(1.0)}, CODES[:2], [True, False]),
+    "a coin of -1e30": ("Bernoulli", {"logits": np.array(-1e30)}, CODES[:2], [False, True]),
+    "counts of 0": (
+        "Binomial",
+        {"total_count": 3, "probs": np.array(0.0)},
+        CODES,
+        [False, True, True, True],
+    ),
+    "counts of all": (
+        "Binomial",
+        {"total_count": 2, "probs": np.array(1.0)},
+        CODES,
+        [True, True, False, True],
+    ),
+    "beyond the counts": (
+        "Binomial",
+        {"total_count": 2, "probs": np.array(0.4)},
+        CODES,
+        [*NONE[:3], True],
+    ),
+    # negative controls: rare, and near to what clamps give
+    "rare": ("Categorical", {"logits": np.array([0.0, -15.9, -36.0, -90.0])}, CODES, NONE),
+    "tiny": ("Categorical", {"probs": np.array([1 - 3e-8, 1e-8, 1e-8, 1e-8])}, CODES, NONE),
+    "a sure coin": ("Bernoulli", {"logits": np.array(20.0)}, CODES[:2], NONE[:2]),
+    "a surer coin": ("Bernoulli", {"logits": np.array(-800.0)}, CODES[:2], NONE[:2]),
+    "rates": ("Poisson", {"rate": np.array(0.3)}, CODES, NONE),
+}
+
+
+def dist_of(backend):
+    return importlib.import_module(f"{backend.name}.distributions")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", CASES)
+def test_what_never_comes(backend, name, dtype):
+    family, arguments, values, expected = CASES[name]
+
+    def array(value):
+        return backend.asarray(value.astype(dtype)) if isinstance(value, np.ndarray) else value
+
+    own = family == "OneHotCategorical" or name == "logits of -inf"  # which NumPyro's refuses
+    home = backend.module("distributions") if own else dist_of(backend)
+    fn = getattr(home, family)(**{key: array(value) for key, value in arguments.items()})
+    values = backend.asarray(values.astype(int)) if family == "Categorical" else array(values)
+    found = backend.module("programs.impossible").excludes(fn, values)
+    np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+def test_a_guide_leaves_out_what_the_model_has(backend):
+    leaves_out, dist = backend.module("programs.impossible").leaves_out, dist_of(backend)
+
+    def coins(*probs):
+        return dist.Bernoulli(backend.asarray(np.array(probs))).to_event(1)
+
+    pair = dist.Bernoulli(backend.asarray(np.array(0.5))).expand([2]).to_event(1)
+    assert bool(leaves_out(coins(0.0, 0.5), coins(0.1, 0.5)))
+    assert bool(leaves_out(coins(0.3, 1.0), pair))
+    assert not bool(leaves_out(coins(0.0, 0.5), coins(0.0, 0.5)))
+    assert not bool(leaves_out(pair, coins(0.0, 1.0)))
+    poisson = dist.Poisson(backend.asarray(np.array(2.0)))
+    assert leaves_out(poisson, poisson) is None
+
+
+# Guides with a row each: all states, half of a categorical's, and no head of a coin
+
+
+TABLE = np.array([[0.25] * 4, [0.5, 0.5, 0.0, 0.0], [0.25] * 4])
+COIN = np.array([0.5, 0.5, 0.0])
+
+
+def model(ppl, data):
+    with ppl.plate("data", 3):
+        ppl.sample("z", ppl.dist.Categorical(logits=ppl.zeros(4)))
+        ppl.sample("b", ppl.dist.Bernoulli(logits=ppl.zeros(1)[0]))
+        ppl.sample("x", ppl.dist.Normal(0.0, 1.0), obs=data["x"])
+
+
+def guide(ppl, data):
+    with ppl.plate("data", 3):
+        ppl.sample("z", ppl.dist.Categorical(probs=ppl.param("table", data)))
+        ppl.sample("b", ppl.dist.Bernoulli(probs=ppl.param("coin", data)))
+
+
+def test_the_verdict_and_the_exact_gap(shim):
+    params = {"table": TABLE, "coin": COIN}
+    case = shim.Case(program_of(model, guide, params, {"x": np.zeros(3)}))
+    found = diagnose(shim, "importance_diagnostics", case, num_particles=50)
+    assert list(found.verdicts) == ["close", "restricted", "restricted"]
+    gap = diagnose(shim, "posterior_gap", case)
+    np.testing.assert_allclose(gap.support_mass, [1.0, 0.5, 0.5], rtol=1e-12)
+    np.testing.assert_allclose(gap.gap, [0.0, np.log(2), np.log(2)], atol=1e-9)
+    np.testing.assert_allclose(gap.log_evidence, -0.5 * np.log(2 * np.pi))
