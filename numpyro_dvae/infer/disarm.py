@@ -29,6 +29,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
@@ -169,7 +170,9 @@ class DisARM_ELBO(ParticleELBO):
     ) -> Gain:
         """Compare the two of each pair."""
         beta_elbo = fill_impossible(objective.beta_elbo)
-        return Gain(antithetic_pairs(beta_elbo, particles.extras["log_pair"]))
+        log_pair = particles.extras["log_pair"]  # 0 of no discrete sites
+        log_pair = jnp.broadcast_to(log_pair, beta_elbo.shape)
+        return Gain(antithetic_pairs(beta_elbo, log_pair))
 
 
 def _probability(site: Site) -> Array:

@@ -151,12 +151,17 @@ def _check_steps(site: Site) -> None:
 
 
 def _check_plates(layout: Layout, sites: Mapping[str, Site]) -> None:
+    if not sites:
+        raise ValueError(
+            "the model has no discrete latent site in this call, so there are no states to keep. "
+            "Use a loss that samples, such as Reinforce_ELBO, with a guide for its other latents."
+        )
     if not layout.plates:
         listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in sites.items())
         raise ValueError(
             "the discrete sites of a datum must be under a plate that they share, and no site "
-            f"outside of it may depend on them; got {listed or 'no discrete site'}. Put them "
-            "under the data plate, or marginalise those that are global."
+            f"outside of it may depend on them; got {listed}. Put them under the data plate, or "
+            "marginalise those that are global."
         )
 
 

@@ -34,7 +34,7 @@ def entry_mask(site: Site, entries: int) -> Bool[Array, "*batch_entries"]:
 def _both(mask: Array, other: bool | Array, missing: int) -> Array:
     """Two masks, the other with `missing` event dims fewer."""
     other = jnp.asarray(other, bool)
-    return mask & other.reshape(*other.shape, *[1] * missing)
+    return mask & other.reshape((*other.shape, *[1] * missing))
 
 
 def without_mask(fn: Any) -> Any:

@@ -169,9 +169,9 @@ class DisARM_ELBO(ParticleELBO):
         self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any
     ) -> Gain:
         """Compare the two of each pair."""
-        return Gain(
-            antithetic_pairs(fill_impossible(objective.beta_elbo), particles.extras["log_pair"])
-        )
+        beta_elbo = fill_impossible(objective.beta_elbo)
+        log_pair = particles.extras["log_pair"].expand_as(beta_elbo)  # 0 of no discrete sites
+        return Gain(antithetic_pairs(beta_elbo, log_pair))
 
 
 def _probability(site: Site) -> Tensor:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from pyro_dvae.programs.draw import Draw, run_pair
 from pyro_dvae.programs.looking import only_looking
-from pyro_dvae.programs.pair import Pair, Run
-from pyro_dvae.programs.record import Particles, make_record
+from pyro_dvae.programs.pair import Layout, Pair, Run
+from pyro_dvae.programs.record import Particles, draw_log_prob, make_record
 from pyro_dvae.programs.run import drawn_subsamples
-from pyro_dvae.programs.sites import Site
+from pyro_dvae.programs.sites import Site, in_batch_dims
 
 __all__ = ["takes_particles"]
 
@@ -33,7 +33,6 @@ _COMPARED = (
     "log_prior",
     "log_q_discrete",
     "log_q_pathwise",
-    "log_draw",
     "shared_likelihood",
     "shared_prior",
     "shared_q",
@@ -106,13 +105,27 @@ def _record(pair: Pair, values: dict[str, Tensor], particle: int | None) -> Part
     """Of all particles together, or of one alone."""
     if particle is not None:
         one = {name: value[particle] for name, value in values.items()}
-        return make_record(run_pair(pair, Draw(pair.layout, None, one)), pair.layout, 1)
+        return make_record(
+            run_pair(pair, Draw(pair.layout, None, one)), pair.layout, 1, reads=_READ
+        )
     run: Run = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES, values))
-    return make_record(run, pair.layout, _NUM_PARTICLES)
+    return make_record(run, pair.layout, _NUM_PARTICLES, reads=_READ)
+
+
+def _read_draws(run: Run, layout: Layout, num_particles: int) -> list[Tensor]:
+    """Log-densities of all draws, whatever their masks; a reader of records."""
+    drawn = [site for site in run.guide.values() if not site.is_observed]
+    values = [(site, draw_log_prob(site, site.log_prob())) for site in drawn]
+    return [in_batch_dims(site, v, layout.nesting, num_particles) for site, v in values]
+
+
+_READ = {"draws": _read_draws}
 
 
 def _agree(first: Particles, second: Particles, place: int, other: int) -> bool:
-    pairs = ((getattr(first, n)[place], getattr(second, n)[other]) for n in _COMPARED)
+    pairs = [(getattr(first, n)[place], getattr(second, n)[other]) for n in _COMPARED]
+    draws = zip(first.extras["draws"], second.extras["draws"], strict=True)
+    pairs += [(one[min(place, len(one) - 1)], two[min(other, len(two) - 1)]) for one, two in draws]
     return all(torch.allclose(one, two, rtol=1e-3, atol=1e-3, equal_nan=True) for one, two in pairs)
 
 

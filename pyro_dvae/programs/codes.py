@@ -88,13 +88,7 @@ def find_space(model: Callable, rest: Callable | None, args: tuple, kwargs: dict
         _check_latents(latents, set(sample_sites(rest_trace)))
         layout, _ = find_layout(Pair(model, program, args, kwargs))
     sites = {name: site for name, site in latents.items() if name not in rest_trace.nodes}
-    if not layout.plates:
-        listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in sites.items())
-        raise ValueError(
-            "the discrete sites of a datum must be under a plate that they share, and no site "
-            f"outside of it may depend on them; got {listed or 'no discrete site'}. Put them "
-            "under the data plate, or marginalise those that are global."
-        )
+    _check_plates(layout, sites)
     return Space(layout, tuple(_code_site(site, layout) for site in sites.values()))
 
 
@@ -134,6 +128,21 @@ def _check_latents(latents: Mapping[str, Site], rest: set[str]) -> None:
                 "listed. Sample it in `rest`, a guide with reparameterised sites, or marginalise "
                 "it; a count can be cut off, as a Categorical."
             )
+
+
+def _check_plates(layout: Layout, sites: Mapping[str, Site]) -> None:
+    if not sites:
+        raise ValueError(
+            "the model has no discrete latent site in this call, so there are no states to keep. "
+            "Use a loss that samples, such as Reinforce_ELBO, with a guide for its other latents."
+        )
+    if not layout.plates:
+        listed = ", ".join(f"'{name}' under {sorted(s.plates)}" for name, s in sites.items())
+        raise ValueError(
+            "the discrete sites of a datum must be under a plate that they share, and no site "
+            f"outside of it may depend on them; got {listed}. Put them under the data plate, or "
+            "marginalise those that are global."
+        )
 
 
 def _code_site(site: Site, layout: Layout) -> CodedSite:

@@ -37,7 +37,7 @@ def entry_mask(site: Site, entries: int) -> Bool[Tensor, "*batch_entries"]:
 def _both(mask: Tensor, other: bool | Tensor, missing: int) -> Tensor:
     """Two masks, the other with `missing` event dims fewer."""
     other = torch.as_tensor(other, dtype=torch.bool)
-    return mask.to(other.device) & other.reshape(*other.shape, *[1] * missing)
+    return mask.to(other.device) & other.reshape((*other.shape, *[1] * missing))
 
 
 def without_mask(fn: Any) -> Any:

@@ -1,0 +1,210 @@
+"""Whether a loss is right on a random program, by three checks that need no luck.
+
+- At the draws that it made, its value and gradient are the formulas of its paper, with the data
+  that it found to be independent; an exact loss is the sum over all states.
+- The mean of these formulas over all draws is the exact gradient.
+- Its draws are as frequent as their probabilities.
+
+Where the sites depend on the draws, so do the data; there, pairs of draws are set, one pair after
+another, and the loss's own gradients are averaged.
+
+A loss that raises `RefusedError`, a ValueError of its own, refuses; all else is a failure.
+"""
+
+import itertools
+
+import numpy as np
+from random_formulas import (
+    exact,
+    mean_of_pairs,
+    mean_over_draws,
+    pieces,
+    surrogate,
+    truncated,
+    value_at,
+)
+from random_oracle import Draws, evaluate, gradient, perturbed, states
+from scipy.stats import binom
+
+__all__ = ["LOSSES", "Checker", "RefusedError", "make"]
+
+K = 3
+LOSSES = {
+    "Exact_ELBO": ("Exact_ELBO", {}),
+    "Reinforce_ELBO": ("Reinforce_ELBO", {"num_particles": K, "closed_form_entropy": False}),
+    "Reinforce_ELBO(entropy)": ("Reinforce_ELBO", {"num_particles": K}),
+    "Reinforce_ELBO(no_baseline)": (
+        "Reinforce_ELBO",
+        {"num_particles": K, "baseline": "no_baseline", "closed_form_entropy": False},
+    ),
+    "Reinforce_ELBO(moving_average)": (
+        "Reinforce_ELBO",
+        {"num_particles": K, "baseline": "moving_average", "closed_form_entropy": False},
+    ),
+    "DAPS_ELBO": ("DAPS_ELBO", {"num_particles": K}),
+    "DAPS_ELBO(entropy)": ("DAPS_ELBO", {"num_particles": K, "closed_form_entropy": True}),
+    "VIMCO_ELBO": ("VIMCO_ELBO", {"num_particles": K}),
+    "WakeSleep_ELBO": ("WakeSleep_ELBO", {"num_particles": K}),
+    "DisARM_ELBO": ("DisARM_ELBO", {"num_particles": 4, "closed_form_entropy": False}),
+    "Truncated_ELBO": ("Truncated_ELBO", {"sweeps": 0}),
+}
+TOLERANCE = 1e-8
+MOST_PAIRS = 144  # of states that are set one after another
+SHARE_OF_FALSE_ALARMS = 1e-9
+
+
+class RefusedError(Exception):
+    """A loss has refused a program, for this reason."""
+
+
+def make(package, name, beta):
+    """A loss by its name in `LOSSES`."""
+    kind, options = LOSSES[name]
+    options = dict(options)
+    if "baseline" in options:
+        options["baseline"] = getattr(package.baselines, options["baseline"])()
+    return getattr(package.infer, kind)(beta=beta, **options)
+
+
+def assert_close(found, expected, what):
+    np.testing.assert_allclose(found, expected, TOLERANCE, TOLERANCE, err_msg=what)
+
+
+def assert_gradients(found, expected, places, what="gradient"):
+    for name, slope in gradient(expected, places).items():
+        assert_close(found[name], slope, f"{what} of {name}")
+
+
+class Checker:
+    """Checks of one call of a program.
+
+    Args:
+        program: In its framework, with the call's spec.
+        seed: Of the draws.
+    """
+
+    def __init__(self, program, seed=0):
+        self.program, self.seed = program, seed
+        self.spec, self.data = program.spec, program.arrays
+        self.theta, self.places = perturbed(self.spec)
+        self.states = states(self.spec, self.data)
+        self.fair = set()  # what was found to have the right mean
+
+    def check(self, name, elbo, beta):
+        """One loss; raises AssertionError where it is wrong."""
+        if name == "Exact_ELBO":
+            return self.check_exact(elbo, beta)
+        if name == "Truncated_ELBO":
+            return self.check_truncated(elbo, beta)
+        self.program.hold(None)
+        memory = elbo.state.memory
+        result = self.program.run(elbo, seed=self.seed)
+        draws = self.draws(elbo.num_particles)
+        plates = result.plates
+        if plates is None:
+            plates = _common(evaluate(self.spec, self.data, self.theta, draws))
+        frozen, paired = (), result.notes if name == "DisARM_ELBO" else ()
+        if name == "WakeSleep_ELBO":
+            frozen = [key for key in draws.normals if set(plates) <= set(self.spec[key].plates)]
+        terms = evaluate(self.spec, self.data, self.theta, draws, frozen)
+        found = pieces(self.spec, terms, plates, paired)
+        with_entropy = result.particles.entropy is not None
+        assert_close(result.loss, value_at(found, with_entropy), "value")
+        expected = surrogate(name, found, beta, with_entropy, result.info, memory)
+        assert_gradients(result.grads, expected, self.places)
+        if result.plates is not None and self._can_list():
+            self.check_mean(plates, beta, paired)
+        return None
+
+    def draws(self, count):
+        """Of the last call."""
+        drawn, spec = self.program.drawn(count), self.spec
+        codes = {key: value for key, value in drawn.items() if spec[key].is_discrete}
+        normals = {key: value for key, value in drawn.items() if not spec[key].is_discrete}
+        return Draws(codes, normals, self.rows(), count=count)
+
+    def rows(self):
+        return {key[5:]: value for key, value in self.program.rows.items()}
+
+    def _can_list(self):
+        scored = any(site.kind == "score_normal" for site in self.spec.of_guide())
+        return not scored and not self.spec.depends_on_draws
+
+    def check_exact(self, elbo, beta):
+        """Value and gradient by a sum over all states, at one noise of the normal sites."""
+        self.program.hold(self.states)
+        result = self.program.run(elbo, seed=self.seed)
+        draws = self.states._replace(rows=self.rows())
+        value, ascended, probs = exact(self.spec, self.data, draws, self.theta, beta)
+        assert_close(probs.sum(), 1.0, "probabilities")
+        assert_close(result.loss, value, "value")
+        assert_gradients(result.grads, ascended, self.places)
+
+    def check_mean(self, plates, beta, paired=()):
+        """Whether the formulas have the exact gradient as their mean with these data."""
+        key = (*sorted(plates), *paired)
+        if key in self.fair or (paired and len(next(iter(self.states.codes.values()))) > 32):
+            return
+        _, expected, _ = exact(self.spec, self.data, self.states, self.theta, beta)
+        if paired:
+            mean = mean_of_pairs(self.spec, self.data, plates, paired, beta)
+        else:
+            mean = mean_over_draws(self.spec, self.data, plates, beta)
+        assert_gradients(gradient(mean, self.places), expected, self.places, f"mean over {key}")
+        self.fair.add(key)
+
+    def check_pairs(self, elbo, beta):
+        """The mean of a loss's gradients over all pairs of states, where these tell the sites."""
+        self.program.hold(self.states)
+        value, expected, probs = exact(self.spec, self.data, self.states, self.theta, beta)
+        if len(probs) ** 2 > MOST_PAIRS:
+            return
+        loss, mean = 0.0, {name: 0.0 for name in self.places}
+        for pair in itertools.product(range(len(probs)), repeat=2):
+            self.program.set_draws(self.states, pair)
+            result = self.program.run(elbo, seed=self.seed)
+            weight = probs[list(pair)].prod()
+            loss = loss + weight * result.loss
+            mean = {name: mean[name] + weight * result.grads[name] for name in mean}
+        self.program.set_draws(None, ())
+        assert_close(loss, value, "mean value")
+        assert_gradients(mean, expected, self.places, "mean gradient")
+
+    def check_frequencies(self, elbo):
+        """How often each state is drawn, at one noise of the normal sites."""
+        self.program.hold(self.states)
+        self.program.run(elbo, seed=self.seed)
+        drawn = self.draws(elbo.num_particles).codes
+        _, _, probs = exact(
+            self.spec, self.data, self.states._replace(rows=self.rows()), self.theta
+        )
+        rows = {name: value.reshape(len(value), -1) for name, value in self.states.codes.items()}
+        listed = np.concatenate([rows[name] for name in rows], 1)
+        seen = np.concatenate([drawn[n].reshape(len(drawn[n]), -1) for n in rows], 1)
+        counts = (seen[:, None] == listed[None]).all(-1).sum(0)
+        assert counts.sum() == len(seen), "a draw is no state"
+        low = binom.cdf(counts, len(seen), probs.clip(0, 1))
+        high = binom.sf(counts - 1, len(seen), probs.clip(0, 1))
+        assert np.minimum(low, high).min() > SHARE_OF_FALSE_ALARMS, (counts, len(seen) * probs)
+
+    def check_truncated(self, elbo, beta):
+        """All states of each datum in its set: the best posterior, and its bound's gradient."""
+        self.program.hold(None)
+        plates, result = self.program.run_sets(elbo, seed=self.seed)
+        normals = {
+            key: np.broadcast_to(value, (self.states_count(), *value.shape[1:]))
+            for key, value in self.draws(1).normals.items()
+        }
+        draws = Draws(self.states.codes, normals, self.rows(), count=self.states_count())
+        value, bound = truncated(self.spec, self.data, self.theta, draws, plates, beta)
+        assert_close(result.loss, value, "value")
+        assert_gradients(result.grads, bound, self.places)
+
+    def states_count(self):
+        return max(map(len, self.states.codes.values()), default=1)
+
+
+def _common(terms):
+    """The plates that all sites of these draws share."""
+    there = [t for side in terms.values() for t in side.values() if t.alive.any()]
+    return tuple(set.intersection(*(set(t.plates) for t in there))) if there else ()

@@ -1,0 +1,332 @@
+"""What a loss must return on a random program: exactly, or at the draws that it made. NumPy alone.
+
+`exact` sums over all states. `value_at` and `surrogate` are the formulas of each algorithm's paper
+at given draws, for data that are the cells of given plates; `mean_over_draws` is the mean of the
+score-function gradient over all draws, which must be the exact one if these plates are right.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from random_oracle import evaluate, perturbed, states
+
+__all__ = [
+    "Pieces",
+    "exact",
+    "mean_of_pairs",
+    "mean_over_draws",
+    "pieces",
+    "surrogate",
+    "truncated",
+    "value_at",
+]
+
+
+class Pieces(NamedTuple):
+    """Sums of terms, ``[P, R, *shared plates]``, and what no datum owns, ``[P, R]``."""
+
+    likelihood: np.ndarray
+    prior: np.ndarray
+    q_discrete: np.ndarray
+    q_pathwise: np.ndarray
+    draw: np.ndarray  # bare
+    pair: np.ndarray  # bare, a Bernoulli's cells weighed by max(p, 1 - p)
+    entropy: np.ndarray
+    shared_likelihood: np.ndarray
+    shared_prior: np.ndarray
+    shared_q: np.ndarray
+    scale: np.ndarray  # of a datum
+
+    @property
+    def rate(self):
+        return self.q_discrete + self.q_pathwise - self.prior
+
+
+def _kinds(spec, side, name, term):
+    site = spec[name]
+    if side == "model":
+        return ["prior" if term.is_latent else "likelihood"]
+    scored = site.is_discrete or site.kind == "score_normal"
+    return ["q_discrete"] if scored else ["q_pathwise"]
+
+
+def pieces(spec, terms, plates=(), paired=()):
+    """Sums of terms by datum, a cell of `plates`; `paired` sites are drawn in pairs."""
+    listed = [(side, n, t) for side in ("guide", "model") for n, t in terms[side].items()]
+    owned = [entry for entry in listed if set(plates) <= set(entry[2].plates)]
+    scale = _weight(spec, [t for _, _, t in owned], plates)
+    sums = {}
+    for side, name, term in listed:
+        own = set(plates) <= set(term.plates)
+        weight = term.scale / scale if own else term.scale
+        (kind,) = _kinds(spec, side, name, term)
+        book = (
+            kind
+            if own
+            else {"prior": "shared_prior", "likelihood": "shared_likelihood"}.get(kind, "shared_q")
+        )
+        _add(sums, book, _summed(spec, weight * term.log_prob, plates if own else ()))
+        if side == "guide" and kind == "q_discrete" and own:
+            _add(sums, "draw", _summed(spec, term.bare, plates))
+            weighed = term.weighed if name in paired else term.bare
+            _add(sums, "pair", _summed(spec, weighed, plates))
+            if term.entropy is not None:
+                _add(sums, "entropy", _summed(spec, weight * term.entropy, plates))
+    count, rows = _extent(terms)
+    sizes = [
+        spec.plate(name).size if name in plates else 1 for name in (p.name for p in spec.plates)
+    ]
+    zero, nothing = np.zeros((count, rows, *sizes)), np.zeros((count, rows))
+    found = {
+        name: sums.get(name, nothing if name.startswith("shared") else zero)
+        for name in Pieces._fields[:-1]
+    }
+    found = {
+        name: value if name.startswith("shared") else np.broadcast_to(value, zero.shape)
+        for name, value in found.items()
+    }
+    for name in ("shared_likelihood", "shared_prior", "shared_q"):
+        found[name] = np.broadcast_to(found[name].reshape(found[name].shape[0], -1), (count, rows))
+    return Pieces(**found, scale=np.broadcast_to(scale, (1, 1, *sizes)))
+
+
+def _add(sums, name, value):
+    sums[name] = sums[name] + value if name in sums else value
+
+
+def _extent(terms):
+    shapes = [t.log_prob.shape for side in terms.values() for t in side.values()]
+    return max((s[0] for s in shapes), default=1), max((s[1] for s in shapes), default=1)
+
+
+def _summed(spec, array, plates):
+    axes = tuple(2 + i for i, p in enumerate(spec.plates) if p.name not in plates)
+    return array.sum(axes, keepdims=True)
+
+
+def _weight(spec, terms, plates):
+    """The weight of a datum: that of all its sites, or else of its subsampled plates."""
+    inner = tuple(2 + i for i, p in enumerate(spec.plates) if p.name not in plates)
+    if terms:
+        first = terms[0].scale
+        same = all(t.scale.shape == first.shape and (t.scale == first).all() for t in terms)
+        if same and all(first.shape[axis] == 1 for axis in inner):
+            return first
+    factor = np.prod([spec.plate(name).factor for name in plates])
+    return np.full((1, 1, *[1] * len(spec.plates)), factor)
+
+
+# ---------------------------------------------------------------------------- the exact numbers
+
+
+def exact(spec, data, draws, theta=None, beta=1.0):
+    """Sum over all states: minus the ELBO, and minus the beta-ELBO ``[P]``."""
+    if theta is None:
+        theta, _ = perturbed(spec)
+    found = pieces(spec, evaluate(spec, data, theta, draws))
+    log_q = found.draw.reshape(*found.draw.shape[:2], -1).sum(-1)
+    probs = np.exp(log_q)
+
+    def mean(beta):
+        rate = found.rate.reshape(log_q.shape) * found.scale.reshape(-1)
+        likelihood = found.likelihood.reshape(log_q.shape) * found.scale.reshape(-1)
+        return -(probs * (likelihood - beta * rate)).sum(1)
+
+    return mean(1.0).real[0], mean(beta), probs[0].real
+
+
+def mean_over_draws(spec, data, plates, beta=1.0):
+    """The mean over all draws of the score-function gradient with these data, ``[P]``."""
+    theta, _ = perturbed(spec)
+    found = pieces(spec, evaluate(spec, data, theta, states(spec, data)), plates)
+    probs = np.exp(found.draw[:1].real.sum(tuple(range(2, found.draw.ndim))))
+    value = _ascended(found, beta, 0.0, None)
+    return -_total(value, found, beta, probs)
+
+
+def _total(value, found, beta, weights=None):
+    """What data ascend, ``value [P, R, *plates]``, and what they share: the mean over rows."""
+    rows = (found.scale * value).sum(tuple(range(2, value.ndim)))
+    rows = rows + found.shared_likelihood + beta * (found.shared_prior - found.shared_q)
+    weights = np.full(rows.shape[1], 1 / rows.shape[1]) if weights is None else weights
+    return (weights * rows).sum(1)
+
+
+def fixed(array):
+    """Where the parameters are: without gradient."""
+    return array[:1].real
+
+
+def _integrand(found, beta, with_entropy):
+    entropy = found.entropy if with_entropy else -fixed(found.q_discrete)
+    return found.likelihood + beta * (found.prior - found.q_pathwise + entropy)
+
+
+def _ascended(found, beta, baseline, with_entropy):
+    """Score function, per particle."""
+    f = _integrand(found, beta, with_entropy)
+    if baseline == "others":
+        baseline = (fixed(f).sum(1, keepdims=True) - fixed(f)) / (f.shape[1] - 1)
+    return (fixed(f) - baseline) * found.draw + f
+
+
+# ------------------------------------------------------------------- losses at given draws
+
+
+def value_at(found, with_entropy):
+    """Minus the ELBO of these particles."""
+    f = _integrand(found, 1.0, with_entropy)
+    return -_total(f, found, 1.0).real[0]
+
+
+def surrogate(loss, found, beta, with_entropy=False, info=None, memory=None):
+    """What a loss descends at its draws, ``[P]``, by the name of the loss."""
+    value = {
+        "Reinforce_ELBO": lambda: _ascended(found, beta, "others", with_entropy),
+        "Reinforce_ELBO(no_baseline)": lambda: _ascended(found, beta, 0.0, with_entropy),
+        "Reinforce_ELBO(moving_average)": lambda: _ascended(
+            found, beta, float(memory[0]) / (float(memory[1]) or 1.0), with_entropy
+        ),
+        "DAPS_ELBO": lambda: _policy_search(found, beta, with_entropy, float(info.temperature)),
+        "VIMCO_ELBO": lambda: _multisample(found, beta),
+        "WakeSleep_ELBO": lambda: _wake(found, beta),
+        "DisARM_ELBO": lambda: _antithetic(found, beta, with_entropy),
+    }[loss.replace("(entropy)", "")]()
+    return -_total(value, found, beta)
+
+
+def _softmax(scores):
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def _policy_search(found, beta, with_entropy, temperature):
+    returns = found.likelihood + beta * (found.prior - found.q_pathwise)
+    surprise = found.entropy if with_entropy else -found.q_discrete
+    count = returns.shape[1]
+    weights = _softmax(fixed(returns + beta * surprise) / temperature)
+    policy = (weights - 1 / count) * found.draw * count
+    if with_entropy:
+        policy = policy + beta / temperature * found.entropy
+    return policy + returns
+
+
+def _log_mean_exp(scores):
+    top = fixed(scores).max(1, keepdims=True)
+    return np.log(np.exp(scores - top).mean(1, keepdims=True)) + top
+
+
+def _multisample(found, beta):
+    scores = found.likelihood / beta - found.rate
+    now, count = fixed(scores), scores.shape[1]
+    signal = np.zeros_like(now)
+    for k in range(count):
+        others = np.delete(now, k, 1)
+        replaced = np.concatenate([others, others.mean(1, keepdims=True)], 1)
+        signal[:, k] = (_log_mean_exp(now) - _log_mean_exp(replaced))[:, 0]
+    return beta * (signal * found.draw * count + _log_mean_exp(scores))
+
+
+def _wake(found, beta):
+    count = found.draw.shape[1]
+    f = found.likelihood - beta * found.rate
+    weights = _softmax(fixed(f) / beta)
+    log_q = found.draw + found.q_pathwise
+    returns = found.likelihood + beta * found.prior
+    return count * ((weights - 1 / count) * log_q + weights * returns)
+
+
+def _antithetic(found, beta, with_entropy):
+    f = _integrand(found, beta, with_entropy)
+    gap = fixed(f) - np.roll(fixed(f), f.shape[1] // 2, 1)
+    return gap * found.pair + f
+
+
+def mean_of_pairs(spec, data, plates, paired, beta=1.0):
+    """The mean of `_antithetic` over all pairs of draws, ``[P]``."""
+    theta, _ = perturbed(spec)
+    draws = states(spec, data)
+    terms = evaluate(spec, data, theta, draws)
+    found = pieces(spec, terms, plates, paired)
+    f = _integrand(found, beta, False)
+    guide = terms["guide"]
+    rest = sum(
+        (np.real(t.bare[0]) for n, t in guide.items() if n not in paired and _is_scored(spec, n)),
+        np.zeros(f.shape[1:]),
+    )
+    rest = rest.reshape(f.shape[1], -1).sum(1)
+    log_pair = rest[:, None] + rest[None]
+    for name in paired:
+        log_pair = log_pair + _log_of_pairs(spec[name], draws.codes[name], guide[name])
+    probs = np.exp(log_pair)
+    gap = fixed(f)[0][:, None] - fixed(f)[0][None]  # [z, z', *plates]
+    weights = (probs.reshape(*probs.shape, *[1] * (gap.ndim - 2)) * gap).sum(1)
+    value = (weights[None] * found.pair).sum(1)
+    total = (found.scale[:, 0] * value).sum(tuple(range(1, value.ndim)))
+    return -(total + _total(f, found, beta, probs.sum(1)))
+
+
+def _is_scored(spec, name):
+    return spec[name].is_discrete or spec[name].kind == "score_normal"
+
+
+def _log_of_pairs(site, codes, term):
+    """Log-probability of all pairs ``[R, R]``: of z by u < p, of z' by 1 - u < p."""
+    p = term.probs  # [cells]
+    codes = codes.reshape(len(codes), -1)
+    both = np.maximum(np.where(codes == 1, 2 * p - 1, 1 - 2 * p), 0)
+    odd = np.minimum(p, 1 - p)
+    same = codes[:, None] == codes[None]
+    with np.errstate(divide="ignore"):
+        return np.log(np.where(same, both[:, None], odd[None, None])).sum(-1)
+
+
+# ------------------------------------------------------------------------- truncated posteriors
+
+
+def truncated(spec, data, theta, draws, plates, beta):
+    """Minus the ELBO of the best posterior on all states of each datum, and minus its bound.
+
+    A latent that a mask takes out of the model counts once.
+    """
+    found = pieces(spec, evaluate(spec, data, theta, draws), plates)
+    own, kept = np.ones(found.scale.shape[2:]), np.ones(draws.count, bool)
+    for site in spec.of_guide():
+        if not site.is_discrete:
+            continue
+        counts = _unmasked(spec, data, draws, site)
+        codes = draws.codes[site.name].reshape(draws.count, -1)
+        kept &= ~(codes[:, ~counts.reshape(-1)] > 0).any(1)
+        logs = np.where(counts, np.log(site.num_values), 0.0)
+        logs = logs.sum(-1) if site.event else logs
+        axes = [i for i, p in enumerate(spec.plates) if p.name in site.plates]
+        full = logs.reshape([p.size if i in axes else 1 for i, p in enumerate(spec.plates)])
+        inner = tuple(i for i, p in enumerate(spec.plates) if p.name not in plates)
+        own = own * np.exp(full.sum(inner, keepdims=True))
+    f = (found.likelihood - beta * found.rate)[:, kept]
+    f = f + beta * found.q_discrete[:, kept]  # the guide has no discrete sites
+    top = fixed(f).max(1, keepdims=True)
+    copies = kept.sum() / own
+    bound = beta * (np.log(np.exp((f - top) / beta).sum(1)) - np.log(copies)) + top[:, 0]
+    weights = _softmax(fixed(f) / beta)[0]
+    likelihood = (weights * fixed(found.likelihood)[0][kept]).sum(0)
+    elbo = bound[0].real / beta + (1 - 1 / beta) * likelihood
+    shared = found.shared_likelihood[:, 0], (found.shared_prior - found.shared_q)[:, 0]
+    scale = found.scale[0, 0]
+    value = -(scale * elbo).sum() - (shared[0] + shared[1])[0].real
+    ascended = (scale * bound).sum(tuple(range(1, bound.ndim))) + shared[0] + beta * shared[1]
+    return value, -ascended
+
+
+def _unmasked(spec, data, draws, site):
+    """Where the model has a latent, ``[*plates of the site, event]``."""
+    shape = draws.codes[site.name].shape[1:]
+    mask = np.ones(shape, bool)
+    if site.model.mask != "none":
+        found = data[f"mask.model.{site.name}"]
+        if site.model.mask == "all":
+            return mask & found
+        for axis, name in enumerate(site.plates):
+            found = found.take(draws.rows.get(name, np.arange(spec.plate(name).size)), axis)
+        mask = mask & found.reshape(*found.shape, *[1] * (len(shape) - found.ndim))
+    return mask

@@ -1,0 +1,378 @@
+"""Random programs written out in Pyro, and one way to run a loss on them and see its draws."""
+
+import contextlib
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from random_checks import RefusedError
+from random_specs import TABLED, TOTAL, make_data, make_params
+
+from pyro_dvae import infer
+from pyro_dvae.ops import baselines
+from pyro_dvae.programs.codes import find_space
+
+__all__ = ["Program", "baselines", "infer"]
+
+name = "pyro"
+takes_python = True
+EVENT_WEIGHTS = torch.tensor([1.0, 0.5], dtype=torch.float64)
+QUIET = ("model or guide does not broadcast", "the discrete sites share no plate")
+
+
+class ScoreNormal(dist.Normal):
+    """A normal without a pathwise gradient."""
+
+    has_rsample = False
+
+
+class Program:
+    """A model and a guide, which are called with the data of a spec.
+
+    `calls` is set before each run: what the programs are to be, as code would be.
+    """
+
+    def __init__(self, spec):
+        self.use(spec)
+        self.seen, self.rows, self.given, self.noise = [], {}, None, None
+
+    def use(self, spec):
+        """The spec of the next calls: other sizes, flags and data."""
+        self.spec = spec
+        self.params = {
+            key: torch.tensor(value, requires_grad=True) for key, value in make_params(spec).items()
+        }
+        self.arrays = make_data(spec)
+        self.data = {key: torch.as_tensor(value) for key, value in self.arrays.items()}
+        self.data["flags"] = {"flag": "flag" in spec.flags}
+        self.data["labels"] = spec.has_labels
+
+    def move(self, key, size):
+        """Change a parameter, so that the oracle knows another."""
+        with torch.no_grad():
+            self.params[key] += size
+
+    # ------------------------------------------------------------------------------- programs
+
+    def model(self, data):
+        watch = Watch(self, rows_only=True)
+        with watch:
+            self._run("model", self.spec.of_model(), data)
+        self.rows |= watch.values
+
+    def guide(self, data):
+        if not torch.is_grad_enabled():  # a look
+            return self._run("guide", self.spec.of_guide(), data)
+        watch = Watch(self)
+        with watch:
+            self._run("guide", self.spec.of_guide(), data)
+        self.rows |= {key: watch.values.pop(key) for key in list(watch.values) if "rows." in key}
+        self.seen.append(watch.values)
+        return None
+
+    def rest(self, data):
+        """The continuous sites of the guide alone."""
+        sites = [site for site in self.spec.of_guide() if site.model and not site.is_discrete]
+        watch = Watch(self)
+        with watch:
+            self._run("guide", sites, data)
+        if torch.is_grad_enabled():
+            self.seen.append({k: v for k, v in watch.values.items() if "rows." not in k})
+
+    def _run(self, side, sites, data):
+        values, plates = {}, {}
+        outer = (
+            poutine.scale(scale=self.spec.scale) if self.spec.scale else contextlib.nullcontext()
+        )
+        with outer:
+            for site in sites:
+                if site.after and not (site.after in values and values[site.after].item() > 0):
+                    continue
+                values[site.name] = self._sample(side, site, data, values, plates)
+
+    def _plate(self, name, plates, data):
+        if name not in plates:
+            plate = self.spec.plate(name)
+            rows = data.get(f"rows.{name}")
+            size = plate.size if plate.full and rows is None else None
+            plates[name] = pyro.plate(name, plate.full or plate.size, size, rows, dim=plate.dim)
+        return plates[name]
+
+    def _sample(self, side, site, data, values, plates):
+        part, key = getattr(site, side), f"{side}.{site.name}"
+        with contextlib.ExitStack() as stack:
+            rows = {n: stack.enter_context(self._plate(n, plates, data)) for n in site.plates}
+
+            def cells(array, inner=0):
+                return self._in_dims(site, array, rows, inner)
+
+            if part.mask in ("handler", "all"):
+                mask = data[f"mask.{key}"]
+                mask = cells(mask) if part.mask == "handler" else bool(mask)
+                stack.enter_context(poutine.mask(mask=mask))
+            if part.scale_by_cell:
+                stack.enter_context(poutine.scale(scale=cells(data[f"scale.{key}"])))
+            elif part.scale:
+                stack.enter_context(poutine.scale(scale=part.scale))
+            lean = self.params[f"{key}.slope"] * cells(data[f"x.{site.name}"])
+            for index, link in enumerate(part.links):
+                weight = self.params[f"{key}.link_{index}"]
+                lean = lean + self._linked(site, link, weight, values[link.parent])
+            if site.kind == "factor":
+                weight = self.params[f"{key}.bias"] + lean
+                pyro.factor(site.name, weight, has_rsample=True if side == "guide" else None)
+                return None
+            fn = self._distribution(key, site, lean)
+            if part.mask == "distribution":
+                fn = fn.mask(cells(data[f"mask.{key}"], 1 if site.event else 0))
+            fn = fn.to_event(1) if site.event else fn
+            observed = side == "model" and not self.spec.is_latent(site)
+            obs = self._observed(site, data, cells) if observed else None
+            return pyro.sample(site.name, fn, obs=obs)
+
+    def _in_dims(self, site, array, rows, inner):
+        """An array over the site's plates in their batch dims."""
+        for axis, name in enumerate(site.plates):
+            array = array.index_select(axis, rows[name])
+        dims = [self.spec.plate(name).dim for name in site.plates]
+        order = sorted(range(len(dims)), key=lambda axis: dims[axis])
+        array = array.permute([*order, *range(len(dims), array.dim())])
+        sizes = dict(zip(sorted(dims), array.shape, strict=False))
+        shape = [sizes.get(dim, 1) for dim in range(min(dims, default=0), 0)]
+        return array.reshape([*shape, *array.shape[array.dim() - inner :]])
+
+    def _observed(self, site, data, cells):
+        value = cells(data[f"obs.{site.name}"], 1 if site.event else 0)
+        if site.kind == "onehot":
+            return torch.nn.functional.one_hot(value, 3).double()
+        return value if site.kind in TABLED or value.is_floating_point() else value.double()
+
+    def _linked(self, site, link, weight, value):
+        parent = self.spec[link.parent]
+        if parent.kind == "categorical":
+            value, weight = weight[value.long()], 1.0
+        elif parent.kind == "onehot":
+            value, weight = (value * weight).sum(-1), 1.0
+        if parent.event:
+            value = (value * EVENT_WEIGHTS).sum(-1)
+        lost = [self.spec.plate(n).dim for n in parent.plates if n not in site.plates]
+        return weight * self._reduced(value, lost, link.how)
+
+    def _reduced(self, value, dims, how):
+        if how == "item":
+            return float(value.sum().item())
+        if how == "if":
+            return 1.0 if value.sum() > 0 else -1.0
+        if how == "prod":
+            return (1 - 0.5 * value).prod()
+        if not dims:
+            return value
+        if how == "sum":
+            return value.sum(dims, keepdim=True)
+        if how == "max":
+            return value.amax(dims, keepdim=True)
+        if how == "first":
+            return value[0]
+        return value.sum() if how == "bare_sum" else value.max()
+
+    def _distribution(self, key, site, lean):
+        bias = self.params[f"{key}.bias"]
+        if site.kind in TABLED:
+            lean = lean[..., None, None] if site.event else lean[..., None]
+            logits = bias + self.params[f"{key}.lift"] * lean
+            kind = dist.Categorical if site.kind == "categorical" else dist.OneHotCategorical
+            return kind(logits=logits)
+        lean = bias + (lean[..., None] if site.event else lean)
+        if site.kind == "bernoulli":
+            return dist.Bernoulli(logits=lean)
+        if site.kind == "binomial":
+            return dist.Binomial(TOTAL, logits=lean)
+        kind = ScoreNormal if site.kind == "score_normal" else dist.Normal
+        return kind(lean, self.params[f"{key}.log_scale"].exp())
+
+    # ---------------------------------------------------------------------------------- losses
+
+    def hold(self, draws):
+        """Let normal sites of the guide have one row of noise, whatever the other draws."""
+        if draws is None:
+            self.noise = None
+            return
+        self.noise = {key: self._in_place(key, value[0]) for key, value in draws.normals.items()}
+
+    def _in_place(self, key, array):
+        site = self.spec[key]
+        rows = {n: torch.arange(self.spec.plate(n).size) for n in site.plates}
+        return self._in_dims(site, torch.tensor(array), rows, int(site.event))
+
+    @staticmethod
+    def moved(fn, noise):
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        return fn.loc + fn.scale * noise
+
+    def run(self, elbo, guide=None, seed=0, model=None):
+        """Loss, gradients by parameter, and what the guide drew in this call."""
+        pyro.set_rng_seed(seed)
+        for value in self.params.values():
+            value.grad = None
+        self.seen.clear()
+        heard = watched(elbo)
+        with quiet():
+            try:
+                loss = elbo.loss_and_grads(model or self.model, guide or self.guide, self.data)
+            except ValueError as error:
+                raise RefusedError(str(error)) from error
+        return SimpleNamespace(
+            loss=float(loss),
+            grads={
+                key: np.zeros(value.shape) if value.grad is None else value.grad.numpy().copy()
+                for key, value in self.params.items()
+            },
+            particles=heard.get("particles"),
+            plates=heard.get("plates"),
+            notes=heard.get("notes"),
+            info=elbo.info,
+        )
+
+    def run_sets(self, elbo, seed=0):
+        """The same of a truncated posterior on all states of a datum; also its plates."""
+        spec = self.spec
+        has_rest = any(site.model and not site.is_discrete for site in spec.of_guide())
+        rest = self.rest if has_rest else None
+        pyro.set_rng_seed(seed)
+        try:
+            with quiet():
+                layout = find_space(self.model, rest, (self.data,), {}).layout
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
+        count = 1
+        for site in spec.of_guide():
+            if site.is_discrete:
+                cells = spec.num_cells(site)
+                for name in layout.plates:
+                    cells //= spec.plate(name).size
+                count *= site.num_values**cells
+        guide = infer.TruncatedGuide(self.model, count, rest=rest)
+        return layout.plates, self.run(elbo, guide, seed)
+
+    def set_draws(self, draws, rows):
+        """Let the guide draw these rows of states, one in each run of a loss; None: at random."""
+        if draws is None:
+            self.given = None
+            return
+        self.given = {}
+        for key, value in draws.codes.items():
+            placed = [self._in_place(key, value[row]) for row in rows]
+            site = self.spec[key]
+            if site.kind == "onehot":
+                placed = [torch.nn.functional.one_hot(v, 3).double() for v in placed]
+            elif site.kind != "categorical":
+                placed = [v.double() for v in placed]
+            self.given[key] = placed
+
+    def drawn(self, num_particles):
+        """Values of the last call's particles, ``[K, *plates of the site, event]``."""
+        last = self.seen[-1] if self.seen else {}
+        stacked = [v for site, v in last.items() if self._is_stacked(site, v)]
+        if stacked or num_particles == 1:
+            rows = [last]
+        else:
+            rows = self.seen[-num_particles:]
+        names = dict.fromkeys(key for row in rows for key in row)
+        found = {}
+        for key in names:
+            values = [
+                self._own(key, row.get(key), num_particles if len(rows) == 1 else 1) for row in rows
+            ]
+            found[key] = np.concatenate(values)
+        return found
+
+    def _nesting(self):
+        return max((-plate.dim for plate in self.spec.plates), default=0)
+
+    def _is_stacked(self, key, value):
+        return value.ndim - self._event_dims(self.spec[key]) > self._depth()
+
+    def _depth(self):
+        """Batch dims of plates that sites of this call are under."""
+        sites = [*self.spec.of_model(), *self.spec.of_guide()]
+        return max((-self.spec.plate(n).dim for s in sites for n in s.plates), default=0)
+
+    @staticmethod
+    def _event_dims(site):
+        return int(site.event) + (site.kind == "onehot")
+
+    def _own(self, key, value, num_rows):
+        """From the dims of the framework to ``[rows, *plates, event]``."""
+        site = self.spec[key]
+        shape = tuple(self.spec.plate(n).size for n in site.plates)
+        event = (2,) if site.event else ()
+        if value is None:
+            return np.zeros((num_rows, *shape, *event))
+        if site.kind == "onehot":
+            value = value.argmax(-1)
+        inner = len(event)
+        depth = self._depth()
+        batch = value.shape[: value.ndim - inner]
+        value = value.reshape((1,) * (depth + 1 - len(batch)) + value.shape)
+        axes = [0] + [depth + 1 + self.spec.plate(n).dim for n in site.plates]
+        others = [a for a in range(depth + 1) if a not in axes]
+        value = value.transpose(axes + others + list(range(depth + 1, value.ndim)))
+        value = value.reshape(*value.shape[: len(axes)], *value.shape[len(axes) + len(others) :])
+        return np.broadcast_to(value, (num_rows, *shape, *event))
+
+
+@contextlib.contextmanager
+def quiet():
+    with warnings.catch_warnings():
+        for text in QUIET:
+            warnings.filterwarnings("ignore", text)
+        yield
+
+
+def watched(elbo):
+    """Note what the loss's algorithm is given: plates are None where the draws tell them."""
+    heard, estimate_of, run_of = {}, type(elbo)._estimate, type(elbo).run_pair
+
+    def estimate(particles, state):
+        heard["particles"] = particles
+        return estimate_of(elbo, particles, state)
+
+    def run_pair(pair):
+        heard["notes"] = pair.notes
+        heard["plates"] = None if pair.structure is None else pair.layout.plates
+        return run_of(elbo, pair)
+
+    elbo._estimate = estimate
+    if type(elbo).run is infer.ParticleELBO.run:
+        elbo.run_pair = run_pair
+    return heard
+
+
+class Watch(Messenger):
+    """Notes the draws of a program, or sets them."""
+
+    def __init__(self, program, rows_only=False):
+        super().__init__()
+        self.program, self.rows_only, self.values = program, rows_only, {}
+
+    def _pyro_sample(self, msg):
+        given = self.program.given
+        if given is not None and msg["name"] in given and not msg["is_observed"]:
+            place = len(self.program.seen) % len(given[msg["name"]])
+            msg["value"], msg["done"] = given[msg["name"]][place], True
+        noise = self.program.noise
+        if noise is not None and msg["name"] in noise:
+            msg["value"], msg["done"] = self.program.moved(msg["fn"], noise[msg["name"]]), True
+
+    def _pyro_post_sample(self, msg):
+        if site_is_subsample(msg):
+            self.values[f"rows.{msg['name']}"] = msg["value"].detach().numpy()
+        elif not (msg["is_observed"] or self.rows_only):
+            self.values[msg["name"]] = msg["value"].detach().numpy()

@@ -1,0 +1,204 @@
+"""Probabilistic programs at random, as data: what a model and its guide sample, not how.
+
+A `Spec` is written out as a Pyro or a NumPyro pair by `random_pyro` and `random_numpyro`, and its
+ELBO is summed over all states by `random_oracle`, which knows neither. They are made in
+`random_strategy`.
+
+A site's logit or location is ``bias + slope x + sum of what its links say of earlier sites``. A
+link reduces its parent over the plates that the child is not under, in the way `how` says.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+__all__ = ["Link", "Part", "Plate", "Site", "Spec", "make_data", "make_params"]
+
+TABLED = ("categorical", "onehot")  # kinds whose values are codes of a table
+NUM_CODES = 3
+TOTAL = 2  # of a binomial
+NUM_EVENTS = 2
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A plate; `full` is its size where this is the size of a subsample."""
+
+    name: str
+    dim: int
+    size: int = 2
+    full: int | None = None
+    rows: str = "given"  # or "drawn", at random, by the program
+
+    @property
+    def factor(self):
+        return (self.full or self.size) / self.size
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a site takes of an earlier one; `how` reduces the plates that it is not under.
+
+    "sum" and "max" keep dims, as vectorised programs must; "bare_sum", "bare_max", "prod" and
+    "first" mix particles; "item" and "if" pass through Python.
+    """
+
+    parent: str
+    how: str = "sum"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One program's half of a site."""
+
+    links: tuple[Link, ...] = ()
+    scale: float | None = None
+    scale_by_cell: bool = False
+    mask: str = "none"  # "handler", "all" (False for the whole site), "distribution"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site; without a guide it is observed, or a factor."""
+
+    name: str
+    kind: str = "bernoulli"  # categorical, onehot, binomial, normal, score_normal, factor
+    plates: tuple[str, ...] = ()
+    event: bool = False  # under .to_event(1), of NUM_EVENTS
+    model: Part | None = Part()  # None for a factor of the guide
+    guide: Part | None = None
+    labelled: bool = False  # observed in calls with labels, and absent from the guide there
+    needs: str | None = None  # it is there if a flag of the data is set
+    after: str | None = None  # it is there if that earlier site is not 0, in Python
+
+    @property
+    def is_discrete(self):
+        return self.kind in ("bernoulli", "categorical", "onehot", "binomial")
+
+    @property
+    def num_values(self):
+        return {"bernoulli": 2, "binomial": TOTAL + 1}.get(self.kind, NUM_CODES)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A program, its guide, and one call of them."""
+
+    plates: tuple[Plate, ...] = ()
+    sites: tuple[Site, ...] = ()  # in the model's order
+    order: tuple[str, ...] = ()  # of the guide's sites
+    scale: float | None = None  # around both programs
+    flags: tuple[str, ...] = ()  # of the data
+    has_labels: bool = False
+    seed: int = 0
+
+    def __getitem__(self, name):
+        return next(site for site in self.sites if site.name == name)
+
+    def plate(self, name):
+        return next(plate for plate in self.plates if plate.name == name)
+
+    def is_there(self, site):
+        """In this call, as far as the data say."""
+        return site.needs is None or site.needs in self.flags
+
+    def is_latent(self, site):
+        has_both = site.guide is not None and site.model is not None
+        return has_both and not (site.labelled and self.has_labels)
+
+    def of_model(self):
+        return [s for s in self.sites if self.is_there(s) and s.model is not None]
+
+    def of_guide(self):
+        there = [self[name] for name in self.order]
+        return [s for s in there if self.is_there(s) and (self.is_latent(s) or s.model is None)]
+
+    def num_cells(self, site):
+        sizes = [self.plate(name).size for name in site.plates]
+        return int(np.prod(sizes)) * (NUM_EVENTS if site.event else 1)
+
+    @property
+    def num_states(self):
+        latent = [s for s in self.of_guide() if s.is_discrete]
+        return int(np.prod([float(s.num_values) ** self.num_cells(s) for s in latent]))
+
+    @property
+    def depends_on_draws(self):
+        """Whether which sites there are does."""
+        return any(self.is_there(s) and s.after for s in self.sites)
+
+    @property
+    def asks_python(self):
+        """Whether a draw decides something in Python."""
+        parts = [p for s in self.sites for p in (s.model, s.guide) if p and self.is_there(s)]
+        asks = any(link.how in ("item", "if") for part in parts for link in part.links)
+        return asks or self.depends_on_draws
+
+
+def with_rest(spec):
+    """The program with a guide whose continuous sites know nothing of the discrete ones."""
+
+    def rest_of(site):
+        if site.guide is None or site.is_discrete:
+            return site
+        links = tuple(link for link in site.guide.links if not spec[link.parent].is_discrete)
+        return replace(site, guide=replace(site.guide, links=links))
+
+    sites = tuple(rest_of(site) for site in spec.sites if site.model is not None)
+    return replace(spec, sites=sites, order=tuple(n for n in spec.order if n != "g"))
+
+
+# --------------------------------------------------------------------------- numbers of a spec
+
+
+def part_params(spec, site, part, rng):
+    """The parameters of one half of a site."""
+    size = (NUM_EVENTS,) if site.event else ()
+    params = {"bias": rng.normal(size=(*size, NUM_CODES) if site.kind in TABLED else size)}
+    params["slope"] = rng.normal(size=())
+    if site.kind in TABLED:
+        params["lift"] = rng.normal(size=NUM_CODES)
+    if site.kind in ("normal", "score_normal"):
+        params["log_scale"] = 0.3 * rng.normal(size=())
+    for index, link in enumerate(part.links):
+        tabled = spec[link.parent].kind in TABLED
+        params[f"link_{index}"] = rng.normal(size=NUM_CODES if tabled else ())
+    return params
+
+
+def make_params(spec):
+    """Arrays by "model.site.name" and "guide.site.name"."""
+    rng, params = np.random.default_rng(spec.seed), {}
+    for side in ("model", "guide"):
+        for site in spec.sites:
+            part = getattr(site, side)
+            if part is not None:
+                found = part_params(spec, site, part, rng)
+                params |= {f"{side}.{site.name}.{key}": value for key, value in found.items()}
+    return params
+
+
+def make_data(spec):
+    """Arrays over the full sizes of a site's plates, in their order, and the event dim."""
+    rng, data = np.random.default_rng(spec.seed + 1), {}
+    for plate in spec.plates:
+        if plate.full and plate.rows == "given":
+            data[f"rows.{plate.name}"] = rng.permutation(plate.full)[: plate.size]
+    for site in spec.sites:
+        full = [spec.plate(name).full or spec.plate(name).size for name in site.plates]
+        event = [NUM_EVENTS] if site.event else []
+        data[f"x.{site.name}"] = rng.normal(size=full)
+        if site.kind in ("normal", "score_normal"):
+            data[f"obs.{site.name}"] = rng.normal(size=full + event)
+        elif site.is_discrete:
+            data[f"obs.{site.name}"] = rng.integers(site.num_values, size=full + event)
+        for side in ("model", "guide"):
+            part = getattr(site, side)
+            if part is not None and part.mask != "none":
+                inner = event if part.mask == "distribution" else []
+                shape = [] if part.mask == "all" else full + inner
+                kept = rng.random(size=shape) < 0.6
+                data[f"mask.{side}.{site.name}"] = np.zeros(shape, bool) if not shape else kept
+            if part is not None and part.scale_by_cell:
+                data[f"scale.{side}.{site.name}"] = rng.uniform(0.5, 2.0, size=full)
+    return data

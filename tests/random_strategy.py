@@ -1,0 +1,213 @@
+"""How random programs are made: one choice after another, the simplest first.
+
+`specs` is the hypothesis strategy; `spec_of` makes the same kind of program from a seed.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from random_specs import Link, Part, Plate, Site, Spec
+
+__all__ = ["spec_of", "specs"]
+
+MOST_STATES = 128
+FORMS = {  # of plates, and which of them a site can be under
+    "none": ((), ((),)),
+    "data": ((("data", -1),), (("data",), ())),
+    "nested": ((("data", -2), ("words", -1)), (("data",), ("data", "words"), ("data",), ())),
+    "inner": ((("data", -1), ("words", -2)), (("data",), ("data", "words"), ())),
+    "crossed": (
+        (("items", -2), ("people", -1)),
+        (("people",), ("items",), ("items", "people"), ()),
+    ),
+    "apart": ((("left", -1), ("right", -1)), (("left",), ("right",), ())),
+}
+KINDS = ("bernoulli", "categorical", "normal", "onehot", "binomial")
+REDUCTIONS = ("sum", "max", "bare_sum", "bare_max", "prod", "first", "item", "if")
+ELEMENTWISE = ("sum",)
+
+
+class Chooser:
+    """Choices one after another: `choose` takes options, the simplest first."""
+
+    def __init__(self, choose, python=True):
+        self.choose, self.python = choose, python
+
+    def often(self, first, second):
+        """The second in one case of four."""
+        return self.choose((first, first, first, second))
+
+    def maybe(self, share=4):
+        return self.choose((False,) * (share - 1) + (True,))
+
+
+def _plates(chooser, form):
+    plates = []
+    for name, dim in FORMS[form][0]:
+        size, full, rows = chooser.choose((2, 2, 2, 3, 1)), None, "given"
+        if chooser.maybe():
+            full, rows = size + chooser.choose((1, 2)), chooser.choose(("given", "drawn"))
+        plates.append(Plate(name, dim, size, full, rows))
+    return tuple(plates)
+
+
+def _part(chooser, earlier, site):
+    links = []
+    for parent in [s for s in earlier if s.kind != "factor"][-3:]:
+        if chooser.choose((True, False)):
+            links.append(Link(parent.name, _how(chooser, parent, site)))
+    kind = chooser.often("none", "some")
+    mask = chooser.choose(("handler", "distribution", "all")) if kind == "some" else "none"
+    if site.kind == "factor" and mask == "distribution":
+        mask = "handler"
+    scale = chooser.choose((0.5, 3.0)) if chooser.maybe(6) else None
+    return Part(tuple(links), scale, scale is not None and chooser.maybe(3), mask)
+
+
+def _how(chooser, parent, site):
+    """A way to reduce that the parent's plates allow."""
+    lost = set(parent.plates) - set(site.plates)
+    bare = not set(parent.plates) & set(site.plates)
+    ways = ["sum", "sum"]
+    if lost:
+        ways.append("max")
+    if bare and parent.plates and not parent.event:
+        ways += ["bare_sum", "bare_max", "prod"] + ["first"] * (len(parent.plates) == 1)
+    if bare and parent.kind in ("bernoulli", "binomial") and chooser.python:
+        ways += ["item", "if"]
+    return chooser.choose(tuple(ways))
+
+
+def _latent(chooser, name, form, earlier):
+    kind, under = chooser.choose(KINDS), chooser.choose(FORMS[form][1])
+    if kind == "normal" and chooser.maybe(6):
+        kind = "score_normal"
+    event = kind in ("bernoulli", "normal", "categorical") and chooser.maybe()
+    site = Site(name, kind, under, event)
+    site = replace(site, model=_part(chooser, earlier, site))
+    if chooser.maybe(6):
+        site = replace(site, labelled=True)
+    elif chooser.maybe(6):
+        site = replace(site, needs="flag")
+    switches = [s for s in earlier if s.kind == "bernoulli" and not s.plates and not s.event]
+    if switches and chooser.python and chooser.maybe(3):
+        site = replace(site, after=switches[-1].name, labelled=False, needs=switches[-1].needs)
+        if switches[-1].labelled:
+            site = replace(site, after=None)
+    return site
+
+
+def _closing(chooser, name, form, earlier):
+    kind = chooser.choose(("normal", "bernoulli", "categorical", "factor", "normal"))
+    under = chooser.choose(FORMS[form][1])
+    event = kind == "normal" and chooser.maybe()
+    site = Site(name, kind, under, event)
+    site = replace(site, model=_part(chooser, earlier, site))
+    switches = [s for s in earlier if s.kind == "bernoulli" and not s.plates and not s.event]
+    if switches and chooser.python and chooser.maybe(6):
+        site = replace(site, after=switches[0].name, needs=switches[0].needs)
+    return site
+
+
+def _there(sites):
+    """Without links to sites that may be absent while the child is there."""
+    by_name = {s.name: s for s in sites}
+
+    def kept(site, part):
+        fine = [
+            link
+            for link in part.links
+            if (p := by_name[link.parent]).after in (None, site.after)
+            and p.needs in (None, site.needs)
+        ]
+        return replace(part, links=tuple(fine))
+
+    return [replace(s, model=kept(s, s.model)) if s.model else s for s in sites]
+
+
+def _guides(chooser, sites):
+    """Guide halves, in an order of their own."""
+    latent = [s for s in sites if s.guide is None and s.name.startswith("z")]
+    free = not any(s.after for s in latent)
+    order = latent[::-1] if free and chooser.maybe(3) else latent
+    done, found = [], {}
+    for site in order:
+        earlier = [
+            s
+            for s in done
+            if s.after in (None, site.after)
+            and s.needs in (None, site.needs)
+            and not (s.labelled and not site.labelled)
+        ]
+        part = _part(chooser, earlier, site)
+        found[site.name] = replace(site, guide=part)
+        done.append(site)
+    names = tuple(s.name for s in order)
+    return [found.get(s.name, s) for s in sites], names
+
+
+def build(chooser):
+    """One spec and another call of it: other sizes, flags and labels."""
+    form = chooser.choose(tuple(FORMS))
+    sites = []
+    for index in range(chooser.choose((1, 2, 3))):
+        sites.append(_latent(chooser, f"z{index}", form, sites))
+    for index in range(chooser.choose((1, 2))):
+        sites.append(_closing(chooser, f"y{index}", form, sites))
+    sites, order = _guides(chooser, _there(sites))
+    if chooser.maybe(8):
+        factor = Site("g", "factor", model=None)
+        earlier = [s for s in sites if s.name in order and not (s.after or s.needs or s.labelled)]
+        sites.append(replace(factor, guide=_part(chooser, earlier, factor)))
+        order = (*order, "g")
+    seed, scale = chooser.choose(tuple(range(50))), 0.5 if chooser.maybe(6) else None
+    flags = ("flag",) if chooser.choose((True, False)) else ()
+    first = Spec(_plates(chooser, form), tuple(sites), order, scale, flags, False, seed)
+    other = replace(
+        first,
+        plates=_plates(chooser, form),
+        flags=("flag",) if chooser.choose((True, False)) else (),
+        has_labels=chooser.choose((True, False)),
+    )
+    smallest = (
+        replace(s, plates=tuple(replace(p, size=1) for p in s.plates)) for s in (first, other)
+    )
+    if max(spec.num_states for spec in smallest) > MOST_STATES:
+        first, other = _without_events(first), _without_events(other)
+    return shrunk(first), shrunk(other)
+
+
+def _smallest(spec):
+    return replace(spec, plates=tuple(replace(plate, size=1) for plate in spec.plates))
+
+
+def _without_events(spec):
+    return replace(spec, sites=tuple(replace(site, event=False) for site in spec.sites))
+
+
+def shrunk(spec):
+    """With as few cells as it takes to list the states."""
+    while spec.num_states > MOST_STATES:
+        large = [p for p in spec.plates if p.size > 1]
+        plate = max(large, key=lambda p: p.size)
+        small = replace(plate, size=plate.size - 1)
+        spec = replace(spec, plates=tuple(small if p is plate else p for p in spec.plates))
+    return spec
+
+
+@st.composite
+def specs(draw, python=True):
+    """A program and two calls of it; with Python's `if` on draws, or without."""
+    return build(Chooser(lambda options: draw(st.sampled_from(options)), python))
+
+
+def spec_of(seed, python=True):
+    """The same by a seed, as a command needs it."""
+    rng = np.random.default_rng(seed)
+
+    def choose(options: tuple) -> Any:
+        return options[rng.integers(len(options))]
+
+    return build(Chooser(choose, python))
