@@ -12,7 +12,8 @@ Read it in this order, from a program to arrays:
 - `run`: particles of a pair, at once or one by one; dreams;
 - `planning`: what is known of a call that looks like an earlier one;
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;
-- `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws.
+- `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws;
+- `swapping`: a model run as a guide of its discrete latents.
 
 It imports `ops` and `distributions`. Its words:
 

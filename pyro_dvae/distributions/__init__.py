@@ -24,6 +24,7 @@ Words of this room:
 
 from pyro_dvae.distributions.autoregressive import AutoregressiveCategorical, CodeTransformer
 from pyro_dvae.distributions.codes import Categorical, OneHotCategorical
+from pyro_dvae.distributions.counts import Counts
 from pyro_dvae.distributions.logits import (
     log_softmax,
     pick_codes,
@@ -40,6 +41,7 @@ __all__ = [
     "AutoregressiveCategorical",
     "Categorical",
     "CodeTransformer",
+    "Counts",
     "Members",
     "OneHotCategorical",
     "PathwiseBernoulli",

@@ -13,7 +13,8 @@ Read it in this order, from a program to arrays:
 - `broadcasting`, `planning`: whether programs take a particle axis; what is known of a call;
 - `looking`: runs that only look, without gradient and with the generators as they were;
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;
-- `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws.
+- `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws;
+- `swapping`: a model run as a guide of its discrete latents.
 
 It imports `ops` and `distributions`. Its words:
 

@@ -106,14 +106,14 @@ def _tracked(pair: Pair, tracker: Messenger) -> tuple[Run, frozenset[str]]:
     """
 
     def look() -> tuple[Run, frozenset[str]]:
-        with pyro.validation_enabled(False), tracker, _Exits() as exits:
+        with pyro.validation_enabled(False), tracker, Exits() as exits:
             run = run_pair(pair, Draw(Layout(), None))
         return run, frozenset(exits.names)
 
     return only_looking(look)
 
 
-class _Exits(TorchFunctionMode):
+class Exits(TorchFunctionMode):
     """Notes the draws whose values leave the tensors that carry their provenance."""
 
     def __init__(self) -> None:
@@ -210,7 +210,7 @@ def independent_sites(pair: Pair, parameter: Callable[[Site], Tensor]) -> tuple[
     assert pair.guide is not None
 
     def look() -> tuple[dict[str, Site], set[str]]:
-        with pyro.validation_enabled(False), _TrackDraws(), _Exits() as exits:
+        with pyro.validation_enabled(False), _TrackDraws(), Exits() as exits:
             return sample_sites(run_program(pair.guide, pair.args, pair.kwargs)), exits.names
 
     sites, exits = only_looking(look)

@@ -1,0 +1,311 @@
+"""A guide made from the model: parameters of its own for each discrete latent of each datum.
+
+    guide = AutoDiscrete(model)
+    svi = SVI(model, guide, optax.adam(0.01), loss=Reinforce_ELBO(8))
+
+The posterior is a product over the latents [1], or follows their dependence: each given the one
+before it, or those that it is drawn from in the model. It starts at the prior.
+
+Called, the guide runs the model, and draws its discrete latents from distributions of its own. So
+the model says at each call which rows a minibatch holds, what is masked and what a latent cannot
+be. Other latents are hidden: for them there are the autoguides of NumPyro, which an `AutoGuideList`
+puts together.
+
+References:
+    [1] Jordan, Ghahramani, Jaakkola & Saul. An introduction to variational methods for graphical
+        models. Machine Learning, 1999.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jaxtyping import Array
+from numpyro.infer.autoguide import AutoGuide
+
+from numpyro_dvae.guides.families import (
+    Latent,
+    count_values,
+    is_ordered,
+    posterior,
+    quantile,
+    value_of,
+)
+from numpyro_dvae.guides.places import check_site, full_sizes, reaches
+from numpyro_dvae.guides.tables import given_parents, num_features, of_rows, start_at_prior
+from numpyro_dvae.programs.sites import Site
+from numpyro_dvae.programs.swapping import is_discrete, latents_and_parents, sample_many, swap_sites
+
+__all__ = ["AutoDiscrete"]
+
+_STRUCTURES = ("mean_field", "chain", "model")
+_MUCH = 0.01  # of the prior that `num_values` cuts off
+
+
+class AutoDiscrete(AutoGuide):
+    """A guide for all discrete latents of any model, with parameters of each datum.
+
+    Args:
+        model: The model. Its continuous latents are left to other guides: put them together by
+            an `AutoGuideList`, ``guides.append(AutoDiscrete(model))``. The list itself is made of
+            the model without its discrete latents: ``AutoGuideList(block(model, hide=["z"]))``.
+        structure: "mean_field": each latent by itself. "chain": each given the one before it, of
+            the same plates or of some of them. "model": each given the discrete latents that its
+            distribution is computed from in the model, of such plates.
+            Parents of at most 64 joint states have a table, others a linear layer.
+        num_values: V by site: the numbers 0, ..., V - 1 that the guide holds of a site whose
+            numbers have no bound, or one that depends on other latents.
+        noise: Standard deviation of what is added to the logits at the start, in nats: the prior
+            of a mixture, say, is the same for all of its components, and so a saddle.
+
+    Attributes:
+        cut_off: By site of `num_values`, the mass that the prior has beyond the V numbers, the
+            largest of all places, at the first call, if that is not traced.
+
+    Raises:
+        ValueError: If an argument cannot be used. On the first call, if the model has no discrete
+            latent, if `num_values` lacks a site that needs it, or if a site is of another family
+            than Bernoulli, Categorical, OneHotCategorical, Binomial, Poisson and Geometric. On
+            any, if a site is new, or its plates are others than before.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        structure: str = "mean_field",
+        num_values: Mapping[str, int] | None = None,
+        noise: float = 0.0,
+    ) -> None:
+        if structure not in _STRUCTURES:
+            raise ValueError(f"`structure` must be one of {_STRUCTURES}; got {structure!r}.")
+        for name, count in (num_values or {}).items():
+            if not isinstance(count, int) or count < 2:
+                raise ValueError(
+                    f"`num_values` must be integers of at least 2; got {count!r} for '{name}'."
+                )
+        if not 0 <= noise < float("inf"):
+            raise ValueError(f"`noise` must be finite and not negative; got {noise!r}.")
+        super().__init__(model)
+        self.structure, self.num_values, self.noise = structure, dict(num_values or {}), noise
+        self.cut_off: dict[str, float] = {}
+        self._latents: dict[str, Latent] = {}
+        self._depends = False  # whether the distribution of a latent depends on a draw
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Sample every discrete latent; returns their values by name."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        tables = self._tables(args, kwargs)
+
+        def choose(site: Site, values: Mapping[str, Array], rows: Mapping[str, Array]) -> Any:
+            latent = self._latents.get(site.name)
+            check_site(latent, site, rows, list(self._latents))
+            assert latent is not None
+            table = of_rows(latent, tables[site.name], rows)
+            return posterior(latent, site, given_parents(latent, table, self._latents, values))
+
+        return swap_sites(self.model, args, kwargs, choose)
+
+    def _tables(self, args: tuple, kwargs: dict) -> dict[str, Array]:
+        """The parameters; where there are none yet, those of the start."""
+        starts: dict[str, Array] = {}
+
+        def start(rng_key: Array, name: str) -> Array:
+            if not starts:
+                starts.update(self._starts(rng_key, args, kwargs))
+            return starts[name]
+
+        return {
+            name: numpyro.param(_param(name), lambda rng_key, name=name: start(rng_key, name))
+            for name in self._latents
+        }
+
+    def _starts(self, rng_key: Array, args: tuple, kwargs: dict) -> dict[str, Array]:
+        run_key, *keys = jax.random.split(rng_key, 1 + len(self._latents))
+        found = self._at_prior(run_key, args, kwargs)
+        tables = {name: table for name, (table, _) in found.items()}
+        if not self.noise:
+            return tables
+        return {
+            name: table + self.noise * jax.random.normal(key, table.shape, table.dtype)
+            for (name, table), key in zip(tables.items(), keys, strict=True)
+        }
+
+    def _at_prior(self, rng_key: Array, args: tuple, kwargs: dict) -> dict[str, Any]:
+        return start_at_prior(
+            rng_key, self.model, args, kwargs, self._latents, depends=self._depends
+        )
+
+    def sample_posterior(
+        self, rng_key: Array, params: Any, *args: Any, sample_shape: tuple = (), **kwargs: Any
+    ) -> dict[str, Array]:
+        """Draws of the guide by site, ``(*sample_shape, *batch, *event)``.
+
+        Args:
+            rng_key: Key of the draws.
+            params: Parameters of model and guide, by name.
+            *args: What the model is called with.
+            sample_shape: Leading dims of what is returned.
+            **kwargs: What the model is called with.
+        """
+        return sample_many(rng_key, self, params, args, kwargs, sample_shape)
+
+    # -------------------------------------------------------------------------------- summaries
+
+    def mode(self, params: Mapping[str, Array]) -> dict[str, Array]:
+        """The most likely value of each latent, given those of its parents; of all rows of plates.
+
+        Without parents, these are the most likely values of all together, too.
+
+        Args:
+            params: Parameters by name.
+
+        Raises:
+            NotImplementedError: If the model rules out values of a latent given others.
+        """
+        values: dict[str, Array] = {}
+        for name, latent in self._known().items():
+            logits = given_parents(latent, params[_param(name)], self._latents, values)
+            values[name] = value_of(latent, _probs(latent, logits).argmax(-1))
+        return values
+
+    def median(self, params: Mapping[str, Array]) -> dict[str, Array]:
+        """The medians of latents whose values are numbers; of all rows of plates.
+
+        Args:
+            params: Parameters by name.
+
+        Raises:
+            NotImplementedError: See `quantiles`.
+        """
+        return {name: values[0] for name, values in self.quantiles(params, [0.5]).items()}
+
+    def quantiles(self, params: Mapping[str, Array], quantiles: Any) -> dict[str, Array]:
+        """The smallest values whose distribution functions are at least these numbers.
+
+        Of latents whose values are numbers, and of all rows of plates; a Categorical has none.
+
+        Args:
+            params: Parameters by name.
+            quantiles: Q numbers from 0 to 1.
+
+        Returns:
+            By site ``(Q, *batch, *event)``.
+
+        Raises:
+            NotImplementedError: If latents have parents, or the model rules values out.
+        """
+        found = {}
+        for name, latent in self._known().items():
+            if latent.parents:
+                raise NotImplementedError(_draw_instead(name, "depends on other latents"))
+            if is_ordered(latent):
+                probs = _probs(latent, params[_param(name)])
+                found[name] = jnp.stack([quantile(latent, probs, float(q)) for q in quantiles])
+        return found
+
+    def _known(self) -> dict[str, Latent]:
+        for name, latent in self._latents.items():
+            if latent.rules_out:
+                raise NotImplementedError(_draw_instead(name, "cannot have all values everywhere"))
+        return self._latents
+
+    # ------------------------------------------------------------------------------------ set-up
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        rng_key = numpyro.prng_key()
+        rng_key = jax.random.key(0) if rng_key is None else rng_key  # nothing is to be drawn
+        found = latents_and_parents(rng_key, self.model, args, kwargs, _bound_of)
+        sites = {name: entry for name, entry in found.items() if is_discrete(entry[0])}
+        self._check_sites(sites, found)
+        for name, (site, parents, bound) in sites.items():
+            self._latents[name] = self._latent(site, parents, bool(bound))
+        self._depends = any(parents for _, parents, _ in sites.values())
+        for name, (_, prior) in self._at_prior(rng_key, args, kwargs).items():
+            traced = isinstance(prior.probs, jax.core.Tracer)
+            rules_out = traced or bool((prior.probs == 0).any())
+            self._latents[name] = self._latents[name]._replace(rules_out=rules_out)
+            if name in self.num_values and not traced:
+                self._note_cut_off(name, float(prior.cut_off.max()))
+        self.prototype_trace: Any = {}
+
+    def _check_sites(self, sites: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        for name, (site, _, _) in sites.items():
+            if site.is_scanned:
+                raise ValueError(
+                    f"site '{name}' is drawn in a `scan`, where it cannot be drawn from a guide. "
+                    "Write the steps as a Python loop, with a site for each."
+                )
+        if not sites:
+            raise ValueError(
+                f"the model has no discrete latent for AutoDiscrete to guide: it has "
+                f"{sorted(found) or 'no latent'}. For continuous ones use NumPyro's autoguides."
+            )
+        if odd := sorted(self.num_values.keys() - sites.keys()):
+            raise ValueError(
+                f"`num_values` has '{odd[0]}', but the discrete latents of the model are "
+                f"{sorted(sites)}. Name one of these."
+            )
+
+    def _latent(self, site: Site, parents: frozenset[str], bound_depends: bool) -> Latent:
+        bound = self.num_values.get(site.name)
+        num_values = count_values(site, bound, bound_depends)
+        event = tuple(site.fn.event_shape)
+        cells = tuple(event[: len(event) - len(site.base.event_shape)])
+        batch, plates = full_sizes(site)
+        latent = Latent(
+            name=site.name,
+            family=type(site.base),
+            num_values=num_values,
+            is_bounded_here=bound is None,
+            plates=plates,
+            batch_shape=batch,
+            cells=cells,
+            dtype=site.value.dtype,
+        )
+        held = [other for other in self._latents.values() if reaches(other, latent)]
+        if self.structure == "chain":
+            held = held[-1:]
+        elif self.structure == "model":
+            held = [other for other in held if other.name in parents]
+        else:
+            held = []
+        count, is_table = num_features(held)
+        names = tuple(other.name for other in held)
+        return latent._replace(parents=names, table=is_table, num_features=count)
+
+    def _note_cut_off(self, name: str, mass: float) -> None:
+        self.cut_off[name] = mass
+        if mass > _MUCH:
+            warnings.warn(
+                f"`num_values`: the {self.num_values[name]} values of site '{name}' leave out "
+                f"{mass:.3g} of its prior. The guide cannot have a posterior there: raise it.",
+                stacklevel=2,
+            )
+
+
+def _bound_of(site: Site) -> Any:
+    """What the number of values of a site is computed from."""
+    return getattr(site.base, "total_count", None)
+
+
+def _draw_instead(name: str, reason: str) -> str:
+    return (
+        f"site '{name}' {reason}, so that its probabilities are not to be read off its "
+        "parameters. Use diagnostics.discrete_posterior, which draws."
+    )
+
+
+def _param(name: str) -> str:
+    """The name of a site's parameters."""
+    return f"{name}_auto_logits"
+
+
+def _probs(latent: Latent, logits: Array) -> Array:
+    if latent.num_logits == 1:
+        logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
+    return jax.nn.softmax(logits, -1)

@@ -1,0 +1,229 @@
+"""What an automatic guide learns of a latent: logits of each place, given the latent's parents.
+
+A latent without parents has logits ``(*batch, *cells, P)``. With parents it has ``(*batch, F, M)``,
+M = cells times P logits for each of F features: a row for each joint state of the parents, if there
+are few, or else a bias and a row for each value of each parent, which are summed.
+
+A guide starts at the prior: of each row, at what the model says of the latent where its parents are
+in that state, in the mean over all else that it depends on.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from numpyro_dvae.guides.families import Latent, Prior, prior, value_of, vectors
+from numpyro_dvae.programs.swapping import given_run
+
+__all__ = [
+    "LARGEST_TABLE",
+    "choose_states",
+    "given_parents",
+    "num_features",
+    "of_rows",
+    "row_of",
+    "start_at_prior",
+]
+
+LARGEST_TABLE = 64  # joint states of a latent's parents; with more, their values are summed over
+_NUM_RUNS = 64  # of the model, for the mean over what a prior depends on
+_LEAST_PROB = 1e-6  # at which a value starts that the prior rules out here, but not everywhere
+
+
+def num_features(parents: Sequence[Latent]) -> tuple[int, bool]:
+    """F, and whether each joint state of the parents has a row of its own."""
+    states = math.prod(_num_states(parent) for parent in parents)
+    if states <= LARGEST_TABLE:
+        return states, True
+    return 1 + sum(math.prod(p.cells) * p.num_values for p in parents), False
+
+
+def _num_states(latent: Latent) -> int:
+    """Joint states of the cells of one place; those of very many cells are not counted."""
+    return latent.num_values ** min(math.prod(latent.cells), 64)
+
+
+def given_parents(
+    latent: Latent,
+    table: Array,
+    latents: Mapping[str, Latent],
+    values: Mapping[str, Array],
+) -> Float[Array, "*batch_cells P"]:
+    """Logits of a latent at these values of its parents."""
+    if not latent.parents:
+        return table
+    parents = [(latents[name], values[name]) for name in latent.parents]
+    rows = _features(latent, [_flat(parent, value) for parent, value in parents])
+    logits = (rows.astype(table.dtype)[..., None] * table).sum(-2)
+    return logits.reshape(*logits.shape[:-1], *latent.cells, latent.num_logits)
+
+
+def _flat(parent: Latent, value: Array) -> Num[Array, "*batch cells V"]:
+    hot = vectors(parent, value)
+    batch = hot.shape[: hot.ndim - len(parent.cells) - 1]
+    return hot.reshape(*batch, -1, parent.num_values)
+
+
+def _features(latent: Latent, parents: Sequence[Array]) -> Num[Array, "*batch F"]:
+    """The joint state of the parents as a one-hot vector, or a one and those of each parent."""
+    if not latent.table:
+        flat = [hot.reshape(*hot.shape[:-2], -1) for hot in parents]
+        shape = jnp.broadcast_shapes(*(part.shape[:-1] for part in flat))
+        flat = [jnp.ones((1,), flat[0].dtype), *flat]
+        return jnp.concatenate([jnp.broadcast_to(p, (*shape, p.shape[-1])) for p in flat], -1)
+    rows: Any = None
+    for hot in parents:
+        for cell in jnp.moveaxis(hot, -2, 0):
+            both = cell if rows is None else rows[..., :, None] * cell[..., None, :]
+            rows = both if rows is None else both.reshape(*both.shape[:-2], -1)
+    return rows
+
+
+def of_rows(latent: Latent, table: Array, rows: Mapping[str, Array]) -> Array:
+    """The parameters of the rows of plates that a minibatch holds.
+
+    Raises:
+        ValueError: If a row is out of the range of its plate.
+    """
+    for plate in latent.plates:
+        if plate.name in rows:
+            _check_rows(plate.name, rows[plate.name], plate.size)
+            axis = _dim(latent, plate.dim)
+            table = jnp.take(table, rows[plate.name], axis, mode="fill", fill_value=jnp.nan)
+    return table
+
+
+def _dim(latent: Latent, dim: int) -> int:
+    """The place of a batch dim in the parameters."""
+    return len(latent.batch_shape) + dim
+
+
+def _check_rows(name: str, index: Array, size: int) -> None:
+    """Under jit rows are not known: those out of range turn the loss into NaN."""
+    if not isinstance(index, jax.core.Tracer) and len(index):
+        low, high = np.asarray(index).min(), np.asarray(index).max()
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"plate '{name}' has size {size}, so its rows are from 0 to {size - 1}; got rows "
+                f"from {low} to {high}. Check `subsample`, the rows of this minibatch."
+            )
+
+
+# -------------------------------------------------------------------------------------- the start
+
+
+def start_at_prior(
+    rng_key: Array,
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    latents: Mapping[str, Latent],
+    *,
+    depends: bool,
+) -> dict[str, tuple[Array, Prior]]:
+    """Parameters that agree with the model's prior, and the prior's probabilities by latent.
+
+    Args:
+        rng_key: Key of the runs.
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        latents: The discrete latents, in the order of the model.
+        depends: Whether the distribution of any depends on a draw.
+    """
+    states = choose_states(latents)
+    num_runs = max([len(column) for column in states.values()] + [_NUM_RUNS if depends else 1])
+    chosen = {name: np.resize(column, num_runs) for name, column in states.items()}
+    values = {
+        name: jnp.stack([_value_of_state(latents[name], int(state)) for state in column])
+        for name, column in chosen.items()
+    }
+
+    minibatch = given_run(rng_key, model, args, kwargs, {}, {})[1]
+
+    def run(key: Array, values: Mapping[str, Array]) -> dict[str, Prior]:
+        sites, _ = given_run(key, model, args, kwargs, values, minibatch)
+        return {name: prior(latents[name], sites[name]) for name in latents}
+
+    found = jax.jit(jax.vmap(run))(jax.random.split(rng_key, num_runs), values)
+    tables = {}
+    for name, latent in latents.items():
+        each = [{n: int(column[r]) for n, column in chosen.items()} for r in range(num_runs)]
+        rows_met = np.array([row_of(latent, latents, states) for states in each])
+        tables[name] = _table(latent, found[name], rows_met, minibatch)
+    return tables
+
+
+def choose_states(latents: Mapping[str, Latent]) -> dict[str, np.ndarray]:
+    """States of the latents that others have as parents, for some runs of the model.
+
+    Each row of each table is met by one of the runs at least.
+    """
+    tabled = [latent for latent in latents.values() if latent.parents and latent.table]
+    names = list(dict.fromkeys(name for latent in tabled for name in latent.parents))
+    rng, runs = np.random.default_rng(0), list[dict[str, int]]()
+    missing = {latent.name: set(range(latent.num_features)) for latent in tabled}
+    while any(missing.values()):
+        chosen = {name: int(rng.integers(_num_states(latents[name]))) for name in names}
+        for latent in tabled:
+            missing[latent.name].discard(row_of(latent, latents, chosen))
+        runs.append(chosen)
+    return {name: np.array([run[name] for run in runs]) for name in names}
+
+
+def row_of(latent: Latent, latents: Mapping[str, Latent], chosen: Mapping[str, int]) -> int:
+    """The row of a table where the parents are in these states."""
+    row = 0
+    for name in latent.parents if latent.table else ():
+        row = row * _num_states(latents[name]) + chosen[name]
+    return row
+
+
+def _value_of_state(latent: Latent, state: int) -> Array:
+    """A joint state of the cells as their values, the same at each place."""
+    codes = np.unravel_index(state, (latent.num_values,) * math.prod(latent.cells))
+    return value_of(latent, jnp.array(codes, int).reshape(latent.cells))
+
+
+def _table(
+    latent: Latent, found: Prior, rows_met: np.ndarray, minibatch: Mapping[str, Array]
+) -> tuple[Array, Prior]:
+    """Parameters from the probabilities ``(runs, *batch, *cells, V)``, and rows met by the runs."""
+    means = [found.probs[rows_met == row].mean(0) for row in np.unique(rows_met)]
+    mean = jnp.stack(means)  # (rows, *batch, *cells, V)
+    logits = _logits(latent, mean)
+    if latent.parents:
+        logits = jnp.moveaxis(logits, 0, len(latent.batch_shape))
+        logits = logits.reshape(*logits.shape[: len(latent.batch_shape) + 1], -1)
+        if not latent.table:
+            more = [(0, 0)] * logits.ndim
+            more[-2] = (0, latent.num_features - 1)
+            logits = jnp.pad(logits, more)
+    else:
+        logits = logits[0]
+    seen = Prior(mean.min(0), found.cut_off.max(0))
+    return _all_rows(latent, logits, minibatch), seen
+
+
+def _logits(latent: Latent, probs: Array) -> Array:
+    """Of probabilities, none of which is 0."""
+    probs = jnp.where(probs > 0, probs, _LEAST_PROB)
+    logits = jnp.log(probs / probs.sum(-1, keepdims=True))
+    return logits[..., 1:] - logits[..., :1] if latent.num_logits == 1 else logits
+
+
+def _all_rows(latent: Latent, table: Array, rows: Mapping[str, Array]) -> Array:
+    """Parameters of all rows of the plates: those of a minibatch, again and again elsewhere."""
+    for plate in latent.plates:
+        dim = _dim(latent, plate.dim)
+        held = table.shape[dim]
+        index = jnp.arange(plate.size) % held
+        if plate.name in rows:
+            index = index.at[rows[plate.name]].set(jnp.arange(held))
+        table = jnp.take(table, index, dim)
+    return table

@@ -1,0 +1,281 @@
+"""A guide made from the model: parameters of its own for each discrete latent of each datum.
+
+    guide = AutoDiscrete(model)
+    svi = SVI(model, guide, Adam({"lr": 0.01}), loss=Reinforce_ELBO(8))
+
+The posterior is a product over the latents [1], or follows their dependence: each given the one
+before it, or those that it is drawn from in the model. It starts at the prior.
+
+Called, the guide runs the model up to its last discrete latent, and draws these from distributions
+of its own. So the model says at each call which rows a minibatch holds, what is masked and what a
+latent cannot be. Other latents are hidden: for them there are the autoguides of Pyro, which an
+`AutoGuideList` puts together.
+
+References:
+    [1] Jordan, Ghahramani, Jaakkola & Saul. An introduction to variational methods for graphical
+        models. Machine Learning, 1999.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from pyro.infer.autoguide import AutoGuide
+from pyro.nn.module import PyroModule, PyroParam
+from torch import Tensor
+
+from pyro_dvae.guides.families import (
+    Latent,
+    count_values,
+    is_ordered,
+    posterior,
+    quantile,
+    value_of,
+)
+from pyro_dvae.guides.places import check_site, full_sizes, reaches
+from pyro_dvae.guides.tables import given_parents, num_features, of_rows, start_at_prior
+from pyro_dvae.programs.sites import Site
+from pyro_dvae.programs.swapping import is_discrete, latents_and_parents, swap_sites
+
+__all__ = ["AutoDiscrete"]
+
+_STRUCTURES = ("mean_field", "chain", "model")
+_MUCH = 0.01  # of the prior that `num_values` cuts off
+
+
+class AutoDiscrete(AutoGuide):
+    """A guide for all discrete latents of any model, with parameters of each datum.
+
+    Args:
+        model: The model. Its continuous latents are left to other guides: put them together by
+            an `AutoGuideList`, ``guides.append(AutoDiscrete(model))``.
+        structure: "mean_field": each latent by itself. "chain": each given the one before it, of
+            the same plates or of some of them. "model": each given the discrete latents that its
+            distribution is computed from in the model, of such plates.
+            Parents of at most 64 joint states have a table, others a linear layer.
+        num_values: V by site: the numbers 0, ..., V - 1 that the guide holds of a site whose
+            numbers have no bound, or one that depends on other latents.
+        noise: Standard deviation of what is added to the logits at the start, in nats: the prior
+            of a mixture, say, is the same for all of its components, and so a saddle.
+
+    Attributes:
+        cut_off: By site of `num_values`, the mass that the prior has beyond the V numbers, the
+            largest of all places, at the first call.
+
+    Raises:
+        ValueError: If an argument cannot be used. On the first call, if the model has no discrete
+            latent, if `num_values` lacks a site that needs it, or if a site is of another family
+            than Bernoulli, Categorical, OneHotCategorical, Binomial, Poisson and Geometric. On
+            any, if a site is new, or its plates are others than before.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        structure: str = "mean_field",
+        num_values: Mapping[str, int] | None = None,
+        noise: float = 0.0,
+    ) -> None:
+        if structure not in _STRUCTURES:
+            raise ValueError(f"`structure` must be one of {_STRUCTURES}; got {structure!r}.")
+        for name, count in (num_values or {}).items():
+            if not isinstance(count, int) or count < 2:
+                raise ValueError(
+                    f"`num_values` must be integers of at least 2; got {count!r} for '{name}'."
+                )
+        if not 0 <= noise < float("inf"):
+            raise ValueError(f"`noise` must be finite and not negative; got {noise!r}.")
+        super().__init__(model)
+        self.structure, self.num_values, self.noise = structure, dict(num_values or {}), noise
+        self.cut_off: dict[str, float] = {}
+        self._latents: dict[str, Latent] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the list that it is in, which links its parts itself."""
+        return {**self.__dict__, "master": None}
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every discrete latent; returns their values by name."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        tables = {name: _get(self.logits, name) for name in self._latents}
+
+        def choose(site: Site, values: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Any:
+            latent = self._latents.get(site.name)
+            check_site(latent, site, rows, list(self._latents))
+            assert latent is not None
+            table = of_rows(latent, tables[site.name], rows)
+            return posterior(latent, site, given_parents(latent, table, self._latents, values))
+
+        last = next(reversed(self._latents))
+        return swap_sites(self.model, args, kwargs, choose, until=last, rows=self._known_rows())
+
+    # -------------------------------------------------------------------------------- summaries
+
+    @torch.no_grad()
+    def mode(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The most likely value of each latent, given those of its parents; of all rows of plates.
+
+        Without parents, these are the most likely values of all together, too.
+
+        Raises:
+            NotImplementedError: If the model rules out values of a latent given others.
+        """
+        values: dict[str, Tensor] = {}
+        for name, latent in self._known(args, kwargs).items():
+            logits = given_parents(latent, _get(self.logits, name), self._latents, values)
+            values[name] = value_of(latent, _probs(latent, logits).argmax(-1))
+        return values
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The medians of latents whose values are numbers; of all rows of plates.
+
+        Raises:
+            NotImplementedError: See `quantiles`.
+        """
+        return {name: values[0] for name, values in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The smallest values whose distribution functions are at least these numbers.
+
+        Of latents whose values are numbers, and of all rows of plates; a Categorical has none.
+
+        Args:
+            quantiles: Q numbers from 0 to 1.
+            *args: What the model is called with.
+            **kwargs: The same.
+
+        Returns:
+            By site ``(Q, *batch, *event)``.
+
+        Raises:
+            NotImplementedError: If latents have parents, or the model rules values out.
+        """
+        found = {}
+        for name, latent in self._known(args, kwargs).items():
+            if latent.parents:
+                raise NotImplementedError(_draw_instead(name, "depends on other latents"))
+            if is_ordered(latent):
+                probs = _probs(latent, _get(self.logits, name))
+                found[name] = torch.stack([quantile(latent, probs, float(q)) for q in quantiles])
+        return found
+
+    def _known(self, args: tuple, kwargs: dict) -> dict[str, Latent]:
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        for name, latent in self._latents.items():
+            if latent.rules_out:
+                raise NotImplementedError(_draw_instead(name, "cannot have all values everywhere"))
+        return self._latents
+
+    # ------------------------------------------------------------------------------------ set-up
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        found = latents_and_parents(self.model, args, kwargs, _bound_of)
+        sites = {name: entry for name, entry in found.items() if is_discrete(entry[0])}
+        self._check_sites(sites, found)
+        for name, (site, parents, bound) in sites.items():
+            self._latents[name] = self._latent(site, parents, bool(bound))
+        depends = any(parents for _, parents, _ in sites.values())
+        starts = start_at_prior(self.model, args, kwargs, self._latents, depends=depends)
+        self.logits = PyroModule()
+        for name, (table, prior) in starts.items():
+            table = table + self.noise * torch.randn_like(table) if self.noise else table
+            _set(self.logits, name, PyroParam(table.detach(), constraints.real))
+            rules_out = bool((prior.probs == 0).any())
+            self._latents[name] = self._latents[name]._replace(rules_out=rules_out)
+            if name in self.num_values:
+                self._note_cut_off(name, float(prior.cut_off.max()))
+
+    def _check_sites(self, sites: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        if not sites:
+            raise ValueError(
+                f"the model has no discrete latent for AutoDiscrete to guide: it has "
+                f"{sorted(found) or 'no latent'}. For continuous ones use Pyro's autoguides."
+            )
+        if odd := sorted(self.num_values.keys() - sites.keys()):
+            raise ValueError(
+                f"`num_values` has '{odd[0]}', but the discrete latents of the model are "
+                f"{sorted(sites)}. Name one of these."
+            )
+
+    def _latent(self, site: Site, parents: frozenset[str], bound_depends: bool) -> Latent:
+        bound = self.num_values.get(site.name)
+        num_values = count_values(site, bound, bound_depends)
+        event = tuple(site.fn.event_shape)
+        cells = event[: len(event) - len(site.base.event_shape)]
+        batch, plates = full_sizes(site)
+        latent = Latent(
+            name=site.name,
+            family=type(site.base),
+            num_values=num_values,
+            is_bounded_here=bound is None,
+            plates=plates,
+            batch_shape=batch,
+            cells=cells,
+            dtype=site.value.dtype,
+        )
+        held = [other for other in self._latents.values() if reaches(other, latent)]
+        if self.structure == "chain":
+            held = held[-1:]
+        elif self.structure == "model":
+            held = [other for other in held if other.name in parents]
+        else:
+            held = []
+        count, is_table = num_features(held)
+        names = tuple(other.name for other in held)
+        return latent._replace(parents=names, table=is_table, num_features=count)
+
+    def _note_cut_off(self, name: str, mass: float) -> None:
+        self.cut_off[name] = mass
+        if mass > _MUCH:
+            warnings.warn(
+                f"`num_values`: the {self.num_values[name]} values of site '{name}' leave out "
+                f"{mass:.3g} of its prior. The guide cannot have a posterior there: raise it.",
+                stacklevel=2,
+            )
+
+    def _known_rows(self) -> dict[str, Tensor]:
+        """Rows of the plates that an `AutoGuideList` has made for all of its parts."""
+        if self.master is None:
+            return {}
+        plates = getattr(self.master(), "plates", {})
+        return {name: plate._indices for name, plate in plates.items()}
+
+
+def _bound_of(site: Site) -> Any:
+    """What the number of values of a site is computed from."""
+    return getattr(site.base, "total_count", None)
+
+
+def _draw_instead(name: str, reason: str) -> str:
+    return (
+        f"site '{name}' {reason}, so that its probabilities are not to be read off its "
+        "parameters. Use diagnostics.discrete_posterior, which draws."
+    )
+
+
+def _probs(latent: Latent, logits: Tensor) -> Tensor:
+    if latent.num_logits == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], -1)
+    return logits.softmax(-1)
+
+
+def _get(module: Any, name: str) -> Tensor:
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module
+
+
+def _set(module: Any, name: str, value: Any) -> None:
+    *folders, last = name.split(".")
+    for part in folders:
+        if getattr(module, part, None) is None:
+            setattr(module, part, PyroModule())
+        module = getattr(module, part)
+    setattr(module, last, value)

@@ -1,0 +1,240 @@
+"""How an automatic guide holds a discrete latent: its values, its parameters, its distribution.
+
+A latent is a site of the model. Each of its places, the cells of its plates and of its event dims,
+has one of V values and P parameters: a logit of a Bernoulli, V of all other families.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Num
+from pyro import distributions as dist
+from torch import Tensor
+from torch.nn import functional
+
+from pyro_dvae.distributions import Categorical, Counts, OneHotCategorical
+from pyro_dvae.programs.masks import entry_mask
+from pyro_dvae.programs.sites import Site
+
+__all__ = [
+    "Latent",
+    "Place",
+    "Prior",
+    "count_values",
+    "is_ordered",
+    "posterior",
+    "prior",
+    "quantile",
+    "value_of",
+    "vectors",
+]
+
+_BINARY = torch.distributions.Bernoulli
+_CODES = torch.distributions.Categorical
+_ONE_HOT = torch.distributions.OneHotCategorical
+_BOUNDED = torch.distributions.Binomial
+_UNBOUNDED = (torch.distributions.Poisson, torch.distributions.Geometric)
+_CERTAIN = 100.0  # logit of a Bernoulli that can have one value alone; finite, for finite slopes
+
+
+class Place(NamedTuple):
+    """A plate that a latent is under."""
+
+    name: str
+    dim: int
+    size: int  # before subsampling
+
+
+class Latent(NamedTuple):
+    """A discrete site as an automatic guide holds it."""
+
+    name: str
+    family: type  # of its distribution in the model
+    num_values: int  # V
+    is_bounded_here: bool  # whether V follows from the model; else it was given
+    plates: tuple[Place, ...]
+    batch_shape: tuple[int, ...]  # plates before subsampling
+    cells: tuple[int, ...]  # event dims that hold one value each
+    dtype: Any  # of its values
+    parents: tuple[str, ...] = ()
+    table: bool = True  # whether each joint state of the parents has parameters of its own
+    num_features: int = 1  # F, rows of the parameters: 1 without parents
+    rules_out: bool = False  # whether the model has ruled values out, somewhere
+
+    @property
+    def num_logits(self) -> int:
+        """P, parameters of a place."""
+        return 1 if issubclass(self.family, _BINARY) else self.num_values
+
+
+def count_values(site: Site, bound: int | None, depends: bool) -> int:
+    """V of a site: the model's own, or the bound of one that has none.
+
+    Args:
+        site: A discrete latent.
+        bound: V, as the user has given it.
+        depends: Whether the number of values depends on other latents.
+
+    Raises:
+        ValueError: If the family is not known, V is not, or both are and differ.
+    """
+    base, own = site.base, None
+    if isinstance(base, _BINARY):
+        own = 2
+    elif isinstance(base, _CODES | _ONE_HOT):
+        own = int(base.probs.shape[-1])
+    elif isinstance(base, _BOUNDED):
+        own = None if depends else int(base.total_count.max()) + 1
+    elif not isinstance(base, _UNBOUNDED):
+        raise ValueError(
+            f"site '{site.name}' ({site.family}) cannot be guided by AutoDiscrete, which takes "
+            "Bernoulli, Categorical, OneHotCategorical, Binomial, Poisson and Geometric. Give it a "
+            "guide of its own, in an AutoGuideList, and hide it from this one."
+        )
+    if isinstance(base, _BINARY | _CODES | _ONE_HOT) and bound not in (None, own):
+        raise ValueError(
+            f"`num_values`: site '{site.name}' ({site.family}) has {own} values; got {bound}. "
+            "Leave it out."
+        )
+    found = own if bound is None else bound
+    if found is None:
+        raise ValueError(_no_bound(site))
+    return found
+
+
+def _no_bound(site: Site) -> str:
+    reason, advice = "depends on other latents", "the largest number that it can be, plus one"
+    if isinstance(site.base, _UNBOUNDED):
+        reason, advice = "is infinite", f"{_enough(site)}, beyond which the prior has 1e-6 or less"
+    return (
+        f"site '{site.name}' ({site.family}): the number of its values {reason}, and the guide "
+        f"must know how many to hold. Pass num_values={{'{site.name}': V}} for 0, ..., V - 1, with "
+        f"V such as {advice}."
+    )
+
+
+def _enough(site: Site) -> int:
+    """V that leaves 1e-6 of the prior out, a power of two."""
+    size = 2
+    while size < 2**20 and float((1 - _of_numbers(site.base, size).sum(-1)).max()) > 1e-6:
+        size *= 2
+    return size
+
+
+# ---------------------------------------------------------------------------------------- the prior
+
+
+class Prior(NamedTuple):
+    """What the model says of the values of a latent, given the draws before it."""
+
+    probs: Float[Tensor, "*batch_cells V"]
+    cut_off: Float[Tensor, "*batch_cells"]  # mass beyond the V values
+
+
+def prior(latent: Latent, site: Site) -> Prior:
+    """Probabilities of the V values under the model, and the mass that V cuts off."""
+    base, shape = site.base, (*site.fn.batch_shape, *latent.cells)
+    if isinstance(base, _BINARY):
+        probs = torch.stack([1 - base.probs, base.probs], -1)
+    elif isinstance(base, _CODES | _ONE_HOT):
+        probs = base.probs
+    else:
+        probs = _of_numbers(base, latent.num_values)
+    probs = probs.expand(*shape, latent.num_values)
+    return Prior(probs, (1 - probs.sum(-1)).clamp(min=0))
+
+
+def _of_numbers(base: Any, num_values: int) -> Float[Tensor, "*batch V"]:
+    parameter = next(getattr(base, name) for name in base.arg_constraints if name != "total_count")
+    numbers = torch.arange(num_values, dtype=parameter.dtype, device=parameter.device)
+    numbers = numbers.reshape(-1, *[1] * len(base.batch_shape)).expand(-1, *base.batch_shape)
+    if isinstance(base, _BOUNDED):
+        count = base.total_count
+        bounded = _BOUNDED(count, probs=base.probs, validate_args=False)
+        possible = numbers <= count
+        scores = bounded.log_prob(torch.where(possible, numbers, 0.0))
+        return torch.where(possible, scores.exp(), 0.0).movedim(0, -1)
+    return base.log_prob(numbers).exp().movedim(0, -1)
+
+
+# ------------------------------------------------------------------------------------ the posterior
+
+
+def posterior(latent: Latent, site: Site, logits: Float[Tensor, "*batch_cells P"]) -> Any:
+    """The distribution with these logits: of the site's family, masked as the site is.
+
+    Values that the model rules out, given the draws so far, have no probability.
+
+    Raises:
+        ValueError: If the model now gives the latent more values than the guide holds.
+    """
+    if latent.rules_out or issubclass(latent.family, _BOUNDED):
+        logits = _ruled(latent, site, logits)
+    fn: Any
+    if issubclass(latent.family, _BINARY):
+        fn = dist.Bernoulli(logits=logits.squeeze(-1))
+    elif issubclass(latent.family, _CODES):
+        fn = Categorical(logits=logits)
+    elif issubclass(latent.family, _ONE_HOT):
+        fn = OneHotCategorical(logits=logits)
+    else:
+        fn = Counts(logits=logits)
+    if hasattr(site.fn, "base_dist"):
+        mask = entry_mask(site, len(latent.cells))
+        fn = fn if mask.numel() == 1 and bool(mask) else fn.mask(mask)
+    return fn.to_event(len(latent.cells)) if latent.cells else fn
+
+
+def _ruled(latent: Latent, site: Site, logits: Tensor) -> Tensor:
+    with torch.no_grad():
+        possible = _possible(latent, site)
+    if issubclass(latent.family, _BINARY):
+        zero, one = possible[..., :1], possible[..., 1:]
+        logits = torch.where(one, logits, -_CERTAIN)
+        return torch.where(zero, logits, _CERTAIN)
+    return torch.where(possible, logits, -torch.inf)
+
+
+def _possible(latent: Latent, site: Site) -> Bool[Tensor, "*batch_cells V"]:
+    """Which values the model does not rule out."""
+    if isinstance(site.base, _BOUNDED) and latent.is_bounded_here:
+        largest = int(site.base.total_count.max())
+        if largest >= latent.num_values:
+            raise ValueError(
+                f"site '{latent.name}' now has numbers up to {largest}, but the guide holds "
+                f"{latent.num_values} values, as its first call had. Pass "
+                f"num_values={{'{latent.name}': V}} with the V that all data need."
+            )
+    return prior(latent, site).probs > 0
+
+
+# ------------------------------------------------------------------------------- values and vectors
+
+
+def vectors(latent: Latent, value: Tensor) -> Num[Tensor, "*batch_cells V"]:
+    """Values as one-hot vectors; those of relaxed latents are such, or nearly."""
+    if issubclass(latent.family, _BINARY):
+        return torch.stack([1 - value, value], -1)
+    if issubclass(latent.family, _ONE_HOT):
+        return value
+    if issubclass(latent.family, _CODES) and value.is_floating_point():
+        return value
+    return functional.one_hot(value.long(), latent.num_values)
+
+
+def value_of(latent: Latent, codes: Tensor) -> Tensor:
+    """Codes ``(*batch_cells)`` as a value of the site."""
+    if issubclass(latent.family, _ONE_HOT):
+        codes = functional.one_hot(codes, latent.num_values)
+    return codes.to(latent.dtype)
+
+
+def quantile(latent: Latent, probs: Float[Tensor, "*batch_cells V"], level: float) -> Tensor:
+    """The smallest value up to which the probability is at least `level`."""
+    below = (probs.cumsum(-1) < level - 1e-6).sum(-1)
+    return value_of(latent, below.clamp(max=latent.num_values - 1))
+
+
+def is_ordered(latent: Latent) -> bool:
+    """Whether its values are numbers, rather than names."""
+    return not issubclass(latent.family, _CODES | _ONE_HOT)

@@ -1,0 +1,193 @@
+"""A model run as a guide: its discrete latents drawn from other distributions, all else hidden.
+
+The model itself says which plates a latent is under, which rows a minibatch holds, what is masked,
+and what a latent's own distribution is, given the draws before it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_dvae.programs.draw import run_program
+from pyro_dvae.programs.layout import Exits
+from pyro_dvae.programs.looking import only_looking
+from pyro_dvae.programs.sites import Site, is_drawn, sample_sites
+
+__all__ = ["Choose", "given_run", "is_discrete", "latents_and_parents", "swap_sites"]
+
+# From a site, as the model has it, the draws so far, and the rows of its plates that were chosen,
+# to the distribution to draw from.
+Choose = Callable[[Site, Mapping[str, Tensor], Mapping[str, Tensor]], Any]
+
+
+def is_discrete(site: Site) -> bool:
+    """Whether a site's values are discrete."""
+    return bool(getattr(site.base.support, "is_discrete", False))
+
+
+class _Reached(BaseException):
+    """The last latent of interest has been drawn."""
+
+
+class _Swap(Messenger):
+    """Draws discrete latents from what `choose` says, and keeps their values and the rows."""
+
+    def __init__(self, choose: Choose, until: str | None, rows: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.choose, self.until, self.given_rows = choose, until, rows
+        self.values: dict[str, Tensor] = {}
+        self.rows: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self._take_rows(msg)
+        elif is_drawn(msg) and is_discrete(site := Site.of(msg)):
+            msg["fn"] = self.choose(site, self.values, self.rows)
+            msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
+            self.values[msg["name"]] = msg["value"]
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            if msg["infer"].get("_chosen") or len(msg["value"]) != msg["fn"].size:
+                self.rows[msg["name"]] = msg["value"]
+        elif msg["name"] in self.values:
+            self.values[msg["name"]] = msg["value"]
+            if msg["name"] == self.until:
+                raise _Reached
+
+    def _take_rows(self, msg: Any) -> None:
+        given, found = self.given_rows.get(msg["name"]), msg["value"]
+        msg["infer"] = {**(msg["infer"] or {}), "_chosen": found is not None}
+        if given is None:
+            return
+        if found is not None and not torch.equal(torch.as_tensor(found), given):
+            raise ValueError(
+                f"plate '{msg['name']}' holds the rows that the model has chosen, but the plates "
+                "of the AutoGuideList others. Pass create_plates to the AutoGuideList, a function "
+                "that makes the plate with the model's `subsample`."
+            )
+        msg["value"], msg["done"] = given, True
+        msg["infer"]["_chosen"] = True
+
+
+def swap_sites(
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    choose: Choose,
+    *,
+    until: str | None = None,
+    rows: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Run a model as a guide of its discrete latents, and return their draws by name.
+
+    Handlers around see these sites, and the subsamples of the model's plates, alone.
+
+    Args:
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        choose: From what to draw a site.
+        until: The last site to be drawn: the model is left there. None runs all of it.
+        rows: Rows of plates that are known already; these subsamples are hidden, too.
+
+    Raises:
+        ValueError: If the model has chosen other rows than those that are known.
+    """
+    swap, known = _Swap(choose, until, rows or {}), (rows or {}).keys()
+
+    def hide(msg: Any) -> bool:
+        if msg["type"] == "sample" and site_is_subsample(msg):
+            return msg["name"] in known
+        return msg["name"] not in swap.values
+
+    with poutine.block(hide_fn=hide):
+        try:
+            with swap:
+                model(*args, **kwargs)
+        except _Reached:
+            pass
+    return dict(swap.values)
+
+
+class _Direct(Messenger):
+    """Marks each draw of a latent with its own name alone."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if is_drawn(msg):
+            bare = detach_provenance(msg["value"])
+            msg["value"] = track_provenance(bare, frozenset({msg["name"]}))
+
+
+def latents_and_parents(
+    model: Callable, args: tuple, kwargs: dict, look: Callable[[Site], Any]
+) -> dict[str, tuple[Site, frozenset[str], frozenset[str]]]:
+    """Latent sites of a model, the draws that each depends on, and those that `look` finds.
+
+    A site depends on the latents that its distribution is computed from without another draw in
+    between; where Python has asked for the value of a draw, all later sites depend on it.
+
+    Args:
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        look: A part of a site's distribution, whose own dependence is wanted.
+    """
+
+    def run() -> tuple[dict[str, Site], set[str]]:
+        with pyro.validation_enabled(False), poutine.block(), _Direct(), Exits() as exits:
+            return sample_sites(run_program(model, args, kwargs)), exits.names
+
+    sites, exits = only_looking(run)
+    found, earlier = {}, set[str]()
+    for name, site in sites.items():
+        if site.is_observed:
+            continue
+        asked = exits & earlier
+        parents = (get_provenance(site.log_prob()) | asked) - {name}
+        found[name] = (site, frozenset(parents), get_provenance(look(site)) | asked)
+        earlier.add(name)
+    return found
+
+
+def given_run(
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    values: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
+) -> tuple[dict[str, Site], dict[str, Tensor]]:
+    """Latent sites of a run in which some have these values, and plates some of these rows.
+
+    The run only looks; what is not given is drawn from the model.
+
+    Returns:
+        The sites, and the rows of the plates.
+    """
+    swap = _Swap(lambda site, drawn, rows: site.fn, None, rows)
+    with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+        with poutine.trace() as tracer, _Give(values), swap:
+            model(*args, **kwargs)
+    latents = {n: s for n, s in sample_sites(tracer.trace).items() if not s.is_observed}
+    return latents, swap.rows
+
+
+class _Give(Messenger):
+    """Sets the values of some sites."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and is_drawn(msg):
+            value = self.values[msg["name"]]
+            msg["value"] = value.expand((*msg["fn"].batch_shape, *msg["fn"].event_shape))
+            msg["done"] = True

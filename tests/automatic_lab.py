@@ -1,0 +1,159 @@
+"""What the tests of automatic guides need of either library: models in one language, parameters."""
+
+import importlib
+from types import SimpleNamespace
+
+import numpy as np
+
+
+def lab(name):
+    return {"pyro": PyroLab, "numpyro": NumPyroLab}[name]()
+
+
+class Lab:
+    """Programs are functions ``model(ppl, *args)`` of a library's primitives."""
+
+    def module(self, path):
+        return importlib.import_module(f"{self.name}_dvae.{path}")
+
+    def guide(self, program, **options):
+        return self.module("guides").AutoDiscrete(program, **options)
+
+    def exact(self):
+        return self.module("infer").Exact_ELBO(max_states=2**12)
+
+
+class PyroLab(Lab):
+    name = "pyro"
+
+    def __init__(self):
+        import pyro
+        import torch
+        from pyro import poutine
+
+        self.pyro, self.torch = pyro, torch
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        self.primitives = SimpleNamespace(
+            sample=pyro.sample,
+            plate=pyro.plate,
+            dist=pyro.distributions,
+            one_hot=self.module("distributions").OneHotCategorical,
+            mask=poutine.mask,
+            array=lambda x: torch.as_tensor(np.asarray(x)),
+            block=lambda model, **options: poutine.block(model, **options),
+            list=lambda model, hidden: pyro.infer.autoguide.AutoGuideList(model),
+            normal=pyro.infer.autoguide.AutoNormal,
+            integer=lambda codes: codes.long(),
+        )
+
+    def bind(self, model):
+        return lambda *args: model(self.primitives, *args)
+
+    def array(self, x):
+        return self.torch.as_tensor(x)
+
+    def start(self, guide, *args):
+        """Parameters by site, as NumPy arrays."""
+        guide(*args)
+        return {name: leaf.detach().numpy().copy() for name, leaf in self.leaves(guide).items()}
+
+    def leaves(self, guide):
+        named = guide.logits.named_parameters()
+        return {name.removesuffix("_unconstrained"): leaf for name, leaf in named}
+
+    def loss(self, elbo, model, guide, params, *args):
+        """The loss at these parameters, and its gradients."""
+        self.start(guide, *args)
+        leaves = self.leaves(guide)
+        for name, leaf in leaves.items():
+            leaf.data, leaf.grad = self.torch.tensor(params[name]), None
+        loss = elbo.differentiable_loss(model, guide, *args)
+        loss.backward()
+        return loss.item(), {name: leaf.grad.numpy() for name, leaf in leaves.items()}
+
+    def train(self, elbo, model, guide, num_steps, *args, lr=0.1):
+        """The losses of some steps, and the parameters after them."""
+        optimiser = self.pyro.optim.Adam({"lr": lr})
+        svi = self.pyro.infer.SVI(model, guide, optimiser, loss=elbo)
+        losses = [float(svi.step(*args)) for _ in range(num_steps)]
+        return losses, {}
+
+    def summary(self, guide, name, params, *options, args=()):
+        self.start(guide, *args)
+        for site, leaf in self.leaves(guide).items():
+            leaf.data = self.torch.tensor(params[site])
+        found = getattr(guide, name)(*options, *args)
+        return {site: value.numpy() for site, value in found.items()}
+
+    def stock_loss(self, model, guide, params, num_particles, *args):
+        elbo = self.pyro.infer.Trace_ELBO(
+            num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1
+        )
+        return elbo.loss(model, guide, *args)
+
+
+class NumPyroLab(Lab):
+    name = "numpyro"
+
+    def __init__(self):
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        from numpyro import handlers
+        from numpyro.infer import autoguide
+        from numpyro_programs import plate
+
+        self.jax, self.numpyro = jax, numpyro
+        self.primitives = SimpleNamespace(
+            sample=numpyro.sample,
+            plate=plate,
+            dist=numpyro.distributions,
+            one_hot=self.module("distributions").OneHotCategorical,
+            mask=handlers.mask,
+            array=jnp.asarray,
+            block=handlers.block,
+            list=lambda model, hidden: autoguide.AutoGuideList(handlers.block(model, hide=hidden)),
+            normal=autoguide.AutoNormal,
+            integer=lambda codes: codes.astype(int),
+        )
+
+    def bind(self, model):
+        return lambda *args: model(self.primitives, *args)
+
+    def array(self, x):
+        return self.jax.numpy.asarray(x)
+
+    def start(self, guide, *args):
+        trace = self.numpyro.handlers.trace(self.numpyro.handlers.seed(guide, 0)).get_trace(*args)
+        found = {n: m["value"] for n, m in trace.items() if m["type"] == "param"}
+        return {n.removesuffix("_auto_logits"): np.asarray(v) for n, v in found.items()}
+
+    def loss(self, elbo, model, guide, params, *args):
+        key = self.jax.random.key(0)
+        self.start(guide, *args)
+        held = {f"{name}_auto_logits": value for name, value in params.items()}
+
+        def loss(params):
+            return elbo.loss(key, params, model, guide, *args)
+
+        value, grads = self.jax.jit(self.jax.value_and_grad(loss))(held)
+        names = {name: name.removesuffix("_auto_logits") for name in grads}
+        return float(value), {names[n]: np.asarray(grad) for n, grad in grads.items()}
+
+    def train(self, elbo, model, guide, num_steps, *args, lr=0.1):
+        import optax
+
+        svi = self.module("infer").SVI(model, guide, optax.adam(lr), elbo)
+        result = svi.run(self.jax.random.key(0), num_steps, *args, progress_bar=False)
+        return np.asarray(result.losses), result.params
+
+    def summary(self, guide, name, params, *options, args=()):
+        held = {f"{site}_auto_logits": self.array(value) for site, value in params.items()}
+        found = getattr(guide, name)(held, *options)
+        return {site: np.asarray(value) for site, value in found.items()}
+
+    def stock_loss(self, model, guide, params, num_particles, *args):
+        held = {f"{site}_auto_logits": value for site, value in params.items()}
+        elbo = self.numpyro.infer.Trace_ELBO(num_particles=num_particles)
+        return float(elbo.loss(self.jax.random.key(1), held, model, guide, *args))
