@@ -30,7 +30,7 @@ Choose = Callable[[Site, Mapping[str, Array], Mapping[str, Array]], Any]
 
 def is_discrete(site: Site) -> bool:
     """Whether a site's values are discrete."""
-    return site.needs_score and (site.base.support.is_discrete or site.has_finite_support)
+    return site.needs_credit and (site.base.support.is_discrete or site.has_finite_support)
 
 
 class _Swap(Messenger):
