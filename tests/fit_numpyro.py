@@ -117,6 +117,15 @@ def make_svi(seed=0, optim=None, loss=None, width=6, nan_from=999, kind=Remember
     return svi
 
 
+def other_optim():
+    """Another step size."""
+    return optax.adam(0.02)
+
+
+def other_loss_svi():
+    return make_svi(nan_from=1000)
+
+
 def fit(svi, *data, **settings):
     return package.fit(getattr(svi, "rng_key", jax.random.key(0)), svi, *data, **settings)
 

@@ -83,6 +83,15 @@ def make_svi(seed=0, optim=None, loss=None, width=6, nan_from=999):
     return SVI(vae.model, vae.guide, optim or scheduled(), loss=loss or Counting_ELBO(nan_from))
 
 
+def other_optim():
+    """Another step size."""
+    return pyro.optim.Adam({"lr": 0.02})
+
+
+def other_loss_svi():
+    return make_svi(nan_from=1000)
+
+
 def fit(svi, *data, **settings):
     return package.fit(svi, *data, **settings)
 

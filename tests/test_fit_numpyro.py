@@ -173,7 +173,7 @@ def test_states_of_any_kind_survive_a_checkpoint(tmp_path, optim, dtype):
         mutable = {"half / [0]": jnp.array([0.1, 0.2], dtype), "none": jnp.zeros((0, 3), dtype)}
         state = state._replace(mutable_state=mutable)
         run_state = checkpoints.RunState([1.5] * step, 0.0, [], {})
-        checkpoints.save_checkpoint(key, tmp_path, svi, state, run_state)
+        checkpoints.save_checkpoint(key, tmp_path, svi, state, run_state, {})
         saved = checkpoints.load_checkpoint(tmp_path)
         found = checkpoints.restore(svi, state, saved)
         for old, new in zip(*map(jax.tree.leaves, (state, found)), strict=True):
@@ -206,9 +206,10 @@ def test_the_format_of_a_checkpoint(tmp_path):
     with ocp.CheckpointManager((tmp_path / kit.CHECKPOINT).absolute()) as manager:
         items = {"state": ocp.args.StandardRestore(), "run": ocp.args.JsonRestore()}
         found = manager.restore(4, args=ocp.args.Composite(**items))
-    names = {"format", "step", "seconds", "history", "data", "rng_key", "shapes", "empty"}
+    names = {"format", "step", "seconds", "identity", "history", "data", "rng_key", "shapes"}
+    names |= {"empty", "sums", "sum"}
     assert found["run"].keys() == names
-    assert found["run"]["format"] == 2
+    assert found["run"]["format"] == 3
     assert found["run"]["data"] == {"size": 12}
     assert found["run"]["shapes"] == {"weight": [3], "logits": [3]}
     assert {"losses", ".rng_key"} < found["state"].keys()

@@ -56,8 +56,8 @@ def test_the_format_of_a_checkpoint(tmp_path):
     """Files of earlier versions are read by these names: another set is another format."""
     run(kit, 4, folder=tmp_path)
     saved = torch.load(tmp_path / kit.CHECKPOINT, weights_only=True)
-    assert saved["format"] == 1
-    names = {"format", "step", "seconds", "losses", "history", "data", "training"}
+    assert saved["format"] == 2
+    names = {"format", "step", "seconds", "identity", "losses", "history", "data", "training"}
     assert saved.keys() == names
     assert saved["data"].keys() == {"size", "order", "cursor"}
     assert saved["training"].keys() == {"params", "modules", "optim", "loss_state", "rng"}
@@ -84,7 +84,7 @@ def test_a_state_of_another_loss_is_refused(tmp_path):
         return svi
 
     trained(DAPS_ELBO(2))
-    with pytest.raises(ValueError, match="another loss than Reinforce_ELBO"):
+    with pytest.raises(ValueError, match=r"`loss` is Reinforce_ELBO, but .* with DAPS_ELBO"):
         trained(Reinforce_ELBO(1), resume=True)
     svi, saved = trained(DAPS_ELBO(2)), load_checkpoint(tmp_path)
     assert isinstance(saved, Checkpoint)

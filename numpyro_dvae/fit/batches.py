@@ -22,6 +22,7 @@ from numpyro_dvae.fit.data import (
     num_rows,
     take_rows,
 )
+from numpyro_dvae.fit.identity import described_data
 from numpyro_dvae.fit.templates import split
 
 __all__ = ["ArrayBatches", "Batches", "IterableBatches", "make_batches"]
@@ -37,8 +38,14 @@ class Batches(Protocol):
     def state(self) -> dict[str, Any]:
         """Return the position, as plain values."""
 
+    def check(self, state: dict[str, Any]) -> None:
+        """Check that a saved position is one in these data."""
+
     def restore(self, state: dict[str, Any]) -> None:
         """Go to a saved position."""
+
+    def described(self) -> dict[str, Any]:
+        """Describe the data and the size of a batch."""
 
 
 def make_batches(
@@ -96,13 +103,21 @@ class ArrayBatches:
         """Return the number of rows: the step and the key give the rest."""
         return {"size": self._size}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def described(self) -> dict[str, Any]:
+        """Describe the arrays by shape, type and sum; the size of a batch."""
+        arrays = self.template.join(self.arrays).args
+        return {"batch_size": self._batch_size, "data": described_data(arrays)}
+
+    def check(self, state: dict[str, Any]) -> None:
         """Check that the data are of the same size."""
         if state.get("size") != self._size:
             raise ValueError(
                 f"`data` has {self._size} rows, but the checkpoint was written with "
                 f"{state.get('size', 'an iterable of batches')}: resume on the same data."
             )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing: the step says which rows are due."""
 
 
 class IterableBatches:
@@ -149,13 +164,20 @@ class IterableBatches:
         """Return the batches used in this epoch, and the generators at its start and now."""
         return {"cursor": self._cursor, "epoch_rng": self._epoch_rng, "rng": rng.get_state()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Replay the epoch up to the saved position."""
+    def described(self) -> dict[str, Any]:
+        """Describe the iterable by its kind."""
+        return {"batch_size": None, "data": {"kind": type(self._iterable).__qualname__}}
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Check that a saved position is one in an iterable."""
         if "epoch_rng" not in state:
             raise ValueError(
                 "`data` is an iterable of batches, but the checkpoint was written with "
-                f"arrays of {state['size']} rows: resume on the same data."
+                f"arrays of {state.get('size')} rows: resume on the same data."
             )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Replay the epoch up to the saved position."""
         self._epoch_rng, self._held = state["epoch_rng"], None
         rng.set_state(self._epoch_rng)
         self._iterator, self._cursor = iter(self._iterable), state["cursor"]

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from numpyro_dvae.ops.arguments import is_count
+
 __all__ = [
     "Batch",
     "as_arrays",
@@ -62,9 +64,9 @@ def as_batch(value: Any, source: str = "`data`") -> Batch:
 def check_batch_size(arrays: tuple[Any, ...], batch_size: int | None) -> int | None:
     """Return `batch_size` if it lies in [1, N]."""
     size = num_rows(arrays)
-    if batch_size is not None and not 1 <= batch_size <= size:
+    if batch_size is not None and not (is_count(batch_size) and 1 <= batch_size <= size):
         raise ValueError(
-            f"`batch_size` must lie between 1 and the number of data, {size}; got {batch_size}. "
+            f"`batch_size` must lie between 1 and the number of data, {size}; got {batch_size!r}. "
             "None passes all data at every step."
         )
     return batch_size

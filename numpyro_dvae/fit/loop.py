@@ -13,12 +13,14 @@ from tqdm.auto import tqdm
 from numpyro_dvae.fit.batches import make_batches
 from numpyro_dvae.fit.checkpoints import load_checkpoint
 from numpyro_dvae.fit.evaluation import HeldOut
-from numpyro_dvae.fit.files import open_folder
+from numpyro_dvae.fit.files import folder_of_run
 from numpyro_dvae.fit.plain import like
 from numpyro_dvae.fit.result import FitResult
 from numpyro_dvae.fit.run import Intervals, Run
 from numpyro_dvae.fit.signals import Signals
 from numpyro_dvae.fit.steps import Steps
+from numpyro_dvae.fit.svi import described_svi
+from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["fit"]
 
@@ -26,6 +28,7 @@ _DATA, _EVALUATION, _TRANSFORM = (2**16 + i for i in range(3))  # folded into th
 # which `SVI.init` splits off the rest
 
 
+@checked
 def fit(
     rng_key: Array,
     svi: SVI,
@@ -91,26 +94,23 @@ def fit(
         FitInterrupt: After SIGINT or SIGTERM.
     """
     intervals = Intervals(log_every, eval_every, checkpoint_every)
-    _check_counts(num_steps=num_steps, log_every=log_every)
-    _check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
+    check_counts(num_steps=num_steps, log_every=log_every)
+    check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
     if resume and folder is None:
         raise ValueError("`resume` is True, but there is no `folder` to resume from: pass it.")
-    saved = load_checkpoint(open_folder(folder)) if resume and folder is not None else None
-    rng_key = rng_key if saved is None else like(rng_key, saved.rng_key)
-    data_key, eval_key, transform_key = (
-        jax.random.fold_in(rng_key, i) for i in (_DATA, _EVALUATION, _TRANSFORM)
-    )
-    steps = Steps(transform_key, svi, make_batches(data_key, data, batch_size), transform)
-    held_out = None if eval_data is None else HeldOut(eval_key, svi, eval_data, batch_size)
-    run = Run(rng_key, svi, steps, held_out, None if folder is None else open_folder(folder))
-    run.begin(init_state, saved)
-    bar = tqdm(total=num_steps, initial=run.step, disable=not progress, dynamic_ncols=True)
-    with Signals() as signals, bar:
-        run.train(num_steps, intervals, signals, bar)
+    with folder_of_run(folder) as place:
+        saved = load_checkpoint(place) if resume and place is not None else None
+        rng_key = rng_key if saved is None else like(rng_key, saved.rng_key)
+        data_key, eval_key, transform_key = (
+            jax.random.fold_in(rng_key, i) for i in (_DATA, _EVALUATION, _TRANSFORM)
+        )
+        steps = Steps(transform_key, svi, make_batches(data_key, data, batch_size), transform)
+        held_out = None if eval_data is None else HeldOut(eval_key, svi, eval_data, batch_size)
+        identity = {} if place is None else described_svi(svi)
+        identity |= {} if place is None else steps.described()
+        run = Run(rng_key, svi, steps, held_out, place, identity)
+        run.begin(init_state, saved)
+        bar = tqdm(total=num_steps, initial=run.step, disable=not progress, dynamic_ncols=True)
+        with Signals() as signals, bar:
+            run.train(num_steps, intervals, signals, bar)
     return run.result()
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"`{name}` must be at least 1; got {count}.")

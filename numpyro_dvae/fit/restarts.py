@@ -23,12 +23,14 @@ from numpyro.infer.svi import SVIState
 from numpyro_dvae.fit.loop import fit
 from numpyro_dvae.fit.result import FitResult
 from numpyro_dvae.infer.svi import with_memory
+from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["fit_restarts", "recent_loss"]
 
 _RECORD = "_restarts"  # in the mutable state
 
 
+@checked
 def fit_restarts(
     rng_key: Array,
     make_svi: Callable[[], SVI],
@@ -73,8 +75,7 @@ def fit_restarts(
         ValueError: If `num_restarts` is not positive, or by `fit`.
         DivergenceError: If all runs diverge.
     """
-    if num_restarts < 1:
-        raise ValueError(f"`num_restarts` must be at least 1; got {num_restarts}.")
+    check_counts(num_restarts=num_restarts, num_steps=num_steps)
     runs = _SideBySide(make_svi(), num_restarts, math.exp(-10.0 / max(num_steps, 1)))
     return fit(
         rng_key,

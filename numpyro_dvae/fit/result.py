@@ -86,6 +86,9 @@ class DivergenceError(FloatingPointError):
             "`log_every=1` stops at the very step and shows what goes first."
         )
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.step, self.last_loss, self.checkpoint, self.culprits)
+
 
 class FitInterrupt(KeyboardInterrupt):
     """SIGINT or SIGTERM ended the training between two steps; `result` is what there is.
@@ -103,3 +106,6 @@ class FitInterrupt(KeyboardInterrupt):
             else "nothing was saved (pass `folder`)"
         )
         super().__init__(f"Interrupted after step {result.num_steps}; {saved}.")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.signal, self.result)

@@ -24,6 +24,8 @@ from numpyro_dvae.fit.checkpoints import (
     save_checkpoint,
 )
 from numpyro_dvae.fit.evaluation import HeldOut
+from numpyro_dvae.fit.files import writing
+from numpyro_dvae.fit.identity import check_same_run
 from numpyro_dvae.fit.log import Log, set_run_aside, shown_on_bar
 from numpyro_dvae.fit.losses import check_finite
 from numpyro_dvae.fit.result import FitInterrupt, FitResult
@@ -63,9 +65,10 @@ class Run:
         steps: Steps,
         held_out: HeldOut | None,
         folder: Path | None,
+        identity: dict[str, Any],
     ) -> None:
         self.rng_key, self.svi, self.steps = rng_key, svi, steps
-        self.held_out, self.folder = held_out, folder
+        self.held_out, self.folder, self.identity = held_out, folder, identity
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
         self.log = Log(folder)
@@ -75,7 +78,10 @@ class Run:
 
     def begin(self, init_state: SVIState | None, saved: Checkpoint | None) -> None:
         """Make the first state, or take the one that is given or saved."""
-        init_state = init_state if saved is None else None
+        if saved is not None:
+            self.steps.batches.check(saved.run.data)
+            check_same_run(saved.identity, self.identity)
+            init_state = None
         state = first_state(self.rng_key, self.svi, self.steps.first(), init_state)
         if saved is not None:
             self._resume(state, saved)
@@ -149,7 +155,8 @@ class Run:
         if evaluate and self.held_out is not None:
             row["eval_loss"] = self.held_out.loss(best_state(self.svi, self.svi_state))
         row["seconds"] = self._read_clock()
-        self.log.write(row)
+        with writing(self.folder, self.checkpoint, self.step):
+            self.log.write(row)
         bar.set_postfix(shown_on_bar(row), refresh=False)
 
     def _save(self) -> None:
@@ -158,9 +165,10 @@ class Run:
         if self.folder is not None:
             data = self.steps.batches.state()
             run = RunState(self.losses, self.seconds, self.log.rows, data)
-            self.checkpoint = save_checkpoint(
-                self.rng_key, self.folder, self.svi, self.svi_state, run
-            )
+            with writing(self.folder / CHECKPOINT, self.checkpoint, self.step):
+                self.checkpoint = save_checkpoint(
+                    self.rng_key, self.folder, self.svi, self.svi_state, run, self.identity
+                )
 
     def _read_losses(self) -> None:
         """Bring the losses to the host; stop if they or the parameters are not finite."""

@@ -20,6 +20,7 @@ from numpyro.infer.svi import SVIState
 
 from numpyro_dvae.fit.batches import ArrayBatches, IterableBatches
 from numpyro_dvae.fit.data import Batch, is_finite, take_rows
+from numpyro_dvae.fit.identity import described
 from numpyro_dvae.fit.svi import take_step
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.fit.transform import transformed
@@ -51,6 +52,10 @@ class Steps:
         self.together = isinstance(batches, ArrayBatches)  # whether many run in one dispatch
         self._rng_key, self._transform = rng_key, transform
         self._many, self._one = _many_steps(svi, transform), _one_step(svi, transform)
+
+    def described(self) -> dict[str, Any]:
+        """Describe the data and what is done to them."""
+        return {**self.batches.described(), "transform": described(self._transform)}
 
     def first(self) -> Batch:
         """Return the batch of the first step as the model gets it, without using it up."""

@@ -14,12 +14,14 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from numpyro_dvae.fit.data import Batch
+from numpyro_dvae.fit.identity import described
 from numpyro_dvae.fit.plain import dotted
 from numpyro_dvae.infer.memory import LOSS_MEMORY
 from numpyro_dvae.infer.svi import loss_info, with_memory
 
 __all__ = [
     "best_state",
+    "described_svi",
     "first_state",
     "loss_scalars",
     "non_finite",
@@ -27,6 +29,12 @@ __all__ = [
     "take_step",
     "trained_parameters",
 ]
+
+
+def described_svi(svi: SVI) -> dict[str, Any]:
+    """Describe model, guide, loss and optimiser by what decides the numbers of a run."""
+    names = ("model", "guide", "loss", "optim", "static_kwargs")
+    return {name: described(getattr(svi, name)) for name in names}
 
 
 def first_state(

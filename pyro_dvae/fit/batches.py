@@ -18,6 +18,7 @@ from pyro_dvae.fit.data import (
     num_rows,
     take_rows,
 )
+from pyro_dvae.fit.identity import described_data
 
 __all__ = ["ArrayBatches", "Batches", "IterableBatches", "make_batches"]
 
@@ -34,8 +35,14 @@ class Batches(Protocol):
     def state(self) -> dict[str, Any]:
         """Return the position, as plain values."""
 
+    def check(self, state: dict[str, Any]) -> None:
+        """Check that a saved position is one in these data."""
+
     def restore(self, state: dict[str, Any]) -> None:
         """Go to a saved position."""
+
+    def described(self) -> dict[str, Any]:
+        """Describe the data and the size of a batch."""
 
 
 def make_batches(data: tuple[Any, ...], batch_size: int | None) -> Batches:
@@ -81,13 +88,20 @@ class ArrayBatches:
         """Return the order of this epoch and how far it is used."""
         return {"size": self._size, "order": self._order, "cursor": self._cursor}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go to a saved position in data of the same size."""
+    def described(self) -> dict[str, Any]:
+        """Describe the arrays by shape, type and sum; the size of a batch."""
+        return {"batch_size": self._batch_size, "data": described_data(self._arrays)}
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Check that a saved position is one in data of the same size."""
         if state.get("size") != self._size:
             raise ValueError(
                 f"`data` has {self._size} rows, but the checkpoint was written with "
                 f"{state.get('size', 'an iterable of batches')}: resume on the same data."
             )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to a saved position."""
         self._order, self._cursor = state["order"], state["cursor"]
 
 
@@ -127,13 +141,20 @@ class IterableBatches:
         """Return the batches used in this epoch and the generators at its start."""
         return {"cursor": self._cursor, "epoch_rng": self._epoch_rng}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Replay the epoch up to the saved position."""
+    def described(self) -> dict[str, Any]:
+        """Describe the iterable by its kind."""
+        return {"batch_size": None, "data": {"kind": type(self._iterable).__qualname__}}
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Check that a saved position is one in an iterable."""
         if "epoch_rng" not in state:
             raise ValueError(
                 "`data` is an iterable of batches, but the checkpoint was written with "
-                f"arrays of {state['size']} rows: resume on the same data."
+                f"arrays of {state.get('size')} rows: resume on the same data."
             )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Replay the epoch up to the saved position."""
         self._epoch_rng = state["epoch_rng"]
         rng.set_state(self._epoch_rng)
         self._iterator, self._cursor = iter(self._iterable), state["cursor"]

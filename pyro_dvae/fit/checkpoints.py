@@ -1,10 +1,13 @@
 """Checkpoints: all that a run needs to go on to the same numbers, written whole or not at all.
 
 A checkpoint is one file of tensors and plain values, which `torch.load(weights_only=True)`
-reads: unconstrained parameters, modules with their buffers, optimisers and schedulers, the
-loss's state, the generators, the position in the data.
+reads: what the run is of (`identity`), unconstrained parameters, modules with their buffers,
+optimisers and schedulers, the loss's state, the generators, the position in the data. It is a zip
+archive, whose checksums are compared before anything is read.
 """
 
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +22,18 @@ from pyro_dvae.fit.svi import loss_of, modules_of, parameters
 __all__ = ["CHECKPOINT", "Checkpoint", "RunState", "load_checkpoint", "restore", "save_checkpoint"]
 
 CHECKPOINT = "checkpoint.pt"
-_FORMAT = 1
+_FORMAT = 2
+_FIELDS = {  # of what a checkpoint holds
+    "format": int,
+    "step": int,
+    "seconds": float,
+    "identity": dict,
+    "losses": torch.Tensor,
+    "history": list,
+    "data": dict,
+    "training": dict,
+}
+_TRAINING = {"params": dict, "modules": dict, "optim": dict, "rng": dict}
 
 
 class RunState(NamedTuple):
@@ -34,16 +48,18 @@ class RunState(NamedTuple):
 class Checkpoint(NamedTuple):
     """The contents of a checkpoint."""
 
+    identity: dict[str, Any]  # what the run is of
     run: RunState
     training: dict[str, Any]  # what `restore` puts back
 
 
-def save_checkpoint(folder: Path, svi: SVI, run: RunState) -> Path:
+def save_checkpoint(folder: Path, svi: SVI, run: RunState, identity: dict[str, Any]) -> Path:
     """Write the state to the folder's one checkpoint, replacing it atomically."""
     state = {
         "format": _FORMAT,
         "step": len(run.losses),
         "seconds": run.seconds,
+        "identity": identity,
         "losses": torch.tensor(run.losses, dtype=torch.float64),
         "history": run.history,
         "data": run.data,
@@ -66,20 +82,71 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"`resume` is True, but {str(folder)!r} holds no {CHECKPOINT}: check `folder`, or "
             "start afresh with `resume=False`."
         )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"`folder`: {str(path)!r} cannot be read as a checkpoint ({error})."
-        ) from None
+    state = _read(path)
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise ValueError(
             f"`folder`: {str(path)!r} is not a checkpoint of this version of `fit`; start afresh "
             "with `resume=False`."
         )
+    _check_fields(path, state)
     losses = state["losses"].tolist()
     run = RunState(losses, state["seconds"], state["history"], state["data"])
-    return Checkpoint(run, state["training"])
+    return Checkpoint(state["identity"], run, state["training"])
+
+
+def _read(path: Path) -> Any:
+    """The contents of a file whose checksums hold, and that holds as much as it says."""
+    if (damage := _damage(path)) is not None:
+        raise _broken(path, damage)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # whatever it says, the fix is not to trust the file
+        raise _broken(path, "it holds more than tensors and plain values") from None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file, before anything of it is unpacked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                return "it would unpack to more than it holds"
+            damaged = archive.testzip()
+    except OSError as error:
+        return error.strerror or "it cannot be opened"
+    except Exception:  # a header may hold anything
+        return "it is cut off, or no file of `fit`'s"
+    return None if damaged is None else f"the checksum of {damaged!r} in it does not hold"
+
+
+def _broken(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"`folder`: {str(path)!r} cannot be read as a checkpoint: {reason}. Put a copy in its "
+        "place, or start afresh with `resume=False`, which sets it aside."
+    )
+
+
+def _check_fields(path: Path, state: dict[str, Any]) -> None:
+    """Whether all is there, of its type, and no tensor claims more values than the file holds."""
+    for fields, where in ((_FIELDS, state), (_TRAINING, state.get("training"))):
+        for name, kind in fields.items():
+            if not isinstance(where, dict) or not isinstance(where.get(name), kind):
+                raise _broken(path, f"it has no {name!r} of type {kind.__name__}")
+    if state["losses"].shape != (state["step"],) or "loss_state" not in state["training"]:
+        raise _broken(path, "its parts do not fit together")
+    for tensor in _tensors(state):
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise _broken(path, "a tensor in it claims more values than there are")
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _tensors(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _tensors(entry)
 
 
 def restore(svi: SVI, checkpoint: Checkpoint) -> None:

@@ -9,16 +9,18 @@ from tqdm.auto import tqdm
 
 from pyro_dvae.fit.batches import make_batches
 from pyro_dvae.fit.evaluation import HeldOut
-from pyro_dvae.fit.files import open_folder
+from pyro_dvae.fit.files import folder_of_run
 from pyro_dvae.fit.result import FitResult
 from pyro_dvae.fit.run import Intervals, Run
 from pyro_dvae.fit.signals import Signals
 from pyro_dvae.fit.steps import Steps
-from pyro_dvae.fit.svi import watches_loss
+from pyro_dvae.fit.svi import described_svi, watches_loss
+from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["fit"]
 
 
+@checked
 def fit(
     svi: SVI,
     *data: Any,
@@ -77,23 +79,20 @@ def fit(
         FitInterrupt: After SIGINT or SIGTERM.
     """
     intervals = Intervals(log_every, eval_every, checkpoint_every)
-    _check_counts(num_steps=num_steps, log_every=log_every)
-    _check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
+    check_counts(num_steps=num_steps, log_every=log_every)
+    check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
     if resume and folder is None:
         raise ValueError("`resume` is True, but there is no `folder` to resume from: pass it.")
     steps = Steps(svi, make_batches(data, batch_size), transform)
     held_out = None if eval_data is None else HeldOut(svi, eval_data, batch_size)
     if held_out is None and watches_loss(svi):
         raise ValueError("`eval_data` is needed by `ReduceLROnPlateau`, which watches its loss.")
-    run = Run(svi, steps, held_out, None if folder is None else open_folder(folder))
-    run.begin(resume)
-    bar = tqdm(total=num_steps, initial=run.step, disable=not progress, dynamic_ncols=True)
-    with Signals() as signals, bar:
-        run.train(num_steps, intervals, signals, bar)
+    with folder_of_run(folder) as place:
+        identity = {} if place is None else described_svi(svi)
+        identity |= {} if place is None else steps.described()
+        run = Run(svi, steps, held_out, place, identity)
+        run.begin(resume)
+        bar = tqdm(total=num_steps, initial=run.step, disable=not progress, dynamic_ncols=True)
+        with Signals() as signals, bar:
+            run.train(num_steps, intervals, signals, bar)
     return run.result()
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"`{name}` must be at least 1; got {count}.")

@@ -34,8 +34,9 @@ def like(template: Any, plain: Any) -> Any:
 
 
 def _as_plain(value: Any, path: str) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
+    if isinstance(value, Tensor):  # one that repeats its values is written in full
+        repeats = value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        return value.detach().contiguous() if repeats else value.detach()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):

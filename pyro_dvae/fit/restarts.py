@@ -19,10 +19,12 @@ from pyro.infer import SVI
 from pyro_dvae.fit.checkpoints import CHECKPOINT
 from pyro_dvae.fit.loop import fit
 from pyro_dvae.fit.result import DivergenceError, FitResult
+from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["fit_restarts", "recent_loss"]
 
 
+@checked
 def fit_restarts(
     make_svi: Callable[[], SVI],
     *data: Any,
@@ -65,8 +67,7 @@ def fit_restarts(
         ValueError: If `num_restarts` is not positive, or by `fit`.
         DivergenceError: If all runs diverge.
     """
-    if num_restarts < 1:
-        raise ValueError(f"`num_restarts` must be at least 1; got {num_restarts}.")
+    check_counts(num_restarts=num_restarts, num_steps=num_steps)
 
     def run(i: int) -> FitResult:
         place = None if folder is None else Path(folder) / f"restart-{i}"

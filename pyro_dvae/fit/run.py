@@ -7,7 +7,7 @@ parameters that a step changes are those that `SVI.step` would change.
 
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from pyro_dvae.fit.checkpoints import (
     save_checkpoint,
 )
 from pyro_dvae.fit.evaluation import HeldOut
+from pyro_dvae.fit.files import writing
+from pyro_dvae.fit.identity import check_same_run
 from pyro_dvae.fit.log import Log, set_run_aside, shown_on_bar
 from pyro_dvae.fit.losses import check_finite
 from pyro_dvae.fit.result import FitInterrupt, FitResult
@@ -57,9 +59,10 @@ class Run:
         steps: Steps,
         held_out: HeldOut | None,
         folder: Path | None,
+        identity: dict[str, Any],
     ) -> None:
         self.svi, self.steps = svi, steps
-        self.held_out, self.folder = held_out, folder
+        self.held_out, self.folder, self.identity = held_out, folder, identity
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
         self.log = Log(folder)
@@ -75,6 +78,8 @@ class Run:
             set_run_aside(self.folder)
             return
         saved = load_checkpoint(self.folder)
+        self.steps.batches.check(saved.run.data)
+        check_same_run(saved.identity, self.identity)
         with unchanged(self.svi):  # one pass makes the parameters, as a first step would
             (args, kwargs), _ = self.steps.next()
             self.svi.evaluate_loss(*args, **kwargs)
@@ -138,7 +143,8 @@ class Run:
             if watches_loss(self.svi):
                 self.svi.optim.step(row["eval_loss"])
         row["seconds"] = self._read_clock()
-        self.log.write(row)
+        with writing(self.folder, self.checkpoint, self.step):
+            self.log.write(row)
         bar.set_postfix(shown_on_bar(row), refresh=False)
 
     def _save(self) -> None:
@@ -146,7 +152,8 @@ class Run:
         self._read_clock()
         if self.folder is not None:
             run = RunState(self.losses, self.seconds, self.log.rows, self.steps.batches.state())
-            self.checkpoint = save_checkpoint(self.folder, self.svi, run)
+            with writing(self.folder / CHECKPOINT, self.checkpoint, self.step):
+                self.checkpoint = save_checkpoint(self.folder, self.svi, run, self.identity)
 
     def _read_losses(self) -> None:
         """Bring the losses to the host; stop if they or the parameters are not finite."""

@@ -5,43 +5,69 @@ and, as a factor on the learning rate, ``pyro.optim.LambdaLR({..., "lr_lambda": 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import check_counts, check_numbers, checked
+
 __all__ = ["exponential_schedule", "linear_schedule"]
 
 
+@checked
 def exponential_schedule(start: float, end: float, num_steps: int) -> Callable[[Any], Any]:
     """Go from `start` at step 0 to `end` at `num_steps` by a constant factor per step.
 
     Raises:
         ValueError: If an end is not positive, or `num_steps` < 1.
     """
+    check_numbers(start=start, end=end)
     if not (start > 0 and end > 0):
         raise ValueError(
             f"`start` and `end` of an exponential schedule must be positive; got {start} and "
             f"{end}. For a schedule that ends at 0 use `linear_schedule`."
         )
-    _check_num_steps(num_steps)
-    return lambda step: start * (end / start) ** _fraction(step, num_steps)
+    check_counts(num_steps=num_steps)
+    return _Exponential(start, end, num_steps)
 
 
+@checked
 def linear_schedule(start: float, end: float, num_steps: int) -> Callable[[Any], Any]:
     """Go from `start` at step 0 to `end` at `num_steps` by a constant amount per step.
 
     Raises:
-        ValueError: If `num_steps` < 1.
+        ValueError: If an end is not finite, or `num_steps` < 1.
     """
-    _check_num_steps(num_steps)
-    return lambda step: start + (end - start) * _fraction(step, num_steps)
+    check_numbers(start=start, end=end)
+    check_counts(num_steps=num_steps)
+    return _Linear(start, end, num_steps)
+
+
+@dataclass(frozen=True)
+class _Exponential:
+    """Called with a step; data rather than a closure, so that losses with it can be pickled."""
+
+    start: float
+    end: float
+    num_steps: int
+
+    def __call__(self, step: Any) -> Any:
+        return self.start * (self.end / self.start) ** _fraction(step, self.num_steps)
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """As `_Exponential`."""
+
+    start: float
+    end: float
+    num_steps: int
+
+    def __call__(self, step: Any) -> Any:
+        return self.start + (self.end - self.start) * _fraction(step, self.num_steps)
 
 
 def _fraction(step: Any, num_steps: int) -> Any:
     fraction = step / num_steps
     return fraction.clamp(max=1.0) if isinstance(fraction, Tensor) else min(fraction, 1.0)
-
-
-def _check_num_steps(num_steps: int) -> None:
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` of a schedule must be at least 1; got {num_steps}.")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_dvae.fit.batches import Batches
 from pyro_dvae.fit.data import Batch, is_finite, to_device
+from pyro_dvae.fit.identity import described
 from pyro_dvae.fit.svi import device_of, parameters
 from pyro_dvae.fit.transform import transformed
 
@@ -22,6 +23,10 @@ class Steps:
         self.batches = batches
         self._transform = transform
         self._device = device_of(svi, parameters(svi).values())
+
+    def described(self) -> dict[str, Any]:
+        """Describe the data and what is done to them."""
+        return {**self.batches.described(), "transform": described(self._transform)}
 
     def next(self) -> tuple[Batch, Tensor]:
         """Return the next batch as the model gets it, and whether all its values are finite."""

@@ -18,8 +18,10 @@ from pyro.optim import PyroLRScheduler
 from torch import Tensor, nn
 
 from pyro_dvae.fit import rng
+from pyro_dvae.fit.identity import described
 
 __all__ = [
+    "described_svi",
     "device_of",
     "evaluation_mode",
     "loss_of",
@@ -33,6 +35,19 @@ __all__ = [
     "unchanged",
     "watches_loss",
 ]
+
+
+def described_svi(svi: SVI) -> dict[str, Any]:
+    """Describe model, guide, loss and optimiser by what decides the numbers of a run."""
+    optim, names = svi.optim, ["pt_optim_constructor", "pt_optim_args", "pt_clip_args"]
+    names += ["pt_scheduler_constructor", "kwargs"]
+    settings = {name: described(getattr(optim, name)) for name in names if hasattr(optim, name)}
+    return {
+        "model": described(svi.model),
+        "guide": described(svi.guide),
+        "loss": described(loss_of(svi)),
+        "optim": {"kind": type(optim).__qualname__, **settings},
+    }
 
 
 def loss_of(svi: SVI) -> Any:
