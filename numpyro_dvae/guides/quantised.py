@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 from numpyro.distributions import Distribution
 
 from numpyro_dvae.distributions import Categorical
 from numpyro_dvae.guides.amortised import AmortisedGuide
+from numpyro_dvae.models.plates import data_mask
 from numpyro_dvae.nets import Codebook, FiniteScalars, register
 
 __all__ = ["VectorQuantizedGuide"]
@@ -44,8 +45,14 @@ class VectorQuantizedGuide(AmortisedGuide):
     def _quantize(self, x: Array | np.ndarray, *, learn: bool) -> Distribution:
         x = jnp.asarray(x)
         inputs = register("guide.encoder", self.encoder, x)(x)
-        quantized = self.codebook.quantize(inputs, learn=learn)
+        quantized = self.codebook.quantize(inputs, learn=learn, mask=_mask_of_latents())
         numpyro.deterministic("z.inputs", quantized.inputs)
         numpyro.deterministic("z.vectors", quantized.vectors)
         certain = jax.nn.one_hot(quantized.codes, self.codebook.num_codes)
         return Categorical(logits=jnp.log(certain)).to_event(1)
+
+
+def _mask_of_latents() -> Bool[Array, "#B 1"] | None:
+    """Which latents the program's mask leaves in."""
+    mask = data_mask()
+    return None if mask is None else mask[..., None]

@@ -129,10 +129,10 @@ class VQ_ELBO(ParticleELBO):
                 '"z.inputs" and "z.vectors" beside its site "z"; found none. Use '
                 "VectorQuantizedGuide, or another loss."
             )
-        value, num_vectors = objective.beta_elbo.mean(0), 0
-        squares = jnp.zeros((), value.dtype)
-        for inputs, vectors in quantized.values():
+        value = objective.beta_elbo.mean(0)
+        squares, num_vectors = jnp.zeros((), value.dtype), jnp.zeros((), value.dtype)
+        for inputs, vectors, mask in quantized.values():
             value = value - quantization_penalty(inputs, vectors, self.commitment).mean(0)
             squares = squares + jnp.square(inputs - vectors).sum()
-            num_vectors += inputs[..., 0].size
-        return Gain(value, {"distance": squares / num_vectors})
+            num_vectors = num_vectors + jnp.broadcast_to(mask[..., 0], inputs.shape[:-1]).sum()
+        return Gain(value, {"distance": squares / jnp.maximum(num_vectors, 1)})

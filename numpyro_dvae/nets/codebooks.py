@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro
-from jaxtyping import Array, Float, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 from numpyro.primitives import mutable
 
 from numpyro_dvae.nets.registration import declare, own_name, register
@@ -33,6 +33,7 @@ from numpyro_dvae.ops.quantizing import (
     nearest_codes,
     quantize_levels,
     restart_codes,
+    rows_of_mask,
     update_codebook,
 )
 
@@ -80,6 +81,7 @@ class Codebook:
         _check_codebook(num_codes, embed_dim, decay, min_count, table)
         self.num_codes, self.embed_dim = num_codes, embed_dim
         self.name: str | None = None
+        self.training = True
         self.decay, self.min_count, self.start = decay, min_count, table
 
     @property
@@ -93,36 +95,63 @@ class Codebook:
         """The vectors of codes, from the table."""
         return self.table[codes.astype(int)]
 
-    def quantize(self, inputs: Float[Array, "*batch D"], *, learn: bool = False) -> Quantized:
-        """The nearest codes of vectors; if `learn`, moving averages then take the vectors in."""
+    def train(self, mode: bool = True) -> "Codebook":
+        """Let moving averages learn where programs run from now on, as they do at first."""
+        self.training = mode
+        return self
+
+    def eval(self) -> "Codebook":
+        """Freeze moving averages where programs run from now on; compiled ones stay as they are."""
+        return self.train(False)
+
+    def quantize(
+        self,
+        inputs: Float[Array, "*batch D"],
+        *,
+        learn: bool = False,
+        mask: Bool[Array, "*#batch"] | None = None,
+    ) -> Quantized:
+        """The nearest codes of vectors; if `learn`, moving averages then take the vectors in.
+
+        They do so in training mode alone, after `eval` they stay as they are; and they leave out
+        the vectors where `mask` is False.
+        """
         held, key = None, None
-        if learn and self.decay is not None:
+        if learn and self.training and self.decay is not None:
             held, key = self._state_to_learn(), numpyro.prng_key()
         if held is None or key is None:
             table = self.table
             codes = nearest_codes(inputs, table)
             return Quantized(inputs, codes, table[codes])
-        state, candidates = CodebookState(**held), self._candidates(key, inputs)
+        state, candidates = CodebookState(**held), self._candidates(key, inputs, mask, held)
         fresh = state.counts.sum() == 0
         state = state._replace(table=jnp.where(fresh, candidates, state.table))
         codes = nearest_codes(inputs, state.table)
         quantized = Quantized(inputs, codes, state.table[codes])
-        held.update(self._follow(state, quantized, candidates)._asdict())
+        held.update(self._follow(state, quantized, candidates, mask)._asdict())
         return quantized
 
     def _follow(
-        self, state: CodebookState, quantized: Quantized, candidates: Array
+        self, state: CodebookState, quantized: Quantized, candidates: Array, mask: Array | None
     ) -> CodebookState:
-        """The moving averages, advanced by one batch."""
-        counts = code_counts(quantized.codes, self.num_codes)
-        sums = code_sums(quantized.inputs, quantized.codes, self.num_codes)
-        state = update_codebook(state, counts, sums, decay=self.decay or 0.0)
-        return restart_codes(state, candidates, self.min_count)
+        """The moving averages, advanced by one batch; one that is masked whole is none."""
+        inputs, codes, _ = quantized
+        counts = code_counts(codes, self.num_codes, mask)
+        sums = code_sums(inputs, codes, self.num_codes, mask)
+        new = update_codebook(state, counts, sums, decay=self.decay or 0.0)
+        new, found = restart_codes(new, candidates, self.min_count), counts.sum() > 0
+        return CodebookState(*(jnp.where(found, *both) for both in zip(new, state, strict=True)))
 
-    def _candidates(self, rng_key: Array, inputs: Array) -> Array:
+    def _candidates(
+        self, rng_key: Array, inputs: Array, mask: Array | None, held: dict[str, Any]
+    ) -> Array:
         """One input of the batch for each code, drawn at random."""
         flat = jax.lax.stop_gradient(inputs).reshape(-1, self.embed_dim)
-        return flat[jax.random.randint(rng_key, (self.num_codes,), 0, len(flat))]
+        if mask is None:
+            return flat[jax.random.randint(rng_key, (self.num_codes,), 0, len(flat))]
+        mask = jnp.broadcast_to(mask, inputs.shape[:-1]).reshape(-1)
+        rows = flat[rows_of_mask(mask, jax.random.uniform(rng_key, (self.num_codes,)))]
+        return jnp.where(mask.any(), rows, held["table"])
 
     def _declare(self) -> Array:
         """The table that is a parameter."""
@@ -175,14 +204,20 @@ class FiniteScalars:
 
     @property
     def table(self) -> Float[Array, "V D"]:
-        """The vectors of all codes."""
+        """The vectors of all codes, made anew at each use: nothing else needs all of them."""
         return level_vectors(self.levels)
 
     def __call__(self, codes: Shaped[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """The vectors of codes, in [-1, 1]."""
-        return self.table[codes.astype(int)]
+        return level_vectors(self.levels, codes.astype(int))
 
-    def quantize(self, inputs: Float[Array, "*batch D"], *, learn: bool = False) -> Quantized:
+    def quantize(
+        self,
+        inputs: Float[Array, "*batch D"],
+        *,
+        learn: bool = False,
+        mask: Bool[Array, "*#batch"] | None = None,
+    ) -> Quantized:
         """The vectors that `inputs` are rounded to; there is nothing to learn or to commit to."""
         vectors, codes = quantize_levels(inputs, self.levels)
         return Quantized(vectors, codes, jax.lax.stop_gradient(vectors))

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from numpyro_dvae.ops.relaxing import with_slope
 
@@ -40,6 +40,7 @@ __all__ = [
     "nearest_codes",
     "quantize_levels",
     "restart_codes",
+    "rows_of_mask",
     "spread_codes",
     "squared_distances",
     "update_codebook",
@@ -59,14 +60,22 @@ class CodebookState(NamedTuple):
 def squared_distances(
     inputs: Float[Array, "*batch D"], table: Float[Array, "V width"]
 ) -> Float[Array, "*batch V"]:
-    """``|z|² - 2 z·e + |e|²`` to every row, by one product of matrices; never below 0."""
+    """``|z|² - 2 z·e + |e|²`` to every row, by one product of matrices; never below 0.
+
+    In float32 at least, and about the middle of the table: far from the origin the three terms
+    would cancel.
+    """
     if table.shape[0] < 2 or inputs.shape[-1] != table.shape[1]:
         raise ValueError(
             f"`table` must hold at least 2 vectors of the inputs' width, (V, {inputs.shape[-1]}); "
             f"got {table.shape}."
         )
+    inputs, table = _precise(inputs), _precise(table)
+    middle = jax.lax.stop_gradient(table).mean(0)
+    inputs, table = inputs - middle, table - middle
     norms = jnp.sum(inputs**2, -1, keepdims=True)
-    return jnp.maximum(norms - 2 * inputs @ table.T + jnp.sum(table**2, -1), 0)
+    products = jnp.matmul(inputs, table.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.maximum(norms - 2 * products + jnp.sum(table**2, -1), 0)
 
 
 def nearest_codes(
@@ -77,16 +86,27 @@ def nearest_codes(
     return jnp.argmin(squared_distances(inputs, table), -1)
 
 
-def code_counts(codes: Integer[Array, "*batch"], num_codes: int) -> Float[Array, "V"]:
-    """How often each code occurs."""
-    return jnp.zeros(num_codes).at[codes.reshape(-1)].add(1.0)
+def code_counts(
+    codes: Integer[Array, "*batch"],
+    num_codes: int,
+    mask: Bool[Array, "*#batch"] | None = None,
+) -> Float[Array, "V"]:
+    """How often each code occurs, where `mask` is True."""
+    flat = codes.reshape(-1)
+    ones = 1 if mask is None else jnp.broadcast_to(mask, codes.shape).reshape(-1).astype(int)
+    return jnp.zeros(num_codes, int).at[flat].add(ones).astype(float)
 
 
 def code_sums(
-    inputs: Float[Array, "*batch D"], codes: Integer[Array, "*batch"], num_codes: int
+    inputs: Float[Array, "*batch D"],
+    codes: Integer[Array, "*batch"],
+    num_codes: int,
+    mask: Bool[Array, "*#batch"] | None = None,
 ) -> Float[Array, "V D"]:
-    """Sum of the inputs of each code; no gradient."""
-    flat = jax.lax.stop_gradient(inputs).reshape(-1, inputs.shape[-1])
+    """Sum of the inputs of each code where `mask` is True, in float32 at least; no gradient."""
+    if mask is not None:
+        inputs = jnp.where(mask[..., None], inputs, 0.0)
+    flat = _precise(jax.lax.stop_gradient(inputs)).reshape(-1, inputs.shape[-1])
     return jnp.zeros((num_codes, flat.shape[1]), flat.dtype).at[codes.reshape(-1)].add(flat)
 
 
@@ -145,6 +165,13 @@ def restart_codes(
     )
 
 
+def rows_of_mask(mask: Bool[Array, "N"], uniforms: Float[Array, "V"]) -> Integer[Array, "V"]:
+    """Rows where `mask` is True, drawn with replacement by one uniform each; 0 if it has none."""
+    count = mask.sum()
+    places = jnp.maximum(jnp.minimum((uniforms * count).astype(int), count - 1), 0)
+    return jnp.argsort(~mask, stable=True)[places]
+
+
 def spread_codes(inputs: Float[Array, "N D"], uniforms: Float[Array, "V"]) -> Float[Array, "V D"]:
     """Choose V inputs far from one another, to begin a codebook with (k-means++ [3]).
 
@@ -196,8 +223,10 @@ def quantize_levels(
         The vectors, in [-1, 1] and with the gradient of the bounded inputs, and their codes.
 
     Raises:
-        ValueError: If a number of levels is below 2, or the channels are not as many.
+        ValueError: If a number of levels is below 2, the channels are not as many, or an integer
+            does not hold all codes.
     """
+    dtype, inputs = inputs.dtype, _precise(inputs)
     sizes = _sizes(inputs, levels)
     half, shift = _REACH * (sizes - 1) / 2, (sizes % 2 == 0).astype(inputs.dtype) / 2
     centre = jnp.where(sizes > 2, jnp.arctanh(shift / half), 0.0)
@@ -205,14 +234,20 @@ def quantize_levels(
     middle = sizes // 2
     places = jnp.clip(jnp.round(jax.lax.stop_gradient(bounded)) + middle, 0, sizes - 1)
     vectors = with_slope((places - middle) / middle, bounded / middle)
-    return vectors, levels_to_codes(places.astype(int), levels)
+    return vectors.astype(dtype), levels_to_codes(places.astype(int), levels)
 
 
 def levels_to_codes(
     places: Integer[Array, "*batch C"], levels: Sequence[int]
 ) -> Integer[Array, "*batch"]:
-    """The code of each row of level indices; the first channel changes fastest."""
+    """The code of each row of level indices; the first channel changes fastest.
+
+    Raises:
+        ValueError: If the levels are not one for each channel, or an integer does not hold all
+            codes.
+    """
     _sizes(places, levels)
+    _check_codes_fit(levels)
     return jnp.sum(places * jnp.array(_strides(levels), places.dtype), -1)
 
 
@@ -220,13 +255,16 @@ def codes_to_levels(
     codes: Integer[Array, "*batch"], levels: Sequence[int]
 ) -> Integer[Array, "*batch C"]:
     """The inverse of `levels_to_codes`."""
+    _check_codes_fit(levels)
     strides, sizes = jnp.array(_strides(levels), codes.dtype), jnp.array(tuple(levels), codes.dtype)
     return codes[..., None] // strides % sizes
 
 
-def level_vectors(levels: Sequence[int]) -> Float[Array, "V C"]:
-    """The vector of every code, in [-1, 1]: what a table would hold."""
-    codes = jnp.arange(math.prod(levels))
+def level_vectors(
+    levels: Sequence[int], codes: Integer[Array, "*batch"] | None = None
+) -> Float[Array, "*batch C"]:
+    """The vectors of codes, in [-1, 1]; without `codes` of every code: what a table would hold."""
+    codes = jnp.arange(math.prod(levels)) if codes is None else codes
     middle = jnp.array(tuple(levels)) // 2
     return (codes_to_levels(codes, levels) - middle) / middle.astype(float)
 
@@ -238,6 +276,22 @@ def _sizes(array: Array, levels: Sequence[int]) -> Array:
             f"got {tuple(levels)}."
         )
     return jnp.array(tuple(levels), array.dtype)
+
+
+def _check_codes_fit(levels: Sequence[int]) -> None:
+    """Whether an integer holds every code."""
+    most = jnp.iinfo(jnp.zeros((), int).dtype).max
+    if math.prod(levels) - 1 > most:
+        raise ValueError(
+            f"`levels` make {math.prod(levels)} codes, but an integer holds no more than {most}. "
+            "Split the channels into several latents of fewer levels each, or set "
+            'jax.config.update("jax_enable_x64", True) at the start.'
+        )
+
+
+def _precise(array: Array) -> Array:
+    """The same numbers in float32, or in a finer dtype where they have one."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _strides(levels: Sequence[int]) -> tuple[int, ...]:

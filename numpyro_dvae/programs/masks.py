@@ -13,7 +13,7 @@ from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistr
 
 from numpyro_dvae.programs.sites import Site
 
-__all__ = ["entry_mask", "without_mask"]
+__all__ = ["entry_mask", "is_masked", "without_mask"]
 
 
 def entry_mask(site: Site, entries: int) -> Bool[Array, "*batch_entries"]:
@@ -49,3 +49,8 @@ def without_mask(fn: Any) -> Any:
     if isinstance(fn, ExpandedDistribution):
         return base.expand(fn.batch_shape)
     return base.to_event(fn.reinterpreted_batch_ndims)
+
+
+def is_masked(site: Site) -> bool:
+    """Whether a site is under a mask, whatever it silences."""
+    return without_mask(site.fn) is not site.fn

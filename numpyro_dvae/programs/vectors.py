@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 from numpyro.primitives import Messenger
 
+from numpyro_dvae.distributions import precise
 from numpyro_dvae.ops.relaxing import with_slope
+from numpyro_dvae.programs.masks import entry_mask, is_masked
 from numpyro_dvae.programs.pair import Layout, Run
 
 __all__ = ["VectorLink", "read_vectors"]
@@ -106,18 +108,36 @@ class _Under:
 
 def read_vectors(
     run: Run, layout: Layout, num_particles: int
-) -> dict[str, tuple[Array, Array]] | None:
-    """Vectors before and after quantisation of each datum, by the site of their codes; a reader."""
+) -> dict[str, tuple[Array, Array, Array]] | None:
+    """Vectors before and after quantisation of each datum, by the site of their codes; a reader.
+
+    The third array says which of them no mask silences, ``(*plates, #L, 1)``: the others are 0.
+    """
     computed = run.computed()
     pairs = {}
     for name in run.guide:
         inputs, vectors = computed.get(f"{name}.inputs"), computed.get(f"{name}.vectors")
         if inputs is not None and vectors is not None:
-            pairs[name] = _by_datum(inputs.value, layout), _by_datum(vectors.value, layout)
+            _check_masks(run, name)
+            site = run.guide[name]
+            mask = _by_datum(entry_mask(site, site.fn.event_dim)[..., None], layout)
+            before, after = (_by_datum(each.value, layout) for each in (inputs, vectors))
+            before, after = (jnp.where(mask, precise(each), 0.0) for each in (before, after))
+            pairs[name] = before, after, mask
     return pairs or None
 
 
-def _by_datum(value: Array, layout: Layout) -> Float[Array, "*plates L D"]:
+def _check_masks(run: Run, name: str) -> None:
+    """Whether the guide masks the codes that the model masks: else padding would train it."""
+    model, guide = run.model.get(name), run.guide[name]
+    if model is not None and is_masked(model) and not is_masked(guide):
+        raise ValueError(
+            f"site '{name}' is masked in the model but not in the guide, whose vectors and "
+            "codebook would learn what is masked. Run both programs under the mask."
+        )
+
+
+def _by_datum(value: Array, layout: Layout) -> Shaped[Array, "*plates L D"]:
     """From ``(*batch, L, D)``, plates first."""
     missing = layout.nesting - (value.ndim - 2)
     value = value.reshape((1,) * missing + value.shape)

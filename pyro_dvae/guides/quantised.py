@@ -2,13 +2,14 @@
 
 import pyro
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import one_hot
 
 from pyro_dvae.distributions import Categorical
 from pyro_dvae.guides.amortised import AmortisedGuide
+from pyro_dvae.models.plates import data_mask
 from pyro_dvae.nets import Codebook, FiniteScalars
 
 __all__ = ["VectorQuantizedGuide"]
@@ -41,8 +42,14 @@ class VectorQuantizedGuide(AmortisedGuide):
         return self._quantize(x, learn=self.training and torch.is_grad_enabled())
 
     def _quantize(self, x: Tensor, *, learn: bool) -> Distribution:
-        quantized = self.codebook.quantize(self.encoder(x), learn=learn)
+        quantized = self.codebook.quantize(self.encoder(x), learn=learn, mask=_mask_of_latents())
         pyro.deterministic("z.inputs", quantized.inputs)
         pyro.deterministic("z.vectors", quantized.vectors)
         certain = one_hot(quantized.codes, self.codebook.num_codes)
         return Categorical(logits=certain.to(torch.float32).log()).to_event(1)
+
+
+def _mask_of_latents() -> Bool[Tensor, "#B 1"] | None:
+    """Which latents the program's mask leaves in."""
+    mask = data_mask()
+    return None if mask is None else mask[..., None]

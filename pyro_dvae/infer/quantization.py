@@ -125,10 +125,10 @@ class VQ_ELBO(ParticleELBO):
                 '"z.inputs" and "z.vectors" beside its site "z"; found none. Use '
                 "VectorQuantizedGuide, or another loss."
             )
-        value, num_vectors = objective.beta_elbo.mean(0), 0
-        squares = value.new_zeros(())
-        for inputs, vectors in quantized.values():
+        value = objective.beta_elbo.mean(0)
+        squares, num_vectors = value.new_zeros(()), value.new_zeros(())
+        for inputs, vectors, mask in quantized.values():
             value = value - quantization_penalty(inputs, vectors, self.commitment).mean(0)
             squares = squares + (inputs - vectors).detach().square().sum()
-            num_vectors += inputs[..., 0].numel()
-        return Gain(value, {"distance": squares / num_vectors})
+            num_vectors = num_vectors + mask[..., 0].expand(inputs.shape[:-1]).sum()
+        return Gain(value, {"distance": squares / num_vectors.clamp(min=1)})

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Integer, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, distributed, nn
 
 from pyro_dvae.ops.quantizing import (
@@ -25,6 +25,7 @@ from pyro_dvae.ops.quantizing import (
     nearest_codes,
     quantize_levels,
     restart_codes,
+    rows_of_mask,
     update_codebook,
 )
 
@@ -93,38 +94,51 @@ class Codebook(nn.Module):
         """The vectors of codes, from the table."""
         return nn.functional.embedding(codes.long(), self.table)
 
-    def quantize(self, inputs: Float[Tensor, "*batch D"], *, learn: bool = False) -> Quantized:
-        """The nearest codes of vectors; if `learn`, moving averages then take the vectors in."""
-        learn = learn and self.decay is not None
+    def quantize(
+        self,
+        inputs: Float[Tensor, "*batch D"],
+        *,
+        learn: bool = False,
+        mask: Bool[Tensor, "*#batch"] | None = None,
+    ) -> Quantized:
+        """The nearest codes of vectors; if `learn`, moving averages then take the vectors in.
+
+        They do so in training mode alone, after `eval` they stay as they are; and they leave out
+        the vectors where `mask` is False.
+        """
+        learn = learn and self.training and self.decay is not None
         if learn:
-            candidates = self._candidates(inputs)
+            candidates = self._candidates(inputs, mask)
             fresh = self.counts.sum() == 0
             self.table.copy_(torch.where(fresh, candidates, self.table))
         codes = nearest_codes(inputs, self.table)
         quantized = Quantized(inputs, codes, self(codes))
         if learn:
-            self._follow(quantized, candidates)
+            self._follow(quantized, candidates, mask)
         return quantized
 
     @torch.no_grad()
-    def _follow(self, quantized: Quantized, candidates: Tensor) -> None:
-        """Advance the moving averages by one batch."""
-        counts = _over_processes(code_counts(quantized.codes, self.num_codes))
-        sums = _over_processes(code_sums(quantized.inputs, quantized.codes, self.num_codes))
+    def _follow(self, quantized: Quantized, candidates: Tensor, mask: Tensor | None) -> None:
+        """Advance the moving averages by one batch; one that is masked whole is none."""
+        inputs, codes, _ = quantized
+        counts = _over_processes(code_counts(codes, self.num_codes, mask))
+        sums = _over_processes(code_sums(inputs, codes, self.num_codes, mask))
         state = CodebookState(self.table, self.counts, self.sums)
         state = update_codebook(state, counts, sums, decay=self.decay or 0.0)
-        for old, new in zip(
-            (self.table, self.counts, self.sums),
-            restart_codes(state, candidates, self.min_count),
-            strict=True,
-        ):
-            old.copy_(new)
+        found, held = counts.sum() > 0, (self.table, self.counts, self.sums)
+        for old, new in zip(held, restart_codes(state, candidates, self.min_count), strict=True):
+            old.copy_(torch.where(found, new, old))
 
     @torch.no_grad()
-    def _candidates(self, inputs: Tensor) -> Tensor:
+    def _candidates(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
         """One input of the batch for each code, drawn at random; the same in all processes."""
         flat = inputs.reshape(-1, self.embed_dim)
-        rows = flat[torch.randint(len(flat), (self.num_codes,), device=flat.device)]
+        if mask is None:
+            rows = flat[torch.randint(len(flat), (self.num_codes,), device=flat.device)]
+        else:
+            mask = mask.expand(inputs.shape[:-1]).reshape(-1)
+            rows = flat[rows_of_mask(mask, torch.rand(self.num_codes, device=flat.device))]
+            rows = torch.where(mask.any(), rows, self.table.to(rows.dtype))
         if _are_several_processes():
             distributed.broadcast(rows, 0)
         return rows.to(self.table.dtype)
@@ -141,21 +155,29 @@ class FiniteScalars(nn.Module):
         ValueError: If there are no channels, or one has fewer than 2 levels.
     """
 
-    table: Tensor
-
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
         self.levels = tuple(levels)
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"`levels` must be numbers of at least 2; got {self.levels}.")
         self.num_codes, self.embed_dim = math.prod(self.levels), len(self.levels)
-        self.register_buffer("table", level_vectors(self.levels), persistent=False)
+
+    @property
+    def table(self) -> Float[Tensor, "V D"]:
+        """The vectors of all codes, made anew at each use: nothing else needs all of them."""
+        return level_vectors(self.levels)
 
     def forward(self, codes: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
         """The vectors of codes, in [-1, 1]."""
-        return self.table[codes.long()]
+        return level_vectors(self.levels, codes.long())
 
-    def quantize(self, inputs: Float[Tensor, "*batch D"], *, learn: bool = False) -> Quantized:
+    def quantize(
+        self,
+        inputs: Float[Tensor, "*batch D"],
+        *,
+        learn: bool = False,
+        mask: Bool[Tensor, "*#batch"] | None = None,
+    ) -> Quantized:
         """The vectors that `inputs` are rounded to; there is nothing to learn or to commit to."""
         vectors, codes = quantize_levels(inputs, self.levels)
         return Quantized(vectors, codes, vectors.detach())

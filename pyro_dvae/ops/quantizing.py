@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from pyro_dvae.ops.relaxing import with_slope
@@ -40,6 +40,7 @@ __all__ = [
     "nearest_codes",
     "quantize_levels",
     "restart_codes",
+    "rows_of_mask",
     "spread_codes",
     "squared_distances",
     "update_codebook",
@@ -59,14 +60,23 @@ class CodebookState(NamedTuple):
 def squared_distances(
     inputs: Float[Tensor, "*batch D"], table: Float[Tensor, "V width"]
 ) -> Float[Tensor, "*batch V"]:
-    """``|z|² - 2 z·e + |e|²`` to every row, by one product of matrices; never below 0."""
+    """``|z|² - 2 z·e + |e|²`` to every row, by one product of matrices; never below 0.
+
+    In float32 at least, and about the middle of the table: far from the origin the three terms
+    would cancel.
+    """
     if table.shape[0] < 2 or inputs.shape[-1] != table.shape[1]:
         raise ValueError(
             f"`table` must hold at least 2 vectors of the inputs' width, (V, {inputs.shape[-1]}); "
             f"got {tuple(table.shape)}."
         )
+    inputs, table = _precise(inputs), _precise(table)
+    middle = table.detach().mean(0)
+    inputs, table = inputs - middle, table - middle
     norms = inputs.square().sum(-1, keepdim=True)
-    return (norms - 2 * inputs @ table.T + table.square().sum(-1)).clamp(min=0)
+    with torch.autocast(inputs.device.type, enabled=False):
+        products = inputs @ table.T
+    return (norms - 2 * products + table.square().sum(-1)).clamp(min=0)
 
 
 def nearest_codes(
@@ -76,18 +86,27 @@ def nearest_codes(
     return squared_distances(inputs.detach(), table.detach()).argmin(-1)
 
 
-def code_counts(codes: Integer[Tensor, "*batch"], num_codes: int) -> Float[Tensor, "V"]:
-    """How often each code occurs."""
+def code_counts(
+    codes: Integer[Tensor, "*batch"],
+    num_codes: int,
+    mask: Bool[Tensor, "*#batch"] | None = None,
+) -> Float[Tensor, "V"]:
+    """How often each code occurs, where `mask` is True."""
     flat = codes.reshape(-1)
-    counts = torch.zeros(num_codes, device=codes.device)
-    return counts.index_add(0, flat, torch.ones_like(flat, dtype=counts.dtype))
+    ones = torch.ones_like(flat) if mask is None else mask.expand(codes.shape).reshape(-1).long()
+    return flat.new_zeros(num_codes).index_add(0, flat, ones).float()
 
 
 def code_sums(
-    inputs: Float[Tensor, "*batch D"], codes: Integer[Tensor, "*batch"], num_codes: int
+    inputs: Float[Tensor, "*batch D"],
+    codes: Integer[Tensor, "*batch"],
+    num_codes: int,
+    mask: Bool[Tensor, "*#batch"] | None = None,
 ) -> Float[Tensor, "V D"]:
-    """Sum of the inputs of each code; no gradient."""
-    flat = inputs.detach().reshape(-1, inputs.shape[-1])
+    """Sum of the inputs of each code where `mask` is True, in float32 at least; no gradient."""
+    if mask is not None:
+        inputs = torch.where(mask[..., None], inputs, 0.0)
+    flat = _precise(inputs.detach()).reshape(-1, inputs.shape[-1])
     return flat.new_zeros(num_codes, flat.shape[1]).index_add(0, codes.reshape(-1), flat)
 
 
@@ -146,6 +165,13 @@ def restart_codes(
     )
 
 
+def rows_of_mask(mask: Bool[Tensor, "N"], uniforms: Float[Tensor, "V"]) -> Integer[Tensor, "V"]:
+    """Rows where `mask` is True, drawn with replacement by one uniform each; 0 if it has none."""
+    count = mask.sum()
+    places = torch.minimum((uniforms * count).long(), count - 1).clamp(min=0)
+    return mask.long().argsort(descending=True, stable=True)[places]
+
+
 def spread_codes(
     inputs: Float[Tensor, "N D"], uniforms: Float[Tensor, "V"]
 ) -> Float[Tensor, "V D"]:
@@ -196,8 +222,10 @@ def quantize_levels(
         The vectors, in [-1, 1] and with the gradient of the bounded inputs, and their codes.
 
     Raises:
-        ValueError: If a number of levels is below 2, or the channels are not as many.
+        ValueError: If a number of levels is below 2, the channels are not as many, or an integer
+            does not hold all codes.
     """
+    dtype, inputs = inputs.dtype, _precise(inputs)
     sizes = _sizes(inputs, levels)
     half, shift = _REACH * (sizes - 1) / 2, (sizes % 2 == 0).to(inputs.dtype) / 2
     centre = torch.where(sizes > 2, torch.atanh(shift / half), 0.0)
@@ -205,14 +233,20 @@ def quantize_levels(
     middle = sizes // 2
     places = (bounded.detach().round() + middle).clamp(min=0).minimum(sizes - 1)
     vectors = with_slope((places - middle) / middle, bounded / middle)
-    return vectors, levels_to_codes(places.long(), levels)
+    return vectors.to(dtype), levels_to_codes(places.long(), levels)
 
 
 def levels_to_codes(
     places: Integer[Tensor, "*batch C"], levels: Sequence[int]
 ) -> Integer[Tensor, "*batch"]:
-    """The code of each row of level indices; the first channel changes fastest."""
+    """The code of each row of level indices; the first channel changes fastest.
+
+    Raises:
+        ValueError: If the levels are not one for each channel, or an integer does not hold all
+            codes.
+    """
     _sizes(places, levels)
+    _check_codes_fit(levels)
     return (places * places.new_tensor(_strides(levels))).sum(-1)
 
 
@@ -220,14 +254,17 @@ def codes_to_levels(
     codes: Integer[Tensor, "*batch"], levels: Sequence[int]
 ) -> Integer[Tensor, "*batch C"]:
     """The inverse of `levels_to_codes`."""
+    _check_codes_fit(levels)
     strides = codes.new_tensor(_strides(levels))
     return codes[..., None] // strides % codes.new_tensor(tuple(levels))
 
 
-def level_vectors(levels: Sequence[int]) -> Float[Tensor, "V C"]:
-    """The vector of every code, in [-1, 1]: what a table would hold."""
-    codes = torch.arange(math.prod(levels))
-    middle = torch.tensor(tuple(levels)) // 2
+def level_vectors(
+    levels: Sequence[int], codes: Integer[Tensor, "*batch"] | None = None
+) -> Float[Tensor, "*batch C"]:
+    """The vectors of codes, in [-1, 1]; without `codes` of every code: what a table would hold."""
+    codes = torch.arange(math.prod(levels)) if codes is None else codes
+    middle = codes.new_tensor(tuple(levels)) // 2
     return (codes_to_levels(codes, levels) - middle) / middle.to(torch.get_default_dtype())
 
 
@@ -238,6 +275,21 @@ def _sizes(array: Tensor, levels: Sequence[int]) -> Tensor:
             f"got {tuple(levels)}."
         )
     return array.new_tensor(tuple(levels))
+
+
+def _check_codes_fit(levels: Sequence[int]) -> None:
+    """Whether an integer holds every code."""
+    most = torch.iinfo(torch.int64).max
+    if math.prod(levels) - 1 > most:
+        raise ValueError(
+            f"`levels` make {math.prod(levels)} codes, but an integer holds no more than {most}. "
+            "Split the channels into several latents of fewer levels each."
+        )
+
+
+def _precise(array: Tensor) -> Tensor:
+    """The same numbers in float32, or in a finer dtype where they have one."""
+    return array.to(torch.promote_types(array.dtype, torch.float32))
 
 
 def _strides(levels: Sequence[int]) -> tuple[int, ...]:

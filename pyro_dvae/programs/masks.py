@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_dvae.programs.sites import Site
 
-__all__ = ["entry_mask", "without_mask"]
+__all__ = ["entry_mask", "is_masked", "without_mask"]
 
 
 def entry_mask(site: Site, entries: int) -> Bool[Tensor, "*batch_entries"]:
@@ -52,3 +52,8 @@ def without_mask(fn: Any) -> Any:
     if isinstance(fn, dist.ExpandedDistribution):
         return base.expand(fn.batch_shape)
     return base.to_event(fn.reinterpreted_batch_ndims)
+
+
+def is_masked(site: Site) -> bool:
+    """Whether a site is under a mask, whatever it silences."""
+    return site.mask is not None or without_mask(site.fn) is not site.fn

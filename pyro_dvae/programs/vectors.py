@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Shaped
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_dvae.distributions import precise
 from pyro_dvae.ops.relaxing import with_slope
+from pyro_dvae.programs.masks import entry_mask, is_masked
 from pyro_dvae.programs.pair import Layout, Run
 
 __all__ = ["VectorLink", "read_vectors"]
@@ -97,18 +100,36 @@ class _Under:
 
 def read_vectors(
     run: Run, layout: Layout, num_particles: int
-) -> dict[str, tuple[Tensor, Tensor]] | None:
-    """Vectors before and after quantisation of each datum, by the site of their codes; a reader."""
+) -> dict[str, tuple[Tensor, Tensor, Tensor]] | None:
+    """Vectors before and after quantisation of each datum, by the site of their codes; a reader.
+
+    The third array says which of them no mask silences, ``(*plates, #L, 1)``: the others are 0.
+    """
     computed = run.computed()
     pairs = {}
     for name in run.guide:
         inputs, vectors = computed.get(f"{name}.inputs"), computed.get(f"{name}.vectors")
         if inputs is not None and vectors is not None:
-            pairs[name] = _by_datum(inputs.value, layout), _by_datum(vectors.value, layout)
+            _check_masks(run, name)
+            site = run.guide[name]
+            mask = _by_datum(entry_mask(site, site.fn.event_dim)[..., None], layout)
+            before, after = (_by_datum(each.value, layout) for each in (inputs, vectors))
+            before, after = (torch.where(mask, precise(each), 0.0) for each in (before, after))
+            pairs[name] = before, after, mask
     return pairs or None
 
 
-def _by_datum(value: Tensor, layout: Layout) -> Float[Tensor, "K *plates L D"]:
+def _check_masks(run: Run, name: str) -> None:
+    """Whether the guide masks the codes that the model masks: else padding would train it."""
+    model, guide = run.model.get(name), run.guide[name]
+    if model is not None and is_masked(model) and not is_masked(guide):
+        raise ValueError(
+            f"site '{name}' is masked in the model but not in the guide, whose vectors and "
+            "codebook would learn what is masked. Run both programs under the mask."
+        )
+
+
+def _by_datum(value: Tensor, layout: Layout) -> Shaped[Tensor, "K *plates L D"]:
     """From ``(*batch, L, D)``, plates first."""
     missing = layout.nesting + 1 - (value.dim() - 2)
     value = value.reshape((1,) * missing + tuple(value.shape))
