@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Int, Shaped
 from numpyro.distributions import Distribution
 
 from numpyro_dvae.models.plates import check_rows, data_plate
+from numpyro_dvae.nets.grids import from_grid
 
 __all__ = ["AmortisedGuide"]
 
@@ -25,6 +26,9 @@ class AmortisedGuide:
 
     A guide of one's own defines `posterior`, and calls its networks by `nets.register`.
     """
+
+    grid: tuple[int, ...] | None = None  # that the outputs of the encoder lie on
+    channels_first: bool = False
 
     def __call__(
         self,
@@ -54,6 +58,10 @@ class AmortisedGuide:
         _check_shape(posterior, x)
         with data_plate(num_data or len(x), index):
             return numpyro.sample("z", posterior)
+
+    def by_latent(self, outputs: Shaped[Array, "..."]) -> Shaped[Array, "*batch L width"]:
+        """What an encoder returns on the guide's grid, if it has one, in a row."""
+        return from_grid(outputs, self.grid, self.channels_first, "encoder")
 
     def posterior(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
         """q(z | x): batch shape that of the data, event shape (L,)."""

@@ -1,18 +1,19 @@
 """A guide that quantises vectors: each latent is the code of the vector nearest to an input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jaxtyping import Array, Bool, Shaped
 from numpyro.distributions import Distribution
 
-from numpyro_dvae.distributions import Categorical
+from numpyro_dvae.distributions import CertainCategorical
 from numpyro_dvae.guides.amortised import AmortisedGuide
 from numpyro_dvae.models.plates import data_mask
-from numpyro_dvae.nets import Codebook, FiniteScalars, register
+from numpyro_dvae.nets import Codebook, FiniteScalars
+from numpyro_dvae.nets.grids import check_grid
+from numpyro_dvae.nets.registration import run_encoder
 
 __all__ = ["VectorQuantizedGuide"]
 
@@ -29,10 +30,24 @@ class VectorQuantizedGuide(AmortisedGuide):
             `MLPEncoder` with D for V.
         codebook: `Codebook` or `FiniteScalars`; the model's decoder holds the same one, as
             `CodebookDecoder`.
+        grid: Sizes of the grid that the latents lie on, as (8, 8), where the encoder returns one:
+            ``(*batch, *grid, D)``.
+        channels_first: Whether it returns ``(*batch, D, *grid)``.
+
+    Raises:
+        ValueError: If the grid is none; on a call, if it is another than that of the vectors.
     """
 
-    def __init__(self, encoder: Callable, codebook: Codebook | FiniteScalars) -> None:
+    def __init__(
+        self,
+        encoder: Callable,
+        codebook: Codebook | FiniteScalars,
+        *,
+        grid: Sequence[int] | None = None,
+        channels_first: bool = False,
+    ) -> None:
         self.encoder, self.codebook = encoder, codebook
+        self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
 
     def posterior(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
         """q(z | x), one-hot; the codebook stays as it is."""
@@ -44,12 +59,12 @@ class VectorQuantizedGuide(AmortisedGuide):
 
     def _quantize(self, x: Array | np.ndarray, *, learn: bool) -> Distribution:
         x = jnp.asarray(x)
-        inputs = register("guide.encoder", self.encoder, x)(x)
+        inputs = self.by_latent(run_encoder(self.encoder, x))
         quantized = self.codebook.quantize(inputs, learn=learn, mask=_mask_of_latents())
         numpyro.deterministic("z.inputs", quantized.inputs)
         numpyro.deterministic("z.vectors", quantized.vectors)
-        certain = jax.nn.one_hot(quantized.codes, self.codebook.num_codes)
-        return Categorical(logits=jnp.log(certain)).to_event(1)
+        codes = quantized.codes
+        return CertainCategorical(self.codebook.num_codes, codes, inputs).to_event(1)
 
 
 def _mask_of_latents() -> Bool[Array, "#B 1"] | None:

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Integer
 from numpyro.distributions import Distribution
 
-from numpyro_dvae.distributions import AutoregressiveCategorical, Categorical
+from numpyro_dvae.distributions import AutoregressiveCategorical, Categorical, UniformCategorical
 from numpyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn, logit_of_mean
 from numpyro_dvae.nets import CausalTransformer, register
 
@@ -43,7 +43,7 @@ class UniformPrior(nn.Module):
 
     def __call__(self) -> Distribution:
         """The distribution of "z", event shape (L,)."""
-        return Categorical(logits=jnp.zeros((self.num_latents, self.num_codes))).to_event(1)
+        return UniformCategorical(self.num_codes, jnp.zeros(self.num_latents)).to_event(1)
 
 
 class CategoricalPrior(nn.Module):

@@ -15,7 +15,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ import numpyro
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 from numpyro.primitives import mutable
 
-from numpyro_dvae.nets.registration import declare, own_name, register
+from numpyro_dvae.nets.registration import declare, own_name
 from numpyro_dvae.ops.quantizing import (
     CodebookState,
     code_counts,
@@ -37,7 +37,7 @@ from numpyro_dvae.ops.quantizing import (
     update_codebook,
 )
 
-__all__ = ["Codebook", "CodebookDecoder", "FiniteScalars", "Quantized"]
+__all__ = ["Codebook", "FiniteScalars", "Quantized"]
 
 
 class Quantized(NamedTuple):
@@ -221,33 +221,6 @@ class FiniteScalars:
         """The vectors that `inputs` are rounded to; there is nothing to learn or to commit to."""
         vectors, codes = quantize_levels(inputs, self.levels)
         return Quantized(vectors, codes, jax.lax.stop_gradient(vectors))
-
-
-class CodebookDecoder:
-    """A decoder of codes: it puts their vectors side by side through a network.
-
-    Args:
-        codebook: `Codebook` or `FiniteScalars`, the one that the guide has.
-        network: From vectors ``(*batch, L * D)`` to outputs, as `MLPDecoder` with L * D latents
-            and `num_codes` None.
-    """
-
-    def __init__(self, codebook: Codebook | FiniteScalars, network: Callable) -> None:
-        self.codebook, self.network = codebook, network
-
-    def __call__(self, z: Shaped[Array, "*batch_latents"]) -> Float[Array, "*batch_output"]:
-        """Outputs for integer codes ``(*batch, L)``, or for real vectors ``(*batch, L, D)``."""
-        vectors = z if _are_vectors(z) else self.codebook(z)
-        flat = vectors.reshape(*vectors.shape[:-2], -1)
-        return register("model.decoder", self.network, flat)(flat)
-
-    def batch_shape(self, z: Shaped[Array, "*batch_latents"]) -> Sequence[int]:
-        """The leading dims of codes or vectors."""
-        return z.shape[:-2] if _are_vectors(z) else z.shape[:-1]
-
-
-def _are_vectors(z: Array) -> bool:
-    return jnp.issubdtype(z.dtype, jnp.floating)
 
 
 def _check_codebook(

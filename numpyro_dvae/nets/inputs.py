@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-__all__ = ["batch_shape_of", "check_floats", "flat_start"]
+__all__ = ["batch_shape_of", "check_floats", "flat_start", "not_encoded"]
 
 
 def batch_shape_of(x: Array, input_shape: Sequence[int]) -> Sequence[int]:
@@ -50,3 +50,12 @@ def flat_start(start: Array | np.ndarray, output_shape: Sequence[int]) -> np.nda
             f"{start.shape}. Average the data over their first axis."
         )
     return np.asarray(start).reshape(-1)
+
+
+def not_encoded(x: Array, error: Exception) -> ValueError:
+    """What to say of an encoder that failed."""
+    return ValueError(
+        f"`encoder` failed on data of shape {tuple(x.shape)} and {x.dtype}: {error} Convolutions "
+        "take floating-point numbers (x / 255 of bytes), and have the channels of an image "
+        "last, (N, H, W, C), in flax."
+    )

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Shaped
 
 from numpyro_dvae.nets.inputs import batch_shape_of, flat_start
 from numpyro_dvae.nets.layers import perceptron, run_perceptron
+from numpyro_dvae.nets.registration import gets_vectors
 
 __all__ = ["MLPDecoder", "MLPEncoder"]
 
@@ -142,8 +143,13 @@ class MLPDecoder(nn.Module):
         Integers are codes; real numbers are relaxed codes where their shape is that of such.
 
         Raises:
-            ValueError: If `z` does not hold L latents.
+            ValueError: If `z` does not hold L latents, or holds vectors of another's table.
         """
+        if self.num_codes is not None and gets_vectors():
+            raise ValueError(
+                "MLPDecoder has a table of its own, but the guide hands it vectors of another. "
+                "Use CodebookDecoder(codebook, MLPDecoder(num_latents * embed_dim, None, ...))."
+            )
         is_real = jnp.issubdtype(z.dtype, jnp.floating)
         if is_real and z.shape[-2:] == (self.num_latents, self.num_codes):
             return z.shape[:-2]

@@ -24,9 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from flax import linen as nn
+from flax.errors import FlaxError
 from numpyro.handlers import scope, substitute, trace
 
-__all__ = ["register"]
+from numpyro_dvae.nets.inputs import not_encoded
+
+__all__ = ["gets_vectors", "register", "run_encoder"]
 
 _NUMBERED = "_numpyro_dvae_names"  # attribute of a part: the numbered names that it has been given
 _OWNERS = "_numpyro_dvae_owners"  # attribute of a handler: which part has which name in its run
@@ -65,6 +68,18 @@ def register(name: str, net: Any, *inputs: Any) -> Any:
     params = declare(f"{name}$params", jax.jit(lambda rng_key: init(rng_key)["params"]))
     _check_shapes(name, params, shapes["params"])
     return _Network(net, params)
+
+
+def run_encoder(encoder: Any, x: jax.Array) -> jax.Array:
+    """What the encoder of a guide makes of data.
+
+    Raises:
+        ValueError: If it fails, with what data it was given.
+    """
+    try:
+        return register("guide.encoder", encoder, x)(x)
+    except (FlaxError, TypeError) as error:
+        raise not_encoded(x, error) from error
 
 
 def own_name(part: Any, name: str) -> str:
@@ -107,6 +122,12 @@ def own_name(part: Any, name: str) -> str:
             its_names = {**getattr(owner, _NUMBERED, {}), name: its_name}
             object.__setattr__(owner, _NUMBERED, its_names)  # flax modules are frozen
     return own
+
+
+def gets_vectors() -> bool:
+    """Whether the program that runs is handed vectors where it samples their codes."""
+    stack = numpyro.primitives._PYRO_STACK
+    return any(getattr(handler, "gives_vectors", False) for handler in stack)
 
 
 def declare(name: str, create: Callable[[Any], Any], *, needs_key: bool = True) -> Any:
@@ -172,7 +193,8 @@ class _Static:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(static: _Static, params: dict[str, Any], *args: Any) -> Any:
-    return static.module.apply({"params": params}, *args)
+    with nn.intercept_methods(_check_images):
+        return static.module.apply({"params": params}, *args)
 
 
 def _check_numbers(name: str, stack: list) -> None:
@@ -208,7 +230,19 @@ def _register_other(name: str, net: Any) -> Any:
 
 
 def _init(net: nn.Module, inputs: tuple, rng_key: jax.Array) -> dict[str, Any]:
-    return dict(net.init(rng_key, *inputs))
+    with nn.intercept_methods(_check_images):
+        return dict(net.init(rng_key, *inputs))
+
+
+def _check_images(
+    method: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext
+) -> Any:
+    """Whether the images that enter a convolution are numbers, and not bytes up to 255."""
+    if isinstance(context.module, nn.Conv | nn.ConvTranspose) and args:
+        if getattr(args[0], "dtype", None) == jnp.uint8:
+            name = context.module.name
+            raise TypeError(f"the convolution '{name}' takes floating-point numbers, not uint8.")
+    return method(*args, **kwargs)
 
 
 def _missing(name: str) -> ValueError:

@@ -11,7 +11,12 @@ import numpyro.distributions as dist
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 from numpyro.primitives import Messenger
 
-from numpyro_dvae.distributions import OneHotCategorical, PathwiseBernoulli, PathwiseCategorical
+from numpyro_dvae.distributions import (
+    CertainCategorical,
+    OneHotCategorical,
+    PathwiseBernoulli,
+    PathwiseCategorical,
+)
 from numpyro_dvae.programs.sites import base_distribution
 
 __all__ = ["RefusalError", "Relaxing", "not_taken", "relaxed"]
@@ -44,6 +49,8 @@ class Relaxing(Messenger):
         if self.sites is not None and name not in self.sites:
             return
         self.met.add(name)
+        if isinstance(base_distribution(msg["fn"]), CertainCategorical):
+            raise RefusalError(_certain(name))
         fn = None if msg["is_observed"] else relaxed(msg["fn"], self.options)
         if fn is not None:
             base = base_distribution(msg["fn"])
@@ -94,6 +101,14 @@ def _refused(name: str, fn: Any, is_observed: bool) -> str:
     return (
         f"`sites`: '{name}' cannot be relaxed, it is {found}. Only latent Bernoulli, Categorical "
         "and OneHotCategorical sites can; leave it out and use a loss for discrete latents."
+    )
+
+
+def _certain(name: str) -> str:
+    return (
+        f"site '{name}' is quantised: its guide has one state, and no relaxation gives that a "
+        "gradient. Train the pair as it is with VQ_ELBO, or relax a guide that draws codes, as "
+        "IndependentGuide."
     )
 
 

@@ -80,6 +80,11 @@ class _Giver(Messenger):
         self.vectors: dict[str, Array] = {}
         self.is_open = True
 
+    @property
+    def gives_vectors(self) -> bool:
+        """Whether the program gets vectors in place of codes; `nets.registration` asks."""
+        return self.is_open and bool(self.vectors)
+
     def __exit__(self, *error: Any) -> None:
         """Let go of the vectors: they belong to the particle whose run is over."""
         super().__exit__(*error)

@@ -23,6 +23,7 @@ Words of this room:
 """
 
 from pyro_dvae.distributions.autoregressive import AutoregressiveCategorical, CodeTransformer
+from pyro_dvae.distributions.certain import CertainCategorical, UniformCategorical
 from pyro_dvae.distributions.codes import Categorical, OneHotCategorical
 from pyro_dvae.distributions.counts import Counts
 from pyro_dvae.distributions.logits import (
@@ -40,12 +41,14 @@ __all__ = [
     "RELAXATIONS",
     "AutoregressiveCategorical",
     "Categorical",
+    "CertainCategorical",
     "CodeTransformer",
     "Counts",
     "Members",
     "OneHotCategorical",
     "PathwiseBernoulli",
     "PathwiseCategorical",
+    "UniformCategorical",
     "log_softmax",
     "pick_codes",
     "precise",

@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 
 from pyro_dvae.models.plates import check_rows, data_plate
 from pyro_dvae.nets import register
+from pyro_dvae.nets.grids import from_grid
 
 __all__ = ["AmortisedGuide"]
 
@@ -25,6 +26,9 @@ class AmortisedGuide(nn.Module):
 
     A guide of one's own defines `posterior`, and has its networks as attributes.
     """
+
+    grid: tuple[int, ...] | None = None  # that the outputs of the encoder lie on
+    channels_first: bool = False
 
     def forward(
         self,
@@ -55,6 +59,10 @@ class AmortisedGuide(nn.Module):
         _check_shape(posterior, x)
         with data_plate(num_data or len(x), index):
             return pyro.sample("z", posterior)
+
+    def by_latent(self, outputs: Shaped[Tensor, "..."]) -> Shaped[Tensor, "*batch L width"]:
+        """What an encoder returns on the guide's grid, if it has one, in a row."""
+        return from_grid(outputs, self.grid, self.channels_first, "encoder")
 
     def posterior(self, x: Shaped[Tensor, "*batch_event"]) -> Distribution:
         """q(z | x): batch shape that of the data, event shape (L,)."""

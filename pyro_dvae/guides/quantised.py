@@ -1,16 +1,19 @@
 """A guide that quantises vectors: each latent is the code of the vector nearest to an input."""
 
+from collections.abc import Sequence
+
 import pyro
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import one_hot
 
-from pyro_dvae.distributions import Categorical
+from pyro_dvae.distributions import CertainCategorical
 from pyro_dvae.guides.amortised import AmortisedGuide
 from pyro_dvae.models.plates import data_mask
 from pyro_dvae.nets import Codebook, FiniteScalars
+from pyro_dvae.nets.grids import check_grid
+from pyro_dvae.nets.inputs import run_encoder
 
 __all__ = ["VectorQuantizedGuide"]
 
@@ -27,11 +30,25 @@ class VectorQuantizedGuide(AmortisedGuide):
             `MLPEncoder` with D for V.
         codebook: `Codebook` or `FiniteScalars`; the model's decoder holds the same one, as
             `CodebookDecoder`.
+        grid: Sizes of the grid that the latents lie on, as (8, 8), where the encoder returns one:
+            ``(*batch, *grid, D)``.
+        channels_first: Whether it returns ``(*batch, D, *grid)``.
+
+    Raises:
+        ValueError: If the grid is none; on a call, if it is another than that of the vectors.
     """
 
-    def __init__(self, encoder: nn.Module, codebook: Codebook | FiniteScalars) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        codebook: Codebook | FiniteScalars,
+        *,
+        grid: Sequence[int] | None = None,
+        channels_first: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder, self.codebook = encoder, codebook
+        self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
 
     def posterior(self, x: Shaped[Tensor, "*batch_event"]) -> Distribution:
         """q(z | x), one-hot; the codebook stays as it is."""
@@ -42,11 +59,12 @@ class VectorQuantizedGuide(AmortisedGuide):
         return self._quantize(x, learn=self.training and torch.is_grad_enabled())
 
     def _quantize(self, x: Tensor, *, learn: bool) -> Distribution:
-        quantized = self.codebook.quantize(self.encoder(x), learn=learn, mask=_mask_of_latents())
+        inputs = self.by_latent(run_encoder(self.encoder, x))
+        quantized = self.codebook.quantize(inputs, learn=learn, mask=_mask_of_latents())
         pyro.deterministic("z.inputs", quantized.inputs)
         pyro.deterministic("z.vectors", quantized.vectors)
-        certain = one_hot(quantized.codes, self.codebook.num_codes)
-        return Categorical(logits=certain.to(torch.float32).log()).to_event(1)
+        codes = quantized.codes
+        return CertainCategorical(self.codebook.num_codes, codes, inputs).to_event(1)
 
 
 def _mask_of_latents() -> Bool[Tensor, "#B 1"] | None:

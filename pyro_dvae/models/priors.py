@@ -9,7 +9,7 @@ from jaxtyping import Integer
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_dvae.distributions import AutoregressiveCategorical, Categorical
+from pyro_dvae.distributions import AutoregressiveCategorical, Categorical, UniformCategorical
 from pyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn, logit_of_mean
 from pyro_dvae.nets import CausalTransformer
 
@@ -35,15 +35,16 @@ class UniformPrior(nn.Module):
         num_codes: Values of a code, V.
     """
 
-    logits: Tensor
+    like: Tensor
 
     def __init__(self, num_latents: int, num_codes: int) -> None:
         super().__init__()
-        self.register_buffer("logits", torch.zeros(num_latents, num_codes), persistent=False)
+        self.num_codes = num_codes
+        self.register_buffer("like", torch.zeros(num_latents), persistent=False)
 
     def forward(self) -> Distribution:
         """The distribution of "z", event shape (L,)."""
-        return Categorical(logits=self.logits).to_event(1)
+        return UniformCategorical(self.num_codes, self.like).to_event(1)
 
 
 class CategoricalPrior(nn.Module):

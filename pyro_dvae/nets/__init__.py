@@ -6,7 +6,9 @@ Start with `mlp`: a perceptron from data to logits, and one from latents to a li
 - `transformer`: `PatchEncoder` of images, and `CausalTransformer` over codes;
 - `attention`: the blocks of these two;
 - `layers`, `inputs`: layers and how they start; checks of what a network is given;
-- `codebooks`: what quantises vectors, for a guide and its model to share.
+- `codebooks`: what quantises vectors, for a guide and its model to share;
+- `decoders`: `CodebookDecoder`, which puts the vectors of codes through a network;
+- `grids`: codes and vectors that lie on a grid, in a row.
 
 Two files are no networks, but what a user of one needs next: `decoding` searches for the most
 likely codes of an autoregressive distribution, and `registration` ties a network to Pyro's
@@ -27,7 +29,8 @@ Words of this room:
 - *beam*: the W best beginnings of a sequence of codes.
 """
 
-from pyro_dvae.nets.codebooks import Codebook, CodebookDecoder, FiniteScalars, Quantized
+from pyro_dvae.nets.codebooks import Codebook, FiniteScalars, Quantized
+from pyro_dvae.nets.decoders import CodebookDecoder
 from pyro_dvae.nets.decoding import DecodedCodes, decode_codes
 from pyro_dvae.nets.mlp import MLPDecoder, MLPEncoder
 from pyro_dvae.nets.registration import register

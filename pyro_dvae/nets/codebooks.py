@@ -29,7 +29,7 @@ from pyro_dvae.ops.quantizing import (
     update_codebook,
 )
 
-__all__ = ["Codebook", "CodebookDecoder", "FiniteScalars", "Quantized"]
+__all__ = ["Codebook", "FiniteScalars", "Quantized"]
 
 
 class Quantized(NamedTuple):
@@ -181,29 +181,6 @@ class FiniteScalars(nn.Module):
         """The vectors that `inputs` are rounded to; there is nothing to learn or to commit to."""
         vectors, codes = quantize_levels(inputs, self.levels)
         return Quantized(vectors, codes, vectors.detach())
-
-
-class CodebookDecoder(nn.Module):
-    """A decoder of codes: it puts their vectors side by side through a network.
-
-    Args:
-        codebook: `Codebook` or `FiniteScalars`, the one that the guide has.
-        network: From vectors ``(*batch, L * D)`` to outputs, as `MLPDecoder` with L * D latents
-            and `num_codes` None.
-    """
-
-    def __init__(self, codebook: Codebook | FiniteScalars, network: nn.Module) -> None:
-        super().__init__()
-        self.codebook, self.network = codebook, network
-
-    def forward(self, z: Shaped[Tensor, "*batch_latents"]) -> Float[Tensor, "*batch_output"]:
-        """Outputs for integer codes ``(*batch, L)``, or for real vectors ``(*batch, L, D)``."""
-        vectors = z if z.is_floating_point() else self.codebook(z)
-        return self.network(vectors.flatten(start_dim=-2))
-
-    def batch_shape(self, z: Shaped[Tensor, "*batch_latents"]) -> Sequence[int]:
-        """The leading dims of codes or vectors."""
-        return z.shape[:-2] if z.is_floating_point() else z.shape[:-1]
 
 
 def _check_codebook(

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-__all__ = ["batch_shape_of", "check_floats", "flat_start"]
+__all__ = ["batch_shape_of", "check_floats", "flat_start", "not_encoded", "run_encoder"]
 
 
 def batch_shape_of(x: Tensor, input_shape: Sequence[int]) -> Sequence[int]:
@@ -48,3 +49,26 @@ def flat_start(start: Tensor, output_shape: Sequence[int]) -> Tensor:
             f"{tuple(start.shape)}. Average the data over their first axis."
         )
     return start.reshape(-1)
+
+
+def run_encoder(encoder: nn.Module, x: Tensor) -> Tensor:
+    """What an encoder makes of data.
+
+    Raises:
+        ValueError: If it fails, with what data it was given.
+    """
+    try:
+        return encoder(x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise not_encoded(x, error) from error
+
+
+def not_encoded(x: Tensor, error: Exception) -> ValueError:
+    """What to say of an encoder that failed."""
+    return ValueError(
+        f"`encoder` failed on data of shape {tuple(x.shape)} and {x.dtype}: {error} Convolutions "
+        "take floating-point numbers (x / 255 of bytes), and have the channels of an image "
+        "first, (N, C, H, W), in Torch."
+    )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_dvae.nets.inputs import batch_shape_of, flat_start
 from pyro_dvae.nets.layers import perceptron
+from pyro_dvae.nets.registration import gets_vectors
 
 __all__ = ["MLPDecoder", "MLPEncoder"]
 
@@ -118,8 +119,13 @@ class MLPDecoder(nn.Module):
         Integers are codes; real numbers are relaxed codes where their shape is that of such.
 
         Raises:
-            ValueError: If `z` does not hold L latents.
+            ValueError: If `z` does not hold L latents, or holds vectors of another's table.
         """
+        if self.num_codes is not None and gets_vectors():
+            raise ValueError(
+                "MLPDecoder has a table of its own, but the guide hands it vectors of another. "
+                "Use CodebookDecoder(codebook, MLPDecoder(num_latents * embed_dim, None, ...))."
+            )
         if z.is_floating_point() and tuple(z.shape[-2:]) == (self.num_latents, self.num_codes):
             return z.shape[:-2]
         if z.shape[-1:] != (self.num_latents,):

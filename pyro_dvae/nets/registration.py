@@ -14,9 +14,10 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
-__all__ = ["register"]
+__all__ = ["gets_vectors", "register"]
 
 _MARK = "_pyro_dvae_identity"  # id() of a tensor that `register` itself put into the store
 
@@ -51,6 +52,11 @@ def register(name: str, net: nn.Module) -> nn.Module:
         pyro.param(full_name, parameter)
         setattr(parameter, _MARK, id(parameter))
     return net
+
+
+def gets_vectors() -> bool:
+    """Whether the program that runs is handed vectors where it samples their codes."""
+    return any(getattr(handler, "gives_vectors", False) for handler in _PYRO_STACK)
 
 
 def _unconstrained(value: Any) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pyro_dvae.distributions import PathwiseBernoulli, PathwiseCategorical
+from pyro_dvae.distributions import CertainCategorical, PathwiseBernoulli, PathwiseCategorical
 from pyro_dvae.programs.sites import base_distribution
 
 __all__ = ["RefusalError", "Relaxing", "not_taken", "relaxed"]
@@ -41,6 +41,8 @@ class Relaxing(Messenger):
         if site_is_subsample(msg) or (self.sites is not None and name not in self.sites):
             return
         self.met.add(name)
+        if isinstance(base_distribution(msg["fn"]), CertainCategorical):
+            raise RefusalError(_certain(name))
         fn = None if msg["is_observed"] else relaxed(msg["fn"], self.options)
         if fn is not None:
             if isinstance(base_distribution(msg["fn"]), torch.distributions.Categorical):
@@ -91,6 +93,14 @@ def _refused(name: str, fn: Any, is_observed: bool) -> str:
     return (
         f"`sites`: '{name}' cannot be relaxed, it is {found}. Only latent Bernoulli, Categorical "
         "and OneHotCategorical sites can; leave it out and use a loss for discrete latents."
+    )
+
+
+def _certain(name: str) -> str:
+    return (
+        f"site '{name}' is quantised: its guide has one state, and no relaxation gives that a "
+        "gradient. Train the pair as it is with VQ_ELBO, or relax a guide that draws codes, as "
+        "IndependentGuide."
     )
 
 

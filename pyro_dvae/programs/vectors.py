@@ -80,6 +80,11 @@ class _Giver(Messenger):
         self.vectors: dict[str, Tensor] = {}
         self.is_open = True
 
+    @property
+    def gives_vectors(self) -> bool:
+        """Whether the program gets vectors in place of codes; `nets.registration` asks."""
+        return self.is_open and bool(self.vectors)
+
     def _pyro_post_sample(self, msg: Any) -> None:
         inputs = self.vectors.get(f"{msg['name']}.inputs")
         vectors = self.vectors.get(f"{msg['name']}.vectors")

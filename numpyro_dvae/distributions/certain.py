@@ -1,0 +1,160 @@
+"""Codes whose distribution needs no array over all their values.
+
+A uniform code and one that is certain are known without logits ``(*batch, V)``: where V goes into
+the thousands, such arrays would be most of a step, and at 2**32 values there is no room for one.
+Logits are made if asked for, as where a site is relaxed.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, Shaped
+from numpyro.distributions import CategoricalLogits, Distribution, constraints
+from numpyro.distributions.kl import kl_divergence
+from numpyro.distributions.util import lazy_property, validate_sample
+
+from numpyro_dvae.distributions.logits import precise
+from numpyro_dvae.ops.refusing import refuse_gradient
+
+__all__ = ["CertainCategorical", "UniformCategorical"]
+
+_NO_GRADIENT = (
+    "The codes of a guide that quantises vectors have no gradient: its posterior is one state. "
+    "Train it with VQ_ELBO, or use this loss with a guide that draws codes, as IndependentGuide."
+)
+
+
+class _WithoutLogits(CategoricalLogits):
+    """A categorical distribution that knows its number of codes, not their logits."""
+
+    arg_constraints: ClassVar[dict] = {}
+    pytree_data_fields: tuple[str, ...] = ("like",)
+    pytree_aux_fields: tuple[str, ...] = ("num_codes",)
+
+    def _begin(self, num_codes: int, like: Array, validate_args: bool | None) -> None:
+        self.num_codes, self.like = num_codes, like
+        Distribution.__init__(self, jnp.shape(like), validate_args=validate_args)
+
+    @lazy_property
+    def probs(self) -> Array:
+        """Probabilities of all codes."""
+        return jnp.exp(self.logits)
+
+    @property
+    def support(self) -> Any:
+        """The integers below V."""
+        return constraints.integer_interval(0, self.num_codes - 1)
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        """The V codes, on a new leftmost dim."""
+        values = jnp.arange(self.num_codes).reshape(-1, *(1 for _ in self.batch_shape))
+        shape = (self.num_codes, *self.batch_shape)
+        return jnp.broadcast_to(values, shape) if expand else values
+
+
+class UniformCategorical(_WithoutLogits):
+    """Codes of V values, each as probable as any other.
+
+    Args:
+        num_codes: V.
+        like: An array of the batch shape, and of the dtype of log-densities.
+        validate_args: Whether to check values; None is NumPyro's own setting.
+
+    Raises:
+        ValueError: If an integer does not hold all codes.
+    """
+
+    def __init__(
+        self, num_codes: int, like: Float[Array, "*batch"], validate_args: bool | None = None
+    ) -> None:
+        _check_fits(num_codes, jnp.iinfo(jnp.zeros((), int).dtype).max)
+        self._begin(num_codes, like, validate_args)
+
+    @lazy_property
+    def logits(self) -> Array:
+        """Log-probabilities of all codes."""
+        return self._filled((*self.batch_shape, self.num_codes), -math.log(self.num_codes))
+
+    def sample(self, key: Array, sample_shape: Sequence[int] = ()) -> Array:
+        """Codes of shape ``sample_shape + batch_shape``."""
+        return jax.random.randint(key, (*sample_shape, *self.batch_shape), 0, self.num_codes, int)
+
+    @validate_sample
+    def log_prob(self, value: Shaped[Array, "..."]) -> Array:
+        """``-log V``, in nats."""
+        shape = jnp.broadcast_shapes(jnp.shape(value), self.batch_shape)
+        return self._filled(shape, -math.log(self.num_codes))
+
+    def entropy(self) -> Array:
+        """``log V``, in nats."""
+        return self._filled(self.batch_shape, math.log(self.num_codes))
+
+    def _filled(self, shape: Sequence[int], value: float) -> Array:
+        return jnp.full(shape, value, precise(self.like).dtype)
+
+
+class CertainCategorical(_WithoutLogits):
+    """Codes of which each is known: all probability is on one value.
+
+    Args:
+        num_codes: Values of a code, V.
+        codes: The known ones, ``(*batch)``.
+        source: What the codes were computed from. A loss that asks for its gradient through their
+            log-probability is told that there is none, instead of training nothing.
+        validate_args: Whether to check values; None is NumPyro's own setting.
+    """
+
+    pytree_data_fields = ("codes", "source")
+
+    def __init__(
+        self,
+        num_codes: int,
+        codes: Integer[Array, "*batch"],
+        source: Float[Array, "..."] | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.codes, self.source = codes, source
+        self._begin(num_codes, jnp.zeros(codes.shape, jnp.float32), validate_args)
+
+    @lazy_property
+    def logits(self) -> Array:
+        """Log-probabilities of all codes: 0 and -inf."""
+        return jnp.log(jax.nn.one_hot(self.codes, self.num_codes))
+
+    @property
+    def mode(self) -> Array:
+        """The codes."""
+        return self.codes
+
+    def sample(self, key: Array, sample_shape: Sequence[int] = ()) -> Array:
+        """The codes, in shape ``sample_shape + batch_shape``."""
+        return jnp.broadcast_to(self.codes, (*sample_shape, *self.batch_shape))
+
+    @validate_sample
+    def log_prob(self, value: Shaped[Array, "..."]) -> Array:
+        """0 of the codes, -inf of all others."""
+        found = jnp.where(jnp.asarray(value).astype(int) == self.codes, 0.0, -jnp.inf)
+        found = found.astype(self.like.dtype)
+        return found if self.source is None else refuse_gradient(found, self.source, _NO_GRADIENT)
+
+    def entropy(self) -> Array:
+        """0."""
+        return jnp.zeros(self.batch_shape, self.like.dtype)
+
+
+def _kl_of_certain(p: Any, q: Any) -> Array:
+    return p.log_prob(p.mode) - q.log_prob(p.mode)
+
+
+kl_divergence.add((CertainCategorical, Distribution), _kl_of_certain)
+
+
+def _check_fits(num_codes: int, most: int) -> None:
+    if num_codes - 1 > most:
+        raise ValueError(
+            f"`num_codes` is {num_codes}, but an integer holds no code beyond {most}. Use several "
+            "latents of fewer codes each."
+        )

@@ -1,0 +1,74 @@
+"""Latents on a grid: for priors and losses in a row, line by line; on the grid for networks.
+
+Networks over images have a width for each place of a grid, as their last dim (flax) or before the
+dims of the grid (Torch): `channels_first` says which.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+__all__ = ["check_grid", "from_grid", "to_grid"]
+
+
+def check_grid(grid: Sequence[int] | None, channels_first: bool) -> tuple[int, ...] | None:
+    """A grid as a tuple.
+
+    Raises:
+        ValueError: If a size is below 1, or channels are first of no grid.
+    """
+    if grid is None:
+        if channels_first:
+            raise ValueError("`channels_first` is of a grid; give `grid` too, as in grid=(8, 8).")
+        return None
+    if not grid or min(grid) < 1:
+        raise ValueError(f"`grid` must be sizes of at least 1, as (8, 8); got {tuple(grid)}.")
+    return tuple(grid)
+
+
+def from_grid(
+    array: Shaped[Array, "..."], grid: tuple[int, ...] | None, channels_first: bool, name: str
+) -> Shaped[Array, "*batch L width"]:
+    """What lies on a grid, in a row: ``(*batch, *grid, width)``, or with the width before the grid.
+
+    Args:
+        array: What a network has made; without a grid it is returned as it is.
+        grid: Sizes of the grid.
+        channels_first: Whether the width is before the grid.
+        name: Of the network, for the error.
+
+    Raises:
+        ValueError: If the grid is another.
+    """
+    if grid is None:
+        return array
+    ends = 1 + len(grid)
+    shape = tuple(array.shape[array.ndim - ends :]) if array.ndim > ends - 1 else ()
+    if not shape or (shape[1:] if channels_first else shape[:-1]) != grid:
+        wanted = ("width", *grid) if channels_first else (*grid, "width")
+        raise ValueError(
+            f"`{name}` must return (*batch, {', '.join(map(str, wanted))}) with grid={grid} and "
+            f"channels_first={channels_first}; got {tuple(array.shape)}. Is the grid another, or "
+            "are the channels of the data, or of the network's outputs, on the other side?"
+        )
+    array = jnp.moveaxis(array, -1 - len(grid), -1) if channels_first else array
+    return array.reshape(*array.shape[: array.ndim - ends], math.prod(grid), array.shape[-1])
+
+
+def to_grid(
+    array: Shaped[Array, "*batch L width"], grid: tuple[int, ...], channels_first: bool
+) -> Shaped[Array, "..."]:
+    """What is in a row, on its grid: the inverse of `from_grid`.
+
+    Raises:
+        ValueError: If there are not as many latents as places.
+    """
+    if array.shape[-2] != math.prod(grid):
+        raise ValueError(
+            f"`grid` {grid} has {math.prod(grid)} places, but a datum has {array.shape[-2]} "
+            "latents. Give prior, guide and decoder the same number of latents."
+        )
+    array = array.reshape(*array.shape[:-2], *grid, array.shape[-1])
+    return jnp.moveaxis(array, -1, -1 - len(grid)) if channels_first else array
