@@ -12,7 +12,7 @@ TABLE = RNG.normal(size=(V, D)).astype(np.float32) * 0.3
 LEVELS = (3, 2, 4)
 
 
-def pair(kit, kind, table=TABLE, **options):
+def pair(kit, kind, table=TABLE, gradient="rotation", **options):
     nets, models, guides = map(kit.module, ("nets", "models", "guides"))
     table = None if table is None else kit.asarray(table)
     if kind == "scalar":
@@ -24,7 +24,8 @@ def pair(kit, kind, table=TABLE, **options):
     prior = models.UniformPrior(L, codebook.num_codes)
     likelihood = models.GaussianLikelihood(variance=1.0, learn=False)
     model = models.DiscreteVAE(nets.CodebookDecoder(codebook, network), prior, likelihood)
-    return model, guides.VectorQuantizedGuide(nets.MLPEncoder(SHAPE, L, D, hidden=()), codebook)
+    encoder = nets.MLPEncoder(SHAPE, L, D, hidden=())
+    return model, guides.VectorQuantizedGuide(encoder, codebook, gradient=gradient)
 
 
 def pyro_kit():

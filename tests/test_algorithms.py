@@ -106,14 +106,18 @@ def test_expectations_pass_over_what_cannot_be(backend):
 
 
 def test_codes_and_vectors_are_held_together(backend):
-    """(1 + commitment) |z_e - e|²; the codebook moves by its own term, the encoder by the other."""
+    """(1 + commitment) m(z_e - e); the codebook moves by its own term, the encoder by the other."""
     penalty = function(backend, "quantization.quantization_penalty")
     inputs, vectors = np.array([[1.0, 2.0]]), np.array([[1.0, 0.0]])
-    assert_near(penalty(backend.asarray(inputs), backend.asarray(vectors), 0.25), 5.0)
+    assert_near(penalty(backend.asarray(inputs), backend.asarray(vectors), 0.25), 2.5)
     found = slope(backend, lambda z: penalty(z, backend.asarray(vectors), 0.25), inputs)
-    assert_near(found, [[0.0, 1.0]])
+    assert_near(found, [[0.0, 0.5]])
     found = slope(backend, lambda e: penalty(backend.asarray(inputs), e, 0.25), vectors)
-    assert_near(found, [[0.0, -4.0]])
+    assert_near(found, [[0.0, -2.0]])
+    both, far = np.concatenate([inputs, inputs + 5.0]), np.concatenate([vectors, 9 * vectors])
+    kept = backend.asarray(np.array([[True], [False]]))
+    assert_near(penalty(backend.asarray(both), backend.asarray(far), 0.25, kept), 2.5)
+    assert_near(penalty(backend.asarray(both), backend.asarray(far), 0.25, kept & False), 0.0)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.5])

@@ -1,9 +1,9 @@
 """Vector and finite scalar quantisation against lucidrains' vector-quantize-pytorch.
 
-The oracle gets the same float32 inputs and codebooks. Where its conventions are others, a test says
-which: its commitment loss is a mean over the elements where ours is a sum, it starts the moving
-averages of a codebook at counts of 1 where ours starts a given one at `min_count`, its gradient is
-by default not a straight one, it refuses two levels, and it can round beyond more than a thousand.
+The oracle gets the same float32 inputs and codebooks, and the loss that its users write: the mean
+square error and the library's own. Where its conventions are others, a test says which: it starts
+the moving averages of a codebook at counts of 1 where ours starts a given one at `min_count`, it
+refuses two levels, and it can round beyond more than a thousand.
 """
 
 import functools
@@ -23,6 +23,7 @@ N = B * L
 # On this grid distances are exact in float32: two of them are tied, in both libraries, or apart.
 grid = st.integers(-40, 40).map(lambda i: i / 8)
 seeds = st.integers(0, 10**6)
+GRADIENTS = {"straight_through": {"rotation_trick": False}, "rotation": {"rotation_trick": True}}
 DECAY, SMOOTHING = 0.8, 0.5  # smoothing that is seen; the training steps have the default, 1e-5
 
 
@@ -116,7 +117,7 @@ def test_the_same_moving_averages(backend, oracle, seed):
 # --------------------------------------------------------------------------------- training steps
 
 
-def pyro_trainer(codebook, targets, commitment):
+def pyro_trainer(codebook, targets, commitment, gradient):
     """Steps of `VQ_ELBO` from inputs to what changed; the decoder hands its vectors on."""
     import pyro
     import pyro.distributions as dist
@@ -126,7 +127,7 @@ def pyro_trainer(codebook, targets, commitment):
 
     targets, network = torch.asarray(targets), torch.nn.Identity()
     decoder = nets.CodebookDecoder(codebook, network)
-    guide = guides.VectorQuantizedGuide(network, codebook)
+    guide = guides.VectorQuantizedGuide(network, codebook, gradient=gradient)
     elbo = infer.VQ_ELBO(commitment=commitment)
 
     def model(x):
@@ -144,7 +145,7 @@ def pyro_trainer(codebook, targets, commitment):
     return step
 
 
-def numpyro_trainer(codebook, targets, commitment):
+def numpyro_trainer(codebook, targets, commitment, gradient):
     import jax
     import jax.numpy as jnp
     import numpyro
@@ -154,7 +155,7 @@ def numpyro_trainer(codebook, targets, commitment):
     from numpyro_dvae.infer.memory import LOSS_MEMORY
 
     decoder = nets.CodebookDecoder(codebook, lambda vectors: vectors)
-    guide = guides.VectorQuantizedGuide(lambda x: x, codebook)
+    guide = guides.VectorQuantizedGuide(lambda x: x, codebook, gradient=gradient)
     elbo = infer.VQ_ELBO(commitment=commitment)
 
     def model(x):
@@ -187,18 +188,21 @@ def numpyro_trainer(codebook, targets, commitment):
     return step
 
 
-def trainer(backend, table, targets, commitment=0.25, **options):
+def trainer(backend, table, targets, gradient, commitment=0.25, **options):
     codebook = backend.module("nets").Codebook(V, D, table=backend.asarray(table), **options)
     make = {"pyro": pyro_trainer, "numpyro": numpyro_trainer}[backend.name]
-    return make(codebook, targets, commitment)
+    return make(codebook, targets, commitment, gradient)
 
 
 def their_step(oracle, theirs, inputs, targets):
-    """The gradients to inputs and table, and the library's own loss, by its codebook."""
+    """The gradients to inputs and table, and the library's own loss, by its codebook.
+
+    Half a square for each entry of a batch is the loss of a Gaussian of variance 1.
+    """
     leaf = oracle.leaf(inputs)
     vectors, _, loss = theirs(leaf.reshape(N, D))
     error = vectors.reshape(B, L * D) - oracle.asarray(targets)
-    (0.5 * error.square().sum() + loss).backward()
+    (0.5 * B * L * D * (error.square().mean() + loss)).backward()
     table = theirs._codebook.embed
     grads = [leaf.grad] + ([table.grad[0]] if table.requires_grad else [])
     return [grad.numpy() for grad in grads], loss.item()
@@ -210,22 +214,22 @@ def assert_same_grads(found, expected):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-5)
 
 
-def test_the_same_steps_with_moving_averages_until_codes_die(backend, oracle):
-    """Their commitment is a mean over elements, ours a sum: the weights differ by their number.
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_the_same_steps_with_moving_averages_until_codes_die(backend, oracle, gradient):
+    """A code that is chosen less often than the threshold restarts at an input.
 
-    A code that is chosen less often than the threshold restarts at an input, in both as if chosen
-    so often. Theirs draws other inputs, so the comparison ends there.
+    In both as if chosen so often; theirs draws other inputs, so the comparison ends there.
     """
     table, targets, commitment, threshold = draw(0, V, D) / 2, draw(1, B, L * D), 0.25, 0.125
-    options = {"decay": 0.5, "threshold_ema_dead_code": threshold}
-    theirs = oracle.codebook(table, threshold, commitment_weight=commitment * N * D, **options)
-    step = trainer(backend, table, targets, commitment, decay=0.5, min_count=threshold)
+    options = {"decay": 0.5, "threshold_ema_dead_code": threshold, **GRADIENTS[gradient]}
+    theirs = oracle.codebook(table, threshold, commitment_weight=commitment, **options)
+    step = trainer(backend, table, targets, gradient, commitment, decay=0.5, min_count=threshold)
     for time in range(12):
         inputs = draw(2 + time, B, L, D)
         inputs = inputs if time < 3 else table[0] + inputs / 128  # then all are near one code
         found, (grads, loss) = step(inputs), their_step(oracle, theirs, inputs, targets)
         assert_same_grads(found.grads, grads)
-        assert float(found.distance) == pytest.approx(loss / (commitment * N), rel=1e-4)
+        assert float(found.distance) == pytest.approx(D * loss / commitment, rel=1e-4)
         states = found.state, oracle.state(theirs)
         is_dead = [(rows[:, None] == inputs.reshape(N, D)).all(-1).any(1) for rows, *_ in states]
         np.testing.assert_array_equal(*is_dead)
@@ -239,17 +243,18 @@ def test_the_same_steps_with_moving_averages_until_codes_die(backend, oracle):
         np.testing.assert_array_equal(sums[is_dead[0]], threshold * rows[is_dead[0]])
 
 
-def test_the_same_gradient_to_a_table_that_is_a_parameter(backend, oracle):
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_the_same_gradient_to_a_table_that_is_a_parameter(backend, oracle, gradient):
     """One weight of theirs is both of ours, that of the codebook's term and `commitment`."""
     table, targets, inputs = draw(3, V, D), draw(4, B, L * D), draw(5, B, L, D)
-    learnt = {"learnable_codebook": True, "ema_update": False}
-    theirs = oracle.codebook(table, commitment_weight=N * D, **learnt)
-    found = trainer(backend, table, targets, commitment=1.0)(inputs)
+    learnt = {"learnable_codebook": True, "ema_update": False, "commitment_weight": 1.0}
+    theirs = oracle.codebook(table, **learnt, **GRADIENTS[gradient])
+    found = trainer(backend, table, targets, gradient, commitment=1.0)(inputs)
     grads, _ = their_step(oracle, theirs, inputs, targets)
     assert_same_grads(found.grads, grads)
-    turned = oracle.codebook(table, commitment_weight=N * D, rotation_trick=True, **learnt)
-    (other, _), _ = their_step(oracle, turned, inputs, targets)  # their default: a rotation's
-    assert not np.allclose(other, found.grads[0], rtol=0.1, atol=0.1)
+    other = next(options for name, options in GRADIENTS.items() if name != gradient)
+    (unlike, _), _ = their_step(oracle, oracle.codebook(table, **learnt, **other), inputs, targets)
+    assert not np.allclose(unlike, found.grads[0], rtol=0.1, atol=0.1)  # negative control
 
 
 # --------------------------------------------------------------------------------- finite scalars

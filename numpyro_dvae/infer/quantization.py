@@ -6,13 +6,17 @@ posterior has all its mass on these codes, so the value of the loss is a true on
     -ELBO = -log p(x | z) - log p(z),
 
 to be compared with that of any other algorithm. No gradient passes the choice of a code; instead
-the model sees e with the gradient of z_e, and the surrogate is [1]
+the model sees e with a gradient that the guide chooses (`ops.codepaths`), and the surrogate is [1]
 
-    -log p(x | e) - log p(z) + |sg(z_e) - e|² + commitment |z_e - sg(e)|²,
+    -log p(x | e) - log p(z) + N / 2v (m(sg(z_e) - e) + commitment m(z_e - sg(e)) + penalty)
 
-summed over the latents of a datum. The third term is what moves a codebook that is a parameter;
-one of moving averages has no gradient, and finite scalars [2] have neither of the last two. Biased,
-as any straight-through gradient.
+with m the mean of squares over the latents of a datum and their channels, N the observed entries
+of x and v the mean of their variances under the likelihood. The terms are so weighed as all write
+them, a mean of squares against the mean square error of x: N / 2v is what that error costs in nats
+under a Gaussian, and v is what the likelihood takes it to be (`programs.precision`). The term in
+sg(z_e) is what moves a codebook that is a parameter; one of moving averages has no gradient, and
+finite scalars [2] have neither of the two. The penalty is the guide's own, if it has one. Biased,
+as any gradient past a code.
 
 While the loss runs the model, a handler hands it vectors ``(*batch, L, D)`` where it samples the
 codes; their log-density, and every other use of the model, is of integer codes.
@@ -29,11 +33,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import Gain, Objective, info_type
 from numpyro_dvae.programs.pair import Layout, Pair
+from numpyro_dvae.programs.precision import read_precision
 from numpyro_dvae.programs.record import Particles
 from numpyro_dvae.programs.vectors import VectorLink, read_vectors
 
@@ -47,21 +52,33 @@ def quantization_penalty(
     inputs: Float[Array, "*batch L D"],
     vectors: Float[Array, "*batch L D"],
     commitment: float = 0.25,
+    mask: Bool[Array, "*#batch #L 1"] | None = None,
 ) -> Float[Array, "*batch"]:
-    """``|sg(z_e) - e|² + commitment |z_e - sg(e)|²``, summed over the latents of a datum.
+    """``m(sg(z_e) - e) + commitment m(z_e - sg(e))``, m the mean of the squares of a datum.
 
     Args:
         inputs: z_e, the encoder's vectors.
         vectors: e, those of their codes.
         commitment: Weight of the second term.
+        mask: Which latents count; None is all. Without any the mean is 0.
 
     Example:
         >>> quantization_penalty(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0]]))
-        Array(5., dtype=float32)
+        Array(2.5, dtype=float32)
     """
     fixed_inputs, fixed_vectors = jax.lax.stop_gradient((inputs, vectors))
-    codebook = jnp.square(fixed_inputs - vectors).sum((-2, -1))
-    return codebook + commitment * jnp.square(inputs - fixed_vectors).sum((-2, -1))
+    squares = jnp.square(fixed_inputs - vectors)
+    squares = squares + commitment * jnp.square(inputs - fixed_vectors)
+    return _mean_of_latents(squares.mean(-1, keepdims=True), mask)
+
+
+def _mean_of_latents(
+    values: Float[Array, "*batch L 1"], mask: Bool[Array, "*#batch #L 1"] | None
+) -> Float[Array, "*batch"]:
+    if mask is None:
+        return values.mean((-2, -1))
+    mask = jnp.broadcast_to(mask, values.shape)
+    return jnp.where(mask, values, 0.0).sum((-2, -1)) / jnp.maximum(mask.sum((-2, -1)), 1)
 
 
 class VQ_ELBO(ParticleELBO):
@@ -70,8 +87,8 @@ class VQ_ELBO(ParticleELBO):
     There is one particle, as all would be equal.
 
     Args:
-        commitment: Weight of ``|z_e - sg(e)|²``, which holds the encoder to its codes: a sum over
-            all data, latents and channels, as the ELBO is, and not their mean.
+        commitment: Weight of the mean of squares ``m(z_e - sg(e))``, which holds the encoder to its
+            codes, against the mean square error of the data.
         beta: See `ParticleELBO`.
         target_rate: See `ParticleELBO`.
         max_plate_nesting: See `ParticleELBO`.
@@ -80,7 +97,7 @@ class VQ_ELBO(ParticleELBO):
         ValueError: If `commitment` is negative; on the first step, if the guide quantises nothing.
     """
 
-    reads: ClassVar = {"quantized": read_vectors}
+    reads: ClassVar = {"quantized": read_vectors, "precision": read_precision}
     info_class = VQInfo
 
     def __init__(
@@ -129,10 +146,13 @@ class VQ_ELBO(ParticleELBO):
                 '"z.inputs" and "z.vectors" beside its site "z"; found none. Use '
                 "VectorQuantizedGuide, or another loss."
             )
-        value = objective.beta_elbo.mean(0)
+        value, precision = objective.beta_elbo.mean(0), particles.extras["precision"]
         squares, num_vectors = jnp.zeros((), value.dtype), jnp.zeros((), value.dtype)
-        for inputs, vectors, mask in quantized.values():
-            value = value - quantization_penalty(inputs, vectors, self.commitment).mean(0)
+        for inputs, vectors, penalty, mask in quantized.values():
+            held = quantization_penalty(inputs, vectors, self.commitment, mask)
+            penalty = jnp.broadcast_to(penalty, (*inputs.shape[:-1], 1))
+            own = _mean_of_latents(penalty, mask)
+            value = value - (precision * (held + own)).mean(0)
             squares = squares + jnp.square(inputs - vectors).sum()
             num_vectors = num_vectors + jnp.broadcast_to(mask[..., 0], inputs.shape[:-1]).sum()
         return Gain(value, {"distance": squares / jnp.maximum(num_vectors, 1)})

@@ -13,7 +13,8 @@ Read it in this order, from a program to arrays:
 - `planning`: what is known of a call that looks like an earlier one;
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;
 - `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws;
-- `swapping`: a model run as a guide of its discrete latents.
+- `swapping`: a model run as a guide of its discrete latents;
+- `precision`: what mean square error costs in nats, to weigh other squares by.
 
 It imports `ops` and `distributions`. Its words:
 

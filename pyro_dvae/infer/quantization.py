@@ -6,13 +6,17 @@ posterior has all its mass on these codes, so the value of the loss is a true on
     -ELBO = -log p(x | z) - log p(z),
 
 to be compared with that of any other algorithm. No gradient passes the choice of a code; instead
-the model sees e with the gradient of z_e, and the surrogate is [1]
+the model sees e with a gradient that the guide chooses (`ops.codepaths`), and the surrogate is [1]
 
-    -log p(x | e) - log p(z) + |sg(z_e) - e|² + commitment |z_e - sg(e)|²,
+    -log p(x | e) - log p(z) + N / 2v (m(sg(z_e) - e) + commitment m(z_e - sg(e)) + penalty)
 
-summed over the latents of a datum. The third term is what moves a codebook that is a parameter;
-one of moving averages has no gradient, and finite scalars [2] have neither of the last two. Biased,
-as any straight-through gradient.
+with m the mean of squares over the latents of a datum and their channels, N the observed entries
+of x and v the mean of their variances under the likelihood. The terms are so weighed as all write
+them, a mean of squares against the mean square error of x: N / 2v is what that error costs in nats
+under a Gaussian, and v is what the likelihood takes it to be (`programs.precision`). The term in
+sg(z_e) is what moves a codebook that is a parameter; one of moving averages has no gradient, and
+finite scalars [2] have neither of the two. The penalty is the guide's own, if it has one. Biased,
+as any gradient past a code.
 
 While the loss runs the model, a handler hands it vectors ``(*batch, L, D)`` where it samples the
 codes; their log-density, and every other use of the model, is of integer codes.
@@ -27,12 +31,14 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.programs.pair import Layout, Pair
+from pyro_dvae.programs.precision import read_precision
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.vectors import VectorLink, read_vectors
 
@@ -46,20 +52,32 @@ def quantization_penalty(
     inputs: Float[Tensor, "*batch L D"],
     vectors: Float[Tensor, "*batch L D"],
     commitment: float = 0.25,
+    mask: Bool[Tensor, "*#batch #L 1"] | None = None,
 ) -> Float[Tensor, "*batch"]:
-    """``|sg(z_e) - e|² + commitment |z_e - sg(e)|²``, summed over the latents of a datum.
+    """``m(sg(z_e) - e) + commitment m(z_e - sg(e))``, m the mean of the squares of a datum.
 
     Args:
         inputs: z_e, the encoder's vectors.
         vectors: e, those of their codes.
         commitment: Weight of the second term.
+        mask: Which latents count; None is all. Without any the mean is 0.
 
     Example:
         >>> quantization_penalty(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]]))
-        tensor(5.)
+        tensor(2.5000)
     """
-    codebook = (inputs.detach() - vectors).square().sum((-2, -1))
-    return codebook + commitment * (inputs - vectors.detach()).square().sum((-2, -1))
+    squares = (inputs.detach() - vectors).square()
+    squares = squares + commitment * (inputs - vectors.detach()).square()
+    return _mean_of_latents(squares.mean(-1, keepdim=True), mask)
+
+
+def _mean_of_latents(
+    values: Float[Tensor, "*batch L 1"], mask: Bool[Tensor, "*#batch #L 1"] | None
+) -> Float[Tensor, "*batch"]:
+    if mask is None:
+        return values.mean((-2, -1))
+    mask = mask.expand(values.shape)
+    return torch.where(mask, values, 0.0).sum((-2, -1)) / mask.sum((-2, -1)).clamp(min=1)
 
 
 class VQ_ELBO(ParticleELBO):
@@ -68,8 +86,8 @@ class VQ_ELBO(ParticleELBO):
     There is one particle, as all would be equal.
 
     Args:
-        commitment: Weight of ``|z_e - sg(e)|²``, which holds the encoder to its codes: a sum over
-            all data, latents and channels, as the ELBO is, and not their mean.
+        commitment: Weight of the mean of squares ``m(z_e - sg(e))``, which holds the encoder to its
+            codes, against the mean square error of the data.
         beta: See `ParticleELBO`.
         target_rate: See `ParticleELBO`.
         max_plate_nesting: See `ParticleELBO`.
@@ -78,7 +96,7 @@ class VQ_ELBO(ParticleELBO):
         ValueError: If `commitment` is negative; on the first step, if the guide quantises nothing.
     """
 
-    reads: ClassVar = {"quantized": read_vectors}
+    reads: ClassVar = {"quantized": read_vectors, "precision": read_precision}
     info_class = VQInfo
 
     def __init__(
@@ -125,10 +143,12 @@ class VQ_ELBO(ParticleELBO):
                 '"z.inputs" and "z.vectors" beside its site "z"; found none. Use '
                 "VectorQuantizedGuide, or another loss."
             )
-        value = objective.beta_elbo.mean(0)
+        value, precision = objective.beta_elbo.mean(0), particles.extras["precision"]
         squares, num_vectors = value.new_zeros(()), value.new_zeros(())
-        for inputs, vectors, mask in quantized.values():
-            value = value - quantization_penalty(inputs, vectors, self.commitment).mean(0)
+        for inputs, vectors, penalty, mask in quantized.values():
+            held = quantization_penalty(inputs, vectors, self.commitment, mask)
+            own = _mean_of_latents(penalty.expand(*inputs.shape[:-1], 1), mask)
+            value = value - (precision * (held + own)).mean(0)
             squares = squares + (inputs - vectors).detach().square().sum()
             num_vectors = num_vectors + mask[..., 0].expand(inputs.shape[:-1]).sum()
         return Gain(value, {"distance": squares / num_vectors.clamp(min=1)})

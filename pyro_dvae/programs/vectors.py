@@ -2,15 +2,16 @@
 
 A guide that quantises vectors publishes them as deterministic sites, "z.inputs" (before) and
 "z.vectors" (after) beside its site "z" of codes. While the link is open, the model gets the vectors
-where it samples the codes, with the gradient of those before; their log-density is of the codes.
+where it samples the codes; their log-density is of the codes. Their gradient is that of the site
+"z.path" if there is one, a value of the same vectors; else that of the vectors before.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Float, Shaped
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -19,7 +20,16 @@ from pyro_dvae.ops.relaxing import with_slope
 from pyro_dvae.programs.masks import entry_mask, is_masked
 from pyro_dvae.programs.pair import Layout, Run
 
-__all__ = ["VectorLink", "read_vectors"]
+__all__ = ["QuantizedSite", "VectorLink", "read_vectors"]
+
+
+class QuantizedSite(NamedTuple):
+    """What a guide publishes of the latents of a datum; 0 where a mask silences them."""
+
+    inputs: Float[Tensor, "K *plates L D"]  # before
+    vectors: Float[Tensor, "K *plates L D"]  # after
+    penalty: Float[Tensor, "K *plates #L 1"]  # the guide's own, if it has one
+    mask: Bool[Tensor, "K *#plates #L 1"]  # which latents no mask silences
 
 
 class VectorLink:
@@ -86,10 +96,11 @@ class _Giver(Messenger):
         return self.is_open and bool(self.vectors)
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        inputs = self.vectors.get(f"{msg['name']}.inputs")
-        vectors = self.vectors.get(f"{msg['name']}.vectors")
+        inputs, vectors, path = (
+            self.vectors.get(f"{msg['name']}.{kind}") for kind in ("inputs", "vectors", "path")
+        )
         if self.is_open and inputs is not None and vectors is not None:
-            msg["value"] = with_slope(vectors, inputs)
+            msg["value"] = with_slope(vectors, inputs) if path is None else path
 
 
 class _Under:
@@ -103,13 +114,8 @@ class _Under:
             return self.program(*args, **kwargs)
 
 
-def read_vectors(
-    run: Run, layout: Layout, num_particles: int
-) -> dict[str, tuple[Tensor, Tensor, Tensor]] | None:
-    """Vectors before and after quantisation of each datum, by the site of their codes; a reader.
-
-    The third array says which of them no mask silences, ``(*plates, #L, 1)``: the others are 0.
-    """
+def read_vectors(run: Run, layout: Layout, num_particles: int) -> dict[str, QuantizedSite] | None:
+    """What the guide publishes of quantised latents, by the site of their codes; a reader."""
     computed = run.computed()
     pairs = {}
     for name in run.guide:
@@ -118,9 +124,13 @@ def read_vectors(
             _check_masks(run, name)
             site = run.guide[name]
             mask = _by_datum(entry_mask(site, site.fn.event_dim)[..., None], layout)
+            own = computed.get(f"{name}.penalty")
+            penalty = 0.0 * mask if own is None else _by_datum(own.value[..., None], layout)
             before, after = (_by_datum(each.value, layout) for each in (inputs, vectors))
-            before, after = (torch.where(mask, precise(each), 0.0) for each in (before, after))
-            pairs[name] = before, after, mask
+            before, after, penalty = (
+                torch.where(mask, precise(each), 0.0) for each in (before, after, penalty)
+            )
+            pairs[name] = QuantizedSite(before, after, penalty, mask)
     return pairs or None
 
 

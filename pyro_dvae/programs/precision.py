@@ -1,0 +1,60 @@
+"""What mean square error costs a model in nats, so that other squares can be weighed against it.
+
+A Gaussian of variance v gives N entries of a datum the log-density ``-N / 2v`` times their mean
+square error, and a constant. For other likelihoods v is the mean of the entries' variances, which
+is what the likelihood takes its mean square error to be; where there is no variance, as for
+categories, it is 1/2, so that N alone is the price.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_dvae.programs.masks import entry_mask
+from pyro_dvae.programs.pair import Layout, Run
+from pyro_dvae.programs.record import Ledger
+from pyro_dvae.programs.sites import Site
+
+__all__ = ["read_precision"]
+
+_UNKNOWN = 0.5  # the variance at which N / 2v is N
+
+
+@torch.no_grad()
+def read_precision(run: Run, layout: Layout, num_particles: int) -> Float[Tensor, "K *plates"]:
+    """``N / 2v`` of each datum, over its observed entries that no mask silences; a reader."""
+    ledger = Ledger(layout, num_particles, run.model.values())
+    for site in run.model.values():
+        if site.is_observed and layout.owns(site):
+            counts, variances = _counted(site)
+            ledger.add_bare("entries", site, counts)
+            ledger.add_bare("variances", site, variances)
+    entries, variances = ledger.total("entries"), ledger.total("variances")
+    variances = torch.where(variances > 0, variances, (_UNKNOWN * entries).clamp(min=_UNKNOWN))
+    return entries.square() / (2 * variances)
+
+
+def _counted(site: Site) -> tuple[Tensor, Tensor]:
+    """The entries of each event and the sum of their variances."""
+    event_dim, variance = site.fn.event_dim, _variance(site)
+    mask = entry_mask(site, event_dim)
+    shape = torch.broadcast_shapes(mask.shape, variance.shape, site.value.shape)
+    known = torch.where(variance.isfinite(), variance, _UNKNOWN)
+    arrays = mask.to(known.dtype).expand(shape), (mask * known).expand(shape)
+    dims = tuple(range(-event_dim, 0))
+    counts, sums = (array.sum(dims) if dims else array for array in arrays)
+    return counts, sums
+
+
+def _variance(site: Site) -> Tensor:
+    """The variance of each entry, NaN where the distribution has none."""
+    fn: Any = site.fn
+    try:
+        variance = fn.variance
+    except (AttributeError, NotImplementedError):
+        variance = torch.tensor(torch.nan)
+    if variance.dim() == len(fn.batch_shape):  # of events that are numbers, or categories
+        variance = variance.reshape(*variance.shape, *(1 for _ in fn.event_shape))
+    return variance
