@@ -30,7 +30,7 @@ def bernoulli(dist, array, data):
 
 
 def certain(dist, array, data):
-    return dist.Bernoulli(probs=array(np.zeros((B, N), int if make is tokens else np.float32)))
+    return dist.Bernoulli(probs=array(np.zeros((B, N), np.float32)))
 
 
 def cauchy(dist, array, data):
