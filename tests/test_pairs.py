@@ -36,6 +36,7 @@ def refusal(method, guide, decoder):
     return "Use decay=None" if decoder == "averages" else None
 
 
+# NumPyro's own losses take no discrete latents, and say so.
 PAIRS = [p for p in itertools.product(METHODS, GUIDES, DECODERS) if refusal(*p) != "not a pair"]
 
 
@@ -129,7 +130,7 @@ def run_numpyro(method, guide, decoder, num_steps=40):
 
     model, guide = parts(package, jnp.asarray, guide, decoder)
     programs = relaxed(package, method, model, guide)
-    stock = lambda: numpyro.infer.Trace_ELBO(4)  # noqa: E731
+    stock = numpyro.infer.Trace_ELBO
     svi = package("infer").SVI(*programs, numpyro.optim.Adam(0.02), loss_of(package, stock, method))
     state = svi.init(jax.random.key(0), jnp.asarray(X))
     before = leaves_of(svi.get_params(state), state.mutable_state)
@@ -181,7 +182,7 @@ def test_pyro(pair):
     check(run_pyro, pair)
 
 
-@pytest.mark.parametrize("pair", MARKED, ids="-".join)
+@pytest.mark.parametrize("pair", [p for p in MARKED if "trace" not in str(p)], ids="-".join)
 def test_numpyro(pair):
     pytest.importorskip("jax")
     check(run_numpyro, pair)

@@ -21,6 +21,7 @@ from numpyro_dvae.ops.refusing import refuse_gradient
 
 __all__ = ["CertainCategorical", "UniformCategorical"]
 
+_FINEST = 2**12  # codes that a uniform number of 24 bits tells apart; `Categorical` draws by one
 _NO_GRADIENT = (
     "The codes of a guide that quantises vectors have no gradient: its posterior is one state. "
     "Train it with VQ_ELBO, or use this loss with a guide that draws codes, as IndependentGuide."
@@ -80,7 +81,12 @@ class UniformCategorical(_WithoutLogits):
 
     def sample(self, key: Array, sample_shape: Sequence[int] = ()) -> Array:
         """Codes of shape ``sample_shape + batch_shape``."""
-        return jax.random.randint(key, (*sample_shape, *self.batch_shape), 0, self.num_codes, int)
+        shape = (*sample_shape, *self.batch_shape)
+        if self.num_codes > _FINEST:
+            return jax.random.randint(key, shape, 0, self.num_codes, int)
+        size = (math.prod(sample_shape), *self.batch_shape)
+        uniforms = jax.random.uniform(key, size, precise(self.like).dtype).reshape(shape)
+        return jnp.minimum((uniforms * self.num_codes).astype(int), self.num_codes - 1)
 
     @validate_sample
     def log_prob(self, value: Shaped[Array, "..."]) -> Array:

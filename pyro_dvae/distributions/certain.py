@@ -22,6 +22,7 @@ from pyro_dvae.ops.refusing import refuse_gradient
 
 __all__ = ["CertainCategorical", "UniformCategorical"]
 
+_FINEST = 2**12  # codes that a uniform number of 24 bits tells apart; `Categorical` draws by one
 _NO_GRADIENT = (
     "The codes of a guide that quantises vectors have no gradient: its posterior is one state. "
     "Train it with VQ_ELBO, or use this loss with a guide that draws codes, as IndependentGuide."
@@ -91,8 +92,11 @@ class UniformCategorical(_WithoutLogits):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Codes of shape ``sample_shape + batch_shape``."""
-        shape = (*sample_shape, *self.batch_shape)
-        return torch.randint(self._num_events, shape, device=self._like.device)
+        shape, like = (*sample_shape, *self.batch_shape), precise(self._like)
+        if self._num_events > _FINEST:
+            return torch.randint(self._num_events, shape, device=like.device)
+        uniforms = torch.rand(shape, dtype=like.dtype, device=like.device)
+        return (uniforms * self._num_events).long().clamp(max=self._num_events - 1)
 
     def log_prob(self, value: Shaped[Tensor, "..."]) -> Tensor:
         """``-log V``, in nats."""

@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 from pyro_dvae.distributions import Categorical, precise
 from pyro_dvae.guides.amortised import AmortisedGuide
 from pyro_dvae.nets.grids import check_grid
-from pyro_dvae.nets.inputs import run_encoder
+from pyro_dvae.nets.registration import run_encoder
 
 __all__ = ["IndependentGuide"]
 

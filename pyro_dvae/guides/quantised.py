@@ -14,7 +14,7 @@ from pyro_dvae.guides.amortised import AmortisedGuide
 from pyro_dvae.models.plates import data_mask
 from pyro_dvae.nets import Codebook, FiniteScalars
 from pyro_dvae.nets.grids import check_grid
-from pyro_dvae.nets.inputs import run_encoder
+from pyro_dvae.nets.registration import run_encoder
 from pyro_dvae.ops.codepaths import Route, diveq, rotation_trick, straight_through_codes
 
 __all__ = ["VectorQuantizedGuide"]

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["batch_shape_of", "check_floats", "flat_start", "not_encoded", "run_encoder"]
+__all__ = ["batch_shape_of", "check_floats", "flat_start", "not_encoded"]
 
 
 def batch_shape_of(x: Tensor, input_shape: Sequence[int]) -> Sequence[int]:
@@ -49,20 +48,6 @@ def flat_start(start: Tensor, output_shape: Sequence[int]) -> Tensor:
             f"{tuple(start.shape)}. Average the data over their first axis."
         )
     return start.reshape(-1)
-
-
-def run_encoder(encoder: nn.Module, x: Tensor) -> Tensor:
-    """What an encoder makes of data.
-
-    Raises:
-        ValueError: If it fails, with what data it was given.
-    """
-    try:
-        return encoder(x)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise not_encoded(x, error) from error
 
 
 def not_encoded(x: Tensor, error: Exception) -> ValueError:

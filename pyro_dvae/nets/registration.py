@@ -17,7 +17,9 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
-__all__ = ["gets_vectors", "register"]
+from pyro_dvae.nets.inputs import not_encoded
+
+__all__ = ["gets_vectors", "register", "run_encoder"]
 
 _MARK = "_pyro_dvae_identity"  # id() of a tensor that `register` itself put into the store
 
@@ -52,6 +54,20 @@ def register(name: str, net: nn.Module) -> nn.Module:
         pyro.param(full_name, parameter)
         setattr(parameter, _MARK, id(parameter))
     return net
+
+
+def run_encoder(encoder: nn.Module, x: Tensor) -> Tensor:
+    """What an encoder makes of data.
+
+    Raises:
+        ValueError: If it fails, with what data it was given.
+    """
+    try:
+        return encoder(x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise not_encoded(x, error) from error
 
 
 def gets_vectors() -> bool:
