@@ -55,5 +55,5 @@ def test_draws(lab):
 
 
 def test_more_codes_than_integers_are_refused(lab):
-    with pytest.raises(ValueError, match="`num_codes` is .* an integer holds no code beyond"):
+    with pytest.raises(ValueError, match=r"`num_codes` is .* an integer holds no code beyond"):
         lab.module("distributions").UniformCategorical(2**64, lab.asarray(np.zeros(2)))
