@@ -53,7 +53,7 @@ class AmortisedGuide:
         """
         x = _check_data(x, index, num_data)
         if observed is not None:
-            x = jnp.where(jnp.asarray(observed), x, 0.0)
+            x = jnp.where(jnp.asarray(observed), x, jnp.zeros_like(x))
         posterior = self.posterior_of_step(x)
         _check_shape(posterior, x)
         with data_plate(num_data or len(x), index):

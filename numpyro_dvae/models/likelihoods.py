@@ -34,8 +34,8 @@ class Likelihood(Protocol):
         """The distribution of the site "x".
 
         Args:
-            outputs: Of the decoder, ``(*batch, *shape of x)``.
-            event_dim: How many of their dims make one datum.
+            outputs: Of the decoder, ``(*batch, *outputs)``: they may have other dims than x.
+            event_dim: How many of their dims are of one datum.
 
         Returns:
             Batch shape ``(*batch,)``, event shape that of x. The entries of x must be independent,

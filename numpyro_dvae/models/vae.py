@@ -21,7 +21,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
-from numpyro.distributions import Distribution
+from numpyro.distributions import Distribution, constraints
 from numpyro.primitives import mutable
 
 from numpyro_dvae.models.closed_forms import ClosedForm
@@ -44,7 +44,7 @@ class Decoder(Protocol):
     """
 
     def __call__(self, z: Array) -> Array:
-        """Outputs ``(*batch, *shape of x)`` for codes ``(*batch, L)``, as the likelihood reads."""
+        """Outputs ``(*batch, *outputs)`` of codes ``(*batch, L)``, as the likelihood reads."""
 
 
 class DiscreteVAE:
@@ -55,7 +55,8 @@ class DiscreteVAE:
     `observed`, of the shape of `x`, is False, `x` is missing and leaves the likelihood.
 
     Args:
-        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *shape of x)``.
+        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *outputs)``: what the
+            likelihood reads, of whatever shape, as means and scales ``(*shape of x, 2)``.
         prior: Returns p(z) when called, as `UniformPrior`.
         likelihood: Turns outputs into p(x | z), as `BernoulliLikelihood`.
 
@@ -75,7 +76,7 @@ class DiscreteVAE:
         """Sample the sites "z" and, unless given, "x".
 
         Args:
-            x: Data, floating-point numbers.
+            x: Data; floating-point numbers, or integers where the likelihood is of such.
             index: Which of all data those in `x` are; None if they are all.
             num_data: The number of all data, of a minibatch or to be sampled.
             observed: Where `x` is there; None is everywhere.
@@ -95,18 +96,18 @@ class DiscreteVAE:
             outputs, event_dim = self._outputs(z)
             likelihood = self._likelihood(outputs, event_dim)
             if x is not None:
-                _check_data(x, outputs.shape[outputs.ndim - event_dim :])
+                _check_data(x, likelihood)
             if observed is not None:
                 likelihood = _masked(likelihood, jnp.asarray(observed))
-                x = None if x is None else jnp.where(observed, x, 0.0)
+                x = None if x is None else jnp.where(observed, x, jnp.zeros_like(x))
             infer = _infer("model.likelihood", self.likelihood)
             return numpyro.sample("x", likelihood, obs=x, infer=infer)
 
     def reconstruct(
         self, z: Shaped[Array | np.ndarray, "*batch L"]
-    ) -> Float[Array, "*batch_event"]:
-        """The mean of p(x | z), ``(*batch, *shape of x)``."""
-        return self._likelihood(*self._outputs(jnp.asarray(z))).mean
+    ) -> Shaped[Array, "*batch_event"]:
+        """The mean of p(x | z), ``(*batch, *shape of x)``; of categories, the most likely ones."""
+        return _mean(self._likelihood(*self._outputs(jnp.asarray(z))))
 
     def _likelihood(self, outputs: Array, event_dim: int) -> Distribution:
         inputs = (outputs, event_dim, *_held("model.likelihood", self.likelihood))
@@ -223,12 +224,32 @@ def _check_length(found: Sequence[int], wanted: Sequence[int]) -> None:
         )
 
 
-def _check_data(x: Array, event_shape: Sequence[int]) -> None:
-    """Whether the data are what the decoder makes."""
-    if x.shape[1:] != tuple(event_shape):
+def _check_data(x: Array, likelihood: Distribution) -> None:
+    """Whether the data are what the likelihood is of."""
+    event_shape = tuple(likelihood.event_shape)
+    if x.shape[1:] != event_shape:
         raise ValueError(
             f"`x` must have shape (data, {', '.join(map(str, event_shape))}) to be observed at "
-            f'site "x"; got {x.shape}. Reshape the data, or give the decoder that '
-            "`output_shape`."
+            f'site "x"; got {x.shape}. Reshape the data (are channels last?), or '
+            "give the decoder that output shape."
         )
-    check_floats(x, '`x` at site "x"')
+    if not _is_of_integers(likelihood):
+        check_floats(x, '`x` at site "x"')
+
+
+def _is_of_integers(likelihood: Distribution) -> bool:
+    """Whether the values of a distribution are integers, beyond 0 and 1."""
+    support: Any = likelihood.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support.is_discrete and not isinstance(support, type(constraints.boolean))
+
+
+def _mean(likelihood: Distribution) -> Array:
+    """The mean, or the most likely value of entries that are categories, which have none."""
+    fn: Any = likelihood
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    if isinstance(fn, dist.CategoricalLogits | dist.CategoricalProbs):
+        return jnp.argmax(fn.probs, -1)
+    return likelihood.mean

@@ -54,7 +54,7 @@ class AmortisedGuide(nn.Module):
         register("guide", self)
         x = _check_data(x, index, num_data)
         if observed is not None:
-            x = torch.where(observed, x, 0.0)
+            x = torch.where(observed, x, torch.zeros_like(x))
         posterior = cast("dist.TorchDistribution", self.posterior_of_step(x))
         _check_shape(posterior, x)
         with data_plate(num_data or len(x), index):

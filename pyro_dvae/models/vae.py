@@ -17,7 +17,7 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float, Int, Integer, Shaped
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 from pyro_dvae.models.likelihoods import BernoulliLikelihood, Likelihood
 from pyro_dvae.models.plates import data_plate, plate_size
@@ -37,7 +37,7 @@ class Decoder(Protocol):
     """
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Outputs ``(*batch, *shape of x)`` for codes ``(*batch, L)``, as the likelihood reads."""
+        """Outputs ``(*batch, *outputs)`` of codes ``(*batch, L)``, as the likelihood reads."""
 
 
 class DiscreteVAE(nn.Module):
@@ -48,7 +48,8 @@ class DiscreteVAE(nn.Module):
     `observed`, of the shape of `x`, is False, `x` is missing and leaves the likelihood.
 
     Args:
-        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *shape of x)``.
+        decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *outputs)``: what the
+            likelihood reads, of whatever shape, as means and scales ``(*shape of x, 2)``.
         prior: Returns p(z) when called, as `UniformPrior`.
         likelihood: Turns outputs into p(x | z), as `BernoulliLikelihood`.
 
@@ -65,11 +66,11 @@ class DiscreteVAE(nn.Module):
         index: Int[Tensor, "B"] | None = None,
         num_data: int | None = None,
         observed: Bool[Tensor, "B *event"] | None = None,
-    ) -> Float[Tensor, "*particles_B_event"]:
+    ) -> Shaped[Tensor, "*particles_B_event"]:
         """Sample the sites "z" and, unless given, "x".
 
         Args:
-            x: Data, floating-point numbers.
+            x: Data; floating-point numbers, or integers where the likelihood is of such.
             index: Which of all data those in `x` are; None if they are all.
             num_data: The number of all data, of a minibatch or to be sampled.
             observed: Where `x` is there; None is everywhere.
@@ -88,16 +89,16 @@ class DiscreteVAE(nn.Module):
             outputs, event_dim = self._outputs(z)
             likelihood = self.likelihood(outputs, event_dim)
             if x is not None:
-                _check_data(x, outputs.shape[outputs.dim() - event_dim :])
+                _check_data(x, likelihood)
             if observed is not None:
                 likelihood = _masked(likelihood, observed)
-                x = None if x is None else torch.where(observed, x, 0.0)
+                x = None if x is None else torch.where(observed, x, torch.zeros_like(x))
             fn = cast("dist.TorchDistribution", likelihood)
             return pyro.sample("x", fn, obs=x, infer=_infer(self.likelihood))
 
-    def reconstruct(self, z: Shaped[Tensor, "*batch L"]) -> Float[Tensor, "*batch_event"]:
-        """The mean of p(x | z), ``(*batch, *shape of x)``."""
-        return self.likelihood(*self._outputs(z)).mean
+    def reconstruct(self, z: Shaped[Tensor, "*batch L"]) -> Shaped[Tensor, "*batch_event"]:
+        """The mean of p(x | z), ``(*batch, *shape of x)``; of categories, the most likely ones."""
+        return _mean(self.likelihood(*self._outputs(z)))
 
     def _outputs(self, z: Tensor) -> tuple[Tensor, int]:
         """The decoder's outputs and how many of their dims make one datum."""
@@ -199,12 +200,32 @@ def _check_length(found: Sequence[int], wanted: Sequence[int]) -> None:
         )
 
 
-def _check_data(x: Tensor, event_shape: Sequence[int]) -> None:
-    """Whether the data are what the decoder makes."""
-    if tuple(x.shape[1:]) != tuple(event_shape):
+def _check_data(x: Tensor, likelihood: Distribution) -> None:
+    """Whether the data are what the likelihood is of."""
+    event_shape = tuple(likelihood.event_shape)
+    if tuple(x.shape[1:]) != event_shape:
         raise ValueError(
             f"`x` must have shape (data, {', '.join(map(str, event_shape))}) to be observed at "
-            f'site "x"; got {tuple(x.shape)}. Reshape the data, or give the decoder that '
-            "`output_shape`."
+            f'site "x"; got {tuple(x.shape)}. Reshape the data (are channels last?), or '
+            "give the decoder that output shape."
         )
-    check_floats(x, '`x` at site "x"')
+    if not _is_of_integers(likelihood):
+        check_floats(x, '`x` at site "x"')
+
+
+def _is_of_integers(likelihood: Distribution) -> bool:
+    """Whether the values of a distribution are integers, beyond 0 and 1."""
+    support: Any = likelihood.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support.is_discrete and not isinstance(support, type(constraints.boolean))
+
+
+def _mean(likelihood: Distribution) -> Tensor:
+    """The mean, or the most likely value of entries that are categories, which have none."""
+    fn: Any = likelihood
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    if isinstance(fn, torch.distributions.Categorical):
+        return fn.probs.argmax(-1)
+    return likelihood.mean
