@@ -70,10 +70,10 @@ def case(name, kind):
         return dist.Laplace(outputs, 0.5).to_event(event_dim)
 
     def discretised(outputs, event_dim):
-        return logistic(outputs[..., 0], xp.exp(outputs[..., 1] + 1)).to_event(event_dim - 1)
+        return logistic(outputs[..., 0], xp.exp(0.2 * outputs[..., 1])).to_event(event_dim - 1)
 
     def of_logistic(outputs, x):
-        x, loc, scale = x / 127.5 - 1.0, outputs[..., 0], np.exp(outputs[..., 1] + 1)
+        x, loc, scale = x / 127.5 - 1.0, outputs[..., 0], np.exp(0.2 * outputs[..., 1])
         low, high = (1 / (1 + np.exp(-(x + s / 255 - loc) / scale)) for s in (-1, 1))
         low, high = np.where(x < -0.999, 0.0, low), np.where(x > 0.999, 1.0, high)
         return np.log(high - low).sum((-2, -1))
