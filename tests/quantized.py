@@ -66,6 +66,7 @@ def pyro_kit():
             grads=grads,
             table=codebook.table.detach().numpy().copy(),
             distance=float(elbo.info.distance),
+            usage=(float(elbo.info.usage), float(elbo.info.perplexity)),
         )
 
     def loss(run, elbo):
@@ -141,6 +142,10 @@ def numpyro_kit():
             grads=listed(grads),
             table=np.asarray(table),
             distance=float(after[LOSS_MEMORY].info.distance),
+            usage=(
+                float(after[LOSS_MEMORY].info.usage),
+                float(after[LOSS_MEMORY].info.perplexity),
+            ),
         )
 
     def listed(params):

@@ -33,6 +33,8 @@ def test_all_numbers_where_codes_are_known(shim):
         "psnr": 10 * np.log10(2.0**2 / 0.25),
         "ess": 1.0,
         "usage": (1 + 1 / 3) / 2,
+        "table_usage": 1.0,
+        "table_perplexity": np.exp(-(np.log([0.2, 0.7, 0.1]) * [0.2, 0.7, 0.1]).sum()),
     }
     for name, value in expected.items():
         assert getattr(found, name) == pytest.approx(value, rel=1e-9), name
@@ -49,9 +51,10 @@ def test_the_table(thrifty_shim):
     assert lines[1] == "ELBO                           -3.24 nats"
     assert lines[2] == "beta-ELBO (0.1)                -1.26 nats"
     assert [line.split()[0] for line in lines[3:]] == [
-        *("importance-weighted", "rate", "distortion", "PSNR", "effective", "codes")
+        *("importance-weighted", "rate", "distortion", "PSNR", "effective", "codes"),
+        *("codes", "perplexity,"),
     ]
-    assert lines[-1].endswith(" 66.67 %")
+    assert lines[-3].endswith(" 66.67 %")
 
 
 def test_bounds_of_random_codes_have_their_exact_means(thrifty_shim):

@@ -92,6 +92,9 @@ def test_usage_counts_codes(thrifty_shim):
     usage = found(thrifty_shim, "code_usage", "sure", num_draws=2)["z"]
     np.testing.assert_array_equal(usage.counts, [[4, 4, 2], [0, 10, 0]])
     np.testing.assert_allclose(usage.share_used, [1.0, 1 / 3])
+    assert usage.table_share_used == 1.0
+    shares = np.array([0.2, 0.7, 0.1])
+    assert usage.table_perplexity == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
     entropy = -(0.8 * np.log(0.4) + 0.2 * np.log(0.2))
     np.testing.assert_allclose(usage.perplexity, [np.exp(entropy), 1.0])
     assert str(usage).startswith("67% of 3 codes occur in the mean of 2 latents (least 33%)")

@@ -28,6 +28,10 @@ def test_padding_under_a_mask_trains_nothing(kit, kind):
     masked = evaluate(filled, REAL)
     assert masked.loss == pytest.approx(alone.loss, rel=1e-6)
     assert masked.distance == pytest.approx(alone.distance, rel=1e-6)
+    counts = np.bincount(codes_of(alone.params).ravel(), minlength=V)
+    shares = counts[counts > 0] / counts.sum()
+    expected = (counts > 0).mean(), np.exp(-(shares * np.log(shares)).sum())
+    assert masked.usage == pytest.approx(expected, rel=1e-5)
     for found, expected in zip(masked.grads, alone.grads, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     chosen = np.unique(codes_of(alone.params))  # the others restart at random inputs
@@ -143,6 +147,21 @@ def test_finite_scalars_need_no_table(backend):
         np.asarray(codebook(quantized.codes)), np.asarray(quantized.vectors)
     )
     assert codebook.num_codes == 4**16
+
+
+def test_codes_in_use(backend):
+    used = backend.module("ops.usage").codes_in_use
+    codes = np.array([[7, 3, 7], [7, 9, 2**40]])
+    mask = np.array([[True], [False]])
+    for keep, shares in (
+        (mask, np.array([2, 1]) / 3),
+        (np.ones((2, 1), bool), np.array([3, 1, 1, 1]) / 6),
+    ):
+        found = [float(each) for each in used(backend.asarray(codes), backend.asarray(keep))]
+        entropy = -(shares * np.log(shares)).sum()
+        np.testing.assert_allclose(found, [len(shares), np.exp(entropy)], rtol=1e-6)
+    nothing = used(backend.asarray(codes), backend.asarray(np.zeros((2, 1), bool)))
+    np.testing.assert_allclose([float(each) for each in nothing], [0, 1])
 
 
 def test_rows_of_a_mask(backend):

@@ -62,6 +62,8 @@ _METRICS = {  # name in metrics.json -> field of `Evaluation`
     "psnr": "psnr",
     "ess": "ess",
     "code_usage": "usage",
+    "table_usage": "table_usage",
+    "table_perplexity": "table_perplexity",
     "beta": "beta",
 }
 
@@ -137,7 +139,8 @@ class Backend(ABC):
 
         `elbo` and `beta_elbo` average over the draws, `iwae` is the importance-weighted bound of
         all K, `ess` the effective sample size of these weights as a fraction of K, `psnr` the mean
-        over images of each one's, of one draw, `code_usage` the fraction of codes that occur.
+        over images of each one's, of one draw, `code_usage` the fraction of codes that occur, in
+        the mean over latents, and `table_usage` that of the table that all latents share.
         """
         guide = self.guide_for(guide, images)
         found = self.diagnose(

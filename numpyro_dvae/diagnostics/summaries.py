@@ -149,10 +149,13 @@ def evaluation_of(
         ess=weights.ess if by_datum else missing,
     )
     shared, whole = shared_cost_of(draws), whole_cost_of(draws)
-    shares = [np.ravel(CodeUsage(counts).share_used) for counts in code_counts.values()]
+    usages = [CodeUsage(counts) for counts in code_counts.values()]
+    shares = [np.ravel(each.share_used) for each in usages]
     return Evaluation(
         **_means(per_datum, num_seen_of(one_draw)[0] > 0, draws.num_draws),
         usage=_mean_if_any(np.concatenate([np.zeros(0), *shares])),
+        table_usage=_mean_if_any(np.array([each.table_share_used for each in usages])),
+        table_perplexity=_mean_if_any(np.array([each.table_perplexity for each in usages])),
         beta=beta,
         num_particles=draws.num_draws,
         data_range=data_range,

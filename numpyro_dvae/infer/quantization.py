@@ -37,15 +37,17 @@ from jaxtyping import Array, Bool, Float
 
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import Gain, Objective, info_type
+from numpyro_dvae.ops.usage import codes_in_use
 from numpyro_dvae.programs.pair import Layout, Pair
 from numpyro_dvae.programs.precision import read_precision
 from numpyro_dvae.programs.record import Particles
-from numpyro_dvae.programs.vectors import VectorLink, read_vectors
+from numpyro_dvae.programs.vectors import QuantizedSite, VectorLink, read_vectors
 
 __all__ = ["VQ_ELBO", "VQInfo", "quantization_penalty"]
 
-# distance: |z_e - e|² of one latent
-VQInfo = info_type(__name__, "VQInfo", "distance")
+# distance: |z_e - e|² of one latent; of the batch's codes, all latents together: the share of the
+# table that is used, and the perplexity
+VQInfo = info_type(__name__, "VQInfo", "distance", "usage", "perplexity")
 
 
 def quantization_penalty(
@@ -148,11 +150,23 @@ class VQ_ELBO(ParticleELBO):
             )
         value, precision = objective.beta_elbo.mean(0), particles.extras["precision"]
         squares, num_vectors = jnp.zeros((), value.dtype), jnp.zeros((), value.dtype)
-        for inputs, vectors, penalty, mask in quantized.values():
+        for inputs, vectors, penalty, mask, *_ in quantized.values():
             held = quantization_penalty(inputs, vectors, self.commitment, mask)
             penalty = jnp.broadcast_to(penalty, (*inputs.shape[:-1], 1))
             own = _mean_of_latents(penalty, mask)
             value = value - (precision * (held + own)).mean(0)
             squares = squares + jnp.square(inputs - vectors).sum()
             num_vectors = num_vectors + jnp.broadcast_to(mask[..., 0], inputs.shape[:-1]).sum()
-        return Gain(value, {"distance": squares / jnp.maximum(num_vectors, 1)})
+        return Gain(
+            value, {"distance": squares / jnp.maximum(num_vectors, 1), **_usage_of(quantized)}
+        )
+
+
+def _usage_of(quantized: dict[str, QuantizedSite]) -> dict[str, Array]:
+    """Share of the codes that the batch uses, and their perplexity, in the mean over the sites."""
+    found = [
+        (*codes_in_use(site.codes, site.mask), site.num_codes.mean()) for site in quantized.values()
+    ]
+    shares, perplexities = zip(*((used / size, each) for used, each, size in found), strict=True)
+    names = {"usage": shares, "perplexity": perplexities}
+    return {name: jnp.stack(list(values)).mean() for name, values in names.items()}

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions import precise
@@ -29,6 +29,8 @@ class QuantizedSite(NamedTuple):
     vectors: Float[Array, "*plates L D"]  # after
     penalty: Float[Array, "*plates #L 1"]  # the guide's own, if it has one
     mask: Bool[Array, "*#plates #L 1"]  # which latents no mask silences
+    codes: Integer[Array, "*plates L 1"]
+    num_codes: Float[Array, ""]  # values of a code, V
 
 
 class VectorLink:
@@ -138,8 +140,16 @@ def read_vectors(run: Run, layout: Layout, num_particles: int) -> dict[str, Quan
             before, after, penalty = (
                 jnp.where(mask, precise(each), 0.0) for each in (before, after, penalty)
             )
-            pairs[name] = QuantizedSite(before, after, penalty, mask)
+            codes = _by_datum(site.value[..., None], layout)
+            num_codes = jnp.full((), _num_codes_of(site.base), float)
+            pairs[name] = QuantizedSite(before, after, penalty, mask, codes, num_codes)
     return pairs or None
+
+
+def _num_codes_of(fn: Any) -> float:
+    """The values of a categorical distribution's codes; those that know them list none."""
+    known = getattr(fn, "num_codes", None)
+    return float(len(fn.enumerate_support(expand=False)) if known is None else known)
 
 
 def _check_masks(run: Run, name: str) -> None:

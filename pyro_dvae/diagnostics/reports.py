@@ -89,6 +89,8 @@ class Evaluation(NamedTuple):
     psnr: float  # of one reconstruction of each datum, at most 100, decibels
     ess: float  # effective sample size of the K draws, as a share of K
     usage: float  # share of the codes that occur, in the mean over the latents
+    table_usage: float  # share of the codes that occur in any latent of a site
+    table_perplexity: float  # of the codes of all latents of a site together
     beta: float
     num_particles: int  # K
     data_range: float  # span of the data, to which the PSNR refers
@@ -113,6 +115,8 @@ class Evaluation(NamedTuple):
             "PSNR": (self.psnr, "dB"),
             "effective sample size": (100 * self.ess, "%"),
             "codes in use": (100 * self.usage, "%"),
+            "codes in use, all latents": (100 * self.table_usage, "%"),
+            "perplexity, all latents": (self.table_perplexity, "codes"),
         }
         if max(self.elbo_error, self.bound_error) >= _SHOWN:
             numbers["standard error, ELBO"] = self.elbo_error, "nats"
@@ -148,16 +152,34 @@ class CodeUsage(NamedTuple):
     @property
     def perplexity(self) -> np.ndarray:
         """How many equally frequent codes would have the entropy of each latent's."""
-        shares = self.counts / self.counts.sum(-1, keepdims=True)
-        logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-        return np.asarray(np.exp(-(shares * logs).sum(-1)))
+        return _perplexity(self.counts)
+
+    @property
+    def table_share_used(self) -> float:
+        """Share of the codes that occur in any latent: of the table that latents share."""
+        return float((self._of_table > 0).mean())
+
+    @property
+    def table_perplexity(self) -> float:
+        """The perplexity of the codes of all latents together."""
+        return float(_perplexity(self._of_table))
+
+    @property
+    def _of_table(self) -> np.ndarray:
+        return self.counts.reshape(-1, self.counts.shape[-1]).sum(0)
 
     def __str__(self) -> str:
-        """A line with shares and perplexities."""
-        return (
+        """A line with shares and perplexities; of several latents, of their table as well."""
+        line = (
             f"{self.share_used.mean():.0%} of {self.counts.shape[-1]} codes occur in the mean of "
             f"{self.perplexity.size} latents (least {self.share_used.min():.0%}); perplexity "
             f"{self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})."
+        )
+        if self.perplexity.size == 1:
+            return line
+        return (
+            f"{line} All latents together use {self.table_share_used:.0%} of the codes, "
+            f"perplexity {self.table_perplexity:.1f}."
         )
 
 
@@ -318,3 +340,10 @@ class Calibration(NamedTuple):
             f"{len(self.ranks['log_p'])} simulated data, ranks among {self.num_draws} draws: "
             f"{verdict} (smallest p-value {smallest:.2g})."
         )
+
+
+def _perplexity(counts: np.ndarray) -> np.ndarray:
+    """How many equally frequent codes would have the entropy of these, over the last axis."""
+    shares = counts / counts.sum(-1, keepdims=True)
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    return np.asarray(np.exp(-(shares * logs).sum(-1)))

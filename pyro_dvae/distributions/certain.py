@@ -40,6 +40,11 @@ class _WithoutLogits(dist.Categorical):
         dist.TorchDistribution.__init__(self, like.shape, validate_args=validate_args)
 
     @property
+    def num_codes(self) -> int:
+        """V."""
+        return self._num_events
+
+    @property
     def param_shape(self) -> torch.Size:
         """That of the logits."""
         return torch.Size((*self.batch_shape, self._num_events))

@@ -37,15 +37,17 @@ from torch import Tensor
 
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective, info_type
+from pyro_dvae.ops.usage import codes_in_use
 from pyro_dvae.programs.pair import Layout, Pair
 from pyro_dvae.programs.precision import read_precision
 from pyro_dvae.programs.record import Particles
-from pyro_dvae.programs.vectors import VectorLink, read_vectors
+from pyro_dvae.programs.vectors import QuantizedSite, VectorLink, read_vectors
 
 __all__ = ["VQ_ELBO", "VQInfo", "quantization_penalty"]
 
-# distance: |z_e - e|² of one latent
-VQInfo = info_type(__name__, "VQInfo", "distance")
+# distance: |z_e - e|² of one latent; of the batch's codes, all latents together: the share of the
+# table that is used, and the perplexity
+VQInfo = info_type(__name__, "VQInfo", "distance", "usage", "perplexity")
 
 
 def quantization_penalty(
@@ -145,10 +147,19 @@ class VQ_ELBO(ParticleELBO):
             )
         value, precision = objective.beta_elbo.mean(0), particles.extras["precision"]
         squares, num_vectors = value.new_zeros(()), value.new_zeros(())
-        for inputs, vectors, penalty, mask in quantized.values():
+        for inputs, vectors, penalty, mask, *_ in quantized.values():
             held = quantization_penalty(inputs, vectors, self.commitment, mask)
             own = _mean_of_latents(penalty.expand(*inputs.shape[:-1], 1), mask)
             value = value - (precision * (held + own)).mean(0)
             squares = squares + (inputs - vectors).detach().square().sum()
             num_vectors = num_vectors + mask[..., 0].expand(inputs.shape[:-1]).sum()
-        return Gain(value, {"distance": squares / num_vectors.clamp(min=1)})
+        distance = squares / num_vectors.clamp(min=1)
+        return Gain(value, {"distance": distance, **_usage_of(quantized)})
+
+
+def _usage_of(quantized: dict[str, QuantizedSite]) -> dict[str, Tensor]:
+    """Share of the codes that the batch uses, and their perplexity, in the mean over the sites."""
+    found = [(*codes_in_use(site.codes, site.mask), site.num_codes) for site in quantized.values()]
+    shares, perplexities = zip(*((used / size, each) for used, each, size in found), strict=True)
+    names = {"usage": shares, "perplexity": perplexities}
+    return {name: torch.stack(list(values)).mean() for name, values in names.items()}

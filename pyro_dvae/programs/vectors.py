@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -30,6 +30,8 @@ class QuantizedSite(NamedTuple):
     vectors: Float[Tensor, "K *plates L D"]  # after
     penalty: Float[Tensor, "K *plates #L 1"]  # the guide's own, if it has one
     mask: Bool[Tensor, "K *#plates #L 1"]  # which latents no mask silences
+    codes: Integer[Tensor, "*plates L 1"]
+    num_codes: Float[Tensor, ""]  # values of a code, V
 
 
 class VectorLink:
@@ -130,8 +132,16 @@ def read_vectors(run: Run, layout: Layout, num_particles: int) -> dict[str, Quan
             before, after, penalty = (
                 torch.where(mask, precise(each), 0.0) for each in (before, after, penalty)
             )
-            pairs[name] = QuantizedSite(before, after, penalty, mask)
+            codes = _by_datum(site.value[..., None], layout)
+            num_codes = mask.new_full((), _num_codes_of(site.base), dtype=torch.float32)
+            pairs[name] = QuantizedSite(before, after, penalty, mask, codes, num_codes)
     return pairs or None
+
+
+def _num_codes_of(fn: Any) -> float:
+    """The values of a categorical distribution's codes; those that know them list none."""
+    known = getattr(fn, "num_codes", None)
+    return float(len(fn.enumerate_support(expand=False)) if known is None else known)
 
 
 def _check_masks(run: Run, name: str) -> None:
