@@ -80,6 +80,10 @@ def run_encoder(encoder: Any, x: jax.Array) -> jax.Array:
         return register("guide.encoder", encoder, x)(x)
     except (FlaxError, TypeError) as error:
         raise not_encoded(x, error) from error
+    except ValueError as error:
+        if "feature dimension" not in str(error):  # of a convolution
+            raise
+        raise not_encoded(x, error) from error
 
 
 def own_name(part: Any, name: str) -> str:
