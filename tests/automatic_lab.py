@@ -92,6 +92,18 @@ class PyroLab(Lab):
         )
         return elbo.loss(model, guide, *args)
 
+    def initial(self, guide, model, *args):
+        """The pair, and its parameters at the start."""
+        guide(*args)
+        return model, guide, None
+
+    def posterior(self, model, guide, params, x, *, inner=None, **options):
+        inner = inner or guide
+        for site, leaf in (self.leaves(inner) if params else {}).items():
+            leaf.data = self.torch.tensor(params[site])
+        function = self.module("diagnostics").discrete_posterior
+        return function((model, guide), self.array(x), **options)
+
 
 class NumPyroLab(Lab):
     name = "numpyro"
@@ -157,3 +169,20 @@ class NumPyroLab(Lab):
         held = {f"{site}_auto_logits": value for site, value in params.items()}
         elbo = self.numpyro.infer.Trace_ELBO(num_particles=num_particles)
         return float(elbo.loss(self.jax.random.key(1), held, model, guide, *args))
+
+    def initial(self, guide, model, *args):
+        svi = self.module("infer").SVI(
+            model, guide, self.numpyro.optim.Adam(0.1), self.module("infer").Exact_ELBO()
+        )
+        if not hasattr(guide, "num_states"):
+            svi.loss = self.module("infer").Reinforce_ELBO(2)
+        state = svi.init(self.jax.random.key(0), *args)
+        return model, guide, {**svi.get_params(state), **(state.mutable_state or {})}
+
+    def posterior(self, model, guide, params, x, *, inner=None, **options):
+        held = {n: self.array(v) if isinstance(v, np.ndarray) else v for n, v in params.items()}
+        if isinstance(inner or guide, self.module("guides").AutoDiscrete):
+            held = {f"{name}_auto_logits": value for name, value in held.items()}
+        function = self.module("diagnostics").discrete_posterior
+        key = self.jax.random.key(3)
+        return function(key, (model, guide), self.array(x), params=held, **options)

@@ -18,6 +18,7 @@ IDENTICAL = {
     "diagnostics/draws.py",
     "diagnostics/groups.py",
     "diagnostics/plots.py",
+    "diagnostics/posteriors.py",
     "diagnostics/reports.py",
     "diagnostics/summaries.py",
     "diagnostics/verdicts.py",

@@ -164,6 +164,9 @@ def test_statistics_of_the_fit(idata):
     assert (stats["num_states"] == STATES).all()
     shares = [(idata.posterior["b"] == code).mean() for code in range(3)]
     np.testing.assert_allclose(stats["b_code_share"], shares)
+    assert stats["b_probs"].dims == ("data", "b_code")
+    np.testing.assert_allclose(np.mean(stats["b_probs"], 0), shares)
+    np.testing.assert_array_equal(stats["b_most_likely"], np.argmax(stats["b_probs"].values, -1))
     assert stats.attrs["num_particles"] == NUM_DRAWS
 
 

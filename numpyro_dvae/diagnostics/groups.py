@@ -14,6 +14,7 @@ import numpy as np
 
 from numpyro_dvae.diagnostics.arrays import NamedArray, split_data
 from numpyro_dvae.diagnostics.draws import Draws
+from numpyro_dvae.diagnostics.posteriors import shares_of
 from numpyro_dvae.diagnostics.summaries import code_counts_of
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
@@ -175,6 +176,10 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
         within = [dim for dim in draws["latent"][name].dims if dim not in draws.plates]
         shares = counts / counts.sum(-1, keepdims=True)
         variables[f"{name}_code_share"] = ((*within, f"{name}_code"), shares)
+        site = draws["latent"][name]
+        probs = shares_of(site.values, counts.shape[-1], None)
+        variables[f"{name}_probs"] = ((*site.dims, f"{name}_code"), probs)
+        variables[f"{name}_most_likely"] = (site.dims, probs.argmax(-1))
     coords = _coords(draws)
     losses, rows = np.asarray(getattr(result, "losses", ())), getattr(result, "history", ())
     if losses.size:

@@ -42,7 +42,8 @@ def to_arviz(
     - observed_data: what the model observes; constant_data: the other arrays of `data`;
     - vi_stats: the loss over the steps and the rows of the log; of each datum, ELBO and
       importance-weighted bound, effective sample size, k̂, largest weight and verdict of the
-      draws; of each discrete latent, the share of each code.
+      draws; of each discrete latent, the share of each code in all data (`z_code_share`), and by
+      place its probabilities and most likely value (`z_probs`, `z_most_likely`).
 
     Args:
         rng_key: Key of the draws.

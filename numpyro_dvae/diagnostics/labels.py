@@ -17,6 +17,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.conditionals import value_probs
 from numpyro_dvae.programs.impossible import excludes, leaves_out
 from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.pair import Run
@@ -35,6 +36,7 @@ READINGS = (
     "mean",  # of the distribution of each observation
     "rate",  # log q - log p of each latent, given those before it
     "outside",  # whether the guide cannot draw a value that the model's distribution can
+    "conditional",  # the guide's probability of each value of a discrete latent, given those before
     "subsample",  # rows of the full plate that a plate drew, without draws in front
 )
 
@@ -66,6 +68,10 @@ class SiteReader(NamedTuple):
             "seen": (observed, self.seen),
             "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
             "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
+            "conditional": (
+                latent,
+                lambda name, site: self.conditional(name, guide_sites[name], site),
+            ),
         }
         found: Readings = {}
         for reading in wanted & readers.keys():
@@ -124,6 +130,11 @@ class SiteReader(NamedTuple):
             key = jax.random.fold_in(self.rng_key, zlib.crc32(name.encode()))
             found = excludes(guide_site.fn, site.fn.sample(key))
         return self.label(name, site, found, 0)
+
+    def conditional(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
+        """Probabilities of each value, on the last dim; see `value_probs`."""
+        found = value_probs(guide_site, site)
+        return None if found is None else self.label(name, site, found[0], found[1] + 1)
 
     def label(self, name: str, site: Site, value: Array, event_dim: int) -> NamedArray:
         """Expand to the plates, name the dims, and drop those of size 1 under no plate."""

@@ -7,6 +7,7 @@ at the trained parameters, and leave everything as it was. Start with `evaluate`
 - `to_arviz`: posterior and predictive draws, log-likelihoods and statistics of the fit, as data for
   ArviZ;
 - `importance_diagnostics`: is the guide near the posterior, datum by datum, and can one tell;
+- `discrete_posterior`: what each discrete latent is, and how sure;
 - `posterior_gap`: the exact answer, where the states can be listed;
 - `rate_distortion`: bits, MSE and PSNR of each datum;
 - `code_usage`, `active_latents`, `latent_rates`: what each latent does;
@@ -35,6 +36,7 @@ diagnostic returns, to be printed or plotted.
 
 from pyro_dvae.diagnostics.accuracy import posterior_gap, rate_distortion
 from pyro_dvae.diagnostics.calibration import simulation_based_calibration
+from pyro_dvae.diagnostics.discrete import discrete_posterior
 from pyro_dvae.diagnostics.evaluation import evaluate
 from pyro_dvae.diagnostics.gradients import gradient_variance
 from pyro_dvae.diagnostics.importance import importance_diagnostics
@@ -44,6 +46,7 @@ from pyro_dvae.diagnostics.latents import active_latents, code_usage, latent_rat
 __all__ = [
     "active_latents",
     "code_usage",
+    "discrete_posterior",
     "evaluate",
     "gradient_variance",
     "importance_diagnostics",

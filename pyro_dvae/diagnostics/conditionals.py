@@ -1,0 +1,44 @@
+"""What a guide says of each value of a discrete latent, given the draws before it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_dvae.distributions import PathwiseBernoulli, PathwiseCategorical
+from pyro_dvae.programs.sites import Site
+
+__all__ = ["value_probs"]
+
+_BINARY = (torch.distributions.Bernoulli, PathwiseBernoulli)
+_CODES = (
+    torch.distributions.Categorical,
+    torch.distributions.OneHotCategorical,
+    PathwiseCategorical,
+)
+
+
+def value_probs(guide_site: Site, site: Site) -> tuple[Tensor, int] | None:
+    """Probabilities of the V values of each place of a latent, and its event dims that are places.
+
+    Relaxed latents have those of the codes that they relax. NaN where the guide does not list them,
+    though the model does; None where neither does.
+    """
+    probs, listed = _of(guide_site.base), _of(site.base)
+    if probs is None and listed is None:
+        return None
+    if probs is None or (listed is not None and listed.shape[-1] != probs.shape[-1]):
+        assert listed is not None
+        found, source = torch.full_like(listed, torch.nan), site
+    else:
+        found, source = probs, guide_site
+    event = tuple(source.fn.event_shape)
+    cells = event[: len(event) - len(source.base.event_shape)]
+    return found.expand(*source.fn.batch_shape, *cells, found.shape[-1]), len(cells)
+
+
+def _of(base: Any) -> Tensor | None:
+    if isinstance(base, _BINARY):
+        one = torch.sigmoid(base.logits)
+        return torch.stack([1 - one, one], -1)
+    return base.logits.softmax(-1) if isinstance(base, _CODES) else None

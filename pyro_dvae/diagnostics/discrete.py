@@ -1,0 +1,60 @@
+"""What the discrete latents are, given the data: probabilities, most likely values, draws."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pyro_dvae.diagnostics.collect import collect
+from pyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
+from pyro_dvae.diagnostics.posteriors import (
+    DiscretePosterior,
+    check_posterior,
+    choose_sites,
+    is_affordable,
+    posterior_of,
+)
+
+__all__ = ["discrete_posterior"]
+
+
+def discrete_posterior(
+    result: Any,
+    *data: Any,
+    sites: Sequence[str] | None = None,
+    num_draws: int = 1000,
+    corrected: bool = False,
+    params: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+) -> DiscretePosterior:
+    """The posterior of each discrete latent, by any guide.
+
+    Args:
+        result: What `fit` returned, or a pair (model, guide); relaxed ones, too.
+        *data: What model and guide are called with.
+        sites: Names of discrete sites; all by default.
+        num_draws: K, draws per datum; at least 25.
+        corrected: Whether to weigh the draws by p / q, so that the probabilities are those of the
+            posterior itself as K grows, whatever the guide. `report` says what the weights are
+            worth. By default they are the guide's.
+        params: Parameters by name, in place of those of `result`.
+        batch_size: Rows of the data that go through the programs at once, for data of many rows;
+            all by default. Latents must be those of a row, under one plate.
+
+    Returns:
+        Probabilities, most likely values, entropies and draws by site, and what the weights of
+        the draws say of the guide; `print` it for a table.
+
+    Raises:
+        ValueError: If an argument cannot be used, if a site is missing or continuous, if model and
+            guide do not match, or if draws that are to be weighted are relaxed.
+    """
+    check_posterior(num_draws)
+    options: dict[str, Any] = {"params": params, "batch_size": batch_size}
+    few = collect(result, data, 1, ("latent", "conditional"), **options)
+    names, wanted = choose_sites(few, sites), {"latent", "outside"}
+    if is_affordable(few, num_draws) and not corrected:
+        wanted.add("conditional")
+    draws = collect(result, data, num_draws, wanted, **options)
+    report, _ = diagnose(draws, result, data, NUM_SHARED, num_draws, params)
+    return posterior_of(draws, few, names, report, corrected=corrected)
