@@ -1,5 +1,6 @@
 """A guide that quantises vectors: each latent is the code of the vector nearest to an input."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -12,9 +13,10 @@ from numpyro.distributions import Distribution
 from numpyro_dvae.distributions import CertainCategorical
 from numpyro_dvae.guides.amortised import AmortisedGuide
 from numpyro_dvae.models.plates import data_mask
-from numpyro_dvae.nets import Codebook, FiniteScalars
+from numpyro_dvae.nets import Quantized, Quantizer
 from numpyro_dvae.nets.grids import check_grid
 from numpyro_dvae.nets.registration import run_encoder
+from numpyro_dvae.ops.assignments import mean_entropy, own_entropies
 from numpyro_dvae.ops.codepaths import Route, diveq, rotation_trick, straight_through_codes
 
 __all__ = ["VectorQuantizedGuide"]
@@ -32,55 +34,89 @@ class VectorQuantizedGuide(AmortisedGuide):
     Args:
         encoder: Network from data ``(*batch, *event)`` to vectors ``(*batch, L, D)``, as
             `MLPEncoder` with D for V.
-        codebook: `Codebook` or `FiniteScalars`; the model's decoder holds the same one, as
+        codebook: `Codebook` or any other quantiser; the model's decoder holds the same one, as
             `CodebookDecoder`.
         gradient: How the encoder gets one past the choice of its codes: "straight_through",
             "rotation" or "diveq", see `ops.codepaths`; or a function from vectors before and after
-            to a `Route`.
+            to a `Route`. None is "diveq" for a codebook that learns by gradient, which is then all
+            that moves it, and else "straight_through".
+        entropy: Weight of the entropy of a code less that of the mean code, in nats, against the
+            mean square error of the data: it makes codes sure and all of them used, and takes
+            arrays of (latents, codes).
+        entropy_scale: How wide these codes are, s in `ops.assignments`.
         grid: Sizes of the grid that the latents lie on, as (8, 8), where the encoder returns one:
             ``(*batch, *grid, D)``.
         channels_first: Whether it returns ``(*batch, D, *grid)``.
 
     Raises:
-        ValueError: If `gradient` is none of these, or the grid is none; on a call, if the grid is
-            another than that of the vectors.
+        ValueError: If `gradient` is none of these, another argument out of its range, or the grid
+            none; on a call, if the grid is another than that of the vectors.
     """
 
     def __init__(
         self,
         encoder: Callable,
-        codebook: Codebook | FiniteScalars,
+        codebook: Quantizer,
         *,
-        gradient: Gradient = "rotation",
+        gradient: Gradient | None = None,
+        entropy: float = 0.0,
+        entropy_scale: float = 0.07,
         grid: Sequence[int] | None = None,
         channels_first: bool = False,
     ) -> None:
         self.encoder, self.codebook = encoder, codebook
         self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
-        self.gradient = _route_of(gradient)
+        check_entropy(entropy, entropy_scale)
+        self.gradient = route_of(gradient, codebook)
+        self.entropy, self.entropy_scale = entropy, entropy_scale
 
     def posterior(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
         """q(z | x), one-hot; the codebook stays as it is."""
-        return self._quantize(x, learn=False)
+        return self.quantized(x, learn=False)
 
     def posterior_of_step(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
         """The same; in training, moving averages of the codebook advance."""
-        return self._quantize(x, learn=True)
+        return self.quantized(x, learn=True)
 
-    def _quantize(self, x: Array | np.ndarray, *, learn: bool) -> Distribution:
+    def quantized(self, x: Array | np.ndarray, *, learn: bool) -> Distribution:
+        """What `posterior` returns; if `learn`, the state of the codebook advances."""
         x = jnp.asarray(x)
         inputs = self.by_latent(run_encoder(self.encoder, x))
-        quantized = self.codebook.quantize(inputs, learn=learn, mask=_mask_of_latents())
-        route = self.gradient(quantized.inputs, quantized.vectors)
+        mask = mask_of_latents()
+        quantized = self.codebook.quantize(inputs, learn=learn, mask=mask)
+        return self.publish(quantized, self.gradient(quantized.inputs, quantized.vectors), mask)
+
+    def publish(self, quantized: Quantized, route: Route, mask: Array | None) -> Distribution:
+        """Say what `VQ_ELBO` is to know."""
         for name, value in route._asdict().items():
             numpyro.deterministic(f"z.{name}", value)
+        if self.entropy:
+            numpyro.deterministic(
+                "z.penalty", self.entropy * self._entropies(quantized.inputs, mask)
+            )
         codes = quantized.codes
-        return CertainCategorical(self.codebook.num_codes, codes, inputs).to_event(1)
+        return CertainCategorical(self.codebook.num_codes, codes, quantized.inputs).to_event(1)
+
+    def _entropies(self, inputs: Array, mask: Array | None) -> Array:
+        """The entropy of each latent's code, less that of the mean code of its table."""
+        logits = self.codebook.logits(inputs, self.entropy_scale)
+        own, places = own_entropies(logits), jnp.arange(logits.shape[-2])
+        means = []
+        for block in self.codebook.blocks(places):
+            kept = mask if mask is None or mask.shape[-1] == 1 else mask[..., block]
+            means.append(mean_entropy(logits[..., block, :], kept) * jnp.ones(block.shape))
+        return own - jnp.concatenate(means)
 
 
-def _route_of(gradient: Gradient) -> Callable[[Array, Array], Route]:
-    """The function that an argument `gradient` means."""
+def route_of(gradient: Gradient | None, codebook: Quantizer) -> Callable[[Array, Array], Route]:
+    """The function that an argument `gradient` means.
+
+    Raises:
+        ValueError: If it means none.
+    """
     named = {"straight_through": straight_through_codes, "rotation": rotation_trick, "diveq": diveq}
+    if gradient is None:
+        return diveq if codebook.by_gradient else straight_through_codes
     if callable(gradient):
         return gradient
     if gradient not in named:
@@ -91,7 +127,19 @@ def _route_of(gradient: Gradient) -> Callable[[Array, Array], Route]:
     return named[gradient]
 
 
-def _mask_of_latents() -> Bool[Array, "#B 1"] | None:
+def check_entropy(entropy: float, entropy_scale: float) -> None:
+    """Whether the penalty of entropies is one.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not 0.0 <= entropy < math.inf:
+        raise ValueError(f"`entropy` must be finite and not negative; got {entropy}.")
+    if not 0.0 < entropy_scale < math.inf:
+        raise ValueError(f"`entropy_scale` must be positive and finite; got {entropy_scale}.")
+
+
+def mask_of_latents() -> Bool[Array, "#B 1"] | None:
     """Which latents the program's mask leaves in."""
     mask = data_mask()
     return None if mask is None else mask[..., None]

@@ -22,6 +22,7 @@ from numpyro.infer.svi import SVIState
 
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.nets.codebooks import settle_tables
 
 __all__ = ["SVI", "loss_info", "loss_state", "with_memory"]
 
@@ -35,6 +36,41 @@ class SVI(numpyro.infer.SVI):
         """As in NumPyro; any other loss is left as it is."""
         state = super().init(rng_key, *args, init_params=init_params, **kwargs)
         return with_memory(state, self.loss)
+
+    def update(
+        self,
+        svi_state: SVIState,
+        *args: Any,
+        forward_mode_differentiation: bool = False,
+        **kwargs: Any,
+    ) -> tuple[SVIState, Array]:
+        """As in NumPyro; codes that have restarted are then in the parameters, not in the state."""
+        mode = {"forward_mode_differentiation": forward_mode_differentiation}
+        state, loss = super().update(svi_state, *args, **mode, **kwargs)
+        return self._settled(state), loss
+
+    def stable_update(
+        self,
+        svi_state: SVIState,
+        *args: Any,
+        forward_mode_differentiation: bool = False,
+        **kwargs: Any,
+    ) -> tuple[SVIState, Array]:
+        """As in NumPyro; see `update`."""
+        mode = {"forward_mode_differentiation": forward_mode_differentiation}
+        state, loss = super().stable_update(svi_state, *args, **mode, **kwargs)
+        return self._settled(state), loss
+
+    def _settled(self, svi_state: SVIState) -> SVIState:
+        """The state with `nets.codebooks.settle_tables` done, where the optimiser shows where."""
+        params = self.optim.get_params(svi_state.optim_state)
+        new, mutable = settle_tables(params, svi_state.mutable_state or {})
+        moved = {id(params[name]): new[name] for name in new if new[name] is not params[name]}
+        leaves = jax.tree.leaves(svi_state.optim_state)
+        if not moved or not moved.keys() <= {id(leaf) for leaf in leaves}:
+            return svi_state
+        optim_state = jax.tree.map(lambda x: moved.get(id(x), x), svi_state.optim_state)
+        return svi_state._replace(optim_state=optim_state, mutable_state=mutable)
 
     def evaluate(self, svi_state: SVIState, *args: Any, **kwargs: Any) -> Array:
         """As in NumPyro, with the mutable state, which a `TruncatedGuide` cannot do without."""

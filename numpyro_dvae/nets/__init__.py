@@ -8,7 +8,9 @@ All but codebooks are flax (linen) modules, whose parameters live outside.
 - `transformer`: `PatchEncoder` of images, and `CausalTransformer` over codes;
 - `attention`: the blocks of these two;
 - `layers`, `inputs`: layers and how they start; checks of what a network is given;
-- `codebooks`: what quantises vectors, for a guide and its model to share;
+- `quantizers`, `codebooks`, `implicit`, `stacks`, `hierarchical`: what quantises vectors,
+  for a guide and its model to share: tables, signs, several in turn, side by side or by scale;
+- `stochastic`: `CodebookEncoder`, logits of codes drawn around vectors (SQ-VAE);
 - `decoders`: `CodebookDecoder`, which puts the vectors of codes through a network;
 - `grids`: codes and vectors that lie on a grid, in a row.
 
@@ -31,23 +33,36 @@ Words of this room:
 - *beam*: the W best beginnings of a sequence of codes.
 """
 
-from numpyro_dvae.nets.codebooks import Codebook, FiniteScalars, Quantized
+from numpyro_dvae.nets.codebooks import Codebook, FiniteScalars
 from numpyro_dvae.nets.decoders import CodebookDecoder
 from numpyro_dvae.nets.decoding import DecodedCodes, decode_codes
+from numpyro_dvae.nets.hierarchical import HierarchicalCodebook, HierarchicalDecoder
+from numpyro_dvae.nets.implicit import BinaryCodes, LinearCodebook
 from numpyro_dvae.nets.mlp import MLPDecoder, MLPEncoder
+from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import register
+from numpyro_dvae.nets.stacks import GroupedCodebook, ResidualCodebook
+from numpyro_dvae.nets.stochastic import CodebookEncoder
 from numpyro_dvae.nets.transformer import CausalTransformer, PatchEncoder
 
 __all__ = [
+    "BinaryCodes",
     "CausalTransformer",
     "Codebook",
     "CodebookDecoder",
+    "CodebookEncoder",
     "DecodedCodes",
     "FiniteScalars",
+    "GroupedCodebook",
+    "HierarchicalCodebook",
+    "HierarchicalDecoder",
+    "LinearCodebook",
     "MLPDecoder",
     "MLPEncoder",
     "PatchEncoder",
     "Quantized",
+    "Quantizer",
+    "ResidualCodebook",
     "decode_codes",
     "register",
 ]

@@ -7,24 +7,29 @@ integer codes, which any algorithm can train.
 The table lives outside, as everywhere in NumPyro: as the parameter "codebook$table", or in the
 mutable state "codebook$state"; of several codebooks in one program, each has its own
 (`nets.registration.own_name`). With trained ones, substitute both:
-``numpyro.handlers.substitute(program, data={**params, **mutable_state})``.
+``numpyro.handlers.substitute(program, data={**params, **mutable_state})``. A table that is a
+parameter has there how often its codes are chosen, and how far those that restarted were moved:
+`infer.SVI` adds that to the parameter at each step, NumPyro's own leaves it to the state.
 
 References:
     [1] van den Oord, Vinyals & Kavukcuoglu. Neural discrete representation learning. NeurIPS, 2017.
     [2] Mentzer, Minnen, Agustsson & Tschannen. Finite scalar quantization. ICLR, 2024.
+    [3] Yu et al. Vector-quantized image modeling with improved VQGAN. ICLR, 2022. Cosine codes.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpyro
-from jaxtyping import Array, Bool, Float, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 from numpyro.primitives import mutable
 
-from numpyro_dvae.nets.registration import declare, own_name
+from numpyro_dvae.nets.quantizers import Quantized, Quantizer
+from numpyro_dvae.nets.registration import declare, find_state, own_name
+from numpyro_dvae.ops.clustering import k_means
 from numpyro_dvae.ops.quantizing import (
     CodebookState,
     code_counts,
@@ -36,23 +41,19 @@ from numpyro_dvae.ops.quantizing import (
     rows_of_mask,
     update_codebook,
 )
+from numpyro_dvae.ops.signs import on_sphere
 
-__all__ = ["Codebook", "FiniteScalars", "Quantized"]
+__all__ = ["Codebook", "FiniteScalars", "settle_tables"]
 
-
-class Quantized(NamedTuple):
-    """Vectors before and after quantisation, ``(*batch, D)``, and their codes ``(*batch,)``."""
-
-    inputs: Float[Array, "*batch D"]  # they take the gradient of the loss
-    codes: Integer[Array, "*batch"]
-    vectors: Float[Array, "*batch D"]  # of the codes; their gradient goes to the codebook
+Start = Literal["uniform", "data", "k_means"]
+_USAGE_DECAY = 0.99  # of the counts by which a table that is a parameter knows its dead codes
 
 
-class Codebook:
+class Codebook(Quantizer):
     """A table of vectors, learnt by gradient or as moving averages of its inputs [1].
 
-    Moving averages advance as those of batch normalisation do: in the mutable state that
-    a guide leaves, which `SVI.update` keeps.
+    Moving averages, and the counts of dead codes, advance as batch normalisation does: in the
+    mutable state that a guide leaves, which `SVI.update` keeps.
 
     Args:
         num_codes: Vectors in the table, V, at least 2.
@@ -60,13 +61,17 @@ class Codebook:
         decay: What a moving average keeps of itself at each step, in [0, 1); None makes the table
             a parameter instead.
         min_count: Restart a code that is chosen less often than this, in inputs per batch (of all
-            processes), at an input of the batch drawn with replacement; for moving averages alone.
-        table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`; a moving
-            average starts as if each of them had been chosen `min_count` times. Left out, a
-            parameter starts uniform within 1 / V, a moving average at inputs of the first batch.
+            processes), at an input of the batch drawn with replacement; None never does.
+        table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`, as if each
+            had been chosen `min_count` times.
+        start: Without a table: "uniform" within 1 / V, the default of a parameter; "data", inputs
+            of the first batch, the default of moving averages; or "k_means" of the first batch.
+        cosine: Whether inputs and codes are on the unit sphere, so that the nearest code is that of
+            the most similar direction [3].
 
     Raises:
-        ValueError: If an argument is out of its range, or `table` has another shape.
+        ValueError: If an argument is out of its range, or `table` has another shape; on the first
+            batch, if it has fewer inputs than there are codes to start by k-means.
     """
 
     def __init__(
@@ -75,34 +80,33 @@ class Codebook:
         embed_dim: int,
         *,
         decay: float | None = None,
-        min_count: float = 0.1,
+        min_count: float | None = 0.1,
         table: Float[Array, "V D"] | None = None,
+        start: Start | None = None,
+        cosine: bool = False,
     ) -> None:
-        _check_codebook(num_codes, embed_dim, decay, min_count, table)
+        _check_codebook(num_codes, embed_dim, decay, min_count, table, start)
         self.num_codes, self.embed_dim = num_codes, embed_dim
+        self.decay, self.min_count, self.cosine = decay, min_count, cosine
+        self.by_gradient = decay is None
+        self.start = start or ("uniform" if decay is None else "data")
         self.name: str | None = None
-        self.training = True
-        self.decay, self.min_count, self.start = decay, min_count, table
+        self._given, self._begun = table, table is not None or self.start == "uniform"
+        self._learns = decay is not None or min_count is not None or not self._begun
 
     @property
     def table(self) -> Float[Array, "V D"]:
         """The vectors of all codes, within a program that has them."""
-        if self.decay is None:
-            return self._declare()
-        return mutable(f"{own_name(self, 'codebook')}$state", self._first_state())["table"]
+        name = f"{own_name(self, 'codebook')}$state"
+        if self.decay is not None:
+            return mutable(name, self._first_state())["table"]
+        state = find_state(name)
+        table = self._declare() if state is None else self._declare() + state["moved"]
+        return on_sphere(table) if self.cosine else table
 
-    def __call__(self, codes: Shaped[Array, "*batch"]) -> Float[Array, "*batch D"]:
-        """The vectors of codes, from the table."""
-        return self.table[codes.astype(int)]
-
-    def train(self, mode: bool = True) -> "Codebook":
-        """Let moving averages learn where programs run from now on, as they do at first."""
-        self.training = mode
-        return self
-
-    def eval(self) -> "Codebook":
-        """Freeze moving averages where programs run from now on; compiled ones stay as they are."""
-        return self.train(False)
+    def rows(self) -> Float[Array, "V D"]:
+        """The table."""
+        return self.table
 
     def quantize(
         self,
@@ -111,52 +115,100 @@ class Codebook:
         learn: bool = False,
         mask: Bool[Array, "*#batch"] | None = None,
     ) -> Quantized:
-        """The nearest codes of vectors; if `learn`, moving averages then take the vectors in.
+        """The nearest codes of vectors; if `learn`, the state then takes the vectors in.
 
-        They do so in training mode alone, after `eval` they stay as they are; and they leave out
-        the vectors where `mask` is False.
+        It does so in training mode alone, after `eval` it stays as it is; and it leaves out the
+        vectors where `mask` is False.
         """
+        inputs = on_sphere(inputs) if self.cosine else inputs
         held, key = None, None
-        if learn and self.training and self.decay is not None:
+        if learn and self.training and self._learns:
             held, key = self._state_to_learn(), numpyro.prng_key()
         if held is None or key is None:
-            table = self.table
-            codes = nearest_codes(inputs, table)
-            return Quantized(inputs, codes, table[codes])
-        state, candidates = CodebookState(**held), self._candidates(key, inputs, mask, held)
-        fresh = state.counts.sum() == 0
-        state = state._replace(table=jnp.where(fresh, candidates, state.table))
-        codes = nearest_codes(inputs, state.table)
-        quantized = Quantized(inputs, codes, state.table[codes])
-        held.update(self._follow(state, quantized, candidates, mask)._asdict())
+            return _nearest(inputs, self.table)
+        keys = jax.random.split(key)
+        # Moving averages have no parameter: their table is all moved from 0.
+        fixed = self._declare() if self.decay is None else jnp.zeros_like(held["table"])
+        moved = held["moved" if self.decay is None else "table"]
+        at = jax.lax.stop_gradient(fixed)
+        state = CodebookState(at + moved, held["counts"], held.get("sums", at + moved))
+        candidates = self._candidates(keys[0], inputs, mask, state.table)
+        state = self._begin(keys[1], inputs, candidates, mask, state)
+        table = fixed + jax.lax.stop_gradient(state.table - at)
+        quantized = _nearest(inputs, on_sphere(table) if self.cosine else table)
+        state = self._follow(state, quantized, candidates, mask)
+        if self.decay is None:
+            held.update(moved=state.table - at, counts=state.counts)
+        else:
+            held.update(state._asdict())
         return quantized
+
+    def _begin(
+        self,
+        rng_key: Array,
+        inputs: Array,
+        candidates: Array,
+        mask: Array | None,
+        state: CodebookState,
+    ) -> CodebookState:
+        """Start at the first batch, where the start is one of data."""
+        if self._begun:
+            return state
+        fresh = state.counts.sum() == 0
+        if mask is not None:
+            fresh = fresh & jnp.any(mask)
+        if self.start == "k_means":
+            flat = jax.lax.stop_gradient(inputs).reshape(-1, self.embed_dim)
+            if mask is not None:  # as many as before: those left out become others again
+                mask = jnp.broadcast_to(mask, inputs.shape[:-1]).reshape(-1)
+                spread = (jnp.arange(len(flat)) + 0.5) / len(flat)
+                flat = jnp.where(mask[:, None], flat, flat[rows_of_mask(mask, spread)])
+            uniforms = jax.random.uniform(rng_key, (self.num_codes,))
+            candidates = jax.lax.cond(
+                fresh,
+                lambda: k_means(flat, uniforms).table.astype(candidates.dtype),
+                lambda: candidates,
+            )
+        first = on_sphere(candidates) if self.cosine else candidates
+        counts = state.counts
+        if self.decay is None:
+            counts = jnp.where(fresh, self.min_count or 1.0, counts)
+        return state._replace(table=jnp.where(fresh, first, state.table), counts=counts)
 
     def _follow(
         self, state: CodebookState, quantized: Quantized, candidates: Array, mask: Array | None
     ) -> CodebookState:
-        """The moving averages, advanced by one batch; one that is masked whole is none."""
+        """The state, advanced by one batch; one that is masked whole is none."""
         inputs, codes, _ = quantized
         counts = code_counts(codes, self.num_codes, mask)
-        sums = code_sums(inputs, codes, self.num_codes, mask)
-        new = update_codebook(state, counts, sums, decay=self.decay or 0.0)
-        new, found = restart_codes(new, candidates, self.min_count), counts.sum() > 0
+        if self.decay is None:
+            kept = _USAGE_DECAY * state.counts + (1 - _USAGE_DECAY) * counts
+            new = state._replace(counts=kept.astype(state.counts.dtype))
+        else:
+            sums = code_sums(inputs, codes, self.num_codes, mask)
+            new = update_codebook(state, counts, sums, decay=self.decay)
+        if self.min_count is not None:
+            new = restart_codes(new, candidates, self.min_count)
+        if self.cosine:
+            new = new._replace(table=on_sphere(new.table))
+        found = counts.sum() > 0
         return CodebookState(*(jnp.where(found, *both) for both in zip(new, state, strict=True)))
 
-    def _candidates(
-        self, rng_key: Array, inputs: Array, mask: Array | None, held: dict[str, Any]
-    ) -> Array:
+    def _candidates(self, rng_key: Array, inputs: Array, mask: Array | None, table: Array) -> Array:
         """One input of the batch for each code, drawn at random."""
         flat = jax.lax.stop_gradient(inputs).reshape(-1, self.embed_dim)
         if mask is None:
             return flat[jax.random.randint(rng_key, (self.num_codes,), 0, len(flat))]
         mask = jnp.broadcast_to(mask, inputs.shape[:-1]).reshape(-1)
         rows = flat[rows_of_mask(mask, jax.random.uniform(rng_key, (self.num_codes,)))]
-        return jnp.where(mask.any(), rows, held["table"])
+        return jnp.where(mask.any(), rows, table)
 
     def _declare(self) -> Array:
-        """The table that is a parameter."""
+        """The table that is a parameter, as it stands there."""
         name = f"{own_name(self, 'codebook')}$table"
-        table = declare(name, self._create, needs_key=self.start is None)
+        table = declare(
+            name, self._first, needs_key=self._given is None and self.start == "uniform"
+        )
         if jnp.shape(table) != (self.num_codes, self.embed_dim):
             raise ValueError(
                 f"`{name}` must have shape ({self.num_codes}, {self.embed_dim}); got "
@@ -164,12 +216,16 @@ class Codebook:
             )
         return table
 
-    def _create(self, rng_key: Any) -> Array:
-        """The table that a parameter starts at."""
-        if self.start is not None:
-            return jnp.asarray(self.start)
+    def _first(self, rng_key: Array | None) -> Array:
+        """The table before the first batch."""
         shape = self.num_codes, self.embed_dim
-        return jax.random.uniform(rng_key, shape, minval=-1.0, maxval=1.0) / self.num_codes
+        if self._given is not None:
+            table = jnp.asarray(self._given)
+        elif self.start != "uniform" or rng_key is None:
+            return jnp.zeros(shape)
+        else:
+            table = jax.random.uniform(rng_key, shape, minval=-1.0, maxval=1.0) / self.num_codes
+        return on_sphere(table) if self.cosine else table
 
     def _state_to_learn(self) -> dict[str, Any] | None:
         """The program's state; None where it makes its first one, which is no step of training."""
@@ -178,38 +234,67 @@ class Codebook:
         return None if state is first else state
 
     def _first_state(self) -> dict[str, Any]:
-        """The `CodebookState` that moving averages start at, as a dictionary."""
-        start = jnp.zeros((self.num_codes, self.embed_dim)) if self.start is None else self.start
-        start = jnp.asarray(start)
-        counts = jnp.full_like(start[:, 0], 0.0 if self.start is None else self.min_count)
-        return CodebookState(start, counts, start * counts[:, None])._asdict()
+        """What is known before the first batch."""
+        shape = self.num_codes, self.embed_dim
+        counts = jnp.full(shape[:1], (self.min_count or 1.0) if self._begun else 0.0)
+        if self.decay is None:
+            return {"counts": counts, "moved": jnp.zeros(shape)}
+        key = numpyro.prng_key() if self._given is None and self.start == "uniform" else None
+        first = self._first(key)
+        return CodebookState(first, counts.astype(first.dtype), first * counts[:, None])._asdict()
 
 
-class FiniteScalars:
+def settle_tables(
+    params: Mapping[str, Any], mutable_state: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Add to tables that are parameters what the state says they have moved by."""
+    params, state = dict(params), dict(mutable_state)
+    for name, held in mutable_state.items():
+        table = f"{name.removesuffix('$state')}$table"
+        if name.endswith("$state") and table in params and "moved" in held:
+            params[table] = params[table] + held["moved"]
+            state[name] = {**held, "moved": jnp.zeros_like(held["moved"])}
+    return params, state
+
+
+def _nearest(inputs: Array, rows: Array) -> Quantized:
+    codes = nearest_codes(inputs, rows)
+    return Quantized(inputs, codes, rows[codes])
+
+
+class FiniteScalars(Quantizer):
     """A codebook without parameters: each channel is bounded and rounded to a few levels [2].
 
     Args:
         levels: Levels of each channel, at least 2. The number of channels is D, the product of
             their levels V. Published: (8, 5, 5, 5) for some 2**10 codes, (7, 5, 5, 5, 5) for 2**12.
+        scale: The vectors are in [-scale, scale]; below 1 for the later ones of a residual.
 
     Raises:
-        ValueError: If there are no channels, or one has fewer than 2 levels.
+        ValueError: If there are no channels, or one has fewer than 2 levels, or `scale` is not
+            positive.
     """
 
-    def __init__(self, levels: Sequence[int]) -> None:
-        self.levels = tuple(levels)
+    def __init__(self, levels: Sequence[int], *, scale: float = 1.0) -> None:
+        self.levels, self.scale = tuple(levels), scale
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"`levels` must be numbers of at least 2; got {self.levels}.")
+        if not 0.0 < scale < math.inf:
+            raise ValueError(f"`scale` must be positive and finite; got {scale}.")
         self.num_codes, self.embed_dim = math.prod(self.levels), len(self.levels)
 
     @property
     def table(self) -> Float[Array, "V D"]:
         """The vectors of all codes, made anew at each use: nothing else needs all of them."""
-        return level_vectors(self.levels)
+        return level_vectors(self.levels) * self.scale
+
+    def rows(self) -> Float[Array, "V D"]:
+        """The table."""
+        return self.table
 
     def __call__(self, codes: Shaped[Array, "*batch"]) -> Float[Array, "*batch D"]:
-        """The vectors of codes, in [-1, 1]."""
-        return level_vectors(self.levels, codes.astype(int))
+        """The vectors of codes, in [-scale, scale]."""
+        return level_vectors(self.levels, codes.astype(int)) * self.scale
 
     def quantize(
         self,
@@ -219,18 +304,32 @@ class FiniteScalars:
         mask: Bool[Array, "*#batch"] | None = None,
     ) -> Quantized:
         """The vectors that `inputs` are rounded to; there is nothing to learn or to commit to."""
-        vectors, codes = quantize_levels(inputs, self.levels)
+        vectors, codes = quantize_levels(inputs / self.scale, self.levels)
+        vectors = vectors * self.scale
         return Quantized(vectors, codes, jax.lax.stop_gradient(vectors))
 
 
 def _check_codebook(
-    num_codes: int, embed_dim: int, decay: float | None, min_count: float, table: Any
+    num_codes: int,
+    embed_dim: int,
+    decay: float | None,
+    min_count: float | None,
+    table: Any,
+    start: str | None,
 ) -> None:
     if num_codes < 2:
         raise ValueError(f"`num_codes` must be at least 2; got {num_codes}.")
     if decay is not None and not 0.0 <= decay < 1.0:
         raise ValueError(f"`decay` must be in [0, 1), or None; got {decay}.")
-    if not min_count > 0.0:
-        raise ValueError(f"`min_count` must be positive, in inputs per batch; got {min_count}.")
-    if table is not None and table.shape != (num_codes, embed_dim):
-        raise ValueError(f"`table` must have shape ({num_codes}, {embed_dim}); got {table.shape}.")
+    if min_count is not None and not min_count > 0.0:
+        raise ValueError(
+            f"`min_count` must be positive, in inputs per batch, or None; got {min_count}."
+        )
+    if table is not None and tuple(table.shape) != (num_codes, embed_dim):
+        raise ValueError(
+            f"`table` must have shape ({num_codes}, {embed_dim}); got {tuple(table.shape)}."
+        )
+    if start not in (None, "uniform", "data", "k_means"):
+        raise ValueError(f'`start` must be "uniform", "data" or "k_means"; got {start!r}.')
+    if start is not None and table is not None:
+        raise ValueError(f"`start` is for a codebook without `table`; got both, {start!r}.")

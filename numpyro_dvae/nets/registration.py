@@ -101,28 +101,25 @@ def own_name(part: Any, name: str) -> str:
         ValueError: If the values that a program is given have numbered names, but no program of
             this process has handed them out: it could only guess which part has which.
     """
+    holder = getattr(part, "holder", None)
+    if holder is not None:  # of a codebook that is put together of several
+        return f"{own_name(holder[0], name)}.{holder[1]}"
     given = getattr(part, "name", None)
     if isinstance(given, str):
+        _check_given(part, f"{name}.{given}")
         return f"{name}.{given}"
     numbered = getattr(part, _NUMBERED, {})
     if name in numbered:
         return numbered[name]
-    stack = numpyro.primitives._PYRO_STACK
-    _check_numbers(name, stack)
-    recorder = next((handler for handler in stack if isinstance(handler, trace)), None)
-    if recorder is None:
+    _check_numbers(name, numpyro.primitives._PYRO_STACK)
+    owners = _owners()
+    if owners is None:
         return name
-    owners = _owners(recorder)
-    scopes = tuple(
-        handler.prefix
-        for handler in stack
-        if isinstance(handler, scope) and "param" not in handler.hide_types
-    )
     number, own = 0, name
-    while owners.setdefault((scopes, own), part) is not part:
+    while owners.setdefault(own, part) is not part:
         number, own = number + 1, f"{name}_{number + 1}"
     if number:  # the first is the first from now on, too
-        for owner, its_name in ((owners[scopes, name], name), (part, own)):
+        for owner, its_name in ((owners[name], name), (part, own)):
             its_names = {**getattr(owner, _NUMBERED, {}), name: its_name}
             object.__setattr__(owner, _NUMBERED, its_names)  # flax modules are frozen
     return own
@@ -132,6 +129,19 @@ def gets_vectors() -> bool:
     """Whether the program that runs is handed vectors where it samples their codes."""
     stack = numpyro.primitives._PYRO_STACK
     return any(getattr(handler, "gives_vectors", False) for handler in stack)
+
+
+def find_state(name: str) -> Any:
+    """The mutable state `name`, where the program that runs has it already; else None."""
+    stack = numpyro.primitives._PYRO_STACK
+    full_name = _scopes("mutable") + name
+    for handler in stack:
+        if isinstance(handler, substitute) and full_name in (handler.data or ()):
+            return numpyro.primitives.mutable(name)
+    for handler in stack:
+        if isinstance(handler, trace) and full_name in handler.trace:
+            return handler.trace[full_name]["value"]
+    return None
 
 
 def declare(name: str, create: Callable[[Any], Any], *, needs_key: bool = True) -> Any:
@@ -215,13 +225,34 @@ def _check_numbers(name: str, stack: list) -> None:
             )
 
 
-def _owners(recorder: trace) -> dict[tuple, Any]:
-    """Which part has which name in this run."""
+def _check_given(part: Any, name: str) -> None:
+    """Whether no other part of the program has the name that a part was given."""
+    owners = _owners()
+    if owners is not None and owners.setdefault(name, part) is not part:
+        raise ValueError(
+            f'Two parts of the program are named "{name}", and would share what they learn. Give '
+            "them different names, or use one part twice."
+        )
+
+
+def _owners() -> dict[str, Any] | None:
+    """Which part has which name in the run that is recorded, in its scope; None if none is."""
+    stack = numpyro.primitives._PYRO_STACK
+    recorder = next((handler for handler in stack if isinstance(handler, trace)), None)
+    if recorder is None:
+        return None
     noted = vars(recorder).get(_OWNERS)
     if noted is None or noted[0] is not recorder.trace:
         noted = recorder.trace, {}
         setattr(recorder, _OWNERS, noted)
-    return noted[1]
+    return noted[1].setdefault(_scopes("param"), {})
+
+
+def _scopes(kind: str) -> str:
+    """What the handlers of the program put before a name."""
+    stack = numpyro.primitives._PYRO_STACK
+    scopes = (h for h in stack if isinstance(h, scope) and kind not in h.hide_types)
+    return "".join(f"{handler.prefix}{handler.divider}" for handler in scopes)
 
 
 def _register_other(name: str, net: Any) -> Any:

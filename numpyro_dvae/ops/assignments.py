@@ -22,7 +22,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from numpyro_dvae.ops.quantizing import squared_distances
 
@@ -50,8 +50,17 @@ def own_entropies(logits: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
     return -jnp.sum(jnp.exp(log_probs) * log_probs, -1)
 
 
-def mean_entropy(logits: Float[Array, "*batch V"]) -> Float[Array, ""]:
-    """``H[mean of q(k | z)]`` over all inputs, in nats."""
+def mean_entropy(
+    logits: Float[Array, "*batch V"], mask: Bool[Array, "*#batch"] | None = None
+) -> Float[Array, ""]:
+    """``H[mean of q(k | z)]`` over all inputs, or those of a mask, in nats; 0 of none."""
     log_probs = jax.nn.log_softmax(logits, -1).reshape(-1, logits.shape[-1])
-    log_mean = jax.nn.logsumexp(log_probs, 0) - math.log(len(log_probs))
-    return -jnp.sum(jnp.exp(log_mean) * log_mean)
+    if mask is None:
+        log_mean = jax.nn.logsumexp(log_probs, 0) - math.log(len(log_probs))
+    else:
+        kept = jnp.broadcast_to(mask, logits.shape[:-1]).reshape(-1)
+        count = jnp.maximum(kept.sum(), 1)
+        log_probs = jnp.where(kept[:, None], log_probs, -jnp.inf)
+        log_mean = jax.nn.logsumexp(log_probs, 0) - jnp.log(count)
+    mean = jnp.exp(log_mean)
+    return -jnp.sum(mean * jnp.where(mean > 0, log_mean, 0.0))

@@ -5,7 +5,8 @@ their posterior alone:
 
 - `independent`: all latents at once, each by itself;
 - `autoregressive`: one latent after the other; `mnist_guide` is the published one;
-- `quantised`: the codes of quantised vectors, without randomness.
+- `quantised`: the codes of quantised vectors, without randomness;
+- `hierarchical`: the same at several scales, each given those that are coarser.
 
 For any model there is `automatic`, without networks: `AutoDiscrete`. Of its parts `families` has
 the kinds of latents, `places` where these are, `tables` the parameters.
@@ -27,6 +28,7 @@ Words of this room:
 from pyro_dvae.guides.amortised import AmortisedGuide
 from pyro_dvae.guides.automatic import AutoDiscrete
 from pyro_dvae.guides.autoregressive import AutoregressiveGuide, mnist_guide
+from pyro_dvae.guides.hierarchical import HierarchicalGuide
 from pyro_dvae.guides.independent import IndependentGuide
 from pyro_dvae.guides.quantised import VectorQuantizedGuide
 
@@ -34,6 +36,7 @@ __all__ = [
     "AmortisedGuide",
     "AutoDiscrete",
     "AutoregressiveGuide",
+    "HierarchicalGuide",
     "IndependentGuide",
     "VectorQuantizedGuide",
     "mnist_guide",

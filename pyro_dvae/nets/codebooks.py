@@ -7,16 +7,19 @@ integer codes, which any algorithm can train.
 References:
     [1] van den Oord, Vinyals & Kavukcuoglu. Neural discrete representation learning. NeurIPS, 2017.
     [2] Mentzer, Minnen, Agustsson & Tschannen. Finite scalar quantization. ICLR, 2024.
+    [3] Yu et al. Vector-quantized image modeling with improved VQGAN. ICLR, 2022. Cosine codes.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Integer, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, distributed, nn
 
+from pyro_dvae.nets.quantizers import Quantized, Quantizer
+from pyro_dvae.ops.clustering import k_means
 from pyro_dvae.ops.quantizing import (
     CodebookState,
     code_counts,
@@ -28,23 +31,19 @@ from pyro_dvae.ops.quantizing import (
     rows_of_mask,
     update_codebook,
 )
+from pyro_dvae.ops.signs import on_sphere
 
-__all__ = ["Codebook", "FiniteScalars", "Quantized"]
+__all__ = ["Codebook", "FiniteScalars"]
 
-
-class Quantized(NamedTuple):
-    """Vectors before and after quantisation, ``(*batch, D)``, and their codes ``(*batch,)``."""
-
-    inputs: Float[Tensor, "*batch D"]  # they take the gradient of the loss
-    codes: Integer[Tensor, "*batch"]
-    vectors: Float[Tensor, "*batch D"]  # of the codes; their gradient goes to the codebook
+Start = Literal["uniform", "data", "k_means"]
+_USAGE_DECAY = 0.99  # of the counts by which a table that is a parameter knows its dead codes
 
 
-class Codebook(nn.Module):
+class Codebook(Quantizer):
     """A table of vectors, learnt by gradient or as moving averages of its inputs [1].
 
-    Moving averages advance as those of batch normalisation do: whenever a guide runs in training
-    mode with gradients enabled.
+    Moving averages, and the counts of dead codes, advance as batch normalisation does: whenever a
+    guide runs in training mode with gradients enabled.
 
     Args:
         num_codes: Vectors in the table, V, at least 2.
@@ -52,13 +51,17 @@ class Codebook(nn.Module):
         decay: What a moving average keeps of itself at each step, in [0, 1); None makes the table
             a parameter instead.
         min_count: Restart a code that is chosen less often than this, in inputs per batch (of all
-            processes), at an input of the batch drawn with replacement; for moving averages alone.
-        table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`; a moving
-            average starts as if each of them had been chosen `min_count` times. Left out, a
-            parameter starts uniform within 1 / V, a moving average at inputs of the first batch.
+            processes), at an input of the batch drawn with replacement; None never does.
+        table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`, as if each
+            had been chosen `min_count` times.
+        start: Without a table: "uniform" within 1 / V, the default of a parameter; "data", inputs
+            of the first batch, the default of moving averages; or "k_means" of the first batch.
+        cosine: Whether inputs and codes are on the unit sphere, so that the nearest code is that of
+            the most similar direction [3].
 
     Raises:
-        ValueError: If an argument is out of its range, or `table` has another shape.
+        ValueError: If an argument is out of its range, or `table` has another shape; on the first
+            batch, if it has fewer inputs than there are codes to start by k-means.
     """
 
     table: Tensor
@@ -71,28 +74,42 @@ class Codebook(nn.Module):
         embed_dim: int,
         *,
         decay: float | None = None,
-        min_count: float = 0.1,
+        min_count: float | None = 0.1,
         table: Float[Tensor, "V D"] | None = None,
+        start: Start | None = None,
+        cosine: bool = False,
     ) -> None:
         super().__init__()
-        _check_codebook(num_codes, embed_dim, decay, min_count, table)
+        _check_codebook(num_codes, embed_dim, decay, min_count, table, start)
         self.num_codes, self.embed_dim = num_codes, embed_dim
-        self.decay, self.min_count = decay, min_count
-        if decay is None:
-            start = (2 * torch.rand(num_codes, embed_dim) - 1) / num_codes
-            self.register_parameter(
-                "table", nn.Parameter(start if table is None else table.clone())
-            )
-            return
-        start = torch.zeros(num_codes, embed_dim) if table is None else table.clone()
-        counts = torch.full_like(start[:, 0], 0.0 if table is None else min_count)
-        self.register_buffer("table", start)
+        self.decay, self.min_count, self.cosine = decay, min_count, cosine
+        self.by_gradient = decay is None
+        self.start = start or ("uniform" if decay is None else "data")
+        self._has_begun = False
+        begun = table is not None or self.start == "uniform"
+        self._learns = decay is not None or min_count is not None or not begun
+        first = self._first(table)
+        counts = torch.full_like(first[:, 0], (min_count or 1.0) if begun else 0.0)
         self.register_buffer("counts", counts)
-        self.register_buffer("sums", start * counts[:, None])
+        if decay is None:
+            self.register_parameter("table", nn.Parameter(first))
+        else:
+            self.register_buffer("table", first)
+            self.register_buffer("sums", first * counts[:, None])
 
-    def forward(self, codes: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
-        """The vectors of codes, from the table."""
-        return nn.functional.embedding(codes.long(), self.table)
+    def _first(self, table: Tensor | None) -> Tensor:
+        """The table before the first batch."""
+        if table is None:
+            shape = self.num_codes, self.embed_dim
+            if self.start != "uniform":
+                return torch.zeros(shape)
+            table = (2 * torch.rand(shape) - 1) / self.num_codes
+        return on_sphere(table) if self.cosine else table.clone()
+
+    def rows(self) -> Float[Tensor, "V D"]:
+        """The vectors of all codes."""
+        # A copy: the table may be written to while a gradient to it is still to come.
+        return on_sphere(self.table.clone()) if self.cosine else self.table
 
     def quantize(
         self,
@@ -101,33 +118,62 @@ class Codebook(nn.Module):
         learn: bool = False,
         mask: Bool[Tensor, "*#batch"] | None = None,
     ) -> Quantized:
-        """The nearest codes of vectors; if `learn`, moving averages then take the vectors in.
+        """The nearest codes of vectors; if `learn`, the state then takes the vectors in.
 
-        They do so in training mode alone, after `eval` they stay as they are; and they leave out
-        the vectors where `mask` is False.
+        It does so in training mode alone, after `eval` it stays as it is; and it leaves out the
+        vectors where `mask` is False.
         """
-        learn = learn and self.training and self.decay is not None
+        inputs = on_sphere(inputs) if self.cosine else inputs
+        learn = learn and self.training and self._learns
         if learn:
             candidates = self._candidates(inputs, mask)
-            fresh = self.counts.sum() == 0
-            self.table.copy_(torch.where(fresh, candidates, self.table))
-        codes = nearest_codes(inputs, self.table)
-        quantized = Quantized(inputs, codes, self(codes))
+            self._begin(inputs, candidates, mask)
+        rows = self.rows()
+        codes = nearest_codes(inputs, rows)
+        quantized = Quantized(inputs, codes, nn.functional.embedding(codes, rows))
         if learn:
             self._follow(quantized, candidates, mask)
         return quantized
 
     @torch.no_grad()
+    def _begin(self, inputs: Tensor, candidates: Tensor, mask: Tensor | None) -> None:
+        """Start at the first batch, where the start is one of data."""
+        if self._has_begun:  # known without asking the device
+            return
+        self._has_begun = bool(self.counts.sum() > 0)
+        if self._has_begun or (mask is not None and not mask.any()):
+            return
+        if self.start == "k_means":
+            flat = inputs.reshape(-1, self.embed_dim)
+            if mask is not None:
+                flat = flat[mask.expand(inputs.shape[:-1]).reshape(-1)]
+            uniforms = torch.rand(self.num_codes, device=flat.device)
+            candidates = _from_first_process(k_means(flat, uniforms).table)
+        self.table.copy_(on_sphere(candidates) if self.cosine else candidates)
+        if self.decay is None:
+            self.counts.fill_(self.min_count or 1.0)
+
+    @torch.no_grad()
     def _follow(self, quantized: Quantized, candidates: Tensor, mask: Tensor | None) -> None:
-        """Advance the moving averages by one batch; one that is masked whole is none."""
+        """Advance the state by one batch; one that is masked whole is none."""
         inputs, codes, _ = quantized
         counts = _over_processes(code_counts(codes, self.num_codes, mask))
-        sums = _over_processes(code_sums(inputs, codes, self.num_codes, mask))
-        state = CodebookState(self.table, self.counts, self.sums)
-        state = update_codebook(state, counts, sums, decay=self.decay or 0.0)
-        found, held = counts.sum() > 0, (self.table, self.counts, self.sums)
-        for old, new in zip(held, restart_codes(state, candidates, self.min_count), strict=True):
-            old.copy_(torch.where(found, new, old))
+        found = counts.sum() > 0
+        if self.decay is None:
+            kept = _USAGE_DECAY * self.counts + (1 - _USAGE_DECAY) * counts
+            new = CodebookState(self.table, kept, self.table)
+        else:
+            sums = _over_processes(code_sums(inputs, codes, self.num_codes, mask))
+            state = CodebookState(self.table, self.counts, self.sums)
+            new = update_codebook(state, counts, sums, decay=self.decay)
+        if self.min_count is not None:
+            new = restart_codes(new, candidates, self.min_count)
+        table = on_sphere(new.table) if self.cosine else new.table
+        self.counts.copy_(torch.where(found, new.counts, self.counts))
+        if self.decay is not None or self.min_count is not None:
+            self.table.copy_(torch.where(found, table, self.table))
+        if self.decay is not None:
+            self.sums.copy_(torch.where(found, new.sums, self.sums))
 
     @torch.no_grad()
     def _candidates(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
@@ -139,37 +185,47 @@ class Codebook(nn.Module):
             mask = mask.expand(inputs.shape[:-1]).reshape(-1)
             rows = flat[rows_of_mask(mask, torch.rand(self.num_codes, device=flat.device))]
             rows = torch.where(mask.any(), rows, self.table.to(rows.dtype))
-        if _are_several_processes():
-            distributed.broadcast(rows, 0)
-        return rows.to(self.table.dtype)
+        return _from_first_process(rows).to(self.table.dtype)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._has_begun = False
+        super()._load_from_state_dict(*args, **kwargs)
 
 
-class FiniteScalars(nn.Module):
+class FiniteScalars(Quantizer):
     """A codebook without parameters: each channel is bounded and rounded to a few levels [2].
 
     Args:
         levels: Levels of each channel, at least 2. The number of channels is D, the product of
             their levels V. Published: (8, 5, 5, 5) for some 2**10 codes, (7, 5, 5, 5, 5) for 2**12.
+        scale: The vectors are in [-scale, scale]; below 1 for the later ones of a residual.
 
     Raises:
-        ValueError: If there are no channels, or one has fewer than 2 levels.
+        ValueError: If there are no channels, or one has fewer than 2 levels, or `scale` is not
+            positive.
     """
 
-    def __init__(self, levels: Sequence[int]) -> None:
+    def __init__(self, levels: Sequence[int], *, scale: float = 1.0) -> None:
         super().__init__()
-        self.levels = tuple(levels)
+        self.levels, self.scale = tuple(levels), scale
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"`levels` must be numbers of at least 2; got {self.levels}.")
+        if not 0.0 < scale < math.inf:
+            raise ValueError(f"`scale` must be positive and finite; got {scale}.")
         self.num_codes, self.embed_dim = math.prod(self.levels), len(self.levels)
 
     @property
     def table(self) -> Float[Tensor, "V D"]:
         """The vectors of all codes, made anew at each use: nothing else needs all of them."""
-        return level_vectors(self.levels)
+        return level_vectors(self.levels) * self.scale
+
+    def rows(self) -> Float[Tensor, "V D"]:
+        """The table."""
+        return self.table
 
     def forward(self, codes: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
-        """The vectors of codes, in [-1, 1]."""
-        return level_vectors(self.levels, codes.long())
+        """The vectors of codes, in [-scale, scale]."""
+        return level_vectors(self.levels, codes.long()) * self.scale
 
     def quantize(
         self,
@@ -179,23 +235,35 @@ class FiniteScalars(nn.Module):
         mask: Bool[Tensor, "*#batch"] | None = None,
     ) -> Quantized:
         """The vectors that `inputs` are rounded to; there is nothing to learn or to commit to."""
-        vectors, codes = quantize_levels(inputs, self.levels)
+        vectors, codes = quantize_levels(inputs / self.scale, self.levels)
+        vectors = vectors * self.scale
         return Quantized(vectors, codes, vectors.detach())
 
 
 def _check_codebook(
-    num_codes: int, embed_dim: int, decay: float | None, min_count: float, table: Tensor | None
+    num_codes: int,
+    embed_dim: int,
+    decay: float | None,
+    min_count: float | None,
+    table: Tensor | None,
+    start: str | None,
 ) -> None:
     if num_codes < 2:
         raise ValueError(f"`num_codes` must be at least 2; got {num_codes}.")
     if decay is not None and not 0.0 <= decay < 1.0:
         raise ValueError(f"`decay` must be in [0, 1), or None; got {decay}.")
-    if not min_count > 0.0:
-        raise ValueError(f"`min_count` must be positive, in inputs per batch; got {min_count}.")
+    if min_count is not None and not min_count > 0.0:
+        raise ValueError(
+            f"`min_count` must be positive, in inputs per batch, or None; got {min_count}."
+        )
     if table is not None and tuple(table.shape) != (num_codes, embed_dim):
         raise ValueError(
             f"`table` must have shape ({num_codes}, {embed_dim}); got {tuple(table.shape)}."
         )
+    if start not in (None, "uniform", "data", "k_means"):
+        raise ValueError(f'`start` must be "uniform", "data" or "k_means"; got {start!r}.')
+    if start is not None and table is not None:
+        raise ValueError(f"`start` is for a codebook without `table`; got both, {start!r}.")
 
 
 def _over_processes(total: Tensor) -> Tensor:
@@ -203,6 +271,13 @@ def _over_processes(total: Tensor) -> Tensor:
     if _are_several_processes():
         distributed.all_reduce(total)
     return total
+
+
+def _from_first_process(rows: Tensor) -> Tensor:
+    """The same rows in all processes."""
+    if _are_several_processes():
+        distributed.broadcast(rows, 0)
+    return rows
 
 
 def _are_several_processes() -> bool:

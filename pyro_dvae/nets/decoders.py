@@ -15,8 +15,8 @@ from typing import Any
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from pyro_dvae.nets.codebooks import Codebook, FiniteScalars
 from pyro_dvae.nets.grids import check_grid, to_grid
+from pyro_dvae.nets.quantizers import Quantizer
 from pyro_dvae.nets.registration import gets_vectors
 from pyro_dvae.ops.refusing import refuse_gradient
 
@@ -37,7 +37,7 @@ class CodebookDecoder(nn.Module):
     all other batch dims are folded into N.
 
     Args:
-        codebook: `Codebook` or `FiniteScalars`, the one that the guide has.
+        codebook: `Codebook` or any other quantiser, the one that the guide has.
         network: From vectors to outputs: as `MLPDecoder` with L * D latents and `num_codes` None,
             or on a grid as a convolution.
         grid: Sizes of the grid that the L latents lie on, line by line, as (8, 8).
@@ -49,7 +49,7 @@ class CodebookDecoder(nn.Module):
 
     def __init__(
         self,
-        codebook: Codebook | FiniteScalars,
+        codebook: Quantizer,
         network: nn.Module,
         *,
         grid: Sequence[int] | None = None,
@@ -63,17 +63,20 @@ class CodebookDecoder(nn.Module):
         """Outputs for codes ``(*batch, L)`` or ``(*batch, *grid)``, or for what stands for them."""
         batch = tuple(self.batch_shape(z))
         vectors = self._vectors(z.reshape(*batch, -1) if self._on_grid(z) else z)
-        if self.grid is None:
-            vectors = vectors.reshape(*batch, -1)
-            outputs = self.network(vectors)
-        else:
-            vectors = to_grid(vectors, self.grid, self.channels_first)
-            vectors = vectors.reshape(math.prod(batch), *vectors.shape[len(batch) :])
-            outputs = self.network(vectors)
-            outputs = outputs.reshape(*batch, *outputs.shape[1:])
+        vectors = self.codebook.join(vectors)
+        outputs = self._outputs(vectors, batch)
         if gets_vectors() or not _follows(self.codebook):
             return outputs
         return refuse_gradient(outputs, outputs, _NOT_LEARNT)
+
+    def _outputs(self, vectors: Tensor, batch: tuple[int, ...]) -> Tensor:
+        """What the network makes of vectors, in a row or on the grid."""
+        if self.grid is None:
+            vectors = vectors.reshape(*batch, -1)
+            return self.network(vectors)
+        vectors = folded(to_grid(vectors, self.grid, self.channels_first), len(batch))
+        outputs = self.network(vectors)
+        return outputs.reshape(*batch, *outputs.shape[1:])
 
     def batch_shape(self, z: Shaped[Tensor, "*batch_latents"]) -> Sequence[int]:
         """The leading dims of codes, relaxed codes or vectors."""
@@ -100,8 +103,13 @@ class CodebookDecoder(nn.Module):
                 f"`z` must be integers (*batch, L), or relaxed codes (*batch, L, {num_codes}); "
                 f"got real numbers of shape {tuple(z.shape)}. Vectors go to `network` itself."
             )
-        table = self.codebook.table
-        return z.to(table.dtype) @ table
+        return self.codebook.mix(z)
+
+
+def folded(vectors: Shaped[Tensor, "..."], num_dims: int) -> Shaped[Tensor, "N ..."]:
+    """The first dims as one."""
+    shape = vectors.shape
+    return vectors.reshape(math.prod(shape[:num_dims]), *shape[num_dims:])
 
 
 def _follows(codebook: Any) -> bool:

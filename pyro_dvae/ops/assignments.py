@@ -21,7 +21,7 @@ References:
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pyro_dvae.ops.quantizing import squared_distances
@@ -50,8 +50,16 @@ def own_entropies(logits: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
-def mean_entropy(logits: Float[Tensor, "*batch V"]) -> Float[Tensor, ""]:
-    """``H[mean of q(k | z)]`` over all inputs, in nats."""
+def mean_entropy(
+    logits: Float[Tensor, "*batch V"], mask: Bool[Tensor, "*#batch"] | None = None
+) -> Float[Tensor, ""]:
+    """``H[mean of q(k | z)]`` over all inputs, or those of a mask, in nats; 0 of none."""
     log_probs = torch.log_softmax(logits, -1).reshape(-1, logits.shape[-1])
-    log_mean = log_probs.logsumexp(0) - math.log(len(log_probs))
-    return -(log_mean.exp() * log_mean).sum()
+    if mask is None:
+        log_mean = log_probs.logsumexp(0) - math.log(len(log_probs))
+    else:
+        kept = mask.expand(logits.shape[:-1]).reshape(-1)
+        count = kept.sum().clamp(min=1)
+        log_mean = torch.where(kept[:, None], log_probs, -math.inf).logsumexp(0) - count.log()
+    mean = log_mean.exp()
+    return -(mean * torch.where(mean > 0, log_mean, 0.0)).sum()

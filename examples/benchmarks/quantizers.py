@@ -1,0 +1,348 @@
+"""Quantisers beside one another, and beside vector-quantize-pytorch if it is installed.
+
+The same small convolutional networks code 32 x 32 colour images as 64 codes of 256 values on an
+8 x 8 grid, of width 8 (3 for finite scalars, 8 bits for signs), with Adam at 1e-3 and batches of
+32. Each row prints the mean square error of held-out images and the codes that they use, of each
+seed, and the CPU time of a step:
+
+    python examples/benchmarks/quantizers.py [--backend pyro|numpyro] [--data FILE.npz]
+        [--num-steps 500] [--seeds 3] [--rows NAME ...]
+
+The data are `x` of an .npz file, (N, 32, 32, 3) uint8; by default patches of the photographs that
+scikit-learn and scikit-image ship.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+SIDE, WIDTH, NUM_CODES, GRID, BATCH, RATE = 32, 8, 256, (8, 8), 32, 1e-3
+LEVELS = (8, 6, 5)
+Outcome = tuple[float, int, float]  # mean square error, codes in use, CPU seconds of a step
+Arrays = tuple[np.ndarray, np.ndarray]  # to train with, held out; channels first, in [0, 1]
+# Row -> method of the library, or None; how our codebook is made, and options of our guide.
+ROWS: dict[str, tuple[str | None, Callable[[ModuleType], Any], dict[str, Any]]] = {
+    "averages": ("averages", lambda nets: nets.Codebook(NUM_CODES, WIDTH, decay=0.99), {}),
+    "averages, rotation": (
+        None,
+        lambda nets: nets.Codebook(NUM_CODES, WIDTH, decay=0.99),
+        {"gradient": "rotation"},
+    ),
+    "averages, k-means": (
+        "averages, k-means",
+        lambda nets: nets.Codebook(NUM_CODES, WIDTH, decay=0.99, start="k_means"),
+        {},
+    ),
+    "averages, cosine": (
+        "averages, cosine",
+        lambda nets: nets.Codebook(NUM_CODES, WIDTH, decay=0.99, cosine=True),
+        {},
+    ),
+    "gradient": ("gradient", lambda nets: nets.Codebook(NUM_CODES, WIDTH), {}),
+    "gradient, straight": (
+        "gradient, straight",
+        lambda nets: nets.Codebook(NUM_CODES, WIDTH),
+        {"gradient": "straight_through"},
+    ),
+    "gradient, rotation": (
+        "gradient",
+        lambda nets: nets.Codebook(NUM_CODES, WIDTH),
+        {"gradient": "rotation"},
+    ),
+    "gradient, diveq": (
+        "gradient, diveq",
+        lambda nets: nets.Codebook(NUM_CODES, WIDTH),
+        {"gradient": "diveq"},
+    ),
+    "simvq": ("simvq", lambda nets: nets.LinearCodebook(NUM_CODES, WIDTH), {}),
+    "residual of two": (
+        "residual of two",
+        lambda nets: nets.ResidualCodebook(
+            [nets.Codebook(NUM_CODES, WIDTH, decay=0.99) for _ in range(2)]
+        ),
+        {},
+    ),
+    "residual of two, gradient": (
+        None,
+        lambda nets: nets.ResidualCodebook([nets.Codebook(NUM_CODES, WIDTH) for _ in range(2)]),
+        {},
+    ),
+    "groups of two": (
+        "groups of two",
+        lambda nets: nets.GroupedCodebook(
+            [nets.Codebook(NUM_CODES, WIDTH // 2, decay=0.99) for _ in range(2)]
+        ),
+        {},
+    ),
+    "fsq": ("fsq", lambda nets: nets.FiniteScalars(LEVELS), {}),
+    "lfq": ("lfq", lambda nets: nets.BinaryCodes(WIDTH), {"entropy": 0.1}),
+    "binary spherical": (
+        "binary spherical",
+        lambda nets: nets.BinaryCodes(WIDTH, spherical=True),
+        {"entropy": 0.1},
+    ),
+    "sq head": (None, lambda nets: nets.Codebook(NUM_CODES, WIDTH, start="uniform"), {}),
+    "daps": (None, lambda nets: nets.Codebook(NUM_CODES, WIDTH), {}),
+    "gumbel": (None, lambda nets: nets.Codebook(NUM_CODES, WIDTH), {}),
+}
+
+
+def load(path: str | None) -> Arrays:
+    """Images in [0, 1], seven of eight to train with."""
+    if path is None:
+        images = photographs()
+    else:
+        with np.load(path) as file:
+            images = file["x"]
+    x = images.astype(np.float32).transpose(0, 3, 1, 2) / 255
+    cut = len(x) * 7 // 8
+    return x[:cut], x[cut:]
+
+
+def photographs() -> np.ndarray:
+    """Patches of the photographs that come with scikit-learn and scikit-image, shuffled."""
+    datasets = importlib.import_module("sklearn.datasets")
+    shots = [*datasets.load_sample_images().images]
+    try:
+        data = importlib.import_module("skimage.data")
+        shots += [data.astronaut(), data.coffee(), data.chelsea()]
+    except (ImportError, OSError):
+        pass  # two photographs have enough patches
+    patches = [
+        shot[top : top + SIDE, left : left + SIDE]
+        for shot in shots
+        for top in range(0, shot.shape[0] - SIDE + 1, 24)
+        for left in range(0, shot.shape[1] - SIDE + 1, 24)
+    ]
+    order = np.random.default_rng(0).permutation(len(patches))[:4000]
+    return np.stack([patches[k] for k in order])
+
+
+def batches(x: np.ndarray, num_steps: int, seed: int) -> Any:
+    """Rows of each step, the same for all methods."""
+    rng = np.random.default_rng(seed)
+    for _ in range(num_steps):
+        yield x[rng.integers(len(x), size=BATCH)]
+
+
+def torch_networks(width: int) -> tuple[Any, Any]:
+    """An encoder to (N, width, 8, 8) and a decoder from it."""
+    nn = importlib.import_module("torch").nn
+    encoder = nn.Sequential(
+        nn.Conv2d(3, 32, 4, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 4, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(64, width, 1),
+    )
+    decoder = nn.Sequential(
+        nn.Conv2d(width, 64, 3, 1, 1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(64, 32, 4, 2, 1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, 3, 4, 2, 1),
+    )
+    return encoder, decoder
+
+
+def run_library(method: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
+    """The library's quantiser, in the loss that its users write."""
+    torch = importlib.import_module("torch")
+    torch.manual_seed(seed)
+    quantizer = library_quantizer(method)
+    encoder, decoder = torch_networks(len(LEVELS) if method == "fsq" else WIDTH)
+    parts = torch.nn.ModuleList([encoder, quantizer, decoder])
+    optim = torch.optim.Adam(parts.parameters(), RATE)
+
+    def quantize(x: Any) -> tuple[Any, Any, Any]:
+        z = encoder(x).flatten(2).transpose(1, 2)
+        vectors, codes, *rest = quantizer(z)
+        loss = rest[0].sum() if rest else 0.0
+        return decoder(vectors.transpose(1, 2).unflatten(2, GRID)), codes, loss
+
+    start = time.process_time()
+    for rows in batches(data[0], num_steps, seed):
+        x = torch.as_tensor(rows)
+        outputs, _, loss = quantize(x)
+        optim.zero_grad()
+        ((outputs - x).square().mean() + loss).backward()
+        optim.step()
+    seconds = (time.process_time() - start) / num_steps
+    parts.eval()
+    with torch.no_grad():
+        x = torch.as_tensor(data[1])
+        outputs, codes, _ = quantize(x)
+        return (outputs - x).square().mean().item(), len(codes.unique()), seconds
+
+
+def library_quantizer(method: str) -> Any:
+    """As the library's pages show it."""
+    library = importlib.import_module("vector_quantize_pytorch")
+    averages = {"dim": WIDTH, "codebook_size": NUM_CODES, "decay": 0.99}
+    gradient = {**averages, "learnable_codebook": True, "ema_update": False}
+    restarts = {"kmeans_init": True, "threshold_ema_dead_code": 2}
+    made: dict[str, tuple[str, dict[str, Any]]] = {
+        "averages": ("VectorQuantize", averages),
+        "averages, k-means": ("VectorQuantize", averages | restarts),
+        "averages, cosine": ("VectorQuantize", averages | restarts | {"use_cosine_sim": True}),
+        "gradient": ("VectorQuantize", gradient),
+        "gradient, straight": ("VectorQuantize", gradient | {"rotation_trick": False}),
+        "gradient, diveq": (
+            "VectorQuantize",
+            {**averages, "directional_reparam": True, "threshold_ema_dead_code": 2},
+        ),
+        "simvq": ("SimVQ", {"dim": WIDTH, "codebook_size": NUM_CODES}),
+        "residual of two": ("ResidualVQ", averages | restarts | {"num_quantizers": 2}),
+        "groups of two": (
+            "VectorQuantize",
+            {**averages, **restarts, "heads": 2, "codebook_dim": WIDTH // 2}
+            | {"separate_codebook_per_head": True},
+        ),
+        "fsq": ("FSQ", {"levels": list(LEVELS)}),
+        "lfq": ("LFQ", {"codebook_size": 2**WIDTH, "dim": WIDTH}),
+        "binary spherical": ("LFQ", {"codebook_size": 2**WIDTH, "dim": WIDTH, "spherical": True}),
+    }
+    name, options = made[method]
+    return getattr(library, name)(**options)
+
+
+def our_programs(backend: str, row: str, networks: tuple[Any, Any], first: bool) -> tuple:
+    """Model, guide and loss of a row."""
+    package = f"{backend}_dvae"
+    nets, models, guides, infer = (
+        importlib.import_module(f"{package}.{room}")
+        for room in ("nets", "models", "guides", "infer")
+        for room in ("nets", "models", "guides", "infer")
+    )
+    codebook, options = ROWS[row][1](nets), ROWS[row][2]
+    places = {"grid": GRID, "channels_first": first}
+    decoder = nets.CodebookDecoder(codebook, networks[1], **places)
+    num_latents = codebook.num_blocks * GRID[0] * GRID[1]
+    prior = models.UniformPrior(num_latents, codebook.num_codes)
+    likelihood = models.GaussianLikelihood(variance=0.1)
+    model = models.DiscreteVAE(decoder, prior, likelihood)
+    if row not in ("sq head", "daps", "gumbel"):
+        guide = guides.VectorQuantizedGuide(networks[0], codebook, **places, **options)
+        return model, guide, infer.VQ_ELBO()
+    head = nets.CodebookEncoder(networks[0], codebook, **places)
+    guide = guides.IndependentGuide(head)
+    if row == "daps":
+        return model, guide, infer.DAPS_ELBO(4, vectorize_particles=True)
+    host = importlib.import_module(f"{backend}.infer")
+    soft = infer.relax(guide, "straight_through_gumbel", sites=["z"], temperature=0.5)
+    hard = infer.relax(model, "straight_through_gumbel", sites=["z"])
+    return hard, soft, host.Trace_ELBO()
+
+
+def run_pyro(row: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
+    """Train by SVI, and reconstruct what is held out from its likeliest codes."""
+    pyro, torch = importlib.import_module("pyro"), importlib.import_module("torch")
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    networks = torch_networks(len(LEVELS) if row == "fsq" else WIDTH)
+    model, guide, loss = our_programs("pyro", row, networks, True)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": RATE}), loss)
+    start = time.process_time()
+    for rows in batches(data[0], num_steps, seed):
+        svi.step(torch.as_tensor(rows))
+    seconds = (time.process_time() - start) / num_steps
+    model, guide = (getattr(program, "program", program) for program in (model, guide))
+    with torch.no_grad():
+        x = torch.as_tensor(data[1])
+        codes = guide.eval().posterior(x).base_dist.logits.argmax(-1)
+        outputs = model.eval().reconstruct(codes)
+        return (outputs - x).square().mean().item(), len(codes.unique()), seconds
+
+
+def run_numpyro(row: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
+    """The same in JAX, with channels last; the first step, which compiles, is not timed."""
+    jax, numpyro = importlib.import_module("jax"), importlib.import_module("numpyro")
+    jnp, infer = jax.numpy, importlib.import_module("numpyro_dvae.infer")
+    networks = flax_networks(len(LEVELS) if row == "fsq" else WIDTH)
+    model, guide, loss = our_programs("numpyro", row, networks, False)
+    train, held_out = (jnp.asarray(x.transpose(0, 2, 3, 1)) for x in data)
+    svi = infer.SVI(model, guide, numpyro.optim.Adam(RATE), loss)
+    state = jax.jit(svi.init)(jax.random.key(seed), train[:BATCH])
+    update, start = jax.jit(svi.update), 0.0
+    rng = np.random.default_rng(seed)
+    for step in range(num_steps):
+        state, value = update(state, train[rng.integers(len(train), size=BATCH)])
+        if step == 0:
+            value.block_until_ready()
+            start = time.process_time()
+    value.block_until_ready()
+    seconds = (time.process_time() - start) / max(num_steps - 1, 1)
+    values = {**svi.get_params(state), **(state.mutable_state or {})}
+    model, guide = (getattr(program, "program", program) for program in (model, guide))
+
+    def reconstruct(x: Any) -> Any:
+        codes = guide.posterior(x).base_dist.logits.argmax(-1)
+        return codes, model.reconstruct(codes)
+
+    known = numpyro.handlers.substitute(reconstruct, data=values)
+    codes, outputs = jax.jit(known)(held_out)
+    return float(jnp.square(outputs - held_out).mean()), len(jnp.unique(codes)), seconds
+
+
+def flax_networks(width: int) -> tuple[Any, Any]:
+    """As `torch_networks`, to (N, 8, 8, width)."""
+    nn = importlib.import_module("flax.linen")
+    encoder = nn.Sequential(
+        [nn.Conv(32, (4, 4), 2), nn.relu, nn.Conv(64, (4, 4), 2), nn.relu, nn.Conv(width, (1, 1))]
+    )
+    decoder = nn.Sequential(
+        [
+            nn.Conv(64, (3, 3)),
+            nn.relu,
+            nn.ConvTranspose(32, (4, 4), (2, 2)),
+            nn.relu,
+            nn.ConvTranspose(3, (4, 4), (2, 2)),
+        ]
+    )
+    return encoder, decoder
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--backend", choices=("pyro", "numpyro"), default="pyro")
+    parser.add_argument("--data", help=".npz file with images `x`")
+    parser.add_argument("--num-steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    options = parser.parse_args()
+    data, ours = load(options.data), {"pyro": run_pyro, "numpyro": run_numpyro}[options.backend]
+    beside = importlib.util.find_spec("vector_quantize_pytorch") is not None
+    print(f"{len(data[0])} images to train with, {len(data[1])} held out", flush=True)
+    for row in options.rows:
+        show(row, options.backend, ours, row, data, options)
+        if beside and ROWS[row][0] is not None:
+            show(row, "library", run_library, ROWS[row][0], data, options)
+
+
+def show(
+    row: str,
+    whose: str,
+    run: Callable[..., Outcome],
+    method: str,
+    data: Arrays,
+    options: argparse.Namespace,
+) -> None:
+    """Run a row for all seeds, and print it."""
+    found = [run(method, data, options.num_steps, seed) for seed in range(options.seeds)]
+    errors, used, seconds = zip(*found, strict=True)
+    print(
+        f"{row:26} {whose:8} mse {np.mean(errors):.5f}  codes {np.mean(used):5.0f}  "
+        f"{1000 * np.mean(seconds):6.1f} ms  ({' '.join(f'{error:.5f}' for error in errors)})",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

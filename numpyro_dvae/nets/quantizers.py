@@ -1,0 +1,91 @@
+"""What guides and decoders ask of a codebook, be it one table, a rule without a table, or several.
+
+A quantiser turns vectors ``(*batch, L, D)`` into codes ``(*batch, n)`` and these into vectors
+``(*batch, n, d)``. A single one has n = L and d = D. One that is put together of several
+(`nets.stacks`) has a block of latents for each, and `join` makes the decoder's vectors of them.
+"""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple, Self
+
+from jaxtyping import Array, Bool, Float, Integer, Shaped
+
+from numpyro_dvae.ops.assignments import assignment_logits
+
+__all__ = ["Quantized", "Quantizer"]
+
+
+class Quantized(NamedTuple):
+    """Vectors before and after quantisation, ``(*batch, D)``, and their codes ``(*batch,)``."""
+
+    inputs: Float[Array, "*batch D"]  # they take the gradient of the loss
+    codes: Integer[Array, "*batch"]
+    vectors: Float[Array, "*batch D"]  # of the codes; their gradient goes to the codebook
+
+
+class Quantizer:
+    """A codebook; one of one's own defines `quantize` and `rows`."""
+
+    num_codes: int  # V
+    embed_dim: int  # D, of the inputs
+    num_blocks: int = 1  # n / L
+    by_scale: bool = False  # whether its latents are of several scales
+    by_gradient: bool = False  # whether its vectors learn by one
+    training: bool = True  # whether state follows what is quantised
+    holder: tuple[Any, int] | None = None  # the codebook of several that it is a part of, and where
+
+    def __call__(self, codes: Shaped[Array, "*batch n"]) -> Float[Array, "*batch n d"]:
+        """The vectors of codes."""
+        return self.rows()[codes.astype(int)]
+
+    def train(self, mode: bool = True) -> Self:
+        """Let state follow where programs run from now on, as it does at first."""
+        self.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """Freeze the state where programs run from now on; compiled ones stay as they are."""
+        return self.train(False)
+
+    @abstractmethod
+    def rows(self) -> Float[Array, "V D"]:
+        """The vectors of all codes, with a gradient to what they are made of."""
+
+    @abstractmethod
+    def quantize(
+        self,
+        inputs: Float[Array, "*batch D"],
+        *,
+        learn: bool = False,
+        mask: Bool[Array, "*#batch"] | None = None,
+    ) -> Quantized:
+        """The codes of vectors.
+
+        Args:
+            inputs: The vectors.
+            learn: Whether state follows them, as moving averages do.
+            mask: Which of them it follows; None is all.
+        """
+
+    @property
+    def code_dim(self) -> int:
+        """Width of the vector of one code, d."""
+        return self.embed_dim
+
+    def mix(self, weights: Float[Array, "*batch n V"]) -> Float[Array, "*batch n d"]:
+        """The vectors of relaxed codes: means of all rows, so weighed."""
+        return weights @ self.rows()
+
+    def logits(
+        self, inputs: Float[Array, "*batch n d"], scale: float | Float[Array, ""]
+    ) -> Float[Array, "*batch n V"]:
+        """``-|z - e_k|² / 2 s²`` of each code, see `ops.assignments`."""
+        return assignment_logits(inputs, self.rows(), scale)
+
+    def join(self, vectors: Float[Array, "*batch n d"]) -> Float[Array, "*batch L D"]:
+        """What a decoder makes of vectors."""
+        return vectors
+
+    def blocks(self, values: Shaped[Array, "*batch n"]) -> list[Array]:
+        """Numbers of latents ``(*batch, n)``, apart by the table that they are of."""
+        return [values]
