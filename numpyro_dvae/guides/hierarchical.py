@@ -6,7 +6,7 @@ References:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,20 +61,20 @@ class HierarchicalGuide(VectorQuantizedGuide):
                 f"{len(encoders)}."
             )
         super().__init__(
-            cast("Any", tuple(encoders)),
+            encoders[0],
             codebook,
             gradient=gradient,
             entropy=entropy,
             entropy_scale=entropy_scale,
         )
-        self.channels_first = channels_first
+        self.encoders, self.channels_first = tuple(encoders), channels_first
 
     def quantized(self, x: Array | np.ndarray, *, learn: bool) -> Distribution:
         """What `posterior` returns; if `learn`, the state of the codebook advances."""
         x = jnp.asarray(x)
         stack: Any = self.codebook
         mask, above, parts, routes = mask_of_latents(), list[Any](), list[Any](), list[Any]()
-        scales = zip(cast("Any", self.encoder), stack.codebooks, self.grids, strict=True)
+        scales = zip(self.encoders, stack.codebooks, self.grids, strict=True)
         for place, (encoder, codebook, grid) in enumerate(scales):
             inputs = register(f"guide.encoder.{place}", encoder, x, *above)(x, *above)
             inputs = from_grid(inputs, grid, self.channels_first, "encoder")

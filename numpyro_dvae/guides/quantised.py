@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,7 @@ from numpyro_dvae.ops.codepaths import Route, diveq, rotation_trick, straight_th
 
 __all__ = ["VectorQuantizedGuide"]
 
-Gradient = Literal["straight_through", "rotation", "diveq"] | Callable[[Array, Array], Route]
+Gradient = str | Callable[[Array, Array], Route]
 
 
 class VectorQuantizedGuide(AmortisedGuide):

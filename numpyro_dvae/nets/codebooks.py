@@ -19,7 +19,7 @@ References:
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,6 @@ from numpyro_dvae.ops.signs import on_sphere
 
 __all__ = ["Codebook", "FiniteScalars", "settle_tables"]
 
-Start = Literal["uniform", "data", "k_means"]
 _USAGE_DECAY = 0.99  # of the counts by which a table that is a parameter knows its dead codes
 
 
@@ -82,7 +81,7 @@ class Codebook(Quantizer):
         decay: float | None = None,
         min_count: float | None = 0.1,
         table: Float[Array, "V D"] | None = None,
-        start: Start | None = None,
+        start: str | None = None,
         cosine: bool = False,
     ) -> None:
         _check_codebook(num_codes, embed_dim, decay, min_count, table, start)

@@ -6,7 +6,7 @@ A quantiser turns vectors ``(*batch, L, D)`` into codes ``(*batch, n)`` and thes
 """
 
 from abc import abstractmethod
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
@@ -38,12 +38,12 @@ class Quantizer:
         """The vectors of codes."""
         return self.rows()[codes.astype(int)]
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Quantizer":
         """Let state follow where programs run from now on, as it does at first."""
         self.training = mode
         return self
 
-    def eval(self) -> Self:
+    def eval(self) -> "Quantizer":
         """Freeze the state where programs run from now on; compiled ones stay as they are."""
         return self.train(False)
 

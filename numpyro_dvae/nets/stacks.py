@@ -11,7 +11,6 @@ References:
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ class Stack(Quantizer):
         self.by_gradient = all(codebook.by_gradient for codebook in codebooks)
         self.num_blocks = sum(codebook.num_blocks for codebook in codebooks)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Quantizer:
         """Let the state of all parts follow, or not."""
         for codebook in self.codebooks:
             codebook.train(mode)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import pyro
 import torch
@@ -21,7 +20,7 @@ from pyro_dvae.ops.codepaths import Route, diveq, rotation_trick, straight_throu
 
 __all__ = ["VectorQuantizedGuide"]
 
-Gradient = Literal["straight_through", "rotation", "diveq"] | Callable[[Tensor, Tensor], Route]
+Gradient = str | Callable[[Tensor, Tensor], Route]
 
 
 class VectorQuantizedGuide(AmortisedGuide):

@@ -12,7 +12,7 @@ References:
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -35,7 +35,6 @@ from pyro_dvae.ops.signs import on_sphere
 
 __all__ = ["Codebook", "FiniteScalars"]
 
-Start = Literal["uniform", "data", "k_means"]
 _USAGE_DECAY = 0.99  # of the counts by which a table that is a parameter knows its dead codes
 
 
@@ -76,7 +75,7 @@ class Codebook(Quantizer):
         decay: float | None = None,
         min_count: float | None = 0.1,
         table: Float[Tensor, "V D"] | None = None,
-        start: Start | None = None,
+        start: str | None = None,
         cosine: bool = False,
     ) -> None:
         super().__init__()
