@@ -18,8 +18,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from pyro_dvae.nets.grids import check_grid, from_grid
-from pyro_dvae.nets.registration import run_encoder
 from pyro_dvae.nets.quantizers import Quantizer
+from pyro_dvae.nets.registration import run_encoder
 
 __all__ = ["CodebookEncoder"]
 
