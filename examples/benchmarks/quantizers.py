@@ -29,6 +29,11 @@ Arrays = tuple[np.ndarray, np.ndarray]  # to train with, held out; channels firs
 # Row -> method of the library, or None; how our codebook is made, and options of our guide.
 ROWS: dict[str, tuple[str | None, Callable[[ModuleType], Any], dict[str, Any]]] = {
     "averages": ("averages", lambda nets: nets.Codebook(NUM_CODES, WIDTH, decay=0.99), {}),
+    "averages, decay .8": (
+        "averages, decay .8",
+        lambda nets: nets.Codebook(NUM_CODES, WIDTH, decay=0.8),
+        {},
+    ),
     "averages, rotation": (
         None,
         lambda nets: nets.Codebook(NUM_CODES, WIDTH, decay=0.99),
@@ -189,6 +194,7 @@ def library_quantizer(method: str) -> Any:
     restarts = {"kmeans_init": True, "threshold_ema_dead_code": 2}
     made: dict[str, tuple[str, dict[str, Any]]] = {
         "averages": ("VectorQuantize", averages),
+        "averages, decay .8": ("VectorQuantize", averages | {"decay": 0.8}),
         "averages, k-means": ("VectorQuantize", averages | restarts),
         "averages, cosine": ("VectorQuantize", averages | restarts | {"use_cosine_sim": True}),
         "gradient": ("VectorQuantize", gradient),
@@ -217,7 +223,6 @@ def our_programs(backend: str, row: str, networks: tuple[Any, Any], first: bool)
     package = f"{backend}_dvae"
     nets, models, guides, infer = (
         importlib.import_module(f"{package}.{room}")
-        for room in ("nets", "models", "guides", "infer")
         for room in ("nets", "models", "guides", "infer")
     )
     codebook, options = ROWS[row][1](nets), ROWS[row][2]

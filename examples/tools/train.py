@@ -104,6 +104,7 @@ def add_training_arguments(add: Callable[..., Any]) -> None:
         help="daps: the entropy beside the weights, not in them; for small beta",
     )
     add("--kl-bound", type=float, help="daps: trust region in nats, instead of --target-ess")
+    add("--commitment", type=float, help="vq: how hard the encoder is held to its codes")
 
 
 def main(arguments: list[str]) -> None:
@@ -246,12 +247,18 @@ def make_loss(args: Any, setup: Setup) -> Any:
     only_daps = {name: getattr(args, name) for name in _ONLY_DAPS}
     if args.method != "daps" and (given := [k for k, v in only_daps.items() if v is not None]):
         raise CommandError(f"--{given[0].replace('_', '-')} is an option of --method daps")
+    if args.method not in QUANTIZERS and args.commitment is not None:
+        raise CommandError(f"--commitment is an option of --method {', '.join(QUANTIZERS)}")
+    if args.commitment is not None and not args.commitment >= 0:
+        raise CommandError(f"--commitment must not be negative, got {args.commitment}")
     num_steps = args.beta_steps or config.num_steps
     options = {"beta": backend.schedule(config.beta_from, config.beta_to, num_steps)}
     if args.method not in (*QUANTIZERS, "exact", "truncated"):
         options["num_particles"] = config.num_particles
     if args.method == "daps":
         options |= only_daps
+    if args.commitment is not None:
+        options["commitment"] = args.commitment
     return backend.make_loss(args.method, **options)
 
 

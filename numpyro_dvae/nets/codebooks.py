@@ -43,7 +43,7 @@ from numpyro_dvae.ops.quantizing import (
 )
 from numpyro_dvae.ops.signs import on_sphere
 
-__all__ = ["Codebook", "FiniteScalars", "settle_tables"]
+__all__ = ["Codebook", "FiniteScalars"]
 
 _USAGE_DECAY = 0.99  # of the counts by which a table that is a parameter knows its dead codes
 

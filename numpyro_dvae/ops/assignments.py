@@ -59,7 +59,7 @@ def mean_entropy(
         log_mean = jax.nn.logsumexp(log_probs, 0) - math.log(len(log_probs))
     else:
         kept = jnp.broadcast_to(mask, logits.shape[:-1]).reshape(-1)
-        count = jnp.maximum(kept.sum(), 1)
+        count = jnp.maximum(kept.sum(), 1).astype(log_probs.dtype)
         log_probs = jnp.where(kept[:, None], log_probs, -jnp.inf)
         log_mean = jax.nn.logsumexp(log_probs, 0) - jnp.log(count)
     mean = jnp.exp(log_mean)

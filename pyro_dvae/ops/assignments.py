@@ -59,7 +59,7 @@ def mean_entropy(
         log_mean = log_probs.logsumexp(0) - math.log(len(log_probs))
     else:
         kept = mask.expand(logits.shape[:-1]).reshape(-1)
-        count = kept.sum().clamp(min=1)
+        count = kept.sum().clamp(min=1).to(log_probs.dtype)
         log_mean = torch.where(kept[:, None], log_probs, -math.inf).logsumexp(0) - count.log()
     mean = log_mean.exp()
     return -(mean * torch.where(mean > 0, log_mean, 0.0)).sum()
