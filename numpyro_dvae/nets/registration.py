@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from flax import linen as nn
-from flax.errors import FlaxError
+from flax.errors import FlaxError, InvalidRngError
 from numpyro.handlers import scope, substitute, trace
 
 from numpyro_dvae.nets.inputs import not_encoded
@@ -59,7 +59,9 @@ def register(name: str, net: Any, *inputs: Any) -> Any:
     if set(shapes) - {"params"}:
         raise ValueError(
             f"`{name}` has variables besides its parameters, {sorted(set(shapes) - {'params'})}; "
-            "`register` takes parameters alone. Use numpyro.contrib.module.flax_module."
+            "linen modules are run with parameters alone. Write the network with flax.nnx, whose "
+            "BatchNorm keeps its statistics in NumPyro's mutable state (net.train() and net.eval() "
+            "say which are used), or normalise by LayerNorm or GroupNorm."
         )
     if not shapes:
         return _Network(net, {})
@@ -171,9 +173,16 @@ class _Network:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the module, compiled as a whole where an unjitted program calls it."""
         arrays = [isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(args)]
-        if arrays and all(arrays) and not kwargs:
-            return _apply(_Static(self.module), self.params, *args)
-        return self.module.apply({"params": self.params}, *args, **kwargs)
+        try:
+            if arrays and all(arrays) and not kwargs:
+                return _apply(_Static(self.module), self.params, *args)
+            return self.module.apply({"params": self.params}, *args, **kwargs)
+        except InvalidRngError as error:
+            raise ValueError(
+                f"{type(self.module).__name__} draws random numbers as it runs, as dropout does: "
+                "linen modules are run without any. Write the network with flax.nnx, whose Dropout "
+                "has a state of its own (net.eval() switches it off), or set deterministic=True."
+            ) from error
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("module", "params"):  # while being copied

@@ -36,7 +36,7 @@ from pyro_dvae.infer.objective import (
 )
 from pyro_dvae.programs.draw import Sampler, run_traces
 from pyro_dvae.programs.layout import find_layout
-from pyro_dvae.programs.looking import without_gradient
+from pyro_dvae.programs.looking import statistics_kept, without_gradient
 from pyro_dvae.programs.pair import Layout, Pair
 from pyro_dvae.programs.planning import Plans
 from pyro_dvae.programs.record import Particles, Reader
@@ -205,7 +205,8 @@ class ParticleELBO(ELBO):
             particles = self.run(model, guide, args, kwargs)
             return self._estimate(particles, self.state).loss.item()
 
-        return without_gradient(evaluate)
+        with statistics_kept():
+            return without_gradient(evaluate)
 
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any

@@ -1,13 +1,16 @@
-"""Runs that only look: without gradient, and with the generators as they were."""
+"""Runs that only look: without gradient, and with generators and statistics as they were."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyro
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["only_looking", "without_gradient"]
+__all__ = ["only_looking", "statistics_kept", "without_gradient"]
 
 T = TypeVar("T")
 
@@ -26,8 +29,33 @@ def without_gradient(run: Callable[[], T]) -> T:
 
 def only_looking(run: Callable[[], T]) -> T:
     """As `without_gradient`, and what is drawn on the way is drawn again by whoever comes next."""
-    with _generators_kept():
+    with _generators_kept(), statistics_kept():
         return without_gradient(run)
+
+
+@contextmanager
+def statistics_kept(keep: bool = True) -> Iterator[None]:
+    """Batch normalisations work as ever, but their running statistics stay: they advance by steps.
+
+    Args:
+        keep: False does nothing.
+    """
+    held: dict[nn.Module, dict[str, Tensor | None]] = {}
+
+    def on_copies(module: nn.Module, inputs: Any) -> None:
+        if isinstance(module, _NormBase) and module.training and module not in held:
+            held[module] = dict(module._buffers)
+            copies = {k: None if b is None else b.clone() for k, b in module._buffers.items()}
+            module._buffers.update(copies)
+
+    hook = register_module_forward_pre_hook(on_copies) if keep else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+        for module, buffers in held.items():
+            module._buffers.update(buffers)
 
 
 @contextmanager

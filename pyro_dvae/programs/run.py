@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pyro_dvae.programs.draw import Draw, Sampler, run_pair, run_program
 from pyro_dvae.programs.layout import common_layout
+from pyro_dvae.programs.looking import statistics_kept
 from pyro_dvae.programs.pair import Layout, Pair, Run, StructureError
 from pyro_dvae.programs.record import Ledger, Particles, Reader, concatenate, make_record
 from pyro_dvae.programs.sites import sample_sites
@@ -72,7 +73,8 @@ def run_particles(
     for k in range(num_particles):
         one = {name: value[k if len(value) > 1 else 0] for name, value in given.items()}
         draw = Draw(layout, None, one, sampler=sampler, particle=k, pathwise=pathwise)
-        with poutine.replay(trace=minibatch):  # every particle sees the same subsample
+        # Every particle sees the same subsample; a step is one, whatever the number of runs.
+        with poutine.replay(trace=minibatch), statistics_kept(k > 0):
             runs.append(run_pair(pair, draw))
         minibatch = drawn_subsamples(runs[-1])
     layout = check_structure(pair, runs, given)
@@ -137,13 +139,14 @@ def dream(
         pair: The programs; the model's observed sites are drawn as well.
         replace_data: Maps (made data by site, args, kwargs) to the guide's (args, kwargs).
     """
-    with torch.no_grad():
+    with torch.no_grad(), statistics_kept():
         model_trace = run_program(poutine.uncondition(pair.model), pair.args, pair.kwargs)
     sites = sample_sites(model_trace)
     made = {n: site.value for n, site in sites.items() if site.infer.get("was_observed")}
     args, kwargs = replace_data(made, pair.args, pair.kwargs)
     replayed = poutine.replay(pair.guide, trace=model_trace)
-    dreamt = sample_sites(run_program(replayed, args, kwargs))
+    with statistics_kept():
+        dreamt = sample_sites(run_program(replayed, args, kwargs))
     latent = [site for name, site in dreamt.items() if name in sites]
     ledger = Ledger(pair.layout, 1, latent)
     for site in latent:

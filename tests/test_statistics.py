@@ -1,0 +1,109 @@
+"""Batch normalisation and dropout in the networks of models and guides: once a step, or refused."""
+
+import numpy as np
+import pytest
+
+B, L, V, WIDTH = 16, 2, 3, 6
+X = np.random.default_rng(0).normal(size=(B, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture
+def torch_parts():
+    torch = pytest.importorskip("torch")
+
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            layers = torch.nn.Linear(WIDTH, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.2)
+            self.net = torch.nn.Sequential(*layers, torch.nn.Linear(8, L * V))
+
+        def forward(self, x):
+            return self.net(x).reshape(-1, L, V)
+
+    class Decoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(V, 4)
+            self.net = torch.nn.Sequential(
+                torch.nn.Linear(4 * L, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, WIDTH)
+            )
+
+        def forward(self, z):
+            return self.net(self.table(z).reshape(-1, 4 * L)).reshape(*z.shape[:-1], WIDTH)
+
+    return Encoder(), Decoder()
+
+
+@pytest.mark.filterwarnings("ignore:model or guide does not broadcast")  # they mix the particles
+@pytest.mark.parametrize("name", ["DAPS_ELBO", "Exact_ELBO", "WakeSleep_ELBO"])
+def test_statistics_advance_once_a_step(torch_parts, name):
+    import pyro
+    import torch
+
+    from pyro_dvae import guides, infer, models
+
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    encoder, decoder = torch_parts
+    model = models.DiscreteVAE(decoder, models.UniformPrior(L, V), models.GaussianLikelihood())
+    guide, loss = guides.IndependentGuide(encoder), getattr(infer, name)
+    loss = loss() if name == "Exact_ELBO" else loss(3)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss)
+    x = torch.asarray(X)
+    for step in range(3):
+        expected = 0.9 * encoder.net[1].running_mean + 0.1 * encoder.net[0](x).mean(0)
+        svi.step(x)
+        assert encoder.net[1].num_batches_tracked == step + 1
+        assert decoder.net[1].num_batches_tracked == step + 1
+        torch.testing.assert_close(encoder.net[1].running_mean, expected.detach())
+    svi.evaluate_loss(x)
+    assert encoder.net[1].num_batches_tracked == 3
+
+
+def test_nnx_statistics_advance_once_a_step():
+    jax = pytest.importorskip("jax")
+    import numpyro
+    from flax import nnx
+
+    from numpyro_dvae import guides, infer, models, nets
+
+    class Encoder(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(WIDTH, 8, rngs=rngs)
+            self.norm = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
+            self.drop = nnx.Dropout(0.2, rngs=rngs)
+            self.last = nnx.Linear(8, L * V, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(self.drop(self.norm(self.first(x)))).reshape(-1, L, V)
+
+    encoder = Encoder(nnx.Rngs(0))
+    decoder = nets.MLPDecoder(L, V, (WIDTH,), 4, (8,))
+    model = models.DiscreteVAE(decoder, models.UniformPrior(L, V), models.GaussianLikelihood())
+    guide, x = guides.IndependentGuide(encoder), jax.numpy.asarray(X)
+    svi = infer.SVI(model, guide, numpyro.optim.Adam(1e-2), infer.DAPS_ELBO(3))
+    state = jax.jit(svi.init)(jax.random.key(0), x)
+    for _ in range(2):
+        first = svi.get_params(state)["guide.encoder$params"]["first"]
+        before = state.mutable_state["guide.encoder$state"]["state"]["norm"]["mean"]
+        expected = 0.9 * before + 0.1 * (x @ first["kernel"] + first["bias"]).mean(0)
+        state, _ = jax.jit(svi.update)(state, x)
+        after = state.mutable_state["guide.encoder$state"]["state"]["norm"]["mean"]
+        np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [("norm", r"\['batch_stats'\].*flax\.nnx.*LayerNorm"), ("drop", r"dropout.*flax\.nnx")],
+)
+def test_linen_modules_with_a_state_are_refused_with_a_way_out(layer, message):
+    jax = pytest.importorskip("jax")
+    from flax import linen as nn
+    from numpyro.handlers import seed
+
+    from numpyro_dvae.nets import register
+
+    norm, drop = nn.BatchNorm(use_running_average=False), nn.Dropout(0.2, deterministic=False)
+    x = jax.numpy.asarray(X)
+    with pytest.raises(ValueError, match=message):
+        seed(register, jax.random.key(0))("net", norm if layer == "norm" else drop, x)(x)
