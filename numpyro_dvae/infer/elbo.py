@@ -14,6 +14,7 @@ References:
     [2] Rezende & Viola. Taming VAEs. arXiv 1810.00597 (a multiplier that meets a constraint).
 """
 
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from numpyro.infer.elbo import ELBO
 
+from numpyro_dvae.infer.closed_forms import ClosedForms
 from numpyro_dvae.infer.memory import (
     LOSS_MEMORY,
     LossMemory,
@@ -50,7 +52,7 @@ from numpyro_dvae.programs.run import run_particles
 
 __all__ = ["BetaState", "LossState", "ParticleELBO"]
 
-_OF_PROGRAMS = ("_plans", "_link")  # attributes of losses that hold a model and a guide
+_OF_PROGRAMS = ("_plans", "_link", "_closed_forms")  # attributes that hold a model and a guide
 _RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
 
 
@@ -146,7 +148,7 @@ class ParticleELBO(ELBO):
         self.max_plate_nesting = max_plate_nesting
         self.beta, self.target_rate = beta, target_rate
         self.closed_form_entropy = closed_form_entropy
-        self._plans = self._new_plans()
+        self._plans, self._closed_forms = self._new_plans(), ClosedForms()
 
     def _new_plans(self) -> Plans:
         vectorize = self.vectorize_particles
@@ -158,7 +160,7 @@ class ParticleELBO(ELBO):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, **dict.fromkeys(_OF_PROGRAMS))
-        self._plans = self._new_plans()
+        self._plans, self._closed_forms = self._new_plans(), ClosedForms()
 
     # ---------------------------------------------------------------- what an algorithm brings
 
@@ -223,6 +225,8 @@ class ParticleELBO(ELBO):
         memory = take_memory(self, params)
         state = self.init_state() if memory is None else memory.state
         particles, mutable = self.run(rng_key, params, model, guide, args, kwargs)
+        value_of = functools.partial(self._gain_value, state=state)
+        mutable = {**mutable, **self._closed_forms.values(particles, value_of, mutable)}
         return self._result(self._estimate(particles, state), memory, mutable)
 
     def _result(
@@ -247,7 +251,7 @@ class ParticleELBO(ELBO):
             key,
             pair,
             len(next(iter(values.values()))) if values else self.num_particles,
-            reads=self.reads,
+            reads={**self.reads, "closed_forms": self._closed_forms.read},
             with_entropy=self.closed_form_entropy,
             values=values,
             sampler=self.sampler(jax.random.split(key)[1], pair),  # the key of the other draws
@@ -297,6 +301,13 @@ class ParticleELBO(ELBO):
             info=self.info_class(**info, **gain.info),
             state=LossState(self._next_beta_state(state.beta, rate), gain.memory),
         )
+
+    def _gain_value(self, particles: Particles, state: LossState) -> Float[Array, "*plates"]:
+        """What each datum gains."""
+        beta = self._current_beta(state.beta, particles)
+        possible = make_objective(particles, beta).elbo != -jnp.inf
+        particles = without_impossible(particles, possible)
+        return self.gain(particles, make_objective(particles, beta), beta, state.memory).value
 
     def _check_gain(self, gain: Gain, shape: Any, memory: Any) -> None:
         """Whether an algorithm returns what the contract says."""

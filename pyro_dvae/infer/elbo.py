@@ -25,6 +25,7 @@ from jaxtyping import Float
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_dvae.infer.closed_forms import ClosedForms
 from pyro_dvae.infer.objective import (
     Gain,
     Info,
@@ -44,7 +45,7 @@ from pyro_dvae.programs.run import run_particles
 
 __all__ = ["BetaState", "LossState", "ParticleELBO"]
 
-_OF_PROGRAMS = ("_plans", "_link")  # attributes of losses that hold a model and a guide
+_OF_PROGRAMS = ("_plans", "_link", "_closed_forms")  # attributes that hold a model and a guide
 _RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
 
 
@@ -147,7 +148,7 @@ class ParticleELBO(ELBO):
         self.closed_form_entropy = closed_form_entropy
         self.info: Any = None
         self.state = self.init_state()
-        self._plans = self._new_plans()
+        self._plans, self._closed_forms = self._new_plans(), ClosedForms()
 
     def _new_plans(self) -> Plans:
         vectorize = self.vectorize_particles
@@ -159,7 +160,7 @@ class ParticleELBO(ELBO):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, **dict.fromkeys(_OF_PROGRAMS))
-        self._plans = self._new_plans()
+        self._plans, self._closed_forms = self._new_plans(), ClosedForms()
 
     # ---------------------------------------------------------------- what an algorithm brings
 
@@ -212,6 +213,7 @@ class ParticleELBO(ELBO):
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Float[Tensor, ""]:
         """Minus the ELBO, with the estimator's gradient; advances the state."""
+        self._closed_forms.set()  # of a step that others have finished
         estimate = self._estimate(self.run(model, guide, args, kwargs), self.state)
         if torch.is_grad_enabled():
             self.state, self.info = estimate.state, estimate.info
@@ -224,6 +226,7 @@ class ParticleELBO(ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
+            self._closed_forms.set()
         return loss.detach()
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Any:
@@ -241,7 +244,7 @@ class ParticleELBO(ELBO):
         return run_particles(
             pair,
             len(next(iter(values.values()))) if values else self.num_particles,
-            reads=self.reads,
+            reads={**self.reads, "closed_forms": self._closed_forms.read},
             with_entropy=self.closed_form_entropy,
             values=values,
             sampler=self.sampler(pair),
@@ -259,9 +262,10 @@ class ParticleELBO(ELBO):
         beta = self._current_beta(state.beta)
         objective = make_objective(particles, beta)
         possible = objective.elbo != -math.inf
-        particles = without_impossible(particles, possible)
+        particles = self._closed_forms.watched(without_impossible(particles, possible))
         gain = self.gain(particles, make_objective(particles, beta), beta, state.memory)
         self._check_gain(gain, possible.shape[1:], state.memory)
+        self._closed_forms.gather(particles, gain.value)
         gain = of_possible_data(gain, possible.any(0))
         expected = gain.objective or objective
         rate = mean_rate(expected)

@@ -1,7 +1,7 @@
 """Parameters that follow from a posterior over all data, without a gradient.
 
-Where a truncated posterior is at hand, the best probability of a Bernoulli latent is the mean of
-that latent over data and states, and the best variance of a Gaussian is the mean square error. A
+Given a posterior, the best probability of a Bernoulli latent is the mean of that latent over data
+and states, and the best variance of a Gaussian is the mean square error. A
 prior or a likelihood that is built with ``learn="closed_form"`` says so to the losses by a
 `ClosedForm`; what it takes to solve one is here.
 """
@@ -21,9 +21,11 @@ class ClosedForm(NamedTuple):
     """How a site's parameter follows from a posterior, for ``infer={"closed_form": ...}``.
 
     A loss that knows its posterior over all data (`infer.Truncated_ELBO`) then sets the parameter
-    whenever it has seen all N data; other losses leave it as it is. The parameter becomes
-    ``solve(total, count, old)``: the total over all data of the posterior mean of the statistic,
-    how many data each entry of it is the total of, and the parameter as it was.
+    whenever it has seen all N data; every other loss of this package moves it towards the best of
+    its batch, by a tenth of the way at each step (`infer.closed_forms`). The framework's own losses
+    leave it as it is. The parameter becomes ``solve(total, count, old)``: the total over all data
+    of the posterior mean of the statistic, how many data each entry of it is the total of, and the
+    parameter as it was.
     """
 
     target: Tensor  # the buffer that holds the parameter

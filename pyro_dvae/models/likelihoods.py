@@ -62,7 +62,7 @@ class GaussianLikelihood(nn.Module):
             vanish towards the bounds and nowhere else); None leaves it free. Published for
             ImageNet: (0.01, 1).
         learn: Whether the variance is learnt; "closed_form" sets it to the posterior's mean
-            square error, within the bounds, see `ClosedForm`.
+            square error, within the bounds, and does not lag behind it; see `ClosedForm`.
 
     Raises:
         ValueError: If `variance` is not within the bounds, or `learn` is out of its range.

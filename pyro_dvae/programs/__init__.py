@@ -15,6 +15,7 @@ Read it in this order, from a program to arrays:
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;
 - `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws;
 - `swapping`: a model run as a guide of its discrete latents;
+- `statistics`: what the closed form of a parameter needs of a run;
 - `precision`: what mean square error costs in nats, to weigh other squares by.
 
 It imports `ops` and `distributions`. Its words:

@@ -38,9 +38,9 @@ from numpyro_dvae.infer.objective import Gain, Objective, info_type
 from numpyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
 from numpyro_dvae.infer.truncated.guide import TruncatedGuide
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
-from numpyro_dvae.infer.truncated.statistics import read_statistics, sums
 from numpyro_dvae.ops.sets.evolution import Operator
 from numpyro_dvae.programs.record import Particles
+from numpyro_dvae.programs.statistics import read_statistics, sums
 
 __all__ = [
     "TruncatedInfo",

@@ -37,10 +37,10 @@ from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
 from pyro_dvae.infer.truncated.guide import TruncatedGuide
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
-from pyro_dvae.infer.truncated.statistics import Statistic, read_statistics
 from pyro_dvae.ops.sets.evolution import Operator
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.record import Particles
+from pyro_dvae.programs.statistics import Statistic, read_statistics, sums
 
 __all__ = [
     "TruncatedInfo",
@@ -260,21 +260,10 @@ def _gather(
     """Add the statistics of these data to those since the last update."""
     totals, counts = {}, {}
     for name, statistic in statistics.items():
-        total, count = _sums(statistic, weights)
+        total, count = sums(statistic, weights)
         if name in memory.totals:  # after a resume they may be on another device
             total = total + memory.totals[name].to(total.device)
             count = count + memory.counts[name].to(count.device)
         totals[name], counts[name] = total, count
     rows = memory.rows + weights[0].numel() if statistics else 0
     return TruncatedMemory(totals, counts, rows)
-
-
-def _sums(statistic: Statistic, weights: Float[Tensor, "S *plates"]) -> tuple[Tensor, Tensor]:
-    """Of q's mean statistic, and of the entries that no mask takes out, over data."""
-    value, num_plates = statistic.value, weights.dim() - 1
-    columns = value.flatten(1, num_plates).flatten(2)
-    mean = torch.einsum("sb,sbe->be", weights.flatten(1).to(value.dtype), columns)
-    plates = tuple(range(num_plates))
-    mask = statistic.mask[0]
-    total = torch.where(mask, mean.reshape(value.shape[1:]), 0.0).sum(plates)
-    return total, mask.to(total.dtype).sum(plates)

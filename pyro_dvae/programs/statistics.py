@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from pyro_dvae.programs.masks import entry_mask
 from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.sites import Site
 
-__all__ = ["Statistic", "read_statistics"]
+__all__ = ["Statistic", "read_statistics", "sums"]
 
 
 class Statistic(NamedTuple):
@@ -49,3 +49,19 @@ def _statistic(site: Site, form: Any, layout: Layout) -> Statistic:
     ahead = [1 + layout.nesting + dim for dim in layout.dims]
     places = tuple(range(1, 1 + len(ahead)))
     return Statistic(value.movedim(ahead, places), mask.movedim(ahead, places))
+
+
+def sums(statistic: Statistic, weights: Float[Tensor, "S *plates"]) -> tuple[Tensor, Tensor]:
+    """Of q's mean statistic, and of the entries that no mask takes out, over data.
+
+    Args:
+        statistic: Of all states.
+        weights: q of each state.
+    """
+    value, num_plates = statistic.value, weights.dim() - 1
+    columns = value.flatten(1, num_plates).flatten(2)
+    mean = torch.einsum("sb,sbe->be", weights.flatten(1).to(value.dtype), columns)
+    plates = tuple(range(num_plates))
+    mask = statistic.mask[0]
+    total = torch.where(mask, mean.reshape(value.shape[1:]), 0.0).sum(plates)
+    return total, mask.to(total.dtype).sum(plates)
