@@ -6,7 +6,7 @@ from typing import Any
 
 import backends
 import numpy as np
-from backends import Programs
+from backends import WIDTHS, Programs
 from cli import CommandError
 
 __all__ = ["Backend"]
@@ -16,6 +16,7 @@ class Backend(backends.Backend):
     """`numpyro_dvae`, with JAX on the chosen device; keeps the parameters of the last training."""
 
     name = "numpyro"
+    channels_first = False
 
     def __init__(self, device: str) -> None:
         import jax
@@ -106,6 +107,36 @@ class Backend(backends.Backend):
         model, guide, loss = programs
         kind = self.module("infer").SVI
         return kind(model, guide, numpyro.optim.Adam(rate), loss=loss)
+
+    def make_convolutions(self, shape: tuple[int, ...], width: int, start: Any) -> tuple[Any, Any]:
+        """Two convolutions of stride 2, a residual block about the codes, and back."""
+        from flax import linen as nn
+
+        small, large, colours = *WIDTHS, shape[2] if len(shape) == 3 else 1
+
+        class Residual(nn.Module):
+            @nn.compact
+            def __call__(self, x: Any) -> Any:
+                hidden = nn.relu(nn.Conv(large, (3, 3))(nn.relu(x)))
+                return x + nn.Conv(large, (1, 1))(hidden)
+
+        class ToGrid(nn.Module):
+            @nn.compact
+            def __call__(self, x: Any) -> Any:
+                x = x.reshape(*x.shape[:3], colours)
+                x = nn.relu(nn.Conv(small, (4, 4), (2, 2))(x))
+                x = Residual()(nn.Conv(large, (4, 4), (2, 2))(x))
+                return nn.Conv(width, (1, 1))(nn.relu(x))
+
+        class FromGrid(nn.Module):
+            @nn.compact
+            def __call__(self, x: Any) -> Any:
+                x = nn.relu(Residual()(nn.Conv(large, (3, 3))(x)))
+                x = nn.relu(nn.ConvTranspose(small, (4, 4), (2, 2))(x))
+                x = nn.ConvTranspose(colours, (4, 4), (2, 2))(x).reshape(len(x), *shape)
+                return x if start is None else x + start
+
+        return ToGrid(), FromGrid()
 
     def make_dictionary(self, atoms: np.ndarray) -> Any:
         """A decoder to the sum of atoms ``(H, *shape)``, one per latent, learned from these on."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import backends
 import numpy as np
-from backends import Programs
+from backends import WIDTHS, Programs
 from cli import CommandError
 from configs import Config
 
@@ -16,6 +16,7 @@ class Backend(backends.Backend):
     """`pyro_dvae`, with Torch on the chosen device."""
 
     name = "pyro"
+    channels_first = True
 
     def __init__(self, device: str) -> None:
         import torch
@@ -133,6 +134,42 @@ class Backend(backends.Backend):
         if settings.get("eval_data") is None:
             return settings
         return {**settings, "eval_data": self._tensors((settings["eval_data"],))[0]}
+
+    def make_convolutions(self, shape: tuple[int, ...], width: int, start: Any) -> tuple[Any, Any]:
+        """Two convolutions of stride 2, a residual block about the codes, and back."""
+        import torch
+        from torch import nn
+
+        small, large, colours = *WIDTHS, shape[2] if len(shape) == 3 else 1
+
+        class Residual(nn.Sequential):
+            def forward(self, x: Any) -> Any:
+                return x + super().forward(x)
+
+        def block() -> nn.Module:
+            layers = nn.Conv2d(large, large, 3, padding=1), nn.ReLU(), nn.Conv2d(large, large, 1)
+            return Residual(nn.ReLU(), *layers)
+
+        class ToGrid(nn.Sequential):
+            def forward(self, x: Any) -> Any:
+                return super().forward(x.reshape(*x.shape[:3], colours).permute(0, 3, 1, 2))
+
+        class FromGrid(nn.Sequential):
+            def forward(self, x: Any) -> Any:
+                pixels = super().forward(x).permute(0, 2, 3, 1).reshape(len(x), *shape)
+                return pixels if self.start is None else pixels + self.start
+
+        encoder = ToGrid(
+            *(nn.Conv2d(colours, small, 4, 2, 1), nn.ReLU()),
+            *(nn.Conv2d(small, large, 4, 2, 1), block(), nn.ReLU(), nn.Conv2d(large, width, 1)),
+        )
+        decoder = FromGrid(
+            *(nn.Conv2d(width, large, 3, padding=1), block(), nn.ReLU()),
+            *(nn.ConvTranspose2d(large, small, 4, 2, 1), nn.ReLU()),
+            nn.ConvTranspose2d(small, colours, 4, 2, 1),
+        )
+        decoder.register_buffer("start", None if start is None else torch.as_tensor(start))
+        return encoder, decoder
 
     def make_dictionary(self, atoms: np.ndarray) -> Any:
         """A decoder to the sum of atoms ``(H, *shape)``, one per latent, learned from these on."""

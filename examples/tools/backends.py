@@ -18,6 +18,7 @@ __all__ = [
     "METHODS",
     "QUANTIZERS",
     "RELAXATIONS",
+    "WIDTHS",
     "Backend",
     "Programs",
     "get_backend",
@@ -49,6 +50,7 @@ METHODS |= dict.fromkeys(RELAXATIONS, METHODS["reinforce"])
 # vectors, moved by averages or by gradient, or finite scalars.
 QUANTIZERS = ("vq", "vq_gradient", "fsq")
 METHODS |= dict.fromkeys(QUANTIZERS, "VQ_ELBO")
+WIDTHS = 32, 64  # channels of the convolutions around a grid of codes
 _DECAY = 0.99  # of a codebook's moving averages
 _MOST_LEVELS = 8  # of a finite scalar
 _BATCH_VALUES = 2**23  # values of x that go through the programs at once
@@ -95,6 +97,7 @@ class Backend(ABC):
 
     name: str
     device: Any
+    channels_first: bool  # whether convolutions have the width before the grid
     _params: Any = None  # of the last training, where the programs do not hold them
 
     def module(self, path: str) -> ModuleType:
@@ -200,7 +203,9 @@ class Backend(ABC):
         if config.likelihood == "bernoulli":
             likelihood = models.BernoulliLikelihood()
         else:
-            likelihood = models.GaussianLikelihood(variance=0.1)
+            # A learnt variance lags behind, and vectors are held to their codes in its units.
+            learn = "closed_form" if config.guide in QUANTIZERS else True
+            likelihood = models.GaussianLikelihood(variance=0.1, learn=learn)
         prior = self.make_prior(config)
         start = None
         if config.start == "mean":
@@ -249,11 +254,23 @@ class Backend(ABC):
             decay = _DECAY if config.guide == "vq" else None
             codebook = nets.Codebook(config.num_codes, config.embed_dim, decay=decay)
         width = codebook.embed_dim
-        hidden = config.decoder_hidden
-        network = nets.MLPDecoder(size * width, None, shape, hidden=hidden, start=start)
-        encoder = nets.MLPEncoder(shape, size, width, hidden=config.encoder_hidden)
-        guide = self.module("guides").VectorQuantizedGuide(encoder, codebook)
-        return nets.CodebookDecoder(codebook, network), guide
+        layout: dict[str, Any] = {}
+        if config.grid is not None:
+            encoder, network = self.make_convolutions(shape, width, start)
+            layout = {"grid": config.grid, "channels_first": self.channels_first}
+        else:
+            hidden = config.decoder_hidden
+            network = nets.MLPDecoder(size * width, None, shape, hidden=hidden, start=start)
+            encoder = nets.MLPEncoder(shape, size, width, hidden=config.encoder_hidden)
+        guide = self.module("guides").VectorQuantizedGuide(encoder, codebook, **layout)
+        return nets.CodebookDecoder(codebook, network, **layout), guide
+
+    @abstractmethod
+    def make_convolutions(self, shape: tuple[int, ...], width: int, start: Any) -> tuple[Any, Any]:
+        """An encoder of images ``(H, W)`` or ``(H, W, C)`` to a grid of vectors, and a decoder.
+
+        The grid has a place for each 4 x 4 pixels; the outputs begin at `start`.
+        """
 
 
 def levels_of(num_codes: int) -> tuple[int, ...]:

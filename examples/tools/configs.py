@@ -15,6 +15,7 @@ class Config(NamedTuple):
     encoder_scale: float = 1.0  # of its first outputs; less: no code is ahead from the start
     decoder_hidden: tuple[int, ...] = (128,)
     num_patches: int = 8  # of the autoregressive guide
+    grid: tuple[int, int] | None = None  # of a quantising method's latents, between convolutions
     likelihood: str = "auto"  # or "bernoulli" (images are binarized), "gaussian"
     binarize: str = "threshold"  # or "dynamic": training images are drawn anew at every step
     prior: str = "uniform"  # or, learnt, "categorical", "autoregressive", "bernoulli": binary
@@ -34,6 +35,15 @@ class Config(NamedTuple):
     def amortized(self) -> bool:
         """Whether the guide reads the image; a truncated one keeps states of each instead."""
         return self.guide != "truncated"
+
+    def on_grid(self, shape: tuple[int, ...]) -> "Config":
+        """For images to be quantised: a latent for each 4 x 4 pixels, if their sides divide."""
+        height, width = shape[:2]
+        if min(height, width) < 16 or height % 4 or width % 4:
+            return self
+        grid = (height // 4, width // 4)
+        sizes = {"num_latents": grid[0] * grid[1], "num_codes": 256, "embed_dim": 16}
+        return self._replace(grid=grid, batch_size=64, **sizes)
 
     def trained_by(self, method: str) -> "Config":
         """The config with the guide that a method needs."""

@@ -183,6 +183,8 @@ def make_setup(args: Any) -> Setup:
         data = data.fewer_tests(args.test_images)
     name = args.config or (data.name if data.name in CONFIGS else None)
     config = CONFIGS[name] if name else Config()
+    if args.method in QUANTIZERS and not name and args.num_latents is None:
+        config = config.on_grid(data.x_train.shape[1:])
     given = {field: getattr(args, argument) for argument, field in _OVERRIDES.items()}
     config = config._replace(**{key: value for key, value in given.items() if value is not None})
     config = config.trained_by(args.method)
