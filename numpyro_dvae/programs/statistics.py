@@ -11,7 +11,7 @@ from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.pair import Layout, Run
 from numpyro_dvae.programs.sites import Site
 
-__all__ = ["Statistic", "read_statistics"]
+__all__ = ["Statistic", "read_statistics", "sums"]
 
 
 class Statistic(NamedTuple):

@@ -61,8 +61,10 @@ class ClosedForms:
             value.sum(), particles.log_likelihood, retain_graph=True, allow_unused=True
         )
         if weights is not None:
-            summed = {name: sums(each, weights) for name, each in statistics.items()}
-            self._due = [(self._forms[name], *both) for name, both in summed.items()]
+            self._due = [
+                (form, *sums(statistics[name], weights, tuple(form.target.shape)))
+                for name, form in self._forms.items()
+            ]
 
     @torch.no_grad()
     def set(self) -> None:

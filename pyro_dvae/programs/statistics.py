@@ -51,12 +51,15 @@ def _statistic(site: Site, form: Any, layout: Layout) -> Statistic:
     return Statistic(value.movedim(ahead, places), mask.movedim(ahead, places))
 
 
-def sums(statistic: Statistic, weights: Float[Tensor, "S *plates"]) -> tuple[Tensor, Tensor]:
+def sums(
+    statistic: Statistic, weights: Float[Tensor, "S *plates"], shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
     """Of q's mean statistic, and of the entries that no mask takes out, over data.
 
     Args:
         statistic: Of all states.
         weights: q of each state.
+        shape: Of the parameter, to which the sums are taken.
     """
     value, num_plates = statistic.value, weights.dim() - 1
     columns = value.flatten(1, num_plates).flatten(2)
@@ -64,4 +67,4 @@ def sums(statistic: Statistic, weights: Float[Tensor, "S *plates"]) -> tuple[Ten
     plates = tuple(range(num_plates))
     mask = statistic.mask[0]
     total = torch.where(mask, mean.reshape(value.shape[1:]), 0.0).sum(plates)
-    return total, mask.to(total.dtype).sum(plates)
+    return total.sum_to_size(shape), mask.to(total.dtype).sum(plates).sum_to_size(shape)

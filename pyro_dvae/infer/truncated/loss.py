@@ -234,7 +234,7 @@ class Truncated_ELBO(ParticleELBO):
             beta_elbo=values.bound.detach()[None],
         )
         info = {"ess": ess, "replaced": particles.extras["replaced"]}
-        memory = _gather(particles.extras["statistics"], values.weights, memory)
+        memory = _gather(particles.extras["statistics"], self._forms, values.weights, memory)
         return Gain(values.bound, info, memory, expected)
 
     # ------------------------------------------------------------------------------- closed forms
@@ -255,12 +255,15 @@ class Truncated_ELBO(ParticleELBO):
 
 
 def _gather(
-    statistics: dict[str, Statistic], weights: Tensor, memory: TruncatedMemory
+    statistics: dict[str, Statistic],
+    forms: dict[str, Any],
+    weights: Tensor,
+    memory: TruncatedMemory,
 ) -> TruncatedMemory:
     """Add the statistics of these data to those since the last update."""
     totals, counts = {}, {}
     for name, statistic in statistics.items():
-        total, count = sums(statistic, weights)
+        total, count = sums(statistic, weights, tuple(forms[name].target.shape))
         if name in memory.totals:  # after a resume they may be on another device
             total = total + memory.totals[name].to(total.device)
             count = count + memory.counts[name].to(count.device)
