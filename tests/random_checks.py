@@ -19,6 +19,7 @@ from random_formulas import (
     mean_of_pairs,
     mean_over_draws,
     pieces,
+    sleep,
     surrogate,
     truncated,
     value_at,
@@ -41,10 +42,22 @@ LOSSES = {
         "Reinforce_ELBO",
         {"num_particles": K, "baseline": "moving_average", "closed_form_entropy": False},
     ),
+    "Reinforce_ELBO(learned)": (
+        "Reinforce_ELBO",
+        {"num_particles": K, "baseline": "learned", "closed_form_entropy": False},
+    ),
     "DAPS_ELBO": ("DAPS_ELBO", {"num_particles": K}),
     "DAPS_ELBO(entropy)": ("DAPS_ELBO", {"num_particles": K, "closed_form_entropy": True}),
     "VIMCO_ELBO": ("VIMCO_ELBO", {"num_particles": K}),
     "WakeSleep_ELBO": ("WakeSleep_ELBO", {"num_particles": K}),
+    "WakeSleep_ELBO(sleep)": (
+        "WakeSleep_ELBO",
+        {
+            "num_particles": K,
+            "sleep": 0.3,
+            "replace_data": lambda made, args, kwargs: (args, kwargs),
+        },
+    ),
     "DisARM_ELBO": ("DisARM_ELBO", {"num_particles": 4, "closed_form_entropy": False}),
     "Truncated_ELBO": ("Truncated_ELBO", {"sweeps": 0}),
 }
@@ -57,10 +70,10 @@ class RefusedError(Exception):
     """A loss has refused a program, for this reason."""
 
 
-def make(package, name, beta):
-    """A loss by its name in `LOSSES`."""
+def make(package, name, beta, **more):
+    """A loss by its name in `LOSSES`, with more options where it takes them."""
     kind, options = LOSSES[name]
-    options = dict(options)
+    options = {**options, **({} if name == "Truncated_ELBO" else more)}
     if "baseline" in options:
         options["baseline"] = getattr(package.baselines, options["baseline"])()
     return getattr(package.infer, kind)(beta=beta, **options)
@@ -96,35 +109,53 @@ class Checker:
             return self.check_exact(elbo, beta)
         if name == "Truncated_ELBO":
             return self.check_truncated(elbo, beta)
+        if name == "WakeSleep_ELBO(sleep)" and self._draws_rows():
+            return None  # those of the dream are others
         self.program.hold(None)
-        memory = elbo.state.memory
+        self.beta = beta
+        memory = self.program.memory(elbo)
         result = self.program.run(elbo, seed=self.seed)
         draws = self.draws(elbo.num_particles)
         plates = result.plates
         if plates is None:
             plates = _common(evaluate(self.spec, self.data, self.theta, draws))
         frozen, paired = (), result.notes if name == "DisARM_ELBO" else ()
-        if name == "WakeSleep_ELBO":
+        if name.startswith("WakeSleep_ELBO"):
             frozen = [key for key in draws.normals if set(plates) <= set(self.spec[key].plates)]
         terms = evaluate(self.spec, self.data, self.theta, draws, frozen)
         found = pieces(self.spec, terms, plates, paired)
         with_entropy = result.particles.entropy is not None
         assert_close(result.loss, value_at(found, with_entropy), "value")
+        if name == "Reinforce_ELBO(learned)":
+            memory = self.theta["guide.baseline"]
         expected = surrogate(name, found, beta, with_entropy, result.info, memory)
+        if name == "WakeSleep_ELBO(sleep)":
+            expected = expected + self.sleep(found, plates)
         assert_gradients(result.grads, expected, self.places)
         if result.plates is not None and self._can_list():
             self.check_mean(plates, beta, paired)
         return None
 
-    def draws(self, count):
+    def sleep(self, found, plates):
+        """What the dream changes: the share of its update less that of the waking one's."""
+        dreamt = self.draws(1, dreamt=True)
+        terms = evaluate(self.spec, self.data, self.theta, dreamt, list(dreamt.normals))
+        terms["guide"].pop("g", None)  # a factor is no latent, and none is dreamt
+        dream = pieces(self.spec, terms, plates)
+        return sleep(found, dream, LOSSES["WakeSleep_ELBO(sleep)"][1]["sleep"], self.beta)
+
+    def draws(self, count, dreamt=False):
         """Of the last call."""
-        drawn, spec = self.program.drawn(count), self.spec
+        drawn, spec = self.program.drawn(count, dreamt), self.spec
         codes = {key: value for key, value in drawn.items() if spec[key].is_discrete}
         normals = {key: value for key, value in drawn.items() if not spec[key].is_discrete}
         return Draws(codes, normals, self.rows(), count=count)
 
     def rows(self):
         return {key[5:]: value for key, value in self.program.rows.items()}
+
+    def _draws_rows(self):
+        return any(plate.full and plate.rows == "drawn" for plate in self.spec.plates)
 
     def _can_list(self):
         scored = any(site.kind == "score_normal" for site in self.spec.of_guide())
@@ -139,6 +170,7 @@ class Checker:
         assert_close(probs.sum(), 1.0, "probabilities")
         assert_close(result.loss, value, "value")
         assert_gradients(result.grads, ascended, self.places)
+        assert_close(self.program.value(elbo, seed=self.seed), value, "value without gradient")
 
     def check_mean(self, plates, beta, paired=()):
         """Whether the formulas have the exact gradient as their mean with these data."""
@@ -157,12 +189,14 @@ class Checker:
         """The mean of a loss's gradients over all pairs of states, where these tell the sites."""
         self.program.hold(self.states)
         value, expected, probs = exact(self.spec, self.data, self.states, self.theta, beta)
-        if len(probs) ** 2 > MOST_PAIRS:
+        if len(probs) ** 2 > MOST_PAIRS or self._draws_rows():
             return
         loss, mean = 0.0, {name: 0.0 for name in self.places}
         for pair in itertools.product(range(len(probs)), repeat=2):
             self.program.set_draws(self.states, pair)
             result = self.program.run(elbo, seed=self.seed)
+            if self.program.vectorized:
+                return
             weight = probs[list(pair)].prod()
             loss = loss + weight * result.loss
             mean = {name: mean[name] + weight * result.grads[name] for name in mean}
@@ -189,13 +223,9 @@ class Checker:
 
     def check_truncated(self, elbo, beta):
         """All states of each datum in its set: the best posterior, and its bound's gradient."""
-        self.program.hold(None)
+        self.program.hold(self.states)
         plates, result = self.program.run_sets(elbo, seed=self.seed)
-        normals = {
-            key: np.broadcast_to(value, (self.states_count(), *value.shape[1:]))
-            for key, value in self.draws(1).normals.items()
-        }
-        draws = Draws(self.states.codes, normals, self.rows(), count=self.states_count())
+        draws = self.states._replace(rows=self.rows(), count=self.states_count())
         value, bound = truncated(self.spec, self.data, self.theta, draws, plates, beta)
         assert_close(result.loss, value, "value")
         assert_gradients(result.grads, bound, self.places)

@@ -170,6 +170,14 @@ def _ascended(found, beta, baseline, with_entropy):
     return (fixed(f) - baseline) * found.draw + f
 
 
+def _with_prediction(found, beta, prediction, with_entropy):
+    """The guide's ``prediction [P]`` for a baseline, which learns the scores."""
+    prediction = prediction.reshape(-1, *[1] * (found.draw.ndim - 1))
+    scores = fixed(_integrand(found, beta, with_entropy))
+    ascended = _ascended(found, beta, fixed(prediction), with_entropy)
+    return ascended - 0.5 * (scores - prediction) ** 2
+
+
 # ------------------------------------------------------------------- losses at given draws
 
 
@@ -182,6 +190,7 @@ def value_at(found, with_entropy):
 def surrogate(loss, found, beta, with_entropy=False, info=None, memory=None):
     """What a loss descends at its draws, ``[P]``, by the name of the loss."""
     value = {
+        "Reinforce_ELBO(learned)": lambda: _with_prediction(found, beta, memory, with_entropy),
         "Reinforce_ELBO": lambda: _ascended(found, beta, "others", with_entropy),
         "Reinforce_ELBO(no_baseline)": lambda: _ascended(found, beta, 0.0, with_entropy),
         "Reinforce_ELBO(moving_average)": lambda: _ascended(
@@ -191,7 +200,7 @@ def surrogate(loss, found, beta, with_entropy=False, info=None, memory=None):
         "VIMCO_ELBO": lambda: _multisample(found, beta),
         "WakeSleep_ELBO": lambda: _wake(found, beta),
         "DisARM_ELBO": lambda: _antithetic(found, beta, with_entropy),
-    }[loss.replace("(entropy)", "")]()
+    }[loss.replace("(entropy)", "").replace("(sleep)", "")]()
     return -_total(value, found, beta)
 
 
@@ -234,6 +243,15 @@ def _wake(found, beta):
     log_q = found.draw + found.q_pathwise
     returns = found.likelihood + beta * found.prior
     return count * ((weights - 1 / count) * log_q + weights * returns)
+
+
+def sleep(found, dream, share, beta):
+    """What a share of the sleep update changes of `_wake`, ``[P]``."""
+    f = found.likelihood - beta * found.rate
+    weights = _softmax(fixed(f) / beta)
+    waking = ((weights - 1 / f.shape[1]) * (found.draw + found.q_pathwise)).sum(1, keepdims=True)
+    dreamt = (dream.q_discrete + dream.q_pathwise) * 1.0
+    return -(found.scale * share * (dreamt - waking)).sum(tuple(range(1, f.ndim)))
 
 
 def _antithetic(found, beta, with_entropy):

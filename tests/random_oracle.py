@@ -133,8 +133,9 @@ class _Run:
         """Draw or look up the site's value, and its log-density."""
         alive = np.ones(self.num_rows, bool)
         if site.after:
-            switch = np.real(self.values[site.after]).reshape(-1)
-            alive = (switch != 0) & self.alive[site.after]
+            switch = self.values[site.after]
+            switch = np.real(switch).reshape(switch.shape[1], -1)  # [R, cells]
+            alive = (switch != 0).any(1) & self.alive[site.after]
             alive = np.broadcast_to(alive, self.num_rows)
         self.alive[site.name] = alive
         lean = self.lean(side, site, part)
@@ -304,7 +305,11 @@ def states(spec, data, noise=0.3):
     kept = np.ones(len(table), bool)
     for site in discrete:  # what is not there has no states
         if site.after:
-            off = (codes[site.after] == 0) & (codes[site.name].reshape(len(table), -1) > 0).any(1)
+            on = codes.get(site.after)
+            if on is None:  # observed
+                continue
+            on, own = (value.reshape(len(table), -1) for value in (on, codes[site.name]))
+            off = ~(on > 0).any(1) & (own > 0).any(1)
             kept &= ~off
     codes = {name: value[kept] for name, value in codes.items()}
     for site in latent:

@@ -49,24 +49,36 @@ def _reason(error):
     return re.sub(r"'[^']*'|\[[^\]]*\]|\d+", "*", str(error))[:90]
 
 
-def try_program(package, calls, seed, losses=None, betas=BETAS):
-    """Two calls of a program and the first one again, for each loss, in turn at each beta."""
+def try_program(package, calls, seed, losses=None, order=(0, 1, 0), betas=BETAS):
+    """Calls of a program in an order, by default the first one again, for each loss.
+
+    The losses have one beta and the other in turn.
+    """
     tally, program = Tally(), package.Program(calls[0])
     names = [*LOSSES, *EXTRA] if losses is None else losses
     for index, name in enumerate(names):
         beta = betas[(seed + index) % len(betas)]
         label = f"beta {beta}"
         if name in EXTRA:
-            for spec, call in zip(calls, ("first", "second"), strict=True):
-                program.use(spec)
-                _try_extra(tally, package, Checker(program, seed), name, beta, f"{call}, {label}")
+            for place in set(order):
+                program.use(calls[place])
+                where = f"call {place}, {label}"
+                _try_extra(tally, package, Checker(program, seed), name, beta, where)
             continue
-        elbo = make(package, name, beta)
-        for spec, call in zip((*calls, calls[0]), ("first", "second", "again"), strict=True):
+        elbo = make(package, name, beta, **_options(seed + index))
+        for place in order:
+            spec = calls[place]
             program.use(with_rest(spec) if name == "Truncated_ELBO" else spec)
             checker = Checker(program, seed)
-            tally.attempt(name, f"{call}, {label}", checker.check, name, elbo, beta)
+            tally.attempt(name, f"call {place}, {label}", checker.check, name, elbo, beta)
     return tally
+
+
+def _options(number):
+    """How the programs are run, which must not matter."""
+    if number % 5 == 0:
+        return {"vectorize_particles": False}
+    return {"max_plate_nesting": 4.0} if number % 5 == 1 else {}
 
 
 def _try_extra(tally, package, checker, name, beta, label):

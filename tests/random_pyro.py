@@ -50,7 +50,7 @@ class Program:
         }
         self.arrays = make_data(spec)
         self.data = {key: torch.as_tensor(value) for key, value in self.arrays.items()}
-        self.data["flags"] = {"flag": "flag" in spec.flags}
+        self.data["flag"] = torch.tensor("flag" in spec.flags)
         self.data["labels"] = spec.has_labels
 
     def move(self, key, size):
@@ -67,14 +67,12 @@ class Program:
         self.rows |= watch.values
 
     def guide(self, data):
-        if not torch.is_grad_enabled():  # a look
-            return self._run("guide", self.spec.of_guide(), data)
         watch = Watch(self)
         with watch:
             self._run("guide", self.spec.of_guide(), data)
         self.rows |= {key: watch.values.pop(key) for key in list(watch.values) if "rows." in key}
-        self.seen.append(watch.values)
-        return None
+        if torch.is_grad_enabled():  # else it is a look
+            self.seen.append(watch.values)
 
     def rest(self, data):
         """The continuous sites of the guide alone."""
@@ -92,16 +90,30 @@ class Program:
         )
         with outer:
             for site in sites:
-                if site.after and not (site.after in values and values[site.after].item() > 0):
+                if site.after and not (
+                    site.after in values and values[site.after].sum().item() > 0
+                ):
                     continue
                 values[site.name] = self._sample(side, site, data, values, plates)
+            if side == "guide" and self.spec.baseline is not None:
+                self._predict(plates, data)
+
+    def _predict(self, plates, data):
+        with contextlib.ExitStack() as stack:
+            for name in self.spec.baseline:
+                stack.enter_context(self._plate(name, plates, data))
+            dims = [self.spec.plate(name).dim for name in self.spec.baseline]
+            sizes = {self.spec.plate(n).dim: self.spec.plate(n).size for n in self.spec.baseline}
+            shape = [sizes.get(dim, 1) for dim in range(min(dims, default=0), 0)]
+            pyro.deterministic("baseline", self.params["guide.baseline"].expand(shape))
 
     def _plate(self, name, plates, data):
         if name not in plates:
             plate = self.spec.plate(name)
             rows = data.get(f"rows.{name}")
             size = plate.size if plate.full and rows is None else None
-            plates[name] = pyro.plate(name, plate.full or plate.size, size, rows, dim=plate.dim)
+            dim = None if self.spec.finds_dims else plate.dim
+            plates[name] = pyro.plate(name, plate.full or plate.size, size, rows, dim=dim)
         return plates[name]
 
     def _sample(self, side, site, data, values, plates):
@@ -134,6 +146,9 @@ class Program:
             fn = fn.to_event(1) if site.event else fn
             observed = side == "model" and not self.spec.is_latent(site)
             obs = self._observed(site, data, cells) if observed else None
+            if observed and self.spec.conditioned:
+                with poutine.condition(data={site.name: obs}):
+                    return pyro.sample(site.name, fn)
             return pyro.sample(site.name, fn, obs=obs)
 
     def _in_dims(self, site, array, rows, inner):
@@ -216,18 +231,24 @@ class Program:
             fn = fn.base_dist
         return fn.loc + fn.scale * noise
 
+    def memory(self, elbo):
+        """What a loss remembers of its calls."""
+        return elbo.state.memory
+
     def run(self, elbo, guide=None, seed=0, model=None):
         """Loss, gradients by parameter, and what the guide drew in this call."""
         pyro.set_rng_seed(seed)
         for value in self.params.values():
             value.grad = None
-        self.seen.clear()
+        self.seen, self.rows = [], {}
         heard = watched(elbo)
         with quiet():
             try:
                 loss = elbo.loss_and_grads(model or self.model, guide or self.guide, self.data)
             except ValueError as error:
                 raise RefusedError(str(error)) from error
+        self.vectorized = heard.get("vectorize", True)
+        self.has_dreamt = bool(getattr(elbo, "sleep", 0))
         return SimpleNamespace(
             loss=float(loss),
             grads={
@@ -240,6 +261,12 @@ class Program:
             info=elbo.info,
         )
 
+    def value(self, elbo, seed=0):
+        """The loss without gradient."""
+        pyro.set_rng_seed(seed)
+        with quiet():
+            return elbo.loss(self.model, self.guide, self.data)
+
     def run_sets(self, elbo, seed=0):
         """The same of a truncated posterior on all states of a datum; also its plates."""
         spec = self.spec
@@ -251,14 +278,7 @@ class Program:
                 layout = find_space(self.model, rest, (self.data,), {}).layout
         except ValueError as error:
             raise RefusedError(str(error)) from error
-        count = 1
-        for site in spec.of_guide():
-            if site.is_discrete:
-                cells = spec.num_cells(site)
-                for name in layout.plates:
-                    cells //= spec.plate(name).size
-                count *= site.num_values**cells
-        guide = infer.TruncatedGuide(self.model, count, rest=rest)
+        guide = infer.TruncatedGuide(self.model, spec.num_states_under(layout.plates), rest=rest)
         return layout.plates, self.run(elbo, guide, seed)
 
     def set_draws(self, draws, rows):
@@ -276,14 +296,16 @@ class Program:
                 placed = [v.double() for v in placed]
             self.given[key] = placed
 
-    def drawn(self, num_particles):
-        """Values of the last call's particles, ``[K, *plates of the site, event]``."""
-        last = self.seen[-1] if self.seen else {}
-        stacked = [v for site, v in last.items() if self._is_stacked(site, v)]
-        if stacked or num_particles == 1:
-            rows = [last]
-        else:
-            rows = self.seen[-num_particles:]
+    def drawn(self, num_particles, dreamt=False):
+        """Values of the last call's particles, ``[K, *plates of the site, event]``.
+
+        Those of the guide's last run where the model has dreamt; else of the runs before.
+        """
+        seen = [{}, *self.seen]
+        if self.has_dreamt and not dreamt:
+            seen = seen[:-1]
+        alone = dreamt or not self.vectorized
+        rows = seen[-num_particles:] if alone else seen[-1:]
         names = dict.fromkeys(key for row in rows for key in row)
         found = {}
         for key in names:
@@ -292,21 +314,6 @@ class Program:
             ]
             found[key] = np.concatenate(values)
         return found
-
-    def _nesting(self):
-        return max((-plate.dim for plate in self.spec.plates), default=0)
-
-    def _is_stacked(self, key, value):
-        return value.ndim - self._event_dims(self.spec[key]) > self._depth()
-
-    def _depth(self):
-        """Batch dims of plates that sites of this call are under."""
-        sites = [*self.spec.of_model(), *self.spec.of_guide()]
-        return max((-self.spec.plate(n).dim for s in sites for n in s.plates), default=0)
-
-    @staticmethod
-    def _event_dims(site):
-        return int(site.event) + (site.kind == "onehot")
 
     def _own(self, key, value, num_rows):
         """From the dims of the framework to ``[rows, *plates, event]``."""
@@ -318,14 +325,24 @@ class Program:
         if site.kind == "onehot":
             value = value.argmax(-1)
         inner = len(event)
-        depth = self._depth()
+        sizes = value.shape[value.ndim - inner :]
+        dims = [self.spec.plate(n).dim for n in site.plates]
         batch = value.shape[: value.ndim - inner]
-        value = value.reshape((1,) * (depth + 1 - len(batch)) + value.shape)
-        axes = [0] + [depth + 1 + self.spec.plate(n).dim for n in site.plates]
-        others = [a for a in range(depth + 1) if a not in axes]
-        value = value.transpose(axes + others + list(range(depth + 1, value.ndim)))
-        value = value.reshape(*value.shape[: len(axes)], *value.shape[len(axes) + len(others) :])
+        depth = max((-dim for dim in dims), default=0)
+        rows = batch[0] if len(batch) > depth else 1
+        batch = batch[1:] if len(batch) > depth else batch
+        batch = batch[len(batch) - depth :] if depth else ()  # dims of other plates are 1
+        value = value.reshape((rows, *(1,) * (depth - len(batch)), *batch, *sizes))
+        axes = [0] + [1 + depth + dim for dim in dims]
+        others = [a for a in range(1 + depth) if a not in axes]
+        value = value.transpose(axes + others + list(range(1 + depth, value.ndim)))
+        value = value.reshape(*value.shape[: len(axes)], *sizes)
         return np.broadcast_to(value, (num_rows, *shape, *event))
+
+
+def _is_on(switch):
+    """Python's question, whether a draw is there and not 0."""
+    return switch is not None and switch.sum().item() > 0
 
 
 @contextlib.contextmanager
@@ -345,7 +362,7 @@ def watched(elbo):
         return estimate_of(elbo, particles, state)
 
     def run_pair(pair):
-        heard["notes"] = pair.notes
+        heard["notes"], heard["vectorize"] = pair.notes, pair.vectorize
         heard["plates"] = None if pair.structure is None else pair.layout.plates
         return run_of(elbo, pair)
 
@@ -363,7 +380,7 @@ class Watch(Messenger):
         self.program, self.rows_only, self.values = program, rows_only, {}
 
     def _pyro_sample(self, msg):
-        given = self.program.given
+        given = self.program.given if torch.is_grad_enabled() else None
         if given is not None and msg["name"] in given and not msg["is_observed"]:
             place = len(self.program.seen) % len(given[msg["name"]])
             msg["value"], msg["done"] = given[msg["name"]][place], True
@@ -374,5 +391,5 @@ class Watch(Messenger):
     def _pyro_post_sample(self, msg):
         if site_is_subsample(msg):
             self.values[f"rows.{msg['name']}"] = msg["value"].detach().numpy()
-        elif not (msg["is_observed"] or self.rows_only):
+        elif torch.is_grad_enabled() and not (msg["is_observed"] or self.rows_only):
             self.values[msg["name"]] = msg["value"].detach().numpy()

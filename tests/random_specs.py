@@ -91,6 +91,9 @@ class Spec:
     flags: tuple[str, ...] = ()  # of the data
     has_labels: bool = False
     seed: int = 0
+    baseline: tuple[str, ...] | None = None  # plates of the guide's prediction of scores
+    conditioned: bool = False  # data are given by `condition`, not by `obs`
+    finds_dims: bool = False  # plates have no `dim`, and find those that they are said to have
 
     def __getitem__(self, name):
         return next(site for site in self.sites if site.name == name)
@@ -122,10 +125,20 @@ class Spec:
         latent = [s for s in self.of_guide() if s.is_discrete]
         return int(np.prod([float(s.num_values) ** self.num_cells(s) for s in latent]))
 
+    def num_states_under(self, plates):
+        """Of the discrete latents of a datum, a cell of these plates."""
+        count = 1
+        for site in self.of_guide():
+            if site.is_discrete:
+                sizes = [self.plate(name).size for name in site.plates if name in plates]
+                count *= site.num_values ** (self.num_cells(site) // int(np.prod(sizes)))
+        return count
+
     @property
     def depends_on_draws(self):
         """Whether which sites there are does."""
-        return any(self.is_there(s) and s.after for s in self.sites)
+        there = [site for site in self.sites if self.is_there(site) and site.after]
+        return any(self.is_latent(self[s.after]) or self[s.after].after for s in there)
 
     @property
     def asks_python(self):
@@ -169,6 +182,8 @@ def part_params(spec, site, part, rng):
 def make_params(spec):
     """Arrays by "model.site.name" and "guide.site.name"."""
     rng, params = np.random.default_rng(spec.seed), {}
+    if spec.baseline is not None:
+        params["guide.baseline"] = np.array(0.4)
     for side in ("model", "guide"):
         for site in spec.sites:
             part = getattr(site, side)

@@ -22,6 +22,11 @@ FORMS = {  # of plates, and which of them a site can be under
         (("items", -2), ("people", -1)),
         (("people",), ("items",), ("items", "people"), ()),
     ),
+    "gap": ((("data", -3),), (("data",), ())),
+    "deep": (
+        (("data", -3), ("words", -2), ("signs", -1)),
+        (("data",), ("data", "words"), ("data", "words", "signs"), ("data", "signs")),
+    ),
     "apart": ((("left", -1), ("right", -1)), (("left",), ("right",), ())),
 }
 KINDS = ("bernoulli", "categorical", "normal", "onehot", "binomial")
@@ -91,7 +96,7 @@ def _latent(chooser, name, form, earlier):
         site = replace(site, labelled=True)
     elif chooser.maybe(6):
         site = replace(site, needs="flag")
-    switches = [s for s in earlier if s.kind == "bernoulli" and not s.plates and not s.event]
+    switches = [s for s in earlier if s.kind == "bernoulli" and not s.event]
     if switches and chooser.python and chooser.maybe(3):
         site = replace(site, after=switches[-1].name, labelled=False, needs=switches[-1].needs)
         if switches[-1].labelled:
@@ -105,7 +110,7 @@ def _closing(chooser, name, form, earlier):
     event = kind == "normal" and chooser.maybe()
     site = Site(name, kind, under, event)
     site = replace(site, model=_part(chooser, earlier, site))
-    switches = [s for s in earlier if s.kind == "bernoulli" and not s.plates and not s.event]
+    switches = [s for s in earlier if s.kind == "bernoulli" and not s.event]
     if switches and chooser.python and chooser.maybe(6):
         site = replace(site, after=switches[0].name, needs=switches[0].needs)
     return site
@@ -165,6 +170,10 @@ def build(chooser):
     seed, scale = chooser.choose(tuple(range(50))), 0.5 if chooser.maybe(6) else None
     flags = ("flag",) if chooser.choose((True, False)) else ()
     first = Spec(_plates(chooser, form), tuple(sites), order, scale, flags, False, seed)
+    finds_dims = form in ("data", "inner", "apart") and chooser.choose((False, True))
+    baseline = chooser.choose((sites[0].plates, None, ()))
+    first = replace(first, baseline=baseline)
+    first = replace(first, conditioned=chooser.maybe(), finds_dims=finds_dims)
     other = replace(
         first,
         plates=_plates(chooser, form),

@@ -30,7 +30,7 @@ from numpyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
 from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.pair import Layout, Run
 from numpyro_dvae.programs.record import Particles
-from numpyro_dvae.programs.sites import in_batch_dims
+from numpyro_dvae.programs.sites import Site, in_batch_dims
 
 __all__ = ["Reinforce_ELBO", "score_function"]
 
@@ -66,7 +66,18 @@ def read_prediction(run: Run, layout: Layout, num_particles: int) -> Array | Non
     if site is None:
         return None
     value = in_batch_dims(site, site.value, layout.nesting)
-    return value.reshape([value.shape[dim] for dim in layout.dims])
+    shape = tuple(value.shape[dim] for dim in layout.dims)
+    if math.prod(shape) != value.size:
+        raise ValueError(_not_by_datum(site, layout))
+    return value.reshape(shape)
+
+
+def _not_by_datum(site: Site, layout: Layout) -> str:
+    return (
+        f"`baseline`: the guide's site 'baseline' is under {sorted(site.plates)}, but the scores "
+        f"are of the cells of {sorted(layout.plates)}, which all discrete draws that hang together "
+        "share. Compute one number for each of these, under these plates alone."
+    )
 
 
 class Reinforce_ELBO(ParticleELBO):

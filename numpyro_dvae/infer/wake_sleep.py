@@ -140,8 +140,9 @@ class WakeSleep_ELBO(ParticleELBO):
         particles, mutable = super().run_pair(rng_key, pair)
         if not self.sleep:
             return particles, mutable
-        dreamt = dream(dream_key, pair, self.replace_data)
-        return particles._replace(extras={"dreamt": dreamt}), mutable
+        dreamt = dream(dream_key, pair, self.replace_data) / particles.scale
+        extras = {**particles.extras, "dreamt": dreamt}
+        return particles._replace(extras=extras), mutable
 
     def gain(
         self, particles: Particles, objective: Objective, beta: float | Array, memory: Any

@@ -99,7 +99,7 @@ def dream(
     pair: Pair,
     replace_data: Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]],
 ) -> Float[Array, "*plates"]:
-    """Log q of latents that the model draws, given the data that it makes of them.
+    """Log q of latents that the model draws, given the data that it makes of them, as weighed.
 
     Args:
         rng_key: Key of all draws.
@@ -120,4 +120,4 @@ def dream(
     ledger = Ledger(pair.layout, latent)
     for site in latent:
         ledger.add("q", site, site.log_prob())
-    return ledger.total("q")
+    return ledger.scale() * ledger.total("q")

@@ -137,7 +137,8 @@ class WakeSleep_ELBO(ParticleELBO):
         particles = super().run_pair(pair)
         if not (self.sleep and torch.is_grad_enabled()):
             return particles
-        return particles._replace(extras={"dreamt": dream(pair, self.replace_data)})
+        dreamt = dream(pair, self.replace_data) / particles.scale
+        return particles._replace(extras={**particles.extras, "dreamt": dreamt})
 
     def gain(
         self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any

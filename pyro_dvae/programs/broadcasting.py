@@ -124,8 +124,11 @@ _READ = {"draws": _read_draws}
 
 def _agree(first: Particles, second: Particles, place: int, other: int) -> bool:
     pairs = [(getattr(first, n)[place], getattr(second, n)[other]) for n in _COMPARED]
-    draws = zip(first.extras["draws"], second.extras["draws"], strict=True)
-    pairs += [(one[min(place, len(one) - 1)], two[min(other, len(two) - 1)]) for one, two in draws]
+    draws = first.extras["draws"], second.extras["draws"]
+    if len(draws[0]) != len(draws[1]):  # which sites there are depends on the draws
+        return False
+    for one, two in zip(*draws, strict=True):
+        pairs.append((one[min(place, len(one) - 1)], two[min(other, len(two) - 1)]))
     return all(torch.allclose(one, two, rtol=1e-3, atol=1e-3, equal_nan=True) for one, two in pairs)
 
 

@@ -20,7 +20,15 @@ from pyro_dvae.programs.masks import without_mask
 from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.sites import Site, in_batch_dims
 
-__all__ = ["Ledger", "Particles", "Reader", "concatenate", "make_record", "read_silenced"]
+__all__ = [
+    "Ledger",
+    "Particles",
+    "Reader",
+    "concatenate",
+    "make_record",
+    "make_records",
+    "read_silenced",
+]
 
 # What an algorithm wants of a run beside its log-densities: from (run, layout, K) to arrays, or
 # tuples and dicts of arrays, that have the K particles in front; or None.
@@ -156,8 +164,33 @@ def make_record(
     with_entropy: bool = False,
 ) -> Particles:
     """The record of a run, whose sites have K particles in front or broadcast over them."""
-    sites = [*run.guide.values(), *run.model.values()]
-    ledger, entropies_known = Ledger(layout, num_particles, sites), with_entropy
+    ledger = Ledger(layout, num_particles, _sites([run]))
+    return _record(run, ledger, reads, with_entropy)
+
+
+def make_records(
+    runs: Sequence[Run],
+    layout: Layout,
+    *,
+    reads: Mapping[str, Reader] = MappingProxyType({}),
+    with_entropy: bool = False,
+) -> Particles:
+    """The record of particles that were run one by one.
+
+    They may have other sites each; the weight of a datum is the same for all.
+    """
+    sites = _sites(runs)
+    ledgers = (Ledger(layout, 1, sites) for _ in runs)
+    pairs = zip(runs, ledgers, strict=True)
+    return concatenate([_record(run, ledger, reads, with_entropy) for run, ledger in pairs])
+
+
+def _sites(runs: Sequence[Run]) -> list[Site]:
+    return [site for run in runs for site in (*run.guide.values(), *run.model.values())]
+
+
+def _record(run: Run, ledger: Ledger, reads: Mapping[str, Reader], with_entropy: bool) -> Particles:
+    layout, num_particles, entropies_known = ledger.layout, ledger.num_particles, with_entropy
     for site in run.guide.values():
         values = site.log_prob()
         drawn = site.is_credited  # a factor is no draw, but counts

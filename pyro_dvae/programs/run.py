@@ -27,7 +27,7 @@ from pyro_dvae.programs.draw import Draw, Sampler, run_pair, run_program
 from pyro_dvae.programs.layout import common_layout
 from pyro_dvae.programs.looking import statistics_kept
 from pyro_dvae.programs.pair import Layout, Pair, Run, StructureError
-from pyro_dvae.programs.record import Ledger, Particles, Reader, concatenate, make_record
+from pyro_dvae.programs.record import Ledger, Particles, Reader, make_record, make_records
 from pyro_dvae.programs.sites import sample_sites
 
 __all__ = ["drawn_subsamples", "dream", "run_particles"]
@@ -78,7 +78,7 @@ def run_particles(
             runs.append(run_pair(pair, draw))
         minibatch = drawn_subsamples(runs[-1])
     layout = check_structure(pair, runs, given)
-    return concatenate([make_record(run, layout, 1, **options) for run in runs])
+    return make_records(runs, layout, **options)
 
 
 def check_structure(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]) -> Layout:
@@ -133,7 +133,7 @@ def drawn_subsamples(run: Run) -> poutine.Trace:
 def dream(
     pair: Pair, replace_data: Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]]
 ) -> Float[Tensor, "*plates"]:
-    """Log q of latents that the model draws, given the data that it makes of them.
+    """Log q of latents that the model draws, given the data that it makes of them, as weighed.
 
     Args:
         pair: The programs; the model's observed sites are drawn as well.
@@ -151,4 +151,4 @@ def dream(
     ledger = Ledger(pair.layout, 1, latent)
     for site in latent:
         ledger.add("q", site, site.log_prob())
-    return ledger.total("q")[0]
+    return ledger.scale() * ledger.total("q")[0]

@@ -1,0 +1,352 @@
+"""Random programs written out in NumPyro, and one way to run a loss on them and see its draws."""
+
+import contextlib
+import os
+import warnings
+from types import SimpleNamespace
+
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.primitives import Messenger
+from random_checks import RefusedError
+from random_specs import TABLED, TOTAL, make_data, make_params
+
+from numpyro_dvae import infer
+from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.ops import baselines
+from numpyro_dvae.programs.codes import find_space
+
+__all__ = ["Program", "baselines", "infer"]
+
+name = "numpyro"
+takes_python = False  # a traced program cannot ask for values
+EVENT_WEIGHTS = np.array([1.0, 0.5])
+QUIET = ("the discrete sites share no plate",)
+
+
+class ScoreNormal(dist.Normal):
+    """A normal without a pathwise gradient."""
+
+    reparametrized_params = []  # noqa: RUF012
+
+
+class Program:
+    """A model and a guide, which are called with the data of a spec."""
+
+    def __init__(self, spec):
+        self.use(spec)
+        self.rows, self.seen, self.dream = {}, {}, {}
+
+    def use(self, spec):
+        """The spec of the next calls: other sizes, flags and data."""
+        self.spec, self.noise = spec, None
+        self.params = {key: jnp.asarray(value) for key, value in make_params(spec).items()}
+        self.arrays = make_data(spec)
+        self.data = {key: jnp.asarray(value) for key, value in self.arrays.items()}
+        self.data["flags"] = {"flag": "flag" in spec.flags}
+        self.data["labels"] = spec.has_labels
+
+    def move(self, key, size):
+        """Change a parameter, so that the oracle knows another."""
+        self.params[key] = self.params[key] + size
+
+    # ------------------------------------------------------------------------------- programs
+
+    def model(self, data):
+        self._run("model", self.spec.of_model(), data)
+
+    def guide(self, data):
+        with _Held(self.noise or {}):
+            self.last = self._run("guide", self.spec.of_guide(), data)
+
+    def rest(self, data):
+        """The continuous sites of the guide alone."""
+        sites = [site for site in self.spec.of_guide() if site.model and not site.is_discrete]
+        with _Held(self.noise or {}):
+            self._run("guide", sites, data)
+
+    def _run(self, side, sites, data):
+        values, plates = {}, {}
+        outer = handlers.scale(scale=self.spec.scale or 1.0)
+        with outer if self.spec.scale else contextlib.nullcontext():
+            for site in sites:
+                values[site.name] = self._sample(side, site, data, values, plates)
+            if side == "guide" and self.spec.baseline is not None:
+                self._predict(plates, data)
+        return values
+
+    def _predict(self, plates, data):
+        with contextlib.ExitStack() as stack:
+            for name in self.spec.baseline:
+                stack.enter_context(self._plate(name, plates, data))
+            dims = [self.spec.plate(name).dim for name in self.spec.baseline]
+            sizes = {self.spec.plate(n).dim: self.spec.plate(n).size for n in self.spec.baseline}
+            shape = [sizes.get(dim, 1) for dim in range(min(dims, default=0), 0)]
+            value = jnp.broadcast_to(numpyro.param("guide.baseline"), shape)
+            numpyro.deterministic("baseline", value)
+
+    def _plate(self, name, plates, data):
+        if name not in plates:
+            plate = self.spec.plate(name)
+            rows = data.get(f"rows.{name}")
+            given = contextlib.nullcontext()
+            if rows is not None:
+                given = handlers.substitute(data={name: rows})
+            with given:
+                size = plate.size if plate.full else None
+                plates[name] = numpyro.plate(name, plate.full or plate.size, size, plate.dim)
+        return plates[name]
+
+    def _sample(self, side, site, data, values, plates):
+        part, key = getattr(site, side), f"{side}.{site.name}"
+        with contextlib.ExitStack() as stack:
+            rows = {n: stack.enter_context(self._plate(n, plates, data)) for n in site.plates}
+
+            def cells(array, inner=0):
+                return self._in_dims(site, array, rows, inner)
+
+            if part.mask in ("handler", "all"):
+                mask = data[f"mask.{key}"]
+                mask = cells(mask) if part.mask == "handler" else bool(mask)
+                stack.enter_context(handlers.mask(mask=mask))
+            if part.scale_by_cell:
+                stack.enter_context(handlers.scale(scale=cells(data[f"scale.{key}"])))
+            elif part.scale:
+                stack.enter_context(handlers.scale(scale=part.scale))
+            lean = numpyro.param(f"{key}.slope") * cells(data[f"x.{site.name}"])
+            for index, link in enumerate(part.links):
+                weight = numpyro.param(f"{key}.link_{index}")
+                lean = lean + self._linked(site, link, weight, values[link.parent])
+            if site.kind == "factor":
+                numpyro.factor(site.name, numpyro.param(f"{key}.bias") + lean)
+                return None
+            fn = self._distribution(key, site, lean)
+            if part.mask == "distribution":
+                fn = fn.mask(cells(data[f"mask.{key}"], 1 if site.event else 0))
+            fn = fn.to_event(1) if site.event else fn
+            observed = side == "model" and not self.spec.is_latent(site)
+            obs = cells(data[f"obs.{site.name}"], int(site.event)) if observed else None
+            return numpyro.sample(site.name, fn, obs=obs)
+
+    def _in_dims(self, site, array, rows, inner):
+        """An array over the site's plates in their batch dims."""
+        for axis, name in enumerate(site.plates):
+            array = jnp.take(array, rows[name], axis)
+        dims = [self.spec.plate(name).dim for name in site.plates]
+        order = sorted(range(len(dims)), key=lambda axis: dims[axis])
+        array = jnp.transpose(array, [*order, *range(len(dims), array.ndim)])
+        sizes = dict(zip(sorted(dims), array.shape, strict=False))
+        shape = [sizes.get(dim, 1) for dim in range(min(dims, default=0), 0)]
+        return array.reshape([*shape, *array.shape[array.ndim - inner :]])
+
+    def _linked(self, site, link, weight, value):
+        parent = self.spec[link.parent]
+        if parent.kind in TABLED:
+            value, weight = weight[value], 1.0
+        if parent.event:
+            value = (value * EVENT_WEIGHTS).sum(-1)
+        lost = [self.spec.plate(n).dim for n in parent.plates if n not in site.plates]
+        return weight * self._reduced(value, lost, link.how)
+
+    def _reduced(self, value, dims, how):
+        if how == "prod":
+            return (1 - 0.5 * value).prod()
+        if not dims:
+            return value
+        if how == "sum":
+            return value.sum(dims, keepdims=True)
+        if how == "max":
+            return value.max(dims, keepdims=True)
+        if how == "first":
+            return value[0]
+        return value.sum() if how == "bare_sum" else value.max()
+
+    def _distribution(self, key, site, lean):
+        bias = numpyro.param(f"{key}.bias")
+        if site.kind in TABLED:  # NumPyro has no one-hot kind
+            lean = lean[..., None, None] if site.event else lean[..., None]
+            return dist.Categorical(logits=bias + numpyro.param(f"{key}.lift") * lean)
+        lean = bias + (lean[..., None] if site.event else lean)
+        if site.kind == "bernoulli":
+            return dist.Bernoulli(logits=lean)
+        if site.kind == "binomial":
+            return dist.Binomial(TOTAL, logits=lean)
+        kind = ScoreNormal if site.kind == "score_normal" else dist.Normal
+        return kind(lean, jnp.exp(numpyro.param(f"{key}.log_scale")))
+
+    # ---------------------------------------------------------------------------------- losses
+
+    def hold(self, draws):
+        """Let normal sites of the guide have one row of noise, whatever the other draws."""
+        self.noise = None
+        if draws is not None:
+            self.noise = {
+                key: self._in_place(key, value[0]) for key, value in draws.normals.items()
+            }
+
+    def _in_place(self, key, array):
+        site = self.spec[key]
+        rows = {n: np.arange(self.spec.plate(n).size) for n in site.plates}
+        return self._in_dims(site, jnp.asarray(array), rows, int(site.event))
+
+    def memory(self, elbo):
+        """What a loss remembers of its calls."""
+        return self._state(elbo).memory
+
+    @staticmethod
+    def _state(elbo):
+        if not hasattr(elbo, "state"):
+            elbo.state = elbo.init_state()
+        return elbo.state
+
+    def run(self, elbo, guide=None, seed=0, mutable=None):
+        """Loss, gradients by parameter, and what the guide drew in this call."""
+        heard, self.has_dreamt = watched(elbo), bool(getattr(elbo, "sleep", 0))
+        memory = elbo.init_loss_memory(mutable)
+        memory = memory._replace(state=self._state(elbo)) if mutable is None else memory
+        programs = self.model, guide or self.guide
+
+        def loss_fn(params):
+            params = {**params, **(mutable or {}), LOSS_MEMORY: memory}
+            found = elbo.loss_with_mutable_state(jax.random.key(seed), params, *programs, self.data)
+            particles, dream = heard["particles"], self.last if self.has_dreamt else {}
+            dream = {key: value for key, value in dream.items() if value is not None}
+            seen = particles.extras.get("seen", {})
+            particles = particles._replace(extras={"seen": seen, "dream": dream})
+            return found["loss"], (found["mutable_state"][LOSS_MEMORY], particles)
+
+        with quiet():
+            try:
+                found = jax.value_and_grad(loss_fn, has_aux=True)(self.params)
+            except ValueError as error:
+                raise RefusedError(str(error)) from error
+        (loss, (memory, particles)), grads = found
+        elbo.state, info = memory
+        seen, self.dream = particles.extras["seen"], particles.extras["dream"]
+        self.seen = {key: np.asarray(v) for key, v in seen.items() if not key.startswith("rows.")}
+        self.rows = {key: np.asarray(v)[0] for key, v in seen.items() if key.startswith("rows.")}
+        return SimpleNamespace(
+            loss=float(loss),
+            grads={key: np.asarray(value) for key, value in grads.items()},
+            particles=particles,
+            plates=heard.get("plates"),
+            notes=heard.get("notes"),
+            info=info,
+        )
+
+    def value(self, elbo, seed=0):
+        """The loss without gradient, which is the same run in this package."""
+        return self.run(elbo, seed=seed).loss
+
+    def run_sets(self, elbo, seed=0):
+        """The same of a truncated posterior on all states of a datum; also its plates."""
+        spec = self.spec
+        has_rest = any(site.model and not site.is_discrete for site in spec.of_guide())
+        rest = self.rest if has_rest else None
+        key = jax.random.key(seed)
+        try:
+            with quiet():
+                model, given = (
+                    program and handlers.substitute(program, data=self.params)
+                    for program in (self.model, rest)
+                )
+                layout = find_space(key, model, given, (self.data,), {}).layout
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
+        guide = infer.TruncatedGuide(self.model, spec.num_states_under(layout.plates), rest=rest)
+        calls, read = [], guide.read
+
+        def reading(*args):
+            calls.append(read(*args))
+            return calls[-1]
+
+        guide.read = reading
+        program = handlers.seed(handlers.substitute(guide, data=self.params), key)
+        try:
+            with quiet():
+                words = handlers.trace(program).get_trace(self.data)[guide.site]["value"]
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
+        result = self.run(elbo, guide, seed, {guide.site: words})
+        subsamples = calls[-1].batch.subsamples
+        self.rows |= {f"rows.{key}": np.asarray(rows) for key, rows in subsamples.items()}
+        return layout.plates, result
+
+    def drawn(self, num_particles, dreamt=False):
+        """Values of the last call's particles, ``[K, *plates of the site, event]``."""
+        seen = self.seen
+        if dreamt:
+            seen = {key: np.asarray(value)[None] for key, value in self.dream.items()}
+        return {key: self._own(key, value) for key, value in seen.items()}
+
+    def _own(self, key, value):
+        """From the dims of the framework to ``[rows, *plates, event]``."""
+        site = self.spec[key]
+        shape = tuple(self.spec.plate(n).size for n in site.plates)
+        inner = int(site.event)
+        batch = value.ndim - 1 - inner
+        depth = max((-self.spec.plate(n).dim for n in site.plates), default=0)
+        value = value.reshape((len(value), *[1] * (depth - batch), *value.shape[1:]))
+        batch = value.ndim - 1 - inner
+        axes = [0] + [1 + batch + self.spec.plate(n).dim for n in site.plates]
+        others = [a for a in range(1 + batch) if a not in axes]
+        value = value.transpose(axes + others + list(range(1 + batch, value.ndim)))
+        event = value.shape[len(axes) + len(others) :]
+        value = value.reshape(*value.shape[: len(axes)], *event)
+        return np.broadcast_to(value, (len(value), *shape, *event))
+
+
+@contextlib.contextmanager
+def quiet():
+    with warnings.catch_warnings():
+        for text in QUIET:
+            warnings.filterwarnings("ignore", text)
+        yield
+
+
+class _Held(Messenger):
+    """Normal sites at a noise that is given."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise = noise
+
+    def process_message(self, msg):
+        if msg["type"] == "sample" and msg["name"] in self.noise and msg["value"] is None:
+            fn = msg["fn"]
+            while hasattr(fn, "base_dist"):
+                fn = fn.base_dist
+            msg["value"] = fn.loc + fn.scale * self.noise[msg["name"]]
+
+
+def read_seen(run, layout, num_particles):
+    """Draws and rows; a reader of records."""
+    values = {key: site.value for key, site in run.guide.items() if not site.is_observed}
+    both = {**run.guide_trace, **run.model_trace}
+    rows = {f"rows.{n}": m["value"] for n, m in both.items() if m["type"] == "plate"}
+    return values | {key: jnp.asarray(rows[key]) for key in rows if rows[key] is not None}
+
+
+def watched(elbo):
+    """Note what the loss's algorithm is given."""
+    heard, estimate_of, run_of = {}, type(elbo)._estimate, type(elbo).run_pair
+
+    def estimate(particles, state):
+        heard["particles"] = particles
+        return estimate_of(elbo, particles, state)
+
+    def run_pair(rng_key, pair):
+        heard["notes"], heard["plates"] = pair.notes, pair.layout.plates
+        return run_of(elbo, rng_key, pair)
+
+    elbo.reads = {**type(elbo).reads, "seen": read_seen}
+    elbo._estimate = estimate
+    if type(elbo).run is infer.ParticleELBO.run:
+        elbo.run_pair = run_pair
+    return heard
