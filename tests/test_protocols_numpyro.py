@@ -193,3 +193,28 @@ def test_an_autoguide_beside_a_discrete_site_has_the_hosts_value_and_gradient(au
         errors = [each.std(0) / len(each) ** 0.5 for each in (one, other)]
         error = np.hypot(*errors) + 1e-12
         assert (np.abs(one.mean(0) - other.mean(0)) < 5 * error).all()
+
+
+def test_more_codes_in_the_guide_than_in_the_model_are_refused():
+    def program(num_codes):
+        def run():
+            with numpyro.plate("data", 2):
+                numpyro.sample("z", dist.Categorical(jnp.ones(num_codes) / num_codes))
+
+        return run
+
+    for loss in (Reinforce_ELBO(4), Exact_ELBO()):
+        with pytest.raises(ValueError, match="'z' has 5 values in the guide, but 3 in the model"):
+            loss.loss(KEY, {}, program(3), program(5))
+    assert np.isfinite(Exact_ELBO().loss(KEY, {}, program(5), program(3)))
+
+
+@pytest.mark.parametrize("num_bits", [40, 20_000])
+def test_states_beyond_number_are_told_in_a_few_words(num_bits):
+    def program():
+        with numpyro.plate("data", 2):
+            numpyro.sample("z", dist.Bernoulli(0.5 * jnp.ones(num_bits)).to_event(1))
+
+    with pytest.raises(ValueError, match=rf"needs at least 2\*\*{num_bits} states") as error:
+        Exact_ELBO().loss(KEY, {}, program, program)
+    assert len(str(error.value)) < 200

@@ -280,3 +280,28 @@ def test_diagnostics_refuse_sites_that_come_and_go_with_the_draws(diagnose):
 
     with pytest.raises(ValueError, match=r"'more_1', .*there in some draws and not in others"):
         quiet(lambda: diagnose((model, counted), torch.tensor(1.5)))
+
+
+def test_more_codes_in_the_guide_than_in_the_model_are_refused():
+    def program(num_codes):
+        def run():
+            with pyro.plate("data", 2):
+                pyro.sample("z", dist.Categorical(torch.ones(num_codes) / num_codes))
+
+        return run
+
+    for loss in (Reinforce_ELBO(4), Exact_ELBO()):
+        with pytest.raises(ValueError, match="'z' has 5 values in the guide, but 3 in the model"):
+            loss.loss(program(3), program(5))
+    assert np.isfinite(Exact_ELBO().loss(program(5), program(3)))
+
+
+@pytest.mark.parametrize("num_bits", [40, 20_000])
+def test_states_beyond_number_are_told_in_a_few_words(num_bits):
+    def program():
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(num_bits)).to_event(1))
+
+    with pytest.raises(ValueError, match=rf"needs at least 2\*\*{num_bits} states") as error:
+        Exact_ELBO().loss(program, program)
+    assert len(str(error.value)) < 200

@@ -62,12 +62,16 @@ class Backend(backends.Backend):
         learning_rate: float,
         num_steps: int,
         decay: float = 1.0,
+        decay_steps: int | None = None,
         **settings: Any,
     ) -> Any:
-        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`."""
+        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`.
+
+        It falls over all steps, or over `decay_steps`.
+        """
         import jax
 
-        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps)
+        svi = self._make_svi((model, guide, loss), learning_rate, decay, decay_steps or num_steps)
         with jax.default_device(self.device):
             result = self.module("fit").fit(
                 self._next_key(), svi, *data, num_steps=num_steps, **settings

@@ -71,12 +71,16 @@ class Backend(backends.Backend):
         learning_rate: float,
         num_steps: int,
         decay: float = 1.0,
+        decay_steps: int | None = None,
         **settings: Any,
     ) -> Any:
-        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`."""
+        """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`.
+
+        It falls over all steps, or over `decay_steps`.
+        """
         import pyro
 
-        svi = self._make_svi((model, guide, loss), learning_rate, decay, num_steps)
+        svi = self._make_svi((model, guide, loss), learning_rate, decay, decay_steps or num_steps)
         # Pyro's validation waits for the device at every site; `fit` looks for NaN itself.
         with pyro.validation_enabled(False):
             settings = self._on_device(settings)

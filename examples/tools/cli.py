@@ -70,7 +70,7 @@ def run_main(main: Callable[[list[str]], None]) -> NoReturn:
         main(sys.argv[1:])
     except (CommandError, ValueError) as error:
         _exit(2, f"error: {_one_line(error)}")
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:  # training diverged; no room, no permission
         _exit(1, f"error: {_one_line(error)}")
     except KeyboardInterrupt as error:
         _exit(128 + getattr(error, "signal", 2), _one_line(error) or "Interrupted.")

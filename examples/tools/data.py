@@ -2,11 +2,11 @@
 
 import contextlib
 import io
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from untrusted import GIGABYTES, read_arrays
 
 __all__ = ["NAMES", "Dataset", "draw_pixels", "load"]
 
@@ -53,13 +53,20 @@ def draw_pixels(images: np.ndarray, seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).random(images.shape) < images).astype(np.float32)
 
 
-def load(name_or_path: str, root: str | Path = "data", *, seed: int = 0) -> Dataset:
+def load(
+    name_or_path: str,
+    root: str | Path = "data",
+    *,
+    seed: int = 0,
+    gigabytes: float = GIGABYTES,
+) -> Dataset:
     """Load a data set by name, or the arrays `x` and, if there is one, `x_test` of a .npz file.
 
     Args:
         name_or_path: One of `NAMES`, or the path of a .npz file.
         root: Where data sets that are downloaded are kept.
         seed: Seed of the split, where a data set comes without one: a tenth is for testing.
+        gigabytes: What a .npz file may unpack to.
 
     Raises:
         ValueError: If there is no such data set, or the file cannot be used; says why.
@@ -69,7 +76,7 @@ def load(name_or_path: str, root: str | Path = "data", *, seed: int = 0) -> Data
     if name_or_path == "mnist":
         return _mnist(Path(root))
     if name_or_path.endswith(".npz"):
-        return _npz(Path(name_or_path), seed)
+        return _npz(Path(name_or_path), seed, gigabytes)
     raise ValueError(
         f"data {name_or_path!r}: choose one of {', '.join(NAMES)}, or give a .npz file"
     )
@@ -100,18 +107,8 @@ def _mnist(root: Path) -> Dataset:
     return Dataset("mnist", *(_to_unit(x.data.numpy()) for x in (train, test)))
 
 
-def _npz(path: Path, seed: int) -> Dataset:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = {key: arrays[key] for key in ("x", "x_test") if key in arrays}
-            keys = sorted(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise ValueError(f"{path}: cannot be read as a .npz file of arrays ({error})") from None
-    if "x" not in found:
-        raise ValueError(
-            f"{path}: has no array `x`, only {', '.join(keys) or 'nothing'}; save the images by "
-            "np.savez(path, x=images)"
-        )
+def _npz(path: Path, seed: int, gigabytes: float) -> Dataset:
+    found = read_arrays(path, ("x", "x_test"), gigabytes)
     images = {key: _checked(array, f"{path}: `{key}`") for key, array in found.items()}
     if "x_test" not in images:
         return Dataset(path.stem, *_split(images["x"], seed, fraction=0.1))

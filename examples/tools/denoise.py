@@ -30,6 +30,7 @@ from backends import Backend, get_backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
 from patches import cut, first_atoms, join, model_errors, patch_means, psnr
 from pictures import save_restored
+from untrusted import GIGABYTES, read_picture
 
 _PATCHES_AT_ONCE = 2048  # when estimating
 
@@ -54,6 +55,8 @@ def main(arguments: list[str]) -> None:
     task = make_task(args)
     if min(task.given.shape[:2]) < args.patch:
         raise CommandError(f"--patch {args.patch}: the image is {task.given.shape[:2]} pixels")
+    if not np.ptp(task.given[task.observed]) > 0:
+        raise CommandError(f"{args.image}: is of one value throughout: there is nothing to learn")
     backend.seed(args.seed)
     start = time.perf_counter()
     restored, sigma = restore(backend, task, args)
@@ -88,12 +91,13 @@ def make_parser() -> Parser:
     add("--batch-size", type=positive, default=256)
     add("--learning-rate", type=float, default=3e-2, help="falls to a tenth")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--most-gigabytes", type=float, default=GIGABYTES, help="that the image may unpack to")
     return parser
 
 
 def make_task(args: Any) -> Task:
     """Read the image; add noise and take pixels away."""
-    image = read_image(args.image)
+    image = read_image(args.image, args.most_gigabytes)
     for _ in range(args.half):
         image = image[::2, ::2]
     rng = np.random.default_rng(args.seed)
@@ -110,22 +114,22 @@ def make_task(args: Any) -> Task:
     return Task(given, observed, image, exact=sigma == 0)
 
 
-def read_image(path: Path | None) -> np.ndarray:
+def read_image(path: Path | None, gigabytes: float) -> np.ndarray:
     """Gray or colour, ``(H, W, C)`` floats from 0 to 255."""
-    try:
-        from skimage import data, io, util
-    except ImportError as error:
-        raise CommandError(
-            f"images need scikit-image ({error}): pip install scikit-image"
-        ) from None
-    try:
-        image = data.camera() if path is None else io.imread(path)
-        image = 255.0 * util.img_as_float64(np.asarray(image))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise CommandError(f"{path}: cannot be read as an image ({error})") from None
-    if image.ndim not in (2, 3) or min(image.shape[:2]) < 2:
-        raise CommandError(f"{path}: not one image, but an array of shape {image.shape}")
-    return image[..., None] if image.ndim == 2 else image[..., :3]
+    if path is None:
+        try:
+            from skimage import data
+        except ImportError as error:
+            raise CommandError(
+                f"the camera man needs scikit-image ({error}): pip install scikit-image, or give "
+                "an image of your own"
+            ) from None
+        image = np.asarray(data.camera(), np.float64)
+    else:
+        image = 255.0 * read_picture(path, gigabytes)
+    if min(image.shape[:2]) < 2:
+        raise CommandError(f"{path}: an image of {image.shape[:2]} pixels has no patches")
+    return image[..., None] if image.ndim == 2 else image
 
 
 def restore(backend: Backend, task: Task, args: Any) -> tuple[np.ndarray, float]:

@@ -92,10 +92,12 @@ def load_run(folder: Path) -> Run:
             learning_rate=config.learning_rate,
             decay=config.decay,
             num_steps=1,  # which the checkpoint has behind it
+            decay_steps=config.num_steps,
             batch_size=config.batch_size,
             folder=copy,
             resume=True,
             progress=False,
+            transform=backend.binarized if config.binarize == "dynamic" else None,
         )
     result = replace(result, model=model, guide=guide)  # of a relaxation, the discrete programs
     return Run(backend, config, args.method, result, loss, setup.data.x_test)

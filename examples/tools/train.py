@@ -19,9 +19,24 @@ from configs import CONFIGS, Config
 from data import NAMES, Dataset, load
 from pictures import save_curves, save_reconstructions, save_samples
 from second_stage import fit_prior
+from untrusted import GIGABYTES
 
 ARGUMENTS = "arguments.json"
 _ONLY_DAPS = "target_ess", "kl_bound", "closed_form_entropy"
+_FREE = {  # arguments that may change when a run goes on; `fit` looks at what depends on `steps`
+    "resume",
+    "json",
+    "out",
+    "device",
+    "data_root",
+    "most_gigabytes",
+    "steps",
+    "eval_every",
+    "checkpoint_every",
+    "test_images",
+    "iwae_particles",
+    "second_stage_steps",
+}
 _SMOKE = {"num_steps": 12, "batch_size": 16}
 _OVERRIDES = {  # argument -> field of the config
     "steps": "num_steps",
@@ -65,6 +80,7 @@ def make_parser() -> Parser:
     add("--iwae-particles", type=positive, default=64, help="draws for the test metrics")
     add("--eval-every", type=positive, default=1000, help="steps between evaluations")
     add("--checkpoint-every", type=positive, default=1000, help="steps between checkpoints")
+    add("--most-gigabytes", type=float, default=GIGABYTES, help="that PATH.npz may unpack to")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     return parser
@@ -112,13 +128,18 @@ def main(arguments: list[str]) -> None:
     args = make_parser().parse_args(arguments)
     setup = make_setup(args)
     backend = setup.backend
-    save_arguments(args, setup.out)
+    if args.resume:
+        check_arguments(args, setup.out)
     backend.seed(args.seed)
     loss = make_loss(args, setup)
     model, guide = backend.make_vae(setup.config, setup.data.x_train)
+    if not args.resume:
+        with backend.module("fit.files").folder_of_run(setup.out):  # no other run is in it
+            save_arguments(args, setup.out)
     start = time.process_time()
     result = train(args, setup, model, guide, loss)
     cpu_seconds = time.process_time() - start
+    save_arguments(args, setup.out)
     num_particles = 8 if args.smoke else args.iwae_particles
     found = evaluate(setup, model, guide, num_particles)
     if args.second_stage_steps:
@@ -165,20 +186,60 @@ def save_arguments(args: Any, out: Path) -> None:
 
 def load_arguments(out: Path) -> Any:
     """The arguments of a run, those that came later at their defaults."""
+    parser = make_parser()
     try:
         plain = json.loads((out / ARGUMENTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        args = parser.parse_args(_as_options(parser, plain))
+    except (OSError, ValueError, RecursionError) as error:
         raise CommandError(f"{out}: is not a folder of train.py's ({error})") from None
-    args = make_parser().parse_args([])
-    vars(args).update(plain)
-    args.data_root, args.out = Path(args.data_root), out
+    except CommandError as error:
+        raise CommandError(f"{out / ARGUMENTS}: {error}") from None
+    args.out = out
     return args
+
+
+def _as_options(parser: Parser, plain: Any) -> list[str]:
+    """Saved arguments as they would stand on a command line, so that they are checked as there."""
+    if not isinstance(plain, dict):
+        raise CommandError("holds no arguments by name")
+    options = {action.dest: action for action in parser._actions if action.option_strings}
+    if unknown := sorted(plain.keys() - options.keys()):
+        raise CommandError(f"train.py has no argument {unknown[0]!r}")
+    found = []
+    for name, value in plain.items():
+        if options[name].nargs == 0:  # a flag
+            if value not in (True, False, None):
+                raise CommandError(f"{name} must be true or false, got {value!r}")
+            found += [options[name].option_strings[0]] if value else []
+        elif isinstance(value, list | dict | bool):
+            raise CommandError(f"{name} must be a string or a number, got {value!r}")
+        elif value is not None:
+            found.append(f"{options[name].option_strings[0]}={value}")
+    return found
+
+
+def check_arguments(args: Any, out: Path) -> None:
+    """Whether a run that goes on is asked for what it began with."""
+    if not (out / ARGUMENTS).exists():
+        return  # `fit` says what is missing
+    before = vars(load_arguments(out))
+    for name, value in vars(args).items():
+        if name not in _FREE and value != before[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise CommandError(
+                f"--resume: {option} is {_given(value)}, but the run in {out} has "
+                f"{option} {_given(before[name])}; resume with that, or choose another --out"
+            )
+
+
+def _given(value: Any) -> str:
+    return "not given" if value is None else str(value)
 
 
 def make_setup(args: Any) -> Setup:
     """Check the arguments and load the data."""
     backend = get_backend(args.backend, args.device)
-    data = load(args.data, args.data_root, seed=args.seed)
+    data = load(args.data, args.data_root, seed=args.seed, gigabytes=args.most_gigabytes)
     if args.test_images:
         data = data.fewer_tests(args.test_images)
     name = args.config or (data.name if data.name in CONFIGS else None)

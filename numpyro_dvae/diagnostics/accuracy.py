@@ -12,10 +12,12 @@ from jaxtyping import Array
 from numpyro_dvae.diagnostics.collect import collect, collect_states
 from numpyro_dvae.diagnostics.reports import PosteriorGap, RateDistortion
 from numpyro_dvae.diagnostics.summaries import gap_of, rate_distortion_of
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["posterior_gap", "rate_distortion"]
 
 
+@checked
 def rate_distortion(
     rng_key: Array,
     result: Any,
@@ -53,6 +55,7 @@ def rate_distortion(
     return rate_distortion_of(draws, data_range)
 
 
+@checked
 def posterior_gap(
     rng_key: Array,
     result: Any,

@@ -28,6 +28,7 @@ from numpyro_dvae.diagnostics.reports import Calibration
 from numpyro_dvae.diagnostics.trained import as_trained
 from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.templates import split
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.calibration import chi_square, random_ranks
 
 __all__ = ["simulation_based_calibration"]
@@ -35,6 +36,7 @@ __all__ = ["simulation_based_calibration"]
 _ROUNDING = 1e-5  # log-densities nearer than this, as a part of themselves, are of one state
 
 
+@checked
 def simulation_based_calibration(
     rng_key: Array,
     result: Any,

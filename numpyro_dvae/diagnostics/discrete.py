@@ -15,10 +15,12 @@ from numpyro_dvae.diagnostics.posteriors import (
     is_affordable,
     posterior_of,
 )
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["discrete_posterior"]
 
 
+@checked
 def discrete_posterior(
     rng_key: Array,
     result: Any,

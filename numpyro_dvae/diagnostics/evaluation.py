@@ -10,10 +10,12 @@ from numpyro_dvae.diagnostics.collect import collect, summed_over_processes
 from numpyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
 from numpyro_dvae.diagnostics.reports import Evaluation
 from numpyro_dvae.diagnostics.summaries import check_evaluation, code_counts_of, evaluation_of
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["evaluate"]
 
 
+@checked
 def evaluate(
     rng_key: Array,
     result: Any,

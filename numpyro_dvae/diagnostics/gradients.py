@@ -25,10 +25,12 @@ from numpyro_dvae.fit.plain import dotted
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["gradient_variance"]
 
 
+@checked
 def gradient_variance(
     rng_key: Array,
     result: Any,

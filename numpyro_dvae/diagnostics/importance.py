@@ -26,6 +26,7 @@ from numpyro_dvae.diagnostics.draws import Draws
 from numpyro_dvae.diagnostics.summaries import is_restricted, num_states_of
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, WholeBounds
 from numpyro_dvae.diagnostics.weighing import evidences, is_separable, over_shared, with_whole
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.importance import ParetoTail, khat_threshold, pareto_tail
 from numpyro_dvae.ops.tempering import effective_sample_size
@@ -42,6 +43,7 @@ NUM_SHARED = 100  # draws of what the data share, if they share latents
 _LEAST_PARTICLES = 25  # a fifth of them are the tail, which needs 5
 
 
+@checked
 def importance_diagnostics(
     rng_key: Array,
     result: Any,

@@ -12,12 +12,14 @@ from jaxtyping import Array
 from numpyro_dvae.diagnostics.collect import collect
 from numpyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
 from numpyro_dvae.diagnostics.importance import diagnose
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["to_arviz"]
 
 _GIVEN_SHARED = 100  # draws of a datum's own latents at each of what the data share
 
 
+@checked
 def to_arviz(
     rng_key: Array,
     result: Any,

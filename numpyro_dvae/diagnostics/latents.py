@@ -13,10 +13,12 @@ from jaxtyping import Array
 from numpyro_dvae.diagnostics.collect import collect, summed_over_processes
 from numpyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
 from numpyro_dvae.diagnostics.summaries import code_counts_of, latent_rates_of, variances_of
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]
 
 
+@checked
 def code_usage(
     rng_key: Array,
     result: Any,
@@ -45,6 +47,7 @@ def code_usage(
     return {name: CodeUsage(summed_over_processes(each)) for name, each in counts.items()}
 
 
+@checked
 def active_latents(
     rng_key: Array,
     result: Any,
@@ -81,6 +84,7 @@ def active_latents(
     return {name: ActiveLatents(each, threshold) for name, each in variances_of(draws).items()}
 
 
+@checked
 def latent_rates(
     rng_key: Array,
     result: Any,

@@ -16,6 +16,7 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
 from numpyro_dvae.distributions.logits import log_softmax, pick_codes, split_shared
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["AutoregressiveCategorical", "CodeTransformer"]
 
@@ -63,6 +64,7 @@ class AutoregressiveCategorical(Distribution):
     _scored: tuple[Any, Array] | None = None
     _trace: Any = None  # that of the last copy from a pytree is unknown: nothing is kept there
 
+    @checked
     def __init__(
         self,
         transformer: CodeTransformer,

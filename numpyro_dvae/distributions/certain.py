@@ -17,6 +17,7 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro.distributions.util import lazy_property, validate_sample
 
 from numpyro_dvae.distributions.logits import precise
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.refusing import refuse_gradient
 
 __all__ = ["CertainCategorical", "UniformCategorical"]
@@ -68,6 +69,7 @@ class UniformCategorical(_WithoutLogits):
         ValueError: If an integer does not hold all codes.
     """
 
+    @checked
     def __init__(
         self, num_codes: int, like: Float[Array, "*batch"], validate_args: bool | None = None
     ) -> None:
@@ -115,6 +117,7 @@ class CertainCategorical(_WithoutLogits):
 
     pytree_data_fields = ("codes", "source")
 
+    @checked
     def __init__(
         self,
         num_codes: int,

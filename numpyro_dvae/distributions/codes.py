@@ -17,6 +17,7 @@ from numpyro.distributions import CategoricalLogits, Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
 from numpyro_dvae.distributions.logits import LOGITS, log_softmax, pick_codes, split_shared
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.bounds import categorical_entropy
 from numpyro_dvae.ops.relaxing import linear_log_prob
 from numpyro_dvae.ops.sampling import sample_codes
@@ -40,6 +41,7 @@ class Categorical(CategoricalLogits):
 
     arg_constraints = {"logits": LOGITS}  # noqa: RUF012  (NumPyro's protocol)
 
+    @checked
     def __init__(
         self,
         probs: Array | None = None,
@@ -87,6 +89,7 @@ class OneHotCategorical(Distribution):
     pytree_data_fields = ("logits",)
     has_enumerate_support = True
 
+    @checked
     def __init__(
         self,
         probs: Array | None = None,

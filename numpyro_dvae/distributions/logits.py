@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Shaped
 from numpyro.distributions import constraints
 
+from numpyro_dvae.ops.arguments import checked
+
 __all__ = ["log_softmax", "pick_codes", "precise", "precise_dtype", "split_shared"]
 
 
@@ -65,6 +67,7 @@ def pick_codes(
     return jnp.moveaxis(picked, -1, 0).reshape(codes.shape)
 
 
+@checked
 def split_shared(
     array: Array, shape: Sequence[int], num_inner: int
 ) -> tuple[Array, tuple[int, ...]]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 from numpyro.distributions import Distribution, constraints
 
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sampling import sample_codes
 
 __all__ = ["Members"]
@@ -35,6 +36,7 @@ class Members(Distribution):
     pytree_aux_fields = ("cell_dims",)
     has_rsample = False  # NumPyro's default would say that its draws have a pathwise gradient
 
+    @checked
     def __init__(
         self,
         values: Array,

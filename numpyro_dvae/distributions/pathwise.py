@@ -16,6 +16,7 @@ from numpyro.distributions.kl import kl_divergence
 
 from numpyro_dvae.distributions.logits import LOGIT, LOGITS, log_softmax, precise
 from numpyro_dvae.ops import relaxing
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.bounds import (
     bernoulli_entropy,
     bernoulli_kl,
@@ -59,6 +60,7 @@ class PathwiseCategorical(Distribution):
     pytree_aux_fields = ("method", "num_gumbels")
     has_rsample = True
 
+    @checked
     def __init__(
         self,
         logits: Array,
@@ -125,6 +127,7 @@ class PathwiseBernoulli(Distribution):
     pytree_aux_fields = ("method", "num_gumbels")
     has_rsample = True
 
+    @checked
     def __init__(
         self,
         logits: Array,

@@ -3,7 +3,7 @@
 Data are arrays with one common leading axis, or an iterable of batches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +18,14 @@ __all__ = [
     "as_arrays",
     "as_batch",
     "check_batch_size",
+    "check_no_dataset",
     "is_finite",
     "is_iterable_of_batches",
     "num_rows",
     "take_rows",
 ]
+
+_PART = 2**24  # bytes that are looked at together
 
 
 class Batch(NamedTuple):
@@ -34,7 +37,11 @@ class Batch(NamedTuple):
 
 def as_arrays(data: tuple[Any, ...], name: str) -> tuple[Any, ...]:
     """Put arrays on the device; check that they are not empty, agree, and are finite."""
-    arrays = tuple(_as_array(value, f"`{name}`") for value in data)
+    held = tuple(_held(value, f"`{name}`") for value in data)
+    for i, value in enumerate(held):
+        if _is_floating(value):
+            _check_finite(value, f"`{name}`: argument {i}")
+    arrays = tuple(_on_device(value) for value in held)
     sizes = {i: len(value) for i, value in enumerate(arrays) if _has_rows(value)}
     if not sizes or min(sizes.values()) == 0:
         raise ValueError(
@@ -47,9 +54,6 @@ def as_arrays(data: tuple[Any, ...], name: str) -> tuple[Any, ...]:
             f"{', '.join(f'{size} (argument {i})' for i, size in sizes.items())}. Bind what is "
             "not data to the model and guide, for example by `functools.partial`."
         )
-    for i, value in enumerate(arrays):
-        if _is_floating(value):
-            _check_finite(value, f"`{name}`: argument {i}")
     return arrays
 
 
@@ -89,9 +93,26 @@ def is_iterable_of_batches(value: Any) -> bool:
             "`data` is a tuple: pass its arrays one by one, fit(rng_key, svi, *data, ...), or a "
             "list of batches."
         )
-    return hasattr(value, "__iter__") and not (
-        hasattr(value, "__array__") or isinstance(value, str | bytes)
-    )
+    check_no_dataset(value)
+    is_array = hasattr(value, "__array__") or isinstance(value, str | bytes)
+    return hasattr(value, "__iter__") and not is_array
+
+
+def check_no_dataset(value: Any) -> None:
+    """Check that data are no `Dataset` of single data, which makes no batches.
+
+    Raises:
+        ValueError: If they are.
+    """
+    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not _can_be_read(value):
+        raise ValueError(
+            f"`data` is a {type(value).__name__}, which has data but no batches: pass its arrays, "
+            "or a `DataLoader` of it."
+        )
+
+
+def _can_be_read(value: Any) -> bool:
+    return any(hasattr(value, name) for name in ("__array__", "__iter__"))
 
 
 def num_rows(values: Any) -> int:
@@ -104,14 +125,25 @@ def take_rows(arrays: tuple[Any, ...], rows: Array | np.ndarray | slice) -> tupl
     return tuple(value[rows] if _has_rows(value) else value for value in arrays)
 
 
-def _as_array(value: Any, source: str) -> Any:
-    """Arrays of JAX stay, those of NumPy and Torch become JAX's, and the rest is constant."""
+def _held(value: Any, source: str) -> Any:
+    """Arrays of JAX stay, what NumPy can read becomes its array, and the rest is constant."""
     if isinstance(value, jax.Array | np.generic) or not hasattr(value, "__array__"):
         return value
     value = np.asarray(value)
     if not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool):
         raise ValueError(f"{source} must be numeric; got an array of dtype {value.dtype}.")
-    return jnp.asarray(value)
+    return value
+
+
+def _as_array(value: Any, source: str) -> Any:
+    return _on_device(_held(value, source))
+
+
+def _on_device(value: Any) -> Any:
+    """Arrays of NumPy as those of JAX, which has no other byte order."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return jnp.asarray(value.astype(value.dtype.newbyteorder("="), copy=False))
 
 
 def _has_rows(value: Any) -> bool:
@@ -119,14 +151,31 @@ def _has_rows(value: Any) -> bool:
 
 
 def _is_floating(value: Any) -> bool:
-    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.floating)
+    is_array = isinstance(value, jax.Array | np.ndarray)
+    return is_array and jnp.issubdtype(value.dtype, jnp.floating)
 
 
-def _check_finite(values: Array, name: str) -> None:
-    bad = ~jnp.isfinite(values)
-    if bad.any():
-        rows = int(bad.reshape(len(values), -1).any(1).sum()) if values.ndim else 1
+def _check_finite(values: Any, name: str) -> None:
+    """A part at a time, so that arrays of any size can be checked."""
+    num_values = num_rows = 0
+    for part in _parts(values):
+        bad = ~(np.isfinite(part) if isinstance(part, np.ndarray) else jnp.isfinite(part))
+        if bad.any():
+            num_values += int(bad.sum())
+            num_rows += int(bad.reshape(len(bad), -1).any(1).sum())
+    if num_values:
         raise ValueError(
-            f"{name} holds {int(bad.sum())} values that are NaN or infinite, in {rows} rows. Drop "
+            f"{name} holds {num_values} values that are NaN or infinite, in {num_rows} rows. Drop "
             "these rows, or fill them and mask the site (`handlers.mask`, `.mask(...)`)."
         )
+
+
+def _parts(values: Any) -> Iterator[Any]:
+    """Rows of an array, as many as a few megabytes hold; all, if there are few."""
+    values = values.reshape(1) if values.ndim == 0 else values
+    size = max(1, _PART // max(1, values.nbytes // max(1, len(values))))
+    if len(values) <= size:
+        yield values
+        return
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

@@ -75,7 +75,9 @@ def fit_restarts(
         ValueError: If `num_restarts` is not positive, or by `fit`.
         DivergenceError: If all runs diverge.
     """
-    check_counts(num_restarts=num_restarts, num_steps=num_steps)
+    check_counts(num_restarts=num_restarts, num_steps=num_steps, log_every=log_every)
+    check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
+    check_counts(batch_size=batch_size)
     runs = _SideBySide(make_svi(), num_restarts, math.exp(-10.0 / max(num_steps, 1)))
     return fit(
         rng_key,

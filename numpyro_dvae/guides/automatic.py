@@ -36,6 +36,7 @@ from numpyro_dvae.guides.families import (
 )
 from numpyro_dvae.guides.places import check_site, full_sizes, reaches
 from numpyro_dvae.guides.tables import given_parents, num_features, of_rows, start_at_prior
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.sites import Site
 from numpyro_dvae.programs.swapping import is_discrete, latents_and_parents, sample_many, swap_sites
 
@@ -72,6 +73,7 @@ class AutoDiscrete(AutoGuide):
             any, if a site is new, or its plates are others than before.
     """
 
+    @checked
     def __init__(
         self,
         model: Callable,

@@ -16,6 +16,7 @@ from numpyro_dvae.distributions import AutoregressiveCategorical
 from numpyro_dvae.guides.amortised import AmortisedGuide
 from numpyro_dvae.guides.independent import IndependentGuide
 from numpyro_dvae.nets import CausalTransformer, MLPEncoder, PatchEncoder, register
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["AutoregressiveGuide", "mnist_guide"]
 
@@ -30,6 +31,7 @@ class AutoregressiveGuide(AmortisedGuide):
             `CausalTransformer`.
     """
 
+    @checked
     def __init__(self, encoder: Callable, transformer: CausalTransformer) -> None:
         self.encoder, self.transformer = encoder, transformer
 
@@ -42,6 +44,7 @@ class AutoregressiveGuide(AmortisedGuide):
         return AutoregressiveCategorical(transformer, context)
 
 
+@checked
 def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | IndependentGuide:
     """A guide for `models.mnist_vae`: 8 codes of 256 values, 28 x 28 images.
 

@@ -18,6 +18,7 @@ from numpyro_dvae.nets import register
 from numpyro_dvae.nets.grids import from_grid, to_grid
 from numpyro_dvae.nets.hierarchical import HierarchicalCodebook, check_grids
 from numpyro_dvae.nets.stacks import stacked
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.codepaths import Route
 
 __all__ = ["HierarchicalGuide"]
@@ -43,6 +44,7 @@ class HierarchicalGuide(VectorQuantizedGuide):
         ValueError: If there is not one encoder, and one grid, for each scale.
     """
 
+    @checked
     def __init__(
         self,
         encoders: Sequence[Callable],

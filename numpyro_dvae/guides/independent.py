@@ -12,6 +12,7 @@ from numpyro_dvae.distributions import Categorical, precise
 from numpyro_dvae.guides.amortised import AmortisedGuide
 from numpyro_dvae.nets.grids import check_grid
 from numpyro_dvae.nets.registration import run_encoder
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["IndependentGuide"]
 
@@ -31,6 +32,7 @@ class IndependentGuide(AmortisedGuide):
         ValueError: If the grid is none; on a call, if it is another than that of the logits.
     """
 
+    @checked
     def __init__(
         self,
         encoder: Callable,

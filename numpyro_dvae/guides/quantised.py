@@ -15,6 +15,7 @@ from numpyro_dvae.models.plates import data_mask
 from numpyro_dvae.nets import Quantized, Quantizer
 from numpyro_dvae.nets.grids import check_grid
 from numpyro_dvae.nets.registration import run_encoder
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.assignments import mean_entropy, own_entropies
 from numpyro_dvae.ops.codepaths import Route, diveq, rotation_trick, straight_through_codes
 
@@ -52,6 +53,7 @@ class VectorQuantizedGuide(AmortisedGuide):
             none; on a call, if the grid is another than that of the vectors.
     """
 
+    @checked
     def __init__(
         self,
         encoder: Callable,

@@ -34,6 +34,7 @@ from jaxtyping import Array, Float, Int
 
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import Gain, Objective, info_type
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.tempering import (
     effective_sample_size,
     solve_kl_temperature,
@@ -150,6 +151,7 @@ class DAPS_ELBO(ParticleELBO):
     reads: ClassVar = {"codes": read_codes}
     info_class = DAPSInfo
 
+    @checked
     def __init__(
         self,
         num_particles: int = 8,

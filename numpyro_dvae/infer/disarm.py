@@ -35,6 +35,7 @@ from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import Gain, Objective
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.multisample import antithetic_advantages, antithetic_draw, antithetic_factor
 from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.draw import Sampler
@@ -133,6 +134,7 @@ class DisARM_ELBO(ParticleELBO):
     min_particles = 2
     reads: ClassVar = {"log_pair": read_pairs}
 
+    @checked
     def __init__(
         self,
         num_particles: int = 2,

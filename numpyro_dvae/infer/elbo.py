@@ -43,6 +43,7 @@ from numpyro_dvae.infer.objective import (
     of_possible_data,
     without_impossible,
 )
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.draw import Sampler
 from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Layout, Pair
@@ -119,6 +120,7 @@ class ParticleELBO(ELBO):
     info_class: ClassVar[Any] = Info  # made by `info_type` if `Gain.info` has scalars
     memories: ClassVar[str] = "a schedule of `beta`, a `target_rate` or a moving average"
 
+    @checked
     def __init__(
         self,
         num_particles: int,
@@ -143,6 +145,11 @@ class ParticleELBO(ELBO):
         if target_rate is not None and not 0 < target_rate < math.inf:
             raise ValueError(
                 f"`target_rate` must be positive and finite, in bits; got {target_rate}."
+            )
+        if not max_plate_nesting >= 0:
+            raise ValueError(
+                f"`max_plate_nesting` must be a whole number of at least 0, or left out; got "
+                f"{max_plate_nesting}."
             )
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.max_plate_nesting = max_plate_nesting

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import Gain, Objective
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.pair import Pair
@@ -57,6 +58,7 @@ class Exact_ELBO(ParticleELBO):
             joint states per datum, or no finite support.
     """
 
+    @checked
     def __init__(
         self,
         *,

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.record import Particles
 
 __all__ = [
@@ -60,6 +61,7 @@ class Info(NamedTuple):
     beta: float | Array
 
 
+@checked
 def info_type(module: str, name: str, *fields: str) -> Any:
     """A named tuple with the fields of `Info` and scalars of an algorithm's own."""
     return namedtuple(name, (*Info._fields, *fields), module=module)

@@ -37,6 +37,7 @@ from jaxtyping import Array, Bool, Float
 
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import Gain, Objective, info_type
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.usage import codes_in_use
 from numpyro_dvae.programs.pair import Layout, Pair
 from numpyro_dvae.programs.precision import read_precision
@@ -102,6 +103,7 @@ class VQ_ELBO(ParticleELBO):
     reads: ClassVar = {"quantized": read_vectors, "precision": read_precision}
     info_class = VQInfo
 
+    @checked
     def __init__(
         self,
         *,

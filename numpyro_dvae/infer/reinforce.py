@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import Gain, Objective
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
 from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.pair import Layout, Run
@@ -101,6 +102,7 @@ class Reinforce_ELBO(ParticleELBO):
 
     reads: ClassVar = {"prediction": read_prediction}
 
+    @checked
     def __init__(
         self,
         num_particles: int = 8,

@@ -31,11 +31,13 @@ import numpyro
 from jaxtyping import Array
 
 from numpyro_dvae.distributions import RELAXATIONS
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.relaxing import RefusalError, Relaxing, not_taken
 
 __all__ = ["Relaxed", "relax"]
 
 
+@checked
 def relax(
     program: Callable,
     method: str = "gumbel",

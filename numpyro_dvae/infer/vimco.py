@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import LEAST_BETA, Gain, Objective, info_type
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.multisample import BASELINES, multisample_signal
 from numpyro_dvae.programs.record import Particles
@@ -94,6 +95,7 @@ class VIMCO_ELBO(ParticleELBO):
     least_beta = LEAST_BETA
     info_class = VIMCOInfo
 
+    @checked
     def __init__(
         self,
         num_particles: int = 8,

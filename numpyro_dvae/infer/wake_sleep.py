@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import LEAST_BETA, Gain, Objective, info_type
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.tempering import effective_sample_size
 from numpyro_dvae.ops.weighting import centered_weights, policy_weights
@@ -106,6 +107,7 @@ class WakeSleep_ELBO(ParticleELBO):
     pathwise = False
     info_class = WakeSleepInfo
 
+    @checked
     def __init__(
         self,
         num_particles: int = 8,

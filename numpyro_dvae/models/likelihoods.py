@@ -15,6 +15,7 @@ from numpyro.distributions import Distribution
 
 from numpyro_dvae.distributions import precise
 from numpyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn, finite_logit
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["BernoulliLikelihood", "GaussianLikelihood", "Likelihood"]
 
@@ -55,6 +56,7 @@ class BernoulliLikelihood(nn.Module):
         return logit(jnp.clip(jnp.asarray(mean), _RAREST, 1.0 - _RAREST))
 
 
+@checked
 class GaussianLikelihood(nn.Module):
     """Real data; the decoder's outputs are means, the variance is a parameter.
 

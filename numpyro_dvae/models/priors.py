@@ -14,6 +14,7 @@ from numpyro.distributions import Distribution
 from numpyro_dvae.distributions import AutoregressiveCategorical, Categorical, UniformCategorical
 from numpyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn, logit_of_mean
 from numpyro_dvae.nets import CausalTransformer, register
+from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["AutoregressivePrior", "BernoulliPrior", "CategoricalPrior", "Prior", "UniformPrior"]
 
@@ -30,6 +31,7 @@ class Prior(Protocol):
         """The distribution of the site "z" of one datum: batch shape (), event shape (L,)."""
 
 
+@checked
 class UniformPrior(nn.Module):
     """Independent codes, each uniform over its values: nothing to learn.
 
@@ -41,11 +43,16 @@ class UniformPrior(nn.Module):
     num_latents: int
     num_codes: int
 
+    def __post_init__(self) -> None:
+        check_counts(num_latents=self.num_latents, num_codes=self.num_codes)
+        super().__post_init__()
+
     def __call__(self) -> Distribution:
         """The distribution of "z", event shape (L,)."""
         return UniformCategorical(self.num_codes, jnp.zeros(self.num_latents)).to_event(1)
 
 
+@checked
 class CategoricalPrior(nn.Module):
     """Independent codes, each with probabilities of its own to learn; they start uniform.
 
@@ -56,6 +63,10 @@ class CategoricalPrior(nn.Module):
 
     num_latents: int
     num_codes: int
+
+    def __post_init__(self) -> None:
+        check_counts(num_latents=self.num_latents, num_codes=self.num_codes)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self) -> Distribution:
@@ -79,7 +90,9 @@ class AutoregressivePrior:
         ValueError: If `transformer` does not take what the prior has for a context.
     """
 
+    @checked
     def __init__(self, transformer: CausalTransformer, *, num_classes: int | None = None) -> None:
+        check_counts(num_classes=num_classes)
         _check_attention(transformer.cross_attention, num_classes)
         self.transformer, self.num_classes = transformer, num_classes
         self.classes: nn.Module | None = None
@@ -101,6 +114,7 @@ class AutoregressivePrior:
         return AutoregressiveCategorical(transformer, context)
 
 
+@checked
 class BernoulliPrior(nn.Module):
     """Independent binary latents.
 
@@ -120,6 +134,7 @@ class BernoulliPrior(nn.Module):
     learn: Learn = False
 
     def __post_init__(self) -> None:
+        check_counts(num_latents=self.num_latents)
         check_learn(self.learn)
         if not 0.0 < self.probability < 1.0:
             raise ValueError(f"`probability` must be strictly in (0, 1); got {self.probability}.")

@@ -29,6 +29,7 @@ from numpyro.primitives import mutable
 
 from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import declare, find_state, own_name
+from numpyro_dvae.ops.arguments import check_counts, checked
 from numpyro_dvae.ops.clustering import k_means
 from numpyro_dvae.ops.quantizing import (
     CodebookState,
@@ -73,6 +74,7 @@ class Codebook(Quantizer):
             batch, if it has fewer inputs than there are codes to start by k-means.
     """
 
+    @checked
     def __init__(
         self,
         num_codes: int,
@@ -274,6 +276,7 @@ class FiniteScalars(Quantizer):
             positive.
     """
 
+    @checked
     def __init__(self, levels: Sequence[int], *, scale: float = 1.0) -> None:
         self.levels, self.scale = tuple(levels), scale
         if not self.levels or min(self.levels) < 2:
@@ -316,6 +319,7 @@ def _check_codebook(
     table: Any,
     start: str | None,
 ) -> None:
+    check_counts(embed_dim=embed_dim)
     if num_codes < 2:
         raise ValueError(f"`num_codes` must be at least 2; got {num_codes}.")
     if decay is not None and not 0.0 <= decay < 1.0:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Shaped
 from numpyro_dvae.nets.grids import check_grid, to_grid
 from numpyro_dvae.nets.quantizers import Quantizer
 from numpyro_dvae.nets.registration import gets_vectors, register
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.refusing import refuse_gradient
 
 __all__ = ["CodebookDecoder"]
@@ -47,6 +48,7 @@ class CodebookDecoder:
         ValueError: If the grid is none, or another than that of the codes.
     """
 
+    @checked
     def __init__(
         self,
         codebook: Quantizer,

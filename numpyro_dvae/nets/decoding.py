@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Integer
 from numpyro.distributions import Distribution
 
 from numpyro_dvae.distributions import AutoregressiveCategorical, log_softmax, precise_dtype
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["DecodedCodes", "decode_codes"]
 
@@ -28,6 +29,7 @@ class DecodedCodes(NamedTuple):
     log_probs: Float[Array, "W *batch"]  # in nats; -inf where there are fewer than W codes
 
 
+@checked
 def decode_codes(distribution: Distribution, *, beam_width: int = 1) -> DecodedCodes:
     """Search for the most likely codes of each datum, without gradient.
 

@@ -17,6 +17,7 @@ from numpyro_dvae.nets.grids import check_grid, to_grid
 from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import register
 from numpyro_dvae.nets.stacks import Stack, check_parts, stacked
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["HierarchicalCodebook", "HierarchicalDecoder"]
 
@@ -85,6 +86,7 @@ class HierarchicalDecoder(CodebookDecoder):
         ValueError: If there is not one grid for each scale, of as many places as it has latents.
     """
 
+    @checked
     def __init__(
         self,
         codebook: HierarchicalCodebook,

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import declare, own_name
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.quantizing import nearest_codes
 from numpyro_dvae.ops.signs import on_sphere, quantize_signs, sign_vectors
 
@@ -39,6 +40,7 @@ class BinaryCodes(Quantizer):
         ValueError: If an argument is out of its range.
     """
 
+    @checked
     def __init__(self, num_bits: int, *, spherical: bool = False, scale: float = 1.0) -> None:
         _check_bits(num_bits, scale, _MOST_BITS)
         self.num_codes, self.embed_dim = 2**num_bits, num_bits
@@ -85,6 +87,7 @@ class LinearCodebook(Quantizer):
 
     by_gradient = True
 
+    @checked
     def __init__(self, num_codes: int, embed_dim: int) -> None:
         if num_codes < 2:
             raise ValueError(f"`num_codes` must be at least 2; got {num_codes}.")

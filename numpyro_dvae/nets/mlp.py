@@ -18,12 +18,14 @@ from jaxtyping import Array, Float, Shaped
 from numpyro_dvae.nets.inputs import batch_shape_of, flat_start
 from numpyro_dvae.nets.layers import perceptron, run_perceptron
 from numpyro_dvae.nets.registration import gets_vectors
+from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["MLPDecoder", "MLPEncoder"]
 
 _OUTPUT_SCALE = 0.1  # of a decoder's first outputs; at 1, 200 steps on MNIST end 3 nats lower
 
 
+@checked
 class MLPEncoder(nn.Module):
     """ReLU perceptron from a datum to the logits of its independent latents.
 
@@ -51,6 +53,7 @@ class MLPEncoder(nn.Module):
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        check_counts(num_latents=self.num_latents, num_codes=self.num_codes)
         super().__post_init__()
 
     @property
@@ -78,6 +81,7 @@ class Constant:
         self.value = value
 
 
+@checked
 class MLPDecoder(nn.Module):
     """ReLU perceptron from the latents of a datum to what its likelihood reads.
 
@@ -113,6 +117,7 @@ class MLPDecoder(nn.Module):
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if self.start is not None and not isinstance(self.start, Constant):
             object.__setattr__(self, "start", Constant(flat_start(self.start, self.output_shape)))
+        check_counts(num_latents=self.num_latents, num_codes=self.num_codes)
         super().__post_init__()
 
     def setup(self) -> None:

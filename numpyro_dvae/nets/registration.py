@@ -28,6 +28,7 @@ from flax.errors import FlaxError, InvalidRngError
 from numpyro.handlers import scope, substitute, trace
 
 from numpyro_dvae.nets.inputs import not_encoded
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["gets_vectors", "register", "run_encoder"]
 
@@ -35,6 +36,7 @@ _NUMBERED = "_numpyro_dvae_names"  # attribute of a part: the numbered names tha
 _OWNERS = "_numpyro_dvae_owners"  # attribute of a handler: which part has which name in its run
 
 
+@checked
 def register(name: str, net: Any, *inputs: Any) -> Any:
     """Declare the parameters of `net` to NumPyro as ``name$params``, and join them to it.
 

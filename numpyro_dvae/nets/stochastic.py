@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Shaped
 from numpyro_dvae.nets.grids import check_grid, from_grid
 from numpyro_dvae.nets.quantizers import Quantizer
 from numpyro_dvae.nets.registration import declare, own_name, run_encoder
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["CodebookEncoder"]
 
@@ -39,6 +40,7 @@ class CodebookEncoder:
             together of several.
     """
 
+    @checked
     def __init__(
         self,
         network: Callable,

@@ -25,10 +25,12 @@ from numpyro_dvae.distributions import precise_dtype, sample_codes, split_shared
 from numpyro_dvae.nets.attention import Block, Cache
 from numpyro_dvae.nets.inputs import batch_shape_of
 from numpyro_dvae.nets.layers import layer_norm, sinusoids, xavier_dense
+from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["CausalTransformer", "PatchEncoder"]
 
 
+@checked
 class PatchEncoder(nn.Module):
     """Cut images into a grid of patches and encode these, as context for a `CausalTransformer`.
 
@@ -62,6 +64,9 @@ class PatchEncoder(nn.Module):
                 f"`input_shape` must be (H, W) or (H, W, C); got {self.input_shape}. Use "
                 "`MLPEncoder` for other data."
             )
+        check_counts(num_patches=self.num_patches)
+        check_counts(embed_dim=self.embed_dim, num_layers=self.num_layers)
+        check_counts(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio)
         super().__post_init__()
 
     @property
@@ -101,6 +106,7 @@ class PatchEncoder(nn.Module):
         return x.swapaxes(2, 3).reshape(len(x), rows * columns, -1)
 
 
+@checked
 class CausalTransformer(nn.Module):
     """Logits of each code given those before it, and a sampler with a key-value cache.
 
@@ -127,6 +133,12 @@ class CausalTransformer(nn.Module):
     num_heads: int = 4
     mlp_ratio: int = 4
     cross_attention: bool = True
+
+    def __post_init__(self) -> None:
+        check_counts(num_latents=self.num_latents, num_codes=self.num_codes)
+        check_counts(embed_dim=self.embed_dim, num_layers=self.num_layers)
+        check_counts(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio)
+        super().__post_init__()
 
     def setup(self) -> None:
         """Make the layers."""

@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_dvae.ops.arguments import checked
+
 __all__ = [
     "Baseline",
     "MovingAverageState",
@@ -89,6 +91,7 @@ def leave_one_out() -> Baseline:
     return Baseline(_no_state, apply, min_particles=2, predicts=False)
 
 
+@checked
 def moving_average(decay: float = 0.9) -> Baseline:
     """Subtract one scalar, the decaying average of the mean scores of past batches.
 

@@ -18,9 +18,12 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaincc
 from jaxtyping import Array, Float, Int, Real
 
+from numpyro_dvae.ops.arguments import checked
+
 __all__ = ["chi_square", "random_ranks"]
 
 
+@checked
 def random_ranks(
     truth: Real[Array, "*batch"],
     draws: Real[Array, "K *batch"],

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.quantizing import (
     CodebookState,
     code_counts,
@@ -27,6 +28,7 @@ from numpyro_dvae.ops.quantizing import (
 __all__ = ["k_means"]
 
 
+@checked
 def k_means(
     inputs: Float[Array, "N D"], uniforms: Float[Array, "V"], *, num_steps: int = 10
 ) -> CodebookState:

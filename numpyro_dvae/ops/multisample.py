@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from numpyro_dvae.ops.arguments import checked
+
 __all__ = [
     "BASELINES",
     "antithetic_advantages",
@@ -40,6 +42,7 @@ __all__ = [
 BASELINES = ("geometric", "arithmetic")
 
 
+@checked
 def multisample_signal(
     log_weights: Float[Array, "K *batch"], baseline: str = "geometric"
 ) -> Float[Array, "K *batch"]:

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.relaxing import with_slope
 
 __all__ = [
@@ -86,6 +87,7 @@ def nearest_codes(
     return jnp.argmin(squared_distances(inputs, table), -1)
 
 
+@checked
 def code_counts(
     codes: Integer[Array, "*batch"],
     num_codes: int,
@@ -97,6 +99,7 @@ def code_counts(
     return jnp.zeros(num_codes, int).at[flat].add(ones).astype(float)
 
 
+@checked
 def code_sums(
     inputs: Float[Array, "*batch D"],
     codes: Integer[Array, "*batch"],
@@ -110,6 +113,7 @@ def code_sums(
     return jnp.zeros((num_codes, flat.shape[1]), flat.dtype).at[codes.reshape(-1)].add(flat)
 
 
+@checked
 def update_codebook(
     state: CodebookState,
     counts: Float[Array, "V"],
@@ -146,6 +150,7 @@ def update_codebook(
     return CodebookState(jnp.where(chosen[:, None], means, state.table), counts, sums)
 
 
+@checked
 def restart_codes(
     state: CodebookState, candidates: Float[Array, "V D"], min_count: float
 ) -> CodebookState:

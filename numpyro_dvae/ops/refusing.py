@@ -6,9 +6,12 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
+from numpyro_dvae.ops.arguments import checked
+
 __all__ = ["refuse_gradient"]
 
 
+@checked
 def refuse_gradient(
     value: Float[Array, "*shape"], source: Float[Array, "..."], message: str
 ) -> Float[Array, "*shape"]:

@@ -16,6 +16,7 @@ References:
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.relaxing import with_slope
 
 __all__ = ["on_sphere", "quantize_signs", "sign_vectors"]
@@ -28,6 +29,7 @@ def on_sphere(inputs: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
     return jnp.where(squares > 0, inputs / jnp.sqrt(safe), 0.0)
 
 
+@checked
 def quantize_signs(
     inputs: Float[Array, "*batch C"], scale: float = 1.0
 ) -> tuple[Float[Array, "*batch C"], Integer[Array, "*batch"]]:
@@ -42,6 +44,7 @@ def quantize_signs(
     return with_slope(vectors, inputs), jnp.sum(positive * places, -1)
 
 
+@checked
 def sign_vectors(
     codes: Integer[Array, "*batch"], num_channels: int, scale: float = 1.0
 ) -> Float[Array, "*batch C"]:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Integer, Num
 from numpyro.handlers import block, replay, trace
 
+from numpyro_dvae.ops.arguments import shown_count
 from numpyro_dvae.programs.draw import Draw, run_program
 from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Layout, Pair, Run
@@ -269,8 +270,9 @@ def enumerate_draws(
     if num_states > max_states:
         listed = ", ".join(f"'{s.name}': {len(s.support)}^{s.num_latents}" for s in space.sites)
         raise ValueError(
-            f"enumeration needs {num_states} states per datum ({listed}), but `max_states` is "
-            f"{max_states}. Raise it, or use DAPS_ELBO or Reinforce_ELBO, which sample."
+            f"enumeration needs {shown_count(num_states)} states per datum ({listed}), but "
+            f"`max_states` is {max_states}. Raise it, or use DAPS_ELBO or Reinforce_ELBO, which "
+            "sample."
         )
     places = np.cumprod([1, *space.cardinalities[:-1]])
     codes = np.arange(num_states)[:, None] // places % np.array(space.cardinalities)

@@ -12,10 +12,12 @@ from torch import Tensor
 from pyro_dvae.diagnostics.collect import collect, collect_states
 from pyro_dvae.diagnostics.reports import PosteriorGap, RateDistortion
 from pyro_dvae.diagnostics.summaries import gap_of, rate_distortion_of
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["posterior_gap", "rate_distortion"]
 
 
+@checked
 def rate_distortion(
     result: Any,
     *data: Any,
@@ -51,6 +53,7 @@ def rate_distortion(
     return rate_distortion_of(draws, data_range)
 
 
+@checked
 def posterior_gap(
     result: Any,
     *data: Any,

@@ -28,6 +28,7 @@ from pyro_dvae.diagnostics.readings import (
 )
 from pyro_dvae.diagnostics.reports import Calibration
 from pyro_dvae.diagnostics.trained import as_trained
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.calibration import chi_square, random_ranks
 
 __all__ = ["simulation_based_calibration"]
@@ -35,6 +36,7 @@ __all__ = ["simulation_based_calibration"]
 _ROUNDING = 1e-5  # log-densities nearer than this, as a part of themselves, are of one state
 
 
+@checked
 def simulation_based_calibration(
     result: Any,
     *data: Any,

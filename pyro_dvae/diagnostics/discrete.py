@@ -14,10 +14,12 @@ from pyro_dvae.diagnostics.posteriors import (
     is_affordable,
     posterior_of,
 )
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["discrete_posterior"]
 
 
+@checked
 def discrete_posterior(
     result: Any,
     *data: Any,

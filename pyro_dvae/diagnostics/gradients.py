@@ -20,10 +20,12 @@ from torch import Tensor
 from pyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
 from pyro_dvae.diagnostics.trained import Trained, as_trained
 from pyro_dvae.fit.svi import loss_unchanged
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["gradient_variance"]
 
 
+@checked
 def gradient_variance(
     result: Any,
     *data: Any,

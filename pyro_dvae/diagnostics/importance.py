@@ -25,6 +25,7 @@ from pyro_dvae.diagnostics.draws import Draws
 from pyro_dvae.diagnostics.summaries import is_restricted, num_states_of
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, WholeBounds
 from pyro_dvae.diagnostics.weighing import evidences, is_separable, over_shared, with_whole
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.importance import khat_threshold, pareto_tail
 from pyro_dvae.ops.tempering import effective_sample_size
@@ -41,6 +42,7 @@ NUM_SHARED = 100  # draws of what the data share, if they share latents
 _LEAST_PARTICLES = 25  # a fifth of them are the tail, which needs 5
 
 
+@checked
 def importance_diagnostics(
     result: Any,
     *data: Any,

@@ -11,12 +11,14 @@ from torch import Tensor
 from pyro_dvae.diagnostics.collect import collect
 from pyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
 from pyro_dvae.diagnostics.importance import diagnose
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["to_arviz"]
 
 _GIVEN_SHARED = 100  # draws of a datum's own latents at each of what the data share
 
 
+@checked
 def to_arviz(
     result: Any,
     *data: Any,

@@ -13,10 +13,12 @@ from torch import Tensor
 from pyro_dvae.diagnostics.collect import collect, summed_over_processes
 from pyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
 from pyro_dvae.diagnostics.summaries import code_counts_of, latent_rates_of, variances_of
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]
 
 
+@checked
 def code_usage(
     result: Any,
     *data: Any,
@@ -41,6 +43,7 @@ def code_usage(
     return {name: CodeUsage(summed_over_processes(each)) for name, each in counts.items()}
 
 
+@checked
 def active_latents(
     result: Any,
     *data: Any,
@@ -73,6 +76,7 @@ def active_latents(
     return {name: ActiveLatents(each, threshold) for name, each in variances_of(draws).items()}
 
 
+@checked
 def latent_rates(
     result: Any,
     *data: Any,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_dvae.distributions.logits import log_softmax, pick_codes, split_shared
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["AutoregressiveCategorical", "CodeTransformer"]
 
@@ -56,6 +57,7 @@ class AutoregressiveCategorical(dist.TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  (torch's protocol)
     has_enumerate_support = True
 
+    @checked
     def __init__(
         self,
         transformer: CodeTransformer,

@@ -18,6 +18,7 @@ from torch.distributions.kl import register_kl
 from torch.distributions.utils import lazy_property
 
 from pyro_dvae.distributions.logits import precise
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.refusing import refuse_gradient
 
 __all__ = ["CertainCategorical", "UniformCategorical"]
@@ -82,6 +83,7 @@ class UniformCategorical(_WithoutLogits):
         ValueError: If an integer does not hold all codes.
     """
 
+    @checked
     def __init__(
         self, num_codes: int, like: Float[Tensor, "*batch"], validate_args: bool | None = None
     ) -> None:
@@ -131,6 +133,7 @@ class CertainCategorical(_WithoutLogits):
 
     _names = ("_num_events", "_like", "codes", "source")
 
+    @checked
     def __init__(
         self,
         num_codes: int,

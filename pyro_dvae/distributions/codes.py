@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_dvae.distributions.logits import pick_codes, precise, split_shared
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sampling import sample_codes
 
 __all__ = ["Categorical", "OneHotCategorical"]
@@ -31,6 +32,7 @@ class Categorical(dist.Categorical):
         validate_args: Whether to check arguments and values; None is Pyro's own setting.
     """
 
+    @checked
     def __init__(
         self,
         probs: Tensor | None = None,

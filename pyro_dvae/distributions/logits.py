@@ -16,6 +16,8 @@ from jaxtyping import Float, Integer, Shaped
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import checked
+
 __all__ = ["log_softmax", "pick_codes", "precise", "precise_dtype", "split_shared"]
 
 LOGIT = constraints.real  # to torch, all but NaN are real: -inf too
@@ -49,6 +51,7 @@ def pick_codes(
     return log_probs.gather(-1, index).movedim(-1, 0).reshape(codes.shape)
 
 
+@checked
 def split_shared(array: Tensor, shape: Sequence[int], num_inner: int) -> tuple[Tensor, torch.Size]:
     """Split a batch `shape` into leading dims that share `array` and the dims that `array` has.
 

@@ -16,6 +16,8 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_dvae.ops.arguments import checked
+
 __all__ = ["Members"]
 
 
@@ -33,6 +35,7 @@ class Members(TorchDistribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's protocol)
     has_rsample = False
 
+    @checked
     def __init__(
         self,
         values: Tensor,

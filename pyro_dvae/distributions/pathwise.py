@@ -19,6 +19,7 @@ from torch.nn.functional import logsigmoid, one_hot
 
 from pyro_dvae.distributions.logits import LOGIT, LOGITS, log_softmax, precise
 from pyro_dvae.ops import relaxing
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.bounds import (
     bernoulli_entropy,
     bernoulli_kl,
@@ -60,6 +61,7 @@ class PathwiseCategorical(dist.TorchDistribution):
     support = constraints.independent(constraints.unit_interval, 1)
     has_rsample = True
 
+    @checked
     def __init__(
         self,
         logits: Tensor,
@@ -138,6 +140,7 @@ class PathwiseBernoulli(dist.TorchDistribution):
     support = constraints.unit_interval
     has_rsample = True
 
+    @checked
     def __init__(
         self,
         logits: Tensor,

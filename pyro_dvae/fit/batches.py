@@ -17,6 +17,7 @@ from pyro_dvae.fit.data import (
     is_iterable_of_batches,
     num_rows,
     take_rows,
+    whole,
 )
 from pyro_dvae.fit.identity import described_data
 
@@ -72,12 +73,13 @@ class ArrayBatches:
     def __init__(self, arrays: tuple[Any, ...], batch_size: int | None) -> None:
         self._arrays, self._batch_size = arrays, batch_size
         self._size = num_rows(arrays)
+        self._whole = whole(arrays) if batch_size is None else ()
         self._order, self._cursor = torch.empty(0, dtype=torch.long), 0
 
     def next(self) -> Batch:
         """Return the next batch, drawing a new order if too few rows are left."""
         if self._batch_size is None:
-            return Batch(self._arrays, {})
+            return Batch(self._whole, {})
         if self._cursor + self._batch_size > len(self._order):
             self._order, self._cursor = torch.randperm(self._size), 0
         rows = self._order[self._cursor : self._cursor + self._batch_size]

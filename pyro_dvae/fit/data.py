@@ -3,7 +3,7 @@
 Data are arrays with one common leading axis, or an iterable of batches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +17,16 @@ __all__ = [
     "as_arrays",
     "as_batch",
     "check_batch_size",
+    "check_no_dataset",
     "is_finite",
     "is_iterable_of_batches",
     "num_rows",
     "take_rows",
     "to_device",
+    "whole",
 ]
+
+_PART = 2**24  # bytes that are looked at together
 
 
 class Batch(NamedTuple):
@@ -33,13 +37,16 @@ class Batch(NamedTuple):
 
 
 def as_arrays(data: tuple[Any, ...], name: str) -> tuple[Any, ...]:
-    """Turn NumPy arrays into tensors; check that they are not empty, agree, and are finite."""
-    arrays = tuple(_as_array(value, f"`{name}`") for value in data)
+    """Check that arrays are not empty, agree, and are finite; leave them where they are.
+
+    Arrays of NumPy, which may be larger than the memory, become tensors a batch at a time.
+    """
+    arrays = tuple(_held(value, f"`{name}`") for value in data)
     sizes = {i: len(value) for i, value in enumerate(arrays) if _has_rows(value)}
     if not sizes or min(sizes.values()) == 0:
         raise ValueError(
             f"`{name}` is empty: it needs an array with at least one row; got "
-            f"{[tuple(v.shape) if isinstance(v, Tensor) else v for v in arrays]}."
+            f"{[tuple(v.shape) if isinstance(v, Tensor | np.ndarray) else v for v in arrays]}."
         )
     if len(set(sizes.values())) > 1:
         raise ValueError(
@@ -48,7 +55,7 @@ def as_arrays(data: tuple[Any, ...], name: str) -> tuple[Any, ...]:
             "not data to the model and guide, for example by `functools.partial`."
         )
     for i, value in enumerate(arrays):
-        if isinstance(value, Tensor) and value.is_floating_point():
+        if _is_floating(value):
             _check_finite(value, f"`{name}`: argument {i}")
     return arrays
 
@@ -91,7 +98,26 @@ def is_iterable_of_batches(value: Any) -> bool:
             "`data` is a tuple: pass its arrays one by one, fit(svi, *data, ...), or a list of "
             "batches."
         )
-    return hasattr(value, "__iter__") and not isinstance(value, Tensor | np.ndarray | str | bytes)
+    check_no_dataset(value)
+    is_array = hasattr(value, "__array__") or isinstance(value, str | bytes)
+    return hasattr(value, "__iter__") and not is_array
+
+
+def check_no_dataset(value: Any) -> None:
+    """Check that data are no `Dataset` of single data, which makes no batches.
+
+    Raises:
+        ValueError: If they are.
+    """
+    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not _can_be_read(value):
+        raise ValueError(
+            f"`data` is a {type(value).__name__}, which has data but no batches: pass its arrays, "
+            "or a `DataLoader` of it."
+        )
+
+
+def _can_be_read(value: Any) -> bool:
+    return any(hasattr(value, name) for name in ("__array__", "__iter__"))
 
 
 def num_rows(values: Any) -> int:
@@ -102,7 +128,10 @@ def num_rows(values: Any) -> int:
 def take_rows(arrays: tuple[Any, ...], rows: Tensor | slice) -> tuple[Any, ...]:
     """Take rows of every array; scalars and other values stay as they are."""
 
-    def take(value: Tensor) -> Tensor:
+    def take(value: Any) -> Tensor:
+        if isinstance(value, np.ndarray):
+            places = rows.numpy() if isinstance(rows, Tensor) else rows
+            return _as_tensor(np.array(value[places]))
         return value[rows.to(value.device) if isinstance(rows, Tensor) else rows]
 
     return tuple(take(value) if _has_rows(value) else value for value in arrays)
@@ -120,25 +149,70 @@ def to_device(batch: Batch, device: torch.device | None) -> Batch:
     return Batch(tuple(map(move, args)), {name: move(value) for name, value in kwargs.items()})
 
 
-def _as_array(value: Any, source: str) -> Any:
-    """Tensors stay; NumPy floats get Torch's default dtype, as a model's parameters have."""
-    if not isinstance(value, np.ndarray):
+def whole(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    """All rows of every array, as tensors."""
+    is_array = [isinstance(value, np.ndarray) for value in arrays]
+    return tuple(
+        _as_tensor(value) if is_one else value
+        for value, is_one in zip(arrays, is_array, strict=True)
+    )
+
+
+def _held(value: Any, source: str) -> Any:
+    """Tensors stay, what NumPy can read becomes its array, and the rest is constant."""
+    if isinstance(value, Tensor | np.generic) or not hasattr(value, "__array__"):
         return value
+    value = np.asarray(value)
     if value.dtype.kind not in "biufc":
         raise ValueError(f"{source} must be numeric; got an array of dtype {value.dtype}.")
+    return value
+
+
+def _as_array(value: Any, source: str) -> Any:
+    value = _held(value, source)
+    return _as_tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def _as_tensor(value: np.ndarray) -> Tensor:
+    """NumPy floats get Torch's default dtype, as a model's parameters have."""
+    native = value.dtype.newbyteorder("=")
+    if value.dtype != native or not (value.flags.writeable and value.flags.c_contiguous):
+        value = np.array(value, native, order="C")  # Torch has no other byte order, no step back
     tensor = torch.as_tensor(value)
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
 def _has_rows(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0
+    return isinstance(value, Tensor | np.ndarray) and value.ndim > 0
 
 
-def _check_finite(values: Tensor, name: str) -> None:
-    bad = values.isfinite().logical_not()
-    if bad.any():
-        rows = int(bad.reshape(len(values), -1).any(1).sum()) if values.dim() else 1
+def _is_floating(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind == "f"
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _check_finite(values: Any, name: str) -> None:
+    """A part at a time, so that arrays larger than the memory can be checked."""
+    num_values = num_rows = 0
+    for part in _parts(values):
+        bad = ~(np.isfinite(part) if isinstance(part, np.ndarray) else part.isfinite())
+        if bad.any():
+            num_values += int(bad.sum())
+            num_rows += int(bad.reshape(len(bad), -1).any(1).sum())
+    if num_values:
         raise ValueError(
-            f"{name} holds {int(bad.sum())} values that are NaN or infinite, in {rows} rows. Drop "
+            f"{name} holds {num_values} values that are NaN or infinite, in {num_rows} rows. Drop "
             "these rows, or fill them and mask the site (`poutine.mask`, `.mask(...)`)."
         )
+
+
+def _parts(values: Any) -> Iterator[Any]:
+    """Rows of an array, as many as a few megabytes hold; all, if there are few."""
+    values = values.reshape(1) if values.ndim == 0 else values
+    size = max(1, _PART // max(1, values.nbytes // max(1, len(values))))
+    if len(values) <= size:
+        yield values
+        return
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

@@ -67,7 +67,9 @@ def fit_restarts(
         ValueError: If `num_restarts` is not positive, or by `fit`.
         DivergenceError: If all runs diverge.
     """
-    check_counts(num_restarts=num_restarts, num_steps=num_steps)
+    check_counts(num_restarts=num_restarts, num_steps=num_steps, log_every=log_every)
+    check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
+    check_counts(batch_size=batch_size)
 
     def run(i: int) -> FitResult:
         place = None if folder is None else Path(folder) / f"restart-{i}"

@@ -17,10 +17,12 @@ from torch.distributions import Distribution
 from pyro_dvae.models.plates import check_rows, data_plate
 from pyro_dvae.nets import register
 from pyro_dvae.nets.grids import from_grid
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["AmortisedGuide"]
 
 
+@checked
 class AmortisedGuide(nn.Module):
     """A guide whose networks read the latents' distribution off the data: q(z | x).
 

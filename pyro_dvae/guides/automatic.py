@@ -36,6 +36,7 @@ from pyro_dvae.guides.families import (
 )
 from pyro_dvae.guides.places import check_site, full_sizes, reaches
 from pyro_dvae.guides.tables import given_parents, num_features, of_rows, start_at_prior
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.programs.sites import Site
 from pyro_dvae.programs.swapping import is_discrete, latents_and_parents, swap_sites
 
@@ -71,6 +72,7 @@ class AutoDiscrete(AutoGuide):
             any, if a site is new, or its plates are others than before.
     """
 
+    @checked
     def __init__(
         self,
         model: Callable,

@@ -13,6 +13,7 @@ from pyro_dvae.distributions import AutoregressiveCategorical
 from pyro_dvae.guides.amortised import AmortisedGuide
 from pyro_dvae.guides.independent import IndependentGuide
 from pyro_dvae.nets import CausalTransformer, MLPEncoder, PatchEncoder
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["AutoregressiveGuide", "mnist_guide"]
 
@@ -36,6 +37,7 @@ class AutoregressiveGuide(AmortisedGuide):
         return AutoregressiveCategorical(self.transformer, self.encoder(x))
 
 
+@checked
 def mnist_guide(*, autoregressive: bool = True) -> AutoregressiveGuide | IndependentGuide:
     """A guide for `models.mnist_vae`: 8 codes of 256 values, 28 x 28 images.
 

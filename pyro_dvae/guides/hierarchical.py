@@ -16,6 +16,7 @@ from pyro_dvae.guides.quantised import Gradient, VectorQuantizedGuide, mask_of_l
 from pyro_dvae.nets.grids import from_grid, to_grid
 from pyro_dvae.nets.hierarchical import HierarchicalCodebook, check_grids
 from pyro_dvae.nets.stacks import stacked
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.codepaths import Route
 
 __all__ = ["HierarchicalGuide"]
@@ -41,6 +42,7 @@ class HierarchicalGuide(VectorQuantizedGuide):
         ValueError: If there is not one encoder, and one grid, for each scale.
     """
 
+    @checked
     def __init__(
         self,
         encoders: Sequence[nn.Module],

@@ -11,6 +11,7 @@ from pyro_dvae.distributions import Categorical, precise
 from pyro_dvae.guides.amortised import AmortisedGuide
 from pyro_dvae.nets.grids import check_grid
 from pyro_dvae.nets.registration import run_encoder
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["IndependentGuide"]
 
@@ -30,6 +31,7 @@ class IndependentGuide(AmortisedGuide):
         ValueError: If the grid is none; on a call, if it is another than that of the logits.
     """
 
+    @checked
     def __init__(
         self,
         encoder: nn.Module,

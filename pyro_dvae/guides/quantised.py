@@ -15,6 +15,7 @@ from pyro_dvae.models.plates import data_mask
 from pyro_dvae.nets import Quantized, Quantizer
 from pyro_dvae.nets.grids import check_grid
 from pyro_dvae.nets.registration import run_encoder
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.assignments import mean_entropy, own_entropies
 from pyro_dvae.ops.codepaths import Route, diveq, rotation_trick, straight_through_codes
 
@@ -52,6 +53,7 @@ class VectorQuantizedGuide(AmortisedGuide):
             none; on a call, if the grid is another than that of the vectors.
     """
 
+    @checked
     def __init__(
         self,
         encoder: nn.Module,

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective, info_type
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.tempering import (
     effective_sample_size,
     solve_kl_temperature,
@@ -147,6 +148,7 @@ class DAPS_ELBO(ParticleELBO):
     reads: ClassVar = {"codes": read_codes}
     info_class = DAPSInfo
 
+    @checked
     def __init__(
         self,
         num_particles: int = 8,

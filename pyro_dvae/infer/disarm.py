@@ -33,6 +33,7 @@ from torch import Tensor
 
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.multisample import antithetic_advantages, antithetic_draw, antithetic_factor
 from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.draw import Sampler
@@ -133,6 +134,7 @@ class DisARM_ELBO(ParticleELBO):
     min_particles = 2
     reads: ClassVar = {"log_pair": read_pairs}
 
+    @checked
     def __init__(
         self,
         num_particles: int = 2,

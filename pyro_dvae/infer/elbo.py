@@ -35,6 +35,7 @@ from pyro_dvae.infer.objective import (
     of_possible_data,
     without_impossible,
 )
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.programs.draw import Sampler, run_traces
 from pyro_dvae.programs.layout import find_layout
 from pyro_dvae.programs.looking import statistics_kept, without_gradient
@@ -117,6 +118,7 @@ class ParticleELBO(ELBO):
     least_beta: ClassVar[float] = 0.0  # `LEAST_BETA` of algorithms that divide by beta
     info_class: ClassVar[Any] = Info  # made by `info_type` if `Gain.info` has scalars
 
+    @checked
     def __init__(
         self,
         num_particles: int,
@@ -141,6 +143,11 @@ class ParticleELBO(ELBO):
         if target_rate is not None and not 0 < target_rate < math.inf:
             raise ValueError(
                 f"`target_rate` must be positive and finite, in bits; got {target_rate}."
+            )
+        if not max_plate_nesting >= 0:
+            raise ValueError(
+                f"`max_plate_nesting` must be a whole number of at least 0, or left out; got "
+                f"{max_plate_nesting}."
             )
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
         self.vectorize_particles = vectorize_particles

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.codes import enumerate_draws
 from pyro_dvae.programs.pair import Pair
@@ -58,6 +59,7 @@ class Exact_ELBO(ParticleELBO):
             joint states per datum, or no finite support.
     """
 
+    @checked
     def __init__(
         self,
         *,

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.programs.record import Particles
 
 __all__ = [
@@ -61,6 +62,7 @@ class Info(NamedTuple):
     beta: float | Tensor
 
 
+@checked
 def info_type(module: str, name: str, *fields: str) -> Any:
     """A named tuple with the fields of `Info` and scalars of an algorithm's own."""
     return namedtuple(name, (*Info._fields, *fields), module=module)

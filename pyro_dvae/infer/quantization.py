@@ -37,6 +37,7 @@ from torch import Tensor
 
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective, info_type
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.usage import codes_in_use
 from pyro_dvae.programs.pair import Layout, Pair
 from pyro_dvae.programs.precision import read_precision
@@ -101,6 +102,7 @@ class VQ_ELBO(ParticleELBO):
     reads: ClassVar = {"quantized": read_vectors, "precision": read_precision}
     info_class = VQInfo
 
+    @checked
     def __init__(
         self,
         *,

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
 from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.pair import Layout, Run
@@ -98,6 +99,7 @@ class Reinforce_ELBO(ParticleELBO):
 
     reads: ClassVar = {"prediction": read_prediction}
 
+    @checked
     def __init__(
         self,
         num_particles: int = 8,

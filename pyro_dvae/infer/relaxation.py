@@ -30,11 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_dvae.distributions import RELAXATIONS
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.programs.relaxing import RefusalError, Relaxing, not_taken
 
 __all__ = ["Relaxed", "relax"]
 
 
+@checked
 def relax(
     program: Callable,
     method: str = "gumbel",

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import LEAST_BETA, Gain, Objective, info_type
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.multisample import BASELINES, multisample_signal
 from pyro_dvae.programs.record import Particles
@@ -93,6 +94,7 @@ class VIMCO_ELBO(ParticleELBO):
     least_beta = LEAST_BETA
     info_class = VIMCOInfo
 
+    @checked
     def __init__(
         self,
         num_particles: int = 8,

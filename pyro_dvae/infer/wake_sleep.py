@@ -31,6 +31,7 @@ from torch import Tensor
 
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import LEAST_BETA, Gain, Objective, info_type
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.tempering import effective_sample_size
 from pyro_dvae.ops.weighting import centered_weights, policy_weights
@@ -104,6 +105,7 @@ class WakeSleep_ELBO(ParticleELBO):
     pathwise = False
     info_class = WakeSleepInfo
 
+    @checked
     def __init__(
         self,
         num_particles: int = 8,

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from pyro_dvae.distributions import precise
 from pyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn, finite_logit
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["BernoulliLikelihood", "GaussianLikelihood", "Likelihood"]
 
@@ -68,6 +69,7 @@ class GaussianLikelihood(nn.Module):
         ValueError: If `variance` is not within the bounds, or `learn` is out of its range.
     """
 
+    @checked
     def __init__(
         self,
         *,

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from pyro_dvae.distributions import AutoregressiveCategorical, Categorical, UniformCategorical
 from pyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn, logit_of_mean
 from pyro_dvae.nets import CausalTransformer
+from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["AutoregressivePrior", "BernoulliPrior", "CategoricalPrior", "Prior", "UniformPrior"]
 
@@ -37,8 +38,10 @@ class UniformPrior(nn.Module):
 
     like: Tensor
 
+    @checked
     def __init__(self, num_latents: int, num_codes: int) -> None:
         super().__init__()
+        check_counts(num_latents=num_latents, num_codes=num_codes)
         self.num_codes = num_codes
         self.register_buffer("like", torch.zeros(num_latents), persistent=False)
 
@@ -55,8 +58,10 @@ class CategoricalPrior(nn.Module):
         num_codes: Values of a code, V.
     """
 
+    @checked
     def __init__(self, num_latents: int, num_codes: int) -> None:
         super().__init__()
+        check_counts(num_latents=num_latents, num_codes=num_codes)
         self.logits = nn.Parameter(torch.zeros(num_latents, num_codes))
 
     def forward(self) -> Distribution:
@@ -76,8 +81,10 @@ class AutoregressivePrior(nn.Module):
         ValueError: If `transformer` does not take what the prior has for a context.
     """
 
+    @checked
     def __init__(self, transformer: CausalTransformer, *, num_classes: int | None = None) -> None:
         super().__init__()
+        check_counts(num_classes=num_classes)
         _check_attention(transformer.cross_attention, num_classes)
         self.transformer, self.num_classes = transformer, num_classes
         width = transformer.embed_dim
@@ -105,8 +112,10 @@ class BernoulliPrior(nn.Module):
         ValueError: If `probability` or `learn` is out of its range.
     """
 
+    @checked
     def __init__(self, num_latents: int, *, probability: float = 0.5, learn: Learn = False) -> None:
         super().__init__()
+        check_counts(num_latents=num_latents)
         check_learn(learn)
         if not 0.0 < probability < 1.0:
             raise ValueError(f"`probability` must be strictly in (0, 1); got {probability}.")

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, distributed, nn
 
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
+from pyro_dvae.ops.arguments import check_counts, checked
 from pyro_dvae.ops.clustering import k_means
 from pyro_dvae.ops.quantizing import (
     CodebookState,
@@ -67,6 +68,7 @@ class Codebook(Quantizer):
     counts: Tensor
     sums: Tensor
 
+    @checked
     def __init__(
         self,
         num_codes: int,
@@ -204,6 +206,7 @@ class FiniteScalars(Quantizer):
             positive.
     """
 
+    @checked
     def __init__(self, levels: Sequence[int], *, scale: float = 1.0) -> None:
         super().__init__()
         self.levels, self.scale = tuple(levels), scale
@@ -247,6 +250,7 @@ def _check_codebook(
     table: Tensor | None,
     start: str | None,
 ) -> None:
+    check_counts(embed_dim=embed_dim)
     if num_codes < 2:
         raise ValueError(f"`num_codes` must be at least 2; got {num_codes}.")
     if decay is not None and not 0.0 <= decay < 1.0:

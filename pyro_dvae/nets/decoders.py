@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pyro_dvae.nets.grids import check_grid, to_grid
 from pyro_dvae.nets.quantizers import Quantizer
 from pyro_dvae.nets.registration import gets_vectors
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.refusing import refuse_gradient
 
 __all__ = ["CodebookDecoder"]
@@ -47,6 +48,7 @@ class CodebookDecoder(nn.Module):
         ValueError: If the grid is none, or another than that of the codes.
     """
 
+    @checked
     def __init__(
         self,
         codebook: Quantizer,

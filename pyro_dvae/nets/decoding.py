@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_dvae.distributions import AutoregressiveCategorical, log_softmax
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["DecodedCodes", "decode_codes"]
 
@@ -28,6 +29,7 @@ class DecodedCodes(NamedTuple):
     log_probs: Float[Tensor, "W *batch"]  # in nats; -inf where there are fewer than W codes
 
 
+@checked
 def decode_codes(distribution: Distribution, *, beam_width: int = 1) -> DecodedCodes:
     """Search for the most likely codes of each datum, without gradient.
 

@@ -17,6 +17,7 @@ from pyro_dvae.nets.decoders import CodebookDecoder, folded
 from pyro_dvae.nets.grids import check_grid, to_grid
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
 from pyro_dvae.nets.stacks import Stack, check_parts, stacked
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["HierarchicalCodebook", "HierarchicalDecoder"]
 
@@ -85,6 +86,7 @@ class HierarchicalDecoder(CodebookDecoder):
         ValueError: If there is not one grid for each scale, of as many places as it has latents.
     """
 
+    @checked
     def __init__(
         self,
         codebook: HierarchicalCodebook,

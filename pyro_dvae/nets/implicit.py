@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.quantizing import nearest_codes
 from pyro_dvae.ops.signs import on_sphere, quantize_signs, sign_vectors
 
@@ -38,6 +39,7 @@ class BinaryCodes(Quantizer):
         ValueError: If an argument is out of its range.
     """
 
+    @checked
     def __init__(self, num_bits: int, *, spherical: bool = False, scale: float = 1.0) -> None:
         super().__init__()
         _check_bits(num_bits, scale, _MOST_BITS)
@@ -87,6 +89,7 @@ class LinearCodebook(Quantizer):
 
     fixed: Tensor
 
+    @checked
     def __init__(self, num_codes: int, embed_dim: int) -> None:
         super().__init__()
         if num_codes < 2:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pyro_dvae.nets.inputs import batch_shape_of, flat_start
 from pyro_dvae.nets.layers import perceptron
 from pyro_dvae.nets.registration import gets_vectors
+from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["MLPDecoder", "MLPEncoder"]
 
@@ -40,6 +41,7 @@ class MLPEncoder(nn.Module):
             into one code.
     """
 
+    @checked
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -49,6 +51,7 @@ class MLPEncoder(nn.Module):
         output_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        check_counts(num_latents=num_latents, num_codes=num_codes)
         self.input_shape = tuple(input_shape)
         self.num_latents, self.num_codes = num_latents, num_codes
         self.output_shape = (num_latents,) if num_codes is None else (num_latents, num_codes)
@@ -83,6 +86,7 @@ class MLPDecoder(nn.Module):
         ValueError: If `start` has another shape.
     """
 
+    @checked
     def __init__(
         self,
         num_latents: int,
@@ -94,6 +98,7 @@ class MLPDecoder(nn.Module):
         positive: bool = False,
     ) -> None:
         super().__init__()
+        check_counts(num_latents=num_latents, num_codes=num_codes)
         self.num_latents, self.num_codes = num_latents, num_codes
         self.output_shape = tuple(output_shape)
         self.embedding = None if num_codes is None else nn.Embedding(num_codes, embed_dim)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.assignments import assignment_logits
 
 __all__ = ["Quantized", "Quantizer"]
@@ -24,6 +25,7 @@ class Quantized(NamedTuple):
     vectors: Float[Tensor, "*batch D"]  # of the codes; their gradient goes to the codebook
 
 
+@checked
 class Quantizer(nn.Module):
     """A codebook; one of one's own defines `quantize` and `rows`."""
 

@@ -18,12 +18,14 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
 from pyro_dvae.nets.inputs import not_encoded
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["gets_vectors", "register", "run_encoder"]
 
 _MARK = "_pyro_dvae_identity"  # id() of a tensor that `register` itself put into the store
 
 
+@checked
 def register(name: str, net: nn.Module) -> nn.Module:
     """Declare each trainable parameter of `net` to Pyro as ``name$$$parameter``.
 

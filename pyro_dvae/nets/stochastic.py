@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyro_dvae.nets.grids import check_grid, from_grid
 from pyro_dvae.nets.quantizers import Quantizer
 from pyro_dvae.nets.registration import run_encoder
+from pyro_dvae.ops.arguments import checked
 
 __all__ = ["CodebookEncoder"]
 
@@ -40,6 +41,7 @@ class CodebookEncoder(nn.Module):
             together of several.
     """
 
+    @checked
     def __init__(
         self,
         network: nn.Module,

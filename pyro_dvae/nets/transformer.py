@@ -25,6 +25,7 @@ from pyro_dvae.distributions import precise_dtype, sample_codes, split_shared
 from pyro_dvae.nets.attention import Block, Cache
 from pyro_dvae.nets.inputs import batch_shape_of
 from pyro_dvae.nets.layers import sinusoids, start_at_xavier
+from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["CausalTransformer", "PatchEncoder"]
 
@@ -49,6 +50,7 @@ class PatchEncoder(nn.Module):
 
     positions: Tensor
 
+    @checked
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -60,6 +62,9 @@ class PatchEncoder(nn.Module):
         mlp_ratio: int = 4,
     ) -> None:
         super().__init__()
+        check_counts(num_patches=num_patches)
+        check_counts(embed_dim=embed_dim, num_layers=num_layers)
+        check_counts(num_heads=num_heads, mlp_ratio=mlp_ratio)
         if len(input_shape) not in (2, 3):
             raise ValueError(
                 f"`input_shape` must be (H, W) or (H, W, C); got {tuple(input_shape)}. Use "
@@ -115,6 +120,7 @@ class CausalTransformer(nn.Module):
 
     positions: Tensor
 
+    @checked
     def __init__(
         self,
         num_latents: int,
@@ -127,6 +133,9 @@ class CausalTransformer(nn.Module):
         cross_attention: bool = True,
     ) -> None:
         super().__init__()
+        check_counts(num_latents=num_latents, num_codes=num_codes)
+        check_counts(embed_dim=embed_dim, num_layers=num_layers)
+        check_counts(num_heads=num_heads, mlp_ratio=mlp_ratio)
         self.num_latents, self.num_codes = num_latents, num_codes
         self.embed_dim, self.cross_attention = embed_dim, cross_attention
         self.embedding = nn.Embedding(num_codes + 1, embed_dim)  # the last row begins a sequence

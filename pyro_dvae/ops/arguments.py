@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["check_counts", "check_numbers", "checked", "is_count"]
+__all__ = ["check_counts", "check_numbers", "checked", "is_count", "shown_count"]
 
 T = TypeVar("T", bound=Callable)
 
@@ -116,12 +116,14 @@ def _refusal(name: str, kind: Kind, value: Any) -> ValueError:
 
 
 def check_counts(*, least: int = 1, **counts: Any) -> None:
-    """Check that arguments are whole numbers of at least `least`.
+    """Check that arguments are whole numbers of at least `least`, or None: left out.
 
     Raises:
         ValueError: If one is not; it is named.
     """
     for name, value in counts.items():
+        if value is None:
+            continue
         if not is_count(value):
             raise ValueError(
                 f"`{name}` must be a whole number of at least {least}; got {_shown(value)}."
@@ -150,6 +152,11 @@ def check_numbers(
             raise ValueError(
                 f"`{name}` must be a {_range(above, least, most)}; got {_shown(value)}."
             )
+
+
+def shown_count(count: int) -> str:
+    """A count in a message: of more than nine digits, the power of two below it."""
+    return str(count) if count < 10**9 else f"at least 2**{count.bit_length() - 1}"
 
 
 def _range(above: float, least: float, most: float) -> str:

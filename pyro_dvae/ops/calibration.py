@@ -18,9 +18,12 @@ import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import checked
+
 __all__ = ["chi_square", "random_ranks"]
 
 
+@checked
 def random_ranks(
     truth: Real[Tensor, "*batch"],
     draws: Real[Tensor, "K *batch"],

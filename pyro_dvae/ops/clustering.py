@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.quantizing import (
     CodebookState,
     code_counts,
@@ -25,6 +26,7 @@ from pyro_dvae.ops.quantizing import (
 __all__ = ["k_means"]
 
 
+@checked
 def k_means(
     inputs: Float[Tensor, "N D"], uniforms: Float[Tensor, "V"], *, num_steps: int = 10
 ) -> CodebookState:

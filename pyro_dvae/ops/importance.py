@@ -24,6 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import check_counts, checked
+
 __all__ = ["MIN_TAIL", "ParetoTail", "khat_threshold", "pareto_tail"]
 
 MIN_TAIL = 5  # distinct weights below which no tail is fitted
@@ -39,8 +41,10 @@ class ParetoTail(NamedTuple):
     largest_weight: Float[Tensor, "*batch"]  # of the normalised weights, in [1/K, 1]
 
 
+@checked
 def khat_threshold(num_particles: int) -> float:
     """The k̂ above which K draws do not do: ``min(1 - 1 / log10 K, 0.7)`` of [1]; one never does."""
+    check_counts(num_particles=num_particles)
     return min(1.0 - 1.0 / math.log10(num_particles), 0.7) if num_particles > 1 else -math.inf
 
 

@@ -28,6 +28,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import checked
+
 __all__ = [
     "BASELINES",
     "antithetic_advantages",
@@ -40,6 +42,7 @@ __all__ = [
 BASELINES = ("geometric", "arithmetic")
 
 
+@checked
 def multisample_signal(
     log_weights: Float[Tensor, "K *batch"], baseline: str = "geometric"
 ) -> Float[Tensor, "K *batch"]:
@@ -96,6 +99,7 @@ def _mean_of_others(log_values: Float[Tensor, "K *batch"]) -> Float[Tensor, "K *
     return means.masked_fill(lost.sum(dim=0) > lost.long(), -math.inf)
 
 
+@checked
 def antithetic_draw(
     probs: Float[Tensor, "*#shape"], uniforms: Float[Tensor, "*#shape"], mirrored: bool
 ) -> Bool[Tensor, "*shape"]:

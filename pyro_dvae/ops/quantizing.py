@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.relaxing import with_slope
 
 __all__ = [
@@ -86,6 +87,7 @@ def nearest_codes(
     return squared_distances(inputs.detach(), table.detach()).argmin(-1)
 
 
+@checked
 def code_counts(
     codes: Integer[Tensor, "*batch"],
     num_codes: int,
@@ -97,6 +99,7 @@ def code_counts(
     return flat.new_zeros(num_codes).index_add(0, flat, ones).float()
 
 
+@checked
 def code_sums(
     inputs: Float[Tensor, "*batch D"],
     codes: Integer[Tensor, "*batch"],
@@ -110,6 +113,7 @@ def code_sums(
     return flat.new_zeros(num_codes, flat.shape[1]).index_add(0, codes.reshape(-1), flat)
 
 
+@checked
 def update_codebook(
     state: CodebookState,
     counts: Float[Tensor, "V"],
@@ -146,6 +150,7 @@ def update_codebook(
     return CodebookState(torch.where(chosen[:, None], means, state.table), counts, sums)
 
 
+@checked
 def restart_codes(
     state: CodebookState, candidates: Float[Tensor, "V D"], min_count: float
 ) -> CodebookState:

@@ -6,9 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import checked
+
 __all__ = ["refuse_gradient"]
 
 
+@checked
 def refuse_gradient(
     value: Float[Tensor, "*shape"], source: Float[Tensor, "..."], message: str
 ) -> Float[Tensor, "*shape"]:

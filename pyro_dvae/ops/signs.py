@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.relaxing import with_slope
 
 __all__ = ["on_sphere", "quantize_signs", "sign_vectors"]
@@ -29,6 +30,7 @@ def on_sphere(inputs: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     return torch.where(squares > 0, inputs / safe.sqrt(), 0.0)
 
 
+@checked
 def quantize_signs(
     inputs: Float[Tensor, "*batch C"], scale: float = 1.0
 ) -> tuple[Float[Tensor, "*batch C"], Integer[Tensor, "*batch"]]:
@@ -43,6 +45,7 @@ def quantize_signs(
     return with_slope(vectors, inputs), (positive * places).sum(-1)
 
 
+@checked
 def sign_vectors(
     codes: Integer[Tensor, "*batch"], num_channels: int, scale: float = 1.0
 ) -> Float[Tensor, "*batch C"]:

@@ -18,6 +18,7 @@ from jaxtyping import Integer, Num
 from pyro import poutine
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import shown_count
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.layout import find_layout
 from pyro_dvae.programs.looking import only_looking
@@ -252,8 +253,9 @@ def enumerate_draws(
     if num_states > max_states:
         listed = ", ".join(f"'{s.name}': {len(s.support)}^{s.num_latents}" for s in space.sites)
         raise ValueError(
-            f"enumeration needs {num_states} states per datum ({listed}), but `max_states` is "
-            f"{max_states}. Raise it, or use DAPS_ELBO or Reinforce_ELBO, which sample."
+            f"enumeration needs {shown_count(num_states)} states per datum ({listed}), but "
+            f"`max_states` is {max_states}. Raise it, or use DAPS_ELBO or Reinforce_ELBO, which "
+            "sample."
         )
     sizes = torch.tensor(space.cardinalities)
     places = torch.tensor([math.prod(sizes[:h].tolist()) for h in range(len(sizes))])

@@ -36,6 +36,7 @@ from numpyro_dvae.infer.truncated.minibatch import open_plates, read_minibatch
 from numpyro_dvae.infer.truncated.proposals import draws_of, from_pool
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer
 from numpyro_dvae.infer.truncated.start import first_words
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.evolution import Operator, union
 from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
 from numpyro_dvae.programs.codes import decode, find_space
@@ -81,6 +82,7 @@ class TruncatedGuide:
 
     words: UInt32[Array, "N S W"] | None
 
+    @checked
     def __init__(
         self,
         model: Callable,

@@ -38,6 +38,7 @@ from numpyro_dvae.infer.objective import Gain, Objective, info_type
 from numpyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
 from numpyro_dvae.infer.truncated.guide import TruncatedGuide
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.evolution import Operator
 from numpyro_dvae.programs.record import Particles
 from numpyro_dvae.programs.statistics import read_statistics, sums
@@ -132,6 +133,7 @@ class Truncated_ELBO(ParticleELBO):
     info_class = TruncatedInfo
     memories = "a schedule, a `target_rate` or a closed form"
 
+    @checked
     def __init__(
         self,
         evolve: Operator | None = None,

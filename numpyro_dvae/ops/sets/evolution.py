@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, UInt32
 
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.hashing import change_hash, hash_states, zobrist_table
 from numpyro_dvae.ops.sets.ranking import take_states
 from numpyro_dvae.ops.sets.states import distinct_latents, other_codes, perturb
@@ -62,6 +63,7 @@ class Population(NamedTuple):
 Operator = Callable[[Array, Population], Population | Array]
 
 
+@checked
 def select(num_parents: int, temperature: float = 1.0) -> Operator:
     """Select parents without replacement, with chances ``∝ exp(scores / temperature)``.
 
@@ -92,6 +94,7 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
     return operator
 
 
+@checked
 def flip(num_children: int) -> Operator:
     """Give each parent children that differ from it in one latent each.
 
@@ -123,6 +126,7 @@ def flip(num_children: int) -> Operator:
     return operator
 
 
+@checked
 def sparse_flip(num_children: int, rate: float, num_active: float | Array) -> Operator:
     """Flip every latent of each child at random, so that children stay sparse ([2], binary only).
 
@@ -158,6 +162,7 @@ def sparse_flip(num_children: int, rate: float, num_active: float | Array) -> Op
     return operator
 
 
+@checked
 def flip_probs(
     active: Integer[Array, "*batch"], num_latents: int, rate: float, num_active: float | Array
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
@@ -238,6 +243,7 @@ def union(*operators: Operator) -> Operator:
     return operator
 
 
+@checked
 def propose(rng_key: Array, operator: Operator, population: Population) -> Population:
     """What an operator makes of a population, with the hashes that it leaves out.
 
@@ -281,3 +287,6 @@ def _check_positive(name: str, value: int) -> None:
 def _check_operators(operators: tuple[Operator, ...]) -> None:
     if not operators:
         raise ValueError("`operators` must be one or more; got none.")
+    for operator in operators:
+        if not callable(operator):
+            raise ValueError(f"`operators` must be functions, as `flip` makes; got {operator!r}.")

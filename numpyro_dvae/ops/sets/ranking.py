@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
+from numpyro_dvae.ops.arguments import checked
+
 __all__ = [
     "Survivors",
     "keep_best",
@@ -37,6 +39,7 @@ class Survivors(NamedTuple):
     """Where they stood among the candidates."""
 
 
+@checked
 def keep_best(
     states: Integer[Array, "C B H"], scores: Float[Array, "C B"], num_states: int
 ) -> Survivors:

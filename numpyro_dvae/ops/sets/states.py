@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.hashing import first_occurrences, hash_states, zobrist_table
 from numpyro_dvae.ops.sets.packing import code_dtype
 from numpyro_dvae.ops.sets.ranking import without_nan
@@ -23,6 +24,7 @@ from numpyro_dvae.ops.sets.ranking import without_nan
 __all__ = ["distinct_latents", "other_codes", "perturb", "random_states"]
 
 
+@checked
 @functools.partial(jax.jit, static_argnames=("num_states", "num_data", "cardinalities"))
 def random_states(
     rng_key: Array,

@@ -34,6 +34,7 @@ from pyro_dvae.infer.truncated.minibatch import open_plates, read_minibatch
 from pyro_dvae.infer.truncated.proposals import draws_of, from_pool
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, given_values
 from pyro_dvae.infer.truncated.start import first_words
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.evolution import Operator, union
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.broadcasting import takes_particles
@@ -79,6 +80,7 @@ class TruncatedGuide(nn.Module):
 
     words: Int32[Tensor, "N S W"] | None
 
+    @checked
     def __init__(
         self,
         model: Callable,

@@ -37,6 +37,7 @@ from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
 from pyro_dvae.infer.truncated.guide import TruncatedGuide
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.evolution import Operator
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.record import Particles
@@ -118,6 +119,7 @@ class Truncated_ELBO(ParticleELBO):
 
     info_class = TruncatedInfo
 
+    @checked
     def __init__(
         self,
         evolve: Operator | None = None,

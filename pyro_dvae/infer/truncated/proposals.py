@@ -28,6 +28,7 @@ from torch import Tensor
 
 from pyro_dvae.infer.truncated.minibatch import prior_probs
 from pyro_dvae.infer.truncated.scoring import Scorer
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.evolution import Operator, Population, sparse_flip, unscored
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.ops.sets.states import change_latents
@@ -38,6 +39,7 @@ from pyro_dvae.programs.sites import sample_sites
 __all__ = ["draws_of", "from_pool", "informed_flip", "prior_flip"]
 
 
+@checked
 def informed_flip(num_children: int) -> Operator:
     """An operator for `evolve`: children that differ from their parent in one latent each.
 
@@ -70,6 +72,7 @@ def informed_flip(num_children: int) -> Operator:
     return operator
 
 
+@checked
 def prior_flip(num_children: int, rate: float) -> Operator:
     """An operator for `evolve`: `ops.evolution.sparse_flip` with the activity of the prior.
 
@@ -94,6 +97,7 @@ def prior_flip(num_children: int, rate: float) -> Operator:
     return operator
 
 
+@checked
 def draws_of(guide: Callable, num_draws: int) -> Operator:
     """An operator for `evolve`: children are `num_draws` draws from an amortised guide.
 

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int32, Int64, Integer
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.hashing import hash_words
 from pyro_dvae.ops.sets.packing import pack, unpack
 from pyro_dvae.ops.sets.ranking import rows_at, take_rows, top_indices
@@ -109,6 +110,7 @@ class Population:
 Operator = Callable[[Population], Population | Tensor]
 
 
+@checked
 def select(num_parents: int, temperature: float = 1.0) -> Operator:
     """Select parents without replacement, with chances ``∝ exp(scores / temperature)``.
 
@@ -140,6 +142,7 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
     return operator
 
 
+@checked
 def flip(num_children: int) -> Operator:
     """Give each parent children that differ from it in one latent each.
 
@@ -165,6 +168,7 @@ def flip(num_children: int) -> Operator:
     return operator
 
 
+@checked
 def sparse_flip(num_children: int, rate: float, num_active: float | Tensor) -> Operator:
     """Flip every latent of each child at random, so that children stay sparse ([2], binary only).
 
@@ -199,6 +203,7 @@ def sparse_flip(num_children: int, rate: float, num_active: float | Tensor) -> O
     return operator
 
 
+@checked
 def flip_probs(
     active: Integer[Tensor, "*batch"], num_latents: int, rate: float, num_active: float | Tensor
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
@@ -277,6 +282,7 @@ def union(*operators: Operator) -> Operator:
     return operator
 
 
+@checked
 def propose(operator: Operator, population: Population) -> Population:
     """What an operator makes of a population, with the hashes that it leaves out.
 
@@ -321,3 +327,6 @@ def _check_positive(name: str, value: int) -> None:
 def _check_operators(operators: tuple[Operator, ...]) -> None:
     if not operators:
         raise ValueError("`operators` must be one or more; got none.")
+    for operator in operators:
+        if not callable(operator):
+            raise ValueError(f"`operators` must be functions, as `flip` makes; got {operator!r}.")

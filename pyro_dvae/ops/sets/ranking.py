@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int32, Int64, Integer, Shaped
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.packing import as_numbers
 
 __all__ = [
@@ -43,6 +44,7 @@ class Survivors(NamedTuple):
     """Where they stood among the candidates."""
 
 
+@checked
 def keep_best(
     states: Integer[Tensor, "C B H"], scores: Float[Tensor, "C B"], num_states: int
 ) -> Survivors:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int32, Int64, Integer
 from torch import Tensor
 
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.hashing import change_hash, first_occurrences, hash_states, zobrist_table
 from pyro_dvae.ops.sets.packing import as_numbers, code_dtype, places_of
 from pyro_dvae.ops.sets.ranking import without_nan
@@ -23,6 +24,7 @@ from pyro_dvae.ops.sets.ranking import without_nan
 __all__ = ["change_latents", "distinct_latents", "other_codes", "perturb", "random_states"]
 
 
+@checked
 def random_states(
     num_states: int,
     num_data: int,

@@ -1,0 +1,121 @@
+"""Files from others: read as data alone, and no more of them than a limit allows.
+
+A small file may unpack to any size, and a header may claim any: both are looked at before anything
+is unpacked.
+"""
+
+import math
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+__all__ = ["GIGABYTES", "read_arrays", "read_picture"]
+
+GIGABYTES = 4.0  # that a file may unpack to, unless its user allows more
+_SCALES = {"1": 1.0, "L": 255.0, "RGB": 255.0, "I;16": 65535.0, "I": 65535.0}  # modes of Pillow
+_TO = {"P": "RGB", "PA": "RGB", "LA": "L", "La": "L", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB"}
+_TO |= {"CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "I;16B": "I", "I;16L": "I"}
+
+
+def read_arrays(path: Path, names: tuple[str, ...], gigabytes: float) -> dict[str, np.ndarray]:
+    """The arrays of such names in a .npz file: the first is there, others that it lacks are not.
+
+    Raises:
+        ValueError: If it cannot be read, holds Python objects, or would unpack to more.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: f"{name}.npy" for name in names}
+            held = archive.namelist()
+            if members[names[0]] not in held:
+                others = ", ".join(sorted(name.removesuffix(".npy") for name in held))
+                raise _RefusedError(
+                    f"{path}: has no array `{names[0]}`, only {others or 'nothing'}; save it by "
+                    f"np.savez(path, {names[0]}=...)"
+                )
+            found = {n: m for n, m in members.items() if m in held}
+            _check_sizes(archive, list(found.values()), path, gigabytes)
+            return {name: _array(archive, member) for name, member in found.items()}
+    except _RefusedError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # whatever a header makes of a reader
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        reason = reason or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as a .npz file of arrays ({reason})") from None
+
+
+class _RefusedError(Exception):
+    """What is wrong with a file is known."""
+
+
+def _check_sizes(
+    archive: zipfile.ZipFile, members: list[str], path: Path, gigabytes: float
+) -> None:
+    """Compare what the archive and the headers of its arrays say with the limit."""
+    unpacked = sum(archive.getinfo(member).file_size for member in members)
+    claimed = 0
+    for member in members:
+        with archive.open(member) as file:
+            shape, dtype = _header(file)
+        claimed += math.prod(shape) * dtype.itemsize
+    _check_size(path, max(unpacked, claimed), gigabytes)
+
+
+def _check_size(path: Path | None, size: int, gigabytes: float) -> None:
+    if size > gigabytes * 1e9:
+        raise _RefusedError(
+            f"{path}: would unpack to {size / 1e9:.3g} GB, and --most-gigabytes allows "
+            f"{gigabytes:g}: raise it if you trust the file"
+        )
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type that the header of an array claims."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are not loaded")
+    return shape, dtype
+
+
+def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    file: BinaryIO
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def read_picture(path: Path, gigabytes: float) -> np.ndarray:
+    """A gray or colour image, ``(H, W)`` or ``(H, W, 3)`` floats in [0, 1]; alpha is left out.
+
+    Raises:
+        ValueError: If it cannot be read as one image, or would unpack to more.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                width, height = image.size
+                _check_size(path, 8 * 3 * width * height, gigabytes)
+                if getattr(image, "n_frames", 1) > 1:
+                    raise ValueError(f"it holds {image.n_frames} images")
+                image = image.convert(_TO[image.mode]) if image.mode in _TO else image
+                if image.mode not in _SCALES:
+                    raise ValueError(f"its pixels are of the kind {image.mode!r}")
+                return np.asarray(image, np.float64) / _SCALES[image.mode]
+    except _RefusedError as error:
+        raise ValueError(str(error)) from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path}: has more pixels than Pillow opens") from None
+    except Exception as error:  # whatever a broken file makes of a reader
+        if "cannot identify" in str(error):
+            raise ValueError(f"{path}: cannot be read as an image (no format is known)") from None
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise ValueError(f"{path}: cannot be read as an image ({reason})") from None
