@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import declare, own_name
-from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.ops.arguments import check_counts, checked
 from numpyro_dvae.ops.quantizing import nearest_codes
 from numpyro_dvae.ops.signs import on_sphere, quantize_signs, sign_vectors
 
@@ -91,6 +91,7 @@ class LinearCodebook(Quantizer):
     def __init__(self, num_codes: int, embed_dim: int) -> None:
         if num_codes < 2:
             raise ValueError(f"`num_codes` must be at least 2; got {num_codes}.")
+        check_counts(embed_dim=embed_dim)
         self.num_codes, self.embed_dim = num_codes, embed_dim
         self.name: str | None = None
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
-from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.arguments import check_counts, checked
 from pyro_dvae.ops.quantizing import nearest_codes
 from pyro_dvae.ops.signs import on_sphere, quantize_signs, sign_vectors
 
@@ -94,6 +94,7 @@ class LinearCodebook(Quantizer):
         super().__init__()
         if num_codes < 2:
             raise ValueError(f"`num_codes` must be at least 2; got {num_codes}.")
+        check_counts(embed_dim=embed_dim)
         self.num_codes, self.embed_dim = num_codes, embed_dim
         generator = torch.Generator().manual_seed(_SEED)
         fixed = torch.randn(num_codes, embed_dim, generator=generator) / math.sqrt(embed_dim)
