@@ -11,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 	XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint typecheck clean
+.PHONY: help demo test test-slow test-floor coverage lint typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,19 @@ test: $(READY) ## run the test suite
 test-slow: $(READY) ## run the checks of minutes, and JAX's with its leak checker
 	$(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow
 	$(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=0 JAX_ENABLE_X64=1 JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -k numpyro
+
+test-floor: ## run the test suite on the oldest versions that pyproject.toml admits
+	$(PYTHON) -m venv $(VENV)-floor
+	$(VENV)-floor/bin/python -m pip install --quiet --upgrade 'pip>=25.1' 'uv>=0.5'
+	VIRTUAL_ENV=$(VENV)-floor $(VENV)-floor/bin/uv pip install --quiet --resolution lowest-direct \
+		--editable '.[all]' --group test
+	$(ONE_THREAD) $(VENV)-floor/bin/python -m pytest -n $(JOBS) --dist worksteal
+
+coverage: $(READY) ## run the test suite and list the branches that it leaves out
+	$(BIN)/python -m pip install --quiet 'coverage>=7.6'
+	rm -f .coverage .coverage.*
+	$(ONE_THREAD) COVERAGE_CORE=sysmon $(BIN)/python -m coverage run -m pytest -p no:xdist
+	$(BIN)/python -m coverage report
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check .

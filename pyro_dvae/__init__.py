@@ -6,3 +6,13 @@
 - `pyro_dvae.nets`, `pyro_dvae.distributions`: what these are made of
 - `pyro_dvae.ops`: the mathematics, as functions of arrays
 """
+
+import importlib.util
+
+_NEEDED = ("torch", "pyro")
+
+if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+    raise ImportError(
+        f"pyro_dvae needs {', '.join(missing)}, which its extra brings: "
+        "pip install 'pyro-dvae[pyro]'"
+    )
