@@ -6,7 +6,7 @@ The same small convolutional networks code 32 x 32 colour images as 64 codes of 
 seed, and the CPU time of a step:
 
     python examples/benchmarks/quantizers.py [--backend pyro|numpyro] [--data FILE.npz]
-        [--num-steps 500] [--seeds 3] [--rows NAME ...]
+        [--num-steps 500] [--seeds 0 1 2] [--rows NAME ...]
 
 The data are `x` of an .npz file, (N, 32, 32, 3) uint8; by default patches of the photographs that
 scikit-learn and scikit-image ship.
@@ -319,7 +319,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=("pyro", "numpyro"), default="pyro")
     parser.add_argument("--data", help=".npz file with images `x`")
     parser.add_argument("--num-steps", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     options = parser.parse_args()
     data, ours = load(options.data), {"pyro": run_pyro, "numpyro": run_numpyro}[options.backend]
@@ -340,7 +340,7 @@ def show(
     options: argparse.Namespace,
 ) -> None:
     """Run a row for all seeds, and print it."""
-    found = [run(method, data, options.num_steps, seed) for seed in range(options.seeds)]
+    found = [run(method, data, options.num_steps, seed) for seed in options.seeds]
     errors, used, seconds = zip(*found, strict=True)
     print(
         f"{row:26} {whose:8} mse {np.mean(errors):.5f}  codes {np.mean(used):5.0f}  "

@@ -38,8 +38,8 @@ class VectorQuantizedGuide(AmortisedGuide):
             `CodebookDecoder`.
         gradient: How the encoder gets one past the choice of its codes: "straight_through",
             "rotation" or "diveq", see `ops.codepaths`; or a function from vectors before and after
-            to a `Route`. None is "diveq" for a codebook that learns by gradient, which is then all
-            that moves it, and else "straight_through".
+            to a `Route`. None is "rotation" for codebooks that are tables and "straight_through"
+            for those that round. With "diveq" there is no penalty: `commitment` has no effect.
         entropy: Weight of the entropy of a code less that of the mean code, in nats, against the
             mean square error of the data: it makes codes sure and all of them used, and takes
             arrays of (latents, codes).
@@ -117,7 +117,7 @@ def route_of(gradient: Gradient | None, codebook: Quantizer) -> Callable[[Array,
     """
     named = {"straight_through": straight_through_codes, "rotation": rotation_trick, "diveq": diveq}
     if gradient is None:
-        return diveq if codebook.by_gradient else straight_through_codes
+        return straight_through_codes if codebook.by_rule else rotation_trick
     if callable(gradient):
         return gradient
     if gradient not in named:

@@ -54,7 +54,7 @@ VQInfo = info_type(__name__, "VQInfo", "distance", "usage", "perplexity")
 def quantization_penalty(
     inputs: Float[Array, "*batch L D"],
     vectors: Float[Array, "*batch L D"],
-    commitment: float = 0.25,
+    commitment: float = 1.0,
     mask: Bool[Array, "*#batch #L 1"] | None = None,
 ) -> Float[Array, "*batch"]:
     """``m(sg(z_e) - e) + commitment m(z_e - sg(e))``, m the mean of the squares of a datum.
@@ -67,7 +67,7 @@ def quantization_penalty(
 
     Example:
         >>> quantization_penalty(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0]]))
-        Array(2.5, dtype=float32)
+        Array(4., dtype=float32)
     """
     fixed_inputs, fixed_vectors = jax.lax.stop_gradient((inputs, vectors))
     squares = jnp.square(fixed_inputs - vectors)
@@ -107,7 +107,7 @@ class VQ_ELBO(ParticleELBO):
     def __init__(
         self,
         *,
-        commitment: float = 0.25,
+        commitment: float = 1.0,
         beta: float | Callable[[int], float] = 1.0,
         target_rate: float | None = None,
         max_plate_nesting: float = math.inf,

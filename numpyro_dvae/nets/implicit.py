@@ -40,6 +40,8 @@ class BinaryCodes(Quantizer):
         ValueError: If an argument is out of its range.
     """
 
+    by_rule = True
+
     @checked
     def __init__(self, num_bits: int, *, spherical: bool = False, scale: float = 1.0) -> None:
         _check_bits(num_bits, scale, _MOST_BITS)
@@ -84,8 +86,6 @@ class LinearCodebook(Quantizer):
     Raises:
         ValueError: If there are fewer than 2 codes.
     """
-
-    by_gradient = True
 
     @checked
     def __init__(self, num_codes: int, embed_dim: int) -> None:

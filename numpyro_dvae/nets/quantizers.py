@@ -30,7 +30,7 @@ class Quantizer:
     embed_dim: int  # D, of the inputs
     num_blocks: int = 1  # n / L
     by_scale: bool = False  # whether its latents are of several scales
-    by_gradient: bool = False  # whether its vectors learn by one
+    by_rule: bool = False  # whether inputs are rounded, rather than codes looked up in a table
     training: bool = True  # whether state follows what is quantised
     holder: tuple[Any, int] | None = None  # the codebook of several that it is a part of, and where
 

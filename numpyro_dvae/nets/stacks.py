@@ -31,7 +31,7 @@ class Stack(Quantizer):
         for place, codebook in enumerate(codebooks):
             codebook.holder = self, place  # which names its parameters and state
         self.num_codes, self.embed_dim = codebooks[0].num_codes, embed_dim
-        self.by_gradient = all(codebook.by_gradient for codebook in codebooks)
+        self.by_rule = any(codebook.by_rule for codebook in codebooks)
         self.num_blocks = sum(codebook.num_blocks for codebook in codebooks)
 
     def train(self, mode: bool = True) -> Quantizer:

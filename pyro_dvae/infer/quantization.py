@@ -54,7 +54,7 @@ VQInfo = info_type(__name__, "VQInfo", "distance", "usage", "perplexity")
 def quantization_penalty(
     inputs: Float[Tensor, "*batch L D"],
     vectors: Float[Tensor, "*batch L D"],
-    commitment: float = 0.25,
+    commitment: float = 1.0,
     mask: Bool[Tensor, "*#batch #L 1"] | None = None,
 ) -> Float[Tensor, "*batch"]:
     """``m(sg(z_e) - e) + commitment m(z_e - sg(e))``, m the mean of the squares of a datum.
@@ -67,7 +67,7 @@ def quantization_penalty(
 
     Example:
         >>> quantization_penalty(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]]))
-        tensor(2.5000)
+        tensor(4.)
     """
     squares = (inputs.detach() - vectors).square()
     squares = squares + commitment * (inputs - vectors.detach()).square()
@@ -106,7 +106,7 @@ class VQ_ELBO(ParticleELBO):
     def __init__(
         self,
         *,
-        commitment: float = 0.25,
+        commitment: float = 1.0,
         beta: float | Callable[[int], float] = 1.0,
         target_rate: float | None = None,
         max_plate_nesting: float = math.inf,

@@ -84,7 +84,6 @@ class Codebook(Quantizer):
         _check_codebook(num_codes, embed_dim, decay, min_count, table, start)
         self.num_codes, self.embed_dim = num_codes, embed_dim
         self.decay, self.min_count, self.cosine = decay, min_count, cosine
-        self.by_gradient = decay is None
         self.start = start or ("uniform" if decay is None else "data")
         self._has_begun = False
         begun = table is not None or self.start == "uniform"
@@ -205,6 +204,8 @@ class FiniteScalars(Quantizer):
         ValueError: If there are no channels, or one has fewer than 2 levels, or `scale` is not
             positive.
     """
+
+    by_rule = True
 
     @checked
     def __init__(self, levels: Sequence[int], *, scale: float = 1.0) -> None:

@@ -33,7 +33,7 @@ class Quantizer(nn.Module):
     embed_dim: int  # D, of the inputs
     num_blocks: int = 1  # n / L
     by_scale: bool = False  # whether its latents are of several scales
-    by_gradient: bool = False  # whether its vectors learn by one
+    by_rule: bool = False  # whether inputs are rounded, rather than codes looked up in a table
 
     def forward(self, codes: Shaped[Tensor, "*batch n"]) -> Float[Tensor, "*batch n d"]:
         """The vectors of codes."""
