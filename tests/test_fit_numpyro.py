@@ -92,6 +92,19 @@ def test_the_number_of_steps_compiles_nothing_anew(compiled, monkeypatch):
     assert counts[2:] == counts[2:3] * len(counts[2:])  # nothing after the first evaluation
 
 
+def test_a_second_fit_compiles_nothing_again_but_sees_what_has_changed(compiled):
+    svi, settings = small_svi(), {"num_steps": 10, "batch_size": 5, "eval_data": jnp.ones(7)}
+    first, num_programs = small_fit(svi, **settings), len(compiled)
+    assert num_programs > 0
+    second = small_fit(svi, **settings)
+    assert len(compiled) == num_programs
+    np.testing.assert_array_equal(first.losses, second.losses)
+    svi.loss.beta = 0.5
+    third = small_fit(svi, **settings)
+    assert len(compiled) > num_programs
+    assert third.history[-1]["beta"] == 0.5
+
+
 def test_batches_of_an_iterable_compile_once_a_shape():
     def traces(num_steps):
         found = []

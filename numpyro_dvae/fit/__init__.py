@@ -7,7 +7,7 @@ loss. Start with `loop`, which holds `fit` and its arguments; `run` is the loop 
   kept; `result`: what they hand back, and the errors that end them; `schedules`;
 - `data`, `batches`: what a user may pass, and the stream of batches that it becomes;
 - `transform`, `steps`: the user's change of a batch, and the compiled steps;
-- `templates`: batches taken apart into arrays and constants, for whatever compiles;
+- `templates`, `compiled`: batches taken apart for whatever compiles; programs compiled once;
 - `svi`: what an `SVI` holds, and its state;
 - `evaluation`: the loss on held-out data; `losses`: the check that all is finite;
 - `checkpoints`: the format of a checkpoint, all of it; `plain`: values as it holds them;

@@ -11,6 +11,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from numpyro_dvae.fit import rng
+from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.data import Batch, as_arrays, as_batch, is_iterable_of_batches, num_rows
 from numpyro_dvae.fit.templates import Template, split
 
@@ -35,7 +36,7 @@ class HeldOut:
                 "of batches or a `DataLoader`."
             )
         self._data, self._batch_size = data, batch_size
-        self._evaluate = partial(jax.jit, static_argnums=3)(partial(_evaluate, svi))
+        self._evaluate = Compiled(partial(_evaluate, svi), static=(3,))
 
     def loss(self, svi_state: SVIState) -> float:
         """Return the sum of the loss over the batches by the number of rows."""

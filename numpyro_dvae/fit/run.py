@@ -73,7 +73,7 @@ class Run:
         self.losses: list[float] = []
         self.log = Log(folder)
         self.checkpoint: Path | None = None
-        self._unread: list[tuple[int, Any, Any]] = []  # counts, losses, whether data are finite
+        self._unread: list[tuple[int, Any, Any, Any]] = []  # counts, and what the steps brought
         self._clock, self._seconds_per_step = time.perf_counter(), _DISPATCH_SECONDS
 
     def begin(self, init_state: SVIState | None, saved: Checkpoint | None) -> None:
@@ -139,8 +139,9 @@ class Run:
         start = time.perf_counter()
         count = max(1, int(_DISPATCH_SECONDS / max(self._seconds_per_step, 1e-9)))
         count = min(count, until_due, most)
-        self.svi_state, losses, finite = self.steps.take(self.svi_state, self.step, count, most)
-        self._unread.append((count, losses, finite))
+        taken = self.steps.take(self.svi_state, self.step, count, most)
+        self.svi_state, losses = taken.svi_state, taken.losses
+        self._unread.append((count, losses, taken.finite, taken.sound))
         self.step += count
         if most > 1:
             jax.block_until_ready(losses)
@@ -175,11 +176,13 @@ class Run:
         if not self._unread:
             return
         finite_data: list[bool] = []
-        for count, losses, finite in jax.device_get(self._unread):
+        sound = True
+        for count, losses, finite, is_sound in jax.device_get(self._unread):
             self.losses.extend(losses[:count].tolist())
             finite_data.extend([True] * count if finite is None else finite[:count].tolist())
+            sound = bool(is_sound)
         self._unread.clear()
-        culprits = non_finite(self.svi, self.svi_state)
+        culprits = [] if sound else non_finite(self.svi, self.svi_state)
         check_finite(self.losses, finite_data, culprits, self.checkpoint)
 
     def _read_clock(self) -> float:

@@ -9,7 +9,6 @@ together, and leaves the keys of the `SVI` as they are.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +18,10 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from numpyro_dvae.fit.batches import ArrayBatches, IterableBatches
+from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.data import Batch, is_finite, take_rows
 from numpyro_dvae.fit.identity import described
-from numpyro_dvae.fit.svi import take_step
+from numpyro_dvae.fit.svi import is_sound, take_step
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.fit.transform import transformed
 
@@ -36,6 +36,7 @@ class Taken(NamedTuple):
     svi_state: SVIState
     losses: Array  # of which the first ones, as many as there were steps, count
     finite: Array | None  # whether the batch of each step was finite; None if that is known
+    sound: Array  # whether all parameters and mutable state are finite after the last step
 
 
 class Steps:
@@ -78,10 +79,9 @@ class Steps:
         return Taken(*self._one(svi_state, arrays, draw, template))
 
 
-def _many_steps(svi: SVI, transform: Transform) -> Callable[..., tuple]:
+def _many_steps(svi: SVI, transform: Transform) -> Compiled:
     """Compile up to `most` steps, one program for any number of them, over rows of arrays."""
 
-    @partial(jax.jit, static_argnums=(5, 6), donate_argnums=0)
     def steps(
         svi_state: SVIState,
         arrays: Any,
@@ -90,7 +90,7 @@ def _many_steps(svi: SVI, transform: Transform) -> Callable[..., tuple]:
         draw: Any,
         template: Template,
         most: int,
-    ) -> tuple[SVIState, Array, Array | None]:
+    ) -> tuple[SVIState, Array, Array | None, Array]:
         def body(i: Array, carry: tuple) -> tuple:
             svi_state, losses, finite = carry
             batch = template.join(arrays if rows is None else take_rows(arrays, rows[i]))
@@ -103,22 +103,22 @@ def _many_steps(svi: SVI, transform: Transform) -> Callable[..., tuple]:
 
         finite = None if transform is None else jnp.ones(most, bool)
         start = svi_state, jnp.full(most, jnp.nan, float), finite
-        return jax.lax.fori_loop(0, count, body, start)
+        end = jax.lax.fori_loop(0, count, body, start)
+        return *end, is_sound(svi, end[0])
 
-    return steps
+    return Compiled(steps, static=(5, 6), donated=(0,))
 
 
-def _one_step(svi: SVI, transform: Transform) -> Callable[..., tuple]:
+def _one_step(svi: SVI, transform: Transform) -> Compiled:
     """Compile a step on one batch; also tell whether the batch is finite."""
 
-    @partial(jax.jit, static_argnums=3, donate_argnums=0)
     def step(
         svi_state: SVIState, arrays: tuple[Array, ...], draw: Any, template: Template
-    ) -> tuple[SVIState, Array, Array]:
+    ) -> tuple[SVIState, Array, Array, Array]:
         batch = template.join(arrays)
         if transform is not None:
             batch = transformed(jax.random.fold_in(*draw), transform, batch)
         svi_state, loss = take_step(svi, svi_state, *batch)
-        return svi_state, loss[None], is_finite(batch)[None]
+        return svi_state, loss[None], is_finite(batch)[None], is_sound(svi, svi_state)
 
-    return step
+    return Compiled(step, static=(3,), donated=(0,))

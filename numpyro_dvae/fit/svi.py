@@ -23,6 +23,7 @@ __all__ = [
     "best_state",
     "described_svi",
     "first_state",
+    "is_sound",
     "loss_scalars",
     "non_finite",
     "parameters",
@@ -81,6 +82,12 @@ def parameters(svi: SVI, svi_state: SVIState) -> dict[str, Any]:
 def trained_parameters(svi: SVI, svi_state: SVIState) -> dict[str, Any]:
     """Return the parameters by name, constrained, and the mutable state of the programs."""
     return {**svi.get_params(svi_state), **_mutable(svi_state)}
+
+
+def is_sound(svi: SVI, svi_state: SVIState) -> Array:
+    """Whether parameters and mutable state are finite; it may be traced."""
+    arrays = {**parameters(svi, svi_state), **dotted(_mutable(svi_state))}
+    return jnp.array([True, *_are_finite(arrays).values()]).all()
 
 
 def non_finite(svi: SVI, svi_state: SVIState) -> list[str]:

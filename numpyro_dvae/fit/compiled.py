@@ -1,0 +1,66 @@
+"""Programs compiled once for all runs that lower to the same text.
+
+Each run traces its steps anew, so that whatever the programs have become since is seen; what they
+lower to is compared with what was compiled before, and XLA is asked only for what is new. So a
+second `fit` of the same `SVI` costs the tracing, not the compilation.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+__all__ = ["Compiled"]
+
+_MOST = 32  # programs that are kept
+_PROGRAMS: OrderedDict[str, Any] = OrderedDict()  # by the sum of their text, the latest last
+
+
+class Compiled:
+    """A function that is compiled for each structure, shape and type of its arguments.
+
+    Args:
+        function: Pure.
+        static: Places of arguments that are constants of the program.
+        donated: Places of arguments that are given away.
+    """
+
+    def __init__(
+        self, function: Callable, *, static: tuple[int, ...], donated: tuple[int, ...] = ()
+    ) -> None:
+        self._jitted = jax.jit(function, static_argnums=static, donate_argnums=donated)
+        self._static, self._known = static, dict[Any, Any]()
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the program for such arguments."""
+        dynamic = [arg for i, arg in enumerate(args) if i not in self._static]
+        leaves, structure = jax.tree.flatten(dynamic)
+        looks = structure, tuple(args[i] for i in self._static), tuple(map(_looks, leaves))
+        if looks not in self._known:
+            self._known[looks] = _program(self._jitted.lower(*args))
+        return self._known[looks](*dynamic)
+
+
+def _looks(leaf: Any) -> Any:
+    """What a program must know of an argument."""
+    if isinstance(leaf, jax.Array):
+        weak = getattr(leaf, "weak_type", False)  # typed keys have none
+        return leaf.shape, leaf.dtype, weak, leaf.sharding
+    return getattr(leaf, "shape", None), getattr(leaf, "dtype", type(leaf))
+
+
+def _program(lowered: Any) -> Any:
+    """The compiled program of a text; one with functions of the host is its run's own."""
+    text = lowered.as_text()
+    has_arguments_of_its_own = getattr(lowered._lowering, "const_args", None)  # large constants
+    if "callback" in text or has_arguments_of_its_own:
+        return lowered.compile()
+    key = hashlib.sha256(text.encode()).hexdigest()
+    if key not in _PROGRAMS:
+        _PROGRAMS[key] = lowered.compile()
+        if len(_PROGRAMS) > _MOST:
+            _PROGRAMS.popitem(last=False)
+    _PROGRAMS.move_to_end(key)
+    return _PROGRAMS[key]
