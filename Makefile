@@ -11,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 	XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-floor coverage lint typecheck clean
+.PHONY: help demo test test-slow test-floor coverage mutants lint typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ test: $(READY) ## run the test suite
 test-slow: $(READY) ## run the checks of minutes, and JAX's with its leak checker
 	$(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow
 	$(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=0 JAX_ENABLE_X64=1 JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -k numpyro
+
+mutants: $(READY) ## break the packages on purpose, one fault at a time: do the tests notice?
+	$(ONE_THREAD) $(BIN)/python tests/mutants.py
 
 test-floor: ## run the test suite on the oldest versions that pyproject.toml admits
 	$(PYTHON) -m venv $(VENV)-floor

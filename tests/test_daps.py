@@ -102,6 +102,7 @@ def test_the_target_is_attained_or_the_clamp_holds(shim, states, target):
     copies = (states[:, None] == states[None]).sum(0)[:, 0]
     reach = len(states) ** 2 / copies.sum()
     wanted = 1 + (target * 3 - 1) * (reach - 1) / 2
+    assert float(info.temperature) >= 0.5
     if float(info.temperature) > 0.5:
         np.testing.assert_allclose(float(info.ess) * 3, wanted, rtol=1e-4)
     else:

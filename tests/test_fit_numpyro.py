@@ -213,6 +213,12 @@ def test_the_key_of_the_checkpoint_goes_on(tmp_path, key):
     np.testing.assert_array_equal(whole.losses, rest.losses)
 
 
+def test_one_step_of_a_checkpoint_is_kept(tmp_path):
+    small_fit(num_steps=6, folder=tmp_path, checkpoint_every=2)
+    with ocp.CheckpointManager((tmp_path / kit.CHECKPOINT).absolute()) as manager:
+        assert list(manager.all_steps()) == [6]
+
+
 def test_the_format_of_a_checkpoint(tmp_path):
     """Folders of earlier versions are read by these names: another set is another format."""
     small_fit(num_steps=4, folder=tmp_path)

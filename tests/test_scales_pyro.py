@@ -170,13 +170,6 @@ def masked_first(everything):
     return program
 
 
-def test_masked_latents_that_others_depend_on_are_refused_by_truncated_posteriors():
-    y = torch.tensor([0.4, 1.3])
-    guide = TruncatedGuide(masked_first(False), 4)
-    with pytest.raises(ValueError, match=r"sites \['first'\] are masked, but"):
-        Truncated_ELBO(sweeps=0).loss(masked_first(False), guide, y)
-
-
 def test_masked_latents_that_nothing_depends_on_leave_the_evidence():
     y = torch.tensor([0.4, 1.3])
     program = masked_first(True)

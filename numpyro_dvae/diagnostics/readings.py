@@ -17,6 +17,7 @@ from numpyro.handlers import block, replay, uncondition
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader
+from numpyro_dvae.programs.broadcasting import takes_singletons
 from numpyro_dvae.programs.codes import enumerate_draws, read_codes
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.impossible import read_impossible
@@ -181,6 +182,7 @@ def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, A
 def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Particles:
     """Log-densities of given values of the latents, which are in front."""
     num_states = len(next(iter(values.values())))
+    pair = pair._replace(expand=not takes_singletons(rng_key, pair, values))
     return run_particles(rng_key, pair, num_states, reads=_STATE_READERS, values=values)[0]
 
 

@@ -43,6 +43,7 @@ from numpyro_dvae.infer.objective import (
     of_possible_data,
     without_impossible,
 )
+from numpyro_dvae.infer.options import NamedOptions
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.draw import Sampler
 from numpyro_dvae.programs.layout import find_layout
@@ -91,7 +92,7 @@ def _valued_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return primals[0], tangents[1]
 
 
-class ParticleELBO(ELBO):
+class ParticleELBO(NamedOptions, ELBO):
     """Base of the losses: subclass it with one method, `gain`.
 
     Args:
@@ -150,6 +151,12 @@ class ParticleELBO(ELBO):
             raise ValueError(
                 f"`max_plate_nesting` must be a whole number of at least 0, or left out; got "
                 f"{max_plate_nesting}."
+            )
+        if target_rate is not None and (callable(beta) or beta == 0):
+            raise ValueError(
+                f"`target_rate` steers {type(self).__name__}'s beta from the number that `beta` "
+                f"is, which must be positive; got {'a schedule' if callable(beta) else beta}. "
+                "Leave one of the two out."
             )
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.max_plate_nesting = max_plate_nesting

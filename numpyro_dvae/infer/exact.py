@@ -20,6 +20,7 @@ from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import Gain, Objective
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.weighting import fill_impossible
+from numpyro_dvae.programs.broadcasting import takes_singletons
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.record import Particles
@@ -86,6 +87,15 @@ class Exact_ELBO(ParticleELBO):
         return enumerate_draws(
             rng_key, pair.guide, pair.args, pair.kwargs, pair.layout, self.max_states
         )
+
+    def inspect(self, rng_key: Array, pair: Pair) -> bool:
+        """Whether the programs must see a state in the sizes of all plates."""
+        values = self.values(rng_key, pair)
+        return bool(values) and not takes_singletons(rng_key, pair, values)
+
+    def run_pair(self, rng_key: Array, pair: Pair) -> tuple[Particles, dict[str, Any]]:
+        """Run prepared programs at all states."""
+        return super().run_pair(rng_key, pair._replace(expand=bool(pair.notes)))
 
     def gain(
         self, particles: Particles, objective: Objective, beta: float | Array, memory: Any

@@ -100,7 +100,7 @@ class GaussianLikelihood(nn.Module):
         raw = self.start() if held is None else held
         if self.learn is True:
             raw = self._learnt(raw)
-        scale = jnp.sqrt(_variance_of(raw, self.bounds))
+        scale = jnp.sqrt(_variance_of(precise(raw), self.bounds))
         if scale.ndim:  # else one for all: there is less to do than for copies of it
             scale = jnp.broadcast_to(scale, event_shape)
         return dist.Normal(precise(outputs), scale).to_event(event_dim)

@@ -11,7 +11,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Integer
 from numpyro.distributions import Distribution
 
-from numpyro_dvae.distributions import AutoregressiveCategorical, Categorical, UniformCategorical
+from numpyro_dvae.distributions import (
+    AutoregressiveCategorical,
+    Categorical,
+    UniformCategorical,
+    precise,
+)
 from numpyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn, logit_of_mean
 from numpyro_dvae.nets import CausalTransformer, register
 from numpyro_dvae.ops.arguments import check_counts, checked
@@ -145,7 +150,7 @@ class BernoulliPrior(nn.Module):
         logits = self.start() if held is None else held
         if self.learn is True:
             logits = self._learnt(logits)
-        return dist.Bernoulli(logits=logits).to_event(1)
+        return dist.Bernoulli(logits=precise(logits)).to_event(1)
 
     def start(self) -> Float[Array, " L"]:
         """The logits at first."""

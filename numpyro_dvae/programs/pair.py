@@ -37,6 +37,7 @@ class Pair(NamedTuple):
     layout: Layout = Layout()
     vectorize: bool | Callable = True  # whether `jax.vmap` runs all particles, `jax.lax.map` if
     # not; or a transformation of one's own
+    expand: bool = False  # whether values that are given take the sizes of all plates
     notes: Any = None  # what the caller found out about the programs
 
 

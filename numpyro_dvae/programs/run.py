@@ -72,7 +72,7 @@ def run_particles(
 
     def run_one(particle: tuple[Any, dict[str, Array], Any]) -> tuple[Particles, dict[str, Any]]:
         key, given, place = particle
-        handler = draw(given, particle=place, expand=not pair.vectorize)
+        handler = draw(given, particle=place, expand=pair.expand or not pair.vectorize)
         run = run_pair(draw_key if key is None else key, pair, handler)
         return record(run, pair.layout, num_particles), run.mutable()
 

@@ -22,7 +22,11 @@ class Statistic(NamedTuple):
 
 
 def read_statistics(
-    forms: Mapping[str, Any], run: Run, layout: Layout, num_particles: int
+    forms: Mapping[str, Any],
+    run: Run,
+    layout: Layout,
+    num_particles: int,
+    drawn: Bool[Array, "B"] | None = None,
 ) -> dict[str, Statistic]:
     """The statistic of each site that has a closed form, without gradient.
 
@@ -31,11 +35,12 @@ def read_statistics(
         run: The run.
         layout: Which plates make a datum.
         num_particles: K.
+        drawn: Data whose masked latents count, as the model draws them; None: of no datum.
     """
-    return {name: _statistic(run.model[name], form, layout) for name, form in forms.items()}
+    return {name: _statistic(run.model[name], form, layout, drawn) for name, form in forms.items()}
 
 
-def _statistic(site: Site, form: Any, layout: Layout) -> Statistic:
+def _statistic(site: Site, form: Any, layout: Layout, drawn: Bool[Array, "B"] | None) -> Statistic:
     """Of one particle."""
     value = jax.lax.stop_gradient(form.statistic(site.fn, site.value))
     entries = site.fn.event_dim - site.base.event_dim
@@ -46,7 +51,11 @@ def _statistic(site: Site, form: Any, layout: Layout) -> Statistic:
     mask = jnp.broadcast_to(mask, value.shape)
     ahead = [layout.nesting + dim for dim in layout.dims]
     places = tuple(range(len(ahead)))
-    return Statistic(jnp.moveaxis(value, ahead, places), jnp.moveaxis(mask, ahead, places))
+    value, mask = jnp.moveaxis(value, ahead, places), jnp.moveaxis(mask, ahead, places)
+    if drawn is not None and not site.is_observed:
+        plates = mask.shape[: len(ahead)]
+        mask = mask | drawn.reshape(*plates, *[1] * (mask.ndim - len(ahead)))
+    return Statistic(value, mask)
 
 
 def sums(

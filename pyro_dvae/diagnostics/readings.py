@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.labels import Readings, SiteReader
-from pyro_dvae.programs.broadcasting import takes_particles
+from pyro_dvae.programs.broadcasting import takes_particles, takes_singletons
 from pyro_dvae.programs.codes import enumerate_draws, read_codes
 from pyro_dvae.programs.draw import Draw, run_pair, run_program
 from pyro_dvae.programs.impossible import read_impossible
@@ -164,6 +164,7 @@ def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
     """Log-densities of given values of the latents, which are in front."""
     num_states = len(next(iter(values.values())))
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
+        pair = pair._replace(expand=not takes_singletons(pair, values))
         return run_particles(pair, num_states, reads=_STATE_READERS, values=values)
 
 

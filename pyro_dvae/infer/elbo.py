@@ -35,6 +35,7 @@ from pyro_dvae.infer.objective import (
     of_possible_data,
     without_impossible,
 )
+from pyro_dvae.infer.options import NamedOptions
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.programs.draw import Sampler, run_traces
 from pyro_dvae.programs.layout import find_layout
@@ -91,7 +92,7 @@ class _Valued(torch.autograd.Function):
         return None, gradient
 
 
-class ParticleELBO(ELBO):
+class ParticleELBO(NamedOptions, ELBO):
     """Base of the losses: subclass it with one method, `gain`.
 
     Args:
@@ -148,6 +149,12 @@ class ParticleELBO(ELBO):
             raise ValueError(
                 f"`max_plate_nesting` must be a whole number of at least 0, or left out; got "
                 f"{max_plate_nesting}."
+            )
+        if target_rate is not None and (callable(beta) or beta == 0):
+            raise ValueError(
+                f"`target_rate` steers {type(self).__name__}'s beta from the number that `beta` "
+                f"is, which must be positive; got {'a schedule' if callable(beta) else beta}. "
+                "Leave one of the two out."
             )
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
         self.vectorize_particles = vectorize_particles

@@ -21,6 +21,7 @@ from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.weighting import fill_impossible
+from pyro_dvae.programs.broadcasting import takes_singletons
 from pyro_dvae.programs.codes import enumerate_draws
 from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.record import Particles
@@ -85,6 +86,15 @@ class Exact_ELBO(ParticleELBO):
         """All states in place of draws."""
         assert pair.guide is not None
         return enumerate_draws(pair.guide, pair.args, pair.kwargs, pair.layout, self.max_states)
+
+    def inspect(self, pair: Pair) -> bool:
+        """Whether the programs must see a state in the sizes of all plates."""
+        values = self.values(pair)
+        return bool(values) and not takes_singletons(pair, values)
+
+    def run_pair(self, pair: Pair) -> Particles:
+        """Run prepared programs at all states."""
+        return super().run_pair(pair._replace(expand=bool(pair.notes)))
 
     def gain(
         self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any

@@ -84,7 +84,8 @@ class Reinforce_ELBO(ParticleELBO):
 
     Args:
         num_particles: K.
-        baseline: One of `pyro_dvae.ops.baselines`. Default: `leave_one_out` for K > 1, else
+        baseline: One of `pyro_dvae.ops.baselines`, or one's own; of functions that a module
+            has by name, if the loss is to be pickled. Default: `leave_one_out` for K > 1, else
             `moving_average`. `learned` takes b(x) from the guide's site
             ``pyro.deterministic("baseline", b)``, under the data plate, and fits it to the scores.
         closed_form_entropy: See `ParticleELBO`.

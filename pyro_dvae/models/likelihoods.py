@@ -102,7 +102,7 @@ class GaussianLikelihood(nn.Module):
     @property
     def variance(self) -> Float[Tensor, "*shape"]:
         """The variance now."""
-        return _variance_of(self.raw, self.bounds)
+        return _variance_of(precise(self.raw), self.bounds)
 
     @property
     def closed_form(self) -> ClosedForm | None:

@@ -9,7 +9,12 @@ from jaxtyping import Integer
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_dvae.distributions import AutoregressiveCategorical, Categorical, UniformCategorical
+from pyro_dvae.distributions import (
+    AutoregressiveCategorical,
+    Categorical,
+    UniformCategorical,
+    precise,
+)
 from pyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn, logit_of_mean
 from pyro_dvae.nets import CausalTransformer
 from pyro_dvae.ops.arguments import check_counts, checked
@@ -125,7 +130,7 @@ class BernoulliPrior(nn.Module):
 
     def forward(self) -> Distribution:
         """The distribution of "z", event shape (L,)."""
-        return dist.Bernoulli(logits=self.logits).to_event(1)
+        return dist.Bernoulli(logits=precise(self.logits)).to_event(1)
 
     @property
     def closed_form(self) -> ClosedForm | None:

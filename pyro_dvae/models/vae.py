@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Integer, Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyro_dvae.distributions import precise
 from pyro_dvae.models.likelihoods import BernoulliLikelihood, Likelihood
 from pyro_dvae.models.plates import data_plate, plate_size
 from pyro_dvae.models.priors import Prior, UniformPrior
@@ -90,6 +91,7 @@ class DiscreteVAE(nn.Module):
             likelihood = self.likelihood(outputs, event_dim)
             if x is not None:
                 _check_data(x, likelihood)
+                x = precise(x) if x.is_floating_point() else x
             if observed is not None:
                 likelihood = _masked(likelihood, observed)
                 x = None if x is None else torch.where(observed, x, torch.zeros_like(x))

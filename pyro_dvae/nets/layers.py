@@ -43,6 +43,11 @@ def perceptron(
     return nn.Sequential(*layers[:-1])
 
 
+def run_perceptron(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """The outputs of dense layers, which see their input in the dtype of their weights."""
+    return layers(x.to(layers[0].get_parameter("weight").dtype))
+
+
 def sinusoids(length: int, width: int, dtype: torch.dtype) -> Tensor:
     """Fixed position codes ``(length, width)``: sines, then cosines, of periods 2π to 2π·10⁴."""
     num_sines = (width + 1) // 2

@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from pyro_dvae.nets.inputs import batch_shape_of, flat_start
-from pyro_dvae.nets.layers import perceptron
+from pyro_dvae.nets.layers import perceptron, run_perceptron
 from pyro_dvae.nets.registration import gets_vectors
 from pyro_dvae.ops.arguments import check_counts, checked
 
@@ -61,7 +61,9 @@ class MLPEncoder(nn.Module):
     def forward(self, x: Shaped[Tensor, "*batch_input"]) -> Float[Tensor, "*batch_output"]:
         """Logits of every latent of every datum."""
         batch = batch_shape_of(x, self.input_shape)
-        return self.layers(x.reshape(*batch, -1)).reshape(*batch, *self.output_shape)
+        return run_perceptron(self.layers, x.reshape(*batch, -1)).reshape(
+            *batch, *self.output_shape
+        )
 
 
 class MLPDecoder(nn.Module):
@@ -116,7 +118,7 @@ class MLPDecoder(nn.Module):
             table = self.embedding.weight
             z = z.to(table.dtype) @ table if is_relaxed else self.embedding(z.long())
             z = z.flatten(start_dim=-2)
-        return self.layers(z).reshape(*batch, *self.output_shape)
+        return run_perceptron(self.layers, z).reshape(*batch, *self.output_shape)
 
     def batch_shape(self, z: Shaped[Tensor, "*batch_latents"]) -> Sequence[int]:
         """The leading dims of codes ``(*batch, L)``, or of relaxed codes ``(*batch, L, V)``.

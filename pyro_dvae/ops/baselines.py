@@ -18,6 +18,7 @@ References:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -61,34 +62,12 @@ class Baseline(NamedTuple):
 
 def no_baseline() -> Baseline:
     """Subtract nothing (Williams [1])."""
-
-    def apply(
-        scores: Float[Tensor, "K *batch"],
-        state: BaselineState,
-        prediction: Float[Tensor, "..."] | None = None,
-    ) -> tuple[Float[Tensor, ""], BaselineState]:
-        return scores.new_zeros(()), state
-
-    return Baseline(_no_state, apply, min_particles=1, predicts=False)
+    return Baseline(_no_state, _nothing, min_particles=1, predicts=False)
 
 
 def leave_one_out() -> Baseline:
     """Subtract from each particle's score the mean score of the others (Kool et al. [3])."""
-
-    def apply(
-        scores: Float[Tensor, "K *batch"],
-        state: BaselineState,
-        prediction: Float[Tensor, "..."] | None = None,
-    ) -> tuple[Float[Tensor, "K *batch"], BaselineState]:
-        scores = scores.detach()
-        if scores.shape[0] < 2:
-            raise ValueError(
-                f"`scores` needs K >= 2 particles on axis 0 for a leave-one-out baseline; got "
-                f"{tuple(scores.shape)}. Raise `num_particles` or use another baseline."
-            )
-        return (scores.sum(dim=0) - scores) / (scores.shape[0] - 1), state
-
-    return Baseline(_no_state, apply, min_particles=2, predicts=False)
+    return Baseline(_no_state, _mean_of_others, min_particles=2, predicts=False)
 
 
 @checked
@@ -109,23 +88,7 @@ def moving_average(decay: float = 0.9) -> Baseline:
     if not 0.0 <= decay < 1.0:
         raise ValueError(f"`decay` is the weight of the past, in [0, 1); got {decay}.")
 
-    def init() -> MovingAverageState:
-        return MovingAverageState(torch.zeros(()), torch.zeros(()))
-
-    def apply(
-        scores: Float[Tensor, "K *batch"],
-        state: BaselineState,
-        prediction: Float[Tensor, "..."] | None = None,
-    ) -> tuple[Float[Tensor, ""], BaselineState]:
-        total, weight = (entry.to(scores.device, scores.dtype) for entry in state)
-        value = total / torch.where(weight > 0.0, weight, 1.0)  # no past yet: 0
-        mean = scores.detach().mean()
-        seen = torch.isfinite(mean)
-        total = torch.where(seen, decay * total + (1.0 - decay) * mean, total)
-        weight = torch.where(seen, decay * weight + (1.0 - decay), weight)
-        return value, MovingAverageState(total, weight)
-
-    return Baseline(init, apply, min_particles=1, predicts=False)
+    return Baseline(_no_past, partial(_mean_of_the_past, decay), min_particles=1, predicts=False)
 
 
 def learned() -> Baseline:
@@ -134,20 +97,61 @@ def learned() -> Baseline:
     The value carries no gradient: the caller trains the prediction by regressing the scores
     on it, as a loss of its own.
     """
+    return Baseline(_no_state, _prediction, min_particles=1, predicts=True)
 
-    def apply(
-        scores: Float[Tensor, "K *batch"],
-        state: BaselineState,
-        prediction: Float[Tensor, "..."] | None = None,
-    ) -> tuple[Float[Tensor, "..."], BaselineState]:
-        if prediction is None:
-            raise ValueError(
-                "`prediction` must be an array of one predicted score per datum for a learned "
-                "baseline; got None. Let the guide compute it, or use another baseline."
-            )
-        return prediction.detach(), state
 
-    return Baseline(_no_state, apply, min_particles=1, predicts=True)
+def _nothing(
+    scores: Float[Tensor, "K *batch"],
+    state: BaselineState,
+    prediction: Float[Tensor, "..."] | None = None,
+) -> tuple[Float[Tensor, ""], BaselineState]:
+    return scores.new_zeros(()), state
+
+
+def _mean_of_others(
+    scores: Float[Tensor, "K *batch"],
+    state: BaselineState,
+    prediction: Float[Tensor, "..."] | None = None,
+) -> tuple[Float[Tensor, "K *batch"], BaselineState]:
+    scores = scores.detach()
+    if scores.shape[0] < 2:
+        raise ValueError(
+            f"`scores` needs K >= 2 particles on axis 0 for a leave-one-out baseline; got "
+            f"{tuple(scores.shape)}. Raise `num_particles` or use another baseline."
+        )
+    return (scores.sum(dim=0) - scores) / (scores.shape[0] - 1), state
+
+
+def _no_past() -> MovingAverageState:
+    return MovingAverageState(torch.zeros(()), torch.zeros(()))
+
+
+def _mean_of_the_past(
+    decay: float,
+    scores: Float[Tensor, "K *batch"],
+    state: BaselineState,
+    prediction: Float[Tensor, "..."] | None = None,
+) -> tuple[Float[Tensor, ""], BaselineState]:
+    total, weight = (entry.to(scores.device, scores.dtype) for entry in state)
+    value = total / torch.where(weight > 0.0, weight, 1.0)  # no past yet: 0
+    mean = scores.detach().mean()
+    seen = torch.isfinite(mean)
+    total = torch.where(seen, decay * total + (1.0 - decay) * mean, total)
+    weight = torch.where(seen, decay * weight + (1.0 - decay), weight)
+    return value, MovingAverageState(total, weight)
+
+
+def _prediction(
+    scores: Float[Tensor, "K *batch"],
+    state: BaselineState,
+    prediction: Float[Tensor, "..."] | None = None,
+) -> tuple[Float[Tensor, "..."], BaselineState]:
+    if prediction is None:
+        raise ValueError(
+            "`prediction` must be an array of one predicted score per datum for a learned "
+            "baseline; got None. Let the guide compute it, or use another baseline."
+        )
+    return prediction.detach(), state
 
 
 def _no_state() -> tuple[()]:

@@ -9,7 +9,7 @@ changed while the others and the noise stay: they must not notice.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pyro
 import torch
@@ -24,7 +24,7 @@ from pyro_dvae.programs.record import Particles, draw_log_prob, make_record
 from pyro_dvae.programs.run import drawn_subsamples
 from pyro_dvae.programs.sites import Site, in_batch_dims
 
-__all__ = ["takes_particles"]
+__all__ = ["takes_particles", "takes_singletons"]
 
 _NUM_MIXED = 3  # of the particles, which have low and high codes
 _NUM_PARTICLES = 2 + _NUM_MIXED
@@ -66,6 +66,38 @@ def _trouble(pair: Pair) -> str | None:
     except Exception as error:  # whatever a program says of an axis that it does not know
         return (str(error) or type(error).__name__).splitlines()[0]
     return "its log-densities change with a particle axis"
+
+
+def takes_singletons(pair: Pair, values: Mapping[str, Tensor]) -> bool:
+    """Whether values that all data share may have size 1 in the plates of these.
+
+    A program that reads the size of a latent (``torch.arange(z.shape[-1])``), or joins latents and
+    data, must see them in full. A few states are run in both ways.
+
+    Args:
+        pair: The programs, with their layout.
+        values: Of all discrete latents, S states in front.
+    """
+    count = len(next(iter(values.values())))
+    states = torch.tensor(sorted({0, count - 1, count // 2, count // 3, 2 * count // 3}))
+    few = {name: value[states] for name, value in values.items()}
+
+    def look() -> bool:
+        narrow, wide = (_record_given(pair._replace(expand=e), few) for e in (False, True))
+        return all(_agree(narrow, wide, k, k) for k in range(len(states)))
+
+    try:
+        return only_looking(look)
+    except Exception:  # whatever a program says of sizes that do not fit
+        return False
+
+
+def _record_given(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
+    """The first time and the second with the same noise and subsample."""
+    state = pyro.util.get_rng_state()
+    run = run_pair(pair, Draw(pair.layout, 1, values, expand=pair.expand))
+    pyro.util.set_rng_state(state)
+    return make_record(run, pair.layout, len(next(iter(values.values()))), reads=_READ)
 
 
 def _keeps_apart(pair: Pair) -> bool:

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -38,6 +39,7 @@ class Draw(Messenger):
         sampler: Draws some sites in its own way.
         particle: Which of the particles this run is for; None if it is for all.
         pathwise: Whether reparameterised draws of a datum keep their gradient.
+        expand: Whether values that are given take the sizes of all plates.
     """
 
     def __init__(
@@ -49,10 +51,12 @@ class Draw(Messenger):
         sampler: Sampler | None = None,
         particle: int | None = None,
         pathwise: bool = True,
+        expand: bool = False,
     ) -> None:
         super().__init__()
         self.layout, self.num_draws, self.values = layout, num_draws, values or {}
         self.sampler, self.particle, self.pathwise = sampler, particle, pathwise
+        self.expand = expand
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["done"] or not is_drawn(msg):
@@ -74,9 +78,9 @@ class Draw(Messenger):
 
     def _given(self, msg: Any) -> Tensor:
         value = self.values[msg["name"]]
-        if self.num_draws is not None:
-            return value
         shape = (*msg["fn"].batch_shape, *msg["fn"].event_shape)  # as the program would draw it
+        if self.num_draws is not None:
+            return value.expand(broadcast_shape(value.shape, shape)) if self.expand else value
         return value.reshape(value.shape[value.dim() - len(shape) :]).expand(shape)
 
     def _draw(self, msg: Any, num_draws: int) -> Tensor:

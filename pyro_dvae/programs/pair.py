@@ -40,6 +40,7 @@ class Pair(NamedTuple):
     kwargs: dict
     layout: Layout = Layout()
     vectorize: bool = True  # whether one run takes all particles; else one run each
+    expand: bool = False  # whether values that are given take the sizes of all plates
     structure: Any = None  # `Run.structure` of the plain run; None if it depends on the draws
     notes: Any = None  # what the caller found out about the programs
 

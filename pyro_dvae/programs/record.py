@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pyro.distributions.util import broadcast_shape
+from pyro import distributions as dist
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from torch import Tensor
 
 from pyro_dvae.programs.densities import fast_log_prob
@@ -197,7 +198,7 @@ def _record(run: Run, ledger: Ledger, reads: Mapping[str, Reader], with_entropy:
         ledger.add("q_discrete" if drawn else "q_pathwise", site, values)
         if drawn:
             ledger.add_bare("draw", site, draw_log_prob(site, values))
-            entropy = _entropy(site) if entropies_known else None
+            entropy = _entropy(site.fn, site.value) if entropies_known else None
             entropies_known = entropy is not None
             if entropy is not None:
                 ledger.add("entropy", site, entropy)
@@ -238,14 +239,28 @@ def draw_log_prob(site: Site, values: Tensor) -> Tensor:
     return values if bare is site.fn else bare.log_prob(site.value)
 
 
-def _entropy(site: Site) -> Tensor | None:
+def _entropy(fn: Any, value: Tensor) -> Tensor | None:
     """Closed form, or closed form per step given the earlier codes (autoregressive guides)."""
-    if hasattr(site.fn, "conditional_entropy"):
-        return site.fn.conditional_entropy(site.value)
+    if hasattr(fn, "conditional_entropy"):
+        return fn.conditional_entropy(value)
+    if without_mask(fn) is not fn:
+        return _masked_entropy(fn, value)
     try:
-        return site.fn.entropy()
+        return fn.entropy()
     except NotImplementedError:
         return None
+
+
+def _masked_entropy(fn: Any, value: Tensor) -> Tensor | None:
+    """Of a distribution with a mask somewhere within: nothing where it silences."""
+    entropy = _entropy(fn.base_dist, value)
+    if entropy is None:
+        return None
+    if isinstance(fn, dist.MaskedDistribution):
+        return scale_and_mask(entropy, mask=fn._mask)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return entropy.expand(fn.batch_shape)
+    return entropy.sum(tuple(range(-fn.reinterpreted_batch_ndims, 0)))
 
 
 def concatenate(records: list[Particles]) -> Particles:

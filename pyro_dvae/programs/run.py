@@ -65,8 +65,8 @@ def run_particles(
     options: dict[str, Any] = {"reads": reads, "with_entropy": with_entropy}
     if pair.vectorize:
         num_draws = 1 if given else num_particles
-        draw = Draw(layout, num_draws, given, sampler=sampler, pathwise=pathwise)
-        run = run_pair(pair, draw)
+        draws: dict[str, Any] = {"sampler": sampler, "pathwise": pathwise, "expand": pair.expand}
+        run = run_pair(pair, Draw(layout, num_draws, given, **draws))
         check_structure(pair, [run], given)
         return make_record(run, layout, num_particles, **options)
     runs, minibatch = [], poutine.Trace()

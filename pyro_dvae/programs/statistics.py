@@ -22,7 +22,11 @@ class Statistic(NamedTuple):
 
 
 def read_statistics(
-    forms: Mapping[str, Any], run: Run, layout: Layout, num_particles: int
+    forms: Mapping[str, Any],
+    run: Run,
+    layout: Layout,
+    num_particles: int,
+    drawn: Bool[Tensor, "B"] | None = None,
 ) -> dict[str, Statistic]:
     """The statistic of each site that has a closed form, without gradient.
 
@@ -31,12 +35,13 @@ def read_statistics(
         run: The run.
         layout: Which plates make a datum.
         num_particles: K.
+        drawn: Data whose masked latents count, as the model draws them; None: of no datum.
     """
-    return {name: _statistic(run.model[name], form, layout) for name, form in forms.items()}
+    return {name: _statistic(run.model[name], form, layout, drawn) for name, form in forms.items()}
 
 
 @torch.no_grad()
-def _statistic(site: Site, form: Any, layout: Layout) -> Statistic:
+def _statistic(site: Site, form: Any, layout: Layout, drawn: Bool[Tensor, "B"] | None) -> Statistic:
     value = form.statistic(site.fn, site.value)
     entries = site.fn.event_dim - site.base.event_dim
     batch = value.dim() - site.fn.event_dim
@@ -48,7 +53,11 @@ def _statistic(site: Site, form: Any, layout: Layout) -> Statistic:
     mask = mask.to(value.device).expand(value.shape)
     ahead = [1 + layout.nesting + dim for dim in layout.dims]
     places = tuple(range(1, 1 + len(ahead)))
-    return Statistic(value.movedim(ahead, places), mask.movedim(ahead, places))
+    value, mask = value.movedim(ahead, places), mask.movedim(ahead, places)
+    if drawn is not None and not site.is_observed:
+        plates = mask.shape[1 : 1 + len(ahead)]
+        mask = mask | drawn.reshape(*plates, *[1] * (mask.dim() - 1 - len(ahead)))
+    return Statistic(value, mask)
 
 
 def sums(

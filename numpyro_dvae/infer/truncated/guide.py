@@ -31,10 +31,10 @@ from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions.members import Members
 from numpyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
-from numpyro_dvae.infer.truncated.masked import check_masked
+from numpyro_dvae.infer.truncated.masked import with_drawn
 from numpyro_dvae.infer.truncated.minibatch import open_plates, read_minibatch
 from numpyro_dvae.infer.truncated.proposals import draws_of, from_pool
-from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer
+from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, silenced_of
 from numpyro_dvae.infer.truncated.start import first_words
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.evolution import Operator, union
@@ -76,8 +76,7 @@ class TruncatedGuide:
     Raises:
         ValueError: On the first call, if S exceeds the number of joint states of a datum, if a
             discrete site is global or has no finite support, or if `rest` does not sample a
-            continuous site. On any, if the plates' sizes are not those of the sets, or if sites
-            outside of a mask depend on discrete ones under it.
+            continuous site. On any, if the plates' sizes are not those of the sets.
     """
 
     words: UInt32[Array, "N S W"] | None
@@ -110,7 +109,10 @@ class TruncatedGuide:
         call = self._read_here(rest_trace, args, kwargs)
         codes, scores = self._score_members(call)
         values = {name: site.value for name, site in sample_sites(rest_trace).items()}
-        return values | _sample_members(call, codes, _in_dims(scores, call))
+        drawn, log_weights = _sample_members(call, codes, _in_dims(scores, call))
+        if call.batch.drawn is not None:
+            _add_silenced(call, log_weights, _in_dims(silenced_of(call, codes), call))
+        return values | drawn
 
     def posterior(self, *args: Any, **kwargs: Any) -> TruncatedPosterior:
         """The states of the data in `args` and their probabilities, without gradient.
@@ -194,7 +196,7 @@ class TruncatedGuide:
             batch=batch,
             vectorize=self.vectorize_particles,
         )
-        return check_masked(call.measured())
+        return with_drawn(call.measured())
 
     def members(self, call: ModelCall, words: UInt32[Array, "N S W"]) -> Integer[Array, "S B H"]:
         """The codes of the data's members."""
@@ -235,7 +237,7 @@ class TruncatedGuide:
             batch=batch,
             vectorize=self.vectorize_particles,
         )
-        return check_masked(call.measured())
+        return with_drawn(call.measured())
 
     def _score_members(
         self, call: ModelCall
@@ -330,8 +332,12 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 def _sample_members(
     call: ModelCall, codes: Integer[Array, "S B H"], log_weights: Float[Array, "S *batch"]
-) -> dict[str, Array]:
-    """Draw each discrete site from the members that agree with the sites before it."""
+) -> tuple[dict[str, Array], Float[Array, "S *drawn"]]:
+    """Draw each discrete site from the members that agree with the sites before it.
+
+    Returns:
+        The draws, and the log-weights of the members that agree with all of them.
+    """
     layout, drawn = call.space.layout, {}
     values = decode(call.space, codes, call.batch.sizes)
     cell_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
@@ -340,7 +346,16 @@ def _sample_members(
         with open_plates(call.batch, site.name):
             drawn[site.name] = numpyro.sample(site.name, fn)
         log_weights = fn.given(drawn[site.name])
-    return drawn
+    return drawn, log_weights
+
+
+def _add_silenced(
+    call: ModelCall, log_weights: Float[Array, "S *drawn"], silenced: Float[Array, "S *batch"]
+) -> None:
+    """Take what masks silence of the one member that is left out of log q."""
+    is_left = log_weights != -jnp.inf
+    with open_plates(call.batch, call.space.sites[0].name, call.space.layout.plates):
+        numpyro.factor("guide.silenced", -jnp.where(is_left, silenced, 0.0).sum(0))
 
 
 def _in_dims(scores: Float[Array, "S B"], call: ModelCall) -> Float[Array, "S *batch"]:

@@ -329,7 +329,7 @@ def _run_members(
     call, params, codes = step.call, step.params, members.states
     model, rest = (substitute(program, data=params) for program in (call.model, call.rest))
     call = call.in_pieces(len(codes))._replace(model=model, rest=rest)
-    reads = {"statistics": functools.partial(read_statistics, forms)}
+    reads = {"statistics": functools.partial(read_statistics, forms, drawn=call.batch.drawn)}
     particles, mutable = run_states(call, codes, reads)
     shape = particles.log_prior.shape
     log_prior = jnp.where(members.is_first.reshape(shape), particles.log_prior, -jnp.inf)

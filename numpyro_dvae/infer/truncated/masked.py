@@ -1,50 +1,31 @@
-"""Latents that a mask takes out: their codes must not matter to the rest of the model.
+"""Latents that a mask takes out: of no matter to the rest of their datum, or drawn all the same.
 
-Sets keep one state for all that differ in masked latents alone. That is right of padding. Where a
-site outside of the mask depends on them it is not, and their codes would have to be summed over.
+Where nothing outside of the mask depends on the masked latents of a datum (padding), sets keep one
+state for all that differ in these alone. Where something does (an animal before it is marked), they
+are latents like others: a mask silences a density, never a draw, so the log joint of a state holds
+the log-density of its masked latents, as `TraceEnum_ELBO` counts those that it sums over. The guide
+then has a factor that takes this density out of its log q, as no model's log joint has it.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Num
 
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer
 
-__all__ = ["check_masked"]
+__all__ = ["masked_matter", "with_drawn"]
 
 _NUM_STATES = 4  # that are tried
 _TOLERANCE = 1e-4  # sums may be in another order
 
 
-def check_masked(call: ModelCall) -> ModelCall:
-    """Refuse masked latents that sites outside of the mask depend on.
-
-    Under jit values are not known: a datum of such latents turns the loss into NaN.
-
-    Returns:
-        The call, where such data are as rows out of range.
-
-    Raises:
-        ValueError: If the log joint of a datum changes with the codes of its masked latents.
-    """
+def with_drawn(call: ModelCall) -> ModelCall:
+    """The call, knowing of which data the masked latents are drawn like others."""
     kept = call.batch.unmasked
     if kept is None:
         return call
-    matter = masked_matter(call, kept)
-    if isinstance(matter, jax.core.Tracer):
-        in_range = call.batch.in_range & ~matter
-        return call._replace(batch=call.batch._replace(in_range=in_range))
-    if not matter.any():
-        return call
-    ends = np.cumsum([site.num_latents for site in call.space.sites])[:-1]
-    parts = zip(call.space.sites, jnp.split(kept, ends, axis=-1), strict=True)
-    raise ValueError(
-        f"latents of sites {[site.name for site, part in parts if not part.all()]} are masked, but "
-        "sites outside of the mask depend on them, so a truncated posterior cannot leave them out. "
-        "Mask all that depends on them too, or drop the mask and give what is known as `obs`; or "
-        "use a loss with an encoder, such as Reinforce_ELBO."
-    )
+    drawn = masked_matter(call, kept)
+    return call._replace(batch=call.batch._replace(unmasked=kept | drawn[:, None], drawn=drawn))
 
 
 def masked_matter(call: ModelCall, kept: Bool[Array, "B H"]) -> Bool[Array, "B"]:

@@ -4,7 +4,7 @@ A truncated posterior keeps something for every datum, so it must know which dat
 The model says so itself, by its plates: their full sizes and the rows that they subsample.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ class Minibatch(NamedTuple):
     in_range: Bool[Array, "B"]  # False for a row that is none of the N
     closed_forms: dict[str, Any]  # of sites that ask for them, the `models.ClosedForm`
     unmasked: Bool[Array, "B H"] | None  # False where a mask takes a latent out; None: nowhere
+    drawn: Bool[Array, "B"] | None = None  # data whose masked latents are none; None: of no datum
 
 
 def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:
@@ -137,10 +138,17 @@ def prior_probs(latents: dict[str, Site], space: Space) -> Float[Array, "H V"]:
 
 
 @contextmanager
-def open_plates(batch: Minibatch, name: str) -> Iterator[None]:
-    """The plates of a site, with the rows of this call."""
+def open_plates(batch: Minibatch, name: str, only: Collection[str] | None = None) -> Iterator[None]:
+    """The plates of a site, with the rows of this call.
+
+    Args:
+        batch: What the call is about.
+        name: Of the site.
+        only: Names of plates, if not all are to be opened.
+    """
+    plates = batch.latents[name].plates
     with ExitStack() as stack:
-        for frame in batch.latents[name].plates.values():
+        for frame in (f for n, f in plates.items() if only is None or n in only):
             with substitute(data=batch.subsamples):
                 full = batch.full_sizes[frame.name]
                 plate = numpyro.plate(frame.name, full, frame.size, frame.dim)

@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Integer, Num
 from numpyro.handlers import block
 
 from numpyro_dvae.infer.truncated.minibatch import Minibatch
 from numpyro_dvae.ops.sets.packing import code_dtype
 from numpyro_dvae.programs.codes import Space, decode
 from numpyro_dvae.programs.pair import Pair
-from numpyro_dvae.programs.record import Particles, Reader
+from numpyro_dvae.programs.record import Particles, Reader, read_silenced
 from numpyro_dvae.programs.run import run_particles
 
-__all__ = ["ModelCall", "Scorer", "log_weights", "run_states"]
+__all__ = ["ModelCall", "Scorer", "log_weights", "run_states", "silenced_of"]
 
 _CACHE_BYTES, _DEVICE_BYTES = 2**21, 2**30  # of the largest temporary that scoring makes at once
 
@@ -114,8 +114,29 @@ def run_states(
     layout = call.space.layout
     pair = Pair(call.model, call.rest, call.args, call.kwargs, layout, call.vectorize)
     values = decode(call.space, codes, call.batch.sizes)
+    if call.batch.drawn is not None:
+        reads = {**reads, "silenced": read_silenced}
     with block():
-        return run_particles(call.rng_key, pair, len(codes), reads=reads, values=values)
+        found = run_particles(call.rng_key, pair, len(codes), reads=reads, values=values)
+    if call.batch.drawn is None:
+        return found
+    return _with_silenced(found[0], call.batch.drawn), found[1]
+
+
+def _with_silenced(particles: Particles, drawn: Bool[Array, "B"]) -> Particles:
+    """Masked latents of some data as the model draws them."""
+    log_prior = particles.log_prior
+    drawn = drawn.reshape(log_prior.shape[1:])
+    silenced = jnp.where(drawn, particles.extras["silenced"], 0.0)
+    return particles._replace(log_prior=log_prior + silenced)
+
+
+def silenced_of(call: ModelCall, states: Integer[Array, "S B H"]) -> Float[Array, "S B"]:
+    """The log-density that masks silence in states of data whose masked latents are drawn."""
+    assert call.batch.drawn is not None
+    particles, _ = run_states(call, states, {"silenced": read_silenced})
+    silenced = particles.extras["silenced"].reshape(len(states), -1)
+    return jnp.where(call.batch.drawn, jax.lax.stop_gradient(silenced), 0.0)
 
 
 def log_weights(particles: Particles, beta: float | Array = 1.0) -> Float[Array, "S *plates"]:

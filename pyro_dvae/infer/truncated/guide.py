@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from pyro_dvae.distributions.members import Members
 from pyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
-from pyro_dvae.infer.truncated.masked import check_masked
+from pyro_dvae.infer.truncated.masked import with_drawn
 from pyro_dvae.infer.truncated.minibatch import open_plates, read_minibatch
 from pyro_dvae.infer.truncated.proposals import draws_of, from_pool
-from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, given_values
+from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, given_values, silenced_of
 from pyro_dvae.infer.truncated.start import first_words
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.evolution import Operator, union
@@ -74,8 +74,7 @@ class TruncatedGuide(nn.Module):
     Raises:
         ValueError: On the first call, if S exceeds the number of joint states of a datum, if a
             discrete site is global or has no finite support, or if `rest` does not sample a
-            continuous site. On any, if the plates' sizes are not those of the sets, or if sites
-            outside of a mask depend on discrete ones under it.
+            continuous site. On any, if the plates' sizes are not those of the sets.
     """
 
     words: Int32[Tensor, "N S W"] | None
@@ -117,13 +116,16 @@ class TruncatedGuide(nn.Module):
                 self.rest(*args, **kwargs)
         call = self.read(tracer.trace, args, kwargs)
         words = self.members(call)
-        nesting, scores = call.space.layout.nesting, []
-        for draw in _particles_of(tracer.trace, nesting):
-            given = call._replace(rest_values=given_values(draw, call.batch, nesting))
-            scores.append(_in_dims(_score_members(given, words), call))
-        log_weights = torch.stack(scores, 1) if len(scores) > 1 else scores[0]
+        nesting = call.space.layout.nesting
+        rests = [given_values(d, call.batch, nesting) for d in _particles_of(tracer.trace, nesting)]
+        given = [call._replace(rest_values=rest) for rest in rests]
+        log_weights = _stacked([_in_dims(_score_members(one, words), call) for one in given])
         values = {name: site.value for name, site in sample_sites(tracer.trace).items()}
-        return values | _sample_members(call, words, log_weights)
+        drawn, log_weights = _sample_members(call, words, log_weights)
+        if call.batch.drawn is not None:
+            silenced = _stacked([_in_dims(silenced_of(one, words), call) for one in given])
+            _add_silenced(call, log_weights, silenced)
+        return values | drawn
 
     def posterior(self, *args: Any, **kwargs: Any) -> TruncatedPosterior:
         """The states of the data in `args` and their probabilities, without gradient.
@@ -207,7 +209,7 @@ class TruncatedGuide(nn.Module):
             repeats=self._repeats,
         )
         self._check_size(call)
-        check_masked(call)
+        call = with_drawn(call)
         if self.words is None:
             self.words = first_words(call, self.num_states, self.probs)
         return call
@@ -314,8 +316,12 @@ def _values_of(call: ModelCall, words: Int32[Tensor, "S B W"]) -> dict[str, Tens
 
 def _sample_members(
     call: ModelCall, words: Int32[Tensor, "S B W"], log_weights: Float[Tensor, "S *batch"]
-) -> dict[str, Tensor]:
-    """Draw each discrete site from the members that agree with the sites before it."""
+) -> tuple[dict[str, Tensor], Float[Tensor, "S *drawn"]]:
+    """Draw each discrete site from the members that agree with the sites before it.
+
+    Returns:
+        The draws, and the log-weights of the members that agree with all of them.
+    """
     layout, values, drawn = call.space.layout, _values_of(call, words), {}
     cell_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
     for site in call.space.sites:
@@ -323,7 +329,23 @@ def _sample_members(
         with open_plates(call.batch, site.name):
             drawn[site.name] = pyro.sample(site.name, fn)
         log_weights = fn.given(drawn[site.name])
-    return drawn
+    return drawn, log_weights
+
+
+def _add_silenced(
+    call: ModelCall, log_weights: Float[Tensor, "S *drawn"], silenced: Float[Tensor, "S *batch"]
+) -> None:
+    """Take what masks silence of the one member that is left out of log q."""
+    is_left, ones = log_weights != -torch.inf, [1] * (log_weights.dim() - silenced.dim())
+    silenced = silenced.reshape(len(silenced), *ones, *silenced.shape[1:])
+    with open_plates(call.batch, call.space.sites[0].name, call.space.layout.plates):
+        log_factor = -torch.where(is_left, silenced, 0.0).sum(0)
+        pyro.factor("guide.silenced", log_factor, has_rsample=False)
+
+
+def _stacked(scores: list[Tensor]) -> Float[Tensor, "S *batch"]:
+    """Of each particle, behind the members."""
+    return torch.stack(scores, 1) if len(scores) > 1 else scores[0]
 
 
 def _in_dims(scores: Float[Tensor, "S B"], call: ModelCall) -> Float[Tensor, "S *batch"]:

@@ -215,7 +215,9 @@ class Truncated_ELBO(ParticleELBO):
     def _run_members(self, call: ModelCall, words: Tensor) -> Particles:
         """The members as particles of the model, with gradient; repeated ones weigh nothing."""
         codes = unpack(words, call.space.cardinalities)
-        reads = {"statistics": functools.partial(read_statistics, self._forms)}
+        reads = {
+            "statistics": functools.partial(read_statistics, self._forms, drawn=call.batch.drawn)
+        }
         particles = run_states(call, codes, reads=reads)
         first = distinct(call, words).reshape(particles.log_prior.shape)
         return particles._replace(log_prior=torch.where(first, particles.log_prior, -math.inf))

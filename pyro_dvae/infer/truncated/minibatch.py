@@ -4,6 +4,7 @@ A truncated posterior keeps something for every datum, so it must know which dat
 The model says so itself, by its plates: their full sizes and the rows that they subsample.
 """
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ class Minibatch(NamedTuple):
     rows: Int64[Tensor, "B"]  # which of the N these data are
     closed_forms: dict[str, Any]  # of sites that ask for them, the `models.ClosedForm`
     unmasked: Bool[Tensor, "B H"] | None  # False where a mask takes a latent out; None: nowhere
+    drawn: Bool[Tensor, "B"] | None = None  # data whose masked latents are none; None: of no datum
 
 
 def read_minibatch(trace: poutine.Trace, space: Space) -> Minibatch:
@@ -137,10 +139,16 @@ def prior_probs(latents: dict[str, Site], space: Space) -> Float[Tensor, "H V"]:
     return torch.cat(parts)
 
 
-def open_plates(batch: Minibatch, name: str) -> ExitStack:
-    """The plates of a site, with the rows of this call; those that handlers have seen stay."""
-    stack = ExitStack()
-    for frame in batch.latents[name].plates.values():
+def open_plates(batch: Minibatch, name: str, only: Collection[str] | None = None) -> ExitStack:
+    """The plates of a site, with the rows of this call; those that handlers have seen stay.
+
+    Args:
+        batch: What the call is about.
+        name: Of the site.
+        only: Names of plates, if not all are to be opened.
+    """
+    stack, plates = ExitStack(), batch.latents[name].plates
+    for frame in (f for n, f in plates.items() if only is None or n in only):
         taken = rows_of_plates(batch.subsamples).get(frame.name)
         rows = None if taken is None else taken.indices
         with poutine.block():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pyro
 import torch
-from jaxtyping import Float, Int32, Num
+from jaxtyping import Bool, Float, Int32, Num
 from pyro import poutine
 from torch import Tensor
 
@@ -20,11 +20,11 @@ from pyro_dvae.infer.truncated.replay import repeatable_pass
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.codes import Space, decode
 from pyro_dvae.programs.pair import Pair
-from pyro_dvae.programs.record import Particles, Reader
+from pyro_dvae.programs.record import Particles, Reader, read_silenced
 from pyro_dvae.programs.run import run_particles
 from pyro_dvae.programs.sites import sample_sites
 
-__all__ = ["ModelCall", "Scorer", "log_weights", "run_states"]
+__all__ = ["ModelCall", "Scorer", "log_weights", "run_states", "silenced_of"]
 
 _CODES_AT_ONCE = 2**21  # that a pass of the model scores: 8 MB as floats
 _CODES_REPEATED = 5 * 2**16  # that a repetition of it scores: 1.25 MB, so that a cache holds all
@@ -126,8 +126,29 @@ def run_states(
     values = decode(call.space, codes, call.batch.sizes)
     if call.rest is None:
         values |= call.rest_values
+    if call.batch.drawn is not None:
+        reads = {**reads, "silenced": read_silenced}
     with poutine.replay(trace=call.batch.subsamples):
-        return run_particles(pair, len(codes), reads=reads, values=values)
+        particles = run_particles(pair, len(codes), reads=reads, values=values)
+    return particles if call.batch.drawn is None else _with_silenced(particles, call.batch.drawn)
+
+
+def _with_silenced(particles: Particles, drawn: Bool[Tensor, "B"]) -> Particles:
+    """Masked latents of some data as the model draws them."""
+    log_prior = particles.log_prior
+    drawn = drawn.reshape(log_prior.shape[1:])
+    silenced = torch.where(drawn, particles.extras["silenced"], 0.0)
+    return particles._replace(log_prior=log_prior + silenced)
+
+
+def silenced_of(call: ModelCall, states: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
+    """The log-density that masks silence in states of data whose masked latents are drawn."""
+    assert call.batch.drawn is not None
+    codes = unpack(states, call.space.cardinalities)
+    with torch.no_grad(), poutine.block():
+        particles = run_states(call._replace(rest=None), codes, {"silenced": read_silenced})
+    silenced = particles.extras["silenced"].flatten(1)
+    return torch.where(call.batch.drawn, silenced, 0.0).expand(len(states), states.shape[1])
 
 
 def log_weights(particles: Particles, beta: float | Tensor = 1.0) -> Float[Tensor, "S *plates"]:

@@ -1,0 +1,239 @@
+"""Deliberate breaks beside the losses' own: see `breaks`."""
+
+from breaks import both, numpyro, pyro
+
+SMALL = "tests/test_small_faults.py::test_"
+HELD_OUT = "tests/test_held_out_pyro.py", "tests/test_held_out_numpyro.py"
+
+REST = [
+    # fit
+    *pyro(
+        "fit/svi.py",
+        "            root.eval()\n",
+        "            pass\n",
+        *HELD_OUT,
+    ),
+    *pyro(
+        "fit/evaluation.py",
+        "for start in range(0, size, self._batch_size or size):",
+        "for start in range(0, size - (self._batch_size or 1) + 1, self._batch_size or size):",
+        *HELD_OUT,
+    ),
+    *numpyro(
+        "fit/evaluation.py",
+        "for start in range(0, size, step):",
+        "for start in range(0, size - step + 1, step):",
+        *HELD_OUT,
+    ),
+    *both(
+        "fit/evaluation.py",
+        "rows += num_rows(",
+        "rows += 1 + 0 * num_rows(",
+        *HELD_OUT,
+    ),
+    *numpyro(
+        "fit/checkpoints.py",
+        "max_to_keep=1",
+        "max_to_keep=None",
+        "tests/test_fit_numpyro.py::test_one_step_of_a_checkpoint_is_kept",
+    ),
+    # missing data
+    *pyro(
+        "models/vae.py",
+        "torch.where(observed, x, 0.0)",
+        "x",
+        "tests/test_missing.py",
+    ),
+    *numpyro(
+        "models/vae.py",
+        "jnp.where(observed, x, 0.0)",
+        "x",
+        "tests/test_missing.py",
+    ),
+    *pyro(
+        "guides/amortised.py",
+        "x = torch.where(observed, x, 0.0)",
+        "pass",
+        "tests/test_missing.py",
+    ),
+    *numpyro(
+        "guides/amortised.py",
+        "x = jnp.where(jnp.asarray(observed), x, 0.0)",
+        "pass",
+        "tests/test_missing.py",
+    ),
+    # diagnostics
+    *both(
+        "ops/importance.py",
+        "math.ceil(min(",
+        "math.floor(min(",
+        SMALL + "a_tail_begins_at_a_fifth_of_the_draws_rounded_up",
+    ),
+    *both(
+        "diagnostics/summaries.py",
+        "data_range**2 / errors",
+        "data_range / errors",
+        SMALL + "the_peak_of_a_signal_is_squared",
+    ),
+    *both(
+        "diagnostics/summaries.py",
+        "/ max(len(first) - 1, 1)",
+        "/ len(first)",
+        SMALL + "the_variance_of_active_latents_is_not_biased",
+    ),
+    *both(
+        "diagnostics/gradients.py",
+        "/ (num_repeats - 1)",
+        "/ num_repeats",
+        SMALL + "the_noise_of_two_gradients_is_half_their_squared_distance",
+    ),
+    *both(
+        "diagnostics/verdicts.py",
+        "0.7",
+        "0.9",
+        "tests/test_diagnostics.py",
+    )[:0],
+    *both(
+        "ops/importance.py",
+        "min(1.0 - 1.0 / math.log10(num_particles), 0.7)",
+        "0.7",
+        "tests/test_importance.py::test_threshold",
+    ),
+    # truncated posteriors
+    *pyro(
+        "infer/truncated/minibatch.py",
+        "rows.to(indices.device)[:, None] * full",
+        "rows.to(indices.device)[:, None] * frame.size",
+        SMALL + "rows_of_nested_plates_are_of_their_full_sizes",
+    ),
+    *numpyro(
+        "infer/truncated/minibatch.py",
+        "rows[:, None] * full",
+        "rows[:, None] * len(indices)",
+        SMALL + "rows_of_nested_plates_are_of_their_full_sizes",
+    ),
+    *numpyro(
+        "infer/truncated/estep.py",
+        "lambda i, old: sweep(keys(i), old)",
+        "lambda i, old: sweep(keys(0), old)",
+        SMALL + "all_sweeps_have_noise_of_their_own",
+    ),
+    *pyro(
+        "infer/truncated/estep.py",
+        "scores = torch.where(first, scorer.of_words(words), -math.inf)",
+        "scores = scorer.of_words(words)",
+        "tests/test_truncated.py::test_the_bound_never_falls_and_states_stay_distinct",
+    ),
+    *numpyro(
+        "infer/truncated/estep.py",
+        "scores, none = jnp.where(first, scores, -jnp.inf), ",
+        "scores, none = scores, ",
+        "tests/test_truncated.py::test_the_bound_never_falls_and_states_stay_distinct",
+    ),
+    *pyro(
+        "infer/truncated/loss.py",
+        "log_prior=torch.where(first, particles.log_prior, -math.inf)",
+        "log_prior=particles.log_prior",
+        "tests/test_truncated.py::test_masked_latents_of_a_datum_count_as_one_state",
+    ),
+    *numpyro(
+        "infer/truncated/loss.py",
+        "jnp.where(members.is_first.reshape(shape), particles.log_prior, -jnp.inf)",
+        "particles.log_prior",
+        "tests/test_truncated.py::test_masked_latents_of_a_datum_count_as_one_state",
+    ),
+    *pyro(
+        "infer/truncated/loss.py",
+        "sweeps = self._current(self.sweeps, step) if torch.is_grad_enabled() else 0",
+        "sweeps = self._current(self.sweeps, step)",
+        "tests/test_truncated.py::test_evaluation_and_no_sweeps_leave_the_sets",
+    ),
+    *both(
+        "ops/sets/ranking.py",
+        "descending=True",
+        "descending=False",
+        "tests/test_states.py",
+    )[:0],
+    # maths
+    *numpyro(
+        "distributions/pathwise.py",
+        "(self.num_gumbels, *shape)",
+        "(10, *shape)",
+        SMALL + "more_gumbels_are_less_noise",
+    ),
+    *pyro(
+        "distributions/pathwise.py",
+        "logits.expand(self.num_gumbels, *shape)",
+        "logits.expand(10, *shape)",
+        SMALL + "more_gumbels_are_less_noise",
+    ),
+    *both(
+        "ops/baselines.py",
+        "decay * weight + (1.0 - decay)",
+        "weight + (1.0 - decay)",
+        "tests/test_baselines.py",
+    ),
+    *both(
+        "ops/bounds.py",
+        "- math.log(log_weights.shape[0])",
+        "- 0.0 * math.log(log_weights.shape[0])",
+        "tests/test_bounds.py",
+    ),
+    *both("ops/tempering.py", "if shared:", "if not shared:", "tests/test_tempering.py"),
+    *both("ops/tempering.py", "(num_particles - 1)", "num_particles", "tests/test_tempering.py"),
+    *both(
+        "ops/tempering.py",
+        "squares = weights**2 if copies is None else copies * weights**2",
+        "squares = weights**2",
+        "tests/test_tempering.py::test_the_effective_sample_size_by_hand",
+    ),
+    *pyro(
+        "ops/weighting.py",
+        "return torch.where(possible, scores, mean)",
+        "return torch.where(possible, scores, 0.0)",
+        "tests/test_structure_pyro.py",
+        "tests/test_protocols_pyro.py",
+        "tests/test_scales_pyro.py",
+    ),
+    # programs
+    *pyro("programs/layout.py", "    Tensor.item,\n", "", "tests/test_structure_pyro.py"),
+    *pyro(
+        "programs/layout.py",
+        "shared &= site.plates.keys()",
+        "pass",
+        "tests/test_particles.py::test_the_shared_plates_are_found",
+    ),
+    *numpyro(
+        "programs/layout.py",
+        "shared &= site.plates.keys()",
+        "pass",
+        "tests/test_particles.py::test_the_shared_plates_are_found",
+    ),
+    *both(
+        "programs/record.py",
+        "entropies_known = entropy is not None",
+        "entropies_known = True",
+        "tests/test_unbiased.py",
+    ),
+    *both(
+        "infer/elbo.py",
+        "excess.clamp(-1, 1)",
+        "excess.clamp(-1, 1) * -1",
+        "tests/test_daps.py::test_a_target_rate_steers_beta",
+    )[:1],
+    *numpyro(
+        "infer/elbo.py",
+        "jnp.clip(excess, -1, 1)",
+        "-jnp.clip(excess, -1, 1)",
+        "tests/test_daps.py::test_a_target_rate_steers_beta",
+    ),
+    *both(
+        "infer/objective.py",
+        "return gain._replace(objective=expected)",
+        "return gain",
+        "tests/test_protocols_pyro.py",
+        "tests/test_protocols_numpyro.py",
+        "tests/test_scales_pyro.py",
+        "tests/test_scales_numpyro.py",
+    ),
+]
