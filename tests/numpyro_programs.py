@@ -26,9 +26,9 @@ def as_data(data, dtype="float64"):
     }
 
 
-def plate(name, size, *, dim=None, subsample=None):
+def plate(name, size, *, dim=None, subsample=None, subsample_size=None):
     if subsample is None:
-        return numpyro.plate(name, size, dim=dim)
+        return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)
     with handlers.substitute(data={name: subsample}):
         return numpyro.plate(name, size, subsample_size=len(subsample), dim=dim)
 

@@ -1,63 +1,11 @@
-"""Ranks and their test, and calibration of guides that are exact, shifted, and blind."""
+"""Calibration of guides that are exact, shifted, and blind, where each datum is on its own."""
 
 import functools
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 from scipy import stats
 from test_diagnostics import program_of
-
-values = st.integers(-3, 3).map(float)
-
-
-@functools.cache
-def operation(backend, name):
-    return backend.jit(getattr(backend.module("ops.calibration"), name))
-
-
-def test_by_hand(backend):
-    """Two draws below and none tied; one below, two tied; all tied."""
-    draws = np.array([[1.0, 2, 2], [1, 2, 2], [3, 1, 2], [4, 5, 2]])
-    arrays = map(backend.asarray, (np.full(3, 2.0), draws, np.array([0.99, 0.5, 0.9])))
-    ranks = np.asarray(operation(backend, "random_ranks")(*arrays))
-    np.testing.assert_array_equal(ranks, [2, 1 + 1, 0 + 4])
-    counts = np.array([[10, 20, 30], [7, 7, 7]])
-    statistic, p_value = operation(backend, "chi_square")(backend.asarray(counts))
-    np.testing.assert_allclose(np.asarray(statistic), [10.0, 0.0])  # (100 + 0 + 100) / 20
-    np.testing.assert_allclose(np.asarray(p_value), [np.exp(-5.0), 1.0], rtol=1e-5)
-
-
-@given(
-    truth=npst.arrays(np.float64, 3, elements=values),
-    draws=npst.arrays(np.float64, (5, 3), elements=values),
-    uniforms=npst.arrays(np.float64, 3, elements=st.sampled_from([0.0, 0.3, 0.7, 0.999])),
-)
-def test_rank_is_below_and_a_share_of_the_ties(backend, truth, draws, uniforms):
-    arrays = map(backend.asarray, (truth, draws, uniforms))
-    found = np.asarray(operation(backend, "random_ranks")(*arrays))
-    below, tied = (draws < truth).sum(0), (draws == truth).sum(0)
-    np.testing.assert_array_equal(found, below + np.floor(uniforms * (tied + 1)))
-
-
-def test_rounding_is_a_tie(backend):
-    truth, draws = np.array([-500.0]), np.array([[-500.00001], [-501.0], [-499.0]])
-    random_ranks = backend.module("ops.calibration").random_ranks
-    ranks = [
-        random_ranks(*map(backend.asarray, (truth, draws, np.array([u]))), 1e-5) for u in (0.0, 0.6)
-    ]
-    assert [int(rank[0]) for rank in ranks] == [1, 2]
-
-
-def test_chi_square_is_that_of_scipy(backend):
-    counts = np.random.default_rng(0).integers(5, 20, size=(4, 8))
-    found = operation(backend, "chi_square")(backend.asarray(counts))
-    expected = stats.chisquare(counts, axis=-1)
-    np.testing.assert_allclose(found[0], expected.statistic, rtol=1e-6)
-    np.testing.assert_allclose(found[1], expected.pvalue, rtol=1e-5)
-
 
 # A model whose exact posterior is known: two coins, and a reading of each with noise
 
@@ -123,6 +71,7 @@ def test_a_guide_that_ignores_the_data_is_found_by_the_density_alone(shim):
 
 def test_the_report(shim):
     found = calibration(shim)
+    assert found.shared == ()
     assert found.ranks["z"].shape == (40 * 90, 2)
     assert found.ranks["log_p"].shape == (40 * 90,)
     assert (found.ranks["z"].min(), found.ranks["z"].max()) == (0, 31)
@@ -130,10 +79,10 @@ def test_the_report(shim):
     np.testing.assert_allclose(
         found.p_values["z"], stats.chisquare(found.counts("z"), axis=-1).pvalue, rtol=1e-3
     )
-    assert "3600 simulated data, ranks among 31 draws: NOT calibrated: " in str(found)
+    assert "40 simulations of 90 data, ranks among 31 draws: NOT calibrated: " in str(found)
     even = found._replace(p_values={"z": np.array([0.3, 0.02])})
     assert even.miscalibrated == []
-    assert "calibrated, as far as they can tell (smallest p-value 0.02)" in str(even)
+    assert "calibrated, as far as they can tell (smallest of 2 p-values 0.02;" in str(even)
 
 
 def test_data_that_no_argument_holds_cannot_be_simulated(shim):

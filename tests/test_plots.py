@@ -17,6 +17,11 @@ def reports(thrifty_shim):
 
 
 @pytest.fixture
+def uniformity(thrifty_shim):
+    return thrifty_shim.module("diagnostics.uniformity")
+
+
+@pytest.fixture
 def verdicts(thrifty_shim):
     return thrifty_shim.module("diagnostics.verdicts")
 
@@ -108,10 +113,11 @@ def test_gradients(plots, reports, tmp_path):
     assert axes[1].texts[0].get_text() == " no noise"
 
 
-def test_calibration(plots, reports, tmp_path):
+def test_calibration(plots, uniformity, tmp_path):
     ranks = {"z": RNG.integers(0, 16, size=(400, 2)), "log_p": np.zeros(400, int)}
     p_values = {"z": np.array([0.4, 0.2]), "log_p": np.array(0.0)}
-    calibration = reports.Calibration(ranks, p_values, 15, 8)
+    spreads = {"z": np.full((2, 8), 6.6), "log_p": np.full(8, 6.6)}
+    calibration = uniformity.Calibration(ranks, p_values, 15, spreads, 4)
     axes = drawn(plots.plot_calibration(calibration), tmp_path)
     assert [axis.get_title() for axis in axes] == ["z: calibrated", "log_p: NOT calibrated"]
 

@@ -173,7 +173,7 @@ def make_reports(run: Run, args: Any) -> dict[str, Any]:
         "accuracy": report("rate_distortion", batch_size=100),
     }
     if run.config.amortized:
-        reports["calibration"] = report("simulation_based_calibration", num_simulations=5)
+        reports["calibration"] = report("simulation_based_calibration")
         reports["gradients"] = _gradients(run, args.num_repeats)
     return reports
 

@@ -8,139 +8,283 @@ data: one that keeps a posterior for each row, as a truncated guide does, knows 
 rows. See `ops.calibration`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_dvae.diagnostics.arguments import TreePath, find_arguments, replaced
-from numpyro_dvae.diagnostics.arrays import NamedArray, split_data
+from numpyro_dvae.diagnostics.arguments import (
+    DataNames,
+    Place,
+    check_places,
+    find_places,
+    named_leaves,
+    names_for,
+    refuse_twin,
+    replaced,
+    twins,
+)
+from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.labels import Readings
 from numpyro_dvae.diagnostics.readings import (
     Pair,
     posterior_sites,
     prior_draws,
     score_states,
 )
-from numpyro_dvae.diagnostics.reports import Calibration
-from numpyro_dvae.diagnostics.trained import as_trained
+from numpyro_dvae.diagnostics.trained import Trained, as_trained
+from numpyro_dvae.diagnostics.uniformity import (
+    Calibration,
+    Simulated,
+    Tally,
+    check_counts,
+    choose_simulations,
+    shared_latents,
+)
 from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.templates import split
 from numpyro_dvae.ops.arguments import checked
-from numpyro_dvae.ops.calibration import chi_square, random_ranks
+from numpyro_dvae.programs.record import Particles
 
 __all__ = ["simulation_based_calibration"]
 
-_ROUNDING = 1e-5  # log-densities nearer than this, as a part of themselves, are of one state
+_ATTEMPTS = 5  # simulations of data that may be equal to those at hand by chance
+
+
+class _Programs(NamedTuple):
+    """A pair at its parameters, called with arrays that may be traced."""
+
+    trained: Trained
+    pair: Pair
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of (key, pair, ...), as one of (key, args, ...) that is compiled once."""
+        _, template = split(Batch(self.pair.args, {}))
+
+        @jax.jit
+        def run(key: Array, params: Any, arrays: tuple[Array, ...], *rest: Any) -> Any:
+            model, guide = self.trained.substituted(params)
+            args = template.join(arrays).args
+            return function(key, self.pair._replace(model=model, guide=guide, args=args), *rest)
+
+        def call(key: Array, args: tuple, *rest: Any) -> Any:
+            return run(key, self.trained.params, split(Batch(args, {}))[0], *rest)
+
+        return call
 
 
 @checked
 def simulation_based_calibration(
     rng_key: Array,
     result: Any,
-    *data: Any,
-    num_simulations: int = 20,
+    *args: Any,
+    data: DataNames = None,
+    num_simulations: int | None = None,
     num_draws: int = 63,
     num_bins: int = 16,
     params: Mapping[str, Any] | None = None,
 ) -> Calibration:
     """Rank latents that made the data among the guide's draws, and test that ranks are uniform.
 
+    Where the data share latents, their ranks depend on each other: those of what is shared count
+    once a simulation, and those of each datum are compared with what the draws, each in the part
+    of the truth, say of the others. Entries that are masked, NaN or outside of a subsample stay as
+    they are.
+
     Args:
         rng_key: Key of simulations and draws.
         result: What `fit` returned, or a pair (model, guide).
-        *data: What model and guide are called with. Arrays that the model observes are replaced by
-            simulated ones; they give the shapes alone.
-        num_simulations: Times that all data are simulated; each row of a data plate counts.
+        *args: What model and guide are called with. Arrays that the model observes are replaced by
+            simulated ones: those of which a site observes whatever is put in their place.
+        data: Names of the arguments that hold the data, as ``"targets"`` or ``"batch['x']"``, for
+            each site if they are a mapping; several names are of arguments that all hold the same
+            data, as an encoder's input and a decoder's target. Found by trying if None.
+        num_simulations: Times that all data are simulated. By default as many as make 2000 ranks,
+            at least 5; 100 where the data share latents.
         num_draws: Draws of the guide for each, K.
-        num_bins: Bins of the ranks 0 ... K, of one size: a divisor of K + 1.
+        num_bins: The most bins of the ranks 0 ... K, of one size: a divisor of K + 1. Fewer are
+            used for few ranks.
         params: Parameters by name, in place of those of `result`.
 
     Returns:
         Ranks and p-values, latent by latent and of the joint density "log_p"; `print` it.
 
     Raises:
-        ValueError: If an argument cannot be used, or a site observes none of `data` as it is.
+        ValueError: If an argument cannot be used, if a site observes none of them as it is, or if
+            it is not clear which.
     """
-    _check_counts(num_simulations, num_draws, num_bins)
+    check_counts(num_simulations, num_draws, num_bins)
     trained = as_trained(result, params)
-    args = trained.arguments(data)
-    pair = trained.pair(rng_key, args)
-    paths = find_arguments(args, _observed(rng_key, pair))
-    arrays, template = split(Batch(args, {}))
+    called = trained.arguments(args)
+    pair = trained.pair(rng_key, called)
+    programs = _Programs(trained, pair)
+    look = programs.compiled(_look)
+    _, seen, record = look(rng_key, called)
+    latents = shared_latents(trained.guide, pair.notes.shared, seen)
+    places = _find_places(rng_key, programs, look, seen, data)
+    count = choose_simulations(num_simulations, record.log_p[0].size, latents)
+    rng = np.random.default_rng(np.asarray(jax.random.bits(rng_key, (4,), "uint32")))
+    tally = Tally(pair.layout.plates, latents, count, num_draws, num_bins, rng)
+    simulate = programs.compiled(partial(_simulated, places=places, num_draws=num_draws))
+    for key in jax.random.split(rng_key, count):
+        matches, simulated = jax.device_get(simulate(key, called, seen))
+        for site, matching in matches.items():
+            if not matching:
+                leaves = {each.name: ((), np.empty(0)) for each in places[site]}
+                check_places(site, [], [], leaves, None)
+        tally.add(simulated)
+    return tally.report()
 
-    @jax.jit
-    def run(keys: Array, params: Any, arrays: tuple[Array, ...]) -> dict[str, NamedArray]:
-        model, guide = trained.substituted(params)
-        now = pair._replace(model=model, guide=guide, args=template.join(arrays).args)
-        return jax.lax.map(lambda key: _ranks(key, now, paths, num_draws), keys)
 
-    keys = jax.random.split(rng_key, num_simulations)
-    ranks = jax.device_get(run(keys, trained.params, arrays))
-    return _summarize(ranks, pair.layout.plates, num_draws, num_bins)
+def _look(rng_key: Array, pair: Pair) -> tuple[dict[str, NamedArray], Readings, Particles]:
+    """Simulated observations, and a run with the arguments at hand."""
+    prior_key, draw_key = jax.random.split(rng_key)
+    simulated = prior_draws(prior_key, pair, 1)[0]["predictive"]
+    record, seen = posterior_sites(draw_key, pair, 1, ("observed", "seen", "subsample"))
+    return simulated, seen, record
 
 
-def _observed(rng_key: Array, pair: Pair) -> dict[str, np.ndarray]:
-    """What each site observes."""
-    observed = jax.jit(lambda key: posterior_sites(key, pair, 1, ("observed",))[1]["observed"])
-    return {name: np.asarray(array.values) for name, array in observed(rng_key).items()}
+def _find_places(
+    rng_key: Array, programs: _Programs, look: Callable[..., Any], seen: Readings, data: DataNames
+) -> dict[str, list[Place]]:
+    """Arguments that each site observes, and others that the user says are the same."""
+    leaves, found = named_leaves(programs.trained.model, programs.pair.args), {}
+    for site, observed in seen["observed"].items():
+        wanted = names_for(site, data, list(seen["observed"]))
+        places = find_places(site, _host(observed), leaves, _hosts(seen["subsample"]), wanted)
+        observing = [
+            place
+            for place in places
+            if _observes(rng_key, look, programs.pair.args, seen, site, place)
+        ]
+        found[site] = check_places(site, places, observing, leaves, wanted)
+        for twin in twins(found[site][0], leaves) if wanted is None else []:
+            if _is_read_by_guide(rng_key, programs, look, seen, site, twin):
+                refuse_twin(site, found[site][0], twin)
+    return found
 
 
-def _ranks(
-    rng_key: Array, pair: Pair, paths: Mapping[str, TreePath], num_draws: int
-) -> dict[str, NamedArray]:
-    """Ranks of one simulation."""
-    prior_key, draw_key, score_key, tie_key = jax.random.split(rng_key, 4)
+def _observes(
+    rng_key: Array, look: Callable[..., Any], args: tuple, seen: Readings, site: str, place: Place
+) -> bool:
+    """Whether a site observes what is put in the place of an argument."""
+    before = seen["observed"][site].values
+    for key in jax.random.split(rng_key, _ATTEMPTS):
+        simulated = look(key, args)[0]
+        readings = look(key, _filled(args, {site: [place]}, simulated, seen))[1]
+        if not bool(_is_as_simulated(site, readings, simulated, seen)):
+            return False
+        if not np.array_equal(readings["observed"][site].values, before):
+            return True
+    return True
+
+
+def _is_read_by_guide(
+    rng_key: Array,
+    programs: _Programs,
+    look: Callable[..., Any],
+    seen: Readings,
+    site: str,
+    place: Place,
+) -> bool:
+    """Whether the guide depends on what is in an argument."""
+
+    def log_q(key: Array, pair: Pair) -> tuple[Array, Array]:
+        prior_key, score_key = jax.random.split(key)
+        values = prior_draws(prior_key, pair, 1)[1]
+        record = score_states(score_key, pair, values)
+        return record.log_q, record.shared_q
+
+    args, score = programs.pair.args, programs.compiled(log_q)
+    other = _filled(args, {site: [place]}, look(rng_key, args)[0], seen)
+    pairs = zip(score(rng_key, args), score(rng_key, other), strict=True)
+    return not all(np.array_equal(one, two) for one, two in pairs)
+
+
+def _simulated(
+    rng_key: Array,
+    pair: Pair,
+    seen: Readings,
+    *,
+    places: Mapping[str, Sequence[Place]],
+    num_draws: int,
+) -> tuple[dict[str, Array], Simulated]:
+    """One simulation: the truth, and draws of the guide given the data that it made."""
+    prior_key, draw_key, score_key = jax.random.split(rng_key, 3)
     simulated, truth = prior_draws(prior_key, pair, 1)
-    args = pair.args
-    for name, path in paths.items():
-        args = replaced(args, path, partial(_in_place_of, simulated["predictive"][name].values))
-    pair = pair._replace(args=args)
-    record, readings = posterior_sites(draw_key, pair, num_draws, ("latent",))
-    log_p = score_states(score_key, pair, truth).log_p[0]
-    ranks = {
-        "log_p": NamedArray(pair.layout.plates, _rank(tie_key, log_p, record.log_p, _ROUNDING))
+    pair = pair._replace(args=_filled(pair.args, places, simulated["predictive"], seen))
+    wanted = ("latent", "counted", "observed")
+    record, readings = posterior_sites(draw_key, pair, num_draws, wanted)
+    matches = {
+        site: _is_as_simulated(site, readings, simulated["predictive"], seen) for site in places
     }
-    for i, (name, array) in enumerate(readings["latent"].items(), 1):
-        key, truth_of_site = jax.random.fold_in(tie_key, i), simulated["latent"][name].values[0]
-        ranks[name] = NamedArray(array.dims, _rank(key, truth_of_site, array.values, 0.0))
-    return ranks
+    true = score_states(score_key, pair, truth)
+    latents = {
+        name: NamedArray(array.dims, _stacked(simulated["latent"][name].values, array.values))
+        for name, array in readings["latent"].items()
+    }
+    counted = {
+        name: NamedArray(array.dims, array.values[:1])
+        for name, array in readings["counted"].items()
+    }
+    shared = [each.shared_likelihood + each.shared_prior for each in (true, record)]
+    log_p = _stacked(true.log_p, record.log_p)
+    return matches, Simulated(latents, counted, log_p, _stacked(*shared))
 
 
-def _in_place_of(new: Array, old: Array) -> Array:
-    return new.reshape(old.shape).astype(old.dtype)
+def _is_as_simulated(
+    site: str, readings: Readings, simulated: Mapping[str, NamedArray], seen: Readings
+) -> Array:
+    """Whether a site observes what was simulated, to the digits of the argument that holds it."""
+    found, made = readings["observed"][site].values, simulated[site].values[0]
+    found = jnp.where(_kept(seen, site), made, found)
+    return jnp.allclose(found, made, rtol=1e-6, atol=1e-30)
 
 
-def _rank(rng_key: Array, truth: Array, draws: Array, tolerance: float) -> Array:
-    return random_ranks(truth, draws, jax.random.uniform(rng_key, truth.shape), tolerance)
+def _kept(seen: Readings, site: str) -> Array:
+    """Entries that are no data: masked, or NaN."""
+    observed = seen["observed"][site].values
+    return ~seen["seen"][site].values[0] | jnp.isnan(observed)
 
 
-def _summarize(
-    ranks: Mapping[str, NamedArray], plates: tuple[str, ...], num_draws: int, num_bins: int
-) -> Calibration:
-    """Test the ranks of each latent for uniformity."""
-    by_site: dict[str, np.ndarray] = {}
-    for name, array in ranks.items():
-        shared = tuple(plate for plate in plates if plate in array.dims)
-        values = split_data(array, shared)
-        by_site[name] = values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])
-    report = Calibration(by_site, {}, num_draws, num_bins)
-    counts = [report.counts(name).reshape(-1, num_bins) for name in by_site]
-    p_values = np.asarray(jax.jit(chi_square)(np.concatenate(counts))[1])
-    parts = np.split(p_values, np.cumsum([len(each) for each in counts])[:-1])
-    for (name, values), part in zip(by_site.items(), parts, strict=True):
-        report.p_values[name] = part.reshape(values.shape[1:])
-    return report
+def _filled(
+    args: tuple,
+    places: Mapping[str, Sequence[Place]],
+    simulated: Mapping[str, NamedArray],
+    seen: Readings,
+) -> tuple:
+    """Arguments with simulated data in their places."""
+    for site, several in places.items():
+        for place in several:
+            rows = seen["subsample"][place.plate].values if place.plate else None
+            change = partial(
+                _with_data, simulated[site].values[0], _kept(seen, site), place.axis, rows
+            )
+            args = replaced(args, place.path, change)
+    return args
 
 
-def _check_counts(num_simulations: int, num_draws: int, num_bins: int) -> None:
-    """Raise unless the ranks fill the bins evenly."""
-    if num_simulations < 1:
-        raise ValueError(f"`num_simulations` must be at least 1; got {num_simulations}.")
-    if not 2 <= num_bins <= num_draws + 1 or (num_draws + 1) % num_bins:
-        raise ValueError(
-            f"`num_bins`, {num_bins}, must divide the number of ranks, `num_draws` + 1 = "
-            f"{num_draws + 1}, into at least 2 bins."
-        )
+def _with_data(new: Array, kept: Array, axis: int | None, rows: Array | None, leaf: Array) -> Array:
+    """An argument with new data, in some rows or in all, where the old are not kept."""
+    old = leaf if axis is None or rows is None else jnp.take(leaf, rows, axis)
+    merged = jnp.where(kept, old.reshape(new.shape), new.astype(leaf.dtype)).astype(leaf.dtype)
+    if axis is None or rows is None:
+        return merged.reshape(leaf.shape)
+    index = (*[slice(None)] * axis, rows)
+    return leaf.at[index].set(merged.reshape(old.shape))
+
+
+def _stacked(truth: Array, draws: Array) -> Array:
+    return jnp.concatenate([truth, draws])
+
+
+def _hosts(arrays: Mapping[str, NamedArray]) -> dict[str, NamedArray]:
+    return {name: _host(array) for name, array in arrays.items()}
+
+
+def _host(array: NamedArray) -> NamedArray:
+    return NamedArray(array.dims, np.asarray(array.values))

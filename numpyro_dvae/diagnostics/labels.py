@@ -34,6 +34,7 @@ READINGS = (
     "log_likelihood",  # of each observation
     "seen",  # where no mask silences an entry of an observation
     "mean",  # of the distribution of each observation
+    "counted",  # where no mask silences an entry of a latent
     "rate",  # log q - log p of each latent, given those before it
     "outside",  # whether the guide cannot draw a value that the model's distribution can
     "conditional",  # the guide's probability of each value of a discrete latent, given those before
@@ -66,6 +67,7 @@ class SiteReader(NamedTuple):
             "log_likelihood": (observed, self.log_likelihood),
             "mean": (observed, self.mean),
             "seen": (observed, self.seen),
+            "counted": (latent, self.seen),
             "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
             "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
             "conditional": (

@@ -156,18 +156,23 @@ def plot_gradients(quality: Any) -> Any:
 
 
 def plot_calibration(calibration: Any) -> Any:
-    """Histograms of ranks, one line for each latent, within the band of 99 % of uniform ones."""
+    """Histograms of ranks, a line for each latent, in the band where 99 % of their bins should be.
+
+    Where the data share latents, ranks vary together, and the band is wider than of so many alone.
+    """
     names = list(calibration.ranks)
     figure, axes = _axes(len(names))
-    size = calibration.num_bins
     for axis, name in zip(axes, names, strict=True):
+        spreads = calibration.spreads[name]
+        size = spreads.shape[-1]
         counts = calibration.counts(name).reshape(-1, size)
-        shares = counts / counts.sum(-1, keepdims=True) * size
-        deviation = np.sqrt((size - 1) / counts[0].sum())  # of a bin, in units of its mean
-        axis.axhspan(1 - 2.58 * deviation, 1 + 2.58 * deviation, color="0.9")
+        totals = np.maximum(counts.sum(-1, keepdims=True), 1)  # 0 of a latent that is masked
+        widest = (spreads.reshape(-1, size) / totals * size).max(0)
         edges = np.linspace(0, 1, size + 1)
-        for line in shares:
-            axis.stairs(line, edges, alpha=max(0.25, 1 / len(shares)), color=_GOOD, baseline=None)
+        limits = [np.append(1 + side * 2.58 * widest, np.nan) for side in (-1, 1)]
+        axis.fill_between(edges, *limits, step="post", color="0.9", linewidth=0)
+        for line in counts / totals * size:
+            axis.stairs(line, edges, alpha=max(0.25, 1 / len(counts)), color=_GOOD, baseline=None)
         axis.set(xlabel="rank / K", ylabel="frequency / expected", ylim=(0, None))
         wrong = name in calibration.miscalibrated
         axis.set_title(f"{name}: {'NOT calibrated' if wrong else 'calibrated'}")

@@ -1,36 +1,185 @@
-"""Which argument of a program holds what a site observes, and programs called with other data.
+"""Which argument of a program holds what a site observes.
 
-NumPy alone, so this file is the same in both packages.
+An argument is the data of a site if the site observes what is put in its place: values that happen
+to be equal say nothing. Here is which arguments are tried, and by which names they are known. NumPy
+alone, so this file is the same in both packages.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["find_arguments", "replaced"]
+from pyro_dvae.diagnostics.arrays import NamedArray
+
+__all__ = [
+    "DataNames",
+    "Place",
+    "TreePath",
+    "check_places",
+    "find_places",
+    "named_leaves",
+    "names_for",
+    "refuse_twin",
+    "replaced",
+    "twins",
+]
 
 TreePath = tuple[Any, ...]  # keys and positions that lead to an array in a tree of arguments
+Leaves = Mapping[str, tuple[TreePath, np.ndarray]]  # arrays by name, from `named_leaves`
+DataNames = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None  # as a user gives them
 
 
-def find_arguments(arrays: Any, observed: Mapping[str, np.ndarray]) -> dict[str, TreePath]:
-    """TreePath of the array that each site observes, by its values.
+class Place(NamedTuple):
+    """Where the observations of a site are in the arguments."""
+
+    path: TreePath
+    name: str  # as the user knows the argument
+    axis: int | None = None  # of the argument's rows, if the site observes a subsample of them
+    plate: str = ""  # which draws it
+
+
+def named_leaves(program: Callable, args: tuple) -> Leaves:
+    """The arrays among the arguments, by the names that the program has for them."""
+    known = getattr(program, "forward", None) or program  # of a module
+    try:
+        parameters = [
+            (p.name, p.kind is p.VAR_POSITIONAL)
+            for p in inspect.signature(known).parameters.values()
+        ]
+    except (TypeError, ValueError):
+        parameters = []
+    found = {}
+    for i, argument in enumerate(args):
+        name = f"argument_{i}"
+        if i < len(parameters) and not any(is_rest for _, is_rest in parameters[: i + 1]):
+            name = parameters[i][0]
+        for path, leaf in _leaves(argument, ()):
+            found[name + "".join(f"[{key!r}]" for key in path)] = (i, *path), leaf
+    return found
+
+
+def names_for(site: str, data: DataNames, sites: Sequence[str]) -> Sequence[str] | None:
+    """Names that the user gave for the data of a site; None if there are none.
 
     Raises:
-        ValueError: If a site observes none of the arrays as it is.
+        ValueError: If they are given for a site that observes nothing.
     """
-    leaves, places = list(_leaves(arrays, ())), {}
-    for name, values in observed.items():
-        flat = np.ravel(values)
-        paths = [path for path, leaf in leaves if np.array_equal(np.ravel(leaf), flat)]
-        if not paths:
+    if isinstance(data, Mapping):
+        if unknown := sorted(set(data) - set(sites)):
+            raise ValueError(f"`data` names sites {unknown}, but the model observes {list(sites)}.")
+        data = data.get(site)
+    return [data] if isinstance(data, str) else data
+
+
+def find_places(
+    site: str,
+    observed: NamedArray,
+    leaves: Leaves,
+    subsamples: Mapping[str, NamedArray],
+    wanted: Sequence[str] | None,
+) -> list[Place]:
+    """Arguments that may be what a site observes, by their shapes.
+
+    Args:
+        site: Its name.
+        observed: What it observes.
+        leaves: The arrays among the arguments.
+        subsamples: Rows of the full plate that a plate drew.
+        wanted: Names that the user gave; None to try all.
+
+    Raises:
+        ValueError: If a name is of no array.
+    """
+    wanted = list(leaves) if wanted is None else _spelled_out(site, wanted, leaves)
+    places = [_place(each, observed, *leaves[each], subsamples) for each in wanted]
+    return [place for place in places if place is not None]
+
+
+def check_places(
+    site: str,
+    places: Sequence[Place],
+    observing: Sequence[Place],
+    leaves: Leaves,
+    wanted: Sequence[str] | None,
+) -> list[Place]:
+    """Where simulated data of a site go: the argument that it observes, or those of these names.
+
+    Raises:
+        ValueError: If a site observes none of the arguments, or it is not clear which.
+    """
+    among = sorted(leaves) if wanted is None else list(wanted)
+    if not observing:
+        raise ValueError(
+            f"site '{site}' observes none of the arguments as it is (tried: {among}), so that "
+            "simulated data cannot take its place. Give the model the observations as an argument, "
+            "and let it compute with that alone."
+        )
+    if wanted is not None:
+        return list(places)
+    if len(observing) > 1:
+        names = [place.name for place in observing]
+        raise ValueError(
+            f"site '{site}' observes what is put in the place of any of {names}. Say which holds "
+            f"the data: data={names[0]!r}."
+        )
+    return list(observing)
+
+
+def twins(place: Place, leaves: Leaves) -> list[Place]:
+    """Arguments that hold the very numbers of another, as its copy does, or zeros as shapes."""
+    values = np.ravel(leaves[place.name][1])
+    return [
+        place._replace(path=path, name=name)
+        for name, (path, leaf) in leaves.items()
+        if name != place.name and np.array_equal(np.ravel(leaf), values, equal_nan=_has_nan(leaf))
+    ]
+
+
+def refuse_twin(site: str, place: Place, twin: Place) -> None:
+    """Raise, as it is not clear whether an argument that the guide reads is the data again."""
+    raise ValueError(
+        f"site '{site}' observes the argument {place.name!r}; the guide reads {twin.name!r}, which "
+        f"holds the same numbers. Say whether it is the data again, data=({place.name!r}, "
+        f"{twin.name!r}), or not, data={place.name!r}."
+    )
+
+
+def _has_nan(leaf: np.ndarray) -> bool:
+    return leaf.dtype.kind == "f" and bool(np.isnan(leaf).any())
+
+
+def _spelled_out(site: str, wanted: Sequence[str], leaves: Mapping[str, Any]) -> list[str]:
+    """Names of arrays, where the name of an argument stands for all in it."""
+    found: list[str] = []
+    for name in wanted:
+        below = [leaf for leaf in leaves if leaf == name or leaf.startswith(f"{name}[")]
+        if not below:
             raise ValueError(
-                f"site '{name}' observes none of the arguments as it is, so that simulated data "
-                "cannot take its place. Give the model the observations as an argument, and let it "
-                "compute with that alone."
+                f"`data` must name arguments that hold arrays, {sorted(leaves)}; got {name!r} for "
+                f"site '{site}'."
             )
-        places[name] = paths[0]
-    return places
+        found += below
+    return found
+
+
+def _place(
+    name: str,
+    observed: NamedArray,
+    path: TreePath,
+    leaf: np.ndarray,
+    subsamples: Mapping[str, NamedArray],
+) -> Place | None:
+    shape = np.shape(observed.values)
+    if leaf.size == observed.values.size:
+        return Place(path, name)
+    for axis, plate in enumerate(observed.dims):
+        if plate in subsamples and leaf.ndim == len(shape):
+            if leaf.shape[:axis] == shape[:axis] and leaf.shape[axis + 1 :] == shape[axis + 1 :]:
+                if leaf.shape[axis] > np.max(subsamples[plate].values):
+                    return Place(path, name, axis, plate)
+    return None
 
 
 def replaced(tree: Any, path: TreePath, change: Callable[[Any], Any]) -> Any:
@@ -41,7 +190,7 @@ def replaced(tree: Any, path: TreePath, change: Callable[[Any], Any]) -> Any:
     if isinstance(tree, Mapping):
         return {**tree, key: replaced(tree[key], below, change)}
     changed = [replaced(leaf, below, change) if i == key else leaf for i, leaf in enumerate(tree)]
-    return type(tree)(changed)
+    return type(tree)(*changed) if hasattr(tree, "_fields") else type(tree)(changed)
 
 
 def _leaves(tree: Any, path: TreePath) -> Iterator[tuple[TreePath, np.ndarray]]:

@@ -8,8 +8,7 @@ data: one that keeps a posterior for each row, as a truncated guide does, knows 
 rows. See `ops.calibration`.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_dvae.diagnostics.arguments import TreePath, find_arguments, replaced
-from pyro_dvae.diagnostics.arrays import NamedArray, split_data
+from pyro_dvae.diagnostics.arguments import (
+    DataNames,
+    Place,
+    check_places,
+    find_places,
+    named_leaves,
+    names_for,
+    refuse_twin,
+    replaced,
+    twins,
+)
+from pyro_dvae.diagnostics.arrays import NamedArray
+from pyro_dvae.diagnostics.labels import Readings
 from pyro_dvae.diagnostics.readings import (
     Pair,
     posterior_sites,
@@ -26,111 +36,192 @@ from pyro_dvae.diagnostics.readings import (
     prior_draws,
     score_states,
 )
-from pyro_dvae.diagnostics.reports import Calibration
 from pyro_dvae.diagnostics.trained import as_trained
+from pyro_dvae.diagnostics.uniformity import (
+    Calibration,
+    Simulated,
+    Tally,
+    check_counts,
+    choose_simulations,
+    shared_latents,
+)
 from pyro_dvae.ops.arguments import checked
-from pyro_dvae.ops.calibration import chi_square, random_ranks
 
 __all__ = ["simulation_based_calibration"]
 
-_ROUNDING = 1e-5  # log-densities nearer than this, as a part of themselves, are of one state
+_ATTEMPTS = 5  # simulations of data that may be equal to those at hand by chance
 
 
 @checked
 def simulation_based_calibration(
     result: Any,
-    *data: Any,
-    num_simulations: int = 20,
+    *args: Any,
+    data: DataNames = None,
+    num_simulations: int | None = None,
     num_draws: int = 63,
     num_bins: int = 16,
     params: Mapping[str, Tensor] | None = None,
 ) -> Calibration:
     """Rank latents that made the data among the guide's draws, and test that ranks are uniform.
 
+    Where the data share latents, their ranks depend on each other: those of what is shared count
+    once a simulation, and those of each datum are compared with what the draws, each in the part
+    of the truth, say of the others. Entries that are masked, NaN or outside of a subsample stay as
+    they are.
+
     Args:
         result: What `fit` returned, or a pair (model, guide).
-        *data: What model and guide are called with. Arrays that the model observes are replaced by
-            simulated ones; they give the shapes alone.
-        num_simulations: Times that all data are simulated; each row of a data plate counts.
+        *args: What model and guide are called with. Arrays that the model observes are replaced by
+            simulated ones: those of which a site observes whatever is put in their place.
+        data: Names of the arguments that hold the data, as ``"targets"`` or ``"batch['x']"``, for
+            each site if they are a mapping; several names are of arguments that all hold the same
+            data, as an encoder's input and a decoder's target. Found by trying if None.
+        num_simulations: Times that all data are simulated. By default as many as make 2000 ranks,
+            at least 5; 100 where the data share latents.
         num_draws: Draws of the guide for each, K.
-        num_bins: Bins of the ranks 0 ... K, of one size: a divisor of K + 1.
+        num_bins: The most bins of the ranks 0 ... K, of one size: a divisor of K + 1. Fewer are
+            used for few ranks.
         params: Parameters by name, in place of those of `result`.
 
     Returns:
         Ranks and p-values, latent by latent and of the joint density "log_p"; `print` it.
 
     Raises:
-        ValueError: If an argument cannot be used, or a site observes none of `data` as it is.
+        ValueError: If an argument cannot be used, if a site observes none of them as it is, or if
+            it is not clear which.
     """
-    _check_counts(num_simulations, num_draws, num_bins)
+    check_counts(num_simulations, num_draws, num_bins)
     trained = as_trained(result, params)
-    args = trained.arguments(data)
+    called = trained.arguments(args)
     with trained.at_parameters():
-        pair = prepare_pair(trained.model, trained.guide, args, {})
-        paths = find_arguments(args, _observed(pair))
-        ranks = [_ranks(pair, paths, num_draws) for _ in range(num_simulations)]
-    stacked = {
-        name: replace(array, values=np.stack([each[name].values for each in ranks]))
-        for name, array in ranks[0].items()
-    }
-    return _summarize(stacked, pair.layout.plates, num_draws, num_bins)
+        pair = prepare_pair(trained.model, trained.guide, called, {})
+        record, seen = posterior_sites(pair, 1, ("observed", "seen", "subsample"))
+        latents = shared_latents(trained.guide, pair.notes.shared, seen)
+        places = _find_places(pair, seen, data)
+        count = choose_simulations(num_simulations, record.log_p[0].numel(), latents)
+        rng = np.random.default_rng(int(torch.randint(2**31, ())))
+        tally = Tally(pair.layout.plates, latents, count, num_draws, num_bins, rng)
+        for _ in range(count):
+            tally.add(_simulated(pair, places, seen, num_draws))
+    return tally.report()
 
 
-def _observed(pair: Pair) -> dict[str, np.ndarray]:
-    """What each site observes."""
-    sites = posterior_sites(pair, 1, ("observed",))[1]["observed"]
-    return {name: array.values.cpu().numpy() for name, array in sites.items()}
+def _find_places(pair: Pair, seen: Readings, data: DataNames) -> dict[str, list[Place]]:
+    """Arguments that each site observes, and others that the user says are the same."""
+    leaves, found = named_leaves(pair.model, pair.args), {}
+    for site, observed in seen["observed"].items():
+        wanted = names_for(site, data, list(seen["observed"]))
+        places = find_places(site, _host(observed), leaves, _hosts(seen["subsample"]), wanted)
+        observing = [place for place in places if _observes(pair, seen, site, place)]
+        found[site] = check_places(site, places, observing, leaves, wanted)
+        for twin in twins(found[site][0], leaves) if wanted is None else []:
+            if _is_read_by_guide(pair, seen, site, twin):
+                refuse_twin(site, found[site][0], twin)
+    return found
 
 
-def _ranks(pair: Pair, paths: Mapping[str, TreePath], num_draws: int) -> dict[str, NamedArray]:
-    """Ranks of one simulation."""
+def _observes(pair: Pair, seen: Readings, site: str, place: Place) -> bool:
+    """Whether a site observes what is put in the place of an argument."""
+    before = seen["observed"][site].values
+    for _ in range(_ATTEMPTS):
+        simulated = prior_draws(pair, 1)[0]["predictive"]
+        args = _filled(pair.args, {site: [place]}, simulated, seen)
+        try:
+            readings = posterior_sites(pair._replace(args=args), 1, ("observed",))[1]
+        except (IndexError, RuntimeError, ValueError):
+            return False  # it is no place for such values
+        if not _is_as_simulated(site, readings, simulated, seen):
+            return False
+        if not torch.equal(readings["observed"][site].values, before):
+            return True
+    return True
+
+
+def _is_read_by_guide(pair: Pair, seen: Readings, site: str, place: Place) -> bool:
+    """Whether the guide depends on what is in an argument."""
+    simulated, values = prior_draws(pair, 1)
+    args = _filled(pair.args, {site: [place]}, simulated["predictive"], seen)
+    one, other = (score_states(each, values) for each in (pair, pair._replace(args=args)))
+    return not (torch.equal(one.log_q, other.log_q) and torch.equal(one.shared_q, other.shared_q))
+
+
+def _simulated(
+    pair: Pair, places: Mapping[str, Sequence[Place]], seen: Readings, num_draws: int
+) -> Simulated:
+    """One simulation: the truth, and draws of the guide given the data that it made."""
     simulated, truth = prior_draws(pair, 1)
-    args = pair.args
-    for name, path in paths.items():
-        args = replaced(args, path, partial(_in_place_of, simulated["predictive"][name].values))
+    args = _filled(pair.args, places, simulated["predictive"], seen)
     pair = pair._replace(args=args)
-    record, readings = posterior_sites(pair, num_draws, ("latent",))
-    log_p = score_states(pair, truth).log_p[0]
-    ranks = {"log_p": NamedArray(pair.layout.plates, _rank(log_p, record.log_p, _ROUNDING))}
-    for name, array in readings["latent"].items():
-        truth_of_site = simulated["latent"][name].values[0]
-        ranks[name] = NamedArray(array.dims, _rank(truth_of_site, array.values, 0.0))
-    return ranks
+    wanted = ("latent", "counted", "observed")
+    record, readings = posterior_sites(pair, num_draws, wanted)
+    for site in places:
+        if not _is_as_simulated(site, readings, simulated["predictive"], seen):
+            check_places(
+                site, [], [], {each.name: ((), np.empty(0)) for each in places[site]}, None
+            )
+    true = score_states(pair, truth)
+    latents = {
+        name: NamedArray(array.dims, _stacked(simulated["latent"][name].values, array.values))
+        for name, array in readings["latent"].items()
+    }
+    counted = {
+        name: NamedArray(array.dims, array.values[:1].cpu().numpy())
+        for name, array in readings["counted"].items()
+    }
+    shared = [each.shared_likelihood + each.shared_prior for each in (true, record)]
+    return Simulated(latents, counted, _stacked(true.log_p, record.log_p), _stacked(*shared))
 
 
-def _in_place_of(new: Tensor, old: Tensor) -> Tensor:
-    return new.reshape(old.shape).to(old.dtype)
+def _is_as_simulated(
+    site: str, readings: Readings, simulated: Mapping[str, NamedArray], seen: Readings
+) -> bool:
+    """Whether a site observes what was simulated, to the digits of the argument that holds it."""
+    found, made = readings["observed"][site].values, simulated[site].values[0]
+    kept = _kept(seen, site).expand(made.shape)
+    return torch.allclose(found.double()[~kept], made.double()[~kept], rtol=1e-6, atol=1e-30)
 
 
-def _rank(truth: Tensor, draws: Tensor, tolerance: float) -> np.ndarray:
-    uniforms = torch.rand(truth.shape, device=truth.device)
-    return random_ranks(truth, draws, uniforms, tolerance).cpu().numpy()
+def _kept(seen: Readings, site: str) -> Tensor:
+    """Entries that are no data: masked, or NaN."""
+    observed = seen["observed"][site].values
+    return ~seen["seen"][site].values[0] | torch.isnan(observed)
 
 
-def _summarize(
-    ranks: Mapping[str, NamedArray], plates: tuple[str, ...], num_draws: int, num_bins: int
-) -> Calibration:
-    """Test the ranks of each latent for uniformity."""
-    by_site: dict[str, np.ndarray] = {}
-    for name, array in ranks.items():
-        shared = tuple(plate for plate in plates if plate in array.dims)
-        values = split_data(array, shared)
-        by_site[name] = values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])
-    report = Calibration(by_site, {}, num_draws, num_bins)
-    counts = [report.counts(name).reshape(-1, num_bins) for name in by_site]
-    p_values = chi_square(torch.from_numpy(np.concatenate(counts)))[1].numpy()
-    parts = np.split(p_values, np.cumsum([len(each) for each in counts])[:-1])
-    for (name, values), part in zip(by_site.items(), parts, strict=True):
-        report.p_values[name] = part.reshape(values.shape[1:])
-    return report
+def _filled(
+    args: tuple,
+    places: Mapping[str, Sequence[Place]],
+    simulated: Mapping[str, NamedArray],
+    seen: Readings,
+) -> tuple:
+    """Arguments with simulated data in their places."""
+    for site, several in places.items():
+        for place in several:
+            rows = seen["subsample"][place.plate].values if place.plate else None
+            change = partial(
+                _with_data, simulated[site].values[0], _kept(seen, site), place.axis, rows
+            )
+            args = replaced(args, place.path, change)
+    return args
 
 
-def _check_counts(num_simulations: int, num_draws: int, num_bins: int) -> None:
-    """Raise unless the ranks fill the bins evenly."""
-    if num_simulations < 1:
-        raise ValueError(f"`num_simulations` must be at least 1; got {num_simulations}.")
-    if not 2 <= num_bins <= num_draws + 1 or (num_draws + 1) % num_bins:
-        raise ValueError(
-            f"`num_bins`, {num_bins}, must divide the number of ranks, `num_draws` + 1 = "
-            f"{num_draws + 1}, into at least 2 bins."
-        )
+def _with_data(
+    new: Tensor, kept: Tensor, axis: int | None, rows: Tensor | None, leaf: Tensor
+) -> Tensor:
+    """An argument with new data, in some rows or in all, where the old are not kept."""
+    old = leaf if axis is None or rows is None else leaf.index_select(axis, rows)
+    merged = torch.where(kept, old.reshape(new.shape), new.to(leaf.dtype))
+    if axis is None or rows is None:
+        return merged.reshape(leaf.shape)
+    return leaf.index_copy(axis, rows, merged.reshape(old.shape))
+
+
+def _stacked(truth: Tensor, draws: Tensor) -> np.ndarray:
+    return torch.cat([truth, draws]).cpu().numpy()
+
+
+def _hosts(arrays: Mapping[str, NamedArray]) -> dict[str, NamedArray]:
+    return {name: _host(array) for name, array in arrays.items()}
+
+
+def _host(array: NamedArray) -> NamedArray:
+    return NamedArray(array.dims, array.values.cpu().numpy())

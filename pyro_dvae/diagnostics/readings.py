@@ -217,7 +217,7 @@ def _in_full(site: Site, nesting: int, num_draws: int) -> Tensor:
 def _subsamples(trace: Any) -> dict[str, NamedArray]:
     plates: dict[str, Any] = dict(trace.nodes.items())
     return {
-        name: NamedArray((name,), site.value)
+        name: NamedArray((name,), site["value"])
         for name, site in plates.items()
         if site["type"] == "sample" and site_is_subsample(site) and not _is_whole(site)
     }

@@ -11,7 +11,6 @@ import numpy as np
 
 __all__ = [
     "ActiveLatents",
-    "Calibration",
     "CodeUsage",
     "Evaluation",
     "GradientQuality",
@@ -310,36 +309,6 @@ def gradient_quality(
     np.fill_diagonal(cosine, np.where(signal > 0, 1.0, np.nan))
     cosine = np.clip(cosine, -1.0, 1.0)
     return GradientQuality(tuple(moments), signal, np.sqrt(trace), cosine, variance, num_repeats)
-
-
-class Calibration(NamedTuple):
-    """Ranks of true latents among the draws of the guide, and whether they are uniform."""
-
-    ranks: dict[str, np.ndarray]  # site, or "log_p" -> (simulated data, *latents), in 0 ... K
-    p_values: dict[str, np.ndarray]  # of the chi-square test, of each latent
-    num_draws: int  # K
-    num_bins: int
-
-    def counts(self, name: str) -> np.ndarray:
-        """Ranks in each bin, of each latent: (*latents, num_bins)."""
-        bins = self.ranks[name] // ((self.num_draws + 1) // self.num_bins)
-        return np.stack([(bins == i).sum(0) for i in range(self.num_bins)], axis=-1)
-
-    @property
-    def miscalibrated(self) -> list[str]:
-        """Sites, or "log_p", with a p-value below 1 % shared by all tests."""
-        level = 0.01 / sum(np.size(values) for values in self.p_values.values())
-        return sorted(name for name, values in self.p_values.items() if np.min(values) < level)
-
-    def __str__(self) -> str:
-        """A line with the verdict."""
-        smallest = min(float(np.min(values)) for values in self.p_values.values())
-        wrong = ", ".join(self.miscalibrated)
-        verdict = f"NOT calibrated: {wrong}" if wrong else "calibrated, as far as they can tell"
-        return (
-            f"{len(self.ranks['log_p'])} simulated data, ranks among {self.num_draws} draws: "
-            f"{verdict} (smallest p-value {smallest:.2g})."
-        )
 
 
 def _perplexity(counts: np.ndarray) -> np.ndarray:
