@@ -64,6 +64,9 @@ def importance(verdicts, **changes):
         "num_tail_weights": np.full(size, 20),
         "num_states": np.full(size, 50),
         "restricted": np.zeros(size, bool),
+        "elbo_error": np.full(size, 0.1),
+        "iwae_error": np.full(size, 0.1),
+        "whole": verdicts.WholeBounds(-50.0, 1.0, -40.0, 1.0),
         "num_particles": 100,
         "khat_threshold": 0.5,
     }
