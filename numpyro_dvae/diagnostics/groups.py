@@ -61,7 +61,7 @@ def readings_for(groups: Collection[str]) -> set[str]:
     if unknown := set(groups) - set(GROUPS):
         raise ValueError(f"`groups` must be of {', '.join(GROUPS)}; got {sorted(unknown)}.")
     wanted = {reading for group in groups for reading in _READINGS.get(group, ())} | {"subsample"}
-    wanted |= {"latent", "outside"} if "vi_stats" in groups else set()
+    wanted |= {"latent", "code", "top", "outside"} if "vi_stats" in groups else set()
     wanted |= {"seen"} if "log_likelihood" in groups else set()
     return wanted | ({"observed"} if "constant_data" in groups else set())
 
@@ -173,10 +173,10 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
     if report.shared is not None:
         variables |= {f"shared_{name}": ((), getattr(report.shared, name)) for name in _OF_SHARED}
     for name, counts in code_counts_of(draws).items():
-        within = [dim for dim in draws["latent"][name].dims if dim not in draws.plates]
+        within = [dim for dim in draws["code"][name].dims if dim not in draws.plates]
         shares = counts / counts.sum(-1, keepdims=True)
         variables[f"{name}_code_share"] = ((*within, f"{name}_code"), shares)
-        site = draws["latent"][name]
+        site = draws["code"][name]
         probs = shares_of(site.values, counts.shape[-1], None)
         variables[f"{name}_probs"] = ((*site.dims, f"{name}_code"), probs)
         variables[f"{name}_most_likely"] = (site.dims, probs.argmax(-1))

@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
+from numpyro.util import not_jax_tracer
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.conditionals import value_probs
+from numpyro_dvae.diagnostics.rates import expected_rate
+from numpyro_dvae.distributions import OneHotCategorical
 from numpyro_dvae.programs.impossible import excludes, leaves_out
 from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.pair import Run
@@ -28,6 +32,8 @@ __all__ = ["READINGS", "Readings", "SiteReader"]
 # What can be read of a run, of each site that has it.
 READINGS = (
     "latent",  # draws
+    "code",  # draws of discrete latents, as integers: where the 1 is of one-hot vectors
+    "top",  # largest code that may be, where only a run tells
     "deterministic",  # of the model, at these draws
     "observed",  # the data as the model observes them, without draws in front
     "predictive",  # observations simulated at the draws
@@ -62,6 +68,8 @@ class SiteReader(NamedTuple):
         latent = {name: site for name, site in sites.items() if name not in observed}
         readers: dict[str, tuple[dict[str, Site], Callable]] = {
             "latent": (latent, self.value),
+            "code": (latent, self.code),
+            "top": (latent, self.top),
             "deterministic": (deterministic_sites(run.model_trace), self.deterministic),
             "observed": (observed, self.value),
             "log_likelihood": (observed, self.log_likelihood),
@@ -89,6 +97,21 @@ class SiteReader(NamedTuple):
         discrete = bool(support.is_discrete)
         return replace(found, discrete=discrete, num_codes=_num_codes(support))
 
+    def code(self, name: str, site: Site) -> NamedArray | None:
+        """The code of a discrete latent: its value, or where the 1 is of a one-hot vector."""
+        if isinstance(site.base, OneHotCategorical):
+            found = self.label(name, site, site.value.argmax(-1), site.fn.event_dim - 1)
+            return replace(found, discrete=True, num_codes=site.value.shape[-1])
+        found = self.value(name, site)
+        return found if found.discrete else None
+
+    def top(self, name: str, site: Site) -> NamedArray | None:
+        """The largest code that may be, if it is no constant: a count of trials, say."""
+        high = getattr(_innermost(site.fn.support), "upper_bound", None)
+        if high is None or not site.fn.support.is_discrete or _num_codes(site.fn.support):
+            return None
+        return self.label(name, site, jnp.full(site.fn.batch_shape, jnp.max(high)), 0)
+
     def deterministic(self, name: str, site: Site) -> NamedArray:
         """The value of a deterministic site, whose event dims are not declared."""
         depth = max((-frame.dim for frame in site.plates.values()), default=0)
@@ -113,13 +136,19 @@ class SiteReader(NamedTuple):
         return self.label(name, site, entry_mask(site, event_dim), event_dim)
 
     def rate(self, name: str, guide_site: Site, site: Site) -> NamedArray:
-        """Log q - log p, by cell of the event where both have the same cells."""
+        """Log q - log p, by cell of the event where both have the same cells.
+
+        Its expectation given the draws before the site, in place of its value, where there is one.
+        """
         cells = {_num_cells(each.fn) for each in (guide_site, site)}
         num_cells = cells.pop() if len(cells) == 1 else 0
-        log_q, log_p = (
-            _cell_log_prob(each.fn, site.value, num_cells) for each in (guide_site, site)
-        )
-        return self.label(name, site, log_q - log_p, num_cells)
+        found = expected_rate(guide_site, site, num_cells)
+        if found is None:
+            log_q, log_p = (
+                _cell_log_prob(each.fn, site.value, num_cells) for each in (guide_site, site)
+            )
+            found = log_q - log_p
+        return self.label(name, site, found, num_cells)
 
     def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
         """Where the guide cannot draw what the model's distribution can; None if it surely can."""
@@ -155,12 +184,21 @@ class SiteReader(NamedTuple):
 
 def _num_codes(support: Any) -> int:
     """How many integers from 0 on a support has; 0 if it is none of these, or not known."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+    support = _innermost(support)
     if support is constraints.boolean:
         return 2
     low, high = (getattr(support, f"{side}_bound", None) for side in ("lower", "upper"))
-    return high + 1 if support.is_discrete and low == 0 and isinstance(high, int) else 0
+    if not support.is_discrete or low is None or high is None:
+        return 0
+    if not (not_jax_tracer(low) and not_jax_tracer(high)):
+        return 0
+    return int(np.max(high)) + 1 if np.all(np.asarray(low) == 0) else 0
+
+
+def _innermost(support: Any) -> Any:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
 
 
 def _num_cells(fn: Any) -> int:

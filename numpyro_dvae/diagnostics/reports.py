@@ -5,7 +5,7 @@ plates that the discrete latents share: ``(N,)`` for a data plate, ``()`` for a 
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 _SHOWN = 0.005  # nats: what rounds to 0.00 is not printed
+
+_SURE = 4.0  # standard errors of few draws that no rate is away from its mean by chance
 
 
 class SharedCost(NamedTuple):
@@ -142,6 +144,7 @@ class CodeUsage(NamedTuple):
     """How often the guide draws each code, over the data."""
 
     counts: np.ndarray  # (*latents, num_codes)
+    is_open: bool = False  # whether there is no largest code: counts end with the largest drawn
 
     @property
     def share_used(self) -> np.ndarray:
@@ -169,6 +172,11 @@ class CodeUsage(NamedTuple):
 
     def __str__(self) -> str:
         """A line with shares and perplexities; of several latents, of their table as well."""
+        if self.is_open:
+            return (
+                f"Values up to {self.counts.shape[-1] - 1} were drawn, of no largest one; "
+                f"perplexity {self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})."
+            )
         line = (
             f"{self.share_used.mean():.0%} of {self.counts.shape[-1]} codes occur in the mean of "
             f"{self.perplexity.size} latents (least {self.share_used.min():.0%}); perplexity "
@@ -203,18 +211,32 @@ class LatentRates(NamedTuple):
 
     rate: np.ndarray  # (*latents,), nats
     threshold: float
+    error: Any = 0.0  # standard error of the draws, (*latents,); NaN if there is one draw only
 
     @property
     def collapsed(self) -> np.ndarray:
-        """Which latents follow the prior whatever the data."""
-        return np.asarray(self.rate < self.threshold)
+        """Which latents follow the prior whatever the data: surely, whatever the draws are."""
+        return np.asarray(self.rate + self._margin < self.threshold)
+
+    @property
+    def undecided(self) -> np.ndarray:
+        """Which latents may have collapsed or not, as far as the draws can tell."""
+        return np.asarray(np.abs(self.rate - self.threshold) <= self._margin)
+
+    @property
+    def _margin(self) -> np.ndarray:
+        return np.asarray(_SURE * np.nan_to_num(self.error, nan=np.inf))
 
     def __str__(self) -> str:
         """A line with the rates."""
-        bits = self.rate / np.log(2)
+        bits, error = self.rate / np.log(2), np.max(self.error) / np.log(2)
+        unclear = f", {self.undecided.sum()} may have (more draws tell)" * bool(
+            self.undecided.any()
+        )
+        noise = f" (± {error:.2g} at most)" * bool(error > 0)
         return (
-            f"{self.collapsed.sum()} of {bits.size} latents have collapsed; rates from "
-            f"{bits.min():.2f} to {bits.max():.2f} bits, {bits.sum():.2f} together."
+            f"{self.collapsed.sum()} of {bits.size} latents have collapsed{unclear}; rates from "
+            f"{bits.min():.2f} to {bits.max():.2f} bits{noise}, {bits.sum():.2f} together."
         )
 
 

@@ -14,9 +14,11 @@ from pyro import distributions as dist
 from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import OneHotCategorical
 
 from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.conditionals import value_probs
+from pyro_dvae.diagnostics.rates import expected_rate
 from pyro_dvae.programs.impossible import excludes, leaves_out
 from pyro_dvae.programs.masks import entry_mask
 from pyro_dvae.programs.pair import Run
@@ -27,6 +29,7 @@ __all__ = ["READINGS", "Readings", "SiteReader"]
 # What can be read of a run, of each site that has it.
 READINGS = (
     "latent",  # draws
+    "code",  # draws of discrete latents, as integers: where the 1 is of one-hot vectors
     "deterministic",  # of the model, at these draws
     "observed",  # the data as the model observes them, without draws in front
     "predictive",  # observations simulated at the draws
@@ -57,6 +60,7 @@ class SiteReader(NamedTuple):
         latent = {name: site for name, site in sites.items() if name not in observed}
         readers: dict[str, tuple[dict[str, Site], Callable]] = {
             "latent": (latent, self.value),
+            "code": (latent, self.code),
             "deterministic": (deterministic_sites(run.model_trace), self.deterministic),
             "observed": (observed, SiteReader(self.nesting, 1).data),
             "log_likelihood": (observed, self.log_likelihood),
@@ -83,6 +87,14 @@ class SiteReader(NamedTuple):
         found = self.label(name, site, site.value, site.fn.event_dim)
         discrete = bool(support.is_discrete)
         return replace(found, discrete=discrete, num_codes=_num_codes(support))
+
+    def code(self, name: str, site: Site) -> NamedArray | None:
+        """The code of a discrete latent: its value, or where the 1 is of a one-hot vector."""
+        if isinstance(site.base, OneHotCategorical):
+            found = self.label(name, site, site.value.argmax(-1), site.fn.event_dim - 1)
+            return replace(found, discrete=True, num_codes=site.value.shape[-1])
+        found = self.value(name, site)
+        return found if found.discrete else None
 
     def data(self, name: str, site: Site) -> NamedArray:
         """The value of an observed site, without draws in front."""
@@ -120,14 +132,20 @@ class SiteReader(NamedTuple):
         return self.label(name, site, entry_mask(site, event_dim), event_dim)
 
     def rate(self, name: str, guide_site: Site, site: Site) -> NamedArray:
-        """Log q - log p, by cell of the event where both have the same cells."""
+        """Log q - log p, by cell of the event where both have the same cells.
+
+        Its expectation given the draws before the site, in place of its value, where there is one.
+        """
         cells = {_num_cells(each.fn) for each in (guide_site, site)}
         num_cells = cells.pop() if len(cells) == 1 else 0
-        log_q, log_p = (
-            _masked(each, _cell_log_prob(each.fn, site.value, num_cells), num_cells)
-            for each in (guide_site, site)
-        )
-        return self.label(name, site, log_q - log_p, num_cells)
+        found = expected_rate(guide_site, site, num_cells)
+        if found is None:
+            log_q, log_p = (
+                _masked(each, _cell_log_prob(each.fn, site.value, num_cells), num_cells)
+                for each in (guide_site, site)
+            )
+            found = log_q - log_p
+        return self.label(name, site, found, num_cells)
 
     def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
         """Where the guide cannot draw what the model's distribution can; None if it surely can."""
@@ -171,7 +189,7 @@ def _num_codes(support: Any) -> int:
     if type(support) is not constraints.integer_interval:
         return 0
     low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))
-    return int(high) + 1 if high.numel() == low.numel() == 1 and low == 0 else 0
+    return int(high.max()) + 1 if bool((low == 0).all()) else 0
 
 
 def _masked(site: Site, values: Tensor, num_cells: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.collect import collect, summed_over_processes
 from pyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
-from pyro_dvae.diagnostics.summaries import code_counts_of, latent_rates_of, variances_of
+from pyro_dvae.diagnostics.summaries import latent_rates_of, usage_of, variances_of
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]
@@ -36,11 +36,14 @@ def code_usage(
         batch_size: Rows of the data that go through the programs at once; all by default.
 
     Returns:
-        Of each discrete site, the counts of its codes, latent by latent.
+        Of each discrete site, the counts of its codes, latent by latent: of values without a
+        largest one, as a Poisson's, up to the largest that was drawn, by this process alone.
     """
-    draws = collect(result, data, num_draws, ("latent",), params=params, batch_size=batch_size)
-    counts = code_counts_of(draws)
-    return {name: CodeUsage(summed_over_processes(each)) for name, each in counts.items()}
+    draws = collect(result, data, num_draws, ("code", "top"), params=params, batch_size=batch_size)
+    return {
+        name: CodeUsage(counts if is_open else summed_over_processes(counts), is_open)
+        for name, (counts, is_open) in usage_of(draws).items()
+    }
 
 
 @checked
@@ -55,7 +58,8 @@ def active_latents(
     """Variance over the data of each latent's mean under the guide [1]: 0 if it ignores them.
 
     Of a code the mean is that of its indicator, and half their sum over the codes is returned: the
-    variance of the mean for a binary latent, at most 1/2 for any. The covariance between two
+    variance of the mean for a binary latent, at most 1/2 for any; of counts without end, as a
+    Poisson's, and of continuous latents that of their mean is. The covariance between two
     halves of the draws estimates it without bias, where the variance of a mean of draws would add
     their own.
 
@@ -72,7 +76,9 @@ def active_latents(
     """
     if num_draws < 2:
         raise ValueError(f"`num_draws` must be at least 2, for two halves; got {num_draws}.")
-    draws = collect(result, data, num_draws, ("latent",), params=params, batch_size=batch_size)
+    draws = collect(
+        result, data, num_draws, ("latent", "code", "top"), params=params, batch_size=batch_size
+    )
     return {name: ActiveLatents(each, threshold) for name, each in variances_of(draws).items()}
 
 
@@ -90,7 +96,8 @@ def latent_rates(
     The rates sum to KL(q(z | x) ‖ p(z)), since both chain rules take the latents in one order. For
     independent latents each is the KL of its own posterior from its prior. Near 0, the latent has
     collapsed to the prior and carries nothing [2]. Sites whose events have no such parts in guide
-    and model alike count as one latent.
+    and model alike count as one latent. Given the draws before it, a rate is a sum over the values
+    of the latent, or in closed form, where there is one, and else of the draws, with their error.
 
     Args:
         result: What `fit` returned, or a pair (model, guide).
@@ -104,4 +111,7 @@ def latent_rates(
         Of each latent site, the rate of each latent in nats, in the mean over data and draws.
     """
     draws = collect(result, data, num_draws, ("rate",), params=params, batch_size=batch_size)
-    return {name: LatentRates(each, threshold) for name, each in latent_rates_of(draws).items()}
+    return {
+        name: LatentRates(rate, threshold, error)
+        for name, (rate, error) in latent_rates_of(draws).items()
+    }

@@ -9,6 +9,7 @@ References:
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,6 +48,7 @@ __all__ = [
     "num_states_of",
     "psnr_of",
     "rate_distortion_of",
+    "usage_of",
     "variances_of",
 ]
 
@@ -230,24 +232,38 @@ def is_restricted(draws: Draws) -> np.ndarray:
 
 
 def code_counts_of(draws: Draws) -> dict[str, np.ndarray]:
-    """How often each code of each discrete site occurs: ``(*latents, num_codes)``."""
-    return {
-        name: count_codes(site, draws.plates)
-        for name, site in draws["latent"].items()
-        if site.num_codes
-    }
+    """How often each code of each discrete site occurs, if there are finitely many."""
+    return {name: counts for name, (counts, is_open) in usage_of(draws).items() if not is_open}
 
 
-def latent_rates_of(draws: Draws) -> dict[str, np.ndarray]:
-    """Nats that each latent of each site carries, in the mean over data and draws."""
-    return {name: _mean_over_data(site, draws.plates) for name, site in draws["rate"].items()}
+def usage_of(draws: Draws) -> dict[str, tuple[np.ndarray, bool]]:
+    """How often each code of each discrete site occurs, ``(*latents, codes)``.
+
+    And whether there is no largest one: then they end with the largest that was drawn.
+    """
+    found = {}
+    for name, site in draws["code"].items():
+        top = draws["top"][name].values.max() if name in draws["top"] else site.num_codes - 1
+        is_open = bool(top < 0)
+        size = int(site.values.max() if is_open else top) + 1
+        found[name] = count_codes(replace(site, num_codes=size), draws.plates), is_open
+    return found
+
+
+def latent_rates_of(draws: Draws) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Nats that each latent of each site carries, in the mean over data and draws; their errors.
+
+    The error is of the draws, which rows of the data may share: 0 of what does not depend on them.
+    """
+    return {name: _mean_and_error(site, draws.plates) for name, site in draws["rate"].items()}
 
 
 def variances_of(draws: Draws) -> dict[str, np.ndarray]:
     """Variance over the data of each latent's mean, of sites that each datum has."""
+    sites = {**draws["latent"], **draws["code"]}
     return {
-        name: _variance_of_mean(site, draws.plates)
-        for name, site in draws["latent"].items()
+        name: _variance_of_mean(site, draws["top"].get(name), draws.plates)
+        for name, site in sites.items()
         if draws.plates and set(draws.plates) <= set(site.dims)
     }
 
@@ -279,21 +295,28 @@ def _axes_within(array: NamedArray, draws: Draws) -> tuple[int, ...]:
     return tuple(axis for axis, dim in enumerate(array.dims, 1) if dim not in draws.plates)
 
 
-def _mean_over_data(array: NamedArray, plates: tuple[str, ...]) -> np.ndarray:
+def _mean_and_error(array: NamedArray, plates: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     shared = tuple(plate for plate in plates if plate in array.dims)
-    return np.atleast_1d(split_data(array, shared).mean((0, 1), dtype=np.float64))
+    each = np.atleast_2d(split_data(array, shared).mean(1, dtype=np.float64).T).T
+    if len(each) == 1:  # of one draw nothing is known
+        return each[0], np.full(each.shape[1:], np.nan)
+    return each.mean(0), each.std(0, ddof=1) / np.sqrt(len(each))
 
 
-def _variance_of_mean(array: NamedArray, plates: tuple[str, ...]) -> np.ndarray:
+def _variance_of_mean(
+    array: NamedArray, top: NamedArray | None, plates: tuple[str, ...]
+) -> np.ndarray:
+    """Of the indicators of its codes, if there are finitely many; else of its values."""
     values = split_data(array, plates)
-    if not array.num_codes:
+    num_codes = array.num_codes if top is None else int(top.values.max()) + 1
+    if not num_codes:
         return _covariance(values)
-    codes = range(array.num_codes)
-    return np.sum([_covariance(values == code) for code in codes], axis=0) / 2
+    parts = [_covariance(values == code) for code in range(num_codes)]
+    return np.asarray(np.sum(parts, axis=0) / 2)
 
 
 def _covariance(values: np.ndarray) -> np.ndarray:
     """Over the data, between the means of two halves of the draws: (K, N, *within) to (*within)."""
     half = len(values) // 2
     first, second = (part.mean(0, dtype=np.float64) for part in (values[:half], values[half:]))
-    return ((first - first.mean(0)) * second).sum(0) / max(len(first) - 1, 1)
+    return np.asarray(((first - first.mean(0)) * second).sum(0) / max(len(first) - 1, 1))

@@ -1,0 +1,75 @@
+"""The rate of a latent without the noise of its own draw: KL(q ‖ p) given the draws before it."""
+
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor
+from torch.distributions.kl import kl_divergence
+
+from pyro_dvae.programs.impossible import excludes
+from pyro_dvae.programs.masks import entry_mask, is_masked
+from pyro_dvae.programs.sites import Site
+
+__all__ = ["expected_rate"]
+
+_MOST_VALUES = 2**25  # of a table: more would take longer than draws
+
+
+def expected_rate(guide_site: Site, site: Site, num_cells: int) -> Tensor | None:
+    """E[log q - log p] of each cell of a latent, where guide and model have the same cells.
+
+    By a sum over its values, if the guide's can be listed, or in closed form; None if there is
+    neither, as of networks whose cells depend on each other.
+
+    Args:
+        guide_site: The guide's site.
+        site: The model's.
+        num_cells: Event dims that are cells: the other dims of an event are of one latent.
+    """
+    q, p = guide_site.base, site.base
+    if any(each.fn.event_dim - each.base.event_dim != num_cells for each in (guide_site, site)):
+        return None
+    if any(hasattr(fn, "conditional_log_prob") for fn in (q, p)):
+        return None
+    masked = any(is_masked(each) for each in (guide_site, site))
+    parts = _by_values(q, p)
+    if parts is None:
+        return None if masked else _closed(q, p)
+    if not masked:
+        return parts[0] - parts[1]
+    masks = [entry_mask(each, num_cells) for each in (guide_site, site)]
+    one, two = (torch.where(mask, part, 0.0) for mask, part in zip(masks, parts, strict=True))
+    return one - two
+
+
+def _by_values(q: Any, p: Any) -> tuple | None:
+    """E[log q] and E[log p], by a sum over the values of q; None if these cannot be listed."""
+    if not getattr(q, "has_enumerate_support", False):
+        return None
+    try:
+        values = q.enumerate_support(expand=False)
+    except NotImplementedError:
+        return None
+    num_batch = max(len(fn.batch_shape) for fn in (q, p))
+    if len(values) * max(fn.batch_shape.numel() for fn in (q, p)) > _MOST_VALUES:
+        return None
+    values = values.reshape(len(values), *[1] * num_batch, *q.event_shape)
+    if not bool(p.support.check(values).all()):
+        return None
+    log_q, never = q.log_prob(values), excludes(q, values)
+    log_p = p.log_prob(values)
+    probs = torch.where(never, 0.0, log_q.exp())
+    log_q, log_p = (torch.where(probs > 0, each, 0.0) for each in (log_q, log_p))
+    return (probs * log_q).sum(0), (probs * log_p).sum(0)
+
+
+def _closed(q: Any, p: Any) -> Tensor | None:
+    """KL(q ‖ p) by its formula."""
+    if isinstance(q, dist.Poisson) and isinstance(p, dist.Poisson):
+        log_ratio = torch.where(q.rate > 0, (q.rate / p.rate).log(), 0.0)
+        return q.rate * log_ratio - q.rate + p.rate
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return None
