@@ -103,6 +103,12 @@ def test_codes_and_rates(plots, reports, tmp_path):
         [bar.get_height() for bar in axes[0].patches], np.array([0.5, 0.001, 1.0]) / np.log(2)
     )
     assert axes[0].get_title() == "z: 1 of 3 collapsed"
+    noisy = {"z": reports.LatentRates(np.array([0.5, 0.001]), 0.01, np.array([0.01, 0.02]))}
+    axes = drawn(plots.plot_rates(noisy), tmp_path)
+    assert axes[0].get_title() == "z: 0 of 2 collapsed, 1 undecided"
+    open_ended = {"n": reports.CodeUsage(np.array([5, 3, 1]), True)}
+    axes = drawn(plots.plot_codes(open_ended), tmp_path)
+    assert axes[0].get_title() == "n: values without a largest one"
 
 
 def test_gradients(plots, reports, tmp_path):
@@ -122,7 +128,7 @@ def test_calibration(plots, uniformity, tmp_path):
     spreads = {"z": np.full((2, 8), 6.6), "log_p": np.full(8, 6.6)}
     calibration = uniformity.Calibration(ranks, p_values, 15, spreads, 4)
     axes = drawn(plots.plot_calibration(calibration), tmp_path)
-    assert [axis.get_title() for axis in axes] == ["z: calibrated", "log_p: NOT calibrated"]
+    assert [axis.get_title() for axis in axes] == ["z: no fault found", "log_p: NOT calibrated"]
 
 
 def test_images(plots, tmp_path):

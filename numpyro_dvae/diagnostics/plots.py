@@ -110,21 +110,27 @@ def plot_codes(usage: Mapping[str, Any]) -> Any:
         image.axes.figure.colorbar(image, ax=axis, label="share of draws")
         axis.set(xlabel="code, most frequent first", ylabel="latent")
         axis.locator_params(integer=True)
-        axis.set_title(f"{name}: {each.share_used.mean():.0%} of the codes occur")
+        used = f"{each.share_used.mean():.0%} of the codes occur"
+        axis.set_title(f"{name}: {'values without a largest one' if each.is_open else used}")
         axis.spines[["top", "right"]].set_visible(True)
     return figure
 
 
 def plot_rates(rates: Mapping[str, Any]) -> Any:
-    """Bits that each latent carries; collapsed ones in red."""
+    """Bits that each latent carries: collapsed ones in red, in gray where noise leaves it open."""
     figure, axes = _axes(len(rates))
     for axis, (name, each) in zip(axes, rates.items(), strict=True):
-        bits = np.ravel(each.rate) / np.log(2)
-        colours = np.where(np.ravel(each.collapsed), _BAD, _GOOD)
-        axis.bar(np.arange(bits.size), bits, color=colours, width=0.8)
+        bits, places = np.ravel(each.rate) / np.log(2), np.arange(np.size(each.rate))
+        errors = np.broadcast_to(np.ravel(each.error), bits.shape) / np.log(2)
+        collapsed, unclear = np.ravel(each.collapsed), np.ravel(each.undecided)
+        colours = np.select([collapsed, unclear], [_BAD, _GRAY], _GOOD)
+        axis.bar(places, bits, color=colours, width=0.8)
+        if (errors > 0).any():
+            axis.errorbar(places, bits, 2 * errors, fmt="none", ecolor="k", elinewidth=1.0)
         axis.set(xlabel="latent", ylabel="bits")
         axis.locator_params(axis="x", integer=True)
-        axis.set_title(f"{name}: {each.collapsed.sum()} of {bits.size} collapsed")
+        left = f", {unclear.sum()} undecided" if unclear.any() else ""
+        axis.set_title(f"{name}: {collapsed.sum()} of {bits.size} collapsed{left}")
     return figure
 
 
@@ -175,7 +181,7 @@ def plot_calibration(calibration: Any) -> Any:
             axis.stairs(line, edges, alpha=max(0.25, 1 / len(counts)), color=_GOOD, baseline=None)
         axis.set(xlabel="rank / K", ylabel="frequency / expected", ylim=(0, None))
         wrong = name in calibration.miscalibrated
-        axis.set_title(f"{name}: {'NOT calibrated' if wrong else 'calibrated'}")
+        axis.set_title(f"{name}: {'NOT calibrated' if wrong else 'no fault found'}")
         axis.title.set_color(_BAD if wrong else "k")
     return figure
 
