@@ -9,6 +9,7 @@ loss. Start with `loop`, which holds `fit` and its arguments; `run` is the loop 
 - `transform`, `steps`: the user's change of a batch, and the compiled steps;
 - `templates`, `compiled`: batches taken apart for whatever compiles; programs compiled once;
 - `svi`: what an `SVI` holds, and its state;
+- `export`: the way out, weights, codes, reconstructions and samples;
 - `evaluation`: the loss on held-out data; `losses`: the check that all is finite;
 - `checkpoints`: the format of a checkpoint, all of it; `plain`: values as it holds them;
 - `log`, `files`, `rng`, `signals`.
@@ -21,6 +22,14 @@ the data once; the *transform* changes each batch of the training and none of th
 holds the *run state* (losses, log, position in the data) and the leaves of the `SVIState`.
 """
 
+from numpyro_dvae.fit.export import (
+    encode_data,
+    load_weights,
+    reconstruct_data,
+    sample_data,
+    save_codes,
+    save_weights,
+)
 from numpyro_dvae.fit.loop import fit
 from numpyro_dvae.fit.restarts import fit_restarts
 from numpyro_dvae.fit.result import DivergenceError, FitInterrupt, FitResult
@@ -30,8 +39,14 @@ __all__ = [
     "DivergenceError",
     "FitInterrupt",
     "FitResult",
+    "encode_data",
     "exponential_schedule",
     "fit",
     "fit_restarts",
     "linear_schedule",
+    "load_weights",
+    "reconstruct_data",
+    "sample_data",
+    "save_codes",
+    "save_weights",
 ]

@@ -12,7 +12,7 @@ Parameters live outside, as everywhere in NumPyro: "guide.encoder$params" and
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Int, Integer, Shaped
 from numpyro.distributions import Distribution
 
 from numpyro_dvae.models.plates import check_rows, data_plate
@@ -36,6 +36,7 @@ class AmortisedGuide:
         index: Int[Array | np.ndarray, "B"] | None = None,
         num_data: int | None = None,
         observed: Bool[Array | np.ndarray, "B *event"] | None = None,
+        labels: Integer[Array | np.ndarray, "rows"] | None = None,
     ) -> Shaped[Array, "*particles_B L"]:
         """Sample the site "z" from q(z | x).
 
@@ -44,6 +45,7 @@ class AmortisedGuide:
             index: Which of all data those in `x` are; None if they are all.
             num_data: The number of all data, beside `index`.
             observed: Where `x` is there; the networks see 0 elsewhere. None is everywhere.
+            labels: Of a model whose prior is of classes; the guide does not need them.
 
         Returns:
             The value of "z".

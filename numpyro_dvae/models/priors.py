@@ -88,8 +88,8 @@ class AutoregressivePrior:
 
     Args:
         transformer: `CausalTransformer` with cross_attention=False, or True with classes.
-        num_classes: Classes, whose embeddings are the context; None for a prior of all data, the
-            only kind that a `DiscreteVAE` takes.
+        num_classes: Classes, whose embeddings are the context; None for a prior of all data. The
+            labels are arguments of the model.
 
     Raises:
         ValueError: If `transformer` does not take what the prior has for a context.

@@ -8,6 +8,7 @@ with `loop`, which holds `fit` and its arguments; `run` is the loop itself.
 - `data`, `batches`: what a user may pass, and the stream of batches that it becomes;
 - `transform`, `steps`: the user's change of a batch, and batches made ready for a step;
 - `svi`: what an `SVI` holds, the modules behind its programs included;
+- `export`: the way out, weights, codes, reconstructions and samples;
 - `evaluation`: the loss on held-out data; `losses`: the check that all is finite;
 - `checkpoints`: the format of a checkpoint, all of it; `plain`: values as it holds them;
 - `log`, `files`, `rng`, `signals`.
@@ -21,6 +22,14 @@ holds the *run state* (losses, log, position in the data) and the *training stat
 modules, optimisers, the state of the loss, generators).
 """
 
+from pyro_dvae.fit.export import (
+    encode_data,
+    load_weights,
+    reconstruct_data,
+    sample_data,
+    save_codes,
+    save_weights,
+)
 from pyro_dvae.fit.loop import fit
 from pyro_dvae.fit.restarts import fit_restarts
 from pyro_dvae.fit.result import DivergenceError, FitInterrupt, FitResult
@@ -30,8 +39,14 @@ __all__ = [
     "DivergenceError",
     "FitInterrupt",
     "FitResult",
+    "encode_data",
     "exponential_schedule",
     "fit",
     "fit_restarts",
     "linear_schedule",
+    "load_weights",
+    "reconstruct_data",
+    "sample_data",
+    "save_codes",
+    "save_weights",
 ]

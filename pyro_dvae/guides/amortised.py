@@ -10,7 +10,7 @@ from typing import cast
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int, Integer, Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -38,6 +38,7 @@ class AmortisedGuide(nn.Module):
         index: Int[Tensor, "B"] | None = None,
         num_data: int | None = None,
         observed: Bool[Tensor, "B *event"] | None = None,
+        labels: Integer[Tensor, "rows"] | None = None,
     ) -> Shaped[Tensor, "*particles_B L"]:
         """Sample the site "z" from q(z | x).
 
@@ -46,6 +47,7 @@ class AmortisedGuide(nn.Module):
             index: Which of all data those in `x` are; None if they are all.
             num_data: The number of all data, beside `index`.
             observed: Where `x` is there; the networks see 0 elsewhere. None is everywhere.
+            labels: Of a model whose prior is of classes; the guide does not need them.
 
         Returns:
             The value of "z".

@@ -46,7 +46,8 @@ class DiscreteVAE(nn.Module):
 
     Call it as ``model(x)`` to condition on data, as ``model(x, index, num_data)`` on a minibatch,
     rows `index` of `num_data`, or as ``model(num_data=10)`` to sample from it. Where the mask
-    `observed`, of the shape of `x`, is False, `x` is missing and leaves the likelihood.
+    `observed`, of the shape of `x`, is False, `x` is missing and leaves the likelihood. A prior of
+    classes takes `labels`, one for each datum: ``model(num_data=3, labels=...)`` draws of classes.
 
     Args:
         decoder: Network from codes ``(*batch, L)`` to outputs ``(*batch, *outputs)``: what the
@@ -59,7 +60,8 @@ class DiscreteVAE(nn.Module):
 
     def __init__(self, decoder: Decoder, prior: Prior, likelihood: Likelihood) -> None:
         super().__init__()
-        self.decoder, self.prior, self.likelihood = decoder, prior, likelihood
+        self.decoder, self.likelihood = decoder, likelihood
+        self.prior: Any = prior
 
     def forward(
         self,
@@ -67,6 +69,7 @@ class DiscreteVAE(nn.Module):
         index: Int[Tensor, "B"] | None = None,
         num_data: int | None = None,
         observed: Bool[Tensor, "B *event"] | None = None,
+        labels: Integer[Tensor, "rows"] | None = None,
     ) -> Shaped[Tensor, "*particles_B_event"]:
         """Sample the sites "z" and, unless given, "x".
 
@@ -75,6 +78,7 @@ class DiscreteVAE(nn.Module):
             index: Which of all data those in `x` are; None if they are all.
             num_data: The number of all data, of a minibatch or to be sampled.
             observed: Where `x` is there; None is everywhere.
+            labels: The class of each datum, for a prior of classes.
 
         Returns:
             The value of "x".
@@ -83,8 +87,10 @@ class DiscreteVAE(nn.Module):
             ValueError: If arguments, parts and data do not fit together.
         """
         register("model", self)
-        prior = cast("dist.TorchDistribution", self.prior())
-        with data_plate(plate_size(x, index, num_data, "x"), index):
+        prior = self.prior() if labels is None else self.prior(labels)
+        size = plate_size(x, index, num_data, "x")
+        _check_labels(labels, size if index is None else len(index))
+        with data_plate(size, index):
             z = pyro.sample("z", prior, infer=_infer(self.prior))
             _check_length(z.shape[len(self._batch(z)) :], prior.event_shape)
             outputs, event_dim = self._outputs(z)
@@ -199,6 +205,14 @@ def _check_length(found: Sequence[int], wanted: Sequence[int]) -> None:
         raise ValueError(
             f'`prior` at site "z" is of {wanted[0]} latents, but the codes are {found[0]} per '
             "datum. Give prior, guide and decoder the same number of latents."
+        )
+
+
+def _check_labels(labels: Any, num_rows: int) -> None:
+    """Whether there is one label for each datum of the batch."""
+    if labels is not None and tuple(labels.shape) != (num_rows,):
+        raise ValueError(
+            f"`labels` must be one for each of {num_rows} data; got shape {tuple(labels.shape)}."
         )
 
 

@@ -1,0 +1,189 @@
+"""The way out of training: weights, codes, reconstructions and samples, one call each.
+
+    save_weights("weights.msgpack", result)              # and load_weights(path, (model, guide))
+    codes = encode_data(result, x)                       # by the encoder alone, (N, L)
+    save_codes("codes.npz", result, x, labels)           # of a whole data set
+    means = reconstruct_data(result, codes)              # by the decoder alone
+    images = sample_data(rng_key, result, 64)            # from the prior
+
+Everything runs with the parameters of `result`, which is what `fit` or `load_weights` returned, and
+returns NumPy arrays.
+"""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from flax.serialization import msgpack_restore, msgpack_serialize
+from jaxtyping import Array, Integer, Shaped
+from numpyro.handlers import seed, substitute, trace
+
+from numpyro_dvae.distributions import AutoregressiveCategorical, CertainCategorical
+from numpyro_dvae.fit.files import write_atomically
+from numpyro_dvae.fit.result import FitResult
+from numpyro_dvae.nets import decode_codes
+
+__all__ = [
+    "encode_data",
+    "load_weights",
+    "reconstruct_data",
+    "sample_data",
+    "save_codes",
+    "save_weights",
+]
+
+
+def save_weights(path: str | os.PathLike[str], result: Any) -> None:
+    """Write what was trained to a file: parameters, and the tables of codebooks.
+
+    Args:
+        path: Of the file, which is replaced as a whole.
+        result: What `fit` returned.
+    """
+    states = msgpack_serialize(jax.tree.map(np.asarray, dict(_as_result(result).params)))
+    write_atomically(Path(path), lambda file: file.write(states))
+
+
+def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
+    """Read the weights of a model and guide that are built as those that were saved.
+
+    Args:
+        path: Of the file that `save_weights` wrote.
+        result: A pair (model, guide), or a result; its weights are left as they are.
+
+    Returns:
+        The model and guide, for the calls of this module.
+
+    Raises:
+        ValueError: If the file is of another kind; on a call, if the weights are of other networks.
+    """
+    try:
+        params = jax.tree.map(jnp.asarray, msgpack_restore(Path(path).read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"{path}: is not a file of `save_weights` ({error}).") from error
+    found = _as_result(result)
+    return FitResult(found.model, found.guide, params, np.zeros(0))
+
+
+def encode_data(
+    result: Any, x: Shaped[np.ndarray | Array, "N *event"], *, batch_size: int = 256
+) -> np.ndarray:
+    """The most likely codes of data, ``(N, L)``; of an autoregressive guide, the greedy ones.
+
+    Args:
+        result: What `fit` returned; the guide has a `posterior`.
+        x: Data, as the guide takes them.
+        batch_size: Data that go through the encoder at once.
+
+    Raises:
+        ValueError: If the guide has no encoder.
+    """
+    result = _as_result(result)
+    posterior = getattr(result.guide, "posterior", None)
+    if posterior is None or not callable(posterior) or hasattr(result.guide, "for_data"):
+        raise ValueError(
+            "`encode_data` needs a guide with an encoder, as IndependentGuide; got "
+            f"{type(result.guide).__name__}. Use diagnostics.discrete_posterior for its states."
+        )
+    return _in_batches(result, lambda rows: _most_likely(posterior(rows)), x, batch_size)
+
+
+def save_codes(
+    path: str | os.PathLike[str],
+    result: Any,
+    x: Shaped[np.ndarray | Array, "N *event"],
+    labels: Shaped[np.ndarray, "N"] | None = None,
+    *,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Write the codes of a whole data set to a .npz file, as `codes`, with `labels` if given.
+
+    Args:
+        path: Of the file, which is replaced as a whole.
+        result: See `encode_data`.
+        x: See `encode_data`.
+        labels: The class of each datum, for a prior of classes.
+        batch_size: See `encode_data`.
+
+    Returns:
+        The codes.
+    """
+    codes = encode_data(result, x, batch_size=batch_size)
+    arrays: dict[str, Any] = {"codes": codes} | (
+        {} if labels is None else {"labels": np.asarray(labels)}
+    )
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_atomically(Path(path), lambda file: file.write(content.getvalue()))
+    return codes
+
+
+def reconstruct_data(
+    result: Any, codes: Shaped[np.ndarray | Array, "N *latents"], *, batch_size: int = 256
+) -> np.ndarray:
+    """The means of p(x | z) of codes, ``(N, *event)``.
+
+    Args:
+        result: What `fit` returned.
+        codes: As `encode_data` returns them.
+        batch_size: Codes that go through the decoder at once.
+    """
+    result = _as_result(result)
+    return _in_batches(result, result.model.reconstruct, codes, batch_size)
+
+
+def sample_data(
+    rng_key: Array,
+    result: Any,
+    num_data: int,
+    *,
+    labels: Integer[np.ndarray | Array, "N"] | None = None,
+) -> np.ndarray:
+    """The means of p(x | z) of codes drawn from the prior, ``(num_data, *event)``.
+
+    Args:
+        rng_key: Key of the draws.
+        result: What `fit` returned.
+        num_data: How many.
+        labels: The class of each, for a prior of classes.
+    """
+    result = _as_result(result)
+    given = {} if labels is None else {"labels": jnp.broadcast_to(jnp.asarray(labels), num_data)}
+    program = seed(substitute(result.model, data=result.params), rng_key)
+    codes = trace(program).get_trace(num_data=num_data, **given)["z"]["value"]
+    return reconstruct_data(result, codes)
+
+
+def _as_result(result: Any) -> FitResult:
+    if not isinstance(result, tuple):
+        return result
+    model, guide = result
+    return FitResult(model, guide, {}, np.zeros(0))
+
+
+def _most_likely(posterior: Any) -> Array:
+    if isinstance(posterior, AutoregressiveCategorical):
+        return decode_codes(posterior).codes[0]
+    while isinstance(posterior, dist.Independent):
+        posterior = posterior.base_dist
+    if isinstance(posterior, CertainCategorical):
+        return posterior.mode
+    if isinstance(posterior, dist.BernoulliLogits | dist.BernoulliProbs):
+        return (posterior.probs > 0.5).astype(int)
+    return jnp.argmax(posterior.probs, -1)
+
+
+def _in_batches(
+    result: FitResult, function: Callable[[Array], Array], data: Any, batch_size: int
+) -> np.ndarray:
+    """A function of rows of data, compiled, some at a time."""
+    run = jax.jit(lambda params, rows: substitute(function, data=params)(rows))
+    starts = range(0, len(data), batch_size)
+    rows = (jnp.asarray(data[start : start + batch_size]) for start in starts)
+    return np.concatenate([np.asarray(run(dict(result.params), some)) for some in rows])

@@ -1,0 +1,205 @@
+"""The way out of training: weights, codes, reconstructions and samples, one call each.
+
+    save_weights("weights.pt", result)                   # and load_weights(path, (model, guide))
+    codes = encode_data(result, x)                       # by the encoder alone, (N, L)
+    save_codes("codes.npz", result, x, labels)           # of a whole data set
+    means = reconstruct_data(result, codes)              # by the decoder alone
+    images = sample_data(result, 64)                     # from the prior
+
+Everything runs in evaluation mode and without gradients, and returns NumPy arrays. `result` is what
+`fit` or `load_weights` returned, or a pair (model, guide).
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Integer, Shaped
+from torch import Tensor, nn
+
+from pyro_dvae.distributions import AutoregressiveCategorical
+from pyro_dvae.fit.files import write_atomically
+from pyro_dvae.fit.result import FitResult
+from pyro_dvae.nets import decode_codes
+
+__all__ = [
+    "encode_data",
+    "load_weights",
+    "reconstruct_data",
+    "sample_data",
+    "save_codes",
+    "save_weights",
+]
+
+
+def save_weights(path: str | os.PathLike[str], result: Any) -> None:
+    """Write what was trained to a file: parameters, and the tables of codebooks.
+
+    Args:
+        path: Of the file, which is replaced as a whole.
+        result: What `fit` returned, or a pair (model, guide).
+    """
+    result = _as_result(result)
+    states = {name: getattr(result, name).state_dict() for name in ("model", "guide")}
+    content = io.BytesIO()
+    torch.save(states, content)
+    write_atomically(Path(path), lambda file: file.write(content.getvalue()))
+
+
+def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
+    """Read the weights of a model and guide that are built as those that were saved.
+
+    Args:
+        path: Of the file that `save_weights` wrote.
+        result: A pair (model, guide), or a result; its weights are replaced.
+
+    Returns:
+        The model and guide, for the calls of this module.
+
+    Raises:
+        ValueError: If the weights are of other networks.
+    """
+    result = _as_result(result)
+    states = torch.load(path, map_location=_device(result.model), weights_only=True)
+    try:
+        for name, state in states.items():
+            getattr(result, name).load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: is of other networks than these: {error}") from error
+    return result
+
+
+def encode_data(
+    result: Any, x: Shaped[np.ndarray | Tensor, "N *event"], *, batch_size: int = 256
+) -> np.ndarray:
+    """The most likely codes of data, ``(N, L)``; of an autoregressive guide, the greedy ones.
+
+    Args:
+        result: What `fit` returned, or a pair (model, guide); the guide has a `posterior`.
+        x: Data, as the guide takes them.
+        batch_size: Data that go through the encoder at once.
+
+    Raises:
+        ValueError: If the guide has no encoder.
+    """
+    result = _as_result(result)
+    posterior = getattr(result.guide, "posterior", None)
+    if posterior is None or not callable(posterior) or hasattr(result.guide, "for_data"):
+        raise ValueError(
+            "`encode_data` needs a guide with an encoder, as IndependentGuide; got "
+            f"{type(result.guide).__name__}. Use diagnostics.discrete_posterior for its states."
+        )
+    return _in_batches(result, lambda rows: _most_likely(posterior(rows)), x, batch_size)
+
+
+def save_codes(
+    path: str | os.PathLike[str],
+    result: Any,
+    x: Shaped[np.ndarray | Tensor, "N *event"],
+    labels: Shaped[np.ndarray, "N"] | None = None,
+    *,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Write the codes of a whole data set to a .npz file, as `codes`, with `labels` if given.
+
+    Args:
+        path: Of the file, which is replaced as a whole.
+        result: See `encode_data`.
+        x: See `encode_data`.
+        labels: The class of each datum, for a prior of classes.
+        batch_size: See `encode_data`.
+
+    Returns:
+        The codes.
+    """
+    codes = encode_data(result, x, batch_size=batch_size)
+    arrays: dict[str, Any] = {"codes": codes} | (
+        {} if labels is None else {"labels": np.asarray(labels)}
+    )
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_atomically(Path(path), lambda file: file.write(content.getvalue()))
+    return codes
+
+
+def reconstruct_data(
+    result: Any, codes: Shaped[np.ndarray | Tensor, "N *latents"], *, batch_size: int = 256
+) -> np.ndarray:
+    """The means of p(x | z) of codes, ``(N, *event)``.
+
+    Args:
+        result: What `fit` returned, or a pair (model, guide).
+        codes: As `encode_data` returns them.
+        batch_size: Codes that go through the decoder at once.
+    """
+    result = _as_result(result)
+    return _in_batches(result, result.model.reconstruct, codes, batch_size)
+
+
+def sample_data(
+    result: Any, num_data: int, *, labels: Integer[np.ndarray | Tensor, "N"] | None = None
+) -> np.ndarray:
+    """The means of p(x | z) of codes drawn from the prior, ``(num_data, *event)``.
+
+    Args:
+        result: What `fit` returned, or a pair (model, guide).
+        num_data: How many.
+        labels: The class of each, for a prior of classes.
+    """
+    result = _as_result(result)
+    with _evaluating(result):
+        if labels is None:
+            codes = result.model.prior().sample((num_data,))
+        else:
+            labels = torch.as_tensor(labels, device=_device(result.model))
+            codes = result.model.prior(labels.expand(num_data)).sample()
+    return reconstruct_data(result, codes)
+
+
+def _as_result(result: Any) -> FitResult:
+    if not isinstance(result, tuple):
+        return result
+    model, guide = result
+    return FitResult(model, guide, {}, np.zeros(0))
+
+
+def _most_likely(posterior: Any) -> Tensor:
+    if isinstance(posterior, AutoregressiveCategorical):
+        return decode_codes(posterior).codes[0]
+    return posterior.mode
+
+
+def _in_batches(
+    result: FitResult, function: Callable[[Tensor], Tensor], data: Any, batch_size: int
+) -> np.ndarray:
+    """A function of rows of data, some at a time."""
+    device, found = _device(result.model), []
+    with _evaluating(result):
+        for start in range(0, len(data), batch_size):
+            rows = torch.as_tensor(data[start : start + batch_size], device=device)
+            found.append(function(rows).cpu().numpy())
+    return np.concatenate(found)
+
+
+@contextmanager
+def _evaluating(result: FitResult) -> Iterator[None]:
+    """Evaluation mode and no gradients for a while."""
+    programs = (p for p in (result.model, result.guide) if isinstance(p, nn.Module))
+    modes = {module: module.training for program in programs for module in program.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _device(program: Any) -> torch.device:
+    return next((p.device for p in program.parameters()), torch.device("cpu"))

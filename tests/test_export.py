@@ -1,0 +1,96 @@
+"""The way out of training, in both packages, with a prior of classes in the model."""
+
+import importlib
+
+import numpy as np
+import pytest
+from quantized import B, D, L, V, X
+
+LABELS = np.arange(B) % 3
+
+
+@pytest.fixture(params=["pyro", "numpyro"])
+def name(request):
+    pytest.importorskip("torch" if request.param == "pyro" else "jax")
+    return request.param
+
+
+def parts(name):
+    rooms = "nets", "models", "guides"
+    nets, models, guides = (importlib.import_module(f"{name}_dvae.{room}") for room in rooms)
+    transformer = nets.CausalTransformer(L, V, embed_dim=4, cross_attention=True)
+    prior = models.AutoregressivePrior(transformer, num_classes=3)
+    codebook = nets.Codebook(V, D, decay=0.9)
+    decoder = nets.CodebookDecoder(codebook, nets.MLPDecoder(L * D, None, (3, 2), hidden=()))
+    model = models.DiscreteVAE(decoder, prior, models.GaussianLikelihood(learn="closed_form"))
+    return model, guides.VectorQuantizedGuide(nets.MLPEncoder((3, 2), L, D, hidden=()), codebook)
+
+
+def train(name, num_steps=3):
+    """A result, and a key for what draws."""
+    fit = importlib.import_module(f"{name}_dvae.fit").fit
+    loss = importlib.import_module(f"{name}_dvae.infer").VQ_ELBO()
+    options = {"num_steps": num_steps, "progress": False}
+    if name == "pyro":
+        import pyro
+        import torch
+
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi = pyro.infer.SVI(*parts(name), pyro.optim.Adam({"lr": 0.01}), loss)
+        data = torch.asarray(X), None, None, None, torch.asarray(LABELS)
+        return fit(svi, *data, **options), ()
+    import jax
+    import numpyro
+
+    from numpyro_dvae.infer import SVI
+
+    svi = SVI(*parts(name), numpyro.optim.Adam(0.01), loss)
+    return fit(jax.random.key(0), svi, X, None, None, None, LABELS, **options), (jax.random.key(1),)
+
+
+def test_out_and_back(name, tmp_path):
+    export = importlib.import_module(f"{name}_dvae.fit")
+    result, key = train(name)
+    codes = export.save_codes(tmp_path / "codes.npz", result, X, LABELS, batch_size=16)
+    assert codes.shape == (B, L)
+    assert len(np.unique(codes)) > 1
+    with np.load(tmp_path / "codes.npz") as saved:
+        np.testing.assert_array_equal(saved["codes"], codes)
+        np.testing.assert_array_equal(saved["labels"], LABELS)
+    means = export.reconstruct_data(result, codes, batch_size=16)
+    assert means.shape == X.shape
+    same = (codes[:, None] == codes).all(-1)  # equal codes, equal means
+    distances = np.abs(means[:, None] - means).max((-2, -1))
+    assert distances[same].max() < 1e-5 < distances[~same].min()
+
+    export.save_weights(tmp_path / "weights", result)
+    again = export.load_weights(tmp_path / "weights", parts(name))
+    np.testing.assert_array_equal(export.encode_data(again, X), codes)
+    np.testing.assert_allclose(export.reconstruct_data(again, codes), means, atol=1e-5)
+    assert export.sample_data(*key, again, 5, labels=LABELS[:5]).shape == (5, 3, 2)
+    with pytest.raises(ValueError, match="`labels` must be given"):
+        export.sample_data(*key, again, 5)
+
+
+def test_a_guide_without_an_encoder_is_named(name):
+    export, infer = (importlib.import_module(f"{name}_dvae.{room}") for room in ("fit", "infer"))
+    model, _ = parts(name)
+    with pytest.raises(ValueError, match="needs a guide with an encoder"):
+        export.encode_data((model, infer.TruncatedGuide(model, 4)), X)
+
+
+def test_the_prior_is_of_the_class(lab):
+    models, nets = lab.module("models"), lab.module("nets")
+    transformer = nets.CausalTransformer(L, V, embed_dim=4, cross_attention=True)
+    prior = models.AutoregressivePrior(transformer, num_classes=3)
+    decoder = nets.MLPDecoder(L, V, (3, 2), hidden=())
+    model = models.DiscreteVAE(decoder, prior, models.GaussianLikelihood())
+    x = lab.asarray(np.tile(X[:1], (3, 1, 1)))
+    given = {"condition": {"z": np.zeros((3, L), int)}}
+    apart = lab.sites(model, x, labels=lab.asarray(np.arange(3)), **given)["z"].log_prob
+    assert len(np.unique(np.round(apart, 6))) == 3
+    alike = lab.sites(model, x, labels=lab.asarray(np.ones(3, int)), **given)["z"].log_prob
+    np.testing.assert_allclose(alike, alike[0], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"`labels` must be one for each of 3 data; got"):
+        lab.sites(model, x, labels=lab.asarray(np.zeros(2, int)))
