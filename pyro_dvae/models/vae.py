@@ -60,8 +60,9 @@ class DiscreteVAE(nn.Module):
 
     def __init__(self, decoder: Decoder, prior: Prior, likelihood: Likelihood) -> None:
         super().__init__()
-        self.decoder, self.likelihood = decoder, likelihood
+        self.decoder = decoder
         self.prior: Any = prior
+        self.likelihood = likelihood
 
     def forward(
         self,
