@@ -19,6 +19,10 @@ class Lab:
     def guide(self, program, **options):
         return self.module("guides").AutoDiscrete(program, **options)
 
+    def whole_datum(self, elbo_class):
+        """The loss without credit: the score of each draw gets all of its datum."""
+        return type("Whole", (elbo_class,), {"inspect": lambda self, *args: None})
+
     def exact(self):
         return self.module("infer").Exact_ELBO(max_states=2**12)
 
@@ -104,12 +108,27 @@ class PyroLab(Lab):
         function = self.module("diagnostics").discrete_posterior
         return function((model, guide), self.array(x), **options)
 
+    def trace_graph(self, num_particles):
+        return self.pyro.infer.TraceGraph_ELBO(num_particles, max_plate_nesting=1)
+
+    def noise(self, elbo, model, guide, x, num_repeats):
+        """The trace of the covariance of gradients."""
+        guide(x)
+        leaves, found = list(guide.parameters()), []
+        for _ in range(num_repeats):
+            for leaf in leaves:
+                leaf.grad = None
+            elbo.loss_and_grads(model, guide, x)
+            found.append(self.torch.cat([leaf.grad.flatten() for leaf in leaves]))
+        return float(self.torch.stack(found).var(0).sum())
+
 
 class NumPyroLab(Lab):
     name = "numpyro"
 
     def __init__(self):
         import jax
+        import jax.flatten_util
         import jax.numpy as jnp
         import numpyro
         from numpyro import handlers
@@ -186,3 +205,18 @@ class NumPyroLab(Lab):
         function = self.module("diagnostics").discrete_posterior
         key = self.jax.random.key(3)
         return function(key, (model, guide), self.array(x), params=held, **options)
+
+    def trace_graph(self, num_particles):
+        return self.numpyro.infer.TraceGraph_ELBO(num_particles)
+
+    def noise(self, elbo, model, guide, x, num_repeats):
+        """The trace of the covariance of gradients."""
+        params = {f"{n}_auto_logits": self.array(v) for n, v in self.start(guide, x).items()}
+
+        def gradient(key):
+            grads = self.jax.grad(lambda p: elbo.loss(key, p, model, guide, x))(params)
+            return self.jax.flatten_util.ravel_pytree(grads)[0]
+
+        keys = self.jax.random.split(self.jax.random.key(0), num_repeats)
+        found = self.jax.jit(lambda keys: self.jax.lax.map(gradient, keys))(keys)
+        return float(found.var(0).sum())

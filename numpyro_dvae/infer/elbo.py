@@ -199,6 +199,10 @@ class ParticleELBO(NamedOptions, ELBO):
         """What the algorithm must know of the programs, found once, into `Pair.notes`."""
         return None
 
+    def readers(self, pair: Pair) -> Mapping[str, Reader]:
+        """What is read of a run of these programs beside the log-densities."""
+        return self.reads
+
     def sampler(self, rng_key: Array, pair: Pair) -> Sampler | None:
         """How some sites are drawn in a way of the algorithm's own."""
         return None
@@ -265,7 +269,7 @@ class ParticleELBO(NamedOptions, ELBO):
             key,
             pair,
             len(next(iter(values.values()))) if values else self.num_particles,
-            reads={**self.reads, "closed_forms": self._closed_forms.read},
+            reads={**self.readers(pair), "closed_forms": self._closed_forms.read},
             with_entropy=self.closed_form_entropy,
             values=values,
             sampler=self.sampler(jax.random.split(key)[1], pair),  # the key of the other draws

@@ -7,6 +7,9 @@ For each datum, with ``f_k`` the beta-ELBO's integrand of particle k and ``b_k``
 the second term along the pathwise parts (model, reparameterised sites, closed-form entropies).
 Leave-one-out baselines [2] make this unbiased for K > 1 without anything to learn.
 
+Where a draw influences a part of a datum only, as in a chain, a tree or a nested plate, ``f_k`` is
+that part, and has a baseline of its own, site by site and cell by cell [4]: `programs.credit`.
+
 References:
     [1] Williams. Simple statistical gradient-following algorithms for connectionist reinforcement
         learning. Machine Learning, 1992.
@@ -14,6 +17,8 @@ References:
         workshop, 2019.
     [3] Mnih & Gregor. Neural variational inference and learning in belief networks. ICML, 2014
         (moving-average and learned baselines).
+    [4] Schulman, Heess, Weber & Abbeel. Gradient estimation using stochastic computation graphs.
+        NeurIPS, 2015.
 """
 
 import math
@@ -29,8 +34,9 @@ from numpyro_dvae.infer.objective import Gain, Objective
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
 from numpyro_dvae.ops.weighting import fill_impossible
-from numpyro_dvae.programs.pair import Layout, Run
-from numpyro_dvae.programs.record import Particles
+from numpyro_dvae.programs.credit import credit_reader, find_influence
+from numpyro_dvae.programs.pair import Layout, Pair, Run
+from numpyro_dvae.programs.record import Particles, Reader
 from numpyro_dvae.programs.sites import Site, in_batch_dims
 
 __all__ = ["Reinforce_ELBO", "score_function"]
@@ -91,6 +97,7 @@ class Reinforce_ELBO(ParticleELBO):
             `moving_average`. `learned` takes b(x) from the guide's site
             ``numpyro.deterministic("baseline", b)``, under the data plate, and fits it to the
             scores.
+            A baseline that remembers or learns is of the whole datum, and so are the scores then.
         closed_form_entropy: See `ParticleELBO`.
         beta: See `ParticleELBO`.
         target_rate: See `ParticleELBO`.
@@ -132,6 +139,20 @@ class Reinforce_ELBO(ParticleELBO):
         """What the baseline remembers at first."""
         return self.baseline.init()
 
+    def inspect(self, rng_key: Array, pair: Pair) -> Any:
+        """Which draws influence what, if the baseline is made of the scores alone."""
+        alone = not self.baseline.predicts and not len(self.baseline.init())
+        return find_influence(rng_key, pair) if alone else None
+
+    def readers(self, pair: Pair) -> Mapping[str, Reader]:
+        """Also what each site's draws can influence, if they are not all alike."""
+        if pair.notes is None:
+            return self.reads
+        return {
+            **self.reads,
+            "credit": credit_reader(pair.notes, with_entropy=self.closed_form_entropy),
+        }
+
     def gain(
         self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
     ) -> Gain:
@@ -145,8 +166,21 @@ class Reinforce_ELBO(ParticleELBO):
         beta_elbo = fill_impossible(objective.beta_elbo)
         scores = jax.lax.stop_gradient(beta_elbo)
         fixed = jax.lax.stop_gradient(prediction)
+        if "credit" in particles.extras:
+            return Gain(beta_elbo.mean(0) + self._credited(particles, beta), memory=memory)
         baseline, memory = self.baseline.apply(scores, memory, fixed)
         value = score_function(beta_elbo, particles.log_draw, baseline)
         if self.baseline.predicts and prediction is not None:
             value = value - 0.5 * jnp.square(scores - prediction).mean(0)
         return Gain(value, memory=memory)
+
+    def _credited(self, particles: Particles, beta: float | Array) -> Array:
+        """The score function of each site times what its draws influence, summed into the datum."""
+        value: Any = 0.0
+        for credit in particles.extras["credit"].values():
+            scores = fill_impossible(credit.log_likelihood + beta * credit.negative_rate)
+            baseline, _ = self.baseline.apply(scores, (), None)
+            cells = ((scores - baseline) * credit.log_draw).mean(0)
+            data = particles.log_draw.shape[1:]
+            value = value + cells.reshape(*data, -1).sum(-1)
+        return value

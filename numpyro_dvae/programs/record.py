@@ -24,7 +24,7 @@ from numpyro_dvae.programs.masks import without_mask
 from numpyro_dvae.programs.pair import Layout, Run
 from numpyro_dvae.programs.sites import Site, in_batch_dims
 
-__all__ = ["Ledger", "Particles", "Reader", "make_record", "read_silenced"]
+__all__ = ["Ledger", "Particles", "Reader", "entropy_of", "make_record", "read_silenced"]
 
 # What an algorithm wants of a run beside its log-densities: from (run of one particle, layout, K)
 # to arrays, or tuples and dicts of arrays, which get the K particles in front; or None.
@@ -168,7 +168,7 @@ def make_record(
         ledger.add("q_discrete" if drawn else "q_pathwise", site, values)
         if drawn:
             ledger.add_bare("draw", site, draw_log_prob(site, values))
-            entropy = _entropy(site.fn, site.value) if entropies_known else None
+            entropy = entropy_of(site.fn, site.value) if entropies_known else None
             entropies_known = entropy is not None
             if entropy is not None:
                 ledger.add("entropy", site, entropy)
@@ -209,10 +209,10 @@ def draw_log_prob(site: Site, values: Array) -> Array:
     return values if bare is site.fn else site.log_prob_under(bare)
 
 
-def _entropy(fn: Any, value: Array) -> Array | None:
+def entropy_of(fn: Any, value: Array) -> Array | None:
     """Closed form, or closed form per step given the earlier codes (autoregressive guides)."""
     if isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
-        entropy = _entropy(fn.base_dist, value)
+        entropy = entropy_of(fn.base_dist, value)
         if entropy is None:
             return None
         if isinstance(fn, MaskedDistribution):

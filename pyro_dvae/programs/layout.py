@@ -57,11 +57,11 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
         ValueError: If guide and model do not match (a latent site in one only, different plates,
             sizes or event shapes), or if the plates nest deeper than `max_plate_nesting`.
     """
-    run, exits = _tracked(pair, TrackNonReparam())
+    run, exits = tracked(pair, TrackNonReparam())
     _check_match(run)
     credited = {n: s for n, s in run.guide.items() if s.is_credited}
     if not credited:
-        run, exits = _tracked(pair, _TrackDraws())
+        run, exits = tracked(pair, _TrackDraws())
     sites = [*run.guide.values(), *run.model.values()]
     shared = _shared_plates(credited or _plated(run.guide), sites, exits)
     layout = _layout_of(sites, shared, tuple(credited), max_plate_nesting)
@@ -99,7 +99,7 @@ def _nesting(frames: Mapping[str, Any], max_plate_nesting: float) -> int:
     return deepest if math.isinf(max_plate_nesting) else int(max_plate_nesting)
 
 
-def _tracked(pair: Pair, tracker: Messenger) -> tuple[Run, frozenset[str]]:
+def tracked(pair: Pair, tracker: Messenger) -> tuple[Run, frozenset[str]]:
     """A plain run, and the draws whose values Python has asked for.
 
     Without validation, which asks for values, too.

@@ -26,6 +26,7 @@ __all__ = [
     "Particles",
     "Reader",
     "concatenate",
+    "entropy_of",
     "make_record",
     "make_records",
     "read_silenced",
@@ -198,7 +199,7 @@ def _record(run: Run, ledger: Ledger, reads: Mapping[str, Reader], with_entropy:
         ledger.add("q_discrete" if drawn else "q_pathwise", site, values)
         if drawn:
             ledger.add_bare("draw", site, draw_log_prob(site, values))
-            entropy = _entropy(site.fn, site.value) if entropies_known else None
+            entropy = entropy_of(site.fn, site.value) if entropies_known else None
             entropies_known = entropy is not None
             if entropy is not None:
                 ledger.add("entropy", site, entropy)
@@ -239,7 +240,7 @@ def draw_log_prob(site: Site, values: Tensor) -> Tensor:
     return values if bare is site.fn else bare.log_prob(site.value)
 
 
-def _entropy(fn: Any, value: Tensor) -> Tensor | None:
+def entropy_of(fn: Any, value: Tensor) -> Tensor | None:
     """Closed form, or closed form per step given the earlier codes (autoregressive guides)."""
     if hasattr(fn, "conditional_entropy"):
         return fn.conditional_entropy(value)
@@ -253,7 +254,7 @@ def _entropy(fn: Any, value: Tensor) -> Tensor | None:
 
 def _masked_entropy(fn: Any, value: Tensor) -> Tensor | None:
     """Of a distribution with a mask somewhere within: nothing where it silences."""
-    entropy = _entropy(fn.base_dist, value)
+    entropy = entropy_of(fn.base_dist, value)
     if entropy is None:
         return None
     if isinstance(fn, dist.MaskedDistribution):

@@ -1,0 +1,166 @@
+"""What the draw of each site can influence: the part of the objective that its score deserves.
+
+A term of the objective, the log-density of a site in guide or model, has nothing to do with a draw
+that it is not computed from, directly or by other draws on the way. Times the draw's score, its
+mean is zero, and it is noise [1]. What a term is computed from is found from the programs, by
+provenance. Draws of one cell of a plate are not credited with what happens in another.
+
+Shapes: the plates that make a datum, then the batch dims of all others, 1 where a site is under
+none; K particles lead in a record.
+
+References:
+    [1] Schulman, Heess, Weber & Abbeel. Gradient estimation using stochastic computation graphs.
+        NeurIPS, 2015.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpyro.ops.provenance import eval_provenance
+
+from numpyro_dvae.programs.densities import fast_log_prob
+from numpyro_dvae.programs.draw import Draw, run_pair
+from numpyro_dvae.programs.pair import Layout, Pair, Run
+from numpyro_dvae.programs.record import Ledger, Reader, draw_log_prob, entropy_of
+from numpyro_dvae.programs.sites import Site, in_batch_dims
+
+__all__ = ["Credit", "Influence", "credit_reader", "find_influence"]
+
+
+class Influence(NamedTuple):
+    """Which credited draws the log-density of each site is computed from."""
+
+    guide: Mapping[str, frozenset[str]]
+    model: Mapping[str, frozenset[str]]
+
+
+class Credit(NamedTuple):
+    """What the draws of one site can influence, in nats, without gradient; and their score."""
+
+    log_draw: Float[Array, "K *batch"]  # its gradient is the score function
+    log_likelihood: Float[Array, "K *batch"]
+    negative_rate: Float[Array, "K *batch"]  # log p(z) - log q, where not of observations
+
+
+def find_influence(rng_key: Array, pair: Pair) -> Influence | None:
+    """Which draws each term is computed from; None if each draw of a datum influences all of it."""
+    found: list[Influence | None] = []
+
+    def run(**values: Array) -> Run:
+        return run_pair(rng_key, pair, Draw(rng_key, Layout(), values))
+
+    def log_probs(**values: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        now = run(**values)
+        guide = {name: site.log_prob() for name, site in now.guide.items()}
+        return guide, {name: site.log_prob() for name, site in now.model.items()}
+
+    def inspect() -> None:
+        first = run()
+        draws = {name: first.guide[name].value for name in pair.layout.credited}
+        found.append(_influence(first, pair.layout, *eval_provenance(log_probs, **draws)))
+
+    jax.eval_shape(inspect)
+    return found[0]
+
+
+def _influence(
+    run: Run,
+    layout: Layout,
+    guide: Mapping[str, frozenset[str]],
+    model: Mapping[str, frozenset[str]],
+) -> Influence | None:
+    """From the draws that terms are computed from without another draw in between."""
+    above: dict[str, frozenset[str]] = {}  # of each draw, all that it is computed from
+    for name in layout.credited:
+        direct = guide[name] - {name}
+        above[name] = direct.union(*(above.get(other, frozenset()) for other in direct))
+
+    def closed(draws: frozenset[str]) -> frozenset[str]:
+        return frozenset(draws).union(*(above[name] for name in draws))
+
+    credited = frozenset(layout.credited)
+    influence = Influence(
+        {n: closed(draws) | ({n} & credited) for n, draws in guide.items()},
+        {n: closed(draws) for n, draws in model.items()},
+    )
+    owned = [influence.guide[n] for n, s in run.guide.items() if layout.owns(s)]
+    owned += [influence.model[n] for n, s in run.model.items() if layout.owns(s)]
+    nested = any(len(run.guide[name].plates) > len(layout.plates) for name in credited)
+    return influence if nested or any(draws != credited for draws in owned) else None
+
+
+def credit_reader(influence: Influence, *, with_entropy: bool) -> Reader:
+    """A reader of records: of each credited site its `Credit`, by name.
+
+    Args:
+        influence: Which draws each term is computed from.
+        with_entropy: Whether entropies are in closed form, where all sites have one.
+    """
+
+    def read(run: Run, layout: Layout, num_particles: int) -> dict[str, Credit]:
+        terms = _terms(run, layout, influence, with_entropy)
+        credits = {}
+        for name in layout.credited:
+            site = run.guide[name]
+            own = _dims(site)
+            zeros = jnp.zeros((1,) * layout.nesting)
+            sums = {kind: zeros for kind in ("likelihood", "rate")}
+            for kind, values, dims, draws in terms:
+                if name in draws:
+                    outside = tuple(dims - own)
+                    part = values.sum(outside, keepdims=True) if outside else values
+                    sums[kind] = sums[kind] + part
+            log_draw = in_batch_dims(site, draw_log_prob(site, site.log_prob()), layout.nesting)
+            found = log_draw, sums["likelihood"], sums["rate"]
+            credits[name] = Credit(*(_data_first(values, layout) for values in found))
+        return credits
+
+    return read
+
+
+_Term = tuple[str, Array, frozenset[int], frozenset[str]]  # kind, values, dims of plates, draws
+
+
+def _terms(run: Run, layout: Layout, influence: Influence, with_entropy: bool) -> list[_Term]:
+    """The terms of the objective that a datum owns, without gradient."""
+    sites = [*run.guide.values(), *run.model.values()]
+    ledger, terms = Ledger(layout, sites), list[_Term]()
+
+    def add(kind: str, site: Site, values: Array, draws: frozenset[str]) -> None:
+        if layout.owns(site) and draws:
+            scale = 1.0 if ledger.is_common else site.scale / ledger.common
+            scaled = site.scaled(jax.lax.stop_gradient(values), scale)
+            terms.append((kind, in_batch_dims(site, scaled, layout.nesting), _dims(site), draws))
+
+    drawn = {name: run.guide[name] for name in layout.credited}
+    entropies = {n: entropy_of(s.fn, s.value) if with_entropy else None for n, s in drawn.items()}
+    in_closed_form = all(entropy is not None for entropy in entropies.values())
+    for name, site in run.guide.items():
+        entropy, draws = entropies.get(name), influence.guide[name]
+        if in_closed_form and entropy is not None:
+            own = frozenset() if _is_sequential(site.base) else frozenset({name})
+            add("rate", site, entropy, draws - own)
+        else:
+            add("rate", site, -site.log_prob(), draws)
+    for name, site in run.model.items():
+        kind = "likelihood" if site.is_observed else "rate"
+        add(kind, site, fast_log_prob(site), influence.model[name])
+    return terms
+
+
+def _dims(site: Site) -> frozenset[int]:
+    return frozenset(frame.dim for frame in site.plates.values())
+
+
+def _data_first(values: Array, layout: Layout) -> Array:
+    """The plates of a datum first, all others behind."""
+    places = [values.ndim + dim for dim in layout.dims]
+    return jnp.moveaxis(values, places, list(range(len(places))))
+
+
+def _is_sequential(base: object) -> bool:
+    """Whether the entropy of a site depends on its own draw."""
+    return hasattr(base, "conditional_entropy")

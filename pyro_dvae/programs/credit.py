@@ -1,0 +1,146 @@
+"""What the draw of each site can influence: the part of the objective that its score deserves.
+
+A term of the objective, the log-density of a site in guide or model, has nothing to do with a draw
+that it is not computed from, directly or by other draws on the way. Times the draw's score, its
+mean is zero, and it is noise [1]. What a term is computed from is found from the programs, by
+provenance. Draws of one cell of a plate are not credited with what happens in another.
+
+Shapes: K particles lead, then the plates that make a datum, then the batch dims of all others, 1
+where a site is under none.
+
+References:
+    [1] Schulman, Heess, Weber & Abbeel. Gradient estimation using stochastic computation graphs.
+        NeurIPS, 2015.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from pyro.infer.tracegraph_elbo import TrackNonReparam
+from pyro.ops.provenance import get_provenance
+from torch import Tensor
+
+from pyro_dvae.programs.densities import fast_log_prob
+from pyro_dvae.programs.layout import tracked
+from pyro_dvae.programs.pair import Layout, Pair, Run
+from pyro_dvae.programs.record import Ledger, Reader, draw_log_prob, entropy_of
+from pyro_dvae.programs.sites import Site, in_batch_dims
+
+__all__ = ["Credit", "Influence", "credit_reader", "find_influence"]
+
+
+class Influence(NamedTuple):
+    """Which credited draws the log-density of each site is computed from."""
+
+    guide: Mapping[str, frozenset[str]]
+    model: Mapping[str, frozenset[str]]
+
+
+class Credit(NamedTuple):
+    """What the draws of one site can influence, in nats, without gradient; and their score."""
+
+    log_draw: Float[Tensor, "K *batch"]  # its gradient is the score function
+    log_likelihood: Float[Tensor, "K *batch"]
+    negative_rate: Float[Tensor, "K *batch"]  # log p(z) - log q, where not of observations
+
+
+def find_influence(pair: Pair) -> Influence | None:
+    """Which draws each term is computed from; None if each draw of a datum influences all of it."""
+    run, exits = tracked(pair, TrackNonReparam())
+    credited, layout = frozenset(pair.layout.credited), pair.layout
+
+    def draws_of(site: Site) -> frozenset[str]:
+        return (get_provenance(site.log_prob()) | exits) & credited
+
+    guide = {n: draws_of(s) | ({n} & credited) for n, s in run.guide.items()}
+    influence = Influence(guide, {name: draws_of(site) for name, site in run.model.items()})
+    owned = [influence.guide[n] for n, s in run.guide.items() if layout.owns(s)]
+    owned += [influence.model[n] for n, s in run.model.items() if layout.owns(s)]
+    nested = any(len(run.guide[name].plates) > len(layout.plates) for name in credited)
+    return influence if nested or any(draws != credited for draws in owned) else None
+
+
+def credit_reader(influence: Influence, *, with_entropy: bool) -> Reader:
+    """A reader of records: of each credited site its `Credit`, by name.
+
+    Args:
+        influence: Which draws each term is computed from.
+        with_entropy: Whether entropies are in closed form, where all sites have one.
+    """
+
+    def read(run: Run, layout: Layout, num_particles: int) -> dict[str, Credit]:
+        terms = _terms(run, layout, num_particles, influence, with_entropy)
+        credits = {}
+        for name in layout.credited:
+            site = run.guide[name]
+            own = _dims(site)
+            sums = {kind: torch.zeros(()) for kind in ("likelihood", "rate")}
+            for kind, values, dims, draws in terms:
+                if name in draws:
+                    outside = tuple(dims - own)
+                    part = values.sum(outside, keepdim=True) if outside else values
+                    sums[kind] = sums[kind] + part
+            log_draw = draw_log_prob(site, site.log_prob())
+            log_draw = in_batch_dims(site, log_draw, layout.nesting, num_particles)
+            likelihood, rate = (
+                torch.as_tensor(total).expand(num_particles, *_batch(total, layout))
+                for total in sums.values()
+            )
+            credits[name] = Credit(*(_data_first(v, layout) for v in (log_draw, likelihood, rate)))
+        return credits
+
+    return read
+
+
+_Term = tuple[str, Tensor, frozenset[int], frozenset[str]]  # kind, values, dims of plates, draws
+
+
+def _terms(
+    run: Run, layout: Layout, num_particles: int, influence: Influence, with_entropy: bool
+) -> list[_Term]:
+    """The terms of the objective that a datum owns, without gradient."""
+    sites = [*run.guide.values(), *run.model.values()]
+    ledger, terms = Ledger(layout, num_particles, sites), list[_Term]()
+
+    def add(kind: str, site: Site, values: Tensor, draws: frozenset[str]) -> None:
+        if layout.owns(site) and draws:
+            scale = 1.0 if ledger.is_common else site.scale / ledger.common
+            scaled = site.scaled(values.detach(), scale)
+            scaled = in_batch_dims(site, scaled, layout.nesting, num_particles)
+            terms.append((kind, scaled, _dims(site), draws))
+
+    drawn = {name: run.guide[name] for name in layout.credited}
+    entropies = {n: entropy_of(s.fn, s.value) if with_entropy else None for n, s in drawn.items()}
+    in_closed_form = all(entropy is not None for entropy in entropies.values())
+    for name, site in run.guide.items():
+        entropy, draws = entropies.get(name), influence.guide[name]
+        if in_closed_form and entropy is not None:
+            own = frozenset() if _is_sequential(site.base) else frozenset({name})
+            add("rate", site, entropy, draws - own)
+        else:
+            add("rate", site, -site.log_prob(), draws)
+    for name, site in run.model.items():
+        kind = "likelihood" if site.is_observed else "rate"
+        add(kind, site, fast_log_prob(site), influence.model[name])
+    return terms
+
+
+def _dims(site: Site) -> frozenset[int]:
+    return frozenset(frame.dim for frame in site.plates.values())
+
+
+def _data_first(values: Tensor, layout: Layout) -> Tensor:
+    """The plates of a datum right after the particles, all others behind."""
+    places = [values.dim() + dim for dim in layout.dims]
+    return values.movedim(places, list(range(1, 1 + len(places))))
+
+
+def _batch(values: Tensor, layout: Layout) -> tuple[int, ...]:
+    return tuple(values.shape[1:]) if values.dim() else (1,) * layout.nesting
+
+
+def _is_sequential(base: object) -> bool:
+    """Whether the entropy of a site depends on its own draw."""
+    return hasattr(base, "conditional_entropy")

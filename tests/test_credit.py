@@ -1,0 +1,87 @@
+"""A draw is credited with what it can influence: unbiased, and less noisy than what ignores it."""
+
+import itertools
+
+import numpy as np
+import pytest
+from automatic_lab import lab as make_lab
+from test_unbiased import assert_exact, mean_gradient
+from zoo import Program, draw, log_softmax
+
+LENGTH = 4
+PARAMS = {"move": draw(2, 2), "emit": draw(2), "first": draw(2), "next": draw(LENGTH - 1, 2, 2)}
+DATA = {"x": np.array([0.3, -1.0, 2.0, 0.8])}
+
+
+def chain_model(ppl, data):
+    move, emit, state = ppl.param("move", data), ppl.param("emit", data), None
+    for t in range(LENGTH):
+        logits = move[0] if state is None else move[state]
+        state = ppl.sample(f"z{t}", ppl.dist.Categorical(logits=logits))
+        ppl.sample(f"x{t}", ppl.dist.Normal(emit[state], 1.0), obs=data["x"][t])
+
+
+def chain_guide(ppl, data):
+    first, following = ppl.param("first", data), ppl.param("next", data)
+    state = ppl.sample("z0", ppl.dist.Categorical(logits=first))
+    for t in range(1, LENGTH):
+        state = ppl.sample(f"z{t}", ppl.dist.Categorical(logits=following[t - 1][state]))
+
+
+def chain_loss(p):
+    elbo, move = 0.0, log_softmax(p["move"])
+    for states in itertools.product((0, 1), repeat=LENGTH):
+        log_q, log_p = log_softmax(p["first"])[states[0]], move[0, states[0]]
+        for t, state in enumerate(states):
+            if t:
+                log_q = log_q + log_softmax(p["next"][t - 1, states[t - 1]])[state]
+                log_p = log_p + move[states[t - 1], state]
+            log_p = log_p - 0.5 * (DATA["x"][t] - p["emit"][state]) ** 2 - 0.5 * np.log(2 * np.pi)
+        elbo = elbo + np.exp(log_q) * (log_p - log_q)
+    return -elbo
+
+
+CHAIN = Program("chain", chain_model, chain_guide, chain_loss, PARAMS, DATA, (), 2**LENGTH)
+
+
+@pytest.mark.parametrize("closed_form_entropy", [False, True])
+def test_credit_along_a_chain_is_unbiased(shim, closed_form_entropy):
+    elbo_class = shim.module("infer.reinforce").Reinforce_ELBO
+    options = {"closed_form_entropy": closed_form_entropy}
+    loss, grads = mean_gradient(shim.Case(CHAIN), elbo_class, 2, **options)
+    np.testing.assert_allclose(loss, chain_loss(PARAMS), rtol=1e-12)
+    assert_exact(grads, CHAIN)
+
+
+@pytest.fixture(params=["pyro", "numpyro"])
+def lab(request):
+    pytest.importorskip("torch" if request.param == "pyro" else "jax")
+    return make_lab(request.param)
+
+
+def long_chain(length):
+    """Bernoulli states, each likely what the one before it was, seen in noise."""
+
+    def model(ppl, x):
+        with ppl.plate("data", len(x), dim=-1):
+            state = 0.0
+            for t in range(length):
+                state = ppl.sample(f"z{t}", ppl.dist.Bernoulli(ppl.array(0.2) + 0.6 * state))
+                ppl.sample(f"x{t}", ppl.dist.Normal(2.0 * state, 1.0), obs=x[:, t])
+
+    return model
+
+
+@pytest.mark.parametrize(
+    "length", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (20, 80))]
+)
+def test_gradients_of_a_chain_are_less_noisy_than_those_of_trace_graph(lab, length):
+    """At equal K; and the whole datum's weight, the control, is noisier the longer the chain."""
+    model = lab.bind(long_chain(length))
+    guide, x = lab.guide(model), lab.array(np.random.default_rng(0).normal(1, 1, (2, length)))
+    infer, num_particles = lab.module("infer"), 8
+    whole = lab.whole_datum(infer.Reinforce_ELBO)(num_particles)
+    losses = [infer.Reinforce_ELBO(num_particles), lab.trace_graph(num_particles), whole]
+    ours, theirs, uncredited = (lab.noise(loss, model, guide, x, 25) for loss in losses)
+    assert ours < 0.8 * theirs
+    assert ours < 0.6 * uncredited
