@@ -16,10 +16,10 @@ pytest.importorskip("skimage")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PACKAGES = ["pyro", "numpyro"]
-NAMES = ["denoise", "discrete_vae", "own_estimator", "own_model", "truncated"]
+NAMES = ["denoise", "dippers", "discrete_vae", "own_estimator", "own_model", "truncated"]
 LIBRARIES = {
     "pyro": {"numpy", "pyro", "pyro_dvae", "skimage", "sklearn", "torch"},
-    "numpyro": {"flax", "jax", "numpy", "numpyro", "numpyro_dvae", "skimage", "sklearn"},
+    "numpyro": {"flax", "jax", "numpy", "numpyro", "numpyro_dvae", "optax", "skimage", "sklearn"},
 }
 INDEPENDENT_PIXELS = -24.588  # nats of a held-out digit: pixels at their means
 MEAN_DIGITS = -20.165  # a mixture of independent pixels for each digit, made with its labels
@@ -164,3 +164,15 @@ def test_denoise_gains_decibels(package, arguments, gain):
     found = run(package, "denoise", *arguments)
     assert found["noisy"] == pytest.approx(20.0, abs=0.1)  # a standard deviation of 0.1
     assert found["restored"] - max(found["noisy"], found["means of patches"]) > gain
+
+
+@whole
+@pytest.mark.parametrize("package", PACKAGES)
+def test_dippers_reach_the_maximum_of_the_likelihood(package):
+    found = run(package, "dippers")
+    assert list(found) == ["Exact_ELBO", "DAPS_ELBO", "Reinforce_ELBO"]
+    for phi, p, bound in found.values():
+        assert abs(phi - 0.5602) < 0.01
+        assert abs(p - 0.9026) < 0.01
+        assert bound < -333.41
+    assert abs(found["Exact_ELBO"][2] + 333.42) < 0.1
