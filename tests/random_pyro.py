@@ -14,7 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from random_checks import RefusedError
 from random_specs import TABLED, TOTAL, make_data, make_params
 
-from pyro_dvae import infer
+from pyro_dvae import diagnostics, infer
 from pyro_dvae.ops import baselines
 from pyro_dvae.programs.codes import find_space
 
@@ -393,3 +393,10 @@ class Watch(Messenger):
             self.values[f"rows.{msg['name']}"] = msg["value"].detach().numpy()
         elif torch.is_grad_enabled() and not (msg["is_observed"] or self.rows_only):
             self.values[msg["name"]] = msg["value"].detach().numpy()
+
+
+def diagnose(name, program, seed, **options):
+    """A diagnostic of a program."""
+    pyro.set_rng_seed(seed)
+    function = getattr(diagnostics, name)
+    return function((program.model, program.guide), program.data, **options)

@@ -156,3 +156,18 @@ def test_verdicts_on_what_is_shared(thrifty_shim):
     assert words["unknown means, absurd guide"] != "close"
     assert words["unknown means, over-dispersed"] in ("off", "unreliable")
     assert all(gaps[name] < np.log(2) + 0.25 for name in SHARING if words[name] == "close")
+
+
+def test_a_relaxed_pair_is_judged_as_the_programs_are(thrifty_shim):
+    case = thrifty_shim.Case(BY_NAME["latent classes, masked"].program)
+    relax = thrifty_shim.module("infer").relax
+
+    class Relaxed:
+        model, guide = relax(case.model), relax(case.guide)
+        data, params = case.data, case.params
+
+    options = {"num_particles": 50}
+    plain = diagnose(thrifty_shim, "importance_diagnostics", case, **options)
+    found = diagnose(thrifty_shim, "importance_diagnostics", Relaxed, **options)
+    np.testing.assert_allclose(found.elbo, plain.elbo)
+    np.testing.assert_allclose(found.iwae, plain.iwae)

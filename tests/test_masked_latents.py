@@ -60,4 +60,6 @@ def test_states_under_a_mask_count_as_often_as_the_model_draws_them(shim, depend
     np.testing.assert_allclose(found.support_mass, 1.0)
     as_the_model = not depends or first == LOGIT["first"]
     assert list(found.is_bound) == [True, as_the_model, True]
-    assert ("Of 1 data, what is seen depends" in str(found)) == (not as_the_model)
+    assert ("Of 1 data the ELBO is no bound: what is seen depends" in str(found)) == (
+        not as_the_model
+    )

@@ -29,7 +29,6 @@ from pyro.infer import Trace_ELBO  # noqa: E402
 from pyro.infer.autoguide import AutoNormalMessenger  # noqa: E402
 from pyro.poutine.guide import GuideMessenger  # noqa: E402
 
-from pyro_dvae.diagnostics import importance_diagnostics, to_arviz  # noqa: E402
 from pyro_dvae.infer import (  # noqa: E402
     DAPS_ELBO,
     DisARM_ELBO,
@@ -265,21 +264,6 @@ def test_a_used_loss_is_copied_and_pickled_without_its_programs():
         assert other.state.beta.step == 1
         found = value_and_gradient(other, mixture, mixture_guide)
         np.testing.assert_array_equal(found[1], expected[1])
-
-
-@pytest.mark.parametrize("diagnose", [importance_diagnostics, to_arviz])
-def test_diagnostics_refuse_sites_that_come_and_go_with_the_draws(diagnose):
-    def counted(y):
-        n = 0
-        while n < 3 and bool(pyro.sample(f"more_{n}", dist.Bernoulli(0.5))):
-            n += 1
-        return n
-
-    def model(y):
-        pyro.sample("y", dist.Normal(float(counted(y)), 1.0), obs=y)
-
-    with pytest.raises(ValueError, match=r"'more_1', .*there in some draws and not in others"):
-        quiet(lambda: diagnose((model, counted), torch.tensor(1.5)))
 
 
 def test_more_codes_in_the_guide_than_in_the_model_are_refused():

@@ -34,5 +34,9 @@ def count_codes(array: NamedArray, plates: tuple[str, ...]) -> np.ndarray:
     codes = split_data(array, plates)
     within, num_codes = codes.shape[2:], array.num_codes
     columns = codes.reshape(codes.shape[0] * codes.shape[1], -1)
-    counts = [np.bincount(column, minlength=num_codes) for column in columns.T]
+    # A site that is not there in a draw is NaN.
+    counts = [
+        np.bincount(column[~np.isnan(column)].astype(int), minlength=num_codes)
+        for column in columns.T
+    ]
     return np.stack(counts).reshape(*within, num_codes)

@@ -92,7 +92,7 @@ def collect_given_shared(
     outer: Draws,
     num_shared: int,
     num_draws: int,
-    summarize: Callable[[Draws], T],
+    summarize: Callable[[Draws, int], T],
     *,
     params: Mapping[str, Any] | None = None,
 ) -> list[T]:
@@ -105,7 +105,8 @@ def collect_given_shared(
         outer: Draws of all latents, of the same programs.
         num_shared: How many of these, from the first on.
         num_draws: K, draws per datum at each of them.
-        summarize: What to keep of the K draws, with readings "outside" and "latent".
+        summarize: What to keep of the K draws at each, from the draws, with readings "outside" and
+            "latent", and the number of what is given.
         params: Parameters by name, in place of those of `result`.
     """
     wanted = ("outside", "latent")
@@ -115,10 +116,10 @@ def collect_given_shared(
     pair, found = trained.pair(keys[0], args), []
     run = _compiled(trained, pair, frozenset(wanted), False)
     for place, key in enumerate(keys[1:]):
-        given = {name: site.values[place] for name, site in outer["given"].items()}
+        given = {name: np.asarray(site.values[place]) for name, site in outer["given"].items()}
         draws = Draws(num_draws, num_rows)
         _fill(draws, None, pair, run, key, trained.params, args, given)
-        found.append(summarize(draws))
+        found.append(summarize(draws, place))
     return found
 
 
@@ -159,7 +160,7 @@ def collect_states(
         if draws is None:
             pair = trained.pair(rng_key, part)
             states = enumerate_states(rng_key, pair, max_states)
-            num_states = len(next(iter(states.values())))
+            num_states = max(map(len, states.values()), default=1)
             draws, run = Draws(num_states, num_rows), _compiled_scores(trained, pair)
         arrays, template = split(Batch(part, {}))
         for chosen, size in cut_draws(num_states, count_values(part)):

@@ -57,7 +57,7 @@ def evaluate(
     all_draws = collect(
         keys[0], result, data, num_particles, (), params=params, batch_size=batch_size
     )
-    wanted = ("code", "top", "mean", "observed", "seen")
+    wanted = ("code", "top", "counted", "mean", "observed", "seen")
     one_draw = collect(keys[1], result, data, 1, wanted, params=params, batch_size=batch_size)
     report, _ = diagnose(keys[2], all_draws, result, data, NUM_SHARED, num_particles, params)
     counts = code_counts_of(one_draw)

@@ -3,14 +3,14 @@
 The result is saved by ``.to_netcdf(path)``, and read by `arviz.from_netcdf`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 from jaxtyping import Array
 
 from numpyro_dvae.diagnostics.collect import collect
-from numpyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
+from numpyro_dvae.diagnostics.groups import GROUPS, Labels, make_groups, readings_for
 from numpyro_dvae.diagnostics.importance import diagnose
 from numpyro_dvae.ops.arguments import checked
 
@@ -28,6 +28,8 @@ def to_arviz(
     params: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     groups: Collection[str] = GROUPS,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
     """Draw from the guide at the trained parameters, as data for ArviZ.
 
@@ -37,15 +39,24 @@ def to_arviz(
       and "z_dim_0" within an event; the model's deterministic sites at these draws;
     - posterior_predictive, prior_predictive: observations simulated from them, from the prior;
     - prior: draws of the model alone;
-    - log_likelihood: of each observation given its latents, for `arviz.loo`, whose k̂ is high where
-      a datum has latents of its own: without the datum, they are another's;
+    - log_likelihood: of each observation given its latents; and `marginal`, the evidence of each
+      datum, from which its latents are summed out by their weights, given what the data share. For
+      `arviz.loo(..., var_name="marginal")` and `arviz.compare`, which then rank models as their
+      evidence does and warn of weights with a high k̂. Where a datum has latents of its own, that
+      of an observation has a high k̂ in itself: without the datum, they are another's. What a mask
+      silences is not among them: the dim is then "x_seen", of what is left;
     - sample_stats: of each draw and datum, `lp` (log p), `log_q`, and `log_weight`, their
-      difference;
-    - observed_data: what the model observes; constant_data: the other arrays of `data`;
+      difference; of what the data share, the same (`lp_shared`), and of all, `log_weight_whole`;
+    - observed_data: what the model observes, NaN where a mask silences it, as `x_seen` says here
+      and beside the posterior predictive draws; constant_data: the other arrays of `data`;
     - vi_stats: the loss over the steps and the rows of the log; of each datum, ELBO and
       importance-weighted bound, effective sample size, k̂, largest weight and verdict of the
-      draws; of each discrete latent, the share of each code in all data (`z_code_share`), and by
-      place its probabilities and most likely value (`z_probs`, `z_most_likely`).
+      draws, and of what they share and the whole (`shared_verdict`, `whole_elbo`), see
+      `importance_diagnostics`; of each discrete latent, the share of each code in all data
+      (`z_code_share`), and by place its probabilities and most likely value (`z_probs`,
+      `z_most_likely`).
+
+    A "/" in a name, as of NumPyro's `scope`, is a "." in ArviZ: files would take it for a folder.
 
     Args:
         rng_key: Key of the draws.
@@ -57,6 +68,8 @@ def to_arviz(
             all by default. Latents must be those of a row, under one plate. What is returned
             grows with the data all the same; `groups` limits it.
         groups: Which of `GROUPS` to make.
+        coords: Labels along dims, by the dim: ``{"data": names, "pixel": range(64)}``.
+        dims: Names of the event dims of sites, in place of "z_dim_0": ``{"x": ["pixel"]}``.
 
     Returns:
         An `arviz.InferenceData`, of ArviZ 1 an `xarray.DataTree`.
@@ -64,6 +77,7 @@ def to_arviz(
     Raises:
         ValueError: If an argument cannot be used, or model and guide do not match.
     """
+    labels = Labels(groups, coords or {}, dims or {})
     wanted = readings_for(groups)
     priors = wanted & {"prior", "prior_predictive"}
     keys = jax.random.split(rng_key)
@@ -78,4 +92,4 @@ def to_arviz(
         prior=bool(priors),
     )
     report, evidences = diagnose(keys[1], draws, result, data, num_draws, _GIVEN_SHARED, params)
-    return make_groups(draws, report, evidences, result, data, groups)
+    return make_groups(draws, report, evidences, result, data, labels)

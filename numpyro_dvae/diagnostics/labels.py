@@ -27,7 +27,7 @@ from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.pair import Run
 from numpyro_dvae.programs.sites import Site, deterministic_sites
 
-__all__ = ["READINGS", "Readings", "SiteReader"]
+__all__ = ["READINGS", "Readings", "SiteReader", "has_data"]
 
 # What can be read of a run, of each site that has it.
 READINGS = (
@@ -64,17 +64,18 @@ class SiteReader(NamedTuple):
     def read(self, run: Run, wanted: set[str]) -> Readings:
         """Read each of `wanted` of every site that has it."""
         guide_sites, sites = run.guide, run.model
-        observed = {name: site for name, site in sites.items() if site.is_observed}
-        latent = {name: site for name, site in sites.items() if name not in observed}
+        scored = {name: site for name, site in sites.items() if site.is_observed}
+        latent = {name: site for name, site in sites.items() if name not in scored}
+        observed = {name: site for name, site in scored.items() if has_data(site)}
         readers: dict[str, tuple[dict[str, Site], Callable]] = {
             "latent": (latent, self.value),
             "code": (latent, self.code),
             "top": (latent, self.top),
             "deterministic": (deterministic_sites(run.model_trace), self.deterministic),
             "observed": (observed, self.value),
-            "log_likelihood": (observed, self.log_likelihood),
+            "log_likelihood": (scored, self.log_likelihood),
             "mean": (observed, self.mean),
-            "seen": (observed, self.seen),
+            "seen": (scored, self.seen),
             "counted": (latent, self.seen),
             "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
             "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
@@ -180,6 +181,11 @@ class SiteReader(NamedTuple):
         value = jnp.broadcast_to(jnp.reshape(value, batch + event), (*sizes.values(), *event))
         value = value.reshape(*(sizes[d] for d in kept), *event)
         return NamedArray(tuple(dims), value)
+
+
+def has_data(site: Site) -> bool:
+    """Whether a site has a value, as factors, which are observed sites, have not."""
+    return 0 not in tuple(site.fn.event_shape)
 
 
 def _num_codes(support: Any) -> int:

@@ -17,6 +17,8 @@ from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]
 
+_CODES = ("code", "top", "counted")  # what usage is read off
+
 
 @checked
 def code_usage(
@@ -28,6 +30,8 @@ def code_usage(
     batch_size: int | None = None,
 ) -> dict[str, CodeUsage]:
     """Count the codes that the guide draws over the data; in all processes, if there are several.
+
+    Latents under a mask do not count.
 
     Args:
         rng_key: Key of the draws.
@@ -41,9 +45,7 @@ def code_usage(
         Of each discrete site, the counts of its codes, latent by latent: of values without a
         largest one, as a Poisson's, up to the largest that was drawn, by this process alone.
     """
-    draws = collect(
-        rng_key, result, data, num_draws, ("code", "top"), params=params, batch_size=batch_size
-    )
+    draws = collect(rng_key, result, data, num_draws, _CODES, params=params, batch_size=batch_size)
     return {
         name: CodeUsage(counts if is_open else summed_over_processes(counts), is_open)
         for name, (counts, is_open) in usage_of(draws).items()

@@ -190,7 +190,7 @@ def posterior_of(
             probs = given[name].values.mean(0, dtype=np.float64)
         else:
             size = listed[name].values.shape[-1] if name in listed else 0
-            size = size or draws["latent"][name].num_codes or int(values.max()) + 1
+            size = size or draws["latent"][name].num_codes or int(np.nanmax(values)) + 1
             share = None if weights is None else _in_dims(weights, draws.plates, dims)
             probs = shares_of(values, size, share)
         found[name] = SitePosterior(dims, probs, values)
@@ -222,11 +222,14 @@ def _codes(
         return site.dims[:-1], site.values.argmax(-1)
     if not site.discrete:
         return site.dims, (site.values > 0.5).astype(int)
-    values = np.rint(site.values).astype(int)
-    if values.min() < 0:
+    values = np.rint(site.values)
+    if not np.isnan(values).any():  # as of a site that is not there in a draw
+        values = values.astype(int)
+    least = np.nanmin(values)
+    if least < 0:
         raise ValueError(
-            f"site '{name}' has the value {values.min()}, but values are numbers from 0 on. Leave "
-            "it out of `sites`; its draws are in `to_arviz`."
+            f"site '{name}' has the value {least:.0f}, but values are numbers from 0 on. Leave it "
+            "out of `sites`; its draws are in `to_arviz`."
         )
     return site.dims, values
 
@@ -244,18 +247,22 @@ def _in_dims(weights: np.ndarray, plates: tuple[str, ...], dims: tuple[str, ...]
 def shares_of(values: np.ndarray, num_values: int, weights: np.ndarray | None) -> np.ndarray:
     """The share of each of the values 0, 1, ... among draws ``(K, *dims)``: ``(*dims, V)``.
 
+    Of draws in which a site is not there, whose values are NaN, there is no share.
+
     Args:
         values: Of the draws.
         num_values: V.
         weights: Of the draws, of sum 1, ``(K, ...)`` that broadcasts; all alike if None.
     """
     num_draws, dims = len(values), values.shape[1:]
-    index = values.reshape(num_draws, -1)
+    there = ~np.isnan(values)
+    index = np.where(there, values, 0).astype(int).reshape(num_draws, -1)
     num_places = index.shape[1]
     index = index + num_values * np.arange(num_places)
-    alike = np.broadcast_to(1 / num_draws if weights is None else weights, values.shape)
+    alike = np.where(there, 1 / num_draws if weights is None else weights, 0.0)
     counts = np.bincount(index.ravel(), alike.ravel(), num_places * num_values)
-    return counts.reshape(*dims, num_values)
+    shares = counts.reshape(*dims, num_values)
+    return shares if there.all() else shares / np.maximum(shares.sum(-1, keepdims=True), 1e-300)
 
 
 def _joint(

@@ -16,7 +16,7 @@ from numpyro.distributions import constraints
 from numpyro.handlers import block, replay, uncondition
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
-from numpyro_dvae.diagnostics.labels import Readings, SiteReader
+from numpyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
 from numpyro_dvae.programs.broadcasting import takes_singletons
 from numpyro_dvae.programs.codes import enumerate_draws, read_codes
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
@@ -181,7 +181,7 @@ def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, A
 
 def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Particles:
     """Log-densities of given values of the latents, which are in front."""
-    num_states = len(next(iter(values.values())))
+    num_states = max(map(len, values.values()), default=1)
     pair = pair._replace(expand=not takes_singletons(rng_key, pair, values))
     return run_particles(rng_key, pair, num_states, reads=_STATE_READERS, values=values)[0]
 
@@ -212,6 +212,8 @@ def _simulate(rng_key: Array, pair: Pair) -> tuple[Readings, dict[str, Array]]:
     readings: Readings = {"latent": {}, "predictive": {}}
     sites = sample_sites(trace)
     for name, site in sites.items():
+        if not has_data(site):
+            continue
         reading = "predictive" if site.infer.get("was_observed") else "latent"
         readings[reading][name] = reader.value(name, site)
     return readings, {name: sites[name].value for name in readings["latent"]}

@@ -104,7 +104,8 @@ def data_span_of(draws: Draws) -> float:
         observed, seen = np.broadcast_arrays(observed, seen)
         parts.append(observed[seen])
     values = np.concatenate(parts)
-    if not values.size or (values.min() >= 0 and values.max() <= 1):
+    in_unit = not values.size or (values.min() >= 0 and values.max() <= 1)
+    if in_unit or values.min() == values.max():
         return 1.0
     return float(values.max() - values.min())
 
@@ -112,7 +113,7 @@ def data_span_of(draws: Draws) -> float:
 def psnr_of(errors: np.ndarray, data_range: float) -> np.ndarray:
     """Peak signal-to-noise ratio in decibels; infinite where there is no error."""
     with np.errstate(divide="ignore"):
-        return 10 * np.log10(data_range**2 / errors)
+        return np.asarray(10 * np.log10(data_range**2 / errors))
 
 
 def evaluation_of(
@@ -136,6 +137,7 @@ def evaluation_of(
     """
     data_range = data_span_of(one_draw) if data_range is None else data_range
     elbo, elbo_error = mean_and_error(draws.log_weights)
+    errors = np.asarray(errors_of(one_draw)[0])
     bound, missing = weights.iwae, np.full(elbo.shape, np.nan)
     if weights.has_shared_latents:  # it is of other draws than the ELBO
         bound = elbo + (weights.iwae - weights.elbo)
@@ -146,15 +148,15 @@ def evaluation_of(
         importance_weighted_bound=bound if by_datum else missing,
         rate=rate_of(draws),
         distortion=distortion_of(draws),
-        mse=errors_of(one_draw)[0],
-        psnr=psnr_of(errors_of(one_draw)[0], data_range),
+        mse=errors,
+        psnr=np.asarray(psnr_of(errors, data_range)),
         ess=weights.ess if by_datum else missing,
     )
     shared, whole = shared_cost_of(draws), whole_cost_of(draws)
     usages = [CodeUsage(counts) for counts in code_counts.values()]
     shares = [np.ravel(each.share_used) for each in usages]
     return Evaluation(
-        **_means(per_datum, num_seen_of(one_draw)[0] > 0, draws.num_draws),
+        **_means(per_datum, np.asarray(num_seen_of(one_draw)[0] > 0), draws.num_draws),
         usage=_mean_if_any(np.concatenate([np.zeros(0), *shares])),
         table_usage=_mean_if_any(np.array([each.table_share_used for each in usages])),
         table_perplexity=_mean_if_any(np.array([each.table_perplexity for each in usages])),
@@ -203,7 +205,16 @@ def gap_of(draws: Draws) -> PosteriorGap:
     mass = np.where(possible, posterior, 0.0).sum(0)
     mass = np.where(np.isfinite(log_evidence), mass, np.nan)
     is_bound = ~(ceiling > log_evidence + _ROUNDING)
-    return PosteriorGap(log_evidence, elbo, gap, mass, is_bound)
+    shared = draws.shared_weights[0]
+    return PosteriorGap(
+        log_evidence=log_evidence,
+        elbo=np.asarray(elbo),
+        gap=np.asarray(gap),
+        support_mass=np.asarray(mass),
+        is_bound=np.asarray(is_bound),
+        whole_log_evidence=float((draws.scale * log_evidence).sum() + shared),
+        whole_elbo=float((draws.scale * elbo).sum() + shared),
+    )
 
 
 def log_sum(values: np.ndarray) -> np.ndarray:
@@ -211,7 +222,7 @@ def log_sum(values: np.ndarray) -> np.ndarray:
     top = values.max(0)
     top = np.where(np.isfinite(top), top, 0.0)
     with np.errstate(divide="ignore"):
-        return np.log(np.exp(values - top).sum(0)) + top
+        return np.asarray(np.log(np.exp(values - top).sum(0)) + top)
 
 
 def num_states_of(draws: Draws) -> np.ndarray:
@@ -219,7 +230,7 @@ def num_states_of(draws: Draws) -> np.ndarray:
     if "state" not in draws["record"]:
         return np.full(draws.shape[1:], draws.num_draws)
     states = np.sort(draws.record("state"), axis=0)
-    return 1 + (states[1:] != states[:-1]).sum(0)
+    return np.asarray(1 + (states[1:] != states[:-1]).sum(0))
 
 
 def is_restricted(draws: Draws) -> np.ndarray:
@@ -242,12 +253,24 @@ def usage_of(draws: Draws) -> dict[str, tuple[np.ndarray, bool]]:
     And whether there is no largest one: then they end with the largest that was drawn.
     """
     found = {}
-    for name, site in draws["code"].items():
+    for name, drawn in draws["code"].items():
+        site = _in_use(draws, name, drawn)
         top = draws["top"][name].values.max() if name in draws["top"] else site.num_codes - 1
         is_open = bool(top < 0)
-        size = int(site.values.max() if is_open else top) + 1
+        size = int(np.nanmax(site.values) if is_open else top) + 1
         found[name] = count_codes(replace(site, num_codes=size), draws.plates), is_open
     return found
+
+
+def _in_use(draws: Draws, name: str, site: NamedArray) -> NamedArray:
+    """The codes of a site, NaN where a mask silences them: drawn, they stand for nothing."""
+    if name not in draws["counted"]:
+        return site
+    counted = draws["counted"][name].values
+    if counted.ndim > site.values.ndim:  # a vector is one code
+        counted = counted.any(-1)
+    counted = np.broadcast_to(counted, site.values.shape)
+    return site if counted.all() else replace(site, values=np.where(counted, site.values, np.nan))
 
 
 def latent_rates_of(draws: Draws) -> dict[str, tuple[np.ndarray, np.ndarray]]:

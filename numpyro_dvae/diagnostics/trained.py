@@ -9,6 +9,7 @@ from numpyro.handlers import substitute
 
 from numpyro_dvae.diagnostics.readings import Pair, constraints_of, prepare_pair
 from numpyro_dvae.fit.data import as_batch
+from numpyro_dvae.infer.relaxation import unrelaxed
 
 __all__ = ["Trained", "as_trained"]
 
@@ -25,10 +26,11 @@ class Trained(NamedTuple):
         return as_batch(data).args
 
     def substituted(self, params: Mapping[str, Any] | None = None) -> tuple[Callable, Callable]:
-        """The programs with their parameters, or with others."""
+        """The programs, without `relax`, with their parameters, or with others."""
         params = self.params if params is None else params
         copied = jax.tree.map(lambda leaf: leaf, params)  # a guide's codebook moves when it runs
-        return substitute(self.model, data=params), substitute(self.guide, data=copied)
+        model, guide = unrelaxed(self.model), unrelaxed(self.guide)
+        return substitute(model, data=params), substitute(guide, data=copied)
 
     def pair(self, rng_key: Array, args: tuple) -> Pair:
         """Read the structure of the programs, and see that no parameter is left to chance.

@@ -5,7 +5,7 @@ What is run at once is bounded: draws come in blocks, and rows of the data in ba
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,22 +23,28 @@ from pyro_dvae.diagnostics.draws import (
     cut_rows,
 )
 from pyro_dvae.diagnostics.readings import (
+    OneByOneError,
     Pair,
     Readings,
     enumerate_states,
     posterior_sites,
     prepare_pair,
     prior_sites,
+    score_paths,
     score_states,
+    vary,
 )
 from pyro_dvae.diagnostics.trained import Trained, as_trained
 from pyro_dvae.fit.data import take_rows
 from pyro_dvae.fit.svi import device_of
+from pyro_dvae.programs.pair import StructureError
 from pyro_dvae.programs.record import Particles
 
 __all__ = ["collect", "collect_given_shared", "collect_states", "summed_over_processes"]
 
 T = TypeVar("T")
+
+Mode = Callable[[Pair], Pair]  # how a pair is run
 
 _OF_STATES = (*(n for n in RECORD if n != "given"), "log_draw", "silenced", "impossible")
 
@@ -69,11 +75,33 @@ def collect(
     trained = as_trained(result, params)
     args = trained.arguments(data)
     num_rows = check_data(args, batch_size)
-    draws = Draws(num_draws, num_rows)
-    with trained.at_parameters():
-        for rows, pair in _pairs(trained, args, cut_rows(num_rows, batch_size)):
+
+    def run(mode: Mode) -> Draws:
+        draws = Draws(num_draws, num_rows)
+        for rows, pair in _pairs(trained, args, cut_rows(num_rows, batch_size), mode):
             _fill(draws, rows, pair, wanted, prior=prior)
-    return draws
+        return draws
+
+    with trained.at_parameters():
+        return _whatever_varies(run)
+
+
+def _whatever_varies(run: Callable[[Mode], T]) -> T:
+    """Run programs as they were found to be; if they turn out to be otherwise, one by one."""
+    try:
+        return run(_as_found)
+    except OneByOneError:
+        return run(_one_by_one)
+    except StructureError:
+        return run(vary)
+
+
+def _as_found(pair: Pair) -> Pair:
+    return pair
+
+
+def _one_by_one(pair: Pair) -> Pair:
+    return pair._replace(vectorize=False)
 
 
 def collect_given_shared(
@@ -82,7 +110,7 @@ def collect_given_shared(
     outer: Draws,
     num_shared: int,
     num_draws: int,
-    summarize: Callable[[Draws], T],
+    summarize: Callable[[Draws, int], T],
     *,
     params: Mapping[str, Tensor] | None = None,
 ) -> list[T]:
@@ -94,7 +122,8 @@ def collect_given_shared(
         outer: Draws of all latents, of the same programs.
         num_shared: How many of these, from the first on.
         num_draws: K, draws per datum at each of them.
-        summarize: What to keep of the K draws, with readings "outside" and "latent".
+        summarize: What to keep of the K draws at each, from the draws, with readings "outside" and
+            "latent", and the number of what is given.
         params: Parameters by name, in place of those of `result`.
     """
     wanted = ("outside", "latent")
@@ -111,7 +140,7 @@ def collect_given_shared(
                 }
                 draws = Draws(num_draws, num_rows)
                 _fill(draws, None, pair, wanted, given)
-                found.append(summarize(draws))
+                found.append(summarize(draws, place))
     return found
 
 
@@ -125,7 +154,10 @@ def _fill(
     prior: bool = False,
 ) -> None:
     """Run the pair until the draws of these rows are there."""
-    for some, size in cut_draws(draws.num_draws, count_values(pair.args)):
+    blocks = cut_draws(draws.num_draws, count_values(pair.args))
+    if pair.structure is None:  # all draws together tell which sites there are
+        blocks = iter([(slice(0, draws.num_draws), draws.num_draws)])
+    for some, size in blocks:
         block = Block(some, rows)
         record, readings = posterior_sites(pair, size, wanted, given)
         _add_record(draws, block, pair, record, RECORD)
@@ -146,18 +178,38 @@ def collect_states(
     trained = as_trained(result, params)
     args = trained.arguments(data)
     num_rows = check_data(args, batch_size)
-    draws: Draws | None = None
+
+    def run(mode: Mode) -> Draws:
+        draws: Draws | None = None
+        for rows, pair in _pairs(trained, args, cut_rows(num_rows, batch_size), mode):
+            for part, record in _scores(pair, max_states):
+                draws = draws or Draws(part.num_states, num_rows)
+                _add_record(draws, Block(part.states, rows), pair, record, _OF_STATES)
+        assert draws is not None
+        return draws
+
     with trained.at_parameters():
-        for rows, pair in _pairs(trained, args, cut_rows(num_rows, batch_size)):
-            states = enumerate_states(pair, max_states)
-            num_states = len(next(iter(states.values())))
-            draws = draws or Draws(num_states, num_rows)
-            for part, _ in cut_draws(num_states, count_values(pair.args)):
-                some = {name: values[part] for name, values in states.items()}
-                record = score_states(pair, some)
-                _add_record(draws, Block(part, rows), pair, record, _OF_STATES)
-    assert draws is not None
-    return draws
+        return _whatever_varies(run)
+
+
+class _Part(NamedTuple):
+    """Some of the states of a datum."""
+
+    states: slice
+    num_states: int  # of all
+
+
+def _scores(pair: Pair, max_states: int) -> Iterator[tuple[_Part, Particles]]:
+    if pair.structure is None:
+        record = score_paths(pair, max_states)
+        num_states = len(record.log_p)
+        yield _Part(slice(0, num_states), num_states), record
+        return
+    states = enumerate_states(pair, max_states)
+    num_states = max(map(len, states.values()), default=1)
+    for part, _ in cut_draws(num_states, count_values(pair.args)):
+        some = {name: values[part] for name, values in states.items()}
+        yield _Part(part, num_states), score_states(pair, some)
 
 
 def summed_over_processes(counts: np.ndarray) -> np.ndarray:
@@ -171,14 +223,15 @@ def summed_over_processes(counts: np.ndarray) -> np.ndarray:
 
 
 def _pairs(
-    trained: Trained, args: tuple, parts: list[slice | None]
+    trained: Trained, args: tuple, parts: list[slice | None], mode: Mode = lambda pair: pair
 ) -> Iterator[tuple[slice | None, Pair]]:
     """The pair with the arguments of each part of the rows; its structure is read once."""
     pair: Pair | None = None
     for rows in parts:
         some = args if rows is None else take_rows(args, rows)
         pair = pair and pair._replace(args=some)
-        pair = pair or prepare_pair(trained.model, trained.guide, some, {})
+        if pair is None:
+            pair = mode(prepare_pair(trained.model, trained.guide, some, {}))
         yield rows, pair
 
 

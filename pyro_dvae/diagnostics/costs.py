@@ -79,4 +79,4 @@ def whole_cost_of(draws: Draws) -> WholeCost:
 
 def beta_elbo_of(draws: Draws, beta: float) -> np.ndarray:
     """The ELBO of each datum in nats, its rate weighed by `beta`."""
-    return -distortion_of(draws) - beta * math.log(2) * rate_of(draws)
+    return np.asarray(-distortion_of(draws) - beta * math.log(2) * rate_of(draws))

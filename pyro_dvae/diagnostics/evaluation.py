@@ -51,7 +51,7 @@ def evaluate(
     """
     check_evaluation(num_particles, data_range)
     all_draws = collect(result, data, num_particles, (), params=params, batch_size=batch_size)
-    wanted = ("code", "top", "mean", "observed", "seen")
+    wanted = ("code", "top", "counted", "mean", "observed", "seen")
     one_draw = collect(result, data, 1, wanted, params=params, batch_size=batch_size)
     report, _ = diagnose(all_draws, result, data, NUM_SHARED, num_particles, params)
     counts = code_counts_of(one_draw)

@@ -6,9 +6,9 @@ decides. But for the package's name this file is the same in both packages.
 
 import inspect
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from pyro_dvae.diagnostics.posteriors import shares_of
 from pyro_dvae.diagnostics.summaries import code_counts_of
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
-__all__ = ["GROUPS", "make_groups", "readings_for"]
+__all__ = ["GROUPS", "Labels", "make_groups", "readings_for"]
 
 GROUPS = (
     "posterior",
@@ -46,6 +46,7 @@ _PER_DATUM = (
 _OF_SHARED = ("elbo", "elbo_error", "gap", "ess", "khat", "largest_weight", "num_draws", "verdict")
 _OF_WHOLE = ("elbo", "elbo_error", "iwae", "iwae_error")
 _MARGINAL = "marginal"  # evidence of a datum, among the log-likelihoods of the sites
+_SEEN = {"log_likelihood", "observed_data", "posterior_predictive"}  # which masks concern
 _READINGS = {  # group -> readings of the sites
     "posterior": ("latent", "deterministic"),
     "posterior_predictive": ("predictive",),
@@ -61,9 +62,50 @@ def readings_for(groups: Collection[str]) -> set[str]:
     if unknown := set(groups) - set(GROUPS):
         raise ValueError(f"`groups` must be of {', '.join(GROUPS)}; got {sorted(unknown)}.")
     wanted = {reading for group in groups for reading in _READINGS.get(group, ())} | {"subsample"}
-    wanted |= {"latent", "code", "top", "outside"} if "vi_stats" in groups else set()
-    wanted |= {"seen"} if "log_likelihood" in groups else set()
+    wanted |= {"latent", "code", "top", "counted", "outside"} if "vi_stats" in groups else set()
+    wanted |= {"seen"} if set(groups) & _SEEN else set()
     return wanted | ({"observed"} if "constant_data" in groups else set())
+
+
+class Labels(NamedTuple):
+    """Which groups there are to be, and what their dims and coordinates are called."""
+
+    groups: Collection[str]
+    coords: Mapping[str, Any]  # dim -> its labels
+    dims: Mapping[str, Sequence[str]]  # site -> names of its event dims
+
+    def of_site(self, name: str, site: NamedArray) -> tuple[str, ...]:
+        """Dims of a site, those of an event by the names that are given for them."""
+        names, event = self.dims.get(name), [d for d in site.dims if d.startswith(f"{name}_dim_")]
+        if names is None:
+            return site.dims
+        if len(names) != len(event):
+            raise ValueError(
+                f"`dims` must name the {len(event)} event dims of '{name}', {event}; got "
+                f"{list(names)}. Plates have names of their own."
+            )
+        return (*site.dims[: len(site.dims) - len(event)], *names)
+
+    def check(self, datasets: Mapping[str, Any]) -> None:
+        """Raise if a name is of nothing."""
+        sites = {name for each in datasets.values() for name in each}
+        dims = {name for each in datasets.values() for name in each.sizes}
+        for argument, names, known in (("dims", self.dims, sites), ("coords", self.coords, dims)):
+            if unknown := sorted(set(names) - known):
+                raise ValueError(f"`{argument}` has {unknown}; there are {sorted(known)}.")
+
+    def apply(self, dataset: Any) -> Any:
+        """Label a group, and give it names that a netCDF file takes for no folders."""
+        for dim, labels in self.coords.items():
+            if dim in dataset.sizes:
+                if len(labels) != dataset.sizes[dim]:
+                    raise ValueError(
+                        f"`coords` has {len(labels)} labels for '{dim}', which has "
+                        f"{dataset.sizes[dim]}."
+                    )
+                dataset = dataset.assign_coords({dim: np.asarray(labels)})
+        names = [str(name) for name in (*dataset.variables, *dataset.dims) if "/" in str(name)]
+        return dataset.rename({name: name.replace("/", ".") for name in dict.fromkeys(names)})
 
 
 def make_groups(
@@ -72,9 +114,10 @@ def make_groups(
     evidences: np.ndarray | None,
     result: Any,
     data: tuple,
-    groups: Collection[str],
+    labels: Labels,
 ) -> Any:
     """Arrange what was drawn in groups, in the container of the installed ArviZ."""
+    groups = labels.groups
     arrays = {
         group: {name: array for reading in readings for name, array in draws[reading].items()}
         for group, readings in _READINGS.items()
@@ -85,13 +128,17 @@ def make_groups(
     if "log_likelihood" in groups:
         arrays["log_likelihood"] = _log_likelihoods(draws, evidences)
     datasets = {
-        group: _dataset(sites, draws, group.endswith("_data"))
+        group: _dataset(sites, draws, group.endswith("_data"), labels)
         for group, sites in arrays.items()
         if sites and group in groups
     }
+    for group in datasets.keys() & {"observed_data", "posterior_predictive"}:
+        datasets[group] = _marked(datasets[group], draws, labels)
     if "vi_stats" in groups:
         datasets["vi_stats"] = _vi_stats(draws, report, result)
-    return _assemble({group: datasets[group] for group in GROUPS if group in datasets})
+    labels.check(datasets)
+    datasets = {group: labels.apply(datasets[group]) for group in GROUPS if group in datasets}
+    return _assemble(datasets)
 
 
 def _sample_stats(draws: Draws) -> dict[str, NamedArray]:
@@ -174,7 +221,7 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
         variables |= {f"shared_{name}": ((), getattr(report.shared, name)) for name in _OF_SHARED}
     for name, counts in code_counts_of(draws).items():
         within = [dim for dim in draws["code"][name].dims if dim not in draws.plates]
-        shares = counts / counts.sum(-1, keepdims=True)
+        shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)  # 0 of what is not in use
         variables[f"{name}_code_share"] = ((*within, f"{name}_code"), shares)
         site = draws["code"][name]
         probs = shares_of(site.values, counts.shape[-1], None)
@@ -191,18 +238,32 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
     return xarray.Dataset(variables, coords, attributes)
 
 
+def _marked(dataset: Any, draws: Draws, labels: Labels) -> Any:
+    """Mark the entries that no mask silences; those of the data that one does are NaN."""
+    for name, site in draws["observed"].items():
+        seen = draws["seen"][name].values.any(0)
+        if seen.all():
+            continue
+        dims, values = labels.of_site(name, site), site.values
+        seen = np.broadcast_to(seen, values.shape)
+        dataset = dataset.assign({f"{name}_seen": (dims, seen)})
+        if "draw" not in dataset.dims:
+            dataset = dataset.assign({name: (dims, np.where(seen, values, np.nan))})
+    return dataset
+
+
 def _coords(draws: Draws) -> dict[str, np.ndarray]:
     """Rows of the full plate, where a plate took a subsample of them."""
     return {name: plate.values for name, plate in draws["subsample"].items()}
 
 
-def _dataset(sites: Mapping[str, NamedArray], draws: Draws, undrawn: bool) -> Any:
+def _dataset(sites: Mapping[str, NamedArray], draws: Draws, undrawn: bool, labels: Labels) -> Any:
     import xarray
 
     variables = {
-        name: (site.dims, site.values)
+        name: (labels.of_site(name, site), site.values)
         if undrawn
-        else (("chain", "draw", *site.dims), site.values[None])
+        else (("chain", "draw", *labels.of_site(name, site)), site.values[None])
         for name, site in sites.items()
     }
     sizes = {

@@ -21,10 +21,17 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.collect import collect, collect_given_shared
 from pyro_dvae.diagnostics.costs import bound_error, mean_and_error
-from pyro_dvae.diagnostics.draws import Draws
+from pyro_dvae.diagnostics.draws import Draws, count_values
 from pyro_dvae.diagnostics.summaries import is_restricted, num_states_of
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, WholeBounds
-from pyro_dvae.diagnostics.weighing import evidences, is_separable, over_shared, with_whole
+from pyro_dvae.diagnostics.weighing import (
+    evidences,
+    is_separable,
+    over_shared,
+    weighted,
+    with_draw,
+    with_whole,
+)
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.importance import khat_threshold, pareto_tail
@@ -39,6 +46,7 @@ __all__ = [
 ]
 
 NUM_SHARED = 100  # draws of what the data share, if they share latents
+_MOST_KEPT = 2**26  # numbers of the data, times draws, up to which latents are kept
 _LEAST_PARTICLES = 25  # a fifth of them are the tail, which needs 5
 
 
@@ -74,9 +82,10 @@ def importance_diagnostics(
     """
     _check_count("num_particles", num_particles)
     _check_count("num_shared", num_shared)
-    draws = collect(result, data, num_particles, ("outside",), params=params, batch_size=batch_size)
+    wanted = _wanted(data, num_particles)
+    draws = collect(result, data, num_particles, wanted, params=params, batch_size=batch_size)
     if draws["given"] and num_shared > num_particles:
-        draws = collect(result, data, num_shared, ("outside",), params=params)
+        draws = collect(result, data, num_shared, wanted, params=params)
     return diagnose(draws, result, data, num_shared, num_particles, params)[0]
 
 
@@ -113,12 +122,16 @@ def diagnose(
         if len(parts) == num_shared:
             return over_shared(draws, parts, _judge), np.stack([part.iwae for part in parts])
     restricted = np.asarray(is_restricted(draws).any())
-    return _judge(draws.whole_weights, np.asarray(draws.num_draws), restricted), None
+    weights = draws.whole_weights
+    report = _judge(weights, np.asarray(draws.num_draws), restricted)
+    return report._replace(draws=weighted(draws, weights)), None
 
 
-def _given_shared(draws: Draws) -> ImportanceDiagnostics | None:
+def _given_shared(draws: Draws, place: int) -> ImportanceDiagnostics | None:
     """A report given what the data share; None if a datum has no weight of its own then."""
-    return diagnose_weights(draws) if is_separable(draws) else None
+    if not is_separable(draws):
+        return None
+    return with_draw(draws, diagnose_weights(draws), place)
 
 
 def diagnose_weights(draws: Draws) -> ImportanceDiagnostics:
@@ -165,6 +178,12 @@ def _centred(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     largest = np.max(log_weights, axis=0)
     origin = np.where(np.isfinite(largest), largest, 0.0)
     return np.asarray(log_weights - origin), origin
+
+
+def _wanted(data: tuple, num_particles: int) -> tuple[str, ...]:
+    """Latents are kept for expectations, unless they may be too many."""
+    few = count_values(data) * num_particles <= _MOST_KEPT
+    return ("outside", "latent") if few else ("outside",)
 
 
 def _check_count(name: str, count: int) -> None:

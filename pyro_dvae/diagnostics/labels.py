@@ -24,7 +24,7 @@ from pyro_dvae.programs.masks import entry_mask
 from pyro_dvae.programs.pair import Run
 from pyro_dvae.programs.sites import Site, deterministic_sites
 
-__all__ = ["READINGS", "Readings", "SiteReader"]
+__all__ = ["READINGS", "Readings", "SiteReader", "has_data"]
 
 # What can be read of a run, of each site that has it.
 READINGS = (
@@ -56,16 +56,17 @@ class SiteReader(NamedTuple):
     def read(self, run: Run, wanted: set[str]) -> Readings:
         """Read each of `wanted` of every site that has it."""
         guide_sites, sites = run.guide, run.model
-        observed = {name: site for name, site in sites.items() if site.is_observed}
-        latent = {name: site for name, site in sites.items() if name not in observed}
+        scored = {name: site for name, site in sites.items() if site.is_observed}
+        latent = {name: site for name, site in sites.items() if name not in scored}
+        observed = {name: site for name, site in scored.items() if has_data(site)}
         readers: dict[str, tuple[dict[str, Site], Callable]] = {
             "latent": (latent, self.value),
             "code": (latent, self.code),
             "deterministic": (deterministic_sites(run.model_trace), self.deterministic),
             "observed": (observed, SiteReader(self.nesting, 1).data),
-            "log_likelihood": (observed, self.log_likelihood),
+            "log_likelihood": (scored, self.log_likelihood),
             "mean": (observed, self.mean),
-            "seen": (observed, self.seen),
+            "seen": (scored, self.seen),
             "counted": (latent, self.seen),
             "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
             "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
@@ -178,6 +179,11 @@ class SiteReader(NamedTuple):
         value = value.reshape(batch + event).expand(self.num_draws, *sizes.values(), *event)
         value = value.reshape(self.num_draws, *(sizes[d] for d in kept), *event)
         return NamedArray(tuple(dims), value)
+
+
+def has_data(site: Site) -> bool:
+    """Whether a site has a value, as factors, which are observed sites, have not."""
+    return 0 not in tuple(site.fn.event_shape)
 
 
 def _num_codes(support: Any) -> int:

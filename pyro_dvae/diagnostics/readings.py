@@ -5,7 +5,7 @@ off their distributions: posterior and predictive draws, pointwise log-likelihoo
 means, the rate of each latent, labelled (see `labels`). Nothing carries a gradient.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,27 +16,36 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_dvae.diagnostics.arrays import NamedArray
-from pyro_dvae.diagnostics.labels import Readings, SiteReader
+from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
+from pyro_dvae.infer.relaxation import unrelaxed
 from pyro_dvae.programs.broadcasting import takes_particles, takes_singletons
 from pyro_dvae.programs.codes import enumerate_draws, read_codes
 from pyro_dvae.programs.draw import Draw, run_pair, run_program
 from pyro_dvae.programs.impossible import read_impossible
-from pyro_dvae.programs.layout import find_layout
+from pyro_dvae.programs.layout import common_layout, find_layout
 from pyro_dvae.programs.looking import only_looking
-from pyro_dvae.programs.pair import Layout, Pair, Run
+from pyro_dvae.programs.pair import Layout, Pair, Run, StructureError
+from pyro_dvae.programs.paths import list_paths
 from pyro_dvae.programs.record import Particles, concatenate, make_record, read_silenced
 from pyro_dvae.programs.run import drawn_subsamples, run_particles
 from pyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
 __all__ = [
     "Notes",
+    "OneByOneError",
     "enumerate_states",
     "posterior_sites",
     "prepare_pair",
     "prior_draws",
     "prior_sites",
+    "score_paths",
     "score_states",
+    "vary",
 ]
+
+
+class OneByOneError(Exception):
+    """Programs that take particles do not take them where they draw what they observe."""
 
 
 class Notes(NamedTuple):
@@ -45,6 +54,8 @@ class Notes(NamedTuple):
     subsamples: Any  # those that plates of the programs drew, to be replayed
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
 
+
+_ABSENT = ("outside", "seen")  # readings of which a site that is not there has none
 
 _STATE_READERS = {
     "codes": read_codes,
@@ -58,7 +69,7 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
 
     Its notes are `Notes`.
     """
-    pair = Pair(model, guide, args, kwargs)
+    pair = Pair(unrelaxed(model), unrelaxed(guide), args, kwargs)
     with torch.no_grad():
         layout, structure = find_layout(pair)
         pair = pair._replace(layout=layout, structure=structure)
@@ -75,6 +86,13 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
 def _shared_sites(layout: Layout, run: Run) -> tuple[str, ...]:
     sites = [*run.guide.values(), *run.model.values()]
     return tuple(dict.fromkeys(site.name for site in sites if not layout.owns(site)))
+
+
+def vary(pair: Pair) -> Pair:
+    """The pair, of programs whose sites depend on the draws: all data make one datum then."""
+    layout = pair.layout._replace(plates=(), dims=())
+    notes = pair.notes._replace(shared=())
+    return pair._replace(layout=layout, structure=None, vectorize=False, notes=notes)
 
 
 def _without_discrete(layout: Layout, run: Run) -> Layout:
@@ -102,9 +120,14 @@ def posterior_sites(
     axes = _draw_axes(pair) if "deterministic" in wanted else {}
     records, readings = [], []
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
-        for _ in range(num_draws // size):
-            draw = Draw(layout, size if pair.vectorize else None, given)
-            run = run_pair(pair, draw)
+        draw = Draw(layout, size if pair.vectorize else None, given)
+        runs: Iterable[Run] = (run_pair(pair, draw) for _ in range(num_draws // size))
+        if pair.structure is None:  # any of them may have the deepest plates
+            runs = list(runs)
+            layout = layout._replace(nesting=common_layout(runs).nesting)
+        for run in runs:
+            if pair.structure is not None and _names(pair.structure) != _names(run.structure()):
+                raise StructureError("the programs have other sites than before")
             records.append(make_record(run, layout, size, reads=_DRAW_READERS))
             reading = SiteReader(layout.nesting, size, axes).read(run, set(wanted))
             if "subsample" in wanted:
@@ -114,6 +137,11 @@ def posterior_sites(
                 reading["predictive"] = _simulate(replayed, draw, size)[0]["predictive"]
             readings.append(reading)
     return concatenate(records), _join(readings)
+
+
+def _names(structure: tuple) -> list:
+    """The sites of both programs, in order; their sizes are those of the data."""
+    return [[site[:2] for site in sites] for sites in structure]
 
 
 def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Tensor]:
@@ -156,21 +184,35 @@ def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:
     """
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         guide_sites = sample_sites(run_program(pair.guide, pair.args, pair.kwargs))
-        _check_discrete(guide_sites, pair.layout)
+        _check_discrete(guide_sites)
         return enumerate_draws(pair.model, pair.args, pair.kwargs, pair.layout, max_states)
 
 
 def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
     """Log-densities of given values of the latents, which are in front."""
-    num_states = len(next(iter(values.values())))
+    num_states = max(map(len, values.values()), default=1)
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         pair = pair._replace(expand=not takes_singletons(pair, values))
         return run_particles(pair, num_states, reads=_STATE_READERS, values=values)
 
 
-def _check_discrete(guide_sites: Mapping[str, Site], layout: Layout) -> None:
-    latent = {name for name, site in guide_sites.items() if not site.is_observed}
-    if continuous := sorted(latent - set(layout.credited)):
+def score_paths(pair: Pair, max_states: int) -> Particles:
+    """Log-densities of all ways that programs can take whose sites depend on the draws.
+
+    Raises:
+        ValueError: If there are continuous latents, or more than `max_states` ways.
+    """
+    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
+        paths = list_paths(pair, max_states)
+        runs = [run_pair(pair, Draw(pair.layout, None, values)) for values in paths]
+        layout = pair.layout._replace(nesting=common_layout(runs).nesting)
+        records = [make_record(run, layout, 1, reads=_STATE_READERS) for run in runs]
+    return concatenate(records)
+
+
+def _check_discrete(guide_sites: Mapping[str, Site]) -> None:
+    latent = {name: site for name, site in guide_sites.items() if not site.is_observed}
+    if continuous := sorted(name for name, site in latent.items() if not site.needs_credit):
         raise ValueError(
             f"sites {continuous} are continuous, so that the posterior cannot be listed. Use "
             "`importance_diagnostics`, which samples."
@@ -188,23 +230,32 @@ def prior_draws(pair: Pair, num_draws: int) -> tuple[Readings, dict[str, Tensor]
     draw = Draw(pair.layout, size if pair.vectorize else None)
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         runs = [_simulate(pair, draw, size) for _ in range(num_draws // size)]
-    values = {name: torch.cat([run[1][name] for run in runs]) for name in runs[0][1]}
+    found = [run[1] for run in runs]
+    alike = [n for n, v in found[0].items() if all(n in f and f[n].shape == v.shape for f in found)]
+    values = {name: torch.cat([each[name] for each in found]) for name in alike}
     return _join([run[0] for run in runs]), values
 
 
 def _simulate(pair: Pair, draw: Draw, num_draws: int) -> tuple[Readings, dict[str, Tensor]]:
     """A run in which what the model observes is drawn, too; and its latents as they are."""
-    with draw:
-        trace = run_program(poutine.uncondition(pair.model), pair.args, pair.kwargs)
-    reader = SiteReader(pair.layout.nesting, num_draws)
+    try:
+        with draw:
+            trace = run_program(poutine.uncondition(pair.model), pair.args, pair.kwargs)
+    except Exception as error:
+        if pair.vectorize:
+            raise OneByOneError from error
+        raise
     readings: Readings = {"latent": {}, "predictive": {}}
     sites = sample_sites(trace)
+    depths = [-frame.dim for site in sites.values() for frame in site.plates.values()]
+    nesting = max([pair.layout.nesting, *depths])  # a site may be there in some draws only
+    reader = SiteReader(nesting, num_draws)
     for name, site in sites.items():
+        if not has_data(site):
+            continue
         reading = "predictive" if site.infer.get("was_observed") else "latent"
         readings[reading][name] = reader.value(name, site)
-    values = {
-        name: _in_full(sites[name], pair.layout.nesting, num_draws) for name in readings["latent"]
-    }
+    values = {name: _in_full(sites[name], nesting, num_draws) for name in readings["latent"]}
     return readings, values
 
 
@@ -229,33 +280,37 @@ def _is_whole(plate: Any) -> bool:
     return size is None or size >= plate["fn"].size
 
 
-def _check_same_sites(runs: list[set[str]]) -> None:
-    if varying := sorted(set().union(*runs) - runs[0].intersection(*runs)):
-        raise ValueError(
-            f"sites {varying} are there in some draws and not in others, so that they make no "
-            "table with a row per draw. Write the program with the same sites in each run, those "
-            "not in use under a mask; or read the bound off a loss that samples, as "
-            "Reinforce_ELBO(K).loss(model, guide, ...)."
-        )
-
-
 def _join(readings: list[Readings]) -> Readings:
     """Put runs one after the other; the data are the same in all.
 
+    Sites that a run lacks are NaN in it, and nowhere outside of what the guide can draw.
+
     Raises:
-        ValueError: If runs have different sites.
+        ValueError: If a site has other shapes in other runs.
     """
-    for reading in readings[0]:
-        _check_same_sites([set(each[reading]) for each in readings])
 
     def joined(reading: str, name: str) -> NamedArray:
-        first = readings[0][reading][name]
+        found = [each[reading].get(name) for each in readings]
+        first = next(each for each in found if each is not None)
         if reading in ("observed", "subsample") or len(readings) == 1:
             return first
-        parts = [each[reading][name].values for each in readings]
+        missing = torch.zeros_like(first.values) if reading in _ABSENT else _nothing(first.values)
+        parts = [missing if each is None else each.values for each in found]
+        if len({part.shape for part in parts}) > 1:
+            raise ValueError(
+                f"site '{name}' has another shape in some draws than in others, so that they make "
+                "no table with a row per draw. Give it one shape, and mask what is not in use."
+            )
         return replace(first, values=torch.cat(parts))
 
-    return {
-        reading: {name: joined(reading, name) for name in sites}
-        for reading, sites in readings[0].items()
+    names = {
+        reading: {n: None for each in readings for n in each[reading]} for reading in readings[0]
     }
+    return {
+        reading: {name: joined(reading, name) for name in sites} for reading, sites in names.items()
+    }
+
+
+def _nothing(values: Tensor) -> Tensor:
+    dtype = values.dtype if values.is_floating_point() else torch.get_default_dtype()
+    return torch.full_like(values, torch.nan, dtype=dtype)

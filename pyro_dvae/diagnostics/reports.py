@@ -23,6 +23,7 @@ __all__ = [
     "gradient_quality",
 ]
 
+_OTHERWISE = "what is seen depends on masked latents, which the guide draws as the model would not"
 _SHOWN = 0.005  # nats: what rounds to 0.00 is not printed
 
 _SURE = 4.0  # standard errors of few draws that no rate is away from its mean by chance
@@ -270,14 +271,13 @@ class PosteriorGap(NamedTuple):
     support_mass: np.ndarray  # posterior mass of the states that the guide can draw, in [0, 1]
     is_bound: np.ndarray  # whether the ELBO is: not where sites outside of a mask depend on
     # latents under it, which the guide draws otherwise than the model
+    whole_log_evidence: float  # of all data and what is observed beside them, as the loss sums them
+    whole_elbo: float  # minus the exact loss
 
     def __str__(self) -> str:
         """A line with the means."""
         loose = int((~self.is_bound).sum())
-        warning = (
-            f" Of {loose} data, what is seen depends on latents under a mask, which the guide "
-            "draws otherwise than the model: their ELBO is no bound on the evidence."
-        )
+        warning = f" Of {loose} data the ELBO is no bound: {_OTHERWISE}."
         return (
             f"Log evidence {self.log_evidence.mean():.3f}, ELBO {self.elbo.mean():.3f}, gap "
             f"{self.gap.mean():.3f} nats per datum (largest {self.gap.max():.3f}); the guide can "
@@ -335,6 +335,6 @@ def gradient_quality(
 
 def _perplexity(counts: np.ndarray) -> np.ndarray:
     """How many equally frequent codes would have the entropy of these, over the last axis."""
-    shares = counts / counts.sum(-1, keepdims=True)
+    shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
     logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
     return np.asarray(np.exp(-(shares * logs).sum(-1)))

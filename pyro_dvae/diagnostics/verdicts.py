@@ -3,11 +3,12 @@
 NumPy alone, so this file is the same in both packages.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["ImportanceDiagnostics", "SharedDiagnostics", "WholeBounds"]
+__all__ = ["ImportanceDiagnostics", "SharedDiagnostics", "WeightedDraws", "WholeBounds"]
 
 _CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called close
 _DOMINATES = 0.2  # share of all weight that one draw may have
@@ -87,6 +88,25 @@ class SharedDiagnostics(NamedTuple):
         )
 
 
+class WeightedDraws(NamedTuple):
+    """Draws of all latents with their weights."""
+
+    values: Mapping[str, np.ndarray]  # of each site, K draws in front
+    log_weights: np.ndarray  # (K, *plates): of each datum; (K,): of all latents together
+
+    def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
+        """As `ImportanceDiagnostics.expectation`."""
+        found, plates = np.asarray(fn(self.values)), self.log_weights.shape
+        if found.shape[: len(plates)] != plates:
+            raise ValueError(
+                f"`fn` must return an array of shape {plates} and more: draws, then data, which "
+                f"have weights of their own; got {found.shape}. Reduce over later axes alone."
+            )
+        weights = np.exp(self.log_weights - self.log_weights.max(0))
+        weights = (weights / weights.sum(0)).reshape(*plates, *[1] * (found.ndim - len(plates)))
+        return np.asarray((weights * found).sum(0))
+
+
 class ImportanceDiagnostics(NamedTuple):
     """How near the guide is to the posterior of each datum, by the weights p / q of K draws.
 
@@ -126,6 +146,31 @@ class ImportanceDiagnostics(NamedTuple):
     iwae_error: np.ndarray
     whole: WholeBounds
     shared: SharedDiagnostics | None = None  # None if the data share no site
+    draws: WeightedDraws | None = None  # None if they are too many to be kept
+
+    def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
+        """The posterior mean of a function of the latents, by the weighted draws.
+
+        Its error is that of the weights: see the verdicts. Where the data share latents, each draw
+        of these has one draw of the others, picked by their weights.
+
+        Args:
+            fn: From values by site, draws in front of the plates, to numbers of the same draws; of
+                the same data, too, where each has weights of its own. For the posterior
+                probability of code 2, ``lambda latents: latents["z"] == 2``.
+
+        Returns:
+            What `fn` returns, without the axis of draws.
+
+        Raises:
+            ValueError: If `fn` mixes data or draws, or if the draws were not kept.
+        """
+        if self.draws is None:
+            raise ValueError(
+                "the draws of the latents were too many to be kept. Ask for fewer data or a "
+                "smaller `num_particles`."
+            )
+        return self.draws.expectation(fn)
 
     @property
     def verdicts(self) -> np.ndarray:
@@ -156,12 +201,13 @@ class ImportanceDiagnostics(NamedTuple):
         if not self.has_shared_latents:
             with np.errstate(invalid="ignore"):  # a datum that cannot be has -inf for both
                 gap = (self.iwae - self.elbo).mean()
-            title = f"{self.ess.size} data" if self.ess.ndim else "All data as one"
+            many = bool(self.ess.ndim)
+            title = f"{self.ess.size} data" if many else "All data as one"
             return (
                 f"{title}, {self.num_particles} draws each. ELBO {self.elbo.mean():.2f} ± "
                 f"{_error_of_mean(self.elbo_error):.2f}, importance-weighted bound "
-                f"{self.iwae.mean():.2f} ± {_error_of_mean(self.iwae_error):.2f} nats per datum: "
-                f"the guide misses at least {gap:.2f}."
+                f"{self.iwae.mean():.2f} ± {_error_of_mean(self.iwae_error):.2f} nats"
+                f"{' per datum' if many else ''}: the guide misses at least {gap:.2f}."
             )
         whole = self.whole
         return (

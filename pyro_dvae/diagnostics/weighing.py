@@ -17,11 +17,25 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.costs import mean_and_error
 from pyro_dvae.diagnostics.draws import Draws
-from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, SharedDiagnostics, WholeBounds
+from pyro_dvae.diagnostics.verdicts import (
+    ImportanceDiagnostics,
+    SharedDiagnostics,
+    WeightedDraws,
+    WholeBounds,
+)
 
-__all__ = ["Judge", "evidences", "is_separable", "over_shared", "with_whole"]
+__all__ = [
+    "Judge",
+    "evidences",
+    "is_separable",
+    "over_shared",
+    "weighted",
+    "with_draw",
+    "with_whole",
+]
 
 _LEAST_REST = 1e-15  # share of all weight: rounding of the largest
 _SPREAD = 1e-9  # nats, far more than rounding and far less than any error
@@ -48,7 +62,7 @@ def with_whole(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnos
     bound_error = np.sqrt(((draws.scale * report.iwae_error) ** 2).sum())
     whole = WholeBounds(float(elbo), float(error), float(bound), float(bound_error))
     row = SharedDiagnostics(draws.shared_sites, float(shared)) if draws.shared_sites else None
-    return report._replace(whole=whole, shared=row)
+    return report._replace(whole=whole, shared=row, draws=weighted(draws, draws.log_weights))
 
 
 def over_shared(
@@ -98,6 +112,7 @@ def over_shared(
             num_draws=len(parts),
             khat_threshold=of_shared.khat_threshold,
         ),
+        draws=_joined(parts, totals["iwae"]),
     )
 
 
@@ -118,6 +133,44 @@ def evidences(log_weights: np.ndarray, report: ImportanceDiagnostics) -> np.ndar
     spread = _SPREAD * np.linspace(-1, 1, num_draws).reshape(-1, *[1] * report.iwae.ndim)
     has_no_tail = np.isnan(report.khat) & (report.verdicts != "unreliable")
     return np.where(has_no_tail, report.iwae + spread, without_one)
+
+
+def weighted(draws: Draws, log_weights: np.ndarray) -> WeightedDraws | None:
+    """The draws, if latents were read, with weights."""
+    latent = {name: site.values for name, site in draws["latent"].items()}
+    return WeightedDraws(latent, log_weights) if latent else None
+
+
+def with_draw(draws: Draws, report: ImportanceDiagnostics, place: int) -> ImportanceDiagnostics:
+    """Keep one draw of each datum, picked by its weight; `place` is the seed."""
+    if not draws["latent"]:
+        return report
+    weights = np.exp(draws.log_weights - draws.log_weights.max(0))
+    shares = np.cumsum(weights, axis=0) / weights.sum(0)
+    uniforms = np.random.default_rng(place).random(shares.shape[1:])
+    places = np.minimum((shares < uniforms).sum(0), draws.num_draws - 1)
+    picked = {name: _pick(site, draws.plates, places) for name, site in draws["latent"].items()}
+    return report._replace(draws=WeightedDraws(picked, np.zeros(1)))
+
+
+def _pick(site: NamedArray, plates: tuple[str, ...], places: np.ndarray) -> np.ndarray:
+    """One draw of each datum, ``(1, *dims)``; the first of sites that no datum owns."""
+    if not set(plates) <= set(site.dims):
+        return site.values[:1]
+    axes, to = [1 + site.dims.index(plate) for plate in plates], range(1, 1 + len(plates))
+    moved = np.moveaxis(site.values, axes, to)
+    where = places.reshape(1, *places.shape, *[1] * (moved.ndim - 1 - places.ndim))
+    return np.moveaxis(np.take_along_axis(moved, where, 0), to, axes)
+
+
+def _joined(parts: Sequence[ImportanceDiagnostics], weights: np.ndarray) -> WeightedDraws | None:
+    kept = [part.draws for part in parts if part.draws is not None]
+    if len(kept) < len(parts):
+        return None
+    names = kept[0].values
+    return WeightedDraws(
+        {name: np.concatenate([each.values[name] for each in kept]) for name in names}, weights
+    )
 
 
 def _median(values: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ from pyro_dvae.distributions import RELAXATIONS
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.programs.relaxing import RefusalError, Relaxing, not_taken
 
-__all__ = ["Relaxed", "relax"]
+__all__ = ["Relaxed", "relax", "unrelaxed"]
 
 
 @checked
@@ -127,3 +127,30 @@ class Relaxed(nn.Module):
         if torch.is_grad_enabled():
             self.calls += 1
         return temperature
+
+
+def unrelaxed(program: Callable) -> Callable:
+    """The program itself, whose draws are codes, of one under `relax`; any other as it is.
+
+    Args:
+        program: A model or guide.
+
+    Returns:
+        A program that says so where it fails, as one does that takes vectors of codes alone.
+    """
+    if not isinstance(program, Relaxed):
+        return program
+    inner = unrelaxed(program.program)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return inner(*args, **kwargs)
+        except (IndexError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                "a relaxed program is judged as it is without `relax`, at codes that are integers, "
+                f"and it failed with these: {type(error).__name__}: {error} Let it take both "
+                "(table[z] for integers, z @ table for vectors, as nets.MLPDecoder does), or "
+                "make the sites OneHotCategorical."
+            ) from error
+
+    return run

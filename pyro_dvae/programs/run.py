@@ -88,8 +88,8 @@ def check_structure(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor
         The pair's layout; where the sites differ from draw to draw, what all runs share.
 
     Raises:
-        StructureError: If the runs have other sites, all of them the same.
-        ValueError: If values are given and the sites depend on them.
+        StructureError: If the runs have other sites, all of them the same, or if values are given
+            and the sites depend on them.
     """
     structures = {run.structure() for run in runs}
     if structures == {pair.structure}:
@@ -112,7 +112,7 @@ def _refuse_values(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]
         drawn = [n for n, s in run.guide.items() if s.is_credited]
         odd = odd or sorted(set(drawn) - values.keys())
         if odd:
-            raise ValueError(
+            raise StructureError(
                 f"which latents there are depends on the values of others: site '{odd[0]}' is not "
                 f"in each run with given values of {sorted(values)}, so the states cannot be "
                 "listed. Use a loss that samples (Reinforce_ELBO, DAPS_ELBO, VIMCO_ELBO), or let "
