@@ -188,6 +188,7 @@ def summarize(reports: dict[str, Any]) -> dict[str, Any]:
         "ess": importance.ess.mean() / importance.num_particles,
         "khat": np.median(importance.khat[applies]) if applies.any() else None,
         "khat_applies": applies.mean(),
+        "verdicts": dict(zip(*_words(importance.verdicts), strict=True)),
         **{word: (importance.verdicts == word).mean() for word in ("close", "off", "unreliable")},
         "rate_bits": accuracy.rate.mean(),
         "mse": accuracy.mse.mean(),
@@ -203,6 +204,12 @@ def summarize(reports: dict[str, Any]) -> dict[str, Any]:
     if gap is not None:
         found |= {"log_evidence": gap.log_evidence.mean(), "gap": gap.gap.mean()}
     return found
+
+
+def _words(verdicts: np.ndarray) -> tuple[list[str], list[int]]:
+    """Each word, and how many images it is of."""
+    words, counts = np.unique(verdicts, return_counts=True)
+    return words.tolist(), counts.tolist()
 
 
 def asked(run: Run, images: np.ndarray) -> tuple[Any, tuple[Any, ...]]:
@@ -235,13 +242,20 @@ def _states(run: Run) -> int:
 def _rows(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The table: name -> value and meaning."""
     khat = "not applicable" if found["khat"] is None else f"{found['khat']:.2f}"
+    num_images = sum(found["verdicts"].values())
     rows = {
         "ELBO": (f"{found['elbo']:.2f}", "nats per image"),
         "importance-weighted bound": (f"{found['iwae']:.2f}", "nats per image"),
         "effective sample size / K": (f"{found['ess']:.2f}", "1 for an exact posterior"),
-        "k̂": (khat, f"median; applies to {found['khat_applies']:.0%} of the images"),
-        "close": (f"{found['close']:.0%}", "images whose guide is close to the posterior"),
-        "unreliable": (f"{found['unreliable']:.0%}", "images whose weights have not settled"),
+        "k̂": (
+            khat,
+            f"median of the {found['khat_applies'] * num_images:.0f} images of {num_images} that "
+            "have one",
+        ),
+        **{
+            f"verdict: {word}": (f"{count / num_images:.0%}", f"{count} images")
+            for word, count in found["verdicts"].items()
+        },
         "rate": (f"{found['rate_bits']:.2f}", "bits per image"),
         "PSNR": (f"{found['psnr']:.2f}", "dB, of one reconstruction per image"),
         "codes in use": (f"{found['code_usage']:.0%}", ""),

@@ -234,7 +234,7 @@ class LatentRates(NamedTuple):
         unclear = f", {self.undecided.sum()} may have (more draws tell)" * bool(
             self.undecided.any()
         )
-        noise = f" (± {error:.2g} at most)" * bool(error > 0)
+        noise = f" (± {error:.2g} at most)" * bool(error > 1e-6)  # less is of rounding
         return (
             f"{self.collapsed.sum()} of {bits.size} latents have collapsed{unclear}; rates from "
             f"{bits.min():.2f} to {bits.max():.2f} bits{noise}, {bits.sum():.2f} together."

@@ -34,6 +34,7 @@ _TIMES = {"step", "loss", "seconds", "steps_per_second"}  # not worth a curve
 _LOGARITHMIC = {"beta", "temperature"}
 _NO_TAIL = "not applicable: all tails have\nfewer than 5 distinct weights"
 _EXACT = 1e4  # signal-to-noise ratio above which noise is rounding
+_ROUNDING = 1e-6  # bits of an error that is none
 _MOST_IMAGES = 16  # in a row
 
 
@@ -125,7 +126,7 @@ def plot_rates(rates: Mapping[str, Any]) -> Any:
         collapsed, unclear = np.ravel(each.collapsed), np.ravel(each.undecided)
         colours = np.select([collapsed, unclear], [_BAD, _GRAY], _GOOD)
         axis.bar(places, bits, color=colours, width=0.8)
-        if (errors > 0).any():
+        if (errors > _ROUNDING).any():
             axis.errorbar(places, bits, 2 * errors, fmt="none", ecolor="k", elinewidth=1.0)
         axis.set(xlabel="latent", ylabel="bits")
         axis.locator_params(axis="x", integer=True)
@@ -175,7 +176,7 @@ def plot_calibration(calibration: Any) -> Any:
         totals = np.maximum(counts.sum(-1, keepdims=True), 1)  # 0 of a latent that is masked
         widest = (spreads.reshape(-1, size) / totals * size).max(0)
         edges = np.linspace(0, 1, size + 1)
-        limits = [np.append(1 + side * 2.58 * widest, np.nan) for side in (-1, 1)]
+        limits = [1 + side * 2.58 * np.append(widest, widest[-1]) for side in (-1, 1)]
         axis.fill_between(edges, *limits, step="post", color="0.9", linewidth=0)
         for line in counts / totals * size:
             axis.stairs(line, edges, alpha=max(0.25, 1 / len(counts)), color=_GOOD, baseline=None)

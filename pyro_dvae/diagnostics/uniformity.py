@@ -69,11 +69,12 @@ class Calibration(NamedTuple):
         wrong = ", ".join(self.miscalibrated)
         verdict = f"NOT calibrated: {wrong}" if wrong else "calibrated, as far as they can tell"
         num_data = len(self.ranks["log_p"]) // self.num_simulations
+        smallest = f"{p_values.min():.2g}" if p_values.min() > 0 else "below 1e-300"
         listed = ", ".join(self.shared)
         note = f" The data share {listed}, so that simulations count, not data." if listed else ""
         return (
             f"{self.num_simulations} simulations of {num_data} data, ranks among {self.num_draws} "
-            f"draws: {verdict} (smallest of {p_values.size} p-values {p_values.min():.2g}; below "
+            f"draws: {verdict} (smallest of {p_values.size} p-values {smallest}; below "
             f"{self.level:.2g} in 1 % of all runs with an exact guide).{note}"
         )
 
