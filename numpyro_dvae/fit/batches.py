@@ -85,6 +85,13 @@ class ArrayBatches:
             return self.template.join(self.arrays)
         return self.template.join(take_rows(self.arrays, jnp.asarray(rows[0])))
 
+    def in_order(self) -> Iterator[tuple[int, Batch]]:
+        """Yield all data once, each batch with the row of its first datum."""
+        size = self._batch_size or self._size
+        for start in range(0, self._size, size):
+            rows = jnp.arange(start, min(start + size, self._size))
+            yield start, self.template.join(take_rows(self.arrays, rows))
+
     def rows(self, step: int, count: int, most: int) -> np.ndarray | None:
         """Return the rows of `count` steps after `step`, padded to `most`; None for all data."""
         if self._batch_size is None:
@@ -159,6 +166,10 @@ class IterableBatches:
             "`data` gave no batch: it is empty, or an iterator that can be used only once. Pass "
             "something that can be iterated again (a list, a `DataLoader`)."
         )
+
+    def in_order(self) -> Iterator[tuple[int, Batch]]:
+        """Yield nothing: the rows of an iterable are not known."""
+        yield from ()
 
     def state(self) -> dict[str, Any]:
         """Return the batches used in this epoch, and the generators at its start and now."""

@@ -26,8 +26,9 @@ from numpyro_dvae.fit.checkpoints import (
 from numpyro_dvae.fit.evaluation import HeldOut
 from numpyro_dvae.fit.files import writing
 from numpyro_dvae.fit.identity import check_same_run
+from numpyro_dvae.fit.impossible import impossible_rows
 from numpyro_dvae.fit.log import Log, set_run_aside, shown_on_bar
-from numpyro_dvae.fit.losses import check_finite
+from numpyro_dvae.fit.losses import check_finite, warn_of_impossible
 from numpyro_dvae.fit.result import FitInterrupt, FitResult
 from numpyro_dvae.fit.signals import Signals
 from numpyro_dvae.fit.steps import Steps
@@ -75,6 +76,7 @@ class Run:
         self.checkpoint: Path | None = None
         self._unread: list[tuple[int, Any, Any, Any]] = []  # counts, and what the steps brought
         self._clock, self._seconds_per_step = time.perf_counter(), _DISPATCH_SECONDS
+        self._has_warned = False
 
     def begin(self, init_state: SVIState | None, saved: Checkpoint | None) -> None:
         """Make the first state, or take the one that is given or saved."""
@@ -183,7 +185,12 @@ class Run:
             sound = bool(is_sound)
         self._unread.clear()
         culprits = [] if sound else non_finite(self.svi, self.svi_state)
-        check_finite(self.losses, finite_data, culprits, self.checkpoint)
+        infinite = check_finite(self.losses, finite_data, culprits, self.checkpoint)
+        if infinite and not self._has_warned:
+            self._has_warned = True
+            state, batches = best_state(self.svi, self.svi_state), self.steps.batches.in_order()
+            rows = impossible_rows(self.rng_key, self.svi, state, batches)
+            warn_of_impossible(infinite[0], rows)
 
     def _read_clock(self) -> float:
         """Seconds of training so far, those before a resume included."""

@@ -33,6 +33,9 @@ class Batches(Protocol):
     def next(self) -> Batch:
         """Return the next batch."""
 
+    def in_order(self) -> Iterator[tuple[int, Batch]]:
+        """Yield all data once, each batch with the row of its first datum, if rows are known."""
+
     def state(self) -> dict[str, Any]:
         """Return the position, as plain values."""
 
@@ -86,6 +89,12 @@ class ArrayBatches:
         self._cursor += self._batch_size
         return Batch(take_rows(self._arrays, rows), {})
 
+    def in_order(self) -> Iterator[tuple[int, Batch]]:
+        """Yield all data once, each batch with the row of its first datum."""
+        size = self._batch_size or self._size
+        for start in range(0, self._size, size):
+            yield start, Batch(take_rows(self._arrays, slice(start, start + size)), {})
+
     def state(self) -> dict[str, Any]:
         """Return the order of this epoch and how far it is used."""
         return {"size": self._size, "order": self._order, "cursor": self._cursor}
@@ -138,6 +147,10 @@ class IterableBatches:
             "`data` gave no batch: it is empty, or an iterator that can be used only once. Pass "
             "something that can be iterated again (a list, a `DataLoader`)."
         )
+
+    def in_order(self) -> Iterator[tuple[int, Batch]]:
+        """Yield nothing: the rows of an iterable are not known."""
+        yield from ()
 
     def state(self) -> dict[str, Any]:
         """Return the batches used in this epoch and the generators at its start."""

@@ -25,8 +25,9 @@ from pyro_dvae.fit.checkpoints import (
 from pyro_dvae.fit.evaluation import HeldOut
 from pyro_dvae.fit.files import writing
 from pyro_dvae.fit.identity import check_same_run
+from pyro_dvae.fit.impossible import impossible_rows
 from pyro_dvae.fit.log import Log, set_run_aside, shown_on_bar
-from pyro_dvae.fit.losses import check_finite
+from pyro_dvae.fit.losses import check_finite, warn_of_impossible
 from pyro_dvae.fit.result import FitInterrupt, FitResult
 from pyro_dvae.fit.signals import Signals
 from pyro_dvae.fit.steps import Steps
@@ -68,7 +69,7 @@ class Run:
         self.log = Log(folder)
         self.checkpoint: Path | None = None
         self._unread: list[tuple[Tensor, Tensor]] = []  # losses, and whether their data are finite
-        self._clock = time.perf_counter()
+        self._clock, self._has_warned = time.perf_counter(), False
 
     def begin(self, resume: bool) -> None:
         """Go on from the folder's checkpoint, or set an earlier run aside."""
@@ -163,7 +164,11 @@ class Run:
         finite_data = torch.stack([finite for _, finite in self._unread]).tolist()
         self._unread.clear()
         self.losses.extend(losses.double().tolist())
-        check_finite(self.losses, finite_data, non_finite(self.svi), self.checkpoint)
+        infinite = check_finite(self.losses, finite_data, non_finite(self.svi), self.checkpoint)
+        if infinite and not self._has_warned:
+            self._has_warned = True
+            rows = impossible_rows(self.svi, self.steps.batches.in_order())
+            warn_of_impossible(infinite[0], rows)
 
     def _read_clock(self) -> float:
         """Seconds of training so far, those before a resume included."""

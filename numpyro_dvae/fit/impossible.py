@@ -1,0 +1,46 @@
+"""Which data have probability 0 under a model: looked for where a loss was infinite."""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+
+from numpyro_dvae.fit import rng
+from numpyro_dvae.fit.data import Batch, num_rows
+from numpyro_dvae.infer.elbo import ParticleELBO
+
+__all__ = ["impossible_rows"]
+
+
+def impossible_rows(
+    rng_key: Array, svi: SVI, svi_state: SVIState, batches: Iterable[tuple[int, Batch]]
+) -> list[int]:
+    """Rows of the data whose draws are all impossible now; none where the loss cannot tell.
+
+    Args:
+        rng_key: Key of the draws.
+        svi: What is trained.
+        svi_state: Its state.
+        batches: All data, each batch with the row of its first datum.
+    """
+    loss, rows = svi.loss, []
+    if not isinstance(loss, ParticleELBO):
+        return []
+    params = {**svi.get_params(svi_state), **(svi_state.mutable_state or {})}
+
+    @jax.jit
+    def are_impossible(args: tuple) -> Array:
+        programs = svi.model, svi.guide, args, dict(svi.static_kwargs)
+        particles, _ = loss.run(rng_key, params, *programs)
+        return (particles.log_p == -jnp.inf).all(0)
+
+    with rng.preserved():
+        for start, batch in batches:
+            found = np.asarray(are_impossible(batch[0]))
+            if found.shape == (num_rows(batch[0]),):
+                rows += [start + int(row) for row in np.flatnonzero(found)]
+    return rows
