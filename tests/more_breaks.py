@@ -40,7 +40,7 @@ REST = [
     # missing data
     *pyro(
         "models/vae.py",
-        "torch.where(observed, x, 0.0)",
+        "torch.where(observed, x, torch.zeros_like(x))",
         "x",
         "tests/test_missing.py",
     ),

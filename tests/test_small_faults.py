@@ -129,8 +129,7 @@ def test_rows_of_nested_plates_are_of_their_full_sizes(shim):
     before = sets.codes()
     sets.step(elbo)
     moved = np.flatnonzero((sets.codes() != before).any((1, 2)))
-    assert set(moved) <= {1, 3, 5, 7}
-    assert set(moved) & {5, 7}
+    assert set(moved) == {1, 3, 5, 7}
 
 
 @pytest.mark.parametrize("name", ["pyro", "numpyro"])
@@ -167,3 +166,33 @@ def gumbel_kit(name):
             return float(slope_at(jax.numpy.zeros(2), key, num_gumbels)[0])
 
     return SimpleNamespace(slope=slope)
+
+
+def test_wake_sleep_weighs_draws_of_continuous_latents(backend):
+    """Their log q follows the weights less 1 / K, as that of codes does."""
+    record = backend.module("programs.record")
+    make_objective = backend.module("infer.objective").make_objective
+    elbo, beta = backend.module("infer").WakeSleep_ELBO(3), 0.5
+    zeros, ones = (backend.asarray(x) for x in (np.zeros((3, 2)), np.zeros(3)))
+    likelihood = np.array([[0.1, 2.0], [1.3, -0.4], [-0.7, 0.6]])
+    log_q = np.array([[-0.3, 0.2], [0.4, -1.0], [0.9, 0.1]])
+
+    def ascended(log_q_pathwise):
+        particles = record.Particles(
+            log_likelihood=backend.asarray(likelihood),
+            log_prior=zeros,
+            log_q_discrete=zeros,
+            log_q_pathwise=log_q_pathwise,
+            log_draw=zeros,
+            entropy=None,
+            shared_likelihood=ones,
+            shared_prior=ones,
+            shared_q=ones,
+            scale=1.0,
+        )
+        return elbo.gain(particles, make_objective(particles, beta), beta, None).value.sum()
+
+    weights = np.exp(likelihood / beta - log_q)
+    expected = weights / weights.sum(0) - 1 / 3
+    found = backend.grad(ascended)(backend.asarray(log_q))
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-10)
