@@ -78,8 +78,8 @@ LOSSES = [
     ),
     *both(
         "infer/quantization.py",
-        "return Gain(value, {",
-        "return Gain(value / particles.scale, {",
+        "value = value - (precision * (held + own)).mean(0)",
+        "value = value - (precision * (held + own)).mean(0) / particles.scale",
         *table("quantised_vectors"),
     ),
     *both(
@@ -310,8 +310,8 @@ LOSSES = [
     ),
     *both(
         "infer/quantization.py",
-        "codebook + commitment *",
-        "codebook +",
+        "squares = squares + commitment *",
+        "squares = squares +",
         *table("quantised_vectors"),
     ),
     *pyro(

@@ -46,19 +46,19 @@ REST = [
     ),
     *numpyro(
         "models/vae.py",
-        "jnp.where(observed, x, 0.0)",
+        "jnp.where(observed, x, jnp.zeros_like(x))",
         "x",
         "tests/test_missing.py",
     ),
     *pyro(
         "guides/amortised.py",
-        "x = torch.where(observed, x, 0.0)",
+        "x = torch.where(observed, x, torch.zeros_like(x))",
         "pass",
         "tests/test_missing.py",
     ),
     *numpyro(
         "guides/amortised.py",
-        "x = jnp.where(jnp.asarray(observed), x, 0.0)",
+        "x = jnp.where(jnp.asarray(observed), x, jnp.zeros_like(x))",
         "pass",
         "tests/test_missing.py",
     ),

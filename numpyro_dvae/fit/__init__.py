@@ -11,6 +11,7 @@ loss. Start with `loop`, which holds `fit` and its arguments; `run` is the loop 
 - `svi`: what an `SVI` holds, and its state;
 - `export`: the way out, weights, codes, reconstructions and samples;
 - `evaluation`: the loss on held-out data; `losses`: the check that all is finite;
+  `impossible`: which data have probability 0;
 - `checkpoints`: the format of a checkpoint, all of it; `plain`: values as it holds them;
 - `log`, `files`, `rng`, `signals`.
 

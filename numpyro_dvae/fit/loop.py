@@ -90,7 +90,8 @@ def fit(
 
     Raises:
         ValueError: If an argument cannot be used, or the checkpoint is of another model.
-        DivergenceError: If the loss or a parameter is not finite.
+        DivergenceError: If the loss is NaN or a parameter not finite. A loss of +inf, of data
+            that are impossible under the model, is warned of.
         FitInterrupt: After SIGINT or SIGTERM.
     """
     intervals = Intervals(log_every, eval_every, checkpoint_every)
