@@ -76,7 +76,10 @@ def make(package, name, beta, **more):
     options = {**options, **({} if name == "Truncated_ELBO" else more)}
     if "baseline" in options:
         options["baseline"] = getattr(package.baselines, options["baseline"])()
-    return getattr(package.infer, kind)(beta=beta, **options)
+    loss = getattr(package.infer, kind)
+    if kind == "Reinforce_ELBO":  # the formulas credit each draw with all of its datum
+        loss = type(kind, (loss,), {"inspect": lambda self, *args: None})
+    return loss(beta=beta, **options)
 
 
 def assert_close(found, expected, what):
