@@ -22,8 +22,8 @@ def nearest(inputs, rows):
 @pytest.mark.parametrize("options", KINDS)
 def test_dead_codes_restart_at_inputs(backend, options):
     table = X[:V] + np.array([[0.0], [0.0], [0.0], [90.0], [91.0], [92.0]], np.float32)
-    given = backend.asarray(table)
-    book = lab(backend, lambda nets: nets.Codebook(V, D, table=given, **options))
+    given, often = backend.asarray(table), {"min_count": 2.0 if options["decay"] is None else 0.1}
+    book = lab(backend, lambda nets: nets.Codebook(V, D, table=given, **options, **often))
     book.quantize(X)
     moved = among(book.rows(), X)
     np.testing.assert_array_equal(moved[3:], True)

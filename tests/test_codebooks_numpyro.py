@@ -16,7 +16,7 @@ OPTIMS = [numpyro.optim.Adam, numpyro.optim.SGD, numpyro.optim.Momentum]
 
 
 def trained(svi_class, optim):
-    model, guide = pair(numpyro_kit(), "gradient", FAR)
+    model, guide = pair(numpyro_kit(), "gradient", FAR, min_count=2.0)
     rate = (1e-3, 0.9) if optim is numpyro.optim.Momentum else (1e-3,)
     svi = svi_class(model, guide, optim(*rate), VQ_ELBO())
     state = jax.jit(svi.init)(jax.random.key(0), X)

@@ -61,7 +61,8 @@ class Codebook(Quantizer):
         decay: What a moving average keeps of itself at each step, in [0, 1); None makes the table
             a parameter instead.
         min_count: Restart a code that is chosen less often than this, in inputs per batch (of all
-            processes), at an input of the batch drawn with replacement; None never does.
+            processes), at an input of the batch drawn with replacement; None never does. Vectors
+            that learn by gradient need time: theirs counts as one per batch where it begins anew.
         table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`, as if each
             had been chosen `min_count` times.
         start: Without a table: "uniform" within 1 / V, the default of a parameter; "data", inputs
@@ -92,6 +93,7 @@ class Codebook(Quantizer):
         self.start = start or ("uniform" if decay is None else "data")
         self.name: str | None = None
         self._given, self._begun = table, table is not None or self.start == "uniform"
+        self._credit = credit_of(decay, min_count)
         self._learns = decay is not None or min_count is not None or not self._begun
 
     @property
@@ -172,7 +174,7 @@ class Codebook(Quantizer):
         first = on_sphere(candidates) if self.cosine else candidates
         counts = state.counts
         if self.decay is None:
-            counts = jnp.where(fresh, self.min_count or 1.0, counts)
+            counts = jnp.where(fresh, self._credit, counts)
         return state._replace(table=jnp.where(fresh, first, state.table), counts=counts)
 
     def _follow(
@@ -188,7 +190,8 @@ class Codebook(Quantizer):
             sums = code_sums(inputs, codes, self.num_codes, mask)
             new = update_codebook(state, counts, sums, decay=self.decay)
         if self.min_count is not None:
-            new = restart_codes(new, candidates, self.min_count)
+            dead, new = new.counts < self.min_count, restart_codes(new, candidates, self.min_count)
+            new = new._replace(counts=jnp.where(dead, self._credit, new.counts))
         if self.cosine:
             new = new._replace(table=on_sphere(new.table))
         found = counts.sum() > 0
@@ -236,7 +239,7 @@ class Codebook(Quantizer):
     def _first_state(self) -> dict[str, Any]:
         """What is known before the first batch."""
         shape = self.num_codes, self.embed_dim
-        counts = jnp.full(shape[:1], (self.min_count or 1.0) if self._begun else 0.0)
+        counts = jnp.full(shape[:1], self._credit if self._begun else 0.0)
         if self.decay is None:
             return {"counts": counts, "moved": jnp.zeros(shape)}
         key = numpyro.prng_key() if self._given is None and self.start == "uniform" else None
@@ -310,6 +313,13 @@ class FiniteScalars(Quantizer):
         vectors, codes = quantize_levels(inputs / self.scale, self.levels)
         vectors = vectors * self.scale
         return Quantized(vectors, codes, jax.lax.stop_gradient(vectors))
+
+
+def credit_of(decay: float | None, min_count: float | None) -> float:
+    """How often a code counts as chosen where it begins, in inputs per batch."""
+    if decay is None:
+        return max(min_count or 1.0, 1.0)
+    return min_count or 1.0
 
 
 def _check_codebook(

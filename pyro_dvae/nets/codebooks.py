@@ -51,7 +51,8 @@ class Codebook(Quantizer):
         decay: What a moving average keeps of itself at each step, in [0, 1); None makes the table
             a parameter instead.
         min_count: Restart a code that is chosen less often than this, in inputs per batch (of all
-            processes), at an input of the batch drawn with replacement; None never does.
+            processes), at an input of the batch drawn with replacement; None never does. Vectors
+            that learn by gradient need time: theirs counts as one per batch where it begins anew.
         table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`, as if each
             had been chosen `min_count` times.
         start: Without a table: "uniform" within 1 / V, the default of a parameter; "data", inputs
@@ -88,8 +89,9 @@ class Codebook(Quantizer):
         self._has_begun = False
         begun = table is not None or self.start == "uniform"
         self._learns = decay is not None or min_count is not None or not begun
+        self._credit = credit_of(decay, min_count)
         first = self._first(table)
-        counts = torch.full_like(first[:, 0], (min_count or 1.0) if begun else 0.0)
+        counts = torch.full_like(first[:, 0], self._credit if begun else 0.0)
         self.register_buffer("counts", counts)
         if decay is None:
             self.register_parameter("table", nn.Parameter(first))
@@ -151,7 +153,7 @@ class Codebook(Quantizer):
             candidates = _from_first_process(k_means(flat, uniforms).table)
         self.table.copy_(on_sphere(candidates) if self.cosine else candidates)
         if self.decay is None:
-            self.counts.fill_(self.min_count or 1.0)
+            self.counts.fill_(self._credit)
 
     @torch.no_grad()
     def _follow(self, quantized: Quantized, candidates: Tensor, mask: Tensor | None) -> None:
@@ -167,7 +169,8 @@ class Codebook(Quantizer):
             state = CodebookState(self.table, self.counts, self.sums)
             new = update_codebook(state, counts, sums, decay=self.decay)
         if self.min_count is not None:
-            new = restart_codes(new, candidates, self.min_count)
+            dead, new = new.counts < self.min_count, restart_codes(new, candidates, self.min_count)
+            new = new._replace(counts=torch.where(dead, self._credit, new.counts))
         table = on_sphere(new.table) if self.cosine else new.table
         self.counts.copy_(torch.where(found, new.counts, self.counts))
         if self.decay is not None or self.min_count is not None:
@@ -241,6 +244,13 @@ class FiniteScalars(Quantizer):
         vectors, codes = quantize_levels(inputs / self.scale, self.levels)
         vectors = vectors * self.scale
         return Quantized(vectors, codes, vectors.detach())
+
+
+def credit_of(decay: float | None, min_count: float | None) -> float:
+    """How often a code counts as chosen where it begins, in inputs per batch."""
+    if decay is None:
+        return max(min_count or 1.0, 1.0)
+    return min_count or 1.0
 
 
 def _check_codebook(
