@@ -11,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 	XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-floor coverage mutants lint typecheck clean
+.PHONY: help demo test test-slow test-floor long-run coverage mutants lint typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,10 @@ test-slow: $(READY) ## run the checks of minutes, and JAX's with its leak checke
 mutants: $(READY) ## break the packages on purpose, one fault at a time: do the tests notice?
 	$(ONE_THREAD) $(BIN)/python tests/mutants.py
 
+long-run: $(READY) ## train a tiny model for 200000 steps and look for growth
+	$(ONE_THREAD) $(BIN)/python tests/long_run.py numpyro
+	$(ONE_THREAD) $(BIN)/python tests/long_run.py pyro
+
 test-floor: ## run the test suite on the oldest versions that pyproject.toml admits
 	$(PYTHON) -m venv $(VENV)-floor
 	$(VENV)-floor/bin/python -m pip install --quiet --upgrade 'pip>=25.1' 'uv>=0.5'
@@ -45,7 +49,7 @@ test-floor: ## run the test suite on the oldest versions that pyproject.toml adm
 coverage: $(READY) ## run the test suite and list the branches that it leaves out
 	$(BIN)/python -m pip install --quiet 'coverage>=7.6'
 	rm -f .coverage .coverage.*
-	$(ONE_THREAD) COVERAGE_CORE=sysmon $(BIN)/python -m coverage run -m pytest -p no:xdist
+	$(ONE_THREAD) $(BIN)/python -m coverage run -m pytest -p no:xdist
 	$(BIN)/python -m coverage report
 
 lint: $(READY) ## check style and formatting
