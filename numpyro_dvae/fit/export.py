@@ -28,6 +28,7 @@ from numpyro_dvae.distributions import AutoregressiveCategorical, CertainCategor
 from numpyro_dvae.fit.files import write_atomically
 from numpyro_dvae.fit.result import FitResult
 from numpyro_dvae.nets import decode_codes
+from numpyro_dvae.ops.arguments import checked
 
 __all__ = [
     "encode_data",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 
+@checked
 def save_weights(path: str | os.PathLike[str], result: Any) -> None:
     """Write what was trained to a file: parameters, and the tables of codebooks.
 
@@ -50,6 +52,7 @@ def save_weights(path: str | os.PathLike[str], result: Any) -> None:
     write_atomically(Path(path), lambda file: file.write(states))
 
 
+@checked
 def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
     """Read the weights of a model and guide that are built as those that were saved.
 
@@ -71,6 +74,7 @@ def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
     return FitResult(found.model, found.guide, params, np.zeros(0))
 
 
+@checked
 def encode_data(
     result: Any, x: Shaped[np.ndarray | Array, "N *event"], *, batch_size: int = 256
 ) -> np.ndarray:
@@ -94,6 +98,7 @@ def encode_data(
     return _in_batches(result, lambda rows: _most_likely(posterior(rows)), x, batch_size)
 
 
+@checked
 def save_codes(
     path: str | os.PathLike[str],
     result: Any,
@@ -124,6 +129,7 @@ def save_codes(
     return codes
 
 
+@checked
 def reconstruct_data(
     result: Any, codes: Shaped[np.ndarray | Array, "N *latents"], *, batch_size: int = 256
 ) -> np.ndarray:
@@ -138,6 +144,7 @@ def reconstruct_data(
     return _in_batches(result, result.model.reconstruct, codes, batch_size)
 
 
+@checked
 def sample_data(
     rng_key: Array,
     result: Any,

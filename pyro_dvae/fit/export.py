@@ -26,6 +26,7 @@ from pyro_dvae.distributions import AutoregressiveCategorical
 from pyro_dvae.fit.files import write_atomically
 from pyro_dvae.fit.result import FitResult
 from pyro_dvae.nets import decode_codes
+from pyro_dvae.ops.arguments import checked
 
 __all__ = [
     "encode_data",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 
+@checked
 def save_weights(path: str | os.PathLike[str], result: Any) -> None:
     """Write what was trained to a file: parameters, and the tables of codebooks.
 
@@ -51,6 +53,7 @@ def save_weights(path: str | os.PathLike[str], result: Any) -> None:
     write_atomically(Path(path), lambda file: file.write(content.getvalue()))
 
 
+@checked
 def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
     """Read the weights of a model and guide that are built as those that were saved.
 
@@ -74,6 +77,7 @@ def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
     return result
 
 
+@checked
 def encode_data(
     result: Any, x: Shaped[np.ndarray | Tensor, "N *event"], *, batch_size: int = 256
 ) -> np.ndarray:
@@ -97,6 +101,7 @@ def encode_data(
     return _in_batches(result, lambda rows: _most_likely(posterior(rows)), x, batch_size)
 
 
+@checked
 def save_codes(
     path: str | os.PathLike[str],
     result: Any,
@@ -127,6 +132,7 @@ def save_codes(
     return codes
 
 
+@checked
 def reconstruct_data(
     result: Any, codes: Shaped[np.ndarray | Tensor, "N *latents"], *, batch_size: int = 256
 ) -> np.ndarray:
@@ -141,6 +147,7 @@ def reconstruct_data(
     return _in_batches(result, result.model.reconstruct, codes, batch_size)
 
 
+@checked
 def sample_data(
     result: Any, num_data: int, *, labels: Integer[np.ndarray | Tensor, "N"] | None = None
 ) -> np.ndarray:
