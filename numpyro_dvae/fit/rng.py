@@ -5,6 +5,7 @@ shuffle by one of these; a `DataLoader` does by Torch's. Torch is not imported h
 else has, nobody draws from it.
 """
 
+import importlib
 import random
 import sys
 from collections.abc import Iterator
@@ -31,12 +32,13 @@ def get_state() -> dict[str, Any]:
 
 
 def set_state(state: dict[str, Any]) -> None:
-    """Set every global generator."""
+    """Set every global generator; Torch's, too, if a loader of the saved run has drawn from it."""
     kind, words, *position = state["numpy"]
     np.random.set_state((kind, np.array(words, np.uint32), *position))  # noqa: NPY002
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    if "torch" in state and (torch := _torch()) is not None:
+    if "torch" in state:
+        torch = _torch() or importlib.import_module("torch")  # a new process has not met it yet
         torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
 
 
