@@ -143,7 +143,8 @@ class Checker:
         """What the dream changes: the share of its update less that of the waking one's."""
         dreamt = self.draws(1, dreamt=True)
         terms = evaluate(self.spec, self.data, self.theta, dreamt, list(dreamt.normals))
-        terms["guide"].pop("g", None)  # a factor is no latent, and none is dreamt
+        kept = {n: t for n, t in terms["guide"].items() if self.spec[n].model is not None}
+        terms["guide"] = kept  # a factor or an auxiliary site is not dreamt
         dream = pieces(self.spec, terms, plates)
         return sleep(found, dream, LOSSES["WakeSleep_ELBO(sleep)"][1]["sleep"], self.beta)
 

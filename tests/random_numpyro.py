@@ -115,6 +115,8 @@ class Program:
                 mask = data[f"mask.{key}"]
                 mask = cells(mask) if part.mask == "handler" else bool(mask)
                 stack.enter_context(handlers.mask(mask=mask))
+            if site.in_round:  # NumPyro has no plates that are loops
+                stack.enter_context(handlers.scale(scale=2.0))
             if part.scale_by_cell:
                 stack.enter_context(handlers.scale(scale=cells(data[f"scale.{key}"])))
             elif part.scale:
@@ -132,7 +134,10 @@ class Program:
             fn = fn.to_event(1) if site.event else fn
             observed = side == "model" and not self.spec.is_latent(site)
             obs = cells(data[f"obs.{site.name}"], int(site.event)) if observed else None
-            return numpyro.sample(site.name, fn, obs=obs)
+            infer = {"enumerate": "parallel"} if self.spec.marked and site.is_discrete else {}
+            if site.model is None:
+                infer["is_auxiliary"] = True
+            return numpyro.sample(site.name, fn, obs=obs, infer=infer)
 
     def _in_dims(self, site, array, rows, inner):
         """An array over the site's plates in their batch dims."""

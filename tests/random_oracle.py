@@ -245,6 +245,8 @@ class _Run:
             scale = scale * self.spec.plate(name).factor
         if self.spec.scale:
             scale = scale * self.spec.scale
+        if site.in_round:
+            scale = scale * 2
         if part.scale_by_cell:
             scale = scale * self.cells(site, self.data[f"scale.{side}.{site.name}"])
         elif part.scale:

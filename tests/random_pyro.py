@@ -94,7 +94,9 @@ class Program:
                     site.after in values and values[site.after].sum().item() > 0
                 ):
                     continue
-                values[site.name] = self._sample(side, site, data, values, plates)
+                turns = pyro.plate(f"turns.{site.name}", 2, 1) if site.in_round else [None]
+                for _ in turns:
+                    values[site.name] = self._sample(side, site, data, values, plates)
             if side == "guide" and self.spec.baseline is not None:
                 self._predict(plates, data)
 
@@ -144,12 +146,15 @@ class Program:
             if part.mask == "distribution":
                 fn = fn.mask(cells(data[f"mask.{key}"], 1 if site.event else 0))
             fn = fn.to_event(1) if site.event else fn
+            infer = {"enumerate": "parallel"} if self.spec.marked and site.is_discrete else {}
+            if site.model is None:
+                infer["is_auxiliary"] = True
             observed = side == "model" and not self.spec.is_latent(site)
             obs = self._observed(site, data, cells) if observed else None
             if observed and self.spec.conditioned:
                 with poutine.condition(data={site.name: obs}):
                     return pyro.sample(site.name, fn)
-            return pyro.sample(site.name, fn, obs=obs)
+            return pyro.sample(site.name, fn, obs=obs, infer=infer)
 
     def _in_dims(self, site, array, rows, inner):
         """An array over the site's plates in their batch dims."""
@@ -235,7 +240,7 @@ class Program:
         """What a loss remembers of its calls."""
         return elbo.state.memory
 
-    def run(self, elbo, guide=None, seed=0, model=None):
+    def run(self, elbo, guide=None, seed=0):
         """Loss, gradients by parameter, and what the guide drew in this call."""
         pyro.set_rng_seed(seed)
         for value in self.params.values():
@@ -244,7 +249,7 @@ class Program:
         heard = watched(elbo)
         with quiet():
             try:
-                loss = elbo.loss_and_grads(model or self.model, guide or self.guide, self.data)
+                loss = elbo.loss_and_grads(self.model, guide or self.guide, self.data)
             except ValueError as error:
                 raise RefusedError(str(error)) from error
         self.vectorized = heard.get("vectorize", True)
@@ -306,14 +311,12 @@ class Program:
             seen = seen[:-1]
         alone = dreamt or not self.vectorized
         rows = seen[-num_particles:] if alone else seen[-1:]
-        names = dict.fromkeys(key for row in rows for key in row)
-        found = {}
-        for key in names:
-            values = [
-                self._own(key, row.get(key), num_particles if len(rows) == 1 else 1) for row in rows
-            ]
-            found[key] = np.concatenate(values)
-        return found
+        names, count = dict.fromkeys(key for row in rows for key in row), num_particles
+        count = count if len(rows) == 1 else 1
+        return {
+            key: np.concatenate([self._own(key, row.get(key), count) for row in rows])
+            for key in names
+        }
 
     def _own(self, key, value, num_rows):
         """From the dims of the framework to ``[rows, *plates, event]``."""
@@ -390,7 +393,8 @@ class Watch(Messenger):
 
     def _pyro_post_sample(self, msg):
         if site_is_subsample(msg):
-            self.values[f"rows.{msg['name']}"] = msg["value"].detach().numpy()
+            if not msg["name"].startswith("turns."):
+                self.values[f"rows.{msg['name']}"] = msg["value"].detach().numpy()
         elif torch.is_grad_enabled() and not (msg["is_observed"] or self.rows_only):
             self.values[msg["name"]] = msg["value"].detach().numpy()
 

@@ -59,16 +59,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Site:
-    """A site; without a guide it is observed, or a factor."""
+    """A site; without a guide it is observed, or a factor; without a model it is auxiliary."""
 
     name: str
     kind: str = "bernoulli"  # categorical, onehot, binomial, normal, score_normal, factor
     plates: tuple[str, ...] = ()
     event: bool = False  # under .to_event(1), of NUM_EVENTS
-    model: Part | None = Part()  # None for a factor of the guide
+    model: Part | None = Part()  # None for a factor or an auxiliary site of the guide
     guide: Part | None = None
     labelled: bool = False  # observed in calls with labels, and absent from the guide there
     needs: str | None = None  # it is there if a flag of the data is set
+    in_round: bool = False  # in one of two rounds of a loop, which is subsampled
     after: str | None = None  # it is there if that earlier site is not 0, in Python
 
     @property
@@ -92,6 +93,7 @@ class Spec:
     has_labels: bool = False
     seed: int = 0
     baseline: tuple[str, ...] | None = None  # plates of the guide's prediction of scores
+    marked: bool = False  # discrete sites are marked for enumeration, which must not matter
     conditioned: bool = False  # data are given by `condition`, not by `obs`
     finds_dims: bool = False  # plates have no `dim`, and find those that they are said to have
 
@@ -151,14 +153,18 @@ class Spec:
 def with_rest(spec):
     """The program with a guide whose continuous sites know nothing of the discrete ones."""
 
+    def kept(site, parent):
+        return parent.model is not None and (site.is_discrete or not parent.is_discrete)
+
     def rest_of(site):
-        if site.guide is None or site.is_discrete:
+        if site.guide is None:
             return site
-        links = tuple(link for link in site.guide.links if not spec[link.parent].is_discrete)
+        links = tuple(link for link in site.guide.links if kept(site, spec[link.parent]))
         return replace(site, guide=replace(site.guide, links=links))
 
     sites = tuple(rest_of(site) for site in spec.sites if site.model is not None)
-    return replace(spec, sites=sites, order=tuple(n for n in spec.order if n != "g"))
+    names = {site.name for site in sites}
+    return replace(spec, sites=sites, order=tuple(n for n in spec.order if n in names))
 
 
 # --------------------------------------------------------------------------- numbers of a spec

@@ -37,8 +37,8 @@ ELEMENTWISE = ("sum",)
 class Chooser:
     """Choices one after another: `choose` takes options, the simplest first."""
 
-    def __init__(self, choose, python=True):
-        self.choose, self.python = choose, python
+    def __init__(self, choose, python=True, rare=True):
+        self.choose, self.python, self.rare = choose, python, rare
 
     def often(self, first, second):
         """The second in one case of four."""
@@ -46,6 +46,9 @@ class Chooser:
 
     def maybe(self, share=4):
         return self.choose((False,) * (share - 1) + (True,))
+
+    def rarely(self):
+        return self.rare and self.maybe(8)
 
 
 def _plates(chooser, form):
@@ -92,6 +95,7 @@ def _latent(chooser, name, form, earlier):
     event = kind in ("bernoulli", "normal", "categorical") and chooser.maybe()
     site = Site(name, kind, under, event)
     site = replace(site, model=_part(chooser, earlier, site))
+    site = replace(site, in_round=chooser.rarely())
     if chooser.maybe(6):
         site = replace(site, labelled=True)
     elif chooser.maybe(6):
@@ -132,16 +136,18 @@ def _there(sites):
     return [replace(s, model=kept(s, s.model)) if s.model else s for s in sites]
 
 
-def _guides(chooser, sites):
-    """Guide halves, in an order of their own."""
+def _guides(chooser, form, sites):
+    """Guide halves, in an order of their own, some after an auxiliary site."""
     latent = [s for s in sites if s.guide is None and s.name.startswith("z")]
     free = not any(s.after for s in latent)
     order = latent[::-1] if free and chooser.maybe(3) else latent
-    done, found = [], {}
+    done, found, extra = [], {}, []
+    if chooser.rarely():
+        extra = [Site("a", "bernoulli", chooser.choose(FORMS[form][1]), model=None, guide=Part())]
     for site in order:
         earlier = [
             s
-            for s in done
+            for s in extra + done
             if s.after in (None, site.after)
             and s.needs in (None, site.needs)
             and not (s.labelled and not site.labelled)
@@ -149,8 +155,8 @@ def _guides(chooser, sites):
         part = _part(chooser, earlier, site)
         found[site.name] = replace(site, guide=part)
         done.append(site)
-    names = tuple(s.name for s in order)
-    return [found.get(s.name, s) for s in sites], names
+    names = tuple(s.name for s in extra + order)
+    return extra + [found.get(s.name, s) for s in sites], names
 
 
 def build(chooser):
@@ -161,7 +167,7 @@ def build(chooser):
         sites.append(_latent(chooser, f"z{index}", form, sites))
     for index in range(chooser.choose((1, 2))):
         sites.append(_closing(chooser, f"y{index}", form, sites))
-    sites, order = _guides(chooser, _there(sites))
+    sites, order = _guides(chooser, form, _there(sites))
     if chooser.maybe(8):
         factor = Site("g", "factor", model=None)
         earlier = [s for s in sites if s.name in order and not (s.after or s.needs or s.labelled)]
@@ -171,7 +177,9 @@ def build(chooser):
     flags = ("flag",) if chooser.choose((True, False)) else ()
     first = Spec(_plates(chooser, form), tuple(sites), order, scale, flags, False, seed)
     finds_dims = form in ("data", "inner", "apart") and chooser.choose((False, True))
-    baseline = chooser.choose((sites[0].plates, None, ()))
+    first = replace(first, marked=chooser.rarely())
+    plates = next(site for site in sites if site.model).plates
+    baseline = chooser.choose((plates, None, ()))
     first = replace(first, baseline=baseline)
     first = replace(first, conditioned=chooser.maybe(), finds_dims=finds_dims)
     other = replace(
@@ -207,16 +215,16 @@ def shrunk(spec):
 
 
 @st.composite
-def specs(draw, python=True):
-    """A program and two calls of it; with Python's `if` on draws, or without."""
-    return build(Chooser(lambda options: draw(st.sampled_from(options)), python))
+def specs(draw, python=True, rare=True):
+    """A program and two calls of it; with Python's `if` on draws and rare kinds, or without."""
+    return build(Chooser(lambda options: draw(st.sampled_from(options)), python, rare))
 
 
-def spec_of(seed, python=True):
+def spec_of(seed, python=True, rare=True):
     """The same by a seed, as a command needs it."""
     rng = np.random.default_rng(seed)
 
     def choose(options: tuple) -> Any:
         return options[rng.integers(len(options))]
 
-    return build(Chooser(choose, python))
+    return build(Chooser(choose, python, rare))
