@@ -23,7 +23,7 @@ __all__ = ["Program", "baselines", "infer"]
 name = "pyro"
 takes_python = True
 EVENT_WEIGHTS = torch.tensor([1.0, 0.5], dtype=torch.float64)
-QUIET = ("model or guide does not broadcast", "the discrete sites share no plate")
+QUIET = ("model or guide does not broadcast", "the discrete sites share no plate", "Python asks")
 
 
 class ScoreNormal(dist.Normal):

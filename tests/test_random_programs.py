@@ -141,6 +141,17 @@ FOUND = {  # what was wrong, and in which losses
         ),
         ["Exact_ELBO", "Reinforce_ELBO", "DAPS_ELBO"],
     ),
+    "data that Python looks at together": (
+        Spec(
+            plates=DATA,
+            sites=(
+                Site("z0", plates=("data",), guide=Part()),
+                Site("y0", "normal", ("data",), model=Part((Link("z0"),)), after="z0"),
+            ),
+            order=("z0",),
+        ),
+        ["Exact_ELBO", "Reinforce_ELBO", "VIMCO_ELBO", "pairs of draws"],
+    ),
     "weights of particles that have other sites": (
         Spec(
             sites=(

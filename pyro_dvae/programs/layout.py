@@ -2,7 +2,8 @@
 
 The run tracks the provenance of draws [1], which tells which plates the discrete latents share:
 each cell of these is a datum with importance weights of its own. A draw whose value Python has
-asked for (`if`, `.item()`, an index, NumPy) may have gone anywhere: all sites depend on it.
+asked for (`if`, `.item()`, an index, NumPy) may have gone anywhere: all sites depend on it, and
+the cells of its plates on each other.
 
 References:
     [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic
@@ -71,13 +72,15 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
 
 
 def common_layout(runs: Sequence[Run], max_plate_nesting: float = math.inf) -> Layout:
-    """The layout of runs whose sites depend on the draws: a datum is what all sites share."""
+    """The layout of runs whose sites depend on the draws.
+
+    Python has asked for these, of all data at once, so all draws share one weight.
+    """
     for run in runs:
         _check_match(run)
     sites = [site for run in runs for sites in (run.guide, run.model) for site in sites.values()]
     credited = (n for run in runs for n, s in run.guide.items() if s.is_credited)
-    shared = set.intersection(*(set(site.plates) for site in sites)) if sites else set()
-    return _layout_of(sites, shared, tuple(dict.fromkeys(credited)), max_plate_nesting)
+    return _layout_of(sites, set(), tuple(dict.fromkeys(credited)), max_plate_nesting)
 
 
 def _layout_of(
@@ -145,7 +148,11 @@ def _shared_plates(
         if not shared <= site.plates.keys():
             if (get_provenance(site.log_prob()) | exits) & latent.keys():
                 shared &= site.plates.keys()
-    return shared
+    asked = {name: latent[name] for name in sorted(exits & latent.keys())}
+    mixed = {p.name for site in asked.values() for p in site.plates.values() if p.size != 1}
+    if shared & mixed:
+        _warn_of_values_asked_for(asked, shared & mixed)
+    return shared - mixed
 
 
 def _warn_of_no_shared_plate(latent: Mapping[str, Site]) -> None:
@@ -155,6 +162,17 @@ def _warn_of_no_shared_plate(latent: Mapping[str, Site]) -> None:
             f"the discrete sites share no plate ({listed}), so all their draws have one weight: "
             "values and gradients are right, but noisier the more data there are. Put the sites "
             "under one plate, or marginalise one, where the model allows.",
+            stacklevel=9,
+        )
+
+
+def _warn_of_values_asked_for(asked: Mapping[str, Site], plates: set[str]) -> None:
+    if any(site.needs_credit for site in asked.values()):
+        warnings.warn(
+            f"Python asks for the values of {list(asked)} under plate {sorted(plates)} (`if`, "
+            ".item(), an index, NumPy), so each datum may depend on the draws of all, and all have "
+            "one weight: values and gradients are right, but noisier the more data there are. "
+            "Write torch.where for `if`, and keep the values in tensors.",
             stacklevel=9,
         )
 
