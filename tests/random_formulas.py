@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from random_oracle import evaluate, perturbed, states
+from random_specs import NUM_EVENTS
 
 __all__ = [
     "Pieces",
@@ -305,46 +306,27 @@ def _log_of_pairs(site, codes, term):
 def truncated(spec, data, theta, draws, plates, beta):
     """Minus the ELBO of the best posterior on all states of each datum, and minus its bound.
 
-    A latent that a mask takes out of the model counts once.
+    A latent that a mask takes out of the model counts as often as the model draws it.
     """
-    found = pieces(spec, evaluate(spec, data, theta, draws), plates)
-    own, kept = np.ones(found.scale.shape[2:]), np.ones(draws.count, bool)
+    terms = evaluate(spec, data, theta, draws)
+    found, own = pieces(spec, terms, plates), np.ones([1] * len(spec.plates))
+    f = found.likelihood - beta * (found.rate - found.q_discrete)  # no discrete site of a guide
     for site in spec.of_guide():
-        if not site.is_discrete:
-            continue
-        counts = _unmasked(spec, data, draws, site)
-        codes = draws.codes[site.name].reshape(draws.count, -1)
-        kept &= ~(codes[:, ~counts.reshape(-1)] > 0).any(1)
-        logs = np.where(counts, np.log(site.num_values), 0.0)
-        logs = logs.sum(-1) if site.event else logs
-        axes = [i for i, p in enumerate(spec.plates) if p.name in site.plates]
-        full = logs.reshape([p.size if i in axes else 1 for i, p in enumerate(spec.plates)])
-        inner = tuple(i for i, p in enumerate(spec.plates) if p.name not in plates)
-        own = own * np.exp(full.sum(inner, keepdims=True))
-    f = (found.likelihood - beta * found.rate)[:, kept]
-    f = f + beta * found.q_discrete[:, kept]  # the guide has no discrete sites
+        if site.is_discrete:
+            term = terms["model"][site.name]
+            f = f + beta * _summed(spec, term.bare - term.log_prob, plates)
+            sizes = [p.size if p.name in site.plates else 1 for p in spec.plates]
+            logs = np.full(sizes, np.log(site.num_values) * (NUM_EVENTS if site.event else 1))
+            inner = tuple(i for i, p in enumerate(spec.plates) if p.name not in plates)
+            own = own * np.exp(logs.sum(inner, keepdims=True))
     top = fixed(f).max(1, keepdims=True)
-    copies = kept.sum() / own
+    copies = draws.count / own
     bound = beta * (np.log(np.exp((f - top) / beta).sum(1)) - np.log(copies)) + top[:, 0]
     weights = _softmax(fixed(f) / beta)[0]
-    likelihood = (weights * fixed(found.likelihood)[0][kept]).sum(0)
+    likelihood = (weights * fixed(found.likelihood)[0]).sum(0)
     elbo = bound[0].real / beta + (1 - 1 / beta) * likelihood
     shared = found.shared_likelihood[:, 0], (found.shared_prior - found.shared_q)[:, 0]
     scale = found.scale[0, 0]
     value = -(scale * elbo).sum() - (shared[0] + shared[1])[0].real
     ascended = (scale * bound).sum(tuple(range(1, bound.ndim))) + shared[0] + beta * shared[1]
     return value, -ascended
-
-
-def _unmasked(spec, data, draws, site):
-    """Where the model has a latent, ``[*plates of the site, event]``."""
-    shape = draws.codes[site.name].shape[1:]
-    mask = np.ones(shape, bool)
-    if site.model.mask != "none":
-        found = data[f"mask.model.{site.name}"]
-        if site.model.mask == "all":
-            return mask & found
-        for axis, name in enumerate(site.plates):
-            found = found.take(draws.rows.get(name, np.arange(spec.plate(name).size)), axis)
-        mask = mask & found.reshape(*found.shape, *[1] * (len(shape) - found.ndim))
-    return mask
