@@ -174,7 +174,7 @@ def test_all_states_as_a_truncated_posterior(shim, cell):
     assert_same(grads, expected)
 
 
-@pytest.mark.parametrize("cell", ["subsample", "weights"])
+@pytest.mark.parametrize("cell", ["subsample", "padding", "weights"])
 def test_quantised_vectors(shim, cell):
     elbo = shim.module("infer").VQ_ELBO(commitment=COMMITMENT, beta=BETA)
     loss, grads = shim.Case(vq_program(cell)).run(elbo)

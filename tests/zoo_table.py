@@ -271,7 +271,7 @@ VQ_PARAMS = {
     "slope": np.array(1.3),
     "encoder": np.array([0.2, 0.9]),
 }
-COMMITMENT = 0.4
+COMMITMENT, VQ_SCALE = 0.4, 0.7
 
 
 def vq_model(ppl, data):
@@ -281,7 +281,7 @@ def vq_model(ppl, data):
         z = ppl.sample("z", prior.to_event(1))
         value = z[..., 0, 0] if z.ndim == data["x"].ndim + 2 else z[..., 0]
         loc = ppl.param("slope", data) * value
-        ppl.sample("x", ppl.dist.Normal(loc, 1.0), obs=data["x"][rows])
+        ppl.sample("x", ppl.dist.Normal(loc, VQ_SCALE), obs=data["x"][rows])
 
 
 def vq_guide(ppl, data):
@@ -309,8 +309,9 @@ def minus_vq(p, cell, beta):
         code = np.abs(fixed_inputs - held["table"]).argmin()
         fixed = held["table"][code]
         log_prior = p["logits"][code] - np.log(np.exp(p["logits"]).sum())
-        likelihood = normal(x, p["slope"] * (fixed + inputs - fixed_inputs))
+        likelihood = normal(x, p["slope"] * (fixed + inputs - fixed_inputs), np.log(VQ_SCALE))
         penalty = (fixed_inputs - p["table"][code]) ** 2 + COMMITMENT * (inputs - fixed) ** 2
+        penalty = penalty / (2 * VQ_SCALE**2)  # what a square error of x costs in nats
         objective = objective + weight_of(cell, n) * (likelihood + beta * log_prior - penalty)
         value = value + weight_of(cell, n) * (likelihood + log_prior)
     return -objective, -value
