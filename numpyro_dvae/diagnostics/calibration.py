@@ -194,9 +194,8 @@ def _is_read_by_guide(
     """Whether the guide depends on what is in an argument."""
 
     def log_q(key: Array, pair: Pair) -> tuple[Array, Array]:
-        prior_key, score_key = jax.random.split(key)
-        values = prior_draws(prior_key, pair, 1)[1]
-        record = score_states(score_key, pair, values)
+        values = prior_draws(key, pair, 1)[1]
+        record = score_states(pair.notes.subsamples, pair, values)
         return record.log_q, record.shared_q
 
     args, score = programs.pair.args, programs.compiled(log_q)
@@ -214,7 +213,7 @@ def _simulated(
     num_draws: int,
 ) -> tuple[dict[str, Array], Simulated]:
     """One simulation: the truth, and draws of the guide given the data that it made."""
-    prior_key, draw_key, score_key = jax.random.split(rng_key, 3)
+    prior_key, draw_key = jax.random.split(rng_key)
     simulated, truth = prior_draws(prior_key, pair, 1)
     pair = pair._replace(args=_filled(pair.args, places, simulated["predictive"], seen))
     wanted = ("latent", "counted", "observed")
@@ -222,7 +221,7 @@ def _simulated(
     matches = {
         site: _is_as_simulated(site, readings, simulated["predictive"], seen) for site in places
     }
-    true = score_states(score_key, pair, truth)
+    true = score_states(pair.notes.subsamples, pair, truth)  # at the rows of all other runs
     latents = {
         name: NamedArray(array.dims, _stacked(simulated["latent"][name].values, array.values))
         for name, array in readings["latent"].items()
