@@ -152,6 +152,18 @@ FOUND = {  # what was wrong, and in which losses
         ),
         ["Exact_ELBO", "Reinforce_ELBO", "VIMCO_ELBO", "pairs of draws"],
     ),
+    "masked latents of both kinds": (
+        Spec(
+            plates=DATA,
+            sites=(
+                Site("z0", plates=("data",), model=Part(mask="all"), guide=Part()),
+                Site("z1", "normal", ("data",), model=Part(mask="all"), guide=Part()),
+                Site("y0", "normal", ("data",), model=Part((Link("z0"), Link("z1")))),
+            ),
+            order=("z0", "z1"),
+        ),
+        ["Truncated_ELBO"],
+    ),
     "weights of particles that have other sites": (
         Spec(
             sites=(

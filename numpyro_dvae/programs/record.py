@@ -190,11 +190,11 @@ def make_record(
 
 
 def read_silenced(run: Run, layout: Layout, num_particles: int) -> Float[Array, "*plates"]:
-    """Log-density that masks silence of the model's latents; a reader of records.
+    """Log-density that masks silence of the model's discrete latents; a reader of records.
 
     A mask silences a density, never a draw: this is that of the draw, for whoever sums over it.
     """
-    latent = [site for site in run.model.values() if not site.is_observed]
+    latent = [s for s in run.model.values() if s.needs_credit and not s.is_observed]
     ledger = Ledger(layout, latent)
     for site in latent:
         kept = site.log_prob()

@@ -221,11 +221,11 @@ def _record(run: Run, ledger: Ledger, reads: Mapping[str, Reader], with_entropy:
 
 
 def read_silenced(run: Run, layout: Layout, num_particles: int) -> Float[Tensor, "K *plates"]:
-    """Log-density that masks silence of the model's latents; a reader of records.
+    """Log-density that masks silence of the model's discrete latents; a reader of records.
 
     A mask silences a density, never a draw: this is that of the draw, for whoever sums over it.
     """
-    latent = [site for site in run.model.values() if not site.is_observed]
+    latent = [s for s in run.model.values() if s.needs_credit and not s.is_observed]
     ledger = Ledger(layout, num_particles, latent)
     for site in latent:
         values = site.log_prob()
