@@ -129,7 +129,9 @@ def simulation_based_calibration(
     count = choose_simulations(num_simulations, record.log_p[0].size, latents)
     rng = np.random.default_rng(np.asarray(jax.random.bits(rng_key, (4,), "uint32")))
     tally = Tally(pair.layout.plates, latents, count, num_draws, num_bins, rng)
-    simulate = programs.compiled(partial(_simulated, places=places, num_draws=num_draws))
+    simulate = programs.compiled(
+        partial(_simulated, score_key=rng_key, places=places, num_draws=num_draws)
+    )
     for key in jax.random.split(rng_key, count):
         matches, simulated = jax.device_get(simulate(key, called, seen))
         for site, matching in matches.items():
@@ -195,7 +197,7 @@ def _is_read_by_guide(
 
     def log_q(key: Array, pair: Pair) -> tuple[Array, Array]:
         values = prior_draws(key, pair, 1)[1]
-        record = score_states(pair.notes.subsamples, pair, values)
+        record = score_states(rng_key, pair, values)
         return record.log_q, record.shared_q
 
     args, score = programs.pair.args, programs.compiled(log_q)
@@ -209,6 +211,7 @@ def _simulated(
     pair: Pair,
     seen: Readings,
     *,
+    score_key: Array,
     places: Mapping[str, Sequence[Place]],
     num_draws: int,
 ) -> tuple[dict[str, Array], Simulated]:
@@ -221,7 +224,7 @@ def _simulated(
     matches = {
         site: _is_as_simulated(site, readings, simulated["predictive"], seen) for site in places
     }
-    true = score_states(pair.notes.subsamples, pair, truth)  # at the rows of all other runs
+    true = score_states(score_key, pair, truth)  # at the rows of all other runs
     latents = {
         name: NamedArray(array.dims, _stacked(simulated["latent"][name].values, array.values))
         for name, array in readings["latent"].items()

@@ -45,7 +45,7 @@ _UNDRAWN = ("observed", "subsample")
 class Notes(NamedTuple):
     """What is known of a pair, for all its runs."""
 
-    subsamples: Array  # the key of those that plates of the programs draw
+    subsamples: Array  # the key of those that plates draw, as `run_particles` has it of a key
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
 
 
@@ -67,7 +67,7 @@ def prepare_pair(
     pair = pair._replace(layout=find_layout(rng_key, pair))
     if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(rng_key, pair))
-    return pair._replace(notes=Notes(rng_key, _shared_sites(rng_key, pair)))
+    return pair._replace(notes=Notes(jax.random.split(rng_key)[0], _shared_sites(rng_key, pair)))
 
 
 def _shared_sites(rng_key: Array, pair: Pair) -> tuple[str, ...]:
