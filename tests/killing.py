@@ -76,14 +76,18 @@ def options_of(backend, scenario):
 
 
 class Shuffled:
-    """Batches by a loader of Torch's with two workers, in an order drawn from its generator."""
+    """Batches by a loader of Torch's, in an order drawn from its generator.
+
+    It has two workers, but beside JAX, whose threads do not survive a fork.
+    """
 
     def __iter__(self):
         import torch
         from torch.utils.data import DataLoader, TensorDataset
 
         data = TensorDataset(torch.from_numpy(IMAGES))
-        yield from DataLoader(data, BATCH, shuffle=True, num_workers=2)
+        num_workers = 0 if "jax" in sys.modules else 2
+        yield from DataLoader(data, BATCH, shuffle=True, num_workers=num_workers)
 
 
 def flat(value, name=""):
