@@ -9,6 +9,7 @@ run, to the last bit. Prints what was done, with its seed.
 """
 
 import argparse
+import importlib
 import os
 import random
 import signal
@@ -80,6 +81,9 @@ class Shuffled:
 
     It has two workers, but beside JAX, whose threads do not survive a fork.
     """
+
+    def __init__(self):
+        importlib.import_module("torch")  # as whoever has a loader has done before `fit`
 
     def __iter__(self):
         import torch
