@@ -134,8 +134,9 @@ def numpyro_kit():
         memory = {LOSS_MEMORY: elbo.init_loss_memory()}
         (loss, after), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(run.params)
         after = {**run.params, **(after or {})}
-        table = after.get("codebook$table")
-        table = after["codebook$state"]["table"] if "codebook$state" in after else table
+        held = after.get("codebook$state", {})
+        table = held.get("table", after.get("codebook$table"))
+        table = table + held["moved"] if "moved" in held else table
         return SimpleNamespace(
             loss=float(loss),
             params=listed(run.params),

@@ -145,8 +145,10 @@ def run_numpyro(method, guide, decoder, num_steps=40):
 def leaves_of(params, mutable):
     import jax
 
-    tables = {k: v["table"] for k, v in (mutable or {}).items() if k.startswith("codebook")}
-    found = jax.tree_util.tree_leaves_with_path({**params, **tables})
+    held = {k: v for k, v in (mutable or {}).items() if k.startswith("codebook")}
+    for name, state in held.items():  # a table that restarts none of its codes is not moved
+        held[name] = {k: v for k, v in state.items() if k != "moved"}
+    found = jax.tree_util.tree_leaves_with_path({**params, **held})
     return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in found if leaf.size > 1}
 
 
@@ -160,7 +162,8 @@ def check(run, pair):
     assert np.isfinite(found.losses).all()
     assert np.mean(found.losses[-10:]) < np.mean(found.losses[:5]) - 1.0
     still = [name for name, value in found.before.items() if (value == found.after[name]).all()]
-    assert not still
+    counts = [name for name in found.before if "counts" in name]
+    assert still == (counts if pair[1] != "quantised" else [])  # who quantises counts choices
 
 
 # One of each kind; the others take a minute, and NumPyro compiles each for seconds.

@@ -139,7 +139,8 @@ def pyro_trainer(codebook, targets, commitment, gradient):
         inputs, codebook.table.grad = torch.tensor(inputs, requires_grad=True), None
         elbo.loss_and_grads(model, guide, inputs)
         grads = [a.grad.numpy() for a in (inputs, codebook.table) if a.requires_grad]
-        state = [a.clone().numpy() for a in codebook.buffers()]
+        averages = dict(codebook.named_buffers())
+        state = [averages[k].clone().numpy() for k in ("table", "counts", "sums") if k in averages]
         return SimpleNamespace(grads=grads, distance=elbo.info.distance, state=state)
 
     return step
@@ -172,17 +173,14 @@ def numpyro_trainer(codebook, targets, commitment, gradient):
 
         return jax.grad(loss, has_aux=True)(leaves)
 
-    params, held = {}, {LOSS_MEMORY: elbo.init_loss_memory()}
-    if codebook.decay is None:
-        params["codebook$table"] = codebook.start
-    else:
-        held["codebook$state"] = codebook._first_state()
+    held = {LOSS_MEMORY: elbo.init_loss_memory(), "codebook$state": codebook._first_state()}
+    params = {"codebook$table": codebook._first(None)} if codebook.decay is None else {}
 
     def step(inputs):
         grads, after = evaluate((jnp.asarray(inputs), params), held, jax.random.key(0))
-        distance, averages = after[LOSS_MEMORY].info.distance, after.get("codebook$state", {})
+        distance, averages = after[LOSS_MEMORY].info.distance, after["codebook$state"]
         held.update({name: after[name] for name in held if name != LOSS_MEMORY})
-        state = [np.asarray(averages[k]) for k in ("table", "counts", "sums") if averages]
+        state = [np.asarray(averages[k]) for k in ("table", "counts", "sums") if k in averages]
         return SimpleNamespace(grads=jax.tree.leaves(grads), distance=distance, state=state)
 
     return step
