@@ -49,7 +49,9 @@ class Case:
 
     def record(self, elbo, vectorize=True, **options):
         """The particles that a loss would see."""
-        pair = Pair(self.model, self.guide, (self.data,), {}, self.layout(), vectorize)
+        pair = Pair(self.model, self.guide, (self.data,), {}, vectorize=vectorize)
+        layout, structure = find_layout(pair)
+        pair = pair._replace(layout=layout, structure=structure)
         pair = pair._replace(notes=elbo.inspect(pair))
         options = {"sampler": elbo.sampler(pair), "pathwise": elbo.pathwise, **options}
         return run_particles(pair, elbo.num_particles, **options)

@@ -106,6 +106,8 @@ def test_metrics_by_hand(backend):
         "psnr": 15.0,
         "ess": 1.0,
         "code_usage": 0.75,
+        "table_usage": 1.0,
+        "table_perplexity": 4 / 27**0.25,  # of codes with shares of 3/4 and 1/4
         "beta": 0.5,
     }
     assert list(found) == list(expected)

@@ -1,13 +1,14 @@
 """Results on MNIST that a change must not lose; minutes each, and only where the data are.
 
-They are looked for where `test_examples` looks: the folder `PYRO_DVAE_MNIST`, as torchvision's.
+They are looked for where `test_example_train` looks: the folder `PYRO_DVAE_MNIST`, as
+torchvision's.
 """
 
 import shutil
 
 import pytest
-from test_examples import MNIST
-from test_examples import result_alone as result_of
+from run_examples import result_alone as result_of
+from test_example_train import MNIST
 
 pytestmark = [
     pytest.mark.slow,
