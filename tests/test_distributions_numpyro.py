@@ -6,10 +6,13 @@ import pytest
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
+import multipledispatch  # noqa: E402
+import numpyro.distributions as dist  # noqa: E402
 import numpyro_lab as lab  # noqa: E402
+from numpyro.distributions.kl import kl_divergence  # noqa: E402
 from test_distributions import autoregressive, counting  # noqa: E402
 
-from numpyro_dvae.distributions import Categorical, sample_codes  # noqa: E402
+from numpyro_dvae.distributions import Categorical, CertainCategorical, sample_codes  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +92,12 @@ def test_two_levels_find_what_one_finds(num_codes):
 def test_one_of_probs_and_logits():
     with pytest.raises(ValueError, match="one of `probs` and `logits`"):
         Categorical()
+
+
+def test_no_pair_of_distributions_has_two_kls():
+    ambiguous = multipledispatch.conflict.ambiguities(kl_divergence.funcs)
+    assert not [pair for pair in ambiguous if "numpyro_dvae" in str(pair)]
+    probs = jnp.array([0.2, 0.3, 0.5])
+    prior = dist.CategoricalProbs(probs).expand([2])
+    found = kl_divergence(CertainCategorical(3, jnp.array([0, 2])), prior)
+    np.testing.assert_allclose(found, -np.log([0.2, 0.5]), rtol=1e-6)

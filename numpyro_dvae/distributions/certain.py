@@ -12,7 +12,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Shaped
-from numpyro.distributions import CategoricalLogits, Distribution, constraints
+from numpyro.distributions import (
+    CategoricalLogits,
+    Distribution,
+    ExpandedDistribution,
+    constraints,
+)
 from numpyro.distributions.kl import kl_divergence
 from numpyro.distributions.util import lazy_property, validate_sample
 
@@ -159,6 +164,7 @@ def _kl_of_certain(p: Any, q: Any) -> Array:
 
 
 kl_divergence.add((CertainCategorical, Distribution), _kl_of_certain)
+kl_divergence.add((CertainCategorical, ExpandedDistribution), _kl_of_certain)  # else two match
 
 
 def _check_fits(num_codes: int, most: int) -> None:

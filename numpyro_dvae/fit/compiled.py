@@ -1,4 +1,4 @@
-"""Programs compiled once for all runs that lower to the same text.
+"""Programs compiled once for all runs that lower to the same text, of arguments built alike.
 
 Each run traces its steps anew, so that whatever the programs have become since is seen; what they
 lower to is compared with what was compiled before, and XLA is asked only for what is new. So a
@@ -15,7 +15,7 @@ import jax
 __all__ = ["Compiled"]
 
 _MOST = 32  # programs that are kept
-_PROGRAMS: OrderedDict[str, Any] = OrderedDict()  # by the sum of their text, the latest last
+_PROGRAMS: OrderedDict[Any, Any] = OrderedDict()  # by text and structures, the latest last
 
 
 class Compiled:
@@ -57,7 +57,9 @@ def _program(lowered: Any) -> Any:
     has_arguments_of_its_own = getattr(lowered._lowering, "const_args", None)  # large constants
     if "callback" in text or has_arguments_of_its_own:
         return lowered.compile()
-    key = hashlib.sha256(text.encode()).hexdigest()
+    # a constant's place among the arguments, as of a None, is in the structure and not in the text
+    structures = lowered.in_tree, lowered.out_tree
+    key = hashlib.sha256(text.encode()).hexdigest(), *structures
     if key not in _PROGRAMS:
         _PROGRAMS[key] = lowered.compile()
         if len(_PROGRAMS) > _MOST:
