@@ -81,7 +81,7 @@ def posterior_gap(
         Log evidence, ELBO, gap and mass of the guide's support of each datum.
 
     Raises:
-        ValueError: If there are too many states, or continuous latents.
+        ValueError: If there are too many states, continuous latents, or sites of the guide alone.
     """
     return gap_of(
         collect_states(rng_key, result, data, max_states, params=params, batch_size=batch_size)

@@ -175,8 +175,11 @@ def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, A
     def read(run: Run) -> set[str]:
         return {name for name, site in run.guide.items() if not site.is_observed}
 
-    _check_discrete(_read_abstractly(read, rng_key, pair), pair.layout)
-    return enumerate_draws(rng_key, pair.model, pair.args, pair.kwargs, pair.layout, max_states)
+    latent = _read_abstractly(read, rng_key, pair)
+    _check_discrete(latent, pair.layout)
+    found = enumerate_draws(rng_key, pair.model, pair.args, pair.kwargs, pair.layout, max_states)
+    _check_listed(latent, found)
+    return found
 
 
 def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Particles:
@@ -191,6 +194,14 @@ def _check_discrete(latent: set[str], layout: Layout) -> None:
         raise ValueError(
             f"sites {continuous} are continuous, so that the posterior cannot be listed. Use "
             "`importance_diagnostics`, which samples."
+        )
+
+
+def _check_listed(latent: Collection[str], listed: Collection[str]) -> None:
+    if auxiliary := sorted(set(latent) - set(listed)):
+        raise ValueError(
+            f"sites {auxiliary} are the guide's alone, drawn with the latents, so that the states "
+            "of the model are not all that it draws. Use `importance_diagnostics`, which samples."
         )
 
 

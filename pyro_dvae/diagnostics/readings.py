@@ -185,7 +185,9 @@ def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         guide_sites = sample_sites(run_program(pair.guide, pair.args, pair.kwargs))
         _check_discrete(guide_sites)
-        return enumerate_draws(pair.model, pair.args, pair.kwargs, pair.layout, max_states)
+        found = enumerate_draws(pair.model, pair.args, pair.kwargs, pair.layout, max_states)
+    _check_listed(_latent_of(guide_sites), found)
+    return found
 
 
 def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
@@ -205,17 +207,31 @@ def score_paths(pair: Pair, max_states: int) -> Particles:
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         paths = list_paths(pair, max_states)
         runs = [run_pair(pair, Draw(pair.layout, None, values)) for values in paths]
+        for run in runs:
+            _check_listed(_latent_of(run.guide), run.model)
         layout = pair.layout._replace(nesting=common_layout(runs).nesting)
         records = [make_record(run, layout, 1, reads=_STATE_READERS) for run in runs]
     return concatenate(records)
 
 
+def _latent_of(guide_sites: Mapping[str, Site]) -> dict[str, Site]:
+    return {name: site for name, site in guide_sites.items() if not site.is_observed}
+
+
 def _check_discrete(guide_sites: Mapping[str, Site]) -> None:
-    latent = {name: site for name, site in guide_sites.items() if not site.is_observed}
+    latent = _latent_of(guide_sites)
     if continuous := sorted(name for name, site in latent.items() if not site.needs_credit):
         raise ValueError(
             f"sites {continuous} are continuous, so that the posterior cannot be listed. Use "
             "`importance_diagnostics`, which samples."
+        )
+
+
+def _check_listed(latent: Collection[str], listed: Collection[str]) -> None:
+    if auxiliary := sorted(set(latent) - set(listed)):
+        raise ValueError(
+            f"sites {auxiliary} are the guide's alone, drawn with the latents, so that the states "
+            "of the model are not all that it draws. Use `importance_diagnostics`, which samples."
         )
 
 
