@@ -82,9 +82,14 @@ def _influence(
         return frozenset(draws).union(*(above[name] for name in draws))
 
     credited = frozenset(layout.credited)
+
+    def draws_of(name: str, draws: frozenset[str]) -> frozenset[str]:
+        """Its own draw among them, even where its log-density is the same for all."""
+        return closed(draws | ({name} & credited))
+
     influence = Influence(
-        {n: closed(draws) | ({n} & credited) for n, draws in guide.items()},
-        {n: closed(draws) for n, draws in model.items()},
+        {name: draws_of(name, draws) for name, draws in guide.items()},
+        {name: draws_of(name, draws) for name, draws in model.items()},
     )
     owned = [influence.guide[n] for n, s in run.guide.items() if layout.owns(s)]
     owned += [influence.model[n] for n, s in run.model.items() if layout.owns(s)]

@@ -52,9 +52,10 @@ def find_influence(pair: Pair) -> Influence | None:
     credited, layout = frozenset(pair.layout.credited), pair.layout
 
     def draws_of(site: Site) -> frozenset[str]:
-        return (get_provenance(site.log_prob()) | exits) & credited
+        """Its own draw among them, even where its log-density is the same for all."""
+        return (get_provenance(site.log_prob()) | exits | {site.name}) & credited
 
-    guide = {n: draws_of(s) | ({n} & credited) for n, s in run.guide.items()}
+    guide = {name: draws_of(site) for name, site in run.guide.items()}
     influence = Influence(guide, {name: draws_of(site) for name, site in run.model.items()})
     owned = [influence.guide[n] for n, s in run.guide.items() if layout.owns(s)]
     owned += [influence.model[n] for n, s in run.model.items() if layout.owns(s)]
