@@ -207,8 +207,9 @@ def score_paths(pair: Pair, max_states: int) -> Particles:
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         paths = list_paths(pair, max_states)
         runs = [run_pair(pair, Draw(pair.layout, None, values)) for values in paths]
+        known = {name for run in runs for name in run.model}  # another way may not have them
         for run in runs:
-            _check_listed(_latent_of(run.guide), run.model)
+            _check_listed([n for n, s in _latent_of(run.guide).items() if s.is_auxiliary], known)
         layout = pair.layout._replace(nesting=common_layout(runs).nesting)
         records = [make_record(run, layout, 1, reads=_STATE_READERS) for run in runs]
     return concatenate(records)
