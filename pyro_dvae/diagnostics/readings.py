@@ -186,7 +186,7 @@ def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:
         guide_sites = sample_sites(run_program(pair.guide, pair.args, pair.kwargs))
         _check_discrete(guide_sites)
         found = enumerate_draws(pair.model, pair.args, pair.kwargs, pair.layout, max_states)
-    _check_listed(_latent_of(guide_sites), found)
+    _check_listed(_auxiliary(guide_sites), found)
     return found
 
 
@@ -209,7 +209,7 @@ def score_paths(pair: Pair, max_states: int) -> Particles:
         runs = [run_pair(pair, Draw(pair.layout, None, values)) for values in paths]
         known = {name for run in runs for name in run.model}  # another way may not have them
         for run in runs:
-            _check_listed([n for n, s in _latent_of(run.guide).items() if s.is_auxiliary], known)
+            _check_listed(_auxiliary(run.guide), known)
         layout = pair.layout._replace(nesting=common_layout(runs).nesting)
         records = [make_record(run, layout, 1, reads=_STATE_READERS) for run in runs]
     return concatenate(records)
@@ -217,6 +217,11 @@ def score_paths(pair: Pair, max_states: int) -> Particles:
 
 def _latent_of(guide_sites: Mapping[str, Site]) -> dict[str, Site]:
     return {name: site for name, site in guide_sites.items() if not site.is_observed}
+
+
+def _auxiliary(guide_sites: Mapping[str, Site]) -> list[str]:
+    """Without what another way of the programs may have."""
+    return [name for name, site in _latent_of(guide_sites).items() if site.is_auxiliary]
 
 
 def _check_discrete(guide_sites: Mapping[str, Site]) -> None:
