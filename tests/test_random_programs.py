@@ -97,10 +97,19 @@ def broken(package, loss, change):
 
 
 @pytest.mark.parametrize("change", BREAKS)
-@pytest.mark.parametrize("loss", ["Exact_ELBO", "Reinforce_ELBO", "VIMCO_ELBO"])
+@pytest.mark.parametrize(
+    ("package", "loss"),
+    [
+        *((backend, "Reinforce_ELBO") for backend in BACKENDS),
+        *(("pyro", loss) for loss in ("Exact_ELBO", "VIMCO_ELBO")),
+        *(
+            pytest.param("numpyro", loss, marks=pytest.mark.slow)  # JAX compiles each call
+            for loss in ("Exact_ELBO", "VIMCO_ELBO")
+        ),
+    ],
+    indirect=["package"],
+)
 def test_a_broken_loss_is_noticed(package, loss, change):
-    if package.name == "numpyro" and loss != "Reinforce_ELBO":
-        pytest.skip("JAX compiles; the checks are the same")
     checker = Checker(package.Program(NESTED))
     checker.check(loss, make(package, loss, 0.3), 0.3)
     options = {} if loss == "Exact_ELBO" else {"num_particles": 3}
@@ -216,9 +225,16 @@ FOUND = {  # what was wrong, and in which losses
 }
 
 
-@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        (backend, name)
+        for backend in BACKENDS
+        for name, (spec, _) in FOUND.items()
+        if backend == "pyro" or not spec.asks_python  # a traced program cannot ask
+    ],
+    indirect=["package"],
+)
 def test_programs_that_were_wrong_once(package, name):
     spec, losses = FOUND[name]
-    if spec.asks_python and not package.takes_python:
-        pytest.skip("a traced program cannot ask")
     assert_right(try_program(package, (spec, spec), 0, losses, (0,)))
