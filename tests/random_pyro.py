@@ -1,7 +1,6 @@
 """Random programs written out in Pyro, and one way to run a loss on them and see its draws."""
 
 import contextlib
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,10 +8,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from random_checks import RefusedError
 from random_specs import TABLED, TOTAL, make_data, make_params
+from random_watching_pyro import Watch, quiet, watched
 
 from pyro_dvae import diagnostics, infer
 from pyro_dvae.ops import baselines
@@ -23,7 +21,6 @@ __all__ = ["Program", "baselines", "infer"]
 name = "pyro"
 takes_python = True
 EVENT_WEIGHTS = torch.tensor([1.0, 0.5], dtype=torch.float64)
-QUIET = ("model or guide does not broadcast", "the discrete sites share no plate", "Python asks")
 
 
 class ScoreNormal(dist.Normal):
@@ -346,57 +343,6 @@ class Program:
 def _is_on(switch):
     """Python's question, whether a draw is there and not 0."""
     return switch is not None and switch.sum().item() > 0
-
-
-@contextlib.contextmanager
-def quiet():
-    with warnings.catch_warnings():
-        for text in QUIET:
-            warnings.filterwarnings("ignore", text)
-        yield
-
-
-def watched(elbo):
-    """Note what the loss's algorithm is given: plates are None where the draws tell them."""
-    heard, estimate_of, run_of = {}, type(elbo)._estimate, type(elbo).run_pair
-
-    def estimate(particles, state):
-        heard["particles"] = particles
-        return estimate_of(elbo, particles, state)
-
-    def run_pair(pair):
-        heard["notes"], heard["vectorize"] = pair.notes, pair.vectorize
-        heard["plates"] = None if pair.structure is None else pair.layout.plates
-        return run_of(elbo, pair)
-
-    elbo._estimate = estimate
-    if type(elbo).run is infer.ParticleELBO.run:
-        elbo.run_pair = run_pair
-    return heard
-
-
-class Watch(Messenger):
-    """Notes the draws of a program, or sets them."""
-
-    def __init__(self, program, rows_only=False):
-        super().__init__()
-        self.program, self.rows_only, self.values = program, rows_only, {}
-
-    def _pyro_sample(self, msg):
-        given = self.program.given if torch.is_grad_enabled() else None
-        if given is not None and msg["name"] in given and not msg["is_observed"]:
-            place = len(self.program.seen) % len(given[msg["name"]])
-            msg["value"], msg["done"] = given[msg["name"]][place], True
-        noise = self.program.noise
-        if noise is not None and msg["name"] in noise:
-            msg["value"], msg["done"] = self.program.moved(msg["fn"], noise[msg["name"]]), True
-
-    def _pyro_post_sample(self, msg):
-        if site_is_subsample(msg):
-            if not msg["name"].startswith("turns."):
-                self.values[f"rows.{msg['name']}"] = msg["value"].detach().numpy()
-        elif torch.is_grad_enabled() and not (msg["is_observed"] or self.rows_only):
-            self.values[msg["name"]] = msg["value"].detach().numpy()
 
 
 def diagnose(name, program, seed, **options):
