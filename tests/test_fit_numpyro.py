@@ -1,7 +1,10 @@
 """What `numpyro_dvae.fit` does and its sibling has no counterpart of: compiling, and the state."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -268,3 +271,15 @@ def test_learning_rates_may_be_schedules(sgd):
 def test_scalars_of_nothing():
     svi = small_svi(Trace_ELBO())
     assert loss_scalars(svi, SVIState((0, None), None, jax.random.key(0))) == {}
+
+
+def test_a_program_is_compiled_for_the_device_that_it_runs_on():
+    code = """
+import jax
+from numpyro_dvae.fit.compiled import Compiled
+for device in jax.devices():
+    doubled = Compiled(lambda x: 2 * x, static=())(jax.device_put(1.0, device))
+    assert doubled == 2 and doubled.devices() == {device}, (doubled, device)
+"""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"XLA_FLAGS": flags})

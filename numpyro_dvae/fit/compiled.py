@@ -37,10 +37,11 @@ class Compiled:
         """Call the program for such arguments."""
         dynamic = [arg for i, arg in enumerate(args) if i not in self._static]
         leaves, structure = jax.tree.flatten(dynamic)
-        looks = structure, tuple(args[i] for i in self._static), tuple(map(_looks, leaves))
-        if looks not in self._known:
-            self._known[looks] = _program(self._jitted.lower(*args))
-        return self._known[looks](*dynamic)
+        looks = tuple(map(_looks, leaves))
+        known = structure, tuple(args[i] for i in self._static), looks
+        if known not in self._known:
+            self._known[known] = _program(self._jitted.lower(*args), looks)
+        return self._known[known](*dynamic)
 
 
 def _looks(leaf: Any) -> Any:
@@ -51,7 +52,7 @@ def _looks(leaf: Any) -> Any:
     return getattr(leaf, "shape", None), getattr(leaf, "dtype", type(leaf))
 
 
-def _program(lowered: Any) -> Any:
+def _program(lowered: Any, looks: tuple) -> Any:
     """The compiled program of a text; one with functions of the host is its run's own."""
     text = lowered.as_text()
     has_arguments_of_its_own = getattr(lowered._lowering, "const_args", None)  # large constants
@@ -59,7 +60,8 @@ def _program(lowered: Any) -> Any:
         return lowered.compile()
     # a constant's place among the arguments, as of a None, is in the structure and not in the text
     structures = lowered.in_tree, lowered.out_tree
-    key = hashlib.sha256(text.encode()).hexdigest(), *structures
+    # and the devices are in the looks
+    key = hashlib.sha256(text.encode()).hexdigest(), *structures, looks
     if key not in _PROGRAMS:
         _PROGRAMS[key] = lowered.compile()
         if len(_PROGRAMS) > _MOST:
