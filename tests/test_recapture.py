@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 import pytest
 from truncated_zoo import SetProgram, truncated
-from zoo import bernoulli, gradient
+from zoo import bernoulli, gradient, normal
 
 CAPTURES = np.array([[1.0, 1, 1, 0], [0, 1, 0, 1], [0, 0, 1, 1], [0, 1, 0, 0]])
 MARKED = np.cumsum(CAPTURES, 1) - CAPTURES > 0  # before each time
@@ -90,6 +90,41 @@ def test_the_posterior_is_that_of_all_states(shim):
     evidence = np.log(np.exp(table).sum(0))
     np.testing.assert_allclose(bound, evidence, rtol=1e-10)
     np.testing.assert_allclose(np.sort(weights, 0), np.sort(np.exp(table - evidence), 0), rtol=1e-9)
+
+
+TOGETHER = {"x": np.array([0.2, 1.4, -1.0])}
+
+
+def together_model(ppl, data):
+    """What is seen depends on masked latents only where all of them are 1."""
+    rare, effect = ppl.param("rare", data), ppl.param("effect", data)
+    logits = rare + 0.0 * data["x"]
+    with ppl.plate("animals", 3):
+        both = 1.0
+        for t in TIMES:
+            with ppl.mask(mask=data["x"] > 99.0):
+                both = both * ppl.sample(
+                    f"z_{t}", ppl.dist.Bernoulli(logits=rare + 0.0 * data["x"])
+                )
+        ppl.sample("y", ppl.dist.Normal(effect * both, 1.0), obs=data["x"])
+
+
+def together_log_joint(p, data):
+    table = []
+    for z in itertools.product((0, 1), repeat=4):
+        prior = sum(bernoulli(bit, p["rare"]) for bit in z)
+        table.append(prior + normal(data["x"], p["effect"] * np.prod(z)))
+    return np.array(table)
+
+
+def test_dependence_in_one_state_of_many_is_seen(shim):
+    params = {"rare": np.array(-1.0), "effect": np.array(0.3)}
+    together = SetProgram(
+        "together", together_model, together_log_joint, (2,) * 4, params, TOGETHER
+    )
+    loss, _ = shim.Sets(together, 16).step(truncated(shim, sweeps=0))
+    expected = -np.log(np.exp(together_log_joint(params, TOGETHER)).sum(0)).sum()
+    np.testing.assert_allclose(loss, expected, rtol=1e-10)
 
 
 def test_pyro_enumerates_to_the_same():

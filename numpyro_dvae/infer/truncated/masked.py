@@ -15,8 +15,8 @@ from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer
 
 __all__ = ["masked_matter", "with_drawn"]
 
-_NUM_STATES = 4  # that are tried
-_TOLERANCE = 1e-4  # sums may be in another order
+_NUM_STATES = 8  # that are tried: the last codes of all latents, and others at random
+_TOLERANCE = 1e-5  # rounding; what differs by chance only costs states
 
 
 def with_drawn(call: ModelCall) -> ModelCall:
@@ -39,5 +39,7 @@ def masked_matter(call: ModelCall, kept: Bool[Array, "B H"]) -> Bool[Array, "B"]
 def _states(call: ModelCall, kept: Bool[Array, "B H"]) -> Num[Array, "S B H"]:
     """The same at each call."""
     sizes = jnp.array(call.space.cardinalities)
-    codes = jax.random.randint(jax.random.key(0), (_NUM_STATES, 1, len(sizes)), 0, 2**30) % sizes
+    shape = _NUM_STATES - 1, 1, len(sizes)
+    codes = jax.random.randint(jax.random.key(0), shape, 0, 2**30) % sizes
+    codes = jnp.concatenate([jnp.broadcast_to(sizes - 1, (1, *shape[1:])), codes])
     return jnp.broadcast_to(codes, (_NUM_STATES, *kept.shape))
