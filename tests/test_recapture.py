@@ -103,9 +103,7 @@ def together_model(ppl, data):
         both = 1.0
         for t in TIMES:
             with ppl.mask(mask=data["x"] > 99.0):
-                both = both * ppl.sample(
-                    f"z_{t}", ppl.dist.Bernoulli(logits=rare + 0.0 * data["x"])
-                )
+                both = both * ppl.sample(f"z_{t}", ppl.dist.Bernoulli(logits=logits))
         ppl.sample("y", ppl.dist.Normal(effect * both, 1.0), obs=data["x"])
 
 
