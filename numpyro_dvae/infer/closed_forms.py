@@ -8,7 +8,8 @@ the optimum of the batch,
     raw <- raw + r (solve(Σ_nk w_kn s_kn, N, raw) - raw),    w_kn = d gain_n / d log p(x_n | z_kn),
 
 so the weights of the draws are those by which the loss trains the model: 1 / K of K draws, the
-probabilities of an enumeration, the importance weights of a bound. `Truncated_ELBO`, which knows
+probabilities of an enumeration, the importance weights of a bound. Sites with one parameter share
+it: their totals and counts are added up. `Truncated_ELBO`, which knows
 its posterior over all data, solves for them all at once instead.
 """
 
@@ -62,13 +63,14 @@ class ClosedForms:
             return value_of(fixed._replace(log_likelihood=log_likelihood)).sum()
 
         weights = jax.lax.stop_gradient(jax.grad(total_gain)(fixed.log_likelihood))
-        return {
-            self._forms[name].target: self._moved(self._forms[name], each, weights, mutable)
-            for name, each in statistics.items()
-        }
+        due: dict[str, tuple[Any, Array | float, Array | float]] = {}
+        for name, form in self._forms.items():
+            total, count = sums(statistics[name], weights, jnp.shape(mutable[form.target]))
+            _, *before = due.get(form.target, (form, 0.0, 0.0))
+            due[form.target] = form, total + before[0], count + before[1]
+        return {name: _moved(*each, mutable[name]) for name, each in due.items()}
 
-    @staticmethod
-    def _moved(form: Any, statistic: Statistic, weights: Array, mutable: Mapping) -> Array:
-        old = mutable[form.target]
-        step = form.solve(*sums(statistic, weights, jnp.shape(old)), old) - old
-        return old + RATE * jnp.where(jnp.isfinite(step), step, 0.0).astype(old.dtype)
+
+def _moved(form: Any, total: Array, count: Array, old: Array) -> Array:
+    step = form.solve(total, count, old) - old
+    return old + RATE * jnp.where(jnp.isfinite(step), step, 0.0).astype(old.dtype)

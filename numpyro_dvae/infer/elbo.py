@@ -5,13 +5,8 @@ of a run and calls that function in `gain`. `ParticleELBO` does the rest: it run
 makes loss and surrogate, hands on beta and the memory, and speaks NumPyro's loss protocol.
 
 The value of every loss is minus the ELBO in nats, as NumPyro scales it, whatever surrogate makes
-the gradient; so curves of different algorithms share one axis. Objectives with a weight beta on the
-rate (Higgins et al. [1]) are reported in `LossMemory.info`.
-
-References:
-    [1] Higgins et al. beta-VAE: learning basic visual concepts with a constrained variational
-        framework. ICLR, 2017.
-    [2] Rezende & Viola. Taming VAEs. arXiv 1810.00597 (a multiplier that meets a constraint).
+the gradient; so curves of different algorithms share one axis. Objectives with a weight on the
+rate, `beta`, are reported in `LossMemory.info`.
 """
 
 import functools
@@ -23,15 +18,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from numpyro.infer.elbo import ELBO
 
+from numpyro_dvae.infer.beta import BetaState, check_beta, current_beta, first_beta, next_beta
 from numpyro_dvae.infer.closed_forms import ClosedForms
 from numpyro_dvae.infer.memory import (
     LOSS_MEMORY,
     LossMemory,
     renewed,
-    scheduled,
     take_memory,
 )
 from numpyro_dvae.infer.objective import (
@@ -52,17 +47,9 @@ from numpyro_dvae.programs.planning import Plans
 from numpyro_dvae.programs.record import Particles, Reader
 from numpyro_dvae.programs.run import run_particles
 
-__all__ = ["BetaState", "LossState", "ParticleELBO"]
+__all__ = ["LossState", "ParticleELBO"]
 
 _OF_PROGRAMS = ("_plans", "_link", "_closed_forms")  # attributes that hold a model and a guide
-_RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
-
-
-class BetaState(NamedTuple):
-    """Step count, and the logarithm of beta where a target rate steers it."""
-
-    step: int | Int[Array, ""]
-    log_beta: float | Float[Array, ""]
 
 
 class LossState(NamedTuple):
@@ -138,25 +125,11 @@ class ParticleELBO(NamedOptions, ELBO):
                 f"`num_particles` must be an integer of at least {self.min_particles} for "
                 f"{type(self).__name__}; got {num_particles!r}."
             )
-        is_number = isinstance(beta, float | int) and not isinstance(beta, bool)
-        if not callable(beta) and not (is_number and 0 <= beta < math.inf):
-            raise ValueError(
-                f"`beta` must be finite and not negative, or a schedule; got {beta!r}."
-            )
-        if target_rate is not None and not 0 < target_rate < math.inf:
-            raise ValueError(
-                f"`target_rate` must be positive and finite, in bits; got {target_rate}."
-            )
+        check_beta(type(self).__name__, beta, target_rate)
         if not max_plate_nesting >= 0:
             raise ValueError(
                 f"`max_plate_nesting` must be a whole number of at least 0, or left out; got "
                 f"{max_plate_nesting}."
-            )
-        if target_rate is not None and (callable(beta) or beta == 0):
-            raise ValueError(
-                f"`target_rate` steers {type(self).__name__}'s beta from the number that `beta` "
-                f"is, which must be positive; got {'a schedule' if callable(beta) else beta}. "
-                "Leave one of the two out."
             )
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.max_plate_nesting = max_plate_nesting
@@ -280,9 +253,7 @@ class ParticleELBO(NamedOptions, ELBO):
 
     def init_state(self, mutable_state: Mapping[str, Any] | None = None) -> LossState:
         """What the first step needs; arrays, of the dtypes that they keep."""
-        log_beta = 0.0 if callable(self.beta) or not self.beta else math.log(self.beta)
-        beta = BetaState(jnp.zeros((), int), jnp.asarray(log_beta, float))
-        return LossState(beta, self.init_memory(mutable_state))
+        return LossState(first_beta(self.beta), self.init_memory(mutable_state))
 
     def init_loss_memory(self, mutable_state: Mapping[str, Any] | None = None) -> LossMemory:
         """What a loss that has not run keeps beside the mutable state of the programs."""
@@ -317,7 +288,7 @@ class ParticleELBO(NamedOptions, ELBO):
             loss=-(scale * expected.elbo.mean(0)).sum() - expected.shared_elbo.mean(),
             surrogate=-(scale * gain.value).sum() - expected.shared_beta_elbo.mean(),
             info=self.info_class(**info, **gain.info),
-            state=LossState(self._next_beta_state(state.beta, rate), gain.memory),
+            state=LossState(next_beta(state.beta, self.target_rate, rate), gain.memory),
         )
 
     def _gain_value(self, particles: Particles, state: LossState) -> Float[Array, "*plates"]:
@@ -349,20 +320,7 @@ class ParticleELBO(NamedOptions, ELBO):
 
     def _current_beta(self, state: BetaState, particles: Particles) -> float | Array:
         """A number, or an array of the log-densities' dtype."""
-        beta = self._beta(state)
+        beta = current_beta(state, self.beta, self.target_rate)
         if isinstance(beta, float | int):
             return max(beta, self.least_beta)
         return jnp.maximum(jnp.asarray(beta, particles.log_likelihood.dtype), self.least_beta)
-
-    def _beta(self, state: BetaState) -> Any:
-        if self.target_rate is not None:
-            return jnp.exp(state.log_beta)
-        return scheduled("beta", self.beta, state.step)
-
-    def _next_beta_state(self, state: BetaState, rate: Float[Array, ""]) -> BetaState:
-        """`rate` in nats per datum. Beta rises while the latents carry more than the target."""
-        if self.target_rate is None:
-            return BetaState(state.step + 1, state.log_beta)
-        excess = rate / (self.target_rate * math.log(2)) - 1.0
-        excess = jnp.where(jnp.isfinite(excess), excess, 0.0)  # a bad batch is not remembered
-        return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * jnp.clip(excess, -1, 1))

@@ -8,7 +8,8 @@ the optimum of the batch,
     raw <- raw + r (solve(Σ_nk w_kn s_kn, N, raw) - raw),    w_kn = d gain_n / d log p(x_n | z_kn),
 
 so the weights of the draws are those by which the loss trains the model: 1 / K of K draws, the
-probabilities of an enumeration, the importance weights of a bound. `Truncated_ELBO`, which knows
+probabilities of an enumeration, the importance weights of a bound. Sites with one parameter share
+it: their totals and counts are added up. `Truncated_ELBO`, which knows
 its posterior over all data, solves for them all at once instead.
 """
 
@@ -60,11 +61,14 @@ class ClosedForms:
         (weights,) = torch.autograd.grad(
             value.sum(), particles.log_likelihood, retain_graph=True, allow_unused=True
         )
-        if weights is not None:
-            self._due = [
-                (form, *sums(statistics[name], weights, tuple(form.target.shape)))
-                for name, form in self._forms.items()
-            ]
+        if weights is None:
+            return
+        due: dict[int, tuple[Any, Tensor, Tensor]] = {}
+        for name, form in self._forms.items():
+            total, count = sums(statistics[name], weights, tuple(form.target.shape))
+            _, *before = due.get(id(form.target), (form, 0.0, 0.0))
+            due[id(form.target)] = form, total + before[0], count + before[1]
+        self._due = list(due.values())
 
     @torch.no_grad()
     def set(self) -> None:

@@ -5,13 +5,8 @@ of a run and calls that function in `gain`. `ParticleELBO` does the rest: it run
 makes loss and surrogate, keeps beta and the memory, and speaks Pyro's loss protocol.
 
 The value of every loss is minus the ELBO in nats, as Pyro scales it, whatever surrogate makes the
-gradient; so curves of different algorithms share one axis. Objectives with a weight beta on the
-rate (Higgins et al. [1]) are reported in `info`.
-
-References:
-    [1] Higgins et al. beta-VAE: learning basic visual concepts with a constrained variational
-        framework. ICLR, 2017.
-    [2] Rezende & Viola. Taming VAEs. arXiv 1810.00597 (a multiplier that meets a constraint).
+gradient; so curves of different algorithms share one axis. Objectives with a weight on the rate,
+rate, `beta`, are reported in `info`.
 """
 
 import math
@@ -25,6 +20,7 @@ from jaxtyping import Float
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_dvae.infer.beta import BetaState, check_beta, current_beta, first_beta, next_beta
 from pyro_dvae.infer.closed_forms import ClosedForms
 from pyro_dvae.infer.objective import (
     Gain,
@@ -45,17 +41,9 @@ from pyro_dvae.programs.planning import Plans
 from pyro_dvae.programs.record import Particles, Reader
 from pyro_dvae.programs.run import run_particles
 
-__all__ = ["BetaState", "LossState", "ParticleELBO"]
+__all__ = ["LossState", "ParticleELBO"]
 
 _OF_PROGRAMS = ("_plans", "_link", "_closed_forms")  # attributes that hold a model and a guide
-_RATE_GAIN = 0.01  # largest change of log beta per step towards `target_rate`
-
-
-class BetaState(NamedTuple):
-    """Step count, and the logarithm of beta where a target rate steers it."""
-
-    step: int
-    log_beta: float | Tensor
 
 
 class LossState(NamedTuple):
@@ -136,25 +124,11 @@ class ParticleELBO(NamedOptions, ELBO):
                 f"`num_particles` must be an integer of at least {self.min_particles} for "
                 f"{type(self).__name__}; got {num_particles!r}."
             )
-        is_number = isinstance(beta, float | int) and not isinstance(beta, bool)
-        if not callable(beta) and not (is_number and 0 <= beta < math.inf):
-            raise ValueError(
-                f"`beta` must be finite and not negative, or a schedule; got {beta!r}."
-            )
-        if target_rate is not None and not 0 < target_rate < math.inf:
-            raise ValueError(
-                f"`target_rate` must be positive and finite, in bits; got {target_rate}."
-            )
+        check_beta(type(self).__name__, beta, target_rate)
         if not max_plate_nesting >= 0:
             raise ValueError(
                 f"`max_plate_nesting` must be a whole number of at least 0, or left out; got "
                 f"{max_plate_nesting}."
-            )
-        if target_rate is not None and (callable(beta) or beta == 0):
-            raise ValueError(
-                f"`target_rate` steers {type(self).__name__}'s beta from the number that `beta` "
-                f"is, which must be positive; got {'a schedule' if callable(beta) else beta}. "
-                "Leave one of the two out."
             )
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
         self.vectorize_particles = vectorize_particles
@@ -273,8 +247,7 @@ class ParticleELBO(NamedOptions, ELBO):
 
     def init_state(self) -> LossState:
         """What the first step needs."""
-        log_beta = 0.0 if callable(self.beta) or not self.beta else math.log(self.beta)
-        return LossState(BetaState(0, log_beta), self.init_memory())
+        return LossState(first_beta(self.beta), self.init_memory())
 
     def _estimate(self, particles: Particles, state: LossState) -> _Estimate:
         beta = self._current_beta(state.beta)
@@ -298,7 +271,7 @@ class ParticleELBO(NamedOptions, ELBO):
             loss=-(scale * expected.elbo.mean(0)).sum() - expected.shared_elbo.mean(),
             surrogate=-(scale * gain.value).sum() - expected.shared_beta_elbo.mean(),
             info=self.info_class(**info, **gain.info),
-            state=LossState(self._next_beta_state(state.beta, rate), gain.memory),
+            state=LossState(next_beta(state.beta, self.target_rate, rate), gain.memory),
         )
 
     def _check_gain(self, gain: Gain, shape: Any, memory: Any) -> None:
@@ -322,15 +295,5 @@ class ParticleELBO(NamedOptions, ELBO):
             )
 
     def _current_beta(self, state: BetaState) -> float | Tensor:
-        if self.target_rate is not None:
-            return torch.as_tensor(state.log_beta).exp()
-        beta = float(self.beta(state.step)) if callable(self.beta) else self.beta
-        return max(beta, self.least_beta)
-
-    def _next_beta_state(self, state: BetaState, rate: Float[Tensor, ""]) -> BetaState:
-        """`rate` in nats per datum. Beta rises while the latents carry more than the target."""
-        if self.target_rate is None:
-            return BetaState(state.step + 1, state.log_beta)
-        excess = rate / (self.target_rate * math.log(2)) - 1.0
-        excess = torch.where(excess.isfinite(), excess, 0.0)  # a bad batch is not remembered
-        return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * excess.clamp(-1, 1))
+        beta = current_beta(state, self.beta, self.target_rate)
+        return beta if isinstance(beta, Tensor) else max(beta, self.least_beta)

@@ -15,7 +15,8 @@ One E-step (`Truncated_ELBO.e_step`, or each step of an `SVI`) goes through the 
 6. `proposals`: operators that ask the model, beside those of `ops.sets`;
 7. `scoring`: log joints of states under the model, many at a time.
 
-The M-step is `loss` alone: the members are run once more, with gradient.
+The M-step is `loss` alone: the members are run once more, with gradient; `gathered` keeps what the
+closed forms need. `sampling` is how the guide, called as a program, draws members.
 
 Glossary:
     state: One code for each of the H latents of a datum.

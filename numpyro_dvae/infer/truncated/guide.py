@@ -29,11 +29,11 @@ from jaxtyping import Array, Float, Integer, UInt32
 from numpyro.handlers import block, replay, substitute, trace
 from numpyro.primitives import Messenger
 
-from numpyro_dvae.distributions.members import Members
 from numpyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
 from numpyro_dvae.infer.truncated.masked import with_drawn
-from numpyro_dvae.infer.truncated.minibatch import open_plates, read_minibatch
+from numpyro_dvae.infer.truncated.minibatch import read_minibatch
 from numpyro_dvae.infer.truncated.proposals import draws_of, from_pool
+from numpyro_dvae.infer.truncated.sampling import add_silenced, in_dims, sample_members
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, silenced_of
 from numpyro_dvae.infer.truncated.start import first_words
 from numpyro_dvae.ops.arguments import checked
@@ -109,9 +109,9 @@ class TruncatedGuide:
         call = self._read_here(rest_trace, args, kwargs)
         codes, scores = self._score_members(call)
         values = {name: site.value for name, site in sample_sites(rest_trace).items()}
-        drawn, log_weights = _sample_members(call, codes, _in_dims(scores, call))
+        drawn, log_weights = sample_members(call, codes, in_dims(scores, call))
         if call.batch.drawn is not None:
-            _add_silenced(call, log_weights, _in_dims(silenced_of(call, codes), call))
+            add_silenced(call, log_weights, in_dims(silenced_of(call, codes), call))
         return values | drawn
 
     def posterior(self, *args: Any, **kwargs: Any) -> TruncatedPosterior:
@@ -328,40 +328,3 @@ def _is_drawn(msg: Any) -> bool:
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """A guide without sites."""
-
-
-def _sample_members(
-    call: ModelCall, codes: Integer[Array, "S B H"], log_weights: Float[Array, "S *batch"]
-) -> tuple[dict[str, Array], Float[Array, "S *drawn"]]:
-    """Draw each discrete site from the members that agree with the sites before it.
-
-    Returns:
-        The draws, and the log-weights of the members that agree with all of them.
-    """
-    layout, drawn = call.space.layout, {}
-    values = decode(call.space, codes, call.batch.sizes)
-    cell_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
-    for site in call.space.sites:
-        fn = Members(values[site.name], log_weights, len(site.event_shape), cell_dims)
-        with open_plates(call.batch, site.name):
-            drawn[site.name] = numpyro.sample(site.name, fn)
-        log_weights = fn.given(drawn[site.name])
-    return drawn, log_weights
-
-
-def _add_silenced(
-    call: ModelCall, log_weights: Float[Array, "S *drawn"], silenced: Float[Array, "S *batch"]
-) -> None:
-    """Take what masks silence of the one member that is left out of log q."""
-    is_left = log_weights != -jnp.inf
-    with open_plates(call.batch, call.space.sites[0].name, call.space.layout.plates):
-        numpyro.factor("guide.silenced", -jnp.where(is_left, silenced, 0.0).sum(0))
-
-
-def _in_dims(scores: Float[Array, "S B"], call: ModelCall) -> Float[Array, "S *batch"]:
-    """Scores of data in the batch dims of their plates, 1 in the others."""
-    layout, sizes = call.space.layout, call.batch.sizes
-    batch = [1] * layout.nesting
-    for dim, size in zip(layout.dims, sizes, strict=True):
-        batch[dim] = size
-    return scores.reshape(len(scores), *batch)

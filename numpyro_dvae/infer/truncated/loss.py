@@ -29,23 +29,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Integer, UInt32
+from jaxtyping import Array, Float, Integer, UInt32
 from numpyro.handlers import substitute
 
+from numpyro_dvae.infer.beta import current_beta
 from numpyro_dvae.infer.elbo import LossState, ParticleELBO
 from numpyro_dvae.infer.memory import LossMemory, forgotten, scheduled, take_memory
 from numpyro_dvae.infer.objective import Gain, Objective, info_type
 from numpyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
+from numpyro_dvae.infer.truncated.gathered import TruncatedMemory, gather
 from numpyro_dvae.infer.truncated.guide import TruncatedGuide
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.evolution import Operator
 from numpyro_dvae.programs.record import Particles
-from numpyro_dvae.programs.statistics import read_statistics, sums
+from numpyro_dvae.programs.statistics import read_statistics
 
 __all__ = [
     "TruncatedInfo",
-    "TruncatedMemory",
     "TruncatedValues",
     "Truncated_ELBO",
     "truncated_values",
@@ -54,14 +55,6 @@ __all__ = [
 # ess: effective number of states, 1 / sum q_n^2, in [1, S]; replaced: fraction of a set that the
 # E-step has replaced
 TruncatedInfo = info_type(__name__, "TruncatedInfo", "ess", "replaced")
-
-
-class TruncatedMemory(NamedTuple):
-    """What the closed forms have gathered since their last update."""
-
-    totals: dict[str, Array]  # parameter -> sum over data of q's mean statistic, of its shape
-    counts: dict[str, Array]  # parameter -> how many observed entries are in it
-    rows: Int[Array, ""]  # data seen
 
 
 class TruncatedValues(NamedTuple):
@@ -261,7 +254,7 @@ class Truncated_ELBO(ParticleELBO):
         sweeps = scheduled("sweeps", self.sweeps, step.state.beta.step)
         if isinstance(sweeps, int) and sweeps == 0:
             return _as_they_are(step)
-        scorer = Scorer(step.call, self._beta(step.state.beta))
+        scorer = Scorer(step.call, current_beta(step.state.beta, self.beta, self.target_rate))
         sweeps = sweeps if isinstance(sweeps, int) else jnp.asarray(sweeps, int)
         return evolve_sets(step.rng_key, scorer, step.codes, self.evolve, self.generations, sweeps)
 
@@ -295,7 +288,9 @@ class Truncated_ELBO(ParticleELBO):
             beta_elbo=jax.lax.stop_gradient(values.bound)[None],
         )
         info = {"ess": ess, "replaced": particles.extras["replaced"]}
-        memory = _gather(particles.extras, values.weights, memory)
+        statistics, targets = particles.extras["statistics"], particles.extras["targets"]
+        shapes = {name: memory.totals[name].shape for name in targets.values()}
+        memory = gather(statistics, targets, shapes, values.weights, memory)
         return Gain(values.bound, info, memory, expected)
 
     # ------------------------------------------------------------------------------- closed forms
@@ -308,8 +303,8 @@ class Truncated_ELBO(ParticleELBO):
         rows = jnp.where(goes_on, memory.rows, 0)
         is_due = goes_on & (rows >= step.call.batch.num_data)
         totals, counts, values = dict(memory.totals), dict(memory.counts), {}
-        for form in forms.values():
-            key, old = form.target, step.params[form.target]
+        for key, form in {form.target: form for form in forms.values()}.items():
+            old = step.params[key]
             total, count = (jnp.where(goes_on, held[key], 0.0) for held in (totals, counts))
             new = jnp.asarray(form.solve(total, count, old), jnp.result_type(old))
             values[key] = jnp.where(is_due, new, old)
@@ -337,17 +332,3 @@ def _run_members(
     targets = {name: form.target for name, form in forms.items()}
     extras = {**particles.extras, "targets": targets, "replaced": members.replaced}
     return particles._replace(log_prior=log_prior, extras=extras), mutable
-
-
-def _gather(
-    extras: Mapping[str, Any], weights: Float[Array, "S *plates"], memory: TruncatedMemory
-) -> TruncatedMemory:
-    """Add the statistics of these data to those since the last update."""
-    statistics, targets = extras["statistics"], extras["targets"]
-    totals, counts = dict(memory.totals), dict(memory.counts)
-    for name, statistic in statistics.items():
-        target = targets[name]
-        total, count = sums(statistic, weights, totals[target].shape)
-        totals[target], counts[target] = totals[target] + total, counts[target] + count
-    rows = memory.rows + weights[0].size if statistics else memory.rows
-    return TruncatedMemory(totals, counts, rows)

@@ -20,25 +20,29 @@ References:
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from jaxtyping import Float, Int32
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from pyro_dvae.distributions.members import Members
 from pyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
 from pyro_dvae.infer.truncated.masked import with_drawn
-from pyro_dvae.infer.truncated.minibatch import open_plates, read_minibatch
+from pyro_dvae.infer.truncated.minibatch import read_minibatch
 from pyro_dvae.infer.truncated.proposals import draws_of, from_pool
+from pyro_dvae.infer.truncated.sampling import (
+    add_silenced,
+    in_dims,
+    sample_members,
+    stacked,
+    values_of,
+)
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, given_values, silenced_of
 from pyro_dvae.infer.truncated.start import first_words
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.evolution import Operator, union
-from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.broadcasting import takes_particles
-from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
+from pyro_dvae.programs.codes import Space, find_space, latents_of
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.sites import sample_sites, with_values
@@ -119,12 +123,12 @@ class TruncatedGuide(nn.Module):
         nesting = call.space.layout.nesting
         rests = [given_values(d, call.batch, nesting) for d in _particles_of(tracer.trace, nesting)]
         given = [call._replace(rest_values=rest) for rest in rests]
-        log_weights = _stacked([_in_dims(_score_members(one, words), call) for one in given])
+        log_weights = stacked([in_dims(_score_members(one, words), call) for one in given])
         values = {name: site.value for name, site in sample_sites(tracer.trace).items()}
-        drawn, log_weights = _sample_members(call, words, log_weights)
+        drawn, log_weights = sample_members(call, words, log_weights)
         if call.batch.drawn is not None:
-            silenced = _stacked([_in_dims(silenced_of(one, words), call) for one in given])
-            _add_silenced(call, log_weights, silenced)
+            silenced = stacked([in_dims(silenced_of(one, words), call) for one in given])
+            add_silenced(call, log_weights, silenced)
         return values | drawn
 
     def posterior(self, *args: Any, **kwargs: Any) -> TruncatedPosterior:
@@ -138,7 +142,7 @@ class TruncatedGuide(nn.Module):
             words = self.members(call)
             scores = _score_members(call, words)
         scores = scores.reshape(len(scores), *call.batch.sizes)
-        values = _values_of(call, words)
+        values = values_of(call, words)
         return TruncatedPosterior(values, scores.softmax(0), scores.logsumexp(0))
 
     def for_data(
@@ -306,52 +310,3 @@ def _particle(rest_trace: poutine.Trace, stacked: set[str], k: int) -> poutine.T
 def _score_members(call: ModelCall, words: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
     """Log joints of members, -inf for one that is there already."""
     return torch.where(distinct(call, words), Scorer(call).of_words(words), -torch.inf)
-
-
-def _values_of(call: ModelCall, words: Int32[Tensor, "S B W"]) -> dict[str, Tensor]:
-    """The values of the discrete sites in these states."""
-    codes = unpack(words, call.space.cardinalities)
-    return decode(call.space, codes, call.batch.sizes)
-
-
-def _sample_members(
-    call: ModelCall, words: Int32[Tensor, "S B W"], log_weights: Float[Tensor, "S *batch"]
-) -> tuple[dict[str, Tensor], Float[Tensor, "S *drawn"]]:
-    """Draw each discrete site from the members that agree with the sites before it.
-
-    Returns:
-        The draws, and the log-weights of the members that agree with all of them.
-    """
-    layout, values, drawn = call.space.layout, _values_of(call, words), {}
-    cell_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
-    for site in call.space.sites:
-        fn = Members(values[site.name], log_weights, len(site.event_shape), cell_dims)
-        with open_plates(call.batch, site.name):
-            drawn[site.name] = pyro.sample(site.name, fn)
-        log_weights = fn.given(drawn[site.name])
-    return drawn, log_weights
-
-
-def _add_silenced(
-    call: ModelCall, log_weights: Float[Tensor, "S *drawn"], silenced: Float[Tensor, "S *batch"]
-) -> None:
-    """Take what masks silence of the one member that is left out of log q."""
-    is_left, ones = log_weights != -torch.inf, [1] * (log_weights.dim() - silenced.dim())
-    silenced = silenced.reshape(len(silenced), *ones, *silenced.shape[1:])
-    with open_plates(call.batch, call.space.sites[0].name, call.space.layout.plates):
-        log_factor = -torch.where(is_left, silenced, 0.0).sum(0)
-        pyro.factor("guide.silenced", log_factor, has_rsample=False)
-
-
-def _stacked(scores: list[Tensor]) -> Float[Tensor, "S *batch"]:
-    """Of each particle, behind the members."""
-    return torch.stack(scores, 1) if len(scores) > 1 else scores[0]
-
-
-def _in_dims(scores: Float[Tensor, "S B"], call: ModelCall) -> Float[Tensor, "S *batch"]:
-    """Scores of data in the batch dims of their plates, 1 in the others."""
-    layout, sizes = call.space.layout, call.batch.sizes
-    batch = [1] * layout.nesting
-    for dim, size in zip(layout.dims, sizes, strict=True):
-        batch[dim] = size
-    return scores.reshape(len(scores), *batch)

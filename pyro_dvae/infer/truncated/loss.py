@@ -25,7 +25,7 @@ References:
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -35,17 +35,17 @@ from torch import Tensor
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
+from pyro_dvae.infer.truncated.gathered import TruncatedMemory, gather
 from pyro_dvae.infer.truncated.guide import TruncatedGuide
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.evolution import Operator
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.record import Particles
-from pyro_dvae.programs.statistics import Statistic, read_statistics, sums
+from pyro_dvae.programs.statistics import read_statistics
 
 __all__ = [
     "TruncatedInfo",
-    "TruncatedMemory",
     "TruncatedValues",
     "Truncated_ELBO",
     "truncated_values",
@@ -54,14 +54,6 @@ __all__ = [
 # ess: effective number of states, 1 / sum q_n^2, in [1, S]; replaced: fraction of a set that the
 # E-step has replaced
 TruncatedInfo = info_type(__name__, "TruncatedInfo", "ess", "replaced")
-
-
-class TruncatedMemory(NamedTuple):
-    """What the closed forms have gathered since their last update."""
-
-    totals: dict[str, Tensor]  # site -> sum over data of q's mean statistic, one datum's shape
-    counts: dict[str, Tensor]  # site -> how many observed entries are in it
-    rows: int  # data seen
 
 
 class TruncatedValues(NamedTuple):
@@ -238,7 +230,9 @@ class Truncated_ELBO(ParticleELBO):
             beta_elbo=values.bound.detach()[None],
         )
         info = {"ess": ess, "replaced": particles.extras["replaced"]}
-        memory = _gather(particles.extras["statistics"], self._forms, values.weights, memory)
+        statistics, targets = particles.extras["statistics"], _targets(self._forms)
+        shapes = {name: tuple(self._forms[name].target.shape) for name in targets.values()}
+        memory = gather(statistics, targets, shapes, values.weights, memory)
         return Gain(values.bound, info, memory, expected)
 
     # ------------------------------------------------------------------------------- closed forms
@@ -252,25 +246,14 @@ class Truncated_ELBO(ParticleELBO):
         if not self._forms or memory.rows < self._num_data:
             return
         with torch.no_grad():
-            for name, form in self._forms.items():
+            for name in dict.fromkeys(_targets(self._forms).values()):
+                form = self._forms[name]
                 total, count = memory.totals[name], memory.counts[name]
                 form.target.copy_(form.solve(total, count, form.target))
         self.state = self.state._replace(memory=self.init_memory())
 
 
-def _gather(
-    statistics: dict[str, Statistic],
-    forms: dict[str, Any],
-    weights: Tensor,
-    memory: TruncatedMemory,
-) -> TruncatedMemory:
-    """Add the statistics of these data to those since the last update."""
-    totals, counts = {}, {}
-    for name, statistic in statistics.items():
-        total, count = sums(statistic, weights, tuple(forms[name].target.shape))
-        if name in memory.totals:  # after a resume they may be on another device
-            total = total + memory.totals[name].to(total.device)
-            count = count + memory.counts[name].to(count.device)
-        totals[name], counts[name] = total, count
-    rows = memory.rows + weights[0].numel() if statistics else 0
-    return TruncatedMemory(totals, counts, rows)
+def _targets(forms: Mapping[str, Any]) -> dict[str, str]:
+    """Of each site with a closed form, the first one that has its parameter."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(form.target), name) for name, form in forms.items()}
