@@ -109,7 +109,8 @@ class TruncatedGuide:
         call = self._read_here(rest_trace, args, kwargs)
         codes, scores = self._score_members(call)
         values = {name: site.value for name, site in sample_sites(rest_trace).items()}
-        drawn, log_weights = sample_members(call, codes, in_dims(scores, call))
+        states = decode(call.space, codes, call.batch.sizes)
+        drawn, log_weights = sample_members(call, states, in_dims(scores, call))
         if call.batch.drawn is not None:
             add_silenced(call, log_weights, in_dims(silenced_of(call, codes), call))
         return values | drawn

@@ -4,20 +4,21 @@ The joint states of a datum are drawn site by site: each site from the members t
 sites before it, so that together they are one member, with its probability.
 """
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 import numpyro
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float
 
 from numpyro_dvae.distributions.members import Members
 from numpyro_dvae.infer.truncated.minibatch import open_plates
 from numpyro_dvae.infer.truncated.scoring import ModelCall
-from numpyro_dvae.programs.codes import decode
 
 __all__ = ["add_silenced", "in_dims", "sample_members"]
 
 
 def sample_members(
-    call: ModelCall, codes: Integer[Array, "S B H"], log_weights: Float[Array, "S *batch"]
+    call: ModelCall, values: Mapping[str, Array], log_weights: Float[Array, "S *batch"]
 ) -> tuple[dict[str, Array], Float[Array, "S *drawn"]]:
     """Draw each discrete site from the members that agree with the sites before it.
 
@@ -25,7 +26,6 @@ def sample_members(
         The draws, and the log-weights of the members that agree with all of them.
     """
     layout, drawn = call.space.layout, {}
-    values = decode(call.space, codes, call.batch.sizes)
     cell_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
     for site in call.space.sites:
         fn = Members(values[site.name], log_weights, len(site.event_shape), cell_dims)

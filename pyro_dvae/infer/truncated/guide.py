@@ -30,19 +30,14 @@ from pyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_set
 from pyro_dvae.infer.truncated.masked import with_drawn
 from pyro_dvae.infer.truncated.minibatch import read_minibatch
 from pyro_dvae.infer.truncated.proposals import draws_of, from_pool
-from pyro_dvae.infer.truncated.sampling import (
-    add_silenced,
-    in_dims,
-    sample_members,
-    stacked,
-    values_of,
-)
+from pyro_dvae.infer.truncated.sampling import add_silenced, in_dims, sample_members
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, given_values, silenced_of
 from pyro_dvae.infer.truncated.start import first_words
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.evolution import Operator, union
+from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.broadcasting import takes_particles
-from pyro_dvae.programs.codes import Space, find_space, latents_of
+from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.sites import sample_sites, with_values
@@ -123,11 +118,11 @@ class TruncatedGuide(nn.Module):
         nesting = call.space.layout.nesting
         rests = [given_values(d, call.batch, nesting) for d in _particles_of(tracer.trace, nesting)]
         given = [call._replace(rest_values=rest) for rest in rests]
-        log_weights = stacked([in_dims(_score_members(one, words), call) for one in given])
+        log_weights = _stacked([in_dims(_score_members(one, words), call) for one in given])
         values = {name: site.value for name, site in sample_sites(tracer.trace).items()}
-        drawn, log_weights = sample_members(call, words, log_weights)
+        drawn, log_weights = sample_members(call, _values_of(call, words), log_weights)
         if call.batch.drawn is not None:
-            silenced = stacked([in_dims(silenced_of(one, words), call) for one in given])
+            silenced = _stacked([in_dims(silenced_of(one, words), call) for one in given])
             add_silenced(call, log_weights, silenced)
         return values | drawn
 
@@ -142,7 +137,7 @@ class TruncatedGuide(nn.Module):
             words = self.members(call)
             scores = _score_members(call, words)
         scores = scores.reshape(len(scores), *call.batch.sizes)
-        values = values_of(call, words)
+        values = _values_of(call, words)
         return TruncatedPosterior(values, scores.softmax(0), scores.logsumexp(0))
 
     def for_data(
@@ -310,3 +305,14 @@ def _particle(rest_trace: poutine.Trace, stacked: set[str], k: int) -> poutine.T
 def _score_members(call: ModelCall, words: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
     """Log joints of members, -inf for one that is there already."""
     return torch.where(distinct(call, words), Scorer(call).of_words(words), -torch.inf)
+
+
+def _values_of(call: ModelCall, words: Int32[Tensor, "S B W"]) -> dict[str, Tensor]:
+    """The values of the discrete sites in these states."""
+    codes = unpack(words, call.space.cardinalities)
+    return decode(call.space, codes, call.batch.sizes)
+
+
+def _stacked(scores: list[Tensor]) -> Float[Tensor, "S *batch"]:
+    """Of each particle, behind the members."""
+    return torch.stack(scores, 1) if len(scores) > 1 else scores[0]

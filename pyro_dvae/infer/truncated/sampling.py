@@ -4,35 +4,29 @@ The joint states of a datum are drawn site by site: each site from the members t
 sites before it, so that together they are one member, with its probability.
 """
 
+from collections.abc import Mapping
+
 import pyro
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Float
 from torch import Tensor
 
 from pyro_dvae.distributions.members import Members
 from pyro_dvae.infer.truncated.minibatch import open_plates
 from pyro_dvae.infer.truncated.scoring import ModelCall
-from pyro_dvae.ops.sets.packing import unpack
-from pyro_dvae.programs.codes import decode
 
-__all__ = ["add_silenced", "in_dims", "sample_members", "stacked", "values_of"]
-
-
-def values_of(call: ModelCall, words: Int32[Tensor, "S B W"]) -> dict[str, Tensor]:
-    """The values of the discrete sites in these states."""
-    codes = unpack(words, call.space.cardinalities)
-    return decode(call.space, codes, call.batch.sizes)
+__all__ = ["add_silenced", "in_dims", "sample_members"]
 
 
 def sample_members(
-    call: ModelCall, words: Int32[Tensor, "S B W"], log_weights: Float[Tensor, "S *batch"]
+    call: ModelCall, values: Mapping[str, Tensor], log_weights: Float[Tensor, "S *batch"]
 ) -> tuple[dict[str, Tensor], Float[Tensor, "S *drawn"]]:
     """Draw each discrete site from the members that agree with the sites before it.
 
     Returns:
         The draws, and the log-weights of the members that agree with all of them.
     """
-    layout, values, drawn = call.space.layout, values_of(call, words), {}
+    layout, drawn = call.space.layout, {}
     cell_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
     for site in call.space.sites:
         fn = Members(values[site.name], log_weights, len(site.event_shape), cell_dims)
@@ -51,11 +45,6 @@ def add_silenced(
     with open_plates(call.batch, call.space.sites[0].name, call.space.layout.plates):
         log_factor = -torch.where(is_left, silenced, 0.0).sum(0)
         pyro.factor("guide.silenced", log_factor, has_rsample=False)
-
-
-def stacked(scores: list[Tensor]) -> Float[Tensor, "S *batch"]:
-    """Of each particle, behind the members."""
-    return torch.stack(scores, 1) if len(scores) > 1 else scores[0]
 
 
 def in_dims(scores: Float[Tensor, "S B"], call: ModelCall) -> Float[Tensor, "S *batch"]:
