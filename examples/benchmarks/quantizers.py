@@ -297,7 +297,7 @@ def run_numpyro(row: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
 
 def flax_networks(width: int) -> tuple[Any, Any]:
     """As `torch_networks`, to (N, 8, 8, width)."""
-    nn = importlib.import_module("flax.linen")
+    nn, nets = map(importlib.import_module, ("flax.linen", "numpyro_dvae.nets"))
     encoder = nn.Sequential(
         [nn.Conv(32, (4, 4), 2), nn.relu, nn.Conv(64, (4, 4), 2), nn.relu, nn.Conv(width, (1, 1))]
     )
@@ -305,9 +305,9 @@ def flax_networks(width: int) -> tuple[Any, Any]:
         [
             nn.Conv(64, (3, 3)),
             nn.relu,
-            nn.ConvTranspose(32, (4, 4), (2, 2)),
+            nets.Upsampling(32),
             nn.relu,
-            nn.ConvTranspose(3, (4, 4), (2, 2)),
+            nets.Upsampling(3),
         ]
     )
     return encoder, decoder

@@ -117,6 +117,7 @@ class Backend(backends.Backend):
         from flax import linen as nn
 
         small, large, colours = *WIDTHS, shape[2] if len(shape) == 3 else 1
+        upsampling = self.module("nets").Upsampling
 
         class Residual(nn.Module):
             @nn.compact
@@ -136,8 +137,7 @@ class Backend(backends.Backend):
             @nn.compact
             def __call__(self, x: Any) -> Any:
                 x = nn.relu(Residual()(nn.Conv(large, (3, 3))(x)))
-                x = nn.relu(nn.ConvTranspose(small, (4, 4), (2, 2))(x))
-                x = nn.ConvTranspose(colours, (4, 4), (2, 2))(x).reshape(len(x), *shape)
+                x = upsampling(colours)(nn.relu(upsampling(small)(x))).reshape(len(x), *shape)
                 return x if start is None else x + start
 
         return ToGrid(), FromGrid()

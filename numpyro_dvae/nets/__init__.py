@@ -12,7 +12,8 @@ All but codebooks are flax (linen) modules, whose parameters live outside.
   for a guide and its model to share: tables, signs, several in turn, side by side or by scale;
 - `stochastic`: `CodebookEncoder`, logits of codes drawn around vectors (SQ-VAE);
 - `decoders`: `CodebookDecoder`, which puts the vectors of codes through a network;
-- `grids`: codes and vectors that lie on a grid, in a row.
+- `grids`: codes and vectors that lie on a grid, in a row;
+- `upsampling`: `Upsampling`, flax's `ConvTranspose` with gradients that are fast on a CPU.
 
 Two files are no networks, but what a user of one needs next: `decoding` searches for the most
 likely codes of an autoregressive distribution, and `registration` ties a network to
@@ -44,6 +45,7 @@ from numpyro_dvae.nets.registration import register
 from numpyro_dvae.nets.stacks import GroupedCodebook, ResidualCodebook
 from numpyro_dvae.nets.stochastic import CodebookEncoder
 from numpyro_dvae.nets.transformer import CausalTransformer, PatchEncoder
+from numpyro_dvae.nets.upsampling import Upsampling
 
 __all__ = [
     "BinaryCodes",
@@ -63,6 +65,7 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "ResidualCodebook",
+    "Upsampling",
     "decode_codes",
     "register",
 ]
