@@ -129,7 +129,7 @@ GRAY = np.arange(0, 250, 10, np.uint8).reshape(5, 5)
 )
 def test_pictures_of_every_kind_are_what_they_show(tmp_path, image, expected):
     image.save(tmp_path / "mine.png")
-    np.testing.assert_allclose(read_picture(tmp_path / "mine.png", 1.0), expected, atol=1e-9)
+    np.testing.assert_allclose(read_picture(tmp_path / "mine.png", 1.0).pixels, expected, atol=1e-9)
 
 
 def test_an_image_of_one_value_is_refused(tmp_path):

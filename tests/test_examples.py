@@ -107,8 +107,28 @@ def test_denoise(result_of, tmp_path, backend, sigma):
     settings = ("--missing", "0.3", "--sigma", sigma, "--epochs", "2", "--latents", "8")
     settings = (*settings, "--states", "8", "--backend", backend, "--json", "--out", tmp_path)
     result = result_of("denoise.py", tmp_path / "mine.png", *settings)
-    assert 15.0 < result["psnr_noisy"] < result["psnr"] - 5.0
+    assert 15.0 < result["psnr_noisy"] < result["psnr_pilot"] - 5.0 < result["psnr"] - 5.0
     assert Path(result["picture"]).exists()
+    restored = io.imread(result["restored"])
+    assert (restored.shape, restored.dtype) == ((24, 24, 3), np.uint8)
+
+
+def test_denoise_takes_a_noisy_picture_as_it_is(result_of, tmp_path):
+    """Of 16 bits, in tiles, with a stride, and a noise level that is known."""
+    from skimage import io
+
+    rng = np.random.default_rng(0)
+    clean = np.kron(np.eye(4), np.full((10, 10), 30000.0)) + 10000
+    noisy = clean + 2570 * rng.standard_normal(clean.shape)  # 10 on the scale to 255
+    io.imsave(tmp_path / "photo.png", noisy.astype(np.uint16), check_contrast=False)
+    settings = ("--tile", "32", "--stride", "2", "--sigma-known", "10", "--epochs", "2")
+    settings = (*settings, "--latents", "8", "--states", "8", "--json", "--out", tmp_path)
+    result = result_of("denoise.py", tmp_path / "photo.png", "--noisy", *settings)
+    restored = io.imread(result["restored"])
+    assert (restored.shape, restored.dtype) == ((40, 40), np.uint16)
+    errors = [np.square(image - clean).mean() for image in (restored.astype(float), noisy)]
+    assert errors[0] < 0.5 * errors[1]
+    assert result["sigma_found"] == 10.0
 
 
 def test_denoise_says_what_it_cannot_read(tmp_path):

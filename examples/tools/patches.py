@@ -1,6 +1,10 @@
 """Patches of an image: cut out, put together again, and what a model leaves of them.
 
 Arrays of NumPy throughout: images ``(H, W, C)``, patches ``(N, size, size, C)``.
+
+References:
+    [1] Chen, Zhu & Heng. An efficient statistical method for image noise level estimation. ICCV,
+        2015. The subspace by its eigenvalues.
 """
 
 import math
@@ -13,21 +17,30 @@ __all__ = [
     "first_atoms",
     "join",
     "model_errors",
+    "noise_level",
+    "noise_variance",
     "patch_means",
+    "places",
     "psnr",
     "wiener",
 ]
 
 _LEAST_USE = 0.01  # of a latent by a patch, to count
 _ROUNDS = 20  # of filling in what is missing
+_SIDES = 4, 5, 6  # of the patches that tell the noise level
 
 
-def cut(image: np.ndarray, size: int) -> np.ndarray:
-    """All patches ``(N, size, size, C)`` of an image, one for each place."""
+def cut(image: np.ndarray, size: int, stride: int = 1) -> np.ndarray:
+    """Patches ``(N, size, size, C)`` of an image, one for each place."""
     windows = np.lib.stride_tricks.sliding_window_view(image, (size, size), axis=(0, 1))
-    return np.ascontiguousarray(
-        np.moveaxis(windows, 2, -1).reshape(-1, size, size, image.shape[-1])
-    )
+    rows, columns = (places(length - size + 1, stride) for length in image.shape[:2])
+    chosen = windows if stride == 1 else windows[np.ix_(rows, columns)]
+    return np.ascontiguousarray(np.moveaxis(chosen, 2, -1).reshape(-1, size, size, image.shape[-1]))
+
+
+def places(count: int, stride: int) -> np.ndarray:
+    """Every so many of them, and the last."""
+    return np.unique(np.append(np.arange(0, count, stride), count - 1))
 
 
 def patch_means(patches: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -36,16 +49,17 @@ def patch_means(patches: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return (total / np.maximum(masks.sum((1, 2), keepdims=True), 1)).astype(np.float32)
 
 
-def join(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Each pixel the mean of the patches that cover it."""
+def join(patches: np.ndarray, shape: tuple[int, ...], stride: int = 1) -> np.ndarray:
+    """Each pixel the mean of the patches that cover it, as `cut` has cut them."""
     size = patches.shape[1]
-    rows, columns = shape[0] - size + 1, shape[1] - size + 1
-    patches = patches.reshape(rows, columns, *patches.shape[1:])
+    rows, columns = (places(length - size + 1, stride) for length in shape[:2])
+    patches = patches.reshape(len(rows), len(columns), *patches.shape[1:])
     total, count = np.zeros(shape), np.zeros(shape[:2])
     for i in range(size):
         for j in range(size):
-            total[i : i + rows, j : j + columns] += patches[:, :, i, j]
-            count[i : i + rows, j : j + columns] += 1
+            covered = np.ix_(rows + i, columns + j)
+            total[covered] += patches[:, :, i, j]
+            count[covered] += 1
     return total / count[..., None]
 
 
@@ -116,6 +130,41 @@ def filled_in(noisy: np.ndarray, seen: np.ndarray, gain: np.ndarray) -> np.ndarr
     for _ in range(0 if seen.all() else _ROUNDS):
         clean = (noisy * seen + clean * (1 - seen)) @ gain
     return clean
+
+
+def noise_level(image: np.ndarray) -> float:
+    """Standard deviation of the noise of an image ``(H, W, C)``, by its patches.
+
+    What there is of texture, or of chance, raises what `noise_variance` finds, so the least of
+    three sizes of patches is taken.
+    """
+    found = []
+    for size in _SIDES:
+        patches = cut(image, min(size, *image.shape[:2]))
+        patches = patches - patches.mean(0)
+        found.append(noise_variance(patches, np.ones(patches.shape, bool)))
+    return math.sqrt(min(found))
+
+
+def noise_variance(patches: np.ndarray, masks: np.ndarray) -> float:
+    """Variance of the noise of patches, by the directions that they leave unused [1].
+
+    Patches lie near a subspace; the variances along the others are those of the noise. They are as
+    many of the least as have a mean that is no more than their median.
+
+    Args:
+        patches: Of mean zero; where much is missing, what a model leaves of them.
+        masks: What is observed, of that shape.
+    """
+    flat, seen = (values.reshape(len(values), -1) for values in (patches, masks))
+    flat, seen = np.where(seen, flat, 0.0), seen.astype(float)
+    moments = flat.T @ flat / np.maximum(seen.T @ seen, 1.0)
+    variances = np.maximum(np.linalg.eigvalsh(moments), 0.0)
+    for number in range(len(variances), 0, -1):
+        least = variances[:number]
+        if least.mean() <= np.median(least):
+            break
+    return float(least.mean())
 
 
 def psnr(found: np.ndarray, clean: np.ndarray) -> float:

@@ -5,19 +5,25 @@ is unpacked.
 """
 
 import math
+import sys
 import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from raster import Picture
 
 __all__ = ["GIGABYTES", "read_arrays", "read_picture"]
 
 GIGABYTES = 4.0  # that a file may unpack to, unless its user allows more
-_SCALES = {"1": 1.0, "L": 255.0, "RGB": 255.0, "I;16": 65535.0, "I": 65535.0}  # modes of Pillow
+# Of modes of Pillow: the greatest value, and what a mode that is none of these is turned to.
+_SCALES = {"1": 1.0, "L": 255.0, "RGB": 255.0, "I;16": 65535.0, "I": 65535.0, "F": 1.0}
 _TO = {"P": "RGB", "PA": "RGB", "LA": "L", "La": "L", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB"}
 _TO |= {"CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "I;16B": "I", "I;16L": "I"}
+_ALPHAS = ("PA", "LA", "La", "RGBA", "RGBa")
+_SWAPPED = {"16B": "16L", "16L": "16B"}  # which of two bytes comes first
+_SWAPPED["16N"] = {"little": "16B", "big": "16L"}[sys.byteorder]
 
 
 def read_arrays(path: Path, names: tuple[str, ...], gigabytes: float) -> dict[str, np.ndarray]:
@@ -90,8 +96,8 @@ def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def read_picture(path: Path, gigabytes: float) -> np.ndarray:
-    """A gray or colour image, ``(H, W)`` or ``(H, W, 3)`` floats in [0, 1]; alpha is left out.
+def read_picture(path: Path, gigabytes: float) -> Picture:
+    """A gray or colour image of 8 or 16 bits, or a gray one of floats.
 
     Raises:
         ValueError: If it cannot be read as one image, or would unpack to more.
@@ -101,15 +107,7 @@ def read_picture(path: Path, gigabytes: float) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                width, height = image.size
-                _check_size(path, 8 * 3 * width * height, gigabytes)
-                if getattr(image, "n_frames", 1) > 1:
-                    raise ValueError(f"it holds {image.n_frames} images")
-                image = image.convert(_TO[image.mode]) if image.mode in _TO else image
-                if image.mode not in _SCALES:
-                    raise ValueError(f"its pixels are of the kind {image.mode!r}")
-                return np.asarray(image, np.float64) / _SCALES[image.mode]
+            return _picture(path, gigabytes)
     except _RefusedError as error:
         raise ValueError(str(error)) from None
     except Image.DecompressionBombError:
@@ -119,3 +117,46 @@ def read_picture(path: Path, gigabytes: float) -> np.ndarray:
             raise ValueError(f"{path}: cannot be read as an image (no format is known)") from None
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise ValueError(f"{path}: cannot be read as an image ({reason})") from None
+
+
+def _picture(path: Path, gigabytes: float) -> Picture:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        width, height = image.size
+        _check_size(path, 8 * 3 * width * height, gigabytes)
+        if getattr(image, "n_frames", 1) > 1:
+            raise ValueError(f"it holds {image.n_frames} images")
+        low = _low_bytes(path, image)
+        alpha = image.convert("RGBA").getchannel("A") if image.mode in _ALPHAS else None
+        image = image.convert(_TO[image.mode]) if image.mode in _TO else image
+        if image.mode not in _SCALES:
+            raise ValueError(f"its pixels are of the kind {image.mode!r}")
+        pixels = np.asarray(image, np.float64)
+        if not np.isfinite(pixels).all():
+            raise ValueError("some pixels are not finite")
+        if low is not None:
+            return Picture((256 * pixels + low) / 65535, 16)
+        depth = {"I": 16, "I;16": 16, "F": 32}.get(image.mode, 8)
+        transparent = None if alpha is None else np.asarray(alpha, np.float64) / 255
+        return Picture(pixels / _SCALES[image.mode], depth, transparent)
+
+
+def _low_bytes(path: Path, image: Any) -> np.ndarray | None:
+    """The lower bytes of a colour image of 16 bits, of which Pillow reads the upper ones."""
+    from PIL import Image
+
+    modes = [str(tile[3] if isinstance(tile[3], str) else tile[3][0]) for tile in image.tile]
+    if not any(";16" in mode for mode in modes) or image.mode.startswith("I"):
+        return None
+    kinds = {mode.partition(";")[2] for mode in modes}
+    if image.mode != "RGB" or not kinds <= set(_SWAPPED):
+        raise ValueError(f"colour of 16 bits is read as RGB alone, not as {modes[0]}")
+    with Image.open(path) as again:
+        for i, tile in enumerate(again.tile):
+            given = tile[3] if isinstance(tile[3], str) else tile[3][0]
+            colours, _, order = given.partition(";")
+            swapped = f"{colours};{_SWAPPED[order]}"
+            settings = swapped if isinstance(tile[3], str) else (swapped, *tile[3][1:])
+            again.tile[i] = type(tile)(*tile[:3], settings)
+        return np.asarray(again, np.float64)
