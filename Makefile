@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 JOBS ?= 2
+EXTRAS ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -11,7 +12,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 	XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-floor long-run coverage mutants lint typecheck clean
+.PHONY: help demo docs package bench test test-slow test-floor long-run coverage mutants lint typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -19,11 +20,26 @@ help: ## list the targets
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[all]' --group test
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]' --group test
 	touch $@
 
 demo: $(READY) ## compare the inference algorithms on real data, into out/demo
 	$(BIN)/python examples/tools/compare.py --out out/demo
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+docs: $(VENV)/.docs ## build the site into docs/_build/html, tutorials run, and check it
+	$(BIN)/codespell docs README.md CHANGELOG.md
+	$(ONE_THREAD) $(BIN)/python -m sphinx --fail-on-warning --keep-going -b html docs docs/_build/html
+	$(BIN)/python docs/check.py docs/_build/html
+
+package: $(READY) ## build wheel and sdist, and use them in empty environments, an extra each
+	$(BIN)/python tests/package.py
+
+bench: $(READY) ## time steps against steps by hand, and compare with the kept ratios
+	$(ONE_THREAD) $(BIN)/python examples/benchmarks/bench.py
 
 test: $(READY) ## run the test suite
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -60,5 +76,5 @@ typecheck: $(READY) ## check types
 	$(BIN)/mypy
 
 clean: ## remove the environment, caches and outputs
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis out build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis out build *.egg-info docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

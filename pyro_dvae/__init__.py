@@ -7,6 +7,7 @@
 - `pyro_dvae.ops`: the mathematics, as functions of arrays
 """
 
+import importlib.metadata
 import importlib.util
 
 _NEEDED = ("torch", "pyro")
@@ -16,3 +17,10 @@ if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is Non
         f"pyro_dvae needs {', '.join(missing)}, which its extra brings: "
         "pip install 'pyro-dvae[pyro]'"
     )
+
+
+def __getattr__(name: str) -> str:
+    """The version, which stands in pyproject.toml alone."""
+    if name == "__version__":
+        return importlib.metadata.version("pyro-dvae")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
