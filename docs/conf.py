@@ -39,7 +39,7 @@ extensions = [
     "docstrings",
     "reference",
 ]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints", "ratios.md"]
 nitpicky = True
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_inline"]
