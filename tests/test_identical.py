@@ -31,6 +31,7 @@ IDENTICAL = {
     "fit/losses.py",
     "fit/signals.py",
     "guides/__init__.py",
+    "nets/halving.py",
     "ops/__init__.py",
     "ops/arguments.py",
     "ops/calibration.py",

@@ -7,10 +7,10 @@ Start with `vae`: `DiscreteVAE` is the model, and its parts are arguments.
 - a *decoder* maps latents ``(*batch, L)`` to outputs ``(*batch, *shape of x)``; `Decoder` is the
   contract, `nets` has some;
 - a *likelihood* turns these outputs into p(x | z), the distribution of a datum; `Likelihood` is the
-  contract, `likelihoods` has some.
+  contract, `likelihoods` has some, and `heads` those that read two numbers for each entry.
 
 `closed_forms` is for parameters that follow from a posterior without a gradient. `plates` has the
-plate "data" that a model and its guide have in common.
+plate "data" that a model and its guide have in common, `variances` keeps numbers within bounds.
 
 The room may import `ops`, `distributions` and `nets`, and nothing of the package that is above it.
 
@@ -24,6 +24,7 @@ Words of this room:
 """
 
 from numpyro_dvae.models.closed_forms import ClosedForm
+from numpyro_dvae.models.heads import GaussianHeads, LogisticHeads
 from numpyro_dvae.models.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from numpyro_dvae.models.priors import (
     AutoregressivePrior,
@@ -43,8 +44,10 @@ __all__ = [
     "CodeModel",
     "Decoder",
     "DiscreteVAE",
+    "GaussianHeads",
     "GaussianLikelihood",
     "Likelihood",
+    "LogisticHeads",
     "Prior",
     "UniformPrior",
     "mnist_vae",

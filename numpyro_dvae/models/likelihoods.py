@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 from numpyro.distributions import Distribution
 
 from numpyro_dvae.distributions import precise
-from numpyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn, finite_logit
+from numpyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn
+from numpyro_dvae.models.variances import raw_of, variance_of
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["BernoulliLikelihood", "GaussianLikelihood", "Likelihood"]
@@ -100,7 +101,7 @@ class GaussianLikelihood(nn.Module):
         raw = self.start() if held is None else held
         if self.learn is True:
             raw = self._learnt(raw)
-        scale = jnp.sqrt(_variance_of(precise(raw), self.bounds))
+        scale = jnp.sqrt(variance_of(precise(raw), self.bounds))
         if scale.ndim:  # else one for all: there is less to do than for copies of it
             scale = jnp.broadcast_to(scale, event_shape)
         return dist.Normal(precise(outputs), scale).to_event(event_dim)
@@ -111,7 +112,7 @@ class GaussianLikelihood(nn.Module):
 
     def start(self) -> Float[Array, "*shape"]:
         """The raw parameter at first, which stands for the variance."""
-        return _raw_of(jnp.full(self.shape, self.variance), self.bounds)
+        return raw_of(jnp.full(self.shape, self.variance), self.bounds)
 
     def closed_form(self, name: str) -> ClosedForm | None:
         """``variance = mean of (x - mean)^2`` of the likelihood of this name, where asked for."""
@@ -123,31 +124,11 @@ class GaussianLikelihood(nn.Module):
     def _solve(self, total: Array, count: Array, old: Array) -> Array:
         """The raw parameter of the mean square error; the old one where nothing is observed."""
         total, count = _sum_to(total, old.shape), _sum_to(count, old.shape)
-        return jnp.where(count > 0, _raw_of(total / count, self.bounds), old)
+        return jnp.where(count > 0, raw_of(total / count, self.bounds), old)
 
     @nn.compact
     def _learnt(self, start: Array) -> Array:
         return self.param("raw", lambda _: start.astype(jnp.float32))
-
-
-def _variance_of(
-    raw: Float[Array, "*shape"], bounds: tuple[float, float] | None
-) -> Float[Array, "*shape"]:
-    """The variance that the raw parameter stands for."""
-    if bounds is None:
-        return jnp.exp(raw)
-    low, high = (math.log(bound) for bound in bounds)
-    return jnp.exp(low + (high - low) * nn.sigmoid(raw))
-
-
-def _raw_of(
-    variance: Float[Array, "*shape"], bounds: tuple[float, float] | None
-) -> Float[Array, "*shape"]:
-    """The raw parameter that gives `variance`, or the bound next to it."""
-    if bounds is None:
-        return jnp.log(variance)
-    low, high = (math.log(bound) for bound in bounds)
-    return finite_logit((jnp.log(variance) - low) / (high - low))
 
 
 def _sum_to(value: Array, shape: tuple[int, ...]) -> Array:

@@ -5,9 +5,11 @@ Start with `mlp`: a perceptron from data to logits, and one from latents to a li
 All but codebooks are flax (linen) modules, whose parameters live outside.
 
 - `mlp`: multi-layer perceptrons, `MLPEncoder` and `MLPDecoder`;
+- `convolutions`: residual ones, `ConvEncoder` and `ConvDecoder`, of images and sequences; `halving`
+  has their grids;
 - `transformer`: `PatchEncoder` of images, and `CausalTransformer` over codes;
 - `attention`: the blocks of these two;
-- `layers`, `inputs`: layers and how they start; checks of what a network is given;
+- `layers`, `inputs`, `latents`: layers and how they start; checks of what a network is given;
 - `quantizers`, `codebooks`, `implicit`, `stacks`, `hierarchical`: what quantises vectors,
   for a guide and its model to share: tables, signs, several in turn, side by side or by scale;
 - `stochastic`: `CodebookEncoder`, logits of codes drawn around vectors (SQ-VAE);
@@ -35,6 +37,7 @@ Words of this room:
 """
 
 from numpyro_dvae.nets.codebooks import Codebook, FiniteScalars
+from numpyro_dvae.nets.convolutions import ConvDecoder, ConvEncoder
 from numpyro_dvae.nets.decoders import CodebookDecoder
 from numpyro_dvae.nets.decoding import DecodedCodes, decode_codes
 from numpyro_dvae.nets.hierarchical import HierarchicalCodebook, HierarchicalDecoder
@@ -53,6 +56,8 @@ __all__ = [
     "Codebook",
     "CodebookDecoder",
     "CodebookEncoder",
+    "ConvDecoder",
+    "ConvEncoder",
     "DecodedCodes",
     "FiniteScalars",
     "GroupedCodebook",

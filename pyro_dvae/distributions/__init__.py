@@ -5,6 +5,7 @@ Start with `codes`: a `Categorical` whose particles share one copy of the logits
 - `logits`: what all of them do with logits, such as normalising in float32 or better;
 - `codes`: one code at a time, as an integer or as a one-hot vector;
 - `autoregressive`: the joint distribution of all codes of a datum, one drawn after the other;
+- `logistic`: integers in a row, as bytes are, by a discretised logistic;
 - `pathwise`: draws that carry a gradient, as Gumbel-softmax does;
 - `members`: one of a list of values, each with a weight, as a truncated posterior has them.
 
@@ -26,6 +27,7 @@ from pyro_dvae.distributions.autoregressive import AutoregressiveCategorical, Co
 from pyro_dvae.distributions.certain import CertainCategorical, UniformCategorical
 from pyro_dvae.distributions.codes import Categorical, OneHotCategorical
 from pyro_dvae.distributions.counts import Counts
+from pyro_dvae.distributions.logistic import DiscretizedLogistic
 from pyro_dvae.distributions.logits import (
     log_softmax,
     pick_codes,
@@ -44,6 +46,7 @@ __all__ = [
     "CertainCategorical",
     "CodeTransformer",
     "Counts",
+    "DiscretizedLogistic",
     "Members",
     "OneHotCategorical",
     "PathwiseBernoulli",

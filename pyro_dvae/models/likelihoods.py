@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_dvae.distributions import precise
-from pyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn, finite_logit
+from pyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn
+from pyro_dvae.models.variances import raw_of, variance_of
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["BernoulliLikelihood", "GaussianLikelihood", "Likelihood"]
@@ -87,7 +88,7 @@ class GaussianLikelihood(nn.Module):
                 f"{variance} and {bounds}."
             )
         self.bounds, self.learn = bounds, learn
-        raw = _raw_of(torch.full(tuple(shape), variance), bounds)
+        raw = raw_of(torch.full(tuple(shape), variance), bounds)
         self.raw = nn.Parameter(raw) if learn is True else nn.Buffer(raw)
 
     def forward(self, outputs: Tensor, event_dim: int) -> Distribution:
@@ -102,7 +103,7 @@ class GaussianLikelihood(nn.Module):
     @property
     def variance(self) -> Float[Tensor, "*shape"]:
         """The variance now."""
-        return _variance_of(precise(self.raw), self.bounds)
+        return variance_of(precise(self.raw), self.bounds)
 
     @property
     def closed_form(self) -> ClosedForm | None:
@@ -114,24 +115,4 @@ class GaussianLikelihood(nn.Module):
     def _solve(self, total: Tensor, count: Tensor, old: Tensor) -> Tensor:
         """The raw parameter of the mean square error; the old one where nothing is observed."""
         total, count = total.sum_to_size(old.shape), count.sum_to_size(old.shape)
-        return torch.where(count > 0, _raw_of(total / count, self.bounds), old)
-
-
-def _variance_of(
-    raw: Float[Tensor, "*shape"], bounds: tuple[float, float] | None
-) -> Float[Tensor, "*shape"]:
-    """The variance that the raw parameter stands for."""
-    if bounds is None:
-        return raw.exp()
-    low, high = (math.log(bound) for bound in bounds)
-    return (low + (high - low) * raw.sigmoid()).exp()
-
-
-def _raw_of(
-    variance: Float[Tensor, "*shape"], bounds: tuple[float, float] | None
-) -> Float[Tensor, "*shape"]:
-    """The raw parameter that gives `variance`, or the bound next to it."""
-    if bounds is None:
-        return variance.log()
-    low, high = (math.log(bound) for bound in bounds)
-    return finite_logit((variance.log() - low) / (high - low))
+        return torch.where(count > 0, raw_of(total / count, self.bounds), old)

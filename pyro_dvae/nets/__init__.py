@@ -3,9 +3,11 @@
 Start with `mlp`: a perceptron from data to logits, and one from latents to a likelihood's outputs.
 
 - `mlp`: multi-layer perceptrons, `MLPEncoder` and `MLPDecoder`;
+- `convolutions`: residual ones, `ConvEncoder` and `ConvDecoder`, of images and sequences; `halving`
+  has their grids;
 - `transformer`: `PatchEncoder` of images, and `CausalTransformer` over codes;
 - `attention`: the blocks of these two;
-- `layers`, `inputs`: layers and how they start; checks of what a network is given;
+- `layers`, `inputs`, `latents`: layers and how they start; checks of what a network is given;
 - `quantizers`, `codebooks`, `implicit`, `stacks`, `hierarchical`: what quantises vectors,
   for a guide and its model to share: tables, signs, several in turn, side by side or by scale;
 - `stochastic`: `CodebookEncoder`, logits of codes drawn around vectors (SQ-VAE);
@@ -32,6 +34,7 @@ Words of this room:
 """
 
 from pyro_dvae.nets.codebooks import Codebook, FiniteScalars
+from pyro_dvae.nets.convolutions import ConvDecoder, ConvEncoder
 from pyro_dvae.nets.decoders import CodebookDecoder
 from pyro_dvae.nets.decoding import DecodedCodes, decode_codes
 from pyro_dvae.nets.hierarchical import HierarchicalCodebook, HierarchicalDecoder
@@ -49,6 +52,8 @@ __all__ = [
     "Codebook",
     "CodebookDecoder",
     "CodebookEncoder",
+    "ConvDecoder",
+    "ConvEncoder",
     "DecodedCodes",
     "FiniteScalars",
     "GroupedCodebook",

@@ -1,0 +1,63 @@
+"""Grids of data and of their latents, which a number of halvings of each side connects."""
+
+import math
+from collections.abc import Sequence
+
+from numpyro_dvae.ops.arguments import check_counts
+
+__all__ = ["coarse_grid", "split_shape", "widths_between"]
+
+
+def split_shape(shape: Sequence[int], spatial_dims: int, name: str) -> tuple[tuple[int, ...], int]:
+    """The sides of a grid, and the channels at each place, which are the last dim or 1.
+
+    Args:
+        shape: Of a datum: ``(*sides)`` or ``(*sides, channels)``.
+        spatial_dims: How many sides there are, 1 or 2.
+        name: Of the argument that `shape` is, for the error.
+
+    Raises:
+        ValueError: If there are more or fewer dims.
+    """
+    if spatial_dims not in (1, 2):
+        raise ValueError(
+            f"`spatial_dims` must be 1 (sequences) or 2 (images); got {spatial_dims!r}."
+        )
+    shape = tuple(shape)
+    if len(shape) not in (spatial_dims, spatial_dims + 1):
+        wanted = "(T,) or (T, C)" if spatial_dims == 1 else "(H, W) or (H, W, C)"
+        raise ValueError(
+            f"`{name}` must be {wanted} with spatial_dims={spatial_dims}; got {shape}."
+        )
+    for size in shape:
+        check_counts(**{name: size})
+    return shape[:spatial_dims], math.prod(shape[spatial_dims:])
+
+
+def coarse_grid(sides: Sequence[int], num_latents: int) -> tuple[tuple[int, ...], int]:
+    """The grid of L places that halving all sides leaves, and how many halvings that takes.
+
+    Raises:
+        ValueError: If no number of halvings leaves L places.
+    """
+    found, grid = {}, tuple(sides)
+    for halvings in range(max(sides).bit_length()):
+        found[math.prod(grid)] = grid, halvings
+        if any(side % 2 for side in grid):
+            break
+        grid = tuple(side // 2 for side in grid)
+    if num_latents not in found:
+        possible = ", ".join(f"{places} on {grid}" for places, (grid, _) in found.items())
+        raise ValueError(
+            f"`num_latents` must be what halving the sides {tuple(sides)} leaves: {possible}; got "
+            f"{num_latents}. Pad or crop the data for other numbers."
+        )
+    return found[num_latents]
+
+
+def widths_between(width: int, halvings: int, channels: int) -> list[int]:
+    """Channels of the layers between the data and the coarse grid, from fine to coarse.
+
+    Half as many on each finer grid, and never fewer than those of the data.
+    """
+    return [max(width >> (halvings - level), channels) for level in range(halvings)]
