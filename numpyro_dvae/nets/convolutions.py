@@ -17,6 +17,7 @@ References:
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import KW_ONLY
 
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +66,7 @@ class ConvEncoder(nn.Module):
     input_shape: Sequence[int]
     num_latents: int
     num_codes: int | None = None
+    _: KW_ONLY
     width: int = 64
     num_blocks: int = 2
     num_groups: int | None = 8
@@ -139,6 +141,7 @@ class ConvDecoder(nn.Module):
     num_latents: int
     num_codes: int | None
     output_shape: Sequence[int]
+    _: KW_ONLY
     embed_dim: int = 64
     width: int = 64
     num_blocks: int = 2
