@@ -84,24 +84,10 @@ def pyro_parts(net):
             yield kernel, bias
 
 
-TAPS = {0: (3, 1), 1: (2, 0)}  # of a transposed kernel, for either output, from two places
-
-
-def whole_kernel(parts, dims):
-    """The transposed kernel whose taps lie in one of kernel 2 for all outputs."""
-    width = parts.shape[-1] >> dims
-    kernel = np.zeros((4,) * dims + (parts.shape[-2], width))
-    for part, shift in enumerate(itertools.product((0, 1), repeat=dims)):
-        for place in itertools.product((0, 1), repeat=dims):
-            tap = tuple(TAPS[s][p] for s, p in zip(shift, place, strict=True))
-            kernel[tap] = parts[place][:, part * width : (part + 1) * width]
-    return kernel
-
-
 def numpyro_parts(net, order, dims):
     """The same, from flax's tree, whose names say in which order layers are made."""
     tree = {name: value for name, value in net.params.items()}
-    counts = dict.fromkeys(("Conv", "GroupNorm", "_Halving", "_Residual", "_Doubling"), 0)
+    counts = dict.fromkeys(("Conv", "GroupNorm", "_Halving", "_Residual", "Upsampling"), 0)
 
     def next_of(kind, within=tree, counters=counts):
         found = within[f"{kind}_{counters[kind]}"]
@@ -113,8 +99,9 @@ def numpyro_parts(net, order, dims):
             conv = next_of("_Halving")["Conv_0"]
             yield conv["kernel"], conv["bias"]
         elif step == "double":
-            layer = next_of("_Doubling")
-            yield whole_kernel(np.asarray(layer["Conv_0"]["kernel"]), dims), layer["bias"]
+            layer = next_of("Upsampling")
+            turned = np.flip(np.asarray(layer["kernel"]), range(dims))  # JAX's lies the other way
+            yield turned, layer["bias"]
         elif step == "norm":
             norm = next_of("GroupNorm")
             yield norm["scale"], norm["bias"]

@@ -12,10 +12,11 @@ from numpyro_dvae.nets import Upsampling  # noqa: E402
 X = jax.numpy.asarray(np.random.default_rng(0).normal(size=(2, 4, 5, 3)))
 
 
-@pytest.mark.parametrize("stride", [2, 3])
-def test_the_same_numbers_as_of_flax(stride):
-    ours, theirs = Upsampling(6, stride), nn.ConvTranspose(6, (2 * stride,) * 2, (stride,) * 2)
-    params = theirs.init(jax.random.key(0), X)
+@pytest.mark.parametrize(("stride", "dims"), [(2, 2), (3, 2), (2, 1)])
+def test_the_same_numbers_as_of_flax(stride, dims):
+    ours = Upsampling(6, stride, dims)
+    theirs = nn.ConvTranspose(6, (2 * stride,) * dims, (stride,) * dims)
+    params = theirs.init(jax.random.key(0), X)  # of one dim: 2 x 4 sequences of length 5
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # a bias of 0 would show nothing
     shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), X))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)

@@ -14,12 +14,10 @@ References:
     Drolet et al. Discrete variational autoencoding via policy search. ICLR, 2026 (the widths).
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
@@ -28,6 +26,7 @@ from numpyro_dvae.nets.halving import coarse_grid, split_shape, widths_between
 from numpyro_dvae.nets.inputs import batch_shape_of, flat_start
 from numpyro_dvae.nets.latents import latents_batch
 from numpyro_dvae.nets.mlp import Constant
+from numpyro_dvae.nets.upsampling import Upsampling
 from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["ConvDecoder", "ConvEncoder"]
@@ -182,9 +181,9 @@ class ConvDecoder(nn.Module):
             x = _Residual(self.width, self.num_groups)(x)
         x = nn.relu(x)
         for width in widths_between(self.width, doublings, channels)[:0:-1]:
-            x = nn.relu(_normed(_Doubling(width)(x), self.num_groups))
+            x = nn.relu(_normed(_doubling(width, len(grid))(x), self.num_groups))
         if doublings:
-            x = _Doubling(channels, _OUTPUT_SCALE)(x)
+            x = _doubling(channels, len(grid), _OUTPUT_SCALE)(x)
         else:
             x = _convolution(channels, 1, len(grid), _OUTPUT_SCALE)(x)
         outputs = x.reshape(*batch, *self.output_shape)
@@ -236,33 +235,10 @@ class _Halving(nn.Module):
         return _convolution(self.width, 4, x.ndim - 2, strides=2)(x)
 
 
-class _Doubling(nn.Module):
-    """A transposed convolution of kernel 4 and stride 2, as a convolution of kernel 2.
-
-    Each of the 2^n outputs between places is a sum over 2^n of them, so that one convolution to
-    2^n times the channels has all outputs, shifted by less than a place. XLA's own transpose takes
-    nine times the time on a CPU (128 images, 8 x 8 x 64 to 16 x 16 x 32, with gradients).
-    """
-
-    width: int
-    scale: float = 1.0
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        dims, sides = x.ndim - 2, x.shape[1:-1]
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        padding = [(1, 1)] * dims
-        wide = _convolution(self.width << dims, 2, dims, self.scale, padding=padding, bias=False)(x)
-        wide = wide.reshape(*wide.shape[:-1], 1 << dims, self.width)
-        shifts = list(itertools.product((0, 1), repeat=dims))
-        parts = [
-            wide[(slice(None), *(slice(a, a + n) for a, n in zip(shift, sides, strict=True)), part)]
-            for part, shift in enumerate(shifts)
-        ]
-        outputs = jnp.stack(parts, -2).reshape(len(x), *sides, *[2] * dims, self.width)
-        order = [1 + axis + dims * half for axis in range(dims) for half in (0, 1)]
-        outputs = outputs.transpose(0, *order, outputs.ndim - 1)
-        return outputs.reshape(len(x), *(2 * n for n in sides), self.width) + bias
+def _doubling(width: int, dims: int, scale: float = 1.0) -> Upsampling:
+    """A transposed convolution of kernel 4 and stride 2; each output has 2 of 4 taps a side."""
+    start = nn.initializers.variance_scaling(scale**2 * 2**dims, "fan_in", "normal")
+    return Upsampling(width, spatial_dims=dims, kernel_init=start)
 
 
 def _convolution(
@@ -272,8 +248,6 @@ def _convolution(
     scale: float = 1.0,
     *,
     strides: int = 1,
-    padding: object = None,
-    bias: bool = True,
 ) -> nn.Conv:
     """Weights normal with variance ``scale² / fan-in``, biases zero."""
     around = [((kernel - 1) // 2, (kernel - 1) // 2)] * dims
@@ -281,8 +255,7 @@ def _convolution(
         width,
         (kernel,) * dims,
         strides,
-        around if padding is None else padding,
-        use_bias=bias,
+        around,
         kernel_init=nn.initializers.variance_scaling(scale**2, "fan_in", "normal"),
     )
 

@@ -8,69 +8,97 @@ References:
     [1] Shi et al. Is the deconvolution layer the same as a convolutional layer? arXiv:1609.07009.
 """
 
+import itertools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from numpyro_dvae.ops.arguments import checked
+
 __all__ = ["Upsampling"]
 
-_DIMENSIONS = "NHWC", "HWIO", "NHWC"
 
-
+@checked
 class Upsampling(nn.Module):
-    """Images of `stride` times the size: ``nn.ConvTranspose(features, (2 s, 2 s), (s, s))``.
+    """Grids of `stride` times the size: ``nn.ConvTranspose(features, (2 s, 2 s), (s, s))``.
 
     Parameters and outputs are those of that layer with the padding "SAME", so that either can stand
     for the other.
 
     Args:
         features: Channels of the outputs.
-        stride: Output pixels of an input pixel along each side, s, at least 2.
+        stride: Output places of an input place along each side, s, at least 2.
+        spatial_dims: 2 for images, 1 for sequences.
+        kernel_init: What the weights start at; flax's usual start by default.
 
     Raises:
-        ValueError: On a call, if `stride` is none, or the images are not ``(*batch, H, W, C)``.
+        ValueError: On a call, if `stride` is none, or the inputs are not ``(*batch, H, W, C)``, or
+            ``(*batch, T, C)`` of sequences.
     """
 
     features: int
     stride: int = 2
+    spatial_dims: int = 2
+    kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Images ``(*batch, s H, s W, features)``."""
-        s = self.stride
+        """Grids ``(*batch, s H, s W, features)``."""
+        s, dims = self.stride, self.spatial_dims
         if s < 2:
             raise ValueError(f"`stride` must be at least 2; got {s}.")
-        if x.ndim < 3:
-            raise ValueError(f"Images must be (*batch, H, W, C); got shape {x.shape}.")
-        shape = 2 * s, 2 * s, x.shape[-1], self.features
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        if x.ndim < dims + 1:
+            name, wanted = ("Images", "H, W") if dims == 2 else ("Sequences", "T")
+            raise ValueError(f"{name} must be (*batch, {wanted}, C); got shape {x.shape}.")
+        shape = *(2 * s,) * dims, x.shape[-1], self.features
+        kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
-        found = _upsampled(x.reshape(-1, *x.shape[-3:]), kernel, s) + bias
-        return found.reshape(*x.shape[:-3], *found.shape[1:])
+        batch = x.shape[: x.ndim - dims - 1]
+        found = _upsampled(x.reshape(-1, *x.shape[len(batch) :]), kernel, s) + bias
+        return found.reshape(*batch, *found.shape[1:])
 
 
 def _upsampled(x: Array, kernel: Array, s: int) -> Array:
-    """All ``s * s`` places of an input pixel at once, then side by side.
+    """All ``s ** n`` places of an input place at once, then side by side.
 
     Place a of a side sees two inputs, through the weights ``taps[a]`` and ``taps[a] + s``; the
-    first of them is the input before for the places below `ahead`, for others that of the pixel.
+    first of them is the input before for the places below `ahead`, for others that of the place.
     """
-    (num, height, width, channels), features = x.shape, kernel.shape[-1]
-    padding = (3 * s - 1) // 2  # what "SAME" puts before the images, with s - 1 zeros between
+    dims, sides, features = x.ndim - 2, x.shape[1:-1], kernel.shape[-1]
+    padding = (3 * s - 1) // 2  # what "SAME" puts before the inputs, with s - 1 zeros between
     taps, ahead = [(padding - a) % s for a in range(s)], padding - s + 1
-    weights = kernel.reshape(2, s, 2, s, channels, features)[:, taps][:, :, :, taps]
-    weights = weights.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, channels, s * s * features)
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    weights = kernel.reshape(*(2, s) * dims, *kernel.shape[-2:])
+    for axis in range(dims):
+        weights = jnp.take(weights, jnp.asarray(taps), axis=2 * axis + 1)
+    order = [*range(0, 2 * dims, 2), 2 * dims, *range(1, 2 * dims, 2), 2 * dims + 1]
+    weights = weights.transpose(order).reshape(*(2,) * dims, -1, s**dims * features)
+    padded = jnp.pad(x, ((0, 0), *((1, 1),) * dims, (0, 0)))
+    names = "HW"[:dims]
     found = jax.lax.conv_general_dilated(
-        padded, weights, (1, 1), "VALID", dimension_numbers=_DIMENSIONS
+        padded,
+        weights,
+        (1,) * dims,
+        "VALID",
+        dimension_numbers=(f"N{names}C", f"{names}IO", f"N{names}C"),
     )
-    found = found.reshape(num, height + 1, width + 1, s, s, features)
-    firsts = [int(a >= ahead) for a in range(s)]
-    rows = (found[:, first : first + height, :, a] for a, first in enumerate(firsts))
     places = [
-        jnp.stack([row[:, :, first : first + width, a] for a, first in enumerate(firsts)], 3)
-        for row in rows
+        _window(found, [int(a >= ahead) for a in place], sides, features, number)
+        for number, place in enumerate(itertools.product(range(s), repeat=dims))
     ]
-    return jnp.stack(places, 2).reshape(num, height * s, width * s, features)
+    shape = len(x), *sides, *(s,) * dims, features
+    apart = jnp.stack(places, -2).reshape(shape)
+    order = [1 + axis + dims * inner for axis in range(dims) for inner in (0, 1)]
+    together = apart.transpose(0, *order, apart.ndim - 1)
+    return together.reshape(len(x), *(s * side for side in sides), features)
+
+
+def _window(
+    found: Array, firsts: list[int], sides: tuple[int, ...], features: int, number: int
+) -> Array:
+    """The outputs of one place, whose first input is the one before, or that of the place."""
+    rows = (slice(first, first + side) for first, side in zip(firsts, sides, strict=True))
+    return found[(slice(None), *rows, slice(number * features, (number + 1) * features))]
