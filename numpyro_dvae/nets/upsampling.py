@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.nets.halving import check_spatial_dims
+from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["Upsampling"]
 
@@ -35,8 +36,8 @@ class Upsampling(nn.Module):
         kernel_init: What the weights start at; flax's usual start by default.
 
     Raises:
-        ValueError: On a call, if `stride` is none, or the inputs are not ``(*batch, H, W, C)``, or
-            ``(*batch, T, C)`` of sequences.
+        ValueError: If a size is out of range; on a call, if the inputs are not ``(*batch, H, W, C)``,
+            or ``(*batch, T, C)`` of sequences.
     """
 
     features: int
@@ -44,12 +45,16 @@ class Upsampling(nn.Module):
     spatial_dims: int = 2
     kernel_init: Callable = nn.initializers.lecun_normal()
 
+    def __post_init__(self) -> None:
+        check_counts(features=self.features)
+        check_counts(stride=self.stride, least=2)
+        check_spatial_dims(self.spatial_dims)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Grids ``(*batch, s H, s W, features)``."""
         s, dims = self.stride, self.spatial_dims
-        if s < 2:
-            raise ValueError(f"`stride` must be at least 2; got {s}.")
         if x.ndim < dims + 1:
             name, wanted = ("Images", "H, W") if dims == 2 else ("Sequences", "T")
             raise ValueError(f"{name} must be (*batch, {wanted}, C); got shape {x.shape}.")

@@ -5,7 +5,19 @@ from collections.abc import Sequence
 
 from pyro_dvae.ops.arguments import check_counts
 
-__all__ = ["coarse_grid", "split_shape", "widths_between"]
+__all__ = ["check_spatial_dims", "coarse_grid", "split_shape", "widths_between"]
+
+
+def check_spatial_dims(spatial_dims: int) -> None:
+    """Check a number of sides.
+
+    Raises:
+        ValueError: If it is neither 1 nor 2.
+    """
+    if spatial_dims not in (1, 2):
+        raise ValueError(
+            f"`spatial_dims` must be 1 (sequences) or 2 (images); got {spatial_dims!r}."
+        )
 
 
 def split_shape(shape: Sequence[int], spatial_dims: int, name: str) -> tuple[tuple[int, ...], int]:
@@ -19,10 +31,7 @@ def split_shape(shape: Sequence[int], spatial_dims: int, name: str) -> tuple[tup
     Raises:
         ValueError: If there are more or fewer dims.
     """
-    if spatial_dims not in (1, 2):
-        raise ValueError(
-            f"`spatial_dims` must be 1 (sequences) or 2 (images); got {spatial_dims!r}."
-        )
+    check_spatial_dims(spatial_dims)
     shape = tuple(shape)
     if len(shape) not in (spatial_dims, spatial_dims + 1):
         wanted = "(T,) or (T, C)" if spatial_dims == 1 else "(H, W) or (H, W, C)"
