@@ -36,8 +36,8 @@ class Upsampling(nn.Module):
         kernel_init: What the weights start at; flax's usual start by default.
 
     Raises:
-        ValueError: If a size is out of range; on a call, if the inputs are not ``(*batch, H, W, C)``,
-            or ``(*batch, T, C)`` of sequences.
+        ValueError: If a size is out of range; on a call, if the inputs are not
+            ``(*batch, H, W, C)``, or ``(*batch, T, C)`` of sequences.
     """
 
     features: int
