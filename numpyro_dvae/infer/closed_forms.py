@@ -22,7 +22,13 @@ from jaxtyping import Array, Float
 
 from numpyro_dvae.programs.pair import Layout, Run
 from numpyro_dvae.programs.record import Particles
-from numpyro_dvae.programs.statistics import Statistic, read_statistics, sums
+from numpyro_dvae.programs.statistics import (
+    Factors,
+    Statistic,
+    closed_forms_of,
+    read_statistics,
+    sums,
+)
 
 __all__ = ["RATE", "ClosedForms"]
 
@@ -35,10 +41,9 @@ class ClosedForms:
     def __init__(self) -> None:
         self._forms: dict[str, Any] = {}
 
-    def read(self, run: Run, layout: Layout, num_particles: int) -> dict[str, Statistic]:
+    def read(self, run: Run, layout: Layout, num_particles: int) -> dict[str, Statistic | Factors]:
         """The statistics of those sites; a reader of records."""
-        found = {name: site.infer.get("closed_form") for name, site in run.model.items()}
-        self._forms = {name: form for name, form in found.items() if form is not None}
+        self._forms = closed_forms_of(run.model)
         return read_statistics(self._forms, run, layout, num_particles)
 
     def values(

@@ -13,7 +13,7 @@ References:
         policy search. ICLR, 2026. Table of networks and settings for MNIST.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ class DiscreteVAE:
         size = plate_size(x, index, num_data, "x")
         _check_labels(labels, size if index is None else len(index))
         with data_plate(size, index):
-            z = numpyro.sample("z", prior, infer=_infer("model.prior", self.prior))
+            z = numpyro.sample("z", prior, infer=_infer({"model.prior": self.prior}))
             z = jnp.asarray(z)
             _check_length(z.shape[len(self._batch(z)) :], prior.event_shape)
             outputs, event_dim = self._outputs(z)
@@ -106,8 +106,8 @@ class DiscreteVAE:
             if observed is not None:
                 likelihood = _masked(likelihood, jnp.asarray(observed))
                 x = None if x is None else jnp.where(observed, x, jnp.zeros_like(x))
-            infer = _infer("model.likelihood", self.likelihood)
-            return numpyro.sample("x", likelihood, obs=x, infer=infer)
+            parts = {"model.likelihood": self.likelihood, "model.decoder": self.decoder}
+            return numpyro.sample("x", likelihood, obs=x, infer=_infer(parts))
 
     def reconstruct(
         self, z: Shaped[Array | np.ndarray, "*batch L"]
@@ -121,7 +121,8 @@ class DiscreteVAE:
 
     def _outputs(self, z: Array) -> tuple[Array, int]:
         """The decoder's outputs and how many of their dims make one datum."""
-        outputs = register("model.decoder", self.decoder, z)(z)
+        inputs = (z, *_held("model.decoder", self.decoder))
+        outputs = register("model.decoder", self.decoder, *inputs)(*inputs)
         batch = self._batch(z)
         if outputs.shape[: len(batch)] != batch:
             raise ValueError(
@@ -193,14 +194,15 @@ def _batch_of_codes(z: Array) -> Sequence[int]:
     return z.shape[:-1]
 
 
-def _infer(name: str, part: Any) -> Any:
-    """What a site's `infer` says of its prior or likelihood, which may be of any make."""
-    form = _closed_form(name, part)
-    return {} if form is None else {"closed_form": form}
+def _infer(parts: Mapping[str, Any]) -> Any:
+    """What a site's `infer` says of prior, likelihood or decoder, which may be of any make."""
+    forms = (_closed_form(name, part) for name, part in parts.items())
+    found = tuple(form for form in forms if form is not None)
+    return {"closed_form": found} if found else {}
 
 
 def _held(name: str, part: Any) -> tuple[Array, ...]:
-    """The parameter of a prior or likelihood that has a closed form: it is in the mutable state."""
+    """The parameter of a part that has a closed form: it is in the mutable state."""
     form = _closed_form(name, part)
     return () if form is None else (mutable(form.target, part.start()),)
 

@@ -77,7 +77,7 @@ class MLPEncoder(nn.Module):
 class Constant:
     """An array that a module can have as an attribute: compared and hashed as an object."""
 
-    def __init__(self, value: Float[np.ndarray, "..."]) -> None:
+    def __init__(self, value: Float[Array | np.ndarray, "..."]) -> None:
         self.value = value
 
 

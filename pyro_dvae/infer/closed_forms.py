@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 
 from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.record import Particles
-from pyro_dvae.programs.statistics import Statistic, read_statistics, sums
+from pyro_dvae.programs.statistics import Factors, Statistic, closed_forms_of, read_statistics, sums
 
 __all__ = ["RATE", "ClosedForms"]
 
@@ -38,12 +38,11 @@ class ClosedForms:
         self._forms: dict[str, Any] = {}
         self._due: list[tuple[Any, Tensor, Tensor]] = []
 
-    def read(self, run: Run, layout: Layout, num_particles: int) -> dict[str, Statistic]:
+    def read(self, run: Run, layout: Layout, num_particles: int) -> dict[str, Statistic | Factors]:
         """The statistics of those sites, in a run that trains; a reader of records."""
         if not torch.is_grad_enabled():
             return {}
-        found = {name: site.infer.get("closed_form") for name, site in run.model.items()}
-        self._forms = {name: form for name, form in found.items() if form is not None}
+        self._forms = closed_forms_of(run.model)
         return read_statistics(self._forms, run, layout, num_particles)
 
     def watched(self, particles: Particles) -> Particles:

@@ -25,12 +25,18 @@ class ClosedForm(NamedTuple):
     its batch, by a tenth of the way at each step (`infer.closed_forms`). The framework's own losses
     leave it as it is. The parameter becomes ``solve(total, count, old)``: the total over all data
     of the posterior mean of the statistic, how many data each entry of it is the total of, and the
-    parameter as it was.
+    parameter as it was. A site may have several forms, in a tuple.
+
+    Where `sees_latents`, the statistic is of (distribution, value, latents), the values of the
+    model's latent sites by name, and returns two factors ``(*batch, R, A)`` and ``(*batch, R, B)``;
+    the total is that of ``left^T right``, of the parameter's shape (A, B). So second moments, as
+    of least squares, take no array for each state. See `LinearDecoder`.
     """
 
     target: Tensor  # the buffer that holds the parameter
-    statistic: Callable[[Any, Tensor], Tensor]  # of (distribution, value), for each entry
+    statistic: Callable[..., Any]  # of (distribution, value), for each entry
     solve: Callable[[Tensor, Tensor, Tensor], Tensor]
+    sees_latents: bool = False
 
 
 def check_learn(learn: bool | str) -> None:

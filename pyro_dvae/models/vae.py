@@ -103,7 +103,7 @@ class DiscreteVAE(nn.Module):
                 likelihood = _masked(likelihood, observed)
                 x = None if x is None else torch.where(observed, x, torch.zeros_like(x))
             fn = cast("dist.TorchDistribution", likelihood)
-            return pyro.sample("x", fn, obs=x, infer=_infer(self.likelihood))
+            return pyro.sample("x", fn, obs=x, infer=_infer(self.likelihood, self.decoder))
 
     def reconstruct(self, z: Shaped[Tensor, "*batch L"]) -> Shaped[Tensor, "*batch_event"]:
         """The mean of p(x | z), ``(*batch, *shape of x)``; of categories, the most likely ones."""
@@ -183,10 +183,11 @@ def _batch_of_codes(z: Tensor) -> Sequence[int]:
     return z.shape[:-1]
 
 
-def _infer(part: Any) -> Any:
-    """What a site's `infer` says of its prior or likelihood, which may be of any make."""
-    form = getattr(part, "closed_form", None)
-    return {} if form is None else {"closed_form": form}
+def _infer(*parts: Any) -> Any:
+    """What a site's `infer` says of prior, likelihood or decoder, which may be of any make."""
+    forms = (getattr(part, "closed_form", None) for part in parts)
+    found = tuple(form for form in forms if form is not None)
+    return {"closed_form": found} if found else {}
 
 
 def _masked(likelihood: Distribution, observed: Tensor) -> Distribution:

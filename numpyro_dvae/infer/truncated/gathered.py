@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float, Int
 
-from numpyro_dvae.programs.statistics import Statistic, sums
+from numpyro_dvae.programs.statistics import Factors, Statistic, sums
 
 __all__ = ["TruncatedMemory", "gather"]
 
@@ -23,7 +23,7 @@ class TruncatedMemory(NamedTuple):
 
 
 def gather(
-    statistics: Mapping[str, Statistic],
+    statistics: Mapping[str, Statistic | Factors],
     targets: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
     weights: Float[Array, "S *plates"],

@@ -19,6 +19,7 @@ from numpyro.handlers import substitute
 from numpyro_dvae.programs.codes import Space, by_datum, shape_in_datum
 from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
+from numpyro_dvae.programs.statistics import closed_forms_of
 
 __all__ = ["Minibatch", "open_plates", "prior_probs", "read_minibatch"]
 
@@ -58,7 +59,6 @@ def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:
         in_range = (in_range[:, None] & (indices >= 0) & (indices < full)).ravel()
         rows, num_data = (rows[:, None] * full + indices).ravel(), num_data * full
     sizes = tuple(len(subsamples[name]) for name in space.layout.plates)
-    forms = {name: site.infer.get("closed_form") for name, site in sites.items()}
     return Minibatch(
         subsamples=subsamples,
         full_sizes=full_sizes,
@@ -67,7 +67,7 @@ def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:
         num_data=num_data,
         rows=rows,
         in_range=in_range,
-        closed_forms={name: form for name, form in forms.items() if form is not None},
+        closed_forms=closed_forms_of(sites),
         unmasked=_unmasked(latents, space, sizes),
     )
 

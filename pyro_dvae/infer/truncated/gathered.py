@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_dvae.programs.statistics import Statistic, sums
+from pyro_dvae.programs.statistics import Factors, Statistic, sums
 
 __all__ = ["TruncatedMemory", "gather"]
 
@@ -24,7 +24,7 @@ class TruncatedMemory(NamedTuple):
 
 
 def gather(
-    statistics: Mapping[str, Statistic],
+    statistics: Mapping[str, Statistic | Factors],
     targets: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
     weights: Float[Tensor, "S *plates"],

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_dvae.programs.codes import Space, by_datum, shape_in_datum
 from pyro_dvae.programs.masks import entry_mask
 from pyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
+from pyro_dvae.programs.statistics import closed_forms_of
 
 __all__ = ["Minibatch", "open_plates", "prior_probs", "read_minibatch"]
 
@@ -54,14 +55,13 @@ def read_minibatch(trace: poutine.Trace, space: Space) -> Minibatch:
     subsamples = poutine.Trace()
     for name in rows_of_plates(trace):
         subsamples.nodes[name] = trace.nodes[name]
-    forms = {name: site.infer.get("closed_form") for name, site in sites.items()}
     return Minibatch(
         subsamples=subsamples,
         latents=latents,
         sizes=sizes,
         num_data=num_data,
         rows=rows,
-        closed_forms={name: form for name, form in forms.items() if form is not None},
+        closed_forms=closed_forms_of(sites),
         unmasked=_unmasked(latents, space, sizes),
     )
 
