@@ -5,6 +5,7 @@ one or one for each group. `tables` gives log q, log p(z) and log p(x | z) of al
 of the shared latent; sums over states and quadrature over the latent make the rest.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,7 +40,8 @@ class Known(NamedTuple):
 
     def _datum(self, what, group):
         if not self.q:
-            return what(*self.tables(np.zeros(1), group))[:, 0]
+            found = what(*self.tables(np.zeros(1), group))[:, 0]
+            return found if self.plates else found[0]
         mean, spread = self.q[group]
         return what(*self.tables(mean + spread * NODES, group)) @ MASSES
 
@@ -285,6 +287,34 @@ def latent_classes():
     return Known("latent classes, masked", model, guide, data, tables, "close")
 
 
+def switched(name, verdict, slope, follows):
+    """A switch of all rows at once, beside a bit of each: states of all latents together."""
+    x = np.array([1.7, -0.4, 0.9, 2.2])
+    bits = np.array(list(itertools.product((0, 1), repeat=1 + len(x))))
+
+    def model(ppl, data):
+        s = ppl.sample("s", ppl.dist.Bernoulli(logits=-0.8 + 0.0 * data["x"][0]))
+        with ppl.plate("data", 4):
+            z = ppl.sample("z", ppl.dist.Bernoulli(logits=3.0 * s - 1.0 + 0.0 * data["x"]))
+            ppl.sample("x", ppl.dist.Normal(2.0 * z, 1.0), obs=data["x"])
+
+    def guide(ppl, data):
+        s = ppl.sample("s", ppl.dist.Bernoulli(logits=follows + 0.0 * data["x"][0]))
+        with ppl.plate("data", 4):
+            logits = slope * (2.0 * data["x"] - 2.0 + 3.0 * s - 1.0)
+            ppl.sample("z", ppl.dist.Bernoulli(logits=logits))
+
+    def tables(mu, group):
+        s, z = bits[:, 0], bits[:, 1:]
+        step = 3.0 * s[:, None] - 1.0
+        log_q = bernoulli(s, follows) + bernoulli(z, slope * (2.0 * x - 2.0 + step)).sum(1)
+        prior = bernoulli(s, -0.8) + bernoulli(z, step).sum(1)
+        likelihood = normal(x, 2.0 * z).sum(1)
+        return tuple(part[:, None, None] for part in (log_q, prior, likelihood))
+
+    return Known(name, model, guide, {"x": x}, tables, verdict, plates=())
+
+
 ZOO = [
     local("perfect", "close", [0, 0, 0], 1.0),
     local("poor", "off", [0.6, -0.5, 0.3], 0.2),
@@ -299,6 +329,8 @@ ZOO = [
     sharing("a minibatch with unknown means", "close", (0.9, 0.3), rows=True),
     sharing("unknown means, masks", "close", (0.9, 0.4), seen=[1, 1, 0, 1, 0, 1, 1]),
     grouped(),
+    switched("a switch of all data", "close", 1.0, 0.7),
+    switched("a switch of all data, blind guide", "off", 0.2, -2.0),
 ]
 
 

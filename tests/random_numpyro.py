@@ -17,7 +17,7 @@ from numpyro.primitives import Messenger
 from random_checks import RefusedError
 from random_specs import TABLED, TOTAL, make_data, make_params
 
-from numpyro_dvae import infer
+from numpyro_dvae import diagnostics, infer
 from numpyro_dvae.infer.memory import LOSS_MEMORY
 from numpyro_dvae.ops import baselines
 from numpyro_dvae.programs.codes import find_space
@@ -305,6 +305,14 @@ class Program:
         event = value.shape[len(axes) + len(others) :]
         value = value.reshape(*value.shape[: len(axes)], *event)
         return np.broadcast_to(value, (len(value), *shape, *event))
+
+
+def diagnose(name, program, seed, **options):
+    """A diagnostic of a program, which is told as a setting what silences a site at all."""
+    function, pair = getattr(diagnostics, name), (program.model, program.guide)
+    is_setting = {key: "mask." in key and np.ndim(x) == 0 for key, x in program.data.items()}
+    data = {key: bool(x) if is_setting[key] else x for key, x in program.data.items()}
+    return function(jax.random.key(seed), pair, data, params=program.params, **options)
 
 
 @contextlib.contextmanager

@@ -75,6 +75,7 @@ def test_the_gap_is_exact_where_states_are_listed(shim, name):
     assert found.is_bound.all()
     text = f"Log evidence {known.datum(evidence).mean():.3f}, ELBO {known.datum(elbo).mean():.3f}"
     assert str(found).startswith(text)
+    assert ("per datum" in str(found)) == bool(known.plates)
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -118,7 +119,8 @@ def numbers_after(words, text):
 def test_what_is_said_is_true(thrifty_shim, name):
     known, found = BY_NAME[name], report_of(thrifty_shim, name)
     text, size = str(found), known.datum(elbo).size
-    assert text.startswith(f"{size} data")
+    assert text.startswith(f"{size} data" if known.plates else "All data as one")
+    assert ("per datum" in text) == bool(known.plates)
     true_gap = known.whole_evidence - known.whole_elbo
     misses = numbers_after("the guide misses at least", text)
     if known.q:

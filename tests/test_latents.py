@@ -213,6 +213,30 @@ def test_continuous_latents_cannot_be_listed(shim):
         shim.diagnose(shim.module("diagnostics").posterior_gap, shim.Case(program))
 
 
+def test_sites_of_the_guide_alone_cannot_be_listed(shim):
+    """Weights of draws take them; the mixture of two guides is the posterior, at a distance."""
+
+    def model(ppl, data):
+        with ppl.plate("data", 2):
+            ppl.sample("z", ppl.dist.Bernoulli(logits=ppl.zeros(2)))
+            ppl.sample("x", ppl.dist.Normal(0.0, 1.0), obs=data["x"])
+
+    def guide(ppl, data):
+        with ppl.plate("data", 2):
+            half = ppl.dist.Bernoulli(logits=ppl.zeros(2))
+            h = ppl.sample("h", half, infer={"is_auxiliary": True})
+            ppl.sample("z", ppl.dist.Bernoulli(logits=2.0 * h - 1.0))
+
+    case = shim.Case(program_of(model, guide, {}, {"x": np.zeros(2)}))
+    with pytest.raises(ValueError, match=r"sites \['h'\] are the guide's alone.*`importance_diag"):
+        shim.diagnose(shim.module("diagnostics").posterior_gap, case)
+    found = shim.diagnose(shim.module("diagnostics").importance_diagnostics, case)
+    p = 1 / (1 + np.exp(-1.0))
+    entropy = np.log(2) - p * np.log(p) - (1 - p) * np.log(1 - p)
+    elbo = -np.log(2) - 0.5 * np.log(2 * np.pi) + entropy
+    np.testing.assert_array_less(np.abs(found.elbo - elbo), 5 * found.elbo_error)
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [

@@ -7,23 +7,24 @@ import pytest
 from random_diagnostics import try_diagnostics
 from random_strategy import spec_of
 
-pytest.importorskip("torch")
 
-
-def try_many(seeds):
-    package, refused = importlib.import_module("random_pyro"), Counter()
+def try_many(name, seeds):
+    pytest.importorskip("torch" if name == "pyro" else "jax")
+    package, refused = importlib.import_module(f"random_{name}"), Counter()
     for seed in seeds:
         spec = spec_of(seed, package.takes_python)[0]
-        refused.update(name for name, _ in try_diagnostics(package, spec, seed))
+        refused.update(reason for reason, _ in try_diagnostics(package, spec, seed))
     return refused
 
 
-def test_random_programs_have_their_exact_numbers():
-    refused = try_many(range(10))
+@pytest.mark.parametrize(("name", "count"), [("pyro", 10), ("numpyro", 2)])
+def test_random_programs_have_their_exact_numbers(name, count):
+    refused = try_many(name, range(count))
     assert set(refused) <= {"gap"}  # of continuous latents, and of sites of the guide alone
     assert refused["gap"] < 6
 
 
 @pytest.mark.slow
-def test_many_random_programs_have_their_exact_numbers():
-    assert set(try_many(range(100, 400))) <= {"gap"}
+@pytest.mark.parametrize(("name", "count"), [("pyro", 300), ("numpyro", 40)])
+def test_many_random_programs_have_their_exact_numbers(name, count):
+    assert set(try_many(name, range(100, 100 + count))) <= {"gap"}

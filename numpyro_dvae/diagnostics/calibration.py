@@ -46,7 +46,7 @@ from numpyro_dvae.diagnostics.uniformity import (
     shared_latents,
 )
 from numpyro_dvae.fit.data import Batch
-from numpyro_dvae.fit.templates import split
+from numpyro_dvae.fit.templates import explained, split
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.record import Particles
 
@@ -78,6 +78,7 @@ class _Programs(NamedTuple):
 
 
 @checked
+@explained()
 def simulation_based_calibration(
     rng_key: Array,
     result: Any,

@@ -35,7 +35,7 @@ from numpyro_dvae.diagnostics.readings import (
 )
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
 from numpyro_dvae.fit.data import Batch, take_rows
-from numpyro_dvae.fit.templates import Template, split
+from numpyro_dvae.fit.templates import Template, explained, split
 from numpyro_dvae.programs.record import Particles
 
 __all__ = ["collect", "collect_given_shared", "collect_states", "summed_over_processes"]
@@ -47,6 +47,7 @@ _OF_STATES = (*(n for n in RECORD if n != "given"), "log_draw", "silenced", "imp
 Record = dict[str, Any]  # log-densities and codes of each draw and datum
 
 
+@explained()
 def collect(
     rng_key: Array,
     result: Any,
@@ -85,6 +86,7 @@ def collect(
     return draws
 
 
+@explained()
 def collect_given_shared(
     rng_key: Array,
     result: Any,
@@ -141,6 +143,7 @@ def _fill(
         _add(draws, Block(some, rows), pair, *found)
 
 
+@explained()
 def collect_states(
     rng_key: Array,
     result: Any,

@@ -26,6 +26,7 @@ from numpyro_dvae.diagnostics.draws import Draws, count_values
 from numpyro_dvae.diagnostics.summaries import is_restricted, num_states_of
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, WholeBounds
 from numpyro_dvae.diagnostics.weighing import (
+    as_whole,
     evidences,
     is_separable,
     over_shared,
@@ -131,7 +132,7 @@ def diagnose(
     restricted = np.asarray(is_restricted(draws).any())
     weights = draws.whole_weights
     report = _judge(weights, np.asarray(draws.num_draws), restricted)
-    return report._replace(draws=weighted(draws, weights)), None
+    return as_whole(report)._replace(draws=weighted(draws, weights)), None
 
 
 def _given_shared(draws: Draws, place: int) -> ImportanceDiagnostics | None:
@@ -155,7 +156,6 @@ def _judge(
     bound = np.asarray(bound + origin)
     elbo, elbo_error = mean_and_error(log_weights)
     iwae_error = bound_error(ess, len(log_weights))
-    ends = (elbo, elbo_error, bound, iwae_error)
     return ImportanceDiagnostics(
         elbo=elbo,
         iwae=bound,
@@ -169,7 +169,7 @@ def _judge(
         khat_threshold=khat_threshold(len(log_weights)),
         elbo_error=elbo_error,
         iwae_error=iwae_error,
-        whole=WholeBounds(*(float(np.sum(end)) for end in ends)),
+        whole=WholeBounds(np.nan, np.nan, np.nan, np.nan),
     )
 
 

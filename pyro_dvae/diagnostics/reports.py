@@ -105,6 +105,7 @@ class Evaluation(NamedTuple):
     whole_bound: float  # importance-weighted, nats
     whole_bound_error: float
     per_datum: PerDatum
+    is_settled: bool = True  # else the errors of the bounds are at least these
 
     def __str__(self) -> str:
         """A table with a line for each number."""
@@ -122,7 +123,8 @@ class Evaluation(NamedTuple):
         }
         if max(self.elbo_error, self.bound_error) >= _SHOWN:
             numbers["standard error, ELBO"] = self.elbo_error, "nats"
-            numbers["standard error, bound"] = self.bound_error, "nats"
+            error = "standard error, bound" if self.is_settled else "error of bound, at least"
+            numbers[error] = self.bound_error, "nats"
         if self.shared_rate or self.shared_distortion:
             numbers |= {
                 "shared by the data, rate": (self.shared_rate, "bits"),
@@ -130,9 +132,12 @@ class Evaluation(NamedTuple):
                 "all together, ELBO": (self.whole_elbo, "nats"),
                 "its standard error": (self.whole_elbo_error, "nats"),
                 "all together, bound": (self.whole_bound, "nats"),
-                "and its standard error": (self.whole_bound_error, "nats"),
             }
-        title = f"{self.per_datum.elbo.size} data, {self.num_particles} draws each; means"
+            error = "and its standard error" if self.is_settled else "and its error, at least"
+            numbers[error] = self.whole_bound_error, "nats"
+        many = self.per_datum.elbo.ndim > 0
+        title = f"{self.per_datum.elbo.size} data" if many else "All data as one"
+        title = f"{title}, {self.num_particles} draws each; means"
         lines = (
             f"{name:<27}{value:>9.2f} {unit}"
             for name, (value, unit) in numbers.items()
@@ -258,7 +263,7 @@ class RateDistortion(NamedTuple):
         rest = "" if self.shared is None else f"\n{self.shared}\n{self.whole}"
         return (
             f"Rate {self.rate.mean():.2f} bits, distortion {self.distortion.mean():.2f} nats, MSE "
-            f"{self.mse.mean():.4g}, PSNR {self.psnr.mean():.2f} dB per datum.{rest}"
+            f"{self.mse.mean():.4g}, PSNR {self.psnr.mean():.2f} dB {_each(self.rate)}.{rest}"
         )
 
 
@@ -278,10 +283,11 @@ class PosteriorGap(NamedTuple):
         """A line with the means."""
         loose = int((~self.is_bound).sum())
         warning = f" Of {loose} data the ELBO is no bound: {_OTHERWISE}."
+        largest = f" (largest {self.gap.max():.3f})" if self.gap.ndim else ""
         return (
             f"Log evidence {self.log_evidence.mean():.3f}, ELBO {self.elbo.mean():.3f}, gap "
-            f"{self.gap.mean():.3f} nats per datum (largest {self.gap.max():.3f}); the guide can "
-            f"draw {self.support_mass.mean():.1%} of the posterior.{warning if loose else ''}"
+            f"{self.gap.mean():.3f} nats {_each(self.gap)}{largest}; the guide can draw "
+            f"{self.support_mass.mean():.1%} of the posterior.{warning if loose else ''}"
         )
 
 
@@ -331,6 +337,11 @@ def gradient_quality(
     np.fill_diagonal(cosine, np.where(signal > 0, 1.0, np.nan))
     cosine = np.clip(cosine, -1.0, 1.0)
     return GradientQuality(tuple(moments), signal, np.sqrt(trace), cosine, variance, num_repeats)
+
+
+def _each(values: np.ndarray) -> str:
+    """What numbers are of: of each datum, unless latents make one of all data."""
+    return "per datum" if values.ndim else "of all data as one"
 
 
 def _perplexity(counts: np.ndarray) -> np.ndarray:

@@ -172,6 +172,7 @@ def evaluation_of(
         whole_elbo_error=whole.elbo_error,
         whole_bound=weights.whole.iwae,
         whole_bound_error=weights.whole.iwae_error,
+        is_settled=weights.whole.is_settled,
     )
 
 

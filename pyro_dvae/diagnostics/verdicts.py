@@ -15,9 +15,10 @@ _DOMINATES = 0.2  # share of all weight that one draw may have
 _ENOUGH = 100  # effective draws from which on a weighted bound has settled to a tenth of a nat
 
 _NO_TAIL = (
-    "; the others have fewer than 5 distinct weights in the tail, so that the effective sample "
-    "size and the largest weight count"
+    "have fewer than 5 distinct weights in the tail, so that the effective sample size and the "
+    "largest weight count"
 )
+_AT_LEAST = " at least"  # of an error that few draws, which carry the weight, cannot show
 _VERDICTS = {
     "close": f"close to the posterior, within {_CLOSE:.2f} nats by these draws, which cannot show "
     "a mode that the guide never draws",
@@ -39,13 +40,15 @@ class WholeBounds(NamedTuple):
     elbo: float  # minus the loss, nats
     elbo_error: float  # standard error
     iwae: float  # importance-weighted bound, nats
-    iwae_error: float
+    iwae_error: float  # at least that, unless it is settled
+    is_settled: bool = True  # whether the weights are such that draws show the error of the bound
 
     def __str__(self) -> str:
         """Both bounds."""
+        least = "" if self.is_settled else _AT_LEAST
         return (
             f"ELBO {self.elbo:.2f} ± {self.elbo_error:.2f}, importance-weighted bound "
-            f"{self.iwae:.2f} ± {self.iwae_error:.2f} nats"
+            f"{self.iwae:.2f} ±{least} {self.iwae_error:.2f} nats"
         )
 
 
@@ -203,10 +206,11 @@ class ImportanceDiagnostics(NamedTuple):
                 gap = (self.iwae - self.elbo).mean()
             many = bool(self.ess.ndim)
             title = f"{self.ess.size} data" if many else "All data as one"
+            least = "" if self.whole.is_settled else _AT_LEAST
             return (
                 f"{title}, {self.num_particles} draws each. ELBO {self.elbo.mean():.2f} ± "
                 f"{_error_of_mean(self.elbo_error):.2f}, importance-weighted bound "
-                f"{self.iwae.mean():.2f} ± {_error_of_mean(self.iwae_error):.2f} nats"
+                f"{self.iwae.mean():.2f} ±{least} {_error_of_mean(self.iwae_error):.2f} nats"
                 f"{' per datum' if many else ''}: the guide misses at least {gap:.2f}."
             )
         whole = self.whole
@@ -222,21 +226,28 @@ class ImportanceDiagnostics(NamedTuple):
         if not fraction.size:
             return ""
         low, middle = np.quantile(fraction, [0.05, 0.5])
+        if not self.ess.ndim:
+            return f"The draws are worth {middle:.0%} of as many exact ones. "
         return (
             f"The draws are worth {middle:.0%} of as many exact ones (median; 5 % quantile "
             f"{low:.0%}). "
         )
 
     def _tails(self) -> str:
-        khat = self.khat[np.isfinite(self.khat)]
-        median = f"median {np.median(khat):.2f}, " if khat.size else ""
+        khat, threshold = self.khat[np.isfinite(self.khat)], f"{self.khat_threshold:.2f}"
+        if not khat.size:
+            return f"k̂ applies to none: all {_NO_TAIL}."
+        if not self.khat.ndim:
+            return f"k̂ is {khat[0]:.2f}, and should be below {threshold}."
         high = (khat > self.khat_threshold).sum()
-        others = "" if khat.size == self.khat.size else _NO_TAIL
-        threshold = f"{self.khat_threshold:.2f}"
-        return f"k̂ applies to {khat.size} data ({median}{high} above {threshold}){others}."
+        others = "" if khat.size == self.khat.size else f"; the others {_NO_TAIL}"
+        middle = f"median {np.median(khat):.2f}, {high} above {threshold}"
+        return f"k̂ applies to {khat.size} data ({middle}){others}."
 
     def _counts(self) -> str:
         verdicts = _thin(self.verdicts, self.ess)
+        if not verdicts.ndim:
+            return _VERDICTS[str(verdicts)]
         counts = {word: int((verdicts == word).sum()) for word in _VERDICTS}
         return "; ".join(f"{n} {_VERDICTS[word]}" for word, n in counts.items() if n)
 

@@ -29,6 +29,7 @@ from pyro_dvae.diagnostics.verdicts import (
 
 __all__ = [
     "Judge",
+    "as_whole",
     "evidences",
     "is_separable",
     "over_shared",
@@ -60,9 +61,18 @@ def with_whole(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnos
     shared = draws.shared_weights[0]
     bound = (draws.scale * report.iwae).sum() + shared
     bound_error = np.sqrt(((draws.scale * report.iwae_error) ** 2).sum())
-    whole = WholeBounds(float(elbo), float(error), float(bound), float(bound_error))
+    whole = WholeBounds(
+        float(elbo), float(error), float(bound), float(bound_error), _is_settled(report.verdicts)
+    )
     row = SharedDiagnostics(draws.shared_sites, float(shared)) if draws.shared_sites else None
     return report._replace(whole=whole, shared=row, draws=weighted(draws, draws.log_weights))
+
+
+def as_whole(report: ImportanceDiagnostics) -> ImportanceDiagnostics:
+    """Add the bounds on all data, of weights that are one for all of them."""
+    ends = (report.elbo, report.elbo_error, report.iwae, report.iwae_error)
+    settled = _is_settled(report.verdicts)
+    return report._replace(whole=WholeBounds(*(float(end) for end in ends), settled))
 
 
 def over_shared(
@@ -89,7 +99,7 @@ def over_shared(
     of_shared = judge(totals["iwae"], np.asarray(len(parts)), np.asarray(False))
     means = [mean_and_error(values) for values in (totals["elbo"], totals["iwae"], shared)]
     bound = (of_shared.iwae, of_shared.iwae_error) if (scale == 1).all() else means[1]
-    return parts[0]._replace(
+    found = parts[0]._replace(
         elbo=elbo,
         iwae=iwae,
         ess=by_name["ess"].mean(0),
@@ -100,7 +110,6 @@ def over_shared(
         restricted=np.any([part.restricted for part in parts], axis=0),
         elbo_error=elbo_error,
         iwae_error=iwae_error,
-        whole=WholeBounds(*(float(each) for each in (*means[0], *bound))),
         shared=SharedDiagnostics(
             sites=outer.shared_sites,
             elbo=float(means[2][0]),
@@ -114,6 +123,14 @@ def over_shared(
         ),
         draws=_joined(parts, totals["iwae"]),
     )
+    settled = _is_settled(found.verdicts) and _is_settled(of_shared.verdicts)
+    whole = WholeBounds(*(float(each) for each in (*means[0], *bound)), settled)
+    return found._replace(whole=whole)
+
+
+def _is_settled(verdicts: np.ndarray) -> bool:
+    """Whether no weighted bound hangs on a few draws, which would not show its error."""
+    return not np.isin(verdicts, ("unreliable", "broken")).any()
 
 
 def evidences(log_weights: np.ndarray, report: ImportanceDiagnostics) -> np.ndarray:
