@@ -5,6 +5,8 @@ Arrays of NumPy throughout: images ``(H, W, C)``, patches ``(N, size, size, C)``
 References:
     [1] Chen, Zhu & Heng. An efficient statistical method for image noise level estimation. ICCV,
         2015. The subspace by its eigenvalues.
+    [2] Marchenko & Pastur. Distribution of eigenvalues for some sets of random matrices.
+        Mathematics of the USSR-Sbornik 1(4), 1967. Up to (1 + sqrt(D / N))^2 of the noise.
 """
 
 import math
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 _LEAST_USE = 0.01  # of a latent by a patch, to count
+_SPREAD = 0.3  # of that bound, which only the largest of the variances come near
 _ROUNDS = 20  # of filling in what is missing
 _SIDES = 4, 5, 6  # of the patches that tell the noise level
 
@@ -98,7 +101,9 @@ def model_errors(
 
     The patches that use a latent have Gaussian errors of one covariance, which their residuals
     give, less the noise; that of all patches is added with the weight of as many patches as these
-    have pixels, which keeps it well-conditioned. A patch of several latents takes their mean.
+    have pixels, which keeps it well-conditioned. Chance spreads the variances of few patches beyond
+    that of the noise [2], so the level that is taken off is higher there. A patch of several
+    latents takes the mean of theirs.
 
     Args:
         residuals: Noisy patches less the model's mean, 0 where missing.
@@ -112,11 +117,13 @@ def model_errors(
     shares = (shares / shares.sum(1, keepdims=True)).astype(flat.dtype)
     moments = flat.T @ flat / np.maximum(seen.T @ seen, 1.0)
     found, strength = np.zeros_like(flat), flat.shape[1]
-    for share in shares.T:
+    for share in (share for share in shares.T if share.any()):
         (rows,) = np.nonzero(share)
         few, known, weight = flat[rows], seen[rows], share[rows, None]
         total = (weight * few).T @ few + strength * moments
-        gain = wiener(total / ((weight * known).T @ known + strength), noise)
+        number = share.sum() ** 2 / np.square(share).sum() + strength
+        level = noise * (1 + _SPREAD * math.sqrt(flat.shape[1] / number)) ** 2
+        gain = wiener(total / ((weight * known).T @ known + strength), level)
         found[rows] += weight * filled_in(few, known, gain)
     return found.reshape(residuals.shape)
 
