@@ -7,6 +7,7 @@ file has beside that follows under the file's own heading.
 import importlib
 import inspect
 import pkgutil
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,7 +59,17 @@ def directive(module: str, name: str, value: Any) -> list[str]:
         return [f".. autoclass:: {module}.{name}", *options, ""]
     if inspect.isroutine(value) or hasattr(value, "__wrapped__"):
         return [f".. autofunction:: {module}.{name}", ""]
-    return [f".. py:data:: {module}.{name}", ""]
+    return [f".. py:data:: {module}.{name}", "", f"   {comment_on(module, name)}", ""]
+
+
+def comment_on(module: str, name: str) -> str:
+    """What the source says of a name that is no function and no class."""
+    source = inspect.getsource(importlib.import_module(module))
+    found = re.search(rf"((?:^#.*\n)*)^{name}\b.*?(?:  # (.*))?$", source, re.MULTILINE)
+    if not found:
+        return ""
+    above = " ".join(line.lstrip("# ") for line in found[1].splitlines())
+    return (above or found[2] or "").replace("*", r"\*").replace("|", r"\|")
 
 
 def shown(owner: type, name: str, value: Any) -> bool:

@@ -23,6 +23,10 @@ def exponential_schedule(start: float, end: float, num_steps: int) -> Callable[[
 
     Raises:
         ValueError: If an end is not positive, or `num_steps` < 1.
+
+    Example:
+        >>> exponential_schedule(1.0, 0.01, 100)(50)
+        0.1
     """
     check_numbers(start=start, end=end)
     if not (start > 0 and end > 0):
@@ -40,6 +44,10 @@ def linear_schedule(start: float, end: float, num_steps: int) -> Callable[[Any],
 
     Raises:
         ValueError: If an end is not finite, or `num_steps` < 1.
+
+    Example:
+        >>> linear_schedule(1.0, 0.0, 100)(25)
+        0.75
     """
     check_numbers(start=start, end=end)
     check_counts(num_steps=num_steps)

@@ -66,7 +66,12 @@ def no_baseline() -> Baseline:
 
 
 def leave_one_out() -> Baseline:
-    """Subtract from each particle's score the mean score of the others (Kool et al. [3])."""
+    """Subtract from each particle's score the mean score of the others (Kool et al. [3]).
+
+    Example:
+        >>> leave_one_out().apply(jnp.array([1.0, 2.0, 6.0]), (), None)[0]
+        Array([4. , 3.5, 1.5], dtype=float32)
+    """
     return Baseline(_no_state, _mean_of_others, min_particles=2, predicts=False)
 
 

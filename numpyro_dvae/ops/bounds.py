@@ -31,12 +31,22 @@ __all__ = [
 def importance_weighted_bound(
     log_weights: Float[Array, "K *batch"],
 ) -> Float[Array, "*batch"]:
-    """Log of the mean weight of K particles; in expectation between the ELBO and log p(x)."""
+    """Log of the mean weight of K particles; in expectation between the ELBO and log p(x).
+
+    Example:
+        >>> importance_weighted_bound(jnp.array([1.0, 1.0, 1.0]))
+        Array(1., dtype=float32)
+    """
     return jax.nn.logsumexp(log_weights, axis=0) - math.log(log_weights.shape[0])
 
 
 def categorical_entropy(logits: Float[Array, "*batch codes"]) -> Float[Array, "*batch"]:
-    """Entropy of categoricals, in [0, log codes]; a logit of -inf is a code of no mass."""
+    """Entropy of categoricals, in [0, log codes]; a logit of -inf is a code of no mass.
+
+    Example:
+        >>> categorical_entropy(jnp.array([0.0, 0.0, -jnp.inf]))
+        Array(0.6931472, dtype=float32)
+    """
     return jnp.sum(_entropy_terms(jax.nn.log_softmax(logits)), axis=-1)
 
 
@@ -56,7 +66,12 @@ def categorical_kl(
 def bernoulli_kl(
     q_logits: Float[Array, "*batch"], p_logits: Float[Array, "*#batch"]
 ) -> Float[Array, "*batch"]:
-    """KL(q ‖ p) of Bernoullis; +inf where q has mass and p has none."""
+    """KL(q ‖ p) of Bernoullis; +inf where q has mass and p has none.
+
+    Example:
+        >>> bernoulli_kl(jnp.array([1.0]), jnp.array([0.0]))
+        Array([0.11094406], dtype=float32)
+    """
     ones = _kl_terms(log_sigmoid(q_logits), log_sigmoid(p_logits))
     return ones + _kl_terms(log_sigmoid(-q_logits), log_sigmoid(-p_logits))
 

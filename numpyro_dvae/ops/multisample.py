@@ -59,6 +59,10 @@ def multisample_signal(
 
     Raises:
         ValueError: If `baseline` is another word, or K < 2.
+
+    Example:
+        >>> multisample_signal(jnp.array([0.0, 2.0]))
+        Array([-0.5662191,  1.4337809], dtype=float32)
     """
     if baseline not in BASELINES:
         raise ValueError(f"`baseline` must be one of {BASELINES}; got {baseline!r}.")
@@ -109,7 +113,12 @@ def antithetic_draw(
 
 
 def antithetic_factor(probs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """``max(p, 1 - p)``, what a logit's share of the score is multiplied by; no gradient."""
+    """``max(p, 1 - p)``, what a logit's share of the score is multiplied by; no gradient.
+
+    Example:
+        >>> antithetic_factor(jnp.array([0.2, 0.5, 0.9]))
+        Array([0.8, 0.5, 0.9], dtype=float32)
+    """
     probs = jax.lax.stop_gradient(probs)
     return jnp.maximum(probs, 1.0 - probs)
 

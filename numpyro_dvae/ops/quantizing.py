@@ -82,7 +82,12 @@ def squared_distances(
 def nearest_codes(
     inputs: Float[Array, "*batch D"], table: Float[Array, "V width"]
 ) -> Integer[Array, "*batch"]:
-    """The row of `table` nearest to each input, the first of several; no gradient."""
+    """The row of `table` nearest to each input, the first of several; no gradient.
+
+    Example:
+        >>> nearest_codes(jnp.array([[0.9, 0.1]]), jnp.array([[0.0, 0.0], [1.0, 0.0]]))
+        Array([1], dtype=int32)
+    """
     inputs, table = jax.lax.stop_gradient((inputs, table))
     return jnp.argmin(squared_distances(inputs, table), -1)
 

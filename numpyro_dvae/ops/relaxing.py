@@ -50,7 +50,12 @@ def gumbel_softmax(
     gumbels: Float[Array, "*sample_batch V"],
     temperature: float | Float[Array, ""],
 ) -> Float[Array, "*sample_batch V"]:
-    """A point of the simplex, the nearer to a vertex the lower the temperature."""
+    """A point of the simplex, the nearer to a vertex the lower the temperature.
+
+    Example:
+        >>> gumbel_softmax(jnp.log(jnp.array([0.5, 0.5])), jnp.array([1.0, 0.0]), 0.5)
+        Array([0.880797  , 0.11920291], dtype=float32)
+    """
     return jax.nn.softmax((log_probs + gumbels) / temperature)
 
 
@@ -129,6 +134,10 @@ def linear_log_prob(
     """``Σ_v value_v log p_v``: the log-probability of a vertex, and its mean within the simplex.
 
     -inf where `value` has mass on a code that cannot be.
+
+    Example:
+        >>> linear_log_prob(jnp.array([-1.0, -2.0]), jnp.array([0.0, 1.0]))
+        Array(-2., dtype=float32)
     """
     impossible = jnp.isneginf(log_probs)
     total = jnp.sum(value * jnp.where(impossible, 0.0, log_probs), axis=-1)

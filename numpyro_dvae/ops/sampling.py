@@ -22,6 +22,10 @@ def sample_codes(
     K draws cost one pass over `logits` and some 2 sqrt(V) steps each. A code of zero
     probability is never drawn: a step of zero height is not the first above any target. NaN
     logits give the last code; their log-probability is NaN and shows.
+
+    Example:
+        >>> sample_codes(jnp.array([0.0, 0.0]), jnp.array([0.1, 0.9]))
+        Array([0, 1], dtype=int32)
     """
     logits = jax.lax.stop_gradient(logits).astype(jnp.promote_types(logits.dtype, jnp.float32))
     num_codes = logits.shape[-1]

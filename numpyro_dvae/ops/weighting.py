@@ -30,18 +30,32 @@ def policy_weights(
 
     The scores are measured from their top before the division, which keeps their last
     digits when T is small.
+
+    Example:
+        >>> policy_weights(jnp.array([0.0, 2.0]), 2.0)
+        Array([0.26894143, 0.7310586 ], dtype=float32)
     """
     scores = jax.lax.stop_gradient(scores)
     return jax.nn.softmax((scores - jnp.max(scores, axis=0)) / temperature, axis=0)
 
 
 def centered_weights(weights: Float[Array, "K *batch"]) -> Float[Array, "K *batch"]:
-    """Weights less 1/K: the same expected gradient, since E[∇ log q] = 0, with less noise."""
+    """Weights less 1/K: the same expected gradient, since E[∇ log q] = 0, with less noise.
+
+    Example:
+        >>> centered_weights(jnp.array([0.25, 0.75]))
+        Array([-0.25,  0.25], dtype=float32)
+    """
     return weights - 1.0 / weights.shape[0]
 
 
 def count_copies(codes: Shaped[Array, "K *batch D"]) -> Int[Array, "K *batch"]:
-    """How many of the K particles hold the same D codes as this one, itself included."""
+    """How many of the K particles hold the same D codes as this one, itself included.
+
+    Example:
+        >>> count_copies(jnp.array([[1, 0], [1, 1], [1, 0]]))
+        Array([2, 1, 2], dtype=int32)
+    """
     # One particle at a time: all pairs at once may need K times the memory of the codes.
     return jax.lax.map(lambda particle: jnp.sum(jnp.all(codes == particle, -1), 0), codes)
 

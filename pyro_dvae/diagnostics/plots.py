@@ -20,9 +20,10 @@ __all__ = [
     "plot_rates",
 ]
 
-_GOOD, _BAD, _GRAY = "C0", "C3", "0.6"
-_COLOURS = {"close": "C0", "off": "C1", "unreliable": "C3", "one state": "C4"}
-_COLOURS |= {"restricted": "C5", "broken": "k"}
+# Told apart by all eyes, and by their brightness on paper (Okabe & Ito, 2008).
+_GOOD, _BAD, _GRAY = "#0072B2", "#D55E00", "0.6"
+_COLOURS = {"close": "#0072B2", "off": "#E69F00", "unreliable": "#D55E00", "one state": "#CC79A7"}
+_COLOURS |= {"restricted": "#56B4E9", "broken": "k"}
 _LABELS = {
     "mean_loss": "loss",
     "eval_loss": "loss on held-out data, per datum",

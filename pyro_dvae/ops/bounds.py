@@ -31,12 +31,22 @@ __all__ = [
 def importance_weighted_bound(
     log_weights: Float[Tensor, "K *batch"],
 ) -> Float[Tensor, "*batch"]:
-    """Log of the mean weight of K particles; in expectation between the ELBO and log p(x)."""
+    """Log of the mean weight of K particles; in expectation between the ELBO and log p(x).
+
+    Example:
+        >>> importance_weighted_bound(torch.tensor([1.0, 1.0, 1.0]))
+        tensor(1.)
+    """
     return torch.logsumexp(log_weights, dim=0) - math.log(log_weights.shape[0])
 
 
 def categorical_entropy(logits: Float[Tensor, "*batch codes"]) -> Float[Tensor, "*batch"]:
-    """Entropy of categoricals, in [0, log codes]; a logit of -inf is a code of no mass."""
+    """Entropy of categoricals, in [0, log codes]; a logit of -inf is a code of no mass.
+
+    Example:
+        >>> categorical_entropy(torch.tensor([0.0, 0.0, -torch.inf]))
+        tensor(0.6931)
+    """
     return _entropy_terms(torch.log_softmax(logits, dim=-1)).sum(dim=-1)
 
 
@@ -56,7 +66,12 @@ def categorical_kl(
 def bernoulli_kl(
     q_logits: Float[Tensor, "*batch"], p_logits: Float[Tensor, "*#batch"]
 ) -> Float[Tensor, "*batch"]:
-    """KL(q ‖ p) of Bernoullis; +inf where q has mass and p has none."""
+    """KL(q ‖ p) of Bernoullis; +inf where q has mass and p has none.
+
+    Example:
+        >>> bernoulli_kl(torch.tensor([1.0]), torch.tensor([0.0]))
+        tensor([0.1109])
+    """
     ones = _kl_terms(logsigmoid(q_logits), logsigmoid(p_logits))
     return ones + _kl_terms(logsigmoid(-q_logits), logsigmoid(-p_logits))
 

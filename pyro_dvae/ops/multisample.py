@@ -59,6 +59,10 @@ def multisample_signal(
 
     Raises:
         ValueError: If `baseline` is another word, or K < 2.
+
+    Example:
+        >>> multisample_signal(torch.tensor([0.0, 2.0]))
+        tensor([-0.5662,  1.4338])
     """
     if baseline not in BASELINES:
         raise ValueError(f"`baseline` must be one of {BASELINES}; got {baseline!r}.")
@@ -111,7 +115,12 @@ def antithetic_draw(
 
 
 def antithetic_factor(probs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """``max(p, 1 - p)``, what a logit's share of the score is multiplied by; no gradient."""
+    """``max(p, 1 - p)``, what a logit's share of the score is multiplied by; no gradient.
+
+    Example:
+        >>> antithetic_factor(torch.tensor([0.2, 0.5, 0.9]))
+        tensor([0.8000, 0.5000, 0.9000])
+    """
     probs = probs.detach()
     return torch.maximum(probs, 1.0 - probs)
 

@@ -83,7 +83,12 @@ def squared_distances(
 def nearest_codes(
     inputs: Float[Tensor, "*batch D"], table: Float[Tensor, "V width"]
 ) -> Integer[Tensor, "*batch"]:
-    """The row of `table` nearest to each input, the first of several; no gradient."""
+    """The row of `table` nearest to each input, the first of several; no gradient.
+
+    Example:
+        >>> nearest_codes(torch.tensor([[0.9, 0.1]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+        tensor([1])
+    """
     return squared_distances(inputs.detach(), table.detach()).argmin(-1)
 
 

@@ -50,7 +50,12 @@ def gumbel_softmax(
     gumbels: Float[Tensor, "*sample_batch V"],
     temperature: float | Float[Tensor, ""],
 ) -> Float[Tensor, "*sample_batch V"]:
-    """A point of the simplex, the nearer to a vertex the lower the temperature."""
+    """A point of the simplex, the nearer to a vertex the lower the temperature.
+
+    Example:
+        >>> gumbel_softmax(torch.tensor([0.5, 0.5]).log(), torch.tensor([1.0, 0.0]), 0.5)
+        tensor([0.8808, 0.1192])
+    """
     return torch.softmax((log_probs + gumbels) / temperature, dim=-1)
 
 
@@ -129,6 +134,10 @@ def linear_log_prob(
     """``Σ_v value_v log p_v``: the log-probability of a vertex, and its mean within the simplex.
 
     -inf where `value` has mass on a code that cannot be.
+
+    Example:
+        >>> linear_log_prob(torch.tensor([-1.0, -2.0]), torch.tensor([0.0, 1.0]))
+        tensor(-2.)
     """
     impossible = torch.isneginf(log_probs)
     total = (value * torch.where(impossible, 0.0, log_probs)).sum(dim=-1)

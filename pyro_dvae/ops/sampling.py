@@ -18,6 +18,10 @@ def sample_codes(
     Inverts the cumulative distribution, so K draws cost one pass over `logits`. A code of
     zero probability is never drawn: a step of zero height is not the first above any target.
     NaN logits give the last code; their log-probability is NaN and shows.
+
+    Example:
+        >>> sample_codes(torch.tensor([0.0, 0.0]), torch.tensor([0.1, 0.9]))
+        tensor([0, 1])
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     mass = torch.softmax(logits.detach(), dim=-1, dtype=dtype).cumsum(dim=-1)

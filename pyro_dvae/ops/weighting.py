@@ -30,18 +30,32 @@ def policy_weights(
 
     The scores are measured from their top before the division, which keeps their last
     digits when T is small.
+
+    Example:
+        >>> policy_weights(torch.tensor([0.0, 2.0]), 2.0)
+        tensor([0.2689, 0.7311])
     """
     scores = scores.detach()
     return torch.softmax((scores - scores.amax(dim=0)) / temperature, dim=0)
 
 
 def centered_weights(weights: Float[Tensor, "K *batch"]) -> Float[Tensor, "K *batch"]:
-    """Weights less 1/K: the same expected gradient, since E[∇ log q] = 0, with less noise."""
+    """Weights less 1/K: the same expected gradient, since E[∇ log q] = 0, with less noise.
+
+    Example:
+        >>> centered_weights(torch.tensor([0.25, 0.75]))
+        tensor([-0.2500,  0.2500])
+    """
     return weights - 1.0 / weights.shape[0]
 
 
 def count_copies(codes: Shaped[Tensor, "K *batch D"]) -> Int[Tensor, "K *batch"]:
-    """How many of the K particles hold the same D codes as this one, itself included."""
+    """How many of the K particles hold the same D codes as this one, itself included.
+
+    Example:
+        >>> count_copies(torch.tensor([[1, 0], [1, 1], [1, 0]]))
+        tensor([2, 1, 2])
+    """
     # One particle at a time: all pairs at once would need K times the memory of the codes.
     return torch.stack([(codes == particle).all(dim=-1).sum(dim=0) for particle in codes])
 

@@ -82,6 +82,10 @@ def pack(
 
     Raises:
         ValueError: If the last axis of `codes` is not that of the latents.
+
+    Example:
+        >>> pack(jnp.array([1, 0, 1]), (2, 2, 2))
+        Array([5], dtype=uint32)
     """
     _check_latents(codes, cardinalities)
     _, shifts, spans = bit_plan(cardinalities)
@@ -97,6 +101,10 @@ def unpack(
 
     Raises:
         ValueError: If the last axis of `words` is not that of the words of a state.
+
+    Example:
+        >>> unpack(pack(jnp.array([1, 0, 1]), (2, 2, 2)), (2, 2, 2))
+        Array([1, 0, 1], dtype=uint8)
     """
     widths, shifts, spans = bit_plan(cardinalities)
     if words.shape[-1] != len(spans):

@@ -112,6 +112,10 @@ def pack(
 
     Raises:
         ValueError: If the last axis of `codes` is not that of the latents.
+
+    Example:
+        >>> pack(torch.tensor([1, 0, 1]), (2, 2, 2))
+        tensor([5], dtype=torch.int32)
     """
     _check_latents(codes, cardinalities)
     if _are_bits(cardinalities):
@@ -129,6 +133,10 @@ def unpack(
 
     Raises:
         ValueError: If the last axis of `words` is not that of the words of a state.
+
+    Example:
+        >>> unpack(pack(torch.tensor([1, 0, 1]), (2, 2, 2)), (2, 2, 2))
+        tensor([1, 0, 1], dtype=torch.uint8)
     """
     spans = bit_plan(cardinalities).spans
     if words.shape[-1] != len(spans):
