@@ -149,3 +149,77 @@ def test_a_checkpoint_that_was_only_begun_is_none(tmp_path):
     assert not backend.has_checkpoint(tmp_path)
     (tmp_path / "checkpoint" / "4").mkdir()
     assert backend.has_checkpoint(tmp_path)
+
+
+def write_pictures(root, *shapes):
+    """Pictures of noise, every second one gray, in folders a class."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    made = [(255 * rng.random(shape)).astype(np.uint8) for shape in shapes]
+    for row, pixels in enumerate(made):
+        folder = root / f"class{row % 2}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{row:02}.png")
+    return made
+
+
+def test_a_folder_of_pictures_is_read_whole(tmp_path):
+    made = write_pictures(tmp_path, *[(6, 8, 3)] * 9, (6, 8))
+    found = example_data.load(str(tmp_path))
+    assert (found.x_train.shape, found.x_test.shape) == ((9, 6, 8, 3), (1, 6, 8, 3))
+    colour = [np.broadcast_to(x[..., None], (6, 8, 3)) if x.ndim == 2 else x for x in made]
+    everything = np.concatenate([found.x_train, found.x_test])
+    expected = np.stack(colour) / 255
+    for image in expected:
+        assert np.abs(everything - image).max((1, 2, 3)).min() < 1e-6
+
+
+def test_pictures_of_several_sizes_want_one(tmp_path):
+    write_pictures(tmp_path, (6, 8, 3), (8, 6, 3), (5, 5))
+    with pytest.raises(ValueError, match=r"several sizes.*--image-size"):
+        example_data.load(str(tmp_path))
+    assert example_data.load(str(tmp_path), size=4).x_train.shape[1:] == (4, 4, 3)
+
+
+def test_folders_that_cannot_be_used_are_named(tmp_path):
+    with pytest.raises(ValueError, match="holds 0 pictures"):
+        example_data.load(str(tmp_path))
+    write_pictures(tmp_path, (6, 8, 3), (6, 8, 3))
+    with pytest.raises(ValueError, match="more than the 1.3e-06 that are allowed"):
+        example_data.load(str(tmp_path), size=8, gigabytes=1.3e-6)
+    (tmp_path / "class0" / "00.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"00\.png: cannot be read as an image"):
+        example_data.load(str(tmp_path), size=4)
+    with pytest.raises(ValueError, match=r"choose one of digits.*a folder of pictures"):
+        example_data.load(str(tmp_path / "nowhere"))
+
+
+def test_other_units_lead_back_to_pictures():
+    """Standardised, and as bytes: the means of channels, one variance, and the way back."""
+    x = images(shape=(4, 5, 3)) * np.array([0.2, 1.0, 0.5], np.float32)
+    found = example_data.Dataset("mine", x, x[:7]).standardized()
+    np.testing.assert_allclose(found.x_train.mean((0, 1, 2)), 0.0, atol=1e-5)
+    spread = (x - x.mean((0, 1, 2))) / x.std()
+    np.testing.assert_allclose(found.x_train, spread, atol=1e-4)
+    np.testing.assert_allclose(found.to_unit(found.x_test), x[:7], atol=1e-5)
+    gray = example_data.Dataset("gray", images(), images()[:7])
+    raw = gray.in_bytes().with_channels()
+    assert raw.x_train.shape == (80, 6, 5, 1)
+    np.testing.assert_array_equal(raw.x_train[..., 0], np.round(255 * gray.x_train))
+    np.testing.assert_allclose(raw.to_unit(raw.x_test), gray.x_test, atol=0.5 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "encoder", "decoder"),
+    [("cifar10", (32, 32, 3), 1.06e6, 0.26e6), ("imagenet256", (256, 256, 3), 1.21e6, 0.33e6)],
+)
+def test_published_networks_have_their_numbers_of_parameters(name, shape, encoder, decoder):
+    """Drolet et al., ICLR 2026, table of settings, to the digits that are given."""
+    from configs import CONFIGS
+
+    images = np.zeros((2, *shape), np.float32)
+    model, guide = get_backend("pyro", "cpu").make_vae(CONFIGS[name], images)
+    for net, expected in ((guide, encoder), (model, decoder)):
+        count = sum(p.numel() for p in net.parameters())
+        assert round(count / 1e4) == round(expected / 1e4)

@@ -85,6 +85,27 @@ def test_train(result_of, tmp_path, settings):
     assert names <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.parametrize(
+    ("method", "likelihood"),
+    [
+        ("fsq", "logistic"),
+        pytest.param("daps", "logistic", marks=pytest.mark.slow),
+        pytest.param("daps", "gaussian_heads", marks=pytest.mark.slow),
+        pytest.param("vq", "gaussian_heads", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("backend", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
+def test_train_the_networks_of_colour_images(result_of, tmp_path, backend, method, likelihood):
+    settings = ("--config", "cifar10", "--backend", backend, "--likelihood", likelihood)
+    result = result_of("train.py", "--smoke", "--out", tmp_path, "--method", method, *settings)
+    assert result["elbo"] <= result["iwae"] + 1e-4
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    losses = [line["mean_loss"] for line in map(json.loads, lines) if "mean_loss" in line]
+    assert losses[-1] < losses[0]
+    if likelihood == "logistic":
+        assert result["bits_per_dim"] == pytest.approx(-result["iwae"] / (64 * np.log(2)), rel=1e-4)
+
+
 @pytest.mark.slow
 def test_train_repeats_and_resumes(tmp_path):
     np.savez(tmp_path / "mine.npz", x=images())

@@ -15,6 +15,7 @@ from cli import CommandError
 from configs import Config
 
 __all__ = [
+    "HEADS",
     "METHODS",
     "QUANTIZERS",
     "RELAXATIONS",
@@ -51,6 +52,7 @@ METHODS |= dict.fromkeys(RELAXATIONS, METHODS["reinforce"])
 QUANTIZERS = ("vq", "vq_gradient", "fsq")
 METHODS |= dict.fromkeys(QUANTIZERS, "VQ_ELBO")
 WIDTHS = 32, 64  # channels of the convolutions around a grid of codes
+HEADS = "gaussian_heads", "logistic"  # likelihoods of two numbers for each entry
 _DECAY = 0.99  # of a codebook's moving averages
 _MOST_LEVELS = 8  # of a finite scalar
 _BATCH_VALUES = 2**23  # values of x that go through the programs at once
@@ -200,33 +202,54 @@ class Backend(ABC):
         shape = images.shape[1:]
         binary, size = config.prior == "bernoulli", config.num_latents
         num_codes = None if binary else config.num_codes
-        if config.likelihood == "bernoulli":
-            likelihood = models.BernoulliLikelihood()
-        else:
-            # A learnt variance lags behind, and vectors are held to their codes in its units.
-            learn = "closed_form" if config.guide in QUANTIZERS else True
-            likelihood = models.GaussianLikelihood(variance=0.1, learn=learn)
-        prior = self.make_prior(config)
+        likelihood, prior = self.make_likelihood(config), self.make_prior(config)
         start = None
         if config.start == "mean":
             start = likelihood.link(self.array(images.mean(0)))
         if config.guide in QUANTIZERS:
             decoder, guide = self._make_quantized(config, shape, start)
             return models.DiscreteVAE(decoder, prior, likelihood), guide
-        hidden, width = config.decoder_hidden, config.embed_dim
-        decoder = nets.MLPDecoder(size, num_codes, shape, width, hidden, start)
+        decoder = self._make_decoder(config, shape, start)
         model = models.DiscreteVAE(decoder, prior, likelihood)
         if config.guide == "truncated":
             guide = self.module("infer").TruncatedGuide(model, config.num_states)
         elif config.guide == "autoregressive":
-            patches = nets.PatchEncoder(shape, config.num_patches, embed_dim=config.embed_dim)
-            transformer = nets.CausalTransformer(size, config.num_codes, embed_dim=config.embed_dim)
+            sizes = {"embed_dim": config.embed_dim, "num_layers": config.num_layers}
+            patches = nets.PatchEncoder(shape, config.num_patches, **sizes)
+            transformer = nets.CausalTransformer(size, config.num_codes, **sizes)
             guide = guides.AutoregressiveGuide(patches, transformer)
+        elif config.decoder == "conv":
+            encoder = nets.ConvEncoder(shape, size, num_codes, output_scale=config.encoder_scale)
+            guide = guides.IndependentGuide(encoder, binary=binary)
         else:
             hidden, scale = config.encoder_hidden, config.encoder_scale
             encoder = nets.MLPEncoder(shape, size, num_codes, hidden, scale)
             guide = guides.IndependentGuide(encoder, binary=binary)
         return model, guide
+
+    def make_likelihood(self, config: Config) -> Any:
+        """Make p(x | z) of a decoder's outputs."""
+        models = self.module("models")
+        if config.likelihood == "bernoulli":
+            return models.BernoulliLikelihood()
+        if config.likelihood == "gaussian_heads":
+            return models.GaussianHeads(bounds=config.variance_bounds)
+        if config.likelihood == "logistic":
+            return models.LogisticHeads()
+        # A learnt variance lags behind, and vectors are held to their codes in its units.
+        learn = "closed_form" if config.guide in QUANTIZERS else True
+        bounds = config.variance_bounds
+        return models.GaussianLikelihood(variance=0.1, bounds=bounds, learn=learn)
+
+    def _make_decoder(self, config: Config, shape: tuple[int, ...], start: Any) -> Any:
+        """A decoder of codes or binary latents, whose outputs begin at `start`."""
+        nets, size, width = self.module("nets"), config.num_latents, config.embed_dim
+        num_codes = None if config.prior == "bernoulli" else config.num_codes
+        shape = outputs_of(config, shape)
+        if config.decoder == "conv":
+            width = width if num_codes else 1
+            return nets.ConvDecoder(size, num_codes, shape, embed_dim=width, start=start)
+        return nets.MLPDecoder(size, num_codes, shape, width, config.decoder_hidden, start)
 
     def make_prior(self, config: Config) -> Any:
         """Make p(z)."""
@@ -258,9 +281,13 @@ class Backend(ABC):
         if config.grid is not None:
             encoder, network = self.make_convolutions(shape, width, start)
             layout = {"grid": config.grid, "channels_first": self.channels_first}
+        elif config.decoder == "conv":
+            encoder = nets.ConvEncoder(shape, size, width)
+            outputs = outputs_of(config, shape)
+            network = nets.ConvDecoder(size, None, outputs, embed_dim=width, start=start)
         else:
-            hidden = config.decoder_hidden
-            network = nets.MLPDecoder(size * width, None, shape, hidden=hidden, start=start)
+            hidden, outputs = config.decoder_hidden, outputs_of(config, shape)
+            network = nets.MLPDecoder(size * width, None, outputs, hidden=hidden, start=start)
             encoder = nets.MLPEncoder(shape, size, width, hidden=config.encoder_hidden)
         guide = self.module("guides").VectorQuantizedGuide(encoder, codebook, **layout)
         return nets.CodebookDecoder(codebook, network, **layout), guide
@@ -271,6 +298,11 @@ class Backend(ABC):
 
         The grid has a place for each 4 x 4 pixels; the outputs begin at `start`.
         """
+
+
+def outputs_of(config: Config, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a decoder's outputs for data of this shape."""
+    return (*shape[:-1], 2 * shape[-1]) if config.likelihood in HEADS else shape
 
 
 def levels_of(num_codes: int) -> tuple[int, ...]:

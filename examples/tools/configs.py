@@ -14,9 +14,15 @@ class Config(NamedTuple):
     encoder_hidden: tuple[int, ...] = (128,)
     encoder_scale: float = 1.0  # of its first outputs; less: no code is ahead from the start
     decoder_hidden: tuple[int, ...] = (128,)
+    decoder: str = "mlp"  # or "conv": residual convolutions from a grid of codes
     num_patches: int = 8  # of the autoregressive guide
+    num_layers: int = 1  # blocks of its encoder, and of its transformer over codes
     grid: tuple[int, int] | None = None  # of a quantising method's latents, between convolutions
-    likelihood: str = "auto"  # or "bernoulli" (images are binarized), "gaussian"
+    # Or "bernoulli" (images are binarized); "gaussian", of one variance; "gaussian_heads", of one
+    # for each entry; "logistic", discretised, of bytes
+    likelihood: str = "auto"
+    variance_bounds: tuple[float, float] | None = None
+    standardize: bool = False  # images to mean 0 and variance 1 over all entries of a channel
     binarize: str = "threshold"  # or "dynamic": training images are drawn anew at every step
     prior: str = "uniform"  # or, learnt, "categorical", "autoregressive", "bernoulli": binary
     # Or "autoregressive"; "truncated": states, no encoder; that of a quantising method, by its name
@@ -24,6 +30,7 @@ class Config(NamedTuple):
     guide: str = "independent"
     num_states: int = 64  # per image, of the truncated guide
     num_particles: int = 8
+    target_ess: float | None = None  # of DAPS, as part of K; None: its default
     beta_from: float = 0.5
     beta_to: float = 0.05
     learning_rate: float = 1e-3
@@ -83,6 +90,44 @@ CONFIGS = {
         learning_rate=3e-4,
         batch_size=256,
         num_steps=250_000,
+    ),
+    # Published, as above. Encoders and decoders have its numbers of parameters, 1.06M + .26M and
+    # 1.21M + .33M; their norms are of groups of channels, not of the batch.
+    "cifar10": Config(
+        num_latents=64,
+        num_codes=512,
+        embed_dim=128,
+        decoder="conv",
+        num_patches=64,
+        num_layers=2,
+        likelihood="gaussian_heads",
+        variance_bounds=(1e-4, 1e2),
+        standardize=True,
+        guide="autoregressive",
+        target_ess=0.33,
+        beta_from=6.0,
+        beta_to=0.01,
+        learning_rate=3e-4,
+        batch_size=256,
+        num_steps=250_000,
+    ),
+    "imagenet256": Config(
+        num_latents=1024,
+        num_codes=1024,
+        embed_dim=128,
+        decoder="conv",
+        num_patches=1024,
+        num_layers=2,
+        likelihood="gaussian_heads",
+        variance_bounds=(0.01, 1.0),
+        standardize=True,
+        guide="autoregressive",
+        target_ess=0.25,
+        beta_from=50.0,
+        beta_to=1.0,
+        learning_rate=3e-4,
+        batch_size=64,
+        num_steps=300_000,
     ),
     # The field's comparison of estimators for binary latents (Dong et al., NeurIPS 2020, with
     # leaky ReLU and 1M steps at rate 1e-4): 200 latents, one layer, images binarized dynamically.

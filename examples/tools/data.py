@@ -1,4 +1,8 @@
-"""Images for the examples, as plain NumPy arrays in [0, 1]: digits, MNIST, or one's own .npz."""
+"""Images for the examples, as plain NumPy arrays in [0, 1].
+
+By name, digits of scikit-learn or a data set of torchvision; or one's own, a .npz file or a folder
+of pictures, one folder a class.
+"""
 
 import contextlib
 import io
@@ -6,19 +10,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from folders import read_pictures
 from untrusted import GIGABYTES, read_arrays
 
 __all__ = ["NAMES", "Dataset", "draw_pixels", "load"]
 
-NAMES = ("digits", "mnist")
+NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
+_TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 
 
 class Dataset(NamedTuple):
-    """Images of shape (N, H, W) or (N, H, W, C), float32 in [0, 1]."""
+    """Images of shape (N, H, W) or (N, H, W, C), float32 in [0, 1].
+
+    Or in other units: then ``x * scale + offset`` is in [0, 1].
+    """
 
     name: str
     x_train: np.ndarray
     x_test: np.ndarray
+    offset: np.ndarray | float = 0.0
+    scale: float = 1.0
 
     @property
     def binary(self) -> bool:
@@ -29,6 +40,28 @@ class Dataset(NamedTuple):
         """Pixels above one half are 1, others 0; for MNIST the published threshold of 127."""
         cut = [(x > 0.5).astype(np.float32) for x in (self.x_train, self.x_test)]
         return self._replace(x_train=cut[0], x_test=cut[1])
+
+    def standardized(self) -> "Dataset":
+        """Mean 0 of each channel, and variance 1 of all, over the training images."""
+        offset, scale = self.x_train.mean((0, 1, 2)), float(self.x_train.std() + 1e-6)
+        made = [((x - offset) / scale).astype(np.float32) for x in (self.x_train, self.x_test)]
+        return Dataset(self.name, *made, offset, scale)
+
+    def in_bytes(self) -> "Dataset":
+        """Whole numbers 0 to 255."""
+        made = [np.round(255 * x).astype(np.float32) for x in (self.x_train, self.x_test)]
+        return Dataset(self.name, *made, 0.0, 1 / 255)
+
+    def to_unit(self, images: np.ndarray) -> np.ndarray:
+        """Images like these, as pictures in [0, 1], gray ones without a channel."""
+        images = np.clip(images * self.scale + self.offset, 0.0, 1.0).astype(np.float32)
+        return images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
+
+    def with_channels(self) -> "Dataset":
+        """Gray images with a channel of their own, ``(N, H, W, 1)``."""
+        if self.x_train.ndim == 4:
+            return self
+        return self._replace(x_train=self.x_train[..., None], x_test=self.x_test[..., None])
 
     def drawn(self, seed: int = 0) -> "Dataset":
         """Test pixels drawn once, 1 with their gray value for a probability.
@@ -58,27 +91,34 @@ def load(
     root: str | Path = "data",
     *,
     seed: int = 0,
+    size: int | None = None,
     gigabytes: float = GIGABYTES,
 ) -> Dataset:
     """Load a data set by name, or the arrays `x` and, if there is one, `x_test` of a .npz file.
 
     Args:
-        name_or_path: One of `NAMES`, or the path of a .npz file.
+        name_or_path: One of `NAMES`, the path of a .npz file, or a folder of pictures.
         root: Where data sets that are downloaded are kept.
         seed: Seed of the split, where a data set comes without one: a tenth is for testing.
-        gigabytes: What a .npz file may unpack to.
+        size: Pixels of a side, to which pictures of a folder are scaled and cropped.
+        gigabytes: What a .npz file or the pictures may unpack to.
 
     Raises:
         ValueError: If there is no such data set, or the file cannot be used; says why.
     """
     if name_or_path == "digits":
         return _digits(seed)
-    if name_or_path == "mnist":
-        return _mnist(Path(root))
-    if name_or_path.endswith(".npz"):
-        return _npz(Path(name_or_path), seed, gigabytes)
+    if name_or_path in _TORCHVISION:
+        return _torchvision(name_or_path, Path(root))
+    path = Path(name_or_path)
+    if path.suffix == ".npz":
+        return _npz(path, seed, gigabytes)
+    if path.is_dir():
+        images = read_pictures(path, size, gigabytes)
+        return Dataset(path.name, *_split(images, seed, fraction=0.1))
     raise ValueError(
-        f"data {name_or_path!r}: choose one of {', '.join(NAMES)}, or give a .npz file"
+        f"data {name_or_path!r}: choose one of {', '.join(NAMES)}, or give a .npz file or a folder "
+        "of pictures"
     )
 
 
@@ -89,22 +129,24 @@ def _digits(seed: int) -> Dataset:
     return Dataset("digits", *_split(images, seed, fraction=1 / 6))
 
 
-def _mnist(root: Path) -> Dataset:
+def _torchvision(name: str, root: Path) -> Dataset:
     try:
-        from torchvision.datasets import MNIST
+        from torchvision import datasets
     except ImportError as error:
         raise ValueError(
-            f"data mnist needs torchvision ({error}): pip install torchvision"
+            f"data {name} needs torchvision ({error}): pip install torchvision"
         ) from None
+    kind = getattr(datasets, _TORCHVISION[name])
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            train, test = (MNIST(root, train=train, download=True) for train in (True, False))
+            train, test = (kind(root, train=train, download=True) for train in (True, False))
     except (OSError, RuntimeError) as error:
+        place = root / (f"{_TORCHVISION[name]}/raw" if "mnist" in name else "cifar-10-batches-py")
         raise ValueError(
-            f"data mnist cannot be had ({error}): put the files of MNIST under "
-            f"{root / 'MNIST' / 'raw'}, or try --data digits, which needs no download"
+            f"data {name} cannot be had ({error}): put its files under {place}, or try --data "
+            "digits, which needs no download"
         ) from None
-    return Dataset("mnist", *(_to_unit(x.data.numpy()) for x in (train, test)))
+    return Dataset(name, *(_to_unit(np.asarray(found.data)) for found in (train, test)))
 
 
 def _npz(path: Path, seed: int, gigabytes: float) -> Dataset:

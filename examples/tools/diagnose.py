@@ -20,6 +20,7 @@ from backends import RELAXATIONS, Backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
 from configs import Config
 from page import Page
+from setups import make_setup
 
 _MOST_STATES = 4096  # of a datum, up to which the posterior is listed
 _SHOWN = 16  # images in a row
@@ -74,7 +75,7 @@ def make_run(args: Any, out: Path) -> Path:
 def load_run(folder: Path) -> Run:
     """Build the model again and load its checkpoint, of which a copy is used."""
     args = train.load_arguments(folder)
-    setup = train.make_setup(args)
+    setup = make_setup(args)
     backend, config = setup.backend, setup.config
     checkpoint = folder / backend.checkpoint()
     if not backend.has_checkpoint(folder):

@@ -10,15 +10,16 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from backends import METHODS, QUANTIZERS, RELAXATIONS, Backend, get_backend
-from cli import CommandError, Parser, finish, open_folder, positive, run_main
-from configs import CONFIGS, Config
-from data import NAMES, Dataset, load
+from backends import METHODS, QUANTIZERS
+from cli import CommandError, Parser, finish, positive, run_main
+from configs import CONFIGS
+from data import NAMES
 from pictures import save_curves, save_reconstructions, save_samples
 from second_stage import fit_prior
+from setups import LIKELIHOODS, Setup, make_setup
 from untrusted import GIGABYTES
 
 ARGUMENTS = "arguments.json"
@@ -37,33 +38,6 @@ _FREE = {  # arguments that may change when a run goes on; `fit` looks at what d
     "iwae_particles",
     "second_stage_steps",
 }
-_SMOKE = {"num_steps": 12, "batch_size": 16}
-_OVERRIDES = {  # argument -> field of the config
-    "steps": "num_steps",
-    "batch_size": "batch_size",
-    "num_particles": "num_particles",
-    "num_latents": "num_latents",
-    "num_codes": "num_codes",
-    "num_states": "num_states",
-    "prior": "prior",
-    "guide": "guide",
-    "likelihood": "likelihood",
-    "binarize": "binarize",
-    "start": "start",
-    "beta_from": "beta_from",
-    "beta_to": "beta_to",
-    "learning_rate": "learning_rate",
-}
-
-
-class Setup(NamedTuple):
-    """Everything that the arguments decide."""
-
-    backend: Backend
-    config: Config
-    data: Dataset
-    method: str
-    out: Path
 
 
 def make_parser() -> Parser:
@@ -71,7 +45,8 @@ def make_parser() -> Parser:
     parser = Parser(__doc__, out=None)
     add = parser.add_argument
     add("--method", choices=list(METHODS), default="daps")
-    add("--data", default="digits", metavar="|".join((*NAMES, "PATH.npz")), help="images")
+    add("--data", default="digits", metavar="|".join((*NAMES, "PATH.npz", "FOLDER")), help="images")
+    add("--image-size", type=positive, help="pixels of a side, of pictures in a folder")
     add("--data-root", type=Path, default=Path("data"), help="where downloads are kept")
     add("--config", choices=list(CONFIGS), help="sizes and settings; default: that of the data")
     add_model_arguments(add)
@@ -98,7 +73,7 @@ def add_model_arguments(add: Callable[..., Any]) -> None:
     )
     add("--second-stage-steps", type=positive, help="then fit an autoregressive prior to the codes")
     add("--guide", choices=["independent", "autoregressive"])
-    add("--likelihood", choices=["auto", "bernoulli", "gaussian"], help="bernoulli: binarized data")
+    add("--likelihood", choices=LIKELIHOODS, help="bernoulli: binarized data")
     add("--binarize", choices=["threshold", "dynamic"], help="dynamic: drawn anew at every step")
     add("--start", choices=["zero", "mean"], help="outputs of the decoder at first; mean: image")
 
@@ -236,74 +211,6 @@ def _given(value: Any) -> str:
     return "not given" if value is None else str(value)
 
 
-def make_setup(args: Any) -> Setup:
-    """Check the arguments and load the data."""
-    backend = get_backend(args.backend, args.device)
-    data = load(args.data, args.data_root, seed=args.seed, gigabytes=args.most_gigabytes)
-    if args.test_images:
-        data = data.fewer_tests(args.test_images)
-    name = args.config or (data.name if data.name in CONFIGS else None)
-    config = CONFIGS[name] if name else Config()
-    if args.method in QUANTIZERS and not name and args.num_latents is None:
-        config = config.on_grid(data.x_train.shape[1:])
-    given = {field: getattr(args, argument) for argument, field in _OVERRIDES.items()}
-    config = config._replace(**{key: value for key, value in given.items() if value is not None})
-    config = config.trained_by(args.method)
-    if args.smoke:
-        data, config = data.head(64, 32), config._replace(**_SMOKE)
-    if config.likelihood == "auto":
-        is_binary = data.binary or config.binarize == "dynamic"
-        config = config._replace(likelihood="bernoulli" if is_binary else "gaussian")
-    if config.likelihood == "bernoulli":
-        data = data.drawn() if config.binarize == "dynamic" else data.binarized()
-    if args.method in QUANTIZERS:
-        config = config._replace(guide=args.method)
-    if config.batch_size > len(data.x_train):
-        raise CommandError(
-            f"--batch-size {config.batch_size}: there are only {len(data.x_train)} training images"
-        )
-    check_method(args, config)
-    out = args.out or Path("runs") / f"{data.name}-{args.method}-{args.seed}"
-    return Setup(backend, config, data, args.method, open_folder(out))
-
-
-def check_method(args: Any, config: Config) -> None:
-    """Whether method, guide, prior and likelihood go together."""
-    method, binary = args.method, config.prior == "bernoulli"
-    if method in RELAXATIONS and config.guide == "autoregressive":
-        raise CommandError(f"--method {method} needs --guide independent: one draw per code")
-    if method in RELAXATIONS and config.prior == "autoregressive":
-        raise CommandError(f"--method {method} needs another --prior: this one is of whole codes")
-    if method == "truncated":
-        if args.guide is not None:
-            raise CommandError(f"--guide {args.guide}: --method truncated has no encoder")
-        if args.second_stage_steps:
-            raise CommandError("--second-stage-steps needs an encoder; --method truncated has none")
-        if config.binarize == "dynamic":
-            raise CommandError(
-                "--binarize dynamic: --method truncated keeps states of fixed images"
-            )
-    elif args.num_states:
-        raise CommandError("--num-states is an option of --method truncated")
-    if binary and config.guide == "autoregressive":
-        raise CommandError("--prior bernoulli needs --guide independent: its latents are binary")
-    if method == "disarm" and not binary:
-        raise CommandError("--method disarm needs --prior bernoulli: its latents are binary")
-    if method in QUANTIZERS and args.guide:
-        raise CommandError(f"--method {method} has a guide of its own: leave out --guide")
-    if method in QUANTIZERS and binary:
-        raise CommandError(f"--method {method} needs another --prior: its latents are codes")
-    if args.second_stage_steps and config.prior in ("bernoulli", "autoregressive"):
-        raise CommandError("--second-stage-steps needs --prior uniform or categorical")
-    if config.binarize == "dynamic" and config.likelihood != "bernoulli":
-        raise CommandError("--binarize dynamic needs --likelihood bernoulli")
-    for name in ("learning_rate", "beta_from", "beta_to"):
-        if not getattr(config, name) > 0:
-            raise CommandError(
-                f"--{name.replace('_', '-')} must be positive, got {getattr(config, name)}"
-            )
-
-
 def make_loss(args: Any, setup: Setup) -> Any:
     """The loss of the method, with the options that it takes."""
     config, backend = setup.config, setup.backend
@@ -319,6 +226,8 @@ def make_loss(args: Any, setup: Setup) -> Any:
     if args.method not in (*QUANTIZERS, "exact", "truncated"):
         options["num_particles"] = config.num_particles
     if args.method == "daps":
+        if args.kl_bound is None and args.target_ess is None:
+            only_daps["target_ess"] = config.target_ess
         options |= only_daps
     if args.commitment is not None:
         options["commitment"] = args.commitment
@@ -332,16 +241,26 @@ def num_draws(setup: Setup) -> int:
 
 def evaluate(setup: Setup, model: Any, guide: Any, num_particles: int) -> dict[str, float]:
     """Metrics on the test images."""
-    images, beta = setup.data.x_test, setup.config.beta_to
-    return setup.backend.evaluate(model, guide, images, num_particles=num_particles, beta=beta)
+    data, config = setup.data, setup.config
+    found = setup.backend.evaluate(
+        model,
+        guide,
+        data.x_test,
+        num_particles=num_particles,
+        beta=config.beta_to,
+        data_range=1 / data.scale,
+    )
+    if config.likelihood == "logistic":
+        found["bits_per_dim"] = -found["iwae"] / (data.x_test[0].size * np.log(2.0))
+    return found
 
 
 def draw(setup: Setup, model: Any, guide: Any, result: Any) -> None:
     """Reconstructions, samples and curves."""
-    backend, shown = setup.backend, setup.data.x_test[:32]
+    backend, shown, to_unit = setup.backend, setup.data.x_test[:32], setup.data.to_unit
     found = backend.reconstruct(model, guide, shown)
-    save_reconstructions(setup.out / "reconstructions.png", shown, found)
-    save_samples(setup.out / "samples.png", np.asarray(backend.sample(model, 64)))
+    save_reconstructions(setup.out / "reconstructions.png", to_unit(shown), to_unit(found))
+    save_samples(setup.out / "samples.png", to_unit(np.asarray(backend.sample(model, 64))))
     per_loss = setup.config.batch_size if setup.config.amortized else len(setup.data.x_train)
     save_curves(setup.out / "curves.png", result.history, per_loss)
 

@@ -1,0 +1,120 @@
+"""What the arguments of train.py decide: data, sizes and settings, checked against each other."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from backends import HEADS, QUANTIZERS, RELAXATIONS, Backend, get_backend
+from cli import CommandError, open_folder
+from configs import CONFIGS, Config
+from data import Dataset, load
+
+__all__ = ["LIKELIHOODS", "Setup", "make_setup"]
+
+LIKELIHOODS = ("auto", "bernoulli", "gaussian", *HEADS)
+_SMOKE = {"num_steps": 12, "batch_size": 16}
+_OVERRIDES = {  # argument -> field of the config
+    "steps": "num_steps",
+    "batch_size": "batch_size",
+    "num_particles": "num_particles",
+    "num_latents": "num_latents",
+    "num_codes": "num_codes",
+    "num_states": "num_states",
+    "prior": "prior",
+    "guide": "guide",
+    "likelihood": "likelihood",
+    "binarize": "binarize",
+    "start": "start",
+    "beta_from": "beta_from",
+    "beta_to": "beta_to",
+    "learning_rate": "learning_rate",
+}
+
+
+class Setup(NamedTuple):
+    """Everything that the arguments decide."""
+
+    backend: Backend
+    config: Config
+    data: Dataset
+    method: str
+    out: Path
+
+
+def make_setup(args: Any) -> Setup:
+    """Check the arguments and load the data."""
+    backend = get_backend(args.backend, args.device)
+    data = load(
+        args.data,
+        args.data_root,
+        seed=args.seed,
+        size=args.image_size,
+        gigabytes=args.most_gigabytes,
+    )
+    if args.test_images:
+        data = data.fewer_tests(args.test_images)
+    name = args.config or (data.name if data.name in CONFIGS else None)
+    config = CONFIGS[name] if name else Config()
+    if args.method in QUANTIZERS and not name and args.num_latents is None:
+        config = config.on_grid(data.x_train.shape[1:])
+    given = {field: getattr(args, argument) for argument, field in _OVERRIDES.items()}
+    config = config._replace(**{key: value for key, value in given.items() if value is not None})
+    config = config.trained_by(args.method)
+    if args.smoke:
+        data, config = data.head(64, 32), config._replace(**_SMOKE)
+    if config.likelihood == "auto":
+        is_binary = data.binary or config.binarize == "dynamic"
+        config = config._replace(likelihood="bernoulli" if is_binary else "gaussian")
+    if config.likelihood == "bernoulli":
+        data = data.drawn() if config.binarize == "dynamic" else data.binarized()
+    elif config.likelihood == "logistic":
+        data = data.in_bytes()
+    elif config.standardize:
+        data = data.standardized()
+    if config.likelihood in HEADS:
+        data = data.with_channels()
+    if args.method in QUANTIZERS:
+        config = config._replace(guide=args.method)
+    if config.batch_size > len(data.x_train):
+        raise CommandError(
+            f"--batch-size {config.batch_size}: there are only {len(data.x_train)} training images"
+        )
+    check_method(args, config)
+    out = args.out or Path("runs") / f"{data.name}-{args.method}-{args.seed}"
+    return Setup(backend, config, data, args.method, open_folder(out))
+
+
+def check_method(args: Any, config: Config) -> None:
+    """Whether method, guide, prior and likelihood go together."""
+    method, binary = args.method, config.prior == "bernoulli"
+    if method in RELAXATIONS and config.guide == "autoregressive":
+        raise CommandError(f"--method {method} needs --guide independent: one draw per code")
+    if method in RELAXATIONS and config.prior == "autoregressive":
+        raise CommandError(f"--method {method} needs another --prior: this one is of whole codes")
+    if method == "truncated":
+        if args.guide is not None:
+            raise CommandError(f"--guide {args.guide}: --method truncated has no encoder")
+        if args.second_stage_steps:
+            raise CommandError("--second-stage-steps needs an encoder; --method truncated has none")
+        if config.binarize == "dynamic":
+            raise CommandError(
+                "--binarize dynamic: --method truncated keeps states of fixed images"
+            )
+    elif args.num_states:
+        raise CommandError("--num-states is an option of --method truncated")
+    if binary and config.guide == "autoregressive":
+        raise CommandError("--prior bernoulli needs --guide independent: its latents are binary")
+    if method == "disarm" and not binary:
+        raise CommandError("--method disarm needs --prior bernoulli: its latents are binary")
+    if method in QUANTIZERS and args.guide:
+        raise CommandError(f"--method {method} has a guide of its own: leave out --guide")
+    if method in QUANTIZERS and binary:
+        raise CommandError(f"--method {method} needs another --prior: its latents are codes")
+    if args.second_stage_steps and config.prior in ("bernoulli", "autoregressive"):
+        raise CommandError("--second-stage-steps needs --prior uniform or categorical")
+    if config.binarize == "dynamic" and config.likelihood != "bernoulli":
+        raise CommandError("--binarize dynamic needs --likelihood bernoulli")
+    for name in ("learning_rate", "beta_from", "beta_to"):
+        if not getattr(config, name) > 0:
+            raise CommandError(
+                f"--{name.replace('_', '-')} must be positive, got {getattr(config, name)}"
+            )
