@@ -186,7 +186,7 @@ def test_folders_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(ValueError, match="holds 0 pictures"):
         example_data.load(str(tmp_path))
     write_pictures(tmp_path, (6, 8, 3), (6, 8, 3))
-    with pytest.raises(ValueError, match="more than the 1.3e-06 that are allowed"):
+    with pytest.raises(ValueError, match="GB in memory, more than the"):
         example_data.load(str(tmp_path), size=8, gigabytes=1.3e-6)
     (tmp_path / "class0" / "00.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"00\.png: cannot be read as an image"):
