@@ -50,6 +50,7 @@ nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # no script from elsewhere
 
 default_role = "py:obj"  # names in docstrings; see `_ext/docstrings.py` for those of no object

@@ -64,9 +64,9 @@ ignore_missing_imports = True
 follow_imports = skip
 """
 TYPED = """
-from {package}.infer import DAPS_ELBO
-loss: DAPS_ELBO = DAPS_ELBO(8)
-wrong: int = DAPS_ELBO(8)
+from {package}.fit import exponential_schedule
+schedule = exponential_schedule(1.0, 0.01, num_steps=100)
+wrong: int = exponential_schedule(1.0, 0.01, num_steps=100)
 """
 
 
