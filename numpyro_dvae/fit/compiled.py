@@ -32,16 +32,29 @@ class Compiled:
     ) -> None:
         self._jitted = jax.jit(function, static_argnums=static, donate_argnums=donated)
         self._static, self._known = static, dict[Any, Any]()
+        self._lowered = dict[Any, Any]()  # what is not compiled yet
 
     def __call__(self, *args: Any) -> Any:
         """Call the program for such arguments."""
+        known, looks, dynamic = self._split(args)
+        if known not in self._known:
+            lowered = self._lowered.pop(known, None) or self._jitted.lower(*args)
+            self._known[known] = _program(lowered, looks)
+        return self._known[known](*dynamic)
+
+    def holds(self, operation: str, *args: Any) -> bool:
+        """Whether the program for such arguments holds an operation of StableHLO."""
+        known, *_ = self._split(args)
+        if known not in self._lowered:
+            self._lowered[known] = self._jitted.lower(*args)
+        return f"stablehlo.{operation}" in self._lowered[known].as_text()
+
+    def _split(self, args: tuple) -> tuple[Any, tuple, list[Any]]:
+        """What a program is known by, what it must know of its arguments, and these."""
         dynamic = [arg for i, arg in enumerate(args) if i not in self._static]
         leaves, structure = jax.tree.flatten(dynamic)
         looks = tuple(map(_looks, leaves))
-        known = structure, tuple(args[i] for i in self._static), looks
-        if known not in self._known:
-            self._known[known] = _program(self._jitted.lower(*args), looks)
-        return self._known[known](*dynamic)
+        return (structure, tuple(args[i] for i in self._static), looks), looks, dynamic
 
 
 def _looks(leaf: Any) -> Any:

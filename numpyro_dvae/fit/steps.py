@@ -2,7 +2,9 @@
 
 Steps on rows of arrays run many in one dispatch, over data that stay on the device; how many is an
 argument of the compiled program, so that neither a row of the log that is due nor the end of the
-run compiles anew. Batches of an iterable take one dispatch each; each shape compiles once.
+run compiles anew. Batches of an iterable take one dispatch each; each shape compiles once. So do
+steps with convolutions on a CPU: within a loop, XLA takes 50 times as long there for the gradient
+of one.
 
 The transform of step i is called with ``fold_in(rng_key, i)``: it repeats whatever is dispatched
 together, and leaves the keys of the `SVI` as they are.
@@ -53,6 +55,7 @@ class Steps:
         self.together = isinstance(batches, ArrayBatches)  # whether many run in one dispatch
         self._rng_key, self._transform = rng_key, transform
         self._many, self._one = _many_steps(svi, transform), _one_step(svi, transform)
+        self._slow_in_a_loop: bool | None = None  # known at the first steps
 
     def described(self) -> dict[str, Any]:
         """Describe the data and what is done to them."""
@@ -74,9 +77,41 @@ class Steps:
         if isinstance(self.batches, ArrayBatches):
             arrays, template = self.batches.arrays, self.batches.template
             rows = self.batches.rows(step, count, most)
-            return Taken(*self._many(svi_state, arrays, rows, count, draw, template, most))
+            given = (arrays, rows, count, draw, template, most)
+            if self._slow_in_a_loop is None and most > 1:
+                on_cpu = _platform(svi_state) == "cpu"
+                self._slow_in_a_loop = on_cpu and self._many.holds("convolution", svi_state, *given)
+            take = self._take_apart if self._slow_in_a_loop else self._many
+            return Taken(*take(svi_state, *given))
         arrays, template = split(self.batches.next())
         return Taken(*self._one(svi_state, arrays, draw, template))
+
+    def _take_apart(
+        self,
+        svi_state: SVIState,
+        arrays: Any,
+        rows: Any,
+        count: int,
+        draw: Any,
+        template: Template,
+        most: int,
+    ) -> tuple[SVIState, Array, Array | None, Array]:
+        """The same as the program of many steps, one dispatch after the other."""
+        found = []
+        for i in range(count):
+            own = None if rows is None else rows[i : i + 1]
+            key_of_step = None if draw is None else (draw[0], draw[1] + i)
+            svi_state, *rest = self._many(svi_state, arrays, own, 1, key_of_step, template, 1)
+            found.append(rest)
+        losses, finite, sound = zip(*found, strict=True)
+        joined = None if finite[0] is None else jnp.concatenate(finite)
+        return svi_state, jnp.concatenate(losses), joined, sound[-1]
+
+
+def _platform(svi_state: SVIState) -> str:
+    """Where the steps run, as "cpu"."""
+    leaves = (leaf for leaf in jax.tree.leaves(svi_state) if isinstance(leaf, jax.Array))
+    return next(iter(next(leaves).devices())).platform
 
 
 def _many_steps(svi: SVI, transform: Transform) -> Compiled:
@@ -91,7 +126,7 @@ def _many_steps(svi: SVI, transform: Transform) -> Compiled:
         template: Template,
         most: int,
     ) -> tuple[SVIState, Array, Array | None, Array]:
-        def body(i: Array, carry: tuple) -> tuple:
+        def body(i: Any, carry: tuple) -> tuple:
             svi_state, losses, finite = carry
             batch = template.join(arrays if rows is None else take_rows(arrays, rows[i]))
             if transform is not None:
@@ -103,7 +138,8 @@ def _many_steps(svi: SVI, transform: Transform) -> Compiled:
 
         finite = None if transform is None else jnp.ones(most, bool)
         start = svi_state, jnp.full(most, jnp.nan, float), finite
-        end = jax.lax.fori_loop(0, count, body, start)
+        # A loop of one would still be one, see above.
+        end = body(0, start) if most == 1 else jax.lax.fori_loop(0, count, body, start)
         return *end, is_sound(svi, end[0])
 
     return Compiled(steps, static=(5, 6), donated=(0,))

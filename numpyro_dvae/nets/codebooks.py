@@ -298,7 +298,7 @@ class FiniteScalars(Quantizer):
         """The table."""
         return self.table
 
-    def __call__(self, codes: Shaped[Array, "*batch"]) -> Float[Array, "*batch D"]:
+    def look_up(self, codes: Shaped[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """The vectors of codes, in [-scale, scale]."""
         return level_vectors(self.levels, codes.astype(int)) * self.scale
 

@@ -1,33 +1,21 @@
 """A decoder of codes by a codebook: it looks up their vectors, or is handed them.
 
-What a decoder is called with is told by what it is, not by its size or type:
-
-- codes ``(*batch, L)`` are integers;
-- relaxed codes ``(*batch, L, V)``, real vectors over the codes, are mixed: ``z @ table``;
-- vectors ``(*batch, L, D)`` are what a program gets in place of its codes while `infer.VQ_ELBO`
-  runs it, and nothing else is.
+What a decoder is called with goes through the codebook, which tells codes, relaxed codes and
+vectors apart (`nets.quantizers`).
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from numpyro_dvae.nets.grids import check_grid, to_grid
 from numpyro_dvae.nets.quantizers import Quantizer
-from numpyro_dvae.nets.registration import gets_vectors, register
+from numpyro_dvae.nets.registration import register
 from numpyro_dvae.ops.arguments import checked
-from numpyro_dvae.ops.refusing import refuse_gradient
 
 __all__ = ["CodebookDecoder"]
-
-_NOT_LEARNT = (
-    "The table of a Codebook with `decay` follows the vectors that VectorQuantizedGuide hands it "
-    "under VQ_ELBO; this loss trains the model on codes, and the table would never move. Use "
-    "decay=None, a parameter that any loss trains, or codebook.eval() to keep the table as it is."
-)
 
 
 class CodebookDecoder:
@@ -63,12 +51,9 @@ class CodebookDecoder:
     def __call__(self, z: Shaped[Array, "*batch_latents"]) -> Float[Array, "*batch_output"]:
         """Outputs for codes ``(*batch, L)`` or ``(*batch, *grid)``, or for what stands for them."""
         batch = tuple(self.batch_shape(z))
-        vectors = self._vectors(z.reshape(*batch, -1) if self._on_grid(z) else z)
+        vectors = self.codebook(z.reshape(*batch, -1) if self._on_grid(z) else z)
         vectors = self.codebook.join(vectors)
-        outputs = self._outputs(vectors, batch)
-        if gets_vectors() or not _follows(self.codebook):
-            return outputs
-        return refuse_gradient(outputs, outputs, _NOT_LEARNT)
+        return self._outputs(vectors, batch)
 
     def _outputs(self, vectors: Array, batch: tuple[int, ...]) -> Array:
         """What the network makes of vectors, in a row or on the grid."""
@@ -81,38 +66,19 @@ class CodebookDecoder:
 
     def batch_shape(self, z: Shaped[Array, "*batch_latents"]) -> Sequence[int]:
         """The leading dims of codes, relaxed codes or vectors."""
-        if gets_vectors() or jnp.issubdtype(z.dtype, jnp.floating):
+        if jnp.issubdtype(z.dtype, jnp.floating):
             return z.shape[: z.ndim - 2]
         return z.shape[: z.ndim - (len(self.grid or ()) if self._on_grid(z) else 1)]
 
     def _on_grid(self, z: Array) -> bool:
         """Whether codes are given on the grid, rather than in a row."""
-        if self.grid is None or gets_vectors() or jnp.issubdtype(z.dtype, jnp.floating):
+        if self.grid is None or jnp.issubdtype(z.dtype, jnp.floating):
             return False
         in_a_row = z.shape[-1:] == (math.prod(self.grid),)
         return not in_a_row and tuple(z.shape[-len(self.grid) :]) == self.grid
-
-    def _vectors(self, z: Array) -> Array:
-        """The vectors ``(*batch, L, D)`` of codes, or of what stands for them."""
-        if gets_vectors():
-            return z
-        if not jnp.issubdtype(z.dtype, jnp.floating):
-            return self.codebook(z)
-        num_codes = self.codebook.num_codes
-        if z.shape[-1] != num_codes or z.ndim < 2:
-            raise ValueError(
-                f"`z` must be integers (*batch, L), or relaxed codes (*batch, L, {num_codes}); "
-                f"got real numbers of shape {tuple(z.shape)}. Vectors go to `network` itself."
-            )
-        return self.codebook.mix(z)
 
 
 def folded(vectors: Shaped[Array, "..."], num_dims: int) -> Shaped[Array, "N ..."]:
     """The first dims as one."""
     shape = vectors.shape
     return vectors.reshape(math.prod(shape[:num_dims]), *shape[num_dims:])
-
-
-def _follows(codebook: Any) -> bool:
-    """Whether the table of a codebook is moving averages, which no gradient trains."""
-    return getattr(codebook, "decay", None) is not None and codebook.training

@@ -55,9 +55,9 @@ class BinaryCodes(Quantizer):
 
     def rows(self) -> Float[Array, "V D"]:
         """The vectors of all codes."""
-        return self(jnp.arange(self.num_codes))
+        return self.look_up(jnp.arange(self.num_codes))
 
-    def __call__(self, codes: Shaped[Array, "*batch"]) -> Float[Array, "*batch D"]:
+    def look_up(self, codes: Shaped[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """The vectors of codes."""
         return sign_vectors(codes.astype(int), self.embed_dim, self.height)
 

@@ -3,16 +3,33 @@
 A quantiser turns vectors ``(*batch, L, D)`` into codes ``(*batch, n)`` and these into vectors
 ``(*batch, n, d)``. A single one has n = L and d = D. One that is put together of several
 (`nets.stacks`) has a block of latents for each, and `join` makes the decoder's vectors of them.
+
+A model calls it with its codes. What these are is told by what they are, not by their size:
+
+- codes ``(*batch, n)`` are integers;
+- relaxed codes ``(*batch, n, V)``, real vectors over the codes, are mixed: ``z @ table``;
+- vectors ``(*batch, n, d)`` are what a program gets in place of its codes while `infer.VQ_ELBO`
+  runs it, and nothing else is.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
+from numpyro_dvae.nets.registration import gets_vectors, given_numbers
 from numpyro_dvae.ops.assignments import assignment_logits
+from numpyro_dvae.ops.refusing import refuse_gradient
 
 __all__ = ["Quantized", "Quantizer"]
+
+_NOT_LEARNT = (
+    "The table of a Codebook with `decay` follows the vectors that VectorQuantizedGuide hands it "
+    "under VQ_ELBO; this loss trains the model on codes, and the table would never move. Use "
+    "decay=None, a parameter that any loss trains, or codebook.eval() to keep the table as it is."
+)
 
 
 class Quantized(NamedTuple):
@@ -34,8 +51,25 @@ class Quantizer:
     training: bool = True  # whether state follows what is quantised
     holder: tuple[Any, int] | None = None  # the codebook of several that it is a part of, and where
 
-    def __call__(self, codes: Shaped[Array, "*batch n"]) -> Float[Array, "*batch n d"]:
-        """The vectors of codes."""
+    def __call__(self, z: Shaped[Array, "*batch_latents"]) -> Float[Array, "*batch n d"]:
+        """The vectors of codes, or of what stands for them.
+
+        Raises:
+            ValueError: If real numbers are neither relaxed codes nor the vectors of `VQ_ELBO`; when
+                a loss wants the gradient of codes whose table follows moving averages.
+        """
+        is_real = jnp.issubdtype(z.dtype, jnp.floating)
+        if is_real and gets_vectors():
+            return z
+        if is_real:
+            check_relaxed(z.shape, self.num_codes)
+        vectors = self.mix(z) if is_real else self.look_up(z)
+        if getattr(self, "decay", None) is None or not self.training:
+            return vectors
+        return refuse_gradient(vectors, given_numbers(vectors.dtype), _NOT_LEARNT)
+
+    def look_up(self, codes: Shaped[Array, "*batch n"]) -> Float[Array, "*batch n d"]:
+        """The rows of codes."""
         return self.rows()[codes.astype(int)]
 
     def train(self, mode: bool = True) -> "Quantizer":
@@ -89,3 +123,16 @@ class Quantizer:
     def blocks(self, values: Shaped[Array, "*batch n"]) -> list[Array]:
         """Numbers of latents ``(*batch, n)``, apart by the table that they are of."""
         return [values]
+
+
+def check_relaxed(shape: Sequence[int], num_codes: int) -> None:
+    """Whether real numbers of a shape are relaxed codes.
+
+    Raises:
+        ValueError: If not.
+    """
+    if len(shape) < 2 or shape[-1] != num_codes:
+        raise ValueError(
+            f"`z` must be integers (*batch, L), or relaxed codes (*batch, L, {num_codes}); "
+            f"got real numbers of shape {tuple(shape)}. Vectors go to the network itself."
+        )

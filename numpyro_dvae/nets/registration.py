@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpyro
 from flax import linen as nn
 from flax.errors import FlaxError, InvalidRngError
+from jaxtyping import Array, Float
 from numpyro.handlers import scope, substitute, trace
 
 from numpyro_dvae.nets.inputs import not_encoded
@@ -133,6 +134,23 @@ def gets_vectors() -> bool:
     """Whether the program that runs is handed vectors where it samples their codes."""
     stack = numpyro.primitives._PYRO_STACK
     return any(getattr(handler, "gives_vectors", False) for handler in stack)
+
+
+def given_numbers(dtype: Any) -> Float[Array, "N"]:
+    """One number of each array that the program that runs was given, parameters among them."""
+    stack = numpyro.primitives._PYRO_STACK
+    leaves = jax.tree.leaves([h.data for h in stack if isinstance(h, substitute) and h.data])
+    arrays = (
+        jnp.asarray(leaf)
+        for leaf in leaves
+        if not jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+    )
+    firsts = [
+        array.reshape(-1)[0].astype(dtype)
+        for array in arrays
+        if jnp.issubdtype(array.dtype, jnp.floating) and array.size
+    ]
+    return jnp.stack(firsts) if firsts else jnp.zeros(0, dtype)
 
 
 def find_state(name: str) -> Any:

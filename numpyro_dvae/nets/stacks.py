@@ -57,10 +57,10 @@ class Stack(Quantizer):
             f"{type(self).__name__} has no table of all its codes: ask its `codebooks`."
         )
 
-    def __call__(self, codes: Shaped[Array, "*batch n"]) -> Float[Array, "*batch n d"]:
+    def look_up(self, codes: Shaped[Array, "*batch n"]) -> Float[Array, "*batch n d"]:
         """The vectors of codes, each by the part that its latent is of."""
         parts = zip(self.codebooks, self._split(codes, -1), strict=True)
-        return jnp.concatenate([codebook(block) for codebook, block in parts], -2)
+        return jnp.concatenate([codebook.look_up(block) for codebook, block in parts], -2)
 
     def mix(self, weights: Float[Array, "*batch n V"]) -> Float[Array, "*batch n d"]:
         """The vectors of relaxed codes, each by the part that its latent is of."""

@@ -229,7 +229,7 @@ class FiniteScalars(Quantizer):
         """The table."""
         return self.table
 
-    def forward(self, codes: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
+    def look_up(self, codes: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
         """The vectors of codes, in [-scale, scale]."""
         return level_vectors(self.levels, codes.long()) * self.scale
 

@@ -55,9 +55,9 @@ class BinaryCodes(Quantizer):
 
     def rows(self) -> Float[Tensor, "V D"]:
         """The vectors of all codes."""
-        return self(torch.arange(self.num_codes))
+        return self.look_up(torch.arange(self.num_codes))
 
-    def forward(self, codes: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
+    def look_up(self, codes: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
         """The vectors of codes."""
         return sign_vectors(codes.long(), self.embed_dim, self.height)
 

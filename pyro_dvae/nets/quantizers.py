@@ -3,18 +3,35 @@
 A quantiser turns vectors ``(*batch, L, D)`` into codes ``(*batch, n)`` and these into vectors
 ``(*batch, n, d)``. A single one has n = L and d = D. One that is put together of several
 (`nets.stacks`) has a block of latents for each, and `join` makes the decoder's vectors of them.
+
+A model calls it with its codes. What these are is told by what they are, not by their size:
+
+- codes ``(*batch, n)`` are integers;
+- relaxed codes ``(*batch, n, V)``, real vectors over the codes, are mixed: ``z @ table``;
+- vectors ``(*batch, n, d)`` are what a program gets in place of its codes while `infer.VQ_ELBO`
+  runs it, and nothing else is.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 
+from pyro_dvae.nets.registration import gets_vectors
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.assignments import assignment_logits
+from pyro_dvae.ops.refusing import refuse_gradient
 
 __all__ = ["Quantized", "Quantizer"]
+
+_NOT_LEARNT = (
+    "The table of a Codebook with `decay` follows the vectors that VectorQuantizedGuide hands it "
+    "under VQ_ELBO; this loss trains the model on codes, and the table would never move. Use "
+    "decay=None, a parameter that any loss trains, or codebook.eval() to keep the table as it is."
+)
 
 
 class Quantized(NamedTuple):
@@ -35,8 +52,25 @@ class Quantizer(nn.Module):
     by_scale: bool = False  # whether its latents are of several scales
     by_rule: bool = False  # whether inputs are rounded, rather than codes looked up in a table
 
-    def forward(self, codes: Shaped[Tensor, "*batch n"]) -> Float[Tensor, "*batch n d"]:
-        """The vectors of codes."""
+    def forward(self, z: Shaped[Tensor, "*batch_latents"]) -> Float[Tensor, "*batch n d"]:
+        """The vectors of codes, or of what stands for them.
+
+        Raises:
+            ValueError: If real numbers are neither relaxed codes nor the vectors of `VQ_ELBO`; when
+                a loss wants the gradient of codes whose table follows moving averages.
+        """
+        if z.is_floating_point() and gets_vectors():
+            return z
+        if z.is_floating_point():
+            check_relaxed(z.shape, self.num_codes)
+        vectors = self.mix(z) if z.is_floating_point() else self.look_up(z)
+        if getattr(self, "decay", None) is None or not self.training:
+            return vectors
+        asked = torch.zeros((), requires_grad=torch.is_grad_enabled())
+        return refuse_gradient(vectors, asked, _NOT_LEARNT)
+
+    def look_up(self, codes: Shaped[Tensor, "*batch n"]) -> Float[Tensor, "*batch n d"]:
+        """The rows of codes."""
         return nn.functional.embedding(codes.long(), self.rows())
 
     @abstractmethod
@@ -82,3 +116,16 @@ class Quantizer(nn.Module):
     def blocks(self, values: Shaped[Tensor, "*batch n"]) -> list[Tensor]:
         """Numbers of latents ``(*batch, n)``, apart by the table that they are of."""
         return [values]
+
+
+def check_relaxed(shape: Sequence[int], num_codes: int) -> None:
+    """Whether real numbers of a shape are relaxed codes.
+
+    Raises:
+        ValueError: If not.
+    """
+    if len(shape) < 2 or shape[-1] != num_codes:
+        raise ValueError(
+            f"`z` must be integers (*batch, L), or relaxed codes (*batch, L, {num_codes}); "
+            f"got real numbers of shape {tuple(shape)}. Vectors go to the network itself."
+        )

@@ -49,10 +49,10 @@ class Stack(Quantizer):
             f"{type(self).__name__} has no table of all its codes: ask its `codebooks`."
         )
 
-    def forward(self, codes: Shaped[Tensor, "*batch n"]) -> Float[Tensor, "*batch n d"]:
+    def look_up(self, codes: Shaped[Tensor, "*batch n"]) -> Float[Tensor, "*batch n d"]:
         """The vectors of codes, each by the part that its latent is of."""
         parts = zip(self.codebooks, self._split(codes, -1), strict=True)
-        return torch.cat([codebook(block) for codebook, block in parts], -2)
+        return torch.cat([codebook.look_up(block) for codebook, block in parts], -2)
 
     def mix(self, weights: Float[Tensor, "*batch n V"]) -> Float[Tensor, "*batch n d"]:
         """The vectors of relaxed codes, each by the part that its latent is of."""

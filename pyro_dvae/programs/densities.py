@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from pyro_dvae.programs.sites import Site
 
-__all__ = ["fast_log_prob"]
+__all__ = ["fast_log_prob", "unexpanded"]
 
 _NORMAL = torch.distributions.Normal.log_prob
 _BERNOULLI = torch.distributions.Bernoulli.log_prob
@@ -37,7 +37,7 @@ def fast_log_prob(site: Site) -> Tensor:
         return site.log_prob()
     if site.is_observed and fn._validate_args:
         fn._validate_sample(site.value)
-    mask = _unexpanded(masks[0][0]) if masks else None
+    mask = unexpanded(masks[0][0]) if masks else None
     if kind is _NORMAL:
         value = _normal(fn.loc, fn.scale, site.value, mask, num_dims)
     else:
@@ -48,7 +48,7 @@ def fast_log_prob(site: Site) -> Tensor:
 def _normal(
     loc: Tensor, scale: Tensor, value: Tensor, mask: Tensor | None, num_dims: int
 ) -> Tensor:
-    dims, scale, event = tuple(range(-num_dims, 0)), _unexpanded(scale), loc.shape[-num_dims:]
+    dims, scale, event = tuple(range(-num_dims, 0)), unexpanded(scale), loc.shape[-num_dims:]
     num_scales = scale.shape[-num_dims:].numel()
     value, loc = torch.broadcast_tensors(value, loc)
     square = functional.mse_loss(loc, value, reduction="none")  # fused, in one piece of memory
@@ -73,7 +73,7 @@ def _normal(
 def _bernoulli(logits: Tensor, value: Tensor, mask: Tensor | None, num_dims: int) -> Tensor:
     """``sum z a - log(1 + e^a)`` with the logits a."""
     dims, event = tuple(range(-num_dims, 0)), value.shape[-num_dims:]
-    logits, value = _unexpanded(logits), value.to(logits.dtype)
+    logits, value = unexpanded(logits), value.to(logits.dtype)
     if mask is not None:
         cells = torch.where(mask, value * logits - functional.softplus(logits), 0.0)
         return cells.sum(dims)
@@ -92,7 +92,7 @@ def _affine(rows: Tensor, weights: Tensor, offset: Tensor) -> Tensor:
     return sums.view(rows.shape[:-1])
 
 
-def _unexpanded(value: Tensor) -> Tensor:
+def unexpanded(value: Tensor) -> Tensor:
     """One of the copies that `expand` has made, in size 1."""
     for dim, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
         if size > 1 and stride == 0:

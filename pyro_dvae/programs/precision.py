@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from pyro import distributions as dist
 from torch import Tensor
 
+from pyro_dvae.programs.densities import unexpanded
 from pyro_dvae.programs.masks import entry_mask
 from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.record import Ledger
@@ -38,23 +40,34 @@ def read_precision(run: Run, layout: Layout, num_particles: int) -> Float[Tensor
 
 def _counted(site: Site) -> tuple[Tensor, Tensor]:
     """The entries of each event and the sum of their variances."""
-    event_dim, variance = site.fn.event_dim, _variance(site)
-    mask = entry_mask(site, event_dim)
+    event_dim, variance = site.fn.event_dim, unexpanded(_variance(site))
+    mask = unexpanded(entry_mask(site, event_dim))
     shape = torch.broadcast_shapes(mask.shape, variance.shape, site.value.shape)
     known = torch.where(variance.isfinite(), variance, _UNKNOWN)
-    arrays = mask.to(known.dtype).expand(shape), (mask * known).expand(shape)
-    dims = tuple(range(-event_dim, 0))
-    counts, sums = (array.sum(dims) if dims else array for array in arrays)
-    return counts, sums
+    small = torch.broadcast_tensors(mask.to(known.dtype), mask * known)
+    # What is the same along a dim of the event is counted, not copied.
+    event, dims = shape[len(shape) - event_dim :].numel(), tuple(range(-event_dim, 0))
+    same = event / small[0].shape[small[0].dim() - event_dim :].numel()
+    batch = shape[: len(shape) - event_dim]
+    counts, sums = ((array.sum(dims) if dims else array).mul(same) for array in small)
+    return counts.expand(batch), sums.expand(batch)
 
 
 def _variance(site: Site) -> Tensor:
     """The variance of each entry, NaN where the distribution has none."""
     fn: Any = site.fn
     try:
-        variance = fn.variance
+        variance = _normal_variance(fn)
+        variance = fn.variance if variance is None else variance
     except (AttributeError, NotImplementedError):
         variance = torch.tensor(torch.nan)
     if variance.dim() == len(fn.batch_shape):  # of events that are numbers, or categories
         variance = variance.reshape(*variance.shape, *(1 for _ in fn.event_shape))
     return variance
+
+
+def _normal_variance(fn: Any) -> Tensor | None:
+    """That of independent Gaussians, without the copies that their expansion makes."""
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    return unexpanded(fn.scale).square() if type(fn) is dist.Normal else None
