@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from pyro_dvae.programs.sites import Site
 
-__all__ = ["fast_log_prob", "unexpanded"]
+__all__ = ["fast_log_prob"]
 
 _NORMAL = torch.distributions.Normal.log_prob
 _BERNOULLI = torch.distributions.Bernoulli.log_prob
