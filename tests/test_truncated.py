@@ -244,11 +244,13 @@ def test_draws_follow_the_weights(shim):
     assert (abs(counts - 400 / 5) > 5 * spread).any()  # and not any weights
 
 
-def test_new_data_start_from_these_sets(shim):
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_new_data_start_from_these_sets(shim, batch_size):
     sets = shim.Sets(CAUSES_PROGRAM, 5)
     start = sets.loss(truncated(shim))
     data = some([4, 0, 1, 3, 2, 5]) | {"rows": np.arange(NUM_DATA)}
-    other = sets.for_data(data, num_sweeps=6)
+    options = {} if batch_size is None else {"batch_size": batch_size}
+    other = sets.for_data(data, num_sweeps=6, **options)
     best = np.sort(table(data), 0)[-5:]
     np.testing.assert_allclose(other.posterior()[2], log_evidence(best), rtol=1e-9)
     np.testing.assert_allclose(sets.loss(truncated(shim)), start)

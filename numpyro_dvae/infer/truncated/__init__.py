@@ -16,7 +16,8 @@ One E-step (`Truncated_ELBO.e_step`, or each step of an `SVI`) goes through the 
 7. `scoring`: log joints of states under the model, many at a time.
 
 The M-step is `loss` alone: the members are run once more, with gradient; `gathered` keeps what the
-closed forms need. `sampling` is how the guide, called as a program, draws members.
+closed forms need. `sampling` is how the guide, called as a program, draws members;
+`parts` cuts the data of `for_data`.
 
 Glossary:
     state: One code for each of the H latents of a datum.

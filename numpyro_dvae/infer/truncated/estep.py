@@ -22,7 +22,15 @@ from numpyro_dvae.ops.sets.hashing import (
 )
 from numpyro_dvae.ops.sets.ranking import merge_best
 
-__all__ = ["Evolved", "default_evolve", "distinct", "evolve_sets", "hashes_of", "unmasked"]
+__all__ = [
+    "Evolved",
+    "default_evolve",
+    "distinct",
+    "evolve_sets",
+    "hashes_of",
+    "share_replaced",
+    "unmasked",
+]
 
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
 
@@ -62,8 +70,13 @@ def evolve_sets(
         members = run(rng_key, members)
     else:
         members = _if(sweeps > 0, run, rng_key, members)
-    replaced = 1.0 - members.is_old.astype(scores.dtype).mean()
+    replaced = share_replaced(members.is_old, scores.dtype)
     return Evolved(members.codes, members.is_first, replaced)
+
+
+def share_replaced(is_old: Bool[Array, "S B"], dtype: Any) -> Float[Array, ""]:
+    """Which fraction of the members is new; 1 less a mean of ones may be below 0."""
+    return (~is_old).astype(dtype).mean()
 
 
 def default_evolve(num_states: int) -> Operator:

@@ -20,6 +20,7 @@ References:
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ from numpyro.primitives import Messenger
 from numpyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
 from numpyro_dvae.infer.truncated.masked import with_drawn
 from numpyro_dvae.infer.truncated.minibatch import read_minibatch
+from numpyro_dvae.infer.truncated.parts import alone, evolve_parts, parts_of
 from numpyro_dvae.infer.truncated.proposals import draws_of, from_pool
 from numpyro_dvae.infer.truncated.sampling import add_silenced, in_dims, sample_members
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, silenced_of
@@ -138,6 +140,7 @@ class TruncatedGuide:
         num_sweeps: int = 10,
         evolve: Operator | None = None,
         proposals: Callable | None = None,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> "TruncatedGuide":
         """A guide for other data of the same model; this one stays as it is.
@@ -150,21 +153,37 @@ class TruncatedGuide:
             evolve: As in `Truncated_ELBO`.
             proposals: An amortised guide, called with the model's arguments: each sweep also
                 proposes S draws of it. Without it, S states of this guide's sets, at random.
+            batch_size: How many data evolve at once, which bounds the memory; all by default. The
+                arrays among the arguments that are as long as the first are cut to so many rows.
             **kwargs: Keyword arguments of the model.
 
         Raises:
-            ValueError: If `num_sweeps` is not positive, or this guide has no sets to start from.
+            ValueError: If `num_sweeps` or `batch_size` is not positive, if this guide has no sets
+                to start from, or if the model's data are not the rows of its arguments.
         """
         if num_sweeps < 1:
             raise ValueError(f"`num_sweeps` must be 1 or more; got {num_sweeps}.")
-        pool, other = self._pool(params, proposals), self._without_sets()
-        operator = union(pool, evolve or default_evolve(self.num_states))
-        call_key, first_key, evolve_key = jax.random.split(rng_key, 3)
-        call = other.read(call_key, params, self.model, args, kwargs)
-        words = other._first_words(first_key, call)
-        scorer, codes = Scorer(call), other.members(call, words)
-        codes = evolve_sets(evolve_key, scorer, codes, operator, sweeps=num_sweeps).states
-        other.words = other.store(call, words, codes)
+        self._pool(params, proposals)  # complains at once
+        other = self._without_sets()
+
+        def evolve_rows(rng_key: Array, params: Any, args: tuple, kwargs: dict) -> tuple:
+            operator = union(
+                self._pool(params, proposals), evolve or default_evolve(self.num_states)
+            )
+            call_key, first_key, evolve_key = jax.random.split(rng_key, 3)
+            call = other.read(call_key, params, self.model, args, kwargs)
+            own = call if batch_size is None else alone(call)
+            words = other._first_words(first_key, own)
+            scorer, codes = Scorer(call), other.members(own, words)
+            codes = evolve_sets(evolve_key, scorer, codes, operator, sweeps=num_sweeps).states
+            return call.batch.rows, other.store(own, words, codes)
+
+        if batch_size is None:
+            _, other.words = evolve_rows(rng_key, params, args, kwargs)
+        else:
+            read = partial(other.read, rng_key, params, self.model)
+            parts = parts_of(args, kwargs, batch_size)
+            other.words = evolve_parts(rng_key, params, parts, read, evolve_rows)
         return other
 
     # -------------------------------------------------------------------------------- for losses

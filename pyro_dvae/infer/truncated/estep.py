@@ -5,7 +5,7 @@ swaps a member for a state that scores higher, so the bound never falls.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int32, Int64
@@ -17,7 +17,15 @@ from pyro_dvae.ops.sets.hashing import are_hashes, first_occurrences, hash_words
 from pyro_dvae.ops.sets.packing import keep_latents
 from pyro_dvae.ops.sets.ranking import merge_best, take_states
 
-__all__ = ["Evolved", "default_evolve", "distinct", "evolve_sets", "hashes_of", "unmasked"]
+__all__ = [
+    "Evolved",
+    "default_evolve",
+    "distinct",
+    "evolve_sets",
+    "hashes_of",
+    "share_replaced",
+    "unmasked",
+]
 
 _PARENTS, _CHILDREN = 10, 9  # of the published E-step for image patches
 
@@ -51,7 +59,12 @@ def evolve_sets(
     members = _Members(states, scores, _carried(scorer.call, hashes), is_old)
     for _ in range(sweeps):
         members = _sweep(scorer, operator, members, generations)
-    return Evolved(members.words, 1.0 - members.is_old.to(scores.dtype).mean())
+    return Evolved(members.words, share_replaced(members.is_old, scores.dtype))
+
+
+def share_replaced(is_old: Bool[Tensor, "S B"], dtype: Any) -> Float[Tensor, ""]:
+    """Which fraction of the members is new; 1 less a mean of ones may be below 0."""
+    return (~is_old).to(dtype).mean()
 
 
 def default_evolve(num_states: int) -> Operator:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from pyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
 from pyro_dvae.infer.truncated.masked import with_drawn
 from pyro_dvae.infer.truncated.minibatch import read_minibatch
+from pyro_dvae.infer.truncated.parts import Part, check_part, parts_of
 from pyro_dvae.infer.truncated.proposals import draws_of, from_pool
 from pyro_dvae.infer.truncated.sampling import add_silenced, in_dims, sample_members
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, given_values, silenced_of
@@ -146,32 +147,59 @@ class TruncatedGuide(nn.Module):
         num_sweeps: int = 10,
         evolve: Operator | None = None,
         proposals: Callable | None = None,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> "TruncatedGuide":
         """A guide for other data of the same model; this one stays as it is.
 
         Args:
-            *args: Arguments of the model, all of the new data at once (where these are very many,
-                make a guide for each part).
+            *args: Arguments of the model, all of the new data at once.
             num_sweeps: E-steps to evolve the new sets by.
             evolve: As in `Truncated_ELBO`.
             proposals: An amortised guide, called with the model's arguments: each sweep also
                 proposes S draws of it. Without it, S states of this guide's sets, at random.
+            batch_size: How many data evolve at once, which bounds the memory; all by default. The
+                arrays among the arguments that are as long as the first are cut to so many rows.
             **kwargs: Keyword arguments of the model.
 
         Raises:
-            ValueError: If `num_sweeps` is not positive, or this guide has no sets to start from.
+            ValueError: If `num_sweeps` or `batch_size` is not positive, if this guide has no sets
+                to start from, or if the model's data are not the rows of its arguments.
         """
         if num_sweeps < 1:
             raise ValueError(f"`num_sweeps` must be 1 or more; got {num_sweeps}.")
         pool, other = self._pool(proposals), self._without_sets()
         operator = union(pool, evolve or default_evolve(self.num_states))
         with torch.no_grad(), poutine.block():
-            rest_trace = other.draw_rest(args, kwargs)
-            call = other.read(rest_trace, args, kwargs)
-            scorer, words = Scorer(call), other.members(call)
-            other.store(call, evolve_sets(scorer, words, operator, sweeps=num_sweeps).states)
+            if batch_size is None:
+                other._evolve(args, kwargs, operator, num_sweeps)
+                return other
+            for part in parts_of(args, kwargs, batch_size):
+                other._evolve_part(part, operator, num_sweeps, batch_size)
         return other
+
+    def _evolve(self, args: tuple, kwargs: dict, operator: Operator, num_sweeps: int) -> ModelCall:
+        call = self.read(self.draw_rest(args, kwargs), args, kwargs)
+        scorer, words = Scorer(call), self.members(call)
+        self.store(call, evolve_sets(scorer, words, operator, sweeps=num_sweeps).states)
+        return call
+
+    def _evolve_part(
+        self, part: Part, operator: Operator, num_sweeps: int, batch_size: int
+    ) -> None:
+        """Take in the sets of some rows; a model that counts its rows knows of a part alone."""
+        other = self._without_sets()
+        other._space, other._repeats = self._space, self._repeats
+        call = other._evolve(part.args, part.kwargs, operator, num_sweeps)
+        check_part(part, min(batch_size, part.num_rows), len(call.batch.rows))
+        assert other.words is not None
+        found, is_all = other.words, call.batch.num_data != len(call.batch.rows)
+        rows = call.batch.rows if is_all else part.start + torch.arange(len(found))
+        if self.words is None:
+            num_data = call.batch.num_data if is_all else part.num_rows
+            self.words = found if is_all else found.new_zeros((num_data, *found.shape[1:]))
+        self.words[rows.to(found.device)] = found[rows.to(found.device)] if is_all else found
+        self._space = other._space
 
     # -------------------------------------------------------------------------------- for losses
 
