@@ -119,6 +119,25 @@ def test_logits_of_a_grid(lab):
     np.testing.assert_allclose(found, expected[..., 0].sum(-1), rtol=1e-4)
 
 
+def test_a_context_of_a_grid(lab, monkeypatch):
+    seen = []
+
+    def noted(transformer, context):
+        seen.append(context)
+        return distribution(transformer, context)
+
+    module = lab.module("guides.autoregressive")
+    distribution = module.AutoregressiveCategorical
+    monkeypatch.setattr(module, "AutoregressiveCategorical", noted)
+    transformer = lab.module("nets").CausalTransformer(2, V, embed_dim=D, num_heads=1)
+    grid = {"grid": (H, W), "channels_first": is_torch(lab)}
+    guide = module.AutoregressiveGuide(down(lab), transformer, **grid)
+    x = images(lab)
+    posterior = lab.bind(guide.posterior, x)(x)
+    assert (tuple(posterior.batch_shape), tuple(posterior.event_shape)) == ((B,), (2,))
+    np.testing.assert_allclose(lab.numpy(seen[-1]), vectors(), rtol=1e-4, atol=1e-5)
+
+
 def test_wrong_grids_and_images_are_named(lab):
     guides, x = lab.module("guides"), images(lab)
     wrong_side = guides.IndependentGuide(down(lab), grid=(H, W), channels_first=not is_torch(lab))

@@ -242,6 +242,34 @@ def test_the_stochastic_head_trains_under_any_loss(kit, loss):
     assert np.mean(losses[-5:]) < losses[0] - 0.1 * len(X)
 
 
+@pytest.mark.parametrize("start", ["data", "k_means"])
+def test_the_head_starts_where_the_vectors_of_its_first_batch_are(kit, start):
+    nets, guides = kit.module("nets"), kit.module("guides")
+    book = nets.Codebook(V, 3, start=start)
+    head = nets.CodebookEncoder(nets.MLPEncoder(SHAPE, 2, 3, hidden=()), book)
+    decoder = nets.CodebookDecoder(book, nets.MLPDecoder(6, None, SHAPE, hidden=()))
+    run = small(kit, book, decoder, guides.IndependentGuide(head), 2)
+    run.lr = 0.0
+    kit.train(run, kit.module("infer").Exact_ELBO(), 1)
+    if kit.name == "pyro":
+        layer = head.network.layers[0]
+        weight, bias = layer.weight.detach().numpy().T, layer.bias.detach().numpy()
+        table, scale = book.table.detach().numpy(), float(head.log_scale.detach().exp())
+    else:
+        layer = run.params["guide.encoder$params"]["layers_0"]
+        weight, bias = (np.asarray(layer[name]) for name in ("kernel", "bias"))
+        table = np.asarray(run.params["codebook$table"])
+        scale = np.exp(float(run.params["guide.scale$log"]))
+    vectors = (X.reshape(len(X), -1) @ weight + bias).reshape(-1, 3)
+    nearest = ((vectors[:, None] - table) ** 2).sum(-1)
+    assert scale == pytest.approx(0.5 * np.sqrt(vectors.var(0).mean()), rel=1e-4)
+    if start == "data":
+        np.testing.assert_allclose(nearest.min(0), 0.0, atol=1e-8)
+    else:
+        assert nearest.min(1).mean() < 0.5 * vectors.var(0).sum()
+        assert len(np.unique(nearest.argmin(1))) == V
+
+
 def test_logits_of_the_head_are_of_squared_distances(backend):
     def make(nets):
         return nets.Codebook(V, D, table=backend.asarray(TABLES[0]))

@@ -24,6 +24,8 @@ import numpy as np
 
 SIDE, WIDTH, NUM_CODES, GRID, BATCH, RATE = 32, 8, 256, (8, 8), 32, 1e-3
 LEVELS = (8, 6, 5)
+SAMPLED = ("sq head", "sq head, daps", "gumbel")  # rows whose codes are drawn
+COMMITMENTS = {"lfq": 0.0, "binary spherical": 0.0}  # the library's default for signs
 Outcome = tuple[float, int, float]  # mean square error, codes in use, CPU seconds of a step
 Arrays = tuple[np.ndarray, np.ndarray]  # to train with, held out; channels first, in [0, 1]
 # Row -> method of the library, or None; how our codebook is made, and options of our guide.
@@ -62,7 +64,7 @@ ROWS: dict[str, tuple[str | None, Callable[[ModuleType], Any], dict[str, Any]]] 
     ),
     "gradient, diveq": (
         "gradient, diveq",
-        lambda nets: nets.Codebook(NUM_CODES, WIDTH),
+        lambda nets: nets.Codebook(NUM_CODES, WIDTH, min_count=2.0),
         {"gradient": "diveq"},
     ),
     "simvq": ("simvq", lambda nets: nets.LinearCodebook(NUM_CODES, WIDTH), {}),
@@ -92,8 +94,8 @@ ROWS: dict[str, tuple[str | None, Callable[[ModuleType], Any], dict[str, Any]]] 
         lambda nets: nets.BinaryCodes(WIDTH, spherical=True),
         {"entropy": 0.1},
     ),
-    "sq head": (None, lambda nets: nets.Codebook(NUM_CODES, WIDTH, start="uniform"), {}),
-    "daps": (None, lambda nets: nets.Codebook(NUM_CODES, WIDTH), {}),
+    "sq head": (None, lambda nets: nets.Codebook(NUM_CODES, WIDTH), {}),
+    "sq head, daps": (None, lambda nets: nets.Codebook(NUM_CODES, WIDTH), {}),
     "gumbel": (None, lambda nets: nets.Codebook(NUM_CODES, WIDTH), {}),
 }
 
@@ -136,8 +138,8 @@ def batches(x: np.ndarray, num_steps: int, seed: int) -> Any:
         yield x[rng.integers(len(x), size=BATCH)]
 
 
-def torch_networks(width: int) -> tuple[Any, Any]:
-    """An encoder to (N, width, 8, 8) and a decoder from it."""
+def torch_networks(width: int, decoded: int | None = None) -> tuple[Any, Any]:
+    """An encoder to (N, width, 8, 8), and a decoder of vectors as wide, or of others."""
     nn = importlib.import_module("torch").nn
     encoder = nn.Sequential(
         nn.Conv2d(3, 32, 4, 2, 1),
@@ -147,7 +149,7 @@ def torch_networks(width: int) -> tuple[Any, Any]:
         nn.Conv2d(64, width, 1),
     )
     decoder = nn.Sequential(
-        nn.Conv2d(width, 64, 3, 1, 1),
+        nn.Conv2d(decoded or width, 64, 3, 1, 1),
         nn.ReLU(),
         nn.ConvTranspose2d(64, 32, 4, 2, 1),
         nn.ReLU(),
@@ -230,19 +232,26 @@ def our_programs(backend: str, row: str, networks: tuple[Any, Any], first: bool)
     decoder = nets.CodebookDecoder(codebook, networks[1], **places)
     num_latents = codebook.num_blocks * GRID[0] * GRID[1]
     prior = models.UniformPrior(num_latents, codebook.num_codes)
-    likelihood = models.GaussianLikelihood(variance=0.1)
+    learn = "closed_form" if row in SAMPLED else True  # weighs their entropy as it should be
+    likelihood = models.GaussianLikelihood(variance=0.1, learn=learn)
     model = models.DiscreteVAE(decoder, prior, likelihood)
-    if row not in ("sq head", "daps", "gumbel"):
+    if row not in SAMPLED:
         guide = guides.VectorQuantizedGuide(networks[0], codebook, **places, **options)
-        return model, guide, infer.VQ_ELBO()
-    head = nets.CodebookEncoder(networks[0], codebook, **places)
-    guide = guides.IndependentGuide(head)
-    if row == "daps":
+        return model, guide, infer.VQ_ELBO(commitment=COMMITMENTS.get(row, 1.0))
+    if row == "gumbel":
+        guide = guides.IndependentGuide(networks[0], **places)
+    else:
+        guide = guides.IndependentGuide(nets.CodebookEncoder(networks[0], codebook, **places))
+    if row == "sq head, daps":
         return model, guide, infer.DAPS_ELBO(4, vectorize_particles=True)
-    host = importlib.import_module(f"{backend}.infer")
     soft = infer.relax(guide, "straight_through_gumbel", sites=["z"], temperature=0.5)
     hard = infer.relax(model, "straight_through_gumbel", sites=["z"])
-    return hard, soft, host.Trace_ELBO()
+    return hard, soft, infer.Reinforce_ELBO(1)
+
+
+def encoder_width(row: str) -> int:
+    """Channels that an encoder ends in."""
+    return {"fsq": len(LEVELS), "gumbel": NUM_CODES}.get(row, WIDTH)
 
 
 def run_pyro(row: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
@@ -250,7 +259,7 @@ def run_pyro(row: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
     pyro, torch = importlib.import_module("pyro"), importlib.import_module("torch")
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    networks = torch_networks(len(LEVELS) if row == "fsq" else WIDTH)
+    networks = torch_networks(encoder_width(row), len(LEVELS) if row == "fsq" else WIDTH)
     model, guide, loss = our_programs("pyro", row, networks, True)
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": RATE}), loss)
     start = time.process_time()
@@ -269,7 +278,7 @@ def run_numpyro(row: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
     """The same in JAX, with channels last; the first step, which compiles, is not timed."""
     jax, numpyro = importlib.import_module("jax"), importlib.import_module("numpyro")
     jnp, infer = jax.numpy, importlib.import_module("numpyro_dvae.infer")
-    networks = flax_networks(len(LEVELS) if row == "fsq" else WIDTH)
+    networks = flax_networks(encoder_width(row))
     model, guide, loss = our_programs("numpyro", row, networks, False)
     train, held_out = (jnp.asarray(x.transpose(0, 2, 3, 1)) for x in data)
     svi = infer.SVI(model, guide, numpyro.optim.Adam(RATE), loss)

@@ -5,7 +5,7 @@ References:
         policy search. ICLR, 2026. Table of networks and settings for MNIST.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +16,8 @@ from numpyro_dvae.distributions import AutoregressiveCategorical
 from numpyro_dvae.guides.amortised import AmortisedGuide
 from numpyro_dvae.guides.independent import IndependentGuide
 from numpyro_dvae.nets import CausalTransformer, MLPEncoder, PatchEncoder, register
+from numpyro_dvae.nets.grids import check_grid
+from numpyro_dvae.nets.registration import run_encoder
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["AutoregressiveGuide", "mnist_guide"]
@@ -29,16 +31,30 @@ class AutoregressiveGuide(AmortisedGuide):
             `PatchEncoder`.
         transformer: Network over codes with cross-attention to the context, as
             `CausalTransformer`.
+        grid: Sizes of the grid that the context lies on, as (4, 4), where the encoder returns one,
+            as convolutions do: ``(*batch, *grid, D)``.
+        channels_first: Whether it returns ``(*batch, D, *grid)``.
+
+    Raises:
+        ValueError: If the grid is none; on a call, if it is another than that of the context.
     """
 
     @checked
-    def __init__(self, encoder: Callable, transformer: CausalTransformer) -> None:
+    def __init__(
+        self,
+        encoder: Callable,
+        transformer: CausalTransformer,
+        *,
+        grid: Sequence[int] | None = None,
+        channels_first: bool = False,
+    ) -> None:
         self.encoder, self.transformer = encoder, transformer
+        self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
 
     def posterior(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
         """q(z | x), the joint distribution of the codes."""
         x = jnp.asarray(x)
-        context = register("guide.encoder", self.encoder, x)(x)
+        context = self.by_latent(run_encoder(self.encoder, x))
         codes = jnp.zeros((*context.shape[:-2], self.transformer.num_latents), int)
         transformer = register("guide.transformer", self.transformer, codes, context)
         return AutoregressiveCategorical(transformer, context)

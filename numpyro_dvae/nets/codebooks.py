@@ -27,9 +27,10 @@ import numpyro
 from jaxtyping import Array, Bool, Float, Shaped
 from numpyro.primitives import mutable
 
+from numpyro_dvae.nets.inputs import check_codebook
 from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import declare, find_state, own_name
-from numpyro_dvae.ops.arguments import check_counts, checked
+from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.clustering import k_means
 from numpyro_dvae.ops.quantizing import (
     CodebookState,
@@ -65,8 +66,8 @@ class Codebook(Quantizer):
             that learn by gradient need time: theirs counts as one per batch where it begins anew.
         table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`, as if each
             had been chosen `min_count` times.
-        start: Without a table: "uniform" within 1 / V, the default of a parameter; "data", inputs
-            of the first batch, the default of moving averages; or "k_means" of the first batch.
+        start: Without a table: "data", inputs of the first batch, the default; "k_means" of that
+            batch; or "uniform" within 1 / V, where a parameter also is before any first batch.
         cosine: Whether inputs and codes are on the unit sphere, so that the nearest code is that of
             the most similar direction [3].
 
@@ -87,10 +88,10 @@ class Codebook(Quantizer):
         start: str | None = None,
         cosine: bool = False,
     ) -> None:
-        _check_codebook(num_codes, embed_dim, decay, min_count, table, start)
+        check_codebook(num_codes, embed_dim, decay, min_count, table, start)
         self.num_codes, self.embed_dim = num_codes, embed_dim
         self.decay, self.min_count, self.cosine = decay, min_count, cosine
-        self.start = start or ("uniform" if decay is None else "data")
+        self.start = start or "data"
         self.name: str | None = None
         self._given, self._begun = table, table is not None or self.start == "uniform"
         self._credit = credit_of(decay, min_count)
@@ -144,6 +145,21 @@ class Codebook(Quantizer):
         else:
             held.update(state._asdict())
         return quantized
+
+    def begin(self, inputs: Float[Array, "*batch D"]) -> None:
+        """Start at inputs, where the table is a parameter that is made of data."""
+        if self.decay is not None or self._begun:
+            return
+        flat = jax.lax.stop_gradient(inputs).reshape(-1, self.embed_dim)
+
+        def first(rng_key: Array) -> Array:
+            if self.start == "k_means":
+                table = k_means(flat, jax.random.uniform(rng_key, (self.num_codes,))).table
+            else:
+                table = flat[jax.random.randint(rng_key, (self.num_codes,), 0, len(flat))]
+            return on_sphere(table) if self.cosine else table
+
+        declare(f"{own_name(self, 'codebook')}$table", first)
 
     def _begin(
         self,
@@ -209,9 +225,7 @@ class Codebook(Quantizer):
     def _declare(self) -> Array:
         """The table that is a parameter, as it stands there."""
         name = f"{own_name(self, 'codebook')}$table"
-        table = declare(
-            name, self._first, needs_key=self._given is None and self.start == "uniform"
-        )
+        table = declare(name, self._first, needs_key=self._given is None)
         if jnp.shape(table) != (self.num_codes, self.embed_dim):
             raise ValueError(
                 f"`{name}` must have shape ({self.num_codes}, {self.embed_dim}); got "
@@ -224,7 +238,7 @@ class Codebook(Quantizer):
         shape = self.num_codes, self.embed_dim
         if self._given is not None:
             table = jnp.asarray(self._given)
-        elif self.start != "uniform" or rng_key is None:
+        elif rng_key is None:
             return jnp.zeros(shape)
         else:
             table = jax.random.uniform(rng_key, shape, minval=-1.0, maxval=1.0) / self.num_codes
@@ -320,30 +334,3 @@ def credit_of(decay: float | None, min_count: float | None) -> float:
     if decay is None:
         return max(min_count or 1.0, 1.0)
     return min_count or 1.0
-
-
-def _check_codebook(
-    num_codes: int,
-    embed_dim: int,
-    decay: float | None,
-    min_count: float | None,
-    table: Any,
-    start: str | None,
-) -> None:
-    check_counts(embed_dim=embed_dim)
-    if num_codes < 2:
-        raise ValueError(f"`num_codes` must be at least 2; got {num_codes}.")
-    if decay is not None and not 0.0 <= decay < 1.0:
-        raise ValueError(f"`decay` must be in [0, 1), or None; got {decay}.")
-    if min_count is not None and not min_count > 0.0:
-        raise ValueError(
-            f"`min_count` must be positive, in inputs per batch, or None; got {min_count}."
-        )
-    if table is not None and tuple(table.shape) != (num_codes, embed_dim):
-        raise ValueError(
-            f"`table` must have shape ({num_codes}, {embed_dim}); got {tuple(table.shape)}."
-        )
-    if start not in (None, "uniform", "data", "k_means"):
-        raise ValueError(f'`start` must be "uniform", "data" or "k_means"; got {start!r}.')
-    if start is not None and table is not None:
-        raise ValueError(f"`start` is for a codebook without `table`; got both, {start!r}.")

@@ -160,20 +160,22 @@ def find_state(name: str) -> Any:
     for handler in stack:
         if isinstance(handler, substitute) and full_name in (handler.data or ()):
             return numpyro.primitives.mutable(name)
-    for handler in stack:
-        if isinstance(handler, trace) and full_name in handler.trace:
-            return handler.trace[full_name]["value"]
-    return None
+    return _recorded(full_name)
 
 
 def declare(name: str, create: Callable[[Any], Any], *, needs_key: bool = True) -> Any:
     """The parameter `name` of the program that runs, made by ``create(rng_key)`` if it is new.
 
+    One that the run has made already is not made anew.
+
     Raises:
         ValueError: If it is new but the program has no key, or if no program runs.
     """
+    made = _recorded(_scopes("param") + name)
 
     def create_from(rng_key: jax.Array | None) -> Any:
+        if made is not None:
+            return made
         if rng_key is None and needs_key:
             raise _missing(name)
         return create(rng_key)
@@ -181,6 +183,14 @@ def declare(name: str, create: Callable[[Any], Any], *, needs_key: bool = True) 
     if not numpyro.primitives._PYRO_STACK:  # then `numpyro.param` only asserts
         raise _missing(name)
     return numpyro.param(name, create_from)
+
+
+def _recorded(full_name: str) -> Any:
+    """The value of a site that the run has had already; else None."""
+    for handler in numpyro.primitives._PYRO_STACK:
+        if isinstance(handler, trace) and full_name in handler.trace:
+            return handler.trace[full_name]["value"]
+    return None
 
 
 @jax.tree_util.register_pytree_node_class

@@ -13,15 +13,19 @@ References:
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from numpyro_dvae.nets.codebooks import Codebook
 from numpyro_dvae.nets.grids import check_grid, from_grid
 from numpyro_dvae.nets.quantizers import Quantizer
 from numpyro_dvae.nets.registration import declare, own_name, run_encoder
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["CodebookEncoder"]
+
+_LEAST = 1e-6  # added to a standard deviation
 
 
 class CodebookEncoder:
@@ -31,7 +35,8 @@ class CodebookEncoder:
         network: From data ``(*batch, *event)`` to vectors ``(*batch, L, D)``, or on a grid.
         codebook: `Codebook` with vectors that learn by gradient, `LinearCodebook` or one without
             parameters; the model's decoder may hold the same one, as `CodebookDecoder`.
-        scale: s at the start, in the units of the vectors.
+        scale: s at the start, in the units of the vectors; None is half of the standard deviation
+            of those of the first batch, at some of which the codebook starts.
         grid: Sizes of the grid that the latents lie on, where the network returns one.
         channels_first: Whether the width of vectors is before the grid.
 
@@ -46,7 +51,7 @@ class CodebookEncoder:
         network: Callable,
         codebook: Quantizer,
         *,
-        scale: float = 1.0,
+        scale: float | None = None,
         grid: Sequence[int] | None = None,
         channels_first: bool = False,
     ) -> None:
@@ -60,20 +65,28 @@ class CodebookEncoder:
         """Logits of every code of every latent."""
         outputs = run_encoder(self.network, x)
         vectors = from_grid(outputs, self.grid, self.channels_first, "network")
+        if isinstance(self.codebook, Codebook):
+            self.codebook.begin(vectors)
         name = f"{own_name(self, 'guide.scale')}$log"
-        start = jnp.full((), math.log(self.scale))
-        log_scale = declare(name, lambda _: start, needs_key=False)
+        start = spread_of(vectors) if self.scale is None else jnp.full((), self.scale)
+        log_scale = declare(name, lambda _: jnp.log(start), needs_key=False)
         return self.codebook.logits(vectors, jnp.exp(log_scale))
 
 
-def check_head(codebook: Quantizer, scale: float) -> None:
+def spread_of(vectors: Float[Array, "*batch D"]) -> Float[Array, ""]:
+    """Half of the standard deviation of vectors, in the mean over their channels; never 0."""
+    flat = jax.lax.stop_gradient(vectors).reshape(-1, vectors.shape[-1])
+    return 0.5 * (jnp.sqrt(flat.var(0).mean()) + _LEAST)
+
+
+def check_head(codebook: Quantizer, scale: float | None) -> None:
     """Whether a codebook can be one of logits, and s one to start at.
 
     Raises:
         ValueError: If not.
     """
-    if not 0.0 < scale < math.inf:
-        raise ValueError(f"`scale` must be positive and finite; got {scale}.")
+    if scale is not None and not 0.0 < scale < math.inf:
+        raise ValueError(f"`scale` must be positive and finite, or None; got {scale}.")
     if getattr(codebook, "decay", None) is not None:
         raise ValueError(
             "`codebook` must learn by gradient, as logits to its vectors train it; got one of "

@@ -5,6 +5,8 @@ References:
         policy search. ICLR, 2026. Table of networks and settings for MNIST.
 """
 
+from collections.abc import Sequence
+
 from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -13,6 +15,8 @@ from pyro_dvae.distributions import AutoregressiveCategorical
 from pyro_dvae.guides.amortised import AmortisedGuide
 from pyro_dvae.guides.independent import IndependentGuide
 from pyro_dvae.nets import CausalTransformer, MLPEncoder, PatchEncoder
+from pyro_dvae.nets.grids import check_grid
+from pyro_dvae.nets.registration import run_encoder
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["AutoregressiveGuide", "mnist_guide"]
@@ -26,15 +30,31 @@ class AutoregressiveGuide(AmortisedGuide):
             `PatchEncoder`.
         transformer: Network over codes with cross-attention to the context, as
             `CausalTransformer`.
+        grid: Sizes of the grid that the context lies on, as (4, 4), where the encoder returns one,
+            as convolutions do: ``(*batch, *grid, D)``.
+        channels_first: Whether it returns ``(*batch, D, *grid)``.
+
+    Raises:
+        ValueError: If the grid is none; on a call, if it is another than that of the context.
     """
 
-    def __init__(self, encoder: nn.Module, transformer: CausalTransformer) -> None:
+    @checked
+    def __init__(
+        self,
+        encoder: nn.Module,
+        transformer: CausalTransformer,
+        *,
+        grid: Sequence[int] | None = None,
+        channels_first: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder, self.transformer = encoder, transformer
+        self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
 
     def posterior(self, x: Shaped[Tensor, "*batch_event"]) -> Distribution:
         """q(z | x), the joint distribution of the codes."""
-        return AutoregressiveCategorical(self.transformer, self.encoder(x))
+        context = self.by_latent(run_encoder(self.encoder, x))
+        return AutoregressiveCategorical(self.transformer, context)
 
 
 @checked

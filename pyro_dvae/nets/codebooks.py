@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, distributed, nn
 
+from pyro_dvae.nets.inputs import check_codebook
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
-from pyro_dvae.ops.arguments import check_counts, checked
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.clustering import k_means
 from pyro_dvae.ops.quantizing import (
     CodebookState,
@@ -55,8 +56,8 @@ class Codebook(Quantizer):
             that learn by gradient need time: theirs counts as one per batch where it begins anew.
         table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`, as if each
             had been chosen `min_count` times.
-        start: Without a table: "uniform" within 1 / V, the default of a parameter; "data", inputs
-            of the first batch, the default of moving averages; or "k_means" of the first batch.
+        start: Without a table: "data", inputs of the first batch, the default; "k_means" of that
+            batch; or "uniform" within 1 / V, where a parameter also is before any first batch.
         cosine: Whether inputs and codes are on the unit sphere, so that the nearest code is that of
             the most similar direction [3].
 
@@ -82,11 +83,10 @@ class Codebook(Quantizer):
         cosine: bool = False,
     ) -> None:
         super().__init__()
-        _check_codebook(num_codes, embed_dim, decay, min_count, table, start)
+        check_codebook(num_codes, embed_dim, decay, min_count, table, start)
         self.num_codes, self.embed_dim = num_codes, embed_dim
         self.decay, self.min_count, self.cosine = decay, min_count, cosine
-        self.start = start or ("uniform" if decay is None else "data")
-        self._has_begun = False
+        self.start, self._has_begun = start or "data", False
         begun = table is not None or self.start == "uniform"
         self._learns = decay is not None or min_count is not None or not begun
         self._credit = credit_of(decay, min_count)
@@ -103,7 +103,7 @@ class Codebook(Quantizer):
         """The table before the first batch."""
         if table is None:
             shape = self.num_codes, self.embed_dim
-            if self.start != "uniform":
+            if self.start != "uniform" and self.decay is not None:
                 return torch.zeros(shape)
             table = (2 * torch.rand(shape) - 1) / self.num_codes
         return on_sphere(table) if self.cosine else table.clone()
@@ -137,6 +137,11 @@ class Codebook(Quantizer):
             self._follow(quantized, candidates, mask)
         return quantized
 
+    def begin(self, inputs: Float[Tensor, "*batch D"]) -> None:
+        """Start at inputs, where the start is one of data that are still to come; in training."""
+        if self.training and self._learns and not self._has_begun:
+            self._begin(inputs, self._candidates(inputs, None), None)
+
     @torch.no_grad()
     def _begin(self, inputs: Tensor, candidates: Tensor, mask: Tensor | None) -> None:
         """Start at the first batch, where the start is one of data."""
@@ -150,7 +155,7 @@ class Codebook(Quantizer):
             if mask is not None:
                 flat = flat[mask.expand(inputs.shape[:-1]).reshape(-1)]
             uniforms = torch.rand(self.num_codes, device=flat.device)
-            candidates = _from_first_process(k_means(flat, uniforms).table)
+            candidates = from_first_process(k_means(flat, uniforms).table)
         self.table.copy_(on_sphere(candidates) if self.cosine else candidates)
         if self.decay is None:
             self.counts.fill_(self._credit)
@@ -188,7 +193,7 @@ class Codebook(Quantizer):
             mask = mask.expand(inputs.shape[:-1]).reshape(-1)
             rows = flat[rows_of_mask(mask, torch.rand(self.num_codes, device=flat.device))]
             rows = torch.where(mask.any(), rows, self.table.to(rows.dtype))
-        return _from_first_process(rows).to(self.table.dtype)
+        return from_first_process(rows).to(self.table.dtype)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._has_begun = False
@@ -253,33 +258,6 @@ def credit_of(decay: float | None, min_count: float | None) -> float:
     return min_count or 1.0
 
 
-def _check_codebook(
-    num_codes: int,
-    embed_dim: int,
-    decay: float | None,
-    min_count: float | None,
-    table: Tensor | None,
-    start: str | None,
-) -> None:
-    check_counts(embed_dim=embed_dim)
-    if num_codes < 2:
-        raise ValueError(f"`num_codes` must be at least 2; got {num_codes}.")
-    if decay is not None and not 0.0 <= decay < 1.0:
-        raise ValueError(f"`decay` must be in [0, 1), or None; got {decay}.")
-    if min_count is not None and not min_count > 0.0:
-        raise ValueError(
-            f"`min_count` must be positive, in inputs per batch, or None; got {min_count}."
-        )
-    if table is not None and tuple(table.shape) != (num_codes, embed_dim):
-        raise ValueError(
-            f"`table` must have shape ({num_codes}, {embed_dim}); got {tuple(table.shape)}."
-        )
-    if start not in (None, "uniform", "data", "k_means"):
-        raise ValueError(f'`start` must be "uniform", "data" or "k_means"; got {start!r}.')
-    if start is not None and table is not None:
-        raise ValueError(f"`start` is for a codebook without `table`; got both, {start!r}.")
-
-
 def _over_processes(total: Tensor) -> Tensor:
     """The sum of the totals of all processes."""
     if _are_several_processes():
@@ -287,7 +265,7 @@ def _over_processes(total: Tensor) -> Tensor:
     return total
 
 
-def _from_first_process(rows: Tensor) -> Tensor:
+def from_first_process(rows: Tensor) -> Tensor:
     """The same rows in all processes."""
     if _are_several_processes():
         distributed.broadcast(rows, 0)

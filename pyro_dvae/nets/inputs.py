@@ -1,10 +1,13 @@
 """Checks of what a network is given, with errors in the words of its user."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-__all__ = ["batch_shape_of", "check_floats", "flat_start", "not_encoded"]
+from pyro_dvae.ops.arguments import check_counts
+
+__all__ = ["batch_shape_of", "check_codebook", "check_floats", "flat_start", "not_encoded"]
 
 
 def batch_shape_of(x: Tensor, input_shape: Sequence[int]) -> Sequence[int]:
@@ -57,3 +60,35 @@ def not_encoded(x: Tensor, error: Exception) -> ValueError:
         "take floating-point numbers (x / 255 of bytes), and have the channels of an image "
         "first, (N, C, H, W), in Torch."
     )
+
+
+def check_codebook(
+    num_codes: int,
+    embed_dim: int,
+    decay: float | None,
+    min_count: float | None,
+    table: Any,
+    start: str | None,
+) -> None:
+    """Check the arguments of a `Codebook`.
+
+    Raises:
+        ValueError: If one is out of its range, or the table has another shape.
+    """
+    check_counts(embed_dim=embed_dim)
+    if num_codes < 2:
+        raise ValueError(f"`num_codes` must be at least 2; got {num_codes}.")
+    if decay is not None and not 0.0 <= decay < 1.0:
+        raise ValueError(f"`decay` must be in [0, 1), or None; got {decay}.")
+    if min_count is not None and not min_count > 0.0:
+        raise ValueError(
+            f"`min_count` must be positive, in inputs per batch, or None; got {min_count}."
+        )
+    if table is not None and tuple(table.shape) != (num_codes, embed_dim):
+        raise ValueError(
+            f"`table` must have shape ({num_codes}, {embed_dim}); got {tuple(table.shape)}."
+        )
+    if start not in (None, "uniform", "data", "k_means"):
+        raise ValueError(f'`start` must be "uniform", "data" or "k_means"; got {start!r}.')
+    if start is not None and table is not None:
+        raise ValueError(f"`start` is for a codebook without `table`; got both, {start!r}.")

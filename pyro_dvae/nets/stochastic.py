@@ -12,17 +12,21 @@ References:
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from pyro_dvae.nets.codebooks import Codebook, from_first_process
 from pyro_dvae.nets.grids import check_grid, from_grid
 from pyro_dvae.nets.quantizers import Quantizer
 from pyro_dvae.nets.registration import run_encoder
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["CodebookEncoder"]
+
+_LEAST = 1e-6  # added to a standard deviation
 
 
 class CodebookEncoder(nn.Module):
@@ -32,7 +36,8 @@ class CodebookEncoder(nn.Module):
         network: From data ``(*batch, *event)`` to vectors ``(*batch, L, D)``, or on a grid.
         codebook: `Codebook` with vectors that learn by gradient, `LinearCodebook` or one without
             parameters; the model's decoder may hold the same one, as `CodebookDecoder`.
-        scale: s at the start, in the units of the vectors.
+        scale: s at the start, in the units of the vectors; None is half of the standard deviation
+            of those of the first batch, at some of which the codebook starts.
         grid: Sizes of the grid that the latents lie on, where the network returns one.
         channels_first: Whether the width of vectors is before the grid.
 
@@ -41,13 +46,15 @@ class CodebookEncoder(nn.Module):
             together of several.
     """
 
+    is_known: Tensor
+
     @checked
     def __init__(
         self,
         network: nn.Module,
         codebook: Quantizer,
         *,
-        scale: float = 1.0,
+        scale: float | None = None,
         grid: Sequence[int] | None = None,
         channels_first: bool = False,
     ) -> None:
@@ -55,23 +62,47 @@ class CodebookEncoder(nn.Module):
         check_head(codebook, scale)
         self.network, self.codebook = network, codebook
         self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale or 1.0)))
+        self.register_buffer("is_known", torch.tensor(scale is not None))
+        self._is_known = scale is not None  # without asking the device
 
     def forward(self, x: Shaped[Tensor, "*batch_input"]) -> Float[Tensor, "*batch L V"]:
         """Logits of every code of every latent."""
         outputs = run_encoder(self.network, x)
         vectors = from_grid(outputs, self.grid, self.channels_first, "network")
+        if self.training and torch.is_grad_enabled():
+            self._begin(vectors)
         return self.codebook.logits(vectors, self.log_scale.exp())
 
+    @torch.no_grad()
+    def _begin(self, vectors: Tensor) -> None:
+        """Start codes and scale where the vectors of the first batch are."""
+        if isinstance(self.codebook, Codebook):
+            self.codebook.begin(vectors)
+        if not self._is_known and not self.is_known:
+            self.log_scale.copy_(from_first_process(spread_of(vectors).log()))
+            self.is_known.fill_(True)
+        self._is_known = True
 
-def check_head(codebook: Quantizer, scale: float) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._is_known = False
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def spread_of(vectors: Float[Tensor, "*batch D"]) -> Float[Tensor, ""]:
+    """Half of the standard deviation of vectors, in the mean over their channels; never 0."""
+    flat = vectors.reshape(-1, vectors.shape[-1])
+    return 0.5 * (flat.var(0, correction=0).mean().sqrt() + _LEAST)
+
+
+def check_head(codebook: Quantizer, scale: float | None) -> None:
     """Whether a codebook can be one of logits, and s one to start at.
 
     Raises:
         ValueError: If not.
     """
-    if not 0.0 < scale < math.inf:
-        raise ValueError(f"`scale` must be positive and finite; got {scale}.")
+    if scale is not None and not 0.0 < scale < math.inf:
+        raise ValueError(f"`scale` must be positive and finite, or None; got {scale}.")
     if getattr(codebook, "decay", None) is not None:
         raise ValueError(
             "`codebook` must learn by gradient, as logits to its vectors train it; got one of "
