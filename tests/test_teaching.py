@@ -16,7 +16,17 @@ pytest.importorskip("skimage")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PACKAGES = ["pyro", "numpyro"]
-NAMES = ["denoise", "dippers", "discrete_vae", "own_estimator", "own_model", "truncated"]
+NAMES = [
+    "binary_sparse_coding",
+    "denoise",
+    "dippers",
+    "discrete_vae",
+    "noisy_or",
+    "own_estimator",
+    "own_model",
+    "spike_and_slab",
+    "truncated",
+]
 LIBRARIES = {
     "pyro": {"numpy", "pyro", "pyro_dvae", "skimage", "sklearn", "torch"},
     "numpyro": {"flax", "jax", "numpy", "numpyro", "numpyro_dvae", "optax", "skimage", "sklearn"},
@@ -152,6 +162,32 @@ def test_truncated_posteriors_find_the_bars(package, arguments):
     found = run(package, "truncated", *arguments)
     assert found["evidence"] - 0.05 < found["bound"] <= found["evidence"] + 1e-5
     assert -8.5 < found["evidence of the truth"] < found["evidence"]
+
+
+@whole
+@pytest.mark.parametrize("package", PACKAGES)
+def test_binary_sparse_coding_finds_the_bars(package):
+    found = run(package, "binary_sparse_coding")
+    assert found["evidence"] - 0.05 < found["bound"] <= found["evidence"] + 1e-5
+    assert -1.3 < found["evidence of the truth"] < found["evidence"]
+    assert found["bound at first"] < found["bound"] - 0.5
+
+
+@whole
+@pytest.mark.parametrize("package", PACKAGES)
+def test_spike_and_slab_finds_the_atoms(package):
+    found = run(package, "spike_and_slab")
+    assert 0.97 < found["match"] <= 1.0 + 1e-6
+    assert found["noise"] == pytest.approx(0.1, abs=0.02)
+    assert found["chance"] == pytest.approx(0.25, abs=0.06)
+
+
+@whole
+@pytest.mark.parametrize("package", PACKAGES)
+def test_noisy_or_finds_the_network(package):
+    found = run(package, "noisy_or")
+    assert found["evidence"] - 0.05 < found["bound"] <= found["evidence"] + 1e-5
+    assert found["evidence of the truth"] - 0.05 < found["evidence"]
 
 
 @pytest.mark.parametrize(
