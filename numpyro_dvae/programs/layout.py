@@ -20,7 +20,7 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro_dvae.programs.computing import are_one
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.pair import Layout, Pair, Run
-from numpyro_dvae.programs.sites import Site, in_batch_dims, sample_sites
+from numpyro_dvae.programs.sites import Site, in_batch_dims, rows_of_plates, sample_sites
 
 __all__ = ["find_layout", "independent_sites"]
 
@@ -121,6 +121,7 @@ def _depend_on(draws: dict[str, Array], rerun: _Rerun) -> list[bool]:
 
 
 def _check_match(run: Run) -> None:
+    _check_full_sizes(run)
     latent = {name for name, site in run.model.items() if not site.is_observed}
     for name, site in run.guide.items():
         if site.is_observed or site.is_auxiliary:
@@ -150,6 +151,18 @@ def _check_plates(name: str, guide: Mapping[str, Any], model: Mapping[str, Any])
             f"site '{name}' is under {', '.join(described(guide))} in the guide, but under "
             f"{', '.join(described(model))} in the model. Give both the same plates and sizes."
         )
+
+
+def _check_full_sizes(run: Run) -> None:
+    """A plate of the model takes the guide's rows: other sizes would not show in those."""
+    guide, model = rows_of_plates(run.guide_trace), rows_of_plates(run.model_trace)
+    for name in guide.keys() & model.keys():
+        sizes = guide[name].full_size, model[name].full_size
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"plate '{name}' has {sizes[0]} rows in the guide, but {sizes[1]} in the model. "
+                "Give both the same size."
+            )
 
 
 def _check_shapes(guide: Site, model: Site) -> None:

@@ -6,6 +6,7 @@ Read it in this order, from a program to arrays:
 - `pair`: a model and its guide, how their sites lie, how they are run; what a run left;
 - `draw`: the handler that draws all particles at once or takes values, and what runs a program;
 - `layout`: a plain run that finds out how the sites of a pair lie;
+- `tracking`: what each log-density depends on, followed through a run and tried by other draws;
 - `masks`: where a mask is; `record` leaves out of each sum what it hides;
 - `densities`: log-densities of many states at once;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;

@@ -19,14 +19,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from pyro.infer.tracegraph_elbo import TrackNonReparam
-from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from pyro_dvae.programs.densities import fast_log_prob
-from pyro_dvae.programs.layout import tracked
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.record import Ledger, Reader, draw_log_prob, entropy_of
 from pyro_dvae.programs.sites import Site, in_batch_dims
+from pyro_dvae.programs.tracking import find_sources, tracked
 
 __all__ = ["Credit", "Influence", "credit_reader", "find_influence"]
 
@@ -48,15 +47,11 @@ class Credit(NamedTuple):
 
 def find_influence(pair: Pair) -> Influence | None:
     """Which draws each term is computed from; None if each draw of a datum influences all of it."""
-    run, exits = tracked(pair, TrackNonReparam())
-    credited, layout = frozenset(pair.layout.credited), pair.layout
-
-    def draws_of(site: Site) -> frozenset[str]:
-        """Its own draw among them, even where its log-density is the same for all."""
-        return (get_provenance(site.log_prob()) | exits | {site.name}) & credited
-
-    guide = {name: draws_of(site) for name, site in run.guide.items()}
-    influence = Influence(guide, {name: draws_of(site) for name, site in run.model.items()})
+    found = tracked(pair, TrackNonReparam())
+    run, layout = found.run, pair.layout
+    credited = frozenset(layout.credited)
+    sources = find_sources(pair, found, credited)
+    influence = Influence(sources.guide, sources.model)
     owned = [influence.guide[n] for n, s in run.guide.items() if layout.owns(s)]
     owned += [influence.model[n] for n, s in run.model.items() if layout.owns(s)]
     nested = any(len(run.guide[name].plates) > len(layout.plates) for name in credited)

@@ -1,13 +1,9 @@
 """Run a pair once, plainly, and read its structure: plates, and sites that need the score function.
 
-The run tracks the provenance of draws [1], which tells which plates the discrete latents share:
+What depends on which draws, as `tracking` finds out, tells which plates the discrete latents share:
 each cell of these is a datum with importance weights of its own. A draw whose value Python has
 asked for (`if`, `.item()`, an index, NumPy) may have gone anywhere: all sites depend on it, and
 the cells of its plates on each other.
-
-References:
-    [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic
-        programs for efficient inference. NeurIPS, 2011.
 """
 
 import math
@@ -20,27 +16,20 @@ from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from pyro_dvae.programs.draw import Draw, run_pair, run_program
+from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.pair import Layout, Pair, Run
-from pyro_dvae.programs.sites import Site, in_batch_dims, is_drawn, sample_sites
+from pyro_dvae.programs.sites import (
+    Site,
+    in_batch_dims,
+    is_drawn,
+    rows_of_plates,
+    sample_sites,
+)
+from pyro_dvae.programs.tracking import Exits, Tracked, find_sources, tracked
 
 __all__ = ["common_layout", "find_layout", "independent_sites"]
-
-_EXITS = {
-    Tensor.__array__,
-    Tensor.__bool__,
-    Tensor.__contains__,
-    Tensor.__float__,
-    Tensor.__index__,
-    Tensor.__int__,
-    Tensor.data_ptr,
-    Tensor.item,
-    Tensor.numpy,
-    Tensor.tolist,
-}
 
 
 def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout, tuple]:
@@ -58,13 +47,14 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
         ValueError: If guide and model do not match (a latent site in one only, different plates,
             sizes or event shapes), or if the plates nest deeper than `max_plate_nesting`.
     """
-    run, exits = tracked(pair, TrackNonReparam())
-    _check_match(run)
-    credited = {n: s for n, s in run.guide.items() if s.is_credited}
+    found = tracked(pair, TrackNonReparam())
+    _check_match(found.run)
+    credited = {n: s for n, s in found.run.guide.items() if s.is_credited}
     if not credited:
-        run, exits = tracked(pair, _TrackDraws())
+        found = tracked(pair, _TrackDraws())
+    run = found.run
     sites = [*run.guide.values(), *run.model.values()]
-    shared = _shared_plates(credited or _plated(run.guide), sites, exits)
+    shared = _shared_plates(pair, found, credited or _plated(run.guide))
     layout = _layout_of(sites, shared, tuple(credited), max_plate_nesting)
     for site in sites:
         in_batch_dims(site, site.log_prob(), layout.nesting, 1)
@@ -102,52 +92,27 @@ def _nesting(frames: Mapping[str, Any], max_plate_nesting: float) -> int:
     return deepest if math.isinf(max_plate_nesting) else int(max_plate_nesting)
 
 
-def tracked(pair: Pair, tracker: Messenger) -> tuple[Run, frozenset[str]]:
-    """A plain run, and the draws whose values Python has asked for.
-
-    Without validation, which asks for values, too.
-    """
-
-    def look() -> tuple[Run, frozenset[str]]:
-        with pyro.validation_enabled(False), tracker, Exits() as exits:
-            run = run_pair(pair, Draw(Layout(), None))
-        return run, frozenset(exits.names)
-
-    return only_looking(look)
-
-
-class Exits(TorchFunctionMode):
-    """Notes the draws whose values leave the tensors that carry their provenance."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        if func in _EXITS:
-            self.names |= get_provenance(args)
-        return func(*args, **(kwargs or {}))
-
-
 def _plated(sites: Mapping[str, Site]) -> dict[str, Site]:
     """Latent sites of the data, if none needs the score function."""
     return {name: site for name, site in sites.items() if site.plates and not site.is_observed}
 
 
-def _shared_plates(
-    latent: dict[str, Site], sites: Sequence[Site], exits: frozenset[str]
-) -> set[str]:
+def _shared_plates(pair: Pair, found: Tracked, latent: dict[str, Site]) -> set[str]:
     if not latent:
         return set()
     shared = set.intersection(*(set(site.plates) for site in latent.values()))
     if not shared and all(site.plates for site in latent.values()):
         _warn_of_no_shared_plate(latent)
-    for site in sites:
-        if not shared <= site.plates.keys():
-            if (get_provenance(site.log_prob()) | exits) & latent.keys():
+    if not shared:
+        return shared
+    frames = {name: frame for site in latent.values() for name, frame in site.plates.items()}
+    sources = find_sources(pair, found, latent, [frames[name].dim for name in shared])
+    sides = (found.run.guide, sources.guide), (found.run.model, sources.model)
+    for sites, draws in sides:
+        for name, site in sites.items():
+            if draws[name] and not shared <= site.plates.keys():
                 shared &= site.plates.keys()
+    exits = latent.keys() if sources.mixed else found.exits
     asked = {name: latent[name] for name in sorted(exits & latent.keys())}
     mixed = {p.name for site in asked.values() for p in site.plates.values() if p.size != 1}
     if shared & mixed:
@@ -178,6 +143,7 @@ def _warn_of_values_asked_for(asked: Mapping[str, Site], plates: set[str]) -> No
 
 
 def _check_match(run: Run) -> None:
+    _check_full_sizes(run)
     latent = {name for name, site in run.model.items() if not site.is_observed}
     for name, site in run.guide.items():
         if site.is_observed or site.is_auxiliary:
@@ -207,6 +173,18 @@ def _check_plates(name: str, guide: Mapping[str, Any], model: Mapping[str, Any])
             f"site '{name}' is under {', '.join(described(guide))} in the guide, but under "
             f"{', '.join(described(model))} in the model. Give both the same plates and sizes."
         )
+
+
+def _check_full_sizes(run: Run) -> None:
+    """A plate of the model takes the guide's rows: other sizes would not show in those."""
+    guide, model = rows_of_plates(run.guide_trace), rows_of_plates(run.model_trace)
+    for name in guide.keys() & model.keys():
+        sizes = guide[name].full_size, model[name].full_size
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"plate '{name}' has {sizes[0]} rows in the guide, but {sizes[1]} in the model. "
+                "Give both the same size."
+            )
 
 
 def _check_shapes(guide: Site, model: Site) -> None:

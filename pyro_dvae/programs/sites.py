@@ -185,7 +185,7 @@ def in_batch_dims(site: Site, values: Tensor, nesting: int, num_particles: int) 
 
 
 def _meaning(dim: int, nesting: int, num_particles: int, site: Site) -> str:
-    if dim == -nesting - 1:
+    if dim == -nesting - 1 and num_particles > 1:
         return f"the particles', of size {num_particles}"
     for frame in site.plates.values():
         if frame.dim == dim:
