@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from codebook_lab import lab
 from quantized import TABLE, B, L, V, X, pair
 from test_quantizing import call
 
@@ -89,6 +90,29 @@ def test_sums_of_half_precision_are_exact(backend, dtype, count):
     sums = ops.code_sums(ones, codes, 2)
     np.testing.assert_array_equal(np.asarray(sums), [[count] * 2, [0, 0]])
     assert float(ops.code_counts(codes, 2)[0]) == count
+
+
+def test_averages_of_half_precision_count_in_single_precision(backend):
+    """70 000 inputs of one code: more than float16 holds, and than bfloat16 tells apart."""
+    given = in_dtype(backend, np.array([[2.0, 2.0], [-1.0, -1.0]]), "float16")
+    book = lab(backend, lambda nets: nets.Codebook(2, 2, decay=0.5, table=given, min_count=1e-3))
+    inputs = np.ones((70_000, 2), np.float16)
+    book.quantize(inputs)
+    rows = book.rows()
+    assert rows.dtype == np.float16
+    np.testing.assert_allclose(rows[0], 1.0, rtol=1e-3)
+    np.testing.assert_allclose(book.counts()[0], 35_000, rtol=1e-3)
+
+
+def test_a_module_that_is_halved_keeps_its_counts():
+    torch = pytest.importorskip("torch")
+    from pyro_dvae.nets import Codebook
+
+    for options, names in (({"decay": 0.9}, ("counts", "sums")), ({}, ("counts",))):
+        book = Codebook(2, 2, table=torch.eye(2), **options).half()
+        assert book.table.dtype == torch.float16
+        assert {getattr(book, name).dtype for name in names} == {torch.float32}
+        assert {getattr(book.double(), name).dtype for name in names} == {torch.float64}
 
 
 def test_codes_of_half_precision_are_those_of_the_numbers(backend):

@@ -27,6 +27,7 @@ import numpyro
 from jaxtyping import Array, Bool, Float, Shaped
 from numpyro.primitives import mutable
 
+from numpyro_dvae.distributions import precise
 from numpyro_dvae.nets.inputs import check_codebook
 from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import declare, find_state, own_name
@@ -258,7 +259,8 @@ class Codebook(Quantizer):
             return {"counts": counts, "moved": jnp.zeros(shape)}
         key = numpyro.prng_key() if self._given is None and self.start == "uniform" else None
         first = self._first(key)
-        return CodebookState(first, counts.astype(first.dtype), first * counts[:, None])._asdict()
+        counts = counts.astype(precise(first).dtype)
+        return CodebookState(first, counts, precise(first) * counts[:, None])._asdict()
 
 
 def settle_tables(

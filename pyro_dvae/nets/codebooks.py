@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, distributed, nn
 
+from pyro_dvae.distributions import precise
 from pyro_dvae.nets.inputs import check_codebook
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
 from pyro_dvae.ops.arguments import checked
@@ -194,6 +195,14 @@ class Codebook(Quantizer):
             rows = flat[rows_of_mask(mask, torch.rand(self.num_codes, device=flat.device))]
             rows = torch.where(mask.any(), rows, self.table.to(rows.dtype))
         return from_first_process(rows).to(self.table.dtype)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "Codebook":
+        """Where a module is moved to another type, counts and sums stay in float32 at least."""
+        super()._apply(*args, **kwargs)
+        self.counts = precise(self.counts)
+        if self.decay is not None:
+            self.sums = precise(self.sums)
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._has_begun = False

@@ -137,7 +137,8 @@ def update_codebook(
         smoothing: Laplace's, in inputs per code; it keeps rare codes from jumping.
 
     Returns:
-        The new state; a code that was never chosen keeps its vector.
+        The new state, counts and sums in float32 at least; a code that was never chosen keeps its
+        vector.
 
     Raises:
         ValueError: If `decay` or `smoothing` is out of range.
@@ -146,13 +147,16 @@ def update_codebook(
         raise ValueError(f"`decay` must be in [0, 1); got {decay}.")
     if not 0.0 <= smoothing < math.inf:
         raise ValueError(f"`smoothing` must be finite and not negative; got {smoothing}.")
-    counts = decay * state.counts + (1.0 - decay) * counts.to(state.counts.dtype)
-    sums = decay * state.sums + (1.0 - decay) * sums.to(state.sums.dtype)
+    old, dtype = _precise(state.counts), state.table.dtype
+    counts = decay * old + (1.0 - decay) * counts.to(old.dtype)
+    old = _precise(state.sums)
+    sums = decay * old + (1.0 - decay) * sums.to(old.dtype)
     total = counts.sum()
     smooth = (counts + smoothing) * (total / (total + len(counts) * smoothing))
     chosen = counts > 0
     means = sums / torch.where(chosen, smooth, 1.0)[:, None]
-    return CodebookState(torch.where(chosen[:, None], means, state.table), counts, sums)
+    table = torch.where(chosen[:, None], means.to(dtype), state.table)
+    return CodebookState(table, counts, sums)
 
 
 @checked
