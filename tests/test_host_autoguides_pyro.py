@@ -1,0 +1,119 @@
+"""Pyro's autoguides, alone and beside a discrete site: the value that Pyro's own loss has."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pyro = pytest.importorskip("pyro")
+import pyro.distributions as dist  # noqa: E402
+from any_pyro import fresh, quiet  # noqa: E402
+from pyro import poutine  # noqa: E402
+from pyro.infer import Trace_ELBO, autoguide  # noqa: E402
+
+from pyro_dvae.infer import DAPS_ELBO, VIMCO_ELBO, Exact_ELBO, Reinforce_ELBO  # noqa: E402
+
+__all__ = ["fresh"]  # a fixture of every test here
+
+X = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
+AUTOS = [
+    "AutoDelta",
+    "AutoDiagonalNormal",
+    "AutoGaussian",
+    "AutoHierarchicalNormalMessenger",
+    "AutoIAFNormal",
+    "AutoLaplaceApproximation",
+    "AutoLowRankMultivariateNormal",
+    "AutoMultivariateNormal",
+    "AutoNormal",
+    "AutoNormalMessenger",
+    "AutoRegressiveMessenger",
+    "AutoStructured",
+]
+
+
+def alone(x):
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+    with pyro.plate("data", 3):
+        loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
+        pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+
+def switched(x):
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+    with pyro.plate("data", 3):
+        size = pyro.sample("size", dist.Normal(0.0, 2.0))
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        pyro.sample("x", dist.Normal(z * size, scale), obs=x)
+
+
+def beside(auto):
+    def guide(x):
+        auto(x)
+        logits = pyro.param("logits", torch.tensor([0.3, -0.2, 0.8]))
+        with auto.plates.get("data") or pyro.plate("data", 3):
+            pyro.sample("z", dist.Bernoulli(logits=logits))
+
+    return guide
+
+
+def structured(model):
+    names = ["scale", "loc" if model is alone else "size"]
+    return autoguide.AutoStructured(
+        model if model is alone else poutine.block(model, hide=["z"]),
+        conditionals=dict.fromkeys(names, "normal"),
+        dependencies={names[1]: {names[0]: "linear"}},
+    )
+
+
+def values(elbo, model, guide, times):
+    draws = []
+    for seed in range(times):
+        pyro.set_rng_seed(seed)
+        draws.append(float(quiet(lambda: elbo.loss_and_grads(model, guide, X))))
+    return np.array(draws)
+
+
+def assert_as_the_host(model, guide, losses):
+    guide(X)  # parameters are made
+    host = values(Trace_ELBO(num_particles=4), model, guide, 60)
+    for loss in losses:
+        ours = values(loss, model, guide, 40)
+        errors = [draws.std(ddof=1) / len(draws) ** 0.5 for draws in (host, ours)]
+        apart = abs(host.mean() - ours.mean())
+        assert apart < 5 * np.hypot(*errors) + 1e-8, (type(loss), host.mean(), ours.mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AUTOS)
+def test_alone(name):
+    guide = structured(alone) if name == "AutoStructured" else getattr(autoguide, name)(alone)
+    losses = Reinforce_ELBO(4), DAPS_ELBO(4), VIMCO_ELBO(4), Exact_ELBO()
+    assert_as_the_host(alone, guide, losses)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=() if name in ("AutoNormal", "AutoIAFNormal") else pytest.mark.slow
+        )
+        for name in AUTOS
+        if not name.endswith("Messenger")
+    ],
+)
+def test_beside_a_discrete_site(name):
+    model = switched
+    hidden = poutine.block(model, hide=["z"])
+    auto = structured(model) if name == "AutoStructured" else getattr(autoguide, name)(hidden)
+    losses = Reinforce_ELBO(4), DAPS_ELBO(4), VIMCO_ELBO(4), Exact_ELBO()
+    assert_as_the_host(model, beside(auto), losses)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that it is made for TraceEnum_ELBO
+@pytest.mark.parametrize("name", ["AutoNormal", "AutoDelta"])
+def test_in_a_list_with_the_hosts_own_discrete_guide(name):
+    model = switched
+    guide = autoguide.AutoGuideList(model)
+    guide.append(getattr(autoguide, name)(poutine.block(model, hide=["z"])))
+    guide.append(autoguide.AutoDiscreteParallel(poutine.block(model, expose=["z"])))
+    assert_as_the_host(model, guide, (Reinforce_ELBO(4), Exact_ELBO()))
