@@ -63,3 +63,38 @@ def test_states_under_a_mask_count_as_often_as_the_model_draws_them(shim, depend
     assert ("Of 1 data the ELBO is no bound: what is seen depends" in str(found)) == (
         not as_the_model
     )
+
+
+@pytest.mark.parametrize(("depends", "first"), [(True, 1.5), (False, 1.5)])
+def test_weights_of_draws_tend_to_the_evidence(shim, depends, first):
+    """The ELBO is the loss's, which the guide's draws under the mask make no bound."""
+    case = shim.Case(program(depends, first))
+    found = diagnose(shim, "importance_diagnostics", case, num_particles=5000)
+    evidence, elbo = exact(depends, first)
+    np.testing.assert_array_less(np.abs(found.elbo - elbo), 5 * found.elbo_error + 1e-6)
+    np.testing.assert_array_less(np.abs(found.iwae - evidence), 5 * found.iwae_error + 1e-3)
+    assert (found.iwae_error < 0.1).all()
+    assert list(found.is_bound) == [True, not depends, True]
+    loose = "Of 1 data the ELBO is no bound: what is seen depends on masked latents"
+    assert (loose in str(found)) == ("the guide misses" not in str(found)) == depends
+    if depends:  # negative control: weights as the loss has them tend to something else
+        assert abs(without_the_model(first) - evidence)[1] > 5 * found.iwae_error[1]
+        shares = found.expectation(lambda latents: latents["first"] == 1)
+        assert abs(shares[1] - posterior_of_first()[1]) < 0.1
+
+
+def without_the_model(guide_first):
+    """Log evidence with the first bit drawn by the guide."""
+    p = 1 / (1 + np.exp(-guide_first))
+    shares = np.where(KNOWN, 1 / (1 + np.exp(-LOGIT["first"])), p)
+    return np.logaddexp(np.log(1 - shares) + of_first(0), np.log(shares) + of_first(1))
+
+
+def of_first(a):
+    second = LOGIT["high"] if a else LOGIT["low"]
+    return np.logaddexp.reduce([bernoulli(b, second) + normal(Y, b) for b in (0, 1)])
+
+
+def posterior_of_first():
+    logs = [bernoulli(a, LOGIT["first"]) + of_first(a) for a in (0, 1)]
+    return np.exp(logs[1] - np.logaddexp(*logs))

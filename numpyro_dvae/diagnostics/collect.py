@@ -42,7 +42,11 @@ __all__ = ["collect", "collect_given_shared", "collect_states", "summed_over_pro
 
 T = TypeVar("T")
 
-_OF_STATES = (*(n for n in RECORD if n != "given"), "log_draw", "silenced", "impossible")
+_OF_DRAWS = ("given", "unmasked", "matters")
+_OF_STATES = (
+    *(n for n in RECORD if n not in _OF_DRAWS),
+    *("log_draw", "silenced", "impossible"),
+)
 
 Record = dict[str, Any]  # log-densities and codes of each draw and datum
 
@@ -196,7 +200,7 @@ def _compiled(
     ) -> tuple[Record, Readings, Readings]:
         now = _at(trained, pair, params, template.join(arrays))
         posterior_key, prior_key = jax.random.split(rng_key)
-        particles, readings = posterior_sites(posterior_key, now, size, wanted, given)
+        particles, readings = posterior_sites(posterior_key, now, size, wanted, given, weighs=True)
         record = _record_of(particles, RECORD)
         return record, readings, prior_sites(prior_key, now, size) if prior else {}
 

@@ -27,10 +27,13 @@ __all__ = [
 PRIOR_NAMES = {"latent": "prior", "predictive": "prior_predictive"}  # of draws of the model alone
 _DATA = (  # of draw and datum
     *("log_likelihood", "log_prior", "log_q", "log_draw"),
-    *("silenced", "impossible"),
+    *("silenced", "impossible", "unmasked", "matters"),
 )
 _SHARED = ("shared_likelihood", "shared_prior", "shared_q")  # of each draw
-RECORD = ("log_likelihood", "log_prior", "log_q", "codes", *_SHARED, "scale", "given")
+RECORD = (
+    *("log_likelihood", "log_prior", "log_q", "codes", *_SHARED, "scale", "given"),
+    *("unmasked", "matters"),  # log p - log q of masked latents, and whether others follow them
+)
 _VALUES_AT_ONCE = 2**22  # of the data, times draws: what goes through the programs in one block
 _UNDRAWN = ("observed", "subsample", "scale")  # readings without draws in front
 
@@ -82,6 +85,18 @@ class Draws:
         return self.log_joint - self.record("log_q")
 
     @property
+    def importance_weights(self) -> np.ndarray:
+        """Log weights for the evidence, ``(K, *plates)``.
+
+        Latents under a mask count as the model draws them, where what is seen depends on them: the
+        loss, which lets them count as the guide draws them, is of other weights then.
+        """
+        if "matters" not in self["record"]:
+            return self.log_weights
+        matters = self.record("matters").any(0)
+        return self.log_weights + np.where(matters, self.record("unmasked"), 0.0)
+
+    @property
     def scale(self) -> np.ndarray:
         """What a datum counts in the loss, ``(*plates)``."""
         return self["scale"]["scale"].values.astype(np.float64)
@@ -111,7 +126,11 @@ class Draws:
     @property
     def whole_weights(self) -> np.ndarray:
         """Log p - log q of each draw of all together, as the loss sums it, ``(K,)``."""
-        weighed = self.scale * self.log_weights
+        return self.sum_of(self.log_weights)
+
+    def sum_of(self, log_weights: np.ndarray) -> np.ndarray:
+        """Log weights of each datum and of what they share together, ``(K,)``."""
+        weighed = self.scale * log_weights
         return weighed.reshape(self.num_draws, -1).sum(1) + self.shared_weights
 
     def add_record(
@@ -134,7 +153,7 @@ class Draws:
             self.plates, self.shared_sites = plates, shared
             self._row_plate = _row_plate(block, plates, sizes)
         for name in _DATA:
-            if name in record:
+            if record.get(name) is not None:
                 self.add(block, "record", name, NamedArray(plates, record[name]))
         if record["codes"] is not None:
             self.add(block, "record", "state", NamedArray(plates, _hash(record["codes"])))

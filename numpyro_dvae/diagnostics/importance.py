@@ -32,6 +32,7 @@ from numpyro_dvae.diagnostics.weighing import (
     over_shared,
     weighted,
     with_draw,
+    with_loss,
     with_whole,
 )
 from numpyro_dvae.ops.arguments import checked
@@ -120,7 +121,7 @@ def diagnose(
     """
     if not draws["given"] and is_separable(draws):
         report = with_whole(draws, diagnose_weights(draws))
-        return report, evidences(draws.log_weights, report)
+        return report, evidences(draws.importance_weights, report)
     if draws["given"]:
         num_shared = min(num_shared, draws.num_draws)
         found = collect_given_shared(
@@ -130,9 +131,10 @@ def diagnose(
         if len(parts) == num_shared:
             return over_shared(draws, parts, _judge), np.stack([part.iwae for part in parts])
     restricted = np.asarray(is_restricted(draws).any())
-    weights = draws.whole_weights
+    weights = draws.sum_of(draws.importance_weights)
     report = _judge(weights, np.asarray(draws.num_draws), restricted)
-    return as_whole(report)._replace(draws=weighted(draws, weights)), None
+    report = as_whole(with_loss(report, weights, draws.whole_weights))
+    return report._replace(draws=weighted(draws, weights)), None
 
 
 def _given_shared(draws: Draws, place: int) -> ImportanceDiagnostics | None:
@@ -144,7 +146,9 @@ def _given_shared(draws: Draws, place: int) -> ImportanceDiagnostics | None:
 
 def diagnose_weights(draws: Draws) -> ImportanceDiagnostics:
     """Judge the weights of each datum."""
-    return _judge(draws.log_weights, num_states_of(draws), is_restricted(draws))
+    weights = draws.importance_weights
+    report = _judge(weights, num_states_of(draws), is_restricted(draws))
+    return with_loss(report, weights, draws.log_weights)
 
 
 def _judge(

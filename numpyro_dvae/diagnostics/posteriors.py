@@ -201,10 +201,10 @@ def posterior_of(
 
 def _log_weights(draws: Draws) -> np.ndarray:
     """Of each datum; where the data share latents, of all together, the same for each datum."""
-    log_weights = draws.log_weights
+    log_weights = draws.importance_weights
     if not draws.shared_sites or np.ptp(draws.shared_weights) == 0:
         return log_weights
-    whole = draws.whole_weights.reshape(-1, *[1] * (log_weights.ndim - 1))
+    whole = draws.sum_of(log_weights).reshape(-1, *[1] * (log_weights.ndim - 1))
     return np.broadcast_to(whole, log_weights.shape)
 
 

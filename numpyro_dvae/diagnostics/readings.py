@@ -17,6 +17,12 @@ from numpyro.handlers import block, replay, uncondition
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
+from numpyro_dvae.diagnostics.silence import (
+    latents_of,
+    otherwise_drawn,
+    read_unmasked,
+    with_matters,
+)
 from numpyro_dvae.programs.broadcasting import takes_singletons
 from numpyro_dvae.programs.codes import enumerate_draws, read_codes
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
@@ -124,15 +130,18 @@ def posterior_sites(
     num_draws: int,
     wanted: Collection[str],
     given: Mapping[str, Array] = MappingProxyType({}),
+    *,
+    weighs: bool = False,
 ) -> tuple[Particles, Readings]:
     """Draw from the guide, score the draws, and read `wanted`, some of `READINGS`.
 
     The log-densities are those of the same draws. What the data share is drawn with each, unless
-    its values are `given`; the record has them as "given".
+    its values are `given`; the record has them as "given". If it `weighs` draws, it has what is
+    said of masked latents in `silence`, too.
     """
     layout, settled = pair.layout, pair._replace(guide=block(pair.guide, hide_fn=_is_mutable))
 
-    def run_one(key: Array) -> tuple[Particles, Readings]:
+    def run_one(key: Array) -> tuple[Particles, Readings, Any]:
         pair_key, predictive_key, reader_key = jax.random.split(key, 3)
         run = run_pair(pair_key, settled, Draw(pair.notes.subsamples, layout, given))
         readings = SiteReader(layout.nesting, reader_key).read(run, set(wanted))
@@ -141,11 +150,19 @@ def posterior_sites(
         if "predictive" in wanted:
             replayed = pair._replace(model=replay(pair.model, trace=_latent(run.guide_trace)))
             readings["predictive"] = _simulate(predictive_key, replayed)[0]["predictive"]
-        return make_record(run, layout, num_draws, reads=_DRAW_READERS), readings
+        latents = latents_of(run) if weighs else {}
+        return make_record(run, layout, num_draws, reads=_DRAW_READERS), readings, latents
+
+    def score_one(key: Array, values: dict[str, Array]) -> Particles:
+        run = run_pair(key, settled, Draw(pair.notes.subsamples, layout, values))
+        return make_record(run, layout, num_draws)
 
     axes = {reading: None if reading in _UNDRAWN else 0 for reading in wanted}
     keys = jax.random.split(rng_key, num_draws)
-    particles, readings = jax.vmap(run_one, out_axes=(0, axes))(keys)
+    particles, readings, latents = jax.vmap(run_one, out_axes=(0, axes, 0))(keys)
+    if latents:
+        others = jax.vmap(score_one)(keys, otherwise_drawn(latents))
+        particles = with_matters(particles, others)
     return particles._replace(scale=jnp.asarray(particles.scale)[0]), readings
 
 
@@ -155,7 +172,7 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Array]:
     return {name: site.value for name, site in sites.items()}
 
 
-_DRAW_READERS = {"codes": read_codes, "given": _read_given}
+_DRAW_READERS = {"codes": read_codes, "given": _read_given, "unmasked": read_unmasked}
 
 
 def _is_mutable(msg: Any) -> bool:

@@ -35,6 +35,7 @@ __all__ = [
     "over_shared",
     "weighted",
     "with_draw",
+    "with_loss",
     "with_whole",
 ]
 
@@ -65,7 +66,16 @@ def with_whole(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnos
         float(elbo), float(error), float(bound), float(bound_error), _is_settled(report.verdicts)
     )
     row = SharedDiagnostics(draws.shared_sites, float(shared)) if draws.shared_sites else None
-    return report._replace(whole=whole, shared=row, draws=weighted(draws, draws.log_weights))
+    return report._replace(whole=whole, shared=row, draws=weighted(draws, draws.importance_weights))
+
+
+def with_loss(
+    report: ImportanceDiagnostics, weights: np.ndarray, log_weights: np.ndarray
+) -> ImportanceDiagnostics:
+    """Of the log weights of the loss, if those that were judged are others, the ELBO."""
+    elbo, elbo_error = mean_and_error(log_weights)
+    is_bound = ~(np.abs(weights - log_weights) > _ROUNDING).any(0)
+    return report._replace(elbo=elbo, elbo_error=elbo_error, is_bound=is_bound)
 
 
 def as_whole(report: ImportanceDiagnostics) -> ImportanceDiagnostics:
@@ -108,6 +118,7 @@ def over_shared(
         num_tail_weights=np.median(by_name["num_tail_weights"], axis=0).astype(int),
         num_states=np.max([part.num_states for part in parts], axis=0),
         restricted=np.any([part.restricted for part in parts], axis=0),
+        is_bound=np.all([part.is_bound for part in parts], axis=0),
         elbo_error=elbo_error,
         iwae_error=iwae_error,
         shared=SharedDiagnostics(
@@ -162,7 +173,8 @@ def with_draw(draws: Draws, report: ImportanceDiagnostics, place: int) -> Import
     """Keep one draw of each datum, picked by its weight; `place` is the seed."""
     if not draws["latent"]:
         return report
-    weights = np.exp(draws.log_weights - draws.log_weights.max(0))
+    log_weights = draws.importance_weights
+    weights = np.exp(log_weights - log_weights.max(0))
     shares = np.cumsum(weights, axis=0) / weights.sum(0)
     uniforms = np.random.default_rng(place).random(shares.shape[1:])
     places = np.minimum((shares < uniforms).sum(0), draws.num_draws - 1)

@@ -24,7 +24,15 @@ from numpyro_dvae.programs.masks import without_mask
 from numpyro_dvae.programs.pair import Layout, Run
 from numpyro_dvae.programs.sites import Site, in_batch_dims
 
-__all__ = ["Ledger", "Particles", "Reader", "entropy_of", "make_record", "read_silenced"]
+__all__ = [
+    "Ledger",
+    "Particles",
+    "Reader",
+    "entropy_of",
+    "make_record",
+    "read_silenced",
+    "silenced_of",
+]
 
 # What an algorithm wants of a run beside its log-densities: from (run of one particle, layout, K)
 # to arrays, or tuples and dicts of arrays, which get the K particles in front; or None.
@@ -195,8 +203,13 @@ def read_silenced(run: Run, layout: Layout, num_particles: int) -> Float[Array, 
     A mask silences a density, never a draw: this is that of the draw, for whoever sums over it.
     """
     latent = [s for s in run.model.values() if s.needs_credit and not s.is_observed]
-    ledger = Ledger(layout, latent)
-    for site in latent:
+    return silenced_of(latent, layout)
+
+
+def silenced_of(sites: Sequence[Site], layout: Layout) -> Float[Array, "*plates"]:
+    """Log-density that masks silence of some sites."""
+    ledger = Ledger(layout, sites)
+    for site in sites:
         kept = site.log_prob()
         bare = draw_log_prob(site, kept)
         ledger.add_bare("silenced", site, jnp.where(jnp.isneginf(kept), 0.0, bare - kept))

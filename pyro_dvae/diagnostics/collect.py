@@ -46,7 +46,11 @@ T = TypeVar("T")
 
 Mode = Callable[[Pair], Pair]  # how a pair is run
 
-_OF_STATES = (*(n for n in RECORD if n != "given"), "log_draw", "silenced", "impossible")
+_OF_DRAWS = ("given", "unmasked", "matters")
+_OF_STATES = (
+    *(n for n in RECORD if n not in _OF_DRAWS),
+    *("log_draw", "silenced", "impossible"),
+)
 
 
 def collect(
@@ -159,7 +163,7 @@ def _fill(
         blocks = iter([(slice(0, draws.num_draws), draws.num_draws)])
     for some, size in blocks:
         block = Block(some, rows)
-        record, readings = posterior_sites(pair, size, wanted, given)
+        record, readings = posterior_sites(pair, size, wanted, given, weighs=True)
         _add_record(draws, block, pair, record, RECORD)
         _add_readings(draws, block, readings, {})
         if prior:

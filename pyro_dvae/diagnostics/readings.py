@@ -5,7 +5,7 @@ off their distributions: posterior and predictive draws, pointwise log-likelihoo
 means, the rate of each latent, labelled (see `labels`). Nothing carries a gradient.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,6 +17,12 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
+from pyro_dvae.diagnostics.silence import (
+    in_full,
+    otherwise_drawn,
+    read_unmasked,
+    with_matters,
+)
 from pyro_dvae.infer.relaxation import unrelaxed
 from pyro_dvae.programs.broadcasting import takes_particles, takes_singletons
 from pyro_dvae.programs.codes import enumerate_draws, read_codes
@@ -109,11 +115,14 @@ def posterior_sites(
     num_draws: int,
     wanted: Collection[str],
     given: Mapping[str, Tensor] = MappingProxyType({}),
+    *,
+    weighs: bool = False,
 ) -> tuple[Particles, Readings]:
     """Draw from the guide, score the draws, and read `wanted`, some of `READINGS`.
 
     The log-densities are those of the same draws. What the data share is drawn with each, unless
-    its values are `given`; the record has them as "given".
+    its values are `given`; the record has them as "given". If it `weighs` draws, it has what is
+    said of masked latents in `silence`, too.
     """
     layout = pair.layout
     size = num_draws if pair.vectorize else 1
@@ -121,9 +130,8 @@ def posterior_sites(
     records, readings = [], []
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         draw = Draw(layout, size if pair.vectorize else None, given)
-        runs: Iterable[Run] = (run_pair(pair, draw) for _ in range(num_draws // size))
+        runs = [run_pair(pair, draw) for _ in range(num_draws // size)]
         if pair.structure is None:  # any of them may have the deepest plates
-            runs = list(runs)
             layout = layout._replace(nesting=common_layout(runs).nesting)
         for run in runs:
             if pair.structure is not None and _names(pair.structure) != _names(run.structure()):
@@ -136,7 +144,11 @@ def posterior_sites(
                 replayed = pair._replace(model=poutine.replay(pair.model, trace=run.guide_trace))
                 reading["predictive"] = _simulate(replayed, draw, size)[0]["predictive"]
             readings.append(reading)
-    return concatenate(records), _join(readings)
+        record = concatenate(records)
+        if weighs and pair.structure is not None:
+            if values := otherwise_drawn(runs, layout, size):
+                record = with_matters(record, score_states(pair, values))
+    return record, _join(readings)
 
 
 def _names(structure: tuple) -> list:
@@ -147,10 +159,10 @@ def _names(structure: tuple) -> list:
 def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Tensor]:
     """Values of the guide's sites that the data share, ``(K, *batch, *event)``; a reader."""
     sites = {n: s for n, s in run.guide.items() if not (layout.owns(s) or s.is_observed)}
-    return {name: _in_full(site, layout.nesting, num_draws) for name, site in sites.items()}
+    return {name: in_full(site, layout.nesting, num_draws) for name, site in sites.items()}
 
 
-_DRAW_READERS = {"codes": read_codes, "given": _read_given}
+_DRAW_READERS = {"codes": read_codes, "given": _read_given, "unmasked": read_unmasked}
 
 
 def _draw_axes(pair: Pair) -> dict[str, int]:
@@ -277,14 +289,8 @@ def _simulate(pair: Pair, draw: Draw, num_draws: int) -> tuple[Readings, dict[st
             continue
         reading = "predictive" if site.infer.get("was_observed") else "latent"
         readings[reading][name] = reader.value(name, site)
-    values = {name: _in_full(sites[name], nesting, num_draws) for name in readings["latent"]}
+    values = {name: in_full(sites[name], nesting, num_draws) for name in readings["latent"]}
     return readings, values
-
-
-def _in_full(site: Site, nesting: int, num_draws: int) -> Tensor:
-    """The value with its draws in front of all batch dims."""
-    value = site.value.reshape((1,) * (nesting + 1 - site.num_batch_dims) + site.value.shape)
-    return value.expand(num_draws, *value.shape[1:])
 
 
 def _subsamples(trace: Any) -> dict[str, NamedArray]:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyro_dvae.diagnostics.verdicts import NO_BOUND
+
 __all__ = [
     "ActiveLatents",
     "CodeUsage",
@@ -23,7 +25,6 @@ __all__ = [
     "gradient_quality",
 ]
 
-_OTHERWISE = "what is seen depends on masked latents, which the guide draws as the model would not"
 _SHOWN = 0.005  # nats: what rounds to 0.00 is not printed
 
 _SURE = 4.0  # standard errors of few draws that no rate is away from its mean by chance
@@ -282,7 +283,7 @@ class PosteriorGap(NamedTuple):
     def __str__(self) -> str:
         """A line with the means."""
         loose = int((~self.is_bound).sum())
-        warning = f" Of {loose} data the ELBO is no bound: {_OTHERWISE}."
+        warning = f" Of {loose} data the ELBO is no bound: {NO_BOUND}."
         largest = f" (largest {self.gap.max():.3f})" if self.gap.ndim else ""
         return (
             f"Log evidence {self.log_evidence.mean():.3f}, ELBO {self.elbo.mean():.3f}, gap "

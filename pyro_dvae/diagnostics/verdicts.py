@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["ImportanceDiagnostics", "SharedDiagnostics", "WeightedDraws", "WholeBounds"]
+__all__ = [
+    "NO_BOUND",
+    "ImportanceDiagnostics",
+    "SharedDiagnostics",
+    "WeightedDraws",
+    "WholeBounds",
+]
+
+NO_BOUND = "what is seen depends on masked latents, which the guide draws as the model would not"
 
 _CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called close
 _DOMINATES = 0.2  # share of all weight that one draw may have
@@ -148,6 +156,9 @@ class ImportanceDiagnostics(NamedTuple):
     elbo_error: np.ndarray  # standard error of the ELBO
     iwae_error: np.ndarray
     whole: WholeBounds
+    is_bound: np.ndarray = np.asarray(True)  # whether the ELBO is: not where what is seen depends
+    # on latents under a mask, which the guide draws otherwise than the model; as it draws them
+    # they have their part in all else here
     shared: SharedDiagnostics | None = None  # None if the data share no site
     draws: WeightedDraws | None = None  # None if they are too many to be kept
 
@@ -179,7 +190,8 @@ class ImportanceDiagnostics(NamedTuple):
     def verdicts(self) -> np.ndarray:
         """One word for each datum."""
         with np.errstate(invalid="ignore"):  # of a broken datum
-            apart = np.maximum(np.log(self.num_particles / self.ess), self.iwae - self.elbo)
+            gap = np.where(self.is_bound, self.iwae - self.elbo, 0.0)
+            apart = np.maximum(np.log(self.num_particles / self.ess), gap)
         conditions = [
             ~np.isfinite(self.ess),
             self.num_states == 1,
@@ -203,7 +215,7 @@ class ImportanceDiagnostics(NamedTuple):
     def _bounds(self) -> str:
         if not self.has_shared_latents:
             with np.errstate(invalid="ignore"):  # a datum that cannot be has -inf for both
-                gap = (self.iwae - self.elbo).mean()
+                misses = self._misses((self.iwae - self.elbo).mean())
             many = bool(self.ess.ndim)
             title = f"{self.ess.size} data" if many else "All data as one"
             least = "" if self.whole.is_settled else _AT_LEAST
@@ -211,15 +223,22 @@ class ImportanceDiagnostics(NamedTuple):
                 f"{title}, {self.num_particles} draws each. ELBO {self.elbo.mean():.2f} ± "
                 f"{_error_of_mean(self.elbo_error):.2f}, importance-weighted bound "
                 f"{self.iwae.mean():.2f} ±{least} {_error_of_mean(self.iwae_error):.2f} nats"
-                f"{' per datum' if many else ''}: the guide misses at least {gap:.2f}."
+                f"{' per datum' if many else ''}{misses}."
             )
         whole = self.whole
         return (
-            f"{self.ess.size} data together: {whole}: the guide misses at least "
-            f"{whole.iwae - whole.elbo:.2f}. {self.shared} Given that, "
+            f"{self.ess.size} data together: {whole}{self._misses(whole.iwae - whole.elbo)}. "
+            f"{self.shared} Given that, "
             f"{self.num_particles} draws of each datum: ELBO {self.elbo.mean():.2f}, bound "
             f"{self.iwae.mean():.2f} nats per datum."
         )
+
+    def _misses(self, gap: float) -> str:
+        loose = int((~np.asarray(self.is_bound)).sum())
+        if not loose:
+            return f": the guide misses at least {gap:.2f}"
+        some = f"Of {loose} data the ELBO" if self.ess.ndim else "The ELBO"
+        return f". {some} is no bound: {NO_BOUND}; for the weights they are as the model draws them"
 
     def _worth(self) -> str:
         fraction = self.ess[np.isfinite(self.ess)] / self.num_particles

@@ -30,6 +30,7 @@ __all__ = [
     "make_record",
     "make_records",
     "read_silenced",
+    "silenced_of",
 ]
 
 # What an algorithm wants of a run beside its log-densities: from (run, layout, K) to arrays, or
@@ -226,8 +227,15 @@ def read_silenced(run: Run, layout: Layout, num_particles: int) -> Float[Tensor,
     A mask silences a density, never a draw: this is that of the draw, for whoever sums over it.
     """
     latent = [s for s in run.model.values() if s.needs_credit and not s.is_observed]
-    ledger = Ledger(layout, num_particles, latent)
-    for site in latent:
+    return silenced_of(latent, layout, num_particles)
+
+
+def silenced_of(
+    sites: Sequence[Site], layout: Layout, num_particles: int
+) -> Float[Tensor, "K *plates"]:
+    """Log-density that masks silence of some sites."""
+    ledger = Ledger(layout, num_particles, sites)
+    for site in sites:
         values = site.log_prob()
         bare, kept = draw_log_prob(site, values), site.scaled(values, 1.0)
         ledger.add_bare("silenced", site, torch.where(torch.isneginf(kept), 0.0, bare - kept))

@@ -1,0 +1,76 @@
+"""Latents under a mask: where what is seen depends on them, they count as the model draws them.
+
+A mask silences the density of a latent, never its draw. If nothing else depends on the latent, its
+draws do not matter, and the weights are best without them. If something does, the weights of draws
+estimate the evidence only with the ratio of the two densities that the mask silences. Which is
+found by trying: latents under masks take the values of other draws, and the rest stays as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro import distributions as dist
+
+from numpyro_dvae.programs.masks import entry_mask, is_masked
+from numpyro_dvae.programs.pair import Layout, Run
+from numpyro_dvae.programs.record import Particles, silenced_of
+from numpyro_dvae.programs.sites import Site
+
+__all__ = ["latents_of", "otherwise_drawn", "read_unmasked", "with_matters"]
+
+_ROUNDING = 1e-4  # of log-densities in single precision, as a part of themselves
+
+
+def read_unmasked(run: Run, layout: Layout, num_particles: int) -> Array | None:
+    """Log p - log q of what masks silence of the latents of a datum; a reader of records."""
+    if not _has_masks(run):
+        return None
+    log_p, log_q = (
+        silenced_of([s for s in sites.values() if not s.is_observed], layout)
+        for sites in (run.model, run.guide)
+    )
+    return log_p - log_q
+
+
+def latents_of(run: Run) -> dict[str, tuple[Array, Array]]:
+    """The guide's latents of a draw, and where no mask silences them; empty if there is no mask."""
+    if not _has_masks(run):
+        return {}
+    latent = {name: site for name, site in run.guide.items() if not site.is_observed}
+    return {
+        name: (site.value, _counted([site, *(run.model[n] for n in [name] if n in run.model)]))
+        for name, site in latent.items()
+    }
+
+
+def otherwise_drawn(latents: Mapping[str, tuple[Array, Array]]) -> dict[str, Array]:
+    """Values of all latents of the guide, draws in front, those under masks moved on."""
+    return {
+        name: jnp.where(counted, values, jnp.roll(values, 1, 0))
+        for name, (values, counted) in latents.items()
+    }
+
+
+def with_matters(record: Particles, other: Particles) -> Particles:
+    """Add "matters", where densities changed as masked latents did."""
+    parts = zip((record.log_p, record.log_q), (other.log_p, other.log_q), strict=True)
+    changed = [~jnp.isclose(*pair, rtol=_ROUNDING, atol=_ROUNDING) for pair in parts]
+    return record._replace(extras={**record.extras, "matters": changed[0] | changed[1]})
+
+
+def _has_masks(run: Run) -> bool:
+    sites = [site for part in (run.guide, run.model) for site in part.values()]
+    return any(is_masked(site) for site in sites if not site.is_observed)
+
+
+def _counted(sites: Sequence[Site]) -> Array:
+    """Where no mask of guide or model silences an entry of a latent; all of what is computed."""
+    event_dim, shape = sites[0].fn.event_dim, jnp.shape(sites[0].value)
+    counted = jnp.ones(shape, bool)
+    if isinstance(sites[0].base, dist.Delta):  # by an automatic guide, of another latent
+        return counted
+    for site in sites:
+        if site.fn.event_dim == event_dim:
+            counted = counted & entry_mask(site, event_dim)
+    return counted

@@ -1,0 +1,81 @@
+"""Latents under a mask: where what is seen depends on them, they count as the model draws them.
+
+A mask silences the density of a latent, never its draw. If nothing else depends on the latent, its
+draws do not matter, and the weights are best without them. If something does, the weights of draws
+estimate the evidence only with the ratio of the two densities that the mask silences. Which is
+found by trying: latents under masks take the values of other draws, and the rest stays as it is.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor
+
+from pyro_dvae.programs.masks import entry_mask, is_masked
+from pyro_dvae.programs.pair import Layout, Run
+from pyro_dvae.programs.record import Particles, silenced_of
+from pyro_dvae.programs.sites import Site
+
+__all__ = ["in_full", "otherwise_drawn", "read_unmasked", "with_matters"]
+
+_ROUNDING = 1e-4  # of log-densities in single precision, as a part of themselves
+
+
+def read_unmasked(run: Run, layout: Layout, num_particles: int) -> Tensor | None:
+    """Log p - log q of what masks silence of the latents of a datum; a reader of records."""
+    if not _has_masks(run):
+        return None
+    log_p, log_q = (
+        silenced_of([s for s in sites.values() if not s.is_observed], layout, num_particles)
+        for sites in (run.model, run.guide)
+    )
+    return log_p - log_q
+
+
+def otherwise_drawn(runs: Sequence[Run], layout: Layout, num_draws: int) -> dict[str, Tensor]:
+    """Values of all latents of the guide, ``(K, *batch, *event)``, those under masks moved on.
+
+    Empty if no mask silences any.
+    """
+    found: dict[str, Tensor] = {}
+    if not _has_masks(runs[0]):
+        return found
+    all_counted = True
+    for name in [n for n, site in runs[0].guide.items() if not site.is_observed]:
+        sites = [run.guide[name] for run in runs]
+        values = torch.cat([in_full(site, layout.nesting, num_draws) for site in sites])
+        counted = _counted([sites[0], *(r.model[name] for r in runs[:1] if name in r.model)])
+        all_counted = all_counted and bool(counted.all())
+        found[name] = torch.where(counted, values, values.roll(1, 0))
+    return {} if all_counted else found
+
+
+def with_matters(record: Particles, other: Particles) -> Particles:
+    """Add "matters", where densities changed as masked latents did."""
+    parts = zip((record.log_p, record.log_q), (other.log_p, other.log_q), strict=True)
+    changed = [~torch.isclose(*pair, rtol=_ROUNDING, atol=_ROUNDING) for pair in parts]
+    return record._replace(extras={**record.extras, "matters": changed[0] | changed[1]})
+
+
+def in_full(site: Site, nesting: int, num_draws: int) -> Tensor:
+    """The value with its draws in front of all batch dims."""
+    value = site.value.reshape((1,) * (nesting + 1 - site.num_batch_dims) + site.value.shape)
+    return value.expand(num_draws, *value.shape[1:])
+
+
+def _has_masks(run: Run) -> bool:
+    sites = [site for part in (run.guide, run.model) for site in part.values()]
+    return any(is_masked(site) for site in sites if not site.is_observed)
+
+
+def _counted(sites: Sequence[Site]) -> Tensor:
+    """Where no mask of guide or model silences an entry of a latent; all of what is computed."""
+    event_dim = sites[0].fn.event_dim
+    counted = torch.ones((1,) * event_dim, dtype=torch.bool)
+    if isinstance(sites[0].base, dist.Delta):  # by an automatic guide, of another latent
+        return counted
+    for site in sites:
+        if site.fn.event_dim == event_dim:
+            counted = counted & entry_mask(site, event_dim)
+    return counted
