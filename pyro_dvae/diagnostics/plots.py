@@ -37,6 +37,7 @@ _NO_TAIL = "not applicable: all tails have\nfewer than 5 distinct weights"
 _EXACT = 1e4  # signal-to-noise ratio above which noise is rounding
 _ROUNDING = 1e-6  # bits of an error that is none
 _MOST_IMAGES = 16  # in a row
+_LEAST_BARS = 4  # for which there is room, so that one bar is no wall
 
 
 def plot_history(history: Sequence[Mapping[str, Any]], keys: Sequence[str] | None = None) -> Any:
@@ -83,13 +84,14 @@ def plot_importance(report: Any) -> Any:
         ess.legend(frameon=False, loc="upper center", ncols=3, fontsize="small", columnspacing=1.0)
     ess.set(xlabel="effective sample size / K", ylabel="data", title="draws worth exact ones")
     applies = np.isfinite(np.ravel(report.khat))
-    khat.set_title(f"k̂ of the weights' tail: {applies.sum()} of {applies.size} data have one")
+    have = f": {applies.sum()} of {applies.size} data have one" if applies.size > 1 else ""
+    khat.set_title(f"$\\hat{{k}}$ of the weights' tail{have}")
     if applies.any():
         for word in shown:
             some = (verdicts == word) & applies
             khat.plot(np.flatnonzero(some), np.ravel(report.khat)[some], ".", color=_COLOURS[word])
         khat.axhline(report.khat_threshold, color=_GRAY, linestyle="--")
-        khat.set(xlabel="datum", ylabel="k̂", xlim=(-1, applies.size))
+        khat.set(xlabel="datum", ylabel="$\\hat{k}$", xlim=(-1, applies.size))
     else:
         khat.text(0.5, 0.5, _NO_TAIL, ha="center", va="center", transform=khat.transAxes)
         khat.axis("off")
@@ -98,6 +100,8 @@ def plot_importance(report: Any) -> Any:
     gap.hist(missed[np.isfinite(missed)], 30, color=_GOOD)
     gap.set(xlabel="importance-weighted bound - ELBO, nats", ylabel="data")
     gap.set_title("what the guide misses, at least")
+    for axis, which in ((ess, "y"), (khat, "x"), (gap, "y")):
+        _count_on(axis, which)
     return figure
 
 
@@ -111,7 +115,8 @@ def plot_codes(usage: Mapping[str, Any]) -> Any:
         image = axis.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=top)
         image.axes.figure.colorbar(image, ax=axis, label="share of draws")
         axis.set(xlabel="code, most frequent first", ylabel="latent")
-        axis.locator_params(integer=True)
+        _count_on(axis, "x")
+        _count_on(axis, "y")
         used = f"{each.share_used.mean():.0%} of the codes occur"
         axis.set_title(f"{name}: {'values without a largest one' if each.is_open else used}")
         axis.spines[["top", "right"]].set_visible(True)
@@ -129,8 +134,10 @@ def plot_rates(rates: Mapping[str, Any]) -> Any:
         axis.bar(places, bits, color=colours, width=0.8)
         if (errors > _ROUNDING).any():
             axis.errorbar(places, bits, 2 * errors, fmt="none", ecolor="k", elinewidth=1.0)
-        axis.set(xlabel="latent", ylabel="bits")
-        axis.locator_params(axis="x", integer=True)
+        axis.set(xlabel="latent", ylabel="bits", xlim=(-0.7, max(bits.size, _LEAST_BARS) - 0.3))
+        _count_on(axis, "x")
+        if bits.size < _LEAST_BARS:
+            axis.set_xticks(places)
         left = f", {unclear.sum()} undecided" if unclear.any() else ""
         axis.set_title(f"{name}: {collapsed.sum()} of {bits.size} collapsed{left}")
     return figure
@@ -145,7 +152,7 @@ def plot_gradients(quality: Any) -> Any:
     least = min(quality.signal[quality.signal > 0], default=1.0)
     noise.set(xlabel="length", title="noise of one gradient, and its mean")
     noise.set(xscale="log", xlim=(least / 100, None))
-    noise.legend(frameon=False)
+    noise.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     finite = quality.snr < _EXACT
     ratio.barh(places[finite], quality.snr[finite], color=_GOOD)
     for place in places[~finite]:
@@ -212,6 +219,13 @@ def plot_images(rows: Mapping[str, np.ndarray], value_range: tuple[float, float]
         axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
         axes[0].spines[:].set_visible(False)
     return figure
+
+
+def _count_on(axis: Any, which: str) -> None:
+    """Label whole numbers alone on an axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    getattr(axis, f"{which}axis").set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _axes(count: int, width: float = 4.0) -> tuple[Any, list[Any]]:
