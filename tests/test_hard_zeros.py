@@ -105,6 +105,24 @@ def guide(ppl, data):
         ppl.sample("b", ppl.dist.Bernoulli(probs=ppl.param("coin", data)))
 
 
+def test_a_guide_of_one_state_is_restricted_if_it_has_no_other(shim):
+    """A stuck guide that could draw others is of one state."""
+
+    def model(ppl, data):
+        with ppl.plate("data", 2):
+            ppl.sample("b", ppl.dist.Bernoulli(logits=ppl.zeros(2)))
+            ppl.sample("x", ppl.dist.Normal(0.0, 1.0), obs=data["x"])
+
+    def guide(ppl, data):
+        with ppl.plate("data", 2):
+            ppl.sample("b", ppl.dist.Bernoulli(probs=ppl.param("coin", data)))
+
+    coin = np.array([0.0, 1e-12])
+    case = shim.Case(program_of(model, guide, {"coin": coin}, {"x": np.zeros(2)}))
+    found = diagnose(shim, "importance_diagnostics", case, num_particles=50)
+    assert list(found.verdicts) == ["restricted", "one state"]
+
+
 def test_the_verdict_and_the_exact_gap(shim):
     params = {"table": TABLE, "coin": COIN}
     case = shim.Case(program_of(model, guide, params, {"x": np.zeros(3)}))

@@ -136,3 +136,38 @@ def test_rates_that_depend_on_draws_have_an_error(thrifty_shim):
     assert found["b"]._replace(threshold=10 * exact).collapsed.all()
     single = diagnose(thrifty_shim, "latent_rates", case, num_draws=1)["b"]
     assert not single.collapsed.any()  # nothing is known of one draw
+
+
+# Under a mask: of what is in use alone
+
+
+LABELLED = np.arange(ROWS) % 3 > 0
+
+
+def masked(chance):
+    def program(ppl, data):
+        with ppl.plate("data", ROWS):
+            coins = ppl.stack([ppl.param(chance, data), ppl.param("half", data)], -1)
+            fn = ppl.dist.Bernoulli(probs=coins).mask(data["labelled"]).to_event(1)
+            ppl.sample("z", fn)
+            if chance == "half":
+                ppl.sample("x", ppl.dist.Normal(0.0, 1.0), obs=data["x"])
+
+    return program
+
+
+def test_what_is_masked_has_no_say(shim):
+    data = {"x": np.zeros(ROWS), "labelled": np.stack([LABELLED, np.zeros(ROWS, bool)], -1)}
+    params = {"chance": CHANCE, "half": np.full(ROWS, 0.5)}
+    case = shim.Case(program_of(masked("half"), masked("chance"), params, data))
+    found = diagnose(shim, "latent_rates", case, num_draws=2)["z"]
+    each = np.array([divergence(np.array([1 - c, c]), np.full(2, 0.5)) for c in CHANCE])
+    np.testing.assert_allclose(found.rate, [(each * LABELLED).mean(), 0.0], atol=1e-9)
+    threshold = (found.rate[0] + each[LABELLED].mean()) / 2  # diluted, it would have collapsed
+    assert not found._replace(threshold=threshold).collapsed.any()
+    assert not found._replace(threshold=threshold).undecided.any()
+    assert found._replace(threshold=1.0).collapsed.tolist() == [True, False]
+    variance = diagnose(shim, "active_latents", case, num_draws=4000)["z"].variance
+    np.testing.assert_allclose(variance, [CHANCE[LABELLED].var(ddof=1), 0.0], rtol=0.15)
+    counts = diagnose(shim, "code_usage", case, num_draws=100)["z"].counts
+    assert counts.sum(1).tolist() == [100 * LABELLED.sum(), 0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NamedArray", "count_codes", "split_data"]
+__all__ = ["NamedArray", "count_codes", "split_data", "variance_of_mean"]
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,27 @@ def count_codes(array: NamedArray, plates: tuple[str, ...]) -> np.ndarray:
         for column in columns.T
     ]
     return np.stack(counts).reshape(*within, num_codes)
+
+
+def variance_of_mean(array: NamedArray, plates: tuple[str, ...], num_codes: int) -> np.ndarray:
+    """Variance over the data of the mean over draws, which two halves of these estimate.
+
+    Of codes, half the sum of that of their indicators; data whose values are NaN do not count.
+    """
+    values = split_data(array, plates)
+    if not num_codes:
+        return _covariance(values)
+    missing = np.isnan(values)
+    indicators = (np.where(missing, np.nan, values == code) for code in range(num_codes))
+    return np.asarray(np.sum([_covariance(each) for each in indicators], axis=0) / 2)
+
+
+def _covariance(values: np.ndarray) -> np.ndarray:
+    """Over the data, between the means of two halves of the draws: (K, N, *within) to (*within)."""
+    half = len(values) // 2
+    first, second = (part.mean(0, dtype=np.float64) for part in (values[:half], values[half:]))
+    there = ~np.isnan(first + second)
+    count = there.sum(0)
+    first, second = np.where(there, first, 0.0), np.where(there, second, 0.0)
+    apart = first - first.sum(0) / np.maximum(count, 1)
+    return np.asarray((apart * second).sum(0) / np.maximum(count - 1, 1))

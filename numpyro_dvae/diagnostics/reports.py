@@ -4,11 +4,11 @@ NumPy alone, so this file is the same in both packages. Arrays "per datum" have 
 plates that the discrete latents share: ``(N,)`` for a data plate, ``()`` for a global latent.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from numpyro_dvae.diagnostics.quality import GradientQuality, gradient_quality
 from numpyro_dvae.diagnostics.verdicts import NO_BOUND
 
 __all__ = [
@@ -219,16 +219,21 @@ class LatentRates(NamedTuple):
     rate: np.ndarray  # (*latents,), nats
     threshold: float
     error: Any = 0.0  # standard error of the draws, (*latents,); NaN if there is one draw only
+    share: Any = 1.0  # of the data in which no mask silences the latent; else its rate is 0
 
     @property
     def collapsed(self) -> np.ndarray:
         """Which latents follow the prior whatever the data: surely, whatever the draws are."""
-        return np.asarray(self.rate + self._margin < self.threshold)
+        return np.asarray(self.rate + self._margin < self._least)
 
     @property
     def undecided(self) -> np.ndarray:
         """Which latents may have collapsed or not, as far as the draws can tell."""
-        return np.asarray(np.abs(self.rate - self.threshold) <= self._margin)
+        return np.asarray(np.abs(self.rate - self._least) <= self._margin) & (self._least > 0)
+
+    @property
+    def _least(self) -> np.ndarray:
+        return np.asarray(self.threshold * self.share)
 
     @property
     def _margin(self) -> np.ndarray:
@@ -262,9 +267,13 @@ class RateDistortion(NamedTuple):
     def __str__(self) -> str:
         """A line with the means; lines of what the data share and of all together."""
         rest = "" if self.shared is None else f"\n{self.shared}\n{self.whole}"
+        seen, fidelity = ~np.isnan(self.mse), ""
+        if seen.any():  # but for what is all masked, or whose likelihoods tell no mean
+            psnr = self.psnr[seen].mean()
+            fidelity = f", MSE {self.mse[seen].mean():.4g}, PSNR {psnr:.2f} dB"
         return (
-            f"Rate {self.rate.mean():.2f} bits, distortion {self.distortion.mean():.2f} nats, MSE "
-            f"{self.mse.mean():.4g}, PSNR {self.psnr.mean():.2f} dB {_each(self.rate)}.{rest}"
+            f"Rate {self.rate.mean():.2f} bits, distortion {self.distortion.mean():.2f} nats"
+            f"{fidelity} {_each(self.rate)}.{rest}"
         )
 
 
@@ -290,54 +299,6 @@ class PosteriorGap(NamedTuple):
             f"{self.gap.mean():.3f} nats {_each(self.gap)}{largest}; the guide can draw "
             f"{self.support_mass.mean():.1%} of the posterior.{warning if loose else ''}"
         )
-
-
-class GradientQuality(NamedTuple):
-    """The gradients of losses at the same parameters: means, noise, and whether they agree."""
-
-    losses: tuple[str, ...]
-    signal: np.ndarray  # length of the mean gradient, of each loss
-    noise: np.ndarray  # square root of the trace of its covariance
-    cosine: np.ndarray  # between the mean gradients of each two losses
-    variance: dict[str, np.ndarray]  # parameter -> its share of the trace, of each loss
-    num_repeats: int
-
-    @property
-    def snr(self) -> np.ndarray:
-        """Signal-to-noise ratio of one gradient of each loss; infinite for an exact one."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return self.signal / self.noise
-
-    def __str__(self) -> str:
-        """A table with a line for each loss."""
-        width = max(12, *(len(name) + 2 for name in self.losses))
-        columns = ("signal", "noise", "snr", *(f"cos {name}" for name in self.losses))
-        lines = [" " * width + "".join(f"{column:>{width + 4}}" for column in columns)]
-        for i, name in enumerate(self.losses):
-            cells = (self.signal[i], self.noise[i], self.snr[i], *self.cosine[i])
-            lines.append(f"{name:<{width}}" + "".join(f"{cell:>{width + 4}.4g}" for cell in cells))
-        return "\n".join(lines)
-
-
-def gradient_quality(
-    moments: Mapping[str, Mapping[str, tuple[np.ndarray, float]]], num_repeats: int
-) -> GradientQuality:
-    """Sum up gradients: loss -> parameter -> (mean gradient, trace of its covariance)."""
-    names = sorted({name for each in moments.values() for name in each})
-    if not names:
-        raise ValueError("`select` leaves no parameter: check the names it is asked for.")
-    means = [
-        np.concatenate([np.ravel(each[name][0]) for name in names]) for each in moments.values()
-    ]
-    variance = {name: np.array([each[name][1] for each in moments.values()]) for name in names}
-    trace = np.sum(list(variance.values()), axis=0)
-    products = np.array([[first @ second for second in means] for first in means])
-    signal = np.sqrt(np.maximum(np.diag(products) - trace / num_repeats, 0.0))
-    with np.errstate(divide="ignore", invalid="ignore"):  # no signal, no direction
-        cosine = products / np.outer(signal, signal)
-    np.fill_diagonal(cosine, np.where(signal > 0, 1.0, np.nan))
-    cosine = np.clip(cosine, -1.0, 1.0)
-    return GradientQuality(tuple(moments), signal, np.sqrt(trace), cosine, variance, num_repeats)
 
 
 def _each(values: np.ndarray) -> str:

@@ -13,7 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from numpyro_dvae.diagnostics.arrays import NamedArray, count_codes, split_data
+from numpyro_dvae.diagnostics.arrays import (
+    NamedArray,
+    count_codes,
+    split_data,
+    variance_of_mean,
+)
 from numpyro_dvae.diagnostics.costs import (
     beta_elbo_of,
     distortion_of,
@@ -274,22 +279,38 @@ def _in_use(draws: Draws, name: str, site: NamedArray) -> NamedArray:
     return site if counted.all() else replace(site, values=np.where(counted, site.values, np.nan))
 
 
-def latent_rates_of(draws: Draws) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def latent_rates_of(draws: Draws) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Nats that each latent of each site carries, in the mean over data and draws; their errors.
 
     The error is of the draws, which rows of the data may share: 0 of what does not depend on them.
+    And the share of the data in which no mask silences the latent.
     """
-    return {name: _mean_and_error(site, draws.plates) for name, site in draws["rate"].items()}
+    return {
+        name: (*_mean_and_error(site, draws.plates), _share_in_use(draws, name, site))
+        for name, site in draws["rate"].items()
+    }
+
+
+def _share_in_use(draws: Draws, name: str, site: NamedArray) -> np.ndarray:
+    counted = draws["counted"][name].values
+    while counted.ndim > site.values.ndim:  # a vector is one latent
+        counted = counted.any(-1)
+    counted = replace(site, values=np.broadcast_to(counted, site.values.shape))
+    return _mean_and_error(counted, draws.plates)[0]
 
 
 def variances_of(draws: Draws) -> dict[str, np.ndarray]:
-    """Variance over the data of each latent's mean, of sites that each datum has."""
-    sites = {**draws["latent"], **draws["code"]}
-    return {
-        name: _variance_of_mean(site, draws["top"].get(name), draws.plates)
-        for name, site in sites.items()
-        if draws.plates and set(draws.plates) <= set(site.dims)
-    }
+    """Variance over the data of each latent's mean, of sites that each datum has.
+
+    Data of which a mask silences the latent do not count.
+    """
+    sites, found = {**draws["latent"], **draws["code"]}, {}
+    for name, site in sites.items():
+        if draws.plates and set(draws.plates) <= set(site.dims):
+            top, some = draws["top"].get(name), _in_use(draws, name, site)
+            num_codes = site.num_codes if top is None else int(top.values.max()) + 1
+            found[name] = variance_of_mean(some, draws.plates, num_codes)
+    return found
 
 
 def _means(per_datum: PerDatum, is_seen: np.ndarray, num_draws: int) -> dict[str, float]:
@@ -325,22 +346,3 @@ def _mean_and_error(array: NamedArray, plates: tuple[str, ...]) -> tuple[np.ndar
     if len(each) == 1:  # of one draw nothing is known
         return each[0], np.full(each.shape[1:], np.nan)
     return each.mean(0), each.std(0, ddof=1) / np.sqrt(len(each))
-
-
-def _variance_of_mean(
-    array: NamedArray, top: NamedArray | None, plates: tuple[str, ...]
-) -> np.ndarray:
-    """Of the indicators of its codes, if there are finitely many; else of its values."""
-    values = split_data(array, plates)
-    num_codes = array.num_codes if top is None else int(top.values.max()) + 1
-    if not num_codes:
-        return _covariance(values)
-    parts = [_covariance(values == code) for code in range(num_codes)]
-    return np.asarray(np.sum(parts, axis=0) / 2)
-
-
-def _covariance(values: np.ndarray) -> np.ndarray:
-    """Over the data, between the means of two halves of the draws: (K, N, *within) to (*within)."""
-    half = len(values) // 2
-    first, second = (part.mean(0, dtype=np.float64) for part in (values[:half], values[half:]))
-    return np.asarray(((first - first.mean(0)) * second).sum(0) / max(len(first) - 1, 1))

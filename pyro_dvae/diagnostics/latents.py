@@ -76,12 +76,13 @@ def active_latents(
         batch_size: Rows of the data that go through the programs at once; all by default.
 
     Returns:
-        Of each latent site under the data's plate, the variance of each latent.
+        Of each latent site under the data's plate, the variance of each latent, over the data of
+        which no mask silences it.
     """
     if num_draws < 2:
         raise ValueError(f"`num_draws` must be at least 2, for two halves; got {num_draws}.")
     draws = collect(
-        result, data, num_draws, ("latent", "code", "top"), params=params, batch_size=batch_size
+        result, data, num_draws, ("latent", *_CODES), params=params, batch_size=batch_size
     )
     return {name: ActiveLatents(each, threshold) for name, each in variances_of(draws).items()}
 
@@ -112,10 +113,13 @@ def latent_rates(
         batch_size: Rows of the data that go through the programs at once; all by default.
 
     Returns:
-        Of each latent site, the rate of each latent in nats, in the mean over data and draws.
+        Of each latent site, the rate of each latent in nats, in the mean over data and draws. Data
+        of which a mask silences it have a rate of 0, and no say in whether it has collapsed.
     """
-    draws = collect(result, data, num_draws, ("rate",), params=params, batch_size=batch_size)
+    draws = collect(
+        result, data, num_draws, ("rate", "counted"), params=params, batch_size=batch_size
+    )
     return {
-        name: LatentRates(rate, threshold, error)
-        for name, (rate, error) in latent_rates_of(draws).items()
+        name: LatentRates(rate, threshold, error, share)
+        for name, (rate, error, share) in latent_rates_of(draws).items()
     }

@@ -130,7 +130,8 @@ class ImportanceDiagnostics(NamedTuple):
     - "unreliable": k̂ is above the threshold, or one draw has over a fifth of the weight;
     - "restricted": as "close", but the guide leaves out states of the model; that the weights are
       equal on the others is what a truncated posterior is made for, and says nothing;
-    - "one state": all draws are equal; a guide stuck there and a sure posterior look alike;
+    - "one state": all draws are equal, though the guide could draw others; a guide stuck there and
+      a sure posterior look alike;
     - "broken": no draw is possible under the model, or there is a NaN.
 
     A mode that the guide never draws does not show in its weights; `simulation_based_calibration`
@@ -194,7 +195,7 @@ class ImportanceDiagnostics(NamedTuple):
             apart = np.maximum(np.log(self.num_particles / self.ess), gap)
         conditions = [
             ~np.isfinite(self.ess),
-            self.num_states == 1,
+            (self.num_states == 1) & ~np.asarray(self.restricted),
             (self.khat > self.khat_threshold) | (self.largest_weight > _DOMINATES),
             apart > _CLOSE,
             self.restricted,
