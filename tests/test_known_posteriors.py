@@ -89,11 +89,15 @@ def test_rates_and_distortions_sum_to_the_loss(thrifty_shim, name):
     assert_within(found.whole.elbo, known.whole_elbo, found.whole.elbo_error)
     cost = np.log(2) * found.whole.rate + found.whole.distortion
     np.testing.assert_allclose(-cost, found.whole.elbo, rtol=1e-6)
-    shared = (0.0, 0.0) if found.shared is None else found.shared[1:]
+    shared = (0.0, 0.0) if found.shared is None else found.shared[1:3]
     sums = [known.scale * found.rate.sum() + shared[0]]
     sums += [known.scale * found.distortion.sum() + shared[1]]
     np.testing.assert_allclose(sums, [found.whole.rate, found.whole.distortion], rtol=1e-6)
     assert ("What the data share, 'mu'" in str(found)) == bool(known.q)
+    if known.q:
+        error = found.shared.rate_error * np.log(2)
+        assert_within(-np.log(2) * found.shared.rate, known.shared_elbo, error)
+        assert f"bits (± {found.shared.rate_error:.2f})" in str(found)
 
 
 @pytest.mark.parametrize("name", ["perfect", "unknown means", "groups"])

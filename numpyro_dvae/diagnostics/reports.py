@@ -36,13 +36,15 @@ class SharedCost(NamedTuple):
     sites: tuple[str, ...]
     rate: float  # log q - log p(z), bits
     distortion: float  # -log p(x | z) of what is observed of them, nats
+    rate_error: float = 0.0  # standard errors over the draws; NaN of one draw
+    distortion_error: float = 0.0
 
     def __str__(self) -> str:
         """A line with the numbers."""
         names = ", ".join(f"'{name}'" for name in self.sites)
         return (
-            f"What the data share, {names}: rate {self.rate:.2f} bits, distortion "
-            f"{self.distortion:.2f} nats."
+            f"What the data share, {names}: rate {self.rate:.2f} bits{_noise(self.rate_error)}, "
+            f"distortion {self.distortion:.2f} nats{_noise(self.distortion_error)}."
         )
 
 
@@ -271,9 +273,13 @@ class RateDistortion(NamedTuple):
         if seen.any():  # but for what is all masked, or whose likelihoods tell no mean
             psnr = self.psnr[seen].mean()
             fidelity = f", MSE {self.mse[seen].mean():.4g}, PSNR {psnr:.2f} dB"
+        errors = (self.rate_error, self.distortion_error)
+        noise = [_noise(float(np.sqrt((each**2).sum()) / each.size)) for each in errors]
+        if self.shared is not None:  # whose draws are the same for all data
+            noise = ["", ""]
         return (
-            f"Rate {self.rate.mean():.2f} bits, distortion {self.distortion.mean():.2f} nats"
-            f"{fidelity} {_each(self.rate)}.{rest}"
+            f"Rate {self.rate.mean():.2f} bits{noise[0]}, distortion "
+            f"{self.distortion.mean():.2f} nats{noise[1]}{fidelity} {_each(self.rate)}.{rest}"
         )
 
 
@@ -299,6 +305,11 @@ class PosteriorGap(NamedTuple):
             f"{self.gap.mean():.3f} nats {_each(self.gap)}{largest}; the guide can draw "
             f"{self.support_mass.mean():.1%} of the posterior.{warning if loose else ''}"
         )
+
+
+def _noise(error: float) -> str:
+    """A standard error beside its number, unless it rounds to 0 or is not known."""
+    return f" (± {error:.2f})" if error >= _SHOWN else ""
 
 
 def _each(values: np.ndarray) -> str:

@@ -64,9 +64,11 @@ def shared_cost_of(draws: Draws) -> SharedCost | None:
     """What the data share costs; None if they share no site."""
     if not draws.shared_sites:
         return None
-    rate = (draws.shared("shared_q") - draws.shared("shared_prior")).mean() / math.log(2)
-    distortion = -draws.shared("shared_likelihood").mean()
-    return SharedCost(draws.shared_sites, float(rate), float(distortion))
+    rates = (draws.shared("shared_q") - draws.shared("shared_prior")) / math.log(2)
+    rate, rate_error = mean_and_error(rates)
+    distortion, distortion_error = mean_and_error(0.0 - draws.shared("shared_likelihood"))
+    numbers = (rate, distortion, rate_error, distortion_error)
+    return SharedCost(draws.shared_sites, *map(float, numbers))
 
 
 def whole_cost_of(draws: Draws) -> WholeCost:
