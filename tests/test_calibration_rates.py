@@ -2,7 +2,7 @@
 
 The programs of `calibration_zoo` run in NumPy here, so that what is tested is how ranks are judged;
 `test_calibration_shared` runs them in the packages, once by default and 200 times with the slow
-tests.
+tests, as three of the six models here.
 """
 
 import importlib
@@ -75,7 +75,11 @@ def reports(room, name, num_repeats, changes=None, each=EACH):
         yield tally.report()
 
 
-@pytest.mark.parametrize("name", KNOWN)
+SLOW = {"missing", "groups", "subsample"}
+MODELS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in KNOWN]
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_exact_guides_fail_at_the_stated_rate(room, name):
     found = list(reports(room, name, NUM_REPEATS))
     failed = sum(bool(report.miscalibrated) for report in found)

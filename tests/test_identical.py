@@ -20,6 +20,7 @@ IDENTICAL = {
     "diagnostics/groups.py",
     "diagnostics/plots.py",
     "diagnostics/posteriors.py",
+    "diagnostics/quality.py",
     "diagnostics/reports.py",
     "diagnostics/summaries.py",
     "diagnostics/uniformity.py",
