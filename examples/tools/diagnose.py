@@ -242,17 +242,16 @@ def _states(run: Run) -> int:
 
 def _rows(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The table: name -> value and meaning."""
-    khat = "not applicable" if found["khat"] is None else f"{found['khat']:.2f}"
     num_images = sum(found["verdicts"].values())
+    khat, of = "not applicable", "no image has 5 distinct weights in the tail"
+    if found["khat"] is not None:
+        some = f"{found['khat_applies'] * num_images:.0f} images of {num_images}"
+        khat, of = f"{found['khat']:.2f}", f"median of the {some} that have one"
     rows = {
         "ELBO": (f"{found['elbo']:.2f}", "nats per image"),
         "importance-weighted bound": (f"{found['iwae']:.2f}", "nats per image"),
         "effective sample size / K": (f"{found['ess']:.2f}", "1 for an exact posterior"),
-        "k̂": (
-            khat,
-            f"median of the {found['khat_applies'] * num_images:.0f} images of {num_images} that "
-            "have one",
-        ),
+        "k̂": (khat, of),
         **{
             f"verdict: {word}": (f"{count / num_images:.0%}", f"{count} images")
             for word, count in found["verdicts"].items()
