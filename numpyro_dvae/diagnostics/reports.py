@@ -231,7 +231,8 @@ class LatentRates(NamedTuple):
     @property
     def undecided(self) -> np.ndarray:
         """Which latents may have collapsed or not, as far as the draws can tell."""
-        return np.asarray(np.abs(self.rate - self._least) <= self._margin) & (self._least > 0)
+        unclear = np.abs(self.rate - self._least) <= self._margin
+        return np.asarray(unclear & (self._least > 0))
 
     @property
     def _least(self) -> np.ndarray:
