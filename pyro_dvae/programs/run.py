@@ -113,10 +113,12 @@ def _refuse_values(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]
         odd = odd or sorted(set(drawn) - values.keys())
         if odd:
             raise StructureError(
-                f"which latents there are depends on the values of others: site '{odd[0]}' is not "
-                f"in each run with given values of {sorted(values)}, so the states cannot be "
-                "listed. Use a loss that samples (Reinforce_ELBO, DAPS_ELBO, VIMCO_ELBO), or let "
-                "the program sample all its sites in any case, under a mask."
+                f"which latents there are depends on the values of others, or on the data: site "
+                f"'{odd[0]}' is not in each run with given values of {sorted(values)}, so the "
+                "states cannot be listed. Use a loss that samples (Reinforce_ELBO, DAPS_ELBO, "
+                "VIMCO_ELBO), or let the program sample all its sites in any case, under a mask. "
+                "The states of a TruncatedGuide are of the sites of its first call: pad all data "
+                "to one length, or make a guide for each."
             )
 
 
