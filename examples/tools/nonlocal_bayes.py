@@ -45,9 +45,9 @@ def refine(
     sigma: float,
     observed: np.ndarray | None = None,
     *,
-    size: int = 6,
+    size: int = 7,
     reach: int = 12,
-    count: int = 24,
+    count: int = 28,
     stride: int = 2,
     progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
