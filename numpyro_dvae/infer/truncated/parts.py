@@ -47,7 +47,8 @@ def parts_of(args: tuple, kwargs: dict, batch_size: int) -> Iterator[Part]:
     for start in range(0, num_rows, size):
         rows = slice(min(start, num_rows - size), min(start, num_rows - size) + size)
         cut = [leaf[rows] if _has_rows(leaf) and len(leaf) == num_rows else leaf for leaf in leaves]
-        yield Part(*jax.tree.unflatten(tree, cut), rows.start, num_rows)
+        some_args, some_kwargs = jax.tree.unflatten(tree, cut)
+        yield Part(some_args, some_kwargs, rows.start, num_rows)
 
 
 def check_part(part: Part, given: int, found: int) -> None:

@@ -43,7 +43,8 @@ def parts_of(args: tuple, kwargs: dict, batch_size: int) -> Iterator[Part]:
     for start in range(0, num_rows, size):
         rows = slice(min(start, num_rows - size), min(start, num_rows - size) + size)
         cut = [leaf[rows] if _has_rows(leaf) and len(leaf) == num_rows else leaf for leaf in leaves]
-        yield Part(*tree_unflatten(cut, tree), rows.start, num_rows)
+        some_args, some_kwargs = tree_unflatten(cut, tree)
+        yield Part(some_args, some_kwargs, rows.start, num_rows)
 
 
 def check_part(part: Part, given: int, found: int) -> None:
