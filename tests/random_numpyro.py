@@ -312,6 +312,7 @@ def diagnose(name, program, seed, **options):
     function, pair = getattr(diagnostics, name), (program.model, program.guide)
     is_setting = {key: "mask." in key and np.ndim(x) == 0 for key, x in program.data.items()}
     data = {key: bool(x) if is_setting[key] else x for key, x in program.data.items()}
+    program.rows = {key: np.asarray(x) for key, x in data.items() if key.startswith("rows.")}
     return function(jax.random.key(seed), pair, data, params=program.params, **options)
 
 
