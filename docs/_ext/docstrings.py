@@ -6,6 +6,7 @@ paragraph is a formula or a program there, and `name` may be an argument as well
 
 import inspect
 import re
+import sys
 from typing import Any
 
 from docutils import nodes
@@ -73,6 +74,9 @@ def clean_docstring(
 ) -> None:
     """Before Napoleon reads it."""
     lines[:] = list_entries(mark_literal_blocks([escape_stars(line) for line in lines]))
+    package = name.partition(".")[0]  # both have errors of these names
+    errors = re.compile(r"^    (DivergenceError|FitInterrupt):")
+    lines[:] = [errors.sub(rf"    {package}.fit.\1:", line) for line in lines]
 
 
 def escape_stars(line: str) -> str:
@@ -96,8 +100,17 @@ def in_words(text: str) -> nodes.literal:
     return nodes.literal(text, text)
 
 
+def is_private(target: str) -> bool:
+    """Whether a type, as of a variable or of a helper, is in no list of public names."""
+    module, _, name = target.rpartition(".")
+    found = sys.modules.get(module) if re.match(r"(num)?pyro_dvae\.", target) else None
+    return found is not None and name not in getattr(found, "__all__", ())
+
+
 def find_name(app: Sphinx, env: Any, node: Any, contnode: nodes.Element) -> nodes.Node | None:
     """Find `policy_search` wherever it is in the same package; else show it as code."""
+    if node.get("refdomain") == "py" and is_private(node["reftarget"]):
+        return contnode
     if node.get("refdomain") != "py" or node.get("reftype") != "obj":
         return None
     target, domain = node["reftarget"].lstrip("."), env.get_domain("py")
