@@ -27,7 +27,7 @@ from random_formulas import (
 from random_oracle import Draws, evaluate, gradient, perturbed, states
 from scipy.stats import binom
 
-__all__ = ["LOSSES", "Checker", "RefusedError", "make"]
+__all__ = ["LOSSES", "Checker", "RefusedError", "credited_over_states", "make"]
 
 K = 3
 LOSSES = {
@@ -80,6 +80,39 @@ def make(package, name, beta, **more):
     if kind == "Reinforce_ELBO":  # the formulas credit each draw with all of its datum
         loss = type(kind, (loss,), {"inspect": lambda self, *args: None})
     return loss(beta=beta, **options)
+
+
+def credited_over_states(package, beta, *, closed_form_entropy):
+    """`Reinforce_ELBO` at all states of each datum, each weighed by its probability."""
+    loss, exact_loss, fixed = package.infer.Reinforce_ELBO, package.infer.Exact_ELBO, package.fixed
+
+    class Credited(loss):
+        max_states = 2**16
+
+        def values(self, *args):
+            return exact_loss.values(self, *args)
+
+        def run_pair(self, *args):
+            return super().run_pair(*args[:-1], args[-1]._replace(expand=True))
+
+        def gain(self, particles, objective, beta, memory):
+            weights = fixed(np.e**particles.log_draw) * len(particles.log_draw)
+
+            def weigh(scores, *_):
+                cells = weights.reshape(*weights.shape, *[1] * (scores.ndim - weights.ndim))
+                return scores * (1 - cells), memory
+
+            self.baseline = self.baseline._replace(apply=weigh)
+            if "credit" in particles.extras:
+                value = self._credited(particles, beta)
+            else:
+                value = (weights * fixed(objective.beta_elbo) * particles.log_draw).mean(0)
+            value = value + (weights * objective.beta_elbo).mean(0)
+            return package.infer.Gain(value, memory=memory)
+
+    options = {"baseline": package.baselines.no_baseline()}
+    options["closed_form_entropy"] = closed_form_entropy
+    return Credited(1, beta=beta, **options)
 
 
 def assert_close(found, expected, what):
@@ -186,6 +219,15 @@ class Checker:
             mean = mean_over_draws(self.spec, self.data, plates, beta)
         assert_gradients(gradient(mean, self.places), expected, self.places, f"mean over {key}")
         self.fair.add(key)
+
+    def check_credit(self, elbo, beta):
+        """Gradients where each draw is credited with what it can influence, over all states."""
+        self.program.hold(self.states)
+        result = self.program.run(elbo, seed=self.seed)
+        draws = self.states._replace(rows=self.rows())
+        _, expected, _ = exact(self.spec, self.data, draws, self.theta, beta)
+        assert_gradients(result.grads, expected, self.places, "credited gradient")
+        self.program.has_credit = "credit" in result.particles.extras
 
     def check_pairs(self, elbo, beta):
         """The mean of a loss's gradients over all pairs of states, where these tell the sites."""

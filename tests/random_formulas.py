@@ -55,7 +55,11 @@ def pieces(spec, terms, plates=(), paired=()):
     """Sums of terms by datum, a cell of `plates`; `paired` sites are drawn in pairs."""
     listed = [(side, n, t) for side in ("guide", "model") for n, t in terms[side].items()]
     owned = [entry for entry in listed if set(plates) <= set(entry[2].plates)]
-    scale = _weight(spec, [t for _, _, t in owned], plates)
+    always = owned
+    if spec.asks_draws:  # of which others may come and go
+        first = next(site.name for site in spec.of_guide() if _is_scored(spec, site.name))
+        always = [entry for entry in owned if entry[1] == first]
+    scale = _weight(spec, [t for _, _, t in always], plates)
     sums = {}
     for side, name, term in listed:
         own = set(plates) <= set(term.plates)
@@ -309,8 +313,9 @@ def truncated(spec, data, theta, draws, plates, beta):
     A latent that a mask takes out of the model counts as often as the model draws it.
     """
     terms = evaluate(spec, data, theta, draws)
-    found, own = pieces(spec, terms, plates), np.ones([1] * len(spec.plates))
-    f = found.likelihood - beta * (found.rate - found.q_discrete)  # no discrete site of a guide
+    rest = {name: term for name, term in terms["guide"].items() if not spec[name].is_discrete}
+    found, own = pieces(spec, {**terms, "guide": rest}, plates), np.ones([1] * len(spec.plates))
+    f = found.likelihood - beta * found.rate
     for site in spec.of_guide():
         if site.is_discrete:
             term = terms["model"][site.name]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")
@@ -13,14 +14,16 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
-from numpyro.primitives import Messenger
+from numpyro.primitives import _PYRO_STACK, Messenger
 from random_checks import RefusedError
+from random_evaluating import evaluated
 from random_specs import TABLED, TOTAL, make_data, make_params
 
 from numpyro_dvae import diagnostics, infer
 from numpyro_dvae.infer.memory import LOSS_MEMORY
 from numpyro_dvae.ops import baselines
 from numpyro_dvae.programs.codes import find_space
+from numpyro_dvae.programs.draw import Draw
 
 __all__ = ["Program", "baselines", "infer"]
 
@@ -28,6 +31,9 @@ name = "numpyro"
 takes_python = False  # a traced program cannot ask for values
 EVENT_WEIGHTS = np.array([1.0, 0.5])
 QUIET = ("the discrete sites share no plate",)
+
+
+fixed = jax.lax.stop_gradient
 
 
 class ScoreNormal(dist.Normal):
@@ -198,7 +204,7 @@ class Program:
     def _in_place(self, key, array):
         site = self.spec[key]
         rows = {n: np.arange(self.spec.plate(n).size) for n in site.plates}
-        return self._in_dims(site, jnp.asarray(array), rows, int(site.event))
+        return evaluated(lambda array: self._in_dims(site, array, rows, int(site.event)))(array)
 
     def memory(self, elbo):
         """What a loss remembers of its calls."""
@@ -210,8 +216,11 @@ class Program:
             elbo.state = elbo.init_state()
         return elbo.state
 
-    def run(self, elbo, guide=None, seed=0, mutable=None):
-        """Loss, gradients by parameter, and what the guide drew in this call."""
+    def run(self, elbo, guide=None, seed=0, mutable=None, more=dict):
+        """Loss, gradients by parameter, and what the guide drew in this call.
+
+        `more` are arrays that are seen as well, known once the programs have run.
+        """
         heard, self.has_dreamt = watched(elbo), bool(getattr(elbo, "sleep", 0))
         memory = elbo.init_loss_memory(mutable)
         memory = memory._replace(state=self._state(elbo)) if mutable is None else memory
@@ -222,13 +231,13 @@ class Program:
             found = elbo.loss_with_mutable_state(jax.random.key(seed), params, *programs, self.data)
             particles, dream = heard["particles"], self.last if self.has_dreamt else {}
             dream = {key: value for key, value in dream.items() if value is not None}
-            seen = particles.extras.get("seen", {})
+            seen = particles.extras.get("seen", {}) | more()
             particles = particles._replace(extras={"seen": seen, "dream": dream})
             return found["loss"], (found["mutable_state"][LOSS_MEMORY], particles)
 
         with quiet():
             try:
-                found = jax.value_and_grad(loss_fn, has_aux=True)(self.params)
+                found = evaluated(jax.value_and_grad(loss_fn, has_aux=True))(self.params)
             except ValueError as error:
                 raise RefusedError(str(error)) from error
         (loss, (memory, particles)), grads = found
@@ -261,7 +270,10 @@ class Program:
                     program and handlers.substitute(program, data=self.params)
                     for program in (self.model, rest)
                 )
-                layout = find_space(key, model, given, (self.data,), {}).layout
+                spaces = []
+                find = partial(find_space, key, model, given, (self.data,), {})
+                jax.eval_shape(lambda: spaces.append(find()))
+                layout = spaces[0].layout
         except ValueError as error:
             raise RefusedError(str(error)) from error
         guide = infer.TruncatedGuide(self.model, spec.num_states_under(layout.plates), rest=rest)
@@ -273,15 +285,20 @@ class Program:
 
         guide.read = reading
         program = handlers.seed(handlers.substitute(guide, data=self.params), key)
+
+        def start():
+            return handlers.trace(program).get_trace(self.data)[guide.site]["value"]
+
+        def rows():
+            subsamples = calls[-1].batch.subsamples
+            return {f"rows.{name}": jnp.asarray(rows)[None] for name, rows in subsamples.items()}
+
         try:
             with quiet():
-                words = handlers.trace(program).get_trace(self.data)[guide.site]["value"]
+                words = evaluated(start)()
         except ValueError as error:
             raise RefusedError(str(error)) from error
-        result = self.run(elbo, guide, seed, {guide.site: words})
-        subsamples = calls[-1].batch.subsamples
-        self.rows |= {f"rows.{key}": np.asarray(rows) for key, rows in subsamples.items()}
-        return layout.plates, result
+        return layout.plates, self.run(elbo, guide, seed, {guide.site: words}, rows)
 
     def drawn(self, num_particles, dreamt=False):
         """Values of the last call's particles, ``[K, *plates of the site, event]``."""
@@ -325,14 +342,16 @@ def quiet():
 
 
 class _Held(Messenger):
-    """Normal sites at a noise that is given."""
+    """Normal sites at a noise that is given, unless the package gives a value."""
 
     def __init__(self, noise):
         super().__init__()
         self.noise = noise
 
     def process_message(self, msg):
-        if msg["type"] == "sample" and msg["name"] in self.noise and msg["value"] is None:
+        given = any(msg["name"] in h.values for h in _PYRO_STACK if isinstance(h, Draw))
+        is_held = msg["type"] == "sample" and msg["name"] in self.noise and not given
+        if is_held and msg["value"] is None:
             fn = msg["fn"]
             while hasattr(fn, "base_dist"):
                 fn = fn.base_dist

@@ -144,10 +144,19 @@ class Spec:
 
     @property
     def asks_python(self):
-        """Whether a draw decides something in Python."""
+        """Whether a value decides something in Python."""
         parts = [p for s in self.sites for p in (s.model, s.guide) if p and self.is_there(s)]
         asks = any(link.how in ("item", "if") for part in parts for link in part.links)
         return asks or self.depends_on_draws
+
+    @property
+    def asks_draws(self):
+        """Whether Python asks for a value that the guide draws without a pathwise gradient."""
+        drawn = {s.name for s in self.of_guide() if s.is_discrete}
+        parts = [s.model for s in self.of_model()] + [s.guide for s in self.of_guide()]
+        asked = {k.parent for part in parts for k in part.links if k.how in ("item", "if")}
+        asked |= {s.after for s in (*self.of_model(), *self.of_guide()) if s.after}
+        return bool(asked & drawn)
 
 
 def with_rest(spec):
@@ -165,6 +174,35 @@ def with_rest(spec):
     sites = tuple(rest_of(site) for site in spec.sites if site.model is not None)
     names = {site.name for site in sites}
     return replace(spec, sites=sites, order=tuple(n for n in spec.order if n in names))
+
+
+def of_bits(spec):
+    """The program with Bernoulli latents alone, of those that are discrete."""
+
+    def bits_of(site):
+        is_latent = site.guide is not None and site.is_discrete
+        return replace(site, kind="bernoulli") if is_latent else site
+
+    return replace(spec, sites=tuple(map(bits_of, spec.sites)))
+
+
+def of_one_plate(spec):
+    """The program with all of its sites under its first plate, or as it is if others lie there."""
+    if not spec.plates or sum(p.dim == spec.plates[0].dim for p in spec.plates) > 1:
+        return spec
+    first = spec.plates[0].name
+
+    def moved_part(part):
+        ways = {"max": "max"}
+        links = tuple(replace(link, how=ways.get(link.how, "sum")) for link in part.links)
+        return replace(part, links=links)
+
+    def moved(site):
+        halves = {s: p and moved_part(p) for s, p in (("model", site.model), ("guide", site.guide))}
+        plates = (first, *(name for name in site.plates if name != first))
+        return replace(site, plates=plates, after=None, **halves)
+
+    return replace(spec, sites=tuple(map(moved, spec.sites)))
 
 
 # --------------------------------------------------------------------------- numbers of a spec

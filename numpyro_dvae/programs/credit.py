@@ -3,7 +3,8 @@
 A term of the objective, the log-density of a site in guide or model, has nothing to do with a draw
 that it is not computed from, directly or by other draws on the way. Times the draw's score, its
 mean is zero, and it is noise [1]. What a term is computed from is found from the programs, by
-provenance. Draws of one cell of a plate are not credited with what happens in another.
+provenance. Draws of one cell of a plate are not credited with what happens in another, unless a
+draw on the way is not under that plate: it may have gathered all cells, for all to be led by it.
 
 Shapes: the plates that make a datum, then the batch dims of all others, 1 where a site is under
 none; K particles lead in a record.
@@ -30,11 +31,15 @@ from numpyro_dvae.programs.sites import Site, in_batch_dims
 __all__ = ["Credit", "Influence", "credit_reader", "find_influence"]
 
 
-class Influence(NamedTuple):
-    """Which credited draws the log-density of each site is computed from."""
+# Of each credited draw that a term is computed from: the dims in which it leads to its own cell.
+Draws = Mapping[str, frozenset[int]]
 
-    guide: Mapping[str, frozenset[str]]
-    model: Mapping[str, frozenset[str]]
+
+class Influence(NamedTuple):
+    """Which credited draws the log-density of each site is computed from, and in which cells."""
+
+    guide: Mapping[str, Draws]
+    model: Mapping[str, Draws]
 
 
 class Credit(NamedTuple):
@@ -59,7 +64,7 @@ def find_influence(rng_key: Array, pair: Pair) -> Influence | None:
 
     def inspect() -> None:
         first = run()
-        draws = {name: first.guide[name].value for name in pair.layout.credited}
+        draws = {n: site.value for n, site in first.guide.items() if not site.is_observed}
         found.append(_influence(first, pair.layout, *eval_provenance(log_probs, **draws)))
 
     jax.eval_shape(inspect)
@@ -74,27 +79,56 @@ def _influence(
 ) -> Influence | None:
     """From the draws that terms are computed from without another draw in between."""
     above: dict[str, frozenset[str]] = {}  # of each draw, all that it is computed from
-    for name in layout.credited:
+    for name in run.guide:
         direct = guide[name] - {name}
         above[name] = direct.union(*(above.get(other, frozenset()) for other in direct))
 
-    def closed(draws: frozenset[str]) -> frozenset[str]:
-        return frozenset(draws).union(*(above[name] for name in draws))
-
-    credited = frozenset(layout.credited)
-
-    def draws_of(name: str, draws: frozenset[str]) -> frozenset[str]:
+    def draws_of(site: Site, direct: frozenset[str]) -> Draws:
         """Its own draw among them, even where its log-density is the same for all."""
-        return closed(draws | ({name} & credited))
+        known = direct | ({site.name} & above.keys())
+        known = known.union(*(above[name] for name in known))
+        return _draws_in_cells(site, known, above, run.guide, layout)
 
     influence = Influence(
-        {name: draws_of(name, draws) for name, draws in guide.items()},
-        {name: draws_of(name, draws) for name, draws in model.items()},
+        {name: draws_of(run.guide[name], draws) for name, draws in guide.items()},
+        {name: draws_of(run.model[name], draws) for name, draws in model.items()},
     )
+    return _if_needed(influence, run, layout)
+
+
+def _draws_in_cells(
+    site: Site,
+    draws: frozenset[str],
+    above: Mapping[str, frozenset[str]],
+    latent: Mapping[str, Site],
+    layout: Layout,
+) -> Draws:
+    """Of the credited ones among draws that a term is computed from: in which dims, cell by cell.
+
+    Args:
+        site: The term's.
+        draws: All that it is computed from.
+        above: Of each latent site, the draws that it is computed from.
+        latent: The guide's sites.
+        layout: How the sites lie.
+    """
+
+    def dims_of(name: str) -> frozenset[int]:
+        on_the_way = [n for n in draws if n != site.name and name in above[n]]
+        sites = [site, latent[name], *(latent[n] for n in on_the_way)]
+        return frozenset.intersection(*map(_dims, sites))
+
+    credited = [name for name in layout.credited if name in draws]
+    return {name: dims_of(name) for name in credited}
+
+
+def _if_needed(influence: Influence, run: Run, layout: Layout) -> Influence | None:
+    """None if each draw of a datum influences all of it."""
+    credited = frozenset(layout.credited)
     owned = [influence.guide[n] for n, s in run.guide.items() if layout.owns(s)]
     owned += [influence.model[n] for n, s in run.model.items() if layout.owns(s)]
     nested = any(len(run.guide[name].plates) > len(layout.plates) for name in credited)
-    return influence if nested or any(draws != credited for draws in owned) else None
+    return influence if nested or any(draws.keys() != credited for draws in owned) else None
 
 
 def credit_reader(influence: Influence, *, with_entropy: bool) -> Reader:
@@ -110,12 +144,11 @@ def credit_reader(influence: Influence, *, with_entropy: bool) -> Reader:
         credits = {}
         for name in layout.credited:
             site = run.guide[name]
-            own = _dims(site)
             zeros = jnp.zeros((1,) * layout.nesting)
             sums = {kind: zeros for kind in ("likelihood", "rate")}
             for kind, values, dims, draws in terms:
                 if name in draws:
-                    outside = tuple(dims - own)
+                    outside = tuple(dims - draws[name])
                     part = values.sum(outside, keepdims=True) if outside else values
                     sums[kind] = sums[kind] + part
             log_draw = in_batch_dims(site, draw_log_prob(site, site.log_prob()), layout.nesting)
@@ -126,7 +159,7 @@ def credit_reader(influence: Influence, *, with_entropy: bool) -> Reader:
     return read
 
 
-_Term = tuple[str, Array, frozenset[int], frozenset[str]]  # kind, values, dims of plates, draws
+_Term = tuple[str, Array, frozenset[int], Draws]  # kind, values, dims of plates, draws
 
 
 def _terms(run: Run, layout: Layout, influence: Influence, with_entropy: bool) -> list[_Term]:
@@ -134,7 +167,7 @@ def _terms(run: Run, layout: Layout, influence: Influence, with_entropy: bool) -
     sites = [*run.guide.values(), *run.model.values()]
     ledger, terms = Ledger(layout, sites), list[_Term]()
 
-    def add(kind: str, site: Site, values: Array, draws: frozenset[str]) -> None:
+    def add(kind: str, site: Site, values: Array, draws: Draws) -> None:
         if layout.owns(site) and draws:
             scale = 1.0 if ledger.is_common else site.scale / ledger.common
             scaled = site.scaled(jax.lax.stop_gradient(values), scale)
@@ -146,8 +179,8 @@ def _terms(run: Run, layout: Layout, influence: Influence, with_entropy: bool) -
     for name, site in run.guide.items():
         entropy, draws = entropies.get(name), influence.guide[name]
         if in_closed_form and entropy is not None:
-            own = frozenset() if _is_sequential(site.base) else frozenset({name})
-            add("rate", site, entropy, draws - own)
+            own = set() if _is_sequential(site.base) else {name}
+            add("rate", site, entropy, {n: dims for n, dims in draws.items() if n not in own})
         else:
             add("rate", site, -site.log_prob(), draws)
     for name, site in run.model.items():

@@ -3,7 +3,8 @@
 A term of the objective, the log-density of a site in guide or model, has nothing to do with a draw
 that it is not computed from, directly or by other draws on the way. Times the draw's score, its
 mean is zero, and it is noise [1]. What a term is computed from is found from the programs, by
-provenance. Draws of one cell of a plate are not credited with what happens in another.
+provenance. Draws of one cell of a plate are not credited with what happens in another, unless a
+draw on the way is not under that plate: it may have gathered all cells, for all to be led by it.
 
 Shapes: K particles lead, then the plates that make a datum, then the batch dims of all others, 1
 where a site is under none.
@@ -18,10 +19,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from pyro.infer.tracegraph_elbo import TrackNonReparam
+from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from pyro_dvae.programs.densities import fast_log_prob
+from pyro_dvae.programs.layout import TrackDraws
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.record import Ledger, Reader, draw_log_prob, entropy_of
 from pyro_dvae.programs.sites import Site, in_batch_dims
@@ -30,11 +32,15 @@ from pyro_dvae.programs.tracking import find_sources, tracked
 __all__ = ["Credit", "Influence", "credit_reader", "find_influence"]
 
 
-class Influence(NamedTuple):
-    """Which credited draws the log-density of each site is computed from."""
+# Of each credited draw that a term is computed from: the dims in which it leads to its own cell.
+Draws = Mapping[str, frozenset[int]]
 
-    guide: Mapping[str, frozenset[str]]
-    model: Mapping[str, frozenset[str]]
+
+class Influence(NamedTuple):
+    """Which credited draws the log-density of each site is computed from, and in which cells."""
+
+    guide: Mapping[str, Draws]
+    model: Mapping[str, Draws]
 
 
 class Credit(NamedTuple):
@@ -47,15 +53,57 @@ class Credit(NamedTuple):
 
 def find_influence(pair: Pair) -> Influence | None:
     """Which draws each term is computed from; None if each draw of a datum influences all of it."""
-    found = tracked(pair, TrackNonReparam())
+    found = tracked(pair, TrackDraws())
     run, layout = found.run, pair.layout
+    latent = [name for name, site in run.guide.items() if not site.is_observed]
+    sources = find_sources(pair, found, latent)
+
+    def draws_of(site: Site, draws: frozenset[str]) -> Draws:
+        """Those that Python asks for, or that lead here unseen, may come from any cell."""
+        seen = get_provenance(site.log_prob()) | {site.name}
+        anywhere = found.exits | (draws - seen)
+        return _draws_in_cells(site, draws, sources.guide, run.guide, layout, anywhere)
+
+    guide = {name: draws_of(site, sources.guide[name]) for name, site in run.guide.items()}
+    model = {name: draws_of(site, sources.model[name]) for name, site in run.model.items()}
+    return _if_needed(Influence(guide, model), run, layout)
+
+
+def _draws_in_cells(
+    site: Site,
+    draws: frozenset[str],
+    above: Mapping[str, frozenset[str]],
+    latent: Mapping[str, Site],
+    layout: Layout,
+    anywhere: frozenset[str] = frozenset(),
+) -> Draws:
+    """Of the credited ones among draws that a term is computed from: in which dims, cell by cell.
+
+    Args:
+        site: The term's.
+        draws: All that it is computed from.
+        above: Of each latent site, the draws that it is computed from.
+        latent: The guide's sites.
+        layout: How the sites lie.
+        anywhere: Draws that may lead from any cell to any other.
+    """
+
+    def dims_of(name: str) -> frozenset[int]:
+        on_the_way = [n for n in draws if n != site.name and name in above[n]]
+        sites = [site, latent[name], *(latent[n] for n in on_the_way)]
+        return frozenset.intersection(*map(_dims, sites))
+
+    credited = [name for name in layout.credited if name in draws]
+    return {name: frozenset() if name in anywhere else dims_of(name) for name in credited}
+
+
+def _if_needed(influence: Influence, run: Run, layout: Layout) -> Influence | None:
+    """None if each draw of a datum influences all of it."""
     credited = frozenset(layout.credited)
-    sources = find_sources(pair, found, credited)
-    influence = Influence(sources.guide, sources.model)
     owned = [influence.guide[n] for n, s in run.guide.items() if layout.owns(s)]
     owned += [influence.model[n] for n, s in run.model.items() if layout.owns(s)]
     nested = any(len(run.guide[name].plates) > len(layout.plates) for name in credited)
-    return influence if nested or any(draws != credited for draws in owned) else None
+    return influence if nested or any(draws.keys() != credited for draws in owned) else None
 
 
 def credit_reader(influence: Influence, *, with_entropy: bool) -> Reader:
@@ -71,11 +119,10 @@ def credit_reader(influence: Influence, *, with_entropy: bool) -> Reader:
         credits = {}
         for name in layout.credited:
             site = run.guide[name]
-            own = _dims(site)
             sums = {kind: torch.zeros(()) for kind in ("likelihood", "rate")}
             for kind, values, dims, draws in terms:
                 if name in draws:
-                    outside = tuple(dims - own)
+                    outside = tuple(dims - draws[name])
                     part = values.sum(outside, keepdim=True) if outside else values
                     sums[kind] = sums[kind] + part
             log_draw = draw_log_prob(site, site.log_prob())
@@ -90,7 +137,7 @@ def credit_reader(influence: Influence, *, with_entropy: bool) -> Reader:
     return read
 
 
-_Term = tuple[str, Tensor, frozenset[int], frozenset[str]]  # kind, values, dims of plates, draws
+_Term = tuple[str, Tensor, frozenset[int], Draws]  # kind, values, dims of plates, draws
 
 
 def _terms(
@@ -100,7 +147,7 @@ def _terms(
     sites = [*run.guide.values(), *run.model.values()]
     ledger, terms = Ledger(layout, num_particles, sites), list[_Term]()
 
-    def add(kind: str, site: Site, values: Tensor, draws: frozenset[str]) -> None:
+    def add(kind: str, site: Site, values: Tensor, draws: Draws) -> None:
         if layout.owns(site) and draws:
             scale = 1.0 if ledger.is_common else site.scale / ledger.common
             scaled = site.scaled(values.detach(), scale)
@@ -113,8 +160,8 @@ def _terms(
     for name, site in run.guide.items():
         entropy, draws = entropies.get(name), influence.guide[name]
         if in_closed_form and entropy is not None:
-            own = frozenset() if _is_sequential(site.base) else frozenset({name})
-            add("rate", site, entropy, draws - own)
+            own = set() if _is_sequential(site.base) else {name}
+            add("rate", site, entropy, {n: dims for n, dims in draws.items() if n not in own})
         else:
             add("rate", site, -site.log_prob(), draws)
     for name, site in run.model.items():

@@ -29,7 +29,7 @@ from pyro_dvae.programs.sites import (
 )
 from pyro_dvae.programs.tracking import Exits, Tracked, find_sources, tracked
 
-__all__ = ["common_layout", "find_layout", "independent_sites"]
+__all__ = ["TrackDraws", "common_layout", "find_layout", "independent_sites"]
 
 
 def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout, tuple]:
@@ -51,11 +51,12 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
     _check_match(found.run)
     credited = {n: s for n, s in found.run.guide.items() if s.is_credited}
     if not credited:
-        found = tracked(pair, _TrackDraws())
+        found = tracked(pair, TrackDraws())
     run = found.run
     sites = [*run.guide.values(), *run.model.values()]
     shared = _shared_plates(pair, found, credited or _plated(run.guide))
     layout = _layout_of(sites, shared, tuple(credited), max_plate_nesting)
+    layout = layout._replace(asked=bool(found.exits & credited.keys()))
     for site in sites:
         in_batch_dims(site, site.log_prob(), layout.nesting, 1)
     return layout, run.structure()
@@ -70,7 +71,8 @@ def common_layout(runs: Sequence[Run], max_plate_nesting: float = math.inf) -> L
         _check_match(run)
     sites = [site for run in runs for sites in (run.guide, run.model) for site in sites.values()]
     credited = (n for run in runs for n, s in run.guide.items() if s.is_credited)
-    return _layout_of(sites, set(), tuple(dict.fromkeys(credited)), max_plate_nesting)
+    names = tuple(dict.fromkeys(credited))
+    return _layout_of(sites, set(), names, max_plate_nesting)._replace(asked=True)
 
 
 def _layout_of(
@@ -219,7 +221,7 @@ def independent_sites(pair: Pair, parameter: Callable[[Site], Tensor]) -> tuple[
     assert pair.guide is not None
 
     def look() -> tuple[dict[str, Site], set[str]]:
-        with pyro.validation_enabled(False), _TrackDraws(), Exits() as exits:
+        with pyro.validation_enabled(False), TrackDraws(), Exits() as exits:
             return sample_sites(run_program(pair.guide, pair.args, pair.kwargs)), exits.names
 
     sites, exits = only_looking(look)
@@ -230,7 +232,7 @@ def independent_sites(pair: Pair, parameter: Callable[[Site], Tensor]) -> tuple[
     return tuple(name for name, value in parameters.items() if not get_provenance(value))
 
 
-class _TrackDraws(Messenger):
+class TrackDraws(Messenger):
     """Mark what depends on the draw of any latent site, reparameterised or not."""
 
     def _pyro_post_sample(self, msg: Any) -> None:

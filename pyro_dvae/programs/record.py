@@ -79,7 +79,10 @@ class Ledger:
         self.owned: dict[str, Tensor] = {}
         self.shared: dict[str, Tensor] = {}
         self.nothing: dict[tuple[int, ...], Tensor] = {}
-        self.common, self.is_common = _common_scale([s for s in sites if layout.owns(s)], layout)
+        owned = [site for site in sites if layout.owns(site)]
+        always = [s for s in owned if s.name in layout.credited[:1]] if layout.asked else owned
+        self.common, self.is_common = _common_scale(always, layout)
+        self.is_common = self.is_common and len(always) == len(owned)
 
     def add(self, kind: str, site: Site, values: Tensor) -> None:
         """Scale, mask and sum the values of a site into its datum, or into the shared part."""
@@ -129,7 +132,8 @@ def _common_scale(sites: Sequence[Site], layout: Layout) -> tuple[float | Tensor
     """The weight of a datum, that of all its sites, or else of its subsampled plates alone; which.
 
     Importance weights want the datum's own nats. A site that is weighed otherwise than the others
-    of its datum, by an annealed likelihood say, is so within the datum.
+    of its datum, by an annealed likelihood say, is so within the datum. Where sites come and go
+    with the draws, those are given that are always there, so that no draw changes the weight.
     """
     scales = [site.scale for site in sites]
     if scales and all(_same_scale(scale, scales[0]) for scale in scales):
