@@ -13,8 +13,7 @@ from typing import Any
 
 import pyro
 from pyro.infer.tracegraph_elbo import TrackNonReparam
-from pyro.ops.provenance import get_provenance, track_provenance
-from pyro.poutine.messenger import Messenger
+from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from pyro_dvae.programs.draw import run_program
@@ -23,13 +22,12 @@ from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.sites import (
     Site,
     in_batch_dims,
-    is_drawn,
     rows_of_plates,
     sample_sites,
 )
-from pyro_dvae.programs.tracking import Exits, Tracked, find_sources, tracked
+from pyro_dvae.programs.tracking import Exits, TrackDraws, Tracked, find_sources, tracked
 
-__all__ = ["TrackDraws", "common_layout", "find_layout", "independent_sites"]
+__all__ = ["common_layout", "find_layout", "independent_sites"]
 
 
 def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout, tuple]:
@@ -230,11 +228,3 @@ def independent_sites(pair: Pair, parameter: Callable[[Site], Tensor]) -> tuple[
     if exits:  # then any site may be there, or as it is, because of them
         return ()
     return tuple(name for name, value in parameters.items() if not get_provenance(value))
-
-
-class TrackDraws(Messenger):
-    """Mark what depends on the draw of any latent site, reparameterised or not."""
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if is_drawn(msg):
-            msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))

@@ -17,7 +17,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.distributions import constraints
-from pyro.ops.provenance import detach_provenance, get_provenance
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -25,9 +25,9 @@ from torch.overrides import TorchFunctionMode
 from pyro_dvae.programs.draw import Draw, run_pair
 from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.pair import Layout, Pair, Run
-from pyro_dvae.programs.sites import Site
+from pyro_dvae.programs.sites import Site, is_drawn
 
-__all__ = ["Exits", "Sources", "Tracked", "find_sources", "tracked"]
+__all__ = ["Exits", "Sources", "TrackDraws", "Tracked", "find_sources", "tracked"]
 
 _EXITS = {
     Tensor.__array__,
@@ -81,6 +81,14 @@ class Exits(TorchFunctionMode):
         if func in _EXITS:
             self.names |= get_provenance(args)
         return func(*args, **(kwargs or {}))
+
+
+class TrackDraws(Messenger):
+    """Mark what depends on the draw of any latent site, reparameterised or not."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if is_drawn(msg):
+            msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
 
 
 def tracked(pair: Pair, tracker: Messenger) -> Tracked:
