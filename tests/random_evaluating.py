@@ -340,9 +340,15 @@ def _while(params, values):
     first, second = params["cond_nconsts"], params["body_nconsts"]
     of_cond, of_body = values[:first], values[first : first + second]
     carry = values[first + second :]
-    while evaluate(params["cond_jaxpr"], *of_cond, *carry)[0]:
-        carry = evaluate(params["body_jaxpr"], *of_body, *carry)
+    while np.any(going := evaluate(params["cond_jaxpr"], *of_cond, *carry)[0]):
+        moved = evaluate(params["body_jaxpr"], *of_body, *carry)
+        carry = [_moved(going, new, _array(old)) for new, old in zip(moved, carry, strict=True)]
     return carry
+
+
+def _moved(going, new, old):
+    """Of loops side by side, those that go on."""
+    return np.where(going.reshape(going.shape + (1,) * (new.ndim - going.ndim)), new, old)
 
 
 def _cond(params, values):

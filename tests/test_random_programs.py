@@ -104,7 +104,7 @@ def broken(package, loss, change):
 def test_a_broken_loss_is_noticed(package, loss, change):
     checker = Checker(package.Program(NESTED))
     checker.check(loss, make(package, loss, 0.3), 0.3)
-    options = {} if loss == "Exact_ELBO" else {"num_particles": 3}
+    options = {} if loss == "Exact_ELBO" else {"num_particles": 8}
     with pytest.raises(AssertionError, match=r"value|gradient"):
         checker.check(loss, broken(package, loss, BREAKS[change])(beta=0.3, **options), 0.3)
 
