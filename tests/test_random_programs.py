@@ -31,7 +31,9 @@ def assert_right(tally):
     )
 
 
-@pytest.mark.parametrize("package", BACKENDS, indirect=True)
+@pytest.mark.parametrize(
+    "package", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)], indirect=True
+)
 def test_forty_programs_agree_with_the_sum_over_states(package, capsys):
     """Four of the losses each, so that each loss meets ten programs, most of which it takes."""
     total = Tally()
@@ -96,7 +98,8 @@ def broken(package, loss, change):
 @pytest.mark.parametrize(
     ("package", "loss"),
     [
-        *((backend, "Reinforce_ELBO") for backend in BACKENDS),
+        ("pyro", "Reinforce_ELBO"),
+        pytest.param("numpyro", "Reinforce_ELBO", marks=pytest.mark.slow),
         *((backend, loss) for backend in BACKENDS for loss in ("Exact_ELBO", "VIMCO_ELBO")),
     ],
     indirect=["package"],
