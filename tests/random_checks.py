@@ -222,8 +222,6 @@ class Checker:
 
     def check_credit(self, elbo, beta):
         """Gradients where each draw is credited with what it can influence, over all states."""
-        if self._draws_rows():
-            return  # the weights of the states are not those of one minibatch
         self.program.hold(self.states)
         result = self.program.run(elbo, seed=self.seed)
         draws = self.states._replace(rows=self.rows())

@@ -161,6 +161,12 @@ def _broadcast(params, value, *_):
     return np.broadcast_to(value.reshape(shape), params["shape"])
 
 
+def _reshaped(params, value):
+    dimensions = params["dimensions"]  # the order in which the entries are read
+    value = value if dimensions is None else value.transpose(dimensions)
+    return value.reshape(params["new_sizes"])
+
+
 def _sliced(params, value):
     steps = params["strides"] or [1] * value.ndim
     bounds = zip(params["start_indices"], params["limit_indices"], steps, strict=True)
@@ -381,7 +387,7 @@ OF_PARAMS = {
     "reduce_or": _over_axes(np.any),
     "reduce_prod": _over_axes(np.prod),
     "reduce_sum": _over_axes(np.sum),
-    "reshape": lambda params, value: value.reshape(params["new_sizes"]),
+    "reshape": _reshaped,
     "rev": lambda params, value: np.flip(value, params["dimensions"]),
     "scatter": _scattered(add=False),
     "scatter-add": _scattered(add=True),

@@ -31,9 +31,6 @@ def assert_right(tally):
     )
 
 
-@pytest.mark.parametrize(
-    "package", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)], indirect=True
-)
 def test_forty_programs_agree_with_the_sum_over_states(package, capsys):
     """Four of the losses each, so that each loss meets ten programs, most of which it takes."""
     total = Tally()
@@ -45,6 +42,7 @@ def test_forty_programs_agree_with_the_sum_over_states(package, capsys):
         print(f"\n{package.name}, 40 programs: {total.report()}")
     assert_right(total)
     least = {"pairs of draws": 2 * package.takes_python, "Truncated_ELBO": 4}
+    least["Reinforce_ELBO(learned)"] = 3  # for whom half of the guides have a prediction
     scarce = {n: total.agreed[n] for n in ALL if total.agreed[n] < least.get(n, 6)}
     assert not scarce
 
@@ -76,10 +74,22 @@ NESTED = Spec(
     ),
     order=("z0",),
 )
+
+
+def with_weaker_draws(particles):
+    """Draws whose score is too small, also where each is credited with what it influences."""
+    credit = {
+        name: each._replace(log_draw=0.99 * each.log_draw)
+        for name, each in particles.extras.get("credit", {}).items()
+    }
+    extras = {**particles.extras, **({"credit": credit} if credit else {})}
+    return particles._replace(log_draw=0.99 * particles.log_draw, extras=extras)
+
+
 BREAKS = {
     "scale": lambda particles: particles._replace(scale=2 * particles.scale),
     "prior": lambda particles: particles._replace(log_prior=1.01 * particles.log_prior),
-    "draws": lambda particles: particles._replace(log_draw=0.99 * particles.log_draw),
+    "draws": with_weaker_draws,
     "likelihood": lambda particles: particles._replace(log_likelihood=particles.log_prior),
 }
 
@@ -98,9 +108,9 @@ def broken(package, loss, change):
 @pytest.mark.parametrize(
     ("package", "loss"),
     [
-        ("pyro", "Reinforce_ELBO"),
-        pytest.param("numpyro", "Reinforce_ELBO", marks=pytest.mark.slow),
-        *((backend, loss) for backend in BACKENDS for loss in ("Exact_ELBO", "VIMCO_ELBO")),
+        (backend, loss)
+        for backend in BACKENDS
+        for loss in ("Reinforce_ELBO", "Exact_ELBO", "VIMCO_ELBO")
     ],
     indirect=["package"],
 )
