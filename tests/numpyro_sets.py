@@ -17,7 +17,7 @@ from numpyro_dvae import diagnostics
 from numpyro_dvae.fit import fit
 from numpyro_dvae.infer import SVI, TruncatedGuide, draws_of
 from numpyro_dvae.infer.memory import LOSS_MEMORY
-from numpyro_dvae.models import likelihoods
+from numpyro_dvae.models import variances
 from numpyro_dvae.ops import states
 
 
@@ -176,7 +176,7 @@ def train(make_model, num_states, elbo, *data, lr=0.02, seed=0, **settings):
             for path, value in jax.tree_util.tree_leaves_with_path(params)
         },
         probs=np.asarray(jax.nn.sigmoid(prior)),
-        variance=np.asarray(likelihoods._variance_of(raw, model.likelihood.bounds)),
+        variance=np.asarray(variances.variance_of(raw, model.likelihood.bounds)),
         reconstruct=lambda codes: np.asarray(reconstruct(jnp.asarray(codes))),
         posterior=lambda *data: to_numpy(posterior(*data)),
     )
