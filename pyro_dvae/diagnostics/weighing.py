@@ -74,7 +74,8 @@ def with_loss(
 ) -> ImportanceDiagnostics:
     """Of the log weights of the loss, if those that were judged are others, the ELBO."""
     elbo, elbo_error = mean_and_error(log_weights)
-    is_bound = ~(np.abs(weights - log_weights) > _ROUNDING).any(0)
+    with np.errstate(invalid="ignore"):  # an impossible draw is one in both
+        is_bound = ~(np.abs(weights - log_weights) > _ROUNDING).any(0)
     return report._replace(elbo=elbo, elbo_error=elbo_error, is_bound=is_bound)
 
 
