@@ -150,6 +150,7 @@ METHODS = {"daps", "reinforce", "vimco", "wake_sleep", "vq", "fsq", "exact", "tr
         pytest.param(
             ["--methods", "daps", "exact", "gumbel", "truncated"],
             {"daps", "exact", "gumbel", "truncated"},
+            marks=pytest.mark.slow,
             id="one of a kind",
         ),
         pytest.param([], METHODS, marks=pytest.mark.slow, id="all"),

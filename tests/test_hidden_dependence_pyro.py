@@ -73,7 +73,7 @@ def test_a_draw_is_credited_with_what_it_reaches_unseen(way):
     assert influence is None or "b" in influence.model["y"]
 
 
-@pytest.mark.parametrize("vectorize", [False, True])
+@pytest.mark.parametrize("vectorize", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_its_gradient_is_right(vectorize):
     two_coins_guide()
     leaf = pyro.param("logits").unconstrained()

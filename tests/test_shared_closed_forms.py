@@ -103,9 +103,9 @@ def with_numpyro(truncated):
     else:
         loss = infer.Exact_ELBO()
     svi = infer.SVI(model, guide, numpyro.optim.SGD(0.0), loss)
-    state = svi.init(jax.random.key(0))
+    state, update = jax.jit(svi.init)(jax.random.key(0)), jax.jit(svi.update)
     for _ in range(2):
-        state, _ = svi.update(state)
+        state, _ = update(state)
     return float(state.mutable_state["raw"])
 
 
