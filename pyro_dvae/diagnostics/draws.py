@@ -172,7 +172,7 @@ class Draws:
         where: list[slice] = [block.draws] if is_drawn else []
         shape = [self.num_draws, *values.shape[1:]] if is_drawn else list(values.shape)
         if block.rows is not None:
-            axis = len(where) + self._row_axis(reading, name, array.dims)
+            axis = len(where) + self._row_axis(name, array.dims)
             shape[axis] = self.num_rows
             where += [slice(None)] * (axis - len(where)) + [block.rows]
         values = values[: block.draws.stop - block.draws.start] if is_drawn else values
@@ -190,10 +190,10 @@ class Draws:
             sites[name] = replace(sites[name], values=target)
         return target
 
-    def _row_axis(self, reading: str, name: str, dims: tuple[str, ...]) -> int:
+    def _row_axis(self, name: str, dims: tuple[str, ...]) -> int:
         if self._row_plate not in dims:
             raise ValueError(
-                f"`batch_size`: site '{name}' ({reading}) is not under the plate "
+                f"`batch_size`: site '{name}' is not under the plate "
                 f"'{self._row_plate}' of the data's rows, so its value is one for all of them. "
                 "Leave `batch_size` out, to run all rows at once."
             )
