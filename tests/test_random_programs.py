@@ -241,6 +241,17 @@ FOUND = {  # what was wrong, and in which losses
         ),
         ["DAPS_ELBO", "VIMCO_ELBO", "WakeSleep_ELBO"],
     ),
+    "plates in one dim, one after the other": (
+        Spec(
+            plates=(Plate("left", -1), Plate("right", -1)),
+            sites=(
+                Site("z0", "categorical", ("right",), guide=Part()),
+                Site("y0", plates=("left",), model=Part((Link("z0", "sum"),))),
+            ),
+            order=("z0",),
+        ),
+        ["credit"],
+    ),
     "a mask that is one word": (
         Spec(
             plates=DATA,

@@ -5,6 +5,7 @@ that it is not computed from, directly or by other draws on the way. Times the d
 mean is zero, and it is noise [1]. What a term is computed from is found from the programs, by
 provenance. Draws of one cell of a plate are not credited with what happens in another, unless a
 draw on the way is not under that plate: it may have gathered all cells, for all to be led by it.
+Plates in one dim, one after the other, are different plates.
 
 Shapes: the plates that make a datum, then the batch dims of all others, 1 where a site is under
 none; K particles lead in a record.
@@ -116,7 +117,8 @@ def _draws_in_cells(
     def dims_of(name: str) -> frozenset[int]:
         on_the_way = [n for n in draws if n != site.name and name in above[n]]
         sites = [site, latent[name], *(latent[n] for n in on_the_way)]
-        return frozenset.intersection(*map(_dims, sites))
+        shared = frozenset.intersection(*map(_plates, sites))
+        return frozenset(dim for _, dim in shared)
 
     credited = [name for name in layout.credited if name in draws]
     return {name: dims_of(name) for name in credited}
@@ -187,6 +189,11 @@ def _terms(run: Run, layout: Layout, influence: Influence, with_entropy: bool) -
         kind = "likelihood" if site.is_observed else "rate"
         add(kind, site, fast_log_prob(site), influence.model[name])
     return terms
+
+
+def _plates(site: Site) -> frozenset[tuple[str, int]]:
+    """Names and dims: two plates one after the other may lie in one dim, and are two."""
+    return frozenset((name, frame.dim) for name, frame in site.plates.items())
 
 
 def _dims(site: Site) -> frozenset[int]:
