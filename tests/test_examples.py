@@ -183,6 +183,7 @@ def check_codes(methods):
         assert row["elbo"] + row["rate_bits"] * np.log(2) > start - late, method
 
 
+@pytest.mark.slow
 def test_compare_on_the_sibling(result_of, tmp_path):
     settings = ("--backend", "numpyro", "--methods", "daps", "--out", tmp_path)
     result = result_of("compare.py", "--smoke", "--json", *settings)

@@ -77,7 +77,9 @@ def run(request):
     return RUNS[request.param]
 
 
-@pytest.mark.parametrize("batch_size", [None, 4, 100])
+@pytest.mark.parametrize(
+    "batch_size", [4, *(pytest.param(size, marks=pytest.mark.slow) for size in (None, 100))]
+)
 def test_sets_of_new_data_are_complete(run, batch_size):
     """Of a model that counts the rows it is given; the last part is cut back over the second."""
     bounds, words = run(batch_size=batch_size, num_sweeps=1)
