@@ -9,8 +9,8 @@ the optimum of the batch,
 
 so the weights of the draws are those by which the loss trains the model: 1 / K of K draws, the
 probabilities of an enumeration, the importance weights of a bound. Sites with one parameter share
-it: their totals and counts are added up. `Truncated_ELBO`, which knows
-its posterior over all data, solves for them all at once instead.
+it: their totals and counts are added up. `Truncated_ELBO`, which knows its posterior over all data,
+solves for them all at once instead.
 """
 
 from typing import Any

@@ -6,7 +6,7 @@ makes loss and surrogate, keeps beta and the memory, and speaks Pyro's loss prot
 
 The value of every loss is minus the ELBO in nats, as Pyro scales it, whatever surrogate makes the
 gradient; so curves of different algorithms share one axis. Objectives with a weight on the rate,
-rate, `beta`, are reported in `info`.
+`beta`, are reported in `info`.
 """
 
 import math
