@@ -112,6 +112,19 @@ class Backend(backends.Backend):
         kind = self.module("infer").SVI
         return kind(model, guide, numpyro.optim.Adam(rate), loss=loss)
 
+    def centred(self, encoder: Any) -> Any:
+        """An encoder of bytes, which it gets in [-1, 1]."""
+        from flax import linen as nn
+
+        class Centred(nn.Module):
+            encoder: Any
+
+            @nn.compact
+            def __call__(self, x: Any) -> Any:
+                return self.encoder(x / 127.5 - 1.0)
+
+        return Centred(encoder)
+
     def make_convolutions(self, shape: tuple[int, ...], width: int, start: Any) -> tuple[Any, Any]:
         """Two convolutions of stride 2, a residual block about the codes, and back."""
         from flax import linen as nn

@@ -139,6 +139,16 @@ class Backend(backends.Backend):
             return settings
         return {**settings, "eval_data": self._tensors((settings["eval_data"],))[0]}
 
+    def centred(self, encoder: Any) -> Any:
+        """An encoder of bytes, which it gets in [-1, 1]."""
+        from torch import nn
+
+        class Centred(nn.Sequential):
+            def forward(self, x: Any) -> Any:
+                return super().forward(x / 127.5 - 1.0)
+
+        return Centred(encoder)
+
     def make_convolutions(self, shape: tuple[int, ...], width: int, start: Any) -> tuple[Any, Any]:
         """Two convolutions of stride 2, a residual block about the codes, and back."""
         import torch

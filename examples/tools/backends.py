@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from cli import CommandError
 from configs import Config
+from networks import make_decoder, make_encoder, make_patches
 
 __all__ = [
-    "HEADS",
     "METHODS",
     "QUANTIZERS",
     "RELAXATIONS",
@@ -52,7 +52,6 @@ METHODS |= dict.fromkeys(RELAXATIONS, METHODS["reinforce"])
 QUANTIZERS = ("vq", "vq_gradient", "fsq")
 METHODS |= dict.fromkeys(QUANTIZERS, "VQ_ELBO")
 WIDTHS = 32, 64  # channels of the convolutions around a grid of codes
-HEADS = "gaussian_heads", "logistic"  # likelihoods of two numbers for each entry
 _DECAY = 0.99  # of a codebook's moving averages
 _MOST_LEVELS = 8  # of a finite scalar
 _BATCH_VALUES = 2**23  # values of x that go through the programs at once
@@ -209,21 +208,17 @@ class Backend(ABC):
         if config.guide in QUANTIZERS:
             decoder, guide = self._make_quantized(config, shape, start)
             return models.DiscreteVAE(decoder, prior, likelihood), guide
-        decoder = self._make_decoder(config, shape, start)
+        decoder = make_decoder(nets, config, shape, num_codes, start)
         model = models.DiscreteVAE(decoder, prior, likelihood)
         if config.guide == "truncated":
             guide = self.module("infer").TruncatedGuide(model, config.num_states)
         elif config.guide == "autoregressive":
             sizes = {"embed_dim": config.embed_dim, "num_layers": config.num_layers}
-            patches = nets.PatchEncoder(shape, config.num_patches, **sizes)
             transformer = nets.CausalTransformer(size, config.num_codes, **sizes)
+            patches = self._sees(make_patches(nets, config, shape), config)
             guide = guides.AutoregressiveGuide(patches, transformer)
-        elif config.decoder == "conv":
-            encoder = nets.ConvEncoder(shape, size, num_codes, output_scale=config.encoder_scale)
-            guide = guides.IndependentGuide(encoder, binary=binary)
         else:
-            hidden, scale = config.encoder_hidden, config.encoder_scale
-            encoder = nets.MLPEncoder(shape, size, num_codes, hidden, scale)
+            encoder = self._sees(make_encoder(nets, config, shape, num_codes), config)
             guide = guides.IndependentGuide(encoder, binary=binary)
         return model, guide
 
@@ -238,18 +233,8 @@ class Backend(ABC):
             return models.LogisticHeads()
         # A learnt variance lags behind, and vectors are held to their codes in its units.
         learn = "closed_form" if config.guide in QUANTIZERS else True
-        bounds = config.variance_bounds
-        return models.GaussianLikelihood(variance=0.1, bounds=bounds, learn=learn)
-
-    def _make_decoder(self, config: Config, shape: tuple[int, ...], start: Any) -> Any:
-        """A decoder of codes or binary latents, whose outputs begin at `start`."""
-        nets, size, width = self.module("nets"), config.num_latents, config.embed_dim
-        num_codes = None if config.prior == "bernoulli" else config.num_codes
-        shape = outputs_of(config, shape)
-        if config.decoder == "conv":
-            width = width if num_codes else 1
-            return nets.ConvDecoder(size, num_codes, shape, embed_dim=width, start=start)
-        return nets.MLPDecoder(size, num_codes, shape, width, config.decoder_hidden, start)
+        learn, bounds = learn if config.learn_variance else False, config.variance_bounds
+        return models.GaussianLikelihood(variance=config.variance, bounds=bounds, learn=learn)
 
     def make_prior(self, config: Config) -> Any:
         """Make p(z)."""
@@ -270,7 +255,7 @@ class Backend(ABC):
         self, config: Config, shape: tuple[int, ...], start: Any
     ) -> tuple[Any, Any]:
         """A decoder, with outputs that begin at `start`, and a guide that share one codebook."""
-        nets, size = self.module("nets"), config.num_latents
+        nets = self.module("nets")
         if config.guide == "fsq":
             codebook = nets.FiniteScalars(levels_of(config.num_codes))
         else:
@@ -281,16 +266,20 @@ class Backend(ABC):
         if config.grid is not None:
             encoder, network = self.make_convolutions(shape, width, start)
             layout = {"grid": config.grid, "channels_first": self.channels_first}
-        elif config.decoder == "conv":
-            encoder = nets.ConvEncoder(shape, size, width)
-            outputs = outputs_of(config, shape)
-            network = nets.ConvDecoder(size, None, outputs, embed_dim=width, start=start)
         else:
-            hidden, outputs = config.decoder_hidden, outputs_of(config, shape)
-            network = nets.MLPDecoder(size * width, None, outputs, hidden=hidden, start=start)
-            encoder = nets.MLPEncoder(shape, size, width, hidden=config.encoder_hidden)
+            encoder = make_encoder(nets, config._replace(encoder_scale=1.0), shape, width)
+            network = make_decoder(nets, config, shape, None, start, width)
+        encoder = self._sees(encoder, config)
         guide = self.module("guides").VectorQuantizedGuide(encoder, codebook, **layout)
         return nets.CodebookDecoder(codebook, network, **layout), guide
+
+    def _sees(self, encoder: Any, config: Config) -> Any:
+        """An encoder that gets numbers of order one, where data are bytes."""
+        return self.centred(encoder) if config.likelihood == "logistic" else encoder
+
+    @abstractmethod
+    def centred(self, encoder: Any) -> Any:
+        """An encoder of bytes, which it gets in [-1, 1]."""
 
     @abstractmethod
     def make_convolutions(self, shape: tuple[int, ...], width: int, start: Any) -> tuple[Any, Any]:
@@ -298,11 +287,6 @@ class Backend(ABC):
 
         The grid has a place for each 4 x 4 pixels; the outputs begin at `start`.
         """
-
-
-def outputs_of(config: Config, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a decoder's outputs for data of this shape."""
-    return (*shape[:-1], 2 * shape[-1]) if config.likelihood in HEADS else shape
 
 
 def levels_of(num_codes: int) -> tuple[int, ...]:

@@ -14,13 +14,21 @@ class Config(NamedTuple):
     encoder_hidden: tuple[int, ...] = (128,)
     encoder_scale: float = 1.0  # of its first outputs; less: no code is ahead from the start
     decoder_hidden: tuple[int, ...] = (128,)
-    decoder: str = "mlp"  # or "conv": residual convolutions from a grid of codes
+    # Or "conv": residual convolutions from a grid of codes; "sequence": transformers of sequences
+    decoder: str = "mlp"
+    conv_width: int = 64  # channels of convolutions on the coarse grid
+    conv_groups: int | None = 8  # of channels that are normalised together
+    per_place: int = 1  # latents at each place of the grid
+    frames: int | None = None  # of a sequence
     num_patches: int = 8  # of the autoregressive guide
     num_layers: int = 1  # blocks of its encoder, and of its transformer over codes
+    encoder_layers: int | None = None  # of a transformer without one over codes
     grid: tuple[int, int] | None = None  # of a quantising method's latents, between convolutions
     # Or "bernoulli" (images are binarized); "gaussian", of one variance; "gaussian_heads", of one
     # for each entry; "logistic", discretised, of bytes
     likelihood: str = "auto"
+    variance: float = 0.1  # of "gaussian", as it starts
+    learn_variance: bool = True
     variance_bounds: tuple[float, float] | None = None
     standardize: bool = False  # images to mean 0 and variance 1 over all entries of a channel
     binarize: str = "threshold"  # or "dynamic": training images are drawn anew at every step
@@ -37,11 +45,16 @@ class Config(NamedTuple):
     decay: float = 1.0  # of the learning rate, over the training
     batch_size: int = 128
     num_steps: int = 5000
+    second_stage_steps: int = 0  # of an autoregressive prior for the codes, after that
 
     @property
     def amortized(self) -> bool:
         """Whether the guide reads the image; a truncated one keeps states of each instead."""
         return self.guide != "truncated"
+
+    def has_second_stage(self, method: str) -> bool:
+        """Whether a prior can be fitted to the codes that a method's guide finds."""
+        return method != "truncated" and self.prior not in ("bernoulli", "autoregressive")
 
     def on_grid(self, shape: tuple[int, ...]) -> "Config":
         """For images to be quantised: a latent for each 4 x 4 pixels, if their sides divide."""
@@ -128,6 +141,47 @@ CONFIGS = {
         learning_rate=3e-4,
         batch_size=64,
         num_steps=300_000,
+    ),
+    # Published, as above, for motion capture (LaFAN1): windows of 32 frames, each channel
+    # standardised, a variance of 1/4 that is not learnt, transformers on both sides.
+    "motion": Config(
+        num_latents=64,
+        num_codes=1024,
+        embed_dim=128,
+        decoder="sequence",
+        frames=32,
+        num_patches=64,
+        num_layers=2,
+        encoder_layers=6,
+        likelihood="gaussian",
+        variance=0.25,
+        learn_variance=False,
+        guide="autoregressive",
+        target_ess=0.33,
+        beta_from=3.0,
+        beta_to=0.01,
+        learning_rate=3e-4,
+        batch_size=256,
+        num_steps=250_000,
+    ),
+    # Published: van den Oord et al., NeurIPS 2017, for CIFAR-10, 4.67 bits per dimension: 8 x 8 x
+    # 10 codes of 512, convolutions of 256 channels without norms, a prior that is learnt after
+    # them. The width of a vector is not given there; their prior is a PixelCNN.
+    "vqvae_cifar10": Config(
+        num_latents=640,
+        num_codes=512,
+        embed_dim=64,
+        decoder="conv",
+        conv_width=256,
+        conv_groups=None,
+        per_place=10,
+        likelihood="logistic",
+        beta_from=1.0,
+        beta_to=1.0,
+        learning_rate=2e-4,
+        batch_size=128,
+        num_steps=250_000,
+        second_stage_steps=100_000,
     ),
     # The field's comparison of estimators for binary latents (Dong et al., NeurIPS 2020, with
     # leaky ReLU and 1M steps at rate 1e-4): 200 latents, one layer, images binarized dynamically.

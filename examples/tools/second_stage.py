@@ -37,7 +37,7 @@ def fit_prior(setup: Any, model: Any, guide: Any, args: Any) -> Any:
         backend.plain_elbo(),
         codes,
         learning_rate=config.learning_rate,
-        num_steps=12 if args.smoke else args.second_stage_steps,
+        num_steps=12 if args.smoke else config.second_stage_steps,
         batch_size=config.batch_size,
         folder=folder,
         resume=args.resume and backend.has_checkpoint(folder),

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backends import HEADS, QUANTIZERS, RELAXATIONS, Backend, get_backend
+from backends import QUANTIZERS, RELAXATIONS, Backend, get_backend
 from cli import CommandError, open_folder
 from configs import CONFIGS, Config
 from data import Dataset, load
+from networks import HEADS
+from sequences import load_sequences
 
 __all__ = ["LIKELIHOODS", "Setup", "make_setup"]
 
@@ -27,6 +29,8 @@ _OVERRIDES = {  # argument -> field of the config
     "beta_from": "beta_from",
     "beta_to": "beta_to",
     "learning_rate": "learning_rate",
+    "frames": "frames",
+    "second_stage_steps": "second_stage_steps",
 }
 
 
@@ -43,33 +47,27 @@ class Setup(NamedTuple):
 def make_setup(args: Any) -> Setup:
     """Check the arguments and load the data."""
     backend = get_backend(args.backend, args.device)
-    data = load(
-        args.data,
-        args.data_root,
-        seed=args.seed,
-        size=args.image_size,
-        gigabytes=args.most_gigabytes,
-    )
+    data = load_data(args)
     if args.test_images:
         data = data.fewer_tests(args.test_images)
     name = args.config or (data.name if data.name in CONFIGS else None)
+    if args.config is None and name and CONFIGS[name].frames:
+        name = None  # images in a file of that name
     config = CONFIGS[name] if name else Config()
     if args.method in QUANTIZERS and not name and args.num_latents is None:
         config = config.on_grid(data.x_train.shape[1:])
     given = {field: getattr(args, argument) for argument, field in _OVERRIDES.items()}
     config = config._replace(**{key: value for key, value in given.items() if value is not None})
     config = config.trained_by(args.method)
+    if args.second_stage_steps is None and not config.has_second_stage(args.method):
+        config = config._replace(second_stage_steps=0)
     if args.smoke:
         data, config = data.head(64, 32), config._replace(**_SMOKE)
     if config.likelihood == "auto":
         is_binary = data.binary or config.binarize == "dynamic"
         config = config._replace(likelihood="bernoulli" if is_binary else "gaussian")
-    if config.likelihood == "bernoulli":
-        data = data.drawn() if config.binarize == "dynamic" else data.binarized()
-    elif config.likelihood == "logistic":
-        data = data.in_bytes()
-    elif config.standardize:
-        data = data.standardized()
+    if config.frames is None:
+        data = in_units(data, config)
     if config.likelihood in HEADS:
         data = data.with_channels()
     if args.method in QUANTIZERS:
@@ -83,6 +81,30 @@ def make_setup(args: Any) -> Setup:
     return Setup(backend, config, data, args.method, open_folder(out))
 
 
+def load_data(args: Any) -> Dataset:
+    """Images, or sequences where the config is one of them."""
+    frames = CONFIGS[args.config].frames if args.config else None
+    if frames is None:
+        if args.frames:
+            raise CommandError("--frames is an option of sequences, as of --config motion")
+        found = {"size": args.image_size, "gigabytes": args.most_gigabytes}
+        return load(args.data, args.data_root, seed=args.seed, **found)
+    if args.likelihood in ("bernoulli", "logistic") or args.binarize:
+        raise CommandError("--likelihood must be gaussian or gaussian_heads: sequences are real")
+    return load_sequences(
+        args.data, args.frames or frames, seed=args.seed, gigabytes=args.most_gigabytes
+    )
+
+
+def in_units(data: Dataset, config: Config) -> Dataset:
+    """Images as the likelihood takes them."""
+    if config.likelihood == "bernoulli":
+        return data.drawn() if config.binarize == "dynamic" else data.binarized()
+    if config.likelihood == "logistic":
+        return data.in_bytes()
+    return data.standardized() if config.standardize else data
+
+
 def check_method(args: Any, config: Config) -> None:
     """Whether method, guide, prior and likelihood go together."""
     method, binary = args.method, config.prior == "bernoulli"
@@ -93,7 +115,7 @@ def check_method(args: Any, config: Config) -> None:
     if method == "truncated":
         if args.guide is not None:
             raise CommandError(f"--guide {args.guide}: --method truncated has no encoder")
-        if args.second_stage_steps:
+        if config.second_stage_steps:
             raise CommandError("--second-stage-steps needs an encoder; --method truncated has none")
         if config.binarize == "dynamic":
             raise CommandError(
@@ -101,6 +123,8 @@ def check_method(args: Any, config: Config) -> None:
             )
     elif args.num_states:
         raise CommandError("--num-states is an option of --method truncated")
+    if binary and config.decoder == "sequence":
+        raise CommandError("--prior bernoulli: the latents of sequences are codes")
     if binary and config.guide == "autoregressive":
         raise CommandError("--prior bernoulli needs --guide independent: its latents are binary")
     if method == "disarm" and not binary:
@@ -109,7 +133,7 @@ def check_method(args: Any, config: Config) -> None:
         raise CommandError(f"--method {method} has a guide of its own: leave out --guide")
     if method in QUANTIZERS and binary:
         raise CommandError(f"--method {method} needs another --prior: its latents are codes")
-    if args.second_stage_steps and config.prior in ("bernoulli", "autoregressive"):
+    if config.second_stage_steps and config.prior in ("bernoulli", "autoregressive"):
         raise CommandError("--second-stage-steps needs --prior uniform or categorical")
     if config.binarize == "dynamic" and config.likelihood != "bernoulli":
         raise CommandError("--binarize dynamic needs --likelihood bernoulli")

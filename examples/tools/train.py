@@ -47,6 +47,7 @@ def make_parser() -> Parser:
     add("--method", choices=list(METHODS), default="daps")
     add("--data", default="digits", metavar="|".join((*NAMES, "PATH.npz", "FOLDER")), help="images")
     add("--image-size", type=positive, help="pixels of a side, of pictures in a folder")
+    add("--frames", type=positive, help="of a window, where the data are sequences")
     add("--data-root", type=Path, default=Path("data"), help="where downloads are kept")
     add("--config", choices=list(CONFIGS), help="sizes and settings; default: that of the data")
     add_model_arguments(add)
@@ -117,11 +118,11 @@ def main(arguments: list[str]) -> None:
     save_arguments(args, setup.out)
     num_particles = 8 if args.smoke else args.iwae_particles
     found = evaluate(setup, model, guide, num_particles)
-    if args.second_stage_steps:
+    if setup.config.second_stage_steps:
         model = fit_prior(setup, model, guide, args)
         second = evaluate(setup, model, guide, num_particles)
-        names = ("elbo", "beta_elbo", "iwae", "rate_bits")
-        found |= {f"second_stage_{name}": second[name] for name in names}
+        names = ("elbo", "beta_elbo", "iwae", "rate_bits", "bits_per_dim")
+        found |= {f"second_stage_{name}": second[name] for name in names if name in second}
     draw(setup, model, guide, result)
     steps_per_second = result.num_steps / result.seconds
     found |= {"seconds": result.seconds, "steps_per_second": steps_per_second}

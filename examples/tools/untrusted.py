@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from raster import Picture
 
-__all__ = ["GIGABYTES", "read_arrays", "read_picture"]
+__all__ = ["GIGABYTES", "read_array", "read_arrays", "read_picture"]
 
 GIGABYTES = 4.0  # that a file may unpack to, unless its user allows more
 # Of modes of Pillow: the greatest value, and what a mode that is none of these is turned to.
@@ -51,6 +51,26 @@ def read_arrays(path: Path, names: tuple[str, ...], gigabytes: float) -> dict[st
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         reason = reason or type(error).__name__
         raise ValueError(f"{path}: cannot be read as a .npz file of arrays ({reason})") from None
+
+
+def read_array(path: Path, gigabytes: float) -> np.ndarray:
+    """The array of a .npy file.
+
+    Raises:
+        ValueError: If it cannot be read, holds Python objects, or is larger than that.
+    """
+    try:
+        with path.open("rb") as file:
+            shape, dtype = _header(file)
+            _check_size(path, math.prod(shape) * dtype.itemsize, gigabytes)
+            file.seek(0)
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except _RefusedError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # whatever a header makes of a reader
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        reason = reason or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as a .npy file of an array ({reason})") from None
 
 
 class _RefusedError(Exception):

@@ -7,6 +7,7 @@ All but codebooks are flax (linen) modules, whose parameters live outside.
 - `mlp`: multi-layer perceptrons, `MLPEncoder` and `MLPDecoder`;
 - `convolutions`: residual ones, `ConvEncoder` and `ConvDecoder`, of images and sequences; `halving`
   has their grids;
+- `sequences`: `SequenceEncoder` and `SequenceDecoder`, transformers, as for motion capture;
 - `transformer`: `PatchEncoder` of images, and `CausalTransformer` over codes;
 - `attention`: the blocks of these two;
 - `layers`, `inputs`, `latents`: layers and how they start; checks of what a network is given;
@@ -45,6 +46,7 @@ from numpyro_dvae.nets.implicit import BinaryCodes, LinearCodebook
 from numpyro_dvae.nets.mlp import MLPDecoder, MLPEncoder
 from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import register
+from numpyro_dvae.nets.sequences import SequenceDecoder, SequenceEncoder
 from numpyro_dvae.nets.stacks import GroupedCodebook, ResidualCodebook
 from numpyro_dvae.nets.stochastic import CodebookEncoder
 from numpyro_dvae.nets.transformer import CausalTransformer, PatchEncoder
@@ -70,6 +72,8 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "ResidualCodebook",
+    "SequenceDecoder",
+    "SequenceEncoder",
     "Upsampling",
     "decode_codes",
     "register",

@@ -54,12 +54,14 @@ class ConvEncoder(nn.Module):
             that divides both; 1 normalises a layer, and None nothing.
         spatial_dims: 2 for images, 1 for sequences.
         output_scale: Of the first outputs, as in `MLPEncoder`.
+        per_place: Latents at each place of the grid, one after the other: 640 of an image of
+            32 x 32 lie 10 by 10 on 8 x 8.
 
     Attributes:
         grid: Sizes of the grid of the latents.
 
     Raises:
-        ValueError: If no number of halvings leaves L places, or a shape has other dims.
+        ValueError: If no number of halvings leaves places for L, or a shape has other dims.
     """
 
     input_shape: Sequence[int]
@@ -71,11 +73,12 @@ class ConvEncoder(nn.Module):
     num_groups: int | None = 8
     spatial_dims: int = 2
     output_scale: float = 1.0
+    per_place: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
         check_counts(num_latents=self.num_latents, num_codes=self.num_codes, width=self.width)
-        check_counts(num_groups=self.num_groups)
+        check_counts(num_groups=self.num_groups, per_place=self.per_place)
         check_counts(num_blocks=self.num_blocks, least=0)
         self._resolution()
         super().__post_init__()
@@ -83,7 +86,7 @@ class ConvEncoder(nn.Module):
     def _resolution(self) -> tuple[tuple[int, ...], int, int]:
         """The grid of the latents, how many halvings lead to it, and the channels of the data."""
         sides, channels = split_shape(self.input_shape, self.spatial_dims, "input_shape")
-        return *coarse_grid(sides, self.num_latents), channels
+        return *coarse_grid(sides, self.num_latents, self.per_place), channels
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -101,7 +104,8 @@ class ConvEncoder(nn.Module):
         x = _convolution(self.width, 3, len(grid))(x)
         for _ in range(self.num_blocks):
             x = _Residual(self.width, self.num_groups)(x)
-        x = _convolution(self.num_codes or 1, 1, len(grid), self.output_scale)(nn.relu(x))
+        outputs = self.per_place * (self.num_codes or 1)
+        x = _convolution(outputs, 1, len(grid), self.output_scale)(nn.relu(x))
         last = () if self.num_codes is None else (self.num_codes,)
         return x.reshape(*batch, self.num_latents, *last)
 
@@ -129,12 +133,13 @@ class ConvDecoder(nn.Module):
             that divides both; 1 normalises a layer, and None nothing.
         spatial_dims: 2 for images, 1 for sequences.
         start: Outputs of shape `output_shape` at which all codes start, as in `MLPDecoder`.
+        per_place: Latents at each place of the grid, one after the other.
 
     Attributes:
         grid: Sizes of the grid of the latents.
 
     Raises:
-        ValueError: If no number of halvings leaves L places, or a shape has other dims.
+        ValueError: If no number of halvings leaves places for L, or a shape has other dims.
     """
 
     num_latents: int
@@ -147,13 +152,15 @@ class ConvDecoder(nn.Module):
     num_groups: int | None = 8
     spatial_dims: int = 2
     start: Float[Array | np.ndarray, "..."] | Constant | None = None
+    per_place: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_shape", tuple(self.output_shape))
         if self.start is not None and not isinstance(self.start, Constant):
             object.__setattr__(self, "start", Constant(flat_start(self.start, self.output_shape)))
         check_counts(num_latents=self.num_latents, num_codes=self.num_codes)
-        check_counts(embed_dim=self.embed_dim, width=self.width, num_groups=self.num_groups)
+        check_counts(embed_dim=self.embed_dim, width=self.width)
+        check_counts(num_groups=self.num_groups, per_place=self.per_place)
         check_counts(num_blocks=self.num_blocks, least=0)
         self._resolution()
         super().__post_init__()
@@ -161,7 +168,7 @@ class ConvDecoder(nn.Module):
     def _resolution(self) -> tuple[tuple[int, ...], int, int]:
         """The grid of the latents, how many doublings lead from it, and the output's channels."""
         sides, channels = split_shape(self.output_shape, self.spatial_dims, "output_shape")
-        return *coarse_grid(sides, self.num_latents), channels
+        return *coarse_grid(sides, self.num_latents, self.per_place), channels
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -175,7 +182,7 @@ class ConvDecoder(nn.Module):
         grid, doublings, channels = self._resolution()
         if self.num_codes is not None:
             z = self._vectors(z, len(batch) == z.ndim - 2)
-        x = z.reshape(-1, *grid, self.embed_dim)
+        x = z.reshape(-1, *grid, self.per_place * self.embed_dim)
         x = _convolution(self.width, 3, len(grid))(x)
         for _ in range(self.num_blocks):
             x = _Residual(self.width, self.num_groups)(x)

@@ -5,6 +5,7 @@ Start with `mlp`: a perceptron from data to logits, and one from latents to a li
 - `mlp`: multi-layer perceptrons, `MLPEncoder` and `MLPDecoder`;
 - `convolutions`: residual ones, `ConvEncoder` and `ConvDecoder`, of images and sequences; `halving`
   has their grids;
+- `sequences`: `SequenceEncoder` and `SequenceDecoder`, transformers, as for motion capture;
 - `transformer`: `PatchEncoder` of images, and `CausalTransformer` over codes;
 - `attention`: the blocks of these two;
 - `layers`, `inputs`, `latents`: layers and how they start; checks of what a network is given;
@@ -42,6 +43,7 @@ from pyro_dvae.nets.implicit import BinaryCodes, LinearCodebook
 from pyro_dvae.nets.mlp import MLPDecoder, MLPEncoder
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
 from pyro_dvae.nets.registration import register
+from pyro_dvae.nets.sequences import SequenceDecoder, SequenceEncoder
 from pyro_dvae.nets.stacks import GroupedCodebook, ResidualCodebook
 from pyro_dvae.nets.stochastic import CodebookEncoder
 from pyro_dvae.nets.transformer import CausalTransformer, PatchEncoder
@@ -66,6 +68,8 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "ResidualCodebook",
+    "SequenceDecoder",
+    "SequenceEncoder",
     "decode_codes",
     "register",
 ]

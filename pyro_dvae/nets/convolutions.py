@@ -52,12 +52,14 @@ class ConvEncoder(nn.Module):
             that divides both; 1 normalises a layer, and None nothing.
         spatial_dims: 2 for images, 1 for sequences.
         output_scale: Of the first outputs, as in `MLPEncoder`.
+        per_place: Latents at each place of the grid, one after the other: 640 of an image of
+            32 x 32 lie 10 by 10 on 8 x 8.
 
     Attributes:
         grid: Sizes of the grid of the latents.
 
     Raises:
-        ValueError: If no number of halvings leaves L places, or a shape has other dims.
+        ValueError: If no number of halvings leaves places for L, or a shape has other dims.
     """
 
     @checked
@@ -72,15 +74,16 @@ class ConvEncoder(nn.Module):
         num_groups: int | None = 8,
         spatial_dims: int = 2,
         output_scale: float = 1.0,
+        per_place: int = 1,
     ) -> None:
         super().__init__()
         check_counts(num_latents=num_latents, num_codes=num_codes, width=width)
-        check_counts(num_groups=num_groups)
+        check_counts(num_groups=num_groups, per_place=per_place)
         check_counts(num_blocks=num_blocks, least=0)
         self.input_shape = tuple(input_shape)
         self.num_latents, self.num_codes = num_latents, num_codes
         sides, channels = split_shape(self.input_shape, spatial_dims, "input_shape")
-        self.grid, halvings = coarse_grid(sides, num_latents)
+        self.grid, halvings = coarse_grid(sides, num_latents, per_place)
         self.channels = channels
         convolution = _CONVOLUTIONS[spatial_dims]
         layers: list[nn.Module] = []
@@ -93,7 +96,7 @@ class ConvEncoder(nn.Module):
             *(_Residual(convolution, width, num_groups) for _ in range(num_blocks)),
             nn.ReLU(),
         )
-        self.head = convolution(width, num_codes or 1, 1)
+        self.head = convolution(width, per_place * (num_codes or 1), 1)
         _start(self.layers)
         _start(self.head, output_scale)
 
@@ -101,9 +104,9 @@ class ConvEncoder(nn.Module):
         """Logits or vectors of every latent of every datum."""
         batch = batch_shape_of(x, self.input_shape)
         x = x.reshape(-1, *self.input_shape[: len(self.grid)], self.channels).movedim(-1, 1)
-        x = self.head(self.layers(x.to(self.head.weight.dtype))).flatten(2)
-        x = x.transpose(1, 2) if self.num_codes else x[:, 0]
-        return x.reshape(*batch, *x.shape[1:])
+        x = self.head(self.layers(x.to(self.head.weight.dtype))).movedim(1, -1)
+        last = () if self.num_codes is None else (self.num_codes,)
+        return x.reshape(*batch, self.num_latents, *last)
 
 
 class ConvDecoder(nn.Module):
@@ -128,12 +131,13 @@ class ConvDecoder(nn.Module):
             that divides both; 1 normalises a layer, and None nothing.
         spatial_dims: 2 for images, 1 for sequences.
         start: Outputs of shape `output_shape` at which all codes start, as in `MLPDecoder`.
+        per_place: Latents at each place of the grid, one after the other.
 
     Attributes:
         grid: Sizes of the grid of the latents.
 
     Raises:
-        ValueError: If no number of halvings leaves L places, or a shape has other dims.
+        ValueError: If no number of halvings leaves places for L, or a shape has other dims.
     """
 
     @checked
@@ -149,19 +153,21 @@ class ConvDecoder(nn.Module):
         num_groups: int | None = 8,
         spatial_dims: int = 2,
         start: Float[Tensor, "..."] | None = None,
+        per_place: int = 1,
     ) -> None:
         super().__init__()
         check_counts(num_latents=num_latents, num_codes=num_codes)
-        check_counts(embed_dim=embed_dim, width=width, num_groups=num_groups)
+        check_counts(embed_dim=embed_dim, width=width, num_groups=num_groups, per_place=per_place)
         check_counts(num_blocks=num_blocks, least=0)
-        self.num_latents, self.num_codes, self.embed_dim = num_latents, num_codes, embed_dim
+        self.num_latents, self.num_codes = num_latents, num_codes
+        self.embed_dim, self.per_place = embed_dim, per_place
         self.output_shape = tuple(output_shape)
         sides, channels = split_shape(self.output_shape, spatial_dims, "output_shape")
-        self.grid, doublings = coarse_grid(sides, num_latents)
+        self.grid, doublings = coarse_grid(sides, num_latents, per_place)
         self.embedding = None if num_codes is None else nn.Embedding(num_codes, embed_dim)
         convolution, transpose = _CONVOLUTIONS[spatial_dims], _TRANSPOSES[spatial_dims]
         layers: list[nn.Module] = [
-            convolution(embed_dim, width, 3, 1, 1),
+            convolution(per_place * embed_dim, width, 3, 1, 1),
             *(_Residual(convolution, width, num_groups) for _ in range(num_blocks)),
             nn.ReLU(),
         ]
@@ -183,7 +189,7 @@ class ConvDecoder(nn.Module):
             table = self.embedding.weight
             is_relaxed = len(batch) == z.dim() - 2
             z = z.to(table.dtype) @ table if is_relaxed else self.embedding(z.long())
-        x = z.reshape(-1, *self.grid, self.embed_dim).movedim(-1, 1)
+        x = z.reshape(-1, *self.grid, self.per_place * self.embed_dim).movedim(-1, 1)
         outputs = self.head(self.layers(x.to(self.head.weight.dtype))).movedim(1, -1)
         outputs = outputs.reshape(*batch, *self.output_shape)
         return outputs if self.start is None else outputs + self.start

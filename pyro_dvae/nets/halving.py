@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pyro_dvae.ops.arguments import check_counts
 
-__all__ = ["check_spatial_dims", "coarse_grid", "split_shape", "widths_between"]
+__all__ = ["check_spatial_dims", "coarse_grid", "resampling", "split_shape", "widths_between"]
 
 
 def check_spatial_dims(spatial_dims: int) -> None:
@@ -43,25 +43,43 @@ def split_shape(shape: Sequence[int], spatial_dims: int, name: str) -> tuple[tup
     return shape[:spatial_dims], math.prod(shape[spatial_dims:])
 
 
-def coarse_grid(sides: Sequence[int], num_latents: int) -> tuple[tuple[int, ...], int]:
-    """The grid of L places that halving all sides leaves, and how many halvings that takes.
+def coarse_grid(
+    sides: Sequence[int], num_latents: int, per_place: int = 1
+) -> tuple[tuple[int, ...], int]:
+    """The grid that halving all sides leaves for L latents, and how many halvings that takes.
 
     Raises:
-        ValueError: If no number of halvings leaves L places.
+        ValueError: If no number of halvings leaves places for L, `per_place` at each.
     """
     found, grid = {}, tuple(sides)
     for halvings in range(max(sides).bit_length()):
-        found[math.prod(grid)] = grid, halvings
+        found[per_place * math.prod(grid)] = grid, halvings
         if any(side % 2 for side in grid):
             break
         grid = tuple(side // 2 for side in grid)
     if num_latents not in found:
-        possible = ", ".join(f"{places} on {grid}" for places, (grid, _) in found.items())
+        possible = ", ".join(f"{size} on {grid}" for size, (grid, _) in found.items())
         raise ValueError(
-            f"`num_latents` must be what halving the sides {tuple(sides)} leaves: {possible}; got "
-            f"{num_latents}. Pad or crop the data for other numbers."
+            f"`num_latents` must be what halving the sides {tuple(sides)} leaves, with "
+            f"per_place={per_place}: {possible}; got {num_latents}. Pad or crop the data for other "
+            "numbers."
         )
     return found[num_latents]
+
+
+def resampling(length: int, places: int) -> tuple[bool, int]:
+    """Whether a sequence grows from one length to another, and how many times one is the other.
+
+    Raises:
+        ValueError: If neither divides the other.
+    """
+    longer, shorter = max(length, places), min(length, places)
+    if longer % shorter:
+        raise ValueError(
+            f"`num_latents` must divide the frames of a sequence, or be a multiple of them; got "
+            f"lengths {length} and {places}. Pad or crop the data."
+        )
+    return places > length, longer // shorter
 
 
 def widths_between(width: int, halvings: int, channels: int) -> list[int]:
