@@ -47,7 +47,7 @@ def check(result, num_pixels=64):
         pytest.param(
             ("--method", "exact", "--num-latents", "2", "--num-codes", "4"), marks=pytest.mark.slow
         ),
-        ("--method", "disarm", "--prior", "bernoulli", "--binarize", "dynamic"),
+        ("--method", "disarm", "--prior", "bernoulli", "--binarize", "dynamic", "--average", ".5"),
         ("--method", "vq", "--prior", "categorical", "--second-stage-steps", "12"),
         ("--method", "truncated", "--prior", "bernoulli", "--num-states", "5"),
         pytest.param(
@@ -110,6 +110,8 @@ def test_train_the_networks_of_colour_images(result_of, tmp_path, backend, metho
 def test_train_repeats_and_resumes(tmp_path):
     np.savez(tmp_path / "mine.npz", x=images())
     settings = ("--smoke", "--data", tmp_path / "mine.npz", "--prior", "bernoulli")
+    settings += ("--clip-units", "0.5", "--accumulate", "5", "--average", "0.9")
+    settings += ("--weight-decay", "0.01", "--schedule", "cosine", "--decay", "0.1")
     whole = result_alone("train.py", *settings, "--out", tmp_path / "a")
     again = result_alone("train.py", *settings, "--out", tmp_path / "b")
     resumed = result_alone("train.py", *settings, "--out", tmp_path / "b", "--resume")

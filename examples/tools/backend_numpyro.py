@@ -63,19 +63,22 @@ class Backend(backends.Backend):
         num_steps: int,
         decay: float = 1.0,
         decay_steps: int | None = None,
+        optimiser: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Any:
         """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`.
 
-        It falls over all steps, or over `decay_steps`.
+        It falls over all steps, or over `decay_steps`. With `optimiser` by AdamW, see
+        `make_optimiser`; where this keeps averages of the weights, they take their place in the
+        end.
         """
         import jax
 
-        svi = self._make_svi((model, guide, loss), learning_rate, decay, decay_steps or num_steps)
+        programs, fit, more = (model, guide, loss), self.module("fit"), optimiser or {}
+        svi = self._make_svi(programs, learning_rate, decay, decay_steps or num_steps, more)
         with jax.default_device(self.device):
-            result = self.module("fit").fit(
-                self._next_key(), svi, *data, num_steps=num_steps, **settings
-            )
+            result = fit.fit(self._next_key(), svi, *data, num_steps=num_steps, **settings)
+        result = fit.averaged(svi, result) if "average" in more else result
         self._params = {**(self._params or {}), **result.params}  # a prior's, after those of a VAE
         return result
 
@@ -103,13 +106,21 @@ class Backend(backends.Backend):
         return result
 
     def _make_svi(
-        self, programs: Programs, learning_rate: float, decay: float, num_steps: int
+        self,
+        programs: Programs,
+        learning_rate: float,
+        decay: float,
+        num_steps: int,
+        optimiser: dict[str, Any] | None = None,
     ) -> Any:
         import numpyro
 
-        rate = self.schedule(learning_rate, decay * learning_rate, num_steps)
         model, guide, loss = programs
         kind = self.module("infer").SVI
+        if optimiser:
+            optim = self.make_optimiser(learning_rate, decay, num_steps, **optimiser)
+            return kind(model, guide, optim, loss=loss)
+        rate = self.schedule(learning_rate, decay * learning_rate, num_steps)
         return kind(model, guide, numpyro.optim.Adam(rate), loss=loss)
 
     def centred(self, encoder: Any) -> Any:

@@ -72,21 +72,24 @@ class Backend(backends.Backend):
         num_steps: int,
         decay: float = 1.0,
         decay_steps: int | None = None,
+        optimiser: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Any:
         """Train by Adam, its rate falling to `decay` of itself; `settings` are those of `fit`.
 
-        It falls over all steps, or over `decay_steps`.
+        It falls over all steps, or over `decay_steps`. With `optimiser` by AdamW, see
+        `make_optimiser`; where this keeps averages of the weights, they take their place in the
+        end.
         """
         import pyro
 
-        svi = self._make_svi((model, guide, loss), learning_rate, decay, decay_steps or num_steps)
+        programs, fit, more = (model, guide, loss), self.module("fit"), optimiser or {}
+        svi = self._make_svi(programs, learning_rate, decay, decay_steps or num_steps, more)
         # Pyro's validation waits for the device at every site; `fit` looks for NaN itself.
         with pyro.validation_enabled(False):
             settings = self._on_device(settings)
-            return self.module("fit").fit(
-                svi, *self._tensors(data), num_steps=num_steps, **settings
-            )
+            result = fit.fit(svi, *self._tensors(data), num_steps=num_steps, **settings)
+        return fit.averaged(svi, result) if "average" in more else result
 
     def train_best(
         self,
@@ -109,12 +112,20 @@ class Backend(backends.Backend):
             )
 
     def _make_svi(
-        self, programs: Programs, learning_rate: float, decay: float, num_steps: int
+        self,
+        programs: Programs,
+        learning_rate: float,
+        decay: float,
+        num_steps: int,
+        optimiser: dict[str, Any] | None = None,
     ) -> Any:
         import pyro
         import torch
 
         model, guide, loss = programs
+        if optimiser:
+            optim = self.make_optimiser(learning_rate, decay, num_steps, **optimiser)
+            return pyro.infer.SVI(model, guide, optim, loss=loss)
         optim = pyro.optim.LambdaLR(
             {
                 "optimizer": torch.optim.Adam,

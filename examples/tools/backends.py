@@ -169,6 +169,28 @@ class Backend(ABC):
         """The mean of p(x | z) at one z ~ q for each image."""
         return self.decode(model, self.codes(guide, images))
 
+    def make_optimiser(
+        self,
+        learning_rate: float,
+        decay: float,
+        num_steps: int,
+        *,
+        schedule: str = "exponential",
+        warmup_steps: int = 0,
+        **settings: Any,
+    ) -> Any:
+        """AdamW whose rate falls to `decay` of itself over so many steps; `settings` are its own.
+
+        Schedules count updates, of which there are fewer where gradients are accumulated.
+        """
+        fit, every = self.module("fit"), settings.get("accumulate", 1)
+        num_updates = max(1, num_steps // every)
+        make = getattr(fit, f"{schedule}_schedule")
+        rate = make(learning_rate, decay * learning_rate, num_updates)
+        if warmup_steps:
+            rate = fit.warmup_schedule(rate, max(1, warmup_steps // every))
+        return fit.adamw(rate, **settings)
+
     @abstractmethod
     def guide_for(self, guide: Any, images: np.ndarray) -> Any:
         """The guide of other images: of a truncated one, with states of theirs."""

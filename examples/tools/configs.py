@@ -1,6 +1,6 @@
 """Named settings: sizes of the networks, of the latent space and of the training."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["CONFIGS", "Config"]
 
@@ -43,9 +43,22 @@ class Config(NamedTuple):
     beta_to: float = 0.05
     learning_rate: float = 1e-3
     decay: float = 1.0  # of the learning rate, over the training
+    schedule: str = "exponential"  # or "linear", "cosine": how it falls
+    warmup_steps: int = 0  # in which it grows from 0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None  # of the whole gradient
+    clip_units: float | None = None  # of that of a unit, in units of the norm of its weights
+    accumulate: int = 1  # steps whose gradients make one update
+    average: float | None = None  # decay of moving averages of the weights, which are tested
     batch_size: int = 128
     num_steps: int = 5000
     second_stage_steps: int = 0  # of an autoregressive prior for the codes, after that
+
+    def optimiser(self) -> dict[str, Any]:
+        """What the optimiser is asked for beside Adam at a rate that falls."""
+        names = ("schedule", "warmup_steps", "weight_decay", "clip_norm", "clip_units")
+        found = {name: getattr(self, name) for name in (*names, "accumulate", "average")}
+        return {k: value for k, value in found.items() if value != self._field_defaults[k]}
 
     @property
     def amortized(self) -> bool:
@@ -121,6 +134,8 @@ CONFIGS = {
         beta_from=6.0,
         beta_to=0.01,
         learning_rate=3e-4,
+        weight_decay=1e-4,
+        clip_units=1.0,
         batch_size=256,
         num_steps=250_000,
     ),
@@ -139,6 +154,8 @@ CONFIGS = {
         beta_from=50.0,
         beta_to=1.0,
         learning_rate=3e-4,
+        weight_decay=1e-4,
+        clip_units=1.0,
         batch_size=64,
         num_steps=300_000,
     ),
@@ -161,6 +178,8 @@ CONFIGS = {
         beta_from=3.0,
         beta_to=0.01,
         learning_rate=3e-4,
+        weight_decay=1e-4,
+        clip_units=1.0,
         batch_size=256,
         num_steps=250_000,
     ),

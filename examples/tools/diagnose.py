@@ -92,6 +92,7 @@ def load_run(folder: Path) -> Run:
             *backend.inputs(guide, setup.data.x_train),
             learning_rate=config.learning_rate,
             decay=config.decay,
+            optimiser=config.optimiser(),
             num_steps=1,  # which the checkpoint has behind it
             decay_steps=config.num_steps,
             batch_size=config.batch_size,

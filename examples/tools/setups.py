@@ -29,6 +29,14 @@ _OVERRIDES = {  # argument -> field of the config
     "beta_from": "beta_from",
     "beta_to": "beta_to",
     "learning_rate": "learning_rate",
+    "decay": "decay",
+    "schedule": "schedule",
+    "warmup_steps": "warmup_steps",
+    "weight_decay": "weight_decay",
+    "clip_norm": "clip_norm",
+    "clip_units": "clip_units",
+    "accumulate": "accumulate",
+    "average": "average",
     "frames": "frames",
     "second_stage_steps": "second_stage_steps",
 }
@@ -137,8 +145,9 @@ def check_method(args: Any, config: Config) -> None:
         raise CommandError("--second-stage-steps needs --prior uniform or categorical")
     if config.binarize == "dynamic" and config.likelihood != "bernoulli":
         raise CommandError("--binarize dynamic needs --likelihood bernoulli")
-    for name in ("learning_rate", "beta_from", "beta_to"):
-        if not getattr(config, name) > 0:
+    for name in ("learning_rate", "beta_from", "beta_to", "decay", "clip_norm", "clip_units"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
             raise CommandError(
                 f"--{name.replace('_', '-')} must be positive, got {getattr(config, name)}"
             )

@@ -85,6 +85,16 @@ def add_training_arguments(add: Callable[..., Any]) -> None:
     add("--batch-size", type=positive, help="images per step")
     add("--num-particles", type=positive, help="draws of the latents per image, K")
     add("--learning-rate", type=float)
+    add("--decay", type=float, help="of the learning rate over all steps, as part of itself")
+    add("--schedule", choices=["exponential", "linear", "cosine"], help="how it falls")
+    add("--warmup-steps", type=positive, help="in which it grows from 0")
+    add("--weight-decay", type=float, help="of AdamW")
+    add("--clip-norm", type=float, help="of the whole gradient")
+    add(
+        "--clip-units", type=float, help="of a unit's gradient, in norms of its weights; 1 is usual"
+    )
+    add("--accumulate", type=positive, help="steps whose gradients make one update")
+    add("--average", type=float, help="decay of averages of the weights, which are tested; 0.999")
     add("--beta-from", type=float, help="weight of the rate at the start")
     add("--beta-to", type=float, help="weight of the rate at the end of the schedule")
     add("--beta-steps", type=positive, help="length of the schedule; default: --steps")
@@ -143,6 +153,7 @@ def train(args: Any, setup: Setup, model: Any, guide: Any, loss: Any) -> Any:
         eval_data=setup.data.x_test[:1000] if config.amortized else None,
         learning_rate=config.learning_rate,
         decay=config.decay,
+        optimiser=config.optimiser(),
         num_steps=config.num_steps,
         batch_size=config.batch_size,
         folder=setup.out,

@@ -5,6 +5,7 @@ loss. Start with `loop`, which holds `fit` and its arguments; `run` is the loop 
 
 - `loop`, `run`: `fit`, and the run that it makes; `restarts`: several runs, of which the best is
   kept; `result`: what they hand back, and the errors that end them; `schedules`;
+- `optimisers`: AdamW with clipping, gradients summed over steps and averages of the weights;
 - `data`, `batches`: what a user may pass, and the stream of batches that it becomes;
 - `transform`, `steps`: the user's change of a batch, and the compiled steps;
 - `templates`, `compiled`: batches taken apart for whatever compiles; programs compiled once;
@@ -32,14 +33,23 @@ from numpyro_dvae.fit.export import (
     save_weights,
 )
 from numpyro_dvae.fit.loop import fit
+from numpyro_dvae.fit.optimisers import adamw, averaged
 from numpyro_dvae.fit.restarts import fit_restarts
 from numpyro_dvae.fit.result import DivergenceError, FitInterrupt, FitResult
-from numpyro_dvae.fit.schedules import exponential_schedule, linear_schedule
+from numpyro_dvae.fit.schedules import (
+    cosine_schedule,
+    exponential_schedule,
+    linear_schedule,
+    warmup_schedule,
+)
 
 __all__ = [
     "DivergenceError",
     "FitInterrupt",
     "FitResult",
+    "adamw",
+    "averaged",
+    "cosine_schedule",
     "encode_data",
     "exponential_schedule",
     "fit",
@@ -50,4 +60,5 @@ __all__ = [
     "sample_data",
     "save_codes",
     "save_weights",
+    "warmup_schedule",
 ]

@@ -5,6 +5,7 @@ and, times a constant, the learning rate of an optimiser of `numpyro.optim` or `
 is a number or a traced array; schedules of `optax` serve as well.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from numpyro_dvae.ops.arguments import check_counts, check_numbers, checked
 
-__all__ = ["exponential_schedule", "linear_schedule"]
+__all__ = ["cosine_schedule", "exponential_schedule", "linear_schedule", "warmup_schedule"]
 
 
 @checked
@@ -54,6 +55,37 @@ def linear_schedule(start: float, end: float, num_steps: int) -> Callable[[Any],
     return _Linear(start, end, num_steps)
 
 
+@checked
+def cosine_schedule(start: float, end: float, num_steps: int) -> Callable[[Any], Any]:
+    """Go from `start` at step 0 to `end` at `num_steps` along half a period of a cosine.
+
+    Raises:
+        ValueError: If an end is not finite, or `num_steps` < 1.
+
+    Example:
+        >>> cosine_schedule(1.0, 0.0, 100)(50)
+        0.5
+    """
+    check_numbers(start=start, end=end)
+    check_counts(num_steps=num_steps)
+    return _Cosine(start, end, num_steps)
+
+
+@checked
+def warmup_schedule(schedule: Callable[[Any], Any], num_steps: int) -> Callable[[Any], Any]:
+    """Let a schedule grow from nearly 0 to its own values over the first `num_steps` steps.
+
+    Raises:
+        ValueError: If `num_steps` < 1.
+
+    Example:
+        >>> warmup_schedule(linear_schedule(1.0, 1.0, 1), 4)(1)
+        0.5
+    """
+    check_counts(num_steps=num_steps)
+    return _Warmup(schedule, num_steps)
+
+
 @dataclass(frozen=True)
 class _Exponential:
     """Called with a step; data rather than a closure, so that losses with it can be pickled."""
@@ -76,6 +108,31 @@ class _Linear:
 
     def __call__(self, step: Any) -> Any:
         return self.start + (self.end - self.start) * _fraction(step, self.num_steps)
+
+
+@dataclass(frozen=True)
+class _Cosine:
+    """As `_Exponential`."""
+
+    start: float
+    end: float
+    num_steps: int
+
+    def __call__(self, step: Any) -> Any:
+        angle = math.pi * _fraction(step, self.num_steps)
+        cosine = jnp.cos(angle) if isinstance(angle, jax.Array) else math.cos(angle)
+        return self.end + 0.5 * (self.start - self.end) * (1.0 + cosine)
+
+
+@dataclass(frozen=True)
+class _Warmup:
+    """As `_Exponential`."""
+
+    schedule: Callable[[Any], Any]
+    num_steps: int
+
+    def __call__(self, step: Any) -> Any:
+        return self.schedule(step) * _fraction(step + 1, self.num_steps)
 
 
 def _fraction(step: Any, num_steps: int) -> Any:
