@@ -13,6 +13,7 @@ from numpyro.infer.svi import SVIState
 from numpyro_dvae.fit import rng
 from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.data import Batch, as_arrays, as_batch, is_iterable_of_batches, num_rows
+from numpyro_dvae.fit.devices import Devices
 from numpyro_dvae.fit.templates import Template, split
 
 __all__ = ["HeldOut"]
@@ -25,8 +26,10 @@ class HeldOut:
     the `transform` of a training does not touch them.
     """
 
-    def __init__(self, rng_key: Array, svi: SVI, data: Any, batch_size: int | None) -> None:
-        self._rng_key = rng_key
+    def __init__(
+        self, rng_key: Array, svi: SVI, data: Any, batch_size: int | None, devices: Devices
+    ) -> None:
+        self._rng_key, self._devices = rng_key, devices
         self._arrays: tuple[Any, ...] | None = None
         if isinstance(data, tuple) or not is_iterable_of_batches(data):
             self._arrays = as_arrays(data if isinstance(data, tuple) else (data,), "eval_data")
@@ -36,7 +39,7 @@ class HeldOut:
                 "of batches or a `DataLoader`."
             )
         self._data, self._batch_size = data, batch_size
-        self._evaluate = Compiled(partial(_evaluate, svi), static=(3,))
+        self._evaluate = Compiled(partial(_evaluate, svi, devices), static=(3,))
 
     def loss(self, svi_state: SVIState) -> float:
         """Return the sum of the loss over the batches by the number of rows."""
@@ -44,7 +47,9 @@ class HeldOut:
         with rng.preserved():
             for i, batch in enumerate(self._batches()):
                 key = jax.random.fold_in(self._rng_key, i)
-                losses.append(self._evaluate(svi_state, key, *split(batch)))
+                arrays, template = split(batch)
+                arrays = self._devices.on_all(arrays)
+                losses.append(self._evaluate(svi_state, key, arrays, template))
                 rows += num_rows((*batch[0], *batch[1].values()))
         if rows == 0:
             raise ValueError("`eval_data` gave no batch: it must hold at least one.")
@@ -62,10 +67,15 @@ class HeldOut:
 
 
 def _evaluate(
-    svi: SVI, svi_state: SVIState, rng_key: Array, arrays: tuple[Array, ...], template: Template
+    svi: SVI,
+    devices: Devices,
+    svi_state: SVIState,
+    rng_key: Array,
+    arrays: tuple[Array, ...],
+    template: Template,
 ) -> Array:
     """As `SVI.evaluate`, which leaves the mutable state out."""
-    args, kwargs = template.join(arrays)
+    args, kwargs = devices.shared_if_even(template.join(arrays))
     params = {**svi.get_params(svi_state), **(svi_state.mutable_state or {})}
     kwargs = {**kwargs, **svi.static_kwargs}
     return svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs)

@@ -1,7 +1,7 @@
 """The training loop around a NumPyro `SVI`: `fit`, which checks its arguments and makes the run."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from numpyro_dvae.fit.batches import make_batches
 from numpyro_dvae.fit.checkpoints import load_checkpoint
+from numpyro_dvae.fit.devices import Devices
 from numpyro_dvae.fit.evaluation import HeldOut
 from numpyro_dvae.fit.files import folder_of_run
 from numpyro_dvae.fit.plain import like
@@ -44,6 +45,7 @@ def fit(
     eval_every: int = 1000,
     checkpoint_every: int = 1000,
     init_state: SVIState | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> FitResult:
     """Train the model and guide of `svi` for `num_steps` steps.
 
@@ -84,6 +86,8 @@ def fit(
         checkpoint_every: Steps between checkpoints; there is one at the end.
         init_state: Begin at this state, `svi_state` of an earlier result, in place of
             ``svi.init(rng_key, ...)``; it is left as it is.
+        devices: Devices that share the rows of each batch, such as ``jax.devices()``; the numbers
+            are those of one. None leaves the choice to JAX, which takes one.
 
     Returns:
         The trained model and guide, parameters, losses and log.
@@ -99,17 +103,21 @@ def fit(
     check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
     if resume and folder is None:
         raise ValueError("`resume` is True, but there is no `folder` to resume from: pass it.")
+    found = Devices(devices)
     with folder_of_run(folder) as place:
         saved = load_checkpoint(place) if resume and place is not None else None
         rng_key = rng_key if saved is None else like(rng_key, saved.rng_key)
         data_key, eval_key, transform_key = (
             jax.random.fold_in(rng_key, i) for i in (_DATA, _EVALUATION, _TRANSFORM)
         )
-        steps = Steps(transform_key, svi, make_batches(data_key, data, batch_size), transform)
-        held_out = None if eval_data is None else HeldOut(eval_key, svi, eval_data, batch_size)
+        batches = make_batches(data_key, data, batch_size)
+        steps = Steps(transform_key, svi, batches, transform, found)
+        held_out = (
+            None if eval_data is None else HeldOut(eval_key, svi, eval_data, batch_size, found)
+        )
         identity = {} if place is None else described_svi(svi)
         identity |= {} if place is None else steps.described()
-        run = Run(rng_key, svi, steps, held_out, place, identity)
+        run = Run(rng_key, svi, steps, held_out, place, identity, found)
         run.begin(init_state, saved)
         bar = tqdm(total=num_steps, initial=run.step, disable=not progress, dynamic_ncols=True)
         with Signals() as signals, bar:

@@ -23,6 +23,7 @@ from numpyro_dvae.fit.checkpoints import (
     restore,
     save_checkpoint,
 )
+from numpyro_dvae.fit.devices import Devices
 from numpyro_dvae.fit.evaluation import HeldOut
 from numpyro_dvae.fit.files import writing
 from numpyro_dvae.fit.identity import check_same_run
@@ -67,8 +68,9 @@ class Run:
         held_out: HeldOut | None,
         folder: Path | None,
         identity: dict[str, Any],
+        devices: Devices,
     ) -> None:
-        self.rng_key, self.svi, self.steps = rng_key, svi, steps
+        self.rng_key, self.svi, self.steps, self.devices = rng_key, svi, steps, devices
         self.held_out, self.folder, self.identity = held_out, folder, identity
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
@@ -88,14 +90,14 @@ class Run:
         if saved is not None:
             self._resume(state, saved)
         else:  # copied, as steps give their state away, and it may hold the user's own arrays
-            self.svi_state = jax.tree.map(jnp.copy, state)
+            self.svi_state = self.devices.on_all(jax.tree.map(jnp.copy, state))
             if self.folder is not None:
                 set_run_aside(self.folder)
 
     def _resume(self, template: SVIState, saved: Checkpoint) -> None:
         assert self.folder is not None
         self.steps.batches.restore(saved.run.data)
-        self.svi_state = restore(self.svi, template, saved)
+        self.svi_state = self.devices.on_all(restore(self.svi, template, saved))
         self.step, self.seconds = len(saved.run.losses), saved.run.seconds
         self.losses = saved.run.losses
         self.log.restore(saved.run.history)

@@ -22,6 +22,7 @@ from numpyro.infer.svi import SVIState
 from numpyro_dvae.fit.batches import ArrayBatches, IterableBatches
 from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.data import Batch, is_finite, take_rows
+from numpyro_dvae.fit.devices import Devices
 from numpyro_dvae.fit.identity import described
 from numpyro_dvae.fit.svi import is_sound, take_step
 from numpyro_dvae.fit.templates import Template, split
@@ -50,11 +51,13 @@ class Steps:
         svi: SVI,
         batches: ArrayBatches | IterableBatches,
         transform: Transform,
+        devices: Devices,
     ) -> None:
-        self.batches = batches
+        self.batches, self._devices = batches, devices
         self.together = isinstance(batches, ArrayBatches)  # whether many run in one dispatch
         self._rng_key, self._transform = rng_key, transform
-        self._many, self._one = _many_steps(svi, transform), _one_step(svi, transform)
+        self._many, self._one = (make(svi, transform, devices) for make in (_many_steps, _one_step))
+        self._arrays = devices.on_all(batches.arrays) if isinstance(batches, ArrayBatches) else ()
         self._slow_in_a_loop: bool | None = None  # known at the first steps
 
     def described(self) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class Steps:
         """
         draw = None if self._transform is None else (self._rng_key, step)
         if isinstance(self.batches, ArrayBatches):
-            arrays, template = self.batches.arrays, self.batches.template
+            arrays, template = self._arrays, self.batches.template
             rows = self.batches.rows(step, count, most)
             given = (arrays, rows, count, draw, template, most)
             if self._slow_in_a_loop is None and most > 1:
@@ -84,6 +87,7 @@ class Steps:
             take = self._take_apart if self._slow_in_a_loop else self._many
             return Taken(*take(svi_state, *given))
         arrays, template = split(self.batches.next())
+        arrays = self._devices.on_all(arrays)
         return Taken(*self._one(svi_state, arrays, draw, template))
 
     def _take_apart(
@@ -114,7 +118,7 @@ def _platform(svi_state: SVIState) -> str:
     return next(iter(next(leaves).devices())).platform
 
 
-def _many_steps(svi: SVI, transform: Transform) -> Compiled:
+def _many_steps(svi: SVI, transform: Transform, devices: Devices) -> Compiled:
     """Compile up to `most` steps, one program for any number of them, over rows of arrays."""
 
     def steps(
@@ -133,7 +137,8 @@ def _many_steps(svi: SVI, transform: Transform) -> Compiled:
                 rng_key, step = draw
                 batch = transformed(jax.random.fold_in(rng_key, step + i), transform, batch)
                 finite = finite.at[i].set(is_finite(batch))
-            svi_state, loss = take_step(svi, svi_state, *batch)
+            svi_state, loss = take_step(svi, svi_state, *devices.shared(batch))
+            svi_state = devices.kept_on_all(svi_state)
             return svi_state, losses.at[i].set(loss), finite
 
         finite = None if transform is None else jnp.ones(most, bool)
@@ -145,7 +150,7 @@ def _many_steps(svi: SVI, transform: Transform) -> Compiled:
     return Compiled(steps, static=(5, 6), donated=(0,))
 
 
-def _one_step(svi: SVI, transform: Transform) -> Compiled:
+def _one_step(svi: SVI, transform: Transform, devices: Devices) -> Compiled:
     """Compile a step on one batch; also tell whether the batch is finite."""
 
     def step(
@@ -154,7 +159,8 @@ def _one_step(svi: SVI, transform: Transform) -> Compiled:
         batch = template.join(arrays)
         if transform is not None:
             batch = transformed(jax.random.fold_in(*draw), transform, batch)
-        svi_state, loss = take_step(svi, svi_state, *batch)
+        svi_state, loss = take_step(svi, svi_state, *devices.shared(batch))
+        svi_state = devices.kept_on_all(svi_state)
         return svi_state, loss[None], is_finite(batch)[None], is_sound(svi, svi_state)
 
     return Compiled(step, static=(3,), donated=(0,))

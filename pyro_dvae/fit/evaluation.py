@@ -14,6 +14,7 @@ from pyro_dvae.fit.data import (
     take_rows,
     to_device,
 )
+from pyro_dvae.fit.devices import Devices
 from pyro_dvae.fit.svi import device_of, parameters, unchanged
 
 __all__ = ["HeldOut"]
@@ -25,8 +26,9 @@ class HeldOut:
     Data are taken as they are: the `transform` of a training does not touch them.
     """
 
-    def __init__(self, svi: SVI, data: Any, batch_size: int | None) -> None:
+    def __init__(self, svi: SVI, data: Any, batch_size: int | None, devices: Devices) -> None:
         self._svi, self._device = svi, device_of(svi, parameters(svi).values())
+        self._devices = devices
         self._arrays: tuple[Any, ...] | None = None
         if isinstance(data, tuple) or not is_iterable_of_batches(data):
             self._arrays = as_arrays(data if isinstance(data, tuple) else (data,), "eval_data")
@@ -42,10 +44,9 @@ class HeldOut:
         total, rows = 0.0, 0
         with unchanged(self._svi):
             for batch in self._batches():
-                args, kwargs = to_device(batch, self._device)
-                loss = self._svi.evaluate_loss(*args, **kwargs)
-                total += float(loss[0] if isinstance(loss, tuple) else loss)
-                rows += num_rows((*args, *kwargs.values()))
+                batch = to_device(batch, self._device)
+                total += self._devices.evaluate(batch)
+                rows += num_rows((*batch.args, *batch.kwargs.values()))
         if rows == 0:
             raise ValueError("`eval_data` gave no batch: it must hold at least one.")
         return total / rows

@@ -8,8 +8,8 @@ from pyro.infer import SVI
 from tqdm.auto import tqdm
 
 from pyro_dvae.fit.batches import make_batches
+from pyro_dvae.fit.devices import Devices
 from pyro_dvae.fit.evaluation import HeldOut
-from pyro_dvae.fit.files import folder_of_run
 from pyro_dvae.fit.result import FitResult
 from pyro_dvae.fit.run import Intervals, Run
 from pyro_dvae.fit.signals import Signals
@@ -84,16 +84,19 @@ def fit(
     check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
     if resume and folder is None:
         raise ValueError("`resume` is True, but there is no `folder` to resume from: pass it.")
+    devices = Devices(svi, data)
     steps = Steps(svi, make_batches(data, batch_size), transform)
-    held_out = None if eval_data is None else HeldOut(svi, eval_data, batch_size)
+    held_out = None if eval_data is None else HeldOut(svi, eval_data, batch_size, devices)
     if held_out is None and watches_loss(svi):
         raise ValueError("`eval_data` is needed by `ReduceLROnPlateau`, which watches its loss.")
-    with folder_of_run(folder) as place:
-        identity = {} if place is None else described_svi(svi)
-        identity |= {} if place is None else steps.described()
-        run = Run(svi, steps, held_out, place, identity)
+    with devices.folder_of_run(folder) as place:
+        is_known = place is not None or devices.size > 1
+        identity = described_svi(svi) | steps.described() if is_known else {}
+        devices.agree(identity)
+        run = Run(svi, steps, held_out, place, identity, devices)
         run.begin(resume)
-        bar = tqdm(total=num_steps, initial=run.step, disable=not progress, dynamic_ncols=True)
+        shown = progress and devices.is_first
+        bar = tqdm(total=num_steps, initial=run.step, disable=not shown, dynamic_ncols=True)
         with Signals() as signals, bar:
             run.train(num_steps, intervals, signals, bar)
     return run.result()

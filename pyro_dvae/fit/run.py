@@ -22,6 +22,7 @@ from pyro_dvae.fit.checkpoints import (
     restore,
     save_checkpoint,
 )
+from pyro_dvae.fit.devices import Devices
 from pyro_dvae.fit.evaluation import HeldOut
 from pyro_dvae.fit.files import writing
 from pyro_dvae.fit.identity import check_same_run
@@ -34,11 +35,11 @@ from pyro_dvae.fit.steps import Steps
 from pyro_dvae.fit.svi import (
     loss_scalars,
     non_finite,
-    take_step,
     trained_parameters,
     unchanged,
     watches_loss,
 )
+from pyro_dvae.ops.processes import first_says
 
 __all__ = ["Intervals", "Run"]
 
@@ -61,12 +62,13 @@ class Run:
         held_out: HeldOut | None,
         folder: Path | None,
         identity: dict[str, Any],
+        devices: Devices,
     ) -> None:
-        self.svi, self.steps = svi, steps
+        self.svi, self.steps, self.devices = svi, steps, devices
         self.held_out, self.folder, self.identity = held_out, folder, identity
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
-        self.log = Log(folder)
+        self.log = Log(folder if devices.is_first else None)
         self.checkpoint: Path | None = None
         self._unread: list[tuple[Tensor, Tensor]] = []  # losses, and whether their data are finite
         self._clock, self._has_warned = time.perf_counter(), False
@@ -75,17 +77,18 @@ class Run:
         """Go on from the folder's checkpoint, or set an earlier run aside."""
         if self.folder is None:
             return
+        folder = self.folder
         if not resume:
-            set_run_aside(self.folder)
+            first_says(lambda: set_run_aside(folder))
             return
-        saved = load_checkpoint(self.folder)
+        saved = first_says(lambda: load_checkpoint(folder))
         self.steps.batches.check(saved.run.data)
         check_same_run(saved.identity, self.identity)
         with unchanged(self.svi):  # one pass makes the parameters, as a first step would
-            (args, kwargs), _ = self.steps.next()
-            self.svi.evaluate_loss(*args, **kwargs)
+            self.devices.evaluate(self.steps.next()[0])
         self.steps.batches.restore(saved.run.data)
         restore(self.svi, saved)
+        self.devices.synchronise()
         self.step, self.seconds = len(saved.run.losses), saved.run.seconds
         self.losses = saved.run.losses
         self.log.restore(saved.run.history)
@@ -101,7 +104,8 @@ class Run:
             evaluate = self.held_out is not None and (last or self._is_due(intervals.evaluation))
             if evaluate or last or self._is_due(intervals.log):
                 self._write_row(evaluate, bar)
-            interrupted = 0 if last else signals.received
+            is_due = evaluate or any(self._is_due(n) for n in intervals)
+            interrupted = 0 if last else self.devices.agreed_signal(signals.received, is_due)
             if last or interrupted or self._is_due(intervals.checkpoint):
                 self._save()
             if interrupted:
@@ -124,9 +128,9 @@ class Run:
         return self.step % interval == 0
 
     def _take_step(self) -> None:
-        (args, kwargs), finite = self.steps.next()
+        batch, finite = self.steps.next()
         try:
-            loss = take_step(self.svi, args, kwargs)
+            loss = self.devices.take_step(batch)
         except (RuntimeError, ValueError):  # Pyro or a sampler meets a NaN before there is a loss
             self._unread.append((torch.tensor(torch.nan), finite))
             if not finite or non_finite(self.svi):
@@ -154,7 +158,9 @@ class Run:
         if self.folder is not None:
             run = RunState(self.losses, self.seconds, self.log.rows, self.steps.batches.state())
             with writing(self.folder / CHECKPOINT, self.checkpoint, self.step):
-                self.checkpoint = save_checkpoint(self.folder, self.svi, run, self.identity)
+                if self.devices.is_first:
+                    save_checkpoint(self.folder, self.svi, run, self.identity)
+                self.checkpoint = self.folder / CHECKPOINT
 
     def _read_losses(self) -> None:
         """Bring the losses to the host; stop if they or the parameters are not finite."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pyro_dvae.fit import rng
 from pyro_dvae.fit.identity import described
+from pyro_dvae.ops.processes import total_gradients
 
 __all__ = [
     "described_svi",
@@ -114,7 +115,9 @@ def take_step(svi: SVI, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with poutine.trace(param_only=True) as capture:
             loss = svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
         sites = capture.trace.nodes.values()
-        params = {site["value"].unconstrained() for site in sites}  # type: ignore[union-attr]
+        found = [site["value"].unconstrained() for site in sites]  # type: ignore[union-attr]
+        total_gradients(dict.fromkeys(found))
+        params = set(found)
         svi.optim(params)
         zero_grads(params)
     if isinstance(svi.optim, PyroLRScheduler) and not watches_loss(svi):

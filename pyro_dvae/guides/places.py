@@ -1,10 +1,12 @@
 """Where the latents of an automatic guide lie: under which plates, and in which of their rows."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from pyro_dvae.guides.families import Latent, Place
+from pyro_dvae.programs.sharding import plate_of_all
 from pyro_dvae.programs.sites import Site
 
 __all__ = ["check_site", "full_sizes", "reaches"]
@@ -14,11 +16,23 @@ def full_sizes(site: Site) -> tuple[tuple[int, ...], tuple[Place, ...]]:
     """The batch shape of a site before subsampling, and its plates."""
     batch, plates = list(site.fn.batch_shape), []
     for frame in site.plates.values():
-        size = frame.full_size or frame.size
+        size = _full_size(site, frame)
         size = size if size > 0 else batch[frame.dim]
         batch[frame.dim] = size
         plates.append(Place(frame.name, frame.dim, size))
     return tuple(batch), tuple(plates)
+
+
+def _full_size(site: Site, frame: Any) -> int:
+    size, _ = plate_of_all(frame)
+    if size != (frame.full_size or frame.size):
+        raise ValueError(
+            f"AutoDiscrete has parameters for each of the data of site '{site.name}', but plate "
+            f"'{frame.name}' has the size of the batch, which processes share. Give it the size "
+            'of all data, and the rows of a minibatch as its subsample, as in pyro.plate("data", '
+            "N, subsample=index)."
+        )
+    return size
 
 
 def reaches(parent: Latent, latent: Latent) -> bool:

@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, distributed
+from torch import Tensor
 
+from pyro_dvae.ops.processes import total as summed_over
+from pyro_dvae.programs.gathering import part_of
 from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.statistics import Factors, Statistic, closed_forms_of, read_statistics, sums
@@ -62,6 +64,7 @@ class ClosedForms:
         )
         if weights is None:
             return
+        weights = part_of(particles, weights)
         due: dict[int, tuple[Any, Tensor, Tensor]] = {}
         for name, form in self._forms.items():
             total, count = sums(statistics[name], weights, tuple(form.target.shape))
@@ -73,9 +76,7 @@ class ClosedForms:
     def set(self) -> None:
         """Move the parameters."""
         for form, total, count in self._due:
-            if distributed.is_available() and distributed.is_initialized():
-                distributed.all_reduce(total)
-                distributed.all_reduce(count)
+            total, count = summed_over(total), summed_over(count)
             step = form.solve(total, count, form.target) - form.target
             form.target.add_(RATE * torch.where(step.isfinite(), step, 0.0))
         self._due = []

@@ -34,6 +34,7 @@ from pyro_dvae.infer.objective import (
 from pyro_dvae.infer.options import NamedOptions
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.programs.draw import Sampler, run_traces
+from pyro_dvae.programs.gathering import gathered
 from pyro_dvae.programs.layout import find_layout
 from pyro_dvae.programs.looking import statistics_kept, without_gradient
 from pyro_dvae.programs.pair import Layout, Pair
@@ -186,8 +187,12 @@ class ParticleELBO(NamedOptions, ELBO):
         return None
 
     def run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particles:
-        """Run the programs with K particles."""
-        return self._plans.run(Pair(model, guide, args, kwargs), self.run_pair)
+        """Run the programs with K particles; what processes share is put together."""
+
+        def evaluate(pair: Pair) -> tuple[Particles, Layout]:
+            return self.run_pair(pair), pair.layout
+
+        return gathered(*self._plans.run(Pair(model, guide, args, kwargs), evaluate))
 
     # ------------------------------------------------------------------------ Pyro's protocol
 

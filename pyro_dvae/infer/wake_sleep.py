@@ -140,19 +140,20 @@ class WakeSleep_ELBO(ParticleELBO):
         if not (self.sleep and torch.is_grad_enabled()):
             return particles
         dreamt = dream(pair, self.replace_data) / particles.scale
-        return particles._replace(extras={**particles.extras, "dreamt": dreamt})
+        return particles._replace(extras={**particles.extras, "dreamt": dreamt[None]})
 
     def gain(
         self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any
     ) -> Gain:
         """Weigh the draws for both programs."""
         log_weights = (particles.log_p - particles.log_q).detach()
+        dreamt = particles.extras.get("dreamt")
         scores = objective.beta_elbo.detach() / beta
         value = wake_sleep(
             scores,
             particles.log_draw + particles.log_q_pathwise,
             particles.log_likelihood + beta * particles.log_prior,
-            particles.extras.get("dreamt"),
+            None if dreamt is None else dreamt[0],
             self.sleep,
         )
         iwae = importance_weighted_bound(log_weights).mean()

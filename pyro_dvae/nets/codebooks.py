@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from pyro_dvae.distributions import precise
 from pyro_dvae.nets.inputs import check_codebook
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.clustering import k_means
+from pyro_dvae.ops.processes import all_lengths, as_first, process_rank, ragged_rows, total
 from pyro_dvae.ops.quantizing import (
     CodebookState,
     code_counts,
@@ -149,14 +150,14 @@ class Codebook(Quantizer):
         if self._has_begun:  # known without asking the device
             return
         self._has_begun = bool(self.counts.sum() > 0)
-        if self._has_begun or (mask is not None and not mask.any()):
+        if self._has_begun or (mask is not None and not total(mask.sum())):
             return
         if self.start == "k_means":
             flat = inputs.reshape(-1, self.embed_dim)
             if mask is not None:
                 flat = flat[mask.expand(inputs.shape[:-1]).reshape(-1)]
-            uniforms = torch.rand(self.num_codes, device=flat.device)
-            candidates = from_first_process(k_means(flat, uniforms).table)
+            uniforms = as_first(torch.rand(self.num_codes, device=flat.device))
+            candidates = as_first(k_means(ragged_rows(flat), uniforms).table)
         self.table.copy_(on_sphere(candidates) if self.cosine else candidates)
         if self.decay is None:
             self.counts.fill_(self._credit)
@@ -165,13 +166,13 @@ class Codebook(Quantizer):
     def _follow(self, quantized: Quantized, candidates: Tensor, mask: Tensor | None) -> None:
         """Advance the state by one batch; one that is masked whole is none."""
         inputs, codes, _ = quantized
-        counts = _over_processes(code_counts(codes, self.num_codes, mask))
+        counts = total(code_counts(codes, self.num_codes, mask))
         found = counts.sum() > 0
         if self.decay is None:
             kept = _USAGE_DECAY * self.counts + (1 - _USAGE_DECAY) * counts
             new = CodebookState(self.table, kept, self.table)
         else:
-            sums = _over_processes(code_sums(inputs, codes, self.num_codes, mask))
+            sums = total(code_sums(inputs, codes, self.num_codes, mask))
             state = CodebookState(self.table, self.counts, self.sums)
             new = update_codebook(state, counts, sums, decay=self.decay)
         if self.min_count is not None:
@@ -186,15 +187,16 @@ class Codebook(Quantizer):
 
     @torch.no_grad()
     def _candidates(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
-        """One input of the batch for each code, drawn at random; the same in all processes."""
+        """One input of the batch, of all processes, for each code, drawn at random."""
         flat = inputs.reshape(-1, self.embed_dim)
         if mask is None:
-            rows = flat[torch.randint(len(flat), (self.num_codes,), device=flat.device)]
-        else:
-            mask = mask.expand(inputs.shape[:-1]).reshape(-1)
-            rows = flat[rows_of_mask(mask, torch.rand(self.num_codes, device=flat.device))]
-            rows = torch.where(mask.any(), rows, self.table.to(rows.dtype))
-        return from_first_process(rows).to(self.table.dtype)
+            num_inputs = sum(all_lengths(flat))
+            places = torch.randint(num_inputs, (self.num_codes,), device=flat.device)
+            return _taken(flat, as_first(places)).to(self.table.dtype)
+        mask = ragged_rows(mask.expand(inputs.shape[:-1]).reshape(-1))
+        places = rows_of_mask(mask, torch.rand(self.num_codes, device=flat.device))
+        rows = _taken(flat, as_first(places))
+        return torch.where(mask.any(), rows, self.table.to(rows.dtype)).to(self.table.dtype)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "Codebook":
         """Where a module is moved to another type, counts and sums stay in float32 at least."""
@@ -267,19 +269,12 @@ def credit_of(decay: float | None, min_count: float | None) -> float:
     return min_count or 1.0
 
 
-def _over_processes(total: Tensor) -> Tensor:
-    """The sum of the totals of all processes."""
-    if _are_several_processes():
-        distributed.all_reduce(total)
-    return total
-
-
-def from_first_process(rows: Tensor) -> Tensor:
-    """The same rows in all processes."""
-    if _are_several_processes():
-        distributed.broadcast(rows, 0)
-    return rows
-
-
-def _are_several_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+def _taken(flat: Float[Tensor, "N D"], places: Tensor) -> Float[Tensor, "V D"]:
+    """The vectors at some places among those of all processes, each of which gives its own."""
+    lengths = all_lengths(flat)
+    if len(lengths) == 1:
+        return flat[places]
+    places = places - sum(lengths[: process_rank()])
+    is_own = (places >= 0) & (places < len(flat))
+    rows = flat[places.clamp(0, len(flat) - 1)]
+    return total(torch.where(is_own[:, None], rows, 0.0))

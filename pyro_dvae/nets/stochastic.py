@@ -18,11 +18,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from pyro_dvae.nets.codebooks import Codebook, from_first_process
+from pyro_dvae.nets.codebooks import Codebook
 from pyro_dvae.nets.grids import check_grid, from_grid
 from pyro_dvae.nets.quantizers import Quantizer
 from pyro_dvae.nets.registration import run_encoder
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.processes import ragged_rows
 
 __all__ = ["CodebookEncoder"]
 
@@ -80,7 +81,8 @@ class CodebookEncoder(nn.Module):
         if isinstance(self.codebook, Codebook):
             self.codebook.begin(vectors)
         if not self._is_known and not self.is_known:
-            self.log_scale.copy_(from_first_process(spread_of(vectors).log()))
+            flat = ragged_rows(vectors.reshape(-1, vectors.shape[-1]))
+            self.log_scale.copy_(spread_of(flat).log())
             self.is_known.fill_(True)
         self._is_known = True
 

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pyro_dvae.ops.processes import coupled_rows
 from pyro_dvae.ops.quantizing import squared_distances
 
 __all__ = ["assignment_logits", "mean_entropy", "own_entropies"]
@@ -54,11 +55,11 @@ def mean_entropy(
     logits: Float[Tensor, "*batch V"], mask: Bool[Tensor, "*#batch"] | None = None
 ) -> Float[Tensor, ""]:
     """``H[mean of q(k | z)]`` over all inputs, or those of a mask, in nats; 0 of none."""
-    log_probs = torch.log_softmax(logits, -1).reshape(-1, logits.shape[-1])
+    log_probs = coupled_rows(torch.log_softmax(logits, -1).reshape(-1, logits.shape[-1]))
     if mask is None:
         log_mean = log_probs.logsumexp(0) - math.log(len(log_probs))
     else:
-        kept = mask.expand(logits.shape[:-1]).reshape(-1)
+        kept = coupled_rows(mask.expand(logits.shape[:-1]).reshape(-1))
         count = kept.sum().clamp(min=1).to(log_probs.dtype)
         log_mean = torch.where(kept[:, None], log_probs, -math.inf).logsumexp(0) - count.log()
     mean = log_mean.exp()

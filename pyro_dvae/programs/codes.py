@@ -23,6 +23,7 @@ from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.layout import find_layout
 from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.pair import Layout, Pair, Run
+from pyro_dvae.programs.sharding import hidden
 from pyro_dvae.programs.sites import Site, sample_sites
 
 __all__ = [
@@ -83,7 +84,7 @@ def find_space(model: Callable, rest: Callable | None, args: tuple, kwargs: dict
             does has no pathwise gradient, or if discrete sites share no plate.
     """
     program = latents_of(model, rest)
-    with poutine.block(), torch.no_grad():
+    with hidden(), torch.no_grad():
         rest_trace = run_program(rest, args, kwargs) if rest else poutine.Trace()
         latents = sample_sites(run_program(program, args, kwargs))
         _check_latents(latents, set(sample_sites(rest_trace)))
@@ -102,7 +103,7 @@ def latents_of(model: Callable, rest: Callable | None) -> Callable:
                 rest(*args, **kwargs)
         nodes = tracer.trace.nodes
         with (
-            poutine.block(hide_fn=lambda msg: msg["name"] in nodes or _is_observed(msg)),
+            hidden(lambda msg: msg["name"] in nodes or _is_observed(msg)),
             poutine.replay(trace=tracer.trace),
         ):
             model(*args, **kwargs)

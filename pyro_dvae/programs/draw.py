@@ -11,6 +11,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_dvae.programs.pair import Layout, Pair, Run
+from pyro_dvae.programs.sharding import drawing
 from pyro_dvae.programs.sites import Site, is_drawn
 
 __all__ = ["Draw", "Sampler", "run_pair", "run_program", "run_traces"]
@@ -68,9 +69,13 @@ class Draw(Messenger):
             msg["value"], msg["done"] = self._given(msg), True
         elif self.sampler is not None and by_sampler:
             shape = self._shape(msg["fn"])
-            msg["value"], msg["done"] = self.sampler(Site.of(msg), shape, self.particle), True
+            with drawing(msg):
+                msg["value"] = self.sampler(Site.of(msg), shape, self.particle)
+            msg["done"] = True
         elif self.num_draws is not None:
-            msg["value"], msg["done"] = self._draw(msg, self.num_draws), True
+            with drawing(msg):
+                msg["value"] = self._draw(msg, self.num_draws)
+            msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not self.pathwise and is_drawn(msg) and self.layout.owns(Site.of(msg)):

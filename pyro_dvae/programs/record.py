@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_dvae.programs.densities import fast_log_prob
 from pyro_dvae.programs.masks import without_mask
 from pyro_dvae.programs.pair import Layout, Run
+from pyro_dvae.programs.sharding import current_sharding
 from pyro_dvae.programs.sites import Site, in_batch_dims
 
 __all__ = [
@@ -156,7 +157,8 @@ def _varies_by_datum(scale: Tensor, layout: Layout) -> bool:
 
 def _plates_scale(site: Site, layout: Layout) -> float | Tensor:
     """Full size over subsample size, of all plates that make a datum."""
-    scale = 1.0
+    sharding = current_sharding()
+    scale = 1.0 if sharding is None else sharding.weight(site.plates)
     for plate in (site.plates[name] for name in layout.plates):
         scale = scale * (plate.size if plate.full_size is None else plate.full_size) / plate.size
     return scale

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.layout import Exits
 from pyro_dvae.programs.looking import only_looking
+from pyro_dvae.programs.sharding import hidden
 from pyro_dvae.programs.sites import Site, is_drawn, sample_sites
 
 __all__ = ["Choose", "given_run", "is_discrete", "latents_and_parents", "swap_sites"]
@@ -108,7 +109,7 @@ def swap_sites(
             return msg["name"] in known
         return msg["name"] not in swap.values
 
-    with poutine.block(hide_fn=hide):
+    with hidden(hide):
         try:
             with swap:
                 model(*args, **kwargs)
@@ -142,7 +143,7 @@ def latents_and_parents(
     """
 
     def run() -> tuple[dict[str, Site], set[str]]:
-        with pyro.validation_enabled(False), poutine.block(), _Direct(), Exits() as exits:
+        with pyro.validation_enabled(False), hidden(), _Direct(), Exits() as exits:
             return sample_sites(run_program(model, args, kwargs)), exits.names
 
     sites, exits = only_looking(run)
@@ -172,7 +173,7 @@ def given_run(
         The sites, and the rows of the plates.
     """
     swap = _Swap(lambda site, drawn, rows: site.fn, None, rows)
-    with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+    with torch.no_grad(), pyro.validation_enabled(False), hidden():
         with poutine.trace() as tracer, _Give(values), swap:
             model(*args, **kwargs)
     latents = {n: s for n, s in sample_sites(tracer.trace).items() if not s.is_observed}

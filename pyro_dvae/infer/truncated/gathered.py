@@ -10,6 +10,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_dvae.ops.noise import current_share
+from pyro_dvae.ops.processes import total as summed_over
 from pyro_dvae.programs.statistics import Factors, Statistic, sums
 
 __all__ = ["TruncatedMemory", "gather"]
@@ -45,9 +47,19 @@ def gather(
     totals, counts = dict(memory.totals), dict(memory.counts)
     for name, statistic in statistics.items():
         target = targets[name]
-        total, count = sums(statistic, weights, shapes[target])
+        total, count = _of_all(sums(statistic, weights, shapes[target]))
         if target in totals:  # after a resume they may be on another device
             total = total + totals[target].to(total.device)
             count = count + counts[target].to(count.device)
         totals[target], counts[target] = total, count
-    return TruncatedMemory(totals, counts, memory.rows + weights[0].numel())
+    share = current_share()
+    rows = weights[0].numel() * (1 if share is None else share.size)
+    return TruncatedMemory(totals, counts, memory.rows + rows)
+
+
+def _of_all(sums_of_own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Sums over the data of all processes that share a batch."""
+    if current_share() is None:
+        return sums_of_own
+    total, count = sums_of_own
+    return summed_over(total), summed_over(count)

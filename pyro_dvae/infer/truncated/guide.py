@@ -35,12 +35,15 @@ from pyro_dvae.infer.truncated.sampling import add_silenced, in_dims, sample_mem
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, given_values, silenced_of
 from pyro_dvae.infer.truncated.start import first_words
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.noise import alike, current_share
+from pyro_dvae.ops.processes import all_rows, as_first
 from pyro_dvae.ops.sets.evolution import Operator, union
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.broadcasting import takes_particles
 from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.pair import Pair
+from pyro_dvae.programs.sharding import hidden
 from pyro_dvae.programs.sites import sample_sites, with_values
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
@@ -132,7 +135,7 @@ class TruncatedGuide(nn.Module):
 
         Latents that `rest` samples are drawn once.
         """
-        with torch.no_grad(), poutine.block():
+        with torch.no_grad(), hidden():
             rest_trace = self.draw_rest(args, kwargs)
             call = self.read(rest_trace, args, kwargs)
             words = self.members(call)
@@ -170,7 +173,7 @@ class TruncatedGuide(nn.Module):
             raise ValueError(f"`num_sweeps` must be 1 or more; got {num_sweeps}.")
         pool, other = self._pool(proposals), self._without_sets()
         operator = union(pool, evolve or default_evolve(self.num_states))
-        with torch.no_grad(), poutine.block():
+        with torch.no_grad(), hidden():
             if batch_size is None:
                 other._evolve(args, kwargs, operator, num_sweeps)
                 return other
@@ -207,7 +210,7 @@ class TruncatedGuide(nn.Module):
         """One draw of `rest`."""
         if self.rest is None:
             return poutine.Trace()
-        with torch.no_grad(), poutine.block():
+        with torch.no_grad(), hidden():
             return run_program(self.rest, args, kwargs)
 
     def read(self, rest_trace: poutine.Trace, args: tuple, kwargs: dict) -> ModelCall:
@@ -238,13 +241,14 @@ class TruncatedGuide(nn.Module):
         self._check_size(call)
         call = with_drawn(call)
         if self.words is None:
-            self.words = first_words(call, self.num_states, self.probs)
+            with alike():
+                self.words = as_first(first_words(call, self.num_states, self.probs))
         return call
 
     def _takes_particles(self, args: tuple, kwargs: dict) -> bool:
         assert self._space is not None
         program = latents_of(self.model, self.rest)
-        with poutine.block():
+        with hidden():
             return takes_particles(Pair(self.model, program, args, kwargs, self._space.layout))
 
     def members(self, call: ModelCall) -> Int32[Tensor, "S B W"]:
@@ -256,8 +260,10 @@ class TruncatedGuide(nn.Module):
     def store(self, call: ModelCall, words: Int32[Tensor, "S B W"]) -> None:
         """Make these states the members of the data."""
         assert self.words is not None
-        rows = call.batch.rows.to(self.words.device)
-        self.words.index_copy_(0, rows, words.transpose(0, 1).contiguous())
+        rows, words = call.batch.rows.to(self.words.device), words.transpose(0, 1).contiguous()
+        if current_share() is not None:
+            rows, words = all_rows(rows), all_rows(words)
+        self.words.index_copy_(0, rows, words)
 
     # ------------------------------------------------------------------------------------ states
 
@@ -310,7 +316,7 @@ def _run_plainly(
         drawn = msg["type"] == "sample" and site_is_subsample(msg)
         return not drawn or msg["name"] in rest_trace.nodes
 
-    with torch.no_grad(), poutine.block(hide_fn=hide), poutine.replay(trace=rest_trace):
+    with torch.no_grad(), hidden(hide), poutine.replay(trace=rest_trace):
         return run_program(model, args, kwargs)
 
 

@@ -41,6 +41,7 @@ from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, ru
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.evolution import Operator
 from pyro_dvae.ops.sets.packing import unpack
+from pyro_dvae.programs.gathering import gathered, part_of
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.statistics import read_statistics
 
@@ -173,7 +174,8 @@ class Truncated_ELBO(ParticleELBO):
         self._forms = call.batch.closed_forms if self._current(self.closed_form, step) else {}
         self._num_data = call.batch.num_data
         particles = self._run_members(call, words)
-        return particles._replace(extras={**particles.extras, "replaced": replaced})
+        particles = particles._replace(extras={**particles.extras, "replaced": replaced})
+        return gathered(particles, call.space.layout)
 
     def _read(
         self, model: Callable, guide: Any, args: tuple, kwargs: dict
@@ -232,7 +234,7 @@ class Truncated_ELBO(ParticleELBO):
         info = {"ess": ess, "replaced": particles.extras["replaced"]}
         statistics, targets = particles.extras["statistics"], _targets(self._forms)
         shapes = {name: tuple(self._forms[name].target.shape) for name in targets.values()}
-        memory = gather(statistics, targets, shapes, values.weights, memory)
+        memory = gather(statistics, targets, shapes, part_of(particles, values.weights), memory)
         return Gain(values.bound, info, memory, expected)
 
     # ------------------------------------------------------------------------------- closed forms

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_dvae.programs.codes import Space, by_datum, shape_in_datum
 from pyro_dvae.programs.masks import entry_mask
+from pyro_dvae.programs.sharding import plate_of_all
 from pyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
 from pyro_dvae.programs.statistics import closed_forms_of
 
@@ -49,7 +50,8 @@ def read_minibatch(trace: poutine.Trace, space: Space) -> Minibatch:
     sizes: tuple[int, ...] = ()
     num_data, rows = 1, torch.zeros(1, dtype=torch.long)
     for frame in (frames[name] for name in space.layout.plates):
-        indices, full = _rows_of(trace, frame), frame.full_size or frame.size
+        full, start = plate_of_all(frame)
+        indices = _rows_of(trace, frame) + start
         rows = (rows.to(indices.device)[:, None] * full + indices).flatten()
         sizes, num_data = (*sizes, frame.size), num_data * full
     subsamples = poutine.Trace()

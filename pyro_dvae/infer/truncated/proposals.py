@@ -29,11 +29,13 @@ from torch import Tensor
 from pyro_dvae.infer.truncated.minibatch import prior_probs
 from pyro_dvae.infer.truncated.scoring import Scorer
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.noise import drawn_for_rows
 from pyro_dvae.ops.sets.evolution import Operator, Population, sparse_flip, unscored
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.ops.sets.states import change_latents
 from pyro_dvae.programs.codes import encode
 from pyro_dvae.programs.draw import Draw, run_program
+from pyro_dvae.programs.sharding import hidden
 from pyro_dvae.programs.sites import sample_sites
 
 __all__ = ["draws_of", "from_pool", "informed_flip", "prior_flip"]
@@ -60,7 +62,8 @@ def informed_flip(num_children: int) -> Operator:
 
     def operator(population: Population) -> Population:
         gains = _gains(_scorer_of(population, "informed_flip"), population)
-        chances = 0.5 * gains - torch.empty_like(gains).exponential_().log()
+        noise = drawn_for_rows(lambda s: gains.new_empty(s).exponential_(), gains.shape, -2)
+        chances = 0.5 * gains - noise.log()
         count = min(num_children, gains.shape[-1])
         latents = chances.topk(count, -1, sorted=False).indices.movedim(-1, 0)  # (C, P, B)
         children, hashes = population.words.repeat(count, 1, 1), population.hashes
@@ -114,7 +117,7 @@ def draws_of(guide: Callable, num_draws: int) -> Operator:
     def operator(population: Population) -> Tensor:
         call = _scorer_of(population, "draws_of").call
         space, batch = call.space, call.batch
-        with torch.no_grad(), poutine.block(), poutine.replay(trace=batch.subsamples):
+        with torch.no_grad(), hidden(), poutine.replay(trace=batch.subsamples):
             with Draw(space.layout, num_draws):
                 sites = sample_sites(run_program(guide, call.args, call.kwargs))
         names = [site.name for site in space.sites]

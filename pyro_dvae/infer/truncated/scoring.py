@@ -22,6 +22,7 @@ from pyro_dvae.programs.codes import Space, decode
 from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.record import Particles, Reader, read_silenced
 from pyro_dvae.programs.run import run_particles
+from pyro_dvae.programs.sharding import hidden
 from pyro_dvae.programs.sites import sample_sites
 
 __all__ = ["ModelCall", "Scorer", "log_weights", "run_states", "silenced_of"]
@@ -102,7 +103,7 @@ class Scorer:
         """One run of the model."""
         with (
             torch.set_grad_enabled(codes.requires_grad),
-            poutine.block(),
+            hidden(),
             pyro.validation_enabled(False),  # the pass that makes the bound validates once
         ):
             particles = run_states(self.call, codes)
@@ -145,7 +146,7 @@ def silenced_of(call: ModelCall, states: Int32[Tensor, "S B W"]) -> Float[Tensor
     """The log-density that masks silence in states of data whose masked latents are drawn."""
     assert call.batch.drawn is not None
     codes = unpack(states, call.space.cardinalities)
-    with torch.no_grad(), poutine.block():
+    with torch.no_grad(), hidden():
         particles = run_states(call._replace(rest=None), codes, {"silenced": read_silenced})
     silenced = particles.extras["silenced"].flatten(1)
     return torch.where(call.batch.drawn, silenced, 0.0).expand(len(states), states.shape[1])

@@ -28,6 +28,7 @@ from jaxtyping import Float, Int32, Int64, Integer
 from torch import Tensor
 
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.noise import drawn_for_rows
 from pyro_dvae.ops.sets.hashing import hash_words
 from pyro_dvae.ops.sets.packing import pack, unpack
 from pyro_dvae.ops.sets.ranking import rows_at, take_rows, top_indices
@@ -196,7 +197,9 @@ def sparse_flip(num_children: int, rate: float, num_active: float | Tensor) -> O
             )
         up, down = flip_probs(codes.sum(-1), codes.shape[-1], rate, num_active)
         probs = torch.where(codes == 1, down[..., None], up[..., None])
-        flips = torch.rand(num_children, *codes.shape, device=codes.device) < probs
+        shape = num_children, *codes.shape
+        uniforms = drawn_for_rows(lambda s: torch.rand(s, device=codes.device), shape, -2)
+        flips = uniforms < probs
         children = population.words ^ pack(flips.to(torch.uint8), cardinalities)
         return unscored(children.flatten(0, 1), population)
 
@@ -236,7 +239,9 @@ def cross() -> Operator:
         if num_parents < 2:
             raise ValueError(f"`cross` needs 2 parents or more; got {num_parents}.")
         first, second = torch.triu_indices(num_parents, num_parents, 1, device=codes.device)
-        cuts = torch.rand(len(first), num_data, 1, device=codes.device) * (num_latents - 1)
+        shape = len(first), num_data, 1
+        cuts = drawn_for_rows(lambda s: torch.rand(s, device=codes.device), shape, 1)
+        cuts = cuts * (num_latents - 1)
         head = torch.arange(num_latents, device=codes.device) <= cuts.long()
         ours, theirs = codes[first], codes[second]
         children = [torch.where(head, ours, theirs), torch.where(head, theirs, ours)]

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int32, Int64, Integer
 from torch import Tensor
 
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.noise import drawn_for_rows
 from pyro_dvae.ops.sets.hashing import change_hash, first_occurrences, hash_states, zobrist_table
 from pyro_dvae.ops.sets.packing import as_numbers, code_dtype, places_of
 from pyro_dvae.ops.sets.ranking import without_nan
@@ -77,7 +78,8 @@ def other_codes(
     if set(cardinalities) == {2}:
         return 1 - codes
     sizes = _constant(cardinalities, codes.device)[latents]
-    steps = 1 + (torch.rand(codes.shape, device=codes.device) * (sizes - 1)).long()
+    uniforms = drawn_for_rows(lambda s: torch.rand(s, device=codes.device), codes.shape, -1)
+    steps = 1 + (uniforms * (sizes - 1)).long()
     return ((codes + steps) % sizes).to(codes.dtype)
 
 
@@ -202,6 +204,10 @@ def _walk_apart(
 
 def _uniforms(shape: tuple[int, ...], device: torch.device) -> Float[Tensor, "*shape"]:
     """Draws from [0, 1), multiples of 2**-24 as those of `torch.rand`, two of them at a time."""
+    return drawn_for_rows(lambda shape: _draw_uniforms(shape, device), shape, -1)
+
+
+def _draw_uniforms(shape: tuple[int, ...], device: torch.device) -> Float[Tensor, "*shape"]:
     if device.type != "cpu":
         return torch.rand(shape, device=device)
     count = math.prod(shape)

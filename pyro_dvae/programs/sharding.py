@@ -1,0 +1,206 @@
+"""Programs of which each process runs some rows of a batch.
+
+The sum over processes of what their sites weigh is what they weigh in one process:
+
+- a site under a plate of data weighs as in the whole batch, N / B, where the plate has the size N
+  of all data; where its size is that of the batch, it weighs as it does;
+- what the data share is run by each of P processes, with the same draws, and weighs 1 / P.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from pyro import get_param_store, poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.util import site_is_subsample
+
+from pyro_dvae.ops.noise import Share, draws_of_rows, sharing
+from pyro_dvae.programs.looking import only_looking
+from pyro_dvae.programs.sites import Site, sample_sites
+
+__all__ = [
+    "Sharded",
+    "current_sharding",
+    "drawing",
+    "find_plates",
+    "hidden",
+    "plate_of_all",
+    "sharded",
+]
+
+_PARTICLES = "num_particles_vectorized"  # Pyro's plate of particles
+
+
+class Sharded(Messenger):
+    """Programs inside of it are run with the rows of one process; enter it by `sharded`.
+
+    Args:
+        share: Which rows.
+        plates: Of each plate of data, whether its full size is that of the batch.
+    """
+
+    def __init__(self, share: Share, plates: Mapping[str, bool]) -> None:
+        super().__init__()
+        self.share, self.plates = share, plates
+
+    def weight(self, plates: Mapping[str, Any]) -> float:
+        """By what the scale of a site under these plates is to be multiplied."""
+        is_whole = any(self.plates.get(name, False) for name in plates)
+        return 1.0 if is_whole else 1.0 / self.share.size
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self._subsample(msg)
+            return
+        if msg.get("_is_sharded"):  # by this one within a block
+            return
+        msg["_is_sharded"] = True
+        plates = {f.name: f for f in msg["cond_indep_stack"] if f.vectorized}
+        self._check(msg["name"], plates)
+        if (weight := self.weight(plates)) != 1.0:
+            msg["scale"] = msg["scale"] * weight
+        if not (msg["done"] or msg["is_observed"] or msg["value"] is not None):
+            with drawing(msg):
+                msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
+
+    def _subsample(self, msg: Any) -> None:
+        """The rows that a plate draws of the data are those of all processes, of which some."""
+        whole = self.plates.get(msg["name"])
+        if whole is False and not msg["done"] and msg["value"] is None:
+            share, fn = self.share, msg["fn"]
+            everyone = type(fn)(fn.size, share.rows * share.size, device=fn.device)()
+            msg["value"] = everyone[share.rank * share.rows :][: share.rows]
+
+    def _check(self, name: str, plates: Mapping[str, Any]) -> None:
+        for plate, frame in plates.items():
+            is_known = plate in self.plates or plate == _PARTICLES
+            if not is_known and frame.size == self.share.rows and name not in self.plates:
+                raise ValueError(
+                    f"site '{name}' is under plate '{plate}', which has as many rows, "
+                    f"{frame.size}, as the data of each process, but is none of the model's plates "
+                    f"of data, {sorted(self.plates)}. Give it another `batch_size`, or put the "
+                    "site under one of these."
+                )
+
+
+@contextmanager
+def sharded(share: Share, plates: Mapping[str, bool]) -> Iterator[None]:
+    """Run a block whose programs have the rows of one process."""
+    with sharing(share), Sharded(share, plates):
+        yield
+
+
+@contextmanager
+def hidden(hide: Callable[[Any], bool] | None = None) -> Iterator[None]:
+    """Run a block whose messages handlers around do not see, whoever shares its rows excepted.
+
+    Args:
+        hide: Which of the messages; None is all.
+    """
+    found = current_sharding()
+    block = poutine.block() if hide is None else poutine.block(hide_fn=hide)
+    with block, nullcontext() if found is None else Sharded(found.share, found.plates):
+        yield
+
+
+def current_sharding() -> Sharded | None:
+    """The innermost `Sharded` that programs are in, if any."""
+    return next((h for h in reversed(_PYRO_STACK) if isinstance(h, Sharded)), None)
+
+
+def drawing(msg: Any) -> Any:
+    """A block that draws a site: in it, each row gets what one process would draw for it."""
+    found = current_sharding()
+    if found is None:
+        return nullcontext()
+    dims = [f.dim for f in msg["cond_indep_stack"] if f.vectorized and f.name in found.plates]
+    if not dims:
+        return nullcontext()
+    event_dim = msg["fn"].event_dim
+    return draws_of_rows(dims[0] - event_dim, dims[0] - event_dim + 1, dims[0])
+
+
+def plate_of_all(frame: Any) -> tuple[int, int]:
+    """The size of a plate over all processes, and from where its rows here are counted."""
+    full, found = frame.full_size or frame.size, current_sharding()
+    if found is None or not found.plates.get(frame.name):
+        return full, 0
+    return found.share.size * full, found.share.rank * full
+
+
+def find_plates(
+    model: Callable, some: tuple[tuple, dict], more: tuple[tuple, dict], num_rows: int
+) -> dict[str, bool]:
+    """The model's plates of data, and of each whether its full size is that of the batch.
+
+    They are those whose size goes with the rows of the arguments.
+
+    Args:
+        model: The model.
+        some: Arguments with `num_rows` rows.
+        more: Arguments with a row more.
+        num_rows: How many.
+
+    Raises:
+        ValueError: If the model cannot be run so, or if data are under no such plate.
+    """
+    few, many = (_sites_of(model, *call, num_rows) for call in (some, more))
+    if few.keys() != many.keys():
+        odd = sorted(few.keys() ^ many.keys())[0]
+        raise _unfit(f"site '{odd}' comes and goes with the number of rows")
+    plates: dict[str, bool] = {}
+    for name, site in few.items():
+        for plate, frame in site.plates.items():
+            sizes = [_sizes(frame), _sizes(many[name].plates[plate])]
+            if sizes[0] != sizes[1]:
+                plates[plate] = _goes_with_rows(plate, sizes, num_rows)
+    for name, site in few.items():
+        if not plates.keys() & site.plates.keys() and _shape(site) != _shape(many[name]):
+            raise _unfit(f"site '{name}' has data, but is under no plate of theirs")
+    if not plates:
+        raise _unfit(f"no plate of the model has the {num_rows} rows of its data")
+    return plates
+
+
+def _sites_of(model: Callable, args: tuple, kwargs: dict, num_rows: int) -> dict[str, Site]:
+    """The sites of a plain run, which leaves no parameter behind."""
+
+    def run() -> dict[str, Site]:
+        with poutine.block(), get_param_store().scope():
+            return sample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+
+    try:
+        return only_looking(run)
+    except (RuntimeError, ValueError, IndexError) as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _unfit(f"it cannot be run with {num_rows} rows: {line}") from error
+
+
+def _sizes(frame: Any) -> tuple[int, int]:
+    return frame.size, frame.full_size or frame.size
+
+
+def _shape(site: Site) -> tuple[int, ...]:
+    return *site.fn.batch_shape, *site.fn.event_shape
+
+
+def _goes_with_rows(plate: str, sizes: list[tuple[int, int]], num_rows: int) -> bool:
+    (few, full), (many, full_of_many) = sizes
+    is_whole = full_of_many != full
+    if (few, many) != (num_rows, num_rows + 1) or (is_whole and full != few):
+        raise _unfit(
+            f"plate '{plate}' has {few} of {full} rows, given {num_rows}, and {many} of "
+            f"{full_of_many}, given {num_rows + 1}"
+        )
+    return is_whole
+
+
+def _unfit(what: str) -> ValueError:
+    return ValueError(
+        f"the batch cannot be shared among processes, as each runs the model with some of its "
+        f"rows: {what}. Put the data under one plate, pyro.plate(name, len(x)), or, with N data in "
+        "all, pyro.plate(name, N, subsample_size=len(x)), and pass `batch_size` where a plate "
+        "subsamples by itself; or train in one process."
+    )
