@@ -192,7 +192,7 @@ def bereaved():
     """What this process says when the second one is killed."""
     try:
         train("daps", transform=AtStep(signal.SIGKILL))
-    except RuntimeError as error:
+    except ConnectionError as error:
         return str(error)
     return "nothing"
 

@@ -200,7 +200,7 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RuntimeError(
+        raise ConnectionError(
             "another process of this run has ended, or cannot be reached: what it has written says "
             "why. Start all of them again; a run with a `folder` goes on from its last checkpoint "
             "with `resume=True`."

@@ -15,6 +15,7 @@ Read it in this order, from a program to arrays:
 - `looking`: runs that only look, without gradient and with the generators as they were;
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;
 - `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws;
+- `sharding`, `gathering`: programs of which each process runs some rows; the record of all rows;
 - `swapping`: a model run as a guide of its discrete latents;
 - `statistics`: what the closed form of a parameter needs of a run;
 - `precision`: what mean square error costs in nats, to weigh other squares by.
@@ -28,5 +29,7 @@ It imports `ops` and `distributions`. Its words:
 - *particle*: one joint draw of all latents; K of them lead, left of all plates;
 - *credited*: drawn without a pathwise gradient, so that the score function credits the draw with
   what it leads to; a *score* alone is a number in nats, as in `ops`;
+- *plate of data*: one whose size goes with the rows of the arguments; processes *share* a batch by
+  its rows;
 - *reader*: what an algorithm reads of a run beside its log-densities, into `Particles.extras`.
 """
