@@ -44,6 +44,13 @@ def array(value):
     return jnp.asarray(value, float)
 
 
+def markov(steps):
+    """As in Pyro; its home imports funsor."""
+    from numpyro.contrib.funsor import markov
+
+    return markov(steps)
+
+
 def programs(host):
     """Model and guide of no arguments, and the parameters that they are of."""
     params = {name: array(value) for name, value in host.params.items()}
@@ -54,6 +61,7 @@ def programs(host):
         factor=numpyro.factor,
         guide_factor=numpyro.factor,
         plate=plate,
+        markov=markov,
         mask=handlers.mask,
         scale=handlers.scale,
         param=lambda name: numpyro.param(name, params[name]),
@@ -65,6 +73,7 @@ def programs(host):
         integers=jnp.array,
         rows=jnp.array,
         exp=jnp.exp,
+        logaddexp=jnp.logaddexp,
         where=jnp.where,
     )
     return (lambda: host.model(ppl)), (lambda: host.guide(ppl)), params

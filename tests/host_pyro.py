@@ -45,6 +45,7 @@ def programs(host):
         factor=pyro.factor,
         guide_factor=lambda name, value: pyro.factor(name, value, has_rsample=False),
         plate=pyro.plate,
+        markov=pyro.markov,
         mask=poutine.mask,
         scale=poutine.scale,
         param=leaves.__getitem__,
@@ -56,6 +57,7 @@ def programs(host):
         integers=torch.tensor,
         rows=torch.tensor,
         exp=torch.exp,
+        logaddexp=torch.logaddexp,
         where=lambda where, one, other: torch.where(where, array(one), array(other)),
     )
     return (lambda: host.model(ppl)), (lambda: host.guide(ppl)), leaves

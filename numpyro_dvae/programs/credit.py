@@ -186,7 +186,7 @@ def _terms(run: Run, layout: Layout, influence: Influence, with_entropy: bool) -
         else:
             add("rate", site, -site.log_prob(), draws)
     for name, site in run.model.items():
-        kind = "likelihood" if site.is_observed else "rate"
+        kind = "likelihood" if site.kind == "likelihood" else "rate"
         add(kind, site, fast_log_prob(site), influence.model[name])
     return terms
 

@@ -3,6 +3,7 @@
 import math
 import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -13,6 +14,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions import sample_codes
+from numpyro_dvae.programs.enumerating import enumerate_marked, sum_out
 from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.sites import Site, base_distribution, is_drawn, mutable_values
 
@@ -134,13 +136,20 @@ def run_program(rng_key: Array, program: Any, args: tuple, kwargs: dict) -> dict
     return trace(seed(program, rng_key)).get_trace(*args, **kwargs)
 
 
-def run_pair(rng_key: Array, pair: Pair, draw: Messenger) -> Run:
-    """Run guide and model once; the model takes the guide's draws, and its mutable state."""
+def run_pair(rng_key: Array, pair: Pair, draw: Draw) -> Run:
+    """Run guide and model once; the model takes the guide's draws, and its mutable state.
+
+    Marked sites of the model are summed out.
+    """
     guide_key, model_key = jax.random.split(rng_key)
+    summed = pair.layout.summed
     guide_trace: dict[str, Any] = {}
     with draw:
         if pair.guide is not None:
             guide_trace = run_program(guide_key, pair.guide, pair.args, pair.kwargs)
         model = substitute(pair.model, data=mutable_values(guide_trace))
         replayed = replay(seed(model, model_key), trace=guide_trace)
-        return Run.of(guide_trace, trace(replayed).get_trace(*pair.args, **pair.kwargs))
+        known = guide_trace.keys() | draw.values.keys()
+        with enumerate_marked(pair.layout, known) if summed else nullcontext():
+            run = Run.of(guide_trace, trace(replayed).get_trace(*pair.args, **pair.kwargs))
+    return run._replace(model=sum_out(run.model, pair.layout)) if summed else run

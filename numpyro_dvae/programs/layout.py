@@ -19,6 +19,7 @@ from numpyro.ops.provenance import eval_provenance
 
 from numpyro_dvae.programs.computing import are_one
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
+from numpyro_dvae.programs.enumerating import is_marked
 from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.sites import Site, in_batch_dims, rows_of_plates, sample_sites
 
@@ -43,17 +44,34 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
     """
     layouts: list[Layout] = []
 
+    def run_with(pair: Pair, values: Mapping[str, Array]) -> Run:
+        return run_pair(rng_key, pair, Draw(rng_key, Layout(), values))
+
     def inspect() -> list[Any]:
+        marked = _with_summed(run_with(pair, {}), pair, max_plate_nesting)
+
         def rerun(values: Mapping[str, Array]) -> Run:
-            return run_pair(rng_key, pair, Draw(rng_key, Layout(), values))
+            return run_with(marked, values)
 
         run = rerun({})
-        layouts.append(_layout(run, rerun, max_plate_nesting))
+        found = _layout(run, rerun, max_plate_nesting)
+        nesting = max(found.nesting, marked.layout.nesting)
+        layouts.append(found._replace(nesting=nesting, summed=marked.layout.summed))
         sites = [*run.guide.values(), *run.model.values()]
         return [site.scale for site in sites if layouts[0].owns(site)]
 
     program = jax.make_jaxpr(inspect)()
     return layouts[0]._replace(one_scale=are_one(program))
+
+
+def _with_summed(run: Run, pair: Pair, max_plate_nesting: float) -> Pair:
+    """With the marked sites of the model that the guide does not draw, if there are any."""
+    summed = tuple(n for n, s in run.model.items() if is_marked(s) and n not in run.guide)
+    if not summed:
+        return pair
+    sites = [*run.guide.values(), *run.model.values()]
+    frames = {name: frame for site in sites for name, frame in site.plates.items()}
+    return pair._replace(layout=Layout(_nesting(frames, max_plate_nesting), summed=summed))
 
 
 def _layout(run: Run, rerun: _Rerun, max_plate_nesting: float) -> Layout:
@@ -136,7 +154,8 @@ def _check_match(run: Run) -> None:
     if missing := sorted(latent - run.guide.keys()):
         raise ValueError(
             f"sites {missing} of the model are neither observed nor sampled by the guide, which "
-            f"has {sorted(run.guide)}. Sample them in the guide, observe or marginalise them."
+            f"has {sorted(run.guide)}. Sample them in the guide, observe or marginalise them, or "
+            "mark discrete ones infer={'enumerate': 'parallel'}, to have them summed out."
         )
 
 

@@ -20,6 +20,7 @@ class Layout(NamedTuple):
     plates: tuple[str, ...] = ()  # that make a datum, leftmost first
     dims: tuple[int, ...] = ()  # their batch dims
     credited: tuple[str, ...] = ()  # guide sites without a pathwise gradient
+    summed: tuple[str, ...] = ()  # sites of the model that are summed out where it is run
     one_scale: bool = False  # whether all sites of a datum are scaled by the same computation
 
     def owns(self, site: Site) -> bool:

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Float
@@ -22,7 +20,7 @@ from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
 from numpyro_dvae.programs.densities import fast_log_prob
 from numpyro_dvae.programs.masks import without_mask
 from numpyro_dvae.programs.pair import Layout, Run
-from numpyro_dvae.programs.sites import Site, in_batch_dims
+from numpyro_dvae.programs.sites import Site, in_batch_dims, same_scale
 
 __all__ = [
     "Ledger",
@@ -129,19 +127,10 @@ def _common_scale(sites: Sequence[Site], layout: Layout) -> tuple[float | Array,
     of its datum, by an annealed likelihood say, is so within the datum.
     """
     scales = [site.scale for site in sites]
-    alike = layout.one_scale or all(_same_scale(scale, scales[0]) for scale in scales)
+    alike = layout.one_scale or all(same_scale(scale, scales[0]) for scale in scales)
     if scales and alike and (jnp.ndim(scales[0]) == 0 or _varies_by_datum(scales[0], layout)):
         return scales[0], True
     return (_plates_scale(sites[0], layout) if sites else 1.0), False
-
-
-def _same_scale(one: Any, two: Any) -> bool:
-    """Whether scales are the same by their values; those that are traced have none."""
-    if one is two:
-        return True
-    if isinstance(one, jax.core.Tracer) or isinstance(two, jax.core.Tracer):
-        return False
-    return jnp.shape(one) == jnp.shape(two) and bool(np.all(np.asarray(one) == np.asarray(two)))
 
 
 def _varies_by_datum(scale: Array, layout: Layout) -> bool:
@@ -181,7 +170,7 @@ def make_record(
             if entropy is not None:
                 ledger.add("entropy", site, entropy)
     for site in run.model.values():
-        ledger.add("likelihood" if site.is_observed else "prior", site, fast_log_prob(site))
+        ledger.add(site.kind, site, fast_log_prob(site))
     return Particles(
         log_likelihood=ledger.total("likelihood"),
         log_prior=ledger.total("prior"),

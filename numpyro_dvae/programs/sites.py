@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
@@ -29,6 +30,7 @@ __all__ = [
     "mutable_values",
     "param_values",
     "rows_of_plates",
+    "same_scale",
     "sample_sites",
 ]
 
@@ -111,9 +113,19 @@ class Site:
         return bool(self.infer.get("is_auxiliary"))
 
     @property
+    def kind(self) -> str:
+        """What its log-density is in the model: "likelihood" or "prior"."""
+        return "likelihood" if self.is_observed and not self.infer.get("_of_latents") else "prior"
+
+    @property
     def is_scanned(self) -> bool:
         """Whether it is a site of all steps of a `scan`, which lead its batch dims."""
         return "_scan_current_index" in self.infer
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether its log-density is that of several sites, counted at another."""
+        return bool(self.infer.get("_joint"))
 
     @property
     def by_sampler(self) -> bool:
@@ -174,6 +186,15 @@ def rows_of_plates(trace: Mapping[str, Any]) -> dict[str, Rows]:
     """What the plates of a run have taken, by name."""
     plates = {name: message for name, message in trace.items() if message["type"] == "plate"}
     return {name: Rows(plate["value"], plate["args"][0]) for name, plate in plates.items()}
+
+
+def same_scale(one: Any, two: Any) -> bool:
+    """Whether two weights of log-densities are the same, by their values; traced ones have none."""
+    if one is two:
+        return True
+    if isinstance(one, jax.core.Tracer) or isinstance(two, jax.core.Tracer):
+        return False
+    return jnp.shape(one) == jnp.shape(two) and bool(np.all(np.asarray(one) == np.asarray(two)))
 
 
 def is_drawn(message: Any) -> bool:

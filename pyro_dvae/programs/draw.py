@@ -10,6 +10,7 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_dvae.programs.enumerating import Enumerate, sum_out
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.sharding import drawing
 from pyro_dvae.programs.sites import Site, is_drawn
@@ -119,14 +120,17 @@ def run_program(program: Any, args: tuple, kwargs: dict) -> poutine.Trace:
     return poutine.trace(program).get_trace(*args, **kwargs)
 
 
-def run_pair(pair: Pair, draw: Messenger) -> Run:
-    """Run guide and model once; the model takes the guide's draws."""
-    guide_trace = poutine.Trace()
+def run_pair(pair: Pair, draw: Draw) -> Run:
+    """Run guide and model once; the model takes the guide's draws, and marked sites are summed."""
+    guide_trace, model, layout = poutine.Trace(), pair.model, pair.layout
     with draw:
         if pair.guide is not None:
             guide_trace = run_program(pair.guide, pair.args, pair.kwargs)
-        replayed = poutine.replay(pair.model, trace=guide_trace)
-        return Run.of(guide_trace, run_program(replayed, pair.args, pair.kwargs))
+        if layout.summed:
+            model = Enumerate(layout, guide_trace.nodes.keys() | draw.values.keys())(model)
+        replayed = poutine.replay(model, trace=guide_trace)
+        run = Run.of(guide_trace, run_program(replayed, pair.args, pair.kwargs))
+    return run._replace(model=sum_out(run.model, layout)) if layout.summed else run
 
 
 def run_traces(model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from pyro_dvae.programs.draw import run_program
+from pyro_dvae.programs.enumerating import is_marked
 from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.sites import (
@@ -46,6 +47,11 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
             sizes or event shapes), or if the plates nest deeper than `max_plate_nesting`.
     """
     found = tracked(pair, TrackNonReparam())
+    if summed := _to_be_summed(found.run):
+        all_sites = [*found.run.guide.values(), *found.run.model.values()]
+        nesting = _layout_of(all_sites, set(), (), max_plate_nesting).nesting
+        pair = pair._replace(layout=Layout(nesting, summed=summed))
+        found = tracked(pair, TrackNonReparam())
     _check_match(found.run)
     credited = {n: s for n, s in found.run.guide.items() if s.is_credited}
     if not credited:
@@ -54,10 +60,16 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
     sites = [*run.guide.values(), *run.model.values()]
     shared = _shared_plates(pair, found, credited or _plated(run.guide))
     layout = _layout_of(sites, shared, tuple(credited), max_plate_nesting)
-    layout = layout._replace(asked=bool(found.exits & credited.keys()))
+    layout = layout._replace(asked=bool(found.exits & credited.keys()), summed=summed)
+    layout = layout._replace(nesting=max(layout.nesting, pair.layout.nesting))
     for site in sites:
         in_batch_dims(site, site.log_prob(), layout.nesting, 1)
     return layout, run.structure()
+
+
+def _to_be_summed(run: Run) -> tuple[str, ...]:
+    """Marked sites of the model that the guide does not draw."""
+    return tuple(n for n, s in run.model.items() if is_marked(s) and n not in run.guide)
 
 
 def common_layout(runs: Sequence[Run], max_plate_nesting: float = math.inf) -> Layout:
@@ -158,7 +170,8 @@ def _check_match(run: Run) -> None:
     if missing := sorted(latent - run.guide.keys()):
         raise ValueError(
             f"sites {missing} of the model are neither observed nor sampled by the guide, which "
-            f"has {sorted(run.guide)}. Sample them in the guide, observe or marginalise them."
+            f"has {sorted(run.guide)}. Sample them in the guide, observe or marginalise them, or "
+            "mark discrete ones infer={'enumerate': 'parallel'}, to have them summed out."
         )
 
 

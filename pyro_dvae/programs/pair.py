@@ -25,6 +25,7 @@ class Layout(NamedTuple):
     plates: tuple[str, ...] = ()  # that make a datum, leftmost first
     dims: tuple[int, ...] = ()  # their batch dims
     credited: tuple[str, ...] = ()  # guide sites without a pathwise gradient
+    summed: tuple[str, ...] = ()  # sites of the model that are summed out where it is run
     asked: bool = False  # whether Python asks for their draws, so that other sites may depend on it
 
     def owns(self, site: Site) -> bool:

@@ -20,7 +20,7 @@ from pyro_dvae.programs.densities import fast_log_prob
 from pyro_dvae.programs.masks import without_mask
 from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.sharding import current_sharding
-from pyro_dvae.programs.sites import Site, in_batch_dims
+from pyro_dvae.programs.sites import Site, in_batch_dims, same_scale
 
 __all__ = [
     "Ledger",
@@ -137,16 +137,10 @@ def _common_scale(sites: Sequence[Site], layout: Layout) -> tuple[float | Tensor
     with the draws, those are given that are always there, so that no draw changes the weight.
     """
     scales = [site.scale for site in sites]
-    if scales and all(_same_scale(scale, scales[0]) for scale in scales):
+    if scales and all(same_scale(scale, scales[0]) for scale in scales):
         if not isinstance(scales[0], Tensor) or _varies_by_datum(scales[0], layout):
             return scales[0], True
     return (_plates_scale(sites[0], layout) if sites else 1.0), False
-
-
-def _same_scale(one: Any, two: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(two, Tensor):
-        return one is two or (one.shape == two.shape and bool((one == two).all()))
-    return type(one) is type(two) and one == two
 
 
 def _varies_by_datum(scale: Tensor, layout: Layout) -> bool:
@@ -211,7 +205,7 @@ def _record(run: Run, ledger: Ledger, reads: Mapping[str, Reader], with_entropy:
             if entropy is not None:
                 ledger.add("entropy", site, entropy)
     for site in run.model.values():
-        ledger.add("likelihood" if site.is_observed else "prior", site, fast_log_prob(site))
+        ledger.add(site.kind, site, fast_log_prob(site))
     return Particles(
         log_likelihood=ledger.total("likelihood"),
         log_prior=ledger.total("prior"),

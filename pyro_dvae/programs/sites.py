@@ -23,6 +23,7 @@ __all__ = [
     "in_batch_dims",
     "is_drawn",
     "rows_of_plates",
+    "same_scale",
     "sample_sites",
     "with_values",
 ]
@@ -90,6 +91,16 @@ class Site:
         return bool(self.infer.get("is_auxiliary"))
 
     @property
+    def kind(self) -> str:
+        """What its log-density is in the model: "likelihood" or "prior"."""
+        return "likelihood" if self.is_observed and not self.infer.get("_of_latents") else "prior"
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether its log-density is that of several sites, counted at another."""
+        return bool(self.infer.get("_joint"))
+
+    @property
     def by_sampler(self) -> bool:
         """Whether an algorithm has its own way to draw it, `draw.Sampler`."""
         return bool(self.infer.get("_by_sampler"))
@@ -150,6 +161,13 @@ def with_values(trace: poutine.Trace, values: Mapping[str, Any]) -> poutine.Trac
         value = {"value": values[name]} if name in values else {}
         changed.nodes[name] = {**message, **value}  # type: ignore[typeddict-item]
     return changed
+
+
+def same_scale(one: Any, two: Any) -> bool:
+    """Whether two weights of log-densities are the same, by their values."""
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return one is two or (one.shape == two.shape and bool((one == two).all()))
+    return type(one) is type(two) and one == two
 
 
 def is_drawn(message: Any) -> bool:

@@ -1,0 +1,192 @@
+"""What NumPyro's enumeration is made of, funsor, which is imported where a site is summed out.
+
+A marked site gets all its values in a batch dim left of plates, and every site says which of its
+dims are whose; funsor sums log-densities whose dims have names [1], the steps of a `scan` by a
+parallel scan.
+
+References:
+    [1] Obermeyer et al. Tensor variable elimination for plated factor graphs. ICML, 2019.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro.primitives import Messenger
+
+from numpyro_dvae.programs.sites import Site, is_drawn
+
+__all__ = ["Named", "contracted", "enumerated", "named"]
+
+_TIME, _PREVIOUS = "_time", "_PREV_"
+
+
+def _module(name: str) -> Any:
+    """A module that needs funsor, or is it.
+
+    Raises:
+        ModuleNotFoundError: If it is not there.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "sites marked infer={'enumerate': 'parallel'} are summed by funsor, as in NumPyro's "
+            f"own enumeration: {error}. Install it (pip install funsor), or sample the sites in "
+            "the guide."
+        ) from error
+
+
+@contextmanager
+def enumerated(
+    nesting: int, known: Collection[str], check: Callable[[Site], None]
+) -> Iterator[None]:
+    """Give marked sites all their values at once, and note the names of dims.
+
+    Args:
+        nesting: How many dims are taken by plates.
+        known: Sites that the guide draws, or whose values are given.
+        check: Refuses a site that cannot be summed out.
+    """
+    host = _module("numpyro.contrib.funsor")
+    first = -nesting - 1 if nesting else None
+    with host.plate_to_enum_plate(), host.enum(first_available_dim=first), _Mark(known, check):
+        yield
+
+
+class _Mark(Messenger):
+    """Entered within the host's handler: takes marks away, and names dims."""
+
+    def __init__(self, known: Collection[str], check: Callable[[Site], None]) -> None:
+        super().__init__()
+        self.known, self.check = known, check
+        self.names = _module("numpyro.contrib.funsor.enum_messenger").NamedMessenger
+
+    def process_message(self, msg: Any) -> None:
+        """Keep the mark of a site that is to be summed out."""
+        if msg["type"] != "sample":
+            return
+        msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "expand"}
+        if is_drawn(msg) and msg["infer"].get("enumerate") == "parallel":
+            if msg["name"] in self.known:
+                del msg["infer"]["enumerate"]
+            else:
+                self.check(Site.of(msg))
+                msg["infer"]["_summed"] = True
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Look values up, and note whose each batch dim is."""
+        if msg["type"] != "sample":
+            return
+        fn, event = msg["fn"], msg["fn"].event_dim
+        if msg["infer"].get("_summed"):  # the host's values are 0, 1, ...
+            support = fn.enumerate_support(expand=False)
+            msg["value"] = support.reshape(len(support), *fn.event_shape)[msg["value"]]
+        batch = jnp.shape(msg["value"])[: jnp.ndim(msg["value"]) - event]
+        names = self.names._get_dim_to_name(jnp.broadcast_shapes(fn.batch_shape, batch))
+        msg["infer"]["_names"] = names
+        if msg["name"] in self.known and msg["name"] in names.values():
+            raise ValueError(
+                f"site '{msg['name']}' is drawn by the guide in a `scan` that enumerates all its "
+                "discrete sites. Leave it out of the guide, or write the steps as a Python loop, "
+                "or enumerate no site of the scan."
+            )
+
+
+class Named(NamedTuple):
+    """A log-density whose dims have names."""
+
+    site: str
+    values: Any  # funsor
+    names: frozenset[str]  # of its dims
+    size: int  # steps of a `scan`; 0 outside of one
+
+    @property
+    def times(self) -> frozenset[str]:
+        """The name of its dim of steps."""
+        return frozenset(name for name in self.names if name.startswith(_TIME))
+
+
+def named(site: Site, values: Array) -> Named:
+    """Name the dims of numbers over the batch dims of a site."""
+    funsor = _module("funsor")
+    names = OrderedDict(site.infer["_names"])
+    sizes = {frame.dim: frame.size for frame in site.plates.values()}
+    depth = max([jnp.ndim(values), *(-dim for dim in sizes)])
+    values = jnp.reshape(values, (1,) * (depth - jnp.ndim(values)) + jnp.shape(values))
+    shape = [sizes.get(dim - depth, size) for dim, size in enumerate(values.shape)]
+    values = jnp.broadcast_to(values, shape)
+    names.update({frame.dim: name for name, frame in site.plates.items()})
+    steps = next((values.shape[dim] for dim, n in names.items() if n.startswith(_TIME)), 0)
+    if not names:
+        values = jnp.squeeze(values)
+    found = funsor.to_funsor(values, output=funsor.Real, dim_to_name=names)
+    return Named(site.name, found, frozenset(names.values()), steps)
+
+
+def contracted(
+    terms: Sequence[Named],
+    sums: frozenset[str],
+    plates: frozenset[str],
+    outer: Mapping[str, int],
+) -> Array:
+    """The logarithm of a sum of products, over the batch dims of the outer plates.
+
+    Args:
+        terms: Log-densities.
+        sums: Names of the sites that are summed.
+        plates: Names of all plates.
+        outer: The dims of those that stay.
+    """
+    funsor, optimizer = _module("funsor"), _module("funsor.optimizer")
+    factors = [term.values for term in terms if not term.size] + _steps(terms, sums, plates)
+    with funsor.interpretations.lazy:
+        found = funsor.sum_product.sum_product(
+            funsor.ops.logaddexp,
+            funsor.ops.add,
+            factors,
+            eliminate=sums | (plates - outer.keys()),
+            plates=plates,
+        )
+    found = optimizer.apply_optimizer(found)
+    return funsor.to_data(found, name_to_dim=OrderedDict(outer))
+
+
+def _steps(terms: Sequence[Named], sums: frozenset[str], plates: frozenset[str]) -> list[Any]:
+    """The factors of each `scan`, summed over all states but those of its ends."""
+    funsor = _module("funsor")
+    factors: dict[Any, list[Any]] = {}
+    names: dict[Any, frozenset[str]] = {}
+    for term in terms:
+        if term.size:
+            (time,) = term.times
+            variable = funsor.Variable(time, funsor.Bint[term.size])
+            factors.setdefault(variable, []).append(term.values)
+            names[variable] = names.get(variable, frozenset()) | term.names
+    if not factors:
+        return []
+    before = {time: frozenset(filter(_is_before, all_names)) for time, all_names in names.items()}
+    ends = {time: _ends(time.name, before[time], terms) for time in factors}
+    history = max(_shift(name) for found in before.values() for name in found)
+    return _module("numpyro.contrib.funsor.infer_util").compute_markov_factors(
+        factors, before, ends, sums, plates, history, funsor.ops.logaddexp, funsor.ops.add
+    )
+
+
+def _ends(time: str, before: frozenset[str], terms: Sequence[Named]) -> frozenset[str]:
+    """Dims of the sites of a step that depend on the step before."""
+    current = {name.replace(_PREVIOUS, "") for name in before}
+    own = [t.names for t in terms if time in t.names and t.site in current and t.names & before]
+    return frozenset().union(*own)
+
+
+def _is_before(name: str) -> bool:
+    return name.startswith(_PREVIOUS)
+
+
+def _shift(name: str) -> int:
+    return name.count(_PREVIOUS)

@@ -1,0 +1,347 @@
+"""Sum out the discrete sites of a model that are marked ``infer={"enumerate": "parallel"}``.
+
+A model runs with all values of a marked site at once, each in a batch dim of its own left of plates
+and particles, as under TraceEnum_ELBO. The host's contraction [1] then sums what depends on them,
+one site after the other, chains in time linear in their length (`pyro.markov`). What is left of a
+group of sites is one factor for each cell of the plates that they share. It takes the place of all
+of them in the run, so that whoever reads that meets the marginalised program and no marked site.
+
+A mask silences the density of a site that depends on a marked one, never the marked one itself,
+which sums to 1 where nothing depends on it. A scale multiplies the logarithm of the sum.
+
+References:
+    [1] Obermeyer et al. Tensor variable elimination for plated factor graphs. ICML, 2019.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import opt_einsum
+import torch
+from pyro import distributions as dist
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
+from pyro.ops.rings import LogRing
+from pyro.poutine.enum_messenger import EnumMessenger
+from torch import Tensor
+
+from pyro_dvae.programs.masks import without_mask
+from pyro_dvae.programs.pair import Layout
+from pyro_dvae.programs.sites import Site, is_drawn, same_scale
+
+__all__ = ["Enumerate", "is_marked", "sum_out"]
+
+_PARTICLES = "particles"
+
+
+def is_marked(site: Site) -> bool:
+    """Whether a latent asks to be summed out where no guide draws it."""
+    return not site.is_observed and site.infer.get("enumerate") == "parallel"
+
+
+class Enumerate(EnumMessenger):
+    """Gives marked sites all their values at once.
+
+    Args:
+        layout: Which dims are taken by plates.
+        known: Sites that the guide draws, or whose values are given.
+    """
+
+    def __init__(self, layout: Layout, known: Collection[str]) -> None:
+        super().__init__(first_available_dim=-layout.nesting - 2)
+        self.known = known
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["infer"] = dict(msg["infer"] or {})  # the program's own may serve its next run
+        if is_drawn(msg) and msg["infer"].get("enumerate") == "parallel":
+            if msg["name"] in self.known or msg["done"]:
+                del msg["infer"]["enumerate"]
+            else:
+                _check_marked(Site.of(msg))
+        super()._pyro_sample(msg)
+
+
+def _check_marked(site: Site) -> None:
+    """Whether a site can be summed out.
+
+    Raises:
+        ValueError: If it has no finite support, or asks for draws in place of all values.
+    """
+    if not site.has_finite_support:
+        raise ValueError(
+            f"site '{site.name}' ({site.family}) is marked infer={{'enumerate': 'parallel'}}, but "
+            "has no finite support to sum over. Sample it in the guide, cut a count off (a "
+            "Categorical), or leave the mark out."
+        )
+    if site.infer.get("num_samples") is not None:
+        raise ValueError(
+            f"site '{site.name}' is marked with num_samples={site.infer['num_samples']}: draws in "
+            "place of a sum. Leave num_samples out, or sample it in the guide."
+        )
+    if site.fn.event_dim > site.base.event_dim:
+        raise ValueError(
+            f"site '{site.name}' ({site.family}) is marked infer={{'enumerate': 'parallel'}}, but "
+            "its .to_event makes one value of several. Put its entries under a plate, or sample "
+            "it in the guide."
+        )
+
+
+def sum_out(sites: Mapping[str, Site], layout: Layout) -> dict[str, Site]:
+    """The sites of a run under `Enumerate`, those with marked ones among them summed into factors.
+
+    Args:
+        sites: Of the model, in order.
+        layout: How they lie.
+
+    Returns:
+        The other sites as they are, and of each group of sites that marked ones join an observed
+        factor: of what it says of the data. Sites of a group that are drawn stay, with a
+        log-density of 0, and are counted by a factor of the group's own beside it.
+
+    Raises:
+        ValueError: If a group has several scales, or plates that cannot be contracted.
+    """
+    symbols = _Symbols()
+    terms = [_term(site, layout, symbols) for site in sites.values()]
+    kept = {term.site.name: term.site for term in terms if not term.sums}
+    kept |= {t.site.name: _counted_elsewhere(t.site) for t in terms if t.sums and t.is_drawn}
+    for group in _groups([term for term in terms if term.sums]):
+        for factor in _factors(group, layout, symbols):
+            kept[factor.name] = factor
+    return kept
+
+
+class _Symbols(dict):
+    """A letter for each plate and each marked site, as einsum wants it, and their sizes."""
+
+    def __missing__(self, key: Any) -> str:
+        self[key] = opt_einsum.get_symbol(len(self))
+        return self[key]
+
+
+class _Term(NamedTuple):
+    """The log-density of a site, its dims named by letters."""
+
+    site: Site
+    values: Any  # a tensor, packed
+    sums: frozenset[str]  # letters of the marked sites that it depends on
+    sources: frozenset[str]  # draws that it depends on
+
+    own: str | None  # the letter of a marked site
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether it is a marked site's own."""
+        return self.own is not None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it is of a site that the guide draws."""
+        return not (self.is_summed or self.site.is_observed)
+
+
+def _term(site: Site, layout: Layout, symbols: _Symbols) -> _Term:
+    first = -layout.nesting - 1
+    letters = {frame.dim: symbols[name, frame.dim] for name, frame in site.plates.items()}
+    letters[first] = symbols[_PARTICLES]
+    marked = {d: symbols[i] for d, i in site.infer.get("_dim_to_id", {}).items() if d < first}
+    values, own = site.log_prob(), site.infer.get("_enumerate_dim")
+    sums = frozenset(
+        letter
+        for dim, letter in marked.items()
+        if dim == own or (values.dim() >= -dim and values.shape[dim] > 1)
+    )
+    if sums:
+        values = _unmasked(site) if own is not None else site.scaled(values, 1.0)
+    sources = get_provenance(values)
+    values = detach_provenance(values)
+    if sums:
+        values = _packed(site, values, letters | marked)
+    return _Term(site, values, sums, sources, None if own is None else marked[own])
+
+
+def _unmasked(site: Site) -> Tensor:
+    args, kwargs = site.call
+    return without_mask(site.fn).log_prob(site.value, *args, **kwargs)
+
+
+def _packed(site: Site, values: Tensor, letters: Mapping[int, str]) -> Tensor:
+    shape = tuple(values.shape)
+    for dim in range(-1, -len(shape) - 1, -1):
+        if shape[dim] > 1 and dim not in letters:
+            raise ValueError(
+                f"site '{site.name}', which depends on an enumerated one: its log-density has "
+                f"shape {shape}, but batch dim {dim} is under no plate. Declare the dim with "
+                ".to_event(1), or put the site under a plate with "
+                f"dim={dim}."
+            )
+    return packed.pack(values[...], dict(letters))
+
+
+def _groups(terms: Sequence[_Term]) -> Iterator[list[_Term]]:
+    """Terms that marked sites join, each group in the order of the program."""
+    groups: list[tuple[set[str], list[int]]] = []
+    for place, term in enumerate(terms):
+        joined = [group for group in groups if not group[0].isdisjoint(term.sums)]
+        letters, places = joined[0] if joined else (set(), [])
+        letters.update(term.sums, *(other for other, _ in joined[1:]))
+        places.extend([place, *(each for _, others in joined[1:] for each in others)])
+        dropped = [id(group) for group in joined[1:]]
+        groups = [group for group in groups if id(group) not in dropped]
+        if not joined:
+            groups.append((letters, places))
+    yield from ([terms[place] for place in sorted(places)] for _, places in groups)
+
+
+def _factors(group: Sequence[_Term], layout: Layout, symbols: _Symbols) -> list[Site]:
+    """What a group says of the data, and of sites that are drawn."""
+    sums = [term for term in group if term.is_summed]
+    drawn = [term for term in group if term.is_drawn]
+    observed = [term for term in group if term.site.is_observed]
+    _check_plates(group, {term.own: term.site for term in sums if term.own is not None})
+    for term in drawn:
+        _check_drawn(term.site, sums[0].site)
+    likelihood, *alike = (term.site.name for term in observed) if observed else ("",)
+    first = sums[0].site.name
+    likelihood = f"{first}_observed" if alike else likelihood
+    with opt_einsum.shared_intermediates() as cache:
+        total = _contracted(group, layout, symbols, cache)
+        if not drawn and observed:
+            return [_factor(likelihood, total, group, layout)]
+        if not observed:
+            return [_factor(first, total, group, layout, of_latents=True)]
+        prior = _contracted([*sums, *drawn], layout, symbols, cache)
+    possible = prior != -torch.inf
+    rest = torch.where(possible, total - torch.where(possible, prior, 0.0), 0.0)
+    return [
+        _factor(first, prior, group, layout, of_latents=True),
+        _factor(likelihood, rest, group, layout),
+    ]
+
+
+def _check_plates(group: Sequence[_Term], marked: Mapping[str, Site]) -> None:
+    for term in group:
+        for site in (marked[name] for name in term.sums):
+            if missing := sorted(site.plates.keys() - term.site.plates.keys()):
+                raise ValueError(
+                    f"site '{term.site.name}' depends on '{site.name}', which is enumerated under "
+                    f"plate '{missing[0]}', from outside of that plate: all its cells at once. Put "
+                    "it under the plate, or sample the enumerated site in the guide."
+                )
+
+
+class _Elsewhere:
+    """A distribution whose log-density is counted at another site."""
+
+    def __init__(self, fn: Any) -> None:
+        self._fn = fn
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_fn"], name)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape = value.shape[: value.dim() - self._fn.event_dim]
+        return torch.zeros(shape, dtype=torch.get_default_dtype(), device=value.device)
+
+
+def _counted_elsewhere(site: Site) -> Site:
+    infer = {**site.infer, "_joint": True}
+    return replace(site, fn=_Elsewhere(site.fn), mask=None, infer=infer, call=((), {}))
+
+
+def _check_drawn(site: Site, marked: Site) -> None:
+    if site.is_credited and (site.mask is not None or without_mask(site.fn) is not site.fn):
+        raise ValueError(
+            f"site '{site.name}', which the guide draws, is masked and depends on '{marked.name}', "
+            "which is enumerated: what the mask leaves of the two is not known. Sample both in the "
+            "guide, or leave the mask out."
+        )
+
+
+def _contracted(terms: Sequence[_Term], layout: Layout, symbols: _Symbols, cache: dict) -> Tensor:
+    """The logarithm of the sum, over the batch dims of the plates that all terms share."""
+    tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    sizes: dict[str, int] = {}
+    for term in terms:
+        plates = {symbols[n, f.dim]: f.size for n, f in term.site.plates.items()}
+        tree.setdefault(frozenset((symbols[_PARTICLES], *plates)), []).append(term.values)
+        sizes |= plates
+        sizes.update(zip(term.values._pyro_dims, term.values.shape, strict=True))
+    sizes.setdefault(symbols[_PARTICLES], 1)
+    sums = set().union(*(term.sums for term in terms))
+    try:
+        found = contract_tensor_tree(tree, sums, ring=LogRing(cache, dim_to_size=sizes))
+    except NotImplementedError as error:
+        listed = ", ".join(f"'{term.site.name}' under {sorted(term.site.plates)}" for term in terms)
+        raise ValueError(
+            f"enumerated sites and what depends on them are under plates that cross ({listed}), so "
+            "that no order of sums is exact but one of exponential cost. Sample one of the sites "
+            "in the guide, or loop over one of the plates."
+        ) from error
+    ((part,),) = found.values()
+    outer = frozenset.intersection(*(frozenset(_plates(term.site)) for term in terms))
+    letters = {symbols[name, dim]: dim for name, dim in outer}
+    letters[symbols[_PARTICLES]] = -layout.nesting - 1
+    return packed.unpack(part, letters)
+
+
+def _plates(site: Site) -> set[tuple[str, int]]:
+    return {(name, frame.dim) for name, frame in site.plates.items()}
+
+
+def _factor(
+    name: str, values: Tensor, group: Sequence[_Term], layout: Layout, *, of_latents: bool = False
+) -> Site:
+    shared = set.intersection(*(_plates(term.site) for term in group))
+    plates = {n: f for n, f in group[0].site.plates.items() if (n, f.dim) in shared}
+    sizes = {frame.dim: frame.size for frame in plates.values()}
+    depth = max([values.dim(), *(-dim for dim in sizes)])
+    values = values.reshape((1,) * (depth - values.dim()) + values.shape)
+    values = values.expand([sizes.get(d - depth, n) for d, n in enumerate(values.shape)])
+    sources = frozenset[str]().union(*(term.sources for term in group))
+    return Site(
+        name=name,
+        fn=dist.Unit(track_provenance(values, sources), validate_args=False),
+        value=values.new_empty((*values.shape, 0)),
+        is_observed=True,
+        plates=plates,
+        scale=_common_scale([term.site for term in group], plates),
+        mask=None,
+        infer={"_of_latents": of_latents},
+        call=((), {}),
+    )
+
+
+def _common_scale(sites: Sequence[Site], plates: Mapping[str, Any]) -> Any:
+    """What multiplies the logarithm of the sum: one number for each cell of its plates.
+
+    Raises:
+        ValueError: If the sites have several, or one that differs within what is summed.
+    """
+    scale, dims = sites[0].scale, {frame.dim for frame in plates.values()}
+    for site in sites:
+        if not same_scale(site.scale, scale):
+            raise ValueError(
+                f"enumerated sites and those that depend on them must have one scale; got "
+                f"{_shown(scale)} at '{sites[0].name}' and {_shown(site.scale)} at '{site.name}'. "
+                "Put them under the same plates and the same `poutine.scale`, or sample the "
+                "enumerated site in the guide."
+            )
+    if isinstance(scale, Tensor) and any(
+        size > 1 and dim - scale.dim() not in dims for dim, size in enumerate(scale.shape)
+    ):
+        raise ValueError(
+            f"site '{sites[0].name}' is enumerated under a scale of shape {tuple(scale.shape)}, "
+            f"which differs within plates that are summed; it must be one number for each cell of "
+            f"{sorted(plates)}. Scale the sites that are not enumerated alone, or pass a number."
+        )
+    return scale
+
+
+def _shown(scale: Any) -> str:
+    return (
+        f"{scale:.4g}" if isinstance(scale, float | int) else str(torch.as_tensor(scale).tolist())
+    )
