@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from cli import CommandError
 from configs import Config
-from networks import make_decoder, make_encoder, make_patches
+from networks import costs_of, make_decoder, make_encoder, make_patches
 
 __all__ = [
     "METHODS",
@@ -236,6 +236,7 @@ class Backend(ABC):
             guide = self.module("infer").TruncatedGuide(model, config.num_states)
         elif config.guide == "autoregressive":
             sizes = {"embed_dim": config.embed_dim, "num_layers": config.num_layers}
+            sizes |= costs_of(nets, config)
             transformer = nets.CausalTransformer(size, config.num_codes, **sizes)
             patches = self._sees(make_patches(nets, config, shape), config)
             guide = guides.AutoregressiveGuide(patches, transformer)
@@ -267,9 +268,9 @@ class Backend(ABC):
         if config.prior == "categorical":
             return models.CategoricalPrior(size, num_codes)
         if config.prior == "autoregressive":
-            width = config.embed_dim
+            options = {"embed_dim": config.embed_dim, **costs_of(nets, config)}
             return models.AutoregressivePrior(
-                nets.CausalTransformer(size, num_codes, embed_dim=width, cross_attention=False)
+                nets.CausalTransformer(size, num_codes, cross_attention=False, **options)
             )
         return models.UniformPrior(size, num_codes)
 

@@ -23,6 +23,8 @@ class Config(NamedTuple):
     num_patches: int = 8  # of the autoregressive guide
     num_layers: int = 1  # blocks of its encoder, and of its transformer over codes
     encoder_layers: int | None = None  # of a transformer without one over codes
+    half: bool = False  # whether these and convolutions compute in bfloat16
+    recompute: bool = False  # whether their activations are computed again, not kept
     grid: tuple[int, int] | None = None  # of a quantising method's latents, between convolutions
     # Or "bernoulli" (images are binarized); "gaussian", of one variance; "gaussian_heads", of one
     # for each entry; "logistic", discretised, of bytes

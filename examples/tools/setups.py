@@ -38,6 +38,8 @@ _OVERRIDES = {  # argument -> field of the config
     "accumulate": "accumulate",
     "average": "average",
     "frames": "frames",
+    "half": "half",
+    "recompute": "recompute",
     "second_stage_steps": "second_stage_steps",
 }
 

@@ -75,6 +75,9 @@ def add_model_arguments(add: Callable[..., Any]) -> None:
     add("--second-stage-steps", type=positive, help="then fit an autoregressive prior to the codes")
     add("--guide", choices=["independent", "autoregressive"])
     add("--likelihood", choices=LIKELIHOODS, help="bernoulli: binarized data")
+    flag = {"action": "store_true", "default": None}
+    add("--half", **flag, help="transformers and convolutions in bfloat16; weights in float32")
+    add("--recompute", **flag, help="their activations again for gradients: less memory")
     add("--binarize", choices=["threshold", "dynamic"], help="dynamic: drawn anew at every step")
     add("--start", choices=["zero", "mean"], help="outputs of the decoder at first; mean: image")
 

@@ -11,6 +11,7 @@ tokens left behind.
 
 import math
 from dataclasses import KW_ONLY
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from numpyro_dvae.distributions import precise
 from numpyro_dvae.nets.layers import layer_norm, xavier_dense
 
 __all__ = ["Block", "Cache", "KeysValues"]
@@ -46,6 +48,7 @@ class Block(nn.Module):
         mlp_ratio: Width of the feed-forward layer, in units of D.
         causal: Whether a token sees only itself and those before it.
         cross_attention: Whether there is a context to look at.
+        dtype: What dense layers and attention compute in; None for the dtype of the weights.
 
     Raises:
         ValueError: If `num_heads` does not divide D.
@@ -57,6 +60,7 @@ class Block(nn.Module):
     mlp_ratio: int
     causal: bool = False
     cross_attention: bool = False
+    dtype: Any = None
 
     def __post_init__(self) -> None:
         if self.embed_dim % self.num_heads:
@@ -68,18 +72,18 @@ class Block(nn.Module):
 
     def setup(self) -> None:
         """Make the layers."""
-        width = self.embed_dim
+        width, dense = self.embed_dim, partial(xavier_dense, dtype=self.dtype)
         self.self_norm = layer_norm()
-        self.self_qkv = xavier_dense(3 * width, use_bias=False)
-        self.self_out = xavier_dense(width, use_bias=False)
+        self.self_qkv = dense(3 * width, use_bias=False)
+        self.self_out = dense(width, use_bias=False)
         if self.cross_attention:
             self.cross_norm = layer_norm()
-            self.cross_q = xavier_dense(width, use_bias=False)
-            self.cross_kv = xavier_dense(2 * width, use_bias=False)
-            self.cross_out = xavier_dense(width, use_bias=False)
+            self.cross_q = dense(width, use_bias=False)
+            self.cross_kv = dense(2 * width, use_bias=False)
+            self.cross_out = dense(width, use_bias=False)
         self.mlp_norm = layer_norm()
-        self.mlp_in = xavier_dense(self.mlp_ratio * width)
-        self.mlp_out = xavier_dense(width)
+        self.mlp_in = dense(self.mlp_ratio * width)
+        self.mlp_out = dense(width)
 
     def __call__(
         self, x: Float[Array, "K B L D"], context: Float[Array, "B P D"] | None = None
@@ -119,7 +123,7 @@ class Block(nn.Module):
 
     def empty_cache(self, num_sequences: int, length: int, context: Array | None) -> Cache:
         """Room for `length` tokens of each sequence, and the context's keys and values."""
-        dtype = self.self_qkv.variables["params"]["kernel"].dtype
+        dtype = self.dtype or self.self_qkv.variables["params"]["kernel"].dtype
         shape = (num_sequences, self.num_heads, length, self.embed_dim // self.num_heads)
         past = KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         return Cache(past, None if context is None else self.context_keys_values(context))
@@ -161,4 +165,5 @@ def _attend(
     scores = jnp.einsum("knlhd,nhpd->nhklp", queries * scale, context.keys)
     if visible is not None:
         scores = jnp.where(visible, scores, -jnp.inf)
-    return jnp.einsum("nhklp,nhpd->knlhd", jax.nn.softmax(scores), context.values)
+    weights = jax.nn.softmax(precise(scores)).astype(context.values.dtype)
+    return jnp.einsum("nhklp,nhpd->knlhd", weights, context.values)

@@ -15,8 +15,9 @@ References:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
+from typing import Any
 
 import numpy as np
 from flax import linen as nn
@@ -25,6 +26,7 @@ from jaxtyping import Array, Float, Shaped
 from numpyro_dvae.nets.halving import coarse_grid, split_shape, widths_between
 from numpyro_dvae.nets.inputs import batch_shape_of, flat_start
 from numpyro_dvae.nets.latents import latents_batch
+from numpyro_dvae.nets.layers import check_dtype, widened
 from numpyro_dvae.nets.mlp import Constant
 from numpyro_dvae.nets.upsampling import Upsampling
 from numpyro_dvae.ops.arguments import check_counts, checked
@@ -56,6 +58,10 @@ class ConvEncoder(nn.Module):
         output_scale: Of the first outputs, as in `MLPEncoder`.
         per_place: Latents at each place of the grid, one after the other: 640 of an image of
             32 x 32 lie 10 by 10 on 8 x 8.
+        dtype: What layers compute in: jnp.bfloat16, jnp.float16, or None for the weights' own.
+            Weights, what blocks add to, and outputs keep that dtype.
+        recompute: Whether activations are computed again for the gradient instead of kept
+            (activation checkpointing): less memory, for a third more time.
 
     Attributes:
         grid: Sizes of the grid of the latents.
@@ -74,12 +80,15 @@ class ConvEncoder(nn.Module):
     spatial_dims: int = 2
     output_scale: float = 1.0
     per_place: int = 1
+    dtype: Any = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
         check_counts(num_latents=self.num_latents, num_codes=self.num_codes, width=self.width)
         check_counts(num_groups=self.num_groups, per_place=self.per_place)
         check_counts(num_blocks=self.num_blocks, least=0)
+        check_dtype(self.dtype)
         self._resolution()
         super().__post_init__()
 
@@ -99,13 +108,13 @@ class ConvEncoder(nn.Module):
         batch = batch_shape_of(x, self.input_shape)
         grid, halvings, channels = self._resolution()
         x = x.reshape(-1, *self.input_shape[: len(grid)], channels)
-        for width in widths_between(self.width, halvings, channels):
-            x = nn.relu(_normed(_Halving(width)(x), self.num_groups))
-        x = _convolution(self.width, 3, len(grid))(x)
-        for _ in range(self.num_blocks):
-            x = _Residual(self.width, self.num_groups)(x)
+        for level, width in enumerate(widths_between(self.width, halvings, channels)):
+            x = _stage(self, level, lambda name, w=width: _Halving(w, self.dtype, name=name), x)
+        x = _convolution(self.width, 3, len(grid), dtype=self.dtype)(x)
+        x = _residuals(self, x)
         outputs = self.per_place * (self.num_codes or 1)
-        x = _convolution(outputs, 1, len(grid), self.output_scale)(nn.relu(x))
+        head = _convolution(outputs, 1, len(grid), self.output_scale, dtype=self.dtype)
+        x = widened(head(nn.relu(x)), self.dtype)
         last = () if self.num_codes is None else (self.num_codes,)
         return x.reshape(*batch, self.num_latents, *last)
 
@@ -134,6 +143,10 @@ class ConvDecoder(nn.Module):
         spatial_dims: 2 for images, 1 for sequences.
         start: Outputs of shape `output_shape` at which all codes start, as in `MLPDecoder`.
         per_place: Latents at each place of the grid, one after the other.
+        dtype: What layers compute in: jnp.bfloat16, jnp.float16, or None for the weights' own.
+            Weights, what blocks add to, and outputs keep that dtype.
+        recompute: Whether activations are computed again for the gradient instead of kept
+            (activation checkpointing): less memory, for a third more time.
 
     Attributes:
         grid: Sizes of the grid of the latents.
@@ -153,6 +166,8 @@ class ConvDecoder(nn.Module):
     spatial_dims: int = 2
     start: Float[Array | np.ndarray, "..."] | Constant | None = None
     per_place: int = 1
+    dtype: Any = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_shape", tuple(self.output_shape))
@@ -162,6 +177,7 @@ class ConvDecoder(nn.Module):
         check_counts(embed_dim=self.embed_dim, width=self.width)
         check_counts(num_groups=self.num_groups, per_place=self.per_place)
         check_counts(num_blocks=self.num_blocks, least=0)
+        check_dtype(self.dtype)
         self._resolution()
         super().__post_init__()
 
@@ -183,17 +199,16 @@ class ConvDecoder(nn.Module):
         if self.num_codes is not None:
             z = self._vectors(z, len(batch) == z.ndim - 2)
         x = z.reshape(-1, *grid, self.per_place * self.embed_dim)
-        x = _convolution(self.width, 3, len(grid))(x)
-        for _ in range(self.num_blocks):
-            x = _Residual(self.width, self.num_groups)(x)
-        x = nn.relu(x)
-        for width in widths_between(self.width, doublings, channels)[:0:-1]:
-            x = nn.relu(_normed(_doubling(width, len(grid))(x), self.num_groups))
+        dims, dtype = len(grid), self.dtype
+        x = _convolution(self.width, 3, dims, dtype=dtype)(x)
+        x = nn.relu(_residuals(self, x))
+        for level, width in enumerate(widths_between(self.width, doublings, channels)[:0:-1]):
+            x = _stage(self, level, lambda name, w=width: _doubling(w, dims, dtype, name=name), x)
         if doublings:
-            x = _doubling(channels, len(grid), _OUTPUT_SCALE)(x)
+            x = _doubling(channels, dims, dtype, _OUTPUT_SCALE)(x)
         else:
-            x = _convolution(channels, 1, len(grid), _OUTPUT_SCALE)(x)
-        outputs = x.reshape(*batch, *self.output_shape)
+            x = _convolution(channels, 1, dims, _OUTPUT_SCALE, dtype=dtype)(x)
+        outputs = widened(x, dtype).reshape(*batch, *self.output_shape)
         if not isinstance(self.start, Constant):
             return outputs
         return outputs + self.start.value.reshape(self.output_shape).astype(outputs.dtype)
@@ -217,17 +232,37 @@ class ConvDecoder(nn.Module):
         return latents_batch(z, self.num_latents * per_latent, self.num_codes, _WITH_CODEBOOK)
 
 
+def _residuals(net: nn.Module, x: Array) -> Array:
+    """The residual blocks of a network, whose activations are kept, or computed again."""
+    block = nn.remat(_Residual) if net.recompute else _Residual
+    for i in range(net.num_blocks):
+        x = block(net.width, net.num_groups, net.dtype, name=f"_Residual_{i}")(x)
+    return x
+
+
+def _stage(net: nn.Module, level: int, layer_of: Callable[[str], nn.Module], x: Array) -> Array:
+    """A layer between two grids, its norm and a ReLU."""
+
+    def run(net: nn.Module, x: Array) -> Array:
+        x = layer_of(None)(x)
+        return nn.relu(_normed(x, net.num_groups))
+
+    return nn.remat(run)(net, x) if net.recompute else run(net, x)
+
+
 class _Residual(nn.Module):
     """``x + norm(conv1(relu(norm(conv3(relu(x))))))``."""
 
     width: int
     num_groups: int | None
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         hidden = x
         for kernel in (3, 1):
-            hidden = _convolution(self.width, kernel, x.ndim - 2)(nn.relu(hidden))
+            layer = _convolution(self.width, kernel, x.ndim - 2, dtype=self.dtype)
+            hidden = layer(nn.relu(hidden))
             hidden = _normed(hidden, self.num_groups)
         return x + hidden
 
@@ -236,16 +271,19 @@ class _Halving(nn.Module):
     """A convolution of kernel 4 and stride 2."""
 
     width: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return _convolution(self.width, 4, x.ndim - 2, strides=2)(x)
+        return _convolution(self.width, 4, x.ndim - 2, strides=2, dtype=self.dtype)(x)
 
 
-def _doubling(width: int, dims: int, scale: float = 1.0) -> Upsampling:
+def _doubling(
+    width: int, dims: int, dtype: Any, scale: float = 1.0, name: str | None = None
+) -> Upsampling:
     """A transposed convolution of kernel 4 and stride 2; each output has 2 of 4 taps a side."""
     start = nn.initializers.variance_scaling(scale**2 * 2**dims, "fan_in", "normal")
-    return Upsampling(width, spatial_dims=dims, kernel_init=start)
+    return Upsampling(width, spatial_dims=dims, kernel_init=start, dtype=dtype, name=name)
 
 
 def _convolution(
@@ -255,6 +293,7 @@ def _convolution(
     scale: float = 1.0,
     *,
     strides: int = 1,
+    dtype: Any = None,
 ) -> nn.Conv:
     """Weights normal with variance ``scale² / fan-in``, biases zero."""
     around = [((kernel - 1) // 2, (kernel - 1) // 2)] * dims
@@ -264,6 +303,7 @@ def _convolution(
         strides,
         around,
         kernel_init=nn.initializers.variance_scaling(scale**2, "fan_in", "normal"),
+        dtype=dtype,
     )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from numpyro_dvae.distributions import precise
+
 __all__ = ["perceptron", "sinusoids"]
 
 
@@ -56,9 +58,34 @@ def sinusoids(length: int, width: int, dtype: Any) -> Array:
     return jnp.asarray(table, dtype)
 
 
-def xavier_dense(features: int, *, use_bias: bool = True) -> nn.Dense:
+def check_dtype(dtype: Any) -> None:
+    """Check what layers are to compute in.
+
+    Raises:
+        ValueError: If it is no half precision.
+    """
+    if dtype is None:
+        return
+    try:
+        is_half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    except TypeError:
+        is_half = False
+    if not is_half:
+        raise ValueError(
+            f"`dtype` must be jnp.bfloat16, jnp.float16 or None; got {dtype!r}. Other networks "
+            "have the dtype of their parameters."
+        )
+
+
+def widened(x: Array, dtype: Any) -> Array:
+    """What layers in a half precision return, in float32; others as they are."""
+    return x if dtype is None else precise(x)
+
+
+def xavier_dense(features: int, *, use_bias: bool = True, dtype: Any = None) -> nn.Dense:
     """A layer with Xavier-uniform weights and zero biases, as usual for transformers."""
-    return dense(features, use_bias=use_bias, kernel_init=nn.initializers.xavier_uniform())
+    start = nn.initializers.xavier_uniform()
+    return dense(features, use_bias=use_bias, kernel_init=start, dtype=dtype)
 
 
 def layer_norm() -> nn.LayerNorm:

@@ -13,6 +13,7 @@ References:
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,14 @@ from numpyro_dvae.nets.attention import Block
 from numpyro_dvae.nets.halving import resampling, split_shape
 from numpyro_dvae.nets.inputs import batch_shape_of, flat_start
 from numpyro_dvae.nets.latents import latents_batch
-from numpyro_dvae.nets.layers import dense, layer_norm, sinusoids, xavier_dense
+from numpyro_dvae.nets.layers import (
+    check_dtype,
+    dense,
+    layer_norm,
+    sinusoids,
+    widened,
+    xavier_dense,
+)
 from numpyro_dvae.nets.mlp import Constant
 from numpyro_dvae.ops.arguments import check_counts, checked
 
@@ -49,6 +57,10 @@ class SequenceEncoder(nn.Module):
         num_layers: Transformer blocks.
         num_heads: Attention heads; must divide D.
         mlp_ratio: Width of the feed-forward layers, in units of D.
+        dtype: What layers compute in: jnp.bfloat16, jnp.float16, or None for the weights' own.
+            Weights, what blocks add to, and outputs keep that dtype.
+        recompute: Whether activations are computed again for the gradient instead of kept
+            (activation checkpointing): less memory, for a third more time.
 
     Raises:
         ValueError: If a shape or a size does not fit.
@@ -62,35 +74,39 @@ class SequenceEncoder(nn.Module):
     num_layers: int = 1
     num_heads: int = 4
     mlp_ratio: int = 4
+    dtype: Any = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
         check_counts(num_latents=self.num_latents, num_codes=self.num_codes)
         check_counts(embed_dim=self.embed_dim, num_layers=self.num_layers)
         check_counts(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio)
+        check_dtype(self.dtype)
         (length,), _ = split_shape(self.input_shape, 1, "input_shape")
         resampling(length, self.num_latents)
         super().__post_init__()
 
     def setup(self) -> None:
         """Make the layers."""
-        self.resample = _Resampling(self.embed_dim, self.num_latents)
-        sizes = {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio}
-        self.blocks = [Block(self.embed_dim, **sizes) for _ in range(self.num_layers)]
+        self.resample = _Resampling(self.embed_dim, self.num_latents, self.dtype)
+        sizes = {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio, "dtype": self.dtype}
+        block = nn.remat(Block) if self.recompute else Block
+        self.blocks = [block(self.embed_dim, **sizes) for _ in range(self.num_layers)]
         self.norm = layer_norm()
         if self.num_codes is not None:
-            self.head = xavier_dense(self.num_codes)
+            self.head = xavier_dense(self.num_codes, dtype=self.dtype)
 
     def __call__(self, x: Shaped[Array, "*batch_input"]) -> Float[Array, "*batch L width"]:
         """Vectors or logits of every latent of every datum."""
         batch = batch_shape_of(x, self.input_shape)
         (length,), channels = split_shape(self.input_shape, 1, "input_shape")
-        x = self.resample(x.reshape(-1, length, channels))
+        x = widened(self.resample(x.reshape(-1, length, channels)), self.dtype)
         x = (x + sinusoids(self.num_latents, self.embed_dim, x.dtype))[None]
         for block in self.blocks:
             x = block(x)
         x = self.norm(x[0])
-        x = x if self.num_codes is None else self.head(x)
+        x = x if self.num_codes is None else widened(self.head(x), self.dtype)
         return x.reshape(*batch, *x.shape[1:])
 
 
@@ -113,6 +129,10 @@ class SequenceDecoder(nn.Module):
         num_heads: Attention heads; must divide D.
         mlp_ratio: Width of the feed-forward layers, in units of D.
         start: Outputs of shape `output_shape` at which all codes start, as in `MLPDecoder`.
+        dtype: What layers compute in: jnp.bfloat16, jnp.float16, or None for the weights' own.
+            Weights, what blocks add to, and outputs keep that dtype.
+        recompute: Whether activations are computed again for the gradient instead of kept
+            (activation checkpointing): less memory, for a third more time.
 
     Raises:
         ValueError: If a shape or a size does not fit.
@@ -128,6 +148,8 @@ class SequenceDecoder(nn.Module):
     num_heads: int = 4
     mlp_ratio: int = 4
     start: Float[Array | np.ndarray, "..."] | Constant | None = None
+    dtype: Any = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_shape", tuple(self.output_shape))
@@ -136,6 +158,7 @@ class SequenceDecoder(nn.Module):
         check_counts(num_latents=self.num_latents, num_codes=self.num_codes)
         check_counts(embed_dim=self.embed_dim, width=self.width, num_layers=self.num_layers)
         check_counts(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio)
+        check_dtype(self.dtype)
         (length,), _ = split_shape(self.output_shape, 1, "output_shape")
         resampling(self.num_latents, length)
         super().__post_init__()
@@ -147,13 +170,14 @@ class SequenceDecoder(nn.Module):
             start = nn.initializers.normal(1.0)
             self.embedding = nn.Embed(self.num_codes, self.embed_dim, embedding_init=start)
         if self.embed_dim != self.width:
-            self.dense = xavier_dense(self.width)
-        sizes = {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio}
-        self.blocks = [Block(self.width, **sizes) for _ in range(self.num_layers)]
+            self.dense = xavier_dense(self.width, dtype=self.dtype)
+        sizes = {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio, "dtype": self.dtype}
+        block = nn.remat(Block) if self.recompute else Block
+        self.blocks = [block(self.width, **sizes) for _ in range(self.num_layers)]
         self.norm = layer_norm()
-        self.resample = _Resampling(self.width, length)
+        self.resample = _Resampling(self.width, length, self.dtype)
         start = nn.initializers.variance_scaling(_OUTPUT_SCALE**2, "fan_avg", "uniform")
-        self.head = dense(channels, kernel_init=start)
+        self.head = dense(channels, kernel_init=start, dtype=self.dtype)
 
     def __call__(self, z: Shaped[Array, "*batch_latents"]) -> Float[Array, "*batch_output"]:
         """Logits or means, as the likelihood reads them."""
@@ -162,11 +186,12 @@ class SequenceDecoder(nn.Module):
             is_relaxed = len(batch) == z.ndim - 2
             z = z @ self.embedding.embedding if is_relaxed else self.embedding(z.astype(int))
         x = z.reshape(-1, self.num_latents, self.embed_dim)
-        x = x if self.embed_dim == self.width else self.dense(x)
+        x = x if self.embed_dim == self.width else widened(self.dense(x), self.dtype)
         x = (x + sinusoids(self.num_latents, self.width, x.dtype))[None]
         for block in self.blocks:
             x = block(x)
-        outputs = self.head(self.resample(self.norm(x[0]))).reshape(*batch, *self.output_shape)
+        outputs = widened(self.head(self.resample(self.norm(x[0]))), self.dtype)
+        outputs = outputs.reshape(*batch, *self.output_shape)
         if not isinstance(self.start, Constant):
             return outputs
         return outputs + self.start.value.reshape(self.output_shape).astype(outputs.dtype)
@@ -190,12 +215,14 @@ class _Resampling(nn.Module):
 
     width: int
     num_latents: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         is_up, stride = resampling(x.shape[1], self.num_latents)
         before, window = stride // 2, 2 * stride if stride > 1 else 1
-        layer = xavier_dense(window * self.width if is_up else self.width, use_bias=False)
+        features = window * self.width if is_up else self.width
+        layer = xavier_dense(features, use_bias=False, dtype=self.dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
         if stride == 1:
             x = layer(x)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Integer, Shaped
 from numpyro_dvae.distributions import precise_dtype, sample_codes, split_shared
 from numpyro_dvae.nets.attention import Block, Cache
 from numpyro_dvae.nets.inputs import batch_shape_of
-from numpyro_dvae.nets.layers import layer_norm, sinusoids, xavier_dense
+from numpyro_dvae.nets.layers import check_dtype, layer_norm, sinusoids, widened, xavier_dense
 from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["CausalTransformer", "PatchEncoder"]
@@ -44,6 +44,10 @@ class PatchEncoder(nn.Module):
         num_layers: Transformer blocks.
         num_heads: Attention heads; must divide D.
         mlp_ratio: Width of the feed-forward layers, in units of D.
+        dtype: What layers compute in: jnp.bfloat16, jnp.float16, or None for the weights' own.
+            Weights, what blocks add to, and outputs keep that dtype.
+        recompute: Whether activations are computed again for the gradient instead of kept
+            (activation checkpointing): less memory, for a third more time.
 
     Raises:
         ValueError: If `input_shape` is not that of an image, or `num_heads` does not divide D.
@@ -56,6 +60,8 @@ class PatchEncoder(nn.Module):
     num_layers: int = 1
     num_heads: int = 4
     mlp_ratio: int = 4
+    dtype: Any = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
@@ -67,6 +73,7 @@ class PatchEncoder(nn.Module):
         check_counts(num_patches=self.num_patches)
         check_counts(embed_dim=self.embed_dim, num_layers=self.num_layers)
         check_counts(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio)
+        check_dtype(self.dtype)
         super().__post_init__()
 
     @property
@@ -81,17 +88,16 @@ class PatchEncoder(nn.Module):
 
     def setup(self) -> None:
         """Make the layers."""
-        self.dense = xavier_dense(self.embed_dim)
-        self.blocks = [
-            Block(self.embed_dim, num_heads=self.num_heads, mlp_ratio=self.mlp_ratio)
-            for _ in range(self.num_layers)
-        ]
+        self.dense = xavier_dense(self.embed_dim, dtype=self.dtype)
+        sizes = {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio, "dtype": self.dtype}
+        block = nn.remat(Block) if self.recompute else Block
+        self.blocks = [block(self.embed_dim, **sizes) for _ in range(self.num_layers)]
         self.norm = layer_norm()
 
     def __call__(self, x: Shaped[Array, "*batch_input"]) -> Float[Array, "*batch P D"]:
         """One vector per patch."""
         batch = batch_shape_of(x, self.input_shape)
-        x = self.dense(self.patches(x.reshape(-1, *self.input_shape)))
+        x = widened(self.dense(self.patches(x.reshape(-1, *self.input_shape))), self.dtype)
         x = (x + sinusoids(self.num_patches, self.embed_dim, x.dtype))[None]
         for block in self.blocks:
             x = block(x)
@@ -120,6 +126,10 @@ class CausalTransformer(nn.Module):
         num_heads: Attention heads; must divide D.
         mlp_ratio: Width of the feed-forward layers, in units of D.
         cross_attention: Whether codes depend on a context; False makes a prior.
+        dtype: What layers compute in: jnp.bfloat16, jnp.float16, or None for the weights' own.
+            Weights, what blocks add to, and outputs keep that dtype.
+        recompute: Whether activations are computed again for the gradient instead of kept
+            (activation checkpointing): less memory, for a third more time.
 
     Raises:
         ValueError: If `num_heads` does not divide D.
@@ -133,11 +143,14 @@ class CausalTransformer(nn.Module):
     num_heads: int = 4
     mlp_ratio: int = 4
     cross_attention: bool = True
+    dtype: Any = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         check_counts(num_latents=self.num_latents, num_codes=self.num_codes)
         check_counts(embed_dim=self.embed_dim, num_layers=self.num_layers)
         check_counts(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio)
+        check_dtype(self.dtype)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -145,18 +158,12 @@ class CausalTransformer(nn.Module):
         start = nn.initializers.normal(1.0)
         # The last row begins a sequence.
         self.embedding = nn.Embed(self.num_codes + 1, self.embed_dim, embedding_init=start)
-        self.blocks = [
-            Block(
-                self.embed_dim,
-                num_heads=self.num_heads,
-                mlp_ratio=self.mlp_ratio,
-                causal=True,
-                cross_attention=self.cross_attention,
-            )
-            for _ in range(self.num_layers)
-        ]
+        sizes = {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio, "dtype": self.dtype}
+        sizes |= {"causal": True, "cross_attention": self.cross_attention}
+        block = nn.remat(Block) if self.recompute else Block
+        self.blocks = [block(self.embed_dim, **sizes) for _ in range(self.num_layers)]
         self.norm = layer_norm()
-        self.head = xavier_dense(self.num_codes)
+        self.head = xavier_dense(self.num_codes, dtype=self.dtype)
 
     def __call__(
         self,
@@ -175,7 +182,7 @@ class CausalTransformer(nn.Module):
             x = block(x, context)
         shape = jnp.broadcast_shapes(shape, batch)
         logits = self.head(self.norm(x.reshape(-1, self.embed_dim)))
-        return logits.reshape(*shape, self.num_latents, self.num_codes)
+        return widened(logits, self.dtype).reshape(*shape, self.num_latents, self.num_codes)
 
     def sample(
         self,

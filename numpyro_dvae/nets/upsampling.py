@@ -10,6 +10,7 @@ References:
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ class Upsampling(nn.Module):
         stride: Output places of an input place along each side, s, at least 2.
         spatial_dims: 2 for images, 1 for sequences.
         kernel_init: What the weights start at; flax's usual start by default.
+        dtype: What is computed in; None for that of input and weights together.
 
     Raises:
         ValueError: If a size is out of range; on a call, if the inputs are not
@@ -44,6 +46,7 @@ class Upsampling(nn.Module):
     stride: int = 2
     spatial_dims: int = 2
     kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = None
 
     def __post_init__(self) -> None:
         check_counts(features=self.features)
@@ -61,7 +64,7 @@ class Upsampling(nn.Module):
         shape = *(2 * s,) * dims, x.shape[-1], self.features
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         batch = x.shape[: x.ndim - dims - 1]
         found = _upsampled(x.reshape(-1, *x.shape[len(batch) :]), kernel, s) + bias
         return found.reshape(*batch, *found.shape[1:])

@@ -18,12 +18,14 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from pyro_dvae.nets.halving import coarse_grid, split_shape, widths_between
 from pyro_dvae.nets.inputs import batch_shape_of, flat_start
 from pyro_dvae.nets.latents import latents_batch
+from pyro_dvae.nets.layers import check_dtype, computing_in, run_stages
 from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["ConvDecoder", "ConvEncoder"]
@@ -54,6 +56,10 @@ class ConvEncoder(nn.Module):
         output_scale: Of the first outputs, as in `MLPEncoder`.
         per_place: Latents at each place of the grid, one after the other: 640 of an image of
             32 x 32 lie 10 by 10 on 8 x 8.
+        dtype: What layers compute in: torch.bfloat16, torch.float16, or None for the weights' own.
+            Weights, what blocks add to, and outputs keep that dtype.
+        recompute: Whether activations are computed again for the gradient instead of kept
+            (activation checkpointing): less memory, for a third more time.
 
     Attributes:
         grid: Sizes of the grid of the latents.
@@ -75,11 +81,15 @@ class ConvEncoder(nn.Module):
         spatial_dims: int = 2,
         output_scale: float = 1.0,
         per_place: int = 1,
+        dtype: torch.dtype | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         check_counts(num_latents=num_latents, num_codes=num_codes, width=width)
         check_counts(num_groups=num_groups, per_place=per_place)
         check_counts(num_blocks=num_blocks, least=0)
+        check_dtype(dtype)
+        self.dtype, self.recompute = dtype, recompute
         self.input_shape = tuple(input_shape)
         self.num_latents, self.num_codes = num_latents, num_codes
         sides, channels = split_shape(self.input_shape, spatial_dims, "input_shape")
@@ -104,7 +114,10 @@ class ConvEncoder(nn.Module):
         """Logits or vectors of every latent of every datum."""
         batch = batch_shape_of(x, self.input_shape)
         x = x.reshape(-1, *self.input_shape[: len(self.grid)], self.channels).movedim(-1, 1)
-        x = self.head(self.layers(x.to(self.head.weight.dtype))).movedim(1, -1)
+        x = x.to(self.head.weight.dtype)
+        with computing_in(self.dtype, x.device):
+            x = self.head(run_stages(_stages(self.layers), x, recompute=self.recompute))
+        x = x.to(self.head.weight.dtype).movedim(1, -1)
         last = () if self.num_codes is None else (self.num_codes,)
         return x.reshape(*batch, self.num_latents, *last)
 
@@ -132,6 +145,10 @@ class ConvDecoder(nn.Module):
         spatial_dims: 2 for images, 1 for sequences.
         start: Outputs of shape `output_shape` at which all codes start, as in `MLPDecoder`.
         per_place: Latents at each place of the grid, one after the other.
+        dtype: What layers compute in: torch.bfloat16, torch.float16, or None for the weights' own.
+            Weights, what blocks add to, and outputs keep that dtype.
+        recompute: Whether activations are computed again for the gradient instead of kept
+            (activation checkpointing): less memory, for a third more time.
 
     Attributes:
         grid: Sizes of the grid of the latents.
@@ -154,11 +171,15 @@ class ConvDecoder(nn.Module):
         spatial_dims: int = 2,
         start: Float[Tensor, "..."] | None = None,
         per_place: int = 1,
+        dtype: torch.dtype | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         check_counts(num_latents=num_latents, num_codes=num_codes)
         check_counts(embed_dim=embed_dim, width=width, num_groups=num_groups, per_place=per_place)
         check_counts(num_blocks=num_blocks, least=0)
+        check_dtype(dtype)
+        self.dtype, self.recompute = dtype, recompute
         self.num_latents, self.num_codes = num_latents, num_codes
         self.embed_dim, self.per_place = embed_dim, per_place
         self.output_shape = tuple(output_shape)
@@ -190,8 +211,10 @@ class ConvDecoder(nn.Module):
             is_relaxed = len(batch) == z.dim() - 2
             z = z.to(table.dtype) @ table if is_relaxed else self.embedding(z.long())
         x = z.reshape(-1, *self.grid, self.per_place * self.embed_dim).movedim(-1, 1)
-        outputs = self.head(self.layers(x.to(self.head.weight.dtype))).movedim(1, -1)
-        outputs = outputs.reshape(*batch, *self.output_shape)
+        x = x.to(self.head.weight.dtype)
+        with computing_in(self.dtype, x.device):
+            x = self.head(run_stages(_stages(self.layers), x, recompute=self.recompute))
+        outputs = x.to(self.head.weight.dtype).movedim(1, -1).reshape(*batch, *self.output_shape)
         return outputs if self.start is None else outputs + self.start
 
     def batch_shape(self, z: Shaped[Tensor, "*batch_latents"]) -> Sequence[int]:
@@ -216,6 +239,17 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
+
+
+def _stages(layers: nn.Sequential) -> list[nn.Sequential]:
+    """Layers from one convolution or residual block to the next."""
+    begins = [0] + [i for i, layer in enumerate(layers) if i and not _follows(layer)]
+    ends = [*begins[1:], len(layers)]
+    return [layers[begin:end] for begin, end in zip(begins, ends, strict=True)]
+
+
+def _follows(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.GroupNorm | nn.ReLU)
 
 
 def _norm(width: int, num_groups: int | None) -> list[nn.Module]:

@@ -1,10 +1,13 @@
 """Layers that the room's networks are built of, and the values that they start at."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["perceptron", "sinusoids"]
 
@@ -46,6 +49,37 @@ def perceptron(
 def run_perceptron(layers: nn.Sequential, x: Tensor) -> Tensor:
     """The outputs of dense layers, which see their input in the dtype of their weights."""
     return layers(x.to(layers[0].get_parameter("weight").dtype))
+
+
+def check_dtype(dtype: Any) -> None:
+    """Check what layers are to compute in.
+
+    Raises:
+        ValueError: If it is no half precision.
+    """
+    if dtype is not None and dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"`dtype` must be torch.bfloat16, torch.float16 or None; got {dtype!r}. Other networks "
+            "are cast as a whole, by `.to(dtype)`."
+        )
+
+
+def computing_in(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager:
+    """A block in which layers compute in a half precision, if there is one."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def run_stages(
+    stages: Iterable[Callable[..., Tensor]], x: Tensor, *context: Any, recompute: bool
+) -> Tensor:
+    """Stages in turn; those whose activations are not kept compute them again for the gradient."""
+    recompute = recompute and torch.is_grad_enabled()
+    for stage in stages:
+        if recompute:  # nothing in a stage is drawn
+            x = checkpoint(stage, x, *context, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = stage(x, *context)
+    return x
 
 
 def sinusoids(length: int, width: int, dtype: torch.dtype) -> Tensor:

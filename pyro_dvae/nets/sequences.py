@@ -22,7 +22,13 @@ from pyro_dvae.nets.attention import Block
 from pyro_dvae.nets.halving import resampling, split_shape
 from pyro_dvae.nets.inputs import batch_shape_of, flat_start
 from pyro_dvae.nets.latents import latents_batch
-from pyro_dvae.nets.layers import sinusoids, start_at_xavier
+from pyro_dvae.nets.layers import (
+    check_dtype,
+    computing_in,
+    run_stages,
+    sinusoids,
+    start_at_xavier,
+)
 from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["SequenceDecoder", "SequenceEncoder"]
@@ -46,6 +52,10 @@ class SequenceEncoder(nn.Module):
         num_layers: Transformer blocks.
         num_heads: Attention heads; must divide D.
         mlp_ratio: Width of the feed-forward layers, in units of D.
+        dtype: What layers compute in: torch.bfloat16, torch.float16, or None for the weights' own.
+            Weights, what blocks add to, and outputs keep that dtype.
+        recompute: Whether activations are computed again for the gradient instead of kept
+            (activation checkpointing): less memory, for a third more time.
 
     Raises:
         ValueError: If a shape or a size does not fit.
@@ -64,11 +74,15 @@ class SequenceEncoder(nn.Module):
         num_layers: int = 1,
         num_heads: int = 4,
         mlp_ratio: int = 4,
+        dtype: torch.dtype | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         check_counts(num_latents=num_latents, num_codes=num_codes)
         check_counts(embed_dim=embed_dim, num_layers=num_layers)
         check_counts(num_heads=num_heads, mlp_ratio=mlp_ratio)
+        check_dtype(dtype)
+        self.dtype, self.recompute = dtype, recompute
         self.input_shape = tuple(input_shape)
         self.num_latents, self.num_codes = num_latents, num_codes
         (length,), self.channels = split_shape(self.input_shape, 1, "input_shape")
@@ -84,12 +98,11 @@ class SequenceEncoder(nn.Module):
         """Vectors or logits of every latent of every datum."""
         batch = batch_shape_of(x, self.input_shape)
         x = x.reshape(-1, self.input_shape[0], self.channels).to(self.norm.weight.dtype)
-        x = (self.resample(x) + self.positions)[None]
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x[0])
-        x = x if self.head is None else self.head(x)
-        return x.reshape(*batch, *x.shape[1:])
+        with computing_in(self.dtype, x.device):
+            x = (self.resample(x) + self.positions)[None]
+            x = self.norm(run_stages(self.blocks, x, recompute=self.recompute)[0])
+            x = x if self.head is None else self.head(x)
+        return x.to(self.positions.dtype).reshape(*batch, *x.shape[1:])
 
 
 class SequenceDecoder(nn.Module):
@@ -110,6 +123,10 @@ class SequenceDecoder(nn.Module):
         num_heads: Attention heads; must divide D.
         mlp_ratio: Width of the feed-forward layers, in units of D.
         start: Outputs of shape `output_shape` at which all codes start, as in `MLPDecoder`.
+        dtype: What layers compute in: torch.bfloat16, torch.float16, or None for the weights' own.
+            Weights, what blocks add to, and outputs keep that dtype.
+        recompute: Whether activations are computed again for the gradient instead of kept
+            (activation checkpointing): less memory, for a third more time.
 
     Raises:
         ValueError: If a shape or a size does not fit.
@@ -130,11 +147,15 @@ class SequenceDecoder(nn.Module):
         num_heads: int = 4,
         mlp_ratio: int = 4,
         start: Float[Tensor, "..."] | None = None,
+        dtype: torch.dtype | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         check_counts(num_latents=num_latents, num_codes=num_codes, embed_dim=embed_dim)
         check_counts(width=width, num_layers=num_layers)
         check_counts(num_heads=num_heads, mlp_ratio=mlp_ratio)
+        check_dtype(dtype)
+        self.dtype, self.recompute = dtype, recompute
         self.num_latents, self.num_codes, self.embed_dim = num_latents, num_codes, embed_dim
         self.output_shape = tuple(output_shape)
         (length,), channels = split_shape(self.output_shape, 1, "output_shape")
@@ -160,10 +181,11 @@ class SequenceDecoder(nn.Module):
             is_relaxed = len(batch) == z.dim() - 2
             z = z.to(table.dtype) @ table if is_relaxed else self.embedding(z.long())
         x = z.reshape(-1, self.num_latents, self.embed_dim).to(self.head.weight.dtype)
-        x = ((x if self.dense is None else self.dense(x)) + self.positions)[None]
-        for block in self.blocks:
-            x = block(x)
-        outputs = self.head(self.resample(self.norm(x[0]))).reshape(*batch, *self.output_shape)
+        with computing_in(self.dtype, x.device):
+            x = ((x if self.dense is None else self.dense(x)) + self.positions)[None]
+            x = run_stages(self.blocks, x, recompute=self.recompute)[0]
+            outputs = self.head(self.resample(self.norm(x))).to(self.positions.dtype)
+        outputs = outputs.reshape(*batch, *self.output_shape)
         return outputs if self.start is None else outputs + self.start
 
     def batch_shape(self, z: Shaped[Tensor, "*batch_latents"]) -> Sequence[int]:

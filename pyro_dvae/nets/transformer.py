@@ -24,7 +24,13 @@ from torch.nn import functional
 from pyro_dvae.distributions import precise_dtype, sample_codes, split_shared
 from pyro_dvae.nets.attention import Block, Cache
 from pyro_dvae.nets.inputs import batch_shape_of
-from pyro_dvae.nets.layers import sinusoids, start_at_xavier
+from pyro_dvae.nets.layers import (
+    check_dtype,
+    computing_in,
+    run_stages,
+    sinusoids,
+    start_at_xavier,
+)
 from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["CausalTransformer", "PatchEncoder"]
@@ -43,6 +49,10 @@ class PatchEncoder(nn.Module):
         num_layers: Transformer blocks.
         num_heads: Attention heads; must divide D.
         mlp_ratio: Width of the feed-forward layers, in units of D.
+        dtype: What layers compute in: torch.bfloat16, torch.float16, or None for the weights' own.
+            Weights, what blocks add to, and outputs keep that dtype.
+        recompute: Whether activations are computed again for the gradient instead of kept
+            (activation checkpointing): less memory, for a third more time.
 
     Raises:
         ValueError: If `input_shape` is not that of an image, or `num_heads` does not divide D.
@@ -60,11 +70,15 @@ class PatchEncoder(nn.Module):
         num_layers: int = 1,
         num_heads: int = 4,
         mlp_ratio: int = 4,
+        dtype: torch.dtype | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         check_counts(num_patches=num_patches)
         check_counts(embed_dim=embed_dim, num_layers=num_layers)
         check_counts(num_heads=num_heads, mlp_ratio=mlp_ratio)
+        check_dtype(dtype)
+        self.dtype, self.recompute = dtype, recompute
         if len(input_shape) not in (2, 3):
             raise ValueError(
                 f"`input_shape` must be (H, W) or (H, W, C); got {tuple(input_shape)}. Use "
@@ -85,11 +99,10 @@ class PatchEncoder(nn.Module):
     def forward(self, x: Shaped[Tensor, "*batch_input"]) -> Float[Tensor, "*batch P D"]:
         """One vector per patch."""
         batch = batch_shape_of(x, self.input_shape)
-        x = self.dense(self.patches(x.reshape(-1, *self.input_shape))) + self.positions
-        x = x[None]
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x).reshape(*batch, *x.shape[2:])
+        with computing_in(self.dtype, x.device):
+            x = self.dense(self.patches(x.reshape(-1, *self.input_shape))) + self.positions
+            x = self.norm(run_stages(self.blocks, x[None], recompute=self.recompute))
+        return x.to(self.positions.dtype).reshape(*batch, *x.shape[2:])
 
     def patches(self, x: Shaped[Tensor, "N *input"]) -> Float[Tensor, "N P width"]:
         """Flat patches, row by row, zero-padded at the bottom and right if need be."""
@@ -113,6 +126,10 @@ class CausalTransformer(nn.Module):
         num_heads: Attention heads; must divide D.
         mlp_ratio: Width of the feed-forward layers, in units of D.
         cross_attention: Whether codes depend on a context; False makes a prior.
+        dtype: What layers compute in: torch.bfloat16, torch.float16, or None for the weights' own.
+            Weights, what blocks add to, and outputs keep that dtype.
+        recompute: Whether activations are computed again for the gradient instead of kept
+            (activation checkpointing): less memory, for a third more time.
 
     Raises:
         ValueError: If `num_heads` does not divide D.
@@ -131,11 +148,15 @@ class CausalTransformer(nn.Module):
         num_heads: int = 4,
         mlp_ratio: int = 4,
         cross_attention: bool = True,
+        dtype: torch.dtype | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         check_counts(num_latents=num_latents, num_codes=num_codes)
         check_counts(embed_dim=embed_dim, num_layers=num_layers)
         check_counts(num_heads=num_heads, mlp_ratio=mlp_ratio)
+        check_dtype(dtype)
+        self.dtype, self.recompute = dtype, recompute
         self.num_latents, self.num_codes = num_latents, num_codes
         self.embed_dim, self.cross_attention = embed_dim, cross_attention
         self.embedding = nn.Embedding(num_codes + 1, embed_dim)  # the last row begins a sequence
@@ -166,11 +187,12 @@ class CausalTransformer(nn.Module):
         batch = torch.Size() if context is None else context.shape[:-2]
         codes, context = _fold(codes, context)
         begin = torch.full_like(codes[..., :1], self.num_codes)
-        x = self.embedding(torch.cat([begin, codes[..., :-1]], dim=-1)) + self.positions
-        for block in self.blocks:
-            x = block(x, context)
+        with computing_in(self.dtype, codes.device):
+            x = self.embedding(torch.cat([begin, codes[..., :-1]], dim=-1)) + self.positions
+            x = run_stages(self.blocks, x, context, recompute=self.recompute)
+            logits = self.head(self.norm(x)).to(self.positions.dtype)
         shape = torch.broadcast_shapes(shape, batch)
-        return self.head(self.norm(x)).reshape(*shape, self.num_latents, self.num_codes)
+        return logits.reshape(*shape, self.num_latents, self.num_codes)
 
     def sample(
         self,
@@ -195,13 +217,14 @@ class CausalTransformer(nn.Module):
         batch = torch.Size() if context is None else context.shape[:-2]
         shape = (*torch.broadcast_shapes(uniforms.shape[:-1], batch), self.num_latents)
         uniforms, context = _fold(uniforms, context)
-        caches = self._empty_caches(uniforms.shape[0] * uniforms.shape[1], context)
         codes = torch.empty(uniforms.shape, dtype=torch.long, device=uniforms.device)
         previous = torch.full_like(codes[..., 0], self.num_codes)
-        for position in range(self.num_latents):
-            logits = self._next_logits(previous, caches, position)
-            previous = sample_codes(logits, uniforms[None, ..., position])[0]
-            codes[..., position] = previous
+        with computing_in(self.dtype, codes.device):
+            caches = self._empty_caches(uniforms.shape[0] * uniforms.shape[1], context)
+            for position in range(self.num_latents):
+                logits = self._next_logits(previous, caches, position)
+                previous = sample_codes(logits, uniforms[None, ..., position])[0]
+                codes[..., position] = previous
         return codes.reshape(shape)
 
     def _empty_caches(self, num_sequences: int, context: Tensor | None) -> list[Cache]:
