@@ -16,8 +16,9 @@ import numpy as np
 from backends import METHODS, QUANTIZERS
 from cli import CommandError, Parser, finish, positive, run_main
 from configs import CONFIGS
-from data import NAMES
+from data import NAMES, draw_pixels
 from pictures import save_curves, save_reconstructions, save_samples
+from quality import load_extractor, quality
 from second_stage import fit_prior
 from setups import LIKELIHOODS, Setup, make_setup
 from untrusted import GIGABYTES
@@ -36,6 +37,8 @@ _FREE = {  # arguments that may change when a run goes on; `fit` looks at what d
     "checkpoint_every",
     "test_images",
     "iwae_particles",
+    "fid_features",
+    "usage_images",
     "second_stage_steps",
 }
 
@@ -53,6 +56,8 @@ def make_parser() -> Parser:
     add_model_arguments(add)
     add_training_arguments(add)
     add("--test-images", type=positive, help="test on so many of them; default: all")
+    add("--fid-features", metavar="NAME|MODULE:FUNCTION", help="torchvision's network, for FID")
+    add("--usage-images", type=positive, default=50_000, help="whose codes are counted at most")
     add("--iwae-particles", type=positive, default=64, help="draws for the test metrics")
     add("--eval-every", type=positive, default=1000, help="steps between evaluations")
     add("--checkpoint-every", type=positive, default=1000, help="steps between checkpoints")
@@ -115,8 +120,10 @@ def add_training_arguments(add: Callable[..., Any]) -> None:
 def main(arguments: list[str]) -> None:
     """Train, evaluate, draw."""
     args = make_parser().parse_args(arguments)
+    extractor = load_extractor(args.fid_features) if args.fid_features else None
     setup = make_setup(args)
     backend = setup.backend
+    check_extractor(args, setup, extractor)
     if args.resume:
         check_arguments(args, setup.out)
     backend.seed(args.seed)
@@ -131,6 +138,9 @@ def main(arguments: list[str]) -> None:
     save_arguments(args, setup.out)
     num_particles = 8 if args.smoke else args.iwae_particles
     found = evaluate(setup, model, guide, num_particles)
+    if setup.config.frames is None:
+        found |= quality(backend, model, guide, setup.data, extractor)
+    found |= usage(setup, guide, args.usage_images)
     if setup.config.second_stage_steps:
         model = fit_prior(setup, model, guide, args)
         second = evaluate(setup, model, guide, num_particles)
@@ -268,6 +278,38 @@ def evaluate(setup: Setup, model: Any, guide: Any, num_particles: int) -> dict[s
     if config.likelihood == "logistic":
         found["bits_per_dim"] = -found["iwae"] / (data.x_test[0].size * np.log(2.0))
     return found
+
+
+def check_extractor(args: Any, setup: Setup, extractor: Any) -> None:
+    """Whether features of images can be had, before hours are spent."""
+    if extractor is None:
+        return
+    if setup.config.frames:
+        raise CommandError("--fid-features is an option of images")
+    try:
+        made = np.asarray(extractor(np.zeros((2, 32, 32, 3), np.float32)))
+    except Exception as error:  # whatever a user's function makes of it
+        raise CommandError(f"--fid-features {args.fid_features}: {error}") from None
+    if made.ndim != 2 or len(made) != 2:
+        raise CommandError(
+            f"--fid-features {args.fid_features}: must make (N, D) of N images, got {made.shape}"
+        )
+
+
+def usage(setup: Setup, guide: Any, most: int) -> dict[str, float]:
+    """Codes in use over an epoch: of one draw for each training image, or for the first of them.
+
+    The perplexity is that of all latents together, which share a table.
+    """
+    config, images = setup.config, setup.data.x_train[:most]
+    if not config.amortized or config.prior == "bernoulli":
+        return {}
+    if config.binarize == "dynamic":
+        images = draw_pixels(images, 0)
+    counts = np.bincount(setup.backend.codes(guide, images).ravel(), minlength=config.num_codes)
+    shares = counts[counts > 0] / counts.sum()
+    perplexity = np.exp(-(shares * np.log(shares)).sum())
+    return {"epoch_usage": (counts > 0).mean(), "epoch_perplexity": perplexity}
 
 
 def draw(setup: Setup, model: Any, guide: Any, result: Any) -> None:
