@@ -46,6 +46,29 @@ class Backend(backends.Backend):
         self._key, key = jax.random.split(self._key)
         return key
 
+    def ahead(self, images: np.ndarray) -> Any:
+        """On the device before it is asked for."""
+        import jax
+
+        return jax.device_put(images, self.device)
+
+    def transform(self, *, flip: bool, crop: int | None, binarize: bool) -> Any:
+        """As for both."""
+        import jax
+
+        def change(rng_key: Any, x: Any) -> Any:
+            keys = jax.random.split(rng_key, 3)
+            if flip:
+                turned = jax.random.bernoulli(keys[0], shape=(len(x), *[1] * (x.ndim - 1)))
+                x = jax.numpy.where(turned, jax.numpy.flip(x, 2), x)
+            if crop:
+                x = _moved(x, jax.random.randint(keys[1], (2, len(x)), -crop, crop + 1))
+            return self.binarized(keys[2], x) if binarize else x
+
+        if binarize and not flip and not crop:
+            return self.binarized
+        return change if flip or crop else None
+
     @staticmethod
     def binarized(rng_key: Any, x: Any) -> Any:
         """A `transform` of `fit`: pixels drawn, with gray values for probabilities."""
@@ -262,3 +285,13 @@ class Backend(backends.Backend):
         from numpyro.handlers import substitute
 
         return np.asarray(substitute(model.reconstruct, data=self._params)(codes))
+
+
+def _moved(x: Any, shifts: Any) -> Any:
+    """Images moved by whole pixels, `shifts` (2, N), with their edges repeated."""
+    import jax.numpy as jnp
+
+    images, (height, width) = jnp.arange(len(x)), x.shape[1:3]
+    rows = jnp.clip(jnp.arange(height) + shifts[0, :, None], 0, height - 1)
+    columns = jnp.clip(jnp.arange(width) + shifts[1, :, None], 0, width - 1)
+    return x[images[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -55,6 +55,29 @@ class Backend(backends.Backend):
         """As for both, on the device."""
         return super().make_prior(config).to(self.device)
 
+    def ahead(self, images: np.ndarray) -> Any:
+        """In memory that a GPU reads from without a wait, where there is one."""
+        import torch
+
+        tensor = torch.as_tensor(images)
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+    def transform(self, *, flip: bool, crop: int | None, binarize: bool) -> Any:
+        """As for both."""
+        import torch
+
+        def change(x: Any) -> Any:
+            if flip:
+                turned = torch.rand(len(x), device=x.device) < 0.5
+                x = torch.where(turned.reshape(-1, *[1] * (x.dim() - 1)), x.flip(2), x)
+            if crop:
+                x = _moved(x, torch.randint(2 * crop + 1, (2, len(x)), device=x.device) - crop)
+            return self.binarized(x) if binarize else x
+
+        if binarize and not flip and not crop:
+            return self.binarized
+        return change if flip or crop else None
+
     @staticmethod
     def binarized(x: Any) -> Any:
         """A `transform` of `fit`: pixels drawn, with gray values for probabilities."""
@@ -275,3 +298,14 @@ class Backend(backends.Backend):
 
         with torch.no_grad():
             return model.reconstruct(torch.as_tensor(codes, device=self.device)).cpu().numpy()
+
+
+def _moved(x: Any, shifts: Any) -> Any:
+    """Images moved by whole pixels, `shifts` (2, N), with their edges repeated."""
+    import torch
+
+    images, (height, width) = torch.arange(len(x), device=x.device), x.shape[1:3]
+    rows = torch.arange(height, device=x.device) + shifts[0, :, None]
+    columns = torch.arange(width, device=x.device) + shifts[1, :, None]
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    return x[images[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -207,6 +207,19 @@ class Backend(ABC):
         """Exponential schedule."""
         return self.module("fit").exponential_schedule(start, end, num_steps)
 
+    def ahead(self, images: np.ndarray) -> Any:
+        """A batch on its way to the device, from the thread that has read it."""
+        return images
+
+    @abstractmethod
+    def transform(self, *, flip: bool, crop: int | None, binarize: bool) -> Any:
+        """A `transform` of `fit`, in this order; None if nothing is to be done.
+
+        Images are turned left to right with probability one half; moved by up to `crop` pixels
+        each way, what they leave filled with their edges; and their pixels drawn, with gray values
+        for probabilities.
+        """
+
     def array(self, values: np.ndarray) -> Any:
         """As the package takes it."""
         return values

@@ -86,20 +86,15 @@ def load_run(folder: Path) -> Run:
     with tempfile.TemporaryDirectory() as copy:
         copy_whole = shutil.copytree if checkpoint.is_dir() else shutil.copy
         copy_whole(checkpoint, Path(copy) / checkpoint.name)
-        result = backend.train(
-            *backend.programs(args.method, model, guide, config.num_steps),
-            loss,
-            *backend.inputs(guide, setup.data.x_train),
-            learning_rate=config.learning_rate,
-            decay=config.decay,
-            optimiser=config.optimiser(),
+        result = train.train_with(
+            args,
+            setup,
+            (model, guide, loss),
             num_steps=1,  # which the checkpoint has behind it
             decay_steps=config.num_steps,
-            batch_size=config.batch_size,
             folder=copy,
             resume=True,
             progress=False,
-            transform=backend.binarized if config.binarize == "dynamic" else None,
         )
     result = replace(result, model=model, guide=guide)  # of a relaxation, the discrete programs
     return Run(backend, config, args.method, result, loss, setup.data.x_test)

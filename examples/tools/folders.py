@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 from untrusted import read_picture
 
-__all__ = ["read_pictures"]
+__all__ = ["check_shape", "find_pictures", "read_picture_of", "read_pictures"]
+
+# Those of torchvision's ImageFolder.
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def read_pictures(root: Path, size: int | None, gigabytes: float) -> np.ndarray:
@@ -22,25 +25,18 @@ def read_pictures(root: Path, size: int | None, gigabytes: float) -> np.ndarray:
         ValueError: If there are fewer than two, one cannot be read, they have several sizes and
             none is asked for, or they take more.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
-    if len(paths) < 2:
-        raise ValueError(
-            f"data {root}: holds {len(paths)} pictures; put at least two there, in folders if you "
-            f"like ({', '.join(IMG_EXTENSIONS)})"
-        )
-    first = _read(paths[0], size, gigabytes)
+    paths = find_pictures(root)
+    first = read_picture_of(paths[0], size, gigabytes)
     needed = len(paths) * first.size * 4 / 1e9
     if needed > gigabytes:
         raise ValueError(
             f"data {root}: {len(paths)} pictures take {needed:.1f} GB in memory, more than the "
-            f"{gigabytes:g} that are allowed: take a smaller --image-size, or raise "
-            "--most-gigabytes"
+            f"{gigabytes:g} that are allowed: take a smaller --image-size, raise "
+            "--most-gigabytes, or read them as they are needed, by --workers"
         )
     images = np.empty((len(paths), *first.shape), np.float32)
     for row, path in enumerate(paths):
-        image = _read(path, size, gigabytes)
+        image = read_picture_of(path, size, gigabytes)
         if image.shape != first.shape:
             raise ValueError(
                 f"data {root}: pictures have several sizes, {first.shape[:2]} of {paths[0].name} "
@@ -50,7 +46,22 @@ def read_pictures(root: Path, size: int | None, gigabytes: float) -> np.ndarray:
     return images
 
 
-def _read(path: Path, size: int | None, gigabytes: float) -> np.ndarray:
+def find_pictures(root: Path) -> list[Path]:
+    """The pictures under a folder, in order.
+
+    Raises:
+        ValueError: If there are fewer than two.
+    """
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    if len(paths) < 2:
+        raise ValueError(
+            f"data {root}: holds {len(paths)} pictures; put at least two there, in folders if you "
+            f"like ({', '.join(_SUFFIXES)})"
+        )
+    return paths
+
+
+def read_picture_of(path: Path, size: int | None, gigabytes: float) -> np.ndarray:
     """One picture in colour, of the size that is asked for."""
     from PIL import Image, ImageOps
 
@@ -61,3 +72,9 @@ def _read(path: Path, size: int | None, gigabytes: float) -> np.ndarray:
     if size is not None:
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
     return np.asarray(picture, np.float32) / 255
+
+
+def check_shape(image: np.ndarray, path: Path, size: int | None) -> None:
+    """Check that a picture has the size that was asked for."""
+    if size is not None and image.shape != (size, size, 3):
+        raise ValueError(f"data {path}: has shape {image.shape}, not {(size, size, 3)}")

@@ -1,14 +1,17 @@
 """What the arguments of train.py decide: data, sizes and settings, checked against each other."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from backends import QUANTIZERS, RELAXATIONS, Backend, get_backend
 from cli import CommandError, open_folder
 from configs import CONFIGS, Config
 from data import Dataset, load
 from networks import HEADS
 from sequences import load_sequences
+from streams import PictureBatches, load_stream
 
 __all__ = ["LIKELIHOODS", "Setup", "make_setup"]
 
@@ -52,12 +55,13 @@ class Setup(NamedTuple):
     data: Dataset
     method: str
     out: Path
+    stream: PictureBatches | None = None  # of the training images, of which `data` is a sample
 
 
 def make_setup(args: Any) -> Setup:
     """Check the arguments and load the data."""
     backend = get_backend(args.backend, args.device)
-    data = load_data(args)
+    data, paths = load_data(args)
     if args.test_images:
         data = data.fewer_tests(args.test_images)
     name = args.config or (data.name if data.name in CONFIGS else None)
@@ -72,6 +76,7 @@ def make_setup(args: Any) -> Setup:
     if args.second_stage_steps is None and not config.has_second_stage(args.method):
         config = config._replace(second_stage_steps=0)
     if args.smoke:
+        paths = paths and paths[:64]
         data, config = data.head(64, 32), config._replace(**_SMOKE)
     if config.likelihood == "auto":
         is_binary = data.binary or config.binarize == "dynamic"
@@ -82,28 +87,58 @@ def make_setup(args: Any) -> Setup:
         data = data.with_channels()
     if args.method in QUANTIZERS:
         config = config._replace(guide=args.method)
-    if config.batch_size > len(data.x_train):
+    num_train = len(paths or data.x_train)
+    if config.batch_size > num_train:
         raise CommandError(
-            f"--batch-size {config.batch_size}: there are only {len(data.x_train)} training images"
+            f"--batch-size {config.batch_size}: there are only {num_train} training images"
         )
     check_method(args, config)
+    stream = make_stream(args, config, data, paths, backend) if paths else None
     out = args.out or Path("runs") / f"{data.name}-{args.method}-{args.seed}"
-    return Setup(backend, config, data, args.method, open_folder(out))
+    return Setup(backend, config, data, args.method, open_folder(out), stream)
 
 
-def load_data(args: Any) -> Dataset:
-    """Images, or sequences where the config is one of them."""
+def make_stream(
+    args: Any, config: Config, data: Dataset, paths: list[Path], backend: Backend
+) -> PictureBatches:
+    """Batches of the pictures, as the likelihood takes them."""
+    if config.likelihood == "bernoulli":
+        raise CommandError("--workers: pixels are binarized in memory alone; choose --likelihood")
+    if args.method == "truncated":
+        raise CommandError("--workers: --method truncated keeps states of images in memory")
+    reading = {"workers": args.workers, "gigabytes": args.most_gigabytes}
+    units = partial(to_units, likelihood=config.likelihood, offset=data.offset, scale=data.scale)
+    return PictureBatches(
+        paths, args.image_size, config.batch_size, units=units, prepare=backend.ahead, **reading
+    )
+
+
+def to_units(images: np.ndarray, *, likelihood: str, offset: Any, scale: float) -> np.ndarray:
+    """Images in [0, 1] in the units of a `Dataset`."""
+    images = np.round(255 * images) if likelihood == "logistic" else (images - offset) / scale
+    return images.astype(np.float32)
+
+
+def load_data(args: Any) -> tuple[Dataset, list[Path] | None]:
+    """Images, or sequences where the config is one of them; paths of those read as needed."""
     frames = CONFIGS[args.config].frames if args.config else None
     if frames is None:
         if args.frames:
             raise CommandError("--frames is an option of sequences, as of --config motion")
-        found = {"size": args.image_size, "gigabytes": args.most_gigabytes}
-        return load(args.data, args.data_root, seed=args.seed, **found)
+        found = {"gigabytes": args.most_gigabytes, "seed": args.seed}
+        if args.workers is None:
+            return load(args.data, args.data_root, size=args.image_size, **found), None
+        if not Path(args.data).is_dir():
+            raise CommandError("--workers is an option of a folder of pictures")
+        if args.image_size is None:
+            raise CommandError("--workers needs --image-size: all pictures of one size")
+        return load_stream(Path(args.data), args.image_size, **found)
     if args.likelihood in ("bernoulli", "logistic") or args.binarize:
         raise CommandError("--likelihood must be gaussian or gaussian_heads: sequences are real")
-    return load_sequences(
-        args.data, args.frames or frames, seed=args.seed, gigabytes=args.most_gigabytes
-    )
+    if args.workers or args.flip or args.crop:
+        raise CommandError("--workers, --flip and --crop are options of images")
+    found = {"gigabytes": args.most_gigabytes, "seed": args.seed}
+    return load_sequences(args.data, args.frames or frames, **found), None
 
 
 def in_units(data: Dataset, config: Config) -> Dataset:

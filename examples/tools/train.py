@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from backends import METHODS, QUANTIZERS
+from backends import METHODS, QUANTIZERS, Programs
 from cli import CommandError, Parser, finish, positive, run_main
 from configs import CONFIGS
 from data import NAMES, draw_pixels
+from memory import memory_explained
 from pictures import save_curves, save_reconstructions, save_samples
 from quality import load_extractor, quality
 from second_stage import fit_prior
@@ -39,6 +40,7 @@ _FREE = {  # arguments that may change when a run goes on; `fit` looks at what d
     "iwae_particles",
     "fid_features",
     "usage_images",
+    "workers",
     "second_stage_steps",
 }
 
@@ -90,6 +92,9 @@ def add_model_arguments(add: Callable[..., Any]) -> None:
 def add_training_arguments(add: Callable[..., Any]) -> None:
     """Steps, draws, rates, and what one method alone takes."""
     add("--steps", type=positive, help="steps in all")
+    add("--flip", action="store_true", help="turn training images left to right at random")
+    add("--crop", type=positive, metavar="PIXELS", help="move them at random by at most so many")
+    add("--workers", type=positive, help="threads that read a folder's pictures as needed")
     add("--batch-size", type=positive, help="images per step")
     add("--num-particles", type=positive, help="draws of the latents per image, K")
     add("--learning-rate", type=float)
@@ -133,7 +138,8 @@ def main(arguments: list[str]) -> None:
         with backend.module("fit.files").folder_of_run(setup.out):  # no other run is in it
             save_arguments(args, setup.out)
     start = time.process_time()
-    result = train(args, setup, model, guide, loss)
+    with memory_explained(setup.config, num_draws(setup)):
+        result = train(args, setup, model, guide, loss)
     cpu_seconds = time.process_time() - start
     save_arguments(args, setup.out)
     num_particles = 8 if args.smoke else args.iwae_particles
@@ -158,23 +164,36 @@ def main(arguments: list[str]) -> None:
 
 def train(args: Any, setup: Setup, model: Any, guide: Any, loss: Any) -> Any:
     """What `fit` makes of the training images."""
-    backend, config = setup.backend, setup.config
-    return backend.train(
-        *backend.programs(setup.method, model, guide, config.num_steps),
-        loss,
-        *backend.inputs(guide, setup.data.x_train),
+    config = setup.config
+    return train_with(
+        args,
+        setup,
+        (model, guide, loss),
         eval_data=setup.data.x_test[:1000] if config.amortized else None,
-        learning_rate=config.learning_rate,
-        decay=config.decay,
-        optimiser=config.optimiser(),
         num_steps=config.num_steps,
-        batch_size=config.batch_size,
         folder=setup.out,
         resume=args.resume,
         eval_every=args.eval_every,
         checkpoint_every=args.checkpoint_every,
         log_every=5 if args.smoke else 50,
-        transform=backend.binarized if config.binarize == "dynamic" else None,
+    )
+
+
+def train_with(args: Any, setup: Setup, programs: Programs, **settings: Any) -> Any:
+    """Train as the arguments say; `settings` are those of `fit` that they do not decide."""
+    backend, config, (model, guide, loss) = setup.backend, setup.config, programs
+    data = backend.inputs(guide, setup.data.x_train) if setup.stream is None else (setup.stream,)
+    changes = {"flip": args.flip, "crop": args.crop, "binarize": config.binarize == "dynamic"}
+    return backend.train(
+        *backend.programs(setup.method, model, guide, config.num_steps),
+        loss,
+        *data,
+        learning_rate=config.learning_rate,
+        decay=config.decay,
+        optimiser=config.optimiser(),
+        batch_size=config.batch_size if setup.stream is None else None,
+        transform=backend.transform(**changes),
+        **settings,
     )
 
 

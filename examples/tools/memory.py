@@ -1,0 +1,34 @@
+"""What to say when the memory does not suffice."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cli import CommandError
+from configs import Config
+
+__all__ = ["memory_explained"]
+
+_WORDS = "out of memory", "can't allocate memory", "resource_exhausted", "not enough memory"
+
+
+@contextmanager
+def memory_explained(config: Config, num_particles: int) -> Iterator[None]:
+    """Run a block; where it runs out of memory, say in one line what takes it.
+
+    Raises:
+        CommandError: If Torch, JAX or NumPy finds no more memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = str(error).lower()
+        if not isinstance(error, MemoryError) and not any(word in words for word in _WORDS):
+            raise
+        unused = [] if config.recompute else ["--recompute (activations are not kept)"]
+        unused += [] if config.half else ["--half (bfloat16)"]
+        more = f", {', '.join(unused)}" if unused else ""
+        raise CommandError(
+            f"out of memory with --batch-size {config.batch_size} and K = {num_particles} "
+            f"particles: memory grows with their product. Take fewer of either, with --accumulate "
+            f"for as large a batch{more}"
+        ) from None
