@@ -129,9 +129,20 @@ def refused(run):
     return "nothing"
 
 
-def normalised():
-    model, guide = vae()
-    guide.norm = torch.nn.BatchNorm1d(6)
+def coupled(layer):
+    """A network, in a closure, that makes more of a batch than of its rows."""
+    net = torch.nn.Sequential(layer, torch.nn.Linear(6, 3))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(logits=torch.zeros(3)))
+            pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 6), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(logits=net(x)))
+
     return SVI(model, guide, pyro.optim.Adam({}), loss=DAPS_ELBO())
 
 
@@ -158,7 +169,9 @@ def refusals(rank):
         "odd": refused(lambda: train("daps", batch_size=7)),
         "few": refused(lambda: train("daps", batch_size=1)),
         "loss": refused(lambda: train("daps", svi=svi_of("daps", loss=TraceGraph_ELBO()))),
-        "norm": refused(lambda: train("daps", svi=normalised())),
+        "norm": refused(lambda: train("daps", svi=coupled(torch.nn.BatchNorm1d(6)))),
+        "dropout": refused(lambda: train("daps", svi=coupled(torch.nn.Dropout(0.5)))),
+        "batches": refused(lambda: train("daps", data=([IMAGES[rank:][:4]],), batch_size=None)),
         "plate": refused(lambda: train("daps", svi=without_plate())),
         "subsample": refused(lambda: train("daps", svi=by_itself(), batch_size=None)),
         "data": refused(lambda: train("daps", data=(IMAGES + rank,))),

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -126,3 +127,35 @@ def test_train_on_mnist(result_of, tmp_path):
     result = result_of("train.py", "--smoke", *settings)
     assert result["data"] == "mnist"
     check(result, num_pixels=784)
+
+
+def torchrun(size, out, *settings):
+    """The training script in several processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={size}", EXAMPLES / "tools" / "train.py", "--smoke"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*map(str, command), "--out", str(out), *settings]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["daps", "vq", "truncated"])
+def test_train_in_two_processes(tmp_path, method):
+    settings = ["--method", method] + ["--prior", "bernoulli"] * (method == "truncated")
+    done = torchrun(2, tmp_path / "two", *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = done.stdout.splitlines()  # of the first one alone
+    check(json.loads(line))
+    result_alone("train.py", "--smoke", "--out", tmp_path / "one", *settings)
+    logs = [(tmp_path / each / "log.jsonl").read_text().splitlines() for each in ("one", "two")]
+    first, second = (json.loads(log[0]) for log in logs)
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-4)
+    done = torchrun(1, tmp_path / "two", "--resume", "--steps", "12", *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_train_in_processes_that_do_not_divide_the_batch(tmp_path):
+    done = torchrun(3, tmp_path)
+    assert done.returncode != 0
+    assert "error: `batch_size`: the 16 rows of a batch" in done.stderr

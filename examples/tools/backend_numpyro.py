@@ -23,7 +23,8 @@ class Backend(backends.Backend):
 
         kind = {"auto": None, "cpu": "cpu", "cuda": "cuda"}[device]
         try:
-            self.device = jax.devices(kind)[0]
+            self.devices = jax.devices(kind)
+            self.device = self.devices[0]
         except RuntimeError:
             raise CommandError(f"--device {device}: JAX finds none; use --device cpu") from None
         self._key, self._params = jax.random.key(0), None
@@ -99,6 +100,7 @@ class Backend(backends.Backend):
 
         programs, fit, more = (model, guide, loss), self.module("fit"), optimiser or {}
         svi = self._make_svi(programs, learning_rate, decay, decay_steps or num_steps, more)
+        settings["devices"] = self.devices if len(self.devices) > 1 else None
         with jax.default_device(self.device):
             result = fit.fit(self._next_key(), svi, *data, num_steps=num_steps, **settings)
         result = fit.averaged(svi, result) if "average" in more else result

@@ -1,5 +1,6 @@
 """`pyro_dvae` as a backend of the examples."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,38 @@ class Backend(backends.Backend):
         if device == "cuda" and not torch.cuda.is_available():
             raise CommandError("--device cuda: no CUDA device was found; use --device cpu")
         self.device = torch.device(device)
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun
+            self._meet(int(os.environ["LOCAL_RANK"]))
+
+    def _meet(self, local: int) -> None:
+        """Join the other processes, with a device of one's own."""
+        import torch
+        from torch import distributed
+
+        if self.device.type == "cuda":
+            if local >= torch.cuda.device_count():
+                raise CommandError(
+                    f"--device cuda: {torch.cuda.device_count()} device(s) were found; start as "
+                    "many processes, torchrun --nproc-per-node=..."
+                )
+            self.device = torch.device("cuda", local)
+            torch.cuda.set_device(self.device)
+        distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        self.is_first = distributed.get_rank() == 0
+
+    def first_of_all(self, do: Callable[[], Any]) -> Any:
+        """The first process may download what the others then find."""
+        found = []
+        self.module("ops.processes").first_says(lambda: found.append(do()))
+        return found[0] if found else do()
+
+    def goes_on_alone(self) -> bool:
+        """Leave the other processes."""
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        return self.is_first
 
     def seed(self, seed: int) -> None:
         """Forget parameters and seed all that is random."""

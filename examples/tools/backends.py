@@ -99,11 +99,20 @@ class Backend(ABC):
     name: str
     device: Any
     channels_first: bool  # whether convolutions have the width before the grid
+    is_first: bool = True  # of the processes that train together
     _params: Any = None  # of the last training, where the programs do not hold them
 
     def module(self, path: str) -> ModuleType:
         """Return a module of the package."""
         return importlib.import_module(f"{self.name}_dvae.{path}")
+
+    def first_of_all(self, do: Callable[[], Any]) -> Any:
+        """What `do` returns; the first of several processes does it before the others."""
+        return do()
+
+    def goes_on_alone(self) -> bool:
+        """Whether this process does what is left to do after a training: the first one does."""
+        return True
 
     def make_loss(self, method: str, **options: Any) -> Any:
         """Make the loss of a method; options that are None keep their default."""

@@ -61,7 +61,7 @@ class Setup(NamedTuple):
 def make_setup(args: Any) -> Setup:
     """Check the arguments and load the data."""
     backend = get_backend(args.backend, args.device)
-    data, paths = load_data(args)
+    data, paths = backend.first_of_all(lambda: load_data(args))
     if args.test_images:
         data = data.fewer_tests(args.test_images)
     name = args.config or (data.name if data.name in CONFIGS else None)

@@ -4,6 +4,7 @@ Writes a checkpoint, a log, pictures and metrics to a folder, and ends with one 
 
     python examples/tools/train.py --method daps --data digits
     python examples/tools/train.py --method reinforce --data images.npz --out runs/mine --resume
+    torchrun --nproc-per-node=2 examples/tools/train.py --method daps
 """
 
 import json
@@ -134,13 +135,15 @@ def main(arguments: list[str]) -> None:
     backend.seed(args.seed)
     loss = make_loss(args, setup)
     model, guide = backend.make_vae(setup.config, setup.data.x_train)
-    if not args.resume:
+    if not args.resume and backend.is_first:
         with backend.module("fit.files").folder_of_run(setup.out):  # no other run is in it
             save_arguments(args, setup.out)
     start = time.process_time()
     with memory_explained(setup.config, num_draws(setup)):
         result = train(args, setup, model, guide, loss)
     cpu_seconds = time.process_time() - start
+    if not backend.goes_on_alone():
+        return
     save_arguments(args, setup.out)
     num_particles = 8 if args.smoke else args.iwae_particles
     found = evaluate(setup, model, guide, num_particles)

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
-from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+from torch import Tensor, distributed
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DistributedSampler
 
 from pyro_dvae.fit import rng
 from pyro_dvae.fit.data import Batch, num_rows
 from pyro_dvae.fit.files import folder_of_run
+from pyro_dvae.fit.identity import described_data
 from pyro_dvae.fit.svi import loss_of, modules_of, parameters, take_step
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.ops.noise import Share
@@ -40,6 +40,7 @@ from pyro_dvae.programs.sharding import find_plates, sharded
 __all__ = ["Devices"]
 
 _SHOWN = 60  # characters of a value in a message
+_DROPOUT = ("native_dropout", "bernoulli_", "rrelu_with_noise", "rrelu_with_noise_functional")
 
 
 class Devices:
@@ -54,9 +55,9 @@ class Devices:
         self.is_first = self.rank == 0
         self._svi = svi
         self._plates: dict[str, bool] | None = None
+        self._is_watched = False  # whether a step has shown what networks do
         if self.size > 1:
             _check_loss(svi)
-            _check_modules(svi)
             _check_sampler(data)
 
     def agree(self, identity: dict[str, Any]) -> None:
@@ -65,18 +66,9 @@ class Devices:
         Raises:
             ValueError: If one has other data or settings.
         """
-        if self.size == 1:
-            return
-        for rank, other in enumerate(entries_of_all(identity)):
-            different = [name for name in identity if other.get(name) != identity[name]]
-            if different:
-                raise ValueError(
-                    f"process {rank} trains with another {different[0]!r} than process "
-                    f"{self.rank}: {_shown(other.get(different[0]))} in place of "
-                    f"{_shown(identity[different[0]])}. Start all of them with the same program, "
-                    "data and seeds: `fit` gives each process its rows by itself."
-                )
-        self.synchronise()
+        if self.size > 1:
+            self._compare(identity)
+            self.synchronise()
 
     def synchronise(self) -> None:
         """Take parameters, buffers and generators from the first process."""
@@ -95,12 +87,31 @@ class Devices:
         if device is not None and cuda is not None:
             torch.cuda.set_rng_state(cuda, device)
 
+    def _compare(self, identity: dict[str, Any]) -> None:
+        """Check that something is the same in all processes."""
+        for rank, other in enumerate(entries_of_all(identity)):
+            different = [name for name in identity if other.get(name) != identity[name]]
+            if different:
+                raise ValueError(
+                    f"process {rank} trains with another {different[0]!r} than process "
+                    f"{self.rank}: {_shown(other.get(different[0]))} in place of "
+                    f"{_shown(identity[different[0]])}. Start all of them with the same program, "
+                    "data and seeds: `fit` gives each process its rows by itself."
+                )
+
     def take_step(self, batch: Batch) -> Any:
         """Do what `SVI.step` does with a batch, and return its loss."""
         if self.size == 1:
             return take_step(self._svi, *batch)
         with self._sharded(batch) as own:
-            loss = take_step(self._svi, *own)
+            if self._is_watched:
+                loss = take_step(self._svi, *own)
+            else:
+                described = described_data((*batch.args, *batch.kwargs.values()))
+                self._compare({"batch of `data`": described})
+                with _Watch():
+                    loss = take_step(self._svi, *own)
+                self._is_watched = True
         return self._of_all(loss)
 
     def evaluate(self, batch: Batch) -> float:
@@ -186,17 +197,32 @@ def _check_loss(svi: SVI) -> None:
         )
 
 
-def _check_modules(svi: SVI) -> None:
-    for program in modules_of(svi).values():
-        for name, module in program.named_modules():
-            normalises = isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
-            if normalises or (isinstance(module, _DropoutNd) and module.p > 0):
-                what = "normalises by its own rows" if normalises else "draws masks for its rows"
-                raise ValueError(
-                    f"`svi`: in each of {num_processes()} processes module '{name}', a "
-                    f"{type(module).__name__}, {what}, unlike in one process. Take GroupNorm or "
-                    "LayerNorm, `p=0`, or train in one process."
-                )
+class _Watch(TorchDispatchMode):
+    """Refuses what networks make of the rows of a batch together, or draw for them, in a step."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs, name = kwargs or {}, func.overloadpacket.__name__
+        what = None
+        if "batch_norm" in name and "backward" not in name and _is_training(func, args, kwargs):
+            what = "normalises by the rows of its batch"
+        elif name in _DROPOUT:
+            what = "draws masks, as dropout does, for the rows of its batch"
+        if what is not None:
+            raise ValueError(
+                f"`svi`: a network {what} ({name}), which in each of {num_processes()} processes "
+                "are others than in one. Take GroupNorm or LayerNorm, dropout with p=0, or train "
+                "in one process."
+            )
+        return func(*args, **kwargs)
+
+
+def _is_training(func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether an operation is told to be one of a training."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return bool(given.get("training", given.get("train", False)))
 
 
 def _check_sampler(data: tuple[Any, ...]) -> None:
