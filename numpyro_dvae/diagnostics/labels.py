@@ -198,7 +198,7 @@ def _num_codes(support: Any) -> int:
         return 0
     if not (not_jax_tracer(low) and not_jax_tracer(high)):
         return 0
-    return int(np.max(high)) + 1 if np.all(np.asarray(low) == 0) else 0
+    return int(np.asarray(high).max()) + 1 if np.all(np.asarray(low) == 0) else 0
 
 
 def _innermost(support: Any) -> Any:

@@ -168,12 +168,24 @@ def _check_plates(layout: Layout, sites: Mapping[str, Site]) -> None:
 
 def _code_site(site: Site, layout: Layout) -> CodedSite:
     base = site.base
-    with jax.ensure_compile_time_eval():  # no code depends on a parameter
-        support = np.asarray(base.enumerate_support(expand=False))
+    try:
+        with jax.ensure_compile_time_eval():  # no code depends on a parameter
+            support = np.asarray(base.enumerate_support(expand=False))
+    except (NotImplementedError, jax.errors.ConcretizationTypeError) as error:
+        raise _no_one_support(site) from error
     support = support.reshape(len(support), *base.event_shape)
     is_range = np.array_equal(support, np.arange(len(support)))
     event_shape = tuple(site.fn.event_shape)
     return CodedSite(site.name, support, shape_in_datum(site, layout), event_shape, is_range)
+
+
+def _no_one_support(site: Site) -> ValueError:
+    return ValueError(
+        f"site '{site.name}' ({site.family}) may have other values for each datum or draw, so "
+        "its states cannot be listed. Give it the largest number of them as a constant, as a "
+        "Categorical with logits of -inf where a value cannot be, or use a loss that samples: "
+        "DAPS_ELBO, Reinforce_ELBO."
+    )
 
 
 def shape_in_datum(site: Site, layout: Layout) -> tuple[int, ...]:

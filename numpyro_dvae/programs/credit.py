@@ -60,8 +60,8 @@ def find_influence(rng_key: Array, pair: Pair) -> Influence | None:
 
     def log_probs(**values: Array) -> tuple[dict[str, Array], dict[str, Array]]:
         now = run(**values)
-        guide = {name: site.log_prob() for name, site in now.guide.items()}
-        return guide, {name: site.log_prob() for name, site in now.model.items()}
+        guide = {name: site.term() for name, site in now.guide.items()}
+        return guide, {name: site.term() for name, site in now.model.items()}
 
     def inspect() -> None:
         first = run()

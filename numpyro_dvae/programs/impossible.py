@@ -85,7 +85,7 @@ def _zero_codes(fn: Any) -> Bool[Array, "*batch V"] | None:
         return jnp.stack(_failures(fn), -1)
     if isinstance(fn, dist.BinomialProbs | dist.BinomialLogits) and not_jax_tracer(fn.total_count):
         never_fails, never_succeeds = _failures(fn)
-        counts = jnp.arange(int(np.max(fn.total_count)) + 1)
+        counts = jnp.arange(int(np.asarray(fn.total_count).max()) + 1)
         some_fail = counts < jnp.asarray(fn.total_count)[..., None]
         beyond = counts > jnp.asarray(fn.total_count)[..., None]
         zero = (some_fail & never_fails[..., None]) | ((counts > 0) & never_succeeds[..., None])

@@ -108,6 +108,13 @@ class Site:
         return bool(getattr(self.base, "has_enumerate_support", False))
 
     @property
+    def num_values(self) -> int | None:
+        """The values of a categorical site; None of any other."""
+        logits = getattr(self.base, "logits", None) if "Categorical" in self.family else None
+        shape = getattr(logits, "shape", ())
+        return int(shape[-1]) if shape and self.has_finite_support else None
+
+    @property
     def is_auxiliary(self) -> bool:
         """Whether a guide's site is not of the model."""
         return bool(self.infer.get("is_auxiliary"))
@@ -144,6 +151,10 @@ class Site:
     def log_prob_under(self, fn: Any) -> Array:
         """Log-density of its value under a part of its distribution."""
         return _finite_slopes(fn).log_prob(self.value)
+
+    def term(self) -> Array:
+        """What it adds to the objective: handlers may weigh or mask it as other draws say."""
+        return self.scaled(self.log_prob(), self.scale)
 
     def scaled(self, values: Array, scale: Any) -> Array:
         """Numbers over its batch dims, weighed by `scale`; its masks are the distribution's."""

@@ -83,10 +83,7 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
         pair = pair._replace(vectorize=takes_particles(pair, warn=False))
     if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(pair.layout, run))
-    minibatch = drawn_subsamples(run)
-    for name in [name for name, plate in minibatch.nodes.items() if _is_whole(plate)]:
-        minibatch.nodes.pop(name)
-    return pair._replace(notes=Notes(minibatch, _shared_sites(pair.layout, run)))
+    return pair._replace(notes=Notes(drawn_subsamples(run), _shared_sites(pair.layout, run)))
 
 
 def _shared_sites(layout: Layout, run: Run) -> tuple[str, ...]:

@@ -104,9 +104,13 @@ def _keeps_apart(pair: Pair) -> bool:
     """Whether each particle has together with others what it has alone."""
     first = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES))
     drawn = {name: site for name, site in first.guide.items() if not site.is_observed}
-    values = {name: _telling_values(site) for name, site in drawn.items()}
+    told = {name: _telling_values(site) for name, site in drawn.items()}
+    values = {name: value for name, value in told.items() if value is not None}
     with poutine.replay(trace=drawn_subsamples(first)):
         try:
+            if len(values) < len(drawn):  # the rest follows from these
+                rest = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES, values)).guide
+                values = {name: rest[name].value for name in drawn}
             return _agree_on(pair, values)
         except Exception:  # of values that the program never draws
             return _agree_on(pair, {name: site.value for name, site in drawn.items()})
@@ -164,8 +168,11 @@ def _agree(first: Particles, second: Particles, place: int, other: int) -> bool:
     return all(torch.allclose(one, two, rtol=1e-3, atol=1e-3, equal_nan=True) for one, two in pairs)
 
 
-def _telling_values(site: Site) -> Tensor:
-    """Values like those drawn, in which particles differ as much as the support lets them."""
+def _telling_values(site: Site) -> Tensor | None:
+    """Values like those drawn, in which particles differ as much as the support lets them.
+
+    None where other draws say what the largest is.
+    """
     support = site.fn.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
@@ -174,6 +181,8 @@ def _telling_values(site: Site) -> Tensor:
         return _spread(value, lambda shape: torch.zeros(shape), lambda shape: torch.ones(shape))
     if kind is constraints.integer_interval:
         low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))
+        if high.dim() > value.dim() - 1:
+            return None
         return _spread(value, lambda shape: low.expand(shape), lambda shape: high.expand(shape))
     if kind is type(constraints.one_hot):
         size = value.shape[-1]

@@ -9,13 +9,15 @@ sites share; values of a site ``(S, *batch, *event)``, as `run_particles` takes 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from jaxtyping import Integer, Num
 from pyro import poutine
+from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from pyro_dvae.ops.arguments import shown_count
@@ -25,6 +27,7 @@ from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.sharding import hidden
 from pyro_dvae.programs.sites import Site, sample_sites
+from pyro_dvae.programs.tracking import TrackDraws
 
 __all__ = [
     "CodedSite",
@@ -87,6 +90,7 @@ def find_space(model: Callable, rest: Callable | None, args: tuple, kwargs: dict
     with hidden(), torch.no_grad():
         rest_trace = run_program(rest, args, kwargs) if rest else poutine.Trace()
         latents = sample_sites(run_program(program, args, kwargs))
+        _check_supports(program, args, kwargs, list(latents.values()))
         _check_latents(latents, set(sample_sites(rest_trace)))
         layout, _ = find_layout(Pair(model, program, args, kwargs))
     sites = {name: site for name, site in latents.items() if name not in rest_trace.nodes}
@@ -149,11 +153,39 @@ def _check_plates(layout: Layout, sites: Mapping[str, Site]) -> None:
 
 def _code_site(site: Site, layout: Layout) -> CodedSite:
     base = site.base
-    support = base.enumerate_support(expand=False)
+    try:
+        support = base.enumerate_support(expand=False)
+    except NotImplementedError as error:  # "inhomogeneous total count"
+        raise _no_one_support(site) from error
     support = support.reshape(len(support), *base.event_shape)
     is_range = support.dim() == 1 and support.tolist() == list(range(len(support)))
     event_shape = tuple(site.fn.event_shape)
     return CodedSite(site.name, support, shape_in_datum(site, layout), event_shape, is_range)
+
+
+def _check_supports(program: Callable, args: tuple, kwargs: dict, sites: Sequence[Site]) -> None:
+    """No draw may say how many values another has, of which a run shows those of one draw."""
+    counted = [site.name for site in sites if isinstance(_largest(site), Tensor)]
+    if not counted:
+        return
+    with pyro.validation_enabled(False), TrackDraws():
+        tracked = sample_sites(run_program(program, args, kwargs))
+    for name in counted:
+        if get_provenance(_largest(tracked[name])):
+            raise _no_one_support(tracked[name])
+
+
+def _largest(site: Site) -> Any:
+    return getattr(site.base.support, "upper_bound", None)
+
+
+def _no_one_support(site: Site) -> ValueError:
+    return ValueError(
+        f"site '{site.name}' ({site.family}) may have other values for each datum or draw, so "
+        "its states cannot be listed. Give it the largest number of them as a constant, as a "
+        "Categorical with logits of -inf where a value cannot be, or use a loss that samples: "
+        "DAPS_ELBO, Reinforce_ELBO."
+    )
 
 
 def shape_in_datum(site: Site, layout: Layout) -> tuple[int, ...]:
@@ -242,6 +274,7 @@ def enumerate_draws(
     credited = [site for name, site in sites.items() if name in layout.credited]
     if not credited:
         return {}
+    only_looking(lambda: _check_supports(program, args, kwargs, credited))
     for site in credited:
         if not site.has_finite_support:
             raise ValueError(

@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_dvae.programs.enumerating import Enumerate, sum_out
-from pyro_dvae.programs.pair import Layout, Pair, Run
+from pyro_dvae.programs.pair import Layout, Pair, Run, no_one_list
 from pyro_dvae.programs.sharding import drawing
 from pyro_dvae.programs.sites import Site, is_drawn
 
@@ -87,7 +87,12 @@ class Draw(Messenger):
         shape = (*msg["fn"].batch_shape, *msg["fn"].event_shape)  # as the program would draw it
         if self.num_draws is not None:
             return value.expand(broadcast_shape(value.shape, shape)) if self.expand else value
-        return value.reshape(value.shape[value.dim() - len(shape) :]).expand(shape)
+        value = value.reshape(value.shape[value.dim() - len(shape) :])
+        if any(size not in (1, wanted) for size, wanted in zip(value.shape, shape, strict=True)):
+            raise no_one_list(
+                f"'{msg['name']}' has other values or sizes in some runs", self.values
+            )
+        return value.expand(shape)
 
     def _draw(self, msg: Any, num_draws: int) -> Tensor:
         batch = msg["fn"].batch_shape

@@ -207,19 +207,12 @@ def _check_shapes(guide: Site, model: Site) -> None:
             f"site '{guide.name}' has event shape {shapes[0]} in the guide, but {shapes[1]} in the "
             "model. Give both the same shape, with the same number of dims in .to_event(...)."
         )
-    sizes = [_num_values(site) for site in (guide, model)]
+    sizes = [site.num_values for site in (guide, model)]
     if None not in sizes and sizes[0] > sizes[1]:  # type: ignore[operator]
         raise ValueError(
             f"site '{guide.name}' has {sizes[0]} values in the guide, but {sizes[1]} in the model, "
             "which gives the others no probability. Give both the same number."
         )
-
-
-def _num_values(site: Site) -> int | None:
-    """The values of a categorical site, if that is one."""
-    logits = getattr(site.base, "logits", None) if "Categorical" in site.family else None
-    shape = getattr(logits, "shape", ())
-    return int(shape[-1]) if shape and site.has_finite_support else None
 
 
 def independent_sites(pair: Pair, parameter: Callable[[Site], Tensor]) -> tuple[str, ...]:

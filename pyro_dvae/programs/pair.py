@@ -1,17 +1,33 @@
 """A model and its guide: what both are called with, how their sites lie, how they are run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from pyro import poutine
 
 from pyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
-__all__ = ["Layout", "Pair", "Run", "StructureError"]
+__all__ = ["Layout", "Pair", "Run", "StructureError", "no_one_list", "sizes_of"]
 
 
 class StructureError(ValueError):
     """A run has other sites than those that its layout was found for."""
+
+
+def no_one_list(found: str, given: Collection[str]) -> StructureError:
+    """The error of values that are given to programs which draw others.
+
+    Args:
+        found: Which site is otherwise, and how.
+        given: The sites whose values are given.
+    """
+    return StructureError(
+        f"which latents there are depends on the values of others, or on the data: site {found} "
+        f"with given values of {sorted(given)}, so the states cannot be listed. Use a loss that "
+        "samples (Reinforce_ELBO, DAPS_ELBO, VIMCO_ELBO), or let the program sample all its sites "
+        "in any case, under a mask. The states of a TruncatedGuide are of the sites of its first "
+        "call: pad all data to one length, or make a guide for each."
+    )
 
 
 class Layout(NamedTuple):
@@ -71,10 +87,11 @@ class Run(NamedTuple):
 
 def _described(sites: Mapping[str, Site]) -> tuple:
     return tuple(
-        (name, site.is_observed, site.needs_credit, tuple(site.fn.event_shape), _frames(site))
-        for name, site in sites.items()
+        (name, site.is_observed, site.needs_credit, *sizes_of(site)) for name, site in sites.items()
     )
 
 
-def _frames(site: Site) -> tuple:
-    return tuple((frame.name, frame.dim, frame.size) for frame in site.plates.values())
+def sizes_of(site: Site) -> tuple:
+    """Its event shape, its number of values, and its plates with their sizes."""
+    frames = ((frame.name, frame.dim, frame.size) for frame in site.plates.values())
+    return tuple(site.fn.event_shape), site.num_values, tuple(frames)

@@ -20,15 +20,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_dvae.programs.draw import Draw, Sampler, run_pair, run_program
 from pyro_dvae.programs.layout import common_layout
 from pyro_dvae.programs.looking import statistics_kept
-from pyro_dvae.programs.pair import Layout, Pair, Run, StructureError
+from pyro_dvae.programs.pair import Layout, Pair, Run, StructureError, no_one_list, sizes_of
 from pyro_dvae.programs.record import Ledger, Particles, Reader, make_record, make_records
-from pyro_dvae.programs.sites import sample_sites
+from pyro_dvae.programs.sites import rows_of_plates, sample_sites
 
 __all__ = ["drawn_subsamples", "dream", "run_particles"]
 
@@ -77,8 +76,25 @@ def run_particles(
         with poutine.replay(trace=minibatch), statistics_kept(k > 0):
             runs.append(run_pair(pair, draw))
         minibatch = drawn_subsamples(runs[-1])
+        _check_rows(runs[0], runs[-1])
     layout = check_structure(pair, runs, given)
     return make_records(runs, layout, **options)
+
+
+def _check_rows(first: Run, run: Run) -> None:
+    """Particles see the same rows, so that a plate must have as many in each."""
+    before, after = (
+        rows_of_plates(each.guide_trace) | rows_of_plates(each.model_trace) for each in (first, run)
+    )
+    for name in before.keys() & after.keys():
+        sizes = before[name].full_size, after[name].full_size
+        taken = len(before[name].indices), len(after[name].indices)
+        if sizes[0] != sizes[1] and taken != sizes:
+            raise ValueError(
+                f"plate '{name}' draws rows of {sizes[0]} in one particle and of {sizes[1]} in "
+                "another, so they have no minibatch in common. Let the size of a plate that "
+                "subsamples depend on no draw, or let it have all its rows."
+            )
 
 
 def check_structure(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]) -> Layout:
@@ -112,23 +128,23 @@ def _refuse_values(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]
         drawn = [n for n, s in run.guide.items() if s.is_credited]
         odd = odd or sorted(set(drawn) - values.keys())
         if odd:
-            raise StructureError(
-                f"which latents there are depends on the values of others, or on the data: site "
-                f"'{odd[0]}' is not in each run with given values of {sorted(values)}, so the "
-                "states cannot be listed. Use a loss that samples (Reinforce_ELBO, DAPS_ELBO, "
-                "VIMCO_ELBO), or let the program sample all its sites in any case, under a mask. "
-                "The states of a TruncatedGuide are of the sites of its first call: pad all data "
-                "to one length, or make a guide for each."
-            )
+            raise no_one_list(f"'{odd[0]}' is not in each run", values)
+    for name in values:
+        if len({sizes_of(run.guide[name]) for run in runs if name in run.guide}) > 1:
+            raise no_one_list(f"'{name}' has other values or sizes in some runs", values)
 
 
 def drawn_subsamples(run: Run) -> poutine.Trace:
-    """The subsamples that a run has drawn, to be replayed."""
+    """The subsamples that a run has drawn, to be replayed.
+
+    A plate that has all its rows is left out: how many these are may depend on the draws.
+    """
     minibatch = poutine.Trace()
     for trace in (run.guide_trace, run.model_trace):
-        for name, message in trace.nodes.items():
-            if message["type"] == "sample" and site_is_subsample(message):
-                minibatch.nodes.setdefault(name, message)
+        taken = rows_of_plates(trace)
+        for name, rows in taken.items():
+            if len(rows.indices) != rows.full_size:
+                minibatch.nodes.setdefault(name, trace.nodes[name])
     return minibatch
 
 

@@ -86,6 +86,13 @@ class Site:
         return bool(getattr(self.base, "has_enumerate_support", False))
 
     @property
+    def num_values(self) -> int | None:
+        """The values of a categorical site; None of any other."""
+        logits = getattr(self.base, "logits", None) if "Categorical" in self.family else None
+        shape = getattr(logits, "shape", ())
+        return int(shape[-1]) if shape and self.has_finite_support else None
+
+    @property
     def is_auxiliary(self) -> bool:
         """Whether a guide's site is not of the model."""
         return bool(self.infer.get("is_auxiliary"))
@@ -114,6 +121,10 @@ class Site:
         """Log-density of its value, over its batch dims; neither scaled nor masked by handlers."""
         args, kwargs = self.call
         return self.fn.log_prob(self.value, *args, **kwargs)
+
+    def term(self) -> Tensor:
+        """What it adds to the objective: handlers may weigh or mask it as other draws say."""
+        return self.scaled(self.log_prob(), self.scale)
 
     def scaled(self, values: Tensor, scale: Any) -> Tensor:
         """Numbers over its batch dims, weighed by `scale`, 0 where a handler masks the site."""

@@ -133,7 +133,7 @@ def find_sources(
     run, every = found.run, frozenset(draws)
     sides: dict[str, Mapping[str, Site]] = {"guide": run.guide, "model": run.model}
     known = {
-        (side, name): (get_provenance(site.log_prob()) | found.exits | {name}) & every
+        (side, name): (get_provenance(site.term()) | found.exits | {name}) & every
         for side, sites in sides.items()
         for name, site in sites.items()
     }
@@ -187,7 +187,7 @@ def _log_probs(pair: Pair, values: Mapping[str, Tensor], state: Any) -> dict[_Ke
     with pyro.validation_enabled(False):
         run = run_pair(pair, Draw(Layout(), None, values))
         sides = {"guide": run.guide, "model": run.model}
-        return {(k, name): s.log_prob() for k, sites in sides.items() for name, s in sites.items()}
+        return {(k, name): s.term() for k, sites in sides.items() for name, s in sites.items()}
 
 
 def _same(one: Tensor, other: Tensor | None) -> bool:
