@@ -20,6 +20,7 @@ from random_evaluating import evaluated
 from random_specs import TABLED, TOTAL, make_data, make_params
 
 from numpyro_dvae import diagnostics, infer
+from numpyro_dvae.guides import AutoDiscrete
 from numpyro_dvae.infer.memory import LOSS_MEMORY
 from numpyro_dvae.ops import baselines
 from numpyro_dvae.programs.codes import find_space
@@ -57,6 +58,7 @@ class Program:
         self.data = {key: jnp.asarray(value) for key, value in self.arrays.items()}
         self.data["flags"] = {"flag": "flag" in spec.flags}
         self.data["labels"] = spec.has_labels
+        self.automatic = AutoDiscrete(self.model)
 
     def move(self, key, size):
         """Change a parameter, so that the oracle knows another."""
@@ -69,7 +71,24 @@ class Program:
 
     def guide(self, data):
         with _Held(self.noise or {}):
-            self.last = self._run("guide", self.spec.of_guide(), data)
+            if any(site.guide.by_table for site in self.spec.of_guide()):
+                self.last = self.automatic(data)
+            else:
+                self.last = self._run("guide", self.spec.of_guide(), data)
+
+    def tables(self, params):
+        """Parameters of an automatic guide."""
+        found = {}
+        for site in self.spec.of_guide():
+            if site.guide.by_table:
+                table = params[f"guide.{site.name}.table"]
+                rows = {n: np.arange(table.shape[i]) for i, n in enumerate(site.plates)}
+                inner = table.ndim - len(site.plates)
+                placed = self._in_dims(site, table, rows, inner)
+                if site.kind == "bernoulli":
+                    placed = placed[..., None]
+                found[f"{site.name}_auto_logits"] = placed
+        return found
 
     def rest(self, data):
         """The continuous sites of the guide alone."""
@@ -227,7 +246,7 @@ class Program:
         programs = self.model, guide or self.guide
 
         def loss_fn(params):
-            params = {**params, **(mutable or {}), LOSS_MEMORY: memory}
+            params = {**params, **self.tables(params), **(mutable or {}), LOSS_MEMORY: memory}
             found = elbo.loss_with_mutable_state(jax.random.key(seed), params, *programs, self.data)
             particles, dream = heard["particles"], self.last if self.has_dreamt else {}
             dream = {key: value for key, value in dream.items() if value is not None}
@@ -349,13 +368,14 @@ class _Held(Messenger):
         self.noise = noise
 
     def process_message(self, msg):
-        given = any(msg["name"] in h.values for h in _PYRO_STACK if isinstance(h, Draw))
-        is_held = msg["type"] == "sample" and msg["name"] in self.noise and not given
+        name = msg.get("name")
+        given = any(name in h.values for h in _PYRO_STACK if isinstance(h, Draw))
+        is_held = msg["type"] == "sample" and name in self.noise and not given
         if is_held and msg["value"] is None:
             fn = msg["fn"]
             while hasattr(fn, "base_dist"):
                 fn = fn.base_dist
-            msg["value"] = fn.loc + fn.scale * self.noise[msg["name"]]
+            msg["value"] = fn.loc + fn.scale * self.noise[name]
 
 
 def read_seen(run, layout, num_particles):

@@ -138,14 +138,14 @@ class _Run:
             alive = (switch != 0).any(1) & self.alive[site.after]
             alive = np.broadcast_to(alive, self.num_rows)
         self.alive[site.name] = alive
-        lean = self.lean(side, site, part)
+        lean = None if part.by_table else self.lean(side, site, part)
         key, shape = f"{side}.{site.name}", [1] * (2 + len(self.spec.plates))
         here = alive.reshape(1, -1, *shape[2:])
         entropy = chances = None
         if site.kind == "factor":
             cells = (self.param(f"{key}.bias") + lean)[..., None]
         elif site.is_discrete:
-            log_probs = self.log_probs(key, site, lean)
+            log_probs = self.tabled(key, site) if lean is None else self.log_probs(key, site, lean)
             value = self.value(site)
             cells = sum(log_probs[..., v] * (value == v) for v in range(site.num_values))
             entropy = -(np.exp(log_probs) * log_probs).sum(-1)
@@ -200,6 +200,13 @@ class _Run:
         both = log_one[..., None] * k + log_zero[..., None] * (TOTAL - k)
         return both + np.log(CHOOSE)
 
+    def tabled(self, key, site):
+        """The same of an automatic guide."""
+        logits = np.concatenate([self.cells(site, table) for table in self.theta[f"{key}.table"]])
+        if site.kind == "bernoulli":
+            return -np.log(1 + np.exp(np.stack([logits, -logits], -1)))
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
     def value(self, site):
         """Codes of a discrete site, of the guide's draws or of the data."""
         if site.name not in self.values:
@@ -232,6 +239,7 @@ class _Run:
         """``[1, 1, *plates, event or 1]``."""
         if part.mask == "none":
             return np.ones(1, bool)
+        side = "model" if part.by_table else side
         mask = self.data[f"mask.{side}.{site.name}"]
         if part.mask == "all":
             return mask.reshape(1)
@@ -240,6 +248,7 @@ class _Run:
         return mask if inner else mask[..., None]
 
     def scale(self, side, site, part):
+        side = "model" if part.by_table else side
         scale = np.ones((1, 1, *[1] * len(self.spec.plates)))
         for name in site.plates:
             scale = scale * self.spec.plate(name).factor

@@ -16,14 +16,18 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from random_checks import LOSSES, Checker, RefusedError, credited_over_states, make
-from random_specs import of_bits, of_one_plate, with_rest
+from random_specs import of_automatic, of_bits, of_one_plate, with_rest
 from random_strategy import shrunk, spec_of
 
 __all__ = ["ALL", "Tally", "in_turn", "try_program"]
 
 BETAS = (1.0, 0.3)
+AUTOMATIC = {  # with an automatic guide
+    "Exact_ELBO of AutoDiscrete": "Exact_ELBO",
+    "DAPS_ELBO of AutoDiscrete": "DAPS_ELBO",
+}
 EXTRA = ("credit", "pairs of draws", "frequencies")
-ALL = (*LOSSES, *EXTRA)
+ALL = (*LOSSES, *AUTOMATIC, *EXTRA)
 
 
 @dataclass
@@ -89,12 +93,15 @@ def try_program(package, calls, seed, losses=None, order=(0, 1, 0), betas=BETAS)
                 where = f"call {place}, {label}"
                 _try_extra(tally, package, Checker(program, seed), name, beta, where)
             continue
-        elbo = make(package, name, beta, **_options(seed + index))
+        loss = AUTOMATIC.get(name, name)
+        elbo = make(package, loss, beta, **_options(seed + index))
         for place in order:
             spec = calls[place]
             program.use(taken_by(name, spec))
             checker = Checker(program, seed)
-            tally.attempt(name, f"call {place}, {label}", checker.check, name, elbo, beta)
+            if name in AUTOMATIC and not program.spec.order:
+                continue  # there is nothing to guide
+            tally.attempt(name, f"call {place}, {label}", checker.check, loss, elbo, beta)
     return tally
 
 
@@ -102,6 +109,8 @@ def taken_by(name, spec):
     """The program as a loss takes it that does not take all."""
     if name == "Truncated_ELBO":
         return shrunk(of_one_plate(with_rest(spec)))
+    if name in AUTOMATIC:
+        return shrunk(of_automatic(spec))
     return of_bits(spec) if name == "DisARM_ELBO" else spec
 
 

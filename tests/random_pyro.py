@@ -1,6 +1,7 @@
 """Random programs written out in Pyro, and one way to run a loss on them and see its draws."""
 
 import contextlib
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from random_specs import TABLED, TOTAL, make_data, make_params
 from random_watching_pyro import Watch, quiet, watched
 
 from pyro_dvae import diagnostics, infer
+from pyro_dvae.guides import AutoDiscrete
 from pyro_dvae.ops import baselines
 from pyro_dvae.programs.codes import find_space
 
@@ -52,6 +54,8 @@ class Program:
         self.data = {key: torch.as_tensor(value) for key, value in self.arrays.items()}
         self.data["flag"] = torch.tensor("flag" in spec.flags)
         self.data["labels"] = spec.has_labels
+        self.automatic = None
+        pyro.clear_param_store()
 
     def move(self, key, size):
         """Change a parameter, so that the oracle knows another."""
@@ -69,10 +73,30 @@ class Program:
     def guide(self, data):
         watch = Watch(self)
         with watch:
-            self._run("guide", self.spec.of_guide(), data)
+            if any(site.guide.by_table for site in self.spec.of_guide()):
+                self._automatic(data)
+            else:
+                self._run("guide", self.spec.of_guide(), data)
         self.rows |= {key: watch.values.pop(key) for key in list(watch.values) if "rows." in key}
         if torch.is_grad_enabled():  # else it is a look
             self.seen.append(watch.values)
+
+    def _automatic(self, data):
+        """An automatic guide at parameters of the spec."""
+        if self.automatic is None:
+            self.automatic = AutoDiscrete(self.model)
+            with poutine.block(), torch.enable_grad(), torch.random.fork_rng():
+                self.automatic(data)
+            for site in self.spec.of_guide():
+                table = self.params[f"guide.{site.name}.table"]
+                rows = {n: torch.arange(table.shape[i]) for i, n in enumerate(site.plates)}
+                inner = table.dim() - len(site.plates)
+                with torch.enable_grad():
+                    placed = self._in_dims(site, table, rows, inner)
+                own = getattr(self.automatic.logits, f"{site.name}_unconstrained")
+                own.data.copy_(placed.detach().reshape(own.shape))
+                own.register_hook(partial(_pass_on, placed))
+        self.automatic(data)
 
     def rest(self, data):
         """The continuous sites of the guide alone."""
@@ -341,6 +365,11 @@ class Program:
         value = value.transpose(axes + others + list(range(1 + depth, value.ndim)))
         value = value.reshape(*value.shape[: len(axes)], *sizes)
         return np.broadcast_to(value, (num_rows, *shape, *event))
+
+
+def _pass_on(placed, slope):
+    """A gradient of parameters to what they were copied from."""
+    placed.backward(slope.reshape(placed.shape), retain_graph=True)
 
 
 def _is_on(switch):

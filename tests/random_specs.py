@@ -55,6 +55,8 @@ class Part:
     scale: float | None = None
     scale_by_cell: bool = False
     mask: str = "none"  # "handler", "all" (False for the whole site), "distribution"
+    by_table: bool = False  # of an automatic guide: logits of each cell, scaled and masked as the
+    # model's half is
 
 
 @dataclass(frozen=True)
@@ -205,12 +207,31 @@ def of_one_plate(spec):
     return replace(spec, sites=tuple(map(moved, spec.sites)))
 
 
+def of_automatic(spec):
+    """The program with an automatic guide of its latents, all of which are discrete."""
+
+    def guided(site):
+        part = site.model
+        if not site.is_discrete or site.guide is None:
+            return replace(site, guide=None, labelled=False, after=None)
+        guide = Part((), part.scale, part.scale_by_cell, part.mask, by_table=True)
+        return replace(site, guide=guide, after=None)
+
+    sites = tuple(guided(site) for site in spec.sites if site.model is not None)
+    order = tuple(site.name for site in sites if site.guide is not None)
+    return replace(spec, sites=sites, order=order, baseline=None)
+
+
 # --------------------------------------------------------------------------- numbers of a spec
 
 
 def part_params(spec, site, part, rng):
     """The parameters of one half of a site."""
     size = (NUM_EVENTS,) if site.event else ()
+    if part.by_table:
+        full = [spec.plate(name).full or spec.plate(name).size for name in site.plates]
+        logits = () if site.kind == "bernoulli" else (site.num_values,)
+        return {"table": rng.normal(size=(*full, *size, *logits))}
     params = {"bias": rng.normal(size=(*size, NUM_CODES) if site.kind in TABLED else size)}
     params["slope"] = rng.normal(size=())
     if site.kind in TABLED:

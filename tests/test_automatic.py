@@ -293,3 +293,31 @@ def test_a_prior_that_is_cut_short_is_told(lab):
     guide = lab.guide(lab.bind(unbounded), num_values={"n": 3, "m": 30})
     with pytest.warns(UserWarning, match=r"3 values of site 'n' leave out 0.323"):
         lab.start(guide, lab.array(X))
+
+
+def test_a_call_that_is_refused_leaves_nothing(lab):
+    guide = lab.guide(lab.bind(lambda ppl, model, x: model(ppl, x)), num_values={"k": 3})
+    with pytest.raises(ValueError, match="no discrete latent"):
+        lab.start(guide, continuous, lab.array(X))
+    assert set(lab.start(guide, counting, lab.array(X))) == set("bcnk")
+
+
+def test_a_loop_over_a_plate_is_as_one_in_python():
+    """Pyro's own guides refuse it; in NumPyro a plate is no loop."""
+    pytest.importorskip("torch")
+    lab = make_lab("pyro")
+    params = {"z_0": np.array([0.4])}
+    params |= {f"z_{i}": np.array([[0.1 * i], [-0.4]]) for i in (1, 2)}
+
+    def model(turns):
+        for i in turns():
+            z = lab.pyro.sample(f"z_{i}", lab.primitives.dist.Bernoulli(lab.array(0.3)))
+            lab.pyro.sample(f"x_{i}", lab.primitives.dist.Normal(z, 1.0), obs=lab.array(X[i]))
+
+    found = [
+        lab.loss(lab.exact(), model, lab.guide(model, structure="chain"), params, turns)
+        for turns in (lambda: lab.pyro.plate("data", 3), lambda: range(3))
+    ]
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    for name, slope in found[0][1].items():
+        np.testing.assert_allclose(slope, found[1][1][name], rtol=1e-10)

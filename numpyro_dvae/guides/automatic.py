@@ -219,6 +219,14 @@ class AutoDiscrete(AutoGuide):
     # ------------------------------------------------------------------------------------ set-up
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            self._set_up(args, kwargs)
+        except BaseException:  # the next call begins anew
+            self._latents = {}
+            raise
+        self.prototype_trace: Any = {}
+
+    def _set_up(self, args: tuple, kwargs: dict) -> None:
         rng_key = numpyro.prng_key()
         rng_key = jax.random.key(0) if rng_key is None else rng_key  # nothing is to be drawn
         found = latents_and_parents(rng_key, self.model, args, kwargs, _bound_of)
@@ -233,7 +241,6 @@ class AutoDiscrete(AutoGuide):
             self._latents[name] = self._latents[name]._replace(rules_out=rules_out)
             if name in self.num_values and not traced:
                 self._note_cut_off(name, float(prior.cut_off.max()))
-        self.prototype_trace: Any = {}
 
     def _check_sites(self, sites: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         for name, (site, _, _) in sites.items():

@@ -18,6 +18,7 @@ References:
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -177,7 +178,15 @@ class AutoDiscrete(AutoGuide):
     # ------------------------------------------------------------------------------------ set-up
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
+        try:
+            with suppress(NotImplementedError):  # Pyro's guides know no loops over plates
+                super()._setup_prototype(*args, **kwargs)
+            self._set_up(args, kwargs)
+        except BaseException:  # the next call begins anew
+            self.prototype_trace, self._latents = None, {}
+            raise
+
+    def _set_up(self, args: tuple, kwargs: dict) -> None:
         found = latents_and_parents(self.model, args, kwargs, _bound_of)
         sites = {name: entry for name, entry in found.items() if is_discrete(entry[0])}
         self._check_sites(sites, found)
