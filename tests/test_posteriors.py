@@ -118,6 +118,24 @@ def test_a_table_tells_of_each_site_and_of_the_guide(lab):
     assert set(posterior.sites) == {"b"}
 
 
+def alone(ppl, x):
+    z = ppl.sample("z", ppl.dist.Bernoulli(ppl.array(0.4)))
+    ppl.sample("x", ppl.dist.Normal(z, 1.0), obs=x[0])
+
+
+def test_of_a_model_without_plates(lab):
+    """All that it tells is of one place, as arrays without dims."""
+    model = lab.bind(alone)
+    guide = lab.guide(model)
+    params = lab.start(guide, lab.array(X))
+    posterior = lab.posterior(model, guide, params, X, num_draws=50)
+    site = posterior["z"]
+    np.testing.assert_allclose(site.probs, [0.6, 0.4], rtol=1e-6)
+    for value in (site.most_likely, site.entropy, site.mean, posterior.most_likely["z"]):
+        assert isinstance(value, np.ndarray)
+        assert value.shape == ()
+
+
 def mixed(ppl, x):
     with ppl.plate("data", len(x), dim=-1):
         z = ppl.sample("z", ppl.dist.Bernoulli(ppl.array(0.4)))

@@ -47,18 +47,18 @@ class SitePosterior(NamedTuple):
     @property
     def most_likely(self) -> np.ndarray:
         """The most likely value of each place by itself, ``(*dims)``."""
-        return self.probs.argmax(-1)
+        return np.asarray(self.probs.argmax(-1))
 
     @property
     def entropy(self) -> np.ndarray:
         """Entropy of each place by itself, in nats, ``(*dims)``."""
         logs = np.log(self.probs, out=np.zeros_like(self.probs), where=self.probs > 0)
-        return -(self.probs * logs).sum(-1)
+        return np.asarray(-(self.probs * logs).sum(-1))
 
     @property
     def mean(self) -> np.ndarray:
         """Mean of the numbers 0, ..., V - 1, ``(*dims)``."""
-        return self.probs @ np.arange(self.num_values)
+        return np.asarray(self.probs @ np.arange(self.num_values))
 
 
 @dataclass(frozen=True)
@@ -273,5 +273,5 @@ def _joint(
     found = {}
     for name, (dims, values) in codes.items():
         place = np.broadcast_to(_in_dims(best, draws.plates, dims), (1, *values.shape[1:]))
-        found[name] = np.take_along_axis(values, place, 0)[0]
+        found[name] = np.asarray(np.take_along_axis(values, place, 0)[0])
     return found
