@@ -6,6 +6,7 @@ first steps are with the slow tests too, where they compile for long.
 
 import ast
 import importlib.util
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ NAMES = [
     "denoise",
     "dippers",
     "discrete_vae",
+    "hidden_markov",
+    "inclusion",
+    "mixture",
     "noisy_or",
     "own_estimator",
     "own_model",
@@ -42,14 +46,19 @@ def text_of(package, name):
     return (EXAMPLES / package / f"{name}.py").read_text(encoding="utf-8")
 
 
-def run(package, name, *arguments):
-    """What the `main` of a script finds, in this process, where the array libraries are loaded."""
+def load(package, name):
+    """A script as a module, in this process, where the array libraries are loaded."""
     pytest.importorskip("torch" if package == "pyro" else "jax")
     path = EXAMPLES / package / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main(*arguments)
+    return module
+
+
+def run(package, name, *arguments):
+    """What the `main` of a script finds."""
+    return load(package, name).main(*arguments)
 
 
 # What they are made of
@@ -212,3 +221,54 @@ def test_dippers_reach_the_maximum_of_the_likelihood(package):
         assert abs(p - 0.9026) < 0.01
         assert bound < -333.41
     assert abs(found["Exact_ELBO"][2] + 333.42) < 0.1
+
+
+@whole
+@pytest.mark.parametrize("package", PACKAGES)
+def test_hidden_markov_reaches_the_forward_algorithm(package):
+    found = run(package, "hidden_markov")
+    evidence, _ = found.pop("the truth")
+    assert list(found) == ["Exact_ELBO", "DAPS_ELBO", "WakeSleep_ELBO"]
+    for bound, error in found.values():
+        assert evidence - 0.1 < bound < evidence + 1e-3
+        assert error < 0.02  # five standard errors of a share of 20 000 draws
+
+
+@whole
+@pytest.mark.parametrize("package", PACKAGES)
+def test_inclusion_finds_the_chances_of_all_models(package):
+    """The guide is no posterior; its weighted draws are."""
+    found = run(package, "inclusion")
+    evidence, _ = found.pop("the truth")
+    assert list(found) == ["Exact_ELBO", "DAPS_ELBO", "Reinforce_ELBO"]
+    for bound, error in found.values():
+        assert evidence - 1.0 < bound < evidence
+        assert error < 0.02
+
+
+@whole
+@pytest.mark.parametrize("package", PACKAGES)
+def test_mixture_reaches_the_maximum_of_the_likelihood(package):
+    found = run(package, "mixture")
+    likelihood, share, *means = found.pop("EM")
+    assert list(found) == ["Exact_ELBO", "DAPS_ELBO", "WakeSleep_ELBO"]
+    for bound, *params in found.values():
+        assert likelihood - 0.1 < bound < likelihood + 1e-3
+        np.testing.assert_allclose(params, [share, *means], atol=0.01)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_the_studies_know_is_right(package):
+    """The forward and backward algorithms are sums over all dice of a sequence."""
+    hidden = load(package, "hidden_markov")
+    (rolls, lengths), moves, faces = hidden.casino(), hidden.MOVES, hidden.FACES
+    evidence, loaded = hidden.forward_backward(rolls, lengths)
+    total = 0.0
+    for row, length, chances in zip(rolls, lengths, loaded, strict=True):
+        states = np.array(list(itertools.product((0, 1), repeat=int(length))))
+        probs = 0.5 * np.prod(moves[states[:, :-1], states[:, 1:]], 1, dtype=float)
+        probs = probs * np.prod(faces[states, row[:length]], 1)
+        total += np.log(probs.sum())
+        np.testing.assert_allclose(chances[:length], probs @ states / probs.sum(), rtol=1e-5)
+        assert not chances[length:].any()
+    assert evidence == pytest.approx(total, rel=1e-6)

@@ -1,0 +1,72 @@
+"""How long until the geyser erupts again? Two kinds of waits, none of them named, by three losses.
+
+Waits that are made as Old Faithful's are, of which some follow a short eruption: the kind of each
+is a latent. Expectation maximisation (scikit-learn's `GaussianMixture`) finds the maximum of the
+likelihood. A guide that can be the posterior, as a product over the waits can, finds the same one.
+"""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import SVI
+from pyro.optim import Adam
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from pyro_dvae.diagnostics import discrete_posterior
+from pyro_dvae.fit import fit
+from pyro_dvae.guides import AutoDiscrete
+from pyro_dvae.infer import DAPS_ELBO, Exact_ELBO, WakeSleep_ELBO
+
+
+def geyser(num_waits: int = 200) -> np.ndarray:
+    """Waits, in hours."""
+    rng = np.random.default_rng(0)
+    is_long = rng.random(num_waits) < 0.64
+    return np.where(is_long, rng.normal(1.33, 0.1, num_waits), rng.normal(0.91, 0.1, num_waits))
+
+
+def maximum(waits: np.ndarray) -> tuple[float, float, float, float]:
+    """By expectation maximisation: the log-likelihood, the share of long waits, both means."""
+    start = np.array([[0.5], [1.5]])
+    mixture = GaussianMixture(2, means_init=start, reg_covar=0.0, tol=1e-9, max_iter=9999)
+    mixture.fit(waits[:, None])
+    likelihood = mixture.score(waits[:, None]) * len(waits)
+    return likelihood, float(mixture.weights_[1]), *map(float, mixture.means_[:, 0])
+
+
+def model(waits: Tensor) -> None:
+    """Waits, each of which is short or long."""
+    positive, interval = dist.constraints.positive, dist.constraints.unit_interval
+    share = pyro.param("share", torch.tensor(0.5), constraint=interval)
+    means = pyro.param("means", torch.tensor([0.5, 1.5]))
+    scales = pyro.param("scales", torch.tensor([0.2, 0.2]), constraint=positive)
+    with pyro.plate("waits", len(waits), dim=-1):
+        is_long = pyro.sample("is_long", dist.Bernoulli(share)).long()
+        pyro.sample("wait", dist.Normal(means[is_long], scales[is_long]), obs=waits)
+
+
+def main(num_steps: int = 1200) -> dict[str, tuple[float, float, float, float]]:
+    """The bound, the share and the means by each loss, and by expectation maximisation."""
+    waits = geyser()
+    data, found = torch.tensor(waits).float(), {"EM": maximum(waits)}
+    for loss in (Exact_ELBO(), DAPS_ELBO(num_particles=32), WakeSleep_ELBO(num_particles=32)):
+        pyro.set_rng_seed(0)
+        pyro.clear_param_store()
+        guide = AutoDiscrete(model)
+        for rate in (0.1, 0.03, 0.01):
+            svi = SVI(model, guide, Adam({"lr": rate, "betas": (0.9, 0.9)}), loss=loss)
+            result = fit(svi, data, num_steps=num_steps // 3, progress=False)
+        bound = -Exact_ELBO().loss(model, guide, data)
+        share, means = (result.params[name].tolist() for name in ("share", "means"))
+        found[type(loss).__name__] = bound, share, *means
+    print(f"{'':<15}log-likelihood  share of long waits  means")
+    for name, (bound, share, short, long) in found.items():
+        print(f"{name:<15}{bound:>14.2f}{share:>21.3f}  {short:.3f} {long:.3f}")
+    print(discrete_posterior(result, data))
+    return found
+
+
+if __name__ == "__main__":
+    main()
