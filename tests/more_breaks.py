@@ -3,6 +3,8 @@
 from breaks import both, numpyro, pyro
 
 SMALL = "tests/test_small_faults.py::test_"
+WEIGH = "tests/test_draws_that_weigh.py"
+MASKED = "tests/test_masked_draws.py"
 HELD_OUT = "tests/test_held_out_pyro.py", "tests/test_held_out_numpyro.py"
 
 REST = [
@@ -190,7 +192,25 @@ REST = [
         "tests/test_scales_pyro.py",
     ),
     # programs
-    *pyro("programs/tracking.py", "    Tensor.item,\n", "", "tests/test_structure_pyro.py"),
+    *pyro(
+        "programs/tracking.py",
+        "        hidden |= moved\n",
+        "",
+        "tests/test_hidden_dependence_pyro.py",
+    ),
+    *numpyro(
+        "programs/layout.py",
+        "return [site.term() for site",
+        "return [site.log_prob() for site",
+        WEIGH,
+    ),
+    *both("diagnostics/silence.py", "1 + draw", "1 + 0 * draw", MASKED),
+    *pyro(
+        "programs/run.py",
+        "if len(rows.indices) != rows.full_size:",
+        "if True:",
+        "tests/test_ways_pyro.py",
+    ),
     *pyro(
         "programs/layout.py",
         "shared &= site.plates.keys()",

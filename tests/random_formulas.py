@@ -273,11 +273,9 @@ def mean_of_pairs(spec, data, plates, paired, beta=1.0):
     found = pieces(spec, terms, plates, paired)
     f = _integrand(found, beta, False)
     guide = terms["guide"]
-    rest = sum(
-        (np.real(t.bare[0]) for n, t in guide.items() if n not in paired and _is_scored(spec, n)),
-        np.zeros(f.shape[1:]),
-    )
-    rest = rest.reshape(f.shape[1], -1).sum(1)
+    rest = np.zeros(f.shape[1])
+    for name in [n for n in guide if n not in paired and _is_scored(spec, n)]:
+        rest = rest + np.real(guide[name].bare[0]).reshape(f.shape[1], -1).sum(1)  # each once
     log_pair = rest[:, None] + rest[None]
     for name in paired:
         log_pair = log_pair + _log_of_pairs(spec[name], draws.codes[name], guide[name])

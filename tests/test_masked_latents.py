@@ -60,7 +60,7 @@ def test_states_under_a_mask_count_as_often_as_the_model_draws_them(shim, depend
     np.testing.assert_allclose(found.support_mass, 1.0)
     as_the_model = not depends or first == LOGIT["first"]
     assert list(found.is_bound) == [True, as_the_model, True]
-    assert ("Of 1 data the ELBO is no bound: what is seen depends" in str(found)) == (
+    assert ("Of 1 data the ELBO is no bound: what counts depends" in str(found)) == (
         not as_the_model
     )
 
@@ -75,7 +75,7 @@ def test_weights_of_draws_tend_to_the_evidence(shim, depends, first):
     np.testing.assert_array_less(np.abs(found.iwae - evidence), 5 * found.iwae_error + 1e-3)
     assert (found.iwae_error < 0.1).all()
     assert list(found.is_bound) == [True, not depends, True]
-    loose = "Of 1 data the ELBO is no bound: what is seen depends on masked latents"
+    loose = "Of 1 data the ELBO is no bound: what counts depends on masked latents"
     assert (loose in str(found)) == ("the guide misses" not in str(found)) == depends
     if depends:  # negative control: weights as the loss has them tend to something else
         assert abs(without_the_model(first) - evidence)[1] > 5 * found.iwae_error[1]

@@ -141,7 +141,7 @@ def posterior_sites(
     """
     layout, settled = pair.layout, pair._replace(guide=block(pair.guide, hide_fn=_is_mutable))
 
-    def run_one(key: Array) -> tuple[Particles, Readings, Any]:
+    def run_one(key: Array, place: Array) -> tuple[Particles, Readings, Any]:
         pair_key, predictive_key, reader_key = jax.random.split(key, 3)
         run = run_pair(pair_key, settled, Draw(pair.notes.subsamples, layout, given))
         readings = SiteReader(layout.nesting, reader_key).read(run, set(wanted))
@@ -150,7 +150,7 @@ def posterior_sites(
         if "predictive" in wanted:
             replayed = pair._replace(model=replay(pair.model, trace=_latent(run.guide_trace)))
             readings["predictive"] = _simulate(predictive_key, replayed)[0]["predictive"]
-        latents = latents_of(run) if weighs else {}
+        latents = latents_of(run, place) if weighs else {}
         return make_record(run, layout, num_draws, reads=_DRAW_READERS), readings, latents
 
     def score_one(key: Array, values: dict[str, Array]) -> Particles:
@@ -159,7 +159,9 @@ def posterior_sites(
 
     axes = {reading: None if reading in _UNDRAWN else 0 for reading in wanted}
     keys = jax.random.split(rng_key, num_draws)
-    particles, readings, latents = jax.vmap(run_one, out_axes=(0, axes, 0))(keys)
+    particles, readings, latents = jax.vmap(run_one, out_axes=(0, axes, 0))(
+        keys, jnp.arange(num_draws)
+    )
     if latents:
         others = jax.vmap(score_one)(keys, otherwise_drawn(latents))
         particles = with_matters(particles, others)

@@ -60,7 +60,7 @@ class WholeCost(NamedTuple):
         """A line with the numbers."""
         return (
             f"All together: rate {self.rate:.2f} bits, distortion {self.distortion:.2f} nats, ELBO "
-            f"{self.elbo:.2f} ± {self.elbo_error:.2f}."
+            f"{self.elbo:.2f}{_noise(self.elbo_error)}."
         )
 
 
@@ -278,9 +278,12 @@ class RateDistortion(NamedTuple):
         noise = [_noise(float(np.sqrt((each**2).sum()) / each.size)) for each in errors]
         if self.shared is not None:  # whose draws are the same for all data
             noise = ["", ""]
+        each = _each(self.rate)
+        if np.isnan(errors).any():
+            each = f"{each}, by one draw each (num_draws=100 tells errors)"
         return (
             f"Rate {self.rate.mean():.2f} bits{noise[0]}, distortion "
-            f"{self.distortion.mean():.2f} nats{noise[1]}{fidelity} {_each(self.rate)}.{rest}"
+            f"{self.distortion.mean():.2f} nats{noise[1]}{fidelity} {each}.{rest}"
         )
 
 

@@ -3,11 +3,14 @@
 A mask silences the density of a latent, never its draw. If nothing else depends on the latent, its
 draws do not matter, and the weights are best without them. If something does, the weights of draws
 estimate the evidence only with the ratio of the two densities that the mask silences. Which is
-found by trying: latents under masks take the values of other draws, and the rest stays as it is.
+found by trying: latents under masks take other values, and the rest stays as it is. A draw moves
+all of them, the next one about half, each to another of the other values, so that neither what is
+rare nor what depends on two together stays unseen.
 """
 
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro import distributions as dist
@@ -15,7 +18,7 @@ from numpyro import distributions as dist
 from numpyro_dvae.programs.masks import entry_mask, is_masked
 from numpyro_dvae.programs.pair import Layout, Run
 from numpyro_dvae.programs.record import Particles, silenced_of
-from numpyro_dvae.programs.sites import Site
+from numpyro_dvae.programs.sites import Site, moved
 
 __all__ = ["latents_of", "otherwise_drawn", "read_unmasked", "with_matters"]
 
@@ -33,23 +36,48 @@ def read_unmasked(run: Run, layout: Layout, num_particles: int) -> Array | None:
     return log_p - log_q
 
 
-def latents_of(run: Run) -> dict[str, tuple[Array, Array]]:
-    """The guide's latents of a draw, and where no mask silences them; empty if there is no mask."""
+def latents_of(run: Run, draw: int | Array) -> dict[str, tuple[Array, Array, Array | None]]:
+    """The guide's latents of a draw, where no mask silences them, and other values of these.
+
+    Empty if there is no mask; a continuous latent has no others.
+
+    Args:
+        run: Of one draw.
+        draw: Which of the draws it is.
+    """
     if not _has_masks(run):
         return {}
     latent = {name: site for name, site in run.guide.items() if not site.is_observed}
     return {
-        name: (site.value, _counted([site, *(run.model[n] for n in [name] if n in run.model)]))
-        for name, site in latent.items()
+        name: (
+            site.value,
+            _counted([site, *(run.model[n] for n in [name] if n in run.model)]),
+            _moved_on(site, draw, seed),
+        )
+        for seed, (name, site) in enumerate(latent.items())
     }
 
 
-def otherwise_drawn(latents: Mapping[str, tuple[Array, Array]]) -> dict[str, Array]:
+def otherwise_drawn(
+    latents: Mapping[str, tuple[Array, Array, Array | None]],
+) -> dict[str, Array]:
     """Values of all latents of the guide, draws in front, those under masks moved on."""
     return {
-        name: jnp.where(counted, values, jnp.roll(values, 1, 0))
-        for name, (values, counted) in latents.items()
+        name: jnp.where(counted, values, jnp.roll(values, 1, 0) if other is None else other)
+        for name, (values, counted, other) in latents.items()
     }
+
+
+def _moved_on(site: Site, draw: int | Array, seed: int) -> Array | None:
+    """Other values: in all cells, and in every second draw in some."""
+    other = moved(site, site.value, 1 + draw // 2)
+    if other is None:  # a continuous latent is another in each draw
+        return None
+    inner = len(site.base.event_shape)
+    shape = site.value.shape[: site.value.ndim - inner]
+    key = jax.random.fold_in(jax.random.key(seed), draw)  # beside those of the draws
+    places = jax.random.bernoulli(key, 0.5, shape) | (draw % 2 == 0)
+    return jnp.where(places.reshape(*shape, *[1] * inner), other, site.value)
 
 
 def with_matters(record: Particles, other: Particles) -> Particles:

@@ -18,7 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array
+from numpyro.distributions import constraints
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
+
+from numpyro_dvae.distributions.codes import OneHotCategorical
 
 __all__ = [
     "Rows",
@@ -27,6 +30,7 @@ __all__ = [
     "deterministic_sites",
     "in_batch_dims",
     "is_drawn",
+    "moved",
     "mutable_values",
     "param_values",
     "rows_of_plates",
@@ -211,6 +215,38 @@ def same_scale(one: Any, two: Any) -> bool:
 def is_drawn(message: Any) -> bool:
     """Whether a message is of a latent that the program draws."""
     return message["type"] == "sample" and not message["is_observed"]
+
+
+def moved(site: Site, value: Array, by: int | Array) -> Array | None:
+    """Other values of a discrete site: `by` places on in the circle of all but the one it has.
+
+    Args:
+        site: Whose support it is.
+        value: Of the site.
+        by: From 1 on, so that all others are met; it broadcasts over batch dims and cells.
+
+    Returns:
+        Values that differ from `value` wherever the site has two; None of a continuous site.
+    """
+    support = site.fn.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return 1 - value
+    if isinstance(support, constraints.integer_interval):
+        low, size = support.lower_bound, support.upper_bound - support.lower_bound + 1
+        return jnp.asarray(low + (value - low + _steps(by, size)) % size, value.dtype)
+    if isinstance(site.base, OneHotCategorical):
+        size = value.shape[-1]
+        codes = (value.argmax(-1) + _steps(by, size)) % size
+        return jax.nn.one_hot(codes, size, dtype=value.dtype)
+    if support is constraints.nonnegative_integer:
+        return value + by
+    return None
+
+
+def _steps(by: int | Array, size: int | Array) -> Array:
+    return 1 + (jnp.asarray(by) - 1) % jnp.maximum(size - 1, 1)
 
 
 def base_distribution(fn: Any) -> Any:

@@ -3,7 +3,9 @@
 A mask silences the density of a latent, never its draw. If nothing else depends on the latent, its
 draws do not matter, and the weights are best without them. If something does, the weights of draws
 estimate the evidence only with the ratio of the two densities that the mask silences. Which is
-found by trying: latents under masks take the values of other draws, and the rest stays as it is.
+found by trying: latents under masks take other values, and the rest stays as it is. A draw moves
+all of them, the next one about half, each to another of the other values, so that neither what is
+rare nor what depends on two together stays unseen.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from torch import Tensor
 from pyro_dvae.programs.masks import entry_mask, is_masked
 from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.record import Particles, silenced_of
-from pyro_dvae.programs.sites import Site
+from pyro_dvae.programs.sites import Site, moved
 
 __all__ = ["in_full", "otherwise_drawn", "read_unmasked", "with_matters"]
 
@@ -47,8 +49,22 @@ def otherwise_drawn(runs: Sequence[Run], layout: Layout, num_draws: int) -> dict
         values = torch.cat([in_full(site, layout.nesting, num_draws) for site in sites])
         counted = _counted([sites[0], *(r.model[name] for r in runs[:1] if name in r.model)])
         all_counted = all_counted and bool(counted.all())
-        found[name] = torch.where(counted, values, values.roll(1, 0))
+        found[name] = torch.where(counted, values, _moved_on(sites[0], values, len(found)))
     return {} if all_counted else found
+
+
+def _moved_on(site: Site, values: Tensor, seed: int) -> Tensor:
+    """Other values of each draw, in front: in all cells, and in every second draw in some."""
+    draws = torch.arange(len(values), device=values.device)
+    draws = draws.reshape(-1, *[1] * (values.dim() - 1 - len(site.base.event_shape)))
+    other = moved(site, values, 1 + draws // 2)
+    if other is None:  # a continuous latent is another in each draw
+        return values.roll(1, 0)
+    shape = values.shape[: values.dim() - len(site.base.event_shape)]
+    generator = torch.Generator().manual_seed(seed)  # beside that of the draws
+    some = torch.rand(shape, generator=generator).to(values.device) < 0.5
+    places = some | (draws % 2 == 0)
+    return torch.where(places.reshape(*shape, *[1] * len(site.base.event_shape)), other, values)
 
 
 def with_matters(record: Particles, other: Particles) -> Particles:

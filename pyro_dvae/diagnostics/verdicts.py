@@ -16,7 +16,7 @@ __all__ = [
     "WholeBounds",
 ]
 
-NO_BOUND = "what is seen depends on masked latents, which the guide draws as the model would not"
+NO_BOUND = "what counts depends on masked latents, which the guide draws as the model would not"
 
 _CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called close
 _DOMINATES = 0.2  # share of all weight that one draw may have

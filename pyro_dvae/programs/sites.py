@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -22,6 +24,7 @@ __all__ = [
     "deterministic_sites",
     "in_batch_dims",
     "is_drawn",
+    "moved",
     "rows_of_plates",
     "same_scale",
     "sample_sites",
@@ -184,6 +187,39 @@ def same_scale(one: Any, two: Any) -> bool:
 def is_drawn(message: Any) -> bool:
     """Whether a message is of a latent that the program draws."""
     return not message["is_observed"] and not site_is_subsample(message)
+
+
+def moved(site: Site, value: Tensor, by: int | Tensor) -> Tensor | None:
+    """Other values of a discrete site: `by` places on in the circle of all but the one it has.
+
+    Args:
+        site: Whose support it is.
+        value: Of the site.
+        by: From 1 on, so that all others are met; it broadcasts over batch dims and cells.
+
+    Returns:
+        Values that differ from `value` wherever the site has two; None of a continuous site.
+    """
+    support = site.fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, type(constraints.boolean)):
+        return 1 - value
+    if isinstance(support, constraints.integer_interval):
+        low, size = support.lower_bound, support.upper_bound - support.lower_bound + 1
+        return (low + (value - low + _steps(by, size)) % size).to(value)
+    if isinstance(support, type(constraints.one_hot)):
+        size = value.shape[-1]
+        codes = (value.argmax(-1) + _steps(by, size)) % size
+        return torch.nn.functional.one_hot(codes, size).to(value)
+    if isinstance(support, type(constraints.nonnegative_integer)):
+        return value + by
+    return None
+
+
+def _steps(by: int | Tensor, size: int | Tensor) -> Tensor:
+    others = torch.as_tensor(size - 1).clamp(min=1)
+    return 1 + (torch.as_tensor(by, device=others.device) - 1) % others
 
 
 def base_distribution(fn: Any) -> Any:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import constraints
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -25,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from pyro_dvae.programs.draw import Draw, run_pair
 from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.pair import Layout, Pair, Run
-from pyro_dvae.programs.sites import Site, is_drawn
+from pyro_dvae.programs.sites import Site, is_drawn, moved
 
 __all__ = ["Exits", "Sources", "TrackDraws", "Tracked", "find_sources", "tracked"]
 
@@ -222,7 +221,8 @@ def _is_mixed(before: Tensor, after: Tensor | None, cells: Tensor) -> bool:
 
 def _changed(site: Site, value: Tensor, cells: Tensor, rng: np.random.Generator) -> Tensor:
     """Other values in these cells: in all of the site's elements there, or in some."""
-    other = detach_provenance(_other(site, value))
+    other = moved(site, value, 1)
+    other = detach_provenance(site.fn.sample() if other is None else other)
     inner = len(site.base.event_shape)
     shape = value.shape[: value.dim() - inner]
     some = rng.random(shape) < rng.choice([0.5, 1.0])
@@ -232,22 +232,6 @@ def _changed(site: Site, value: Tensor, cells: Tensor, rng: np.random.Generator)
     places = cells.reshape((*cells.shape, *[1] * event)) & torch.as_tensor(some)
     places = places.reshape((*places.shape, *[1] * inner)).to(value.device)
     return torch.where(places, other, value)
-
-
-def _other(site: Site, value: Tensor) -> Tensor:
-    support = site.fn.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if isinstance(support, type(constraints.boolean)):
-        return 1 - value
-    if isinstance(support, constraints.integer_interval):
-        low, high = support.lower_bound, support.upper_bound
-        return (low + (value - low + 1) % (high - low + 1)).to(value)
-    if isinstance(support, type(constraints.one_hot)):
-        return value.roll(1, -1)
-    if isinstance(support, type(constraints.nonnegative_integer)):
-        return value + 1
-    return site.fn.sample()
 
 
 def _noise() -> tuple[Any, Any]:

@@ -1,0 +1,62 @@
+"""Whether what counts depends on a latent under a mask is found by few draws."""
+
+import numpy as np
+import pytest
+from test_diagnostics import diagnose, program_of
+
+RARE = -9.0  # logits of 1: about once in 8000 draws
+
+
+def switch(ppl, data):
+    return 3.0 * ppl.sample("z", ppl.dist.Bernoulli(logits=data["rare"]))
+
+
+def parity(ppl, data):
+    bits = [ppl.sample(name, ppl.dist.Bernoulli(logits=data["rare"])) for name in "ab"]
+    return 3.0 * (bits[0] - bits[1]) ** 2
+
+
+def last_of_five(ppl, data):
+    return 3.0 * (ppl.sample("z", ppl.dist.Categorical(logits=data["rarely"])) == 4)
+
+
+def of_none(ppl, data):
+    return 0.0 * ppl.sample("z", ppl.dist.Bernoulli(logits=data["rare"]))
+
+
+def program(latent):
+    def guide(ppl, data):
+        with ppl.plate("data", 3), ppl.mask(mask=data["known"]):
+            latent(ppl, data)
+
+    def model(ppl, data):
+        with ppl.plate("data", 3):
+            with ppl.mask(mask=data["known"]):
+                mean = latent(ppl, data)
+            ppl.sample("y", ppl.dist.Normal(mean, 1.0), obs=data["y"])
+
+    rarely = np.tile([-RARE, 0.0, 0.0, 0.0, 0.0], (3, 1))
+    data = {"y": np.array([0.4, 1.3, -0.2]), "known": np.array([True, False, True])}
+    return program_of(model, guide, {}, {**data, "rare": np.full(3, RARE), "rarely": rarely})
+
+
+@pytest.mark.parametrize("latent", [switch, parity, last_of_five])
+def test_a_rare_value_that_matters_is_found(shim, latent, monkeypatch):
+    assert found_of(shim, latent, monkeypatch) == [False, True, False]
+
+
+def test_a_value_that_does_not_matter_is_not(shim, monkeypatch):
+    assert found_of(shim, of_none, monkeypatch) == [False] * 3
+
+
+def found_of(shim, latent, monkeypatch):
+    """For which data a report of 25 draws weighs masked latents as the model draws them."""
+    drawn = shim.module("diagnostics.draws").Draws
+    seen = []
+    monkeypatch.setattr(
+        drawn,
+        "importance_weights",
+        property(lambda draws: seen.append(draws.record("matters").any(0)) or draws.log_weights),
+    )
+    diagnose(shim, "importance_diagnostics", shim.Case(program(latent)), num_particles=25)
+    return list(seen[0])
