@@ -10,6 +10,8 @@ READY := $(VENV)/.ready
 # The workers share the cores, so each computes on one thread.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 	XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
+# Shapes and types of every call, not of the maths alone.
+ALL_TYPES := --jaxtyping-packages=pyro_dvae,numpyro_dvae,beartype.beartype
 
 .DEFAULT_GOAL := help
 .PHONY: help demo docs package bench test test-slow test-floor long-run coverage mutants lint typecheck clean
@@ -44,9 +46,9 @@ bench: $(READY) ## time steps against steps by hand, and compare with the kept r
 test: $(READY) ## run the test suite
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-test-slow: $(READY) ## run the checks of minutes, and JAX's with its leak checker
-	$(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow
-	$(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=0 JAX_ENABLE_X64=1 JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -k numpyro
+test-slow: $(READY) ## run the checks of minutes, all with types, and JAX's with its leak checker
+	$(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest $(ALL_TYPES) -n $(JOBS) --dist worksteal -m slow
+	$(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=0 JAX_ENABLE_X64=1 JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest $(ALL_TYPES) -n $(JOBS) --dist worksteal -k numpyro
 
 mutants: $(READY) ## break the packages on purpose, one fault at a time: do the tests notice?
 	$(ONE_THREAD) $(BIN)/python tests/mutants.py
