@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.distributions import constraints
-from numpyro.handlers import block, replay, uncondition
+from numpyro.handlers import block, replay
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
@@ -25,13 +25,13 @@ from numpyro_dvae.diagnostics.silence import (
 )
 from numpyro_dvae.programs.broadcasting import takes_singletons
 from numpyro_dvae.programs.codes import enumerate_draws, read_codes
-from numpyro_dvae.programs.draw import Draw, run_pair, run_program
+from numpyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
 from numpyro_dvae.programs.impossible import read_impossible
 from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.record import Particles, make_record, read_silenced
 from numpyro_dvae.programs.run import run_particles
-from numpyro_dvae.programs.sites import sample_sites
+from numpyro_dvae.programs.sites import rows_of_plates, sample_sites
 
 __all__ = [
     "Notes",
@@ -237,7 +237,7 @@ def prior_draws(rng_key: Array, pair: Pair, num_draws: int) -> tuple[Readings, d
 def _simulate(rng_key: Array, pair: Pair) -> tuple[Readings, dict[str, Array]]:
     """A run in which what the model observes is drawn, too; and its latents as they are."""
     with Draw(pair.notes.subsamples, pair.layout):
-        trace = run_program(rng_key, _Unconditioned(pair.model), pair.args, pair.kwargs)
+        trace = run_program(rng_key, Unconditioned(pair.model), pair.args, pair.kwargs)
     reader = SiteReader(pair.layout.nesting, rng_key)
     readings: Readings = {"latent": {}, "predictive": {}}
     sites = sample_sites(trace)
@@ -249,25 +249,13 @@ def _simulate(rng_key: Array, pair: Pair) -> tuple[Readings, dict[str, Array]]:
     return readings, {name: sites[name].value for name in readings["latent"]}
 
 
-class _Unconditioned(uncondition):
-    """Draws what is observed, and marks it."""
-
-    def process_message(self, msg: Any) -> None:
-        """Take the observation away."""
-        observed = msg["type"] == "sample" and msg["is_observed"]
-        super().process_message(msg)
-        if observed:
-            msg["infer"] = {**msg["infer"], "was_observed": True}
-
-
 def _latent(trace: Mapping[str, Any]) -> dict[str, Any]:
     return {n: trace[n] for n, site in sample_sites(trace).items() if not site.is_observed}
 
 
 def _subsamples(trace: Mapping[str, Any]) -> dict[str, NamedArray]:
-    plates = {name: plate for name, plate in trace.items() if plate["type"] == "plate"}
     return {
-        name: NamedArray((name,), plate["value"])
-        for name, plate in plates.items()
-        if len(plate["value"]) < plate["args"][0]
+        name: NamedArray((name,), rows.indices)
+        for name, rows in rows_of_plates(trace).items()
+        if len(rows.indices) < rows.full_size
     }

@@ -158,13 +158,9 @@ def evaluation_of(
         ess=weights.ess if by_datum else missing,
     )
     shared, whole = shared_cost_of(draws), whole_cost_of(draws)
-    usages = [CodeUsage(counts) for counts in code_counts.values()]
-    shares = [np.ravel(each.share_used) for each in usages]
     return Evaluation(
         **_means(per_datum, np.asarray(num_seen_of(one_draw)[0] > 0), draws.num_draws),
-        usage=_mean_if_any(np.concatenate([np.zeros(0), *shares])),
-        table_usage=_mean_if_any(np.array([each.table_share_used for each in usages])),
-        table_perplexity=_mean_if_any(np.array([each.table_perplexity for each in usages])),
+        **_usages(code_counts),
         beta=beta,
         num_particles=draws.num_draws,
         data_range=data_range,
@@ -179,6 +175,17 @@ def evaluation_of(
         whole_bound_error=weights.whole.iwae_error,
         is_settled=weights.whole.is_settled,
     )
+
+
+def _usages(code_counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How much of the codes, and of the tables that latents share, is in use, over all sites."""
+    usages = [CodeUsage(counts) for counts in code_counts.values()]
+    shares = [np.ravel(each.share_used) for each in usages]
+    return {
+        "usage": _mean_if_any(np.concatenate([np.zeros(0), *shares])),
+        "table_usage": _mean_if_any(np.array([each.table_share_used for each in usages])),
+        "table_perplexity": _mean_if_any(np.array([each.table_perplexity for each in usages])),
+    }
 
 
 def check_evaluation(num_particles: int, data_range: float | None) -> None:

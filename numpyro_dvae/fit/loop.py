@@ -112,11 +112,10 @@ def fit(
         )
         batches = make_batches(data_key, data, batch_size)
         steps = Steps(transform_key, svi, batches, transform, found)
-        held_out = (
-            None if eval_data is None else HeldOut(eval_key, svi, eval_data, batch_size, found)
-        )
-        identity = {} if place is None else described_svi(svi)
-        identity |= {} if place is None else steps.described()
+        held_out = None
+        if eval_data is not None:
+            held_out = HeldOut(eval_key, svi, eval_data, batch_size, found)
+        identity = {} if place is None else described_svi(svi) | steps.described()
         run = Run(rng_key, svi, steps, held_out, place, identity, found)
         run.begin(init_state, saved)
         bar = tqdm(total=num_steps, initial=run.step, disable=not progress, dynamic_ncols=True)

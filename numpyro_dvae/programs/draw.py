@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
-from numpyro.handlers import replay, seed, substitute, trace
+from numpyro.handlers import replay, seed, substitute, trace, uncondition
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions import sample_codes
@@ -18,7 +18,7 @@ from numpyro_dvae.programs.enumerating import enumerate_marked, sum_out
 from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.sites import Site, base_distribution, is_drawn, mutable_values
 
-__all__ = ["Draw", "Sampler", "run_pair", "run_program"]
+__all__ = ["Draw", "FixedKeys", "Sampler", "Unconditioned", "run_pair", "run_program"]
 
 
 @runtime_checkable
@@ -153,3 +153,23 @@ def run_pair(rng_key: Array, pair: Pair, draw: Draw) -> Run:
         with enumerate_marked(pair.layout, known) if summed else nullcontext():
             run = Run.of(guide_trace, trace(replayed).get_trace(*pair.args, **pair.kwargs))
     return run._replace(model=sum_out(run.model, pair.layout)) if summed else run
+
+
+class FixedKeys(Messenger):
+    """Keys of their own for draws that do not matter: vmapped callers then share one run."""
+
+    def process_message(self, msg: Any) -> None:
+        """Give a latent site its key."""
+        if msg["type"] == "sample" and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
+            msg["kwargs"]["rng_key"] = jax.random.key(0)
+
+
+class Unconditioned(uncondition):
+    """Draws what is observed, and marks it."""
+
+    def process_message(self, msg: Any) -> None:
+        """Take the observation away."""
+        observed = msg["type"] == "sample" and msg["is_observed"]
+        super().process_message(msg)
+        if observed:
+            msg["infer"] = {**msg["infer"], "was_observed": True}

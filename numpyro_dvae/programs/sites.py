@@ -30,6 +30,7 @@ __all__ = [
     "deterministic_sites",
     "in_batch_dims",
     "is_drawn",
+    "is_of_run",
     "moved",
     "mutable_values",
     "param_values",
@@ -201,6 +202,11 @@ def rows_of_plates(trace: Mapping[str, Any]) -> dict[str, Rows]:
     """What the plates of a run have taken, by name."""
     plates = {name: message for name, message in trace.items() if message["type"] == "plate"}
     return {name: Rows(plate["value"], plate["args"][0]) for name, plate in plates.items()}
+
+
+def is_of_run(message: Any) -> bool:
+    """Whether a message concerns one run only; parameters, state and rows are the program's."""
+    return message["type"] not in ("param", "mutable", "plate")
 
 
 def same_scale(one: Any, two: Any) -> bool:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_dvae.diagnostics.arrays import NamedArray
@@ -34,7 +33,7 @@ from pyro_dvae.programs.pair import Layout, Pair, Run, StructureError
 from pyro_dvae.programs.paths import list_paths
 from pyro_dvae.programs.record import Particles, concatenate, make_record, read_silenced
 from pyro_dvae.programs.run import drawn_subsamples, run_particles
-from pyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
+from pyro_dvae.programs.sites import Site, deterministic_sites, rows_of_plates, sample_sites
 
 __all__ = [
     "Notes",
@@ -291,18 +290,11 @@ def _simulate(pair: Pair, draw: Draw, num_draws: int) -> tuple[Readings, dict[st
 
 
 def _subsamples(trace: Any) -> dict[str, NamedArray]:
-    plates: dict[str, Any] = dict(trace.nodes.items())
     return {
-        name: NamedArray((name,), site["value"])
-        for name, site in plates.items()
-        if site["type"] == "sample" and site_is_subsample(site) and not _is_whole(site)
+        name: NamedArray((name,), rows.indices)
+        for name, rows in rows_of_plates(trace).items()
+        if len(rows.indices) < rows.full_size
     }
-
-
-def _is_whole(plate: Any) -> bool:
-    """Whether the plate takes all its rows."""
-    size = plate["fn"].subsample_size
-    return size is None or size >= plate["fn"].size
 
 
 def _join(readings: list[Readings]) -> Readings:

@@ -108,7 +108,7 @@ def over_shared(
     elbo, elbo_error = mean_and_error(by_name["elbo"])
     iwae, iwae_error = mean_and_error(by_name["iwae"])
     of_shared = judge(totals["iwae"], np.asarray(len(parts)), np.asarray(False))
-    means = [mean_and_error(values) for values in (totals["elbo"], totals["iwae"], shared)]
+    means = [mean_and_error(totals[name]) for name in ("elbo", "iwae")]
     bound = (of_shared.iwae, of_shared.iwae_error) if (scale == 1).all() else means[1]
     found = parts[0]._replace(
         elbo=elbo,
@@ -122,22 +122,30 @@ def over_shared(
         is_bound=np.all([part.is_bound for part in parts], axis=0),
         elbo_error=elbo_error,
         iwae_error=iwae_error,
-        shared=SharedDiagnostics(
-            sites=outer.shared_sites,
-            elbo=float(means[2][0]),
-            elbo_error=float(means[2][1]),
-            gap=float(of_shared.iwae - of_shared.elbo),
-            ess=float(of_shared.ess),
-            khat=float(of_shared.khat),
-            largest_weight=float(of_shared.largest_weight),
-            num_draws=len(parts),
-            khat_threshold=of_shared.khat_threshold,
-        ),
+        shared=_of_shared(outer.shared_sites, shared, of_shared),
         draws=_joined(parts, totals["iwae"]),
     )
     settled = _is_settled(found.verdicts) and _is_settled(of_shared.verdicts)
     whole = WholeBounds(*(float(each) for each in (*means[0], *bound)), settled)
     return found._replace(whole=whole)
+
+
+def _of_shared(
+    sites: tuple[str, ...], weights: np.ndarray, report: ImportanceDiagnostics
+) -> SharedDiagnostics:
+    """What is told of the draws that the data share: of their own weights, and of the whole's."""
+    elbo, elbo_error = mean_and_error(weights)
+    return SharedDiagnostics(
+        sites=sites,
+        elbo=float(elbo),
+        elbo_error=float(elbo_error),
+        gap=float(report.iwae - report.elbo),
+        ess=float(report.ess),
+        khat=float(report.khat),
+        largest_weight=float(report.largest_weight),
+        num_draws=len(weights),
+        khat_threshold=report.khat_threshold,
+    )
 
 
 def _is_settled(verdicts: np.ndarray) -> bool:

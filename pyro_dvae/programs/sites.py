@@ -24,6 +24,7 @@ __all__ = [
     "deterministic_sites",
     "in_batch_dims",
     "is_drawn",
+    "is_subsample",
     "moved",
     "rows_of_plates",
     "same_scale",
@@ -164,7 +165,7 @@ def rows_of_plates(trace: poutine.Trace) -> dict[str, Rows]:
     return {
         name: Rows(message["value"], message["fn"].size)
         for name, message in messages.items()
-        if message["type"] == "sample" and site_is_subsample(message)
+        if is_subsample(message)
     }
 
 
@@ -182,6 +183,11 @@ def same_scale(one: Any, two: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         return one is two or (one.shape == two.shape and bool((one == two).all()))
     return type(one) is type(two) and one == two
+
+
+def is_subsample(message: Any) -> bool:
+    """Whether a message is of the rows that a plate takes."""
+    return message["type"] == "sample" and site_is_subsample(message)
 
 
 def is_drawn(message: Any) -> bool:

@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpyro
 from jaxtyping import Array, Float, Integer, UInt32
 from numpyro.handlers import block, replay, substitute, trace
-from numpyro.primitives import Messenger
 
 from numpyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
 from numpyro_dvae.infer.truncated.masked import with_drawn
@@ -42,9 +41,9 @@ from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.evolution import Operator, union
 from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
 from numpyro_dvae.programs.codes import decode, find_space
-from numpyro_dvae.programs.draw import Draw, run_pair
+from numpyro_dvae.programs.draw import Draw, FixedKeys, run_pair
 from numpyro_dvae.programs.pair import Pair
-from numpyro_dvae.programs.sites import mutable_values, param_values, sample_sites
+from numpyro_dvae.programs.sites import is_of_run, mutable_values, param_values, sample_sites
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
 
@@ -123,7 +122,7 @@ class TruncatedGuide:
         With trained parameters, ``handlers.substitute(guide.posterior, data=params)(x)``. Latents
         that `rest` samples are drawn once, and need `handlers.seed`.
         """
-        with block(hide_fn=_is_drawn), trace() as rest_trace:
+        with block(hide_fn=is_of_run), trace() as rest_trace:
             if self.rest is not None:
                 self.rest(*args, **kwargs)
         call = self._read_here(rest_trace, args, kwargs)
@@ -237,7 +236,7 @@ class TruncatedGuide:
 
     def _read_here(self, rest_trace: Mapping[str, Any], args: tuple, kwargs: dict) -> ModelCall:
         """What this call is about, among handlers: they see parameters, mutable state, plates."""
-        with block(hide_fn=_is_drawn), _FixedKeys():
+        with block(hide_fn=is_of_run), FixedKeys():
             plain = trace(replay(self.model, trace=rest_trace)).get_trace(*args, **kwargs)
         found = {**rest_trace, **plain}
         params = jax.lax.stop_gradient(param_values(found) | mutable_values(found))
@@ -330,20 +329,6 @@ class TruncatedGuide:
         )
         other.site = f"{self.site}.new"  # the words in `params` stay those of the old data
         return other
-
-
-class _FixedKeys(Messenger):
-    """Keys of their own for draws that do not matter: vmapped callers then share one run."""
-
-    def process_message(self, msg: Any) -> None:
-        """Give a latent site its key."""
-        if msg["type"] == "sample" and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
-            msg["kwargs"]["rng_key"] = jax.random.key(0)
-
-
-def _is_drawn(msg: Any) -> bool:
-    """Whether a message concerns one run only; parameters, state and rows are the program's."""
-    return msg["type"] not in ("param", "mutable", "plate")
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

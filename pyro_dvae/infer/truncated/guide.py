@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int32
 from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
@@ -44,7 +43,7 @@ from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.sharding import hidden
-from pyro_dvae.programs.sites import sample_sites, with_values
+from pyro_dvae.programs.sites import is_subsample, sample_sites, with_values
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
 
@@ -313,8 +312,7 @@ def _run_plainly(
     """One run of the model with these draws of `rest`; handlers around see its subsampling."""
 
     def hide(msg: Any) -> bool:
-        drawn = msg["type"] == "sample" and site_is_subsample(msg)
-        return not drawn or msg["name"] in rest_trace.nodes
+        return not is_subsample(msg) or msg["name"] in rest_trace.nodes
 
     with torch.no_grad(), hidden(hide), poutine.replay(trace=rest_trace):
         return run_program(model, args, kwargs)
