@@ -42,6 +42,7 @@ _FREE = {  # arguments that may change when a run goes on; `fit` looks at what d
     "fid_features",
     "usage_images",
     "workers",
+    "capture",
     "second_stage_steps",
 }
 
@@ -65,6 +66,7 @@ def make_parser() -> Parser:
     add("--eval-every", type=positive, default=1000, help="steps between evaluations")
     add("--checkpoint-every", type=positive, default=1000, help="steps between checkpoints")
     add("--most-gigabytes", type=float, default=GIGABYTES, help="that PATH.npz may unpack to")
+    add("--capture", action="store_true", help="pyro: networks compiled by torch.compile")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     return parser
@@ -178,6 +180,7 @@ def train(args: Any, setup: Setup, model: Any, guide: Any, loss: Any) -> Any:
         resume=args.resume,
         eval_every=args.eval_every,
         checkpoint_every=args.checkpoint_every,
+        capture=args.capture,
         log_every=5 if args.smoke else 50,
     )
 

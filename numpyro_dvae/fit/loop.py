@@ -40,6 +40,7 @@ def fit(
     eval_data: Any = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    capture: bool = False,
     progress: bool = True,
     log_every: int = 50,
     eval_every: int = 1000,
@@ -80,6 +81,8 @@ def fit(
             `log.jsonl`. A run that is there already is renamed to `*.previous*`.
         resume: Go on from the checkpoint in `folder`, to the numbers of an unbroken run; its
             key goes on too, whatever `rng_key`.
+        capture: Nothing here, where XLA compiles steps as a whole; in pyro_dvae, whether networks
+            are compiled.
         progress: Show a progress bar.
         log_every: Steps between rows of the log; losses and parameters are checked as often.
         eval_every: Steps between evaluations; there is one at the end.

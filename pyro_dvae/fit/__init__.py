@@ -7,6 +7,7 @@ with `loop`, which holds `fit` and its arguments; `run` is the loop itself.
   kept; `result`: what they hand back, and the errors that end them; `schedules`;
 - `optimisers`: AdamW with clipping, gradients summed over steps and averages of the weights;
 - `data`, `batches`: what a user may pass, and the stream of batches that it becomes;
+- `capture`: networks compiled for a training;
 - `transform`, `steps`: the user's change of a batch, and batches made ready for a step;
 - `svi`: what an `SVI` holds, the modules behind its programs included;
 - `export`: the way out, weights, codes, reconstructions and samples;

@@ -8,6 +8,7 @@ from pyro.infer import SVI
 from tqdm.auto import tqdm
 
 from pyro_dvae.fit.batches import make_batches
+from pyro_dvae.fit.capture import captured
 from pyro_dvae.fit.devices import Devices
 from pyro_dvae.fit.evaluation import HeldOut
 from pyro_dvae.fit.result import FitResult
@@ -30,6 +31,7 @@ def fit(
     eval_data: Any = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    capture: bool = False,
     progress: bool = True,
     log_every: int = 50,
     eval_every: int = 1000,
@@ -65,6 +67,9 @@ def fit(
         folder: Where to keep `checkpoint.pt`, replaced atomically, and `log.jsonl`. A run that
             is there already is renamed to `*.previous.*`.
         resume: Go on from the checkpoint in `folder`, to the numbers of an unbroken run.
+        capture: Whether the networks that the modules of model and guide hold are compiled, by
+            `torch.compile`: the same numbers but for rounding, in fewer and larger kernels, on a
+            GPU by CUDA graphs. A first step takes long, and so does each other shape.
         progress: Show a progress bar.
         log_every: Steps between rows of the log; losses and parameters are checked as often.
         eval_every: Steps between evaluations; there is one at the end.
@@ -97,6 +102,6 @@ def fit(
         run.begin(resume)
         shown = progress and devices.is_first
         bar = tqdm(total=num_steps, initial=run.step, disable=not shown, dynamic_ncols=True)
-        with Signals() as signals, bar:
+        with Signals() as signals, bar, captured(svi, capture):
             run.train(num_steps, intervals, signals, bar)
     return run.result()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -26,7 +27,8 @@ def latents_batch(
     Raises:
         ValueError: If `z` does not hold L latents, or holds vectors of another's table.
     """
-    if num_codes is not None and gets_vectors():
+    # Dynamo does not read Pyro's handlers; a model asks before it decodes, in Python.
+    if num_codes is not None and not torch.compiler.is_compiling() and gets_vectors():
         raise ValueError(
             f"{instead.partition('(')[0]} has a table of its own, but the guide hands it vectors "
             f"of another. Use CodebookDecoder(codebook, {instead})."
