@@ -14,8 +14,16 @@ from typing import Any
 import numpy as np
 from backends import Backend, batch_size_of
 from cli import CommandError
+from data import draw_pixels
 
-__all__ = ["frechet_distance", "load_extractor", "quality", "structural_similarity"]
+__all__ = [
+    "check_extractor",
+    "epoch_usage",
+    "frechet_distance",
+    "load_extractor",
+    "quality",
+    "structural_similarity",
+]
 
 Extractor = Callable[[np.ndarray], np.ndarray]
 _SIDE, _SPREAD = 11, 1.5  # of the window, in pixels
@@ -132,6 +140,36 @@ def _features(net: Any, prepare: Any, images: np.ndarray) -> np.ndarray:
             part = torch.as_tensor(images[start : start + _AT_ONCE]).movedim(-1, 1)
             found.append(net(prepare(part)).flatten(1).numpy())
     return np.concatenate(found)
+
+
+def check_extractor(name: str, extractor: Extractor | None, frames: int | None) -> None:
+    """Whether features of images can be had, before hours are spent."""
+    if extractor is None:
+        return
+    if frames:
+        raise CommandError("--fid-features is an option of images")
+    try:
+        made = np.asarray(extractor(np.zeros((2, 32, 32, 3), np.float32)))
+    except Exception as error:  # whatever a user's function makes of it
+        raise CommandError(f"--fid-features {name}: {error}") from None
+    if made.ndim != 2 or len(made) != 2:
+        raise CommandError(f"--fid-features {name}: must make (N, D) of N images, got {made.shape}")
+
+
+def epoch_usage(setup: Any, guide: Any, most: int) -> dict[str, float]:
+    """Codes in use over an epoch: of one draw for each training image, or for the first of them.
+
+    The perplexity is that of all latents together, which share a table.
+    """
+    config, images = setup.config, setup.data.x_train[:most]
+    if not config.amortized or config.prior == "bernoulli":
+        return {}
+    if config.binarize == "dynamic":
+        images = draw_pixels(images, 0)
+    counts = np.bincount(setup.backend.codes(guide, images).ravel(), minlength=config.num_codes)
+    shares = counts[counts > 0] / counts.sum()
+    perplexity = np.exp(-(shares * np.log(shares)).sum())
+    return {"epoch_usage": (counts > 0).mean(), "epoch_perplexity": perplexity}
 
 
 def quality(

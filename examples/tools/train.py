@@ -17,10 +17,10 @@ import numpy as np
 from backends import METHODS, QUANTIZERS, Programs
 from cli import CommandError, Parser, finish, positive, run_main
 from configs import CONFIGS
-from data import NAMES, draw_pixels
+from data import NAMES
 from memory import memory_explained
 from pictures import save_curves, save_reconstructions, save_samples
-from quality import load_extractor, quality
+from quality import check_extractor, epoch_usage, load_extractor, quality
 from second_stage import fit_prior
 from setups import LIKELIHOODS, Setup, make_setup
 from untrusted import GIGABYTES
@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> None:
     extractor = load_extractor(args.fid_features) if args.fid_features else None
     setup = make_setup(args)
     backend = setup.backend
-    check_extractor(args, setup, extractor)
+    check_extractor(args.fid_features, extractor, setup.config.frames)
     if args.resume:
         check_arguments(args, setup.out)
     backend.seed(args.seed)
@@ -151,7 +151,7 @@ def main(arguments: list[str]) -> None:
     found = evaluate(setup, model, guide, num_particles)
     if setup.config.frames is None:
         found |= quality(backend, model, guide, setup.data, extractor)
-    found |= usage(setup, guide, args.usage_images)
+    found |= epoch_usage(setup, guide, args.usage_images)
     if setup.config.second_stage_steps:
         model = fit_prior(setup, model, guide, args)
         second = evaluate(setup, model, guide, num_particles)
@@ -303,38 +303,6 @@ def evaluate(setup: Setup, model: Any, guide: Any, num_particles: int) -> dict[s
     if config.likelihood == "logistic":
         found["bits_per_dim"] = -found["iwae"] / (data.x_test[0].size * np.log(2.0))
     return found
-
-
-def check_extractor(args: Any, setup: Setup, extractor: Any) -> None:
-    """Whether features of images can be had, before hours are spent."""
-    if extractor is None:
-        return
-    if setup.config.frames:
-        raise CommandError("--fid-features is an option of images")
-    try:
-        made = np.asarray(extractor(np.zeros((2, 32, 32, 3), np.float32)))
-    except Exception as error:  # whatever a user's function makes of it
-        raise CommandError(f"--fid-features {args.fid_features}: {error}") from None
-    if made.ndim != 2 or len(made) != 2:
-        raise CommandError(
-            f"--fid-features {args.fid_features}: must make (N, D) of N images, got {made.shape}"
-        )
-
-
-def usage(setup: Setup, guide: Any, most: int) -> dict[str, float]:
-    """Codes in use over an epoch: of one draw for each training image, or for the first of them.
-
-    The perplexity is that of all latents together, which share a table.
-    """
-    config, images = setup.config, setup.data.x_train[:most]
-    if not config.amortized or config.prior == "bernoulli":
-        return {}
-    if config.binarize == "dynamic":
-        images = draw_pixels(images, 0)
-    counts = np.bincount(setup.backend.codes(guide, images).ravel(), minlength=config.num_codes)
-    shares = counts[counts > 0] / counts.sum()
-    perplexity = np.exp(-(shares * np.log(shares)).sum())
-    return {"epoch_usage": (counts > 0).mean(), "epoch_perplexity": perplexity}
 
 
 def draw(setup: Setup, model: Any, guide: Any, result: Any) -> None:
