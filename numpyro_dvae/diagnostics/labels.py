@@ -5,7 +5,7 @@ of: see `READINGS`.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from numpyro_dvae.distributions import OneHotCategorical
 from numpyro_dvae.programs.impossible import excludes, leaves_out
 from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.pair import Run
-from numpyro_dvae.programs.sites import Site, deterministic_sites
+from numpyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
 __all__ = ["READINGS", "Readings", "SiteReader", "has_data"]
 
@@ -52,6 +52,8 @@ jax.tree_util.register_dataclass(
     NamedArray, data_fields=["values"], meta_fields=["dims", "discrete", "num_codes"]
 )
 
+_OF_ONE = {"rate", "outside", "conditional"}  # readings of a latent's own density
+
 Readings = dict[str, dict[str, NamedArray]]  # reading -> site -> array
 
 
@@ -67,15 +69,17 @@ class SiteReader(NamedTuple):
         scored = {name: site for name, site in sites.items() if site.is_observed}
         latent = {name: site for name, site in sites.items() if name not in scored}
         observed = {name: site for name, site in scored.items() if has_data(site)}
+        data = _data_of(run)
+        _check_joint(latent, wanted)
         readers: dict[str, tuple[dict[str, Site], Callable]] = {
             "latent": (latent, self.value),
             "code": (latent, self.code),
             "top": (latent, self.top),
             "deterministic": (deterministic_sites(run.model_trace), self.deterministic),
-            "observed": (observed, self.value),
+            "observed": (data, self.value),
             "log_likelihood": (scored, self.log_likelihood),
             "mean": (observed, self.mean),
-            "seen": (scored, self.seen),
+            "seen": (scored | data, self.seen),
             "counted": (latent, self.seen),
             "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
             "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
@@ -181,6 +185,22 @@ class SiteReader(NamedTuple):
         value = jnp.broadcast_to(jnp.reshape(value, batch + event), (*sizes.values(), *event))
         value = value.reshape(*(sizes[d] for d in kept), *event)
         return NamedArray(tuple(dims), value)
+
+
+def _data_of(run: Run) -> dict[str, Site]:
+    """Observed sites as the model has them, those that a sum has taken in among them."""
+    sites = sample_sites(run.model_trace)
+    return {n: s for n, s in sites.items() if s.is_observed and has_data(s)}
+
+
+def _check_joint(latent: Mapping[str, Site], wanted: set[str]) -> None:
+    for name, site in latent.items():
+        if site.is_joint and wanted & _OF_ONE:
+            raise ValueError(
+                f"site '{name}' depends on a site that is enumerated, so that it has no density of "
+                "its own to diagnose. Sample the enumerated site in the guide as well, in the pair "
+                "that is diagnosed; `evaluate` and `posterior_gap` take both together."
+            )
 
 
 def has_data(site: Site) -> bool:

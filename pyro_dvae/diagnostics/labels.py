@@ -22,7 +22,7 @@ from pyro_dvae.diagnostics.rates import expected_rate
 from pyro_dvae.programs.impossible import excludes, leaves_out
 from pyro_dvae.programs.masks import entry_mask
 from pyro_dvae.programs.pair import Run
-from pyro_dvae.programs.sites import Site, deterministic_sites
+from pyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
 __all__ = ["READINGS", "Readings", "SiteReader", "has_data"]
 
@@ -43,6 +43,8 @@ READINGS = (
     "subsample",  # rows of the full plate that a plate drew, without draws in front
 )
 
+_OF_ONE = {"rate", "outside", "conditional"}  # readings of a latent's own density
+
 Readings = dict[str, dict[str, NamedArray]]  # reading -> site -> array
 
 
@@ -59,14 +61,16 @@ class SiteReader(NamedTuple):
         scored = {name: site for name, site in sites.items() if site.is_observed}
         latent = {name: site for name, site in sites.items() if name not in scored}
         observed = {name: site for name, site in scored.items() if has_data(site)}
+        data = _data_of(run)
+        _check_joint(latent, wanted)
         readers: dict[str, tuple[dict[str, Site], Callable]] = {
             "latent": (latent, self.value),
             "code": (latent, self.code),
             "deterministic": (deterministic_sites(run.model_trace), self.deterministic),
-            "observed": (observed, SiteReader(self.nesting, 1).data),
+            "observed": (data, SiteReader(self.nesting, 1).data),
             "log_likelihood": (scored, self.log_likelihood),
             "mean": (observed, self.mean),
-            "seen": (scored, self.seen),
+            "seen": (scored | data, self.seen),
             "counted": (latent, self.seen),
             "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
             "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
@@ -179,6 +183,22 @@ class SiteReader(NamedTuple):
         value = value.reshape(batch + event).expand(self.num_draws, *sizes.values(), *event)
         value = value.reshape(self.num_draws, *(sizes[d] for d in kept), *event)
         return NamedArray(tuple(dims), value)
+
+
+def _data_of(run: Run) -> dict[str, Site]:
+    """Observed sites as the model has them, those that a sum has taken in among them."""
+    sites = sample_sites(run.model_trace)
+    return {n: s for n, s in sites.items() if s.is_observed and has_data(s)}
+
+
+def _check_joint(latent: Mapping[str, Site], wanted: set[str]) -> None:
+    for name, site in latent.items():
+        if site.is_joint and wanted & _OF_ONE:
+            raise ValueError(
+                f"site '{name}' depends on a site that is enumerated, so that it has no density of "
+                "its own to diagnose. Sample the enumerated site in the guide as well, in the pair "
+                "that is diagnosed; `evaluate` and `posterior_gap` take both together."
+            )
 
 
 def has_data(site: Site) -> bool:
