@@ -111,7 +111,7 @@ REFUSED = [
         r"'z' \(Bernoulli.*\) is marked .* .to_event makes .* Put its entries under a plate",
     ),
     (crossed, "plates that cross .*'z' under.*'data'.* Sample one of the sites in the guide"),
-    (outside_of_its_plate, "site 'x'.* under no plate"),
+    (outside_of_its_plate, "site 'x'.*( under no plate|mixes its dims)"),
     (beside_its_plate, "'x' depends on 'z', which is enumerated under plate 'data', from outside"),
     (two_scales, "must have one scale; got 1 at 'z' and 0.5 at 'x'.* Put them under the same"),
     (within_what_is_summed, "one scale|differs within plates that are summed"),
@@ -125,3 +125,62 @@ def test_what_cannot_be_summed_is_refused(package, model, words):
     for loss in SAMPLED:
         with pytest.raises(ValueError, match=words):
             package.draws(pair, getattr(package.infer, loss)(), 1)
+
+
+def mixing():
+    """Programs of Pyro that mix dims which they should keep apart, and run all the same."""
+    import pyro
+    import pyro.distributions as dist
+    import torch
+
+    def over_cells():
+        with pyro.plate("data", 2):
+            pyro.sample("u", dist.Bernoulli(0.3))
+            z = pyro.sample("z", dist.Bernoulli(0.3), infer=SUM)
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True) + z, 1.0), obs=torch.tensor(X))
+
+    def over_all():
+        with pyro.plate("data", 2):
+            pyro.sample("u", dist.Bernoulli(0.3))
+            z = pyro.sample("z", dist.Bernoulli(0.3), infer=SUM)
+            pyro.sample("x", dist.Normal(z.mean(), 1.0), obs=torch.tensor(X))
+
+    def from_the_left():
+        with pyro.plate("data", 2):
+            pyro.sample("u", dist.Bernoulli(0.3))
+            z = pyro.sample("z", dist.Bernoulli(0.3), infer=SUM)
+            pyro.sample("x", dist.Normal(z[0], 1.0), obs=torch.tensor(X))
+
+    def two_steps_back():
+        table, z = torch.tensor([[0.2, 0.8], [0.7, 0.3]]), [torch.tensor(0), torch.tensor(1)]
+        with pyro.plate("data", 2):
+            pyro.sample("u", dist.Bernoulli(0.3))
+        for t in pyro.markov(range(4)):
+            z.append(pyro.sample(f"z{t}", dist.Categorical(table[z[-2]]), infer=SUM))
+            pyro.sample(f"x{t}", dist.Normal(z[-1], 1.0), obs=torch.tensor(0.3))
+
+    def by_an_if():
+        with pyro.plate("data", 2):
+            pyro.sample("u", dist.Bernoulli(0.3))
+        z = pyro.sample("z", dist.Bernoulli(0.3), infer=SUM)
+        pyro.sample("x", dist.Normal(1.0 if z else 0.0, 1.0), obs=torch.tensor(0.3))
+
+    return [over_cells, over_all, from_the_left, two_steps_back, by_an_if]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_programs_that_mix_all_values_are_refused(number):
+    torch = pytest.importorskip("torch")
+    import pyro
+    import pyro.distributions as dist
+
+    from pyro_dvae.infer import Reinforce_ELBO
+
+    def guide():
+        with pyro.plate("data", 2):
+            pyro.sample("u", dist.Bernoulli(torch.tensor([0.4, 0.6])))
+
+    model = mixing()[number]
+    with pytest.raises(ValueError, match=r"all values of \['z.* are there at once") as caught:
+        Reinforce_ELBO(4).loss_and_grads(model, guide)
+    assert "sample these sites in the guide" in str(caught.value)

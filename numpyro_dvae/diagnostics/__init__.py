@@ -6,6 +6,7 @@ at the trained parameters, and leave everything as it was. Start with `evaluate`
 - `evaluate`: bounds, rate, distortion, PSNR and codes in use, in one table;
 - `to_arviz`: posterior and predictive draws, log-likelihoods and statistics of the fit, as data for
   ArviZ;
+- `compare_restarts`: do runs from different starts agree, as chains of ArviZ, labels aligned;
 - `importance_diagnostics`: is the guide near the posterior, datum by datum, and can one tell;
 - `discrete_posterior`: what each discrete latent is, and how sure;
 - `posterior_gap`: the exact answer, where the states can be listed;
@@ -17,7 +18,8 @@ at the trained parameters, and leave everything as it was. Start with `evaluate`
 
 Behind them, `trained` takes a result apart, `readings` runs its programs, `labels` reads the sites,
 `collect` fills `draws` with that, `costs`, `weighing` and `summaries` have the formulas on these,
-`reports` and `verdicts` what is returned; `groups` alone meets ArviZ. This room may import `fit`
+`reports` and `verdicts` what is returned; `symmetry` tries what
+codes may be called otherwise; `groups` alone meets ArviZ. This room may import `fit`
 and all rooms below it.
 
 Which file to open: for a mask, `programs.masks` says where it is in a program, and
@@ -42,10 +44,12 @@ from numpyro_dvae.diagnostics.gradients import gradient_variance
 from numpyro_dvae.diagnostics.importance import importance_diagnostics
 from numpyro_dvae.diagnostics.inference_data import to_arviz
 from numpyro_dvae.diagnostics.latents import active_latents, code_usage, latent_rates
+from numpyro_dvae.diagnostics.restarts import compare_restarts
 
 __all__ = [
     "active_latents",
     "code_usage",
+    "compare_restarts",
     "discrete_posterior",
     "evaluate",
     "gradient_variance",

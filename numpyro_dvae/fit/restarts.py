@@ -11,6 +11,7 @@ once, which costs small models little more than one run.
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from numpyro.infer.svi import SVIState
 
 from numpyro_dvae.fit.loop import fit
 from numpyro_dvae.fit.result import FitResult
+from numpyro_dvae.fit.svi import trained_parameters
 from numpyro_dvae.infer.svi import with_memory
 from numpyro_dvae.ops.arguments import check_counts, checked
 
@@ -69,7 +71,8 @@ def fit_restarts(
         checkpoint_every: As in `fit`.
 
     Returns:
-        The result of the best run; its losses are those of the run that was best at each step.
+        The result of the best run; its losses are those of the run that was best at each step. Its
+        `runs` are all, the others without losses of their own.
 
     Raises:
         ValueError: If `num_restarts` is not positive, or by `fit`.
@@ -79,7 +82,7 @@ def fit_restarts(
     check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
     check_counts(batch_size=batch_size)
     runs = _SideBySide(make_svi(), num_restarts, math.exp(-10.0 / max(num_steps, 1)))
-    return fit(
+    best = fit(
         rng_key,
         runs,
         *data,
@@ -94,6 +97,7 @@ def fit_restarts(
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,
     )
+    return replace(best, runs=runs.results(best))
 
 
 def recent_loss(losses: Float[np.ndarray, "steps"]) -> float:
@@ -109,6 +113,7 @@ class _SideBySide(SVI):
     def __init__(self, svi: SVI, num_runs: int, decay: float) -> None:
         self.__dict__.update(svi.__dict__)
         self._svi, self._num_runs, self._decay = svi, num_runs, decay
+        self._last: SVIState | None = None  # whose best run was asked for
 
     def init(self, rng_key: Array, *args: Any, **kwargs: Any) -> SVIState:
         """The first states, stacked."""
@@ -144,8 +149,20 @@ class _SideBySide(SVI):
         loss = jnp.where(sound.any(), losses[_best(record)], jnp.nan)
         return _put_in(new, record), loss
 
+    def results(self, best: FitResult) -> tuple[FitResult, ...]:
+        """Of each run that is in, the best first."""
+        assert self._last is not None
+        states, record = _take_out(self._last)
+        recent = np.asarray(record.losses / jnp.maximum(record.weights, 1e-9))
+        order = [i for i in np.argsort(recent, kind="stable") if bool(record.sound[i])]
+        others = [jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in order[1:]]
+        plain = replace(best, losses=np.zeros(0), history=[], svi_state=None)
+        params = [trained_parameters(self._svi, state) for state in others]
+        return (best, *(replace(plain, params=each) for each in params))
+
     def best_state(self, svi_state: SVIState) -> SVIState:
         """The state of the best run, for its `SVI`."""
+        self._last = svi_state
         states, record = _take_out(svi_state)
         return jax.tree.map(lambda leaf: leaf[_best(record)], states)
 

@@ -26,6 +26,8 @@ class FitResult:
         num_steps: Steps taken in all, those before a resume included.
         seconds: Wall-clock seconds in all, those before a resume included.
         folder: Where the checkpoint and the log are, if anywhere.
+        runs: Of `fit_restarts`, the result of each run that did not diverge, the best first; for
+            `compare_restarts`.
         svi_state: The state after the last step; `fit(..., init_state=...)` goes on from it.
     """
 
@@ -37,6 +39,7 @@ class FitResult:
     num_steps: int = 0
     seconds: float = 0.0
     folder: Path | None = None
+    runs: tuple["FitResult", ...] = ()
     svi_state: SVIState | None = None
 
     @property

@@ -29,7 +29,7 @@ from numpyro_dvae.programs.masks import without_mask
 from numpyro_dvae.programs.pair import Layout
 from numpyro_dvae.programs.sites import Site, same_scale
 
-__all__ = ["enumerate_marked", "is_marked", "sum_out"]
+__all__ = ["check_marked", "enumerate_marked", "is_marked", "sum_out"]
 
 _RANGES = (  # families whose values are 0, 1, ..., as the host's `scan` has them
     dist.BernoulliLogits,
@@ -53,10 +53,10 @@ def enumerate_marked(layout: Layout, known: Collection[str]) -> AbstractContextM
         layout: Which dims are taken by plates.
         known: Sites that the guide draws, or whose values are given.
     """
-    return enumerated(layout.nesting, known, _check_marked)
+    return enumerated(layout.nesting, known, check_marked)
 
 
-def _check_marked(site: Site) -> None:
+def check_marked(site: Site) -> None:
     """Whether a site can be summed out.
 
     Raises:

@@ -18,7 +18,7 @@ from pyro_dvae.diagnostics.posteriors import shares_of
 from pyro_dvae.diagnostics.summaries import code_counts_of
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
-__all__ = ["GROUPS", "Labels", "make_groups", "readings_for"]
+__all__ = ["GROUPS", "Labels", "as_chains", "make_groups", "readings_for", "rhat_of"]
 
 GROUPS = (
     "posterior",
@@ -277,9 +277,7 @@ def _dataset(sites: Mapping[str, NamedArray], draws: Draws, undrawn: bool, label
 
 
 def _assemble(datasets: Mapping[str, Any]) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces ArviZ 1 once a day
-        import arviz
+    arviz = _arviz()
     attributes = {"inference_library": __name__.partition(".")[0]}
     datasets = {group: each.assign_attrs(attributes) for group, each in datasets.items()}
     if getattr(arviz, "__version__", "1").startswith("0."):
@@ -287,3 +285,53 @@ def _assemble(datasets: Mapping[str, Any]) -> Any:
     import xarray
 
     return xarray.DataTree.from_dict(datasets)
+
+
+def _arviz() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces ArviZ 1 once a day
+        import arviz
+    return arviz
+
+
+def as_chains(tables: Sequence[Any]) -> Any:
+    """One table, whose chains are the runs; what has no draws is of the best run, or of each."""
+    import xarray
+
+    merged = tables[0].copy() if hasattr(tables[0], "copy") else tables[0]
+    for group in ("posterior", "sample_stats"):
+        parts = [table[group].assign_coords(chain=[i]) for i, table in enumerate(tables)]
+        _put(merged, group, xarray.concat([_plain(part) for part in parts], "chain"))
+    names = set.intersection(*(set(map(str, table["vi_stats"].data_vars)) for table in tables))
+    lasting = sorted(name for name in names if not name.startswith("log_") and name != "loss")
+    stats = [_plain(table["vi_stats"])[lasting] for table in tables]
+    stats = [each.drop_vars("step", errors="ignore") for each in stats]
+    chains = xarray.DataArray(np.arange(len(stats)), dims="chain", name="chain")
+    _put(merged, "vi_stats", xarray.concat(stats, chains))
+    return merged
+
+
+def _plain(group: Any) -> Any:
+    return group.to_dataset() if hasattr(group, "to_dataset") else group
+
+
+def _put(table: Any, group: str, dataset: Any) -> None:
+    if hasattr(table, "add_groups"):  # ArviZ 0.23
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            delattr(table, group)
+            table.add_groups({group: dataset})
+    else:
+        table[group] = table[group].__class__(dataset)
+
+
+def rhat_of(values: np.ndarray) -> float:
+    """R-hat of a number of each chain and draw.
+
+    1 where all draws are one, infinite where each chain has a value of its own.
+    """
+    if np.ptp(values) == 0:
+        return 1.0
+    if (np.ptp(values, axis=1) == 0).all():
+        return np.inf
+    return float(_arviz().rhat(values))

@@ -8,11 +8,13 @@ over the last tenth of the steps; with a bound as the loss, by the bound.
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
+import torch
 from jaxtyping import Float
 from pyro.infer import SVI
 
@@ -61,7 +63,7 @@ def fit_restarts(
         checkpoint_every: As in `fit`.
 
     Returns:
-        The result of the best run; `recent_loss` of its losses is the least.
+        The result of the best run; `recent_loss` of its losses is the least. Its `runs` are all.
 
     Raises:
         ValueError: If `num_restarts` is not positive, or by `fit`.
@@ -100,20 +102,22 @@ def recent_loss(losses: Float[np.ndarray, "steps"]) -> float:
 
 def _best_of(num_runs: int, run: Callable[[int], FitResult]) -> FitResult:
     """Make the runs, each in a parameter store of its own, and leave that of the best."""
-    best: tuple[float, FitResult, Any] | None = None
+    found: list[tuple[float, FitResult, Any]] = []
     diverged: DivergenceError | None = None
     for i in range(num_runs):
+        before = torch.get_rng_state()
         with pyro.get_param_store().scope() as store:
             try:
                 result = run(i)
             except DivergenceError as error:
                 diverged = error
                 continue
-        loss = recent_loss(result.losses)
-        if best is None or loss < best[0]:
-            best = loss, result, store
-    if best is None:
+        found.append((recent_loss(result.losses), result, store))
+        if torch.equal(before, torch.get_rng_state()):  # it drew nothing but its first values,
+            torch.rand(())  # which only a look has drawn: the next run is to have others
+    if not found:
         assert diverged is not None
         raise diverged
-    pyro.get_param_store().set_state(best[2])
-    return best[1]
+    found.sort(key=lambda each: each[0])
+    pyro.get_param_store().set_state(found[0][2])
+    return replace(found[0][1], runs=tuple(result for _, result, _ in found))

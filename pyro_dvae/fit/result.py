@@ -24,6 +24,8 @@ class FitResult:
         num_steps: Steps taken in all, those before a resume included.
         seconds: Wall-clock seconds in all, those before a resume included.
         folder: Where the checkpoint and the log are, if anywhere.
+        runs: Of `fit_restarts`, the result of each run that did not diverge, the best first; for
+            `compare_restarts`.
     """
 
     model: Any
@@ -34,6 +36,7 @@ class FitResult:
     num_steps: int = 0
     seconds: float = 0.0
     folder: Path | None = None
+    runs: tuple["FitResult", ...] = ()
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:

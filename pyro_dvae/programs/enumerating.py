@@ -32,7 +32,7 @@ from pyro_dvae.programs.masks import without_mask
 from pyro_dvae.programs.pair import Layout
 from pyro_dvae.programs.sites import Site, is_drawn, same_scale
 
-__all__ = ["Enumerate", "is_marked", "sum_out"]
+__all__ = ["Enumerate", "Term", "check_marked", "is_marked", "sum_out", "terms_of"]
 
 _PARTICLES = "particles"
 
@@ -60,11 +60,11 @@ class Enumerate(EnumMessenger):
             if msg["name"] in self.known or msg["done"]:
                 del msg["infer"]["enumerate"]
             else:
-                _check_marked(Site.of(msg))
+                check_marked(Site.of(msg))
         super()._pyro_sample(msg)
 
 
-def _check_marked(site: Site) -> None:
+def check_marked(site: Site) -> None:
     """Whether a site can be summed out.
 
     Raises:
@@ -104,14 +104,23 @@ def sum_out(sites: Mapping[str, Site], layout: Layout) -> dict[str, Site]:
     Raises:
         ValueError: If a group has several scales, or plates that cannot be contracted.
     """
-    symbols = _Symbols()
-    terms = [_term(site, layout, symbols) for site in sites.values()]
+    terms, symbols = _terms(sites, layout)
     kept = {term.site.name: term.site for term in terms if not term.sums}
     kept |= {t.site.name: _counted_elsewhere(t.site) for t in terms if t.sums and t.is_drawn}
     for group in _groups([term for term in terms if term.sums]):
         for factor in _factors(group, layout, symbols):
             kept[factor.name] = factor
     return kept
+
+
+def terms_of(sites: Mapping[str, Site], layout: Layout) -> list["Term"]:
+    """The log-densities of the sites of a run under `Enumerate`."""
+    return _terms(sites, layout)[0]
+
+
+def _terms(sites: Mapping[str, Site], layout: Layout) -> tuple[list["Term"], "_Symbols"]:
+    symbols = _Symbols()
+    return [_term(site, layout, symbols) for site in sites.values()], symbols
 
 
 class _Symbols(dict):
@@ -122,20 +131,25 @@ class _Symbols(dict):
         return self[key]
 
 
-class _Term(NamedTuple):
+class Term(NamedTuple):
     """The log-density of a site, its dims named by letters."""
 
     site: Site
     values: Any  # a tensor, packed
     sums: frozenset[str]  # letters of the marked sites that it depends on
     sources: frozenset[str]  # draws that it depends on
-
     own: str | None  # the letter of a marked site
+    letters: Mapping[int, str]  # of its dims
 
     @property
     def is_summed(self) -> bool:
         """Whether it is a marked site's own."""
         return self.own is not None
+
+    def counted(self, site: Site) -> Tensor:
+        """The same log-density of another run, over its batch dims."""
+        values = site.log_prob()
+        return _counted(site, values, self.is_summed) if self.sums else values
 
     @property
     def is_drawn(self) -> bool:
@@ -143,7 +157,7 @@ class _Term(NamedTuple):
         return not (self.is_summed or self.site.is_observed)
 
 
-def _term(site: Site, layout: Layout, symbols: _Symbols) -> _Term:
+def _term(site: Site, layout: Layout, symbols: _Symbols) -> Term:
     first = -layout.nesting - 1
     letters = {frame.dim: symbols[name, frame.dim] for name, frame in site.plates.items()}
     letters[first] = symbols[_PARTICLES]
@@ -154,16 +168,19 @@ def _term(site: Site, layout: Layout, symbols: _Symbols) -> _Term:
         for dim, letter in marked.items()
         if dim == own or (values.dim() >= -dim and values.shape[dim] > 1)
     )
-    if sums:
-        values = _unmasked(site) if own is not None else site.scaled(values, 1.0)
+    values = _counted(site, values, own is not None) if sums else values
     sources = get_provenance(values)
     values = detach_provenance(values)
     if sums:
         values = _packed(site, values, letters | marked)
-    return _Term(site, values, sums, sources, None if own is None else marked[own])
+    letter = None if own is None else marked[own]
+    return Term(site, values, sums, sources, letter, letters | marked)
 
 
-def _unmasked(site: Site) -> Tensor:
+def _counted(site: Site, values: Tensor, is_summed: bool) -> Tensor:
+    """A log-density without what masks silence; a marked site's own whatever they do."""
+    if not is_summed:
+        return site.scaled(values, 1.0)
     args, kwargs = site.call
     return without_mask(site.fn).log_prob(site.value, *args, **kwargs)
 
@@ -181,7 +198,7 @@ def _packed(site: Site, values: Tensor, letters: Mapping[int, str]) -> Tensor:
     return packed.pack(values[...], dict(letters))
 
 
-def _groups(terms: Sequence[_Term]) -> Iterator[list[_Term]]:
+def _groups(terms: Sequence[Term]) -> Iterator[list[Term]]:
     """Terms that marked sites join, each group in the order of the program."""
     groups: list[tuple[set[str], list[int]]] = []
     for place, term in enumerate(terms):
@@ -196,7 +213,7 @@ def _groups(terms: Sequence[_Term]) -> Iterator[list[_Term]]:
     yield from ([terms[place] for place in sorted(places)] for _, places in groups)
 
 
-def _factors(group: Sequence[_Term], layout: Layout, symbols: _Symbols) -> list[Site]:
+def _factors(group: Sequence[Term], layout: Layout, symbols: _Symbols) -> list[Site]:
     """What a group says of the data, and of sites that are drawn."""
     sums = [term for term in group if term.is_summed]
     drawn = [term for term in group if term.is_drawn]
@@ -222,7 +239,7 @@ def _factors(group: Sequence[_Term], layout: Layout, symbols: _Symbols) -> list[
     ]
 
 
-def _check_plates(group: Sequence[_Term], marked: Mapping[str, Site]) -> None:
+def _check_plates(group: Sequence[Term], marked: Mapping[str, Site]) -> None:
     for term in group:
         for site in (marked[name] for name in term.sums):
             if missing := sorted(site.plates.keys() - term.site.plates.keys()):
@@ -261,7 +278,7 @@ def _check_drawn(site: Site, marked: Site) -> None:
         )
 
 
-def _contracted(terms: Sequence[_Term], layout: Layout, symbols: _Symbols, cache: dict) -> Tensor:
+def _contracted(terms: Sequence[Term], layout: Layout, symbols: _Symbols, cache: dict) -> Tensor:
     """The logarithm of the sum, over the batch dims of the plates that all terms share."""
     tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
     sizes: dict[str, int] = {}
@@ -293,7 +310,7 @@ def _plates(site: Site) -> set[tuple[str, int]]:
 
 
 def _factor(
-    name: str, values: Tensor, group: Sequence[_Term], layout: Layout, *, of_latents: bool = False
+    name: str, values: Tensor, group: Sequence[Term], layout: Layout, *, of_latents: bool = False
 ) -> Site:
     shared = set.intersection(*(_plates(term.site) for term in group))
     plates = {n: f for n, f in group[0].site.plates.items() if (n, f.dim) in shared}

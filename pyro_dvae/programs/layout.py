@@ -16,6 +16,7 @@ from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
+from pyro_dvae.programs.agreeing import check_agreement
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.enumerating import is_marked
 from pyro_dvae.programs.looking import only_looking
@@ -51,6 +52,7 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
         all_sites = [*found.run.guide.values(), *found.run.model.values()]
         nesting = _layout_of(all_sites, set(), (), max_plate_nesting).nesting
         pair = pair._replace(layout=Layout(nesting, summed=summed))
+        check_agreement(pair, found.run)
         found = tracked(pair, TrackNonReparam())
     _check_match(found.run)
     credited = {n: s for n, s in found.run.guide.items() if s.is_credited}

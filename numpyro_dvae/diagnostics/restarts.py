@@ -1,0 +1,280 @@
+"""Runs from different starts side by side: do they agree, once their labels mean the same?
+
+Where a model is the same whatever its codes are called, each run of `fit_restarts` finds names of
+its own. They are given those of the best run, by the assignment of codes whose responsibilities
+agree best [1]. That the model is symmetric is tried: codes, and all that has an axis of them, are
+permuted, which is to leave the joint density as it is. The runs are then the chains of one table,
+and R-hat [2] says of each quantity whether it differs more between runs than within them.
+
+References:
+    [1] Stephens. Dealing with label switching in mixture models. JRSS B, 2000.
+    [2] Vehtari et al. Rank-normalization, folding, and localization: an improved R-hat. Bayesian
+        Analysis, 2021.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Integer
+from scipy.optimize import linear_sum_assignment
+
+from numpyro_dvae.diagnostics.groups import as_chains, rhat_of
+from numpyro_dvae.diagnostics.inference_data import to_arviz
+from numpyro_dvae.diagnostics.symmetry import Codes, as_symmetric, coded_groups, permuted
+from numpyro_dvae.diagnostics.trained import as_trained
+from numpyro_dvae.ops.arguments import check_counts, checked
+
+__all__ = ["RestartComparison", "align_codes", "compare_restarts"]
+
+_EVIDENCE = "evidence"
+_GROUPS = ("posterior", "sample_stats", "observed_data", "vi_stats")
+_AGREES = 1.01  # R-hat below which runs are not told apart [2]
+
+
+@dataclass(frozen=True, repr=False)
+class RestartComparison:
+    """Runs as chains, and how far they agree.
+
+    Attributes:
+        elbo: ELBO of all data by run, in nats; the best run first.
+        elbo_error: Its standard error.
+        rhat: The largest R-hat of the entries of each quantity, "evidence" among them.
+        permutations: Of each aligned site, by run, the code that each code is called now.
+        agreement: Of each aligned site, by run, the share of responsibilities that agree with those
+            of the best run.
+        unaligned: Of each other discrete site, why its codes keep the names that each run gave.
+        params: Parameters by name, of the runs in front, with codes called alike.
+        chains: The runs as the chains of ArviZ data: see `to_arviz`.
+    """
+
+    elbo: Float[np.ndarray, "R"]
+    elbo_error: Float[np.ndarray, "R"]
+    rhat: Mapping[str, float]
+    permutations: Mapping[str, Integer[np.ndarray, "R V"]]
+    agreement: Mapping[str, Float[np.ndarray, "R"]]
+    unaligned: Mapping[str, str]
+    params: Mapping[str, np.ndarray]
+    chains: Any
+
+    def to_arviz(self) -> Any:
+        """The runs as chains: an `arviz.InferenceData`, of ArviZ 1 an `xarray.DataTree`."""
+        return self.chains
+
+    def __repr__(self) -> str:
+        listed = ", ".join(
+            f"{e:.2f} ± {s:.2f}" for e, s in zip(self.elbo, self.elbo_error, strict=True)
+        )
+        lines = [f"{len(self.elbo)} runs, the best first: ELBO {listed} nats."]
+        for name, agreement in self.agreement.items():
+            shown = ", ".join(f"{100 * each:.0f}%" for each in agreement[1:])
+            lines.append(f"{name}: codes are called as in the best run; {shown} agree.")
+        lines += [
+            f"{name}: codes keep the names of each run: {w}." for name, w in self.unaligned.items()
+        ]
+        apart = {n: r for n, r in self.rhat.items() if not r <= _AGREES}
+        lines.append(
+            "R-hat: "
+            + ", ".join(f"{name} {value:.3f}" for name, value in self.rhat.items())
+            + ". "
+            + (f"Runs differ in {', '.join(apart)}." if apart else "The runs agree.")
+        )
+        return "\n".join(lines)
+
+
+@checked
+def compare_restarts(
+    rng_key: Array,
+    result: Any,
+    *data: Any,
+    num_draws: int = 500,
+    align: Mapping[str, Collection[str]] | None = None,
+    quantities: Sequence[str] | None = None,
+    batch_size: int | None = None,
+) -> RestartComparison:
+    """Put the runs of `fit_restarts` side by side, with their labels aligned where they may be.
+
+    Args:
+        rng_key: Key of all draws.
+        result: What `fit_restarts` returned.
+        *data: What model and guide are called with.
+        num_draws: Draws of each run.
+        align: What is permuted together with a discrete site of the guide: names of other such
+            sites and of parameters or latents with axes of its codes, all of whose axes of that
+            size are permuted. By default all sites of as many codes, and all parameters and shared
+            latents with an axis of that size; ``{}`` aligns none.
+        quantities: Names of the posterior's variables whose R-hat is wanted; by default all.
+        batch_size: As in `to_arviz`.
+
+    Raises:
+        ValueError: If `result` has fewer than two runs, if the model is not symmetric in what
+            `align` names, or if a name is of nothing.
+    """
+    check_counts(num_draws=num_draws, batch_size=batch_size)
+    runs = _runs_of(result)
+    keys = jax.random.split(rng_key, len(runs))
+    tables = [
+        to_arviz(key, run, *data, num_draws=num_draws, batch_size=batch_size, groups=_GROUPS)
+        for key, run in zip(keys, runs, strict=True)
+    ]
+    trained = [as_trained(run, None) for run in runs]
+    args = trained[0].arguments(data)
+    groups = coded_groups(rng_key, trained[0], args, align)
+    found = _Aligned({}, {}, {}, [dict(each.params) for each in trained])
+    for codes in groups:
+        symmetric = as_symmetric(rng_key, trained[0], args, codes)
+        if symmetric is None:
+            found.refuse(codes, align)
+        else:
+            _align(symmetric, tables, found)
+    chains = as_chains(tables)
+    evidence = _evidence(chains)
+    return RestartComparison(
+        elbo=evidence.mean(1),
+        elbo_error=evidence.std(1, ddof=1) / num_draws**0.5,
+        rhat=_rhats(chains, evidence, quantities),
+        permutations=found.permutations,
+        agreement=found.agreement,
+        unaligned=found.unaligned,
+        params=_stacked(found.params),
+        chains=chains,
+    )
+
+
+def align_codes(
+    probs: Float[np.ndarray, "N V"], reference: Float[np.ndarray, "N V"]
+) -> tuple[Integer[np.ndarray, "V"], float]:
+    """The names of codes under which responsibilities agree best with others.
+
+    Args:
+        probs: Of each place, the probabilities of its codes.
+        reference: The same of the run whose names are taken.
+
+    Returns:
+        The new name of each code, and the share of responsibilities that then agree, the mean over
+        places of ``Σ min(p, q)``.
+
+    Example:
+        >>> align_codes(np.array([[0.9, 0.1], [0.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 0.0]]))
+        (array([1, 0]), 0.95)
+    """
+    rows, names = linear_sum_assignment(probs.T @ reference, maximize=True)
+    permutation = names[np.argsort(rows)]
+    renamed = probs[:, np.argsort(permutation)]
+    return permutation, float(np.minimum(renamed, reference).sum(1).mean())
+
+
+class _Aligned(NamedTuple):
+    """What has been found so far."""
+
+    permutations: dict[str, np.ndarray]
+    agreement: dict[str, np.ndarray]
+    unaligned: dict[str, str]
+    params: list[dict[str, Any]]  # by run
+
+    def refuse(self, codes: Codes, align: Any) -> None:
+        """Say that codes cannot be renamed; a refusal, if that was asked for."""
+        why = (
+            f"the model is not symmetric in its {codes.size} codes, together with "
+            f"{sorted(codes.arrays)}"
+        )
+        if align is not None:
+            raise ValueError(
+                f"`align`: {why}, for {list(codes.sites)}. Name all parameters and sites that have "
+                "an axis of its codes, and none whose axis of that size is of something else; a "
+                "prior that tells codes apart cannot be aligned."
+            )
+        self.unaligned.update(dict.fromkeys(codes.sites, why))
+
+
+def _runs_of(result: Any) -> Sequence[Any]:
+    runs = getattr(result, "runs", ())
+    if len(runs) < 2:
+        raise ValueError(
+            f"`result` must be of fit_restarts, with at least 2 runs that did not diverge; got "
+            f"{len(runs)}. Pass num_restarts=4, say; to_arviz takes a single run."
+        )
+    return runs
+
+
+def _align(codes: Codes, tables: list[Any], found: _Aligned) -> None:
+    """Call the codes of each run as the best run does."""
+    reference = _responsibilities(codes, tables[0])
+    aligned = [align_codes(_responsibilities(codes, table), reference) for table in tables]
+    for place, (permutation, _) in enumerate(aligned):
+        _rename(codes, tables[place], permutation)
+        for name in codes.arrays & found.params[place].keys():
+            value = found.params[place][name]
+            found.params[place][name] = permuted(value, codes.size, permutation)
+    for site in codes.sites:
+        found.permutations[site] = np.stack([permutation for permutation, _ in aligned])
+        found.agreement[site] = np.array([share for _, share in aligned])
+
+
+def _responsibilities(codes: Codes, table: Any) -> np.ndarray:
+    probs = [np.asarray(table["vi_stats"][f"{name}_probs"]) for name in codes.sites]
+    return np.concatenate([each.reshape(-1, codes.size) for each in probs])
+
+
+def _rename(codes: Codes, table: Any, permutation: np.ndarray) -> None:
+    """Rename codes in the posterior and in the statistics of a run, in place."""
+    old = np.argsort(permutation)  # the code that has each name now
+    posterior, stats = table["posterior"], table["vi_stats"]
+    for name in codes.sites:
+        _set(posterior, name, _renamed(np.asarray(posterior[name]), codes, name, permutation))
+        _set(stats, f"{name}_most_likely", permutation[np.asarray(stats[f"{name}_most_likely"])])
+        for each in (f"{name}_probs", f"{name}_code_share"):
+            _set(stats, each, np.asarray(stats[each])[..., old])
+    for name in codes.arrays & set(map(str, posterior.data_vars)):
+        values = np.asarray(posterior[name])
+        axes = [a for a, size in enumerate(values.shape) if size == codes.size and a > 1]
+        for axis in axes:
+            values = values.take(old, axis)
+        _set(posterior, name, values)
+
+
+def _renamed(values: np.ndarray, codes: Codes, name: str, permutation: np.ndarray) -> np.ndarray:
+    if name in codes.one_hot:
+        return values[..., np.argsort(permutation)]
+    return permutation[values.astype(int)].astype(values.dtype)
+
+
+def _set(dataset: Any, name: str, values: np.ndarray) -> None:
+    dataset[name] = (dataset[name].dims, values, dataset[name].attrs)
+
+
+def _evidence(chains: Any) -> Float[np.ndarray, "R K"]:
+    """Log weight of all data and of what they share, of each draw; its mean is the ELBO."""
+    stats = chains["sample_stats"]
+    name = "log_weight_whole" if "log_weight_whole" in stats else "log_weight"
+    values = np.asarray(stats[name])
+    return values.reshape(*values.shape[:2], -1).sum(-1)
+
+
+def _rhats(chains: Any, evidence: np.ndarray, quantities: Sequence[str] | None) -> dict[str, float]:
+    posterior = chains["posterior"]
+    known = [str(name) for name in posterior.data_vars]
+    names = known if quantities is None else list(quantities)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"`quantities` has {unknown}; the posterior has {known}.")
+    arrays = {_EVIDENCE: evidence} | {name: np.asarray(posterior[name]) for name in names}
+    found = {}
+    for name, values in arrays.items():
+        cells = values.reshape(*values.shape[:2], -1).astype(float)
+        each = [rhat_of(cells[..., i]) for i in range(cells.shape[-1])]
+        found[name] = float(np.max(each)) if each else 1.0
+    return found
+
+
+def _stacked(params: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Those of one array each, of the same shape in all runs."""
+    found = {}
+    for name in params[0]:
+        values: list[Any] = [each.get(name) for each in params]
+        if all(hasattr(value, "shape") for value in values):
+            arrays = [np.asarray(value) for value in values]
+            if len({array.shape for array in arrays}) == 1:
+                found[name] = np.stack(arrays)
+    return found
