@@ -10,8 +10,8 @@ Read it in this order, from a program to arrays:
 - `masks`: where a mask is; `record` leaves out of each sum what it hides;
 - `densities`: log-densities of many states at once;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
-- `enumerating`: marked sites of a model, summed out of its run; `agreeing`: whether it then says
-  what it says of each of their values;
+- `enumerating`, `contracting`: marked sites of a model, summed out of its run; `agreeing`: whether
+  it then says what it says of each of their values;
 - `run`: particles of a pair, at once or one by one; dreams;
 - `broadcasting`, `planning`: whether programs take a particle axis; what is known of a call;
 - `looking`: runs that only look, without gradient and with the generators as they were;

@@ -14,8 +14,9 @@ from pyro.ops import packed
 from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
+from pyro_dvae.programs.contracting import Term, terms_of
 from pyro_dvae.programs.draw import Draw, run_pair
-from pyro_dvae.programs.enumerating import Term, check_marked, terms_of
+from pyro_dvae.programs.enumerating import check_marked
 from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.sites import Site, sample_sites
@@ -71,7 +72,7 @@ def _terms(pair: Pair, values: Mapping[str, Tensor]) -> list[Term]:
             "broadcasts over dims left of all plates (x[..., i], Vindex, torch.where for `if`), or "
             "sample these sites in the guide."
         ) from error
-    return terms_of(sample_sites(whole), pair.layout)
+    return terms_of(sample_sites(whole), pair.layout)[0]
 
 
 def _trials(marked: Mapping[str, Site]) -> Iterator[dict[str, Tensor]]:
@@ -100,7 +101,9 @@ def _odd_site(
     chosen = {n: _table(site)[codes[n].to(_table(site).device)] for n, site in marked.items()}
 
     def run() -> Mapping[str, Site]:
-        return run_pair(pair._replace(layout=Layout()), Draw(Layout(), None, values | chosen)).model
+        return run_pair(
+            pair._replace(layout=Layout()), Draw(Layout(), None, {**values, **chosen})
+        ).model
 
     one = run()
     owners = {term.own: term.site for term in terms}

@@ -13,28 +13,23 @@ References:
     [1] Obermeyer et al. Tensor variable elimination for plated factor graphs. ICML, 2019.
 """
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import opt_einsum
 import torch
 from pyro import distributions as dist
-from pyro.ops import packed
-from pyro.ops.contract import contract_tensor_tree
-from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
-from pyro.ops.rings import LogRing
+from pyro.ops.provenance import track_provenance
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
+from pyro_dvae.programs.contracting import Symbols, Term, contracted, plates_of, terms_of
 from pyro_dvae.programs.masks import without_mask
 from pyro_dvae.programs.pair import Layout
 from pyro_dvae.programs.sites import Site, is_drawn, same_scale
 
-__all__ = ["Enumerate", "Term", "check_marked", "is_marked", "sum_out", "terms_of"]
-
-_PARTICLES = "particles"
+__all__ = ["Enumerate", "check_marked", "is_marked", "sum_out"]
 
 
 def is_marked(site: Site) -> bool:
@@ -104,98 +99,13 @@ def sum_out(sites: Mapping[str, Site], layout: Layout) -> dict[str, Site]:
     Raises:
         ValueError: If a group has several scales, or plates that cannot be contracted.
     """
-    terms, symbols = _terms(sites, layout)
+    terms, symbols = terms_of(sites, layout)
     kept = {term.site.name: term.site for term in terms if not term.sums}
     kept |= {t.site.name: _counted_elsewhere(t.site) for t in terms if t.sums and t.is_drawn}
     for group in _groups([term for term in terms if term.sums]):
         for factor in _factors(group, layout, symbols):
             kept[factor.name] = factor
     return kept
-
-
-def terms_of(sites: Mapping[str, Site], layout: Layout) -> list["Term"]:
-    """The log-densities of the sites of a run under `Enumerate`."""
-    return _terms(sites, layout)[0]
-
-
-def _terms(sites: Mapping[str, Site], layout: Layout) -> tuple[list["Term"], "_Symbols"]:
-    symbols = _Symbols()
-    return [_term(site, layout, symbols) for site in sites.values()], symbols
-
-
-class _Symbols(dict):
-    """A letter for each plate and each marked site, as einsum wants it, and their sizes."""
-
-    def __missing__(self, key: Any) -> str:
-        self[key] = opt_einsum.get_symbol(len(self))
-        return self[key]
-
-
-class Term(NamedTuple):
-    """The log-density of a site, its dims named by letters."""
-
-    site: Site
-    values: Any  # a tensor, packed
-    sums: frozenset[str]  # letters of the marked sites that it depends on
-    sources: frozenset[str]  # draws that it depends on
-    own: str | None  # the letter of a marked site
-    letters: Mapping[int, str]  # of its dims
-
-    @property
-    def is_summed(self) -> bool:
-        """Whether it is a marked site's own."""
-        return self.own is not None
-
-    def counted(self, site: Site) -> Tensor:
-        """The same log-density of another run, over its batch dims."""
-        values = site.log_prob()
-        return _counted(site, values, self.is_summed) if self.sums else values
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether it is of a site that the guide draws."""
-        return not (self.is_summed or self.site.is_observed)
-
-
-def _term(site: Site, layout: Layout, symbols: _Symbols) -> Term:
-    first = -layout.nesting - 1
-    letters = {frame.dim: symbols[name, frame.dim] for name, frame in site.plates.items()}
-    letters[first] = symbols[_PARTICLES]
-    marked = {d: symbols[i] for d, i in site.infer.get("_dim_to_id", {}).items() if d < first}
-    values, own = site.log_prob(), site.infer.get("_enumerate_dim")
-    sums = frozenset(
-        letter
-        for dim, letter in marked.items()
-        if dim == own or (values.dim() >= -dim and values.shape[dim] > 1)
-    )
-    values = _counted(site, values, own is not None) if sums else values
-    sources = get_provenance(values)
-    values = detach_provenance(values)
-    if sums:
-        values = _packed(site, values, letters | marked)
-    letter = None if own is None else marked[own]
-    return Term(site, values, sums, sources, letter, letters | marked)
-
-
-def _counted(site: Site, values: Tensor, is_summed: bool) -> Tensor:
-    """A log-density without what masks silence; a marked site's own whatever they do."""
-    if not is_summed:
-        return site.scaled(values, 1.0)
-    args, kwargs = site.call
-    return without_mask(site.fn).log_prob(site.value, *args, **kwargs)
-
-
-def _packed(site: Site, values: Tensor, letters: Mapping[int, str]) -> Tensor:
-    shape = tuple(values.shape)
-    for dim in range(-1, -len(shape) - 1, -1):
-        if shape[dim] > 1 and dim not in letters:
-            raise ValueError(
-                f"site '{site.name}', which depends on an enumerated one: its log-density has "
-                f"shape {shape}, but batch dim {dim} is under no plate. Declare the dim with "
-                ".to_event(1), or put the site under a plate with "
-                f"dim={dim}."
-            )
-    return packed.pack(values[...], dict(letters))
 
 
 def _groups(terms: Sequence[Term]) -> Iterator[list[Term]]:
@@ -213,24 +123,24 @@ def _groups(terms: Sequence[Term]) -> Iterator[list[Term]]:
     yield from ([terms[place] for place in sorted(places)] for _, places in groups)
 
 
-def _factors(group: Sequence[Term], layout: Layout, symbols: _Symbols) -> list[Site]:
+def _factors(group: Sequence[Term], layout: Layout, symbols: Symbols) -> list[Site]:
     """What a group says of the data, and of sites that are drawn."""
     sums = [term for term in group if term.is_summed]
     drawn = [term for term in group if term.is_drawn]
     observed = [term for term in group if term.site.is_observed]
-    _check_plates(group, {term.own: term.site for term in sums if term.own is not None})
+    _checkplates_of(group, {term.own: term.site for term in sums if term.own is not None})
     for term in drawn:
         _check_drawn(term.site, sums[0].site)
     likelihood, *alike = (term.site.name for term in observed) if observed else ("",)
     first = sums[0].site.name
     likelihood = f"{first}_observed" if alike else likelihood
     with opt_einsum.shared_intermediates() as cache:
-        total = _contracted(group, layout, symbols, cache)
+        total = contracted(group, layout, symbols, cache)
         if not drawn and observed:
             return [_factor(likelihood, total, group, layout)]
         if not observed:
             return [_factor(first, total, group, layout, of_latents=True)]
-        prior = _contracted([*sums, *drawn], layout, symbols, cache)
+        prior = contracted([*sums, *drawn], layout, symbols, cache)
     possible = prior != -torch.inf
     rest = torch.where(possible, total - torch.where(possible, prior, 0.0), 0.0)
     return [
@@ -239,7 +149,7 @@ def _factors(group: Sequence[Term], layout: Layout, symbols: _Symbols) -> list[S
     ]
 
 
-def _check_plates(group: Sequence[Term], marked: Mapping[str, Site]) -> None:
+def _checkplates_of(group: Sequence[Term], marked: Mapping[str, Site]) -> None:
     for term in group:
         for site in (marked[name] for name in term.sums):
             if missing := sorted(site.plates.keys() - term.site.plates.keys()):
@@ -278,41 +188,10 @@ def _check_drawn(site: Site, marked: Site) -> None:
         )
 
 
-def _contracted(terms: Sequence[Term], layout: Layout, symbols: _Symbols, cache: dict) -> Tensor:
-    """The logarithm of the sum, over the batch dims of the plates that all terms share."""
-    tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-    sizes: dict[str, int] = {}
-    for term in terms:
-        plates = {symbols[n, f.dim]: f.size for n, f in term.site.plates.items()}
-        tree.setdefault(frozenset((symbols[_PARTICLES], *plates)), []).append(term.values)
-        sizes |= plates
-        sizes.update(zip(term.values._pyro_dims, term.values.shape, strict=True))
-    sizes.setdefault(symbols[_PARTICLES], 1)
-    sums = set().union(*(term.sums for term in terms))
-    try:
-        found = contract_tensor_tree(tree, sums, ring=LogRing(cache, dim_to_size=sizes))
-    except NotImplementedError as error:
-        listed = ", ".join(f"'{term.site.name}' under {sorted(term.site.plates)}" for term in terms)
-        raise ValueError(
-            f"enumerated sites and what depends on them are under plates that cross ({listed}), so "
-            "that no order of sums is exact but one of exponential cost. Sample one of the sites "
-            "in the guide, or loop over one of the plates."
-        ) from error
-    ((part,),) = found.values()
-    outer = frozenset.intersection(*(frozenset(_plates(term.site)) for term in terms))
-    letters = {symbols[name, dim]: dim for name, dim in outer}
-    letters[symbols[_PARTICLES]] = -layout.nesting - 1
-    return packed.unpack(part, letters)
-
-
-def _plates(site: Site) -> set[tuple[str, int]]:
-    return {(name, frame.dim) for name, frame in site.plates.items()}
-
-
 def _factor(
     name: str, values: Tensor, group: Sequence[Term], layout: Layout, *, of_latents: bool = False
 ) -> Site:
-    shared = set.intersection(*(_plates(term.site) for term in group))
+    shared = set.intersection(*(plates_of(term.site) for term in group))
     plates = {n: f for n, f in group[0].site.plates.items() if (n, f.dim) in shared}
     sizes = {frame.dim: frame.size for frame in plates.values()}
     depth = max([values.dim(), *(-dim for dim in sizes)])

@@ -1,0 +1,142 @@
+"""Log-densities with a letter for each of their dims, and what the host's contraction makes of it.
+
+Particles are as a plate that all sites are under.
+
+References:
+    [1] Obermeyer et al. Tensor variable elimination for plated factor graphs. ICML, 2019.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import opt_einsum
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.provenance import detach_provenance, get_provenance
+from pyro.ops.rings import LogRing
+from torch import Tensor
+
+from pyro_dvae.programs.masks import without_mask
+from pyro_dvae.programs.pair import Layout
+from pyro_dvae.programs.sites import Site
+
+__all__ = ["Symbols", "Term", "contracted", "plates_of", "terms_of"]
+
+_PARTICLES = "particles"
+
+
+def terms_of(sites: Mapping[str, Site], layout: Layout) -> tuple[list["Term"], "Symbols"]:
+    """The log-densities of the sites of a run with all values of marked ones, and the letters."""
+    symbols = Symbols()
+    return [_term(site, layout, symbols) for site in sites.values()], symbols
+
+
+class Symbols(dict):
+    """A letter for each plate and each marked site, as einsum wants it, and their sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __missing__(self, key: Any) -> str:
+        self[key] = opt_einsum.get_symbol(len(self))
+        return self[key]
+
+
+class Term(NamedTuple):
+    """The log-density of a site, its dims named by letters."""
+
+    site: Site
+    values: Any  # a tensor, packed
+    sums: frozenset[str]  # letters of the marked sites that it depends on
+    sources: frozenset[str]  # draws that it depends on
+    own: str | None  # the letter of a marked site
+    letters: Mapping[int, str]  # of its dims
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether it is a marked site's own."""
+        return self.own is not None
+
+    def counted(self, site: Site) -> Tensor:
+        """The same log-density of another run, over its batch dims."""
+        values = site.log_prob()
+        return _counted(site, values, self.is_summed) if self.sums else values
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it is of a site that the guide draws."""
+        return not (self.is_summed or self.site.is_observed)
+
+
+def _term(site: Site, layout: Layout, symbols: Symbols) -> Term:
+    first = -layout.nesting - 1
+    letters = {frame.dim: symbols[name, frame.dim] for name, frame in site.plates.items()}
+    letters[first] = symbols[_PARTICLES]
+    marked = {d: symbols[i] for d, i in site.infer.get("_dim_to_id", {}).items() if d < first}
+    values, own = site.log_prob(), site.infer.get("_enumerate_dim")
+    sums = frozenset(
+        letter
+        for dim, letter in marked.items()
+        if dim == own or (values.dim() >= -dim and values.shape[dim] > 1)
+    )
+    values = _counted(site, values, own is not None) if sums else values
+    sources = get_provenance(values)
+    values = detach_provenance(values)
+    if sums:
+        values = _packed(site, values, letters | marked)
+    letter = None if own is None else marked[own]
+    return Term(site, values, sums, sources, letter, letters | marked)
+
+
+def _counted(site: Site, values: Tensor, is_summed: bool) -> Tensor:
+    """A log-density without what masks silence; a marked site's own whatever they do."""
+    if not is_summed:
+        return site.scaled(values, 1.0)
+    args, kwargs = site.call
+    return without_mask(site.fn).log_prob(site.value, *args, **kwargs)
+
+
+def _packed(site: Site, values: Tensor, letters: Mapping[int, str]) -> Tensor:
+    shape = tuple(values.shape)
+    for dim in range(-1, -len(shape) - 1, -1):
+        if shape[dim] > 1 and dim not in letters:
+            raise ValueError(
+                f"site '{site.name}', which depends on an enumerated one: its log-density has "
+                f"shape {shape}, but batch dim {dim} is under no plate. Declare the dim with "
+                ".to_event(1), or put the site under a plate with "
+                f"dim={dim}."
+            )
+    return packed.pack(values[...], dict(letters))
+
+
+def contracted(terms: Sequence[Term], layout: Layout, symbols: Symbols, cache: dict) -> Tensor:
+    """The logarithm of the sum, over the batch dims of the plates that all terms share."""
+    tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    sizes: dict[str, int] = {}
+    for term in terms:
+        plates = {symbols[n, f.dim]: f.size for n, f in term.site.plates.items()}
+        tree.setdefault(frozenset((symbols[_PARTICLES], *plates)), []).append(term.values)
+        sizes |= plates
+        sizes.update(zip(term.values._pyro_dims, term.values.shape, strict=True))
+    sizes.setdefault(symbols[_PARTICLES], 1)
+    sums = set().union(*(term.sums for term in terms))
+    try:
+        found = contract_tensor_tree(tree, sums, ring=LogRing(cache, dim_to_size=sizes))
+    except NotImplementedError as error:
+        listed = ", ".join(f"'{term.site.name}' under {sorted(term.site.plates)}" for term in terms)
+        raise ValueError(
+            f"enumerated sites and what depends on them are under plates that cross ({listed}), so "
+            "that no order of sums is exact but one of exponential cost. Sample one of the sites "
+            "in the guide, or loop over one of the plates."
+        ) from error
+    ((part,),) = found.values()
+    outer = frozenset.intersection(*(frozenset(plates_of(term.site)) for term in terms))
+    letters = {symbols[name, dim]: dim for name, dim in outer}
+    letters[symbols[_PARTICLES]] = -layout.nesting - 1
+    return packed.unpack(part, letters)
+
+
+def plates_of(site: Site) -> set[tuple[str, int]]:
+    """Names and dims of the plates of a site."""
+    return {(name, frame.dim) for name, frame in site.plates.items()}
