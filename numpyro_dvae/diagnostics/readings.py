@@ -40,6 +40,7 @@ __all__ = [
     "prepare_pair",
     "prior_draws",
     "prior_sites",
+    "run_given",
     "score_states",
 ]
 
@@ -199,6 +200,11 @@ def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, A
     found = enumerate_draws(rng_key, pair.model, pair.args, pair.kwargs, pair.layout, max_states)
     _check_listed(latent, found)
     return found
+
+
+def run_given(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Run:
+    """One run, in which some latents have these values."""
+    return run_pair(rng_key, pair, Draw(pair.notes.subsamples, pair.layout, values))
 
 
 def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Particles:

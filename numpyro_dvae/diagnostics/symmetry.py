@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from numpyro_dvae.diagnostics.readings import run_given
 from numpyro_dvae.diagnostics.trained import Trained
-from numpyro_dvae.programs.draw import Draw, run_pair
 from numpyro_dvae.programs.pair import Run
 from numpyro_dvae.programs.record import make_record
 from numpyro_dvae.programs.sites import Site, deterministic_sites
@@ -185,7 +185,7 @@ def _run(
 ) -> tuple[Run, float]:
     """A run at these parameters, with some values given, and the model's log joint density."""
     pair = trained.pair(rng_key, args)
-    run = run_pair(rng_key, pair, Draw(pair.notes.subsamples, pair.layout, values))
+    run = run_given(rng_key, pair, values)
     record = make_record(run, pair.layout, 1)
     log_p = (record.scale * record.log_p).sum() + record.shared_likelihood + record.shared_prior
     return run, float(log_p)

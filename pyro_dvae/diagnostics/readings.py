@@ -43,6 +43,7 @@ __all__ = [
     "prepare_pair",
     "prior_draws",
     "prior_sites",
+    "run_given",
     "score_paths",
     "score_states",
     "vary",
@@ -196,6 +197,12 @@ def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:
         found = enumerate_draws(pair.model, pair.args, pair.kwargs, pair.layout, max_states)
     _check_listed(_auxiliary(guide_sites), found)
     return found
+
+
+def run_given(pair: Pair, values: Mapping[str, Tensor]) -> Run:
+    """One run, in which some latents have these values."""
+    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
+        return run_pair(pair, Draw(pair.layout, None, values))
 
 
 def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:

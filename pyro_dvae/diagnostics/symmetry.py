@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from pyro_dvae.diagnostics.readings import prepare_pair
+from pyro_dvae.diagnostics.readings import prepare_pair, run_given
 from pyro_dvae.diagnostics.trained import Trained
-from pyro_dvae.programs.draw import Draw, run_pair
 from pyro_dvae.programs.pair import Run
 from pyro_dvae.programs.record import make_record
 from pyro_dvae.programs.sites import Site, deterministic_sites
@@ -186,8 +184,7 @@ def _run(trained: Trained, args: tuple, values: Mapping[str, Tensor]) -> tuple[R
     """A run at these parameters, with some values given, and the model's log joint density."""
     with trained.at_parameters(), torch.no_grad():
         pair = prepare_pair(trained.model, trained.guide, args, {})
-        with poutine.replay(trace=pair.notes.subsamples):
-            run = run_pair(pair, Draw(pair.layout, None, values))
+        run = run_given(pair, values)
     record = make_record(run, pair.layout, 1)
     log_p = (
         (record.scale * record.log_p[0]).sum()
