@@ -68,6 +68,12 @@ class _Mark(Messenger):
 
     def process_message(self, msg: Any) -> None:
         """Keep the mark of a site that is to be summed out."""
+        if msg["type"] == "control_flow" and msg["args"][-1]:
+            raise ValueError(
+                "a `scan` with reverse=True is not summed rightly by the host, which joins its "
+                "steps from the first on. Turn its inputs round, jax.tree.map(lambda x: x[::-1], "
+                "xs), and scan from their start, or sample the enumerated sites in the guide."
+            )
         if msg["type"] != "sample":
             return
         msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "expand"}
@@ -89,12 +95,6 @@ class _Mark(Messenger):
         batch = jnp.shape(msg["value"])[: jnp.ndim(msg["value"]) - event]
         names = self.names._get_dim_to_name(jnp.broadcast_shapes(fn.batch_shape, batch))
         msg["infer"]["_names"] = names
-        if msg["name"] in self.known and msg["name"] in names.values():
-            raise ValueError(
-                f"site '{msg['name']}' is drawn by the guide in a `scan` that enumerates all its "
-                "discrete sites. Leave it out of the guide, or write the steps as a Python loop, "
-                "or enumerate no site of the scan."
-            )
 
 
 class Named(NamedTuple):

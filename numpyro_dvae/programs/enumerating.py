@@ -81,8 +81,9 @@ def check_marked(site: Site) -> None:
         )
     if site.is_scanned and not isinstance(site.base, _RANGES):
         raise ValueError(
-            f"site '{site.name}' ({site.family}) is enumerated in a `scan`, which takes values 0, "
-            "1, ... alone. Make it a Categorical, and look its values up in a table."
+            f"site '{site.name.replace('_PREV_', '')}' ({site.family}) is enumerated in a `scan`, "
+            "which takes values 0, 1, ... alone. Make it a Categorical, and look its values up in "
+            "a table."
         )
 
 
@@ -102,7 +103,8 @@ def sum_out(sites: Mapping[str, Site], layout: Layout) -> dict[str, Site]:
         ValueError: If a group has several scales, or plates that cannot be contracted.
     """
     marked = {name for name, site in sites.items() if _is_summed(site)}
-    terms = [_term(site, marked) for site in sites.values()]
+    drawn = {name for name, site in sites.items() if not site.is_observed} - marked
+    terms = [_term(site, marked, drawn) for site in sites.values()]
     kept = {term.site.name: term.site for term in terms if not term.sums}
     kept |= {t.site.name: _counted_elsewhere(t.site) for t in terms if t.sums and t.is_drawn}
     for group in _groups([term for term in terms if term.sums]):
@@ -133,7 +135,7 @@ class _Term(NamedTuple):
         return not (self.is_summed or self.site.is_observed)
 
 
-def _term(site: Site, marked: set[str]) -> _Term:
+def _term(site: Site, marked: set[str], drawn: set[str]) -> _Term:
     names = frozenset(site.infer["_names"].values())
     sums = frozenset(name for name in names if name in marked)
     if not sums:
@@ -141,7 +143,14 @@ def _term(site: Site, marked: set[str]) -> _Term:
     bare = without_mask(site.fn)
     values = site.log_prob_under(bare) if site.name in marked else site.log_prob()
     found = named(site, values)
-    if odd := found.names - marked - site.plates.keys() - found.times:
+    odd = found.names - marked - site.plates.keys() - found.times
+    if others := sorted(odd & drawn):
+        raise ValueError(
+            f"site '{others[0]}' is drawn by the guide in a `scan` that enumerates all its "
+            "discrete sites. Leave it out of the guide, or write the steps as a Python loop, or "
+            "enumerate no site of the scan."
+        )
+    if odd:
         raise ValueError(
             f"site '{site.name}', which depends on an enumerated one: its log-density has shape "
             f"{jnp.shape(values)}, with dims under no plate ({', '.join(sorted(odd))}). Declare "
