@@ -79,6 +79,11 @@ def make(package, name, beta, **more):
     loss = getattr(package.infer, kind)
     if kind == "Reinforce_ELBO":  # the formulas credit each draw with all of its datum
         loss = type(kind, (loss,), {"inspect": lambda self, *args: None})
+    if kind == "DisARM_ELBO":
+        whole = {
+            "inspect": lambda self, *args: disarm.inspect(self, *args)._replace(influence=None)
+        }
+        disarm, loss = loss, type(kind, (loss,), whole)
     return loss(beta=beta, **options)
 
 
@@ -153,7 +158,7 @@ class Checker:
         result = self.program.run(elbo, seed=self.seed)
         draws = self.draws(elbo.num_particles)
         plates = result.plates or ()
-        frozen, paired = (), result.notes if name == "DisARM_ELBO" else ()
+        frozen, paired = (), result.notes.paired if name == "DisARM_ELBO" else ()
         if name.startswith("WakeSleep_ELBO"):
             frozen = [key for key in draws.normals if set(plates) <= set(self.spec[key].plates)]
         terms = evaluate(self.spec, self.data, self.theta, draws, frozen)

@@ -84,6 +84,22 @@ def test_disarm_is_unbiased_under_nested_plates_and_masks(shim):
     assert_same(grads, gradient(program.loss, program.params))
 
 
+@pytest.mark.parametrize(
+    ("program", "credited"), [(CHAIN, True), (BY_NAME["nested"], True), (BITS, False)]
+)
+def test_the_sums_above_are_of_draws_with_credit(shim, program, credited):
+    """Not where each draw influences all of its datum, as both bits do."""
+    seen = []
+
+    class Seen(shim.module("infer.disarm").DisARM_ELBO):
+        def gain(self, particles, *others):
+            seen.append("credit" in particles.extras)
+            return super().gain(particles, *others)
+
+    shim.Case(program).run(Seen(2))
+    assert seen[-1] is credited
+
+
 def test_independent_pairs_are_caught(shim):
     """Negative control: DisARM's coefficients belong to antithetic draws alone."""
     _, grads = disarm(shim, shim.Case(BITS), pairs_of(bits_pair, independent))

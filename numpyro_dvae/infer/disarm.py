@@ -16,6 +16,10 @@ That needs both halves to have the same p. A site whose logits depend on other d
 leave-one-out REINFORCE within the pair. Given all else in z', such a draw of z has the score's mean
 of zero, so the whole stays unbiased; `DisARM_ELBO.inspect` tells the two kinds of sites apart.
 
+Where a draw influences a part of a datum only, f is that part, site by site and cell by cell
+(`programs.credit`): of a term that it does not influence, both of a pair have the same mean times
+``z - z'``, which is as often 1 as -1, or times the score of a draw made alone.
+
 References:
     [1] Dong, Mnih & Tucker. DisARM: an antithetic gradient estimator for binary latent
         variables. NeurIPS, 2020.
@@ -25,8 +29,8 @@ References:
 
 import math
 import zlib
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,17 +38,18 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from numpyro_dvae.infer.elbo import ParticleELBO
-from numpyro_dvae.infer.objective import Gain, Objective
+from numpyro_dvae.infer.objective import Gain, Objective, credited
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.multisample import antithetic_advantages, antithetic_draw, antithetic_factor
 from numpyro_dvae.ops.weighting import fill_impossible
+from numpyro_dvae.programs.credit import Influence, credit_reader, find_influence, log_draw
 from numpyro_dvae.programs.draw import Sampler
 from numpyro_dvae.programs.layout import independent_sites
 from numpyro_dvae.programs.pair import Layout, Pair, Run
-from numpyro_dvae.programs.record import Ledger, Particles, draw_log_prob
+from numpyro_dvae.programs.record import Ledger, Particles, Reader
 from numpyro_dvae.programs.sites import Site
 
-__all__ = ["AntitheticSampler", "DisARM_ELBO", "antithetic_pairs"]
+__all__ = ["AntitheticSampler", "DisARM_ELBO", "PairedSites", "antithetic_pairs"]
 
 
 def antithetic_pairs(
@@ -101,18 +106,25 @@ def read_pairs(run: Run, layout: Layout, num_particles: int) -> Float[Array, "*p
     ledger = Ledger(layout, ())
     for site in run.guide.values():
         if site.is_credited:
-            if site.by_sampler:
-                values = _weighed_log_prob(site)
-            else:
-                values = draw_log_prob(site, site.log_prob())
-            ledger.add_bare("draw", site, values)
+            ledger.add_bare("draw", site, _log_pair(site))
     return ledger.total("draw")
+
+
+def _log_pair(site: Site) -> Array:
+    return _weighed_log_prob(site) if site.by_sampler else log_draw(site)
 
 
 def _weighed_log_prob(site: Site) -> Array:
     base = site.base
     weighed = antithetic_factor(base.probs) * site.log_prob_under(base)
     return weighed.sum(range(-site.fn.event_dim, 0))
+
+
+class PairedSites(NamedTuple):
+    """What `DisARM_ELBO` must know of the programs."""
+
+    paired: tuple[str, ...]  # the sites whose probabilities depend on no other draw
+    influence: Influence | None  # which draws each term is computed from, if not all alike
 
 
 class DisARM_ELBO(ParticleELBO):
@@ -159,19 +171,30 @@ class DisARM_ELBO(ParticleELBO):
             vectorize_particles=vectorize_particles,
         )
 
-    def inspect(self, rng_key: Array, pair: Pair) -> tuple[str, ...]:
-        """The sites that can be drawn in pairs: their probabilities depend on no other draw."""
-        return independent_sites(rng_key, pair, _probability)
+    def inspect(self, rng_key: Array, pair: Pair) -> PairedSites:
+        """The sites that can be drawn in pairs, and which draws influence what."""
+        paired = independent_sites(rng_key, pair, _probability)
+        return PairedSites(paired, find_influence(rng_key, pair))
+
+    def readers(self, pair: Pair) -> Mapping[str, Reader]:
+        """Also what each site's draws can influence, if they are not all alike."""
+        if pair.notes.influence is None:
+            return self.reads
+        with_entropy = self.closed_form_entropy
+        reader = credit_reader(pair.notes.influence, _log_pair, with_entropy=with_entropy)
+        return {**self.reads, "credit": reader}
 
     def sampler(self, rng_key: Array, pair: Pair) -> Sampler:
         """Draws these sites in pairs."""
-        return AntitheticSampler(rng_key, pair.notes, self.num_particles)
+        return AntitheticSampler(rng_key, pair.notes.paired, self.num_particles)
 
     def gain(
         self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
     ) -> Gain:
         """Compare the two of each pair."""
         beta_elbo = fill_impossible(objective.beta_elbo)
+        if "credit" in particles.extras:
+            return Gain(beta_elbo.mean(0) + credited(particles, beta, antithetic_advantages))
         log_pair = particles.extras["log_pair"]  # 0 of no discrete sites
         log_pair = jnp.broadcast_to(log_pair, beta_elbo.shape)
         return Gain(antithetic_pairs(beta_elbo, log_pair))

@@ -7,7 +7,7 @@ Shapes: K particles lead, then the plates that make a datum; nats.
 """
 
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.record import Particles
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Gain",
     "Info",
     "Objective",
+    "credited",
     "info_type",
     "make_objective",
     "mean_rate",
@@ -117,3 +119,25 @@ def mean_rate(objective: Objective) -> Float[Array, ""]:
     possible = objective.elbo != -jnp.inf
     rates = jnp.where(possible, objective.log_likelihood - objective.elbo, 0.0)
     return jax.lax.stop_gradient(rates).sum() / jnp.maximum(possible.sum(), 1)
+
+
+def credited(
+    particles: Particles,
+    beta: float | Array,
+    advantages: Callable[[Array], Array],
+) -> Float[Array, "*plates"]:
+    """The score of each site times the advantages of what its draws influence, by datum.
+
+    Args:
+        particles: With the `Credit` of each site in ``extras["credit"]``.
+        beta: Weight of the rate.
+        advantages: From scores ``(K, *batch)`` to how much better each is than what it is compared
+            with, without gradient.
+    """
+    value: Any = 0.0
+    for credit in particles.extras["credit"].values():
+        scores = fill_impossible(credit.log_likelihood + beta * credit.negative_rate)
+        cells = (advantages(scores) * credit.log_draw).mean(0)
+        data = particles.log_draw.shape[1:]
+        value = value + cells.reshape(*data, -1).sum(-1)
+    return value

@@ -15,7 +15,7 @@ References:
         NeurIPS, 2015.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.record import Ledger, Reader, draw_log_prob, entropy_of
 from numpyro_dvae.programs.sites import Site, in_batch_dims
 
-__all__ = ["Credit", "Influence", "credit_reader", "find_influence"]
+__all__ = ["Credit", "Influence", "credit_reader", "find_influence", "log_draw"]
 
 
 # Of each credited draw that a term is computed from: the dims in which it leads to its own cell.
@@ -133,11 +133,19 @@ def _if_needed(influence: Influence, run: Run, layout: Layout) -> Influence | No
     return influence if nested or any(draws.keys() != credited for draws in owned) else None
 
 
-def credit_reader(influence: Influence, *, with_entropy: bool) -> Reader:
+def log_draw(site: Site) -> Array:
+    """Log-probability of a site's draw, whose gradient is the score."""
+    return draw_log_prob(site, site.log_prob())
+
+
+def credit_reader(
+    influence: Influence, log_draw: Callable[[Site], Array], *, with_entropy: bool
+) -> Reader:
     """A reader of records: of each credited site its `Credit`, by name.
 
     Args:
         influence: Which draws each term is computed from.
+        log_draw: From a site to what its credit is multiplied by.
         with_entropy: Whether entropies are in closed form, where all sites have one.
     """
 
@@ -153,8 +161,8 @@ def credit_reader(influence: Influence, *, with_entropy: bool) -> Reader:
                     outside = tuple(dims - draws[name])
                     part = values.sum(outside, keepdims=True) if outside else values
                     sums[kind] = sums[kind] + part
-            log_draw = in_batch_dims(site, draw_log_prob(site, site.log_prob()), layout.nesting)
-            found = log_draw, sums["likelihood"], sums["rate"]
+            drawn = in_batch_dims(site, log_draw(site), layout.nesting)
+            found = drawn, sums["likelihood"], sums["rate"]
             credits[name] = Credit(*(_data_first(values, layout) for values in found))
         return credits
 

@@ -8,7 +8,7 @@ Shapes: K particles lead, then the plates that make a datum; nats.
 
 import math
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.record import Particles
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Gain",
     "Info",
     "Objective",
+    "credited",
     "info_type",
     "make_objective",
     "mean_rate",
@@ -118,3 +120,25 @@ def mean_rate(objective: Objective) -> Float[Tensor, ""]:
     possible = objective.elbo != -math.inf
     rates = torch.where(possible, (objective.log_likelihood - objective.elbo).detach(), 0.0)
     return rates.sum() / possible.sum().clamp(min=1)
+
+
+def credited(
+    particles: Particles,
+    beta: float | Tensor,
+    advantages: Callable[[Tensor], Tensor],
+) -> Float[Tensor, "*plates"]:
+    """The score of each site times the advantages of what its draws influence, by datum.
+
+    Args:
+        particles: With the `Credit` of each site in ``extras["credit"]``.
+        beta: Weight of the rate.
+        advantages: From scores ``(K, *batch)`` to how much better each is than what it is compared
+            with, without gradient.
+    """
+    value: Any = 0.0
+    for credit in particles.extras["credit"].values():
+        scores = fill_impossible(credit.log_likelihood + beta * credit.negative_rate)
+        cells = (advantages(scores) * credit.log_draw).mean(0)
+        data = particles.log_draw.shape[1:]
+        value = value + cells.reshape(*data, -1).sum(-1)
+    return value

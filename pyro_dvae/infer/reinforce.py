@@ -29,11 +29,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_dvae.infer.elbo import ParticleELBO
-from pyro_dvae.infer.objective import Gain, Objective
+from pyro_dvae.infer.objective import Gain, Objective, credited
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
 from pyro_dvae.ops.weighting import fill_impossible
-from pyro_dvae.programs.credit import credit_reader, find_influence
+from pyro_dvae.programs.credit import credit_reader, find_influence, log_draw
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.record import Particles, Reader
 from pyro_dvae.programs.sites import Site, in_batch_dims
@@ -147,7 +147,7 @@ class Reinforce_ELBO(ParticleELBO):
             return self.reads
         return {
             **self.reads,
-            "credit": credit_reader(pair.notes, with_entropy=self.closed_form_entropy),
+            "credit": credit_reader(pair.notes, log_draw, with_entropy=self.closed_form_entropy),
         }
 
     def gain(
@@ -172,12 +172,7 @@ class Reinforce_ELBO(ParticleELBO):
         return Gain(value, memory=memory)
 
     def _credited(self, particles: Particles, beta: float | Tensor) -> Tensor:
-        """The score function of each site times what its draws influence, summed into the datum."""
-        value: Any = 0.0
-        for credit in particles.extras["credit"].values():
-            scores = fill_impossible(credit.log_likelihood + beta * credit.negative_rate)
-            baseline, _ = self.baseline.apply(scores, (), None)
-            cells = ((scores - baseline) * credit.log_draw).mean(0)
-            data = particles.log_draw.shape[1:]
-            value = value + cells.reshape(*data, -1).sum(-1)
-        return value
+        def advantages(scores: Tensor) -> Tensor:
+            return scores - self.baseline.apply(scores, (), None)[0]
+
+        return credited(particles, beta, advantages)

@@ -15,7 +15,7 @@ References:
         NeurIPS, 2015.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from pyro_dvae.programs.record import Ledger, Reader, draw_log_prob, entropy_of
 from pyro_dvae.programs.sites import Site, in_batch_dims
 from pyro_dvae.programs.tracking import TrackDraws, find_sources, tracked
 
-__all__ = ["Credit", "Influence", "credit_reader", "find_influence"]
+__all__ = ["Credit", "Influence", "credit_reader", "find_influence", "log_draw"]
 
 
 # Of each credited draw that a term is computed from: the dims in which it leads to its own cell.
@@ -107,11 +107,19 @@ def _if_needed(influence: Influence, run: Run, layout: Layout) -> Influence | No
     return influence if nested or any(draws.keys() != credited for draws in owned) else None
 
 
-def credit_reader(influence: Influence, *, with_entropy: bool) -> Reader:
+def log_draw(site: Site) -> Tensor:
+    """Log-probability of a site's draw, whose gradient is the score."""
+    return draw_log_prob(site, site.log_prob())
+
+
+def credit_reader(
+    influence: Influence, log_draw: Callable[[Site], Tensor], *, with_entropy: bool
+) -> Reader:
     """A reader of records: of each credited site its `Credit`, by name.
 
     Args:
         influence: Which draws each term is computed from.
+        log_draw: From a site to what its credit is multiplied by.
         with_entropy: Whether entropies are in closed form, where all sites have one.
     """
 
@@ -126,13 +134,12 @@ def credit_reader(influence: Influence, *, with_entropy: bool) -> Reader:
                     outside = tuple(dims - draws[name])
                     part = values.sum(outside, keepdim=True) if outside else values
                     sums[kind] = sums[kind] + part
-            log_draw = draw_log_prob(site, site.log_prob())
-            log_draw = in_batch_dims(site, log_draw, layout.nesting, num_particles)
+            drawn = in_batch_dims(site, log_draw(site), layout.nesting, num_particles)
             likelihood, rate = (
                 torch.as_tensor(total).expand(num_particles, *_batch(total, layout))
                 for total in sums.values()
             )
-            credits[name] = Credit(*(_data_first(v, layout) for v in (log_draw, likelihood, rate)))
+            credits[name] = Credit(*(_data_first(v, layout) for v in (drawn, likelihood, rate)))
         return credits
 
     return read
