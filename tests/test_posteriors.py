@@ -188,3 +188,17 @@ def test_too_few_draws_are_refused(lab):
     model, guide, params = fitted(lab, "bernoulli", True)
     with pytest.raises(ValueError, match="`num_draws` must be at least 25"):
         lab.posterior(model, guide, params, X, num_draws=10)
+    for sites in ("ab", []):
+        with pytest.raises(ValueError, match="`sites` must be a sequence of names, at least one"):
+            lab.posterior(model, guide, params, X, num_draws=30, sites=sites)
+
+
+def without_latents(ppl, x):
+    with ppl.plate("data", len(x), dim=-1):
+        ppl.sample("b", ppl.dist.Bernoulli(ppl.array(0.5)))
+
+
+def test_a_guide_that_lacks_a_latent_is_refused_by_name(lab):
+    model, guide = lab.bind(program("bernoulli", linked=True)), lab.bind(without_latents)
+    with pytest.raises(ValueError, match=r"\['a'\] of the model .* which has \['b'\]\. Sample"):
+        lab.posterior(model, guide, {}, X)

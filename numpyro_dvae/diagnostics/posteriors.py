@@ -114,8 +114,13 @@ def choose_sites(draws: Draws, sites: Sequence[str] | None) -> tuple[str, ...]:
     """The discrete sites that are asked for; all if none is.
 
     Raises:
-        ValueError: If one is missing or continuous, or if there is none.
+        ValueError: If they are not a sequence, one is missing or continuous, or there is none.
     """
+    if isinstance(sites, str) or (sites is not None and not len(sites)):
+        raise ValueError(
+            f"`sites` must be a sequence of names, at least one; got {sites!r}. Write ['z'] for "
+            "one site, and leave it out for all."
+        )
     latent, discrete = draws["latent"], _discrete(draws)
     for name in sites or ():
         if name not in latent:

@@ -84,6 +84,11 @@ class AutoDiscrete(AutoGuide):
     ) -> None:
         if structure not in _STRUCTURES:
             raise ValueError(f"`structure` must be one of {_STRUCTURES}; got {structure!r}.")
+        if num_values is not None and not isinstance(num_values, Mapping):
+            raise ValueError(
+                "`num_values` must be a mapping from sites to how many values each has, as in "
+                f"{{'z': 16}}; got {num_values!r}."
+            )
         for name, count in (num_values or {}).items():
             if not isinstance(count, int) or count < 2:
                 raise ValueError(
