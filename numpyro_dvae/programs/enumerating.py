@@ -211,13 +211,13 @@ class _Elsewhere:
     """A distribution whose log-density is counted at another site."""
 
     def __init__(self, fn: Any) -> None:
-        self._fn = fn
+        self.counted_elsewhere = fn
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_fn"], name)
+        return getattr(self.__dict__["counted_elsewhere"], name)
 
     def log_prob(self, value: Array) -> Array:
-        return jnp.zeros(jnp.shape(value)[: jnp.ndim(value) - self._fn.event_dim])
+        return jnp.zeros(jnp.shape(value)[: jnp.ndim(value) - self.counted_elsewhere.event_dim])
 
 
 def _counted_elsewhere(site: Site) -> Site:

@@ -257,6 +257,7 @@ def _steps(by: int | Array, size: int | Array) -> Array:
 
 def base_distribution(fn: Any) -> Any:
     """A distribution without what wraps it."""
+    fn = getattr(fn, "counted_elsewhere", fn)  # see `enumerating`
     while isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
         fn = fn.base_dist
     return fn

@@ -164,13 +164,13 @@ class _Elsewhere:
     """A distribution whose log-density is counted at another site."""
 
     def __init__(self, fn: Any) -> None:
-        self._fn = fn
+        self.counted_elsewhere = fn
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_fn"], name)
+        return getattr(self.__dict__["counted_elsewhere"], name)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        shape = value.shape[: value.dim() - self._fn.event_dim]
+        shape = value.shape[: value.dim() - self.counted_elsewhere.event_dim]
         return torch.zeros(shape, dtype=torch.get_default_dtype(), device=value.device)
 
 

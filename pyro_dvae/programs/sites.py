@@ -230,6 +230,7 @@ def _steps(by: int | Tensor, size: int | Tensor) -> Tensor:
 
 def base_distribution(fn: Any) -> Any:
     """A distribution without what wraps it."""
+    fn = getattr(fn, "counted_elsewhere", fn)  # see `enumerating`
     while hasattr(fn, "base_dist"):  # Independent, ExpandedDistribution, MaskedDistribution
         fn = fn.base_dist
     return fn
