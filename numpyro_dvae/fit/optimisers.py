@@ -68,8 +68,9 @@ def adamw(
     if accumulate > 1:
         chain = optax.MultiSteps(chain, accumulate).gradient_transformation()
     optim = optax_to_numpyro(chain)
-    settings = {"weight_decay": weight_decay, "clip_norm": clip_norm, "clip_units": clip_units}
-    settings |= {"learning_rate": learning_rate, "accumulate": accumulate, "average": average}
+    settings: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    settings |= {"clip_norm": clip_norm, "clip_units": clip_units}
+    settings |= {"accumulate": accumulate, "average": average}
     optim.settings = settings  # of which `fit` knows a run again
     return optim
 

@@ -17,6 +17,7 @@ References:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,8 +109,8 @@ class ConvEncoder(nn.Module):
         batch = batch_shape_of(x, self.input_shape)
         grid, halvings, channels = self._resolution()
         x = x.reshape(-1, *self.input_shape[: len(grid)], channels)
-        for level, width in enumerate(widths_between(self.width, halvings, channels)):
-            x = _stage(self, level, lambda name, w=width: _Halving(w, self.dtype, name=name), x)
+        for width in widths_between(self.width, halvings, channels):
+            x = _stage(self, partial(_Halving, width, self.dtype), x)
         x = _convolution(self.width, 3, len(grid), dtype=self.dtype)(x)
         x = _residuals(self, x)
         outputs = self.per_place * (self.num_codes or 1)
@@ -202,8 +203,8 @@ class ConvDecoder(nn.Module):
         dims, dtype = len(grid), self.dtype
         x = _convolution(self.width, 3, dims, dtype=dtype)(x)
         x = nn.relu(_residuals(self, x))
-        for level, width in enumerate(widths_between(self.width, doublings, channels)[:0:-1]):
-            x = _stage(self, level, lambda name, w=width: _doubling(w, dims, dtype, name=name), x)
+        for width in widths_between(self.width, doublings, channels)[:0:-1]:
+            x = _stage(self, partial(_doubling, width, dims, dtype), x)
         if doublings:
             x = _doubling(channels, dims, dtype, _OUTPUT_SCALE)(x)
         else:
@@ -240,12 +241,11 @@ def _residuals(net: nn.Module, x: Array) -> Array:
     return x
 
 
-def _stage(net: nn.Module, level: int, layer_of: Callable[[str], nn.Module], x: Array) -> Array:
+def _stage(net: nn.Module, layer: Callable[[], nn.Module], x: Array) -> Array:
     """A layer between two grids, its norm and a ReLU."""
 
     def run(net: nn.Module, x: Array) -> Array:
-        x = layer_of(None)(x)
-        return nn.relu(_normed(x, net.num_groups))
+        return nn.relu(_normed(layer()(x), net.num_groups))
 
     return nn.remat(run)(net, x) if net.recompute else run(net, x)
 

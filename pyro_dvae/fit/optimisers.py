@@ -67,8 +67,9 @@ def adamw(
         ValueError: If an argument is out of its range.
     """
     _check(learning_rate, weight_decay, clip_norm, clip_units, accumulate, average)
-    settings = {"weight_decay": weight_decay, "clip_norm": clip_norm, "clip_units": clip_units}
-    settings |= {"learning_rate": learning_rate, "accumulate": accumulate, "average": average}
+    settings: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    settings |= {"clip_norm": clip_norm, "clip_units": clip_units}
+    settings |= {"accumulate": accumulate, "average": average}
     return _Joint(settings)
 
 
@@ -87,7 +88,7 @@ def averaged(svi: SVI, result: FitResult) -> FitResult:
     Raises:
         ValueError: If the optimiser keeps no averages.
     """
-    if not isinstance(svi.optim, _Joint) or svi.optim.pt_optim_args["average"] is None:
+    if not isinstance(svi.optim, _Joint) or svi.optim.settings["average"] is None:
         raise ValueError(
             "`svi` keeps no averages of its parameters: train it by an optimiser made by "
             "`adamw(..., average=0.999)`."
@@ -101,6 +102,7 @@ class _Joint(PyroOptim):
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(torch.optim.AdamW, settings)
+        self.settings = settings
         self._steps, self._names = 0, list[str]()
         self._params, self._known = list[Tensor](), set[Tensor]()
         self._optimiser: torch.optim.AdamW | None = None
@@ -111,7 +113,7 @@ class _Joint(PyroOptim):
         if not self._known.issuperset(params) or not self.optim_objs:
             self._begin({*self._known, *params} if self.optim_objs else set(params))
         self._steps += 1
-        every = self.pt_optim_args["accumulate"]
+        every = self.settings["accumulate"]
         if every > 1:
             self._accumulate(every)
             if self._steps % every:
@@ -129,13 +131,14 @@ class _Joint(PyroOptim):
             torch._foreach_zero_(self._sums)
 
     def _update(self, count: int) -> None:
-        settings, optimiser = self.pt_optim_args, self._optimiser
+        settings, optimiser = self.settings, self._optimiser
         assert optimiser is not None
         with_grads = [param for param in self._params if param.grad is not None]
         if settings["clip_norm"] is not None:
             torch.nn.utils.clip_grad_norm_(with_grads, settings["clip_norm"])
         if settings["clip_units"] is not None:
             for param in with_grads:
+                assert param.grad is not None
                 param.grad = clip_units(param.grad, param.detach(), settings["clip_units"])
         rate = settings["learning_rate"]
         optimiser.param_groups[0]["lr"] = rate(count) if callable(rate) else rate
@@ -148,10 +151,10 @@ class _Joint(PyroOptim):
         """Take in parameters that are new, and what a checkpoint holds of them."""
         states = self.get_state() | self._state_waiting_to_be_consumed
         self._state_waiting_to_be_consumed.clear()
-        names = {pyro.get_param_store().param_name(param): param for param in params}
+        names = {str(pyro.get_param_store().param_name(param)): param for param in params}
         self._names = sorted(names)
         self._params, self._known = [names[name] for name in self._names], params
-        decay = self.pt_optim_args["weight_decay"]
+        decay = self.settings["weight_decay"]
         self._optimiser = torch.optim.AdamW(self._params, lr=0.0, weight_decay=decay)
         self.optim_objs.update(dict.fromkeys(self._params, self._optimiser))
         self._sums = [torch.zeros_like(param) for param in self._params]

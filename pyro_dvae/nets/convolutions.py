@@ -114,10 +114,10 @@ class ConvEncoder(nn.Module):
         """Logits or vectors of every latent of every datum."""
         batch = batch_shape_of(x, self.input_shape)
         x = x.reshape(-1, *self.input_shape[: len(self.grid)], self.channels).movedim(-1, 1)
-        x = x.to(self.head.weight.dtype)
+        x = x.to(self.head.get_parameter("weight").dtype)
         with computing_in(self.dtype, x.device):
             x = self.head(run_stages(_stages(self.layers), x, recompute=self.recompute))
-        x = x.to(self.head.weight.dtype).movedim(1, -1)
+        x = x.to(self.head.get_parameter("weight").dtype).movedim(1, -1)
         last = () if self.num_codes is None else (self.num_codes,)
         return x.reshape(*batch, self.num_latents, *last)
 
@@ -211,10 +211,14 @@ class ConvDecoder(nn.Module):
             is_relaxed = len(batch) == z.dim() - 2
             z = z.to(table.dtype) @ table if is_relaxed else self.embedding(z.long())
         x = z.reshape(-1, *self.grid, self.per_place * self.embed_dim).movedim(-1, 1)
-        x = x.to(self.head.weight.dtype)
+        x = x.to(self.head.get_parameter("weight").dtype)
         with computing_in(self.dtype, x.device):
             x = self.head(run_stages(_stages(self.layers), x, recompute=self.recompute))
-        outputs = x.to(self.head.weight.dtype).movedim(1, -1).reshape(*batch, *self.output_shape)
+        outputs = (
+            x.to(self.head.get_parameter("weight").dtype)
+            .movedim(1, -1)
+            .reshape(*batch, *self.output_shape)
+        )
         return outputs if self.start is None else outputs + self.start
 
     def batch_shape(self, z: Shaped[Tensor, "*batch_latents"]) -> Sequence[int]:
@@ -265,4 +269,4 @@ def _start(net: nn.Module, scale: float = 1.0) -> None:
                 taps if layer.transposed else math.prod(layer.kernel_size)
             )
             nn.init.normal_(layer.weight, std=scale / math.sqrt(fan_in))
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.get_parameter("bias"))

@@ -88,8 +88,9 @@ class SequenceEncoder(nn.Module):
         (length,), self.channels = split_shape(self.input_shape, 1, "input_shape")
         self.resample = _Resampling(self.channels, embed_dim, length, num_latents)
         self.register_buffer("positions", _positions(num_latents, embed_dim), persistent=False)
-        sizes = {"num_heads": num_heads, "mlp_ratio": mlp_ratio}
-        self.blocks = nn.ModuleList(Block(embed_dim, **sizes) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(num_layers)
+        )
         self.norm = nn.LayerNorm(embed_dim)
         self.head = None if num_codes is None else nn.Linear(embed_dim, num_codes)
         start_at_xavier(self)
@@ -162,8 +163,9 @@ class SequenceDecoder(nn.Module):
         self.embedding = None if num_codes is None else nn.Embedding(num_codes, embed_dim)
         self.dense = None if embed_dim == width else nn.Linear(embed_dim, width)
         self.register_buffer("positions", _positions(num_latents, width), persistent=False)
-        sizes = {"num_heads": num_heads, "mlp_ratio": mlp_ratio}
-        self.blocks = nn.ModuleList(Block(width, **sizes) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(num_layers)
+        )
         self.norm = nn.LayerNorm(width)
         self.resample = _Resampling(width, width, num_latents, length)
         self.head = nn.Linear(width, channels)
