@@ -161,6 +161,31 @@ def by_itself():
     return SVI(model, lambda x: None, pyro.optim.Adam({}), loss=Trace_ELBO())
 
 
+def summed_out():
+    def model(x):
+        w = pyro.sample("w", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        with pyro.plate("data", len(x)):
+            mean = w[..., None] + torch.zeros(6)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    return SVI(model, lambda x: None, pyro.optim.Adam({}), loss=Reinforce_ELBO())
+
+
+def shared_code():
+    """A discrete site of the batch as a whole."""
+
+    def model(x):
+        w = pyro.sample("w", dist.Categorical(torch.ones(2)))
+        with pyro.plate("data", len(x)):
+            mean = w[..., None] + torch.zeros(6)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Categorical(torch.ones(2)))
+
+    return SVI(model, guide, pyro.optim.Adam({}), loss=DAPS_ELBO())
+
+
 def refusals(rank):
     images = torch.as_tensor(IMAGES)
     dataset = TensorDataset(images)
@@ -172,6 +197,8 @@ def refusals(rank):
         "norm": refused(lambda: train("daps", svi=coupled(torch.nn.BatchNorm1d(6)))),
         "dropout": refused(lambda: train("daps", svi=coupled(torch.nn.Dropout(0.5)))),
         "batches": refused(lambda: train("daps", data=([IMAGES[rank:][:4]],), batch_size=None)),
+        "summed": refused(lambda: train("daps", svi=summed_out())),
+        "shared": refused(lambda: train("daps", svi=shared_code())),
         "plate": refused(lambda: train("daps", svi=without_plate())),
         "subsample": refused(lambda: train("daps", svi=by_itself(), batch_size=None)),
         "data": refused(lambda: train("daps", data=(IMAGES + rank,))),

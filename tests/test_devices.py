@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,8 @@ OF_PROCESSES = {
     "norm": ["`svi`", "normalises", "batch_norm", "GroupNorm"],
     "dropout": ["`svi`", "draws masks", "p=0"],
     "batches": ["process", "batch of `data`"],
+    "summed": ["site 'w' is summed out", "plate of data"],
+    "shared": ["plates of data, ['data']", "discrete sites ['w']"],
     "plate": ["site 'x'", "under no plate"],
     "subsample": ["plate 'data'", "`batch_size`"],
     "data": ["process", "'data'"],
@@ -95,6 +98,18 @@ OF_MESH = {
 def test_two_devices_of_jax_train_as_one(tmp_path):
     pytest.importorskip("jax")
     found = of_mesh(tmp_path, 2)
+    assert found["devices"] == 2
+    check(found, OF_MESH)
+
+
+@pytest.mark.slow
+def test_two_processes_of_jax_train_as_one(tmp_path):
+    pytest.importorskip("jax")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    runs = (start("devices_numpyro.py", tmp_path, rank, 2, address) for rank in range(2))
+    found = found_of(*runs)
     assert found["devices"] == 2
     check(found, OF_MESH)
 

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from numpyro_dvae.fit.plain import as_plain, like
 from numpyro_dvae.fit.svi import parameters
@@ -204,9 +205,15 @@ def _read(path: Path) -> Any:
 
 
 def _manager(path: Path, *, create: bool = True) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=1, create=create, enable_async_checkpointing=False
-    )
+    alone: dict[str, Any] = {"create": create}
+    if jax.process_count() > 1:  # each process for itself: one writes, and all may read
+        rank = jax.process_index()
+        own = {"primary_host": rank, "active_processes": {rank}}
+        own["barrier_sync_key_prefix"] = f"process{rank}"
+        alone = {"create": False, "multiprocessing_options": MultiprocessingOptions(**own)}
+        if create:
+            path.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False, **alone)
     return ocp.CheckpointManager(path.absolute(), options=options)
 
 

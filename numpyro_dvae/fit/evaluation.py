@@ -29,7 +29,7 @@ class HeldOut:
     def __init__(
         self, rng_key: Array, svi: SVI, data: Any, batch_size: int | None, devices: Devices
     ) -> None:
-        self._rng_key, self._devices = rng_key, devices
+        self._rng_key, self._devices = devices.on_all(rng_key), devices
         self._arrays: tuple[Any, ...] | None = None
         if isinstance(data, tuple) or not is_iterable_of_batches(data):
             self._arrays = as_arrays(data if isinstance(data, tuple) else (data,), "eval_data")
@@ -78,7 +78,8 @@ def _evaluate(
     args, kwargs = devices.shared_if_even(template.join(arrays))
     params = {**svi.get_params(svi_state), **(svi_state.mutable_state or {})}
     kwargs = {**kwargs, **svi.static_kwargs}
-    return svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs)
+    loss = svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs)
+    return devices.kept_on_all(loss)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -14,7 +14,6 @@ from numpyro_dvae.fit.batches import make_batches
 from numpyro_dvae.fit.checkpoints import load_checkpoint
 from numpyro_dvae.fit.devices import Devices
 from numpyro_dvae.fit.evaluation import HeldOut
-from numpyro_dvae.fit.files import folder_of_run
 from numpyro_dvae.fit.plain import like
 from numpyro_dvae.fit.result import FitResult
 from numpyro_dvae.fit.run import Intervals, Run
@@ -107,7 +106,7 @@ def fit(
     if resume and folder is None:
         raise ValueError("`resume` is True, but there is no `folder` to resume from: pass it.")
     found = Devices(devices)
-    with folder_of_run(folder) as place:
+    with found.folder_of_run(folder) as place:
         saved = load_checkpoint(place) if resume and place is not None else None
         rng_key = rng_key if saved is None else like(rng_key, saved.rng_key)
         data_key, eval_key, transform_key = (
@@ -118,10 +117,13 @@ def fit(
         held_out = None
         if eval_data is not None:
             held_out = HeldOut(eval_key, svi, eval_data, batch_size, found)
-        identity = {} if place is None else described_svi(svi) | steps.described()
+        is_known = place is not None or found.size > 1
+        identity = described_svi(svi) | steps.described() if is_known else {}
+        found.agree(identity)
         run = Run(rng_key, svi, steps, held_out, place, identity, found)
         run.begin(init_state, saved)
-        bar = tqdm(total=num_steps, initial=run.step, disable=not progress, dynamic_ncols=True)
+        shown = progress and found.is_first
+        bar = tqdm(total=num_steps, initial=run.step, disable=not shown, dynamic_ncols=True)
         with Signals() as signals, bar:
             run.train(num_steps, intervals, signals, bar)
     return run.result()

@@ -74,7 +74,7 @@ class Run:
         self.held_out, self.folder, self.identity = held_out, folder, identity
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
-        self.log = Log(folder)
+        self.log = Log(folder if devices.is_first else None)
         self.checkpoint: Path | None = None
         self._unread: list[tuple[int, Any, Any, Any]] = []  # counts, and what the steps brought
         self._clock, self._seconds_per_step = time.perf_counter(), _DISPATCH_SECONDS
@@ -92,7 +92,8 @@ class Run:
         else:  # copied, as steps give their state away, and it may hold the user's own arrays
             self.svi_state = self.devices.on_all(jax.tree.map(jnp.copy, state))
             if self.folder is not None:
-                set_run_aside(self.folder)
+                folder = self.folder
+                self.devices.first_does(lambda: set_run_aside(folder))
 
     def _resume(self, template: SVIState, saved: Checkpoint) -> None:
         assert self.folder is not None
@@ -114,7 +115,7 @@ class Run:
             evaluate = self.held_out is not None and (last or self._is_due(intervals.evaluation))
             if evaluate or last or self._is_due(intervals.log):
                 self._write_row(evaluate, bar)
-            interrupted = 0 if last else signals.received
+            interrupted = 0 if last else self.devices.agreed_signal(signals.received)
             if last or interrupted or self._is_due(intervals.checkpoint):
                 self._save()
             if interrupted:
@@ -122,7 +123,7 @@ class Run:
 
     def result(self) -> FitResult:
         """Return the training so far."""
-        svi_state = best_state(self.svi, self.svi_state)
+        svi_state = best_state(self.svi, self.devices.local(self.svi_state))
         return FitResult(
             model=self.svi.model,
             guide=self.svi.guide,
@@ -142,7 +143,7 @@ class Run:
         """Take steps until one is due, at most two seconds' worth; return how many."""
         start = time.perf_counter()
         count = max(1, int(_DISPATCH_SECONDS / max(self._seconds_per_step, 1e-9)))
-        count = min(count, until_due, most)
+        count = self.devices.first_number(min(count, until_due, most))
         taken = self.steps.take(self.svi_state, self.step, count, most)
         self.svi_state, losses = taken.svi_state, taken.losses
         self._unread.append((count, losses, taken.finite, taken.sound))
@@ -171,9 +172,10 @@ class Run:
             data = self.steps.batches.state()
             run = RunState(self.losses, self.seconds, self.log.rows, data)
             with writing(self.folder / CHECKPOINT, self.checkpoint, self.step):
-                self.checkpoint = save_checkpoint(
-                    self.rng_key, self.folder, self.svi, self.svi_state, run, self.identity
-                )
+                if self.devices.is_first:
+                    state = self.devices.local(self.svi_state)
+                    save_checkpoint(self.rng_key, self.folder, self.svi, state, run, self.identity)
+                self.checkpoint = self.folder / CHECKPOINT
 
     def _read_losses(self) -> None:
         """Bring the losses to the host; stop if they or the parameters are not finite."""
@@ -186,11 +188,12 @@ class Run:
             finite_data.extend([True] * count if finite is None else finite[:count].tolist())
             sound = bool(is_sound)
         self._unread.clear()
-        culprits = [] if sound else non_finite(self.svi, self.svi_state)
+        culprits = [] if sound else non_finite(self.svi, self.devices.local(self.svi_state))
         infinite = check_finite(self.losses, finite_data, culprits, self.checkpoint)
         if infinite and not self._has_warned:
             self._has_warned = True
-            state, batches = best_state(self.svi, self.svi_state), self.steps.batches.in_order()
+            state = best_state(self.svi, self.devices.local(self.svi_state))
+            batches = self.steps.batches.in_order()
             rows = impossible_rows(self.rng_key, self.svi, state, batches)
             warn_of_impossible(infinite[0], rows)
 

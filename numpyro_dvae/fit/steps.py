@@ -55,7 +55,7 @@ class Steps:
     ) -> None:
         self.batches, self._devices = batches, devices
         self.together = isinstance(batches, ArrayBatches)  # whether many run in one dispatch
-        self._rng_key, self._transform = rng_key, transform
+        self._rng_key, self._transform = devices.on_all(rng_key), transform
         self._many, self._one = (make(svi, transform, devices) for make in (_many_steps, _one_step))
         self._arrays = devices.on_all(batches.arrays) if isinstance(batches, ArrayBatches) else ()
         self._slow_in_a_loop: bool | None = None  # known at the first steps
@@ -69,7 +69,8 @@ class Steps:
         batch = self.batches.first()
         if self._transform is None:
             return batch
-        return transformed(jax.random.fold_in(self._rng_key, 0), self._transform, batch)
+        rng_key = jax.random.fold_in(self._devices.local(self._rng_key), 0)
+        return transformed(rng_key, self._transform, batch)
 
     def take(self, svi_state: SVIState, step: int, count: int, most: int) -> Taken:
         """Take `count` steps, those after `step`; the old state is given away.
@@ -145,7 +146,7 @@ def _many_steps(svi: SVI, transform: Transform, devices: Devices) -> Compiled:
         start = svi_state, jnp.full(most, jnp.nan, float), finite
         # A loop of one would still be one, see above.
         end = body(0, start) if most == 1 else jax.lax.fori_loop(0, count, body, start)
-        return *end, is_sound(svi, end[0])
+        return *devices.kept_on_all(end), devices.kept_on_all(is_sound(svi, end[0]))
 
     return Compiled(steps, static=(5, 6), donated=(0,))
 
@@ -161,6 +162,7 @@ def _one_step(svi: SVI, transform: Transform, devices: Devices) -> Compiled:
             batch = transformed(jax.random.fold_in(*draw), transform, batch)
         svi_state, loss = take_step(svi, svi_state, *devices.shared(batch))
         svi_state = devices.kept_on_all(svi_state)
-        return svi_state, loss[None], is_finite(batch)[None], is_sound(svi, svi_state)
+        found = loss[None], is_finite(batch)[None], is_sound(svi, svi_state)
+        return svi_state, *devices.kept_on_all(found)
 
     return Compiled(step, static=(3,), donated=(0,))

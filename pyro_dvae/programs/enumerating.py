@@ -27,6 +27,7 @@ from torch import Tensor
 from pyro_dvae.programs.contracting import Symbols, Term, contracted, plates_of, terms_of
 from pyro_dvae.programs.masks import without_mask
 from pyro_dvae.programs.pair import Layout
+from pyro_dvae.programs.sharding import check_within_data
 from pyro_dvae.programs.sites import Site, is_drawn, same_scale
 
 __all__ = ["Enumerate", "check_marked", "is_marked", "sum_out"]
@@ -99,6 +100,8 @@ def sum_out(sites: Mapping[str, Site], layout: Layout) -> dict[str, Site]:
     Raises:
         ValueError: If a group has several scales, or plates that cannot be contracted.
     """
+    for name in layout.summed:
+        check_within_data(sites[name])
     terms, symbols = terms_of(sites, layout)
     kept = {term.site.name: term.site for term in terms if not term.sums}
     kept |= {t.site.name: _counted_elsewhere(t.site) for t in terms if t.sums and t.is_drawn}

@@ -72,11 +72,14 @@ def _own_rows(layout: Layout) -> OwnRows | None:
         return None
     axes = [1 + i for i, name in enumerate(layout.plates) if name in sharding.plates]
     if len(axes) != 1 or layout.asked:
-        why = "Python asks for their draws" if layout.asked else "they are not under one of these"
+        why = "Python asks for their draws" if layout.asked else "they share none of these alone"
+        which = f"of the discrete sites {sorted(layout.credited)} of the guide, {why}"
+        if not layout.credited:
+            which = "the guide has no latent under one, so a particle has one weight for all rows"
         raise ValueError(
             f"the batch cannot be shared among processes by its plates of data, "
-            f"{sorted(sharding.plates)}: of the discrete sites {sorted(layout.credited)}, {why}. "
-            "Train in one process, or put them under the plate of data."
+            f"{sorted(sharding.plates)}: {which}. Train in one process, or put latents under the "
+            "plate of data; for continuous ones alone there is Trace_ELBO."
         )
     share = sharding.share
     return OwnRows(axes[0], share.rank * share.rows, share.rows, share.size)

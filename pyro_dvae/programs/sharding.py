@@ -22,6 +22,7 @@ from pyro_dvae.programs.sites import Site, sample_sites
 
 __all__ = [
     "Sharded",
+    "check_within_data",
     "current_sharding",
     "drawing",
     "find_plates",
@@ -128,6 +129,21 @@ def plate_of_all(frame: Any) -> tuple[int, int]:
     if found is None or not found.plates.get(frame.name):
         return full, 0
     return found.share.size * full, found.share.rank * full
+
+
+def check_within_data(site: Site) -> None:
+    """Check that a site that is summed out is each datum's own, where a batch is shared.
+
+    Raises:
+        ValueError: If it is not: its sum is over what the rows of all processes say.
+    """
+    found = current_sharding()
+    if found is not None and not found.plates.keys() & site.plates.keys():
+        raise ValueError(
+            f"site '{site.name}' is summed out, and its values are those of the whole batch, whose "
+            f"rows processes share by {sorted(found.plates)}. Train in one process, or put the "
+            "site under the plate of data."
+        )
 
 
 def find_plates(
