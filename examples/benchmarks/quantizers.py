@@ -24,6 +24,7 @@ import numpy as np
 
 SIDE, WIDTH, NUM_CODES, GRID, BATCH, RATE = 32, 8, 256, (8, 8), 32, 1e-3
 LEVELS = (8, 6, 5)
+RESTARTS: dict[str, float] = {"decay": 0.99, "min_count": 2.0}  # as in the library's rows
 SAMPLED = ("sq head", "sq head, daps", "gumbel")  # rows whose codes are drawn
 COMMITMENTS = {"lfq": 0.0, "binary spherical": 0.0}  # the library's default for signs
 Outcome = tuple[float, int, float]  # mean square error, codes in use, CPU seconds of a step
@@ -43,12 +44,12 @@ ROWS: dict[str, tuple[str | None, Callable[[ModuleType], Any], dict[str, Any]]] 
     ),
     "averages, k-means": (
         "averages, k-means",
-        lambda nets: nets.Codebook(NUM_CODES, WIDTH, decay=0.99, start="k_means"),
+        lambda nets: nets.Codebook(NUM_CODES, WIDTH, start="k_means", **RESTARTS),
         {},
     ),
     "averages, cosine": (
         "averages, cosine",
-        lambda nets: nets.Codebook(NUM_CODES, WIDTH, decay=0.99, cosine=True),
+        lambda nets: nets.Codebook(NUM_CODES, WIDTH, cosine=True, start="k_means", **RESTARTS),
         {},
     ),
     "gradient": ("gradient", lambda nets: nets.Codebook(NUM_CODES, WIDTH), {}),
@@ -71,7 +72,7 @@ ROWS: dict[str, tuple[str | None, Callable[[ModuleType], Any], dict[str, Any]]] 
     "residual of two": (
         "residual of two",
         lambda nets: nets.ResidualCodebook(
-            [nets.Codebook(NUM_CODES, WIDTH, decay=0.99) for _ in range(2)]
+            [nets.Codebook(NUM_CODES, WIDTH, **RESTARTS) for _ in range(2)]
         ),
         {},
     ),
@@ -83,7 +84,7 @@ ROWS: dict[str, tuple[str | None, Callable[[ModuleType], Any], dict[str, Any]]] 
     "groups of two": (
         "groups of two",
         lambda nets: nets.GroupedCodebook(
-            [nets.Codebook(NUM_CODES, WIDTH // 2, decay=0.99) for _ in range(2)]
+            [nets.Codebook(NUM_CODES, WIDTH // 2, **RESTARTS) for _ in range(2)]
         ),
         {},
     ),

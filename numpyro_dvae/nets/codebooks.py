@@ -67,8 +67,9 @@ class Codebook(Quantizer):
             that learn by gradient need time: theirs counts as one per batch where it begins anew.
         table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`, as if each
             had been chosen `min_count` times.
-        start: Without a table: "data", inputs of the first batch, the default; "k_means" of that
-            batch; or "uniform" within 1 / V, where a parameter also is before any first batch.
+        start: Without a table: "uniform" within 1 / V; "data", inputs of the first batch; or
+            "k_means" of that batch. None is "uniform" for codes that are the nearest ones, which
+            measured best, and "data" under a `CodebookEncoder`, whose scale is that of the data.
         cosine: Whether inputs and codes are on the unit sphere, so that the nearest code is that of
             the most similar direction [3].
 
@@ -92,9 +93,10 @@ class Codebook(Quantizer):
         check_codebook(num_codes, embed_dim, decay, min_count, table, start)
         self.num_codes, self.embed_dim = num_codes, embed_dim
         self.decay, self.min_count, self.cosine = decay, min_count, cosine
-        self.start = start or "data"
+        self.start = start or "uniform"
         self.name: str | None = None
         self._given, self._begun = table, table is not None or self.start == "uniform"
+        self._at_data = table is None and start != "uniform"
         self._credit = credit_of(decay, min_count)
         self._learns = decay is not None or min_count is not None or not self._begun
 
@@ -148,8 +150,8 @@ class Codebook(Quantizer):
         return quantized
 
     def begin(self, inputs: Float[Array, "*batch D"]) -> None:
-        """Start at inputs, where the table is a parameter that is made of data."""
-        if self.decay is not None or self._begun:
+        """Start at inputs, unless a table or the start "uniform" was asked for."""
+        if not self._at_data:
             return
         flat = jax.lax.stop_gradient(inputs).reshape(-1, self.embed_dim)
 

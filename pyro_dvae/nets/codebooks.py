@@ -58,8 +58,9 @@ class Codebook(Quantizer):
             that learn by gradient need time: theirs counts as one per batch where it begins anew.
         table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`, as if each
             had been chosen `min_count` times.
-        start: Without a table: "data", inputs of the first batch, the default; "k_means" of that
-            batch; or "uniform" within 1 / V, where a parameter also is before any first batch.
+        start: Without a table: "uniform" within 1 / V; "data", inputs of the first batch; or
+            "k_means" of that batch. None is "uniform" for codes that are the nearest ones, which
+            measured best, and "data" under a `CodebookEncoder`, whose scale is that of the data.
         cosine: Whether inputs and codes are on the unit sphere, so that the nearest code is that of
             the most similar direction [3].
 
@@ -88,7 +89,8 @@ class Codebook(Quantizer):
         check_codebook(num_codes, embed_dim, decay, min_count, table, start)
         self.num_codes, self.embed_dim = num_codes, embed_dim
         self.decay, self.min_count, self.cosine = decay, min_count, cosine
-        self.start, self._has_begun = start or "data", False
+        self.start, self._has_begun = start or "uniform", False
+        self._at_data = table is None and start != "uniform"
         begun = table is not None or self.start == "uniform"
         self._learns = decay is not None or min_count is not None or not begun
         self._credit = credit_of(decay, min_count)
@@ -140,9 +142,10 @@ class Codebook(Quantizer):
         return quantized
 
     def begin(self, inputs: Float[Tensor, "*batch D"]) -> None:
-        """Start at inputs, where the start is one of data that are still to come; in training."""
-        if self.training and self._learns and not self._has_begun:
-            self._begin(inputs, self._candidates(inputs, None), None)
+        """Start at inputs, unless a table or the start "uniform" was asked for; in training."""
+        if self.training and self._at_data:
+            self._start_at(inputs, self._candidates(inputs, None), None)
+            self._has_begun = True
 
     @torch.no_grad()
     def _begin(self, inputs: Tensor, candidates: Tensor, mask: Tensor | None) -> None:
@@ -152,6 +155,10 @@ class Codebook(Quantizer):
         self._has_begun = bool(self.counts.sum() > 0)
         if self._has_begun or (mask is not None and not total(mask.sum())):
             return
+        self._start_at(inputs, candidates, mask)
+
+    @torch.no_grad()
+    def _start_at(self, inputs: Tensor, candidates: Tensor, mask: Tensor | None) -> None:
         if self.start == "k_means":
             flat = inputs.reshape(-1, self.embed_dim)
             if mask is not None:

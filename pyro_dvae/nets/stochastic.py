@@ -64,8 +64,9 @@ class CodebookEncoder(nn.Module):
         self.network, self.codebook = network, codebook
         self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale or 1.0)))
-        self.register_buffer("is_known", torch.tensor(scale is not None))
-        self._is_known = scale is not None  # without asking the device
+        self._scale = scale
+        self.register_buffer("is_known", torch.tensor(False))
+        self._is_known = False  # without asking the device
 
     def forward(self, x: Shaped[Tensor, "*batch_input"]) -> Float[Tensor, "*batch L V"]:
         """Logits of every code of every latent."""
@@ -78,11 +79,12 @@ class CodebookEncoder(nn.Module):
     @torch.no_grad()
     def _begin(self, vectors: Tensor) -> None:
         """Start codes and scale where the vectors of the first batch are."""
-        if isinstance(self.codebook, Codebook):
-            self.codebook.begin(vectors)
         if not self._is_known and not self.is_known:
-            flat = ragged_rows(vectors.reshape(-1, vectors.shape[-1]))
-            self.log_scale.copy_(spread_of(flat).log())
+            if isinstance(self.codebook, Codebook):
+                self.codebook.begin(vectors)
+            if self._scale is None:
+                flat = ragged_rows(vectors.reshape(-1, vectors.shape[-1]))
+                self.log_scale.copy_(spread_of(flat).log())
             self.is_known.fill_(True)
         self._is_known = True
 
