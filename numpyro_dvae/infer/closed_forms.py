@@ -76,6 +76,6 @@ class ClosedForms:
         return {name: _moved(*each, mutable[name]) for name, each in due.items()}
 
 
-def _moved(form: Any, total: Array, count: Array, old: Array) -> Array:
+def _moved(form: Any, total: Array | float, count: Array | float, old: Array) -> Array:
     step = form.solve(total, count, old) - old
     return old + RATE * jnp.where(jnp.isfinite(step), step, 0.0).astype(old.dtype)

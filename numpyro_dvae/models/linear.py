@@ -74,7 +74,7 @@ class LinearDecoder(nn.Module):
     @nn.nowrap
     def start(self) -> Float[Array, "F _"]:
         """The atoms and the offset at first, or the moments that stand for them."""
-        rows = jnp.asarray(self.atoms.value)
+        rows = jnp.asarray(self._given)
         rows = rows.reshape(len(rows), -1)
         raw = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])
         return moments_of(raw) if self.learn == "closed_form" else raw
@@ -98,7 +98,12 @@ class LinearDecoder(nn.Module):
 
     @property
     def _shape(self) -> tuple[int, ...]:
-        return tuple(self.atoms.value.shape[1:])
+        return tuple(self._given.shape[1:])
+
+    @property
+    def _given(self) -> Array | np.ndarray:
+        assert isinstance(self.atoms, Constant)  # since `__post_init__`
+        return self.atoms.value
 
     @nn.compact
     def _learnt(self, start: Array) -> Array:

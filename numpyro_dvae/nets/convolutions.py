@@ -198,7 +198,7 @@ class ConvDecoder(nn.Module):
         batch = self.batch_shape(z)
         grid, doublings, channels = self._resolution()
         if self.num_codes is not None:
-            z = self._vectors(z, len(batch) == z.ndim - 2)
+            z = self._vectors(z, self.num_codes, len(batch) == z.ndim - 2)
         x = z.reshape(-1, *grid, self.per_place * self.embed_dim)
         dims, dtype = len(grid), self.dtype
         x = _convolution(self.width, 3, dims, dtype=dtype)(x)
@@ -214,10 +214,10 @@ class ConvDecoder(nn.Module):
             return outputs
         return outputs + self.start.value.reshape(self.output_shape).astype(outputs.dtype)
 
-    def _vectors(self, z: Array, is_relaxed: bool) -> Array:
+    def _vectors(self, z: Array, num_codes: int, is_relaxed: bool) -> Array:
         """The vectors of codes, or their mixtures."""
         start = nn.initializers.normal(1.0)
-        embedding = nn.Embed(self.num_codes, self.embed_dim, embedding_init=start)
+        embedding = nn.Embed(num_codes, self.embed_dim, embedding_init=start)
         if not is_relaxed:
             return embedding(z.astype(int))
         table = embedding.embedding

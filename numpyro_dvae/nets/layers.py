@@ -18,7 +18,7 @@ __all__ = ["perceptron", "sinusoids"]
 def perceptron(
     widths: Sequence[int],
     output_scale: float,
-    center: np.ndarray | None = None,
+    center: Array | np.ndarray | None = None,
     positive: bool = False,
 ) -> list[nn.Dense]:
     """Dense layers, to be run by `run_perceptron` with ReLU between them.
@@ -128,7 +128,7 @@ def _absolute(init: Callable[..., Array]) -> Callable[..., Array]:
     return lambda *args: jnp.abs(init(*args))
 
 
-def _within(bound: float, center: float | np.ndarray = 0.0) -> Callable[..., Array]:
+def _within(bound: float, center: float | Array | np.ndarray = 0.0) -> Callable[..., Array]:
     """Initialise uniformly in center ± bound."""
 
     def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:

@@ -14,6 +14,7 @@ References:
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -81,9 +82,16 @@ def with_loss(
 
 def as_whole(report: ImportanceDiagnostics) -> ImportanceDiagnostics:
     """Add the bounds on all data, of weights that are one for all of them."""
-    ends = (report.elbo, report.elbo_error, report.iwae, report.iwae_error)
-    settled = _is_settled(report.verdicts)
-    return report._replace(whole=WholeBounds(*(float(end) for end in ends), settled))
+    elbo, bound = (report.elbo, report.elbo_error), (report.iwae, report.iwae_error)
+    return report._replace(whole=_whole(elbo, bound, _is_settled(report.verdicts)))
+
+
+def _whole(elbo: Sequence[Any], bound: Sequence[Any], is_settled: bool) -> WholeBounds:
+    """Two bounds, each with its error."""
+    (lower, lower_error), (upper, upper_error) = elbo, bound
+    return WholeBounds(
+        float(lower), float(lower_error), float(upper), float(upper_error), is_settled
+    )
 
 
 def over_shared(
@@ -126,8 +134,7 @@ def over_shared(
         draws=_joined(parts, totals["iwae"]),
     )
     settled = _is_settled(found.verdicts) and _is_settled(of_shared.verdicts)
-    whole = WholeBounds(*(float(each) for each in (*means[0], *bound)), settled)
-    return found._replace(whole=whole)
+    return found._replace(whole=_whole(means[0], bound, settled))
 
 
 def _of_shared(
