@@ -208,3 +208,17 @@ def test_other_units_lead_back_to_pictures():
     assert raw.x_train.shape == (80, 6, 5, 1)
     np.testing.assert_array_equal(raw.x_train[..., 0], np.round(255 * gray.x_train))
     np.testing.assert_allclose(raw.to_unit(raw.x_test), gray.x_test, atol=0.5 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("mnist", "MNIST/raw"), ("cifar10", "cifar-10-batches")]
+)
+def test_data_that_cannot_be_downloaded_are_one_line(tmp_path, monkeypatch, name, place):
+    datasets = pytest.importorskip("torchvision.datasets")
+
+    def offline(root, train, download):
+        raise RuntimeError("Error downloading: no network")
+
+    monkeypatch.setattr(datasets, {"mnist": "MNIST", "cifar10": "CIFAR10"}[name], offline)
+    with pytest.raises(ValueError, match=rf"data {name} cannot be had .*no network.*{place}"):
+        example_data.load(name, tmp_path)
