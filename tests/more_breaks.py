@@ -206,6 +206,12 @@ REST = [
     ),
     *both("diagnostics/silence.py", "1 + draw", "1 + 0 * draw", MASKED),
     *pyro(
+        "programs/record.py",
+        "always = [s for s in owned if s.name in layout.credited[:1]] if layout.asked else owned",
+        "always = owned",
+        "tests/test_structure_pyro.py::test_no_draw_changes_the_weight_of_a_datum",
+    ),
+    *pyro(
         "programs/run.py",
         "if len(rows.indices) != rows.full_size:",
         "if True:",

@@ -256,6 +256,7 @@ def _gathered(params, operand, indices):
     found = operand[places]
     if "FILL" in str(params["mode"]):
         nothing = np.nan if np.issubdtype(found.dtype, np.floating) else 0
+        nothing = nothing if params["fill_value"] is None else params["fill_value"]
         found = np.where(inside, found, nothing)
     num_batch = indices.ndim - 1
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}

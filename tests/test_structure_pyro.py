@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 pyro = pytest.importorskip("pyro")
 import pyro.distributions as dist  # noqa: E402
 from any_pyro import LOOP, SAMPLED, assert_mean, bits, exact_loss, fresh, quiet  # noqa: E402
+from pyro import poutine  # noqa: E402
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate  # noqa: E402
 
 from pyro_dvae.infer import (  # noqa: E402
@@ -117,6 +118,36 @@ def test_a_loop_over_draws_has_the_mean_over_its_lengths(loss, num_particles):
     assert_mean(
         lambda: quiet(lambda: elbo.loss(counting, counting_guide, y)), np.dot(COUNTS, values)
     )
+
+
+def test_no_draw_changes_the_weight_of_a_datum():
+    """A site that only some draws lead to may be weighed otherwise; losses weigh draws alike."""
+    led = []
+
+    def latents(p):
+        with poutine.scale(scale=0.5):
+            z = pyro.sample("z", dist.Bernoulli(p))
+        if z:
+            with poutine.scale(scale=2.0):
+                pyro.sample("w", dist.Bernoulli(0.3))
+        led.append(bool(z))
+        return z
+
+    def model():
+        z = latents(0.5)
+        with poutine.scale(scale=0.5):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(0.7))
+
+    def guide():
+        latents(0.4)
+
+    elbo, found = SAMPLED[1](2), {}
+    for seed in range(12):
+        pyro.set_rng_seed(seed)
+        led.clear()
+        particles = quiet(lambda: elbo.run(model, guide, (), {}))
+        found[any(led[-4:])] = float(particles.scale)  # of both programs, two particles
+    assert found == {True: 0.5, False: 0.5}
 
 
 def test_what_lists_states_refuses_a_loop_over_draws():

@@ -173,18 +173,27 @@ class SiteReader(NamedTuple):
         return None if found is None else self.label(name, site, found[0], found[1] + 1)
 
     def label(self, name: str, site: Site, value: Array, event_dim: int) -> NamedArray:
-        """Expand to the plates, name the dims, and drop those of size 1 under no plate."""
+        """Expand to the plates, name the dims, and drop those of size 1 under no plate.
+
+        Steps of a `scan`, which lead the batch dims, come behind the plates.
+        """
+        inner = [f"{name}_dim_{i}" for i in range(event_dim)]
+        if site.is_scanned:
+            event = jnp.shape(value)[jnp.ndim(value) - event_dim :]
+            value = jnp.broadcast_to(value, (*site.fn.batch_shape, *event))
+            value = jnp.moveaxis(value, 0, len(site.fn.batch_shape) - 1)
+            inner, event_dim = [f"{name}_step", *inner], event_dim + 1
         frames = {frame.dim: frame for frame in site.plates.values()}
         num_batch = jnp.ndim(value) - event_dim
-        batch = (1,) * (self.nesting - num_batch) + jnp.shape(value)[:num_batch]
+        depth = max(self.nesting, num_batch)
+        batch = (1,) * (depth - num_batch) + jnp.shape(value)[:num_batch]
         event = jnp.shape(value)[num_batch:]
-        sizes = {d: frames[d].size if d in frames else batch[d] for d in range(-self.nesting, 0)}
+        sizes = {d: frames[d].size if d in frames else batch[d] for d in range(-depth, 0)}
         kept = [d for d, size in sizes.items() if d in frames or size > 1]
         dims = [frames[d].name if d in frames else f"{name}_batch_{-d}" for d in kept]
-        dims += [f"{name}_dim_{i}" for i in range(event_dim)]
         value = jnp.broadcast_to(jnp.reshape(value, batch + event), (*sizes.values(), *event))
         value = value.reshape(*(sizes[d] for d in kept), *event)
-        return NamedArray(tuple(dims), value)
+        return NamedArray((*dims, *inner), value)
 
 
 def _data_of(run: Run) -> dict[str, Site]:

@@ -133,7 +133,7 @@ def _check_latents(latents: Mapping[str, Site], rest: set[str]) -> None:
                     "only."
                 )
             continue
-        _check_steps(site)
+        _check_dims(site)
         if not site.has_finite_support:
             raise ValueError(
                 f"site '{name}' ({site.family}) has no finite support, so no states of it can be "
@@ -142,12 +142,20 @@ def _check_latents(latents: Mapping[str, Site], rest: set[str]) -> None:
             )
 
 
-def _check_steps(site: Site) -> None:
+def _check_dims(site: Site) -> None:
     if site.is_scanned:
         raise ValueError(
             f"site '{site.name}' is drawn in a `scan`, and states of all its steps are not listed. "
             "Write the steps as a Python loop, with a site for each, or use DAPS_ELBO, VIMCO_ELBO "
             "or Reinforce_ELBO, which sample."
+        )
+    declared = {frame.dim for frame in site.plates.values()}
+    shape = site.fn.batch_shape
+    if any(shape[dim] > 1 and dim not in declared for dim in range(-len(shape), 0)):
+        raise ValueError(
+            f"site '{site.name}' has batch shape {tuple(shape)} with a dim that is under no plate, "
+            "so its states are not listed. Declare the dim with .to_event(1), or put the site "
+            "under a plate; losses that sample, such as Reinforce_ELBO, take it as it is."
         )
 
 
@@ -302,7 +310,7 @@ def _space_of_draws(
             sites = sample_sites(run_program(rng_key, program, args, kwargs))
         credited = [site for name, site in sites.items() if name in layout.credited]
         for site in credited:
-            _check_steps(site)
+            _check_dims(site)
             if not site.has_finite_support:
                 raise ValueError(
                     f"site '{site.name}' ({site.family}) has no finite support to enumerate. Give "

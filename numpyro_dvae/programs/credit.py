@@ -65,11 +65,24 @@ def find_influence(rng_key: Array, pair: Pair) -> Influence | None:
 
     def inspect() -> None:
         first = run()
-        draws = {n: site.value for n, site in first.guide.items() if not site.is_observed}
-        found.append(_influence(first, pair.layout, *eval_provenance(log_probs, **draws)))
+        latent = {name: site for name, site in first.guide.items() if not site.is_observed}
+        # A flow may have no inverse: it is drawn again, which goes through what it depends on.
+        draws = {name: site.value for name, site in latent.items() if _has_inverse(site)}
+        guide, model = eval_provenance(log_probs, **draws)
+        unseen = any(guide[name] for name in latent.keys() - draws.keys())
+        found.append(None if unseen else _influence(first, pair.layout, guide, model))
 
     jax.eval_shape(inspect)
     return found[0]
+
+
+def _has_inverse(site: Site) -> bool:
+    """Whether its log-density can be told of a value without how that was drawn."""
+    try:
+        site.fn.log_prob(site.value)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _influence(
