@@ -90,6 +90,18 @@ def test_a_scan_within_a_scan_is_summed_over_both():
     np.testing.assert_allclose(Exact_ELBO().loss(KEY, {}, model, guide), expected, rtol=1e-5)
 
 
+def test_a_branch_on_a_draw_is_refused_in_words():
+    def model():
+        if numpyro.sample("z", dist.Bernoulli(0.3)):
+            numpyro.sample("x", dist.Normal(1.0, 1.0), obs=0.3)
+
+    def guide():
+        numpyro.sample("z", dist.Bernoulli(0.3))
+
+    with pytest.raises(ValueError, match=r"asks for the value of an array, by `if`.*jnp.where"):
+        DAPS_ELBO(4).loss(KEY, {}, model, guide)
+
+
 # ---------------------------------------------------------------------- diagnostics of a scan
 
 CHANCES = np.array([[0.8, 0.2], [0.3, 0.7]])

@@ -46,8 +46,9 @@ from numpyro_dvae.diagnostics.uniformity import (
     shared_latents,
 )
 from numpyro_dvae.fit.data import Batch
-from numpyro_dvae.fit.templates import explained, split
+from numpyro_dvae.fit.templates import split
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.programs.asking import explained
 from numpyro_dvae.programs.record import Particles
 
 __all__ = ["simulation_based_calibration"]

@@ -22,10 +22,11 @@ from numpyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
 from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.plain import dotted
-from numpyro_dvae.fit.templates import Template, explained, split
+from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.memory import LOSS_MEMORY
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.programs.asking import explained
 
 __all__ = ["gradient_variance"]
 

@@ -3,8 +3,6 @@
 A new value of a constant, such as a number or None, compiles anew.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -13,14 +11,7 @@ from jaxtyping import Array
 
 from numpyro_dvae.fit.data import Batch
 
-__all__ = ["Template", "explained", "split"]
-
-_ASKING = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
+__all__ = ["Template", "split"]
 
 
 class Template(NamedTuple):
@@ -46,21 +37,3 @@ def split(batch: Batch) -> tuple[tuple[Array, ...], Template]:
     )
     arrays = (leaf for leaf, is_array in zip(leaves, are_arrays, strict=True) if is_array)
     return tuple(arrays), Template(structure, constants)
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Say what to do where a compiled program asks for a value, and JAX says that it is traced.
-
-    Raises:
-        ValueError: In place of JAX's error.
-    """
-    try:
-        yield
-    except _ASKING as error:
-        raise ValueError(
-            "model or guide asks for the value of an array, by `if`, bool(), int(), an index or "
-            "NumPy; it has none yet, as programs are compiled. Compute with jax.numpy (jnp.where "
-            "for if), or pass an argument that is a setting as a number of Python (True for "
-            f"jnp.array(True)), which is constant. JAX says: {str(error).splitlines()[0]}"
-        ) from error

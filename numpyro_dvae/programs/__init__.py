@@ -11,7 +11,7 @@ Read it in this order, from a program to arrays:
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
 - `enumerating`, `contracting`: marked sites of a model, summed out of its run;
 - `run`: particles of a pair, at once or one by one; dreams;
-- `planning`: what is known of a call that looks like an earlier one;
+- `planning`: what is known of a call that looks like an earlier one; `asking`: what is not;
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;
 - `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws;
 - `swapping`: a model run as a guide of its discrete latents;

@@ -12,6 +12,7 @@ import jax
 from jaxtyping import Array
 from numpyro.handlers import substitute
 
+from numpyro_dvae.programs.asking import explained
 from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Layout, Pair
 
@@ -67,6 +68,7 @@ class Plans:
         layout, notes = self._plans[key]
         return evaluate(rng_key, pair._replace(layout=layout, notes=notes))
 
+    @explained()
     def _plan(self, rng_key: Array, pair: Pair) -> tuple[Layout, Any]:
         layout = self.find(rng_key, pair)
         return layout, self.inspect(rng_key, pair._replace(layout=layout))
