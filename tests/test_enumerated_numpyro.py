@@ -14,7 +14,7 @@ from numpyro.contrib.control_flow import scan  # noqa: E402
 
 from numpyro_dvae.infer import Exact_ELBO, Reinforce_ELBO  # noqa: E402
 
-SUM = {"enumerate": "parallel"}
+SUM = {"enumerate": "parallel"}  # copied, as `scan` writes into what it is given
 TABLE = np.array([[0.9, 0.1], [0.3, 0.7]])
 PARAMS = {"q": np.array(0.4), "slope": np.array(0.8)}
 KEY = jax.random.key(0)
@@ -31,7 +31,7 @@ def chain(x, *, reverse=False):
 
     def step(z, y):
         with numpyro.plate("chains", x.shape[1]):
-            z = numpyro.sample("z", dist.Categorical(table[z]), infer=SUM)
+            z = numpyro.sample("z", dist.Categorical(table[z]), infer=dict(SUM))
             numpyro.sample("x", dist.Normal(slope * z, 0.5 + wide), obs=y)
         return z, None
 
@@ -101,7 +101,7 @@ def test_a_scan_that_looks_two_steps_back():
 
         def step(carry, y):
             a, b = carry
-            z = numpyro.sample("z", dist.Categorical(jnp.asarray(table)[a, b]), infer=SUM)
+            z = numpyro.sample("z", dist.Categorical(jnp.asarray(table)[a, b]), infer=dict(SUM))
             numpyro.sample("x", dist.Normal(1.0 * z, 0.5 + wide), obs=y)
             return (b, z), None
 
@@ -150,7 +150,7 @@ def test_a_site_of_the_guide_within_the_scan_is_refused():
 
     def model(x):
         def step(z, y):
-            z = numpyro.sample("z", dist.Bernoulli(0.3 + 0.2 * z), infer=SUM)
+            z = numpyro.sample("z", dist.Bernoulli(0.3 + 0.2 * z), infer=dict(SUM))
             w = numpyro.sample("w", dist.Bernoulli(0.4))
             numpyro.sample("x", dist.Normal(1.0 * z + w, 1.0), obs=y)
             return z, None
@@ -170,7 +170,7 @@ def test_values_that_are_no_range_are_refused_in_a_scan():
         wide = numpyro.sample("wide", dist.Bernoulli(logits=-0.3))
 
         def step(z, y):
-            z = numpyro.sample("z", dist.DiscreteUniform(3, 4), infer=SUM)
+            z = numpyro.sample("z", dist.DiscreteUniform(3, 4), infer=dict(SUM))
             numpyro.sample("x", dist.Normal(1.0 * z, 0.5 + wide), obs=y)
             return z, None
 
@@ -178,3 +178,30 @@ def test_values_that_are_no_range_are_refused_in_a_scan():
 
     with pytest.raises(ValueError, match=r"'z' \(DiscreteUniform\) is enumerated in a `scan`"):
         Exact_ELBO().loss(KEY, {"q": jnp.array(0.4)}, model, guide, np.zeros(3))
+
+
+def two_steps_back():
+    from numpyro.contrib.funsor import markov
+
+    table, z = jnp.asarray(TABLE), [jnp.array(0), jnp.array(1)]
+    for t in markov(range(4)):
+        z.append(numpyro.sample(f"z{t}", dist.Categorical(table[z[-2]]), infer=dict(SUM)))
+        numpyro.sample(f"x{t}", dist.Normal(1.0 * z[-1], 1.0), obs=0.3)
+
+
+def over_all():
+    with numpyro.plate("data", 2):
+        z = numpyro.sample("z", dist.Bernoulli(0.3), infer=dict(SUM))
+        numpyro.sample("x", dist.Normal(z.mean(), 1.0), obs=jnp.array([0.2, 0.1]))
+
+
+def from_the_left():
+    with numpyro.plate("data", 2):
+        z = numpyro.sample("z", dist.Bernoulli(0.3), infer=dict(SUM))
+        numpyro.sample("x", dist.Normal(z[0], 1.0), obs=jnp.array([0.2, 0.1]))
+
+
+@pytest.mark.parametrize("model", [over_all, from_the_left, two_steps_back])
+def test_programs_that_mix_all_values_are_refused(model):
+    with pytest.raises(ValueError, match=r"(depends on|all values of) .*'?z.* at once"):
+        Exact_ELBO().loss(KEY, {}, model, lambda: None)

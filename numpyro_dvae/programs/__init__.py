@@ -9,7 +9,8 @@ Read it in this order, from a program to arrays:
 - `masks`: where a mask is; `record` leaves out of each sum what it hides;
 - `densities`: log-densities of many states at once;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
-- `enumerating`, `contracting`: marked sites of a model, summed out of its run;
+- `enumerating`, `contracting`: marked sites of a model, summed out of its run; `agreeing`: whether
+  it then depends on what it depends on with one of each of their values;
 - `run`: particles of a pair, at once or one by one; dreams;
 - `planning`: what is known of a call that looks like an earlier one; `asking`: what is not;
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;

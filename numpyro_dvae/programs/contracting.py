@@ -54,8 +54,26 @@ def enumerated(
     """
     host = _module("numpyro.contrib.funsor")
     first = -nesting - 1 if nesting else None
-    with host.plate_to_enum_plate(), host.enum(first_available_dim=first), _Mark(known, check):
+    with (
+        _fresh_dims(),
+        host.plate_to_enum_plate(),
+        host.enum(first_available_dim=first),
+        _Mark(known, check),
+    ):
         yield
+
+
+@contextmanager
+def _fresh_dims() -> Iterator[None]:
+    """Names of dims that a loop has left, which an error ended, are none of this run's."""
+    messengers = _module("numpyro.contrib.funsor.enum_messenger")
+    stack = vars(messengers._DIM_STACK)
+    before = dict(stack)
+    stack.update(vars(messengers.DimStack()))
+    try:
+        yield
+    finally:
+        stack.update(before)
 
 
 class _Mark(Messenger):

@@ -17,6 +17,7 @@ import jax
 from jaxtyping import Array
 from numpyro.ops.provenance import eval_provenance
 
+from numpyro_dvae.programs.agreeing import check_agreement
 from numpyro_dvae.programs.computing import are_one
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.enumerating import is_marked
@@ -48,7 +49,10 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
         return run_pair(rng_key, pair, Draw(rng_key, Layout(), values))
 
     def inspect() -> list[Any]:
-        marked = _with_summed(run_with(pair, {}), pair, max_plate_nesting)
+        plain = run_with(pair, {})
+        marked = _with_summed(plain, pair, max_plate_nesting)
+        if marked.layout.summed:
+            check_agreement(rng_key, marked, plain)
 
         def rerun(values: Mapping[str, Array]) -> Run:
             return run_with(marked, values)
