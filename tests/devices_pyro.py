@@ -19,7 +19,7 @@ from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from pyro_dvae.fit import FitInterrupt, fit
-from pyro_dvae.guides import IndependentGuide, VectorQuantizedGuide
+from pyro_dvae.guides import AutoDiscrete, IndependentGuide, VectorQuantizedGuide
 from pyro_dvae.infer import DAPS_ELBO, VQ_ELBO, Reinforce_ELBO, Truncated_ELBO, TruncatedGuide
 from pyro_dvae.models import BernoulliLikelihood, DiscreteVAE, GaussianLikelihood, UniformPrior
 from pyro_dvae.nets import Codebook, CodebookDecoder, MLPDecoder, MLPEncoder
@@ -53,6 +53,11 @@ def truncated():
     return model, TruncatedGuide(model, num_states=4)
 
 
+def automatic():
+    model, _ = truncated()
+    return model, AutoDiscrete(model)
+
+
 def with_global():
     """Data that share a continuous latent, under a plate that subsamples."""
 
@@ -77,6 +82,7 @@ CASES = {
     "reinforce": (vae, lambda: Reinforce_ELBO(num_particles=1)),
     "vq": (quantised, VQ_ELBO),
     "truncated": (truncated, Truncated_ELBO),
+    "automatic": (automatic, lambda: Reinforce_ELBO(num_particles=3)),
     "global": (with_global, lambda: DAPS_ELBO(num_particles=4)),
     "Trace_ELBO": (vae, lambda: Trace_ELBO(num_particles=2)),
 }
@@ -90,7 +96,8 @@ def svi_of(case, optim=None, loss=None):
 
 
 def data_of(case):
-    return (IMAGES, np.arange(NUM_DATA)) if case == "truncated" else (IMAGES,)
+    rows = np.arange(NUM_DATA)
+    return (IMAGES, rows) if case in ("truncated", "automatic") else (IMAGES,)
 
 
 def train(case, num_steps=20, svi=None, data=None, **settings):

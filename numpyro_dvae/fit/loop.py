@@ -89,7 +89,9 @@ def fit(
         init_state: Begin at this state, `svi_state` of an earlier result, in place of
             ``svi.init(rng_key, ...)``; it is left as it is.
         devices: Devices that share the rows of each batch, such as ``jax.devices()``; the numbers
-            are those of one. None leaves the choice to JAX, which takes one.
+            are those of one. They may be of several hosts that have met by
+            `jax.distributed.initialize`, and all call `fit` with all data. None leaves the choice
+            to JAX, which takes one.
 
     Returns:
         The trained model and guide, parameters, losses and log.

@@ -205,9 +205,10 @@ class _Watch(TorchDispatchMode):
     ) -> Any:
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
         what = None
-        if "batch_norm" in name and "backward" not in name and _is_training(func, args, kwargs):
+        given = _given(func, args, kwargs) if "batch_norm" in name or "attention" in name else {}
+        if "backward" not in name and (given.get("training") or given.get("train")):
             what = "normalises by the rows of its batch"
-        elif name in _DROPOUT:
+        elif name in _DROPOUT or given.get("dropout_p", 0.0) > 0.0:
             what = "draws masks, as dropout does, for the rows of its batch"
         if what is not None:
             raise ValueError(
@@ -218,11 +219,10 @@ class _Watch(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _is_training(func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether an operation is told to be one of a training."""
+def _given(func: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What an operation is given, by name."""
     names = [argument.name for argument in func._schema.arguments]
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return bool(given.get("training", given.get("train", False)))
+    return dict(zip(names, args, strict=False)) | kwargs
 
 
 def _check_sampler(data: tuple[Any, ...]) -> None:

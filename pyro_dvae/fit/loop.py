@@ -45,6 +45,9 @@ def fit(
     at each evaluation, with its loss. A subclass of `SVI` that overrides `step` has it called.
     Interrupted by SIGINT or SIGTERM, the run finishes its step, writes a checkpoint and stops.
 
+    Where `torch.distributed` is initialised, as in processes of `torchrun`, these share the rows
+    of each batch, and the numbers are those of one process. All of them call `fit` with all data.
+
     Args:
         svi: Model, guide, optimiser and loss. Scalars in the loss's `info` are logged, its
             `state` is checkpointed.
@@ -79,7 +82,9 @@ def fit(
         The trained model and guide, parameters, losses and log.
 
     Raises:
-        ValueError: If an argument cannot be used, or the checkpoint is of another model.
+        ValueError: If an argument cannot be used, or the checkpoint is of another model; if there
+            are several processes and the batch cannot be shared among them.
+        ConnectionError: If another process has ended.
         DivergenceError: If the loss is NaN or a parameter not finite. A loss of +inf, of data
             that are impossible under the model, is warned of.
         FitInterrupt: After SIGINT or SIGTERM.

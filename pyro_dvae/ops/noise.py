@@ -100,7 +100,8 @@ class _OfRows(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        draws = torch.Tag.nondeterministic_seeded in func.tags
+        if not draws or len(func._schema.returns) != 1:  # several are returned by attention
             return func(*args, **kwargs)
         place = next((i for i, value in enumerate(args) if _has_shape(value)), None)
         axis = None if place is None else self._axis(func, _shape_of(args[place]))

@@ -40,11 +40,17 @@ class Sharded(Messenger):
     Args:
         share: Which rows.
         plates: Of each plate of data, whether its full size is that of the batch.
+        sees: Which messages are its own; None is all.
     """
 
-    def __init__(self, share: Share, plates: Mapping[str, bool]) -> None:
+    def __init__(
+        self,
+        share: Share,
+        plates: Mapping[str, bool],
+        sees: Callable[[Any], bool] | None = None,
+    ) -> None:
         super().__init__()
-        self.share, self.plates = share, plates
+        self.share, self.plates, self.sees = share, plates, sees
 
     def weight(self, plates: Mapping[str, Any]) -> float:
         """By what the scale of a site under these plates is to be multiplied."""
@@ -52,12 +58,11 @@ class Sharded(Messenger):
         return 1.0 if is_whole else 1.0 / self.share.size
 
     def _pyro_sample(self, msg: Any) -> None:
+        if self.sees is not None and not self.sees(msg):
+            return
         if site_is_subsample(msg):
             self._subsample(msg)
             return
-        if msg.get("_is_sharded"):  # by this one within a block
-            return
-        msg["_is_sharded"] = True
         plates = {f.name: f for f in msg["cond_indep_stack"] if f.vectorized}
         self._check(msg["name"], plates)
         if (weight := self.weight(plates)) != 1.0:
@@ -102,7 +107,7 @@ def hidden(hide: Callable[[Any], bool] | None = None) -> Iterator[None]:
     """
     found = current_sharding()
     block = poutine.block() if hide is None else poutine.block(hide_fn=hide)
-    with block, nullcontext() if found is None else Sharded(found.share, found.plates):
+    with block, nullcontext() if found is None else Sharded(found.share, found.plates, hide):
         yield
 
 
