@@ -20,6 +20,7 @@ from costs import arithmetic, memory  # noqa: E402
 def test_arithmetic_is_that_of_the_matrices():
     """A multiplication and an addition for each weight, once forward and twice for gradients."""
     found = arithmetic(CONFIGS["mnist"], (28, 28))
+    assert arithmetic(CONFIGS["mnist"]._replace(half=True), (28, 28)) == found
     decoder = 512 * 64 + 64 * 256 + 256 * 784
     d, length = 64, 8
     attention = 2 * (4 * d * d + 2 * length * d)  # of a token: projections, scores and means

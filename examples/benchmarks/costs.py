@@ -59,6 +59,7 @@ def programs_of(config: Config, shape: tuple[int, ...]) -> tuple[Any, Any]:
 
 def arithmetic(config: Config, shape: tuple[int, ...]) -> Arithmetic:
     """Count the operations of the networks, for an autoregressive or an independent guide."""
+    config = config._replace(half=False, recompute=False)  # which autocast has none of on "meta"
     model, guide = (part.to("meta") for part in programs_of(config, shape))
     codes = torch.zeros((1, 1, config.num_latents), dtype=torch.long, device="meta")
     x = torch.zeros((1, *shape), device="meta")
