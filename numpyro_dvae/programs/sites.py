@@ -115,9 +115,10 @@ class Site:
     @property
     def num_values(self) -> int | None:
         """The values of a categorical site; None of any other."""
-        logits = getattr(self.base, "logits", None) if "Categorical" in self.family else None
-        shape = getattr(logits, "shape", ())
-        return int(shape[-1]) if shape and self.has_finite_support else None
+        if "Categorical" not in self.family or not self.has_finite_support:
+            return None
+        largest = getattr(self.base.support, "upper_bound", None)  # known without any logits
+        return None if largest is None else int(largest) + 1
 
     @property
     def is_auxiliary(self) -> bool:
