@@ -29,11 +29,22 @@ NAMES = [
     "own_estimator",
     "own_model",
     "spike_and_slab",
+    "topics",
     "truncated",
 ]
 LIBRARIES = {
-    "pyro": {"numpy", "pyro", "pyro_dvae", "skimage", "sklearn", "torch"},
-    "numpyro": {"flax", "jax", "numpy", "numpyro", "numpyro_dvae", "optax", "skimage", "sklearn"},
+    "pyro": {"functools", "numpy", "pyro", "pyro_dvae", "skimage", "sklearn", "torch"},
+    "numpyro": {
+        "flax",
+        "functools",
+        "jax",
+        "numpy",
+        "numpyro",
+        "numpyro_dvae",
+        "optax",
+        "skimage",
+        "sklearn",
+    },
 }
 INDEPENDENT_PIXELS = -24.588  # nats of a held-out digit: pixels at their means
 MEAN_DIGITS = -20.165  # a mixture of independent pixels for each digit, made with its labels
@@ -255,6 +266,33 @@ def test_mixture_reaches_the_maximum_of_the_likelihood(package):
     for bound, *params in found.values():
         assert likelihood - 0.1 < bound < likelihood + 1e-3
         np.testing.assert_allclose(params, [share, *means], atol=0.01)
+
+
+@whole
+@pytest.mark.parametrize("package", PACKAGES)
+def test_topics_predict_words_as_well_as_those_of_scikit_learn(package):
+    found = run(package, "topics")
+    theirs = found.pop("scikit-learn")
+    assert list(found) == ["Exact_ELBO", "DAPS_ELBO", "Reinforce_ELBO"]
+    words = load(package, "topics").documents(None)
+    truth = load(package, "topics").perplexity(load(package, "topics").MADE, words[75:])
+    unigrams = np.bincount(words[:75].ravel(), minlength=40)[words[75:, 20:]] / words[:75].size
+    assert np.exp(-np.log(unigrams).mean()) > 1.4 * theirs  # without topics
+    for perplexity in found.values():  # the most likely topics, where theirs are means
+        assert truth < perplexity < 1.08 * theirs
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_articles_are_read_from_a_table_of_counts(package, tmp_path):
+    """Each word as often as its count says, of documents that are long enough."""
+    counts = np.array([[2, 0, 1, 0], [0, 3, 0, 1], [1, 0, 0, 0]])
+    rows, words = np.nonzero(counts)
+    table = {"indptr": np.searchsorted(rows, range(4)), "indices": words}
+    np.savez(tmp_path / "counts.npz", data=counts[rows, words], **table)
+    found = load(package, "topics").documents(tmp_path / "counts.npz", 3)
+    assert sorted(found[0]) == [0, 0, 2]
+    assert sorted(found[1]) in ([1, 1, 1], [1, 1, 3])
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("package", PACKAGES)
