@@ -7,6 +7,7 @@ log-densities are compared with those that all values at once have at these.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pyro
 import torch
@@ -44,8 +45,9 @@ def check_agreement(pair: Pair, plain: Run) -> None:
         marked = {name: plain.model[name] for name in pair.layout.summed}
         for site in marked.values():
             check_marked(site)
+        state = pyro.util.get_rng_state()  # of plates that draw their rows, say
         terms = _terms(pair, values)
-        found = (_odd_site(pair, values, marked, codes, terms) for codes in _trials(marked))
+        found = (_odd_site(pair, values, marked, codes, terms, state) for codes in _trials(marked))
         return next((name for name in found if name is not None), None)
 
     with pyro.validation_enabled(False):
@@ -96,6 +98,7 @@ def _odd_site(
     marked: Mapping[str, Site],
     codes: Mapping[str, Tensor],
     terms: list[Term],
+    state: Any,
 ) -> str | None:
     """The first site whose log-density is not that of one value of each; noise aside."""
     chosen = {n: _table(site)[codes[n].to(_table(site).device)] for n, site in marked.items()}
@@ -105,7 +108,10 @@ def _odd_site(
             pair._replace(layout=Layout()), Draw(Layout(), None, {**values, **chosen})
         ).model
 
+    other = pyro.util.get_rng_state()
+    pyro.util.set_rng_state(state)
     one = run()
+    pyro.util.set_rng_state(other)
     owners = {term.own: term.site for term in terms}
     for term in terms:
         site = one.get(term.site.name)
