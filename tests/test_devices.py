@@ -26,7 +26,7 @@ def start(program, *args, **environment):
 
 def found_of(first, *others):
     """What the first process prints; the others end by themselves."""
-    output, errors = first.communicate(timeout=500)
+    output, errors = first.communicate(timeout=1500)
     told = [other.communicate(timeout=100)[1] for other in others]
     assert first.returncode == 0, "\n".join([errors, *told])
     return json.loads(output.splitlines()[-1])
