@@ -139,6 +139,10 @@ class Devices:
                     "them with the same program, data and seeds: `fit` gives each device its rows."
                 )
 
+    def settled(self, tree: Any) -> Any:
+        """The same; waited for where processes must not start what comes next in another order."""
+        return tree if self._is_one_process else jax.block_until_ready(tree)
+
     def first_number(self, number: int) -> int:
         """That of the first process."""
         if self._is_one_process:

@@ -49,7 +49,8 @@ class HeldOut:
                 key = jax.random.fold_in(self._rng_key, i)
                 arrays, template = split(batch)
                 arrays = self._devices.on_all(arrays)
-                losses.append(self._evaluate(svi_state, key, arrays, template))
+                loss = self._evaluate(svi_state, key, arrays, template)
+                losses.append(self._devices.settled(loss))
                 rows += num_rows((*batch[0], *batch[1].values()))
         if rows == 0:
             raise ValueError("`eval_data` gave no batch: it must hold at least one.")

@@ -145,7 +145,7 @@ class Run:
         count = max(1, int(_DISPATCH_SECONDS / max(self._seconds_per_step, 1e-9)))
         count = self.devices.first_number(min(count, until_due, most))
         taken = self.steps.take(self.svi_state, self.step, count, most)
-        self.svi_state, losses = taken.svi_state, taken.losses
+        self.svi_state, losses = taken.svi_state, self.devices.settled(taken.losses)
         self._unread.append((count, losses, taken.finite, taken.sound))
         self.step += count
         if most > 1:
