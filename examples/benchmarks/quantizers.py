@@ -26,7 +26,7 @@ SIDE, WIDTH, NUM_CODES, GRID, BATCH, RATE = 32, 8, 256, (8, 8), 32, 1e-3
 LEVELS = (8, 6, 5)
 RESTARTS: dict[str, float] = {"decay": 0.99, "min_count": 2.0}  # as in the library's rows
 SAMPLED = ("sq head", "sq head, daps", "gumbel")  # rows whose codes are drawn
-COMMITMENTS = {"lfq": 0.0, "binary spherical": 0.0}  # the library's default for signs
+COMMITMENTS = {"lfq": 0.0, "binary spherical": 0.0, "simvq": 0.25}  # as in the library
 Outcome = tuple[float, int, float]  # mean square error, codes in use, CPU seconds of a step
 Arrays = tuple[np.ndarray, np.ndarray]  # to train with, held out; channels first, in [0, 1]
 # Row -> method of the library, or None; how our codebook is made, and options of our guide.
