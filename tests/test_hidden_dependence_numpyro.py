@@ -140,3 +140,22 @@ def test_a_draw_is_credited_with_what_it_reaches(way):
 def test_a_draw_is_not_credited_with_what_it_does_not_reach():
     assert not influence_on(observed).model["y"]
     assert influence_on(observed).model["x"].keys() == {"a"}
+
+
+@pytest.mark.parametrize("mask", [False, np.False_, np.zeros(1, bool)])
+def test_a_draw_whose_density_is_masked_leads_on(mask):
+    def model():
+        numpyro.sample("b", dist.Bernoulli(0.3))
+        c = numpyro.sample("c", dist.Normal(0.0, 1.0))
+        numpyro.sample("a", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(c, 1.0), obs=1.7)
+
+    def guide():
+        numpyro.sample("b", dist.Bernoulli(0.6))
+        a = numpyro.sample("a", dist.Bernoulli(0.4))
+        with handlers.mask(mask=mask):
+            numpyro.sample("c", dist.Normal(2.0 * a, 1.0))
+
+    pair = Pair(model, guide, (), {})
+    influence = find_influence(KEY, pair._replace(layout=find_layout(KEY, pair)))
+    assert influence.model["y"].keys() == influence.model["c"].keys() == {"a"}

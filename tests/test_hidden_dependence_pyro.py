@@ -165,3 +165,22 @@ def test_many_draws_are_changed_by_halves():
     influence = find_influence(pair._replace(layout=find_layout(pair)[0]))
     assert all(f"z_{t}" in influence.model[f"x_{t}"] for t in range(9))
     np.testing.assert_array_equal(len(influence.guide), 9)
+
+
+@pytest.mark.parametrize("mask", [False, torch.zeros(1, dtype=torch.bool)])
+def test_a_draw_whose_density_is_masked_leads_on(mask):
+    def model():
+        pyro.sample("b", dist.Bernoulli(0.3))
+        c = pyro.sample("c", dist.Normal(0.0, 1.0))
+        pyro.sample("a", dist.Bernoulli(0.5))
+        pyro.sample("y", dist.Normal(c, 1.0), obs=torch.tensor(1.7))
+
+    def guide():
+        pyro.sample("b", dist.Bernoulli(0.6))
+        a = pyro.sample("a", dist.Bernoulli(0.4))
+        with pyro.poutine.mask(mask=mask):
+            pyro.sample("c", dist.Normal(2.0 * a, 1.0))
+
+    pair = Pair(model, guide, (), {})
+    influence = find_influence(pair._replace(layout=find_layout(pair)[0]))
+    assert influence.model["y"].keys() == influence.model["c"].keys() == {"a"}

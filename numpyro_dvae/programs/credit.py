@@ -16,7 +16,7 @@ References:
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from numpyro.ops.provenance import eval_provenance
 
 from numpyro_dvae.programs.densities import fast_log_prob
 from numpyro_dvae.programs.draw import Draw, run_pair
+from numpyro_dvae.programs.masks import without_mask
 from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.record import Ledger, Reader, draw_log_prob, entropy_of
 from numpyro_dvae.programs.sites import Site, in_batch_dims
@@ -58,9 +59,13 @@ def find_influence(rng_key: Array, pair: Pair) -> Influence | None:
     def run(**values: Array) -> Run:
         return run_pair(rng_key, pair, Draw(rng_key, Layout(), values))
 
-    def log_probs(**values: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    def log_probs(**values: Array) -> tuple[dict[str, Any], dict[str, Array]]:
         now = run(**values)
-        guide = {name: site.term() for name, site in now.guide.items()}
+        # A mask takes a draw's density out of the objective, not the draw out of what follows.
+        guide = {
+            name: (site.term(), without_mask(site.fn).log_prob(site.value))
+            for name, site in now.guide.items()
+        }
         return guide, {name: site.term() for name, site in now.model.items()}
 
     def inspect() -> None:
@@ -68,7 +73,8 @@ def find_influence(rng_key: Array, pair: Pair) -> Influence | None:
         latent = {name: site for name, site in first.guide.items() if not site.is_observed}
         # A flow may have no inverse: it is drawn again, which goes through what it depends on.
         draws = {name: site.value for name, site in latent.items() if _has_inverse(site)}
-        guide, model = eval_provenance(log_probs, **draws)
+        densities, model = eval_provenance(log_probs, **draws)
+        guide = {name: frozenset().union(*both) for name, both in densities.items()}
         unseen = any(guide[name] for name in latent.keys() - draws.keys())
         found.append(None if unseen else _influence(first, pair.layout, guide, model))
 
