@@ -58,7 +58,7 @@ def pieces(spec, terms, plates=(), paired=()):
     always = owned
     if spec.asks_draws:  # of which others may come and go
         first = next(site.name for site in spec.of_guide() if _is_scored(spec, site.name))
-        always = [entry for entry in owned if entry[1] == first]
+        always = [entry for entry in owned if entry[1] == first] or owned  # it may not be dreamt
     scale = _weight(spec, [t for _, _, t in always], plates)
     sums = {}
     for side, name, term in listed:
@@ -255,7 +255,7 @@ def sleep(found, dream, share, beta):
     f = found.likelihood - beta * found.rate
     weights = _softmax(fixed(f) / beta)
     waking = ((weights - 1 / f.shape[1]) * (found.draw + found.q_pathwise)).sum(1, keepdims=True)
-    dreamt = (dream.q_discrete + dream.q_pathwise) * 1.0
+    dreamt = (dream.q_discrete + dream.q_pathwise) * dream.scale / found.scale
     return -(found.scale * share * (dreamt - waking)).sum(tuple(range(1, f.ndim)))
 
 
