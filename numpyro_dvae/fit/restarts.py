@@ -10,7 +10,7 @@ once, which costs small models little more than one run.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -44,10 +44,12 @@ def fit_restarts(
     eval_data: Any = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    capture: bool = False,
     progress: bool = True,
     log_every: int = 50,
     eval_every: int = 1000,
     checkpoint_every: int = 1000,
+    devices: Sequence[jax.Device] | None = None,
 ) -> FitResult:
     """Train from `num_restarts` starts, side by side, and keep the best run.
 
@@ -65,10 +67,12 @@ def fit_restarts(
             the run that is best so far.
         folder: As in `fit`; it holds one checkpoint, of all runs.
         resume: As in `fit`.
+        capture: As in `fit`.
         progress: As in `fit`.
         log_every: As in `fit`.
         eval_every: As in `fit`.
         checkpoint_every: As in `fit`.
+        devices: As in `fit`; they share the rows of each batch, and each has all runs.
 
     Returns:
         The result of the best run; its losses are those of the run that was best at each step. Its
@@ -96,6 +100,8 @@ def fit_restarts(
         log_every=log_every,
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,
+        devices=devices,
+        capture=capture,
     )
     return replace(best, runs=runs.results(best))
 

@@ -37,6 +37,7 @@ def fit_restarts(
     eval_data: Any = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    capture: bool = False,
     progress: bool = True,
     log_every: int = 50,
     eval_every: int = 1000,
@@ -57,6 +58,7 @@ def fit_restarts(
         eval_data: As in `fit`.
         folder: As in `fit`. Each run has a folder of its own in it, `restart-0` and so on.
         resume: The runs that have begun in `folder` go on; the others begin.
+        capture: As in `fit`.
         progress: As in `fit`.
         log_every: As in `fit`.
         eval_every: As in `fit`.
@@ -88,6 +90,7 @@ def fit_restarts(
             log_every=log_every,
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
+            capture=capture,
         )
 
     return _best_of(num_restarts, run)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_dvae.ops.arguments import checked
+
 __all__ = ["Share", "alike", "current_share", "drawn_for_rows", "draws_of_rows", "sharing"]
 
 
@@ -51,6 +53,7 @@ def alike() -> Any:
     return sharing(None)
 
 
+@checked
 def drawn_for_rows(
     draw: Callable[[tuple[int, ...]], Tensor], shape: Sequence[int], axis: int
 ) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, distributed
 
+from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.noise import current_share
 
 __all__ = [
@@ -80,6 +81,7 @@ def as_first(array: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     return array
 
 
+@checked
 def first_says(say: Callable[[], Any]) -> Any:
     """What the first process finds by calling `say`, which the others do not; or how it fails."""
     if num_processes() == 1:
