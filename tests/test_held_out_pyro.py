@@ -8,6 +8,7 @@ import pyro  # noqa: E402
 import pyro.distributions as dist  # noqa: E402
 from pyro.infer import SVI, Trace_ELBO  # noqa: E402
 
+from pyro_dvae.fit.devices import Devices  # noqa: E402
 from pyro_dvae.fit.evaluation import HeldOut  # noqa: E402
 
 X = np.array([[0.3], [-1.0], [2.0], [0.1], [5.0]], np.float32)
@@ -34,7 +35,7 @@ def test_five_data_in_batches_of_two():
     pyro.clear_param_store()
     model = Noisy()
     svi = SVI(model, nothing, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
-    found = HeldOut(svi, torch.as_tensor(X), 2).loss()
+    found = HeldOut(svi, torch.as_tensor(X), 2, Devices(svi, ())).loss()
     error = (X.astype(float) + 1.0) / np.sqrt(1.0 + 1e-5) - X
     expected = (0.5 * error**2 + 0.5 * np.log(2 * np.pi)).mean()
     assert found == pytest.approx(expected, rel=1e-6)
