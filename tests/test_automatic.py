@@ -67,6 +67,7 @@ def random_params(*, parents):
     return {name: RNG.normal(size=shape) for name, shape in shapes.items()}
 
 
+@pytest.mark.thrifty
 def test_it_starts_at_the_prior(lab):
     model = lab.bind(counting)
     guide = lab.guide(model, structure="model", num_values={"k": 3})
@@ -196,6 +197,7 @@ def mixture(ppl, x):
         ppl.sample("x", ppl.dist.Normal(loc[..., 0] * z + loc[..., 1] * (1 - z), 1.0), obs=x)
 
 
+@pytest.mark.thrifty
 def test_a_list_joins_it_with_a_guide_of_continuous_latents(lab):
     model, x = lab.bind(mixture), np.array([-2.1, -1.9, 2.0, 2.2, 1.8])
     guides = lab.primitives.list(model, ["z"])

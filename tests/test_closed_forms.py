@@ -95,6 +95,7 @@ def run(request):
     return RUNS[request.param]
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("name", ["Exact_ELBO", "VQ_ELBO"])
 def test_a_step_goes_a_tenth_of_the_way_to_the_optimum(run, name):
     found, squares, probs = run(name, 2)

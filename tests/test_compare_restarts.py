@@ -144,6 +144,7 @@ def test_the_runs_are_kept_the_best_first(kit):
     assert len(orders) == 3  # else there would be nothing to align
 
 
+@pytest.mark.thrifty
 def test_labels_of_a_mixture_are_aligned(each_kit):
     kit = each_kit
     found = kit.compare(kit.result, num_draws=60)

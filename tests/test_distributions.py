@@ -80,6 +80,7 @@ def close(lab, found, expected, rtol=1e-12):
     np.testing.assert_allclose(lab.numpy(found), lab.numpy(expected), rtol=rtol, atol=1e-12)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(
     ("batch", "expanded", "value"),
     [

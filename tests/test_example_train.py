@@ -67,7 +67,7 @@ def check(result, num_pixels=64):
             ]
         ),
         pytest.param(("--method", "gr_mck", "--backend", "numpyro"), marks=pytest.mark.slow),
-        ("--method", "daps", "--backend", "numpyro"),
+        pytest.param(("--method", "daps", "--backend", "numpyro"), marks=pytest.mark.slow),
         pytest.param(
             ("--method", "daps", "--backend", "numpyro", "--guide", "autoregressive"),
             marks=pytest.mark.slow,

@@ -49,6 +49,7 @@ def train(name, num_steps=3):
     return fit(jax.random.key(0), svi, X, None, None, None, LABELS, **options), (jax.random.key(1),)
 
 
+@pytest.mark.thrifty
 def test_out_and_back(name, tmp_path):
     export = importlib.import_module(f"{name}_dvae.fit")
     result, key = train(name)

@@ -77,6 +77,7 @@ def run(request):
     return RUNS[request.param]
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(
     "batch_size", [4, *(pytest.param(size, marks=pytest.mark.slow) for size in (None, 100))]
 )

@@ -112,6 +112,7 @@ def test_outputs_without_two_numbers_for_each_entry_are_refused(lab):
         head(lab, "GaussianHeads")(lab.asarray(np.zeros((2, 3, 3))), 2)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("kind", ["gaussian", "logistic"])
 def test_a_convolutional_vae_of_colour_images_learns(lab, kind):
     """Two kinds of images: the loss falls by nats, and parameters of all networks move."""

@@ -64,6 +64,7 @@ def test_the_cache_changes_no_code(lab, dtype, with_context):
         assert np.array_equal(found, expected) is not flipped
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def test_teacher_forced_log_q_is_the_samplers_own(lab, dtype, monkeypatch):
     distributions, steps = lab.module("distributions"), []

@@ -75,6 +75,7 @@ def loss_of(infer, loss):
     return infer.VQ_ELBO() if loss == "vq" else infer.Reinforce_ELBO(2)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(
     ("loss", "decay"), [("vq", None), ("vq", 0.9), ("reinforce", None), ("reinforce", 0.9)]
 )

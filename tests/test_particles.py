@@ -26,6 +26,7 @@ def test_the_shared_plates_are_found(shim, name):
     assert shim.Case(BY_NAME[name]).layout().plates == BY_NAME[name].plates
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(
     "name",
     [n if n == "mixed" else pytest.param(n, marks=pytest.mark.slow) for n in BY_NAME],

@@ -86,6 +86,7 @@ SLOW = [pytest.param(*p, marks=pytest.mark.slow) for p in itertools.product(PRIO
 CASES = [("one_hot", True), ("poisson", False), *SLOW]
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(("family", "linked"), CASES)
 def test_it_is_the_guides_own_and_corrected_the_true_one(lab, family, linked):
     model, guide, params = fitted(lab, family, linked)
@@ -165,6 +166,7 @@ def test_beside_continuous_latents_and_with_dependence(lab):
             lab.posterior(*result, X, sites=names)
 
 
+@pytest.mark.thrifty
 def test_of_a_truncated_guide_and_of_relaxed_programs(lab):
     infer = lab.module("infer")
     model, guide, params = fitted(lab, "categorical", True)

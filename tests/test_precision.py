@@ -88,6 +88,7 @@ def gradient_of(name, make):
     return np.asarray(jax.grad(loss)(array(INPUTS)))
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
 def test_squares_are_weighed_as_the_likelihood_weighs_its_errors(backend, make):
     found = gradient_of(backend.name, make)

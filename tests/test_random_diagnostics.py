@@ -17,6 +17,7 @@ def try_many(name, seeds):
     return refused
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(("name", "count"), [("pyro", 3), ("numpyro", 1)])
 def test_random_programs_have_their_exact_numbers(name, count):
     refused = try_many(name, range(count))

@@ -73,6 +73,7 @@ def dtype_of(lab, name):
     )
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("name", list(NETS))
 def test_the_same_numbers_in_less_memory(lab, name):
     args, options, inputs = NETS[name]

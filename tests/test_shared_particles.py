@@ -3,6 +3,7 @@
 import importlib
 
 import numpy as np
+import pytest
 
 B, K, L, V, P, D = 3, 7, 4, 5, 8, 12  # no two alike, nor like D / 2
 
@@ -18,6 +19,7 @@ def shapes_in(jaxpr):
                     yield from shapes_in(inner)
 
 
+@pytest.mark.thrifty
 def test_patches_and_their_keys_are_made_once_a_datum(lab, monkeypatch):
     nets, guides, models = lab.module("nets"), lab.module("guides"), lab.module("models")
     block, seen = lab.module("nets.attention").Block, {"patches": [], "context": [], "x": []}

@@ -145,6 +145,7 @@ STACKS = {
 }
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("kind", STACKS)
 def test_any_codebook_trains(kit, kind):
     nets = kit.module("nets")

@@ -120,6 +120,7 @@ def test_twins(name):
 # What they find
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(
     ("arguments", "least", "rate"),
     [
@@ -138,6 +139,7 @@ def test_discrete_vae(package, arguments, least, rate, capsys):
     assert len([line for line in lines if "##" in line]) > 12  # of 8 rows of digits, twice
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("package", PACKAGES)
 def test_own_estimator(package):
     """From the same draws, leave-one-out REINFORCE; and the guide can be the posterior."""
@@ -173,6 +175,7 @@ def test_own_model_finds_its_parameters(package, arguments, errors):
             assert np.abs(value - exact[name]).max() < bound / 2, name
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(
     "arguments", [(60, 200), pytest.param((), marks=whole)], ids=["first", "whole"]
 )

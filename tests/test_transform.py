@@ -26,6 +26,7 @@ def arrays_of(kind, kit, x):
     return {"data": x, "batch_size": 5 if kind == "rows" else None}
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_identity_changes_nothing(kit, kind):
     """To the last bit: the transform has random numbers of its own, or draws none."""
@@ -60,6 +61,7 @@ def test_draws_differ_from_step_to_step_and_repeat(kit):
     np.testing.assert_array_equal(first, drawn())
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["binarised", "cropped"])
 def test_a_resumed_run_gives_the_same_numbers(kit, tmp_path, monkeypatch, kind, name):

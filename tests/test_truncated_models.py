@@ -75,6 +75,7 @@ def test_other_losses_and_a_held_schedule_leave_them(shim):
     np.testing.assert_allclose(found.variance, VARIANCE, rtol=1e-5)
 
 
+@pytest.mark.thrifty
 def test_a_resumed_run_has_the_same_sets_and_numbers(shim, tmp_path):
     settings = {"batch_size": 5, "num_states": 4, "log_every": 2}
     whole = train(shim, num_steps=7, **settings)
