@@ -237,6 +237,26 @@ def test_sites_of_the_guide_alone_cannot_be_listed(shim):
     np.testing.assert_array_less(np.abs(found.elbo - elbo), 5 * found.elbo_error)
 
 
+def test_latents_of_no_datum_vary_over_none(shim):
+    """Of students and items, whose plates cross; it returned nothing."""
+
+    def latents(ppl):
+        for name, dim in (("student", -2), ("item", -1)):
+            with ppl.plate(f"{name}s", 2, dim=dim):
+                ppl.sample(name, ppl.dist.Bernoulli(logits=ppl.zeros(2)[0]))
+
+    def model(ppl, x):
+        latents(ppl)
+
+    def guide(ppl, x):
+        latents(ppl)
+
+    case = shim.Case(program_of(model, guide, {}, {"x": np.zeros(2)}))
+    refused = pytest.raises(ValueError, match=r"latents \['item', 'student'\] are under no plate")
+    with pytest.warns(UserWarning, match="no plate"), refused:
+        shim.diagnose(shim.module("diagnostics").active_latents, case)
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [

@@ -82,6 +82,9 @@ def active_latents(
     Returns:
         Of each latent site under the data's plate, the variance of each latent, over the data of
         which no mask silences it.
+
+    Raises:
+        ValueError: If no plate of data has latents: there are none, or they cross.
     """
     if num_draws < 2:
         raise ValueError(f"`num_draws` must be at least 2, for two halves; got {num_draws}.")
@@ -94,7 +97,14 @@ def active_latents(
         params=params,
         batch_size=batch_size,
     )
-    return {name: ActiveLatents(each, threshold) for name, each in variances_of(draws).items()}
+    found = variances_of(draws)
+    if not found and not draws.plates and (sites := sorted({**draws["latent"], **draws["code"]})):
+        raise ValueError(
+            f"`active_latents` looks at how means vary over the data, but the latents {sites} are "
+            "under no plate that makes a datum: there is none, or they cross. Put those of a datum "
+            "under one plate, or use `discrete_posterior`, which takes each site by itself."
+        )
+    return {name: ActiveLatents(each, threshold) for name, each in found.items()}
 
 
 @checked
