@@ -200,6 +200,15 @@ def test_mixed_particles_are_noticed(name, seed):
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
+def test_a_weak_trace_of_other_particles_is_noticed():
+    """In double precision; a thousandth of the value was taken for rounding."""
+    model, y = mixing(lambda z: 1e-4 * z.sum()), torch.tensor(0.3)
+    expected = exact_loss(model, rare_guide, {"z": bits(4)}, y)
+    with pytest.warns(UserWarning, match=LOOP):
+        found = Exact_ELBO().loss(model, rare_guide, y)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
 def test_programs_that_broadcast_run_at_once():
     """Negative control: no warning, and one run of the model for all states."""
     runs = []
