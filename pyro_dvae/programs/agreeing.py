@@ -18,13 +18,12 @@ from torch import Tensor
 from pyro_dvae.programs.contracting import Term, terms_of
 from pyro_dvae.programs.draw import Draw, run_pair
 from pyro_dvae.programs.enumerating import check_marked
-from pyro_dvae.programs.looking import only_looking
+from pyro_dvae.programs.looking import only_looking, same_but_rounding
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.sites import Site, sample_sites
 
 __all__ = ["check_agreement"]
 
-_TOLERANCE = 1e-3
 _TRIALS = 2
 
 
@@ -141,4 +140,4 @@ def _alike(one: Tensor, two: Tensor) -> bool:
         one, two = torch.broadcast_tensors(one, two)
     except RuntimeError:
         return False
-    return torch.allclose(one, two, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+    return same_but_rounding(one, two)

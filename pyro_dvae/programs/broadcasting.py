@@ -18,7 +18,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_dvae.programs.draw import Draw, run_pair
-from pyro_dvae.programs.looking import only_looking
+from pyro_dvae.programs.looking import only_looking, same_but_rounding
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.record import Particles, draw_log_prob, make_record
 from pyro_dvae.programs.run import drawn_subsamples
@@ -28,7 +28,6 @@ __all__ = ["takes_particles", "takes_singletons"]
 
 _NUM_MIXED = 3  # of the particles, which have low and high codes
 _NUM_PARTICLES = 2 + _NUM_MIXED
-_ROUNDING = {torch.float64: 1e-6}  # sums of a network's outputs in single precision have as much
 _COMPARED = (
     "log_likelihood",
     "log_prior",
@@ -166,13 +165,7 @@ def _agree(first: Particles, second: Particles, place: int, other: int) -> bool:
         return False
     for one, two in zip(*draws, strict=True):
         pairs.append((one[min(place, len(one) - 1)], two[min(other, len(two) - 1)]))
-    return all(_alike(one, two) for one, two in pairs)
-
-
-def _alike(one: Tensor, two: Tensor) -> bool:
-    """Up to what the order of sums may change; in double precision weak traces show, too."""
-    most = _ROUNDING.get(torch.promote_types(one.dtype, two.dtype), 1e-3)
-    return torch.allclose(one, two, rtol=most, atol=most, equal_nan=True)
+    return all(same_but_rounding(one, two) for one, two in pairs)
 
 
 def _telling_values(site: Site) -> Tensor | None:
