@@ -193,13 +193,13 @@ REST = [
     ),
     # programs
     *pyro(
-        "programs/tracking.py",
+        "programs/structure/tracking.py",
         "        hidden |= moved\n",
         "",
         "tests/test_hidden_dependence_pyro.py",
     ),
     *numpyro(
-        "programs/layout.py",
+        "programs/structure/layout.py",
         "return [site.term() for site",
         "return [site.log_prob() for site",
         WEIGH,
@@ -218,13 +218,13 @@ REST = [
         "tests/test_ways_pyro.py",
     ),
     *pyro(
-        "programs/layout.py",
+        "programs/structure/layout.py",
         "shared &= site.plates.keys()",
         "pass",
         "tests/test_particles.py::test_the_shared_plates_are_found",
     ),
     *numpyro(
-        "programs/layout.py",
+        "programs/structure/layout.py",
         "shared &= site.plates.keys()",
         "pass",
         "tests/test_particles.py::test_the_shared_plates_are_found",

@@ -66,12 +66,12 @@ def test_what_never_comes(backend, name, dtype):
     home = backend.module("distributions") if own else dist_of(backend)
     fn = getattr(home, family)(**{key: array(value) for key, value in arguments.items()})
     values = backend.asarray(values.astype(int)) if family == "Categorical" else array(values)
-    found = backend.module("programs.impossible").excludes(fn, values)
+    found = backend.module("programs.readers.impossible").excludes(fn, values)
     np.testing.assert_array_equal(np.asarray(found), expected)
 
 
 def test_a_guide_leaves_out_what_the_model_has(backend):
-    leaves_out, dist = backend.module("programs.impossible").leaves_out, dist_of(backend)
+    leaves_out, dist = backend.module("programs.readers.impossible").leaves_out, dist_of(backend)
 
     def coins(*probs):
         return dist.Bernoulli(backend.asarray(np.array(probs))).to_event(1)

@@ -24,9 +24,9 @@ from numpyro_dvae.infer.memory import LOSS_MEMORY
 from numpyro_dvae.infer.reinforce import read_prediction
 from numpyro_dvae.infer.svi import loss_info, loss_state, with_memory
 from numpyro_dvae.programs.codes import read_codes
-from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.run import run_particles
+from numpyro_dvae.programs.structure.layout import find_layout
 
 LATENTS, CODES, PIXELS = 2, 5, 3
 X = np.random.default_rng(0).normal(size=(6, PIXELS))

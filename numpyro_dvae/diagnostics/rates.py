@@ -9,8 +9,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import kl_divergence
 
-from numpyro_dvae.programs.impossible import excludes
 from numpyro_dvae.programs.masks import entry_mask, is_masked
+from numpyro_dvae.programs.readers.impossible import excludes
 from numpyro_dvae.programs.sites import Site
 
 __all__ = ["expected_rate"]

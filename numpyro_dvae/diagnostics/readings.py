@@ -23,15 +23,15 @@ from numpyro_dvae.diagnostics.silence import (
     read_unmasked,
     with_matters,
 )
-from numpyro_dvae.programs.broadcasting import takes_singletons
 from numpyro_dvae.programs.codes import enumerate_draws, read_codes
 from numpyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
-from numpyro_dvae.programs.impossible import read_impossible
-from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Layout, Pair, Run
+from numpyro_dvae.programs.readers.impossible import read_impossible
 from numpyro_dvae.programs.record import Particles, make_record, read_silenced
 from numpyro_dvae.programs.run import run_particles
 from numpyro_dvae.programs.sites import rows_of_plates, sample_sites
+from numpyro_dvae.programs.structure.broadcasting import takes_singletons
+from numpyro_dvae.programs.structure.layout import find_layout
 
 __all__ = [
     "Notes",

@@ -37,8 +37,13 @@ from numpyro_dvae.guides.families import (
 from numpyro_dvae.guides.places import check_site, full_sizes, reaches
 from numpyro_dvae.guides.tables import given_parents, num_features, of_rows, start_at_prior
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.programs.handlers.swapping import (
+    is_discrete,
+    latents_and_parents,
+    sample_many,
+    swap_sites,
+)
 from numpyro_dvae.programs.sites import Site
-from numpyro_dvae.programs.swapping import is_discrete, latents_and_parents, sample_many, swap_sites
 
 __all__ = ["AutoDiscrete"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from numpyro_dvae.guides.families import Latent, Prior, prior, value_of, vectors
-from numpyro_dvae.programs.swapping import given_run
+from numpyro_dvae.programs.handlers.swapping import given_run
 
 __all__ = [
     "LARGEST_TABLE",

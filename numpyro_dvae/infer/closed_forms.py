@@ -21,14 +21,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_dvae.programs.pair import Layout, Run
-from numpyro_dvae.programs.record import Particles
-from numpyro_dvae.programs.statistics import (
+from numpyro_dvae.programs.readers.statistics import (
     Factors,
     Statistic,
     closed_forms_of,
     read_statistics,
     sums,
 )
+from numpyro_dvae.programs.record import Particles
 
 __all__ = ["RATE", "ClosedForms"]
 

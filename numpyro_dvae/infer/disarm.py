@@ -17,8 +17,8 @@ leave-one-out REINFORCE within the pair. Given all else in z', such a draw of z 
 of zero, so the whole stays unbiased; `DisARM_ELBO.inspect` tells the two kinds of sites apart.
 
 Where a draw influences a part of a datum only, f is that part, site by site and cell by cell
-(`programs.credit`): of a term that it does not influence, both of a pair have the same mean times
-``z - z'``, which is as often 1 as -1, or times the score of a draw made alone.
+(`programs.readers.credit`): of a term that it does not influence, both of a pair have the same mean
+times ``z - z'``, which is as often 1 as -1, or times the score of a draw made alone.
 
 References:
     [1] Dong, Mnih & Tucker. DisARM: an antithetic gradient estimator for binary latent
@@ -42,12 +42,12 @@ from numpyro_dvae.infer.objective import Gain, Objective, credited
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.multisample import antithetic_advantages, antithetic_draw, antithetic_factor
 from numpyro_dvae.ops.weighting import fill_impossible
-from numpyro_dvae.programs.credit import Influence, credit_reader, find_influence, log_draw
 from numpyro_dvae.programs.draw import Sampler
-from numpyro_dvae.programs.layout import independent_sites
 from numpyro_dvae.programs.pair import Layout, Pair, Run
+from numpyro_dvae.programs.readers.credit import Influence, credit_reader, find_influence, log_draw
 from numpyro_dvae.programs.record import Ledger, Particles, Reader
 from numpyro_dvae.programs.sites import Site
+from numpyro_dvae.programs.structure.layout import independent_sites
 
 __all__ = ["AntitheticSampler", "DisARM_ELBO", "PairedSites", "antithetic_pairs"]
 

@@ -20,10 +20,10 @@ from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import Gain, Objective
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.weighting import fill_impossible
-from numpyro_dvae.programs.broadcasting import takes_singletons
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.record import Particles
+from numpyro_dvae.programs.structure.broadcasting import takes_singletons
 
 __all__ = ["Exact_ELBO", "exact_expectation"]
 

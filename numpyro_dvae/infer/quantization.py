@@ -10,13 +10,13 @@ the model sees e with a gradient that the guide chooses (`ops.codepaths`), and t
 
     -log p(x | e) - log p(z) + N / 2v (m(sg(z_e) - e) + commitment m(z_e - sg(e)) + penalty)
 
-with m the mean of squares over the latents of a datum and their channels, N the observed entries
-of x and v the mean of their variances under the likelihood. The terms are so weighed as all write
+with m the mean of squares over the latents of a datum and their channels, N the observed entries of
+x and v the mean of their variances under the likelihood. The terms are so weighed as all write
 them, a mean of squares against the mean square error of x: N / 2v is what that error costs in nats
-under a Gaussian, and v is what the likelihood takes it to be (`programs.precision`). The term in
-sg(z_e) is what moves a codebook that is a parameter; one of moving averages has no gradient, and
-finite scalars [2] have neither of the two. The penalty is the guide's own, if it has one. Biased,
-as any gradient past a code.
+under a Gaussian, and v is what the likelihood takes it to be (`programs.readers.precision`). The
+term in sg(z_e) is what moves a codebook that is a parameter; one of moving averages has no
+gradient, and finite scalars [2] have neither of the two. The penalty is the guide's own, if it has
+one. Biased, as any gradient past a code.
 
 While the loss runs the model, a handler hands it vectors ``(*batch, L, D)`` where it samples the
 codes; their log-density, and every other use of the model, is of integer codes.
@@ -39,10 +39,10 @@ from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import Gain, Objective, info_type
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.usage import codes_in_use
+from numpyro_dvae.programs.handlers.vectors import QuantizedSite, VectorLink, read_vectors
 from numpyro_dvae.programs.pair import Layout, Pair
-from numpyro_dvae.programs.precision import read_precision
+from numpyro_dvae.programs.readers.precision import read_precision
 from numpyro_dvae.programs.record import Particles
-from numpyro_dvae.programs.vectors import QuantizedSite, VectorLink, read_vectors
 
 __all__ = ["VQ_ELBO", "VQInfo", "quantization_penalty"]
 

@@ -32,7 +32,7 @@ from jaxtyping import Array
 
 from numpyro_dvae.distributions import RELAXATIONS
 from numpyro_dvae.ops.arguments import checked
-from numpyro_dvae.programs.relaxing import RefusalError, Relaxing, not_taken
+from numpyro_dvae.programs.handlers.relaxing import RefusalError, Relaxing, not_taken
 
 __all__ = ["Relaxed", "relax", "unrelaxed"]
 

@@ -1,23 +1,24 @@
 """Run any model and guide, and say in arrays what happened: the only room that meets traces.
 
-Read it in this order, from a program to arrays:
+The files of the room are the way from a program to arrays. Read them in this order:
 
 - `sites`: one typed view of a sample site, made once from NumPyro's message;
 - `pair`: a model and its guide, how their sites lie, how they are run; what a run left;
 - `draw`: the handler that draws or takes values, and what runs a program;
-- `layout`, `computing`: a plain run that finds out how the sites of a pair lie;
-- `masks`: where a mask is; `record` leaves out of each sum what it hides;
-- `densities`: log-densities of many states at once;
-- `record`: log-densities by particle and datum, the record that every algorithm takes;
-- `enumerating`, `contracting`: marked sites of a model, summed out of its run; `agreeing`: whether
-  it then depends on what it depends on with one of each of their values;
 - `run`: particles of a pair, at once or one by one; dreams;
-- `planning`: what is known of a call that looks like an earlier one; `asking`: what is not;
-- `codes`: the discrete latents of a datum as one row of codes, and all states of these;
-- `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws;
-- `swapping`: a model run as a guide of its discrete latents;
-- `statistics`: what the closed form of a parameter needs of a run;
-- `precision`: what mean square error costs in nats, to weigh other squares by.
+- `record`: log-densities by particle and datum, the record that every algorithm takes;
+- `masks`, `densities`: where a mask is; log-densities of many states at once;
+- `codes`: the discrete latents of a datum as one row of codes, and all states of these.
+
+The folders hold what is beside that way, and say so in their first lines:
+
+- `structure`: what is found out about a pair before it is run, `structure.layout` first;
+- `summing`: marked sites of a model, summed out of its run;
+- `readers`: what some algorithms read of a run beside its log-densities;
+- `handlers`: programs that run otherwise than they are written, for one purpose each.
+
+A mask is the distribution's own in NumPyro, a handler's too, and applied by its `log_prob`, or by
+the fast way of `densities`. Draws are never masked (`record.draw_log_prob`).
 
 It imports `ops` and `distributions`. Its words:
 

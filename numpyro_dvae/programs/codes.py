@@ -22,9 +22,9 @@ from numpyro.handlers import block, replay, trace
 
 from numpyro_dvae.ops.arguments import shown_count
 from numpyro_dvae.programs.draw import Draw, run_program
-from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.sites import Site, sample_sites
+from numpyro_dvae.programs.structure.layout import find_layout
 
 __all__ = [
     "CodedSite",

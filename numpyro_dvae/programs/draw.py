@@ -14,9 +14,9 @@ from numpyro.handlers import replay, seed, substitute, trace, uncondition
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions import sample_codes
-from numpyro_dvae.programs.enumerating import enumerate_marked, sum_out
 from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.sites import Site, base_distribution, is_drawn, mutable_values
+from numpyro_dvae.programs.summing.enumerating import enumerate_marked, sum_out
 
 __all__ = ["Draw", "FixedKeys", "Sampler", "Unconditioned", "run_pair", "run_program"]
 

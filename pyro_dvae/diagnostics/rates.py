@@ -7,8 +7,8 @@ from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions.kl import kl_divergence
 
-from pyro_dvae.programs.impossible import excludes
 from pyro_dvae.programs.masks import entry_mask, is_masked
+from pyro_dvae.programs.readers.impossible import excludes
 from pyro_dvae.programs.sites import Site
 
 __all__ = ["expected_rate"]

@@ -23,17 +23,17 @@ from pyro_dvae.diagnostics.silence import (
     with_matters,
 )
 from pyro_dvae.infer.relaxation import unrelaxed
-from pyro_dvae.programs.broadcasting import takes_particles, takes_singletons
 from pyro_dvae.programs.codes import enumerate_draws, read_codes
 from pyro_dvae.programs.draw import Draw, run_pair, run_program
-from pyro_dvae.programs.impossible import read_impossible
-from pyro_dvae.programs.layout import common_layout, find_layout
-from pyro_dvae.programs.looking import only_looking
+from pyro_dvae.programs.handlers.paths import list_paths
 from pyro_dvae.programs.pair import Layout, Pair, Run, StructureError
-from pyro_dvae.programs.paths import list_paths
+from pyro_dvae.programs.readers.impossible import read_impossible
 from pyro_dvae.programs.record import Particles, concatenate, make_record, read_silenced
 from pyro_dvae.programs.run import drawn_subsamples, run_particles
 from pyro_dvae.programs.sites import Site, deterministic_sites, rows_of_plates, sample_sites
+from pyro_dvae.programs.structure.broadcasting import takes_particles, takes_singletons
+from pyro_dvae.programs.structure.layout import common_layout, find_layout
+from pyro_dvae.programs.structure.looking import only_looking
 
 __all__ = [
     "Notes",

@@ -3,8 +3,8 @@
 `torchrun` starts a process for each device; where `torch.distributed` is initialised, `fit` trains
 in all of them as in one. Every process holds all data, draws the same batch, and runs model and
 guide with its own block of rows. What a loss makes of a batch is made of all rows (see
-`programs.gathering`), gradients are summed, and so parameters, generators and the state of the loss
-stay the same in all. The first process writes.
+`programs.processes.gathering`), gradients are summed, and so parameters, generators and the state
+of the loss stay the same in all. The first process writes.
 """
 
 import os
@@ -35,7 +35,7 @@ from pyro_dvae.ops.processes import (
     process_rank,
     total,
 )
-from pyro_dvae.programs.sharding import find_plates, sharded
+from pyro_dvae.programs.processes.sharding import find_plates, sharded
 
 __all__ = ["Devices"]
 

@@ -38,8 +38,8 @@ from pyro_dvae.guides.families import (
 from pyro_dvae.guides.places import check_site, full_sizes, reaches
 from pyro_dvae.guides.tables import given_parents, num_features, of_rows, start_at_prior
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.programs.handlers.swapping import is_discrete, latents_and_parents, swap_sites
 from pyro_dvae.programs.sites import Site
-from pyro_dvae.programs.swapping import is_discrete, latents_and_parents, swap_sites
 
 __all__ = ["AutoDiscrete"]
 

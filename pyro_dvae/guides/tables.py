@@ -18,8 +18,8 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from pyro_dvae.guides.families import Latent, Prior, prior, value_of, vectors
-from pyro_dvae.programs.looking import only_looking
-from pyro_dvae.programs.swapping import given_run
+from pyro_dvae.programs.handlers.swapping import given_run
+from pyro_dvae.programs.structure.looking import only_looking
 
 __all__ = [
     "LARGEST_TABLE",

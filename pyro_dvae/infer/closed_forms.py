@@ -20,10 +20,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_dvae.ops.processes import total as summed_over
-from pyro_dvae.programs.gathering import part_of
 from pyro_dvae.programs.pair import Layout, Run
+from pyro_dvae.programs.processes.gathering import part_of
+from pyro_dvae.programs.readers.statistics import (
+    Factors,
+    Statistic,
+    closed_forms_of,
+    read_statistics,
+    sums,
+)
 from pyro_dvae.programs.record import Particles
-from pyro_dvae.programs.statistics import Factors, Statistic, closed_forms_of, read_statistics, sums
 
 __all__ = ["RATE", "ClosedForms"]
 

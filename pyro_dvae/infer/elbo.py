@@ -34,13 +34,13 @@ from pyro_dvae.infer.objective import (
 from pyro_dvae.infer.options import NamedOptions
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.programs.draw import Sampler, run_traces
-from pyro_dvae.programs.gathering import gathered
-from pyro_dvae.programs.layout import find_layout
-from pyro_dvae.programs.looking import statistics_kept, without_gradient
 from pyro_dvae.programs.pair import Layout, Pair
-from pyro_dvae.programs.planning import Plans
+from pyro_dvae.programs.processes.gathering import gathered
 from pyro_dvae.programs.record import Particles, Reader
 from pyro_dvae.programs.run import run_particles
+from pyro_dvae.programs.structure.layout import find_layout
+from pyro_dvae.programs.structure.looking import statistics_kept, without_gradient
+from pyro_dvae.programs.structure.planning import Plans
 
 __all__ = ["LossState", "ParticleELBO"]
 

@@ -21,10 +21,10 @@ from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.weighting import fill_impossible
-from pyro_dvae.programs.broadcasting import takes_singletons
 from pyro_dvae.programs.codes import enumerate_draws
 from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.record import Particles
+from pyro_dvae.programs.structure.broadcasting import takes_singletons
 
 __all__ = ["Exact_ELBO", "exact_expectation"]
 

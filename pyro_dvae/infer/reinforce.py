@@ -8,7 +8,8 @@ the second term along the pathwise parts (model, reparameterised sites, closed-f
 Leave-one-out baselines [2] make this unbiased for K > 1 without anything to learn.
 
 Where a draw influences a part of a datum only, as in a chain, a tree or a nested plate, ``f_k`` is
-that part, and has a baseline of its own, site by site and cell by cell [4]: `programs.credit`.
+that part, and has a baseline of its own, site by site and cell by cell [4]:
+`programs.readers.credit`.
 
 References:
     [1] Williams. Simple statistical gradient-following algorithms for connectionist reinforcement
@@ -33,8 +34,8 @@ from pyro_dvae.infer.objective import Gain, Objective, credited
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
 from pyro_dvae.ops.weighting import fill_impossible
-from pyro_dvae.programs.credit import credit_reader, find_influence, log_draw
 from pyro_dvae.programs.pair import Layout, Pair, Run
+from pyro_dvae.programs.readers.credit import credit_reader, find_influence, log_draw
 from pyro_dvae.programs.record import Particles, Reader
 from pyro_dvae.programs.sites import Site, in_batch_dims
 

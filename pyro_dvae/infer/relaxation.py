@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from pyro_dvae.distributions import RELAXATIONS
 from pyro_dvae.ops.arguments import checked
-from pyro_dvae.programs.relaxing import RefusalError, Relaxing, not_taken
+from pyro_dvae.programs.handlers.relaxing import RefusalError, Relaxing, not_taken
 
 __all__ = ["Relaxed", "relax", "unrelaxed"]
 

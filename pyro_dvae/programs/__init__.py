@@ -1,26 +1,25 @@
 """Run any model and guide, and say in arrays what happened: the only room that meets traces.
 
-Read it in this order, from a program to arrays:
+The files of the room are the way from a program to arrays. Read them in this order:
 
 - `sites`: one typed view of a sample site, made once from Pyro's message;
 - `pair`: a model and its guide, how their sites lie, how they are run; what a run left;
 - `draw`: the handler that draws all particles at once or takes values, and what runs a program;
-- `layout`: a plain run that finds out how the sites of a pair lie;
-- `tracking`: what each log-density depends on, followed through a run and tried by other draws;
-- `masks`: where a mask is; `record` leaves out of each sum what it hides;
-- `densities`: log-densities of many states at once;
-- `record`: log-densities by particle and datum, the record that every algorithm takes;
-- `enumerating`, `contracting`: marked sites of a model, summed out of its run; `agreeing`: whether
-  it then says what it says of each of their values;
 - `run`: particles of a pair, at once or one by one; dreams;
-- `broadcasting`, `planning`: whether programs take a particle axis; what is known of a call;
-- `looking`: runs that only look, without gradient and with the generators as they were;
-- `codes`: the discrete latents of a datum as one row of codes, and all states of these;
-- `vectors`, `relaxing`: programs that see the vectors of codes, or relaxed draws;
-- `sharding`, `gathering`: programs of which each process runs some rows; the record of all rows;
-- `swapping`: a model run as a guide of its discrete latents;
-- `statistics`: what the closed form of a parameter needs of a run;
-- `precision`: what mean square error costs in nats, to weigh other squares by.
+- `record`: log-densities by particle and datum, the record that every algorithm takes;
+- `masks`, `densities`: where a mask is; log-densities of many states at once;
+- `codes`: the discrete latents of a datum as one row of codes, and all states of these.
+
+The folders hold what is beside that way, and say so in their first lines:
+
+- `structure`: what is found out about a pair before it is run, `structure.layout` first;
+- `summing`: marked sites of a model, summed out of its run;
+- `readers`: what some algorithms read of a run beside its log-densities;
+- `handlers`: programs that run otherwise than they are written, for one purpose each;
+- `processes`: programs of which each process runs some rows, and the record of all rows.
+
+A mask is applied in one place, `Site.scaled`, on the way to the sums of `record.Ledger`; a
+distribution's own is part of its log-density. Draws are never masked (`record.draw_log_prob`).
 
 It imports `ops` and `distributions`. Its words:
 

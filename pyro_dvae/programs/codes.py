@@ -22,12 +22,12 @@ from torch import Tensor
 
 from pyro_dvae.ops.arguments import shown_count
 from pyro_dvae.programs.draw import run_program
-from pyro_dvae.programs.layout import find_layout
-from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.pair import Layout, Pair, Run
-from pyro_dvae.programs.sharding import hidden
+from pyro_dvae.programs.processes.sharding import hidden
 from pyro_dvae.programs.sites import Site, sample_sites
-from pyro_dvae.programs.tracking import TrackDraws
+from pyro_dvae.programs.structure.layout import find_layout
+from pyro_dvae.programs.structure.looking import only_looking
+from pyro_dvae.programs.structure.tracking import TrackDraws
 
 __all__ = [
     "CodedSite",

@@ -10,10 +10,10 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_dvae.programs.enumerating import Enumerate, sum_out
 from pyro_dvae.programs.pair import Layout, Pair, Run, no_one_list
-from pyro_dvae.programs.sharding import drawing
+from pyro_dvae.programs.processes.sharding import drawing
 from pyro_dvae.programs.sites import Site, is_drawn
+from pyro_dvae.programs.summing.enumerating import Enumerate, sum_out
 
 __all__ = ["Draw", "Sampler", "run_pair", "run_program", "run_traces"]
 

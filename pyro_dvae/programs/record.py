@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_dvae.programs.densities import fast_log_prob
 from pyro_dvae.programs.masks import without_mask
 from pyro_dvae.programs.pair import Layout, Run
-from pyro_dvae.programs.sharding import current_sharding
+from pyro_dvae.programs.processes.sharding import current_sharding
 from pyro_dvae.programs.sites import Site, in_batch_dims, same_scale
 
 __all__ = [

@@ -23,11 +23,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_dvae.programs.draw import Draw, Sampler, run_pair, run_program
-from pyro_dvae.programs.layout import common_layout
-from pyro_dvae.programs.looking import statistics_kept
 from pyro_dvae.programs.pair import Layout, Pair, Run, StructureError, no_one_list, sizes_of
 from pyro_dvae.programs.record import Ledger, Particles, Reader, make_record, make_records
 from pyro_dvae.programs.sites import rows_of_plates, sample_sites
+from pyro_dvae.programs.structure.layout import common_layout
+from pyro_dvae.programs.structure.looking import statistics_kept
 
 __all__ = ["drawn_subsamples", "dream", "run_particles"]
 

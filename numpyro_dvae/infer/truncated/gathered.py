@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float, Int
 
-from numpyro_dvae.programs.statistics import Factors, Statistic, sums
+from numpyro_dvae.programs.readers.statistics import Factors, Statistic, sums
 
 __all__ = ["TruncatedMemory", "gather"]
 

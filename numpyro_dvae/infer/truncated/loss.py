@@ -42,8 +42,8 @@ from numpyro_dvae.infer.truncated.guide import TruncatedGuide
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.evolution import Operator
+from numpyro_dvae.programs.readers.statistics import read_statistics
 from numpyro_dvae.programs.record import Particles
-from numpyro_dvae.programs.statistics import read_statistics
 
 __all__ = [
     "TruncatedInfo",

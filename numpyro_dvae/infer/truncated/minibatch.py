@@ -18,8 +18,8 @@ from numpyro.handlers import substitute
 
 from numpyro_dvae.programs.codes import Space, by_datum, shape_in_datum
 from numpyro_dvae.programs.masks import entry_mask
+from numpyro_dvae.programs.readers.statistics import closed_forms_of
 from numpyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
-from numpyro_dvae.programs.statistics import closed_forms_of
 
 __all__ = ["Minibatch", "open_plates", "prior_probs", "read_minibatch"]
 

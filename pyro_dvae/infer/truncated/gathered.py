@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_dvae.ops.noise import current_share
 from pyro_dvae.ops.processes import total as summed_over
-from pyro_dvae.programs.statistics import Factors, Statistic, sums
+from pyro_dvae.programs.readers.statistics import Factors, Statistic, sums
 
 __all__ = ["TruncatedMemory", "gather"]
 

@@ -38,12 +38,12 @@ from pyro_dvae.ops.noise import alike, current_share
 from pyro_dvae.ops.processes import all_rows, as_first
 from pyro_dvae.ops.sets.evolution import Operator, union
 from pyro_dvae.ops.sets.packing import unpack
-from pyro_dvae.programs.broadcasting import takes_particles
 from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.pair import Pair
-from pyro_dvae.programs.sharding import hidden
+from pyro_dvae.programs.processes.sharding import hidden
 from pyro_dvae.programs.sites import is_subsample, sample_sites, with_values
+from pyro_dvae.programs.structure.broadcasting import takes_particles
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
 

@@ -41,9 +41,9 @@ from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, ru
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.evolution import Operator
 from pyro_dvae.ops.sets.packing import unpack
-from pyro_dvae.programs.gathering import gathered, part_of
+from pyro_dvae.programs.processes.gathering import gathered, part_of
+from pyro_dvae.programs.readers.statistics import read_statistics
 from pyro_dvae.programs.record import Particles
-from pyro_dvae.programs.statistics import read_statistics
 
 __all__ = [
     "TruncatedInfo",

@@ -20,9 +20,9 @@ from pyro_dvae.infer.truncated.replay import repeatable_pass
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.codes import Space, decode
 from pyro_dvae.programs.pair import Pair
+from pyro_dvae.programs.processes.sharding import hidden
 from pyro_dvae.programs.record import Particles, Reader, read_silenced
 from pyro_dvae.programs.run import run_particles
-from pyro_dvae.programs.sharding import hidden
 from pyro_dvae.programs.sites import sample_sites
 
 __all__ = ["ModelCall", "Scorer", "log_weights", "run_states", "silenced_of"]

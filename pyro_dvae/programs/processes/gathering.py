@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pyro_dvae.ops.processes import all_rows, among_all, summed
 from pyro_dvae.programs.pair import Layout
+from pyro_dvae.programs.processes.sharding import current_sharding
+from pyro_dvae.programs.readers.statistics import Factors, Statistic
 from pyro_dvae.programs.record import Particles
-from pyro_dvae.programs.sharding import current_sharding
-from pyro_dvae.programs.statistics import Factors, Statistic
 
 __all__ = ["OwnRows", "gathered", "part_of"]
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_dvae.programs.draw import Draw, run_pair
-from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.sites import Site, is_drawn, moved
+from pyro_dvae.programs.structure.looking import only_looking
 
 __all__ = ["Exits", "Sources", "TrackDraws", "Tracked", "find_sources", "tracked"]
 

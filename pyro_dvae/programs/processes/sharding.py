@@ -17,8 +17,8 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 
 from pyro_dvae.ops.noise import Share, draws_of_rows, sharing
-from pyro_dvae.programs.looking import only_looking
 from pyro_dvae.programs.sites import Site, sample_sites
+from pyro_dvae.programs.structure.looking import only_looking
 
 __all__ = [
     "Sharded",

@@ -1,99 +1,95 @@
 """Run a pair once, plainly, and read its structure: plates, and sites that need the score function.
 
-What depends on which draws, as `tracking` finds out, tells which plates the discrete latents share:
-each cell of these is a datum with importance weights of its own. A draw whose value Python has
-asked for (`if`, `.item()`, an index, NumPy) may have gone anywhere: all sites depend on it, and
-the cells of its plates on each other.
+The run is abstract and computes nothing. Its draws' provenance is tracked [1], which tells which
+plates the discrete latents share: each cell of these is a datum with importance weights of its own.
+
+References:
+    [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic
+        programs for efficient inference. NeurIPS, 2011.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro
-from pyro.infer.tracegraph_elbo import TrackNonReparam
-from pyro.ops.provenance import get_provenance
-from torch import Tensor
+import jax
+from jaxtyping import Array
+from numpyro.ops.provenance import eval_provenance
 
-from pyro_dvae.programs.agreeing import check_agreement
-from pyro_dvae.programs.draw import run_program
-from pyro_dvae.programs.enumerating import is_marked
-from pyro_dvae.programs.looking import only_looking
-from pyro_dvae.programs.pair import Layout, Pair, Run
-from pyro_dvae.programs.sites import (
-    Site,
-    in_batch_dims,
-    rows_of_plates,
-    sample_sites,
-)
-from pyro_dvae.programs.tracking import Exits, TrackDraws, Tracked, find_sources, tracked
+from numpyro_dvae.programs.draw import Draw, run_pair, run_program
+from numpyro_dvae.programs.pair import Layout, Pair, Run
+from numpyro_dvae.programs.sites import Site, in_batch_dims, rows_of_plates, sample_sites
+from numpyro_dvae.programs.structure.computing import are_one
+from numpyro_dvae.programs.summing.agreeing import check_agreement
+from numpyro_dvae.programs.summing.enumerating import is_marked
 
-__all__ = ["common_layout", "find_layout", "independent_sites"]
+__all__ = ["find_layout", "independent_sites"]
+
+# Of values of some sites, a run in which they are given: what depends on them shows in it.
+_Rerun = Callable[[Mapping[str, Array]], Run]
 
 
-def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout, tuple]:
-    """Run the pair once, without particles, and read its structure.
+def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf) -> Layout:
+    """Run the pair once, abstractly and without particles, and read its structure.
 
     The shared plates are those of all guide sites that need the score function (if there are none,
     of all latent sites under plates), less any plate that a site depending on one of them is not
     under (the sum of a datum's latents observed outside of the data plate, say): their draws then
-    share one weight. So do the draws of sites that share no plate.
-
-    Returns:
-        The layout, and the structure of the run that it is of.
+    share one weight. So do the draws of sites that share no plate, and those under a plate whose
+    continuous latents the guide draws all at once, under none, as many autoguides do.
 
     Raises:
         ValueError: If guide and model do not match (a latent site in one only, different plates,
             sizes or event shapes), or if the plates nest deeper than `max_plate_nesting`.
     """
-    found = tracked(pair, TrackNonReparam())
-    if summed := _to_be_summed(found.run):
-        all_sites = [*found.run.guide.values(), *found.run.model.values()]
-        nesting = _layout_of(all_sites, set(), (), max_plate_nesting).nesting
-        pair = pair._replace(layout=Layout(nesting, summed=summed))
-        check_agreement(pair, found.run)
-        found = tracked(pair, TrackNonReparam())
-    _check_match(found.run)
-    credited = {n: s for n, s in found.run.guide.items() if s.is_credited}
-    if not credited:
-        found = tracked(pair, TrackDraws())
-    run = found.run
+    layouts: list[Layout] = []
+
+    def run_with(pair: Pair, values: Mapping[str, Array]) -> Run:
+        return run_pair(rng_key, pair, Draw(rng_key, Layout(), values))
+
+    def inspect() -> list[Any]:
+        plain = run_with(pair, {})
+        marked = _with_summed(plain, pair, max_plate_nesting)
+        if marked.layout.summed:
+            check_agreement(rng_key, marked, plain)
+
+        def rerun(values: Mapping[str, Array]) -> Run:
+            return run_with(marked, values)
+
+        run = rerun({})
+        found = _layout(run, rerun, max_plate_nesting)
+        nesting = max(found.nesting, marked.layout.nesting)
+        layouts.append(found._replace(nesting=nesting, summed=marked.layout.summed))
+        sites = [*run.guide.values(), *run.model.values()]
+        return [site.scale for site in sites if layouts[0].owns(site)]
+
+    program = jax.make_jaxpr(inspect)()
+    return layouts[0]._replace(one_scale=are_one(program))
+
+
+def _with_summed(run: Run, pair: Pair, max_plate_nesting: float) -> Pair:
+    """With the marked sites of the model that the guide does not draw, if there are any."""
+    summed = tuple(n for n, s in run.model.items() if is_marked(s) and n not in run.guide)
+    if not summed:
+        return pair
     sites = [*run.guide.values(), *run.model.values()]
-    shared = _shared_plates(pair, found, credited or _plated(run.guide))
-    layout = _layout_of(sites, shared, tuple(credited), max_plate_nesting)
-    layout = layout._replace(asked=bool(found.exits & credited.keys()), summed=summed)
-    layout = layout._replace(nesting=max(layout.nesting, pair.layout.nesting))
-    for site in sites:
-        in_batch_dims(site, site.log_prob(), layout.nesting, 1)
-    return layout, run.structure()
-
-
-def _to_be_summed(run: Run) -> tuple[str, ...]:
-    """Marked sites of the model that the guide does not draw."""
-    return tuple(n for n, s in run.model.items() if is_marked(s) and n not in run.guide)
-
-
-def common_layout(runs: Sequence[Run], max_plate_nesting: float = math.inf) -> Layout:
-    """The layout of runs whose sites depend on the draws.
-
-    Python has asked for these, of all data at once, so all draws share one weight.
-    """
-    for run in runs:
-        _check_match(run)
-    sites = [site for run in runs for sites in (run.guide, run.model) for site in sites.values()]
-    credited = (n for run in runs for n, s in run.guide.items() if s.is_credited)
-    names = tuple(dict.fromkeys(credited))
-    return _layout_of(sites, set(), names, max_plate_nesting)._replace(asked=True)
-
-
-def _layout_of(
-    sites: Sequence[Site], shared: set[str], credited: tuple[str, ...], max_plate_nesting: float
-) -> Layout:
     frames = {name: frame for site in sites for name, frame in site.plates.items()}
+    return pair._replace(layout=Layout(_nesting(frames, max_plate_nesting), summed=summed))
+
+
+def _layout(run: Run, rerun: _Rerun, max_plate_nesting: float) -> Layout:
+    _check_match(run)
+    credited = {n: s for n, s in run.guide.items() if s.is_credited}
+    sites = [*run.guide.values(), *run.model.values()]
+    frames = {name: frame for site in sites for name, frame in site.plates.items()}
+    nesting = _nesting(frames, max_plate_nesting)
+    for site in sites:
+        in_batch_dims(site, site.log_prob(), nesting)
+    shared = _shared_plates(credited or _plated(run.guide), sites, rerun) - run.joint_plates()
     plates = sorted(shared, key=lambda name: frames[name].dim)
     dims = tuple(frames[name].dim for name in plates)
-    return Layout(_nesting(frames, max_plate_nesting), tuple(plates), dims, credited)
+    return Layout(nesting, tuple(plates), dims, tuple(credited))
 
 
 def _nesting(frames: Mapping[str, Any], max_plate_nesting: float) -> int:
@@ -111,27 +107,18 @@ def _plated(sites: Mapping[str, Site]) -> dict[str, Site]:
     return {name: site for name, site in sites.items() if site.plates and not site.is_observed}
 
 
-def _shared_plates(pair: Pair, found: Tracked, latent: dict[str, Site]) -> set[str]:
+def _shared_plates(latent: dict[str, Site], sites: list[Site], rerun: _Rerun) -> set[str]:
     if not latent:
         return set()
     shared = set.intersection(*(set(site.plates) for site in latent.values()))
     if not shared and all(site.plates for site in latent.values()):
         _warn_of_no_shared_plate(latent)
-    if not shared:
-        return shared
-    frames = {name: frame for site in latent.values() for name, frame in site.plates.items()}
-    sources = find_sources(pair, found, latent, [frames[name].dim for name in shared])
-    sides = (found.run.guide, sources.guide), (found.run.model, sources.model)
-    for sites, draws in sides:
-        for name, site in sites.items():
-            if draws[name] and not shared <= site.plates.keys():
+    if any(not shared <= site.plates.keys() for site in sites):
+        draws = {name: site.value for name, site in latent.items() if not site.is_observed}
+        for site, depends in zip(sites, _depend_on(draws, rerun), strict=True):
+            if depends and not shared <= site.plates.keys():
                 shared &= site.plates.keys()
-    exits = latent.keys() if sources.mixed else found.exits
-    asked = {name: latent[name] for name in sorted(exits & latent.keys())}
-    mixed = {p.name for site in asked.values() for p in site.plates.values() if p.size != 1}
-    if shared & mixed:
-        _warn_of_values_asked_for(asked, shared & mixed)
-    return shared - mixed
+    return shared
 
 
 def _warn_of_no_shared_plate(latent: Mapping[str, Site]) -> None:
@@ -145,15 +132,14 @@ def _warn_of_no_shared_plate(latent: Mapping[str, Site]) -> None:
         )
 
 
-def _warn_of_values_asked_for(asked: Mapping[str, Site], plates: set[str]) -> None:
-    if any(site.needs_credit for site in asked.values()):
-        warnings.warn(
-            f"Python asks for the values of {list(asked)} under plate {sorted(plates)} (`if`, "
-            ".item(), an index, NumPy), so each datum may depend on the draws of all, and all have "
-            "one weight: values and gradients are right, but noisier the more data there are. "
-            "Write torch.where for `if`, and keep the values in tensors.",
-            stacklevel=9,
-        )
+def _depend_on(draws: dict[str, Array], rerun: _Rerun) -> list[bool]:
+    """Of each site, guide's first: whether its log-density depends on any of the draws."""
+
+    def log_probs(draws: Mapping[str, Array]) -> list[Array]:
+        run = rerun(draws)
+        return [site.term() for site in (*run.guide.values(), *run.model.values())]
+
+    return [bool(names) for names in eval_provenance(log_probs, draws=draws)]
 
 
 def _check_match(run: Run) -> None:
@@ -217,22 +203,31 @@ def _check_shapes(guide: Site, model: Site) -> None:
         )
 
 
-def independent_sites(pair: Pair, parameter: Callable[[Site], Tensor]) -> tuple[str, ...]:
+def independent_sites(
+    rng_key: Array, pair: Pair, parameter: Callable[[Site], Array]
+) -> tuple[str, ...]:
     """Guide sites that need the score function and whose parameter depends on no other draw.
 
     Args:
+        rng_key: Key of a run that computes nothing.
         pair: The programs.
         parameter: What to look at of each such site.
     """
     assert pair.guide is not None
+    names: list[str] = []
 
-    def look() -> tuple[dict[str, Site], set[str]]:
-        with pyro.validation_enabled(False), TrackDraws(), Exits() as exits:
-            return sample_sites(run_program(pair.guide, pair.args, pair.kwargs)), exits.names
+    def latents(draws: Mapping[str, Array]) -> dict[str, Site]:
+        with Draw(rng_key, Layout(), draws):
+            sites = sample_sites(run_program(rng_key, pair.guide, pair.args, pair.kwargs))
+        return {name: site for name, site in sites.items() if not site.is_observed}
 
-    sites, exits = only_looking(look)
-    drawn = {name: s for name, s in sites.items() if s.is_credited}
-    parameters = {name: parameter(site) for name, site in drawn.items()}
-    if exits:  # then any site may be there, or as it is, because of them
-        return ()
-    return tuple(name for name, value in parameters.items() if not get_provenance(value))
+    def parameters(draws: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: parameter(s) for name, s in latents(draws).items() if s.needs_credit}
+
+    def inspect() -> None:
+        draws = {name: site.value for name, site in latents({}).items()}
+        depends = eval_provenance(parameters, draws=draws)
+        names.extend(name for name, others in depends.items() if not others)
+
+    jax.eval_shape(inspect)
+    return tuple(names)

@@ -12,9 +12,9 @@ import jax
 from jaxtyping import Array
 from numpyro.handlers import substitute
 
-from numpyro_dvae.programs.asking import explained
-from numpyro_dvae.programs.layout import find_layout
 from numpyro_dvae.programs.pair import Layout, Pair
+from numpyro_dvae.programs.structure.asking import explained
+from numpyro_dvae.programs.structure.layout import find_layout
 
 __all__ = ["Plans"]
 

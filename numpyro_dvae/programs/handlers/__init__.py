@@ -1,0 +1,8 @@
+"""Programs that run otherwise than they are written, for one purpose each.
+
+- `vectors`: a model gets the vectors of codes in place of the codes (`VQ_ELBO`);
+- `relaxing`: draws have a gradient (`relax`);
+- `swapping`: a model runs as a guide of its discrete latents (`AutoDiscrete`);
+
+The handler that draws particles, which every run has, is `programs.draw`.
+"""

@@ -1,0 +1,6 @@
+"""Marked sites of a model (``infer={"enumerate": "parallel"}``), summed out of its run.
+
+- `enumerating`: gives a marked site all its values, and hands the sum on as one site;
+- `contracting`: the sum itself, by funsor's contraction;
+- `agreeing`: whether the model then depends on what it depends on with one of each value.
+"""

@@ -1,0 +1,9 @@
+"""Programs that run otherwise than they are written, for one purpose each.
+
+- `vectors`: a model gets the vectors of codes in place of the codes (`VQ_ELBO`);
+- `relaxing`: draws have a gradient (`relax`);
+- `swapping`: a model runs as a guide of its discrete latents (`AutoDiscrete`);
+- `paths`: all ways of a program whose sites depend on what it draws (diagnostics).
+
+The handler that draws particles, which every run has, is `programs.draw`.
+"""

@@ -1,0 +1,6 @@
+"""Marked sites of a model (``infer={"enumerate": "parallel"}``), summed out of its run.
+
+- `enumerating`: gives a marked site all its values, and hands the sum on as one site;
+- `contracting`: the sum itself, by Pyro's contraction of tensors;
+- `agreeing`: whether the model then says what it says of each of the values.
+"""
