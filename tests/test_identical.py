@@ -39,6 +39,7 @@ IDENTICAL = {
     "ops/evolution.py",
     "ops/sets/__init__.py",
     "ops/states.py",
+    "programs/readers/__init__.py",
 }
 
 
