@@ -32,12 +32,6 @@ _FILLS = "new_ones new_zeros new_full ones_like zeros_like"
 _OF_SHAPES = {f"aten::{name}" for name in _FILLS.split()}
 _POINTWISE = {torch.ops.aten.mse_loss.default}  # where its result has the shape of its argument
 _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.clone.default}
-_OFTEN = "add addmm addmv bmm div exp index_select log mm mul mv neg sigmoid sqrt sub tanh"
-_OF_NETWORKS = "elu gelu hardtanh leaky_relu mse_loss silu softplus"
-# Torch's own bindings of the same kernels take a fraction of the time to call.
-_BINDINGS = {getattr(torch.ops.aten, name).out: getattr(torch, name) for name in _OFTEN.split()} | {
-    getattr(torch.ops.aten, name).out: getattr(torch._C._nn, name) for name in _OF_NETWORKS.split()
-}
 _EXITS = {Tensor.numpy, Tensor.tolist, Tensor.data_ptr, Tensor.__array__, Tensor.__dlpack__}
 _LARGE = 2**16  # bytes of results that are worth a place where another has been
 
@@ -65,14 +59,17 @@ def repeatable_pass(
 
     Call it without gradient. Repetitions leave alone whatever the function keeps of this pass.
 
-    The E-step of `examples/benchmarks/truncated_speed_pyro.py` would take, at 64 and 256 latents
-    (the same with ``--beside make_fx``, torch 2.14, one thread, each at its best size of pieces):
+    The E-step of `examples/benchmarks/truncated_speed_pyro.py` takes, at 64, 128 and 256 latents
+    (``--beside make_fx --latents 64 128 256 --rounds 7``, torch 2.14, one thread, each at its best
+    size of pieces):
 
-    - 1.6 and 1.4 times the CPU time by plain passes;
-    - 1.9 and 1.3 times by a graph that `make_fx` makes anew in each E-step;
-    - 1.35 and 1.28 times by a graph that is made once, with the program's numbers frozen in it;
-    - 1.10 and 1.09 times by such a graph after `torch.compile`, which takes 8 seconds, and then 1
-      to 3 for each further size of a minibatch, and rounds a tenth to half of all scores otherwise.
+    - 1.6, 1.6 and 1.5 times the CPU time by plain passes;
+    - 1.8, 1.5 and 1.3 times by a graph of torch's that `make_fx` makes anew in each E-step.
+
+    A graph that is kept from one E-step to the next would take 1.3, 1.25 and 1.2 times, and 1.05,
+    1.07 and 1.06 after `torch.compile`, which takes 3 to 21 seconds before the first E-step and
+    rounds 8 to 48 % of the scores otherwise. But it holds what the program's Python was: its
+    numbers, its branches, the minibatch that it found. No later one may be taken for it.
 
     Args:
         function: From a tensor to another, both on the CPU.
@@ -145,8 +142,7 @@ class _Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if not self.failed:
-            with torch._C.DisableTorchFunction():  # `_Exits` is for what the program calls
-                self._note(func, args, kwargs, result)
+            self._note(func, args, kwargs, result)
         return result
 
     def _note(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
@@ -225,7 +221,7 @@ def _again(step: _Step, places: dict[int, torch.UntypedStorage]) -> Callable[[],
     if func is torch.ops.aten.relu.default:  # whose own `out` makes a copy
         return partial(torch.clamp_min, args[0], 0.0, out=result)
     if out := _out_of(func):
-        return partial(_BINDINGS.get(out, out), *args, **kwargs, out=result)
+        return partial(out, *args, **kwargs, out=result)
 
     def run() -> None:
         for old, new in zip(_tensors(result), _tensors(func(*args, **kwargs)), strict=True):
@@ -287,4 +283,4 @@ def _tensors(*values: Any) -> list[Tensor]:
 
 
 def _memory(value: Tensor) -> int:
-    return value.untyped_storage()._cdata
+    return value.untyped_storage().data_ptr()
