@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,24 +13,22 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
-from numpyro.primitives import _PYRO_STACK, Messenger
 from random_checks import RefusedError
 from random_evaluating import evaluated
 from random_specs import TABLED, TOTAL, make_data, make_params
+from random_watching_numpyro import Held, quiet, watched
 
 from numpyro_dvae import diagnostics, infer
 from numpyro_dvae.guides import AutoDiscrete
 from numpyro_dvae.infer.memory import LOSS_MEMORY
 from numpyro_dvae.ops import baselines
 from numpyro_dvae.programs.codes import find_space
-from numpyro_dvae.programs.draw import Draw
 
 __all__ = ["Program", "baselines", "infer"]
 
 name = "numpyro"
 takes_python = False  # a traced program cannot ask for values
 EVENT_WEIGHTS = np.array([1.0, 0.5])
-QUIET = ("the discrete sites share no plate",)
 
 
 fixed = jax.lax.stop_gradient
@@ -70,7 +67,7 @@ class Program:
         self._run("model", self.spec.of_model(), data)
 
     def guide(self, data):
-        with _Held(self.noise or {}):
+        with Held(self.noise or {}):
             if any(site.guide.by_table for site in self.spec.of_guide()):
                 self.last = self.automatic(data)
             else:
@@ -93,7 +90,7 @@ class Program:
     def rest(self, data):
         """The continuous sites of the guide alone."""
         sites = [site for site in self.spec.of_guide() if site.model and not site.is_discrete]
-        with _Held(self.noise or {}):
+        with Held(self.noise or {}):
             self._run("guide", sites, data)
 
     def _run(self, side, sites, data):
@@ -350,56 +347,3 @@ def diagnose(name, program, seed, **options):
     data = {key: bool(x) if is_setting[key] else x for key, x in program.data.items()}
     program.rows = {key: np.asarray(x) for key, x in data.items() if key.startswith("rows.")}
     return function(jax.random.key(seed), pair, data, params=program.params, **options)
-
-
-@contextlib.contextmanager
-def quiet():
-    with warnings.catch_warnings():
-        for text in QUIET:
-            warnings.filterwarnings("ignore", text)
-        yield
-
-
-class _Held(Messenger):
-    """Normal sites at a noise that is given, unless the package gives a value."""
-
-    def __init__(self, noise):
-        super().__init__()
-        self.noise = noise
-
-    def process_message(self, msg):
-        name = msg.get("name")
-        given = any(name in h.values for h in _PYRO_STACK if isinstance(h, Draw))
-        is_held = msg["type"] == "sample" and name in self.noise and not given
-        if is_held and msg["value"] is None:
-            fn = msg["fn"]
-            while hasattr(fn, "base_dist"):
-                fn = fn.base_dist
-            msg["value"] = fn.loc + fn.scale * self.noise[name]
-
-
-def read_seen(run, layout, num_particles):
-    """Draws and rows; a reader of records."""
-    values = {key: site.value for key, site in run.guide.items() if not site.is_observed}
-    both = {**run.guide_trace, **run.model_trace}
-    rows = {f"rows.{n}": m["value"] for n, m in both.items() if m["type"] == "plate"}
-    return values | {key: jnp.asarray(rows[key]) for key in rows if rows[key] is not None}
-
-
-def watched(elbo):
-    """Note what the loss's algorithm is given."""
-    heard, estimate_of, run_of = {}, type(elbo)._estimate, type(elbo).run_pair
-
-    def estimate(particles, state):
-        heard["particles"] = particles
-        return estimate_of(elbo, particles, state)
-
-    def run_pair(rng_key, pair):
-        heard["notes"], heard["plates"] = pair.notes, pair.layout.plates
-        return run_of(elbo, rng_key, pair)
-
-    elbo.reads = {**type(elbo).reads, "seen": read_seen}
-    elbo._estimate = estimate
-    if type(elbo).run is infer.ParticleELBO.run:
-        elbo.run_pair = run_pair
-    return heard

@@ -17,6 +17,7 @@ __all__ = [
     "DataNames",
     "Place",
     "TreePath",
+    "check_evaluation",
     "check_places",
     "find_places",
     "named_leaves",
@@ -125,6 +126,14 @@ def check_places(
             f"the data: data={names[0]!r}."
         )
     return list(observing)
+
+
+def check_evaluation(num_particles: int, data_range: float | None) -> None:
+    """Raise unless there is a draw, and the range is positive if it is given."""
+    if num_particles < 1:
+        raise ValueError(f"`num_particles` must be at least 1; got {num_particles}.")
+    if data_range is not None and not data_range > 0:
+        raise ValueError(f"`data_range` must be positive; got {data_range}.")
 
 
 def twins(place: Place, leaves: Leaves) -> list[Place]:

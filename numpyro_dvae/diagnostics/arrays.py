@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NamedArray", "count_codes", "split_data", "variance_of_mean"]
+__all__ = ["NamedArray", "count_codes", "log_sum", "split_data", "variance_of_mean"]
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,11 @@ def _covariance(values: np.ndarray) -> np.ndarray:
     first, second = np.where(there, first, 0.0), np.where(there, second, 0.0)
     apart = first - first.sum(0) / np.maximum(count, 1)
     return np.asarray((apart * second).sum(0) / np.maximum(count - 1, 1))
+
+
+def log_sum(values: np.ndarray) -> np.ndarray:
+    """Log of the sum of exponentials over the first axis; -inf where all are."""
+    top = values.max(0)
+    top = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(np.exp(values - top).sum(0)) + top)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from numpyro.infer.svi import SVIState
 from tqdm.auto import tqdm
 
 from numpyro_dvae.fit.batches import make_batches
-from numpyro_dvae.fit.checkpoints import load_checkpoint
+from numpyro_dvae.fit.checkpoints import Checkpoint, load_checkpoint
 from numpyro_dvae.fit.devices import Devices
 from numpyro_dvae.fit.evaluation import HeldOut
 from numpyro_dvae.fit.plain import like
@@ -102,30 +103,41 @@ def fit(
             that are impossible under the model, is warned of.
         FitInterrupt: After SIGINT or SIGTERM.
     """
-    intervals = Intervals(log_every, eval_every, checkpoint_every)
-    check_counts(num_steps=num_steps, log_every=log_every)
-    check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
+    check_counts(num_steps=num_steps)
+    intervals = _intervals(log_every, eval_every, checkpoint_every)
     if resume and folder is None:
         raise ValueError("`resume` is True, but there is no `folder` to resume from: pass it.")
-    found = Devices(devices)
-    with found.folder_of_run(folder) as place:
-        saved = load_checkpoint(place) if resume and place is not None else None
-        rng_key = rng_key if saved is None else like(rng_key, saved.rng_key)
-        data_key, eval_key, transform_key = (
-            jax.random.fold_in(rng_key, i) for i in (_DATA, _EVALUATION, _TRANSFORM)
+    used = Devices(devices)
+    with used.folder_of_run(folder) as place:
+        saved, rng_key = _saved(place, rng_key) if resume else (None, rng_key)
+        data_key, eval_key, transform_key = _keys(rng_key)
+        steps = Steps(transform_key, svi, make_batches(data_key, data, batch_size), transform, used)
+        held_out = (
+            None if eval_data is None else HeldOut(eval_key, svi, eval_data, batch_size, used)
         )
-        batches = make_batches(data_key, data, batch_size)
-        steps = Steps(transform_key, svi, batches, transform, found)
-        held_out = None
-        if eval_data is not None:
-            held_out = HeldOut(eval_key, svi, eval_data, batch_size, found)
-        is_known = place is not None or found.size > 1
+        is_known = place is not None or used.size > 1
         identity = described_svi(svi) | steps.described() if is_known else {}
-        found.agree(identity)
-        run = Run(rng_key, svi, steps, held_out, place, identity, found)
+        used.agree(identity)
+        run = Run(rng_key, svi, steps, held_out, place, identity, used)
         run.begin(init_state, saved)
-        shown = progress and found.is_first
+        shown = progress and used.is_first
         bar = tqdm(total=num_steps, initial=run.step, disable=not shown, dynamic_ncols=True)
         with Signals() as signals, bar:
             run.train(num_steps, intervals, signals, bar)
     return run.result()
+
+
+def _saved(place: Path | None, rng_key: Array) -> tuple[Checkpoint | None, Array]:
+    """What is resumed from, and its key."""
+    saved = None if place is None else load_checkpoint(place)
+    return saved, rng_key if saved is None else like(rng_key, saved.rng_key)
+
+
+def _intervals(log_every: int, eval_every: int, checkpoint_every: int) -> Intervals:
+    check_counts(log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every)
+    return Intervals(log_every, eval_every, checkpoint_every)
+
+
+def _keys(rng_key: Array) -> tuple[Array, ...]:
+    """Of the order of the data, of the evaluation, of the transform."""
+    return tuple(jax.random.fold_in(rng_key, i) for i in (_DATA, _EVALUATION, _TRANSFORM))

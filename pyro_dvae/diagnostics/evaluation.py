@@ -5,10 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_dvae.diagnostics.arguments import check_evaluation
 from pyro_dvae.diagnostics.collect import collect, summed_over_processes
 from pyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
 from pyro_dvae.diagnostics.reports import Evaluation
-from pyro_dvae.diagnostics.summaries import check_evaluation, code_counts_of, evaluation_of
+from pyro_dvae.diagnostics.summaries import code_counts_of, evaluation_of
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["evaluate"]

@@ -16,6 +16,7 @@ import numpy as np
 from pyro_dvae.diagnostics.arrays import (
     NamedArray,
     count_codes,
+    log_sum,
     split_data,
     variance_of_mean,
 )
@@ -40,7 +41,6 @@ from pyro_dvae.diagnostics.reports import (
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
 __all__ = [
-    "check_evaluation",
     "code_counts_of",
     "data_span_of",
     "errors_of",
@@ -48,7 +48,6 @@ __all__ = [
     "gap_of",
     "is_restricted",
     "latent_rates_of",
-    "log_sum",
     "num_seen_of",
     "num_states_of",
     "psnr_of",
@@ -142,20 +141,15 @@ def evaluation_of(
     """
     data_range = data_span_of(one_draw) if data_range is None else data_range
     elbo, elbo_error = mean_and_error(draws.log_weights)
-    errors = np.asarray(errors_of(one_draw)[0])
-    bound, missing = weights.iwae, np.full(elbo.shape, np.nan)
-    if weights.has_shared_latents:  # it is of other draws than the ELBO
-        bound = elbo + (weights.iwae - weights.elbo)
-    by_datum = weights.iwae.shape == elbo.shape
+    errors, by_datum = np.asarray(errors_of(one_draw)[0]), weights.iwae.shape == elbo.shape
     per_datum = PerDatum(
         elbo=elbo,
         beta_elbo=beta_elbo_of(draws, beta),
-        importance_weighted_bound=bound if by_datum else missing,
+        **_weighted(elbo, weights),
         rate=rate_of(draws),
         distortion=distortion_of(draws),
         mse=errors,
         psnr=np.asarray(psnr_of(errors, data_range)),
-        ess=weights.ess if by_datum else missing,
     )
     shared, whole = shared_cost_of(draws), whole_cost_of(draws)
     return Evaluation(
@@ -177,6 +171,17 @@ def evaluation_of(
     )
 
 
+def _weighted(elbo: np.ndarray, weights: ImportanceDiagnostics) -> dict[str, np.ndarray]:
+    """What the importance weights say of each datum; nothing, if they are of all data at once."""
+    if weights.iwae.shape != elbo.shape:
+        missing = np.full(elbo.shape, np.nan)
+        return {"importance_weighted_bound": missing, "ess": missing}
+    bound = weights.iwae
+    if weights.has_shared_latents:  # it is of other draws than the ELBO
+        bound = elbo + (weights.iwae - weights.elbo)
+    return {"importance_weighted_bound": bound, "ess": weights.ess}
+
+
 def _usages(code_counts: Mapping[str, np.ndarray]) -> dict[str, float]:
     """How much of the codes, and of the tables that latents share, is in use, over all sites."""
     usages = [CodeUsage(counts) for counts in code_counts.values()]
@@ -186,14 +191,6 @@ def _usages(code_counts: Mapping[str, np.ndarray]) -> dict[str, float]:
         "table_usage": _mean_if_any(np.array([each.table_share_used for each in usages])),
         "table_perplexity": _mean_if_any(np.array([each.table_perplexity for each in usages])),
     }
-
-
-def check_evaluation(num_particles: int, data_range: float | None) -> None:
-    """Raise unless there is a draw, and the range is positive if it is given."""
-    if num_particles < 1:
-        raise ValueError(f"`num_particles` must be at least 1; got {num_particles}.")
-    if data_range is not None and not data_range > 0:
-        raise ValueError(f"`data_range` must be positive; got {data_range}.")
 
 
 def gap_of(draws: Draws) -> PosteriorGap:
@@ -228,14 +225,6 @@ def gap_of(draws: Draws) -> PosteriorGap:
         whole_log_evidence=float((draws.scale * log_evidence).sum() + shared),
         whole_elbo=float((draws.scale * elbo).sum() + shared),
     )
-
-
-def log_sum(values: np.ndarray) -> np.ndarray:
-    """Log of the sum of exponentials over the first axis; -inf where all are."""
-    top = values.max(0)
-    top = np.where(np.isfinite(top), top, 0.0)
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.log(np.exp(values - top).sum(0)) + top)
 
 
 def num_states_of(draws: Draws) -> np.ndarray:

@@ -89,9 +89,8 @@ def fit(
             that are impossible under the model, is warned of.
         FitInterrupt: After SIGINT or SIGTERM.
     """
-    intervals = Intervals(log_every, eval_every, checkpoint_every)
-    check_counts(num_steps=num_steps, log_every=log_every)
-    check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
+    check_counts(num_steps=num_steps)
+    intervals = _intervals(log_every, eval_every, checkpoint_every)
     if resume and folder is None:
         raise ValueError("`resume` is True, but there is no `folder` to resume from: pass it.")
     devices = Devices(svi, data)
@@ -110,3 +109,8 @@ def fit(
         with Signals() as signals, bar, captured(svi, capture):
             run.train(num_steps, intervals, signals, bar)
     return run.result()
+
+
+def _intervals(log_every: int, eval_every: int, checkpoint_every: int) -> Intervals:
+    check_counts(log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every)
+    return Intervals(log_every, eval_every, checkpoint_every)

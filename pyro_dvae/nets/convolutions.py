@@ -16,7 +16,7 @@ References:
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Shaped
@@ -96,15 +96,10 @@ class ConvEncoder(nn.Module):
         self.grid, halvings = coarse_grid(sides, num_latents, per_place)
         self.channels = channels
         convolution = _CONVOLUTIONS[spatial_dims]
-        layers: list[nn.Module] = []
         widths = [channels, *widths_between(width, halvings, channels)]
-        for before, after in itertools.pairwise(widths):
-            layers += [convolution(before, after, 4, 2, 1), *_norm(after, num_groups), nn.ReLU()]
         self.layers = nn.Sequential(
-            *layers,
-            convolution(widths[-1], width, 3, 1, 1),
-            *(_Residual(convolution, width, num_groups) for _ in range(num_blocks)),
-            nn.ReLU(),
+            *_resized(convolution, widths, num_groups),
+            *_blocks(convolution, widths[-1], width, num_blocks, num_groups),
         )
         self.head = convolution(width, per_place * (num_codes or 1), 1)
         _start(self.layers)
@@ -179,23 +174,18 @@ class ConvDecoder(nn.Module):
         check_counts(embed_dim=embed_dim, width=width, num_groups=num_groups, per_place=per_place)
         check_counts(num_blocks=num_blocks, least=0)
         check_dtype(dtype)
-        self.dtype, self.recompute = dtype, recompute
-        self.num_latents, self.num_codes = num_latents, num_codes
-        self.embed_dim, self.per_place = embed_dim, per_place
+        self.dtype, self.recompute, self.per_place = dtype, recompute, per_place
+        self.num_latents, self.num_codes, self.embed_dim = num_latents, num_codes, embed_dim
         self.output_shape = tuple(output_shape)
         sides, channels = split_shape(self.output_shape, spatial_dims, "output_shape")
         self.grid, doublings = coarse_grid(sides, num_latents, per_place)
         self.embedding = None if num_codes is None else nn.Embedding(num_codes, embed_dim)
         convolution, transpose = _CONVOLUTIONS[spatial_dims], _TRANSPOSES[spatial_dims]
-        layers: list[nn.Module] = [
-            convolution(per_place * embed_dim, width, 3, 1, 1),
-            *(_Residual(convolution, width, num_groups) for _ in range(num_blocks)),
-            nn.ReLU(),
-        ]
         widths = [width, *widths_between(width, doublings, channels)[:0:-1]]
-        for before, after in itertools.pairwise(widths):
-            layers += [transpose(before, after, 4, 2, 1), *_norm(after, num_groups), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(
+            *_blocks(convolution, per_place * embed_dim, width, num_blocks, num_groups),
+            *_resized(transpose, widths, num_groups),
+        )
         taps = (4, 2, 1) if doublings else (1,)
         self.head = (transpose if doublings else convolution)(widths[-1], channels, *taps)
         _start(self.layers)
@@ -229,6 +219,24 @@ class ConvDecoder(nn.Module):
         """
         per_latent = self.embed_dim if self.num_codes is None else 1
         return latents_batch(z, self.num_latents * per_latent, self.num_codes, _WITH_CODEBOOK)
+
+
+def _resized(
+    convolution: type[nn.Module], widths: Sequence[int], num_groups: int | None
+) -> Iterator[nn.Module]:
+    """Layers that halve each side of a picture, or double it, from width to width."""
+    for before, after in itertools.pairwise(widths):
+        yield convolution(before, after, 4, 2, 1)
+        yield from (*_norm(after, num_groups), nn.ReLU())
+
+
+def _blocks(
+    convolution: type[nn.Module], before: int, width: int, num_blocks: int, num_groups: int | None
+) -> Iterator[nn.Module]:
+    """Layers that keep the sides, residual blocks among them."""
+    yield convolution(before, width, 3, 1, 1)
+    yield from (_Residual(convolution, width, num_groups) for _ in range(num_blocks))
+    yield nn.ReLU()
 
 
 class _Residual(nn.Module):
