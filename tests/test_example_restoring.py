@@ -13,6 +13,7 @@ pytest.importorskip("PIL")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tools"))
 
+import noise_levels
 import nonlocal_bayes
 import patches
 import restoring
@@ -103,7 +104,20 @@ def test_the_noise_level_is_found(sigma):
     rows, columns = np.indices((96, 96))
     clean = 100.0 + 60.0 * np.sin(rows / 9.0) + 40.0 * (columns > 50)
     image = clean[..., None] + sigma * rng.standard_normal((96, 96, 1))
-    assert patches.noise_level(image) == pytest.approx(sigma, rel=0.05)
+    assert noise_levels.noise_level(image) == pytest.approx(sigma, rel=0.05)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_texture_beside_flat_parts_is_no_noise(channels):
+    """A quarter of the image varies in all directions, so that these leave none unused."""
+    rng = np.random.default_rng(5)
+    clean = np.full((96, 96, channels), 100.0)
+    clean[:, 72:] += 40.0 * rng.standard_normal((96, 24, channels))
+    image = clean + 10.0 * rng.standard_normal(clean.shape)
+    assert noise_levels.noise_level(image) == pytest.approx(10.0, rel=0.1)
+    flat = patches.cut(image, 5)
+    unused = noise_levels.noise_variance(flat - flat.mean(0), np.ones(flat.shape, bool))
+    assert unused > 1.5 * 10.0**2
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.5])
@@ -113,7 +127,7 @@ def test_errors_of_a_model_are_no_noise(missing):
     errors = rng.normal(size=(5000, 3)) @ rng.normal(size=(3, 16))
     residuals = (errors + 0.5 * rng.normal(size=errors.shape)).reshape(-1, 4, 4, 1)
     masks = rng.random(residuals.shape) >= missing
-    assert patches.noise_variance(residuals, masks) == pytest.approx(0.25, rel=0.15)
+    assert noise_levels.noise_variance(residuals, masks) == pytest.approx(0.25, rel=0.15)
     assert np.square(residuals[masks]).mean() > 1.0
 
 
@@ -122,7 +136,7 @@ def test_the_noise_of_a_small_colour_image_is_not_inflated():
     data = pytest.importorskip("skimage.data")
     clean = data.astronaut()[::8, ::8].astype(float)
     given = clean + 25.0 * np.random.default_rng(0).standard_normal(clean.shape)
-    assert patches.noise_level(given) == pytest.approx(25.0, rel=0.1)
+    assert noise_levels.noise_level(given) == pytest.approx(25.0, rel=0.1)
 
 
 @pytest.mark.parametrize("stride", [1, 3, 4])

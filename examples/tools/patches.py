@@ -3,10 +3,8 @@
 Arrays of NumPy throughout: images ``(H, W, C)``, patches ``(N, size, size, C)``.
 
 References:
-    [1] Chen, Zhu & Heng. An efficient statistical method for image noise level estimation. ICCV,
-        2015. The subspace by its eigenvalues.
-    [2] Marchenko & Pastur. Distribution of eigenvalues for some sets of random matrices.
-        Mathematics of the USSR-Sbornik 1(4), 1967. Up to (1 + sqrt(D / N))^2 of the noise.
+    Marchenko & Pastur. Distribution of eigenvalues for some sets of random matrices.
+    Mathematics of the USSR-Sbornik 1(4), 1967. Up to (1 + sqrt(D / N))^2 of the noise.
 """
 
 import math
@@ -19,8 +17,6 @@ __all__ = [
     "first_atoms",
     "join",
     "model_errors",
-    "noise_level",
-    "noise_variance",
     "patch_means",
     "places",
     "psnr",
@@ -30,7 +26,6 @@ __all__ = [
 _LEAST_USE = 0.01  # of a latent by a patch, to count
 _SPREAD = 0.3  # of that bound, which only the largest of the variances come near
 _ROUNDS = 20  # of filling in what is missing
-_SIDES = 4, 5, 6  # of the patches that tell the noise level
 
 
 def cut(image: np.ndarray, size: int, stride: int = 1) -> np.ndarray:
@@ -102,7 +97,7 @@ def model_errors(
     The patches that use a latent have Gaussian errors of one covariance, which their residuals
     give, less the noise; that of all patches is added with the weight of as many patches as these
     have pixels, which keeps it well-conditioned. Chance spreads the variances of few patches beyond
-    that of the noise [2], so the level that is taken off is higher there. A patch of several
+    that of the noise, so the level that is taken off is higher there. A patch of several
     latents takes the mean of theirs.
 
     Args:
@@ -137,41 +132,6 @@ def filled_in(noisy: np.ndarray, seen: np.ndarray, gain: np.ndarray) -> np.ndarr
     for _ in range(0 if seen.all() else _ROUNDS):
         clean = (noisy * seen + clean * (1 - seen)) @ gain
     return clean
-
-
-def noise_level(image: np.ndarray) -> float:
-    """Standard deviation of the noise of an image ``(H, W, C)``, by its patches.
-
-    What there is of texture, or of chance, raises what `noise_variance` finds, so the least of
-    three sizes of patches is taken.
-    """
-    found = []
-    for size in _SIDES:
-        patches = cut(image, min(size, *image.shape[:2]))
-        patches = patches - patches.mean(0)
-        found.append(noise_variance(patches, np.ones(patches.shape, bool)))
-    return math.sqrt(min(found))
-
-
-def noise_variance(patches: np.ndarray, masks: np.ndarray) -> float:
-    """Variance of the noise of patches, by the directions that they leave unused [1].
-
-    Patches lie near a subspace; the variances along the others are those of the noise. They are as
-    many of the least as have a mean that is no more than their median.
-
-    Args:
-        patches: Of mean zero; where much is missing, what a model leaves of them.
-        masks: What is observed, of that shape.
-    """
-    flat, seen = (values.reshape(len(values), -1) for values in (patches, masks))
-    flat, seen = np.where(seen, flat, 0.0), seen.astype(float)
-    moments = flat.T @ flat / np.maximum(seen.T @ seen, 1.0)
-    variances = np.maximum(np.linalg.eigvalsh(moments), 0.0)
-    for number in range(len(variances), 0, -1):
-        least = variances[:number]
-        if least.mean() <= np.median(least):
-            break
-    return float(least.mean())
 
 
 def psnr(found: np.ndarray, clean: np.ndarray) -> float:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import nonlocal_bayes
 import numpy as np
 from backends import Backend
-from patches import cut, first_atoms, join, model_errors, noise_level, noise_variance, patch_means
+from noise_levels import noise_level, noise_variance
+from patches import cut, first_atoms, join, model_errors, patch_means
 from tqdm import tqdm
 
 __all__ = ["Restored", "Task", "restore"]
