@@ -47,7 +47,7 @@ def refine(
     *,
     size: int = 7,
     reach: int = 12,
-    count: int = 28,
+    count: int = 18,
     stride: int = 2,
     progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
