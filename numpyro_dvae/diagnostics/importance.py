@@ -23,7 +23,7 @@ from jaxtyping import Array
 from numpyro_dvae.diagnostics.collect import collect, collect_given_shared
 from numpyro_dvae.diagnostics.costs import bound_error, mean_and_error
 from numpyro_dvae.diagnostics.draws import Draws, count_values
-from numpyro_dvae.diagnostics.summaries import is_restricted, num_states_of
+from numpyro_dvae.diagnostics.usage import is_restricted, num_states_of
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, WholeBounds
 from numpyro_dvae.diagnostics.weighing import (
     as_whole,
@@ -31,8 +31,8 @@ from numpyro_dvae.diagnostics.weighing import (
     is_separable,
     over_shared,
     weighted,
-    with_draw,
     with_loss,
+    with_picked,
     with_whole,
 )
 from numpyro_dvae.ops.arguments import checked
@@ -141,7 +141,7 @@ def _given_shared(draws: Draws, place: int) -> ImportanceDiagnostics | None:
     """A report given what the data share; None if a datum has no weight of its own then."""
     if not is_separable(draws):
         return None
-    return with_draw(draws, diagnose_weights(draws), place)
+    return with_picked(draws, diagnose_weights(draws), place)
 
 
 def diagnose_weights(draws: Draws) -> ImportanceDiagnostics:
@@ -159,7 +159,7 @@ def _judge(
     bound, ess, tail = jax.device_get(_judged(jnp.asarray(centred)))
     bound = np.asarray(bound + origin)
     elbo, elbo_error = mean_and_error(log_weights)
-    iwae_error = bound_error(ess, len(log_weights))
+    iwae_error = bound_error(ess, len(log_weights), (num_states == 1) & ~restricted)
     return ImportanceDiagnostics(
         elbo=elbo,
         iwae=bound,

@@ -22,7 +22,7 @@ from torch import Tensor
 from pyro_dvae.diagnostics.collect import collect, collect_given_shared
 from pyro_dvae.diagnostics.costs import bound_error, mean_and_error
 from pyro_dvae.diagnostics.draws import Draws, count_values
-from pyro_dvae.diagnostics.summaries import is_restricted, num_states_of
+from pyro_dvae.diagnostics.usage import is_restricted, num_states_of
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, WholeBounds
 from pyro_dvae.diagnostics.weighing import (
     as_whole,
@@ -30,8 +30,8 @@ from pyro_dvae.diagnostics.weighing import (
     is_separable,
     over_shared,
     weighted,
-    with_draw,
     with_loss,
+    with_picked,
     with_whole,
 )
 from pyro_dvae.ops.arguments import checked
@@ -134,7 +134,7 @@ def _given_shared(draws: Draws, place: int) -> ImportanceDiagnostics | None:
     """A report given what the data share; None if a datum has no weight of its own then."""
     if not is_separable(draws):
         return None
-    return with_draw(draws, diagnose_weights(draws), place)
+    return with_picked(draws, diagnose_weights(draws), place)
 
 
 def diagnose_weights(draws: Draws) -> ImportanceDiagnostics:
@@ -151,7 +151,7 @@ def _judge(
     bound, ess = bound_and_sample_size(log_weights)
     tail = pareto_tail(torch.from_numpy(_centred(log_weights)[0]))
     elbo, elbo_error = mean_and_error(log_weights)
-    iwae_error = bound_error(ess, len(log_weights))
+    iwae_error = bound_error(ess, len(log_weights), (num_states == 1) & ~restricted)
     return ImportanceDiagnostics(
         elbo=elbo,
         iwae=bound,
