@@ -77,11 +77,11 @@ def with_whole(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnos
 
 def _with_means(report: ImportanceDiagnostics) -> ImportanceDiagnostics:
     """Add the errors of means over data whose draws are independent."""
-    errors = [
+    elbo, iwae = (
         float(np.sqrt((each**2).sum())) / each.size
         for each in (report.elbo_error, report.iwae_error)
-    ]
-    return report._replace(mean_errors=MeanErrors(*errors, math.hypot(*errors)))
+    )
+    return report._replace(mean_errors=MeanErrors(elbo, iwae, math.hypot(elbo, iwae)))
 
 
 def with_loss(
