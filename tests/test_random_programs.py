@@ -241,6 +241,19 @@ FOUND = {  # what was wrong, and in which losses
         ),
         ["DAPS_ELBO", "VIMCO_ELBO", "WakeSleep_ELBO"],
     ),
+    "data that are one datum where sites come and go": (
+        Spec(
+            plates=(Plate("items", -1, 1, 4),),
+            sites=(
+                Site("z0", plates=("items",), model=Part(scale=0.5), guide=Part()),
+                Site("z1", plates=("items",), guide=Part(), after="z0"),
+                Site("y0", "normal", ("items",), model=Part((Link("z0"),))),
+            ),
+            order=("z0", "z1"),
+            seed=1,  # whose draws differ in their sites
+        ),
+        ["DAPS_ELBO", "VIMCO_ELBO", "WakeSleep_ELBO", "pairs of draws"],
+    ),
     "plates in one dim, one after the other": (
         Spec(
             plates=(Plate("left", -1), Plate("right", -1)),
