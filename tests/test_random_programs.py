@@ -124,7 +124,7 @@ def test_a_broken_loss_is_noticed(package, loss, change):
 
 def test_data_that_are_not_independent_are_noticed():
     """The words of a document are observed together: no word has credit of its own."""
-    checker = Checker(SimpleNamespace(spec=NESTED, arrays=make_data(NESTED)))
+    checker = Checker(SimpleNamespace(spec=NESTED, arrays=make_data(NESTED), rows={}))
     checker.check_mean(("data",), 0.3)
     with pytest.raises(AssertionError, match="mean over"):
         checker.check_mean(("data", "words"), 0.3)
