@@ -154,14 +154,22 @@ class VQ_ELBO(ParticleELBO):
         squares, num_vectors = jnp.zeros((), value.dtype), jnp.zeros((), value.dtype)
         for inputs, vectors, penalty, mask, *_ in quantized.values():
             held = quantization_penalty(inputs, vectors, self.commitment, mask)
-            penalty = jnp.broadcast_to(penalty, (*inputs.shape[:-1], 1))
-            own = _mean_of_latents(penalty, mask)
-            value = value - (precision * (held + own)).mean(0)
+            if penalty is not None:
+                penalty = jnp.broadcast_to(penalty, (*inputs.shape[:-1], 1))
+                held = held + _mean_of_latents(penalty, mask)
+            value = value - (precision * held).mean(0)
             squares = squares + jnp.square(inputs - vectors).sum()
-            num_vectors = num_vectors + jnp.broadcast_to(mask[..., 0], inputs.shape[:-1]).sum()
+            num_vectors = num_vectors + _number_of_latents(inputs, mask)
         return Gain(
             value, {"distance": squares / jnp.maximum(num_vectors, 1), **_usage_of(quantized)}
         )
+
+
+def _number_of_latents(inputs: Array, mask: Array | None) -> int | Array:
+    """How many vectors no mask silences."""
+    if mask is None:
+        return math.prod(inputs.shape[:-1])
+    return jnp.broadcast_to(mask[..., 0], inputs.shape[:-1]).sum()
 
 
 def _usage_of(quantized: dict[str, QuantizedSite]) -> dict[str, Array]:

@@ -151,12 +151,20 @@ class VQ_ELBO(ParticleELBO):
         squares, num_vectors = value.new_zeros(()), value.new_zeros(())
         for inputs, vectors, penalty, mask, *_ in quantized.values():
             held = quantization_penalty(inputs, vectors, self.commitment, mask)
-            own = _mean_of_latents(penalty.expand(*inputs.shape[:-1], 1), mask)
-            value = value - (precision * (held + own)).mean(0)
+            if penalty is not None:
+                held = held + _mean_of_latents(penalty.expand(*inputs.shape[:-1], 1), mask)
+            value = value - (precision * held).mean(0)
             squares = squares + (inputs - vectors).detach().square().sum()
-            num_vectors = num_vectors + mask[..., 0].expand(inputs.shape[:-1]).sum()
+            num_vectors = num_vectors + _number_of_latents(inputs, mask)
         distance = squares / num_vectors.clamp(min=1)
         return Gain(value, {"distance": distance, **_usage_of(quantized)})
+
+
+def _number_of_latents(inputs: Tensor, mask: Tensor | None) -> int | Tensor:
+    """How many vectors no mask silences."""
+    if mask is None:
+        return math.prod(inputs.shape[:-1])
+    return mask[..., 0].expand(inputs.shape[:-1]).sum()
 
 
 def _usage_of(quantized: dict[str, QuantizedSite]) -> dict[str, Tensor]:

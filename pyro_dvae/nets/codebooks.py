@@ -264,8 +264,11 @@ class FiniteScalars(Quantizer):
         mask: Bool[Tensor, "*#batch"] | None = None,
     ) -> Quantized:
         """The vectors that `inputs` are rounded to; there is nothing to learn or to commit to."""
-        vectors, codes = quantize_levels(inputs / self.scale, self.levels)
-        vectors = vectors * self.scale
+        if self.scale == 1.0:
+            vectors, codes = quantize_levels(inputs, self.levels)
+        else:
+            vectors, codes = quantize_levels(inputs / self.scale, self.levels)
+            vectors = vectors * self.scale
         return Quantized(vectors, codes, vectors.detach())
 
 
