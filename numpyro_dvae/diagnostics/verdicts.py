@@ -180,7 +180,7 @@ class ImportanceDiagnostics(NamedTuple):
         """The posterior mean of a function of the latents, by the weighted draws.
 
         Its error is that of the weights: see the verdicts. Where the data share latents, each draw
-        of these has ten draws of the others, picked by their weights.
+        of these has some of the others, picked by their weights: 1000 in all, at least one each.
 
         Args:
             fn: From values by site, draws in front of the plates, to numbers of the same draws; of

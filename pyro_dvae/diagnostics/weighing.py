@@ -44,7 +44,6 @@ __all__ = [
 
 _LEAST_REST = 1e-15  # share of all weight: rounding of the largest
 _SPREAD = 1e-9  # nats, far more than rounding and far less than any error
-_EACH = 10  # draws of a datum that are kept at each of what the data share
 _ROUNDING = 1e-4  # nats, of sums in single precision, relative to their size
 
 Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], ImportanceDiagnostics]  # of log weights,
@@ -201,19 +200,21 @@ def weighted(draws: Draws, log_weights: np.ndarray) -> WeightedDraws | None:
     return WeightedDraws(latent, log_weights) if latent else None
 
 
-def with_picked(draws: Draws, report: ImportanceDiagnostics, place: int) -> ImportanceDiagnostics:
-    """Keep a few draws of each datum, picked by their weights; `place` is the seed."""
+def with_picked(
+    count: int, draws: Draws, report: ImportanceDiagnostics, place: int
+) -> ImportanceDiagnostics:
+    """Keep so many draws of each datum, picked by their weights; `place` is the seed."""
     if not draws["latent"]:
         return report
     log_weights = draws.importance_weights
     weights = np.exp(log_weights - log_weights.max(0))
     shares = np.cumsum(weights, axis=0) / weights.sum(0)
     rng, found = np.random.default_rng(place), []
-    for _ in range(_EACH):
+    for _ in range(count):
         places = np.minimum((shares < rng.random(shares.shape[1:])).sum(0), draws.num_draws - 1)
         found.append({n: _pick(site, draws.plates, places) for n, site in draws["latent"].items()})
     picked = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
-    return report._replace(draws=WeightedDraws(picked, np.zeros(_EACH)))
+    return report._replace(draws=WeightedDraws(picked, np.zeros(count)))
 
 
 def _pick(site: NamedArray, plates: tuple[str, ...], places: np.ndarray) -> np.ndarray:
