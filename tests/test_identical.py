@@ -24,7 +24,6 @@ IDENTICAL = {
     "diagnostics/reports.py",
     "diagnostics/summaries.py",
     "diagnostics/uniformity.py",
-    "diagnostics/usage.py",
     "diagnostics/verdicts.py",
     "diagnostics/weighing.py",
     "fit/files.py",

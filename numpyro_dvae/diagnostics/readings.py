@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+from numpyro.distributions import constraints
 from numpyro.handlers import block, replay
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
@@ -28,8 +29,9 @@ from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.readers.impossible import read_impossible
 from numpyro_dvae.programs.record import Particles, make_record, read_silenced
 from numpyro_dvae.programs.run import run_particles
-from numpyro_dvae.programs.sites import is_mutable, param_constraints, rows_of_plates, sample_sites
+from numpyro_dvae.programs.sites import rows_of_plates, sample_sites
 from numpyro_dvae.programs.structure.broadcasting import takes_singletons
+from numpyro_dvae.programs.structure.cells import check_cells
 from numpyro_dvae.programs.structure.layout import find_layout
 
 __all__ = [
@@ -90,7 +92,12 @@ def constraints_of(
     """The parameters of a pair by name, and the constraint of each."""
 
     def read(run: Run) -> dict[str, Any]:
-        return param_constraints(run.guide_trace) | param_constraints(run.model_trace)
+        return {
+            name: message["kwargs"].get("constraint", constraints.real)
+            for trace in (run.guide_trace, run.model_trace)
+            for name, message in trace.items()
+            if message["type"] == "param"
+        }
 
     return _read_abstractly(read, rng_key, Pair(model, guide, args, kwargs))
 
@@ -134,10 +141,7 @@ def posterior_sites(
     its values are `given`; the record has them as "given". If it `weighs` draws, it has what is
     said of masked latents in `silence`, too.
     """
-    layout, settled = (
-        pair.layout,
-        pair._replace(guide=block(pair.guide, hide_fn=is_mutable)),
-    )  # what it learns is its own
+    layout, settled = pair.layout, pair._replace(guide=block(pair.guide, hide_fn=_is_mutable))
 
     def run_one(key: Array, place: Array) -> tuple[Particles, Readings, Any]:
         pair_key, predictive_key, reader_key = jax.random.split(key, 3)
@@ -175,13 +179,19 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Array]:
 _DRAW_READERS = {"codes": read_codes, "given": _read_given, "unmasked": read_unmasked}
 
 
+def _is_mutable(msg: Any) -> bool:
+    """What a guide learns by running is not for the model."""
+    return msg["type"] == "mutable"
+
+
 def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, Array]:
     """All joint values of a datum's latents, as `enumerate_draws` lists those of the guide.
 
     They are the model's own, so that states which the guide cannot draw are among them.
 
     Raises:
-        ValueError: If there are continuous latents, or more than `max_states` states.
+        ValueError: If there are continuous latents, or more than `max_states` states, or if the
+            log-density of a datum changes with the draws of others.
     """
 
     def read(run: Run) -> set[str]:
@@ -190,6 +200,7 @@ def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, A
     latent = _read_abstractly(read, rng_key, pair)
     _check_discrete(latent, pair.layout)
     found = enumerate_draws(rng_key, pair.model, pair.args, pair.kwargs, pair.layout, max_states)
+    check_cells(rng_key, pair, found)
     _check_listed(latent, found)
     return found
 

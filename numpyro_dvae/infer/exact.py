@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -21,9 +22,10 @@ from numpyro_dvae.infer.objective import Gain, Objective
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.codes import enumerate_draws
-from numpyro_dvae.programs.pair import Pair
+from numpyro_dvae.programs.pair import Layout, Pair
 from numpyro_dvae.programs.record import Particles
 from numpyro_dvae.programs.structure.broadcasting import takes_singletons
+from numpyro_dvae.programs.structure.cells import with_cells_apart
 
 __all__ = ["Exact_ELBO", "exact_expectation"]
 
@@ -87,6 +89,13 @@ class Exact_ELBO(ParticleELBO):
         return enumerate_draws(
             rng_key, pair.guide, pair.args, pair.kwargs, pair.layout, self.max_states
         )
+
+    def find_layout(self, rng_key: Array, pair: Pair) -> Layout:
+        """As `ParticleELBO`; data that do not keep apart are one datum."""
+        pair = pair._replace(layout=super().find_layout(rng_key, pair))
+        with jax.ensure_compile_time_eval():  # no state depends on a parameter
+            values = self.values(rng_key, pair)
+        return with_cells_apart(rng_key, pair, values)
 
     def inspect(self, rng_key: Array, pair: Pair) -> bool:
         """Whether the programs must see a state in the sizes of all plates."""

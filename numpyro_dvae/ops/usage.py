@@ -7,7 +7,7 @@ __all__ = ["codes_in_use"]
 
 
 def codes_in_use(
-    codes: Integer[Array, "*shape"], mask: Bool[Array, "*#shape"] | None = None
+    codes: Integer[Array, "*shape"], mask: Bool[Array, "*#shape"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The number of codes that occur, and their perplexity.
 
@@ -15,13 +15,12 @@ def codes_in_use(
 
     Args:
         codes: Of all data and latents that share a table.
-        mask: Which of them count; None is all.
+        mask: Which of them count.
     """
-    flat = codes.reshape(-1).astype(int)
-    if mask is not None:
-        flat = jnp.where(jnp.broadcast_to(mask, codes.shape).reshape(-1), flat, -1)
-    row = jnp.sort(flat)
+    kept = jnp.broadcast_to(mask, codes.shape).reshape(-1)
+    row = jnp.sort(jnp.where(kept, codes.reshape(-1).astype(int), -1))
     counts = jnp.searchsorted(row, row, side="right") - jnp.searchsorted(row, row)
     weights = (row >= 0).astype(float)
     total = jnp.maximum(weights.sum(), 1)
-    return (weights / counts).sum(), total / jnp.exp((weights * jnp.log(counts)).sum() / total)
+    entropy = -(weights * jnp.log(counts / total)).sum() / total
+    return (weights / counts).sum(), jnp.exp(entropy)

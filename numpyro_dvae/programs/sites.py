@@ -30,11 +30,9 @@ __all__ = [
     "deterministic_sites",
     "in_batch_dims",
     "is_drawn",
-    "is_mutable",
     "is_of_run",
     "moved",
     "mutable_values",
-    "param_constraints",
     "param_values",
     "rows_of_plates",
     "same_scale",
@@ -189,17 +187,6 @@ def mutable_values(trace: Mapping[str, Any]) -> dict[str, Any]:
     return {name: m["value"] for name, m in trace.items() if m["type"] == "mutable"}
 
 
-def is_mutable(message: Any) -> bool:
-    """Whether a message is of state that a program changes."""
-    return message["type"] == "mutable"
-
-
-def param_constraints(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """The constraint of each parameter of a run, by name."""
-    params = {name: m["kwargs"] for name, m in trace.items() if m["type"] == "param"}
-    return {name: given.get("constraint", constraints.real) for name, given in params.items()}
-
-
 def param_values(trace: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a run, by name."""
     return {name: m["value"] for name, m in trace.items() if m["type"] == "param"}
@@ -278,10 +265,21 @@ def base_distribution(fn: Any) -> Any:
 
 
 def _finite_slopes(fn: Any) -> Any:
-    """The same Bernoullis, without gradient into probabilities of exactly 0 or 1.
+    """The same Bernoullis and binomials, with the gradient of their limits.
 
-    NumPyro's is 0 there, but NaN where a score of more than 4 nats is multiplied with it.
+    None into probabilities of exactly 0 or 1: NumPyro's is 0 there, but NaN where a score of more
+    than 4 nats is multiplied with it. At logits of exactly 0, where parameters often start,
+    NumPyro takes `clip` and `abs` to be flat, which gives a Bernoulli the gradient y in place of
+    y - 1/2; next to 0 it is right.
     """
+    if type(fn) in (dist.BernoulliLogits, dist.BinomialLogits):
+        if not isinstance(fn.logits, jax.core.Tracer):
+            return fn
+        least = jnp.finfo(fn.logits.dtype).tiny
+        logits = fn.logits + jnp.where(fn.logits == 0, least, 0)
+        if type(fn) is dist.BernoulliLogits:
+            return dist.BernoulliLogits(logits, validate_args=False)
+        return dist.BinomialLogits(logits, fn.total_count, validate_args=False)
     if isinstance(fn, dist.BernoulliProbs):
         probs = fn.probs
         if not isinstance(probs, jax.core.Tracer):

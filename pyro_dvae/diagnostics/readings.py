@@ -32,6 +32,7 @@ from pyro_dvae.programs.record import Particles, concatenate, make_record, read_
 from pyro_dvae.programs.run import drawn_subsamples, run_particles
 from pyro_dvae.programs.sites import Site, deterministic_sites, rows_of_plates, sample_sites
 from pyro_dvae.programs.structure.broadcasting import takes_particles, takes_singletons
+from pyro_dvae.programs.structure.cells import check_cells
 from pyro_dvae.programs.structure.layout import common_layout, find_layout
 from pyro_dvae.programs.structure.looking import only_looking
 
@@ -189,12 +190,14 @@ def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:
     They are the model's own, so that states which the guide cannot draw are among them.
 
     Raises:
-        ValueError: If there are continuous latents, or more than `max_states` states.
+        ValueError: If there are continuous latents, or more than `max_states` states, or if the
+            log-density of a datum changes with the draws of others.
     """
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         guide_sites = sample_sites(run_program(pair.guide, pair.args, pair.kwargs))
         _check_discrete(guide_sites)
         found = enumerate_draws(pair.model, pair.args, pair.kwargs, pair.layout, max_states)
+        check_cells(pair, found)
     _check_listed(_auxiliary(guide_sites), found)
     return found
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from pyro_dvae.fit import rng
 from pyro_dvae.fit.identity import described
 from pyro_dvae.ops.processes import total_gradients
-from pyro_dvae.programs.sites import param_values
 
 __all__ = [
     "described_svi",
@@ -115,7 +114,8 @@ def take_step(svi: SVI, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     else:
         with poutine.trace(param_only=True) as capture:
             loss = svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
-        found = [value.unconstrained() for value in param_values(capture.trace).values()]
+        sites = capture.trace.nodes.values()
+        found = [site["value"].unconstrained() for site in sites]  # type: ignore[union-attr]
         total_gradients(dict.fromkeys(found))
         params = set(found)
         svi.optim(params)

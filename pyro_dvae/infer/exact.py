@@ -22,9 +22,10 @@ from pyro_dvae.infer.objective import Gain, Objective
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.codes import enumerate_draws
-from pyro_dvae.programs.pair import Pair
+from pyro_dvae.programs.pair import Layout, Pair
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.structure.broadcasting import takes_singletons
+from pyro_dvae.programs.structure.cells import with_cells_apart
 
 __all__ = ["Exact_ELBO", "exact_expectation"]
 
@@ -86,6 +87,12 @@ class Exact_ELBO(ParticleELBO):
         """All states in place of draws."""
         assert pair.guide is not None
         return enumerate_draws(pair.guide, pair.args, pair.kwargs, pair.layout, self.max_states)
+
+    def find_layout(self, pair: Pair) -> tuple[Layout, tuple]:
+        """As `ParticleELBO`; data that do not keep apart are one datum."""
+        layout, structure = super().find_layout(pair)
+        pair = pair._replace(layout=layout, structure=structure)
+        return with_cells_apart(pair, self.values(pair)), structure
 
     def inspect(self, pair: Pair) -> bool:
         """Whether the programs must see a state in the sizes of all plates."""

@@ -31,7 +31,7 @@ from numpyro.handlers import block, replay, substitute, trace
 
 from numpyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
 from numpyro_dvae.infer.truncated.masked import with_drawn
-from numpyro_dvae.infer.truncated.minibatch import read_minibatch
+from numpyro_dvae.infer.truncated.minibatch import check_sites, read_minibatch
 from numpyro_dvae.infer.truncated.parts import alone, evolve_parts, parts_of
 from numpyro_dvae.infer.truncated.proposals import draws_of, from_pool
 from numpyro_dvae.infer.truncated.sampling import add_silenced, in_dims, sample_members
@@ -40,7 +40,7 @@ from numpyro_dvae.infer.truncated.start import first_words
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.evolution import Operator, union
 from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
-from numpyro_dvae.programs.codes import decode, find_space
+from numpyro_dvae.programs.codes import CodedSite, decode, find_space
 from numpyro_dvae.programs.draw import Draw, FixedKeys, run_pair
 from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.sites import is_of_run, mutable_values, param_values, sample_sites
@@ -99,6 +99,7 @@ class TruncatedGuide:
         self.model, self.num_states, self.num_data, self.probs = model, num_states, num_data, probs
         self.rest, self.vectorize_particles = rest, vectorize_particles
         self.words, self.site = None, "guide.words"
+        self._sites: tuple[CodedSite, ...] | None = None  # that the states are of
 
     # --------------------------------------------------------------------------- as a program
 
@@ -285,9 +286,12 @@ class TruncatedGuide:
 
     def _first_words(self, rng_key: Array, call: ModelCall) -> UInt32[Array, "N S W"]:
         self._check_size(call, self.num_data or call.batch.num_data)
+        self._sites = call.space.sites
         return first_words(rng_key, call, self.num_states, self.probs)
 
     def _check_words(self, call: ModelCall, words: Array) -> None:
+        self._sites = self._sites or call.space.sites
+        check_sites(self._sites, call.space.sites)
         shape = self.num_states, num_words(call.space.cardinalities)
         if words.ndim != 3 or words.shape[1:] != shape:
             raise ValueError(

@@ -4,7 +4,7 @@ A truncated posterior keeps something for every datum, so it must know which dat
 The model says so itself, by its plates: their full sizes and the rows that they subsample.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -16,12 +16,12 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import substitute
 
-from numpyro_dvae.programs.codes import Space, by_datum, shape_in_datum
+from numpyro_dvae.programs.codes import CodedSite, Space, by_datum
 from numpyro_dvae.programs.masks import entry_mask
 from numpyro_dvae.programs.readers.statistics import closed_forms_of
 from numpyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
 
-__all__ = ["Minibatch", "open_plates", "prior_probs", "read_minibatch"]
+__all__ = ["Minibatch", "check_sites", "open_plates", "prior_probs", "read_minibatch"]
 
 
 class Minibatch(NamedTuple):
@@ -43,12 +43,11 @@ def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:
     """Read from a plain run of the model what it is about.
 
     Raises:
-        ValueError: If no site is observed, if a discrete site differs from the space's, or if a
-            known row is out of range.
+        ValueError: If no site is observed, or if a known row is out of range.
     """
     sites = sample_sites(trace)
     latents = {name: site for name, site in sites.items() if not site.is_observed}
-    _check_sites(sites, latents, space)
+    _check_observed(sites, latents)
     plates = rows_of_plates(trace)
     full_sizes = {name: plate.full_size for name, plate in plates.items()}
     subsamples = {name: plate.indices for name, plate in plates.items()}
@@ -72,20 +71,36 @@ def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:
     )
 
 
-def _check_sites(sites: dict[str, Site], latents: dict[str, Site], space: Space) -> None:
+def _check_observed(sites: dict[str, Site], latents: dict[str, Site]) -> None:
     if len(latents) == len(sites):
         raise ValueError(
             "the model observes nothing in this call, so there is no posterior over its states. "
             "Pass the data; to sample from the prior, call the model alone."
         )
-    for site in space.sites:
-        found = latents.get(site.name)
-        shapes = found and (shape_in_datum(found, space.layout), tuple(found.fn.event_shape))
-        if shapes != (site.batch_shape, site.event_shape):
+
+
+def check_sites(begun: Sequence[CodedSite], now: Sequence[CodedSite]) -> None:
+    """Whether a call has the discrete sites that the states were begun for.
+
+    Raises:
+        ValueError: If a site differs, is missing, or is there besides.
+    """
+    known = {site.name: site for site in begun}
+    for name in {**known, **{site.name: site for site in now}}:
+        pair = known.get(name), next((site for site in now if site.name == name), None)
+        shapes = [site and (*site.batch_shape, *site.event_shape) for site in pair]
+        if shapes[0] != shapes[1]:
             raise ValueError(
-                f"site '{site.name}' had shape {(*site.batch_shape, *site.event_shape)} per datum "
-                f"when its states were made, and is now {shapes and (*shapes[0], *shapes[1])}. "
-                "All data must have the same discrete sites; pad them, and mask the padding."
+                f"site '{name}' had shape {shapes[0]} per datum when its states were made, and is "
+                f"now {shapes[1]}. All data must have the same discrete sites; pad them, and mask "
+                "the padding."
+            )
+        sizes = [len(site.support) for site in pair if site is not None]
+        if sizes[0] != sizes[-1]:
+            raise ValueError(
+                f"site '{name}' had {sizes[0]} values when its states were made, and now has "
+                f"{sizes[-1]}. Give it the largest number in each call, with logits of -inf where "
+                "a value cannot be, or make a guide for each number."
             )
 
 

@@ -83,6 +83,22 @@ def _check_sites(sites: dict[str, Site], latents: dict[str, Site], space: Space)
                 f"when its states were made, and is now {shapes and (*shapes[0], *shapes[1])}. "
                 "All data must have the same discrete sites; pad them, and mask the padding."
             )
+        num_values = None if found is None else _num_values(found)
+        if num_values not in (None, len(site.support)):
+            raise ValueError(
+                f"site '{site.name}' had {len(site.support)} values when its states were made, and "
+                f"now has {num_values}. Give it the largest number in each call, with "
+                "logits of -inf where a value cannot be, or make a guide for each number."
+            )
+
+
+def _num_values(site: Site) -> int | None:
+    """The values of integers in a row; None if they are not, or would have to be waited for."""
+    support = site.base.support
+    if not hasattr(support, "upper_bound"):
+        return None
+    low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))
+    return int(high.max()) - int(low.min()) + 1 if high.device.type == "cpu" else None
 
 
 def _rows_of(trace: poutine.Trace, frame: Any) -> Tensor:

@@ -148,22 +148,26 @@ def _record(pair: Pair, values: dict[str, Tensor], particle: int | None) -> Part
     return make_record(run, pair.layout, _NUM_PARTICLES, reads=_READ)
 
 
-def _read_draws(run: Run, layout: Layout, num_particles: int) -> list[Tensor]:
-    """Log-densities of all draws, whatever their masks; a reader of records."""
+def _read_sites(run: Run, layout: Layout, num_particles: int) -> list[Tensor]:
+    """Log-densities of all draws, whatever their masks, and of the model's sites; a reader.
+
+    Cell by cell, as what is moved from one to another may leave their sum as it was.
+    """
     drawn = [site for site in run.guide.values() if not site.is_observed]
     values = [(site, draw_log_prob(site, site.log_prob())) for site in drawn]
+    values += [(site, site.term()) for site in run.model.values()]
     return [in_batch_dims(site, v, layout.nesting, num_particles) for site, v in values]
 
 
-_READ = {"draws": _read_draws}
+_READ = {"sites": _read_sites}
 
 
 def _agree(first: Particles, second: Particles, place: int, other: int) -> bool:
     pairs = [(getattr(first, n)[place], getattr(second, n)[other]) for n in _COMPARED]
-    draws = first.extras["draws"], second.extras["draws"]
-    if len(draws[0]) != len(draws[1]):  # which sites there are depends on the draws
+    sites = first.extras["sites"], second.extras["sites"]
+    if len(sites[0]) != len(sites[1]):  # which sites there are depends on the draws
         return False
-    for one, two in zip(*draws, strict=True):
+    for one, two in zip(*sites, strict=True):
         pairs.append((one[min(place, len(one) - 1)], two[min(other, len(two) - 1)]))
     return all(same_but_rounding(one, two) for one, two in pairs)
 

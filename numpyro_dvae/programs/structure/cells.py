@@ -1,0 +1,157 @@
+"""Whether the data keep apart: decided by states that differ from one datum to the next.
+
+A plate declares its cells independent, and what lists the states of a datum relies on it: all data
+go through theirs side by side. A program that centres latents by their mean over the data,
+normalises a batch or takes a neighbour's draw breaks that promise without a word. So a few states
+are run in all cells at once, then mixed, some cells in one and some in another: each cell must have
+what it has where all are in its state. What is traced has no value: other numbers stand in for it.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer
+
+from numpyro_dvae.programs.draw import Draw, run_pair
+from numpyro_dvae.programs.pair import Layout, Pair
+from numpyro_dvae.programs.record import make_record
+
+__all__ = ["check_cells", "with_cells_apart"]
+
+_KINDS = ("log_likelihood", "log_prior", "log_q_discrete", "log_q_pathwise")
+
+
+def with_cells_apart(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Layout:
+    """The layout of a pair; if its data do not keep apart, without plates, which is said.
+
+    All data are then one, whose states are those of all together.
+
+    Args:
+        rng_key: Key of the runs.
+        pair: The programs, with their layout.
+        values: Of all discrete latents of a datum, S states in front.
+    """
+    if _are_apart(rng_key, pair, values):
+        return pair.layout
+    warnings.warn(
+        f"under plate {sorted(pair.layout.plates)} the log-density of a datum changes with the "
+        "draws of others (a mean over the data, a batch normalisation, an index from the left), "
+        "so the states of all data are listed together: right, but for few data alone. Use a "
+        "datum's own draws in its density, or a loss that samples: DAPS_ELBO, Reinforce_ELBO.",
+        stacklevel=8,
+    )
+    return pair.layout._replace(plates=(), dims=())
+
+
+def check_cells(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> None:
+    """Refuse a pair whose data do not keep apart; arguments as above.
+
+    Raises:
+        ValueError: If no datum has a posterior of its own.
+    """
+    if not _are_apart(rng_key, pair, values):
+        raise ValueError(
+            f"under plate {sorted(pair.layout.plates)} the log-density of a datum changes with the "
+            "draws of others (a mean over the data, a batch normalisation, an index from the "
+            "left), so no datum has a posterior of its own. Use a datum's own draws in its "
+            "density, or draw the latents of all data under no plate, as one with .to_event(1)."
+        )
+
+
+def _are_apart(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> bool:
+    """Whether no datum's log-density changes with the draws of others."""
+    if not pair.layout.plates or not values:
+        return True
+    count = len(next(iter(values.values())))
+    few = np.array(sorted({0, count - 1, count // 3}))
+    one = {n: jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for n, v in values.items()}
+    dims: dict[str, int] = {}
+
+    def by_datum(given: Mapping[str, Array]) -> Float[Array, "4 *plates"]:
+        draw = Draw(rng_key, pair.layout, given, expand=True)
+        run = run_pair(rng_key, pair, draw)
+        dims.update({name: run.guide[name].fn.event_dim for name in given})
+        record = make_record(run, pair.layout, 1)
+        return jnp.stack([getattr(record, kind) for kind in _KINDS])
+
+    try:
+        sizes = jax.eval_shape(by_datum, one).shape[1:]
+        if np.prod(sizes) == 1:
+            return True
+        some = {n: np.asarray(v)[few] for n, v in values.items()}
+        wide = {n: _mixed(v, np.zeros(sizes, int), pair.layout, dims[n]) for n, v in some.items()}
+        return _keep_apart(_with_stand_ins(by_datum, wide), some, sizes, pair.layout, dims)
+    except Exception:  # of values that the program never draws
+        return True
+
+
+def _with_stand_ins(function: Callable, example: Any) -> Callable[[Any], np.ndarray]:
+    """A function of arrays that are known, of whose traced constants others take the place."""
+    program = jax.make_jaxpr(function)(example)
+    rng = np.random.default_rng(0)
+    constants = [_stand_in(constant, rng) for constant in program.consts]
+    compiled = jax.jit(lambda leaves: jax.core.eval_jaxpr(program.jaxpr, constants, *leaves)[0])
+
+    def run(given: Any) -> np.ndarray:
+        with jax.ensure_compile_time_eval():
+            return np.asarray(compiled(jax.tree.leaves(given)))
+
+    return run
+
+
+def _stand_in(constant: Any, rng: np.random.Generator) -> Any:
+    """Numbers that are scales, probabilities and places as well; rows and codes of 0."""
+    if not isinstance(constant, jax.core.Tracer):
+        return constant
+    with jax.ensure_compile_time_eval():
+        if jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
+            return jnp.broadcast_to(jax.random.key(0), constant.shape)
+        if jnp.issubdtype(constant.dtype, jnp.floating):
+            return jnp.asarray(rng.uniform(0.3, 0.7, constant.shape), constant.dtype)
+        return jnp.full(constant.shape, constant.dtype == bool, constant.dtype)
+
+
+def _keep_apart(
+    by_datum: Callable[[Mapping[str, np.ndarray]], np.ndarray],
+    values: Mapping[str, np.ndarray],
+    sizes: tuple[int, ...],
+    layout: Layout,
+    dims: Mapping[str, int],
+) -> bool:
+    def mixed(places: np.ndarray) -> np.ndarray:
+        return by_datum({n: _mixed(v, places, layout, dims[n]) for n, v in values.items()})
+
+    num_states = len(next(iter(values.values())))
+    alone = np.stack([mixed(np.full(sizes, k)) for k in range(num_states)])
+    for places in _mixtures(sizes, num_states):
+        expected = np.take_along_axis(alone, np.broadcast_to(places, alone.shape[1:])[None], 0)[0]
+        most = 1e-6 if alone.dtype == np.float64 else 1e-3
+        if not np.allclose(mixed(places), expected, rtol=most, atol=most, equal_nan=True):
+            return False
+    return True
+
+
+def _mixtures(sizes: tuple[int, ...], num_states: int) -> Iterator[Integer[np.ndarray, "*plates"]]:
+    """Which of the states each cell is in: neighbours differ, then pairs of them, then any."""
+    count, rng = np.arange(np.prod(sizes)), np.random.default_rng(0)
+    for places in (count, count // 2, rng.integers(num_states, size=len(count))):
+        yield (places % num_states).reshape(sizes)
+
+
+def _mixed(
+    value: np.ndarray, places: Integer[np.ndarray, "*plates"], layout: Layout, event_dim: int
+) -> np.ndarray:
+    """Each cell's value, of those in front, without the axis that they have there."""
+    shape = [1] * layout.nesting
+    for dim, size in zip(layout.dims, places.shape, strict=True):
+        shape[dim] = size
+    index = places.reshape(*shape, *[1] * event_dim)
+    missing = index.ndim - (value.ndim - 1)
+    value = value.reshape(len(value), *[1] * missing, *value.shape[1:])
+    shape = [max(pair) for pair in zip(value.shape[1:], index.shape, strict=True)]
+    index, value = np.broadcast_to(index, shape), np.broadcast_to(value, (len(value), *shape))
+    return np.take_along_axis(value, index[None], 0)[0]

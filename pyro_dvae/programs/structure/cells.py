@@ -1,0 +1,119 @@
+"""Whether the data keep apart: decided by states that differ from one datum to the next.
+
+A plate declares its cells independent, and what lists the states of a datum relies on it: all data
+go through theirs side by side. A program that centres latents by their mean over the data,
+normalises a batch or takes a neighbour's draw breaks that promise without a word. So a few states
+are run in all cells at once, then mixed, some cells in one and some in another: each cell must have
+what it has where all are in its state.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyro
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from pyro_dvae.programs.draw import Draw, run_pair
+from pyro_dvae.programs.pair import Layout, Pair
+from pyro_dvae.programs.record import make_record
+from pyro_dvae.programs.structure.looking import only_looking, same_but_rounding
+
+__all__ = ["check_cells", "with_cells_apart"]
+
+_KINDS = ("log_likelihood", "log_prior", "log_q_discrete", "log_q_pathwise")
+
+
+def with_cells_apart(pair: Pair, values: Mapping[str, Tensor]) -> Layout:
+    """The layout of a pair; if its data do not keep apart, without plates, which is said.
+
+    All data are then one, whose states are those of all together.
+
+    Args:
+        pair: The programs, with their layout.
+        values: Of all discrete latents of a datum, S states in front.
+    """
+    if _are_apart(pair, values):
+        return pair.layout
+    warnings.warn(
+        f"under plate {sorted(pair.layout.plates)} the log-density of a datum changes with the "
+        "draws of others (a mean over the data, a batch normalisation, an index from the left), "
+        "so the states of all data are listed together: right, but for few data alone. Use a "
+        "datum's own draws in its density, or a loss that samples: DAPS_ELBO, Reinforce_ELBO.",
+        stacklevel=8,
+    )
+    return pair.layout._replace(plates=(), dims=())
+
+
+def check_cells(pair: Pair, values: Mapping[str, Tensor]) -> None:
+    """Refuse a pair whose data do not keep apart; arguments as above.
+
+    Raises:
+        ValueError: If no datum has a posterior of its own.
+    """
+    if not _are_apart(pair, values):
+        raise ValueError(
+            f"under plate {sorted(pair.layout.plates)} the log-density of a datum changes with the "
+            "draws of others (a mean over the data, a batch normalisation, an index from the "
+            "left), so no datum has a posterior of its own. Use a datum's own draws in its "
+            "density, or draw the latents of all data under no plate, as one with .to_event(1)."
+        )
+
+
+def _are_apart(pair: Pair, values: Mapping[str, Tensor]) -> bool:
+    """Whether no datum's log-density changes with the draws of others."""
+    if not pair.layout.plates or not values:
+        return True
+    try:
+        return only_looking(lambda: _keep_apart(pair, values))
+    except Exception:  # of values that the program never draws
+        return True
+
+
+def _keep_apart(pair: Pair, values: Mapping[str, Tensor]) -> bool:
+    count = len(next(iter(values.values())))
+    few = sorted({0, count - 1, count // 3})
+    state = pyro.util.get_rng_state()
+    sites = run_pair(pair, Draw(pair.layout, None)).guide
+    dims = {name: sites[name].fn.event_dim for name in values}
+
+    def by_datum(given: Mapping[str, Tensor]) -> Float[Tensor, "4 *plates"]:
+        pyro.util.set_rng_state(state)  # the same noise and subsample in each run
+        record = make_record(run_pair(pair, Draw(pair.layout, None, given)), pair.layout, 1)
+        return torch.cat([getattr(record, kind) for kind in _KINDS])
+
+    alone = torch.stack([by_datum({n: v[k] for n, v in values.items()}) for k in few])
+    again = by_datum({n: v[few[0]] for n, v in values.items()})
+    sizes = alone.shape[2:]
+    if sizes.numel() == 1 or not same_but_rounding(alone[0], again):  # or noisy by itself
+        return True
+    for places in _mixtures(sizes, len(few)):
+        mixed = {n: _mixed(v[few], places, pair.layout, dims[n]) for n, v in values.items()}
+        expected = alone.gather(0, places.expand(1, *alone.shape[1:]))[0]
+        if not same_but_rounding(by_datum(mixed), expected):
+            return False
+    return True
+
+
+def _mixtures(sizes: torch.Size, num_states: int) -> Iterator[Integer[Tensor, "1 *plates"]]:
+    """Which of the states each cell is in: neighbours differ, then pairs of them, then any."""
+    count, rng = torch.arange(sizes.numel()), np.random.default_rng(0)
+    for places in (count, count // 2, torch.as_tensor(rng.integers(num_states, size=len(count)))):
+        yield (places % num_states).reshape(1, *sizes)
+
+
+def _mixed(
+    value: Tensor, places: Integer[Tensor, "1 *plates"], layout: Layout, event_dim: int
+) -> Tensor:
+    """Each cell's value, of those in front, without the axis that they have there."""
+    shape = [1] * layout.nesting
+    for dim, size in zip(layout.dims, places.shape[1:], strict=True):
+        shape[dim] = size
+    index = places.reshape(*shape, *[1] * event_dim)
+    missing = index.dim() - (value.dim() - 1)
+    value = value.reshape(len(value), *[1] * missing, *value.shape[1:])
+    shape = [max(pair) for pair in zip(value.shape[1:], index.shape, strict=True)]
+    index, value = index.expand(shape).to(value.device), value.expand(len(value), *shape)
+    return value.gather(0, index[None])[0]

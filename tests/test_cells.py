@@ -1,0 +1,184 @@
+"""Data that mix under a plate, values that grow, logits of exactly 0: the right value, or words.
+
+The right values are sums over all states by NumPy.
+"""
+
+import importlib
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+
+DATA = np.array([-0.5, 0.3, 1.5])
+LOGITS = np.array([-0.5, 0.1, 0.5])
+WAYS = {
+    "centred": lambda z: z - z.mean(),
+    "turned": lambda z: z[np.array([1, 2, 0])],
+    "first": lambda z: z[0] * z,
+    "apart": lambda z: 2 * z,
+}
+OTHERS = "changes with the draws of others"
+
+
+class _Pyro:
+    """The programs in Pyro."""
+
+    def __init__(self):
+        self.torch, self.pyro = pytest.importorskip("torch"), pytest.importorskip("pyro")
+        self.dist = self.pyro.distributions
+        self.package = importlib.import_module("pyro_dvae")
+        self.infer = importlib.import_module("pyro_dvae.infer")
+        self.diagnostics = importlib.import_module("pyro_dvae.diagnostics")
+        self.pyro.clear_param_store()
+        self.sample, self.array = self.pyro.sample, self.torch.tensor
+
+    def plate(self):
+        return self.pyro.plate("data", len(DATA))
+
+    def values(self, loss, model, guide):
+        self.pyro.param("logits", self.array(LOGITS))
+        found = loss.loss_and_grads(model, guide, self.array(DATA))
+        return float(found), self.pyro.param("logits").grad.numpy()
+
+    def param(self):
+        return self.pyro.param("logits")
+
+    def gap(self, *pair):
+        self.pyro.param("logits", self.array(LOGITS))
+        return self.diagnostics.posterior_gap(pair, self.array(DATA))
+
+    def ones(self, size):
+        return self.torch.ones(size)
+
+    def truncated(self, model):
+        guide, loss = self.infer.TruncatedGuide(model, 2), self.infer.Truncated_ELBO(sweeps=0)
+        return lambda num_values: float(loss.loss(model, guide, self.array(DATA), num_values))
+
+
+class _NumPyro:
+    """The same in NumPyro."""
+
+    def __init__(self):
+        self.jax, self.numpyro = pytest.importorskip("jax"), pytest.importorskip("numpyro")
+        self.dist = importlib.import_module("numpyro.distributions")
+        self.infer = importlib.import_module("numpyro_dvae.infer")
+        self.diagnostics = importlib.import_module("numpyro_dvae.diagnostics")
+        self.sample, self.array = self.numpyro.sample, self.jax.numpy.asarray
+        self.key = self.jax.random.key(0)
+
+    def plate(self):
+        return self.numpyro.plate("data", len(DATA))
+
+    def values(self, loss, model, guide):
+        def of(logits, data):
+            return loss.loss(self.key, {"logits": logits}, model, guide, data)
+
+        run = self.jax.jit(self.jax.value_and_grad(of))
+        return run(self.array(LOGITS), self.array(DATA))
+
+    def param(self):
+        return self.numpyro.param("logits", self.jax.numpy.zeros(len(DATA)))
+
+    def gap(self, *pair):
+        params = {"logits": self.array(LOGITS)}
+        return self.diagnostics.posterior_gap(self.key, pair, self.array(DATA), params=params)
+
+    def ones(self, size):
+        return self.jax.numpy.ones(size)
+
+    def truncated(self, model):
+        guide, loss = self.infer.TruncatedGuide(model, 2), self.infer.Truncated_ELBO(sweeps=0)
+        svi = self.infer.SVI(model, guide, self.numpyro.optim.SGD(0.1), loss)
+        state = svi.init(self.key, self.array(DATA), 2)
+        return lambda num_values: float(svi.evaluate(state, self.array(DATA), num_values))
+
+
+@pytest.fixture(params=[_Pyro, _NumPyro], ids=["pyro", "numpyro"])
+def lab(request):
+    return request.param()
+
+
+def programs(lab, way):
+    def model(x):
+        plate = lab.plate()
+        with plate:
+            z = lab.sample("z", lab.dist.Bernoulli(0.4))
+        mean = WAYS[way](1.0 * z)
+        with plate:
+            lab.sample("x", lab.dist.Normal(mean, 1.0), obs=x)
+
+    def guide(x):
+        with lab.plate():
+            lab.sample("z", lab.dist.Bernoulli(logits=lab.param()))
+
+    return model, guide
+
+
+def by_hand(way, logits):
+    """Minus the ELBO, by all states of all data."""
+    loss, probs = 0.0, 1 / (1 + np.exp(-logits))
+    for row in itertools.product((0.0, 1.0), repeat=len(DATA)):
+        z = np.array(row)
+        log_q = np.log(np.where(z == 1, probs, 1 - probs)).sum()
+        log_p = np.log(np.where(z == 1, 0.4, 0.6)).sum()
+        log_p += (-0.5 * (DATA - WAYS[way](z)) ** 2 - 0.5 * np.log(2 * np.pi)).sum()
+        loss -= np.exp(log_q) * (log_p - log_q)
+    return loss
+
+
+def slopes(function, at):
+    steps = 1e-5 * np.eye(len(at))
+    return np.array([(function(at + s) - function(at - s)) / 2e-5 for s in steps])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_states_of_data_that_mix_are_those_of_all_together(lab, way):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found, gradient = lab.values(lab.infer.Exact_ELBO(), *programs(lab, way))
+    np.testing.assert_allclose(found, by_hand(way, LOGITS), rtol=1e-5)
+    wanted = slopes(lambda at: by_hand(way, at), LOGITS)
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-3, atol=1e-5)
+    assert any(OTHERS in str(warning.message) for warning in told) == (way != "apart")
+
+
+def test_data_that_mix_have_no_posterior_each(lab):
+    with pytest.raises(ValueError, match=OTHERS):
+        lab.gap(*programs(lab, "centred"))
+    lab.gap(*programs(lab, "apart"))
+
+
+@pytest.mark.parametrize("family", ["Categorical", "Binomial"])
+def test_states_of_fewer_values_are_refused(lab, family):
+    def model(x, num_values):
+        counts = lab.dist.Binomial(num_values - 1, 0.5 * lab.ones(()))
+        codes = lab.dist.Categorical(lab.ones(num_values) / num_values)
+        with lab.plate():
+            z = lab.sample("z", {"Categorical": codes, "Binomial": counts}[family])
+            lab.sample("x", lab.dist.Normal(1.0 * z, 1.0), obs=x)
+
+    loss = lab.truncated(model)
+    assert np.isfinite(loss(2))
+    with pytest.raises(ValueError, match=r"'z' had 2 values(.|\n)* now has 3(.|\n)*-inf"):
+        loss(3)
+
+
+@pytest.mark.parametrize("family", ["Bernoulli", "Binomial"])
+def test_gradients_at_logits_of_exactly_0(lab, family):
+    """Where parameters often start; NumPyro's own densities have another slope there."""
+    options = {} if family == "Bernoulli" else {"total_count": 1}
+
+    def model(x):
+        with lab.plate():
+            z = lab.sample("z", lab.dist.Bernoulli(0.4))
+            lab.sample("x", lab.dist.Normal(2.0 * z, 1.0), obs=x)
+
+    def guide(x):
+        logits = lab.param() - lab.array(LOGITS)
+        with lab.plate():
+            lab.sample("z", getattr(lab.dist, family)(logits=logits, **options))
+
+    _, gradient = lab.values(lab.infer.Exact_ELBO(), model, guide)
+    wanted = slopes(lambda at: by_hand("apart", at), np.zeros(len(DATA)))
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-3, atol=1e-5)
