@@ -8,7 +8,7 @@ score-function gradient over all draws, which must be the exact one if these pla
 from typing import NamedTuple
 
 import numpy as np
-from random_oracle import evaluate, perturbed, states
+from random_oracle import evaluate, perturbed
 from random_specs import NUM_EVENTS
 
 __all__ = [
@@ -140,10 +140,10 @@ def exact(spec, data, draws, theta=None, beta=1.0):
     return mean(1.0).real[0], mean(beta), probs[0].real
 
 
-def mean_over_draws(spec, data, plates, beta=1.0):
-    """The mean over all draws of the score-function gradient with these data, ``[P]``."""
+def mean_over_draws(spec, data, draws, plates, beta=1.0):
+    """The mean over all states `draws` of the score-function gradient with these data, ``[P]``."""
     theta, _ = perturbed(spec)
-    found = pieces(spec, evaluate(spec, data, theta, states(spec, data)), plates)
+    found = pieces(spec, evaluate(spec, data, theta, draws), plates)
     probs = np.exp(found.draw[:1].real.sum(tuple(range(2, found.draw.ndim))))
     value = _ascended(found, beta, 0.0, None)
     return -_total(value, found, beta, probs)
@@ -265,10 +265,9 @@ def _antithetic(found, beta, with_entropy):
     return gap * found.pair + f
 
 
-def mean_of_pairs(spec, data, plates, paired, beta=1.0):
-    """The mean of `_antithetic` over all pairs of draws, ``[P]``."""
+def mean_of_pairs(spec, data, draws, plates, paired, beta=1.0):
+    """The mean of `_antithetic` over all pairs of states `draws`, ``[P]``."""
     theta, _ = perturbed(spec)
-    draws = states(spec, data)
     terms = evaluate(spec, data, theta, draws)
     found = pieces(spec, terms, plates, paired)
     f = _integrand(found, beta, False)

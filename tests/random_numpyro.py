@@ -55,7 +55,7 @@ class Program:
         self.data = {key: jnp.asarray(value) for key, value in self.arrays.items()}
         self.data["flags"] = {"flag": "flag" in spec.flags}
         self.data["labels"] = spec.has_labels
-        self.automatic = AutoDiscrete(self.model)
+        self.automatic, self.own = AutoDiscrete(self.model), {}
 
     def move(self, key, size):
         """Change a parameter, so that the oracle knows another."""
@@ -84,8 +84,16 @@ class Program:
                 placed = self._in_dims(site, table, rows, inner)
                 if site.kind == "bernoulli":
                     placed = placed[..., None]
-                found[f"{site.name}_auto_logits"] = placed
+                # A parent's sum over plates that keeps their dims leaves dims of size 1.
+                found[f"{site.name}_auto_logits"] = placed.reshape(self._own_shape(site))
         return found
+
+    def _own_shape(self, site):
+        """Of the parameters that an automatic guide makes."""
+        if not self.own:
+            program = handlers.seed(handlers.substitute(self.automatic, data=self.params), 0)
+            self.own = jax.eval_shape(lambda: _params_of(program, self.data))
+        return self.own[f"{site.name}_auto_logits"].shape
 
     def rest(self, data):
         """The continuous sites of the guide alone."""
@@ -347,3 +355,8 @@ def diagnose(name, program, seed, **options):
     data = {key: bool(x) if is_setting[key] else x for key, x in program.data.items()}
     program.rows = {key: np.asarray(x) for key, x in data.items() if key.startswith("rows.")}
     return function(jax.random.key(seed), pair, data, params=program.params, **options)
+
+
+def _params_of(program, data):
+    trace = handlers.trace(program).get_trace(data)
+    return {name: m["value"] for name, m in trace.items() if m["type"] == "param"}

@@ -53,7 +53,7 @@ class Watch(Messenger):
         if given is not None and msg["name"] in given and not msg["is_observed"]:
             place = len(self.program.seen) % len(given[msg["name"]])
             msg["value"], msg["done"] = given[msg["name"]][place], True
-        noise = self.program.noise
+        noise = None if self.rows_only else self.program.noise  # of the guide's draws
         if noise is not None and msg["name"] in noise:
             msg["value"], msg["done"] = self.program.moved(msg["fn"], noise[msg["name"]]), True
 

@@ -324,3 +324,35 @@ def test_a_loop_over_a_plate_is_as_one_in_python():
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
     for name, slope in found[0][1].items():
         np.testing.assert_allclose(slope, found[1][1][name], rtol=1e-10)
+
+
+def test_parameters_of_other_places_are_refused():
+    """One dim of size 1 less, and rows would be taken of the event."""
+    jax, numpyro = pytest.importorskip("jax"), pytest.importorskip("numpyro")
+    from numpyro_dvae.guides import AutoDiscrete
+    from numpyro_dvae.infer import Exact_ELBO
+
+    def model():
+        with numpyro.plate("items", 1, dim=-2), numpyro.plate("people", 1, dim=-1):
+            a = numpyro.sample("a", numpyro.distributions.Bernoulli(0.3))
+        with numpyro.plate("people", 1, dim=-1):
+            probs = jax.numpy.asarray(TABLE)[a.sum(-2, keepdims=True)][..., None, :]
+            codes = numpyro.distributions.Categorical(probs.repeat(2, -2))
+            numpyro.sample("b", codes.to_event(1))
+
+    guide, a = AutoDiscrete(model), np.zeros((1, 1, 1))
+    logits = np.array([[0.3, 0.1, -0.4], [0.7, -0.2, 0.1]])
+
+    def loss(b):
+        params = {"a_auto_logits": a, "b_auto_logits": b}
+        return Exact_ELBO().loss(jax.random.key(0), params, model, guide)
+
+    log_a, log_b = log_softmax(np.zeros(1)), [log_softmax(row) for row in logits]
+    expected = 0.0
+    for i, j, k in itertools.product(range(2), range(3), range(3)):
+        log_q = log_a[i] + log_b[0][j] + log_b[1][k]
+        log_p = stats.bernoulli.logpmf(i, 0.3) + np.log(TABLE[i, j] * TABLE[i, k])
+        expected -= np.exp(log_q) * (log_p - log_q)
+    np.testing.assert_allclose(loss(logits.reshape(1, 1, 2, 3)), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"'b_auto_logits' has shape \(1, 2, 3\)"):
+        loss(logits.reshape(1, 2, 3))

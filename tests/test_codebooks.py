@@ -145,6 +145,16 @@ BAD = {
     ),
     "`levels` must be numbers of at least 2": lambda nets, table: nets.FiniteScalars((3, 1)),
     "`num_codes` must be at least 2; got 1": lambda nets, table: nets.LinearCodebook(1, D),
+    r"`levels` must be .* as \(8, 6, 5\); got \(8.0, 5\)": lambda nets, table: nets.FiniteScalars(
+        (8.0, 5)
+    ),
+    r"`levels` must be .* as \(8, 6, 5\); got 8\.": lambda nets, table: nets.FiniteScalars(8),
+    "`table` must hold floating-point numbers": lambda nets, table: nets.Codebook(
+        V, D, table=table > 0
+    ),
+    r"`grid` must be sizes of at least 1, as \(8, 8\); got 22": lambda nets, table: (
+        nets.CodebookDecoder(nets.FiniteScalars((3, 3)), nets.MLPDecoder(2, None, (4,)), grid="22")
+    ),
 }
 
 

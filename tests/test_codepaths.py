@@ -106,6 +106,32 @@ def test_vectors_without_a_direction(backend):
     np.testing.assert_array_equal(found[4][2], 0.0)
 
 
+def test_noise_turns_diveq_where_a_gradient_is_taken(backend):
+    """``z + |e - z| u`` with u off the line and constant; without a gradient it is e."""
+    function = backend.module("ops.codepaths").diveq
+    z, e, noise, w = draw(4, 4, N, D)
+    ahead = e - z + noise
+    u = ahead / np.linalg.norm(ahead, axis=-1, keepdims=True)
+    line = e - z
+    size = np.linalg.norm(line, axis=-1, keepdims=True)
+    arrays = [backend.asarray(each) for each in (z, e, noise, w)]
+
+    def squares(z, e, noise, w):
+        return (w * function(z, e, noise).path ** 2).sum()
+
+    slope = 2 * w * (z + size * u)  # of the sum of squares to the path that was seen
+    along = (slope * u).sum(-1, keepdims=True) * line / size
+    found = np.asarray(backend.grad(squares)(*arrays))
+    np.testing.assert_allclose(found, slope - along, rtol=1e-9, atol=1e-12)
+    found = backend.grad(lambda e, z, noise, w: squares(z, e, noise, w))(
+        arrays[1], arrays[0], *arrays[2:]
+    )
+    np.testing.assert_allclose(np.asarray(found), along, rtol=1e-9, atol=1e-12)
+    if backend.name == "pyro":
+        function = pytest.importorskip("torch").no_grad()(function)
+    np.testing.assert_array_equal(np.asarray(function(*arrays[:3]).path), e)
+
+
 def test_the_penalty_of_diveq_is_constant(backend):
     function = backend.module("ops.codepaths").diveq
 

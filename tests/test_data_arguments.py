@@ -162,3 +162,31 @@ def test_missing_data_stay_missing(programs):
     reading = np.where(np.arange(ROWS) < 3, np.nan, X)
     found = programs.calibrate((model, guide), np.arange(ROWS), reading)
     assert found.miscalibrated == []
+
+
+@pytest.mark.parametrize("guide_reads", ["both", "a copy"])
+def test_two_sites_that_observe_equal_arguments(programs, guide_reads):
+    """Each has data of its own; what is named is named for each."""
+    ppl, dist = programs.ppl, programs.dist
+
+    def model(first, second, copy):
+        with ppl.plate("data", ROWS):
+            z = ppl.sample("z", dist.Bernoulli(0.5))
+            ppl.sample("x", dist.Normal(2.0 * z - 1.0, 1.0), obs=first)
+            ppl.sample("y", dist.Normal(1.0 - 2.0 * z, 1.0), obs=second)
+
+    def guide(first, second, copy):
+        read = copy if guide_reads == "a copy" else first
+        with ppl.plate("data", ROWS):
+            ppl.sample("z", dist.Bernoulli(logits=2.0 * read - 2.0 * second))
+
+    data = programs.array(X)
+    if guide_reads == "both":
+        found = programs.calibrate((model, guide), data, data, data + 1.0)
+        assert found.miscalibrated == []
+        return
+    with pytest.raises(ValueError, match=r"again, data=\{'x': \('first', 'copy'\)\}, or not"):
+        programs.calibrate((model, guide), data, data + 1.0, data)
+    named = {"x": ("first", "copy")}
+    found = programs.calibrate((model, guide), data, data + 1.0, data, data=named)
+    assert found.miscalibrated == []

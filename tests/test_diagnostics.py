@@ -149,7 +149,7 @@ def test_the_paragraph_says_so(shim):
     assert text.startswith("6 data, 1000 draws each. ELBO ")
     assert "k̂ applies to 2 data" in text
     assert text.index("2 close to the posterior") < text.index(
-        "2 off by more than 0.69 nats, though"
+        "2 off by more than 0.69 nats by these draws, though"
     )
     assert "1 unreliable" in text
     assert "1 undecided" in text

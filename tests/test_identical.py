@@ -24,6 +24,7 @@ IDENTICAL = {
     "diagnostics/reports.py",
     "diagnostics/summaries.py",
     "diagnostics/uniformity.py",
+    "diagnostics/usage.py",
     "diagnostics/verdicts.py",
     "diagnostics/weighing.py",
     "fit/files.py",

@@ -61,9 +61,7 @@ def expected_rates():
 def test_rates_are_exact(shim):
     found = diagnose(shim, "latent_rates", case_of(shim), num_draws=2)
     for name, expected in expected_rates().items():
-        if np.max(found[name].error) > 0:  # of a count of trials that only a run tells
-            assert (name, shim.__name__) == ("n", "numpyro_shim")
-            continue
+        assert np.max(found[name].error) < 1e-12
         np.testing.assert_allclose(found[name].rate, np.atleast_1d(expected), rtol=1e-6)
         assert not found[name].collapsed.any()
 
@@ -102,6 +100,45 @@ def test_activity(shim):
     assert found.keys() == expected.keys()
     for name, variance in expected.items():
         np.testing.assert_allclose(found[name].variance, variance, rtol=0.15)
+
+
+# Counts whose chances are at the ends, of other numbers of trials for each row
+
+
+TRIALS = np.array([0, 2, 3, 3, 1, 2])
+ENDS = np.array([0.4, 0.0, 1.0, 0.7, 1.0, 0.3])
+
+
+def counting(geometric, chance):
+    def program(ppl, data):
+        with ppl.plate("data", ROWS):
+            ppl.sample("n", ppl.dist.Binomial(data["trials"], probs=data[chance]))
+            ppl.sample("g", geometric(probs=data[f"{chance}_of_last"]))
+            if chance == "half":
+                ppl.sample("x", ppl.dist.Normal(0.0, 1.0), obs=data["x"])
+
+    return program
+
+
+def test_rates_of_counts_are_exact(shim):
+    name = "Geometric" if shim.__name__ == "pyro_shim" else "GeometricProbs"
+    geometric = getattr(shim.Case.__init__.__globals__["ppl"].__globals__["dist"], name)
+    last = np.array([0.3, 0.5, 0.6, 0.7, 0.9, 1.0])
+    data = {"x": np.zeros(ROWS), "trials": TRIALS, "ends": ENDS, "half": np.full(ROWS, 0.5)}
+    data |= {"ends_of_last": last, "half_of_last": np.full(ROWS, 0.5)}
+    case = shim.Case(program_of(counting(geometric, "half"), counting(geometric, "ends"), {}, data))
+    found = diagnose(shim, "latent_rates", case, num_draws=2)
+
+    def of_trial(c):
+        return sum(p * np.log(2 * p) for p in (c, 1 - c) if p > 0)
+
+    exact = {
+        "n": np.mean([n * of_trial(c) for n, c in zip(TRIALS, ENDS, strict=True)]),
+        "g": np.mean([of_trial(c) / c for c in last]),
+    }
+    for each, expected in exact.items():
+        np.testing.assert_allclose(found[each].rate, [expected], rtol=1e-5)
+        assert np.max(found[each].error) < 1e-12
 
 
 # Rates of draws: a chain of two signs, whose second depends on the first

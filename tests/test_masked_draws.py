@@ -24,10 +24,22 @@ def of_none(ppl, data):
     return 0.0 * ppl.sample("z", ppl.dist.Bernoulli(logits=data["rare"]))
 
 
-def program(latent):
+def level(ppl, data):
+    return 3.0 * ppl.sample("z", ppl.dist.Normal(0.0 * data["y"], 1.0))
+
+
+def stuck(ppl, data):
+    return 3.0 * ppl.sample("z", ppl.dist.Normal(0.0 * data["y"] + 0.5, 1e-9))
+
+
+def no_level(ppl, data):
+    return 0.0 * level(ppl, data)
+
+
+def program(latent, guide_latent=None):
     def guide(ppl, data):
         with ppl.plate("data", 3), ppl.mask(mask=data["known"]):
-            latent(ppl, data)
+            (guide_latent or latent)(ppl, data)
 
     def model(ppl, data):
         with ppl.plate("data", 3):
@@ -49,8 +61,24 @@ def test_a_value_that_does_not_matter_is_not(shim, monkeypatch):
     assert found_of(shim, of_none, monkeypatch) == [False] * 3
 
 
-def found_of(shim, latent, monkeypatch):
-    """For which data a report of 25 draws weighs masked latents as the model draws them."""
+@pytest.mark.parametrize("num_particles", [1, 25])
+@pytest.mark.parametrize("guide", [level, stuck])
+def test_a_continuous_latent_that_matters_is_found(thrifty_shim, guide, num_particles, monkeypatch):
+    """By one draw, too, and of a guide whose draws are all alike."""
+    options = {"guide_latent": guide, "name": "evaluate", "num_particles": num_particles}
+    assert found_of(thrifty_shim, level, monkeypatch, **options) == [False, True, False]
+    assert found_of(thrifty_shim, no_level, monkeypatch, **options) == [False] * 3
+
+
+def found_of(
+    shim,
+    latent,
+    monkeypatch,
+    guide_latent=None,
+    name="importance_diagnostics",
+    num_particles=25,
+):
+    """For which data a report of some draws weighs masked latents as the model draws them."""
     drawn = shim.module("diagnostics.draws").Draws
     seen = []
     monkeypatch.setattr(
@@ -58,5 +86,7 @@ def found_of(shim, latent, monkeypatch):
         "importance_weights",
         property(lambda draws: seen.append(draws.record("matters").any(0)) or draws.log_weights),
     )
-    diagnose(shim, "importance_diagnostics", shim.Case(program(latent)), num_particles=25)
+    case = shim.Case(program(latent, guide_latent))
+    diagnose(shim, name, case, num_particles=num_particles)
+    monkeypatch.undo()
     return list(seen[0])

@@ -3,6 +3,8 @@
 Plots and reports are one file in both packages, as `test_identical` sees.
 """
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -74,9 +76,16 @@ def importance(verdicts, **changes):
 
 
 def test_importance(plots, verdicts, tmp_path):
-    axes = drawn(plots.plot_importance(importance(verdicts)), tmp_path)
+    report = importance(verdicts)
+    axes = drawn(plots.plot_importance(report), tmp_path)
     assert sum(len(line.get_xdata()) for line in axes[1].lines[:-1]) == 40
     assert "40 of 50 data have one" in axes[1].get_title()
+    heights = Counter()
+    for bar in axes[2].patches:
+        heights[bar.get_facecolor()] += int(bar.get_height())
+    counts = np.unique(report.verdicts, return_counts=True)[1]
+    assert len(counts) > 1
+    assert sorted(heights.values()) == sorted(counts)
 
 
 def test_importance_where_nothing_can_be_said(plots, verdicts, tmp_path):

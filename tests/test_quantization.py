@@ -133,3 +133,25 @@ def test_bad_levels_and_commitments_are_named(kit):
             kit.module("nets").FiniteScalars(levels)
     with pytest.raises(ValueError, match="`commitment` must be finite"):
         kit.module("infer").VQ_ELBO(commitment=-1.0)
+
+
+def test_codes_mean_the_same_to_guide_and_model(kit):
+    models, infer = map(kit.module, ("models", "infer"))
+    model, guide = pair(kit, "gradient")
+    other = pair(kit, "gradient")[1]
+    with pytest.raises(ValueError, match="`codebook` of the guide is another than that of the"):
+        kit.loss(kit.start(model, other), infer.VQ_ELBO())
+    num_codes = guide.codebook.num_codes
+    with pytest.raises(ValueError, match=f"`prior` is of {num_codes + 1} codes, but .*{num_codes}"):
+        models.DiscreteVAE(model.decoder, models.UniformPrior(L, num_codes + 1), model.likelihood)
+
+
+def test_rules_that_say_the_same_are_one_codebook(kit):
+    check = kit.module("infer.quantization").check_codebooks
+    model, guide = pair(kit, "scalar")
+    levels = guide.codebook.levels
+    guide.codebook = kit.module("nets").FiniteScalars(levels)
+    check(model, guide)
+    guide.codebook = kit.module("nets").FiniteScalars(levels, scale=0.5)
+    with pytest.raises(ValueError, match="`codebook` of the guide is another"):
+        check(model, guide)

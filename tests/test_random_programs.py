@@ -124,7 +124,7 @@ def test_a_broken_loss_is_noticed(package, loss, change):
 
 def test_data_that_are_not_independent_are_noticed():
     """The words of a document are observed together: no word has credit of its own."""
-    checker = Checker(SimpleNamespace(spec=NESTED, arrays=make_data(NESTED)))
+    checker = Checker(SimpleNamespace(spec=NESTED, arrays=make_data(NESTED), rows={}))
     checker.check_mean(("data",), 0.3)
     with pytest.raises(AssertionError, match="mean over"):
         checker.check_mean(("data", "words"), 0.3)
@@ -240,6 +240,19 @@ FOUND = {  # what was wrong, and in which losses
             order=("z0", "z1"),
         ),
         ["DAPS_ELBO", "VIMCO_ELBO", "WakeSleep_ELBO"],
+    ),
+    "data that are one datum where sites come and go": (
+        Spec(
+            plates=(Plate("items", -1, 1, 4),),
+            sites=(
+                Site("z0", plates=("items",), model=Part(scale=0.5), guide=Part()),
+                Site("z1", plates=("items",), guide=Part(), after="z0"),
+                Site("y0", "normal", ("items",), model=Part((Link("z0"),))),
+            ),
+            order=("z0", "z1"),
+            seed=1,  # whose draws differ in their sites
+        ),
+        ["DAPS_ELBO", "VIMCO_ELBO", "WakeSleep_ELBO", "pairs of draws"],
     ),
     "plates in one dim, one after the other": (
         Spec(

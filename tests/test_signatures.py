@@ -126,6 +126,28 @@ def test_the_contract_is_public(package):
     assert list(parameters(infer.ParticleELBO.gain)) == wanted
 
 
+# What an algorithm brings: see "what an algorithm brings" in `infer.elbo`.
+CONTRACT = ["gain", "init_memory", "inspect", "readers", "sampler", "values", "run_pair"]
+
+
+@pytest.mark.parametrize("name", ["ParticleELBO", *LOSSES])
+def test_the_contract_is_the_same_in_both(name):
+    pytest.importorskip("torch")
+    pytest.importorskip("jax")
+    found = [
+        [
+            [
+                knob
+                for knob in parameters(getattr(loss_class(each, name), method))
+                if knob != "rng_key"
+            ]
+            for method in CONTRACT
+        ]
+        for each in ("pyro_dvae", "numpyro_dvae")
+    ]
+    assert found[0] == found[1]
+
+
 VAE = next(program for program in PROGRAMS if program.name == "vae")
 
 

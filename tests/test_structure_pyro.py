@@ -150,6 +150,27 @@ def test_no_draw_changes_the_weight_of_a_datum():
     assert found == {True: 0.5, False: 0.5}
 
 
+def test_particles_see_the_same_rows_after_one_that_has_no_plate():
+    taken = []
+
+    def program():
+        with pyro.plate("data", 1):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor([0.5])))
+        if z.sum() > 0:
+            with pyro.plate("rows", 50, 2) as rows:
+                pyro.sample("w", dist.Bernoulli(0.3 * torch.ones(2)))
+            taken.append(tuple(rows.tolist()))
+        return bool(z.sum() > 0)
+
+    elbo, met = SAMPLED[0](8), []
+    for seed in range(3):
+        pyro.set_rng_seed(seed)
+        quiet(lambda: elbo.loss(program, lambda: met.append(program()), *()))
+        seen = met[-8:]
+        assert True in seen[seen.index(False) :]  # some come after one that lacks the plate
+        assert len(set(taken[-2 * sum(seen) :])) == 1
+
+
 def test_what_lists_states_refuses_a_loop_over_draws():
     y = torch.tensor(Y)
     for seed in range(4):

@@ -91,6 +91,23 @@ def test_a_learned_baseline_is_unbiased_and_follows_the_scores(shim):
     np.testing.assert_allclose(slope.sum(), gap, rtol=1e-10)
 
 
+def test_a_prediction_under_a_plate_of_its_own_is_refused(shim):
+    """Of as many cells as there are particles, left of all plates that sites are under."""
+    program = BY_NAME["global"]
+    params = program.params | {"guess": np.array([[0.4], [-1.1]])}
+
+    def guide(ppl, data):
+        with ppl.plate("others", 2, dim=-2):
+            ppl.deterministic("baseline", ppl.param("guess", data))
+        program.guide(ppl, data)
+
+    learned = shim.module("ops.baselines").learned()
+    case = shim.Case(program, params, guide=guide)
+    elbo = shim.module("infer.reinforce").Reinforce_ELBO(2, baseline=learned)
+    with pytest.raises(ValueError, match=r"'baseline' is under \['others'\]"):
+        case.run(elbo)
+
+
 def test_three_particles_too(shim):
     program, module = BY_NAME["global"], shim.module("infer.reinforce")
     _, grads = mean_gradient(shim.Case(program), module.Reinforce_ELBO, 3)

@@ -279,7 +279,7 @@ def run_numpyro(row: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
     """The same in JAX, with channels last; the first step, which compiles, is not timed."""
     jax, numpyro = importlib.import_module("jax"), importlib.import_module("numpyro")
     jnp, infer = jax.numpy, importlib.import_module("numpyro_dvae.infer")
-    networks = flax_networks(encoder_width(row))
+    networks = flax_networks(encoder_width(row), len(LEVELS) if row == "fsq" else WIDTH)
     model, guide, loss = our_programs("numpyro", row, networks, False)
     train, held_out = (jnp.asarray(x.transpose(0, 2, 3, 1)) for x in data)
     svi = infer.SVI(model, guide, numpyro.optim.Adam(RATE), loss)
@@ -305,22 +305,27 @@ def run_numpyro(row: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
     return float(jnp.square(outputs - held_out).mean()), len(jnp.unique(codes)), seconds
 
 
-def flax_networks(width: int) -> tuple[Any, Any]:
-    """As `torch_networks`, to (N, 8, 8, width)."""
-    nn, nets = map(importlib.import_module, ("flax.linen", "numpyro_dvae.nets"))
-    encoder = nn.Sequential(
-        [nn.Conv(32, (4, 4), 2), nn.relu, nn.Conv(64, (4, 4), 2), nn.relu, nn.Conv(width, (1, 1))]
-    )
-    decoder = nn.Sequential(
-        [
-            nn.Conv(64, (3, 3)),
-            nn.relu,
-            nets.Upsampling(32),
-            nn.relu,
-            nets.Upsampling(3),
-        ]
-    )
-    return encoder, decoder
+def flax_networks(width: int, decoded: int | None = None) -> tuple[Any, Any]:
+    """As `torch_networks`, to (N, 8, 8, width), and with the start that Torch's layers have."""
+    jax, nn, nets = map(importlib.import_module, ("jax", "flax.linen", "numpyro_dvae.nets"))
+    start = nn.initializers.variance_scaling
+
+    def convolution(width: int, size: int, stride: int, channels: int) -> Any:
+        most = (size * size * channels) ** -0.5
+
+        def bias(rng_key: Any, shape: Any, dtype: Any) -> Any:
+            return jax.random.uniform(rng_key, shape, dtype, -most, most)
+
+        kernel = start(1 / 3, "fan_in", "uniform")
+        return nn.Conv(width, (size, size), stride, kernel_init=kernel, bias_init=bias)
+
+    def upsampling(width: int) -> Any:
+        return nets.Upsampling(width, kernel_init=start(1 / 3, "fan_out", "uniform"))
+
+    layers = [convolution(32, 4, 2, 3), nn.relu, convolution(64, 4, 2, 32), nn.relu]
+    encoder = nn.Sequential([*layers, convolution(width, 1, 1, 64)])
+    layers = [convolution(64, 3, 1, decoded or width), nn.relu, upsampling(32), nn.relu]
+    return encoder, nn.Sequential([*layers, upsampling(3)])
 
 
 def main() -> None:

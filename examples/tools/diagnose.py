@@ -132,8 +132,8 @@ def write_page(page: Page, run: Run, args: Any) -> dict[str, Any]:
 _IMPORTANCE = (
     "The weights p / q of the guide's draws would all be equal if it were exact. Their effective "
     "sample size says how many of the draws count; k̂ says whether the largest weights are settled, "
-    "where there are enough distinct ones to say so. What the guide never draws does not show in "
-    "them: see the calibration."
+    "where there are enough distinct ones to say so. What the guide hardly ever draws does not "
+    "show in them: see the calibration."
 )
 _CALIBRATION = (
     "Latents and images simulated from the model itself, and the ranks of the true codes among the "

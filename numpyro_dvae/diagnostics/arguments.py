@@ -104,6 +104,7 @@ def check_places(
     observing: Sequence[Place],
     leaves: Leaves,
     wanted: Sequence[str] | None,
+    sites: Sequence[str] = (),
 ) -> list[Place]:
     """Where simulated data of a site go: the argument that it observes, or those of these names.
 
@@ -123,7 +124,7 @@ def check_places(
         names = [place.name for place in observing]
         raise ValueError(
             f"site '{site}' observes what is put in the place of any of {names}. Say which holds "
-            f"the data: data={names[0]!r}."
+            f"the data: {_naming(site, names[0], sites)}."
         )
     return list(observing)
 
@@ -146,13 +147,19 @@ def twins(place: Place, leaves: Leaves) -> list[Place]:
     ]
 
 
-def refuse_twin(site: str, place: Place, twin: Place) -> None:
+def refuse_twin(site: str, place: Place, twin: Place, sites: Sequence[str]) -> None:
     """Raise, as it is not clear whether an argument that the guide reads is the data again."""
+    both, one = (place.name, twin.name), place.name
     raise ValueError(
         f"site '{site}' observes the argument {place.name!r}; the guide reads {twin.name!r}, which "
-        f"holds the same numbers. Say whether it is the data again, data=({place.name!r}, "
-        f"{twin.name!r}), or not, data={place.name!r}."
+        f"holds the same numbers. Say whether it is the data again, {_naming(site, both, sites)}, "
+        f"or not, {_naming(site, one, sites)}."
     )
+
+
+def _naming(site: str, names: str | tuple[str, ...], sites: Sequence[str]) -> str:
+    """How the data of a site are named, beside those of other sites."""
+    return f"data={names!r}" if len(sites) < 2 else f"data={{{site!r}: {names!r}}}"
 
 
 def _has_nan(leaf: np.ndarray) -> bool:

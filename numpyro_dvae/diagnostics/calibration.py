@@ -157,18 +157,23 @@ def _find_places(
 ) -> dict[str, list[Place]]:
     """Arguments that each site observes, and others that the user says are the same."""
     leaves, found = named_leaves(programs.trained.model, programs.pair.args), {}
+    sites = list(seen["observed"])
     for site, observed in seen["observed"].items():
-        wanted = names_for(site, data, list(seen["observed"]))
+        wanted = names_for(site, data, sites)
         places = find_places(site, _host(observed), leaves, _hosts(seen["subsample"]), wanted)
         observing = [
             place
             for place in places
             if _observes(rng_key, look, programs.pair.args, seen, site, place)
         ]
-        found[site] = check_places(site, places, observing, leaves, wanted)
-        for twin in twins(found[site][0], leaves) if wanted is None else []:
-            if _is_read_by_guide(rng_key, programs, look, seen, site, twin):
-                refuse_twin(site, found[site][0], twin)
+        found[site] = check_places(site, places, observing, leaves, wanted, sites)
+    observed_too = {place.path for several in found.values() for place in several}
+    for site in [site for site in sites if names_for(site, data, sites) is None]:
+        for twin in twins(found[site][0], leaves):
+            if twin.path not in observed_too and _is_read_by_guide(
+                rng_key, programs, look, seen, site, twin
+            ):
+                refuse_twin(site, found[site][0], twin, sites)
     return found
 
 

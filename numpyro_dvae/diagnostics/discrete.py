@@ -40,8 +40,9 @@ def discrete_posterior(
         sites: Names of discrete sites; all by default.
         num_draws: K, draws per datum; at least 25.
         corrected: Whether to weigh the draws by p / q, so that the probabilities are those of the
-            posterior itself as K grows, whatever the guide. `report` says what the weights are
-            worth. By default they are the guide's.
+            posterior itself as K grows, on the states that the guide can draw. `report` says what
+            the weights are worth. By default they are the guide's. Where the data share latents,
+            weights are those of 100 draws of these, at each of which K of the others are made.
         params: Parameters by name, in place of those of `result`.
         batch_size: Rows of the data that go through the programs at once, for data of many rows;
             all by default. Latents must be those of a row, under one plate.

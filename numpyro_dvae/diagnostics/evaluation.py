@@ -10,7 +10,8 @@ from numpyro_dvae.diagnostics.arguments import check_evaluation
 from numpyro_dvae.diagnostics.collect import collect, summed_over_processes
 from numpyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
 from numpyro_dvae.diagnostics.reports import Evaluation
-from numpyro_dvae.diagnostics.summaries import code_counts_of, evaluation_of
+from numpyro_dvae.diagnostics.summaries import evaluation_of
+from numpyro_dvae.diagnostics.usage import code_counts_of
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["evaluate"]

@@ -15,7 +15,7 @@ import numpy as np
 from numpyro_dvae.diagnostics.arrays import NamedArray, split_data
 from numpyro_dvae.diagnostics.draws import Draws
 from numpyro_dvae.diagnostics.posteriors import shares_of
-from numpyro_dvae.diagnostics.summaries import code_counts_of
+from numpyro_dvae.diagnostics.usage import code_counts_of
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
 __all__ = ["GROUPS", "Labels", "as_chains", "make_groups", "readings_for", "rhat_of"]

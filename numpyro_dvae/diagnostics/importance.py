@@ -13,6 +13,7 @@ References:
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from jaxtyping import Array
 from numpyro_dvae.diagnostics.collect import collect, collect_given_shared
 from numpyro_dvae.diagnostics.costs import bound_error, mean_and_error
 from numpyro_dvae.diagnostics.draws import Draws, count_values
-from numpyro_dvae.diagnostics.summaries import is_restricted, num_states_of
+from numpyro_dvae.diagnostics.usage import is_restricted, num_states_of
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, WholeBounds
 from numpyro_dvae.diagnostics.weighing import (
     as_whole,
@@ -31,8 +32,8 @@ from numpyro_dvae.diagnostics.weighing import (
     is_separable,
     over_shared,
     weighted,
-    with_draw,
     with_loss,
+    with_picked,
     with_whole,
 )
 from numpyro_dvae.ops.arguments import checked
@@ -50,6 +51,7 @@ __all__ = [
 
 NUM_SHARED = 100  # draws of what the data share, if they share latents
 _MOST_KEPT = 2**26  # numbers of the data, times draws, up to which latents are kept
+_PICKED = 1000  # draws that are kept where the data share latents, at all draws of these together
 _LEAST_PARTICLES = 25  # a fifth of them are the tail, which needs 5
 
 
@@ -124,8 +126,9 @@ def diagnose(
         return report, evidences(draws.importance_weights, report)
     if draws["given"]:
         num_shared = min(num_shared, draws.num_draws)
+        look = partial(_given_shared, max(1, _PICKED // num_shared))
         found = collect_given_shared(
-            rng_key, result, data, draws, num_shared, num_draws, _given_shared, params=params
+            rng_key, result, data, draws, num_shared, num_draws, look, params=params
         )
         parts = [part for part in found if part is not None]
         if len(parts) == num_shared:
@@ -137,11 +140,11 @@ def diagnose(
     return report._replace(draws=weighted(draws, weights)), None
 
 
-def _given_shared(draws: Draws, place: int) -> ImportanceDiagnostics | None:
+def _given_shared(count: int, draws: Draws, place: int) -> ImportanceDiagnostics | None:
     """A report given what the data share; None if a datum has no weight of its own then."""
     if not is_separable(draws):
         return None
-    return with_draw(draws, diagnose_weights(draws), place)
+    return with_picked(count, draws, diagnose_weights(draws), place)
 
 
 def diagnose_weights(draws: Draws) -> ImportanceDiagnostics:
@@ -159,7 +162,7 @@ def _judge(
     bound, ess, tail = jax.device_get(_judged(jnp.asarray(centred)))
     bound = np.asarray(bound + origin)
     elbo, elbo_error = mean_and_error(log_weights)
-    iwae_error = bound_error(ess, len(log_weights))
+    iwae_error = bound_error(ess, len(log_weights), (num_states == 1) & ~restricted)
     return ImportanceDiagnostics(
         elbo=elbo,
         iwae=bound,

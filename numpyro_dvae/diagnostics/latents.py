@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from numpyro_dvae.diagnostics.collect import collect, summed_over_processes
 from numpyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
-from numpyro_dvae.diagnostics.summaries import latent_rates_of, usage_of, variances_of
+from numpyro_dvae.diagnostics.usage import latent_rates_of, usage_of, variances_of
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]

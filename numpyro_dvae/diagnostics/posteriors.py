@@ -9,7 +9,7 @@ NumPy alone, so but for the package's name this file is the same in both package
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -73,7 +73,10 @@ class DiscretePosterior:
     # were drawn the one of largest log joint; None beside continuous latents, or if relaxed
     log_weights: np.ndarray  # log p - log q of the draws, (K, *plates), nats
     plates: tuple[str, ...]
-    corrected: bool  # whether the probabilities are weighted by these
+    corrected: (
+        bool  # whether the probabilities are those of weighted draws: by these, or, where the
+    )
+    # data share latents, of those that the report is of
     report: ImportanceDiagnostics  # what the weights say of the guide
 
     def __getitem__(self, name: str) -> SitePosterior:
@@ -186,19 +189,22 @@ def posterior_of(
             f"`corrected`: draws of site '{relaxed[0]}' are relaxed, and have no weights. Pass "
             "the model and guide that were relaxed, as a pair, or corrected=False."
         )
-    log_weights = _log_weights(draws)
-    weights = _normalised(log_weights) if corrected else None
-    given = draws["conditional"]
+    log_weights, given = _log_weights(draws), draws["conditional"]
+    weighted = _weighted(draws, log_weights, report) if corrected else None
     codes = {n: _codes(n, draws["latent"][n], listed.get(n)) for n in names}
     found = {}
     for name, (dims, values) in codes.items():
-        if weights is None and name in given and not np.isnan(given[name].values).any():
+        if weighted is None and name in given and not np.isnan(given[name].values).any():
             probs = given[name].values.mean(0, dtype=np.float64)
         else:
             size = listed[name].values.shape[-1] if name in listed else 0
             size = size or draws["latent"][name].num_codes or int(np.nanmax(values)) + 1
-            share = None if weights is None else _in_dims(weights, draws.plates, dims)
-            probs = shares_of(values, size, share)
+            some, share = values, None
+            if weighted is not None:
+                site = replace(draws["latent"][name], values=weighted.latents[name])
+                some = _codes(name, site, listed.get(name))[1]
+                share = _in_dims(weighted.weights, weighted.plates, dims)
+            probs = shares_of(some, size, share)
         found[name] = SitePosterior(dims, probs, values)
     complete = not relaxed and set(draws["latent"]) == set(_discrete(few))
     joint = _joint(draws, codes) if complete and not draws.shared_sites else None
@@ -212,6 +218,25 @@ def _log_weights(draws: Draws) -> np.ndarray:
         return log_weights
     whole = draws.sum_of(log_weights).reshape(-1, *[1] * (log_weights.ndim - 1))
     return np.broadcast_to(whole, log_weights.shape)
+
+
+class _Weighted(NamedTuple):
+    """Draws whose weights make them the posterior's."""
+
+    latents: Mapping[str, np.ndarray]
+    weights: np.ndarray  # (K, *plates), of sum 1 over the first axis
+    plates: tuple[str, ...]
+
+
+def _weighted(draws: Draws, log_weights: np.ndarray, report: ImportanceDiagnostics) -> _Weighted:
+    """The draws; where the data share latents, those that the report is of.
+
+    A draw of all latents at once weighs what all data together say of it: few would count.
+    """
+    if report.has_shared_latents and report.draws is not None:
+        return _Weighted(report.draws.values, _normalised(report.draws.log_weights), ())
+    latents = {name: site.values for name, site in draws["latent"].items()}
+    return _Weighted(latents, _normalised(log_weights), draws.plates)
 
 
 def _normalised(log_weights: np.ndarray) -> np.ndarray:

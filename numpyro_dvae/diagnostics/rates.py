@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.nn import log_sigmoid
 from jaxtyping import Array
 from numpyro.distributions import kl_divergence
 
@@ -15,6 +16,8 @@ from numpyro_dvae.programs.sites import Site
 
 __all__ = ["expected_rate"]
 
+_BINOMIAL = (dist.BinomialProbs, dist.BinomialLogits)
+_GEOMETRIC = (dist.GeometricProbs, dist.GeometricLogits)
 _MOST_VALUES = 2**25  # of a table: more would take longer than draws
 
 
@@ -37,7 +40,7 @@ def expected_rate(guide_site: Site, site: Site, num_cells: int) -> Array | None:
     masked = any(is_masked(each) for each in (guide_site, site))
     parts = _by_values(q, p)
     if parts is None:
-        return None if masked else _closed(q, p)
+        return None if masked else _closed(q, p, site.value)
     if not masked:
         return parts[0] - parts[1]
     masks = [entry_mask(each, num_cells) for each in (guide_site, site)]
@@ -74,12 +77,26 @@ def _values(fn: Any) -> Array | None:
         return None
 
 
-def _closed(q: Any, p: Any) -> Array | None:
-    """KL(q ‖ p) by its formula."""
+def _closed(q: Any, p: Any, value: Array) -> Array | None:
+    """KL(q ‖ p) by its formula; of counts of other numbers of trials, what a draw says of it."""
     if isinstance(q, dist.Poisson) and isinstance(p, dist.Poisson):
         log_ratio = jnp.where(q.rate > 0, jnp.log(q.rate / p.rate), 0.0)
         return q.rate * log_ratio - q.rate + p.rate
+    if isinstance(q, _BINOMIAL) and isinstance(p, _BINOMIAL):
+        by_formula = q.total_count * sum(_of_outcomes(q, p))
+        by_draw = q.log_prob(value) - p.log_prob(value)
+        return jnp.where(q.total_count == p.total_count, by_formula, by_draw)
+    if isinstance(q, _GEOMETRIC) and isinstance(p, _GEOMETRIC):
+        return sum(_of_outcomes(q, p)) / q.probs  # so many trials
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
         return None
+
+
+def _of_outcomes(q: Any, p: Any) -> tuple[Array, Array]:
+    """What success and failure of one trial have in its KL(q ‖ p)."""
+    chances = (q.probs, 1 - q.probs)
+    ratios = [log_sigmoid(s * q.logits) - log_sigmoid(s * p.logits) for s in (1, -1)]
+    one, two = (jnp.where(c > 0, c * r, 0.0) for c, r in zip(chances, ratios, strict=True))
+    return one, two

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
-from numpyro.distributions import constraints
 from numpyro.handlers import block, replay
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
@@ -29,7 +28,7 @@ from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.readers.impossible import read_impossible
 from numpyro_dvae.programs.record import Particles, make_record, read_silenced
 from numpyro_dvae.programs.run import run_particles
-from numpyro_dvae.programs.sites import rows_of_plates, sample_sites
+from numpyro_dvae.programs.sites import is_mutable, param_constraints, rows_of_plates, sample_sites
 from numpyro_dvae.programs.structure.broadcasting import takes_singletons
 from numpyro_dvae.programs.structure.cells import check_cells
 from numpyro_dvae.programs.structure.layout import find_layout
@@ -92,12 +91,7 @@ def constraints_of(
     """The parameters of a pair by name, and the constraint of each."""
 
     def read(run: Run) -> dict[str, Any]:
-        return {
-            name: message["kwargs"].get("constraint", constraints.real)
-            for trace in (run.guide_trace, run.model_trace)
-            for name, message in trace.items()
-            if message["type"] == "param"
-        }
+        return param_constraints(run.guide_trace) | param_constraints(run.model_trace)
 
     return _read_abstractly(read, rng_key, Pair(model, guide, args, kwargs))
 
@@ -141,7 +135,10 @@ def posterior_sites(
     its values are `given`; the record has them as "given". If it `weighs` draws, it has what is
     said of masked latents in `silence`, too.
     """
-    layout, settled = pair.layout, pair._replace(guide=block(pair.guide, hide_fn=_is_mutable))
+    layout, settled = (
+        pair.layout,
+        pair._replace(guide=block(pair.guide, hide_fn=is_mutable)),
+    )  # what it learns is its own
 
     def run_one(key: Array, place: Array) -> tuple[Particles, Readings, Any]:
         pair_key, predictive_key, reader_key = jax.random.split(key, 3)
@@ -177,11 +174,6 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Array]:
 
 
 _DRAW_READERS = {"codes": read_codes, "given": _read_given, "unmasked": read_unmasked}
-
-
-def _is_mutable(msg: Any) -> bool:
-    """What a guide learns by running is not for the model."""
-    return msg["type"] == "mutable"
 
 
 def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, Array]:

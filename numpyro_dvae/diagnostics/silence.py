@@ -36,10 +36,10 @@ def read_unmasked(run: Run, layout: Layout, num_particles: int) -> Array | None:
     return log_p - log_q
 
 
-def latents_of(run: Run, draw: int | Array) -> dict[str, tuple[Array, Array, Array | None]]:
+def latents_of(run: Run, draw: int | Array) -> dict[str, tuple[Array, Array, Array]]:
     """The guide's latents of a draw, where no mask silences them, and other values of these.
 
-    Empty if there is no mask; a continuous latent has no others.
+    Empty if there is no mask.
 
     Args:
         run: Of one draw.
@@ -47,35 +47,41 @@ def latents_of(run: Run, draw: int | Array) -> dict[str, tuple[Array, Array, Arr
     """
     if not _has_masks(run):
         return {}
-    latent = {name: site for name, site in run.guide.items() if not site.is_observed}
+    latent = {
+        name: [site, *(run.model[n] for n in [name] if n in run.model)]
+        for name, site in run.guide.items()
+        if not site.is_observed
+    }
     return {
-        name: (
-            site.value,
-            _counted([site, *(run.model[n] for n in [name] if n in run.model)]),
-            _moved_on(site, draw, seed),
-        )
-        for seed, (name, site) in enumerate(latent.items())
+        name: (sites[0].value, _counted(sites), _moved_on(sites, draw, seed))
+        for seed, (name, sites) in enumerate(latent.items())
     }
 
 
 def otherwise_drawn(
-    latents: Mapping[str, tuple[Array, Array, Array | None]],
+    latents: Mapping[str, tuple[Array, Array, Array]],
 ) -> dict[str, Array]:
     """Values of all latents of the guide, draws in front, those under masks moved on."""
     return {
-        name: jnp.where(counted, values, jnp.roll(values, 1, 0) if other is None else other)
+        name: jnp.where(counted, values, other)
         for name, (values, counted, other) in latents.items()
     }
 
 
-def _moved_on(site: Site, draw: int | Array, seed: int) -> Array | None:
-    """Other values: in all cells, and in every second draw in some."""
+def _moved_on(sites: Sequence[Site], draw: int | Array, seed: int) -> Array:
+    """Other values: in all cells, and in every second draw in some.
+
+    Of a continuous latent a draw of the model, in all cells.
+    """
+    site, key = (
+        sites[0],
+        jax.random.fold_in(jax.random.key(seed), draw),
+    )  # beside those of the draws
     other = moved(site, site.value, 1 + draw // 2)
-    if other is None:  # a continuous latent is another in each draw
-        return None
+    if other is None:
+        return jnp.broadcast_to(sites[-1].fn.sample(key), jnp.shape(site.value))
     inner = len(site.base.event_shape)
     shape = site.value.shape[: site.value.ndim - inner]
-    key = jax.random.fold_in(jax.random.key(seed), draw)  # beside those of the draws
     places = jax.random.bernoulli(key, 0.5, shape) | (draw % 2 == 0)
     return jnp.where(places.reshape(*shape, *[1] * inner), other, site.value)
 

@@ -9,21 +9,14 @@ References:
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
-from numpyro_dvae.diagnostics.arrays import (
-    NamedArray,
-    count_codes,
-    log_sum,
-    split_data,
-    variance_of_mean,
-)
+from numpyro_dvae.diagnostics.arrays import NamedArray, log_sum
 from numpyro_dvae.diagnostics.costs import (
     beta_elbo_of,
     distortion_of,
-    error_of_mean,
+    error_of_means,
     mean_and_error,
     rate_of,
     rates_of,
@@ -41,19 +34,13 @@ from numpyro_dvae.diagnostics.reports import (
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
 __all__ = [
-    "code_counts_of",
     "data_span_of",
     "errors_of",
     "evaluation_of",
     "gap_of",
-    "is_restricted",
-    "latent_rates_of",
     "num_seen_of",
-    "num_states_of",
     "psnr_of",
     "rate_distortion_of",
-    "usage_of",
-    "variances_of",
 ]
 
 _ROUNDING = 1e-4  # nats, of densities in single precision
@@ -62,16 +49,19 @@ _MOST_PSNR = 100.0  # decibels, of a datum in a mean: one perfect image would ma
 
 def rate_distortion_of(draws: Draws, data_range: float) -> RateDistortion:
     """Put together what `rate_distortion` tells."""
-    errors = errors_of(draws)
+    errors, rates = errors_of(draws), rates_of(draws)
+    likelihoods = draws.record("log_likelihood").astype(np.float64)
     return RateDistortion(
         rate=rate_of(draws),
         distortion=distortion_of(draws),
         mse=errors.mean(0),
         psnr=psnr_of(errors, data_range).mean(0),
-        rate_error=mean_and_error(rates_of(draws))[1],
-        distortion_error=mean_and_error(draws.record("log_likelihood").astype(np.float64))[1],
+        rate_error=mean_and_error(rates)[1],
+        distortion_error=mean_and_error(likelihoods)[1],
         whole=whole_cost_of(draws),
         shared=shared_cost_of(draws),
+        mean_rate_error=error_of_means(rates),
+        mean_distortion_error=error_of_means(likelihoods),
     )
 
 
@@ -140,8 +130,8 @@ def evaluation_of(
         data_range: Span of the data; found if None.
     """
     data_range = data_span_of(one_draw) if data_range is None else data_range
-    elbo, elbo_error = mean_and_error(draws.log_weights)
-    errors, by_datum = np.asarray(errors_of(one_draw)[0]), weights.iwae.shape == elbo.shape
+    elbo, errors = draws.log_weights.mean(0), np.asarray(errors_of(one_draw)[0])
+    elbo_error = error_of_means(draws.log_weights)
     per_datum = PerDatum(
         elbo=elbo,
         beta_elbo=beta_elbo_of(draws, beta),
@@ -159,8 +149,8 @@ def evaluation_of(
         num_particles=draws.num_draws,
         data_range=data_range,
         per_datum=per_datum,
-        elbo_error=error_of_mean(elbo_error),
-        bound_error=error_of_mean(weights.iwae_error) if by_datum else math.nan,
+        elbo_error=elbo_error,
+        bound_error=_bound_error(per_datum, elbo_error, weights),
         shared_rate=shared.rate if shared else 0.0,
         shared_distortion=shared.distortion if shared else 0.0,
         whole_elbo=whole.elbo,
@@ -180,6 +170,14 @@ def _weighted(elbo: np.ndarray, weights: ImportanceDiagnostics) -> dict[str, np.
     if weights.has_shared_latents:  # it is of other draws than the ELBO
         bound = elbo + (weights.iwae - weights.elbo)
     return {"importance_weighted_bound": bound, "ess": weights.ess}
+
+
+def _bound_error(per_datum: PerDatum, elbo_error: float, weights: ImportanceDiagnostics) -> float:
+    """Standard error of the mean bound, as `_weighted` has it."""
+    if np.isnan(per_datum.importance_weighted_bound).all():
+        return math.nan
+    errors = weights.mean_errors
+    return math.hypot(elbo_error, errors.gap) if weights.has_shared_latents else errors.iwae
 
 
 def _usages(code_counts: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -227,88 +225,6 @@ def gap_of(draws: Draws) -> PosteriorGap:
     )
 
 
-def num_states_of(draws: Draws) -> np.ndarray:
-    """Distinct states of each datum's discrete latents; K where continuous ones never repeat."""
-    if "state" not in draws["record"]:
-        return np.full(draws.shape[1:], draws.num_draws)
-    states = np.sort(draws.record("state"), axis=0)
-    return np.asarray(1 + (states[1:] != states[:-1]).sum(0))
-
-
-def is_restricted(draws: Draws) -> np.ndarray:
-    """Whether the guide leaves out states of a datum that the model has."""
-    restricted = np.zeros(draws.shape[1:], bool)
-    for outside in draws["outside"].values():
-        axes = [i for i, dim in enumerate(outside.dims, 1) if dim not in draws.plates]
-        restricted |= outside.values.any((0, *axes))
-    return restricted
-
-
-def code_counts_of(draws: Draws) -> dict[str, np.ndarray]:
-    """How often each code of each discrete site occurs, if there are finitely many."""
-    return {name: counts for name, (counts, is_open) in usage_of(draws).items() if not is_open}
-
-
-def usage_of(draws: Draws) -> dict[str, tuple[np.ndarray, bool]]:
-    """How often each code of each discrete site occurs, ``(*latents, codes)``.
-
-    And whether there is no largest one: then they end with the largest that was drawn.
-    """
-    found = {}
-    for name, drawn in draws["code"].items():
-        site = _in_use(draws, name, drawn)
-        top = draws["top"][name].values.max() if name in draws["top"] else site.num_codes - 1
-        is_open = bool(top < 0)
-        size = int(np.nanmax(site.values) if is_open else top) + 1
-        found[name] = count_codes(replace(site, num_codes=size), draws.plates), is_open
-    return found
-
-
-def _in_use(draws: Draws, name: str, site: NamedArray) -> NamedArray:
-    """The codes of a site, NaN where a mask silences them: drawn, they stand for nothing."""
-    if name not in draws["counted"]:
-        return site
-    counted = draws["counted"][name].values
-    if counted.ndim > site.values.ndim:  # a vector is one code
-        counted = counted.any(-1)
-    counted = np.broadcast_to(counted, site.values.shape)
-    return site if counted.all() else replace(site, values=np.where(counted, site.values, np.nan))
-
-
-def latent_rates_of(draws: Draws) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Nats that each latent of each site carries, in the mean over data and draws; their errors.
-
-    The error is of the draws, which rows of the data may share: 0 of what does not depend on them.
-    And the share of the data in which no mask silences the latent.
-    """
-    return {
-        name: (*_mean_and_error(site, draws.plates), _share_in_use(draws, name, site))
-        for name, site in draws["rate"].items()
-    }
-
-
-def _share_in_use(draws: Draws, name: str, site: NamedArray) -> np.ndarray:
-    counted = draws["counted"][name].values
-    while counted.ndim > site.values.ndim:  # a vector is one latent
-        counted = counted.any(-1)
-    counted = replace(site, values=np.broadcast_to(counted, site.values.shape))
-    return _mean_and_error(counted, draws.plates)[0]
-
-
-def variances_of(draws: Draws) -> dict[str, np.ndarray]:
-    """Variance over the data of each latent's mean, of sites that each datum has.
-
-    Data of which a mask silences the latent do not count.
-    """
-    sites, found = {**draws["latent"], **draws["code"]}, {}
-    for name, site in sites.items():
-        if draws.plates and set(draws.plates) <= set(site.dims):
-            top, some = draws["top"].get(name), _in_use(draws, name, site)
-            num_codes = site.num_codes if top is None else int(top.values.max()) + 1
-            found[name] = variance_of_mean(some, draws.plates, num_codes)
-    return found
-
-
 def _means(per_datum: PerDatum, is_seen: np.ndarray, num_draws: int) -> dict[str, float]:
     """Means over the data; errors are of those that observe anything."""
     means = {name: float(np.mean(values)) for name, values in per_datum._asdict().items()}
@@ -334,11 +250,3 @@ def _observed_means(draws: Draws) -> dict[str, NamedArray]:
 def _axes_within(array: NamedArray, draws: Draws) -> tuple[int, ...]:
     """Axes of a drawn array that belong to one datum."""
     return tuple(axis for axis, dim in enumerate(array.dims, 1) if dim not in draws.plates)
-
-
-def _mean_and_error(array: NamedArray, plates: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    shared = tuple(plate for plate in plates if plate in array.dims)
-    each = np.atleast_2d(split_data(array, shared).mean(1, dtype=np.float64).T).T
-    if len(each) == 1:  # of one draw nothing is known
-        return each[0], np.full(each.shape[1:], np.nan)
-    return each.mean(0), each.std(0, ddof=1) / np.sqrt(len(each))

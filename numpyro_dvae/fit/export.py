@@ -29,6 +29,7 @@ from numpyro_dvae.fit.files import write_atomically
 from numpyro_dvae.fit.result import FitResult
 from numpyro_dvae.nets import decode_codes
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.programs.sites import sample_sites
 
 __all__ = [
     "encode_data",
@@ -163,8 +164,8 @@ def sample_data(
     result = _as_result(result)
     given = {} if labels is None else {"labels": jnp.broadcast_to(jnp.asarray(labels), num_data)}
     program = seed(substitute(result.model, data=result.params), rng_key)
-    codes = trace(program).get_trace(num_data=num_data, **given)["z"]["value"]
-    return reconstruct_data(result, codes)
+    drawn = sample_sites(trace(program).get_trace(num_data=num_data, **given))
+    return reconstruct_data(result, drawn["z"].value)
 
 
 def _as_result(result: Any) -> FitResult:

@@ -35,7 +35,13 @@ from numpyro_dvae.guides.families import (
     value_of,
 )
 from numpyro_dvae.guides.places import check_site, full_sizes, reaches
-from numpyro_dvae.guides.tables import given_parents, num_features, of_rows, start_at_prior
+from numpyro_dvae.guides.tables import (
+    check_table,
+    given_parents,
+    num_features,
+    of_rows,
+    start_at_prior,
+)
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.handlers.swapping import (
     is_discrete,
@@ -131,9 +137,13 @@ class AutoDiscrete(AutoGuide):
                 starts.update(self._starts(rng_key, args, kwargs))
             return starts[name]
 
-        return {
+        params = {
             name: numpyro.param(_param(name), lambda rng_key, name=name: start(rng_key, name))
             for name in self._latents
+        }
+        return {
+            name: check_table(self._latents[name], _param(name), table)
+            for name, table in params.items()
         }
 
     def _starts(self, rng_key: Array, args: tuple, kwargs: dict) -> dict[str, Array]:
@@ -181,7 +191,7 @@ class AutoDiscrete(AutoGuide):
         """
         values: dict[str, Array] = {}
         for name, latent in self._known().items():
-            logits = given_parents(latent, params[_param(name)], self._latents, values)
+            logits = given_parents(latent, _held(latent, params), self._latents, values)
             values[name] = value_of(latent, _probs(latent, logits).argmax(-1))
         return values
 
@@ -216,7 +226,7 @@ class AutoDiscrete(AutoGuide):
             if latent.parents:
                 raise NotImplementedError(_draw_instead(name, "depends on other latents"))
             if is_ordered(latent):
-                probs = _probs(latent, params[_param(name)])
+                probs = _probs(latent, _held(latent, params))
                 found[name] = jnp.stack([quantile(latent, probs, float(q)) for q in quantiles])
         return found
 
@@ -322,6 +332,11 @@ def _draw_instead(name: str, reason: str) -> str:
 def _param(name: str) -> str:
     """The name of a site's parameters."""
     return f"{name}_auto_logits"
+
+
+def _held(latent: Latent, params: Mapping[str, Array]) -> Array:
+    name = _param(latent.name)
+    return check_table(latent, name, params[name])
 
 
 def _probs(latent: Latent, logits: Array) -> Array:

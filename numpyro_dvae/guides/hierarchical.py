@@ -81,7 +81,7 @@ class HierarchicalGuide(VectorQuantizedGuide):
             inputs = register(f"guide.encoder.{place}", encoder, x, *above)(x, *above)
             inputs = from_grid(inputs, grid, self.channels_first, "encoder")
             parts.append(codebook.quantize(inputs, learn=learn, mask=mask))
-            routes.append(self.gradient(parts[-1].inputs, parts[-1].vectors))
+            routes.append(self._route(parts[-1], learn))
             vectors = codebook.join(routes[-1].path)
             above.append(vectors if grid is None else to_grid(vectors, grid, self.channels_first))
         route = Route(*(jnp.concatenate(arrays, -2) for arrays in zip(*routes, strict=True)))

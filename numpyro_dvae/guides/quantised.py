@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -23,6 +24,8 @@ __all__ = ["VectorQuantizedGuide"]
 
 Gradient = str | Callable[[Array, Array], Route]
 
+_NOISE = 0.07  # of DiVeQ in training, in the units of the vectors
+
 
 class VectorQuantizedGuide(AmortisedGuide):
     """The codes of quantised vectors: a posterior with all its mass on one state.
@@ -39,7 +42,8 @@ class VectorQuantizedGuide(AmortisedGuide):
         gradient: How the encoder gets one past the choice of its codes: "straight_through",
             "rotation" or "diveq", see `ops.codepaths`; or a function from vectors before and after
             to a `Route`. None is "rotation" for codebooks that are tables and "straight_through"
-            for those that round. With "diveq" there is no penalty: `commitment` has no effect.
+            for those that round. With "diveq" there is no penalty: `commitment` has no effect; and
+            the model's vectors have noise while it is trained, none where it is evaluated.
         entropy: Weight of the entropy of a code less that of the mean code, in nats, against the
             mean square error of the data: it makes codes sure and all of them used, and takes
             arrays of (latents, codes).
@@ -85,7 +89,15 @@ class VectorQuantizedGuide(AmortisedGuide):
         inputs = self.by_latent(run_encoder(self.encoder, x))
         mask = mask_of_latents()
         quantized = self.codebook.quantize(inputs, learn=learn, mask=mask)
-        return self.publish(quantized, self.gradient(quantized.inputs, quantized.vectors), mask)
+        return self.publish(quantized, self._route(quantized, learn), mask)
+
+    def _route(self, quantized: Quantized, learn: bool) -> Route:
+        """The gradient's way; in training DiVeQ turns a little from it."""
+        key = numpyro.prng_key() if self.gradient is diveq and learn else None
+        if key is not None:
+            noise = _NOISE * jax.random.normal(key, quantized.vectors.shape)
+            return diveq(quantized.inputs, quantized.vectors, noise)
+        return self.gradient(quantized.inputs, quantized.vectors)
 
     def publish(self, quantized: Quantized, route: Route, mask: Array | None) -> Distribution:
         """Say what `VQ_ELBO` is to know."""

@@ -164,8 +164,8 @@ class ParticleELBO(NamedOptions, ELBO):
             memory: What `init_memory` or the step before returned.
         """
 
-    def init_memory(self, mutable_state: Mapping[str, Any] | None = None) -> Any:
-        """What the algorithm's first step remembers; its shapes may depend on the programs'."""
+    def init_memory(self) -> Any:
+        """What the algorithm's first step remembers."""
         return None
 
     def inspect(self, rng_key: Array, pair: Pair) -> Any:
@@ -252,8 +252,12 @@ class ParticleELBO(NamedOptions, ELBO):
     # --------------------------------------------------------------- loss, surrogate, beta, rate
 
     def init_state(self, mutable_state: Mapping[str, Any] | None = None) -> LossState:
-        """What the first step needs; arrays, of the dtypes that they keep."""
-        return LossState(first_beta(self.beta), self.init_memory(mutable_state))
+        """What the first step needs; arrays, of the dtypes that they keep.
+
+        Args:
+            mutable_state: What the programs keep, where the shapes of a memory depend on it.
+        """
+        return LossState(first_beta(self.beta), self.init_memory())
 
     def init_loss_memory(self, mutable_state: Mapping[str, Any] | None = None) -> LossMemory:
         """What a loss that has not run keeps beside the mutable state of the programs."""

@@ -97,7 +97,8 @@ class VQ_ELBO(ParticleELBO):
         max_plate_nesting: See `ParticleELBO`.
 
     Raises:
-        ValueError: If `commitment` is negative; on the first step, if the guide quantises nothing.
+        ValueError: If `commitment` is negative; on the first step, if the guide quantises nothing,
+            or by another codebook than that of the model.
     """
 
     reads: ClassVar = {"quantized": read_vectors, "precision": read_precision}
@@ -129,6 +130,7 @@ class VQ_ELBO(ParticleELBO):
     ) -> tuple[Particles, dict[str, Any]]:
         """Run the programs, the model with the guide's vectors in place of its codes."""
         if self._link is None or not self._link.joins(model, guide):
+            check_codebooks(model, guide)
             self._link = VectorLink(model, guide)
         with self._link:
             return super().run(rng_key, params, self._link.model, self._link.guide, args, kwargs)
@@ -154,14 +156,49 @@ class VQ_ELBO(ParticleELBO):
         squares, num_vectors = jnp.zeros((), value.dtype), jnp.zeros((), value.dtype)
         for inputs, vectors, penalty, mask, *_ in quantized.values():
             held = quantization_penalty(inputs, vectors, self.commitment, mask)
-            penalty = jnp.broadcast_to(penalty, (*inputs.shape[:-1], 1))
-            own = _mean_of_latents(penalty, mask)
-            value = value - (precision * (held + own)).mean(0)
+            if penalty is not None:
+                penalty = jnp.broadcast_to(penalty, (*inputs.shape[:-1], 1))
+                held = held + _mean_of_latents(penalty, mask)
+            value = value - (precision * held).mean(0)
             squares = squares + jnp.square(inputs - vectors).sum()
-            num_vectors = num_vectors + jnp.broadcast_to(mask[..., 0], inputs.shape[:-1]).sum()
+            num_vectors = num_vectors + _number_of_latents(inputs, mask)
         return Gain(
             value, {"distance": squares / jnp.maximum(num_vectors, 1), **_usage_of(quantized)}
         )
+
+
+def check_codebooks(model: Any, guide: Any) -> None:
+    """Whether codes mean the same vectors to guide and model, where both hold a codebook.
+
+    Raises:
+        ValueError: If they hold two.
+    """
+    one = getattr(guide, "codebook", None)
+    other = getattr(getattr(model, "decoder", None), "codebook", None)
+    if one is not None and other is not None and not _are_one(one, other):
+        raise ValueError(
+            "`codebook` of the guide is another than that of the model's decoder, which would "
+            "decode codes by vectors that nothing trains. Make one, and give it to both."
+        )
+
+
+def _are_one(one: Any, other: Any) -> bool:
+    """Whether codebooks are the same one, or rules that say the same."""
+    if one is other:
+        return True
+    name = getattr(one, "name", None)
+    if name is not None and name == getattr(other, "name", None):
+        return True
+    names = ("by_rule", "num_codes", "embed_dim", "levels", "scale", "spherical")
+    said, same = ([type(each), *(getattr(each, n, None) for n in names)] for each in (one, other))
+    return said[1] is True and said == same and not hasattr(one, "codebooks")
+
+
+def _number_of_latents(inputs: Array, mask: Array | None) -> int | Array:
+    """How many vectors no mask silences."""
+    if mask is None:
+        return math.prod(inputs.shape[:-1])
+    return jnp.broadcast_to(mask[..., 0], inputs.shape[:-1]).sum()
 
 
 def _usage_of(quantized: dict[str, QuantizedSite]) -> dict[str, Array]:

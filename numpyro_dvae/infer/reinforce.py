@@ -136,7 +136,7 @@ class Reinforce_ELBO(ParticleELBO):
             vectorize_particles=vectorize_particles,
         )
 
-    def init_memory(self, mutable_state: Mapping[str, Any] | None = None) -> Any:
+    def init_memory(self) -> Any:
         """What the baseline remembers at first."""
         return self.baseline.init()
 

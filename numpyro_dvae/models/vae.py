@@ -65,6 +65,7 @@ class DiscreteVAE:
     """
 
     def __init__(self, decoder: Decoder, prior: Prior, likelihood: Likelihood) -> None:
+        _check_codes(decoder, prior)
         self.decoder, self.prior, self.likelihood = decoder, prior, likelihood
 
     def __call__(
@@ -221,6 +222,17 @@ def _masked(likelihood: Distribution, observed: Array) -> Distribution:
         )
     base, event_dim = likelihood.base_dist, likelihood.reinterpreted_batch_ndims
     return base.mask(observed).to_event(event_dim)
+
+
+def _check_codes(decoder: Any, prior: Any) -> None:
+    """Whether the prior is of the codes that the decoder's codebook has, where both tell."""
+    wanted = getattr(getattr(decoder, "codebook", None), "num_codes", None)
+    found = getattr(getattr(prior, "transformer", prior), "num_codes", None)
+    if wanted is not None and found is not None and found != wanted:
+        raise ValueError(
+            f"`prior` is of {found} codes, but the codebook of `decoder` has {wanted}. Give both "
+            "the same number."
+        )
 
 
 def _check_length(found: Sequence[int], wanted: Sequence[int]) -> None:

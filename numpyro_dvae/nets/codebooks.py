@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from numpyro.primitives import mutable
 
 from numpyro_dvae.distributions import precise
-from numpyro_dvae.nets.inputs import check_codebook
+from numpyro_dvae.nets.inputs import check_codebook, check_levels
 from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import declare, find_state, own_name
 from numpyro_dvae.ops.arguments import checked
@@ -300,9 +300,7 @@ class FiniteScalars(Quantizer):
 
     @checked
     def __init__(self, levels: Sequence[int], *, scale: float = 1.0) -> None:
-        self.levels, self.scale = tuple(levels), scale
-        if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"`levels` must be numbers of at least 2; got {self.levels}.")
+        self.levels, self.scale = check_levels(levels), scale
         if not 0.0 < scale < math.inf:
             raise ValueError(f"`scale` must be positive and finite; got {scale}.")
         self.num_codes, self.embed_dim = math.prod(self.levels), len(self.levels)

@@ -1,13 +1,13 @@
 """Checks of what a network is given, with errors in the words of its user."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_dvae.ops.arguments import check_counts
+from numpyro_dvae.ops.arguments import check_counts, is_count
 
 __all__ = ["batch_shape_of", "check_codebook", "check_floats", "flat_start", "not_encoded"]
 
@@ -90,7 +90,24 @@ def check_codebook(
         raise ValueError(
             f"`table` must have shape ({num_codes}, {embed_dim}); got {tuple(table.shape)}."
         )
+    if table is not None:
+        check_floats(table, "`table`")
     if start not in (None, "uniform", "data", "k_means"):
         raise ValueError(f'`start` must be "uniform", "data" or "k_means"; got {start!r}.')
     if start is not None and table is not None:
         raise ValueError(f"`start` is for a codebook without `table`; got both, {start!r}.")
+
+
+def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
+    """The levels of finite scalars, as a tuple.
+
+    Raises:
+        ValueError: If they are not one whole number of at least 2 for each channel.
+    """
+    found = tuple(levels) if isinstance(levels, Iterable) else ()
+    if not found or not all(is_count(each) and each >= 2 for each in found):
+        raise ValueError(
+            f"`levels` must be numbers of at least 2, one for each channel, as (8, 6, 5); got "
+            f"{levels}."
+        )
+    return found

@@ -1,15 +1,16 @@
 """Ways past the choice of a code: vectors of codes with a gradient to what chose them.
 
 A vector z is replaced by e, that of its code, and the choice has no gradient. Each function here
-gives the decoder exactly e, with a derivative of its own in place of the one that is missing:
+gives the decoder e, with a derivative of its own in place of the one that is missing:
 
 - straight-through [1]: that of z, the identity;
 - the rotation trick [2]: that of ``λ R z``, with R the rotation that takes z to the direction of e
   and ``λ = |e| / |z|``, both constant: a gradient keeps its angle to the vector that it is of;
 - DiVeQ [3]: that of ``z + |e - z| u``, with u the constant direction of ``e - z``. A gradient along
   the error goes to the code, what is across goes to z, so that the codebook learns from the loss of
-  the model alone. In the paper u is perturbed by noise that vanishes; here it has vanished, so that
-  the decoder sees codes and nothing else.
+  the model alone. In training noise turns u a little: the decoder sees an input moved by as much in
+  nearly the direction of its code, and learns to decode what is around a code. Without a gradient
+  there is no noise, and it sees e.
 
 Straight-through and rotated gradients never reach e. It is held to z by a penalty, and z to e.
 
@@ -23,7 +24,7 @@ References:
         reparameterization trick. ICLR, 2026.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,17 +67,42 @@ def rotation_trick(inputs: Float[Array, "*batch D"], vectors: Float[Array, "*bat
     return Route(with_slope(vectors, turned), inputs, vectors)
 
 
-def diveq(inputs: Float[Array, "*batch D"], vectors: Float[Array, "*batch D"]) -> Route:
+def diveq(
+    inputs: Float[Array, "*batch D"],
+    vectors: Float[Array, "*batch D"],
+    noise: Float[Array, "*batch D"] | None = None,
+) -> Route:
     """The codes' vectors, with the gradient of inputs that move to them in a straight line [3].
 
     Nothing else moves the codebook: the penalty sees constants. An input that is its code has the
     gradient to itself.
+
+    Args:
+        inputs: z.
+        vectors: e.
+        noise: What is added to ``e - z`` before its direction is taken. Where a gradient is taken,
+            the path then is ``z + |e - z| u`` with that direction, instead of e.
     """
     fixed = jax.lax.stop_gradient(vectors - inputs)
     u = _unit(fixed, _norm(fixed))
     # The derivative of |e - z| is u: that of the whole is (1 - u uᵀ) dz + u uᵀ de.
-    path = inputs + _dot(vectors - inputs, u) * u
-    return Route(with_slope(vectors, path), *jax.lax.stop_gradient((inputs, vectors)))
+    size = _dot(vectors - inputs, u)
+    if noise is not None:
+        path = _seen(vectors, inputs + size * _unit(fixed + noise, _norm(fixed + noise)))
+    else:
+        path = with_slope(vectors, inputs + size * u)
+    return Route(path, *jax.lax.stop_gradient((inputs, vectors)))
+
+
+@jax.custom_jvp
+def _seen(values: Array, path: Array) -> Array:
+    """The values, or the path where a derivative is taken."""
+    return values
+
+
+@_seen.defjvp
+def _path_seen(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> Any:
+    return primals[1], tangents[1]
 
 
 def _norm(array: Array) -> Array:

@@ -241,12 +241,10 @@ def quantize_levels(
             does not hold all codes.
     """
     dtype, inputs = inputs.dtype, _precise(inputs)
-    sizes = _sizes(inputs, levels)
-    half, shift = _REACH * (sizes - 1) / 2, (sizes % 2 == 0).astype(inputs.dtype) / 2
-    centre = jnp.where(sizes > 2, jnp.arctanh(shift / half), 0.0)
+    _check_levels(inputs, levels)
+    half, shift, centre, middle, last = jnp.array(_steps_of(levels), inputs.dtype)
     bounded = jnp.tanh(inputs + centre) * half - shift
-    middle = sizes // 2
-    places = jnp.clip(jnp.round(jax.lax.stop_gradient(bounded)) + middle, 0, sizes - 1)
+    places = jnp.clip(jnp.round(jax.lax.stop_gradient(bounded)) + middle, 0, last)
     vectors = with_slope((places - middle) / middle, bounded / middle)
     return vectors.astype(dtype), levels_to_codes(places.astype(int), levels)
 
@@ -260,7 +258,7 @@ def levels_to_codes(
         ValueError: If the levels are not one for each channel, or an integer does not hold all
             codes.
     """
-    _sizes(places, levels)
+    _check_levels(places, levels)
     _check_codes_fit(levels)
     return jnp.sum(places * jnp.array(_strides(levels), places.dtype), -1)
 
@@ -283,13 +281,22 @@ def level_vectors(
     return (codes_to_levels(codes, levels) - middle) / middle.astype(float)
 
 
-def _sizes(array: Array, levels: Sequence[int]) -> Array:
+def _steps_of(levels: Sequence[int]) -> list[list[float]]:
+    """Of each channel: half-range, shift, centre of the inputs, middle level and last one."""
+    half = [_REACH * (size - 1) / 2 for size in levels]
+    shift = [0.0 if size % 2 else 0.5 for size in levels]
+    triples = zip(levels, half, shift, strict=True)
+    centre = [math.atanh(s / h) if size > 2 else 0.0 for size, h, s in triples]
+    middle, last = [float(size // 2) for size in levels], [size - 1.0 for size in levels]
+    return [half, shift, centre, middle, last]
+
+
+def _check_levels(array: Array, levels: Sequence[int]) -> None:
     if not levels or min(levels) < 2 or array.shape[-1:] != (len(levels),):
         raise ValueError(
             f"`levels` must be one number of at least 2 for each of {array.shape[-1]} channels; "
             f"got {tuple(levels)}."
         )
-    return jnp.array(tuple(levels), array.dtype)
 
 
 def _check_codes_fit(levels: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ __all__ = ["codes_in_use"]
 
 
 def codes_in_use(
-    codes: Integer[Array, "*shape"], mask: Bool[Array, "*#shape"]
+    codes: Integer[Array, "*shape"], mask: Bool[Array, "*#shape"] | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The number of codes that occur, and their perplexity.
 
@@ -15,12 +15,13 @@ def codes_in_use(
 
     Args:
         codes: Of all data and latents that share a table.
-        mask: Which of them count.
+        mask: Which of them count; None is all.
     """
-    kept = jnp.broadcast_to(mask, codes.shape).reshape(-1)
-    row = jnp.sort(jnp.where(kept, codes.reshape(-1).astype(int), -1))
+    flat = codes.reshape(-1).astype(int)
+    if mask is not None:
+        flat = jnp.where(jnp.broadcast_to(mask, codes.shape).reshape(-1), flat, -1)
+    row = jnp.sort(flat)
     counts = jnp.searchsorted(row, row, side="right") - jnp.searchsorted(row, row)
     weights = (row >= 0).astype(float)
     total = jnp.maximum(weights.sum(), 1)
-    entropy = -(weights * jnp.log(counts / total)).sum() / total
-    return (weights / counts).sum(), jnp.exp(entropy)
+    return (weights / counts).sum(), total / jnp.exp((weights * jnp.log(counts)).sum() / total)

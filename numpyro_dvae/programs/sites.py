@@ -30,9 +30,11 @@ __all__ = [
     "deterministic_sites",
     "in_batch_dims",
     "is_drawn",
+    "is_mutable",
     "is_of_run",
     "moved",
     "mutable_values",
+    "param_constraints",
     "param_values",
     "rows_of_plates",
     "same_scale",
@@ -185,6 +187,17 @@ def _sites(trace: Mapping[str, Any], kind: str) -> dict[str, Site]:
 def mutable_values(trace: Mapping[str, Any]) -> dict[str, Any]:
     """The mutable state that a run has left, by name."""
     return {name: m["value"] for name, m in trace.items() if m["type"] == "mutable"}
+
+
+def is_mutable(message: Any) -> bool:
+    """Whether a message is of state that a program changes."""
+    return message["type"] == "mutable"
+
+
+def param_constraints(trace: Mapping[str, Any]) -> dict[str, Any]:
+    """The constraint of each parameter of a run, by name."""
+    params = {name: m["kwargs"] for name, m in trace.items() if m["type"] == "param"}
+    return {name: given.get("constraint", constraints.real) for name, given in params.items()}
 
 
 def param_values(trace: Mapping[str, Any]) -> dict[str, Any]:

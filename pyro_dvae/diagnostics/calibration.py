@@ -109,14 +109,18 @@ def simulation_based_calibration(
 def _find_places(pair: Pair, seen: Readings, data: DataNames) -> dict[str, list[Place]]:
     """Arguments that each site observes, and others that the user says are the same."""
     leaves, found = named_leaves(pair.model, pair.args), {}
+    sites = list(seen["observed"])
     for site, observed in seen["observed"].items():
-        wanted = names_for(site, data, list(seen["observed"]))
+        wanted = names_for(site, data, sites)
         places = find_places(site, _host(observed), leaves, _hosts(seen["subsample"]), wanted)
         observing = [place for place in places if _observes(pair, seen, site, place)]
-        found[site] = check_places(site, places, observing, leaves, wanted)
-        for twin in twins(found[site][0], leaves) if wanted is None else []:
+        found[site] = check_places(site, places, observing, leaves, wanted, sites)
+    observed_too = {place.path for several in found.values() for place in several}
+    for site in [site for site in sites if names_for(site, data, sites) is None]:
+        others = [t for t in twins(found[site][0], leaves) if t.path not in observed_too]
+        for twin in others:
             if _is_read_by_guide(pair, seen, site, twin):
-                refuse_twin(site, found[site][0], twin)
+                refuse_twin(site, found[site][0], twin, sites)
     return found
 
 

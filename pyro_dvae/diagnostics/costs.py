@@ -17,7 +17,7 @@ __all__ = [
     "beta_elbo_of",
     "bound_error",
     "distortion_of",
-    "error_of_mean",
+    "error_of_means",
     "mean_and_error",
     "rate_of",
     "rates_of",
@@ -34,14 +34,21 @@ def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(values.mean(0)), np.asarray(spread / np.sqrt(count))
 
 
-def bound_error(ess: np.ndarray, num_draws: int) -> np.ndarray:
-    """Standard error of the log of a mean of weights, of their effective sample size."""
-    return np.asarray(np.sqrt(np.maximum(1 / ess - 1 / num_draws, 0.0)))
+def bound_error(ess: np.ndarray, num_draws: int, is_one: np.ndarray) -> np.ndarray:
+    """Standard error of the log of a mean of weights, of their effective sample size.
+
+    Draws that are all one state leave others of about 1 / K in all unseen.
+    """
+    least = np.where(is_one, 1 / num_draws**2, 0.0)
+    return np.asarray(np.sqrt(np.maximum(1 / ess - 1 / num_draws, least)))
 
 
-def error_of_mean(errors: np.ndarray) -> float:
-    """Standard error of a mean over data whose draws are independent."""
-    return float(np.sqrt((errors**2).sum())) / errors.size
+def error_of_means(values: np.ndarray) -> float:
+    """Standard error over the draws of the mean over the data, ``(K, *plates)``.
+
+    Data that share a latent vary together, so that errors of each do not tell it.
+    """
+    return float(mean_and_error(values.reshape(len(values), -1).mean(1))[1])
 
 
 def rates_of(draws: Draws) -> np.ndarray:

@@ -9,7 +9,8 @@ from pyro_dvae.diagnostics.arguments import check_evaluation
 from pyro_dvae.diagnostics.collect import collect, summed_over_processes
 from pyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
 from pyro_dvae.diagnostics.reports import Evaluation
-from pyro_dvae.diagnostics.summaries import code_counts_of, evaluation_of
+from pyro_dvae.diagnostics.summaries import evaluation_of
+from pyro_dvae.diagnostics.usage import code_counts_of
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["evaluate"]

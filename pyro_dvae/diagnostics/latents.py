@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.collect import collect, summed_over_processes
 from pyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
-from pyro_dvae.diagnostics.summaries import latent_rates_of, usage_of, variances_of
+from pyro_dvae.diagnostics.usage import latent_rates_of, usage_of, variances_of
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]

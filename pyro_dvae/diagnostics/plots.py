@@ -97,7 +97,10 @@ def plot_importance(report: Any) -> Any:
         khat.axis("off")
     with np.errstate(invalid="ignore"):
         missed = np.ravel(report.iwae - report.elbo)
-    gap.hist(missed[np.isfinite(missed)], 30, color=_GOOD)
+    finite = [word for word in shown if np.isfinite(missed[verdicts == word]).any()]
+    parts = [missed[(verdicts == word) & np.isfinite(missed)] for word in finite]
+    if parts:
+        gap.hist(parts, 30, stacked=True, color=[_COLOURS[word] for word in finite])
     gap.set(xlabel="importance-weighted bound - ELBO, nats", ylabel="data")
     gap.set_title("what the guide misses, at least")
     for axis, which in ((ess, "y"), (khat, "x"), (gap, "y")):

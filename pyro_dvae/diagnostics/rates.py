@@ -6,6 +6,7 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions.kl import kl_divergence
+from torch.nn.functional import logsigmoid
 
 from pyro_dvae.programs.masks import entry_mask, is_masked
 from pyro_dvae.programs.readers.impossible import excludes
@@ -35,7 +36,7 @@ def expected_rate(guide_site: Site, site: Site, num_cells: int) -> Tensor | None
     masked = any(is_masked(each) for each in (guide_site, site))
     parts = _by_values(q, p)
     if parts is None:
-        return None if masked else _closed(q, p)
+        return None if masked else _closed(q, p, site.value)
     if not masked:
         return parts[0] - parts[1]
     masks = [entry_mask(each, num_cells) for each in (guide_site, site)]
@@ -64,12 +65,26 @@ def _by_values(q: Any, p: Any) -> tuple | None:
     return (probs * log_q).sum(0), (probs * log_p).sum(0)
 
 
-def _closed(q: Any, p: Any) -> Tensor | None:
-    """KL(q ‖ p) by its formula."""
+def _closed(q: Any, p: Any, value: Tensor) -> Tensor | None:
+    """KL(q ‖ p) by its formula; of counts of other numbers of trials, what a draw says of it."""
     if isinstance(q, dist.Poisson) and isinstance(p, dist.Poisson):
         log_ratio = torch.where(q.rate > 0, (q.rate / p.rate).log(), 0.0)
         return q.rate * log_ratio - q.rate + p.rate
+    if isinstance(q, dist.Binomial) and isinstance(p, dist.Binomial):
+        by_formula = q.total_count * sum(_of_outcomes(q, p))
+        by_draw = q.log_prob(value) - p.log_prob(value)
+        return torch.where(q.total_count == p.total_count, by_formula, by_draw)
+    if isinstance(q, dist.Geometric) and isinstance(p, dist.Geometric):
+        return sum(_of_outcomes(q, p)) / q.probs  # so many trials
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
         return None
+
+
+def _of_outcomes(q: Any, p: Any) -> tuple[Tensor, Tensor]:
+    """What success and failure of one trial have in its KL(q ‖ p)."""
+    chances = (q.probs, 1 - q.probs)
+    ratios = [logsigmoid(s * q.logits) - logsigmoid(s * p.logits) for s in (1, -1)]
+    one, two = (torch.where(c > 0, c * r, 0.0) for c, r in zip(chances, ratios, strict=True))
+    return one, two

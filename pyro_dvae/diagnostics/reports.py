@@ -4,6 +4,7 @@ NumPy alone, so this file is the same in both packages. Arrays "per datum" have 
 plates that the discrete latents share: ``(N,)`` for a data plate, ``()`` for a global latent.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -266,6 +267,8 @@ class RateDistortion(NamedTuple):
     distortion_error: np.ndarray
     whole: WholeCost
     shared: SharedCost | None  # None if the data share no site
+    mean_rate_error: float = math.nan  # of the means over the data, which may share draws
+    mean_distortion_error: float = math.nan
 
     def __str__(self) -> str:
         """A line with the means; lines of what the data share and of all together."""
@@ -274,12 +277,9 @@ class RateDistortion(NamedTuple):
         if seen.any():  # but for what is all masked, or whose likelihoods tell no mean
             psnr = self.psnr[seen].mean()
             fidelity = f", MSE {self.mse[seen].mean():.4g}, PSNR {psnr:.2f} dB"
-        errors = (self.rate_error, self.distortion_error)
-        noise = [_noise(float(np.sqrt((each**2).sum()) / each.size)) for each in errors]
-        if self.shared is not None:  # whose draws are the same for all data
-            noise = ["", ""]
+        noise = [_noise(each) for each in (self.mean_rate_error, self.mean_distortion_error)]
         each = _each(self.rate)
-        if np.isnan(errors).any():
+        if np.isnan(self.rate_error).any():
             each = f"{each}, by one draw each (num_draws=100 tells errors)"
         return (
             f"Rate {self.rate.mean():.2f} bits{noise[0]}, distortion "

@@ -47,19 +47,26 @@ def otherwise_drawn(runs: Sequence[Run], layout: Layout, num_draws: int) -> dict
     for name in [n for n, site in runs[0].guide.items() if not site.is_observed]:
         sites = [run.guide[name] for run in runs]
         values = torch.cat([in_full(site, layout.nesting, num_draws) for site in sites])
-        counted = _counted([sites[0], *(r.model[name] for r in runs[:1] if name in r.model)])
+        both = [sites[0], *(r.model[name] for r in runs[:1] if name in r.model)]
+        counted = _counted(both)
         all_counted = all_counted and bool(counted.all())
-        found[name] = torch.where(counted, values, _moved_on(sites[0], values, len(found)))
+        found[name] = torch.where(counted, values, _moved_on(both, values, len(found)))
     return {} if all_counted else found
 
 
-def _moved_on(site: Site, values: Tensor, seed: int) -> Tensor:
-    """Other values of each draw, in front: in all cells, and in every second draw in some."""
+def _moved_on(sites: Sequence[Site], values: Tensor, seed: int) -> Tensor:
+    """Other values of each draw, in front: in all cells, and in every second draw in some.
+
+    Of a continuous latent a draw of the model, in all cells.
+    """
+    site = sites[0]
     draws = torch.arange(len(values), device=values.device)
     draws = draws.reshape(-1, *[1] * (values.dim() - 1 - len(site.base.event_shape)))
     other = moved(site, values, 1 + draws // 2)
-    if other is None:  # a continuous latent is another in each draw
-        return values.roll(1, 0)
+    if other is None:
+        with torch.random.fork_rng([values.device] if values.is_cuda else []):
+            torch.manual_seed(seed)  # beside the draws
+            return sites[-1].fn.sample().to(values.dtype).expand_as(values)
     shape = values.shape[: values.dim() - len(site.base.event_shape)]
     generator = torch.Generator().manual_seed(seed)  # beside that of the draws
     some = torch.rand(shape, generator=generator).to(values.device) < 0.5

@@ -11,6 +11,7 @@ import numpy as np
 __all__ = [
     "NO_BOUND",
     "ImportanceDiagnostics",
+    "MeanErrors",
     "SharedDiagnostics",
     "WeightedDraws",
     "WholeBounds",
@@ -27,13 +28,16 @@ _NO_TAIL = (
     "largest weight count"
 )
 _AT_LEAST = " at least"  # of an error that few draws, which carry the weight, cannot show
+_OFF = f"off by more than {_CLOSE:.2f} nats by these draws"
 _VERDICTS = {
     "close": f"close to the posterior, within {_CLOSE:.2f} nats by these draws, which cannot show "
-    "a mode that the guide never draws",
-    "off": f"off by more than {_CLOSE:.2f} nats, though weighting corrects for it, with an "
-    f"effective sample size of {_ENOUGH} or more",
-    "off, thin": f"off by more than {_CLOSE:.2f} nats, and with an effective sample size below "
-    f"{_ENOUGH}, so that weighting corrects for part of it only",
+    "a mode that the guide hardly ever draws",
+    "off": f"{_OFF}, though weighting corrects for it, but for a mode that the guide hardly ever "
+    f"draws, with an effective sample size of {_ENOUGH} or more",
+    "off, thin": f"{_OFF}, and with an effective sample size below {_ENOUGH}, so that weighting "
+    "corrects for part of it only",
+    "off, restricted": f"{_OFF}, on a set of states beyond which the guide cannot draw, so that "
+    "weighting corrects for it on these alone",
     "unreliable": "unreliable, a few draws carrying the weight: bound and weights are not settled",
     "one state": "undecided, as the guide drew one state only and cannot show what it misses",
     "restricted": "undecided, the weights being even on a set of states beyond which the guide "
@@ -58,6 +62,14 @@ class WholeBounds(NamedTuple):
             f"ELBO {self.elbo:.2f} ± {self.elbo_error:.2f}, importance-weighted bound "
             f"{self.iwae:.2f} ±{least} {self.iwae_error:.2f} nats"
         )
+
+
+class MeanErrors(NamedTuple):
+    """Standard errors over the draws of means over the data, which may share draws."""
+
+    elbo: float
+    iwae: float
+    gap: float  # of iwae - elbo
 
 
 class SharedDiagnostics(NamedTuple):
@@ -90,7 +102,7 @@ class SharedDiagnostics(NamedTuple):
         names = ", ".join(f"'{name}'" for name in self.sites)
         if self.num_draws == 1:
             return f"What the data share, {names}, is observed: log p is {self.elbo:.2f} nats."
-        word = _thin(np.array(self.verdict), np.array(self.ess))
+        word = _thin(np.array(self.verdict), np.array(self.ess), np.array(False))
         return (
             f"What the data share, {names}: log p - log q is {self.elbo:.2f} ± "
             f"{self.elbo_error:.2f} nats; the latents of the data summed out, {self.num_draws} "
@@ -126,7 +138,7 @@ class ImportanceDiagnostics(NamedTuple):
     - "close": ``log(K / ESS)``, the divergence of order 2 from posterior to guide, and
       ``iwae - elbo``, at most KL(q ‖ posterior), are both below log 2;
     - "off": not both, but the tail of the weights is light; from an effective sample size of 100
-      on, weighting the draws corrects for it;
+      on, weighting the draws corrects for it, on the states that the guide can draw;
     - "unreliable": k̂ is above the threshold, or one draw has over a fifth of the weight;
     - "restricted": as "close", but the guide leaves out states of the model; that the weights are
       equal on the others is what a truncated posterior is made for, and says nothing;
@@ -134,8 +146,8 @@ class ImportanceDiagnostics(NamedTuple):
       a sure posterior look alike;
     - "broken": no draw is possible under the model, or there is a NaN.
 
-    A mode that the guide never draws does not show in its weights; `simulation_based_calibration`
-    and, where it can be had, `posterior_gap` find it.
+    A mode that the guide hardly ever draws does not show in its weights;
+    `simulation_based_calibration` and, where it can be had, `posterior_gap` find it.
 
     Where the data share latents outside of their plate, all that is said of a datum is given draws
     of these: a mean over the draws (of k̂ and the largest weight the median). `shared` judges them,
@@ -162,12 +174,13 @@ class ImportanceDiagnostics(NamedTuple):
     # they have their part in all else here
     shared: SharedDiagnostics | None = None  # None if the data share no site
     draws: WeightedDraws | None = None  # None if they are too many to be kept
+    mean_errors: MeanErrors = MeanErrors(np.nan, np.nan, np.nan)
 
     def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
         """The posterior mean of a function of the latents, by the weighted draws.
 
         Its error is that of the weights: see the verdicts. Where the data share latents, each draw
-        of these has one draw of the others, picked by their weights.
+        of these has some of the others, picked by their weights: 1000 in all, at least one each.
 
         Args:
             fn: From values by site, draws in front of the plates, to numbers of the same draws; of
@@ -217,21 +230,22 @@ class ImportanceDiagnostics(NamedTuple):
         if not self.has_shared_latents:
             with np.errstate(invalid="ignore"):  # a datum that cannot be has -inf for both
                 misses = self._misses((self.iwae - self.elbo).mean())
-            many = bool(self.ess.ndim)
+            many, errors = bool(self.ess.ndim), self.mean_errors
             title = f"{self.ess.size} data" if many else "All data as one"
             least = "" if self.whole.is_settled else _AT_LEAST
             return (
                 f"{title}, {self.num_particles} draws each. ELBO {self.elbo.mean():.2f} ± "
-                f"{_error_of_mean(self.elbo_error):.2f}, importance-weighted bound "
-                f"{self.iwae.mean():.2f} ±{least} {_error_of_mean(self.iwae_error):.2f} nats"
+                f"{errors.elbo:.2f}, importance-weighted bound "
+                f"{self.iwae.mean():.2f} ±{least} {errors.iwae:.2f} nats"
                 f"{' per datum' if many else ''}{misses}."
             )
         whole = self.whole
         return (
             f"{self.ess.size} data together: {whole}{self._misses(whole.iwae - whole.elbo)}. "
             f"{self.shared} Given that, "
-            f"{self.num_particles} draws of each datum: ELBO {self.elbo.mean():.2f}, bound "
-            f"{self.iwae.mean():.2f} nats per datum."
+            f"{self.num_particles} draws of each datum: ELBO {self.elbo.mean():.2f} ± "
+            f"{self.mean_errors.elbo:.2f}, bound {self.iwae.mean():.2f} ± "
+            f"{self.mean_errors.iwae:.2f} nats per datum."
         )
 
     def _misses(self, gap: float) -> str:
@@ -265,18 +279,16 @@ class ImportanceDiagnostics(NamedTuple):
         return f"k̂ applies to {khat.size} data ({middle}){others}."
 
     def _counts(self) -> str:
-        verdicts = _thin(self.verdicts, self.ess)
+        verdicts = _thin(self.verdicts, self.ess, np.asarray(self.restricted))
         if not verdicts.ndim:
             return _VERDICTS[str(verdicts)]
         counts = {word: int((verdicts == word).sum()) for word in _VERDICTS}
         return "; ".join(f"{n} {_VERDICTS[word]}" for word, n in counts.items() if n)
 
 
-def _thin(verdicts: np.ndarray, ess: np.ndarray) -> np.ndarray:
-    """Tell apart what is off and what is off with few draws that carry weight."""
-    return np.where((verdicts == "off") & (ess < _ENOUGH), "off, thin", verdicts)
-
-
-def _error_of_mean(errors: np.ndarray) -> float:
-    """Standard error of a mean over data whose draws are independent."""
-    return float(np.sqrt((errors**2).sum())) / errors.size
+def _thin(verdicts: np.ndarray, ess: np.ndarray, restricted: np.ndarray) -> np.ndarray:
+    """Tell apart what is off, with few draws that carry weight, and on some states alone."""
+    off = verdicts == "off"
+    return np.select(
+        [off & restricted, off & (ess < _ENOUGH)], ["off, restricted", "off, thin"], verdicts
+    )

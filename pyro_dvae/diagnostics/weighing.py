@@ -13,16 +13,18 @@ References:
         state space models. JRSS B, 2013. (Weights whose likelihoods are estimated.)
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from pyro_dvae.diagnostics.arrays import NamedArray
-from pyro_dvae.diagnostics.costs import mean_and_error
+from pyro_dvae.diagnostics.costs import error_of_means, mean_and_error
 from pyro_dvae.diagnostics.draws import Draws
 from pyro_dvae.diagnostics.verdicts import (
     ImportanceDiagnostics,
+    MeanErrors,
     SharedDiagnostics,
     WeightedDraws,
     WholeBounds,
@@ -35,8 +37,8 @@ __all__ = [
     "is_separable",
     "over_shared",
     "weighted",
-    "with_draw",
     "with_loss",
+    "with_picked",
     "with_whole",
 ]
 
@@ -67,7 +69,18 @@ def with_whole(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnos
         float(elbo), float(error), float(bound), float(bound_error), _is_settled(report.verdicts)
     )
     row = SharedDiagnostics(draws.shared_sites, float(shared)) if draws.shared_sites else None
-    return report._replace(whole=whole, shared=row, draws=weighted(draws, draws.importance_weights))
+    return _with_means(report)._replace(
+        whole=whole, shared=row, draws=weighted(draws, draws.importance_weights)
+    )
+
+
+def _with_means(report: ImportanceDiagnostics) -> ImportanceDiagnostics:
+    """Add the errors of means over data whose draws are independent."""
+    elbo, iwae = (
+        float(np.sqrt((each**2).sum())) / each.size
+        for each in (report.elbo_error, report.iwae_error)
+    )
+    return report._replace(mean_errors=MeanErrors(elbo, iwae, math.hypot(elbo, iwae)))
 
 
 def with_loss(
@@ -83,7 +96,7 @@ def with_loss(
 def as_whole(report: ImportanceDiagnostics) -> ImportanceDiagnostics:
     """Add the bounds on all data, of weights that are one for all of them."""
     elbo, bound = (report.elbo, report.elbo_error), (report.iwae, report.iwae_error)
-    return report._replace(whole=_whole(elbo, bound, _is_settled(report.verdicts)))
+    return _with_means(report)._replace(whole=_whole(elbo, bound, _is_settled(report.verdicts)))
 
 
 def _whole(elbo: Sequence[Any], bound: Sequence[Any], is_settled: bool) -> WholeBounds:
@@ -115,6 +128,7 @@ def over_shared(
     }
     elbo, elbo_error = mean_and_error(by_name["elbo"])
     iwae, iwae_error = mean_and_error(by_name["iwae"])
+    numbers = (by_name["elbo"], by_name["iwae"], by_name["iwae"] - by_name["elbo"])
     of_shared = judge(totals["iwae"], np.asarray(len(parts)), np.asarray(False))
     means = [mean_and_error(totals[name]) for name in ("elbo", "iwae")]
     bound = (of_shared.iwae, of_shared.iwae_error) if (scale == 1).all() else means[1]
@@ -132,6 +146,7 @@ def over_shared(
         iwae_error=iwae_error,
         shared=_of_shared(outer.shared_sites, shared, of_shared),
         draws=_joined(parts, totals["iwae"]),
+        mean_errors=MeanErrors(*map(error_of_means, numbers)),
     )
     settled = _is_settled(found.verdicts) and _is_settled(of_shared.verdicts)
     return found._replace(whole=_whole(means[0], bound, settled))
@@ -185,17 +200,21 @@ def weighted(draws: Draws, log_weights: np.ndarray) -> WeightedDraws | None:
     return WeightedDraws(latent, log_weights) if latent else None
 
 
-def with_draw(draws: Draws, report: ImportanceDiagnostics, place: int) -> ImportanceDiagnostics:
-    """Keep one draw of each datum, picked by its weight; `place` is the seed."""
+def with_picked(
+    count: int, draws: Draws, report: ImportanceDiagnostics, place: int
+) -> ImportanceDiagnostics:
+    """Keep so many draws of each datum, picked by their weights; `place` is the seed."""
     if not draws["latent"]:
         return report
     log_weights = draws.importance_weights
     weights = np.exp(log_weights - log_weights.max(0))
     shares = np.cumsum(weights, axis=0) / weights.sum(0)
-    uniforms = np.random.default_rng(place).random(shares.shape[1:])
-    places = np.minimum((shares < uniforms).sum(0), draws.num_draws - 1)
-    picked = {name: _pick(site, draws.plates, places) for name, site in draws["latent"].items()}
-    return report._replace(draws=WeightedDraws(picked, np.zeros(1)))
+    rng, found = np.random.default_rng(place), []
+    for _ in range(count):
+        places = np.minimum((shares < rng.random(shares.shape[1:])).sum(0), draws.num_draws - 1)
+        found.append({n: _pick(site, draws.plates, places) for n, site in draws["latent"].items()})
+    picked = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+    return report._replace(draws=WeightedDraws(picked, np.zeros(count)))
 
 
 def _pick(site: NamedArray, plates: tuple[str, ...], places: np.ndarray) -> np.ndarray:
@@ -213,9 +232,8 @@ def _joined(parts: Sequence[ImportanceDiagnostics], weights: np.ndarray) -> Weig
     if len(kept) < len(parts):
         return None
     names = kept[0].values
-    return WeightedDraws(
-        {name: np.concatenate([each.values[name] for each in kept]) for name in names}, weights
-    )
+    values = {name: np.concatenate([each.values[name] for each in kept]) for name in names}
+    return WeightedDraws(values, np.repeat(weights, len(kept[0].log_weights)))
 
 
 def _median(values: np.ndarray) -> np.ndarray:

@@ -64,6 +64,15 @@ class _WithoutLogits(dist.Categorical):
         new._validate_args = self._validate_args
         return new
 
+    def _validate_sample(self, value: Tensor) -> None:
+        """As all distributions do; integers in the batch shape are seen to be codes by less."""
+        seen = isinstance(value, Tensor) and not value.is_floating_point() and value.numel()
+        if seen and value.shape[value.dim() - len(self.batch_shape) :] == self.batch_shape:
+            low, high = value.aminmax()
+            if low >= 0 and high < self._num_events:
+                return
+        super()._validate_sample(value)
+
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """The V codes, on a new leftmost dim."""
         values = torch.arange(self._num_events, device=self._like.device)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyro_dvae.fit import rng
 from pyro_dvae.fit.identity import described
 from pyro_dvae.ops.processes import total_gradients
+from pyro_dvae.programs.sites import param_values
 
 __all__ = [
     "described_svi",
@@ -114,8 +115,7 @@ def take_step(svi: SVI, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     else:
         with poutine.trace(param_only=True) as capture:
             loss = svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
-        sites = capture.trace.nodes.values()
-        found = [site["value"].unconstrained() for site in sites]  # type: ignore[union-attr]
+        found = [value.unconstrained() for value in param_values(capture.trace).values()]
         total_gradients(dict.fromkeys(found))
         params = set(found)
         svi.optim(params)

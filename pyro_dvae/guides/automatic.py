@@ -36,7 +36,13 @@ from pyro_dvae.guides.families import (
     value_of,
 )
 from pyro_dvae.guides.places import check_site, full_sizes, reaches
-from pyro_dvae.guides.tables import given_parents, num_features, of_rows, start_at_prior
+from pyro_dvae.guides.tables import (
+    check_table,
+    given_parents,
+    num_features,
+    of_rows,
+    start_at_prior,
+)
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.programs.handlers.swapping import is_discrete, latents_and_parents, swap_sites
 from pyro_dvae.programs.sites import Site
@@ -109,7 +115,7 @@ class AutoDiscrete(AutoGuide):
         """Sample every discrete latent; returns their values by name."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        tables = {name: _get(self.logits, name) for name in self._latents}
+        tables = {name: self._table(latent) for name, latent in self._latents.items()}
 
         def choose(site: Site, values: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Any:
             latent = self._latents.get(site.name)
@@ -120,6 +126,9 @@ class AutoDiscrete(AutoGuide):
 
         last = next(reversed(self._latents))
         return swap_sites(self.model, args, kwargs, choose, until=last, rows=self._known_rows())
+
+    def _table(self, latent: Latent) -> Tensor:
+        return check_table(latent, f"logits.{latent.name}", _get(self.logits, latent.name))
 
     # -------------------------------------------------------------------------------- summaries
 
@@ -134,7 +143,7 @@ class AutoDiscrete(AutoGuide):
         """
         values: dict[str, Tensor] = {}
         for name, latent in self._known(args, kwargs).items():
-            logits = given_parents(latent, _get(self.logits, name), self._latents, values)
+            logits = given_parents(latent, self._table(latent), self._latents, values)
             values[name] = value_of(latent, _probs(latent, logits).argmax(-1))
         return values
 
@@ -168,7 +177,7 @@ class AutoDiscrete(AutoGuide):
             if latent.parents:
                 raise NotImplementedError(_draw_instead(name, "depends on other latents"))
             if is_ordered(latent):
-                probs = _probs(latent, _get(self.logits, name))
+                probs = _probs(latent, self._table(latent))
                 found[name] = torch.stack([quantile(latent, probs, float(q)) for q in quantiles])
         return found
 

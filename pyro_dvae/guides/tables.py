@@ -23,6 +23,7 @@ from pyro_dvae.programs.structure.looking import only_looking
 
 __all__ = [
     "LARGEST_TABLE",
+    "check_table",
     "choose_states",
     "given_parents",
     "num_features",
@@ -34,6 +35,25 @@ __all__ = [
 LARGEST_TABLE = 64  # joint states of a latent's parents; with more, their values are summed over
 _NUM_RUNS = 64  # of the model, for the mean over what a prior depends on
 _LEAST_PROB = 1e-6  # at which a value starts that the prior rules out here, but not everywhere
+
+
+def check_table(latent: Latent, param: str, table: Tensor) -> Tensor:
+    """The parameters, which may be given: those of another model need not fit the latent's places.
+
+    Raises:
+        ValueError: If they have another shape.
+    """
+    of_place = (*latent.cells, latent.num_logits)
+    if latent.parents:
+        of_place = (latent.num_features, math.prod(of_place))
+    shape = (*latent.batch_shape, *of_place)
+    if tuple(table.shape) != shape:
+        raise ValueError(
+            f"parameter '{param}' has shape {tuple(table.shape)}, but the guide's logits of site "
+            f"'{latent.name}' have {shape}. Give those that a run with this model and plates of "
+            "these sizes has made, or leave it out, to start at the prior."
+        )
+    return table
 
 
 def num_features(parents: Sequence[Latent]) -> tuple[int, bool]:

@@ -67,6 +67,7 @@ class CategoricalPrior(nn.Module):
     def __init__(self, num_latents: int, num_codes: int) -> None:
         super().__init__()
         check_counts(num_latents=num_latents, num_codes=num_codes)
+        self.num_codes = num_codes
         self.logits = nn.Parameter(torch.zeros(num_latents, num_codes))
 
     def forward(self) -> Distribution:

@@ -60,6 +60,7 @@ class DiscreteVAE(nn.Module):
 
     def __init__(self, decoder: Decoder, prior: Prior, likelihood: Likelihood) -> None:
         super().__init__()
+        _check_codes(decoder, prior)
         self.decoder = decoder
         self.prior: Any = prior
         self.likelihood = likelihood
@@ -199,6 +200,17 @@ def _masked(likelihood: Distribution, observed: Tensor) -> Distribution:
         )
     base, event_dim = likelihood.base_dist, likelihood.reinterpreted_batch_ndims
     return base.mask(observed).to_event(event_dim)
+
+
+def _check_codes(decoder: Any, prior: Any) -> None:
+    """Whether the prior is of the codes that the decoder's codebook has, where both tell."""
+    wanted = getattr(getattr(decoder, "codebook", None), "num_codes", None)
+    found = getattr(getattr(prior, "transformer", prior), "num_codes", None)
+    if wanted is not None and found is not None and found != wanted:
+        raise ValueError(
+            f"`prior` is of {found} codes, but the codebook of `decoder` has {wanted}. Give both "
+            "the same number."
+        )
 
 
 def _check_length(found: Sequence[int], wanted: Sequence[int]) -> None:

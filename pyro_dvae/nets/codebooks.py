@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from pyro_dvae.distributions import precise
-from pyro_dvae.nets.inputs import check_codebook
+from pyro_dvae.nets.inputs import check_codebook, check_levels
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.clustering import k_means
@@ -236,9 +236,7 @@ class FiniteScalars(Quantizer):
     @checked
     def __init__(self, levels: Sequence[int], *, scale: float = 1.0) -> None:
         super().__init__()
-        self.levels, self.scale = tuple(levels), scale
-        if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"`levels` must be numbers of at least 2; got {self.levels}.")
+        self.levels, self.scale = check_levels(levels), scale
         if not 0.0 < scale < math.inf:
             raise ValueError(f"`scale` must be positive and finite; got {scale}.")
         self.num_codes, self.embed_dim = math.prod(self.levels), len(self.levels)
@@ -264,8 +262,11 @@ class FiniteScalars(Quantizer):
         mask: Bool[Tensor, "*#batch"] | None = None,
     ) -> Quantized:
         """The vectors that `inputs` are rounded to; there is nothing to learn or to commit to."""
-        vectors, codes = quantize_levels(inputs / self.scale, self.levels)
-        vectors = vectors * self.scale
+        if self.scale == 1.0:
+            vectors, codes = quantize_levels(inputs, self.levels)
+        else:
+            vectors, codes = quantize_levels(inputs / self.scale, self.levels)
+            vectors = vectors * self.scale
         return Quantized(vectors, codes, vectors.detach())
 
 

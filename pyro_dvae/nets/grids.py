@@ -6,9 +6,12 @@ dims of the grid (Torch): `channels_first` says which.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Shaped
 from torch import Tensor
+
+from pyro_dvae.ops.arguments import is_count
 
 __all__ = ["check_grid", "from_grid", "to_grid"]
 
@@ -23,9 +26,16 @@ def check_grid(grid: Sequence[int] | None, channels_first: bool) -> tuple[int, .
         if channels_first:
             raise ValueError("`channels_first` is of a grid; give `grid` too, as in grid=(8, 8).")
         return None
-    if not grid or min(grid) < 1:
-        raise ValueError(f"`grid` must be sizes of at least 1, as (8, 8); got {tuple(grid)}.")
+    if not _are_sizes(grid):
+        raise ValueError(f"`grid` must be sizes of at least 1, as (8, 8); got {grid}.")
     return tuple(grid)
+
+
+def _are_sizes(grid: Any) -> bool:
+    """Whether a grid is one or more whole numbers of at least 1."""
+    if not isinstance(grid, Sequence) or not grid:
+        return False
+    return all(is_count(each) and each >= 1 for each in grid)
 
 
 def from_grid(

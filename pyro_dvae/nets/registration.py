@@ -10,8 +10,6 @@ interleaved, and names do not depend on how many there are: an optimiser's saved
 by name, finds them again.
 """
 
-from typing import Any
-
 import pyro
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
@@ -44,15 +42,15 @@ def register(name: str, net: nn.Module) -> nn.Module:
         ValueError: If a loaded tensor has another shape than the parameter of `net`.
     """
     store = pyro.get_param_store()
+    known = dict(store.named_parameters())  # unconstrained
     for key, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue
         full_name = f"{name}$$${key}"
-        if full_name in store:
-            stored = _unconstrained(store[full_name])
-            if stored is not parameter:
-                _adopt(full_name, stored, parameter)
-                store[full_name] = parameter
+        stored = known.get(full_name, parameter)
+        if stored is not parameter:
+            _adopt(full_name, stored, parameter)
+            store[full_name] = parameter
         pyro.param(full_name, parameter)
         setattr(parameter, _MARK, id(parameter))
     return net
@@ -75,10 +73,6 @@ def run_encoder(encoder: nn.Module, x: Tensor) -> Tensor:
 def gets_vectors() -> bool:
     """Whether the program that runs is handed vectors where it samples their codes."""
     return any(getattr(handler, "gives_vectors", False) for handler in _PYRO_STACK)
-
-
-def _unconstrained(value: Any) -> Tensor:
-    return value.unconstrained()
 
 
 def _adopt(name: str, stored: Tensor, parameter: Tensor) -> None:

@@ -240,12 +240,10 @@ def quantize_levels(
             does not hold all codes.
     """
     dtype, inputs = inputs.dtype, _precise(inputs)
-    sizes = _sizes(inputs, levels)
-    half, shift = _REACH * (sizes - 1) / 2, (sizes % 2 == 0).to(inputs.dtype) / 2
-    centre = torch.where(sizes > 2, torch.atanh(shift / half), 0.0)
+    _check_levels(inputs, levels)
+    half, shift, centre, middle, last = inputs.new_tensor(_steps_of(levels))
     bounded = torch.tanh(inputs + centre) * half - shift
-    middle = sizes // 2
-    places = (bounded.detach().round() + middle).clamp(min=0).minimum(sizes - 1)
+    places = (bounded.detach().round() + middle).clamp(min=0).minimum(last)
     vectors = with_slope((places - middle) / middle, bounded / middle)
     return vectors.to(dtype), levels_to_codes(places.long(), levels)
 
@@ -259,7 +257,7 @@ def levels_to_codes(
         ValueError: If the levels are not one for each channel, or an integer does not hold all
             codes.
     """
-    _sizes(places, levels)
+    _check_levels(places, levels)
     _check_codes_fit(levels)
     return (places * places.new_tensor(_strides(levels))).sum(-1)
 
@@ -282,13 +280,22 @@ def level_vectors(
     return (codes_to_levels(codes, levels) - middle) / middle.to(torch.get_default_dtype())
 
 
-def _sizes(array: Tensor, levels: Sequence[int]) -> Tensor:
+def _steps_of(levels: Sequence[int]) -> list[list[float]]:
+    """Of each channel: half-range, shift, centre of the inputs, middle level and last one."""
+    half = [_REACH * (size - 1) / 2 for size in levels]
+    shift = [0.0 if size % 2 else 0.5 for size in levels]
+    triples = zip(levels, half, shift, strict=True)
+    centre = [math.atanh(s / h) if size > 2 else 0.0 for size, h, s in triples]
+    middle, last = [float(size // 2) for size in levels], [size - 1.0 for size in levels]
+    return [half, shift, centre, middle, last]
+
+
+def _check_levels(array: Tensor, levels: Sequence[int]) -> None:
     if not levels or min(levels) < 2 or array.shape[-1:] != (len(levels),):
         raise ValueError(
             f"`levels` must be one number of at least 2 for each of {array.shape[-1]} channels; "
             f"got {tuple(levels)}."
         )
-    return array.new_tensor(tuple(levels))
 
 
 def _check_codes_fit(levels: Sequence[int]) -> None:

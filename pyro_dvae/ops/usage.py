@@ -8,7 +8,7 @@ __all__ = ["codes_in_use"]
 
 
 def codes_in_use(
-    codes: Integer[Tensor, "*shape"], mask: Bool[Tensor, "*#shape"]
+    codes: Integer[Tensor, "*shape"], mask: Bool[Tensor, "*#shape"] | None = None
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The number of codes that occur, and their perplexity.
 
@@ -16,12 +16,13 @@ def codes_in_use(
 
     Args:
         codes: Of all data and latents that share a table.
-        mask: Which of them count.
+        mask: Which of them count; None is all.
     """
-    kept = mask.expand(codes.shape).reshape(-1)
-    row = torch.where(kept, codes.reshape(-1).long(), -1).sort().values
+    flat = codes.reshape(-1).long()
+    if mask is not None:
+        flat = torch.where(mask.expand(codes.shape).reshape(-1), flat, -1)
+    row = flat.sort().values
     counts = torch.searchsorted(row, row, right=True) - torch.searchsorted(row, row)
     weights = (row >= 0).float()
     total = weights.sum().clamp(min=1)
-    entropy = -(weights * (counts / total).log()).sum() / total
-    return (weights / counts).sum(), entropy.exp()
+    return (weights / counts).sum(), total / ((weights * counts.log()).sum() / total).exp()

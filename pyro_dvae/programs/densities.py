@@ -7,11 +7,13 @@ of matrices. The values are the same, to rounding.
 """
 
 import math
+from typing import Any
 
 import torch
 from pyro import distributions as dist
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
+from torch.distributions import constraints
 from torch.nn import functional
 
 from pyro_dvae.programs.sites import Site
@@ -35,7 +37,7 @@ def fast_log_prob(site: Site) -> Tensor:
     within = all(inner == num_dims and isinstance(mask, Tensor) for mask, inner in masks)
     if kind not in (_NORMAL, _BERNOULLI) or not num_dims or not within or len(masks) > 1:
         return site.log_prob()
-    if site.is_observed and fn._validate_args:
+    if site.is_observed and fn._validate_args and not _is_real(fn, site.value):
         fn._validate_sample(site.value)
     mask = unexpanded(masks[0][0]) if masks else None
     if kind is _NORMAL:
@@ -43,6 +45,13 @@ def fast_log_prob(site: Site) -> Tensor:
     else:
         value = _bernoulli(fn.logits, site.value, mask, num_dims)
     return value.expand(broadcast_shape(value.shape, site.fn.batch_shape))
+
+
+def _is_real(fn: Any, value: Tensor) -> bool:
+    """Whether values may be any real numbers, and are: a sum finds a NaN by less than a look."""
+    if fn.support is not constraints.real or value.shape != fn.batch_shape:
+        return False
+    return not value.detach().sum().isnan()
 
 
 def _normal(

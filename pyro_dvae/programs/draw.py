@@ -11,11 +11,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_dvae.programs.pair import Layout, Pair, Run, no_one_list
-from pyro_dvae.programs.processes.sharding import drawing
-from pyro_dvae.programs.sites import Site, is_drawn
+from pyro_dvae.programs.processes.sharding import drawing, hidden
+from pyro_dvae.programs.sites import Site, is_drawn, is_subsample
 from pyro_dvae.programs.summing.enumerating import Enumerate, sum_out
 
-__all__ = ["Draw", "Sampler", "run_pair", "run_program", "run_traces"]
+__all__ = ["Draw", "Sampler", "run_given", "run_pair", "run_program", "run_traces"]
 
 
 @runtime_checkable
@@ -136,6 +136,16 @@ def run_pair(pair: Pair, draw: Draw) -> Run:
         replayed = poutine.replay(model, trace=guide_trace)
         run = Run.of(guide_trace, run_program(replayed, pair.args, pair.kwargs))
     return run._replace(model=sum_out(run.model, layout)) if layout.summed else run
+
+
+def run_given(program: Any, given: poutine.Trace, args: tuple, kwargs: dict) -> poutine.Trace:
+    """One run of a program with these draws; handlers around see the rows that it draws."""
+
+    def hide(msg: Any) -> bool:
+        return not is_subsample(msg) or msg["name"] in given.nodes
+
+    with torch.no_grad(), hidden(hide), poutine.replay(trace=given):
+        return run_program(program, args, kwargs)
 
 
 def run_traces(model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Any, Any]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from pyro_dvae.programs.draw import Draw, Sampler, run_pair, run_program
 from pyro_dvae.programs.pair import Layout, Pair, Run, StructureError, no_one_list, sizes_of
 from pyro_dvae.programs.record import Ledger, Particles, Reader, make_record, make_records
-from pyro_dvae.programs.sites import rows_of_plates, sample_sites
+from pyro_dvae.programs.sites import Rows, rows_of_plates, sample_sites
 from pyro_dvae.programs.structure.layout import common_layout
 from pyro_dvae.programs.structure.looking import statistics_kept
 
@@ -68,24 +68,26 @@ def run_particles(
         run = run_pair(pair, Draw(layout, num_draws, given, **draws))
         check_structure(pair, [run], given)
         return make_record(run, layout, num_particles, **options)
-    runs, minibatch = [], poutine.Trace()
+    runs, minibatch, rows = list[Run](), poutine.Trace(), dict[str, Rows]()
     for k in range(num_particles):
         one = {name: value[k if len(value) > 1 else 0] for name, value in given.items()}
         draw = Draw(layout, None, one, sampler=sampler, particle=k, pathwise=pathwise)
         # Every particle sees the same subsample; a step is one, whatever the number of runs.
         with poutine.replay(trace=minibatch), statistics_kept(k > 0):
             runs.append(run_pair(pair, draw))
-        minibatch = drawn_subsamples(runs[-1])
-        _check_rows(runs[0], runs[-1])
+        rows = _check_rows(rows, runs[-1])
+        minibatch.nodes |= drawn_subsamples(runs[-1]).nodes  # a particle may lack a plate
     layout = check_structure(pair, runs, given)
     return make_records(runs, layout, **options)
 
 
-def _check_rows(first: Run, run: Run) -> None:
-    """Particles see the same rows, so that a plate must have as many in each."""
-    before, after = (
-        rows_of_plates(each.guide_trace) | rows_of_plates(each.model_trace) for each in (first, run)
-    )
+def _check_rows(before: dict[str, Rows], run: Run) -> dict[str, Rows]:
+    """Particles see the same rows, so that a plate must have as many in each.
+
+    Returns:
+        The rows of the plates before, and of those that this run has, too.
+    """
+    after = rows_of_plates(run.guide_trace) | rows_of_plates(run.model_trace)
     for name in before.keys() & after.keys():
         sizes = before[name].full_size, after[name].full_size
         taken = len(before[name].indices), len(after[name].indices)
@@ -95,6 +97,7 @@ def _check_rows(first: Run, run: Run) -> None:
                 "another, so they have no minibatch in common. Let the size of a plate that "
                 "subsamples depend on no draw, or let it have all its rows."
             )
+    return after | before
 
 
 def check_structure(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]) -> Layout:

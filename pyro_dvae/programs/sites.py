@@ -26,6 +26,7 @@ __all__ = [
     "is_drawn",
     "is_subsample",
     "moved",
+    "param_values",
     "rows_of_plates",
     "same_scale",
     "sample_sites",
@@ -168,6 +169,12 @@ def rows_of_plates(trace: poutine.Trace) -> dict[str, Rows]:
         for name, message in messages.items()
         if is_subsample(message)
     }
+
+
+def param_values(trace: poutine.Trace) -> dict[str, Any]:
+    """The parameters of a run, by name."""
+    messages: dict[str, Any] = dict(trace.nodes)
+    return {name: m["value"] for name, m in messages.items() if m["type"] == "param"}
 
 
 def with_values(trace: poutine.Trace, values: Mapping[str, Any]) -> poutine.Trace:

@@ -147,7 +147,11 @@ class Truncated_ELBO(ParticleELBO):
         self.evolve, self.generations = evolve, generations
         self.sweeps, self.closed_form = sweeps, closed_form
 
-    def init_memory(self, mutable_state: Mapping[str, Any] | None = None) -> TruncatedMemory:
+    def init_memory(self) -> TruncatedMemory:
+        """Nothing gathered."""
+        return TruncatedMemory({}, {}, jnp.zeros((), int))
+
+    def init_state(self, mutable_state: Mapping[str, Any] | None = None) -> LossState:
         """Nothing gathered: room for the statistics of whatever state is kept."""
         kept = {} if self.closed_form is False else (mutable_state or {})
         totals = {
@@ -155,7 +159,8 @@ class Truncated_ELBO(ParticleELBO):
             for name, value in kept.items()
             if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.floating)
         }
-        return TruncatedMemory(totals, totals, jnp.zeros((), int))
+        memory = self.init_memory()._replace(totals=totals, counts=totals)
+        return super().init_state()._replace(memory=memory)
 
     @property
     def remembers(self) -> bool:

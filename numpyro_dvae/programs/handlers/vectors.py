@@ -27,8 +27,8 @@ class QuantizedSite(NamedTuple):
 
     inputs: Float[Array, "*plates L D"]  # before
     vectors: Float[Array, "*plates L D"]  # after
-    penalty: Float[Array, "*plates #L 1"]  # the guide's own, if it has one
-    mask: Bool[Array, "*#plates #L 1"]  # which latents no mask silences
+    penalty: Float[Array, "*plates #L 1"] | None  # the guide's own, if it has one
+    mask: Bool[Array, "*#plates #L 1"] | None  # which latents no mask silences; None is all
     codes: Integer[Array, "*plates L 1"]
     num_codes: Float[Array, ""]  # values of a code, V
 
@@ -133,17 +133,21 @@ def read_vectors(run: Run, layout: Layout, num_particles: int) -> dict[str, Quan
         if inputs is not None and vectors is not None:
             _check_masks(run, name)
             site = run.guide[name]
-            mask = _by_datum(entry_mask(site, site.fn.event_dim)[..., None], layout)
+            mask = entry_mask(site, site.fn.event_dim)[..., None] if is_masked(site) else None
+            mask = None if mask is None else _by_datum(mask, layout)
             own = computed.get(f"{name}.penalty")
-            penalty = 0.0 * mask if own is None else _by_datum(own.value[..., None], layout)
-            before, after = (_by_datum(each.value, layout) for each in (inputs, vectors))
-            before, after, penalty = (
-                jnp.where(mask, precise(each), 0.0) for each in (before, after, penalty)
-            )
+            penalty = None if own is None else _unmasked(own.value[..., None], mask, layout)
+            before, after = (_unmasked(each.value, mask, layout) for each in (inputs, vectors))
             codes = _by_datum(site.value[..., None], layout)
             num_codes = jnp.full((), _num_codes_of(site.base), float)
             pairs[name] = QuantizedSite(before, after, penalty, mask, codes, num_codes)
     return pairs or None
+
+
+def _unmasked(value: Array, mask: Array | None, layout: Layout) -> Array:
+    """What a guide publishes of each datum, 0 where a mask silences it."""
+    value = precise(_by_datum(value, layout))
+    return value if mask is None else jnp.where(mask, value, 0.0)
 
 
 def _num_codes_of(fn: Any) -> float:

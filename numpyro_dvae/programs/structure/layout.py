@@ -10,7 +10,7 @@ References:
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,7 +59,8 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
 
         run = rerun({})
         found = _layout(run, rerun, max_plate_nesting)
-        nesting = max(found.nesting, marked.layout.nesting)
+        computed = _nesting_of_computed([run], max_plate_nesting)
+        nesting = max(found.nesting, marked.layout.nesting, computed)
         layouts.append(found._replace(nesting=nesting, summed=marked.layout.summed))
         sites = [*run.guide.values(), *run.model.values()]
         return [site.scale for site in sites if layouts[0].owns(site)]
@@ -100,6 +101,13 @@ def _nesting(frames: Mapping[str, Any], max_plate_nesting: float) -> int:
             f"{max_plate_nesting}, but plates reach batch dim {-deepest}. Raise it or leave it out."
         )
     return deepest if math.isinf(max_plate_nesting) else int(max_plate_nesting)
+
+
+def _nesting_of_computed(runs: Sequence[Run], max_plate_nesting: float) -> int:
+    """Of what the guides compute, a prediction say, under plates that no site may be under."""
+    sites = [site for run in runs for site in run.computed().values()]
+    frames = {name: frame for site in sites for name, frame in site.plates.items()}
+    return _nesting(frames, max_plate_nesting)
 
 
 def _plated(sites: Mapping[str, Site]) -> dict[str, Site]:

@@ -39,10 +39,10 @@ from pyro_dvae.ops.processes import all_rows, as_first
 from pyro_dvae.ops.sets.evolution import Operator, union
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
-from pyro_dvae.programs.draw import run_program
+from pyro_dvae.programs.draw import run_given, run_program
 from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.processes.sharding import hidden
-from pyro_dvae.programs.sites import is_subsample, sample_sites, with_values
+from pyro_dvae.programs.sites import sample_sites, with_values
 from pyro_dvae.programs.structure.broadcasting import takes_particles
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
@@ -225,7 +225,7 @@ class TruncatedGuide(nn.Module):
             self._vectorize = self.vectorize_particles and self._takes_particles(args, kwargs)
         nesting = self._space.layout.nesting
         rest_trace = _particles_of(rest_trace, nesting)[0]
-        batch = read_minibatch(_run_plainly(self.model, rest_trace, args, kwargs), self._space)
+        batch = read_minibatch(run_given(self.model, rest_trace, args, kwargs), self._space)
         call = ModelCall(
             model=self.model,
             rest=self.rest,
@@ -304,18 +304,6 @@ class TruncatedGuide(nn.Module):
         if found is not None and self.words is None:
             self.words = torch.empty_like(found)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _run_plainly(
-    model: Callable, rest_trace: poutine.Trace, args: tuple, kwargs: dict
-) -> poutine.Trace:
-    """One run of the model with these draws of `rest`; handlers around see its subsampling."""
-
-    def hide(msg: Any) -> bool:
-        return not is_subsample(msg) or msg["name"] in rest_trace.nodes
-
-    with torch.no_grad(), hidden(hide), poutine.replay(trace=rest_trace):
-        return run_program(model, args, kwargs)
 
 
 def _particles_of(rest_trace: poutine.Trace, nesting: int) -> list[poutine.Trace]:

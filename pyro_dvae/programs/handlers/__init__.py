@@ -4,6 +4,7 @@
 - `relaxing`: draws have a gradient (`relax`);
 - `swapping`: a model runs as a guide of its discrete latents (`AutoDiscrete`);
 - `paths`: all ways of a program whose sites depend on what it draws (diagnostics).
+- `parameters`: at parameters that are given, those that modules hold included (diagnostics).
 
 The handler that draws particles, which every run has, is `programs.draw`.
 """

@@ -14,7 +14,7 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from pyro_dvae.programs.densities import unexpanded
-from pyro_dvae.programs.masks import entry_mask
+from pyro_dvae.programs.masks import entry_mask, is_masked
 from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.record import Ledger
 from pyro_dvae.programs.sites import Site
@@ -41,16 +41,17 @@ def read_precision(run: Run, layout: Layout, num_particles: int) -> Float[Tensor
 def _counted(site: Site) -> tuple[Tensor, Tensor]:
     """The entries of each event and the sum of their variances."""
     event_dim, variance = site.fn.event_dim, unexpanded(_variance(site))
-    mask = unexpanded(entry_mask(site, event_dim))
-    shape = torch.broadcast_shapes(mask.shape, variance.shape, site.value.shape)
     known = torch.where(variance.isfinite(), variance, _UNKNOWN)
-    small = torch.broadcast_tensors(mask.to(known.dtype), mask * known)
+    mask = unexpanded(entry_mask(site, event_dim)) if is_masked(site) else None
+    small = [known] if mask is None else torch.broadcast_tensors(mask.to(known.dtype), mask * known)
+    shape = torch.broadcast_shapes(small[0].shape, site.value.shape)
+    batch, event = shape[: len(shape) - event_dim], shape[len(shape) - event_dim :].numel()
     # What is the same along a dim of the event is counted, not copied.
-    event, dims = shape[len(shape) - event_dim :].numel(), tuple(range(-event_dim, 0))
     same = event / small[0].shape[small[0].dim() - event_dim :].numel()
-    batch = shape[: len(shape) - event_dim]
-    counts, sums = ((array.sum(dims) if dims else array).mul(same) for array in small)
-    return counts.expand(batch), sums.expand(batch)
+    dims = tuple(range(-event_dim, 0))
+    sums = [(array.sum(dims) if dims else array).mul(same).expand(batch) for array in small]
+    counts = known.new_full((), event).expand(batch) if mask is None else sums[0]
+    return counts, sums[-1]
 
 
 def _variance(site: Site) -> Tensor:

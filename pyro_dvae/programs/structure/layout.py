@@ -2,8 +2,8 @@
 
 What depends on which draws, as `tracking` finds out, tells which plates the discrete latents share:
 each cell of these is a datum with importance weights of its own. A draw whose value Python has
-asked for (`if`, `.item()`, an index, NumPy) may have gone anywhere: all sites depend on it, and
-the cells of its plates on each other.
+asked for (`if`, `.item()`, an index, NumPy) may have gone anywhere: all sites depend on it, so that
+all data have one weight.
 """
 
 import math
@@ -62,11 +62,17 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
     sites = [*run.guide.values(), *run.model.values()]
     shared = _shared_plates(pair, found, credited or _plated(run.guide))
     layout = _layout_of(sites, shared, tuple(credited), max_plate_nesting)
-    layout = layout._replace(asked=bool(found.exits & credited.keys()), summed=summed)
-    layout = layout._replace(nesting=max(layout.nesting, pair.layout.nesting))
+    layout = layout._replace(asked=_is_asked(found, credited), summed=summed)
+    nestings = layout.nesting, pair.layout.nesting, _nesting_of_computed([run], max_plate_nesting)
+    layout = layout._replace(nesting=max(nestings))
     for site in sites:
         in_batch_dims(site, site.log_prob(), layout.nesting, 1)
     return layout, run.structure()
+
+
+def _is_asked(found: Tracked, latent: Mapping[str, Site]) -> bool:
+    """Whether Python asks for draws without a pathwise gradient."""
+    return any(site.is_credited for name, site in latent.items() if name in found.exits)
 
 
 def _to_be_summed(run: Run) -> tuple[str, ...]:
@@ -84,7 +90,9 @@ def common_layout(runs: Sequence[Run], max_plate_nesting: float = math.inf) -> L
     sites = [site for run in runs for sites in (run.guide, run.model) for site in sites.values()]
     credited = (n for run in runs for n, s in run.guide.items() if s.is_credited)
     names = tuple(dict.fromkeys(credited))
-    return _layout_of(sites, set(), names, max_plate_nesting)._replace(asked=True)
+    layout = _layout_of(sites, set(), names, max_plate_nesting)
+    nesting = max(layout.nesting, _nesting_of_computed(runs, max_plate_nesting))
+    return layout._replace(asked=True, nesting=nesting)
 
 
 def _layout_of(
@@ -104,6 +112,13 @@ def _nesting(frames: Mapping[str, Any], max_plate_nesting: float) -> int:
             f"{max_plate_nesting}, but plates reach batch dim {-deepest}. Raise it or leave it out."
         )
     return deepest if math.isinf(max_plate_nesting) else int(max_plate_nesting)
+
+
+def _nesting_of_computed(runs: Sequence[Run], max_plate_nesting: float) -> int:
+    """Of what the guides compute, a prediction say, under plates that no site may be under."""
+    sites = [site for run in runs for site in run.computed().values()]
+    frames = {name: frame for site in sites for name, frame in site.plates.items()}
+    return _nesting(frames, max_plate_nesting)
 
 
 def _plated(sites: Mapping[str, Site]) -> dict[str, Site]:
@@ -131,7 +146,8 @@ def _shared_plates(pair: Pair, found: Tracked, latent: dict[str, Site]) -> set[s
     mixed = {p.name for site in asked.values() for p in site.plates.values() if p.size != 1}
     if shared & mixed:
         _warn_of_values_asked_for(asked, shared & mixed)
-    return shared - mixed
+    # As where the sites differ from draw to draw: no draw changes what makes a datum.
+    return set() if _is_asked(found, latent) else shared - mixed
 
 
 def _warn_of_no_shared_plate(latent: Mapping[str, Site]) -> None:
