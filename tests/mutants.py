@@ -2,9 +2,11 @@
 
 Each entry of `breaks` and `more_breaks` is made in a copy of the project in a temporary folder,
 where the tests that it names are run. One line per break: caught, SURVIVED, or what went wrong;
-the exit status counts those that were not caught. WORD picks the breaks whose name holds it.
+the exit status counts those that were not caught. WORD picks the breaks whose name holds it,
+``--first 40 --count 20`` those at the places 40 to 59 of these.
 """
 
+import argparse
 import importlib
 import os
 import shutil
@@ -83,9 +85,18 @@ def load(folder):
             importlib.import_module(library)
 
 
-def main(word=""):
-    chosen = [each for each in (*LOSSES, *REST) if word in each.name]
-    missed = 0
+def chosen_of(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("word", nargs="?", default="", help="in the names of the breaks")
+    parser.add_argument("--first", type=int, default=0, help="place of the first one")
+    parser.add_argument("--count", type=int, help="of those from there on; all if left out")
+    options = parser.parse_args(arguments)
+    chosen = [each for each in (*LOSSES, *REST) if options.word in each.name][options.first :]
+    return chosen[: options.count]
+
+
+def main(*arguments):
+    chosen, missed = chosen_of(arguments), 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "project"
         shutil.copytree(ROOT, folder, ignore=LEFT_OUT)

@@ -21,7 +21,7 @@ def latents(ppl, known, *logits, depends=True):
         return ppl.sample("second", ppl.dist.Bernoulli(logits=logit))
 
 
-def program(depends, guide_first):
+def program(depends, guide_first, guide_second=(0.3, -0.2)):
     def model(ppl, data):
         with ppl.plate("data", 3):
             second = latents(ppl, data["known"], *LOGIT.values(), depends=depends)
@@ -30,7 +30,7 @@ def program(depends, guide_first):
 
     def guide(ppl, data):
         with ppl.plate("data", 3):
-            latents(ppl, data["known"], guide_first, 0.3, -0.2, depends=depends)
+            latents(ppl, data["known"], guide_first, *guide_second, depends=depends)
 
     return program_of(model, guide, {}, {"y": Y, "known": KNOWN})
 
@@ -98,3 +98,10 @@ def of_first(a):
 def posterior_of_first():
     logs = [bernoulli(a, LOGIT["first"]) + of_first(a) for a in (0, 1)]
     return np.exp(logs[1] - np.logaddexp(*logs))
+
+
+def test_a_weak_trace_of_a_masked_latent_shows_in_double_precision(shim, monkeypatch):
+    monkeypatch.setitem(LOGIT, "high", LOGIT["low"] + 1e-5)
+    case = shim.Case(program(True, 1.5, guide_second=(0.3, 0.3)))
+    found = diagnose(shim, "importance_diagnostics", case, num_particles=50)
+    assert list(found.is_bound) == [True, False, True]

@@ -115,8 +115,12 @@ def together_log_joint(p, data):
     return np.array(table)
 
 
-def test_dependence_in_one_state_of_many_is_seen(shim):
-    params = {"rare": np.array(-1.0), "effect": np.array(0.3)}
+WEAK = {"rare": 1.5, "effect": 2e-6}  # of which single precision would not know
+
+
+@pytest.mark.parametrize("numbers", [{"rare": -1.0, "effect": 0.3}, WEAK], ids=["rare", "weak"])
+def test_dependence_in_one_state_of_many_is_seen(shim, numbers):
+    params = {name: np.array(number) for name, number in numbers.items()}
     together = SetProgram(
         "together", together_model, together_log_joint, (2,) * 4, params, TOGETHER
     )

@@ -1,5 +1,7 @@
 """A recorded pass: its repetition is what another pass would be, or there is none."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -356,6 +358,20 @@ def test_what_a_program_computes_of_other_things_is_computed_anew(monkeypatch):
 def test_what_cannot_be_repeated_is_run(monkeypatch):
     _, guide = e_steps(Model(lambda: nn.Dropout(0.5)), 2, monkeypatch)
     assert set(guide._repeats.values()) == {False}
+
+
+@pytest.mark.parametrize(("dtype", "is_repeated"), [(torch.float32, True), (torch.float64, False)])
+def test_a_repetition_that_is_a_little_off_shows_in_double_precision(
+    monkeypatch, dtype, is_repeated
+):
+    def a_little_off(function, words):
+        scores, repeat = repeatable_pass(function, words)
+        return scores, lambda words: repeat(words) * (1 + 3e-5)
+
+    monkeypatch.setattr(scoring, "repeatable_pass", a_little_off)
+    monkeypatch.setattr(torch, "randn", partial(torch.randn, dtype=dtype))
+    _, guide = e_steps(Model().to(dtype), 2, monkeypatch, num_steps=1)
+    assert set(guide._repeats.values()) == {is_repeated}
 
 
 def test_states_that_leave_tensors_are_refused(monkeypatch):

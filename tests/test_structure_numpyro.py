@@ -164,6 +164,31 @@ def test_a_scan_of_observed_sites_is_summed_over_its_steps():
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
+def test_a_site_that_shares_its_settings_with_a_scan_is_in_none():
+    """The host writes into a dict that sites are given which step they are of."""
+    settings = {}
+
+    def model(series):
+        def step(before, x):
+            with numpyro.plate("series", 2):
+                numpyro.sample("x", dist.Normal(before, 1.0), obs=x, infer=settings)
+            return x, None
+
+        scan(step, jnp.zeros(2), series.T)
+        with numpyro.plate("series", 2):
+            z = numpyro.sample("z", dist.Bernoulli(0.3), infer=settings)
+            numpyro.sample("w", dist.Normal(1.0 * z, 1.0), obs=series[:, 0], infer=settings)
+
+    before = np.concatenate([np.zeros((2, 1)), SERIES[:, :-1]], 1)
+    joint = np.stack([normal(SERIES[:, 0], z) + np.log((0.7, 0.3)[z]) for z in (0, 1)], -1)
+    q = 1 / (1 + np.exp(-0.3 * SERIES[:, 0]))
+    q = np.stack([1 - q, q], -1)
+    expected = -(q * (joint - np.log(q))).sum() - normal(SERIES, before).sum()
+    programs, elbo = (model, autoregressive_guide), Exact_ELBO()
+    found = quickly("shared settings", lambda x: elbo.loss(KEY, {}, *programs, x))(SERIES)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
 def hidden_markov(table, series, is_guide):
     def step(z, inputs):
         t, y = inputs

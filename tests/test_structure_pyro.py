@@ -179,6 +179,21 @@ def test_what_lists_states_refuses_a_loop_over_draws():
             quiet(lambda: Exact_ELBO().loss(counting, counting_guide, y))
 
 
+def test_what_lists_states_refuses_counts_that_come_and_go():
+    """Other draws show whether their number depends on one, and may lack the site."""
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        if z:
+            pyro.sample("n", dist.Binomial(torch.tensor(2.0), 0.4))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(0.7))
+
+    for seed in range(6):
+        pyro.set_rng_seed(seed)
+        with pytest.raises(ValueError, match=r"depends? on|plate"):
+            quiet(lambda: TruncatedGuide(model, 4)())
+
+
 # ------------------------------------------------------------------ programs that mix particles
 
 STRENGTH = torch.tensor([0.9, 0.8, 0.7, 0.6])

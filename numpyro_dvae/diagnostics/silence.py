@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro import distributions as dist
 
-from numpyro_dvae.programs.masks import entry_mask, is_masked
+from numpyro_dvae.programs.masks import changed, entry_mask, is_masked
 from numpyro_dvae.programs.pair import Layout, Run
 from numpyro_dvae.programs.record import Particles, silenced_of
 from numpyro_dvae.programs.sites import Site, moved
@@ -89,8 +89,8 @@ def _moved_on(sites: Sequence[Site], draw: int | Array, seed: int) -> Array:
 def with_matters(record: Particles, other: Particles) -> Particles:
     """Add "matters", where densities changed as masked latents did."""
     parts = zip((record.log_p, record.log_q), (other.log_p, other.log_q), strict=True)
-    changed = [~jnp.isclose(*pair, rtol=_ROUNDING, atol=_ROUNDING) for pair in parts]
-    return record._replace(extras={**record.extras, "matters": changed[0] | changed[1]})
+    in_p, in_q = (changed(*pair, _ROUNDING) for pair in parts)
+    return record._replace(extras={**record.extras, "matters": in_p | in_q})
 
 
 def _has_masks(run: Run) -> bool:

@@ -13,7 +13,9 @@ from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistr
 
 from numpyro_dvae.programs.sites import Site
 
-__all__ = ["entry_mask", "is_masked", "without_mask"]
+__all__ = ["changed", "entry_mask", "is_masked", "without_mask"]
+
+_IN_DOUBLE = 1e-9  # rounding of log-densities, of themselves and of a nat
 
 
 def entry_mask(site: Site, entries: int) -> Bool[Array, "*batch_entries"]:
@@ -54,3 +56,17 @@ def without_mask(fn: Any) -> Any:
 def is_masked(site: Site) -> bool:
     """Whether a site is under a mask, whatever it silences."""
     return without_mask(site.fn) is not site.fn
+
+
+def changed(one: Array, two: Array, in_single: float) -> Bool[Array, "..."]:
+    """Where log-densities differ by more than rounding, when masked latents have other values.
+
+    Args:
+        one: The log-densities.
+        two: The same with other values.
+        in_single: What rounding is in single precision, of themselves and of a nat; in double
+            precision it is 1e-9, so that weak traces show.
+    """
+    in_double = jnp.promote_types(one.dtype, two.dtype) == jnp.float64
+    most = _IN_DOUBLE if in_double else in_single
+    return ~jnp.isclose(one, two, rtol=most, atol=most, equal_nan=True)

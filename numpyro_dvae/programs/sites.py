@@ -135,7 +135,9 @@ class Site:
     @property
     def is_scanned(self) -> bool:
         """Whether it is a site of all steps of a `scan`, which lead its batch dims."""
-        return "_scan_current_index" in self.infer
+        # The host writes a step into what may be the `infer` of others; a scan leaves none.
+        is_first = self.name.startswith("_PREV_")  # of those that are enumerated
+        return is_first or self.infer.get("_scan_current_index", 0) is None
 
     @property
     def is_joint(self) -> bool:

@@ -14,7 +14,7 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_dvae.programs.masks import entry_mask, is_masked
+from pyro_dvae.programs.masks import changed, entry_mask, is_masked
 from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.record import Particles, silenced_of
 from pyro_dvae.programs.sites import Site, moved
@@ -77,8 +77,8 @@ def _moved_on(sites: Sequence[Site], values: Tensor, seed: int) -> Tensor:
 def with_matters(record: Particles, other: Particles) -> Particles:
     """Add "matters", where densities changed as masked latents did."""
     parts = zip((record.log_p, record.log_q), (other.log_p, other.log_q), strict=True)
-    changed = [~torch.isclose(*pair, rtol=_ROUNDING, atol=_ROUNDING) for pair in parts]
-    return record._replace(extras={**record.extras, "matters": changed[0] | changed[1]})
+    in_p, in_q = (changed(*pair, _ROUNDING) for pair in parts)
+    return record._replace(extras={**record.extras, "matters": in_p | in_q})
 
 
 def in_full(site: Site, nesting: int, num_draws: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyro_dvae.ops.arguments import shown_count
 from pyro_dvae.programs.draw import run_program
-from pyro_dvae.programs.pair import Layout, Pair, Run
+from pyro_dvae.programs.pair import Layout, Pair, Run, no_one_list
 from pyro_dvae.programs.processes.sharding import hidden
 from pyro_dvae.programs.sites import Site, sample_sites
 from pyro_dvae.programs.structure.layout import find_layout
@@ -171,6 +171,8 @@ def _check_supports(program: Callable, args: tuple, kwargs: dict, sites: Sequenc
     with pyro.validation_enabled(False), TrackDraws():
         tracked = sample_sites(run_program(program, args, kwargs))
     for name in counted:
+        if name not in tracked:
+            raise no_one_list(f"'{name}' is not in each run", [site.name for site in sites])
         if get_provenance(_largest(tracked[name])):
             raise _no_one_support(tracked[name])
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from pyro_dvae.programs.sites import Site
 
-__all__ = ["entry_mask", "is_masked", "without_mask"]
+__all__ = ["changed", "entry_mask", "is_masked", "without_mask"]
+
+_IN_DOUBLE = 1e-9  # rounding of log-densities, of themselves and of a nat
 
 
 def entry_mask(site: Site, entries: int) -> Bool[Tensor, "*batch_entries"]:
@@ -57,3 +59,17 @@ def without_mask(fn: Any) -> Any:
 def is_masked(site: Site) -> bool:
     """Whether a site is under a mask, whatever it silences."""
     return site.mask is not None or without_mask(site.fn) is not site.fn
+
+
+def changed(one: Tensor, two: Tensor, in_single: float) -> Bool[Tensor, "..."]:
+    """Where log-densities differ by more than rounding, when masked latents have other values.
+
+    Args:
+        one: The log-densities.
+        two: The same with other values.
+        in_single: What rounding is in single precision, of themselves and of a nat; in double
+            precision it is 1e-9, so that weak traces show.
+    """
+    in_double = torch.promote_types(one.dtype, two.dtype) == torch.float64
+    most = _IN_DOUBLE if in_double else in_single
+    return ~torch.isclose(one, two, rtol=most, atol=most, equal_nan=True)

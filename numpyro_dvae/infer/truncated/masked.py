@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Num
 
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer
+from numpyro_dvae.programs.masks import changed
 
 __all__ = ["masked_matter", "with_drawn"]
 
 _NUM_STATES = 8  # that are tried: the last codes of all latents, and others at random
-_TOLERANCE = 1e-5  # rounding; what differs by chance only costs states
+_ROUNDING = 1e-5  # in single precision; what differs by chance only costs states
 
 
 def with_drawn(call: ModelCall) -> ModelCall:
@@ -33,7 +34,7 @@ def masked_matter(call: ModelCall, kept: Bool[Array, "B H"]) -> Bool[Array, "B"]
     states = _states(call, kept)
     scores = Scorer(call).of_codes(jnp.concatenate([states, jnp.where(kept, states, 0)]))
     some, others = jnp.split(scores, 2)
-    return ~jnp.isclose(some, others, _TOLERANCE, _TOLERANCE, equal_nan=True).all(0)
+    return changed(some, others, _ROUNDING).any(0)
 
 
 def _states(call: ModelCall, kept: Bool[Array, "B H"]) -> Num[Array, "S B H"]:

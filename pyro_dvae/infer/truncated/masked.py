@@ -12,11 +12,12 @@ from jaxtyping import Bool, Num
 from torch import Tensor
 
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer
+from pyro_dvae.programs.masks import changed
 
 __all__ = ["masked_matter", "with_drawn"]
 
 _NUM_STATES = 8  # that are tried: the last codes of all latents, and others at random
-_TOLERANCE = 1e-5  # rounding; what differs by chance only costs states
+_ROUNDING = 1e-5  # in single precision; what differs by chance only costs states
 
 
 def with_drawn(call: ModelCall) -> ModelCall:
@@ -36,7 +37,7 @@ def masked_matter(call: ModelCall, kept: Bool[Tensor, "B H"]) -> Bool[Tensor, "B
     with torch.no_grad():
         scores = Scorer(call).of_codes(torch.cat([states, torch.where(kept, states, 0)]))
     some, others = scores.chunk(2)
-    return ~torch.isclose(some, others, _TOLERANCE, _TOLERANCE, equal_nan=True).all(0)
+    return changed(some, others, _ROUNDING).any(0)
 
 
 def _states(call: ModelCall, kept: Bool[Tensor, "B H"]) -> Num[Tensor, "S B H"]:

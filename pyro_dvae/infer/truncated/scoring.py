@@ -24,13 +24,14 @@ from pyro_dvae.programs.processes.sharding import hidden
 from pyro_dvae.programs.record import Particles, Reader, read_silenced
 from pyro_dvae.programs.run import run_particles
 from pyro_dvae.programs.sites import sample_sites
+from pyro_dvae.programs.structure.looking import same_but_rounding
 
 __all__ = ["ModelCall", "Scorer", "log_weights", "run_states", "silenced_of"]
 
 _CODES_AT_ONCE = 2**21  # that a pass of the model scores: 8 MB as floats
 _CODES_REPEATED = 5 * 2**16  # that a repetition of it scores: 1.25 MB, so that a cache holds all
 _REPETITIONS = 6  # from which on recording a pass is worth it
-_TOLERANCE = 1e-4  # between a pass and a repetition, whose sums may be in another order
+_ROUNDING = 1e-4  # in single precision, between a pass and a repetition with sums in other orders
 
 
 class ModelCall(NamedTuple):
@@ -90,7 +91,7 @@ class Scorer:
             scores, repeat = repeatable_pass(self._pass_words, words[:size])
             if repeat is not None and shape not in self.call.repeats:
                 found, again = self._pass_words(words[-size:]), repeat(words[-size:])
-                if not torch.allclose(found, again, _TOLERANCE, _TOLERANCE, equal_nan=True):
+                if not same_but_rounding(found, again, _ROUNDING):
                     repeat = None
         self._repeat = repeat
         self.call.repeats[shape] = repeat is not None

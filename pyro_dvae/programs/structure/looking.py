@@ -69,12 +69,12 @@ def _generators_kept() -> Iterator[None]:
             pyro.util.set_rng_state(state)
 
 
-def same_but_rounding(one: Tensor, two: Tensor) -> bool:
+def same_but_rounding(one: Tensor, two: Tensor, in_single: float = 1e-3) -> bool:
     """Whether log-densities are equal up to what the order of sums may change.
 
     In double precision weak traces show, too: a millionth is what sums over the outputs of a
     network in single precision have.
     """
     in_double = torch.promote_types(one.dtype, two.dtype) == torch.float64
-    most = 1e-6 if in_double else 1e-3
+    most = 1e-6 if in_double else in_single
     return torch.allclose(one, two, rtol=most, atol=most, equal_nan=True)
