@@ -42,10 +42,10 @@ def main(num_steps: int = 600) -> dict[str, tuple[float, float, float]]:
     """Find phi and p by each algorithm, and the bound on the likelihood that its guide reaches."""
     caught = jnp.array(np.genfromtxt(FILE, delimiter=1))
     found = {}
-    for loss in (Exact_ELBO(), DAPS_ELBO(num_particles=8), Reinforce_ELBO(num_particles=16)):
+    for loss in (Exact_ELBO(), DAPS_ELBO(num_particles=64), Reinforce_ELBO(num_particles=64)):
         guide = AutoDiscrete(model, structure="model")
-        rate = optax.piecewise_constant_schedule(0.2, {num_steps // 2: 0.1})
-        svi = SVI(model, guide, Adam(rate, b2=0.9), loss)
+        rate = optax.piecewise_constant_schedule(0.1, {num_steps // 2: 0.2})
+        svi = SVI(model, guide, Adam(rate, b2=0.95), loss)
         key = jax.random.key(0)
         result = fit(key, svi, caught, num_steps=num_steps, progress=False)
         bound = -Exact_ELBO().loss(key, result.params, model, guide, caught)

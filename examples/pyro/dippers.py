@@ -42,12 +42,12 @@ def main(num_steps: int = 600) -> dict[str, tuple[float, float, float]]:
     """Find phi and p by each algorithm, and the bound on the likelihood that its guide reaches."""
     caught = torch.tensor(np.genfromtxt(FILE, delimiter=1)).float()
     found = {}
-    for loss in (Exact_ELBO(), DAPS_ELBO(num_particles=8), Reinforce_ELBO(num_particles=16)):
+    for loss in (Exact_ELBO(), DAPS_ELBO(num_particles=64), Reinforce_ELBO(num_particles=64)):
         pyro.set_rng_seed(0)
         pyro.clear_param_store()
         guide = AutoDiscrete(model, structure="model")
-        for rate in (0.2, 0.02):
-            svi = SVI(model, guide, Adam({"lr": rate, "betas": (0.9, 0.9)}), loss=loss)
+        for rate in (0.1, 0.02):
+            svi = SVI(model, guide, Adam({"lr": rate, "betas": (0.9, 0.95)}), loss=loss)
             result = fit(svi, caught, num_steps=num_steps // 2, progress=False)
         bound = -Exact_ELBO().loss(model, guide, caught)
         found[type(loss).__name__] = *(result.params[n].item() for n in ("phi", "p")), bound
