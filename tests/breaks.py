@@ -78,8 +78,8 @@ LOSSES = [
     ),
     *both(
         "infer/quantization.py",
-        "value = value - (precision * (held + own)).mean(0)",
-        "value = value - (precision * (held + own)).mean(0) / particles.scale",
+        "value = value - (precision * held).mean(0)",
+        "value = value - (precision * held).mean(0) / particles.scale",
         *table("quantised_vectors"),
     ),
     *both(
