@@ -101,12 +101,11 @@ def dense(
     bias_init: Callable[..., Array] = nn.initializers.zeros_init(),  # noqa: B008, as flax has it
     dtype: Any = None,
 ) -> nn.Dense:
-    """A dense layer whose weight gradient is a flat matrix product for each particle.
+    """A dense layer whose weight gradient is one flat matrix product.
 
-    JAX's own sums over every leading dim of its input at once and transposes, for which XLA has no
-    fast kernel on a CPU: layers of 64, 256 and 784 outputs and their gradient take 1.33 times the
-    time at eight particles of (256, 8, 64), also with the input reshaped to a matrix. An input that
-    is a matrix is left to JAX: at eight particles of (256, 64) that takes .87 of the time.
+    JAX's own sums over every leading dim of its input at once and transposes, for which XLA
+    has no fast kernel on a CPU: 4 times the time of the flat product at (8, 256, 8, 64), and 1.5
+    times the step of `examples/benchmarks/step_speed_numpyro.py` where matrices are left to it.
     """
     return nn.Dense(
         features,
@@ -119,7 +118,7 @@ def dense(
 
 
 def _flat_dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-    return x @ kernel if x.ndim == 2 else _matmul(x, kernel)
+    return _matmul(x, kernel)
 
 
 @jax.custom_vjp
