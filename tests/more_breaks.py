@@ -187,6 +187,7 @@ REST = [
         "ops/weighting.py",
         "return torch.where(possible, scores, mean)",
         "return torch.where(possible, scores, 0.0)",
+        "tests/test_weighting.py",
         "tests/test_structure_pyro.py",
         "tests/test_protocols_pyro.py",
         "tests/test_scales_pyro.py",

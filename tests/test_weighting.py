@@ -284,3 +284,21 @@ def test_copies_are_counted_per_column(backend, dtype, batch):
 def test_copies_need_every_code_equal(backend):
     codes = np.array([[0, 1], [0, 2], [0, 1], [3, 1]])
     np.testing.assert_array_equal(call(backend, "count_copies", codes), [2, 1, 2, 1])
+
+
+IMPOSSIBLE = np.array([[1.0, -np.inf, 2.0], [-np.inf, -np.inf, 4.0], [4.0, -np.inf, 9.0]])
+
+
+def test_impossible_scores_take_the_mean_of_the_possible(backend):
+    """By hand; where none is possible there is no mean, and 0 moves nothing."""
+    found = call(backend, "fill_impossible", IMPOSSIBLE)
+    np.testing.assert_array_equal(found, [[1.0, 0.0, 2.0], [2.5, 0.0, 4.0], [4.0, 0.0, 9.0]])
+
+
+def test_impossible_scores_take_the_weighted_mean(backend):
+    """Weights of what is impossible do not count: (.2 + .4 * 4) / .6."""
+    probs = np.array([[0.2] * 3, [0.4] * 3, [0.4] * 3])
+    found = call(backend, "fill_impossible", IMPOSSIBLE, probs)
+    np.testing.assert_allclose(found[:, 0], [1.0, 3.0, 4.0], rtol=1e-15)
+    np.testing.assert_array_equal(found[:, 1], 0.0)
+    np.testing.assert_array_equal(found[:, 2], IMPOSSIBLE[:, 2])
