@@ -97,9 +97,10 @@ class UniformCategorical(_WithoutLogits):
 
     @validate_sample
     def log_prob(self, value: Shaped[Array, "..."]) -> Array:
-        """``-log V``, in nats."""
+        """``-log V``, in nats; of what is no code -inf."""
         shape = jnp.broadcast_shapes(jnp.shape(value), self.batch_shape)
-        return self._filled(shape, -math.log(self.num_codes))
+        is_code = (jnp.asarray(value) >= 0) & (jnp.asarray(value) <= self.num_codes - 1)
+        return jnp.where(is_code, self._filled(shape, -math.log(self.num_codes)), -jnp.inf)
 
     def entropy(self) -> Array:
         """``log V``, in nats."""

@@ -59,11 +59,13 @@ def pick_codes(
 ) -> Float[Array, "*sample_batch"]:
     """The log-probabilities of codes ``(*sample, *batch)``, in one pass over `log_probs`.
 
-    The batch dims of both must agree; `split_shared` brings that about.
+    The batch dims of both must agree; `split_shared` brings that about. That of what is no code is
+    -inf.
     """
     batch = log_probs.shape[:-1]
     index = jnp.moveaxis(codes.reshape(-1, *batch), 0, -1)
-    picked = jnp.take_along_axis(log_probs, index, axis=-1)
+    index = jnp.where(index < 0, log_probs.shape[-1], index)  # not from the end
+    picked = jnp.take_along_axis(log_probs, index, axis=-1, mode="fill", fill_value=-jnp.inf)
     return jnp.moveaxis(picked, -1, 0).reshape(codes.shape)
 
 

@@ -28,6 +28,7 @@ from numpyro_dvae.distributions import AutoregressiveCategorical, CertainCategor
 from numpyro_dvae.fit.files import write_atomically
 from numpyro_dvae.fit.result import FitResult
 from numpyro_dvae.nets import decode_codes
+from numpyro_dvae.nets.inputs import check_codes
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.sites import sample_sites
 
@@ -140,8 +141,12 @@ def reconstruct_data(
         result: What `fit` returned.
         codes: As `encode_data` returns them.
         batch_size: Codes that go through the decoder at once.
+
+    Raises:
+        ValueError: If some are no codes of the model.
     """
     result = _as_result(result)
+    check_codes(codes, getattr(result.model, "num_codes", None), "codes")
     return _in_batches(result, result.model.reconstruct, codes, batch_size)
 
 

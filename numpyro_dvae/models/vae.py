@@ -29,7 +29,7 @@ from numpyro_dvae.models.likelihoods import BernoulliLikelihood, Likelihood
 from numpyro_dvae.models.plates import data_plate, plate_size
 from numpyro_dvae.models.priors import Prior, UniformPrior
 from numpyro_dvae.nets import MLPDecoder, register
-from numpyro_dvae.nets.inputs import check_floats
+from numpyro_dvae.nets.inputs import check_codes, check_floats
 from numpyro_dvae.nets.registration import own_name
 
 __all__ = ["CodeModel", "Decoder", "DiscreteVAE", "mnist_vae"]
@@ -110,6 +110,11 @@ class DiscreteVAE:
             parts = {"model.likelihood": self.likelihood, "model.decoder": self.decoder}
             return numpyro.sample("x", likelihood, obs=x, infer=_infer(parts))
 
+    @property
+    def num_codes(self) -> int | None:
+        """Values of a latent, V, where the decoder or the prior tells."""
+        return _codes_of_decoder(self.decoder) or _codes_of_prior(self.prior)
+
     def reconstruct(
         self, z: Shaped[Array | np.ndarray, "*batch L"]
     ) -> Shaped[Array, "*batch_event"]:
@@ -168,13 +173,15 @@ class CodeModel:
             The value of "z".
 
         Raises:
-            ValueError: If the codes are not as many as the prior's, or their number is not told.
+            ValueError: If the codes are not as many as the prior's, or no codes of it; or if their
+                number is not told.
         """
         codes = None if codes is None else jnp.asarray(codes)
         prior = register("model.prior", self.prior)
         prior = prior() if labels is None else prior(labels)
         if codes is not None:
             _check_length(codes.shape[1:], prior.event_shape)
+            check_codes(codes, _codes_of_prior(self.prior), "codes")
         with data_plate(plate_size(codes, None, num_data, "codes"), None):
             return numpyro.sample("z", prior, obs=codes)
 
@@ -226,13 +233,22 @@ def _masked(likelihood: Distribution, observed: Array) -> Distribution:
 
 def _check_codes(decoder: Any, prior: Any) -> None:
     """Whether the prior is of the codes that the decoder's codebook has, where both tell."""
-    wanted = getattr(getattr(decoder, "codebook", None), "num_codes", None)
-    found = getattr(getattr(prior, "transformer", prior), "num_codes", None)
+    wanted, found = _codes_of_decoder(decoder), _codes_of_prior(prior)
     if wanted is not None and found is not None and found != wanted:
         raise ValueError(
             f"`prior` is of {found} codes, but the codebook of `decoder` has {wanted}. Give both "
             "the same number."
         )
+
+
+def _codes_of_decoder(decoder: Any) -> int | None:
+    """Those of its codebook, where it has one."""
+    return getattr(getattr(decoder, "codebook", None), "num_codes", None)
+
+
+def _codes_of_prior(prior: Any) -> int | None:
+    """Those of its transformer, where it has one."""
+    return getattr(getattr(prior, "transformer", prior), "num_codes", None)
 
 
 def _check_length(found: Sequence[int], wanted: Sequence[int]) -> None:

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from numpyro.primitives import mutable
 
 from numpyro_dvae.distributions import precise
-from numpyro_dvae.nets.inputs import check_codebook, check_levels
+from numpyro_dvae.nets.inputs import check_codebook, check_levels, nan_beyond
 from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import declare, find_state, own_name
 from numpyro_dvae.ops.arguments import checked
@@ -316,7 +316,9 @@ class FiniteScalars(Quantizer):
 
     def look_up(self, codes: Shaped[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """The vectors of codes, in [-scale, scale]."""
-        return level_vectors(self.levels, codes.astype(int)) * self.scale
+        codes = codes.astype(int)
+        vectors = level_vectors(self.levels, codes) * self.scale
+        return nan_beyond(vectors, codes, self.num_codes)
 
     def quantize(
         self,

@@ -25,7 +25,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
 from numpyro_dvae.nets.halving import coarse_grid, split_shape, widths_between
-from numpyro_dvae.nets.inputs import batch_shape_of, flat_start
+from numpyro_dvae.nets.inputs import batch_shape_of, codes_or_beyond, flat_start
 from numpyro_dvae.nets.latents import latents_batch
 from numpyro_dvae.nets.layers import check_dtype, widened
 from numpyro_dvae.nets.mlp import Constant
@@ -219,7 +219,7 @@ class ConvDecoder(nn.Module):
         start = nn.initializers.normal(1.0)
         embedding = nn.Embed(num_codes, self.embed_dim, embedding_init=start)
         if not is_relaxed:
-            return embedding(z.astype(int))
+            return embedding(codes_or_beyond(z, num_codes))
         table = embedding.embedding
         return z.astype(table.dtype) @ table
 

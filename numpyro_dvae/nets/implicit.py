@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
+from numpyro_dvae.nets.inputs import nan_beyond
 from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import declare, own_name
 from numpyro_dvae.ops.arguments import check_counts, checked
@@ -59,7 +60,9 @@ class BinaryCodes(Quantizer):
 
     def look_up(self, codes: Shaped[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """The vectors of codes."""
-        return sign_vectors(codes.astype(int), self.embed_dim, self.height)
+        codes = codes.astype(int)
+        vectors = sign_vectors(codes, self.embed_dim, self.height)
+        return nan_beyond(vectors, codes, self.num_codes)
 
     def quantize(
         self,

@@ -3,13 +3,23 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Integer, Shaped
 
 from numpyro_dvae.ops.arguments import check_counts, is_count
 
-__all__ = ["batch_shape_of", "check_codebook", "check_floats", "flat_start", "not_encoded"]
+__all__ = [
+    "batch_shape_of",
+    "check_codebook",
+    "check_codes",
+    "check_floats",
+    "codes_or_beyond",
+    "flat_start",
+    "nan_beyond",
+    "not_encoded",
+]
 
 
 def batch_shape_of(x: Array, input_shape: Sequence[int]) -> Sequence[int]:
@@ -39,6 +49,47 @@ def check_floats(x: Array, name: str) -> None:
             f"{name} must hold floating-point numbers; got {x.dtype}. Convert it first, as in "
             "x.astype(float) / 255 or (x > 127).astype(float)."
         )
+
+
+def check_codes(codes: Array | np.ndarray, num_codes: int | None, name: str) -> None:
+    """Check that integers, which the user knows by `name`, are codes below `num_codes`.
+
+    Real numbers stand for codes in other ways; and within a
+    compiled function no values are known: there, what is made of such codes is NaN.
+
+    Raises:
+        ValueError: If one is negative, or too large.
+    """
+    if num_codes is None or jnp.issubdtype(codes.dtype, jnp.floating) or not _can_be_seen(codes):
+        return
+    seen = np.asarray(codes)  # in NumPy, as JAX may be tracing around it
+    low, high = int(seen.min()), int(seen.max())
+    if low < 0 or high >= num_codes:
+        raise ValueError(
+            f"`{name}` must hold codes from 0 to {num_codes - 1}; got {low if low < 0 else high}. "
+            "Are they of another codebook?"
+        )
+
+
+def _can_be_seen(array: Array | np.ndarray) -> bool:
+    """Whether values can be read, here and now."""
+    if isinstance(array, jax.core.Tracer) or not array.size:
+        return False
+    return getattr(array, "is_fully_addressable", True)
+
+
+def codes_or_beyond(codes: Shaped[Array, "..."], num_codes: int) -> Integer[Array, "..."]:
+    """Codes, with `num_codes` for negative ones, which would count from the end of a table."""
+    codes = codes.astype(int)
+    return jnp.where(codes < 0, num_codes, codes)
+
+
+def nan_beyond(
+    vectors: Float[Array, "*batch D"], codes: Integer[Array, "*batch"], num_codes: int
+) -> Float[Array, "*batch D"]:
+    """The vectors of codes, NaN where these are none: a rule makes one of any integer."""
+    is_code = (codes >= 0) & (codes <= num_codes - 1)
+    return jnp.where(is_code[..., None], vectors, jnp.nan)
 
 
 def flat_start(start: Array | np.ndarray, output_shape: Sequence[int]) -> np.ndarray:
@@ -92,6 +143,8 @@ def check_codebook(
         )
     if table is not None:
         check_floats(table, "`table`")
+        if _can_be_seen(table) and not np.isfinite(np.asarray(table)).all():
+            raise ValueError("`table` must hold finite numbers; got some that are not.")
     if start not in (None, "uniform", "data", "k_means"):
         raise ValueError(f'`start` must be "uniform", "data" or "k_means"; got {start!r}.')
     if start is not None and table is not None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from numpyro_dvae.nets.inputs import check_codes
 from numpyro_dvae.nets.registration import gets_vectors
 
 __all__ = ["latents_batch"]
@@ -24,7 +25,8 @@ def latents_batch(
         instead: The decoder to use with a codebook, for the error.
 
     Raises:
-        ValueError: If `z` does not hold L latents, or holds vectors of another's table.
+        ValueError: If `z` does not hold L latents, holds integers that are no codes, or vectors of
+            another's table.
     """
     if num_codes is not None and gets_vectors():
         raise ValueError(
@@ -36,4 +38,5 @@ def latents_batch(
         return z.shape[:-2]
     if z.shape[-1:] != (num_latents,):
         raise ValueError(f"`z` must end in {num_latents} latents; got shape {z.shape}.")
+    check_codes(z, num_codes, "z")
     return z.shape[:-1]

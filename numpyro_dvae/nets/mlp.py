@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
-from numpyro_dvae.nets.inputs import batch_shape_of, flat_start
+from numpyro_dvae.nets.inputs import batch_shape_of, codes_or_beyond, flat_start
 from numpyro_dvae.nets.latents import latents_batch
 from numpyro_dvae.nets.layers import perceptron, run_perceptron
 from numpyro_dvae.ops.arguments import check_counts, checked
@@ -137,7 +137,11 @@ class MLPDecoder(nn.Module):
         batch = self.batch_shape(z)
         if self.num_codes is not None:
             is_relaxed = len(batch) == z.ndim - 2
-            z = z @ self.embedding.embedding if is_relaxed else self.embedding(z.astype(int))
+            z = (
+                z @ self.embedding.embedding
+                if is_relaxed
+                else self.embedding(codes_or_beyond(z, self.num_codes))
+            )
             z = z.reshape(*batch, self.num_latents * self.embed_dim)
         return run_perceptron(self.layers, z).reshape(*batch, *self.output_shape)
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
+from numpyro_dvae.nets.inputs import check_codes, codes_or_beyond
 from numpyro_dvae.nets.registration import gets_vectors, given_numbers
 from numpyro_dvae.ops.assignments import assignment_logits
 from numpyro_dvae.ops.refusing import refuse_gradient
@@ -55,14 +56,16 @@ class Quantizer:
         """The vectors of codes, or of what stands for them.
 
         Raises:
-            ValueError: If real numbers are neither relaxed codes nor the vectors of `VQ_ELBO`; when
-                a loss wants the gradient of codes whose table follows moving averages.
+            ValueError: If integers are no codes; if real numbers are neither relaxed codes nor the
+                vectors of `VQ_ELBO`; when a loss wants the gradient of codes whose table follows
+                moving averages.
         """
         is_real = jnp.issubdtype(z.dtype, jnp.floating)
         if is_real and gets_vectors():
             return z
         if is_real:
             check_relaxed(z.shape, self.num_codes)
+        check_codes(z, self.num_codes, "z")
         vectors = self.mix(z) if is_real else self.look_up(z)
         if getattr(self, "decay", None) is None or not self.training:
             return vectors
@@ -70,7 +73,8 @@ class Quantizer:
 
     def look_up(self, codes: Shaped[Array, "*batch n"]) -> Float[Array, "*batch n d"]:
         """The rows of codes."""
-        return self.rows()[codes.astype(int)]
+        rows = self.rows()
+        return rows.at[codes_or_beyond(codes, len(rows))].get(mode="fill", fill_value=jnp.nan)
 
     def train(self, mode: bool = True) -> "Quantizer":
         """Let state follow where programs run from now on, as it does at first."""

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Shaped
 
 from numpyro_dvae.nets.attention import Block
 from numpyro_dvae.nets.halving import resampling, split_shape
-from numpyro_dvae.nets.inputs import batch_shape_of, flat_start
+from numpyro_dvae.nets.inputs import batch_shape_of, codes_or_beyond, flat_start
 from numpyro_dvae.nets.latents import latents_batch
 from numpyro_dvae.nets.layers import (
     check_dtype,
@@ -184,7 +184,11 @@ class SequenceDecoder(nn.Module):
         batch = self.batch_shape(z)
         if self.num_codes is not None:
             is_relaxed = len(batch) == z.ndim - 2
-            z = z @ self.embedding.embedding if is_relaxed else self.embedding(z.astype(int))
+            z = (
+                z @ self.embedding.embedding
+                if is_relaxed
+                else self.embedding(codes_or_beyond(z, self.num_codes))
+            )
         x = z.reshape(-1, self.num_latents, self.embed_dim)
         x = x if self.embed_dim == self.width else widened(self.dense(x), self.dtype)
         x = (x + sinusoids(self.num_latents, self.width, x.dtype))[None]

@@ -26,6 +26,7 @@ from pyro_dvae.distributions import AutoregressiveCategorical
 from pyro_dvae.fit.files import write_atomically
 from pyro_dvae.fit.result import FitResult
 from pyro_dvae.nets import decode_codes
+from pyro_dvae.nets.inputs import check_codes
 from pyro_dvae.ops.arguments import checked
 
 __all__ = [
@@ -142,8 +143,12 @@ def reconstruct_data(
         result: What `fit` returned, or a pair (model, guide).
         codes: As `encode_data` returns them.
         batch_size: Codes that go through the decoder at once.
+
+    Raises:
+        ValueError: If some are no codes of the model.
     """
     result = _as_result(result)
+    check_codes(torch.as_tensor(codes), getattr(result.model, "num_codes", None), "codes")
     return _in_batches(result, result.model.reconstruct, codes, batch_size)
 
 

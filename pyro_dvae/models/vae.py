@@ -24,7 +24,7 @@ from pyro_dvae.models.likelihoods import BernoulliLikelihood, Likelihood
 from pyro_dvae.models.plates import data_plate, plate_size
 from pyro_dvae.models.priors import Prior, UniformPrior
 from pyro_dvae.nets import MLPDecoder, register
-from pyro_dvae.nets.inputs import check_floats
+from pyro_dvae.nets.inputs import check_codes, check_floats
 
 __all__ = ["CodeModel", "Decoder", "DiscreteVAE", "mnist_vae"]
 
@@ -106,6 +106,11 @@ class DiscreteVAE(nn.Module):
             fn = cast("dist.TorchDistribution", likelihood)
             return pyro.sample("x", fn, obs=x, infer=_infer(self.likelihood, self.decoder))
 
+    @property
+    def num_codes(self) -> int | None:
+        """Values of a latent, V, where the decoder or the prior tells."""
+        return _codes_of_decoder(self.decoder) or _codes_of_prior(self.prior)
+
     def reconstruct(self, z: Shaped[Tensor, "*batch L"]) -> Shaped[Tensor, "*batch_event"]:
         """The mean of p(x | z), ``(*batch, *shape of x)``; of categories, the most likely ones."""
         return _mean(self.likelihood(*self._outputs(z)))
@@ -158,12 +163,14 @@ class CodeModel(nn.Module):
             The value of "z".
 
         Raises:
-            ValueError: If the codes are not as many as the prior's, or their number is not told.
+            ValueError: If the codes are not as many as the prior's, or no codes of it; or if their
+                number is not told.
         """
         register("model", self)
         prior = self.prior() if labels is None else self.prior(labels)
         if codes is not None:
             _check_length(codes.shape[1:], prior.event_shape)
+            check_codes(codes, _codes_of_prior(self.prior), "codes")
         with data_plate(plate_size(codes, None, num_data, "codes"), None):
             return pyro.sample("z", prior, obs=codes)
 
@@ -204,13 +211,22 @@ def _masked(likelihood: Distribution, observed: Tensor) -> Distribution:
 
 def _check_codes(decoder: Any, prior: Any) -> None:
     """Whether the prior is of the codes that the decoder's codebook has, where both tell."""
-    wanted = getattr(getattr(decoder, "codebook", None), "num_codes", None)
-    found = getattr(getattr(prior, "transformer", prior), "num_codes", None)
+    wanted, found = _codes_of_decoder(decoder), _codes_of_prior(prior)
     if wanted is not None and found is not None and found != wanted:
         raise ValueError(
             f"`prior` is of {found} codes, but the codebook of `decoder` has {wanted}. Give both "
             "the same number."
         )
+
+
+def _codes_of_decoder(decoder: Any) -> int | None:
+    """Those of its codebook, where it has one."""
+    return getattr(getattr(decoder, "codebook", None), "num_codes", None)
+
+
+def _codes_of_prior(prior: Any) -> int | None:
+    """Those of its transformer, where it has one."""
+    return getattr(getattr(prior, "transformer", prior), "num_codes", None)
 
 
 def _check_length(found: Sequence[int], wanted: Sequence[int]) -> None:

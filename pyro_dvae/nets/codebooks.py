@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from pyro_dvae.distributions import precise
-from pyro_dvae.nets.inputs import check_codebook, check_levels
+from pyro_dvae.nets.inputs import check_codebook, check_levels, nan_beyond
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.clustering import k_means
@@ -252,7 +252,9 @@ class FiniteScalars(Quantizer):
 
     def look_up(self, codes: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
         """The vectors of codes, in [-scale, scale]."""
-        return level_vectors(self.levels, codes.long()) * self.scale
+        codes = codes.long()
+        vectors = level_vectors(self.levels, codes) * self.scale
+        return nan_beyond(vectors, codes, self.num_codes)
 
     def quantize(
         self,

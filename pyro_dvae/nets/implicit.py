@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from pyro_dvae.nets.inputs import nan_beyond
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
 from pyro_dvae.ops.arguments import check_counts, checked
 from pyro_dvae.ops.quantizing import nearest_codes
@@ -59,7 +60,9 @@ class BinaryCodes(Quantizer):
 
     def look_up(self, codes: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
         """The vectors of codes."""
-        return sign_vectors(codes.long(), self.embed_dim, self.height)
+        codes = codes.long()
+        vectors = sign_vectors(codes, self.embed_dim, self.height)
+        return nan_beyond(vectors, codes, self.num_codes)
 
     def quantize(
         self,

@@ -3,11 +3,22 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Float, Integer
+from pyro.ops.provenance import ProvenanceTensor
 from torch import Tensor
 
 from pyro_dvae.ops.arguments import check_counts, is_count
 
-__all__ = ["batch_shape_of", "check_codebook", "check_floats", "flat_start", "not_encoded"]
+__all__ = [
+    "batch_shape_of",
+    "check_codebook",
+    "check_codes",
+    "check_floats",
+    "flat_start",
+    "nan_beyond",
+    "not_encoded",
+]
 
 
 def batch_shape_of(x: Tensor, input_shape: Sequence[int]) -> Sequence[int]:
@@ -37,6 +48,41 @@ def check_floats(x: Tensor, name: str) -> None:
             f"{name} must hold floating-point numbers; got {x.dtype}. Convert it first, as in "
             "x.float() / 255 or (x > 127).float()."
         )
+
+
+def check_codes(codes: Tensor, num_codes: int | None, name: str) -> None:
+    """Check that integers, which the user knows by `name`, are codes below `num_codes`.
+
+    Real numbers stand for codes in other ways; and a GPU is not asked while it trains.
+
+    Raises:
+        ValueError: If one is negative, or too large.
+    """
+    if num_codes is None or codes.is_floating_point() or not _can_be_seen(codes):
+        return
+    low, high = (int(each) for each in codes.aminmax())
+    if low < 0 or high >= num_codes:
+        raise ValueError(
+            f"`{name}` must hold codes from 0 to {num_codes - 1}; got {low if low < 0 else high}. "
+            "Are they of another codebook?"
+        )
+
+
+def _can_be_seen(array: Tensor) -> bool:
+    """Whether values can be read, and nothing has to wait for that."""
+    if torch.compiler.is_compiling() or not array.numel():
+        return False
+    if isinstance(array, ProvenanceTensor):  # a run that follows draws notes who reads them
+        return False
+    return array.device.type == "cpu" or not torch.is_grad_enabled()
+
+
+def nan_beyond(
+    vectors: Float[Tensor, "*batch D"], codes: Integer[Tensor, "*batch"], num_codes: int
+) -> Float[Tensor, "*batch D"]:
+    """The vectors of codes, NaN where these are none: a rule makes one of any integer."""
+    is_code = (codes >= 0) & (codes <= num_codes - 1)
+    return torch.where(is_code[..., None], vectors, torch.nan)
 
 
 def flat_start(start: Tensor, output_shape: Sequence[int]) -> Tensor:
@@ -90,6 +136,8 @@ def check_codebook(
         )
     if table is not None:
         check_floats(table, "`table`")
+        if not table.isfinite().all():
+            raise ValueError("`table` must hold finite numbers; got some that are not.")
     if start not in (None, "uniform", "data", "k_means"):
         raise ValueError(f'`start` must be "uniform", "data" or "k_means"; got {start!r}.')
     if start is not None and table is not None:

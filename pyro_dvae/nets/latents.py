@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from pyro_dvae.nets.inputs import check_codes
 from pyro_dvae.nets.registration import gets_vectors
 
 __all__ = ["latents_batch"]
@@ -25,7 +26,8 @@ def latents_batch(
         instead: The decoder to use with a codebook, for the error.
 
     Raises:
-        ValueError: If `z` does not hold L latents, or holds vectors of another's table.
+        ValueError: If `z` does not hold L latents, holds integers that are no codes, or vectors of
+            another's table.
     """
     # Dynamo does not read Pyro's handlers; a model asks before it decodes, in Python.
     if num_codes is not None and not torch.compiler.is_compiling() and gets_vectors():
@@ -37,4 +39,5 @@ def latents_batch(
         return z.shape[:-2]
     if z.shape[-1:] != (num_latents,):
         raise ValueError(f"`z` must end in {num_latents} latents; got shape {tuple(z.shape)}.")
+    check_codes(z, num_codes, "z")
     return z.shape[:-1]

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 
+from pyro_dvae.nets.inputs import check_codes
 from pyro_dvae.nets.registration import gets_vectors
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.assignments import assignment_logits
@@ -56,13 +57,15 @@ class Quantizer(nn.Module):
         """The vectors of codes, or of what stands for them.
 
         Raises:
-            ValueError: If real numbers are neither relaxed codes nor the vectors of `VQ_ELBO`; when
-                a loss wants the gradient of codes whose table follows moving averages.
+            ValueError: If integers are no codes; if real numbers are neither relaxed codes nor the
+                vectors of `VQ_ELBO`; when a loss wants the gradient of codes whose table follows
+                moving averages.
         """
         if z.is_floating_point() and gets_vectors():
             return z
         if z.is_floating_point():
             check_relaxed(z.shape, self.num_codes)
+        check_codes(z, self.num_codes, "z")
         vectors = self.mix(z) if z.is_floating_point() else self.look_up(z)
         if getattr(self, "decay", None) is None or not self.training:
             return vectors
