@@ -15,7 +15,6 @@ __all__ = [
     "check_codebook",
     "check_codes",
     "check_floats",
-    "codes_or_beyond",
     "flat_start",
     "nan_beyond",
     "not_encoded",
