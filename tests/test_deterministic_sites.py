@@ -47,3 +47,34 @@ def test_values_and_dims(shim, num_draws):
     for name, (dims, values) in expected.items():
         assert found[name].dims == ("chain", "draw", *dims)
         np.testing.assert_allclose(found[name].values, values)
+
+
+NUM_DATA = 4
+
+
+def looking_left(ppl, data):
+    """What it computes of one draw would be of all draws, were there others in front."""
+    with ppl.plate("data", NUM_DATA):
+        z = ppl.sample("z", ppl.dist.Bernoulli(logits=ppl.zeros(1)[0]))
+        ppl.sample("x", ppl.dist.Normal(z, 1.0), obs=data["x"])
+    ppl.deterministic("mean", z.mean())
+    ppl.deterministic("first", 2.0 * z[0])
+    ppl.deterministic("sums", z.cumsum(0))
+    ppl.deterministic("flat", z.reshape(-1) > 0.5)
+
+
+def of_four(ppl, data):
+    with ppl.plate("data", NUM_DATA):
+        ppl.sample("z", ppl.dist.Bernoulli(logits=ppl.zeros(NUM_DATA)))
+
+
+@pytest.mark.parametrize("num_draws", [NUM_DATA, 7])
+def test_what_is_computed_is_of_one_draw(shim, num_draws):
+    case = shim.Case(program_of(looking_left, of_four, {}, {"x": np.linspace(-1, 1, NUM_DATA)}))
+    options = {"num_draws": num_draws, "groups": ("posterior",)}
+    found = diagnose(shim, "to_arviz", case, **options)["posterior"]
+    z = found["z"].values
+    expected = {"mean": z.mean(-1), "first": 2 * z[..., 0], "sums": z.cumsum(-1), "flat": z > 0.5}
+    for name, values in expected.items():
+        assert found[name].shape == values.shape
+        np.testing.assert_allclose(found[name].values, values)

@@ -52,7 +52,7 @@ __all__ = [
 
 
 class OneByOneError(Exception):
-    """Programs that take particles do not take them where they draw what they observe."""
+    """Programs that take particles do not take them in what they observe, or compute, of a draw."""
 
 
 class Notes(NamedTuple):
@@ -167,6 +167,9 @@ def _draw_axes(pair: Pair) -> dict[str, int]:
     """The axis of each deterministic site of the model that is as long as there are draws.
 
     Found by two runs of other numbers of draws: an axis of the same size by chance stays as it is.
+
+    Raises:
+        OneByOneError: If a site has not for each draw what it has when that is run alone.
     """
     if not pair.vectorize:
         return {}
@@ -181,7 +184,10 @@ def _draw_axes(pair: Pair) -> dict[str, int]:
         for name, shape in two.items()
         if len(three.get(name, ())) == len(shape)
     }
-    return {name: axes[0] for name, axes in grown.items() if axes}
+    found = {name: axes[0] for name, axes in grown.items() if axes}
+    if two and not takes_particles(pair, warn=False, computed=found):
+        raise OneByOneError
+    return found
 
 
 def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ changed while the others and the noise stay: they must not notice.
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import pyro
 import torch
@@ -21,7 +22,7 @@ from pyro_dvae.programs.draw import Draw, run_pair
 from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.record import Particles, draw_log_prob, make_record
 from pyro_dvae.programs.run import drawn_subsamples
-from pyro_dvae.programs.sites import Site, in_batch_dims
+from pyro_dvae.programs.sites import Site, deterministic_sites, in_batch_dims
 from pyro_dvae.programs.structure.looking import only_looking, same_but_rounding
 
 __all__ = ["takes_particles", "takes_singletons"]
@@ -39,14 +40,24 @@ _COMPARED = (
 )
 
 
-def takes_particles(pair: Pair, *, warn: bool = True) -> bool:
+Reads = dict[str, Callable[[Run, Layout, int], list[Tensor]]]  # what else is compared
+
+
+def takes_particles(
+    pair: Pair, *, warn: bool = True, computed: Mapping[str, int] | None = None
+) -> bool:
     """Decide whether one run of the programs takes all particles; if not, say why and what to do.
 
     Args:
         pair: The programs, with their layout.
         warn: Whether to say so.
+        computed: Where deterministic sites of the model have the particles, by name; they are then
+            compared as well: of those not named, each particle has the value of all.
     """
-    trouble = _trouble(pair)
+    reads: Reads = _READ
+    if computed is not None:
+        reads = {"sites": partial(_read_all_sites, computed)}
+    trouble = _trouble(pair, reads)
     if trouble is not None and warn:
         warnings.warn(
             "model or guide does not broadcast over a particle axis left of all plates: "
@@ -58,10 +69,10 @@ def takes_particles(pair: Pair, *, warn: bool = True) -> bool:
     return trouble is None
 
 
-def _trouble(pair: Pair) -> str | None:
+def _trouble(pair: Pair, reads: Reads) -> str | None:
     """Why the programs cannot run with a particle axis; None if they can."""
     try:
-        if only_looking(lambda: _keeps_apart(pair)):
+        if only_looking(lambda: _keeps_apart(pair, reads)):
             return None
     except Exception as error:  # whatever a program says of an axis that it does not know
         return (str(error) or type(error).__name__).splitlines()[0]
@@ -100,7 +111,7 @@ def _record_given(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
     return make_record(run, pair.layout, len(next(iter(values.values()))), reads=_READ)
 
 
-def _keeps_apart(pair: Pair) -> bool:
+def _keeps_apart(pair: Pair, reads: Reads) -> bool:
     """Whether each particle has together with others what it has alone."""
     first = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES))
     drawn = {name: site for name, site in first.guide.items() if not site.is_observed}
@@ -111,21 +122,21 @@ def _keeps_apart(pair: Pair) -> bool:
             if len(values) < len(drawn):  # the rest follows from these
                 rest = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES, values)).guide
                 values = {name: rest[name].value for name in drawn}
-            return _agree_on(pair, values)
+            return _agree_on(pair, values, reads)
         except Exception:  # of values that the program never draws
-            return _agree_on(pair, {name: site.value for name, site in drawn.items()})
+            return _agree_on(pair, {name: site.value for name, site in drawn.items()}, reads)
 
 
-def _agree_on(pair: Pair, values: dict[str, Tensor]) -> bool:
-    together, noise = _record(pair, values, None), _noise()
-    alone = [_record(pair, values, k) for k in range(_NUM_PARTICLES)]
+def _agree_on(pair: Pair, values: dict[str, Tensor], reads: Reads) -> bool:
+    together, noise = _record(pair, values, None, reads), _noise()
+    alone = [_record(pair, values, k, reads) for k in range(_NUM_PARTICLES)]
     if noise == _noise():  # nothing else is drawn
         return all(_agree(together, one, k, 0) for k, one in enumerate(alone))
     state = pyro.util.get_rng_state()
-    together = _record(pair, values, None)
+    together = _record(pair, values, None, reads)
     pyro.util.set_rng_state(state)
     moved = {name: torch.cat([value[1:2], value[1:]]) for name, value in values.items()}
-    moved_together = _record(pair, moved, None)
+    moved_together = _record(pair, moved, None, reads)
     return all(_agree(together, moved_together, k, k) for k in range(1, _NUM_PARTICLES))
 
 
@@ -137,15 +148,14 @@ def _noise() -> bytes:
     return b"".join(state.numpy().tobytes() for state in states)
 
 
-def _record(pair: Pair, values: dict[str, Tensor], particle: int | None) -> Particles:
+def _record(pair: Pair, values: dict[str, Tensor], particle: int | None, reads: Reads) -> Particles:
     """Of all particles together, or of one alone."""
     if particle is not None:
         one = {name: value[particle] for name, value in values.items()}
-        return make_record(
-            run_pair(pair, Draw(pair.layout, None, one)), pair.layout, 1, reads=_READ
-        )
-    run: Run = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES, values))
-    return make_record(run, pair.layout, _NUM_PARTICLES, reads=_READ)
+        run = run_pair(pair, Draw(pair.layout, None, one))
+        return make_record(run, pair.layout, 1, reads=reads)
+    run = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES, values))
+    return make_record(run, pair.layout, _NUM_PARTICLES, reads=reads)
 
 
 def _read_sites(run: Run, layout: Layout, num_particles: int) -> list[Tensor]:
@@ -159,7 +169,21 @@ def _read_sites(run: Run, layout: Layout, num_particles: int) -> list[Tensor]:
     return [in_batch_dims(site, v, layout.nesting, num_particles) for site, v in values]
 
 
-_READ = {"sites": _read_sites}
+_READ: Reads = {"sites": _read_sites}
+
+
+def _read_all_sites(
+    axes: Mapping[str, int], run: Run, layout: Layout, num_particles: int
+) -> list[Tensor]:
+    """As `_read_sites`, and what is computed, with the particles at its `axes`; a reader."""
+    found = []
+    for name, site in deterministic_sites(run.model_trace).items():
+        value = torch.as_tensor(site.value)
+        value = value if value.is_floating_point() else value.double()  # bools have no distance
+        is_in_front = name in axes and num_particles > 1
+        value = value.movedim(axes[name], 0) if is_in_front else value[None]
+        found.append(value.flatten(1) if value.dim() > 1 else value[:, None])
+    return _read_sites(run, layout, num_particles) + found
 
 
 def _agree(first: Particles, second: Particles, place: int, other: int) -> bool:
@@ -169,7 +193,7 @@ def _agree(first: Particles, second: Particles, place: int, other: int) -> bool:
         return False
     for one, two in zip(*sites, strict=True):
         pairs.append((one[min(place, len(one) - 1)], two[min(other, len(two) - 1)]))
-    return all(same_but_rounding(one, two) for one, two in pairs)
+    return all(one.shape == two.shape and same_but_rounding(one, two) for one, two in pairs)
 
 
 def _telling_values(site: Site) -> Tensor | None:
