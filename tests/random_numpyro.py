@@ -171,6 +171,7 @@ class Program:
 
     def _in_dims(self, site, array, rows, inner):
         """An array over the site's plates in their batch dims."""
+        array = jnp.asarray(array)  # a mask of no plates may be a bool
         for axis, name in enumerate(site.plates):
             array = jnp.take(array, rows[name], axis)
         dims = [self.spec.plate(name).dim for name in site.plates]

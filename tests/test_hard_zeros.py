@@ -123,6 +123,25 @@ def test_a_guide_of_one_state_is_restricted_if_it_has_no_other(shim):
     assert list(found.verdicts) == ["restricted", "one state"]
 
 
+def test_a_guide_that_counts_none_or_all_of_trials_that_are_data(shim):
+    """In NumPyro these are traced; a count of no trials is left out by none."""
+
+    def model(ppl, data):
+        with ppl.plate("data", 4):
+            n = ppl.sample("n", ppl.dist.Binomial(data["trials"], data["half"]))
+            ppl.sample("x", ppl.dist.Normal(0.0 * n, 1.0), obs=data["x"])
+
+    def guide(ppl, data):
+        with ppl.plate("data", 4):
+            ppl.sample("n", ppl.dist.Binomial(data["trials"], ppl.param("q", data)))
+
+    trials = np.array([2, 2, 0, 3])
+    data = {"trials": trials, "half": np.full(4, 0.5), "x": np.zeros(4)}
+    case = shim.Case(program_of(model, guide, {"q": np.array([0.0, 1.0, 0.0, 0.6])}, data))
+    found = diagnose(shim, "importance_diagnostics", case, num_particles=50)
+    assert list(found.verdicts) == ["restricted", "restricted", "one state", "close"]
+
+
 def test_the_verdict_and_the_exact_gap(shim):
     params = {"table": TABLE, "coin": COIN}
     case = shim.Case(program_of(model, guide, params, {"x": np.zeros(3)}))

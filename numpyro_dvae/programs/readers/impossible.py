@@ -56,6 +56,8 @@ def excludes(fn: Any, value: Array) -> Bool[Array, "*batch"]:
     feasible = fn.support.feasible_like(value)
     value = jnp.where(inside.reshape(*inside.shape, *[1] * fn.event_dim), value, feasible)
     unlikely = fn.log_prob(value) < _HOPELESS  # minus infinity among them
+    if isinstance(fn, dist.BinomialProbs | dist.BinomialLogits):
+        return unlikely | _never_counted(fn, value) | ~inside
     table = _zero_codes(fn)
     if table is not None:
         codes = value.argmax(-1) if fn.event_dim else value.astype(int)
@@ -84,13 +86,18 @@ def _zero_codes(fn: Any) -> Bool[Array, "*batch V"] | None:
     if isinstance(fn, dist.BernoulliProbs | dist.BernoulliLogits):
         return jnp.stack(_failures(fn), -1)
     if isinstance(fn, dist.BinomialProbs | dist.BinomialLogits) and not_jax_tracer(fn.total_count):
-        never_fails, never_succeeds = _failures(fn)
         counts = jnp.arange(int(np.asarray(fn.total_count).max()) + 1)
-        some_fail = counts < jnp.asarray(fn.total_count)[..., None]
-        beyond = counts > jnp.asarray(fn.total_count)[..., None]
-        zero = (some_fail & never_fails[..., None]) | ((counts > 0) & never_succeeds[..., None])
-        return zero | beyond
+        counts = counts.reshape(-1, *[1] * len(fn.batch_shape))
+        return jnp.moveaxis(_never_counted(fn, counts), 0, -1)
     return None
+
+
+def _never_counted(fn: Any, counts: Array) -> Bool[Array, "*batch"]:
+    """Which counts a Binomial never draws; its number of trials may be traced."""
+    never_fails, never_succeeds = _failures(fn)
+    trials = jnp.asarray(fn.total_count)
+    zero = ((counts < trials) & never_fails) | ((counts > 0) & never_succeeds)
+    return zero | (counts > trials)
 
 
 def _failures(fn: Any) -> tuple[Array, Array]:

@@ -54,6 +54,8 @@ def excludes(fn: Any, value: Tensor) -> Bool[Tensor, "*batch"]:
     if not bool(inside.all()):
         value = torch.where(_over_event(inside, fn.event_dim), value, fn.sample())
     unlikely = fn.log_prob(value) < _HOPELESS  # minus infinity among them
+    if isinstance(fn, torch.distributions.Binomial):
+        return unlikely | _never_counted(fn, value) | ~inside
     table = _zero_codes(fn)
     if table is not None:
         codes = value.argmax(-1) if fn.event_dim else value.long()
@@ -79,13 +81,17 @@ def _zero_codes(fn: Any) -> Bool[Tensor, "*batch V"] | None:
     if isinstance(fn, torch.distributions.Bernoulli):
         return torch.stack(_failures(fn.probs, fn.logits), -1)
     if isinstance(fn, torch.distributions.Binomial):
-        never_fails, never_succeeds = _failures(fn.probs, fn.logits)
         counts = torch.arange(int(fn.total_count.max()) + 1, device=fn.probs.device)
-        some_fail = counts < fn.total_count[..., None]
-        beyond = counts > fn.total_count[..., None]
-        zero = (some_fail & never_fails[..., None]) | ((counts > 0) & never_succeeds[..., None])
-        return zero | beyond
+        counts = counts.reshape(-1, *[1] * len(fn.batch_shape))
+        return _never_counted(fn, counts).movedim(0, -1)
     return None
+
+
+def _never_counted(fn: Any, counts: Tensor) -> Bool[Tensor, "*batch"]:
+    """Which counts a Binomial never draws."""
+    never_fails, never_succeeds = _failures(fn.probs, fn.logits)
+    zero = ((counts < fn.total_count) & never_fails) | ((counts > 0) & never_succeeds)
+    return zero | (counts > fn.total_count)
 
 
 def _failures(probs: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
