@@ -115,7 +115,9 @@ def _certain(name: str) -> str:
 def _half_relaxed(name: str, fn: str, value: str) -> str:
     return (
         f"site '{name}': its distribution here is {fn}, but its value, from the guide or given, is "
-        f"{value}. Relax both model and guide, with the same `sites`, or neither."
+        f"{value}. Relax both model and guide, with the same `sites`, or neither. Sites of other "
+        "families than Bernoulli, Categorical and OneHotCategorical, as an AutoregressiveGuide's, "
+        "cannot be relaxed: use a loss for discrete latents, as DAPS_ELBO."
     )
 
 
