@@ -288,7 +288,8 @@ def _finite_slopes(fn: Any) -> Any:
     y - 1/2; next to 0 it is right.
     """
     if type(fn) in (dist.BernoulliLogits, dist.BinomialLogits):
-        if not isinstance(fn.logits, jax.core.Tracer):
+        is_real = jnp.issubdtype(fn.logits.dtype, jnp.floating)
+        if not (isinstance(fn.logits, jax.core.Tracer) and is_real):
             return fn
         least = jnp.finfo(fn.logits.dtype).tiny
         logits = fn.logits + jnp.where(fn.logits == 0, least, 0)
