@@ -144,6 +144,30 @@ def test_expectations_of_codes_are_the_exact_posterior(shim):
         found._replace(draws=None).expectation(lambda latents: latents["z"])
 
 
+@pytest.mark.parametrize("plates", [(4,), (2, 2)])
+def test_expectations_that_mix_are_refused_whatever_their_shape(backend, plates):
+    """As many draws as data as entries of each: shapes tell nothing."""
+    rng = np.random.default_rng(0)
+    values = {"z": rng.integers(3, size=(4, *plates, 4)), "mu": rng.normal(size=4)}
+    axes = {"z": tuple(range(1, 1 + len(plates))), "mu": ()}
+    log_weights = rng.normal(size=(4, *plates))
+    draws = backend.module("diagnostics.verdicts").WeightedDraws(values, log_weights, axes)
+    weights = np.exp(log_weights) / np.exp(log_weights).sum(0)
+    kept = draws.expectation(lambda v: v["z"] == 1)
+    np.testing.assert_allclose(kept, (weights[..., None] * (values["z"] == 1)).sum(0))
+    wide = (slice(None), *[None] * len(plates))
+    sums = draws.expectation(lambda v: v["z"].sum(-1) + v["mu"][wide])
+    expected = weights * (values["z"].sum(-1) + values["mu"][wide])
+    np.testing.assert_allclose(sums, expected.sum(0))
+    draws.expectation(lambda v: v["z"] + rng.normal(size=v["z"].shape))  # noise is its own
+    with pytest.raises(ValueError, match="numbers of each datum by itself"):
+        draws.expectation(lambda v: v["z"] - v["z"].mean(axes["z"], keepdims=True))
+    with pytest.raises(ValueError, match="numbers of each datum by itself"):
+        draws.expectation(lambda v: np.swapaxes(v["z"], 1, -1).reshape(v["z"].shape))
+    with pytest.raises(ValueError, match="numbers of each draw by itself"):
+        draws.expectation(lambda v: v["z"] - v["z"].mean(0))
+
+
 def test_expectations_of_what_is_shared_are_the_exact_posterior(thrifty_shim):
     known = BY_NAME["unknown means, over-dispersed"]
     options = {"num_particles": 100, "num_shared": 400}
@@ -183,6 +207,29 @@ def test_dims_and_coords_have_the_names_that_are_given(shim):
             diagnose(shim, "to_arviz", case, **options, **labels)
     with pytest.raises(ValueError, match=r"the 1 event dims of 'x', \['x_dim_0'\]; got"):
         diagnose(shim, "to_arviz", case, **options, dims={"x": ["a", "b"]})
+    with pytest.raises(ValueError, match=r"the 0 event dims of 'z', \[\]; got \['a'\]"):
+        diagnose(shim, "to_arviz", case, **options, dims={"z": ["a"]})
+
+
+def vectors(ppl, data):
+    with ppl.plate("data", 3):
+        z = ppl.sample("z", ppl.dist.Bernoulli(logits=ppl.zeros(3)))
+        ppl.sample(
+            "x", ppl.dist.Normal(z[..., None] + ppl.zeros(2), 1.0).to_event(1), obs=data["x"]
+        )
+
+
+def of_vectors(ppl, data):
+    with ppl.plate("data", 3):
+        ppl.sample("z", ppl.dist.Bernoulli(logits=data["x"].sum(-1)))
+
+
+def test_dims_of_an_event_are_named_in_all_groups_that_have_them(shim):
+    case = shim.Case(program_of(vectors, of_vectors, {}, {"x": np.arange(6.0).reshape(3, 2)}))
+    idata = diagnose(shim, "to_arviz", case, num_draws=4, dims={"x": ["pixel"]})
+    assert idata["observed_data"]["x"].dims == ("data", "pixel")
+    assert idata["posterior_predictive"]["x"].dims == ("chain", "draw", "data", "pixel")
+    assert idata["log_likelihood"]["x"].dims == ("chain", "draw", "data")
 
 
 @pytest.mark.parametrize("name", ["pyro", "numpyro"])

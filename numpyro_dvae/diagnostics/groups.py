@@ -75,9 +75,9 @@ class Labels(NamedTuple):
     dims: Mapping[str, Sequence[str]]  # site -> names of its event dims
 
     def of_site(self, name: str, site: NamedArray) -> tuple[str, ...]:
-        """Dims of a site, those of an event by the names that are given for them."""
+        """Dims of a site, those of an event, where it has them, by the names that are given."""
         names, event = self.dims.get(name), [d for d in site.dims if d.startswith(f"{name}_dim_")]
-        if names is None:
+        if names is None or not event:  # a log-likelihood has none
             return site.dims
         if len(names) != len(event):
             raise ValueError(
@@ -93,6 +93,13 @@ class Labels(NamedTuple):
         for argument, names, known in (("dims", self.dims, sites), ("coords", self.coords, dims)):
             if unknown := sorted(set(names) - known):
                 raise ValueError(f"`{argument}` has {unknown}; there are {sorted(known)}.")
+        for name, given in self.dims.items():
+            shown = [set(each[name].dims) for each in datasets.values() if name in each]
+            if not any(set(given) <= dims for dims in shown):
+                raise ValueError(
+                    f"`dims` must name the 0 event dims of '{name}', []; got {list(given)}. Plates "
+                    "have names of their own."
+                )
 
     def apply(self, dataset: Any) -> Any:
         """Label a group, and give it names that a netCDF file takes for no folders."""

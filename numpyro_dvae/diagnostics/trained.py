@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 from numpyro.handlers import substitute
 
@@ -55,10 +57,18 @@ def as_trained(result: Any, params: Mapping[str, Any] | None) -> Trained:
         ValueError: If it is neither.
     """
     if isinstance(result, tuple) and len(result) == 2 and all(map(callable, result)):
-        return Trained(*result, {} if params is None else params)
+        return Trained(*result, {} if params is None else _as_arrays(params))
     if not (hasattr(result, "model") and hasattr(result, "guide")):
         raise ValueError(
             f"`result` must be a FitResult, or a pair (model, guide); got {type(result).__name__}."
         )
     params = result.params if params is None else {**result.params, **params}
-    return Trained(result.model, result.guide, params)
+    return Trained(result.model, result.guide, _as_arrays(params))
+
+
+def _as_arrays(params: Mapping[str, Any]) -> dict[str, Any]:
+    """With arrays of NumPy, as from a file, as JAX's: what is traced may index only these."""
+    return {
+        name: jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, value)
+        for name, value in params.items()
+    }

@@ -197,7 +197,11 @@ def evidences(log_weights: np.ndarray, report: ImportanceDiagnostics) -> np.ndar
 def weighted(draws: Draws, log_weights: np.ndarray) -> WeightedDraws | None:
     """The draws, if latents were read, with weights."""
     latent = {name: site.values for name, site in draws["latent"].items()}
-    return WeightedDraws(latent, log_weights) if latent else None
+    axes = {
+        name: tuple(1 + site.dims.index(plate) for plate in draws.plates if plate in site.dims)
+        for name, site in draws["latent"].items()
+    }
+    return WeightedDraws(latent, log_weights, axes) if latent else None
 
 
 def with_picked(

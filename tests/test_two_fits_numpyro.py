@@ -1,0 +1,73 @@
+"""Two fits of programs that name their parameters alike: each result is diagnosed by its own."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax")
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+from numpyro.infer import SVI
+from scipy.special import log_softmax, logsumexp
+from scipy.stats import norm
+
+from numpyro_dvae.diagnostics import posterior_gap
+from numpyro_dvae.fit import FitResult, fit
+from numpyro_dvae.infer import Exact_ELBO
+
+X = np.linspace(-1.5, 2.0, 6)
+KEY = jax.random.key(0)
+CONSTRAINTS = {2: constraints.positive, 3: constraints.interval(0.1, 3.0)}
+
+
+def mixture(classes):
+    def model(x):
+        loc = numpyro.param("loc", jnp.linspace(-1.0, 1.0, classes))
+        scale = numpyro.param("scale", jnp.ones(classes), constraint=CONSTRAINTS[classes])
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Categorical(jnp.ones(classes) / classes))
+            numpyro.sample("x", dist.Normal(loc[z], scale[z]), obs=x)
+
+    def guide(x):
+        logits = numpyro.param("logits", jnp.zeros((len(x), classes)))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Categorical(logits=logits))
+
+    return model, guide
+
+
+def expected(params):
+    """Evidence and ELBO of each datum."""
+    loc, scale, logits = (
+        np.asarray(params[n], dtype=np.float64) for n in ("loc", "scale", "logits")
+    )
+    log_joint = norm.logpdf(X[:, None], loc, scale) - np.log(len(loc))
+    log_q = log_softmax(logits, -1)
+    return logsumexp(log_joint, -1), (np.exp(log_q) * (log_joint - log_q)).sum(-1)
+
+
+def check(result, **options):
+    found = posterior_gap(KEY, result, jnp.asarray(X), **options)
+    evidence, elbo = expected(options.get("params", result.params))
+    np.testing.assert_allclose(found.log_evidence, evidence, rtol=1e-5)
+    np.testing.assert_allclose(found.elbo, elbo, rtol=1e-5)
+
+
+def test_each_result_stands_for_itself():
+    results = {}
+    for classes in (2, 3):
+        svi = SVI(*mixture(classes), numpyro.optim.Adam(0.05), Exact_ELBO())
+        results[classes] = fit(KEY, svi, jnp.asarray(X), num_steps=4, progress=False)
+    given = {name: np.array(value) for name, value in results[2].params.items()}
+    for classes in (2, 3):  # the first after the second was fitted
+        check(results[classes])
+    assert all((np.asarray(results[2].params[name]) == given[name]).all() for name in given)
+    moved = {name: value + 0.25 for name, value in results[2].params.items()}
+    check(results[2], params=moved)
+    check(FitResult(*mixture(2), given, np.zeros(0)))  # arrays of NumPy, as from a file
+    lacking = {name: value for name, value in given.items() if name != "scale"}
+    with pytest.raises(ValueError, match=r"`params` lacks \['scale'\]"):
+        check(FitResult(*mixture(2), lacking, np.zeros(0)))
