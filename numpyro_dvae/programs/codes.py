@@ -286,6 +286,8 @@ def enumerate_draws(
     if not layout.credited:
         return {}
     space = _space_of_draws(rng_key, program, args, kwargs, layout)
+    if not space.sites:  # as of a model whose guide draws codes that are its own
+        return {}
     num_states = math.prod(space.cardinalities)
     if num_states > max_states:
         listed = ", ".join(f"'{s.name}': {len(s.support)}^{s.num_latents}" for s in space.sites)
