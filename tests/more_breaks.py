@@ -252,6 +252,7 @@ REST = [
         "infer/objective.py",
         "return gain._replace(objective=expected)",
         "return gain",
+        "tests/test_impossible_data.py",
         "tests/test_protocols_pyro.py",
         "tests/test_protocols_numpyro.py",
         "tests/test_scales_pyro.py",

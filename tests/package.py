@@ -89,7 +89,7 @@ def build(folder: Path) -> list[Path]:
 
 def try_extra(extra: str, archive: Path, folder: Path) -> None:
     """Install an archive with one extra into an empty environment, and use it."""
-    place = folder / extra
+    place = folder / f"with-{extra}"  # a folder `pyro` would be found as a package
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", f"{archive}[{extra}]", cwd=folder)

@@ -6,14 +6,10 @@ import pytest
 X = np.array([0.3, -0.2, 0.5, -1.0, 7.0, 0.1], np.float32)  # the datum in row 4 cannot be
 
 
-def pyro_run():
+def pyro_pair():
     import pyro
     import pyro.distributions as dist
     import torch
-    from pyro.infer import SVI
-
-    from pyro_dvae.fit import fit
-    from pyro_dvae.infer import Reinforce_ELBO
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -25,20 +21,28 @@ def pyro_run():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Bernoulli(logits=logit.expand(len(x))))
 
+    return model, guide
+
+
+def pyro_run():
+    import pyro
+    import torch
+    from pyro.infer import SVI
+
+    from pyro_dvae.fit import fit
+    from pyro_dvae.infer import Reinforce_ELBO
+
+    model, guide = pyro_pair()
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Reinforce_ELBO(4))
     return fit(svi, torch.as_tensor(X), batch_size=3, num_steps=6, log_every=2, progress=False)
 
 
-def numpyro_run():
-    import jax
+def numpyro_pair():
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
-
-    from numpyro_dvae.fit import fit
-    from numpyro_dvae.infer import SVI, Reinforce_ELBO
 
     def model(x):
         with numpyro.plate("data", len(x)):
@@ -50,6 +54,18 @@ def numpyro_run():
         with numpyro.plate("data", len(x)):
             numpyro.sample("z", dist.Bernoulli(logits=logit + 0.0 * x))
 
+    return model, guide
+
+
+def numpyro_run():
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+
+    from numpyro_dvae.fit import fit
+    from numpyro_dvae.infer import SVI, Reinforce_ELBO
+
+    model, guide = numpyro_pair()
     svi = SVI(model, guide, numpyro.optim.Adam(0.1), Reinforce_ELBO(4))
     options = {"batch_size": 3, "num_steps": 6, "log_every": 2, "progress": False}
     return fit(jax.random.key(0), svi, jnp.asarray(X), **options)
@@ -68,6 +84,33 @@ def test_training_goes_on_and_names_the_datum(name):
     logit = float(result.params["logit"])
     assert np.isfinite(logit)
     assert logit < 0.2  # it has learnt of the data that are possible
+
+
+def exact_loss(name, x):
+    if name == "pyro":
+        import pyro
+        import torch
+
+        from pyro_dvae.infer import Exact_ELBO
+
+        pyro.clear_param_store()
+        return Exact_ELBO().loss(*pyro_pair(), torch.as_tensor(x))
+    import jax
+
+    from numpyro_dvae.infer import Exact_ELBO
+
+    return float(Exact_ELBO().loss(jax.random.key(0), {"logit": 0.3}, *numpyro_pair(), x))
+
+
+@pytest.mark.parametrize("name", ["pyro", "numpyro"])
+def test_a_sum_over_states_that_are_all_impossible_is_infinite(name):
+    pytest.importorskip("torch" if name == "pyro" else "jax")
+    assert exact_loss(name, X) == np.inf
+    q = 1 / (1 + np.exp(-0.3))
+    rate = q * np.log(q / 0.4) + (1 - q) * np.log((1 - q) / 0.6)
+    rest = np.delete(X, 4).astype(float)
+    right = np.sum(rate + q * (rest - 1) ** 2 + (1 - q) * rest**2)
+    assert exact_loss(name, np.delete(X, 4)) == pytest.approx(right, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["pyro", "numpyro"])
