@@ -288,8 +288,8 @@ def _finite_slopes(fn: Any) -> Any:
     y - 1/2; next to 0 it is right.
     """
     if type(fn) in (dist.BernoulliLogits, dist.BinomialLogits):
-        is_real = jnp.issubdtype(fn.logits.dtype, jnp.floating)
-        if not (isinstance(fn.logits, jax.core.Tracer) and is_real):
+        traced = isinstance(fn.logits, jax.core.Tracer)
+        if not (traced and jnp.issubdtype(fn.logits.dtype, jnp.floating)):
             return fn
         least = jnp.finfo(fn.logits.dtype).tiny
         logits = fn.logits + jnp.where(fn.logits == 0, least, 0)

@@ -42,6 +42,7 @@ def _counted(site: Site) -> tuple[Tensor, Tensor]:
     """The entries of each event and the sum of their variances."""
     event_dim, variance = site.fn.event_dim, unexpanded(_variance(site))
     known = torch.where(variance.isfinite(), variance, _UNKNOWN)
+    known = known[(None,) * (event_dim - known.dim())]  # one number for all entries
     mask = unexpanded(entry_mask(site, event_dim)) if is_masked(site) else None
     small = [known] if mask is None else torch.broadcast_tensors(mask.to(known.dtype), mask * known)
     shape = torch.broadcast_shapes(small[0].shape, site.value.shape)
