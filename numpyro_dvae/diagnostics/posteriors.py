@@ -73,10 +73,8 @@ class DiscretePosterior:
     # were drawn the one of largest log joint; None beside continuous latents, or if relaxed
     log_weights: np.ndarray  # log p - log q of the draws, (K, *plates), nats
     plates: tuple[str, ...]
-    corrected: (
-        bool  # whether the probabilities are those of weighted draws: by these, or, where the
-    )
-    # data share latents, of those that the report is of
+    corrected: bool  # whether the probabilities are those of weighted draws: of these, or, where
+    # the data share latents, of those that the report is of
     report: ImportanceDiagnostics  # what the weights say of the guide
 
     def __getitem__(self, name: str) -> SitePosterior:

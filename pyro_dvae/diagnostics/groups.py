@@ -97,8 +97,8 @@ class Labels(NamedTuple):
             shown = [set(each[name].dims) for each in datasets.values() if name in each]
             if not any(set(given) <= dims for dims in shown):
                 raise ValueError(
-                    f"`dims` must name the 0 event dims of '{name}', []; got {list(given)}. Plates "
-                    "have names of their own."
+                    f"`dims` names event dims of '{name}', which has none; got {list(given)}. "
+                    "Plates have names of their own: leave it out."
                 )
 
     def apply(self, dataset: Any) -> Any:
