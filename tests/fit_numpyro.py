@@ -14,7 +14,7 @@ from numpyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO
 
 from numpyro_dvae import fit as package
 from numpyro_dvae.fit.steps import Steps
-from numpyro_dvae.infer.memory import LOSS_MEMORY, LossMemory
+from numpyro_dvae.infer.objective import LOSS_MEMORY, LossMemory
 
 CHECKPOINT, PREVIOUS = "checkpoint", "checkpoint.previous"
 FIVE_WIDE = "(4, 5)"  # shape of the encoder's first weights at width 5

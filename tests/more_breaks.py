@@ -237,13 +237,13 @@ REST = [
         "tests/test_unbiased.py",
     ),
     *pyro(
-        "infer/beta.py",
+        "infer/objective.py",
         "excess.clamp(-1, 1)",
         "excess.clamp(-1, 1) * -1",
         "tests/test_daps.py::test_a_target_rate_steers_beta",
     ),
     *numpyro(
-        "infer/beta.py",
+        "infer/objective.py",
         "jnp.clip(excess, -1, 1)",
         "-jnp.clip(excess, -1, 1)",
         "tests/test_daps.py::test_a_target_rate_steers_beta",

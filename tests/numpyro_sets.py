@@ -16,7 +16,7 @@ from numpyro_programs import COMPILED, as_data, bound
 from numpyro_dvae import diagnostics
 from numpyro_dvae.fit import fit
 from numpyro_dvae.infer import SVI, TruncatedGuide, draws_of
-from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.models import variances
 from numpyro_dvae.ops import states
 

@@ -22,11 +22,10 @@ from numpyro_sets import (  # noqa: F401
 )
 
 from numpyro_dvae.infer.elbo import ParticleELBO
-from numpyro_dvae.infer.memory import LOSS_MEMORY
-from numpyro_dvae.infer.objective import Info, info_type
+from numpyro_dvae.infer.objective import LOSS_MEMORY, Info, info_type
 from numpyro_dvae.programs.codes import enumerate_draws
-from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.run import run_particles
+from numpyro_dvae.programs.sites import Pair
 from numpyro_dvae.programs.structure.layout import find_layout
 
 

@@ -18,8 +18,8 @@ from pyro_dvae.infer import TruncatedGuide, draws_of
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.ops import states
 from pyro_dvae.programs.codes import enumerate_draws
-from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.run import run_particles
+from pyro_dvae.programs.sites import Pair
 from pyro_dvae.programs.structure.layout import find_layout
 
 

@@ -98,7 +98,7 @@ def numpyro_kit():
     from numpyro import handlers
 
     from numpyro_dvae.infer import SVI
-    from numpyro_dvae.infer.memory import LOSS_MEMORY
+    from numpyro_dvae.infer.objective import LOSS_MEMORY
     from numpyro_dvae.infer.svi import loss_info
 
     def module(path):

@@ -20,7 +20,7 @@ from random_watching_numpyro import Held, quiet, watched
 
 from numpyro_dvae import diagnostics, infer
 from numpyro_dvae.guides import AutoDiscrete
-from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.ops import baselines
 from numpyro_dvae.programs.codes import find_space
 

@@ -11,8 +11,8 @@ from jax import lax  # noqa: E402
 from jax.experimental import io_callback  # noqa: E402
 from numpyro import handlers  # noqa: E402
 
-from numpyro_dvae.programs.pair import Pair  # noqa: E402
 from numpyro_dvae.programs.readers.credit import find_influence  # noqa: E402
+from numpyro_dvae.programs.sites import Pair  # noqa: E402
 from numpyro_dvae.programs.structure.layout import find_layout  # noqa: E402
 
 KEY = jax.random.key(0)

@@ -10,8 +10,8 @@ from any_pyro import assert_mean, bits, exact_loss, fresh, quiet  # noqa: E402
 from pyro.infer.tracegraph_elbo import TrackNonReparam  # noqa: E402
 
 from pyro_dvae.infer import Reinforce_ELBO  # noqa: E402
-from pyro_dvae.programs.pair import Pair  # noqa: E402
 from pyro_dvae.programs.readers.credit import find_influence  # noqa: E402
+from pyro_dvae.programs.sites import Pair  # noqa: E402
 from pyro_dvae.programs.structure.layout import find_layout  # noqa: E402
 from pyro_dvae.programs.structure.tracking import find_sources, tracked  # noqa: E402
 

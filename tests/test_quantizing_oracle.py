@@ -153,7 +153,7 @@ def numpyro_trainer(codebook, targets, commitment, gradient):
     import numpyro.distributions as dist
 
     from numpyro_dvae import guides, infer, nets
-    from numpyro_dvae.infer.memory import LOSS_MEMORY
+    from numpyro_dvae.infer.objective import LOSS_MEMORY
 
     decoder = nets.CodebookDecoder(codebook, lambda vectors: vectors)
     guide = guides.VectorQuantizedGuide(lambda x: x, codebook, gradient=gradient)

@@ -33,7 +33,7 @@ from numpyro_dvae.infer import (
     TruncatedGuide,
     WakeSleep_ELBO,
 )
-from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.infer.svi import loss_state
 from numpyro_dvae.programs.record import entropy_of
 

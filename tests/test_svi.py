@@ -20,12 +20,12 @@ from flax import linen as nn
 from numpyro.contrib.module import flax_module
 
 from numpyro_dvae.infer import DAPS_ELBO, SVI, Exact_ELBO, Reinforce_ELBO
-from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.infer.reinforce import read_prediction
 from numpyro_dvae.infer.svi import loss_info, loss_state, with_memory
 from numpyro_dvae.programs.codes import read_codes
-from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.run import run_particles
+from numpyro_dvae.programs.sites import Pair
 from numpyro_dvae.programs.structure.layout import find_layout
 
 LATENTS, CODES, PIXELS = 2, 5, 3

@@ -24,7 +24,7 @@ from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.plain import dotted
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.infer.elbo import ParticleELBO
-from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.structure.asking import explained
 

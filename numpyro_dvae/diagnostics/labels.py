@@ -22,10 +22,9 @@ from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.conditionals import value_probs
 from numpyro_dvae.diagnostics.rates import expected_rate
 from numpyro_dvae.distributions import OneHotCategorical
-from numpyro_dvae.programs.masks import entry_mask
-from numpyro_dvae.programs.pair import Run
+from numpyro_dvae.programs.densities import entry_mask
 from numpyro_dvae.programs.readers.impossible import excludes, leaves_out
-from numpyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
+from numpyro_dvae.programs.sites import Run, Site, deterministic_sites, sample_sites
 
 __all__ = ["READINGS", "Readings", "SiteReader", "has_data"]
 

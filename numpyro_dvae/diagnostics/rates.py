@@ -10,7 +10,7 @@ from jax.nn import log_sigmoid
 from jaxtyping import Array
 from numpyro.distributions import kl_divergence
 
-from numpyro_dvae.programs.masks import entry_mask, is_masked
+from numpyro_dvae.programs.densities import entry_mask, is_masked
 from numpyro_dvae.programs.readers.impossible import excludes
 from numpyro_dvae.programs.sites import Site
 

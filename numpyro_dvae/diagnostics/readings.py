@@ -24,11 +24,18 @@ from numpyro_dvae.diagnostics.silence import (
 )
 from numpyro_dvae.programs.codes import enumerate_draws, read_codes
 from numpyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
-from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.readers.impossible import read_impossible
 from numpyro_dvae.programs.record import Particles, make_record, read_silenced
 from numpyro_dvae.programs.run import run_particles
-from numpyro_dvae.programs.sites import is_mutable, param_constraints, rows_of_plates, sample_sites
+from numpyro_dvae.programs.sites import (
+    Layout,
+    Pair,
+    Run,
+    is_mutable,
+    param_constraints,
+    rows_of_plates,
+    sample_sites,
+)
 from numpyro_dvae.programs.structure.broadcasting import takes_singletons
 from numpyro_dvae.programs.structure.cells import check_cells
 from numpyro_dvae.programs.structure.layout import find_layout

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro import distributions as dist
 
-from numpyro_dvae.programs.masks import changed, entry_mask, is_masked
-from numpyro_dvae.programs.pair import Layout, Run
+from numpyro_dvae.programs.densities import changed, entry_mask, is_masked
+from numpyro_dvae.programs.draw import moved
 from numpyro_dvae.programs.record import Particles, silenced_of
-from numpyro_dvae.programs.sites import Site, moved
+from numpyro_dvae.programs.sites import Layout, Run, Site
 
 __all__ = ["latents_of", "otherwise_drawn", "read_unmasked", "with_matters"]
 

@@ -13,9 +13,8 @@ from jaxtyping import Array
 
 from numpyro_dvae.diagnostics.readings import run_given
 from numpyro_dvae.diagnostics.trained import Trained
-from numpyro_dvae.programs.pair import Run
 from numpyro_dvae.programs.record import make_record
-from numpyro_dvae.programs.sites import Site, deterministic_sites
+from numpyro_dvae.programs.sites import Run, Site, deterministic_sites
 
 __all__ = ["Codes", "as_symmetric", "coded_groups", "permuted"]
 

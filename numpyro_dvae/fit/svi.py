@@ -16,7 +16,7 @@ from numpyro.infer.svi import SVIState
 from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.identity import described
 from numpyro_dvae.fit.plain import dotted
-from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.infer.svi import loss_info, with_memory
 
 __all__ = [

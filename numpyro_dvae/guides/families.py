@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, Num
 
 from numpyro_dvae.distributions import Categorical, Counts, OneHotCategorical
-from numpyro_dvae.programs.masks import entry_mask
+from numpyro_dvae.programs.densities import entry_mask
 from numpyro_dvae.programs.sites import Site
 
 __all__ = [

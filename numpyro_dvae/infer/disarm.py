@@ -43,10 +43,9 @@ from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.multisample import antithetic_advantages, antithetic_draw, antithetic_factor
 from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.draw import Sampler
-from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.readers.credit import Influence, credit_reader, find_influence, log_draw
 from numpyro_dvae.programs.record import Ledger, Particles, Reader
-from numpyro_dvae.programs.sites import Site
+from numpyro_dvae.programs.sites import Layout, Pair, Run, Site
 from numpyro_dvae.programs.structure.layout import independent_sites
 
 __all__ = ["AntitheticSampler", "DisARM_ELBO", "PairedSites", "antithetic_pairs"]

@@ -21,29 +21,31 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.infer.elbo import ELBO
 
-from numpyro_dvae.infer.beta import BetaState, check_beta, current_beta, first_beta, next_beta
 from numpyro_dvae.infer.closed_forms import ClosedForms
-from numpyro_dvae.infer.memory import (
-    LOSS_MEMORY,
-    LossMemory,
-    renewed,
-    take_memory,
-)
 from numpyro_dvae.infer.objective import (
+    LOSS_MEMORY,
+    BetaState,
     Gain,
     Info,
+    LossMemory,
     Objective,
+    check_beta,
+    current_beta,
+    first_beta,
     make_objective,
     mean_rate,
+    next_beta,
     of_possible_data,
+    renewed,
+    take_memory,
     without_impossible,
 )
 from numpyro_dvae.infer.options import NamedOptions
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.draw import Sampler
-from numpyro_dvae.programs.pair import Layout, Pair
 from numpyro_dvae.programs.record import Particles, Reader
 from numpyro_dvae.programs.run import run_particles
+from numpyro_dvae.programs.sites import Layout, Pair
 from numpyro_dvae.programs.structure.layout import find_layout
 from numpyro_dvae.programs.structure.planning import Plans
 

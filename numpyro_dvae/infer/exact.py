@@ -22,8 +22,8 @@ from numpyro_dvae.infer.objective import Gain, Objective
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.codes import enumerate_draws
-from numpyro_dvae.programs.pair import Layout, Pair
 from numpyro_dvae.programs.record import Particles
+from numpyro_dvae.programs.sites import Layout, Pair
 from numpyro_dvae.programs.structure.broadcasting import takes_singletons
 from numpyro_dvae.programs.structure.cells import with_cells_apart
 

@@ -40,9 +40,9 @@ from numpyro_dvae.infer.objective import Gain, Objective, info_type
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.usage import codes_in_use
 from numpyro_dvae.programs.handlers.vectors import QuantizedSite, VectorLink, read_vectors
-from numpyro_dvae.programs.pair import Layout, Pair
 from numpyro_dvae.programs.readers.precision import read_precision
 from numpyro_dvae.programs.record import Particles
+from numpyro_dvae.programs.sites import Layout, Pair
 
 __all__ = ["VQ_ELBO", "VQInfo", "quantization_penalty"]
 

@@ -35,10 +35,9 @@ from numpyro_dvae.infer.objective import Gain, Objective, credited
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
 from numpyro_dvae.ops.weighting import fill_impossible
-from numpyro_dvae.programs.pair import Layout, Pair, Run
 from numpyro_dvae.programs.readers.credit import credit_reader, find_influence, log_draw
-from numpyro_dvae.programs.record import Particles, Reader
-from numpyro_dvae.programs.sites import Site, in_batch_dims
+from numpyro_dvae.programs.record import Particles, Reader, in_batch_dims
+from numpyro_dvae.programs.sites import Layout, Pair, Run, Site
 
 __all__ = ["Reinforce_ELBO", "score_function"]
 

@@ -21,7 +21,7 @@ from jaxtyping import Array
 from numpyro.infer.svi import SVIState
 
 from numpyro_dvae.infer.elbo import ParticleELBO
-from numpyro_dvae.infer.memory import LOSS_MEMORY
+from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.nets.codebooks import settle_tables
 
 __all__ = ["SVI", "loss_info", "loss_state", "with_memory"]

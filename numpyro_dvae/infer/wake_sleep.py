@@ -36,9 +36,9 @@ from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.tempering import effective_sample_size
 from numpyro_dvae.ops.weighting import centered_weights, policy_weights
-from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.record import Particles
 from numpyro_dvae.programs.run import dream
+from numpyro_dvae.programs.sites import Pair
 
 __all__ = ["WakeSleepInfo", "WakeSleep_ELBO", "wake_sleep"]
 

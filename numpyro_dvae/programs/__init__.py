@@ -2,13 +2,14 @@
 
 The files of the room are the way from a program to arrays. Read them in this order:
 
-- `sites`: one typed view of a sample site, made once from NumPyro's message;
-- `pair`: a model and its guide, how their sites lie, how they are run; what a run left;
+- `sites`: one typed view of a sample site, made once from NumPyro's message; a pair of model and
+  guide, how its sites lie, and what a run of it left;
 - `draw`: the handler that draws or takes values, and what runs a program;
 - `run`: particles of a pair, at once or one by one; dreams;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
-- `masks`, `densities`: where a mask is; log-densities of many states at once;
-- `codes`: the discrete latents of a datum as one row of codes, and all states of these.
+- `densities`: where a mask is; log-densities of many states at once;
+- `codes`: the discrete latents of a datum as one row of codes, and all states of these;
+- `structure.planning`: whether a call is like the last one, so that its structure is known.
 
 The folders hold what is beside that way, and say so in their first lines:
 

@@ -22,8 +22,7 @@ from numpyro.handlers import block, replay, trace
 
 from numpyro_dvae.ops.arguments import shown_count
 from numpyro_dvae.programs.draw import Draw, run_program
-from numpyro_dvae.programs.pair import Layout, Pair, Run
-from numpyro_dvae.programs.sites import Site, sample_sites
+from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, sample_sites
 from numpyro_dvae.programs.structure.layout import find_layout
 
 __all__ = [

@@ -1,20 +1,31 @@
-"""Log-densities of many states at once, without repeated work on parameters that they share.
+"""Log-densities of sites, and where a mask is that silences them.
 
-NumPyro works on a parameter once for each value that it is broadcast against: for a thousand data
-and hundreds of states that is several times the cost of a small decoder. Here logarithms are taken
-of the parameters as they are. The values are the same, to rounding.
+A mask silences a log-density, never a draw. A handler's (`handlers.mask`) becomes the
+distribution's own (`.mask(...)`), which applies it, as does `fast_log_prob`.
+
+That function is for many states at once. NumPyro works on a parameter once for each value that it
+is broadcast against: for a thousand data and hundreds of states that is several times the cost of a
+small decoder. Here logarithms are taken of the parameters as they are. The values are the same, to
+rounding.
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 from numpyro import distributions as dist
-from numpyro.distributions.distribution import ExpandedDistribution
+from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
 from numpyro_dvae.programs.sites import Site
 
-__all__ = ["fast_log_prob"]
+__all__ = [
+    "changed",
+    "entry_mask",
+    "fast_log_prob",
+    "is_masked",
+    "without_mask",
+]
 
 
 def fast_log_prob(site: Site) -> Array:
@@ -49,3 +60,60 @@ def _bernoulli(logits: Array, value: Array, dims: tuple[int, ...]) -> Array:
     on, off = jnp.maximum(-logits, 0.0), jnp.maximum(logits, 0.0)
     on, off = jnp.where(value == 0, 0.0, value * on), jnp.where(value == 1, 0.0, (1 - value) * off)
     return -(on + off + jnp.log1p(jnp.exp(-jnp.abs(logits)))).sum(dims)
+
+
+_IN_DOUBLE = 1e-9  # rounding of log-densities, of themselves and of a nat
+
+
+def entry_mask(site: Site, entries: int) -> Bool[Array, "*batch_entries"]:
+    """Where no mask silences an entry of a site.
+
+    Entries are the cells of the `entries` event dims that the distribution takes as independent.
+    """
+    mask = jnp.ones((1,) * entries, bool)
+    fn, inner = site.fn, 0  # event dims that belong to the batch of this inner distribution
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, MaskedDistribution):
+            mask = _both(mask, fn._mask, entries - inner)
+        inner += getattr(fn, "reinterpreted_batch_ndims", 0)
+        fn = fn.base_dist
+    return mask
+
+
+def _both(mask: Array, other: bool | Array, missing: int) -> Array:
+    """Two masks, the other with `missing` event dims fewer."""
+    other = jnp.asarray(other, bool)
+    return mask & other.reshape((*other.shape, *[1] * missing))
+
+
+def without_mask(fn: Any) -> Any:
+    """The distribution that draws are made from."""
+    if isinstance(fn, MaskedDistribution):
+        return without_mask(fn.base_dist)
+    if not isinstance(fn, dist.Independent | ExpandedDistribution):
+        return fn
+    base = without_mask(fn.base_dist)
+    if base is fn.base_dist:
+        return fn
+    if isinstance(fn, ExpandedDistribution):
+        return base.expand(fn.batch_shape)
+    return base.to_event(fn.reinterpreted_batch_ndims)
+
+
+def is_masked(site: Site) -> bool:
+    """Whether a site is under a mask, whatever it silences."""
+    return without_mask(site.fn) is not site.fn
+
+
+def changed(one: Array, two: Array, in_single: float) -> Bool[Array, "..."]:
+    """Where log-densities differ by more than rounding, when masked latents have other values.
+
+    Args:
+        one: The log-densities.
+        two: The same with other values.
+        in_single: What rounding is in single precision, of themselves and of a nat; in double
+            precision it is 1e-9, so that weak traces show.
+    """
+    in_double = jnp.promote_types(one.dtype, two.dtype) == jnp.float64
+    most = _IN_DOUBLE if in_double else in_single
+    return ~jnp.isclose(one, two, rtol=most, atol=most, equal_nan=True)

@@ -1,4 +1,8 @@
-"""Draw the latents of a program, or take values that are given."""
+"""Draw the latents of a program, or take values that are given.
+
+`Draw` is the handler that every run has, `run_pair` what runs a pair under it. `moved` gives a site
+other values than those that it has drawn, for trials of what depends on them.
+"""
 
 import math
 import zlib
@@ -10,15 +14,32 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
+from numpyro.distributions import constraints
 from numpyro.handlers import replay, seed, substitute, trace, uncondition
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions import sample_codes
-from numpyro_dvae.programs.pair import Layout, Pair, Run
-from numpyro_dvae.programs.sites import Site, base_distribution, is_drawn, mutable_values
+from numpyro_dvae.distributions.codes import OneHotCategorical
+from numpyro_dvae.programs.sites import (
+    Layout,
+    Pair,
+    Run,
+    Site,
+    base_distribution,
+    is_drawn,
+    mutable_values,
+)
 from numpyro_dvae.programs.summing.enumerating import enumerate_marked, sum_out
 
-__all__ = ["Draw", "FixedKeys", "Sampler", "Unconditioned", "run_pair", "run_program"]
+__all__ = [
+    "Draw",
+    "FixedKeys",
+    "Sampler",
+    "Unconditioned",
+    "moved",
+    "run_pair",
+    "run_program",
+]
 
 
 @runtime_checkable
@@ -173,3 +194,35 @@ class Unconditioned(uncondition):
         super().process_message(msg)
         if observed:
             msg["infer"] = {**msg["infer"], "was_observed": True}
+
+
+def moved(site: Site, value: Array, by: int | Array) -> Array | None:
+    """Other values of a discrete site: `by` places on in the circle of all but the one it has.
+
+    Args:
+        site: Whose support it is.
+        value: Of the site.
+        by: From 1 on, so that all others are met; it broadcasts over batch dims and cells.
+
+    Returns:
+        Values that differ from `value` wherever the site has two; None of a continuous site.
+    """
+    support = site.fn.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return 1 - value
+    if isinstance(support, constraints.integer_interval):
+        low, size = support.lower_bound, support.upper_bound - support.lower_bound + 1
+        return jnp.asarray(low + (value - low + _steps(by, size)) % size, value.dtype)
+    if isinstance(site.base, OneHotCategorical):
+        size = value.shape[-1]
+        codes = (value.argmax(-1) + _steps(by, size)) % size
+        return jax.nn.one_hot(codes, size, dtype=value.dtype)
+    if support is constraints.nonnegative_integer:
+        return value + by
+    return None
+
+
+def _steps(by: int | Array, size: int | Array) -> Array:
+    return 1 + (jnp.asarray(by) - 1) % jnp.maximum(size - 1, 1)

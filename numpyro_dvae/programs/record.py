@@ -17,16 +17,15 @@ from jaxtyping import Array, Float
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
 from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
-from numpyro_dvae.programs.densities import fast_log_prob
-from numpyro_dvae.programs.masks import without_mask
-from numpyro_dvae.programs.pair import Layout, Run
-from numpyro_dvae.programs.sites import Site, in_batch_dims, same_scale
+from numpyro_dvae.programs.densities import fast_log_prob, without_mask
+from numpyro_dvae.programs.sites import Layout, Run, Site, same_scale
 
 __all__ = [
     "Ledger",
     "Particles",
     "Reader",
     "entropy_of",
+    "in_batch_dims",
     "make_record",
     "read_silenced",
     "silenced_of",
@@ -244,3 +243,38 @@ def _plogp(probs: Array) -> Array:
     """0 where p = 0, with a gradient of 0 there; NumPyro's is NaN."""
     probs = jnp.where(probs > 0, probs, 1.0)
     return xlogy(probs, probs)
+
+
+def in_batch_dims(site: Site, values: Array, nesting: int) -> Array:
+    """View numbers of a site with ``nesting`` batch dims.
+
+    Those of a `scan` are summed over its steps; those of an autoguide's joint latent, which is
+    under no plate, over all its batch dims; and all over batch dims under no plate, as in NumPyro.
+
+    Raises:
+        ValueError: If a size above 1 is not that of the plate of its dim.
+    """
+    if site.is_auxiliary and not site.plates and not site.needs_credit:
+        values = jnp.sum(values)
+    elif site.is_scanned:
+        values = jnp.sum(values, 0)
+    shape = jnp.shape(values)
+    sizes = {frame.dim: frame.size for frame in site.plates.values()}
+    for dim, size in sizes.items():
+        if -dim <= len(shape) and shape[dim] not in (1, size):
+            raise ValueError(
+                f"site '{site.name}': its log-density has shape {shape}, but batch dim {dim} is "
+                f"{_meaning(dim, site)}. Either declare the dim with .to_event(1), or put the "
+                f"site under a plate with dim={dim}."
+            )
+    undeclared = tuple(dim for dim in range(-len(shape), 0) if dim not in sizes and shape[dim] > 1)
+    if undeclared:
+        values = jnp.sum(values, undeclared, keepdims=True)
+        shape = jnp.shape(values)
+    missing, extra = max(nesting - len(shape), 0), max(len(shape) - nesting, 0)
+    return jnp.reshape(values, (1,) * missing + shape[extra:])
+
+
+def _meaning(dim: int, site: Site) -> str:
+    frame = next(frame for frame in site.plates.values() if frame.dim == dim)
+    return f"that of plate '{frame.name}', of size {frame.size}"

@@ -25,9 +25,8 @@ from jaxtyping import Array, Float
 from numpyro.handlers import replay, seed, trace, uncondition
 
 from numpyro_dvae.programs.draw import Draw, Sampler, run_pair
-from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.record import Ledger, Particles, Reader, make_record
-from numpyro_dvae.programs.sites import sample_sites
+from numpyro_dvae.programs.sites import Pair, sample_sites
 
 __all__ = ["dream", "run_particles"]
 

@@ -1,15 +1,12 @@
-"""One typed view of a sample site, read once from its message.
+"""One typed view of a sample site, of a run, and of a pair of programs.
 
-The rest of the package asks a `Site` for what it wants to know and meets no dictionary of
-NumPyro's.
-
-References:
-    [1] Phan, Pradhan & Jankowiak. Composable effects for flexible and accelerated probabilistic
-        programming in NumPyro. arXiv 1912.11554, 2019.
+A `Site` is read once from its message: the rest of the package asks it for what it wants to know
+and meets no dictionary of NumPyro's. A `Pair` is a model and its guide, with what both are called
+with, how their sites lie (`Layout`) and how they are run; a `Run` is what one run of both has left.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,18 +18,17 @@ from jaxtyping import Array
 from numpyro.distributions import constraints
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
-from numpyro_dvae.distributions.codes import OneHotCategorical
-
 __all__ = [
+    "Layout",
+    "Pair",
     "Rows",
+    "Run",
     "Site",
     "base_distribution",
     "deterministic_sites",
-    "in_batch_dims",
     "is_drawn",
     "is_mutable",
     "is_of_run",
-    "moved",
     "mutable_values",
     "param_constraints",
     "param_values",
@@ -239,38 +235,6 @@ def is_drawn(message: Any) -> bool:
     return message["type"] == "sample" and not message["is_observed"]
 
 
-def moved(site: Site, value: Array, by: int | Array) -> Array | None:
-    """Other values of a discrete site: `by` places on in the circle of all but the one it has.
-
-    Args:
-        site: Whose support it is.
-        value: Of the site.
-        by: From 1 on, so that all others are met; it broadcasts over batch dims and cells.
-
-    Returns:
-        Values that differ from `value` wherever the site has two; None of a continuous site.
-    """
-    support = site.fn.support
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if support is constraints.boolean:
-        return 1 - value
-    if isinstance(support, constraints.integer_interval):
-        low, size = support.lower_bound, support.upper_bound - support.lower_bound + 1
-        return jnp.asarray(low + (value - low + _steps(by, size)) % size, value.dtype)
-    if isinstance(site.base, OneHotCategorical):
-        size = value.shape[-1]
-        codes = (value.argmax(-1) + _steps(by, size)) % size
-        return jax.nn.one_hot(codes, size, dtype=value.dtype)
-    if support is constraints.nonnegative_integer:
-        return value + by
-    return None
-
-
-def _steps(by: int | Array, size: int | Array) -> Array:
-    return 1 + (jnp.asarray(by) - 1) % jnp.maximum(size - 1, 1)
-
-
 def base_distribution(fn: Any) -> Any:
     """A distribution without what wraps it."""
     fn = getattr(fn, "counted_elsewhere", fn)  # see `enumerating`
@@ -315,36 +279,71 @@ def _finite_slopes(fn: Any) -> Any:
     return base.to_event(fn.reinterpreted_batch_ndims)
 
 
-def in_batch_dims(site: Site, values: Array, nesting: int) -> Array:
-    """View numbers of a site with ``nesting`` batch dims.
+class Layout(NamedTuple):
+    """What one plain run tells of the structure of a pair; it holds no array.
 
-    Those of a `scan` are summed over its steps; those of an autoguide's joint latent, which is
-    under no plate, over all its batch dims; and all over batch dims under no plate, as in NumPyro.
-
-    Raises:
-        ValueError: If a size above 1 is not that of the plate of its dim.
+    A datum is one cell of the plates that all sites without a pathwise gradient share: usually of
+    the data plate; the whole batch where such a site is under no plate.
     """
-    if site.is_auxiliary and not site.plates and not site.needs_credit:
-        values = jnp.sum(values)
-    elif site.is_scanned:
-        values = jnp.sum(values, 0)
-    shape = jnp.shape(values)
-    sizes = {frame.dim: frame.size for frame in site.plates.values()}
-    for dim, size in sizes.items():
-        if -dim <= len(shape) and shape[dim] not in (1, size):
-            raise ValueError(
-                f"site '{site.name}': its log-density has shape {shape}, but batch dim {dim} is "
-                f"{_meaning(dim, site)}. Either declare the dim with .to_event(1), or put the "
-                f"site under a plate with dim={dim}."
-            )
-    undeclared = tuple(dim for dim in range(-len(shape), 0) if dim not in sizes and shape[dim] > 1)
-    if undeclared:
-        values = jnp.sum(values, undeclared, keepdims=True)
-        shape = jnp.shape(values)
-    missing, extra = max(nesting - len(shape), 0), max(len(shape) - nesting, 0)
-    return jnp.reshape(values, (1,) * missing + shape[extra:])
+
+    nesting: int = 0  # plates take the batch dims -1 ... -nesting, particles are left of them
+    plates: tuple[str, ...] = ()  # that make a datum, leftmost first
+    dims: tuple[int, ...] = ()  # their batch dims
+    credited: tuple[str, ...] = ()  # guide sites without a pathwise gradient
+    summed: tuple[str, ...] = ()  # sites of the model that are summed out where it is run
+    one_scale: bool = False  # whether all sites of a datum are scaled by the same computation
+
+    def owns(self, site: Site) -> bool:
+        """Whether a site belongs to a datum, and not to what the data share."""
+        return site.plates.keys() >= frozenset(self.plates)
 
 
-def _meaning(dim: int, site: Site) -> str:
-    frame = next(frame for frame in site.plates.values() if frame.dim == dim)
-    return f"that of plate '{frame.name}', of size {frame.size}"
+class Pair(NamedTuple):
+    """A model and its guide, with parameters substituted, and all that a run of them takes."""
+
+    model: Callable
+    guide: Callable | None  # None if all latents of the model are given
+    args: tuple  # of both
+    kwargs: dict
+    layout: Layout = Layout()
+    vectorize: bool | Callable = True  # whether `jax.vmap` runs all particles, `jax.lax.map` if
+    # not; or a transformation of one's own
+    expand: bool = False  # whether values that are given take the sizes of all plates
+    notes: Any = None  # what the caller found out about the programs
+
+
+class Run(NamedTuple):
+    """The sites of one run of guide and model."""
+
+    guide: Mapping[str, Site]
+    model: Mapping[str, Site]
+    guide_trace: Mapping[str, Any]
+    model_trace: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, guide_trace: Mapping[str, Any], model_trace: Mapping[str, Any]) -> "Run":
+        """Read the sample sites of two traces."""
+        model = sample_sites(model_trace)
+        drawn = sample_sites(guide_trace)
+        guide = {name: _in_plates(site, model.get(name)) for name, site in drawn.items()}
+        return cls(guide, model, guide_trace, model_trace)
+
+    def joint_plates(self) -> set[str]:
+        """Plates of latents that the guide draws all at once and hands out under no plate."""
+        names = [n for n in self.guide if not self.guide_trace[n]["cond_indep_stack"]]
+        return {plate for name in names for plate in self.guide[name].plates}
+
+    def computed(self) -> dict[str, Site]:
+        """The deterministic sites of the guide."""
+        return deterministic_sites(self.guide_trace)
+
+    def mutable(self) -> dict[str, Any]:
+        """The mutable state that both programs have left."""
+        return mutable_values(self.guide_trace) | mutable_values(self.model_trace)
+
+
+def _in_plates(site: Site, model: Site | None) -> Site:
+    """A guide's site under no plate, as an autoguide's values are, in the plates of the model's."""
+    if model is None or model.is_observed or site.plates or site.is_observed or site.needs_credit:
+        return site
+    return replace(site, plates=model.plates)

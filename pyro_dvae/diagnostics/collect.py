@@ -37,8 +37,8 @@ from pyro_dvae.diagnostics.readings import (
 from pyro_dvae.diagnostics.trained import Trained, as_trained
 from pyro_dvae.fit.data import take_rows
 from pyro_dvae.fit.svi import device_of
-from pyro_dvae.programs.pair import StructureError
 from pyro_dvae.programs.record import Particles
+from pyro_dvae.programs.sites import StructureError
 
 __all__ = ["collect", "collect_given_shared", "collect_states", "summed_over_processes"]
 

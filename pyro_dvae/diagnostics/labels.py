@@ -19,10 +19,9 @@ from torch.distributions import OneHotCategorical
 from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.conditionals import value_probs
 from pyro_dvae.diagnostics.rates import expected_rate
-from pyro_dvae.programs.masks import entry_mask
-from pyro_dvae.programs.pair import Run
+from pyro_dvae.programs.densities import entry_mask
 from pyro_dvae.programs.readers.impossible import excludes, leaves_out
-from pyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
+from pyro_dvae.programs.sites import Run, Site, deterministic_sites, sample_sites
 
 __all__ = ["READINGS", "Readings", "SiteReader", "has_data"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions.kl import kl_divergence
 from torch.nn.functional import logsigmoid
 
-from pyro_dvae.programs.masks import entry_mask, is_masked
+from pyro_dvae.programs.densities import entry_mask, is_masked
 from pyro_dvae.programs.readers.impossible import excludes
 from pyro_dvae.programs.sites import Site
 

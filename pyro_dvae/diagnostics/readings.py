@@ -1,8 +1,7 @@
-"""Run a model/guide pair and hand back its sites as labelled arrays, for diagnostics.
+"""Run a model and its guide, and hand back their sites as labelled arrays, without gradient.
 
-`particles` reduces a run to what a loss needs; here the values come back as well, and what is read
-off their distributions: posterior and predictive draws, pointwise log-likelihoods, predictive
-means, the rate of each latent, labelled (see `labels`). Nothing carries a gradient.
+Beside what a loss needs, the values and what is read off their distributions: posterior and
+predictive draws, pointwise log-likelihoods, predictive means, rates; labelled, see `labels`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -16,21 +15,24 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
-from pyro_dvae.diagnostics.silence import (
-    in_full,
-    otherwise_drawn,
-    read_unmasked,
-    with_matters,
-)
+from pyro_dvae.diagnostics.silence import in_full, otherwise_drawn, read_unmasked, with_matters
 from pyro_dvae.infer.relaxation import unrelaxed
 from pyro_dvae.programs.codes import enumerate_draws, read_codes
 from pyro_dvae.programs.draw import Draw, run_pair, run_program
 from pyro_dvae.programs.handlers.paths import list_paths
-from pyro_dvae.programs.pair import Layout, Pair, Run, StructureError
 from pyro_dvae.programs.readers.impossible import read_impossible
 from pyro_dvae.programs.record import Particles, concatenate, make_record, read_silenced
 from pyro_dvae.programs.run import drawn_subsamples, run_particles
-from pyro_dvae.programs.sites import Site, deterministic_sites, rows_of_plates, sample_sites
+from pyro_dvae.programs.sites import (
+    Layout,
+    Pair,
+    Run,
+    Site,
+    StructureError,
+    deterministic_sites,
+    rows_of_plates,
+    sample_sites,
+)
 from pyro_dvae.programs.structure.broadcasting import takes_particles, takes_singletons
 from pyro_dvae.programs.structure.cells import check_cells
 from pyro_dvae.programs.structure.layout import common_layout, find_layout
@@ -63,7 +65,6 @@ class Notes(NamedTuple):
 
 
 _ABSENT = ("outside", "seen")  # readings of which a site that is not there has none
-
 _STATE_READERS = {
     "codes": read_codes,
     "silenced": read_silenced,

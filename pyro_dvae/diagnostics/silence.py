@@ -14,10 +14,10 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_dvae.programs.masks import changed, entry_mask, is_masked
-from pyro_dvae.programs.pair import Layout, Run
+from pyro_dvae.programs.densities import changed, entry_mask, is_masked
+from pyro_dvae.programs.draw import moved
 from pyro_dvae.programs.record import Particles, silenced_of
-from pyro_dvae.programs.sites import Site, moved
+from pyro_dvae.programs.sites import Layout, Run, Site
 
 __all__ = ["in_full", "otherwise_drawn", "read_unmasked", "with_matters"]
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.readings import prepare_pair, run_given
 from pyro_dvae.diagnostics.trained import Trained
-from pyro_dvae.programs.pair import Run
 from pyro_dvae.programs.record import make_record
-from pyro_dvae.programs.sites import Site, deterministic_sites
+from pyro_dvae.programs.sites import Run, Site, deterministic_sites
 
 __all__ = ["Codes", "as_symmetric", "coded_groups", "permuted"]
 

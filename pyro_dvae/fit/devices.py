@@ -3,7 +3,7 @@
 `torchrun` starts a process for each device; where `torch.distributed` is initialised, `fit` trains
 in all of them as in one. Every process holds all data, draws the same batch, and runs model and
 guide with its own block of rows. What a loss makes of a batch is made of all rows (see
-`programs.processes.gathering`), gradients are summed, and so parameters, generators and the state
+`programs.processes`), gradients are summed, and so parameters, generators and the state
 of the loss stay the same in all. The first process writes.
 """
 
@@ -35,7 +35,7 @@ from pyro_dvae.ops.processes import (
     process_rank,
     total,
 )
-from pyro_dvae.programs.processes.sharding import find_plates, sharded
+from pyro_dvae.programs.processes import find_plates, sharded
 
 __all__ = ["Devices"]
 

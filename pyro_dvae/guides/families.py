@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_dvae.distributions import Categorical, Counts, OneHotCategorical
-from pyro_dvae.programs.masks import entry_mask
+from pyro_dvae.programs.densities import entry_mask
 from pyro_dvae.programs.sites import Site
 
 __all__ = [

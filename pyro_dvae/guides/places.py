@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_dvae.guides.families import Latent, Place
-from pyro_dvae.programs.processes.sharding import plate_of_all
+from pyro_dvae.programs.processes import plate_of_all
 from pyro_dvae.programs.sites import Site
 
 __all__ = ["check_site", "full_sizes", "reaches"]

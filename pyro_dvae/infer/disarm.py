@@ -41,10 +41,9 @@ from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.multisample import antithetic_advantages, antithetic_draw, antithetic_factor
 from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.draw import Sampler
-from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.readers.credit import Influence, credit_reader, find_influence, log_draw
 from pyro_dvae.programs.record import Ledger, Particles, Reader
-from pyro_dvae.programs.sites import Site
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site
 from pyro_dvae.programs.structure.layout import independent_sites
 
 __all__ = ["AntitheticSampler", "DisARM_ELBO", "PairedSites", "antithetic_pairs"]

@@ -20,24 +20,27 @@ from jaxtyping import Float
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_dvae.infer.beta import BetaState, check_beta, current_beta, first_beta, next_beta
 from pyro_dvae.infer.closed_forms import ClosedForms
 from pyro_dvae.infer.objective import (
+    BetaState,
     Gain,
     Info,
     Objective,
+    check_beta,
+    current_beta,
+    first_beta,
     make_objective,
     mean_rate,
+    next_beta,
     of_possible_data,
     without_impossible,
 )
 from pyro_dvae.infer.options import NamedOptions
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.programs.draw import Sampler, run_traces
-from pyro_dvae.programs.pair import Layout, Pair
-from pyro_dvae.programs.processes.gathering import gathered
 from pyro_dvae.programs.record import Particles, Reader
-from pyro_dvae.programs.run import run_particles
+from pyro_dvae.programs.run import gathered, run_particles
+from pyro_dvae.programs.sites import Layout, Pair
 from pyro_dvae.programs.structure.layout import find_layout
 from pyro_dvae.programs.structure.looking import statistics_kept, without_gradient
 from pyro_dvae.programs.structure.planning import Plans

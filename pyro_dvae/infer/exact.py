@@ -22,8 +22,8 @@ from pyro_dvae.infer.objective import Gain, Objective
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.codes import enumerate_draws
-from pyro_dvae.programs.pair import Layout, Pair
 from pyro_dvae.programs.record import Particles
+from pyro_dvae.programs.sites import Layout, Pair
 from pyro_dvae.programs.structure.broadcasting import takes_singletons
 from pyro_dvae.programs.structure.cells import with_cells_apart
 

@@ -1,9 +1,20 @@
-"""What an algorithm is given and what it returns: the beta-ELBO of each particle, and a gain.
+"""What an algorithm is given and returns, and beta, the weight of the rate.
+
+Given is the beta-ELBO of each particle, returned a gain.
 
 A particle that is impossible, one that has no probability under the model, has an ELBO of -inf. It
 counts as such in the value of a loss, and leaves the gradient to the particles that are possible.
 
+Beta weighs the rate in the objective of every loss [1]: a number, a schedule, or what a target rate
+steers. It is then the multiplier of that constraint [2]: it rises while the latents carry more than
+the target, and falls while they carry less.
+
 Shapes: K particles lead, then the plates that make a datum; nats.
+
+References:
+    [1] Higgins et al. beta-VAE: learning basic visual concepts with a constrained variational
+        framework. ICLR, 2017.
+    [2] Rezende & Viola. Taming VAEs. arXiv 1810.00597.
 """
 
 import math
@@ -22,13 +33,18 @@ from pyro_dvae.programs.record import Particles
 
 __all__ = [
     "LEAST_BETA",
+    "BetaState",
     "Gain",
     "Info",
     "Objective",
+    "check_beta",
     "credited",
+    "current_beta",
+    "first_beta",
     "info_type",
     "make_objective",
     "mean_rate",
+    "next_beta",
     "of_possible_data",
     "without_impossible",
 ]
@@ -142,3 +158,56 @@ def credited(
         data = particles.log_draw.shape[1:]
         value = value + cells.reshape(*data, -1).sum(-1)
     return value
+
+
+_RATE_GAIN = 0.01  # largest change of log beta per step
+
+
+class BetaState(NamedTuple):
+    """Step count, and the logarithm of beta where a target rate steers it."""
+
+    step: int
+    log_beta: float | Tensor
+
+
+def check_beta(owner: str, beta: Any, target_rate: float | None) -> None:
+    """Whether these arguments of a loss can be.
+
+    Raises:
+        ValueError: If one is out of range, or if they exclude each other.
+    """
+    is_number = isinstance(beta, float | int) and not isinstance(beta, bool)
+    if not callable(beta) and not (is_number and 0 <= beta < math.inf):
+        raise ValueError(f"`beta` must be finite and not negative, or a schedule; got {beta!r}.")
+    if target_rate is not None and not 0 < target_rate < math.inf:
+        raise ValueError(f"`target_rate` must be positive and finite, in bits; got {target_rate}.")
+    if target_rate is not None and (callable(beta) or beta == 0):
+        raise ValueError(
+            f"`target_rate` steers {owner}'s beta from the number that `beta` is, which must be "
+            f"positive; got {'a schedule' if callable(beta) else beta}. Leave one of the two out."
+        )
+
+
+def first_beta(beta: float | Callable[[int], float]) -> BetaState:
+    """What the first step needs."""
+    return BetaState(0, 0.0 if callable(beta) or not beta else math.log(beta))
+
+
+def current_beta(
+    state: BetaState, beta: float | Callable[[int], float], target_rate: float | None
+) -> float | Tensor:
+    """Beta at this step."""
+    if target_rate is not None:
+        return torch.as_tensor(state.log_beta).exp()
+    return float(beta(state.step)) if callable(beta) else beta
+
+
+def next_beta(
+    state: BetaState, target_rate: float | None, rate: float | Float[Tensor, ""]
+) -> BetaState:
+    """What the step after needs, of a step with this rate in nats per datum."""
+    if target_rate is None:
+        return BetaState(state.step + 1, state.log_beta)
+    excess = torch.as_tensor(rate) / (target_rate * math.log(2)) - 1.0
+    excess = torch.where(excess.isfinite(), excess, 0.0)  # a bad batch is not remembered
+    return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * excess.clamp(-1, 1))

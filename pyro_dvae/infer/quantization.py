@@ -40,9 +40,9 @@ from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.usage import codes_in_use
 from pyro_dvae.programs.handlers.vectors import QuantizedSite, VectorLink, read_vectors
-from pyro_dvae.programs.pair import Layout, Pair
 from pyro_dvae.programs.readers.precision import read_precision
 from pyro_dvae.programs.record import Particles
+from pyro_dvae.programs.sites import Layout, Pair
 
 __all__ = ["VQ_ELBO", "VQInfo", "quantization_penalty"]
 

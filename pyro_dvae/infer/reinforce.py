@@ -34,10 +34,9 @@ from pyro_dvae.infer.objective import Gain, Objective, credited
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.baselines import Baseline, leave_one_out, moving_average
 from pyro_dvae.ops.weighting import fill_impossible
-from pyro_dvae.programs.pair import Layout, Pair, Run
 from pyro_dvae.programs.readers.credit import credit_reader, find_influence, log_draw
-from pyro_dvae.programs.record import Particles, Reader
-from pyro_dvae.programs.sites import Site, in_batch_dims
+from pyro_dvae.programs.record import Particles, Reader, in_batch_dims
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site
 
 __all__ = ["Reinforce_ELBO", "score_function"]
 

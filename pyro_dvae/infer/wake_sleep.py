@@ -35,9 +35,9 @@ from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.tempering import effective_sample_size
 from pyro_dvae.ops.weighting import centered_weights, policy_weights
-from pyro_dvae.programs.pair import Pair
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.run import dream
+from pyro_dvae.programs.sites import Pair
 
 __all__ = ["WakeSleepInfo", "WakeSleep_ELBO", "wake_sleep"]
 

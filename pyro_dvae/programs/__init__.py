@@ -2,13 +2,15 @@
 
 The files of the room are the way from a program to arrays. Read them in this order:
 
-- `sites`: one typed view of a sample site, made once from Pyro's message;
-- `pair`: a model and its guide, how their sites lie, how they are run; what a run left;
+- `sites`: one typed view of a sample site, made once from Pyro's message; a pair of model and
+  guide, how its sites lie, and what a run of it left;
 - `draw`: the handler that draws all particles at once or takes values, and what runs a program;
 - `run`: particles of a pair, at once or one by one; dreams;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
-- `masks`, `densities`: where a mask is; log-densities of many states at once;
-- `codes`: the discrete latents of a datum as one row of codes, and all states of these.
+- `densities`: where a mask is; log-densities of many states at once;
+- `codes`: the discrete latents of a datum as one row of codes, and all states of these;
+- `processes`: programs of which each process runs some rows;
+- `structure.planning`: whether a call is like the last one, so that its structure is known.
 
 The folders hold what is beside that way, and say so in their first lines:
 
@@ -16,7 +18,6 @@ The folders hold what is beside that way, and say so in their first lines:
 - `summing`: marked sites of a model, summed out of its run;
 - `readers`: what some algorithms read of a run beside its log-densities;
 - `handlers`: programs that run otherwise than they are written, for one purpose each;
-- `processes`: programs of which each process runs some rows, and the record of all rows.
 
 A mask is applied in one place, `Site.scaled`, on the way to the sums of `record.Ledger`; a
 distribution's own is part of its log-density. Draws are never masked (`record.draw_log_prob`).

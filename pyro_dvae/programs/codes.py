@@ -22,9 +22,8 @@ from torch import Tensor
 
 from pyro_dvae.ops.arguments import shown_count
 from pyro_dvae.programs.draw import run_program
-from pyro_dvae.programs.pair import Layout, Pair, Run, no_one_list
-from pyro_dvae.programs.processes.sharding import hidden
-from pyro_dvae.programs.sites import Site, sample_sites
+from pyro_dvae.programs.processes import hidden
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site, no_one_list, sample_sites
 from pyro_dvae.programs.structure.layout import find_layout
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import TrackDraws

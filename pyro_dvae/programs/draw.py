@@ -1,21 +1,33 @@
-"""Draw the latents of a program for all particles at once, or take values that are given."""
+"""Draw the latents of a program for all particles at once, or take values that are given.
+
+`Draw` is the handler that every run has, `run_pair` what runs a pair under it. `moved` gives a site
+other values than those that it has drawn, for trials of what depends on them.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.distributions.util import broadcast_shape
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_dvae.programs.pair import Layout, Pair, Run, no_one_list
-from pyro_dvae.programs.processes.sharding import drawing, hidden
-from pyro_dvae.programs.sites import Site, is_drawn, is_subsample
+from pyro_dvae.programs.processes import drawing, hidden
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site, is_drawn, is_subsample, no_one_list
 from pyro_dvae.programs.summing.enumerating import Enumerate, sum_out
 
-__all__ = ["Draw", "Sampler", "run_given", "run_pair", "run_program", "run_traces"]
+__all__ = [
+    "Draw",
+    "Sampler",
+    "moved",
+    "run_given",
+    "run_pair",
+    "run_program",
+    "run_traces",
+]
 
 
 @runtime_checkable
@@ -152,3 +164,36 @@ def run_traces(model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Any, 
     """Traces of the model, replayed with the guide's draws, and of the guide, as Pyro has them."""
     guide_trace = run_program(guide, args, kwargs)
     return run_program(poutine.replay(model, trace=guide_trace), args, kwargs), guide_trace
+
+
+def moved(site: Site, value: Tensor, by: int | Tensor) -> Tensor | None:
+    """Other values of a discrete site: `by` places on in the circle of all but the one it has.
+
+    Args:
+        site: Whose support it is.
+        value: Of the site.
+        by: From 1 on, so that all others are met; it broadcasts over batch dims and cells.
+
+    Returns:
+        Values that differ from `value` wherever the site has two; None of a continuous site.
+    """
+    support = site.fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, type(constraints.boolean)):
+        return 1 - value
+    if isinstance(support, constraints.integer_interval):
+        low, size = support.lower_bound, support.upper_bound - support.lower_bound + 1
+        return (low + (value - low + _steps(by, size)) % size).to(value)
+    if isinstance(support, type(constraints.one_hot)):
+        size = value.shape[-1]
+        codes = (value.argmax(-1) + _steps(by, size)) % size
+        return torch.nn.functional.one_hot(codes, size).to(value)
+    if isinstance(support, type(constraints.nonnegative_integer)):
+        return value + by
+    return None
+
+
+def _steps(by: int | Tensor, size: int | Tensor) -> Tensor:
+    others = torch.as_tensor(size - 1).clamp(min=1)
+    return 1 + (torch.as_tensor(by, device=others.device) - 1) % others

@@ -16,11 +16,9 @@ from pyro import distributions as dist
 from pyro.distributions.util import broadcast_shape, scale_and_mask
 from torch import Tensor
 
-from pyro_dvae.programs.densities import fast_log_prob
-from pyro_dvae.programs.masks import without_mask
-from pyro_dvae.programs.pair import Layout, Run
-from pyro_dvae.programs.processes.sharding import current_sharding
-from pyro_dvae.programs.sites import Site, in_batch_dims, same_scale
+from pyro_dvae.programs.densities import fast_log_prob, without_mask
+from pyro_dvae.programs.processes import current_sharding
+from pyro_dvae.programs.sites import Layout, Run, Site, same_scale
 
 __all__ = [
     "Ledger",
@@ -28,11 +26,14 @@ __all__ = [
     "Reader",
     "concatenate",
     "entropy_of",
+    "in_batch_dims",
     "make_record",
     "make_records",
     "read_silenced",
     "silenced_of",
 ]
+
+_NO_SIZE = -1  # of a plate that takes what it is given
 
 # What an algorithm wants of a run beside its log-densities: from (run, layout, K) to arrays, or
 # tuples and dicts of arrays, that have the K particles in front; or None.
@@ -294,3 +295,32 @@ def _joined(parts: list[Any]) -> Any:
         columns = [_joined(list(column)) for column in zip(*parts, strict=True)]
         return type(first)(*columns) if hasattr(first, "_fields") else tuple(columns)
     return first
+
+
+def in_batch_dims(site: Site, values: Tensor, nesting: int, num_particles: int) -> Tensor:
+    """View numbers of a site with ``nesting + 1`` batch dims, particles first.
+
+    Raises:
+        ValueError: If a size above 1 is neither a plate's nor K.
+    """
+    shape = tuple(values.shape)
+    sizes = {-nesting - 1: num_particles} | {f.dim: f.size for f in site.plates.values()}
+    for dim in range(-1, -len(shape) - 1, -1):
+        if shape[dim] not in (1, sizes.get(dim, 1)) and sizes.get(dim) != _NO_SIZE:
+            raise ValueError(
+                f"site '{site.name}': its log-density has shape {shape}, but batch dim {dim} is "
+                f"{_meaning(dim, nesting, num_particles, site)}. Either declare the dim with "
+                ".to_event(1), or put the site under a plate with "
+                f"dim={dim}, or write the program so that it broadcasts over a particle axis left "
+                "of all plates (x[..., i], sum(-1), no bare reshape)."
+            )
+    return values.reshape((1,) * (nesting + 1 - len(shape)) + shape)
+
+
+def _meaning(dim: int, nesting: int, num_particles: int, site: Site) -> str:
+    if dim == -nesting - 1 and num_particles > 1:
+        return f"the particles', of size {num_particles}"
+    for frame in site.plates.values():
+        if frame.dim == dim:
+            return f"that of plate '{frame.name}', of size {frame.size}"
+    return "under no plate"

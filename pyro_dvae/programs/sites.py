@@ -1,39 +1,38 @@
-"""One typed view of a sample site, read once from its message.
+"""One typed view of a sample site, of a run, and of a pair of programs.
 
-The rest of the package asks a `Site` for what it wants to know and meets no dictionary of Pyro's.
-
-References:
-    [1] Bingham et al. Pyro: deep universal probabilistic programming. JMLR, 2019.
+A `Site` is read once from its message: the rest of the package asks it for what it wants to know
+and meets no dictionary of Pyro's. A `Pair` is a model and its guide, with what both are called
+with, how their sites lie (`Layout`) and how they are run; a `Run` is what one run of both has left.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from pyro import poutine
-from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 __all__ = [
+    "Layout",
+    "Pair",
     "Rows",
+    "Run",
     "Site",
+    "StructureError",
     "base_distribution",
     "deterministic_sites",
-    "in_batch_dims",
     "is_drawn",
     "is_subsample",
-    "moved",
+    "no_one_list",
     "param_values",
     "rows_of_plates",
     "same_scale",
     "sample_sites",
+    "sizes_of",
     "with_values",
 ]
-
-_NO_SIZE = -1  # of a plate that takes what it is given
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,39 +202,6 @@ def is_drawn(message: Any) -> bool:
     return not message["is_observed"] and not site_is_subsample(message)
 
 
-def moved(site: Site, value: Tensor, by: int | Tensor) -> Tensor | None:
-    """Other values of a discrete site: `by` places on in the circle of all but the one it has.
-
-    Args:
-        site: Whose support it is.
-        value: Of the site.
-        by: From 1 on, so that all others are met; it broadcasts over batch dims and cells.
-
-    Returns:
-        Values that differ from `value` wherever the site has two; None of a continuous site.
-    """
-    support = site.fn.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if isinstance(support, type(constraints.boolean)):
-        return 1 - value
-    if isinstance(support, constraints.integer_interval):
-        low, size = support.lower_bound, support.upper_bound - support.lower_bound + 1
-        return (low + (value - low + _steps(by, size)) % size).to(value)
-    if isinstance(support, type(constraints.one_hot)):
-        size = value.shape[-1]
-        codes = (value.argmax(-1) + _steps(by, size)) % size
-        return torch.nn.functional.one_hot(codes, size).to(value)
-    if isinstance(support, type(constraints.nonnegative_integer)):
-        return value + by
-    return None
-
-
-def _steps(by: int | Tensor, size: int | Tensor) -> Tensor:
-    others = torch.as_tensor(size - 1).clamp(min=1)
-    return 1 + (torch.as_tensor(by, device=others.device) - 1) % others
-
-
 def base_distribution(fn: Any) -> Any:
     """A distribution without what wraps it."""
     fn = getattr(fn, "counted_elsewhere", fn)  # see `enumerating`
@@ -244,30 +210,88 @@ def base_distribution(fn: Any) -> Any:
     return fn
 
 
-def in_batch_dims(site: Site, values: Tensor, nesting: int, num_particles: int) -> Tensor:
-    """View numbers of a site with ``nesting + 1`` batch dims, particles first.
+class StructureError(ValueError):
+    """A run has other sites than those that its layout was found for."""
 
-    Raises:
-        ValueError: If a size above 1 is neither a plate's nor K.
+
+def no_one_list(found: str, given: Collection[str]) -> StructureError:
+    """The error of values that are given to programs which draw others.
+
+    Args:
+        found: Which site is otherwise, and how.
+        given: The sites whose values are given.
     """
-    shape = tuple(values.shape)
-    sizes = {-nesting - 1: num_particles} | {f.dim: f.size for f in site.plates.values()}
-    for dim in range(-1, -len(shape) - 1, -1):
-        if shape[dim] not in (1, sizes.get(dim, 1)) and sizes.get(dim) != _NO_SIZE:
-            raise ValueError(
-                f"site '{site.name}': its log-density has shape {shape}, but batch dim {dim} is "
-                f"{_meaning(dim, nesting, num_particles, site)}. Either declare the dim with "
-                ".to_event(1), or put the site under a plate with "
-                f"dim={dim}, or write the program so that it broadcasts over a particle axis left "
-                "of all plates (x[..., i], sum(-1), no bare reshape)."
-            )
-    return values.reshape((1,) * (nesting + 1 - len(shape)) + shape)
+    return StructureError(
+        f"which latents there are depends on the values of others, or on the data: site {found} "
+        f"with given values of {sorted(given)}, so the states cannot be listed. Use a loss that "
+        "samples (Reinforce_ELBO, DAPS_ELBO, VIMCO_ELBO), or let the program sample all its sites "
+        "in any case, under a mask. The states of a TruncatedGuide are of the sites of its first "
+        "call: pad all data to one length, or make a guide for each."
+    )
 
 
-def _meaning(dim: int, nesting: int, num_particles: int, site: Site) -> str:
-    if dim == -nesting - 1 and num_particles > 1:
-        return f"the particles', of size {num_particles}"
-    for frame in site.plates.values():
-        if frame.dim == dim:
-            return f"that of plate '{frame.name}', of size {frame.size}"
-    return "under no plate"
+class Layout(NamedTuple):
+    """What one plain run tells of the structure of a pair.
+
+    A datum is one cell of the plates that all sites without a pathwise gradient share: usually of
+    the data plate; the whole batch where such a site is under no plate.
+    """
+
+    nesting: int = 0  # plates take the batch dims -1 ... -nesting, particles are left of them
+    plates: tuple[str, ...] = ()  # that make a datum, leftmost first
+    dims: tuple[int, ...] = ()  # their batch dims
+    credited: tuple[str, ...] = ()  # guide sites without a pathwise gradient
+    summed: tuple[str, ...] = ()  # sites of the model that are summed out where it is run
+    asked: bool = False  # whether Python asks for their draws, so that other sites may depend on it
+
+    def owns(self, site: Site) -> bool:
+        """Whether a site belongs to a datum, and not to what the data share."""
+        return site.plates.keys() >= frozenset(self.plates)
+
+
+class Pair(NamedTuple):
+    """A model and its guide, and all that a run of them takes."""
+
+    model: Callable
+    guide: Callable | None  # None if all latents of the model are given
+    args: tuple  # of both
+    kwargs: dict
+    layout: Layout = Layout()
+    vectorize: bool = True  # whether one run takes all particles; else one run each
+    expand: bool = False  # whether values that are given take the sizes of all plates
+    structure: Any = None  # `Run.structure` of the plain run; None if it depends on the draws
+    notes: Any = None  # what the caller found out about the programs
+
+
+class Run(NamedTuple):
+    """The sites of one run of guide and model."""
+
+    guide: Mapping[str, Site]
+    model: Mapping[str, Site]
+    guide_trace: poutine.Trace
+    model_trace: poutine.Trace
+
+    @classmethod
+    def of(cls, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> "Run":
+        """Read the sample sites of two traces."""
+        return cls(sample_sites(guide_trace), sample_sites(model_trace), guide_trace, model_trace)
+
+    def structure(self) -> tuple[tuple, tuple]:
+        """What is to be the same in each run: sites, plates and sizes, of guide and model."""
+        return _described(self.guide), _described(self.model)
+
+    def computed(self) -> dict[str, Site]:
+        """The deterministic sites of the guide."""
+        return deterministic_sites(self.guide_trace)
+
+
+def _described(sites: Mapping[str, Site]) -> tuple:
+    return tuple(
+        (name, site.is_observed, site.needs_credit, *sizes_of(site)) for name, site in sites.items()
+    )
+
+
+def sizes_of(site: Site) -> tuple:
+    """Its event shape, its number of values, and its plates with their sizes."""
+    frames = ((frame.name, frame.dim, frame.size) for frame in site.plates.values())
+    return tuple(site.fn.event_shape), site.num_values, tuple(frames)

@@ -1,9 +1,11 @@
 """E-steps of truncated posteriors: score states under a model, propose children, keep the best.
 
 At fixed parameters the bound of a datum is the logsumexp of its members' scores; a set only ever
-swaps a member for a state that scores higher, so the bound never falls.
+swaps a member for a state that scores higher, so the bound never falls. `first_words` makes the
+sets that training starts from: distinct states of every datum, drawn at random.
 """
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, UInt32
 
+from numpyro_dvae.infer.truncated.minibatch import prior_probs
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer
 from numpyro_dvae.ops.sets.evolution import Operator, Population, chain, flip, propose, select
 from numpyro_dvae.ops.sets.hashing import (
@@ -20,13 +23,16 @@ from numpyro_dvae.ops.sets.hashing import (
     newcomers,
     zobrist_table,
 )
+from numpyro_dvae.ops.sets.packing import pack
 from numpyro_dvae.ops.sets.ranking import merge_best
+from numpyro_dvae.ops.sets.states import random_states
 
 __all__ = [
     "Evolved",
     "default_evolve",
     "distinct",
     "evolve_sets",
+    "first_words",
     "hashes_of",
     "share_replaced",
     "unmasked",
@@ -199,3 +205,59 @@ def _if(condition: Array, step: Callable[[Array, Any], Any], rng_key: Array, sta
 
     start = jnp.asarray(condition, bool), rng_key, state
     return jax.lax.while_loop(lambda carry: carry[0], turn, start)[2]
+
+
+_CODES_AT_ONCE = 2**24  # of the first states, drawn together
+
+
+def first_words(
+    rng_key: Array, call: ModelCall, num_states: int, probs: float | Float[Array, "H"] | None
+) -> UInt32[Array, "N S W"]:
+    """S distinct states of each of all N data, packed.
+
+    Args:
+        rng_key: Key of the draws.
+        call: A call of the model, which knows N and the prior.
+        num_states: S.
+        probs: Probabilities of 1 of binary latents, one number or one per latent; else the
+            probabilities of the codes in the prior.
+
+    Raises:
+        ValueError: If S exceeds the number of joint states, or if there are `probs` and a latent
+            is not binary.
+    """
+    cardinalities, num_data = call.space.cardinalities, call.batch.num_data
+    return _random_words(rng_key, num_states, num_data, cardinalities, _chances(call, probs))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _random_words(
+    rng_key: Array,
+    num_states: int,
+    num_data: int,
+    cardinalities: tuple[int, ...],
+    chances: Float[Array, "H V"],
+) -> UInt32[Array, "N S W"]:
+    size = min(max(_CODES_AT_ONCE // (num_states * len(cardinalities)), 1), num_data)
+
+    def draw(key: Array) -> Array:
+        codes = random_states(key, num_states, size, cardinalities, chances)
+        return pack(jnp.swapaxes(codes, 0, 1), cardinalities)
+
+    words = jax.lax.map(draw, jax.random.split(rng_key, -(-num_data // size)))
+    return words.reshape(-1, *words.shape[2:])[:num_data]
+
+
+def _chances(call: ModelCall, probs: float | Float[Array, "H"] | None) -> Float[Array, "H V"]:
+    """Of each latent's codes."""
+    prior = prior_probs(call.batch.latents, call.space)
+    if probs is None:
+        return prior
+    if set(call.space.cardinalities) != {2}:
+        raise ValueError(
+            "`probs` are those of binary latents; the model has latents of "
+            f"{sorted(set(call.space.cardinalities))} codes. Leave it out: the first states "
+            "are then drawn with the probabilities of the prior."
+        )
+    ones = jnp.broadcast_to(jnp.asarray(probs, prior.dtype), len(prior))
+    return jnp.stack([1.0 - ones, ones], -1)

@@ -29,21 +29,24 @@ import numpyro
 from jaxtyping import Array, Float, Integer, UInt32
 from numpyro.handlers import block, replay, substitute, trace
 
-from numpyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
-from numpyro_dvae.infer.truncated.masked import with_drawn
+from numpyro_dvae.infer.truncated.estep import (
+    default_evolve,
+    distinct,
+    evolve_sets,
+    first_words,
+    unmasked,
+)
 from numpyro_dvae.infer.truncated.minibatch import check_sites, read_minibatch
 from numpyro_dvae.infer.truncated.parts import alone, evolve_parts, parts_of
 from numpyro_dvae.infer.truncated.proposals import draws_of, from_pool
 from numpyro_dvae.infer.truncated.sampling import add_silenced, in_dims, sample_members
-from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, silenced_of
-from numpyro_dvae.infer.truncated.start import first_words
+from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, silenced_of, with_drawn
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.evolution import Operator, union
 from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
 from numpyro_dvae.programs.codes import CodedSite, decode, find_space
 from numpyro_dvae.programs.draw import Draw, FixedKeys, run_pair
-from numpyro_dvae.programs.pair import Pair
-from numpyro_dvae.programs.sites import is_of_run, mutable_values, param_values, sample_sites
+from numpyro_dvae.programs.sites import Pair, is_of_run, mutable_values, param_values, sample_sites
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
 

@@ -32,17 +32,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, UInt32
 from numpyro.handlers import substitute
 
-from numpyro_dvae.infer.beta import current_beta
+from numpyro_dvae.infer.closed_forms import TruncatedMemory, gather, read_statistics
 from numpyro_dvae.infer.elbo import LossState, ParticleELBO
-from numpyro_dvae.infer.memory import LossMemory, forgotten, scheduled, take_memory
-from numpyro_dvae.infer.objective import Gain, Objective, info_type
+from numpyro_dvae.infer.objective import (
+    Gain,
+    LossMemory,
+    Objective,
+    current_beta,
+    forgotten,
+    info_type,
+    scheduled,
+    take_memory,
+)
 from numpyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
-from numpyro_dvae.infer.truncated.gathered import TruncatedMemory, gather
 from numpyro_dvae.infer.truncated.guide import TruncatedGuide
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.evolution import Operator
-from numpyro_dvae.programs.readers.statistics import read_statistics
 from numpyro_dvae.programs.record import Particles
 
 __all__ = [

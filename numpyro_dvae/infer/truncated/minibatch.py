@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import substitute
 
+from numpyro_dvae.infer.closed_forms import closed_forms_of
 from numpyro_dvae.programs.codes import CodedSite, Space, by_datum
-from numpyro_dvae.programs.masks import entry_mask
-from numpyro_dvae.programs.readers.statistics import closed_forms_of
+from numpyro_dvae.programs.densities import entry_mask
 from numpyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
 
 __all__ = ["Minibatch", "check_sites", "open_plates", "prior_probs", "read_minibatch"]

@@ -18,8 +18,7 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.programs.draw import Draw, run_program
-from numpyro_dvae.programs.pair import Layout
-from numpyro_dvae.programs.sites import Site, is_drawn, sample_sites
+from numpyro_dvae.programs.sites import Layout, Site, is_drawn, sample_sites
 
 __all__ = ["Choose", "given_run", "is_discrete", "latents_and_parents", "sample_many", "swap_sites"]
 

@@ -16,8 +16,8 @@ from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions import precise
 from numpyro_dvae.ops.relaxing import with_slope
-from numpyro_dvae.programs.masks import entry_mask, is_masked
-from numpyro_dvae.programs.pair import Layout, Run
+from numpyro_dvae.programs.densities import entry_mask, is_masked
+from numpyro_dvae.programs.sites import Layout, Run
 
 __all__ = ["QuantizedSite", "VectorLink", "read_vectors"]
 

@@ -15,9 +15,8 @@ from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistr
 from numpyro.util import not_jax_tracer
 
 from numpyro_dvae.distributions import OneHotCategorical
-from numpyro_dvae.programs.pair import Layout, Run
 from numpyro_dvae.programs.record import Ledger
-from numpyro_dvae.programs.sites import base_distribution
+from numpyro_dvae.programs.sites import Layout, Run, base_distribution
 
 __all__ = ["excludes", "leaves_out", "read_impossible"]
 

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_dvae.programs.masks import entry_mask
-from numpyro_dvae.programs.pair import Layout, Run
+from numpyro_dvae.programs.densities import entry_mask
 from numpyro_dvae.programs.record import Ledger
-from numpyro_dvae.programs.sites import Site
+from numpyro_dvae.programs.sites import Layout, Run, Site
 
 __all__ = ["read_precision"]
 

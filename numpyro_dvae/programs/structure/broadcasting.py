@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array
 
 from numpyro_dvae.programs.draw import Draw, run_pair
-from numpyro_dvae.programs.pair import Pair
 from numpyro_dvae.programs.record import make_record
+from numpyro_dvae.programs.sites import Pair
 
 __all__ = ["takes_singletons"]
 

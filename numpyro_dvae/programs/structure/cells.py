@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from numpyro_dvae.programs.draw import Draw, run_pair
-from numpyro_dvae.programs.pair import Layout, Pair
 from numpyro_dvae.programs.record import make_record
+from numpyro_dvae.programs.sites import Layout, Pair
 
 __all__ = ["check_cells", "with_cells_apart"]
 

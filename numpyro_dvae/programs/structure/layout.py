@@ -18,8 +18,8 @@ from jaxtyping import Array
 from numpyro.ops.provenance import eval_provenance
 
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
-from numpyro_dvae.programs.pair import Layout, Pair, Run
-from numpyro_dvae.programs.sites import Site, in_batch_dims, rows_of_plates, sample_sites
+from numpyro_dvae.programs.record import in_batch_dims
+from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, rows_of_plates, sample_sites
 from numpyro_dvae.programs.structure.computing import are_one
 from numpyro_dvae.programs.summing.agreeing import check_agreement
 from numpyro_dvae.programs.summing.enumerating import is_marked

@@ -12,7 +12,7 @@ import jax
 from jaxtyping import Array
 from numpyro.handlers import substitute
 
-from numpyro_dvae.programs.pair import Layout, Pair
+from numpyro_dvae.programs.sites import Layout, Pair
 from numpyro_dvae.programs.structure.asking import explained
 from numpyro_dvae.programs.structure.layout import find_layout
 

@@ -13,8 +13,7 @@ from jaxtyping import Array
 from numpyro.ops.provenance import eval_provenance
 
 from numpyro_dvae.programs.draw import Draw, run_pair
-from numpyro_dvae.programs.pair import Layout, Pair, Run
-from numpyro_dvae.programs.sites import sample_sites
+from numpyro_dvae.programs.sites import Layout, Pair, Run, sample_sites
 from numpyro_dvae.programs.summing.enumerating import check_marked
 
 __all__ = ["check_agreement"]

@@ -24,9 +24,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
 
-from numpyro_dvae.programs.masks import without_mask
-from numpyro_dvae.programs.pair import Layout
-from numpyro_dvae.programs.sites import Site, same_scale
+from numpyro_dvae.programs.densities import without_mask
+from numpyro_dvae.programs.sites import Layout, Site, same_scale
 from numpyro_dvae.programs.summing.contracting import contracted, enumerated, named
 
 __all__ = ["check_marked", "enumerate_marked", "is_marked", "sum_out"]

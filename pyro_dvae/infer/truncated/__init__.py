@@ -10,15 +10,15 @@ One E-step (`Truncated_ELBO.e_step`, or each step of an `SVI`) goes through the 
 2. `guide`: a plain run of the model, the members of the data that it is about, and in the end the
    place where the new ones are kept;
 3. `minibatch`: from the plain run, which of all data these are, and what a mask takes out;
-4. `start`: the first time alone, sets drawn from the prior;
-5. `estep`: children are proposed, scored, and merged with the members;
-6. `proposals`: operators that ask the model, beside those of `ops.sets`;
-7. `scoring`: log joints of states under the model, many at a time;
-8. `replay`: one pass over them, repeated without its Python.
+4. `estep`: the first time alone, sets drawn from the prior; children are proposed, scored, and
+   merged with the members;
+5. `proposals`: operators that ask the model, beside those of `ops.sets`;
+6. `scoring`: log joints of states under the model, many at a time;
+7. `replay`: one pass over them, repeated without its Python.
 
-The M-step is `loss` alone: the members are run once more, with gradient; `gathered` keeps what the
-closed forms need. `sampling` is how the guide, called as a program, draws members;
-`parts` cuts the data of `for_data`.
+The M-step is `loss` alone: the members are run once more, with gradient; `infer.closed_forms` keeps
+what these need. `sampling` is how the guide, called as a program, draws members; `parts` cuts the
+data of `for_data`.
 
 Glossary:
     state: One code for each of the H latents of a datum.

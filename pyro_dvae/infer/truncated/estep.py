@@ -1,7 +1,8 @@
 """E-steps of truncated posteriors: score states under a model, propose children, keep the best.
 
 At fixed parameters the bound of a datum is the logsumexp of its members' scores; a set only ever
-swaps a member for a state that scores higher, so the bound never falls.
+swaps a member for a state that scores higher, so the bound never falls. `first_words` makes the
+sets that training starts from: distinct states of every datum, drawn at random.
 """
 
 import math
@@ -11,17 +12,20 @@ import torch
 from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
+from pyro_dvae.infer.truncated.minibatch import prior_probs
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer
 from pyro_dvae.ops.sets.evolution import Operator, Population, chain, flip, propose, select
 from pyro_dvae.ops.sets.hashing import are_hashes, first_occurrences, hash_words, newcomers
-from pyro_dvae.ops.sets.packing import keep_latents
+from pyro_dvae.ops.sets.packing import keep_latents, num_words, pack
 from pyro_dvae.ops.sets.ranking import merge_best, take_states
+from pyro_dvae.ops.sets.states import random_states
 
 __all__ = [
     "Evolved",
     "default_evolve",
     "distinct",
     "evolve_sets",
+    "first_words",
     "hashes_of",
     "share_replaced",
     "unmasked",
@@ -140,3 +144,49 @@ def _merged(members: _Members, children: _Members) -> _Members:
     if members.hashes is not None and children.hashes is not None:
         hashes = take_states(torch.cat([members.hashes, children.hashes]), best.origins)
     return _Members(best.states, best.scores, hashes, is_old)
+
+
+_CODES_AT_ONCE = 2**22  # of the first states that are drawn together: 16 MB of random numbers
+
+
+def first_words(
+    call: ModelCall, num_states: int, probs: float | Float[Tensor, "H"] | None
+) -> Int32[Tensor, "N S W"]:
+    """S distinct states of each of all N data, packed.
+
+    Args:
+        call: A call of the model, which knows N and the prior.
+        num_states: S.
+        probs: Probabilities of 1 of binary latents, one number or one per latent; else the
+            probabilities of the codes in the prior.
+
+    Raises:
+        ValueError: If S exceeds the number of joint states, or if there are `probs` and a latent
+            is not binary.
+    """
+    cardinalities, num_data = call.space.cardinalities, call.batch.num_data
+    chances = _chances(call, probs)
+    words = torch.empty(
+        (num_data, num_states, num_words(cardinalities)),
+        dtype=torch.int32,
+        device=chances.device,
+    )
+    for part in words.split(max(1, _CODES_AT_ONCE // (num_states * len(cardinalities)))):
+        codes = random_states(num_states, len(part), cardinalities, chances)
+        part.copy_(pack(codes.transpose(0, 1), cardinalities))
+    return words
+
+
+def _chances(call: ModelCall, probs: float | Float[Tensor, "H"] | None) -> Float[Tensor, "H V"]:
+    """Of each latent's codes."""
+    prior = prior_probs(call.batch.latents, call.space)
+    if probs is None:
+        return prior
+    if set(call.space.cardinalities) != {2}:
+        raise ValueError(
+            "`probs` are those of binary latents; the model has latents of "
+            f"{sorted(set(call.space.cardinalities))} codes. Leave it out: the first states "
+            "are then drawn with the probabilities of the prior."
+        )
+    ones = torch.as_tensor(probs, dtype=prior.dtype, device=prior.device).expand(len(prior))
+    return torch.stack([1.0 - ones, ones], -1)

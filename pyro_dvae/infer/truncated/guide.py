@@ -25,14 +25,24 @@ from jaxtyping import Float, Int32
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_dvae.infer.truncated.estep import default_evolve, distinct, evolve_sets, unmasked
-from pyro_dvae.infer.truncated.masked import with_drawn
+from pyro_dvae.infer.truncated.estep import (
+    default_evolve,
+    distinct,
+    evolve_sets,
+    first_words,
+    unmasked,
+)
 from pyro_dvae.infer.truncated.minibatch import read_minibatch
 from pyro_dvae.infer.truncated.parts import Part, check_part, parts_of
 from pyro_dvae.infer.truncated.proposals import draws_of, from_pool
 from pyro_dvae.infer.truncated.sampling import add_silenced, in_dims, sample_members
-from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, given_values, silenced_of
-from pyro_dvae.infer.truncated.start import first_words
+from pyro_dvae.infer.truncated.scoring import (
+    ModelCall,
+    Scorer,
+    given_values,
+    silenced_of,
+    with_drawn,
+)
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.noise import alike, current_share
 from pyro_dvae.ops.processes import all_rows, as_first
@@ -40,9 +50,8 @@ from pyro_dvae.ops.sets.evolution import Operator, union
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
 from pyro_dvae.programs.draw import run_given, run_program
-from pyro_dvae.programs.pair import Pair
-from pyro_dvae.programs.processes.sharding import hidden
-from pyro_dvae.programs.sites import sample_sites, with_values
+from pyro_dvae.programs.processes import hidden
+from pyro_dvae.programs.sites import Pair, sample_sites, with_values
 from pyro_dvae.programs.structure.broadcasting import takes_particles
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]

@@ -32,18 +32,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_dvae.infer.closed_forms import TruncatedMemory, gather, read_statistics
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
-from pyro_dvae.infer.truncated.gathered import TruncatedMemory, gather
 from pyro_dvae.infer.truncated.guide import TruncatedGuide
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.evolution import Operator
 from pyro_dvae.ops.sets.packing import unpack
-from pyro_dvae.programs.processes.gathering import gathered, part_of
-from pyro_dvae.programs.readers.statistics import read_statistics
 from pyro_dvae.programs.record import Particles
+from pyro_dvae.programs.run import gathered, part_of
 
 __all__ = [
     "TruncatedInfo",

@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float, Int64
 from pyro import poutine
 from torch import Tensor
 
+from pyro_dvae.infer.closed_forms import closed_forms_of
 from pyro_dvae.programs.codes import Space, by_datum, shape_in_datum
-from pyro_dvae.programs.masks import entry_mask
-from pyro_dvae.programs.processes.sharding import plate_of_all
-from pyro_dvae.programs.readers.statistics import closed_forms_of
+from pyro_dvae.programs.densities import entry_mask
+from pyro_dvae.programs.processes import plate_of_all
 from pyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
 
 __all__ = ["Minibatch", "open_plates", "prior_probs", "read_minibatch"]

@@ -35,7 +35,7 @@ from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.ops.sets.states import change_latents
 from pyro_dvae.programs.codes import encode
 from pyro_dvae.programs.draw import Draw, run_program
-from pyro_dvae.programs.processes.sharding import hidden
+from pyro_dvae.programs.processes import hidden
 from pyro_dvae.programs.sites import sample_sites
 
 __all__ = ["draws_of", "from_pool", "informed_flip", "prior_flip"]

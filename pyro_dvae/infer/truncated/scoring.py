@@ -2,6 +2,13 @@
 
 On a CPU most states are scored by repeating the operations of one pass (see `replay`) on pieces
 that a cache holds; elsewhere, and where a model cannot be repeated, by passes over large pieces.
+
+Where nothing outside of a mask depends on the masked latents of a datum (padding), sets keep one
+state for all that differ in these alone. Where something does (an animal before it is marked), they
+are latents like others, `with_drawn`: a mask silences a density, never a draw, so the log joint of
+a state holds the log-density of its masked latents, as `TraceEnum_ELBO` counts those that it sums
+over. The guide then has a factor that takes this density out of its log q, as no model's log joint
+has it.
 """
 
 import math
@@ -19,14 +26,22 @@ from pyro_dvae.infer.truncated.minibatch import Minibatch
 from pyro_dvae.infer.truncated.replay import repeatable_pass
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.codes import Space, decode
-from pyro_dvae.programs.pair import Pair
-from pyro_dvae.programs.processes.sharding import hidden
+from pyro_dvae.programs.densities import changed
+from pyro_dvae.programs.processes import hidden
 from pyro_dvae.programs.record import Particles, Reader, read_silenced
 from pyro_dvae.programs.run import run_particles
-from pyro_dvae.programs.sites import sample_sites
+from pyro_dvae.programs.sites import Pair, sample_sites
 from pyro_dvae.programs.structure.looking import same_but_rounding
 
-__all__ = ["ModelCall", "Scorer", "log_weights", "run_states", "silenced_of"]
+__all__ = [
+    "ModelCall",
+    "Scorer",
+    "log_weights",
+    "masked_matter",
+    "run_states",
+    "silenced_of",
+    "with_drawn",
+]
 
 _CODES_AT_ONCE = 2**21  # that a pass of the model scores: 8 MB as floats
 _CODES_REPEATED = 5 * 2**16  # that a repetition of it scores: 1.25 MB, so that a cache holds all
@@ -197,3 +212,36 @@ def _cut(states: Tensor, size: int) -> list[Tensor]:
     """Pieces of one size; the last one goes back over some of those before it."""
     pieces = list(states.split(size))
     return [*pieces[:-1], states[-size:]]
+
+
+_NUM_STATES = 8  # that are tried: the last codes of all latents, and others at random
+_ROUNDING = 1e-5  # in single precision; what differs by chance only costs states
+
+
+def with_drawn(call: ModelCall) -> ModelCall:
+    """The call, knowing of which data the masked latents are drawn like others."""
+    kept = call.batch.unmasked
+    if kept is None:
+        return call
+    drawn = masked_matter(call, kept)
+    if not bool(drawn.any()):
+        return call
+    return call._replace(batch=call.batch._replace(unmasked=kept | drawn[:, None], drawn=drawn))
+
+
+def masked_matter(call: ModelCall, kept: Bool[Tensor, "B H"]) -> Bool[Tensor, "B"]:
+    """Whether a datum's log joint changes with codes that a mask takes out, in states tried."""
+    states = _states(call, kept)
+    with torch.no_grad():
+        scores = Scorer(call).of_codes(torch.cat([states, torch.where(kept, states, 0)]))
+    some, others = scores.chunk(2)
+    return changed(some, others, _ROUNDING).any(0)
+
+
+def _states(call: ModelCall, kept: Bool[Tensor, "B H"]) -> Num[Tensor, "S B H"]:
+    """The same at each call, so that no random numbers are used up."""
+    sizes = torch.tensor(call.space.cardinalities)
+    draws = torch.Generator().manual_seed(0)
+    codes = torch.randint(2**30, (_NUM_STATES - 1, 1, len(sizes)), generator=draws) % sizes
+    codes = torch.cat([(sizes - 1).expand(1, 1, -1), codes])
+    return codes.to(kept.device).expand(-1, len(kept), -1)

@@ -13,8 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_dvae.programs.draw import run_program
-from pyro_dvae.programs.pair import Pair
-from pyro_dvae.programs.sites import Site, is_drawn
+from pyro_dvae.programs.sites import Pair, Site, is_drawn
 
 __all__ = ["list_paths"]
 

@@ -16,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_dvae.programs.draw import run_program
-from pyro_dvae.programs.processes.sharding import hidden
+from pyro_dvae.programs.processes import hidden
 from pyro_dvae.programs.sites import Site, is_drawn, sample_sites
 from pyro_dvae.programs.structure.layout import Exits
 from pyro_dvae.programs.structure.looking import only_looking

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pyro_dvae.distributions import precise
 from pyro_dvae.ops.relaxing import with_slope
-from pyro_dvae.programs.masks import entry_mask, is_masked
-from pyro_dvae.programs.pair import Layout, Run
+from pyro_dvae.programs.densities import entry_mask, is_masked
+from pyro_dvae.programs.sites import Layout, Run
 
 __all__ = ["QuantizedSite", "VectorLink", "read_vectors"]
 

@@ -4,7 +4,6 @@ A reader is a function from (run, layout, K) to arrays; those that one algorithm
 its own file of `infer`, and `record.read_silenced` and `codes.read_codes` beside what they read.
 
 - `credit`: what the draw of each site can influence;
-- `statistics`: what the closed form of a parameter needs;
 - `precision`: what mean square error costs in nats, to weigh other squares by;
 - `impossible`: latents that the guide never draws.
 """

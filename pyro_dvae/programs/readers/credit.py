@@ -24,9 +24,8 @@ from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from pyro_dvae.programs.densities import fast_log_prob
-from pyro_dvae.programs.pair import Layout, Pair, Run
-from pyro_dvae.programs.record import Ledger, Reader, draw_log_prob, entropy_of
-from pyro_dvae.programs.sites import Site, in_batch_dims
+from pyro_dvae.programs.record import Ledger, Reader, draw_log_prob, entropy_of, in_batch_dims
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site
 from pyro_dvae.programs.structure.tracking import TrackDraws, find_sources, tracked
 
 __all__ = ["Credit", "Influence", "credit_reader", "find_influence", "log_draw"]

@@ -13,9 +13,8 @@ from jaxtyping import Bool
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_dvae.programs.pair import Layout, Run
 from pyro_dvae.programs.record import Ledger
-from pyro_dvae.programs.sites import base_distribution
+from pyro_dvae.programs.sites import Layout, Run, base_distribution
 
 __all__ = ["excludes", "leaves_out", "read_impossible"]
 

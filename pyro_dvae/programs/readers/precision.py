@@ -13,11 +13,9 @@ from jaxtyping import Float
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_dvae.programs.densities import unexpanded
-from pyro_dvae.programs.masks import entry_mask, is_masked
-from pyro_dvae.programs.pair import Layout, Run
+from pyro_dvae.programs.densities import entry_mask, is_masked, unexpanded
 from pyro_dvae.programs.record import Ledger
-from pyro_dvae.programs.sites import Site
+from pyro_dvae.programs.sites import Layout, Run, Site
 
 __all__ = ["read_precision"]
 

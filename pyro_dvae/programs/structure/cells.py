@@ -17,8 +17,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from pyro_dvae.programs.draw import Draw, run_pair
-from pyro_dvae.programs.pair import Layout, Pair
 from pyro_dvae.programs.record import make_record
+from pyro_dvae.programs.sites import Layout, Pair
 from pyro_dvae.programs.structure.looking import only_looking, same_but_rounding
 
 __all__ = ["check_cells", "with_cells_apart"]

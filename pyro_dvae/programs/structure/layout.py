@@ -17,13 +17,8 @@ from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from pyro_dvae.programs.draw import run_program
-from pyro_dvae.programs.pair import Layout, Pair, Run
-from pyro_dvae.programs.sites import (
-    Site,
-    in_batch_dims,
-    rows_of_plates,
-    sample_sites,
-)
+from pyro_dvae.programs.record import in_batch_dims
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site, rows_of_plates, sample_sites
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import Exits, TrackDraws, Tracked, find_sources, tracked
 from pyro_dvae.programs.summing.agreeing import check_agreement

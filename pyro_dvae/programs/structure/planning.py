@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
-from pyro_dvae.programs.pair import Layout, Pair, StructureError
+from pyro_dvae.programs.sites import Layout, Pair, StructureError
 from pyro_dvae.programs.structure.broadcasting import takes_particles
 from pyro_dvae.programs.structure.layout import find_layout
 

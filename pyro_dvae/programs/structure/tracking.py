@@ -21,9 +21,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_dvae.programs.draw import Draw, run_pair
-from pyro_dvae.programs.pair import Layout, Pair, Run
-from pyro_dvae.programs.sites import Site, is_drawn, moved
+from pyro_dvae.programs.draw import Draw, moved, run_pair
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site, is_drawn
 from pyro_dvae.programs.structure.looking import only_looking
 
 __all__ = ["Exits", "Sources", "TrackDraws", "Tracked", "find_sources", "tracked"]

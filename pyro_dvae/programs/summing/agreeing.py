@@ -16,8 +16,7 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 from pyro_dvae.programs.draw import Draw, run_pair
-from pyro_dvae.programs.pair import Layout, Pair, Run
-from pyro_dvae.programs.sites import Site, sample_sites
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site, sample_sites
 from pyro_dvae.programs.structure.looking import only_looking, same_but_rounding
 from pyro_dvae.programs.summing.contracting import Term, terms_of
 from pyro_dvae.programs.summing.enumerating import check_marked

@@ -17,9 +17,8 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.ops.rings import LogRing
 from torch import Tensor
 
-from pyro_dvae.programs.masks import without_mask
-from pyro_dvae.programs.pair import Layout
-from pyro_dvae.programs.sites import Site
+from pyro_dvae.programs.densities import without_mask
+from pyro_dvae.programs.sites import Layout, Site
 
 __all__ = ["Symbols", "Term", "contracted", "plates_of", "terms_of"]
 

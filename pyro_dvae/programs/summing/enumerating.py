@@ -24,10 +24,9 @@ from pyro.ops.provenance import track_provenance
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
-from pyro_dvae.programs.masks import without_mask
-from pyro_dvae.programs.pair import Layout
-from pyro_dvae.programs.processes.sharding import check_within_data
-from pyro_dvae.programs.sites import Site, is_drawn, same_scale
+from pyro_dvae.programs.densities import without_mask
+from pyro_dvae.programs.processes import check_within_data
+from pyro_dvae.programs.sites import Layout, Site, is_drawn, same_scale
 from pyro_dvae.programs.summing.contracting import Symbols, Term, contracted, plates_of, terms_of
 
 __all__ = ["Enumerate", "check_marked", "is_marked", "sum_out"]
