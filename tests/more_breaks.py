@@ -213,7 +213,7 @@ REST = [
         "tests/test_structure_pyro.py::test_no_draw_changes_the_weight_of_a_datum",
     ),
     *pyro(
-        "programs/run.py",
+        "programs/draw.py",
         "if len(rows.indices) != rows.full_size:",
         "if True:",
         "tests/test_ways_pyro.py",

@@ -35,7 +35,7 @@ from numpyro_dvae.infer import (
 )
 from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.infer.svi import loss_state
-from numpyro_dvae.programs.record import entropy_of
+from numpyro_dvae.programs.densities import entropy_of
 
 # --------------------------------------------------------------------------------------- scales
 

@@ -23,7 +23,7 @@ from numpyro_dvae.infer import DAPS_ELBO, SVI, Exact_ELBO, Reinforce_ELBO
 from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.infer.reinforce import read_prediction
 from numpyro_dvae.infer.svi import loss_info, loss_state, with_memory
-from numpyro_dvae.programs.codes import read_codes
+from numpyro_dvae.programs.record import read_codes
 from numpyro_dvae.programs.run import run_particles
 from numpyro_dvae.programs.sites import Pair
 from numpyro_dvae.programs.structure.layout import find_layout

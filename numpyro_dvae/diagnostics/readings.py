@@ -22,10 +22,10 @@ from numpyro_dvae.diagnostics.silence import (
     read_unmasked,
     with_matters,
 )
-from numpyro_dvae.programs.codes import enumerate_draws, read_codes
+from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
 from numpyro_dvae.programs.readers.impossible import read_impossible
-from numpyro_dvae.programs.record import Particles, make_record, read_silenced
+from numpyro_dvae.programs.record import Particles, make_record, read_codes, read_silenced
 from numpyro_dvae.programs.run import run_particles
 from numpyro_dvae.programs.sites import (
     Layout,

@@ -41,8 +41,7 @@ from numpyro_dvae.ops.tempering import (
     solve_temperature,
 )
 from numpyro_dvae.ops.weighting import centered_weights, count_copies, policy_weights
-from numpyro_dvae.programs.codes import read_codes
-from numpyro_dvae.programs.record import Particles
+from numpyro_dvae.programs.record import Particles, read_codes
 
 __all__ = ["DAPS_ELBO", "DAPSInfo", "policy_search", "policy_temperature"]
 

@@ -22,7 +22,7 @@ from numpyro.handlers import block, replay, trace
 
 from numpyro_dvae.ops.arguments import shown_count
 from numpyro_dvae.programs.draw import Draw, run_program
-from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, sample_sites
+from numpyro_dvae.programs.sites import Layout, Pair, Site, sample_sites
 from numpyro_dvae.programs.structure.layout import find_layout
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "enumerate_draws",
     "find_space",
     "latents_of",
-    "read_codes",
     "shape_in_datum",
 ]
 
@@ -323,25 +322,3 @@ def _space_of_draws(
     with block():
         jax.eval_shape(inspect)
     return spaces[0]
-
-
-def read_codes(run: Run, layout: Layout, num_particles: int) -> Integer[Array, "*plates H"] | None:
-    """Values of the discrete guide sites, one row per datum; a reader of records.
-
-    None beside reparameterised latents of a datum or infinite support, where no two draws are
-    equal.
-    """
-    rows: list[Array] = []
-    for site in run.guide.values():
-        if not site.needs_credit:
-            if layout.owns(site):
-                return None
-            continue
-        if site.is_observed or not site.has_finite_support:
-            return None
-        missing = layout.nesting - site.num_batch_dims
-        value = site.value.reshape((1,) * missing + site.value.shape)
-        kept = [dim - site.fn.event_dim for dim in layout.dims]
-        value = jnp.moveaxis(value, kept, range(len(kept)))
-        rows.append(value.reshape(*value.shape[: len(kept)], -1).astype(int))
-    return jnp.concatenate(rows, -1) if rows else None

@@ -13,14 +13,17 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+from jax.scipy.special import xlogy
 from jaxtyping import Array, Bool
 from numpyro import distributions as dist
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
+from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
 from numpyro_dvae.programs.sites import Site
 
 __all__ = [
     "changed",
+    "entropy_of",
     "entry_mask",
     "fast_log_prob",
     "is_masked",
@@ -117,3 +120,38 @@ def changed(one: Array, two: Array, in_single: float) -> Bool[Array, "..."]:
     in_double = jnp.promote_types(one.dtype, two.dtype) == jnp.float64
     most = _IN_DOUBLE if in_double else in_single
     return ~jnp.isclose(one, two, rtol=most, atol=most, equal_nan=True)
+
+
+def entropy_of(fn: Any, value: Array) -> Array | None:
+    """Closed form, or closed form per step given the earlier codes (autoregressive guides)."""
+    if isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
+        entropy = entropy_of(fn.base_dist, value)
+        if entropy is None:
+            return None
+        if isinstance(fn, MaskedDistribution):
+            return jnp.where(fn._mask, entropy, 0.0)
+        if isinstance(fn, ExpandedDistribution):
+            return jnp.broadcast_to(entropy, fn.batch_shape)
+        return entropy.sum(range(-fn.reinterpreted_batch_ndims, 0))
+    if hasattr(fn, "conditional_entropy"):
+        return fn.conditional_entropy(value)
+    if isinstance(fn, dist.CategoricalLogits):
+        return categorical_entropy(fn.logits)
+    if isinstance(fn, dist.BernoulliLogits):  # NumPyro's own is NaN at logits of -100
+        return bernoulli_entropy(fn.logits)
+    if isinstance(fn, dist.CategoricalProbs):
+        return -_plogp(fn.probs).sum(-1)
+    if isinstance(fn, dist.BernoulliProbs):
+        inside = (fn.probs > 0) & (fn.probs < 1)
+        probs = jnp.where(inside, fn.probs, 0.5)
+        return jnp.where(inside, dist.BernoulliProbs(probs, validate_args=False).entropy(), 0.0)
+    try:
+        return fn.entropy()
+    except NotImplementedError:
+        return None
+
+
+def _plogp(probs: Array) -> Array:
+    """0 where p = 0, with a gradient of 0 there; NumPyro's is NaN."""
+    probs = jnp.where(probs > 0, probs, 1.0)
+    return xlogy(probs, probs)

@@ -11,22 +11,18 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpyro.distributions as dist
-from jax.scipy.special import xlogy
-from jaxtyping import Array, Float
-from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
+from jaxtyping import Array, Float, Integer
 
-from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
-from numpyro_dvae.programs.densities import fast_log_prob, without_mask
+from numpyro_dvae.programs.densities import entropy_of, fast_log_prob, without_mask
 from numpyro_dvae.programs.sites import Layout, Run, Site, same_scale
 
 __all__ = [
     "Ledger",
     "Particles",
     "Reader",
-    "entropy_of",
     "in_batch_dims",
     "make_record",
+    "read_codes",
     "read_silenced",
     "silenced_of",
 ]
@@ -210,41 +206,6 @@ def draw_log_prob(site: Site, values: Array) -> Array:
     return values if bare is site.fn else site.log_prob_under(bare)
 
 
-def entropy_of(fn: Any, value: Array) -> Array | None:
-    """Closed form, or closed form per step given the earlier codes (autoregressive guides)."""
-    if isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
-        entropy = entropy_of(fn.base_dist, value)
-        if entropy is None:
-            return None
-        if isinstance(fn, MaskedDistribution):
-            return jnp.where(fn._mask, entropy, 0.0)
-        if isinstance(fn, ExpandedDistribution):
-            return jnp.broadcast_to(entropy, fn.batch_shape)
-        return entropy.sum(range(-fn.reinterpreted_batch_ndims, 0))
-    if hasattr(fn, "conditional_entropy"):
-        return fn.conditional_entropy(value)
-    if isinstance(fn, dist.CategoricalLogits):
-        return categorical_entropy(fn.logits)
-    if isinstance(fn, dist.BernoulliLogits):  # NumPyro's own is NaN at logits of -100
-        return bernoulli_entropy(fn.logits)
-    if isinstance(fn, dist.CategoricalProbs):
-        return -_plogp(fn.probs).sum(-1)
-    if isinstance(fn, dist.BernoulliProbs):
-        inside = (fn.probs > 0) & (fn.probs < 1)
-        probs = jnp.where(inside, fn.probs, 0.5)
-        return jnp.where(inside, dist.BernoulliProbs(probs, validate_args=False).entropy(), 0.0)
-    try:
-        return fn.entropy()
-    except NotImplementedError:
-        return None
-
-
-def _plogp(probs: Array) -> Array:
-    """0 where p = 0, with a gradient of 0 there; NumPyro's is NaN."""
-    probs = jnp.where(probs > 0, probs, 1.0)
-    return xlogy(probs, probs)
-
-
 def in_batch_dims(site: Site, values: Array, nesting: int) -> Array:
     """View numbers of a site with ``nesting`` batch dims.
 
@@ -278,3 +239,25 @@ def in_batch_dims(site: Site, values: Array, nesting: int) -> Array:
 def _meaning(dim: int, site: Site) -> str:
     frame = next(frame for frame in site.plates.values() if frame.dim == dim)
     return f"that of plate '{frame.name}', of size {frame.size}"
+
+
+def read_codes(run: Run, layout: Layout, num_particles: int) -> Integer[Array, "*plates H"] | None:
+    """Values of the discrete guide sites, one row per datum; a reader of records.
+
+    None beside reparameterised latents of a datum or infinite support, where no two draws are
+    equal.
+    """
+    rows: list[Array] = []
+    for site in run.guide.values():
+        if not site.needs_credit:
+            if layout.owns(site):
+                return None
+            continue
+        if site.is_observed or not site.has_finite_support:
+            return None
+        missing = layout.nesting - site.num_batch_dims
+        value = site.value.reshape((1,) * missing + site.value.shape)
+        kept = [dim - site.fn.event_dim for dim in layout.dims]
+        value = jnp.moveaxis(value, kept, range(len(kept)))
+        rows.append(value.reshape(*value.shape[: len(kept)], -1).astype(int))
+    return jnp.concatenate(rows, -1) if rows else None

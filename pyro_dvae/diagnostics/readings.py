@@ -17,12 +17,12 @@ from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
 from pyro_dvae.diagnostics.silence import in_full, otherwise_drawn, read_unmasked, with_matters
 from pyro_dvae.infer.relaxation import unrelaxed
-from pyro_dvae.programs.codes import enumerate_draws, read_codes
-from pyro_dvae.programs.draw import Draw, run_pair, run_program
+from pyro_dvae.programs.codes import enumerate_draws
+from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair, run_program
 from pyro_dvae.programs.handlers.paths import list_paths
 from pyro_dvae.programs.readers.impossible import read_impossible
-from pyro_dvae.programs.record import Particles, concatenate, make_record, read_silenced
-from pyro_dvae.programs.run import drawn_subsamples, run_particles
+from pyro_dvae.programs.record import Particles, concatenate, make_record, read_codes, read_silenced
+from pyro_dvae.programs.run import run_particles
 from pyro_dvae.programs.sites import (
     Layout,
     Pair,

@@ -25,8 +25,8 @@ from torch import Tensor
 from pyro_dvae.ops.noise import current_share
 from pyro_dvae.ops.processes import total as summed_over
 from pyro_dvae.programs.densities import entry_mask
+from pyro_dvae.programs.processes import part_of
 from pyro_dvae.programs.record import Particles
-from pyro_dvae.programs.run import part_of
 from pyro_dvae.programs.sites import Layout, Run, Site
 
 __all__ = [

@@ -40,8 +40,7 @@ from pyro_dvae.ops.tempering import (
     solve_temperature,
 )
 from pyro_dvae.ops.weighting import centered_weights, count_copies, policy_weights
-from pyro_dvae.programs.codes import read_codes
-from pyro_dvae.programs.record import Particles
+from pyro_dvae.programs.record import Particles, read_codes
 
 __all__ = ["DAPS_ELBO", "DAPSInfo", "policy_search", "policy_temperature"]
 

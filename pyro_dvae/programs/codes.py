@@ -23,7 +23,7 @@ from torch import Tensor
 from pyro_dvae.ops.arguments import shown_count
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.processes import hidden
-from pyro_dvae.programs.sites import Layout, Pair, Run, Site, no_one_list, sample_sites
+from pyro_dvae.programs.sites import Layout, Pair, Site, no_one_list, sample_sites
 from pyro_dvae.programs.structure.layout import find_layout
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import TrackDraws
@@ -37,7 +37,6 @@ __all__ = [
     "enumerate_draws",
     "find_space",
     "latents_of",
-    "read_codes",
     "shape_in_datum",
 ]
 
@@ -297,27 +296,3 @@ def enumerate_draws(
     codes = torch.arange(num_states)[:, None] // places % sizes
     codes = codes.to(space.sites[0].support.device)
     return decode(space, codes[:, None], (1,) * len(layout.plates))
-
-
-def read_codes(
-    run: Run, layout: Layout, num_particles: int
-) -> Integer[Tensor, "K *plates H"] | None:
-    """Values of the discrete guide sites, one row per datum; a reader of records.
-
-    None beside reparameterised latents of a datum or infinite support, where no two draws are
-    equal.
-    """
-    rows: list[Tensor] = []
-    for site in run.guide.values():
-        if not site.needs_credit:
-            if layout.owns(site):
-                return None
-            continue
-        if site.is_observed or not site.has_finite_support:
-            return None
-        missing = layout.nesting + 1 - site.num_batch_dims
-        value = site.value.reshape((1,) * missing + site.value.shape)
-        kept = [0, *(dim - site.fn.event_dim for dim in layout.dims)]
-        value = value.movedim(kept, tuple(range(len(kept))))
-        rows.append(value.reshape(*value.shape[: len(kept)], -1).long())
-    return torch.cat(rows, -1) if rows else None

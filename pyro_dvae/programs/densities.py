@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from pyro import distributions as dist
-from pyro.distributions.util import broadcast_shape
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional
@@ -24,6 +24,7 @@ from pyro_dvae.programs.sites import Site
 
 __all__ = [
     "changed",
+    "entropy_of",
     "entry_mask",
     "fast_log_prob",
     "is_masked",
@@ -176,3 +177,27 @@ def changed(one: Tensor, two: Tensor, in_single: float) -> Bool[Tensor, "..."]:
     in_double = torch.promote_types(one.dtype, two.dtype) == torch.float64
     most = _IN_DOUBLE if in_double else in_single
     return ~torch.isclose(one, two, rtol=most, atol=most, equal_nan=True)
+
+
+def entropy_of(fn: Any, value: Tensor) -> Tensor | None:
+    """Closed form, or closed form per step given the earlier codes (autoregressive guides)."""
+    if hasattr(fn, "conditional_entropy"):
+        return fn.conditional_entropy(value)
+    if without_mask(fn) is not fn:
+        return _masked_entropy(fn, value)
+    try:
+        return fn.entropy()
+    except NotImplementedError:
+        return None
+
+
+def _masked_entropy(fn: Any, value: Tensor) -> Tensor | None:
+    """Of a distribution with a mask somewhere within: nothing where it silences."""
+    entropy = entropy_of(fn.base_dist, value)
+    if entropy is None:
+        return None
+    if isinstance(fn, dist.MaskedDistribution):
+        return scale_and_mask(entropy, mask=fn._mask)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return entropy.expand(fn.batch_shape)
+    return entropy.sum(tuple(range(-fn.reinterpreted_batch_ndims, 0)))

@@ -16,12 +16,22 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_dvae.programs.processes import drawing, hidden
-from pyro_dvae.programs.sites import Layout, Pair, Run, Site, is_drawn, is_subsample, no_one_list
+from pyro_dvae.programs.sites import (
+    Layout,
+    Pair,
+    Run,
+    Site,
+    is_drawn,
+    is_subsample,
+    no_one_list,
+    rows_of_plates,
+)
 from pyro_dvae.programs.summing.enumerating import Enumerate, sum_out
 
 __all__ = [
     "Draw",
     "Sampler",
+    "drawn_subsamples",
     "moved",
     "run_given",
     "run_pair",
@@ -197,3 +207,17 @@ def moved(site: Site, value: Tensor, by: int | Tensor) -> Tensor | None:
 def _steps(by: int | Tensor, size: int | Tensor) -> Tensor:
     others = torch.as_tensor(size - 1).clamp(min=1)
     return 1 + (torch.as_tensor(by, device=others.device) - 1) % others
+
+
+def drawn_subsamples(run: Run) -> poutine.Trace:
+    """The subsamples that a run has drawn, to be replayed.
+
+    A plate that has all its rows is left out: how many these are may depend on the draws.
+    """
+    minibatch = poutine.Trace()
+    for trace in (run.guide_trace, run.model_trace):
+        taken = rows_of_plates(trace)
+        for name, rows in taken.items():
+            if len(rows.indices) != rows.full_size:
+                minibatch.nodes.setdefault(name, trace.nodes[name])
+    return minibatch

@@ -11,12 +11,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
-from pyro import distributions as dist
-from pyro.distributions.util import broadcast_shape, scale_and_mask
+from jaxtyping import Float, Integer
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
-from pyro_dvae.programs.densities import fast_log_prob, without_mask
+from pyro_dvae.programs.densities import entropy_of, fast_log_prob, without_mask
 from pyro_dvae.programs.processes import current_sharding
 from pyro_dvae.programs.sites import Layout, Run, Site, same_scale
 
@@ -25,10 +24,10 @@ __all__ = [
     "Particles",
     "Reader",
     "concatenate",
-    "entropy_of",
     "in_batch_dims",
     "make_record",
     "make_records",
+    "read_codes",
     "read_silenced",
     "silenced_of",
 ]
@@ -249,30 +248,6 @@ def draw_log_prob(site: Site, values: Tensor) -> Tensor:
     return values if bare is site.fn else bare.log_prob(site.value)
 
 
-def entropy_of(fn: Any, value: Tensor) -> Tensor | None:
-    """Closed form, or closed form per step given the earlier codes (autoregressive guides)."""
-    if hasattr(fn, "conditional_entropy"):
-        return fn.conditional_entropy(value)
-    if without_mask(fn) is not fn:
-        return _masked_entropy(fn, value)
-    try:
-        return fn.entropy()
-    except NotImplementedError:
-        return None
-
-
-def _masked_entropy(fn: Any, value: Tensor) -> Tensor | None:
-    """Of a distribution with a mask somewhere within: nothing where it silences."""
-    entropy = entropy_of(fn.base_dist, value)
-    if entropy is None:
-        return None
-    if isinstance(fn, dist.MaskedDistribution):
-        return scale_and_mask(entropy, mask=fn._mask)
-    if isinstance(fn, dist.ExpandedDistribution):
-        return entropy.expand(fn.batch_shape)
-    return entropy.sum(tuple(range(-fn.reinterpreted_batch_ndims, 0)))
-
-
 def concatenate(records: list[Particles]) -> Particles:
     """Put records one after the other on the axis of particles."""
     if len(records) == 1:
@@ -324,3 +299,27 @@ def _meaning(dim: int, nesting: int, num_particles: int, site: Site) -> str:
         if frame.dim == dim:
             return f"that of plate '{frame.name}', of size {frame.size}"
     return "under no plate"
+
+
+def read_codes(
+    run: Run, layout: Layout, num_particles: int
+) -> Integer[Tensor, "K *plates H"] | None:
+    """Values of the discrete guide sites, one row per datum; a reader of records.
+
+    None beside reparameterised latents of a datum or infinite support, where no two draws are
+    equal.
+    """
+    rows: list[Tensor] = []
+    for site in run.guide.values():
+        if not site.needs_credit:
+            if layout.owns(site):
+                return None
+            continue
+        if site.is_observed or not site.has_finite_support:
+            return None
+        missing = layout.nesting + 1 - site.num_batch_dims
+        value = site.value.reshape((1,) * missing + site.value.shape)
+        kept = [0, *(dim - site.fn.event_dim for dim in layout.dims)]
+        value = value.movedim(kept, tuple(range(len(kept))))
+        rows.append(value.reshape(*value.shape[: len(kept)], -1).long())
+    return torch.cat(rows, -1) if rows else None

@@ -8,6 +8,12 @@ and then the whole batch carries one weight per particle.
 Shapes: particles lead, left of all plates. Each site is drawn once for all K particles from the
 distribution that the plates left, so its parameters are never copied K times. Values in nats.
 
+`Plans` finds out how the programs of a call are run, once for calls that look alike. A plain run
+tells how the sites lie, a trial whether they take a particle axis. Both hold for calls whose
+arguments have the same shapes, as long as the sites stay what they were: each run is compared with
+the plan, and a plan that is out of date is made anew. Where sites still differ, they depend on the
+draws, and the programs run one particle at a time.
+
 References:
     [1] Schulman, Heess, Weber & Abbeel. Gradient estimation using stochastic computation graphs.
         NeurIPS, 2015.
@@ -15,16 +21,15 @@ References:
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dvae.ops.processes import all_rows, among_all, summed
-from pyro_dvae.programs.draw import Draw, Sampler, run_pair, run_program
-from pyro_dvae.programs.processes import current_sharding
+from pyro_dvae.programs.draw import Draw, Sampler, drawn_subsamples, run_pair, run_program
 from pyro_dvae.programs.record import Ledger, Particles, Reader, make_record, make_records
 from pyro_dvae.programs.sites import (
     Layout,
@@ -37,15 +42,13 @@ from pyro_dvae.programs.sites import (
     sample_sites,
     sizes_of,
 )
-from pyro_dvae.programs.structure.layout import common_layout
+from pyro_dvae.programs.structure.broadcasting import takes_particles
+from pyro_dvae.programs.structure.layout import common_layout, find_layout
 from pyro_dvae.programs.structure.looking import statistics_kept
 
 __all__ = [
-    "OwnRows",
-    "drawn_subsamples",
+    "Plans",
     "dream",
-    "gathered",
-    "part_of",
     "run_particles",
 ]
 
@@ -155,20 +158,6 @@ def _refuse_values(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]
             raise no_one_list(f"'{name}' has other values or sizes in some runs", values)
 
 
-def drawn_subsamples(run: Run) -> poutine.Trace:
-    """The subsamples that a run has drawn, to be replayed.
-
-    A plate that has all its rows is left out: how many these are may depend on the draws.
-    """
-    minibatch = poutine.Trace()
-    for trace in (run.guide_trace, run.model_trace):
-        taken = rows_of_plates(trace)
-        for name, rows in taken.items():
-            if len(rows.indices) != rows.full_size:
-                minibatch.nodes.setdefault(name, trace.nodes[name])
-    return minibatch
-
-
 def dream(
     pair: Pair, replace_data: Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]]
 ) -> Float[Tensor, "*plates"]:
@@ -193,113 +182,78 @@ def dream(
     return ledger.scale() * ledger.total("q")[0]
 
 
-_SHARED = ("shared_likelihood", "shared_prior", "shared_q")
+_MOST_PLANS = 256  # of calls of different shapes that are remembered
+T = TypeVar("T")
 
 
-class OwnRows(NamedTuple):
-    """Where the rows of this process are in a record of all."""
+class Plans:
+    """What is known of the programs that were run last.
 
-    axis: int  # of arrays with K particles in front
-    start: int
-    length: int
-    size: int  # processes
-
-
-def part_of(particles: Particles, array: Tensor) -> Tensor:
-    """Of an array ``(K, *plates)`` on all rows of a record, the part on this process's own."""
-    own = particles.extras.get("own_rows")
-    return array if own is None else array.narrow(own.axis, own.start, own.length)
-
-
-def gathered(particles: Particles, layout: Layout) -> Particles:
-    """The record of all rows; the one that is given where nothing is shared.
-
-    Statistics of closed forms stay those of one's own rows, which `part_of` tells.
-
-    Raises:
-        ValueError: If the data are not under a plate that makes a datum.
+    Args:
+        vectorize: Whether to run programs once with a particle axis if they can take it.
+        warn: Whether to say that they cannot.
+        find: From a pair to its layout and structure.
+        inspect: From a pair to its notes.
     """
-    own = _own_rows(layout)
-    if own is None:
-        return particles
-    fields = particles._asdict()
-    fields |= {name: summed(fields[name]) for name in _SHARED}
-    scale, kept = fields["scale"], {name: fields.pop(name) for name in (*_SHARED, "scale")}
-    if isinstance(scale, Tensor) and scale.dim() >= own.axis:
-        fields["scale"] = kept.pop("scale")[None]  # for the time being with an axis of particles
-    found: list[Tensor] = []
-    _mapped(fields, lambda array: found.append(array) if _has_rows(array, own) else None)
-    everyone = iter(_all_rows(found, own.axis))
-    fields = _mapped(
-        fields,
-        lambda array: next(everyone) if _has_rows(array, own) else _mean(array, own.size),
-    )
-    if "scale" in fields:
-        fields["scale"] = fields["scale"][0]
-    return Particles(**{**fields, **kept, "extras": {**fields["extras"], "own_rows": own}})
+
+    def __init__(
+        self,
+        *,
+        vectorize: bool = True,
+        warn: bool = True,
+        find: Callable[[Pair], tuple[Layout, tuple]] = find_layout,
+        inspect: Callable[[Pair], Any] = lambda pair: None,
+    ) -> None:
+        self.vectorize, self.warn, self.find, self.inspect = vectorize, warn, find, inspect
+        self._programs: tuple[Any, Any] | None = None
+        self._plans: dict[Any, Pair] = {}
+        self._has_warned = False
+
+    def run(self, pair: Pair, evaluate: Callable[[Pair], T]) -> T:
+        """Evaluate programs, with their layout and how they are run.
+
+        Args:
+            pair: Model, guide and arguments.
+            evaluate: Runs them, and raises `StructureError` where they are not as planned.
+        """
+        if self._programs is None or self._programs != (pair.model, pair.guide):
+            self._programs, self._plans = (pair.model, pair.guide), {}
+            self._has_warned = False
+        key = _looks(pair.args), _looks(pair.kwargs)
+        known = self._plans.get(key)
+        if known is not None:
+            try:
+                return evaluate(known._replace(args=pair.args, kwargs=pair.kwargs))
+            except Exception:  # the plan may be out of date; if it is not, the next run says so
+                pass
+        pair = self._plan(pair)
+        try:
+            result = evaluate(pair)
+        except StructureError:
+            pair = pair._replace(structure=None, vectorize=False)
+            result = evaluate(pair)
+        if len(self._plans) >= _MOST_PLANS:
+            self._plans.clear()
+        self._plans[key] = pair._replace(args=(), kwargs={})
+        return result
+
+    def _plan(self, pair: Pair) -> Pair:
+        layout, structure = self.find(pair)
+        pair = pair._replace(layout=layout, structure=structure)
+        pair = pair._replace(notes=self.inspect(pair))
+        if not self.vectorize:
+            return pair._replace(vectorize=False)
+        takes = takes_particles(pair, warn=self.warn and not self._has_warned)
+        self._has_warned = self._has_warned or not takes
+        return pair._replace(vectorize=takes)
 
 
-def _own_rows(layout: Layout) -> OwnRows | None:
-    """Where the rows of this process are; None if nothing is shared."""
-    sharding = current_sharding()
-    if sharding is None:
-        return None
-    axes = [1 + i for i, name in enumerate(layout.plates) if name in sharding.plates]
-    if len(axes) != 1 or layout.asked:
-        why = "Python asks for their draws" if layout.asked else "they share none of these alone"
-        which = f"of the discrete sites {sorted(layout.credited)} of the guide, {why}"
-        if not layout.credited:
-            which = "the guide has no latent under one, so a particle has one weight for all rows"
-        raise ValueError(
-            f"the batch cannot be shared among processes by its plates of data, "
-            f"{sorted(sharding.plates)}: {which}. Train in one process, or put latents under the "
-            "plate of data; for continuous ones alone there is Trace_ELBO."
-        )
-    share = sharding.share
-    return OwnRows(axes[0], share.rank * share.rows, share.rows, share.size)
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Arrays changed one by one, wherever they are."""
-    if getattr(value, "of_own_rows", False):
-        return value
-    if isinstance(value, Tensor):
-        return change(value)
+def _looks(value: Any) -> Any:
+    """What an argument looks like: shapes, types, and the few values that choose a branch."""
+    if isinstance(value, Tensor | np.ndarray):
+        return tuple(value.shape), str(value.dtype)
     if isinstance(value, Mapping):
-        return {key: _mapped(entry, change) for key, entry in value.items()}
-    if isinstance(value, tuple | list):
-        entries = [_mapped(entry, change) for entry in value]
-        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
-    return value
-
-
-def _has_rows(array: Tensor, own: OwnRows) -> bool:
-    is_number = array.dim() == 0
-    if is_number or (array.dim() > own.axis and array.shape[own.axis] == 1 < own.length):
-        return False
-    if array.dim() <= own.axis or array.shape[own.axis] != own.length:
-        raise ValueError(
-            f"`reads` of a loss has made an array of shape {tuple(array.shape)}, but axis "
-            f"{own.axis} is to hold the {own.length} rows that this process has. Let it have the "
-            "particles in front, and then the plates."
-        )
-    return True
-
-
-def _mean(array: Tensor, size: int) -> Tensor:
-    """Of what does not go by rows; each process has its part of the gradient."""
-    return summed(array) / size if array.is_floating_point() else array
-
-
-def _all_rows(arrays: list[Tensor], axis: int) -> list[Tensor]:
-    """All rows of arrays, those of one type sent together."""
-    found: list[Any] = [None] * len(arrays)
-    for dtype in dict.fromkeys(array.dtype for array in arrays):
-        places = [i for i, array in enumerate(arrays) if array.dtype == dtype]
-        leading = [arrays[i].movedim(axis, 0) for i in places]
-        columns = [array.detach().flatten(1) for array in leading]
-        everyone = all_rows(torch.cat(columns, 1)).split([c.shape[1] for c in columns], 1)
-        for i, array, rows in zip(places, leading, everyone, strict=True):
-            rows = rows.reshape(len(rows), *array.shape[1:]).contiguous()
-            found[i] = among_all(array, rows).movedim(0, axis)
-    return found
+        return tuple((key, _looks(entry)) for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_looks, value))
+    return value if value is None or isinstance(value, bool | str) else type(value)

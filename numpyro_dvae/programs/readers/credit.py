@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.ops.provenance import eval_provenance
 
-from numpyro_dvae.programs.densities import fast_log_prob, without_mask
+from numpyro_dvae.programs.densities import entropy_of, fast_log_prob, without_mask
 from numpyro_dvae.programs.draw import Draw, run_pair
-from numpyro_dvae.programs.record import Ledger, Reader, draw_log_prob, entropy_of, in_batch_dims
+from numpyro_dvae.programs.record import Ledger, Reader, draw_log_prob, in_batch_dims
 from numpyro_dvae.programs.sites import Layout, Pair, Run, Site
 
 __all__ = ["Credit", "Influence", "credit_reader", "find_influence", "log_draw"]

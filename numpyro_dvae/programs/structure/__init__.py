@@ -6,6 +6,5 @@ Start with `layout`, a plain run that reads how the sites lie.
 - `computing`: which scales are one, of what an abstract run computes;
 - `broadcasting`: whether the programs take states that broadcast;
 - `cells`: whether the data keep apart, as what lists states relies on;
-- `planning`: all of that, kept from call to call;
 - `asking`: what is said where a program asks for a value that tracing does not have.
 """

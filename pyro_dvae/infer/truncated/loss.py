@@ -41,8 +41,8 @@ from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, ru
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.sets.evolution import Operator
 from pyro_dvae.ops.sets.packing import unpack
+from pyro_dvae.programs.processes import gathered, part_of
 from pyro_dvae.programs.record import Particles
-from pyro_dvae.programs.run import gathered, part_of
 
 __all__ = [
     "TruncatedInfo",

@@ -23,8 +23,8 @@ from jaxtyping import Float
 from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
-from pyro_dvae.programs.densities import fast_log_prob
-from pyro_dvae.programs.record import Ledger, Reader, draw_log_prob, entropy_of, in_batch_dims
+from pyro_dvae.programs.densities import entropy_of, fast_log_prob
+from pyro_dvae.programs.record import Ledger, Reader, draw_log_prob, in_batch_dims
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site
 from pyro_dvae.programs.structure.tracking import TrackDraws, find_sources, tracked
 

@@ -6,6 +6,5 @@ Start with `layout`, a plain run that reads how the sites lie.
 - `tracking`: what each log-density depends on, followed through a run and tried by other draws;
 - `broadcasting`: whether the programs take a particle axis;
 - `cells`: whether the data keep apart, as what lists states relies on;
-- `planning`: all of that, kept from call to call and made anew where a program has changed;
 - `looking`: runs that only look, without gradient and with the generators as they were.
 """

@@ -18,9 +18,8 @@ from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_dvae.programs.draw import Draw, run_pair
+from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair
 from pyro_dvae.programs.record import Particles, draw_log_prob, in_batch_dims, make_record
-from pyro_dvae.programs.run import drawn_subsamples
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, deterministic_sites
 from pyro_dvae.programs.structure.looking import only_looking, same_but_rounding
 

@@ -25,11 +25,22 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
 from pyro_dvae.programs.densities import without_mask
-from pyro_dvae.programs.processes import check_within_data
-from pyro_dvae.programs.sites import Layout, Site, is_drawn, same_scale
+from pyro_dvae.programs.processes import current_sharding
+from pyro_dvae.programs.sites import (
+    Layout,
+    Site,
+    is_drawn,
+    same_scale,
+)
 from pyro_dvae.programs.summing.contracting import Symbols, Term, contracted, plates_of, terms_of
 
-__all__ = ["Enumerate", "check_marked", "is_marked", "sum_out"]
+__all__ = [
+    "Enumerate",
+    "check_marked",
+    "check_within_data",
+    "is_marked",
+    "sum_out",
+]
 
 
 def is_marked(site: Site) -> bool:
@@ -243,3 +254,18 @@ def _shown(scale: Any) -> str:
     return (
         f"{scale:.4g}" if isinstance(scale, float | int) else str(torch.as_tensor(scale).tolist())
     )
+
+
+def check_within_data(site: Site) -> None:
+    """Check that a site that is summed out is each datum's own, where a batch is shared.
+
+    Raises:
+        ValueError: If it is not: its sum is over what the rows of all processes say.
+    """
+    found = current_sharding()
+    if found is not None and not found.plates.keys() & site.plates.keys():
+        raise ValueError(
+            f"site '{site.name}' is summed out, and its values are those of the whole batch, whose "
+            f"rows processes share by {sorted(found.plates)}. Train in one process, or put the "
+            "site under the plate of data."
+        )
