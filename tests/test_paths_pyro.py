@@ -13,6 +13,7 @@ from pyro_dvae.diagnostics import (
     code_usage,
     evaluate,
     importance_diagnostics,
+    latent_rates,
     posterior_gap,
     rate_distortion,
     to_arviz,
@@ -87,6 +88,19 @@ def test_rates_and_evaluations_have_their_exact_means():
     assert abs(costs.rate - rate) < 5 * costs.rate_error < 0.5
     found = evaluate((model, guide), Y, num_particles=200)
     assert abs(found.whole_elbo - ELBO) < 5 * found.whole_elbo_error < 1
+
+
+def test_a_latent_that_draws_may_lack_has_a_rate_of_zero_in_these():
+    found = latent_rates((model, guide), Y, num_draws=600)
+    each = 0.6 * np.log(0.6 / 0.5) + 0.4 * np.log(0.4 / 0.5)
+    for n in range(4):
+        reached = 0.6**n
+        rates = found[f"more_{n}"]
+        noise = (reached * (1 - reached) / 600) ** 0.5
+        assert abs(rates.share[0] - reached) <= 5 * noise
+        np.testing.assert_allclose(rates.rate, each * rates.share, rtol=1e-5)
+        np.testing.assert_allclose(rates.error, each * noise, rtol=0.25, atol=1e-9)
+    assert not any(rates.collapsed.any() for rates in found.values())
 
 
 def test_a_site_that_is_not_there_is_nan_in_arviz_and_counts_for_nothing():

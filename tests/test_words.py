@@ -44,3 +44,41 @@ def test_draws_of_one_state_do_not_know_the_bound_to_the_last_digit(shim):
     one = found.num_states == 1
     assert one.any()
     np.testing.assert_allclose(found.iwae_error[one], 1 / 25)
+
+
+def barred(ppl, data):
+    with ppl.plate("data", 3):
+        z = ppl.sample("z", ppl.dist.Categorical(logits=ppl.zeros(3)))
+        ppl.sample("x", ppl.dist.Normal(1.0 * z, 1.0), obs=data["x"])
+        seen = ppl.dist.Categorical(logits=data["logits"], validate_args=False)
+        ppl.sample("seen", seen, obs=data["seen"])
+
+
+def even(ppl, data):
+    with ppl.plate("data", 3):
+        ppl.sample("z", ppl.dist.Categorical(logits=ppl.zeros(3)))
+
+
+def reports_of(shim, where):
+    logits = np.stack([np.where(where, -np.inf, 0.0), np.where(where, 0.0, -np.inf)], -1)
+    inputs = {"x": X, "logits": logits, "seen": np.zeros(3, int)}
+    case = shim.Case(program_of(barred, even, {}, inputs))
+    names = ("importance_diagnostics", "posterior_gap")
+    return [str(diagnose(shim, name, case)) for name in names]
+
+
+def test_impossible_data_are_told_apart_from_the_means_of_the_others(shim):
+    evidence = np.logaddexp.reduce(normal(0.3, np.arange(3.0)) - np.log(3))
+    elbo = (normal(0.3, np.arange(3.0))).mean()
+    weighed, exact = reports_of(shim, [False, True, False])
+    assert (
+        "ELBO -inf, importance-weighted bound -inf nats per datum, as no draw of 1 of 3" in weighed
+    )
+    assert "nan" not in weighed + exact
+    start = "Log evidence -inf, as the model allows no state of 1 of 3 data. Of the others: "
+    assert exact.startswith(f"{start}log evidence {evidence:.3f}, ELBO {elbo:.3f}, gap")
+    weighed, exact = reports_of(shim, [True, True, True])
+    assert ", as no draw of 3 of 3 data is possible" in weighed
+    assert exact == "Log evidence -inf per datum: the model allows no state."
+    weighed, exact = reports_of(shim, [False, False, False])
+    assert "inf" not in weighed + exact

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NamedArray", "count_codes", "log_sum", "split_data", "variance_of_mean"]
+__all__ = [
+    "NamedArray",
+    "codes_that_occur",
+    "count_codes",
+    "log_sum",
+    "shares_of",
+    "split_data",
+    "variance_of_mean",
+]
 
 
 @dataclass(frozen=True)
@@ -29,17 +37,41 @@ def split_data(array: NamedArray, plates: tuple[str, ...]) -> np.ndarray:
     return values.reshape(len(values), -1, *within)
 
 
-def count_codes(array: NamedArray, plates: tuple[str, ...]) -> np.ndarray:
-    """How often each code occurs, over draws and data: ``(*within, num_codes)``."""
-    codes = split_data(array, plates)
-    within, num_codes = codes.shape[2:], array.num_codes
-    columns = codes.reshape(codes.shape[0] * codes.shape[1], -1)
-    # A site that is not there in a draw is NaN.
+def codes_that_occur(array: NamedArray) -> np.ndarray:
+    """The codes of all latents, in order; a site that is not there in a draw is NaN."""
+    return np.unique(array.values[~np.isnan(array.values)]).astype(int)
+
+
+def count_codes(array: NamedArray, plates: tuple[str, ...], codes: np.ndarray) -> np.ndarray:
+    """How often each of the codes, in order, occurs over draws and data: ``(*within, codes)``."""
+    values = split_data(array, plates)
+    columns = values.reshape(values.shape[0] * values.shape[1], -1).T
     counts = [
-        np.bincount(column[~np.isnan(column)].astype(int), minlength=num_codes)
-        for column in columns.T
+        np.bincount(np.searchsorted(codes, column[~np.isnan(column)]), minlength=len(codes))
+        for column in columns
     ]
-    return np.stack(counts).reshape(*within, num_codes)
+    return np.stack(counts).reshape(*values.shape[2:], len(codes))
+
+
+def shares_of(values: np.ndarray, num_values: int, weights: np.ndarray | None) -> np.ndarray:
+    """The share of each of the values 0, 1, ... among draws ``(K, *dims)``: ``(*dims, V)``.
+
+    Of draws in which a site is not there, whose values are NaN, there is no share.
+
+    Args:
+        values: Of the draws.
+        num_values: V.
+        weights: Of the draws, of sum 1, ``(K, ...)`` that broadcasts; all alike if None.
+    """
+    num_draws, dims = len(values), values.shape[1:]
+    there = ~np.isnan(values)
+    index = np.where(there, values, 0).astype(int).reshape(num_draws, -1)
+    num_places = index.shape[1]
+    index = index + num_values * np.arange(num_places)
+    alike = np.where(there, 1 / num_draws if weights is None else weights, 0.0)
+    counts = np.bincount(index.ravel(), alike.ravel(), num_places * num_values)
+    shares = counts.reshape(*dims, num_values)
+    return shares if there.all() else shares / np.maximum(shares.sum(-1, keepdims=True), 1e-300)
 
 
 def variance_of_mean(array: NamedArray, plates: tuple[str, ...], num_codes: int) -> np.ndarray:
@@ -51,8 +83,8 @@ def variance_of_mean(array: NamedArray, plates: tuple[str, ...], num_codes: int)
     if not num_codes:
         return _covariance(values)
     missing = np.isnan(values)
-    indicators = (np.where(missing, np.nan, values == code) for code in range(num_codes))
-    return np.asarray(np.sum([_covariance(each) for each in indicators], axis=0) / 2)
+    indicators = (np.where(missing, np.nan, values == code) for code in codes_that_occur(array))
+    return np.asarray(sum(_covariance(each) for each in indicators) / 2)
 
 
 def _covariance(values: np.ndarray) -> np.ndarray:

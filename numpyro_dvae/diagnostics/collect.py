@@ -33,13 +33,14 @@ from numpyro_dvae.diagnostics.readings import (
     prior_sites,
     score_states,
 )
+from numpyro_dvae.diagnostics.reports import CodeUsage
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
 from numpyro_dvae.fit.data import Batch, take_rows
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.programs.record import Particles
 from numpyro_dvae.programs.structure.asking import explained
 
-__all__ = ["collect", "collect_given_shared", "collect_states", "summed_over_processes"]
+__all__ = ["collect", "collect_given_shared", "collect_states", "usage_of_processes"]
 
 T = TypeVar("T")
 
@@ -180,8 +181,16 @@ def collect_states(
     return draws
 
 
-def summed_over_processes(counts: np.ndarray) -> np.ndarray:
-    """Counts of all processes of a distributed run; of this one, if it is alone."""
+def usage_of_processes(usages: Mapping[str, CodeUsage]) -> dict[str, CodeUsage]:
+    """The usage of all processes of a run; of this one alone, if counts have no common size."""
+    apart = {name for name, usage in usages.items() if usage.is_open or usage.codes is not None}
+    return {
+        name: usage if name in apart else usage._replace(counts=_summed(usage.counts))
+        for name, usage in usages.items()
+    }
+
+
+def _summed(counts: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return counts
     return np.asarray(multihost_utils.process_allgather(counts)).sum(0)

@@ -14,6 +14,7 @@ __all__ = ["value_probs"]
 
 _BINARY = (dist.BernoulliProbs, dist.BernoulliLogits, PathwiseBernoulli)
 _CODES = (dist.CategoricalProbs, dist.CategoricalLogits, OneHotCategorical, PathwiseCategorical)
+_MOST_VALUES = 2**20  # of a latent: of more there is no table
 
 
 def value_probs(guide_site: Site, site: Site) -> tuple[Array, int] | None:
@@ -40,4 +41,6 @@ def _of(base: Any) -> Array | None:
     if isinstance(base, _BINARY):
         one = jax.nn.sigmoid(base.logits)
         return jnp.stack([1 - one, one], -1)
-    return jax.nn.softmax(base.logits, -1) if isinstance(base, _CODES) else None
+    if not isinstance(base, _CODES) or getattr(base, "num_codes", 0) > _MOST_VALUES:
+        return None
+    return jax.nn.softmax(base.logits, -1)

@@ -264,7 +264,8 @@ def _as_integers(values: np.ndarray) -> np.ndarray:
     """Discrete values, which some distributions give as floats, as integers if they are whole."""
     if values.dtype.kind == "f" and not np.array_equal(values, np.floor(values)):
         return values
-    return values.astype(np.int32)
+    fits = not values.size or np.nanmax(np.abs(values)) <= np.iinfo(np.int32).max
+    return values.astype(np.int32 if fits else np.int64)
 
 
 def _hash(codes: np.ndarray) -> np.ndarray:

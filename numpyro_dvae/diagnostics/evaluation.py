@@ -7,11 +7,11 @@ import jax
 from jaxtyping import Array
 
 from numpyro_dvae.diagnostics.arguments import check_evaluation
-from numpyro_dvae.diagnostics.collect import collect, summed_over_processes
+from numpyro_dvae.diagnostics.collect import collect, usage_of_processes
 from numpyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
 from numpyro_dvae.diagnostics.reports import Evaluation
 from numpyro_dvae.diagnostics.summaries import evaluation_of
-from numpyro_dvae.diagnostics.usage import code_counts_of
+from numpyro_dvae.diagnostics.usage import usage_of
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["evaluate"]
@@ -62,12 +62,11 @@ def evaluate(
     wanted = ("code", "top", "counted", "mean", "observed", "seen")
     one_draw = collect(keys[1], result, data, 1, wanted, params=params, batch_size=batch_size)
     report, _ = diagnose(keys[2], all_draws, result, data, NUM_SHARED, num_particles, params)
-    counts = code_counts_of(one_draw)
     return evaluation_of(
         all_draws,
         one_draw,
         report,
-        {name: summed_over_processes(each) for name, each in counts.items()},
+        usage_of_processes(usage_of(one_draw)),
         beta=beta,
         data_range=data_range,
     )

@@ -54,7 +54,7 @@ def to_arviz(
       draws, and of what they share and the whole (`shared_verdict`, `whole_elbo`), see
       `importance_diagnostics`; of each discrete latent, the share of each code in all data
       (`z_code_share`), and by place its probabilities and most likely value (`z_probs`,
-      `z_most_likely`).
+      `z_most_likely`, but of tables of more than 2^26 entries).
 
     A "/" in a name, as of NumPyro's `scope`, is a "." in ArviZ: files would take it for a folder.
 

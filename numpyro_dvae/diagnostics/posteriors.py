@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.arrays import NamedArray, shares_of
 from numpyro_dvae.diagnostics.draws import Draws
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
@@ -25,7 +25,6 @@ __all__ = [
     "choose_sites",
     "is_affordable",
     "posterior_of",
-    "shares_of",
 ]
 
 _MOST_COLUMNS = 8  # values that a line of the table shows
@@ -197,6 +196,7 @@ def posterior_of(
         else:
             size = listed[name].values.shape[-1] if name in listed else 0
             size = size or draws["latent"][name].num_codes or int(np.nanmax(values)) + 1
+            _check_size(name, values[0].size, size)
             some, share = values, None
             if weighted is not None:
                 site = replace(draws["latent"][name], values=weighted.latents[name])
@@ -207,6 +207,15 @@ def posterior_of(
     complete = not relaxed and set(draws["latent"]) == set(_discrete(few))
     joint = _joint(draws, codes) if complete and not draws.shared_sites else None
     return DiscretePosterior(found, joint, log_weights, draws.plates, corrected, report)
+
+
+def _check_size(name: str, num_latents: int, num_codes: int) -> None:
+    if num_latents * num_codes > _MOST_NUMBERS:
+        raise ValueError(
+            f"`sites`: '{name}' has {num_codes} values for each of {num_latents} latents of all "
+            f"data: a table of their probabilities would have more than {_MOST_NUMBERS} numbers. "
+            "Pass fewer data, leave the site out of `sites`, or read its draws from `to_arviz`."
+        )
 
 
 def _log_weights(draws: Draws) -> np.ndarray:
@@ -271,27 +280,6 @@ def _in_dims(weights: np.ndarray, plates: tuple[str, ...], dims: tuple[str, ...]
     sizes = iter(moved.shape[1:])
     shape += [next(sizes) if dim in plates else 1 for dim in dims]
     return moved.reshape(shape)
-
-
-def shares_of(values: np.ndarray, num_values: int, weights: np.ndarray | None) -> np.ndarray:
-    """The share of each of the values 0, 1, ... among draws ``(K, *dims)``: ``(*dims, V)``.
-
-    Of draws in which a site is not there, whose values are NaN, there is no share.
-
-    Args:
-        values: Of the draws.
-        num_values: V.
-        weights: Of the draws, of sum 1, ``(K, ...)`` that broadcasts; all alike if None.
-    """
-    num_draws, dims = len(values), values.shape[1:]
-    there = ~np.isnan(values)
-    index = np.where(there, values, 0).astype(int).reshape(num_draws, -1)
-    num_places = index.shape[1]
-    index = index + num_values * np.arange(num_places)
-    alike = np.where(there, 1 / num_draws if weights is None else weights, 0.0)
-    counts = np.bincount(index.ravel(), alike.ravel(), num_places * num_values)
-    shares = counts.reshape(*dims, num_values)
-    return shares if there.all() else shares / np.maximum(shares.sum(-1, keepdims=True), 1e-300)
 
 
 def _joint(

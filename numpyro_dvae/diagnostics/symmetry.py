@@ -169,6 +169,8 @@ def _num_codes(site: Site) -> int:
     """How many values one latent of a site has; 0 if they cannot be listed, or are no codes."""
     if not site.has_finite_support:
         return 0
+    if known := getattr(site.base, "num_codes", 0):
+        return int(known)
     support = site.base.enumerate_support(expand=False)
     support = support.reshape(len(support), *site.base.event_shape)
     expected = np.eye(len(support)) if support.ndim > 1 else np.arange(len(support))

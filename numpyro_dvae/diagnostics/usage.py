@@ -4,26 +4,33 @@ Of each latent of a site, over draws and data, or per datum. NumPy alone, so but
 name this file is the same in both packages.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
 from numpyro_dvae.diagnostics.arrays import (
     NamedArray,
+    codes_that_occur,
     count_codes,
+    shares_of,
     split_data,
     variance_of_mean,
 )
 from numpyro_dvae.diagnostics.draws import Draws
+from numpyro_dvae.diagnostics.reports import CodeUsage
 
 __all__ = [
-    "code_counts_of",
+    "frequencies_of",
     "is_restricted",
     "latent_rates_of",
     "num_states_of",
     "usage_of",
     "variances_of",
 ]
+
+_MOST_COUNTS = 2**24  # of all codes of all latents: of more, those that occur are counted
+_MOST_PROBS = 2**26  # of all codes of all data
 
 
 def num_states_of(draws: Draws) -> np.ndarray:
@@ -43,23 +50,20 @@ def is_restricted(draws: Draws) -> np.ndarray:
     return restricted
 
 
-def code_counts_of(draws: Draws) -> dict[str, np.ndarray]:
-    """How often each code of each discrete site occurs, if there are finitely many."""
-    return {name: counts for name, (counts, is_open) in usage_of(draws).items() if not is_open}
-
-
-def usage_of(draws: Draws) -> dict[str, tuple[np.ndarray, bool]]:
-    """How often each code of each discrete site occurs, ``(*latents, codes)``.
-
-    And whether there is no largest one: then they end with the largest that was drawn.
-    """
+def usage_of(draws: Draws) -> dict[str, CodeUsage]:
+    """How often each code of each discrete site occurs; of large tables, each that occurs."""
     found = {}
     for name, drawn in draws["code"].items():
         site = _in_use(draws, name, drawn)
         top = draws["top"][name].values.max() if name in draws["top"] else site.num_codes - 1
         is_open = bool(top < 0)
         size = int(np.nanmax(site.values) if is_open else top) + 1
-        found[name] = count_codes(replace(site, num_codes=size), draws.plates), is_open
+        sizes = zip(site.dims, site.values.shape[1:], strict=True)
+        num_latents = math.prod(n for dim, n in sizes if dim not in draws.plates)
+        is_large = num_latents * size > _MOST_COUNTS
+        codes = codes_that_occur(site) if is_large else np.arange(size)
+        counts = count_codes(site, draws.plates, codes)
+        found[name] = CodeUsage(counts, is_open, size, codes if is_large else None)
     return found
 
 
@@ -74,24 +78,47 @@ def _in_use(draws: Draws, name: str, site: NamedArray) -> NamedArray:
     return site if counted.all() else replace(site, values=np.where(counted, site.values, np.nan))
 
 
+def frequencies_of(draws: Draws, name: str, usage: CodeUsage) -> dict[str, tuple]:
+    """How often each code occurs, in all and of each datum, and which one most often.
+
+    Variables of a data set, with their dims. A very large table of each datum's is left out.
+    """
+    site, dim, size = draws["code"][name], f"{name}_code", usage.counts.shape[-1]
+    within = [each for each in site.dims if each not in draws.plates]
+    totals = np.maximum(usage.counts.sum(-1, keepdims=True), 1)  # 0 of what is not in use
+    variables: dict[str, tuple] = {f"{name}_code_share": ((*within, dim), usage.counts / totals)}
+    if site.values[0].size * size > _MOST_PROBS:
+        return variables
+    codes = np.arange(size) if usage.codes is None else usage.codes
+    places = np.where(np.isnan(site.values), np.nan, np.searchsorted(codes, site.values))
+    probs = shares_of(places, size, None)
+    variables[f"{name}_probs"] = ((*site.dims, dim), probs)
+    variables[f"{name}_most_likely"] = (site.dims, codes[probs.argmax(-1)])
+    return variables
+
+
 def latent_rates_of(draws: Draws) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Nats that each latent of each site carries, in the mean over data and draws; their errors.
 
     The error is of the draws, which rows of the data may share: 0 of what does not depend on them.
-    And the share of the data in which no mask silences the latent.
+    And the share of the data in which a latent counts: in which a draw has it, and no mask
+    silences it. Where it does not count, its rate is 0.
     """
-    return {
-        name: (*_mean_and_error(site, draws.plates), _share_in_use(draws, name, site))
-        for name, site in draws["rate"].items()
-    }
+    found = {}
+    for name, site in draws["rate"].items():
+        counted = _counted(draws, name, site)
+        rates = replace(site, values=np.where(counted, site.values, 0.0))
+        share = _mean_and_error(replace(site, values=counted), draws.plates)[0]
+        found[name] = (*_mean_and_error(rates, draws.plates), share)
+    return found
 
 
-def _share_in_use(draws: Draws, name: str, site: NamedArray) -> np.ndarray:
-    counted = draws["counted"][name].values
+def _counted(draws: Draws, name: str, site: NamedArray) -> np.ndarray:
+    """Where a latent is there, and no mask silences it."""
+    counted = np.nan_to_num(draws["counted"][name].values) > 0  # NaN in draws that lack the site
     while counted.ndim > site.values.ndim:  # a vector is one latent
         counted = counted.any(-1)
-    counted = replace(site, values=np.broadcast_to(counted, site.values.shape))
-    return _mean_and_error(counted, draws.plates)[0]
+    return np.broadcast_to(counted, site.values.shape)
 
 
 def variances_of(draws: Draws) -> dict[str, np.ndarray]:

@@ -60,8 +60,8 @@ class WholeBounds(NamedTuple):
         """Both bounds."""
         least = "" if self.is_settled else _AT_LEAST
         return (
-            f"ELBO {self.elbo:.2f} ± {self.elbo_error:.2f}, importance-weighted bound "
-            f"{self.iwae:.2f} ±{least} {self.iwae_error:.2f} nats"
+            f"ELBO {self.elbo:.2f}{_error(self.elbo_error)}, importance-weighted bound "
+            f"{self.iwae:.2f}{_error(self.iwae_error, least)} nats"
         )
 
 
@@ -260,24 +260,35 @@ class ImportanceDiagnostics(NamedTuple):
 
     def _bounds(self) -> str:
         if not self.has_shared_latents:
-            with np.errstate(invalid="ignore"):  # a datum that cannot be has -inf for both
-                misses = self._misses((self.iwae - self.elbo).mean())
             many, errors = bool(self.ess.ndim), self.mean_errors
             title = f"{self.ess.size} data" if many else "All data as one"
             least = "" if self.whole.is_settled else _AT_LEAST
             return (
-                f"{title}, {self.num_particles} draws each. ELBO {self.elbo.mean():.2f} ± "
-                f"{errors.elbo:.2f}, importance-weighted bound "
-                f"{self.iwae.mean():.2f} ±{least} {errors.iwae:.2f} nats"
-                f"{' per datum' if many else ''}{misses}."
+                f"{title}, {self.num_particles} draws each. ELBO {self.elbo.mean():.2f}"
+                f"{_error(errors.elbo)}, importance-weighted bound "
+                f"{self.iwae.mean():.2f}{_error(errors.iwae, least)} nats"
+                f"{' per datum' if many else ''}{self._gaps()}."
             )
         whole = self.whole
         return (
             f"{self.ess.size} data together: {whole}{self._misses(whole.iwae - whole.elbo)}. "
             f"{self.shared} Given that, "
-            f"{self.num_particles} draws of each datum: ELBO {self.elbo.mean():.2f} ± "
-            f"{self.mean_errors.elbo:.2f}, bound {self.iwae.mean():.2f} ± "
-            f"{self.mean_errors.iwae:.2f} nats per datum."
+            f"{self.num_particles} draws of each datum: ELBO {self.elbo.mean():.2f}"
+            f"{_error(self.mean_errors.elbo)}, bound {self.iwae.mean():.2f}"
+            f"{_error(self.mean_errors.iwae)} nats per datum."
+        )
+
+    def _gaps(self) -> str:
+        possible = np.isfinite(self.iwae)
+        if possible.all():
+            return self._misses((self.iwae - self.elbo).mean())
+        without = f"{(~possible).sum()} of {possible.size} data"
+        if not possible.any():
+            return f", as no draw of {without if possible.ndim else 'it'} is possible (or a NaN)"
+        elbo, iwae = self.elbo[possible], self.iwae[possible]
+        return (
+            f", as no draw of {without} is possible (or a NaN). Of the others: ELBO "
+            f"{elbo.mean():.2f}, bound {iwae.mean():.2f}{self._misses((iwae - elbo).mean())}"
         )
 
     def _misses(self, gap: float) -> str:
@@ -316,6 +327,11 @@ class ImportanceDiagnostics(NamedTuple):
             return _VERDICTS[str(verdicts)]
         counts = {word: int((verdicts == word).sum()) for word in _VERDICTS}
         return "; ".join(f"{n} {_VERDICTS[word]}" for word, n in counts.items() if n)
+
+
+def _error(error: float, least: str = "") -> str:
+    """A standard error behind its number, unless the number is infinite and has none."""
+    return "" if np.isnan(error) else f" ±{least} {error:.2f}"
 
 
 def _thin(verdicts: np.ndarray, ess: np.ndarray, restricted: np.ndarray) -> np.ndarray:

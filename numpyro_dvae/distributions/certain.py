@@ -28,6 +28,7 @@ from numpyro_dvae.ops.refusing import refuse_gradient
 __all__ = ["CertainCategorical", "UniformCategorical"]
 
 _FINEST = 2**12  # codes that a uniform number of 24 bits tells apart; `Categorical` draws by one
+_MOST_LISTED = 2**25  # codes that are put in an array
 _NO_GRADIENT = (
     "The codes of a guide that quantises vectors have no gradient: its posterior is one state. "
     "Train it with VQ_ELBO, or use this loss with a guide that draws codes, as IndependentGuide."
@@ -57,6 +58,7 @@ class _WithoutLogits(CategoricalLogits):
 
     def enumerate_support(self, expand: bool = True) -> Array:
         """The V codes, on a new leftmost dim."""
+        _check_listed(self.num_codes)
         values = jnp.arange(self.num_codes).reshape(-1, *(1 for _ in self.batch_shape))
         shape = (self.num_codes, *self.batch_shape)
         return jnp.broadcast_to(values, shape) if expand else values
@@ -84,6 +86,7 @@ class UniformCategorical(_WithoutLogits):
     @lazy_property
     def logits(self) -> Array:
         """Log-probabilities of all codes."""
+        _check_listed(self.num_codes)
         return self._filled((*self.batch_shape, self.num_codes), -math.log(self.num_codes))
 
     def sample(self, key: Array, sample_shape: Sequence[int] = ()) -> Array:
@@ -137,6 +140,7 @@ class CertainCategorical(_WithoutLogits):
     @lazy_property
     def logits(self) -> Array:
         """Log-probabilities of all codes: 0 and -inf."""
+        _check_listed(self.num_codes)
         return jnp.log(jax.nn.one_hot(self.codes, self.num_codes))
 
     @property
@@ -173,4 +177,12 @@ def _check_fits(num_codes: int, most: int) -> None:
         raise ValueError(
             f"`num_codes` is {num_codes}, but an integer holds no code beyond {most}. Use several "
             "latents of fewer codes each."
+        )
+
+
+def _check_listed(num_codes: int) -> None:
+    if num_codes > _MOST_LISTED:
+        raise ValueError(
+            f"a latent has {num_codes} codes, of which at most {_MOST_LISTED} are listed. Use what "
+            "looks at draws alone: a loss that samples, VQ_ELBO, `importance_diagnostics`."
         )

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool
 from numpyro import distributions as dist
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
+from numpyro_dvae.distributions import CertainCategorical, UniformCategorical
 from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
 from numpyro_dvae.programs.sites import Site
 
@@ -135,6 +136,8 @@ def entropy_of(fn: Any, value: Array) -> Array | None:
         return entropy.sum(range(-fn.reinterpreted_batch_ndims, 0))
     if hasattr(fn, "conditional_entropy"):
         return fn.conditional_entropy(value)
+    if isinstance(fn, CertainCategorical | UniformCategorical):
+        return fn.entropy()
     if isinstance(fn, dist.CategoricalLogits):
         return categorical_entropy(fn.logits)
     if isinstance(fn, dist.BernoulliLogits):  # NumPyro's own is NaN at logits of -100

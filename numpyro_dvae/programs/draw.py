@@ -18,7 +18,7 @@ from numpyro.distributions import constraints
 from numpyro.handlers import replay, seed, substitute, trace, uncondition
 from numpyro.primitives import Messenger
 
-from numpyro_dvae.distributions import sample_codes
+from numpyro_dvae.distributions import CertainCategorical, UniformCategorical, sample_codes
 from numpyro_dvae.distributions.codes import OneHotCategorical
 from numpyro_dvae.programs.sites import (
     Layout,
@@ -130,7 +130,8 @@ class Draw(Messenger):
     def _draw(self, msg: Any) -> None:
         fn, options = msg["fn"], msg["kwargs"]
         base = base_distribution(fn)
-        if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs):
+        is_known = isinstance(base, CertainCategorical | UniformCategorical)  # without logits
+        if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs) and not is_known:
             shape = options["sample_shape"] + fn.batch_shape + fn.event_shape
             msg["value"] = _draw_codes(options["rng_key"], base.logits, shape)
         else:

@@ -34,13 +34,14 @@ from pyro_dvae.diagnostics.readings import (
     score_states,
     vary,
 )
+from pyro_dvae.diagnostics.reports import CodeUsage
 from pyro_dvae.diagnostics.trained import Trained, as_trained
 from pyro_dvae.fit.data import take_rows
 from pyro_dvae.fit.svi import device_of
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.sites import StructureError
 
-__all__ = ["collect", "collect_given_shared", "collect_states", "summed_over_processes"]
+__all__ = ["collect", "collect_given_shared", "collect_states", "usage_of_processes"]
 
 T = TypeVar("T")
 
@@ -216,8 +217,16 @@ def _scores(pair: Pair, max_states: int) -> Iterator[tuple[_Part, Particles]]:
         yield _Part(part, num_states), score_states(pair, some)
 
 
-def summed_over_processes(counts: np.ndarray) -> np.ndarray:
-    """Counts of all processes of a distributed run; of this one, if it is alone."""
+def usage_of_processes(usages: Mapping[str, CodeUsage]) -> dict[str, CodeUsage]:
+    """The usage of all processes of a run; of this one alone, if counts have no common size."""
+    apart = {name for name, usage in usages.items() if usage.is_open or usage.codes is not None}
+    return {
+        name: usage if name in apart else usage._replace(counts=_summed(usage.counts))
+        for name, usage in usages.items()
+    }
+
+
+def _summed(counts: np.ndarray) -> np.ndarray:
     if not (distributed.is_available() and distributed.is_initialized()):
         return counts
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"

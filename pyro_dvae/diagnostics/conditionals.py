@@ -16,6 +16,7 @@ _CODES = (
     torch.distributions.OneHotCategorical,
     PathwiseCategorical,
 )
+_MOST_VALUES = 2**20  # of a latent: of more there is no table
 
 
 def value_probs(guide_site: Site, site: Site) -> tuple[Tensor, int] | None:
@@ -41,4 +42,6 @@ def _of(base: Any) -> Tensor | None:
     if isinstance(base, _BINARY):
         one = torch.sigmoid(base.logits)
         return torch.stack([1 - one, one], -1)
-    return base.logits.softmax(-1) if isinstance(base, _CODES) else None
+    if not isinstance(base, _CODES) or getattr(base, "num_codes", 0) > _MOST_VALUES:
+        return None
+    return base.logits.softmax(-1)

@@ -14,8 +14,7 @@ import numpy as np
 
 from pyro_dvae.diagnostics.arrays import NamedArray, split_data
 from pyro_dvae.diagnostics.draws import Draws
-from pyro_dvae.diagnostics.posteriors import shares_of
-from pyro_dvae.diagnostics.usage import code_counts_of
+from pyro_dvae.diagnostics.usage import frequencies_of, usage_of
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
 __all__ = ["GROUPS", "Labels", "as_chains", "make_groups", "readings_for", "rhat_of"]
@@ -226,15 +225,11 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
     variables |= {f"whole_{name}": ((), getattr(report.whole, name)) for name in _OF_WHOLE}
     if report.shared is not None:
         variables |= {f"shared_{name}": ((), getattr(report.shared, name)) for name in _OF_SHARED}
-    for name, counts in code_counts_of(draws).items():
-        within = [dim for dim in draws["code"][name].dims if dim not in draws.plates]
-        shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)  # 0 of what is not in use
-        variables[f"{name}_code_share"] = ((*within, f"{name}_code"), shares)
-        site = draws["code"][name]
-        probs = shares_of(site.values, counts.shape[-1], None)
-        variables[f"{name}_probs"] = ((*site.dims, f"{name}_code"), probs)
-        variables[f"{name}_most_likely"] = (site.dims, probs.argmax(-1))
     coords = _coords(draws)
+    for name, usage in usage_of(draws).items():
+        if not usage.is_open:
+            variables |= frequencies_of(draws, name, usage)
+            coords |= {} if usage.codes is None else {f"{name}_code": usage.codes}
     losses, rows = np.asarray(getattr(result, "losses", ())), getattr(result, "history", ())
     if losses.size:
         variables["loss"], coords["step"] = (("step",), losses), np.arange(1, 1 + losses.size)

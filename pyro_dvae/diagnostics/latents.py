@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_dvae.diagnostics.collect import collect, summed_over_processes
+from pyro_dvae.diagnostics.collect import collect, usage_of_processes
 from pyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
 from pyro_dvae.diagnostics.usage import latent_rates_of, usage_of, variances_of
 from pyro_dvae.ops.arguments import checked
@@ -41,13 +41,11 @@ def code_usage(
 
     Returns:
         Of each discrete site, the counts of its codes, latent by latent: of values without a
-        largest one, as a Poisson's, up to the largest that was drawn, by this process alone.
+        largest one, as a Poisson's, up to the largest that was drawn, and of tables that would
+        have more than 16 million counts those codes that occur, by this process alone.
     """
     draws = collect(result, data, num_draws, _CODES, params=params, batch_size=batch_size)
-    return {
-        name: CodeUsage(counts if is_open else summed_over_processes(counts), is_open)
-        for name, (counts, is_open) in usage_of(draws).items()
-    }
+    return usage_of_processes(usage_of(draws))
 
 
 @checked
@@ -124,7 +122,8 @@ def latent_rates(
 
     Returns:
         Of each latent site, the rate of each latent in nats, in the mean over data and draws. Data
-        of which a mask silences it have a rate of 0, and no say in whether it has collapsed.
+        of which a mask silences it, and draws that lack it, have a rate of 0, and no say in
+        whether it has collapsed.
     """
     draws = collect(
         result, data, num_draws, ("rate", "counted"), params=params, batch_size=batch_size

@@ -48,6 +48,8 @@ def _by_values(q: Any, p: Any) -> tuple | None:
     """E[log q] and E[log p], by a sum over the values of q; None if these cannot be listed."""
     if not getattr(q, "has_enumerate_support", False):
         return None
+    if getattr(q, "num_codes", 0) > _MOST_VALUES:
+        return None
     try:
         values = q.enumerate_support(expand=False)
     except NotImplementedError:

@@ -151,15 +151,17 @@ class Evaluation(NamedTuple):
 
 
 class CodeUsage(NamedTuple):
-    """How often the guide draws each code, over the data."""
+    """How often the guide draws each code, over the data; of very many codes, those that occur."""
 
     counts: np.ndarray  # (*latents, num_codes)
     is_open: bool = False  # whether there is no largest code: counts end with the largest drawn
+    num_codes: int | None = None  # of the table; None if all are counted
+    codes: np.ndarray | None = None  # whose counts these are; None if they are 0, 1, ...
 
     @property
     def share_used(self) -> np.ndarray:
         """Share of the codes of each latent that occur at all."""
-        return np.asarray((self.counts > 0).mean(-1))
+        return np.asarray((self.counts > 0).sum(-1) / self._size)
 
     @property
     def perplexity(self) -> np.ndarray:
@@ -169,7 +171,7 @@ class CodeUsage(NamedTuple):
     @property
     def table_share_used(self) -> float:
         """Share of the codes that occur in any latent: of the table that latents share."""
-        return float((self._of_table > 0).mean())
+        return float((self._of_table > 0).sum() / self._size)
 
     @property
     def table_perplexity(self) -> float:
@@ -177,25 +179,33 @@ class CodeUsage(NamedTuple):
         return float(_perplexity(self._of_table))
 
     @property
+    def _size(self) -> int:
+        return self.num_codes or self.counts.shape[-1]
+
+    @property
     def _of_table(self) -> np.ndarray:
         return self.counts.reshape(-1, self.counts.shape[-1]).sum(0)
+
+    def _percent(self, share: float) -> str:
+        return f"{share:.0%}" if self.codes is None else f"{100 * share:.2g}%"
 
     def __str__(self) -> str:
         """A line with shares and perplexities; of several latents, of their table as well."""
         if self.is_open:
             return (
-                f"Values up to {self.counts.shape[-1] - 1} were drawn, of no largest one; "
+                f"Values up to {self._size - 1} were drawn, of no largest one; "
                 f"perplexity {self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})."
             )
+        mean, least = self._percent(self.share_used.mean()), self._percent(self.share_used.min())
         line = (
-            f"{self.share_used.mean():.0%} of {self.counts.shape[-1]} codes occur in the mean of "
-            f"{self.perplexity.size} latents (least {self.share_used.min():.0%}); perplexity "
-            f"{self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})."
+            f"{mean} of {self._size} codes occur in the mean of {self.perplexity.size} latents "
+            f"(least {least}); "
+            f"perplexity {self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})."
         )
         if self.perplexity.size == 1:
             return line
         return (
-            f"{line} All latents together use {self.table_share_used:.0%} of the codes, "
+            f"{line} All latents together use {self._percent(self.table_share_used)} of the codes, "
             f"perplexity {self.table_perplexity:.1f}."
         )
 
@@ -303,11 +313,24 @@ class PosteriorGap(NamedTuple):
         """A line with the means."""
         loose = int((~self.is_bound).sum())
         warning = f" Of {loose} data the ELBO is no bound: {NO_BOUND}."
-        largest = f" (largest {self.gap.max():.3f})" if self.gap.ndim else ""
+        return f"{self._means()}.{warning if loose else ''}"
+
+    def _means(self) -> str:
+        possible = np.isfinite(self.log_evidence)
+        title, each = "Log evidence", _each(self.gap)
+        if not possible.any():
+            return f"{title} -inf {each}: the model allows no state"
+        if not possible.all():
+            some = f"of {(~possible).sum()} of {possible.size} data"
+            title = (
+                f"{title} -inf, as the model allows no state {some}. Of the others: log evidence"
+            )
+        evidence, elbo = self.log_evidence[possible].mean(), self.elbo[possible].mean()
+        gap, mass = self.gap[possible], self.support_mass[possible].mean()
+        largest = f" (largest {gap.max():.3f})" if self.gap.ndim else ""
         return (
-            f"Log evidence {self.log_evidence.mean():.3f}, ELBO {self.elbo.mean():.3f}, gap "
-            f"{self.gap.mean():.3f} nats {_each(self.gap)}{largest}; the guide can draw "
-            f"{self.support_mass.mean():.1%} of the posterior.{warning if loose else ''}"
+            f"{title} {evidence:.3f}, ELBO {elbo:.3f}, gap {gap.mean():.3f} nats {each}{largest}; "
+            f"the guide can draw {mass:.1%} of the posterior"
         )
 
 

@@ -114,7 +114,7 @@ def evaluation_of(
     draws: Draws,
     one_draw: Draws,
     weights: ImportanceDiagnostics,
-    code_counts: Mapping[str, np.ndarray],
+    usages: Mapping[str, CodeUsage],
     *,
     beta: float,
     data_range: float | None,
@@ -125,7 +125,7 @@ def evaluation_of(
         draws: K draws, with their record alone.
         one_draw: One draw, with all that is read of latents and observations.
         weights: The report on the importance weights of `draws`.
-        code_counts: Counts of the codes of each discrete site.
+        usages: Which codes of each discrete site occur.
         beta: Weight of the rate in the beta-ELBO.
         data_range: Span of the data; found if None.
     """
@@ -144,7 +144,7 @@ def evaluation_of(
     shared, whole = shared_cost_of(draws), whole_cost_of(draws)
     return Evaluation(
         **_means(per_datum, np.asarray(num_seen_of(one_draw)[0] > 0), draws.num_draws),
-        **_usages(code_counts),
+        **_usages(usages),
         beta=beta,
         num_particles=draws.num_draws,
         data_range=data_range,
@@ -180,14 +180,14 @@ def _bound_error(per_datum: PerDatum, elbo_error: float, weights: ImportanceDiag
     return math.hypot(elbo_error, errors.gap) if weights.has_shared_latents else errors.iwae
 
 
-def _usages(code_counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+def _usages(usages: Mapping[str, CodeUsage]) -> dict[str, float]:
     """How much of the codes, and of the tables that latents share, is in use, over all sites."""
-    usages = [CodeUsage(counts) for counts in code_counts.values()]
-    shares = [np.ravel(each.share_used) for each in usages]
+    finite = [usage for usage in usages.values() if not usage.is_open]
+    shares = [np.ravel(each.share_used) for each in finite]
     return {
         "usage": _mean_if_any(np.concatenate([np.zeros(0), *shares])),
-        "table_usage": _mean_if_any(np.array([each.table_share_used for each in usages])),
-        "table_perplexity": _mean_if_any(np.array([each.table_perplexity for each in usages])),
+        "table_usage": _mean_if_any(np.array([each.table_share_used for each in finite])),
+        "table_perplexity": _mean_if_any(np.array([each.table_perplexity for each in finite])),
     }
 
 

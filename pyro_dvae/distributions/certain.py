@@ -24,6 +24,7 @@ from pyro_dvae.ops.refusing import refuse_gradient
 __all__ = ["CertainCategorical", "UniformCategorical"]
 
 _FINEST = 2**12  # codes that a uniform number of 24 bits tells apart; `Categorical` draws by one
+_MOST_LISTED = 2**25  # codes that are put in an array
 _NO_GRADIENT = (
     "The codes of a guide that quantises vectors have no gradient: its posterior is one state. "
     "Train it with VQ_ELBO, or use this loss with a guide that draws codes, as IndependentGuide."
@@ -75,6 +76,7 @@ class _WithoutLogits(dist.Categorical):
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """The V codes, on a new leftmost dim."""
+        _check_listed(self.num_codes)
         values = torch.arange(self._num_events, device=self._like.device)
         values = values.reshape(-1, *(1 for _ in self.batch_shape))
         return values.expand(-1, *self.batch_shape) if expand else values
@@ -102,6 +104,7 @@ class UniformCategorical(_WithoutLogits):
     @lazy_property
     def logits(self) -> Tensor:
         """Log-probabilities of all codes."""
+        _check_listed(self.num_codes)
         return (
             precise(self._like).new_full((), -math.log(self._num_events)).expand(self.param_shape)
         )
@@ -157,6 +160,7 @@ class CertainCategorical(_WithoutLogits):
     @lazy_property
     def logits(self) -> Tensor:
         """Log-probabilities of all codes: 0 and -inf."""
+        _check_listed(self.num_codes)
         return torch.nn.functional.one_hot(self._codes(), self._num_events).float().log()
 
     @property
@@ -190,7 +194,7 @@ def _kl_of_certain(p: Any, q: Any) -> Tensor:
 
 @register_kl(UniformCategorical, UniformCategorical)
 def _kl_of_uniforms(p: Any, q: Any) -> Tensor:
-    return p.log_prob(q.enumerate_support(expand=False)[0]) + q.entropy()
+    return p.log_prob(torch.zeros_like(q.entropy(), dtype=torch.long)) + q.entropy()
 
 
 def _check_fits(num_codes: int, most: int) -> None:
@@ -198,4 +202,12 @@ def _check_fits(num_codes: int, most: int) -> None:
         raise ValueError(
             f"`num_codes` is {num_codes}, but an integer holds no code beyond {most}. Use several "
             "latents of fewer codes each."
+        )
+
+
+def _check_listed(num_codes: int) -> None:
+    if num_codes > _MOST_LISTED:
+        raise ValueError(
+            f"a latent has {num_codes} codes, of which at most {_MOST_LISTED} are listed. Use what "
+            "looks at draws alone: a loss that samples, VQ_ELBO, `importance_diagnostics`."
         )

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 from numpyro.util import not_jax_tracer
 
-from numpyro_dvae.distributions import OneHotCategorical
+from numpyro_dvae.distributions import CertainCategorical, OneHotCategorical, UniformCategorical
 from numpyro_dvae.programs.record import Ledger
 from numpyro_dvae.programs.sites import Layout, Run, base_distribution
 
@@ -28,13 +28,26 @@ def leaves_out(guide: Any, model: Any) -> Bool[Array, "*batch"] | None:
 
     By the tables of both, if they are of codes with the same wrapping; else None.
     """
-    tables = [_zero_codes(base_distribution(fn)) for fn in (guide, model)]
-    if tables[0] is None or tables[1] is None or tables[0].shape[-1] != tables[1].shape[-1]:
+    found, num_event = (
+        _misses(*(base_distribution(fn) for fn in (guide, model))),
+        _num_wrapped(guide),
+    )
+    if found is None:
         return None
-    found, num_event = (tables[0] & ~tables[1]).any(-1), _num_wrapped(guide)
     shape = *guide.batch_shape, *guide.event_shape[:num_event]
     found = jnp.broadcast_to(found, jnp.broadcast_shapes(found.shape, shape))
     return found.any(tuple(range(-num_event, 0))) if num_event else found
+
+
+def _misses(guide: Any, model: Any) -> Bool[Array, "*batch"] | None:
+    if isinstance(guide, UniformCategorical):
+        return guide.entropy() < 0
+    if isinstance(guide, CertainCategorical) and isinstance(model, UniformCategorical):
+        return model.entropy() > 0
+    tables = [_zero_codes(fn) for fn in (guide, model)]
+    if tables[0] is None or tables[1] is None or tables[0].shape[-1] != tables[1].shape[-1]:
+        return None
+    return (tables[0] & ~tables[1]).any(-1)
 
 
 def _num_wrapped(fn: Any) -> int:
@@ -57,7 +70,9 @@ def excludes(fn: Any, value: Array) -> Bool[Array, "*batch"]:
     unlikely = fn.log_prob(value) < _HOPELESS  # minus infinity among them
     if isinstance(fn, dist.BinomialProbs | dist.BinomialLogits):
         return unlikely | _never_counted(fn, value) | ~inside
-    table = _zero_codes(fn)
+    table = (
+        None if isinstance(fn, CertainCategorical | UniformCategorical) else _zero_codes(fn)
+    )  # their densities know
     if table is not None:
         codes = value.argmax(-1) if fn.event_dim else value.astype(int)
         shape = jnp.broadcast_shapes(codes.shape, table.shape[:-1])
