@@ -198,9 +198,8 @@ class CodeUsage(NamedTuple):
             )
         mean, least = self._percent(self.share_used.mean()), self._percent(self.share_used.min())
         line = (
-            f"{mean} of {self._size} codes occur in the mean of {self.perplexity.size} latents "
-            f"(least {least}); "
-            f"perplexity {self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})."
+            f"{mean} of {self._size} codes occur in the mean of {self.perplexity.size} latents (least "
+            f"{least}); perplexity {self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})."
         )
         if self.perplexity.size == 1:
             return line
