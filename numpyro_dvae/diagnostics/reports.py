@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 _SHOWN = 0.005  # nats: what rounds to 0.00 is not printed
-
 _SURE = 4.0  # standard errors of few draws that no rate is away from its mean by chance
 
 
@@ -197,9 +196,10 @@ class CodeUsage(NamedTuple):
                 f"perplexity {self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})."
             )
         mean, least = self._percent(self.share_used.mean()), self._percent(self.share_used.min())
+        even = f"perplexity {self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})"
         line = (
-            f"{mean} of {self._size} codes occur in the mean of {self.perplexity.size} latents (least "
-            f"{least}); perplexity {self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})."
+            f"{mean} of {self._size} codes occur in the mean of {self.perplexity.size} latents "
+            f"(least {least}); {even}."
         )
         if self.perplexity.size == 1:
             return line
