@@ -246,3 +246,56 @@ def test_bad_clusters_are_named(backend):
         k_means(inputs, uniforms)
     with pytest.raises(ValueError, match="`num_steps` must be at least 1; got 0"):
         k_means(inputs, uniforms[:2], num_steps=0)
+
+
+def published(z, e, variance, normals):
+    """``z + |e - z| u`` with u along ``e - z + sigma n``."""
+    ahead = e - z + np.sqrt(variance) * normals
+    size = np.linalg.norm(e - z, axis=-1, keepdims=True)
+    return z + size * ahead / np.linalg.norm(ahead, axis=-1, keepdims=True)
+
+
+def run_with(backend, guide, x, normals, monkeypatch):
+    """The vectors of codes and what the decoder sees, with a gradient, where these are drawn."""
+
+    def run(x):
+        seeded = guide if backend.name == "pyro" else ppl.handlers.seed(guide, 0)
+        trace = tracing(seeded).get_trace(x)
+        path = trace.nodes["z.path"] if backend.name == "pyro" else trace["z.path"]
+        return path["value"].sum(), path["value"]
+
+    ppl = pytest.importorskip(backend.name)
+    if backend.name == "pyro":
+        torch, tracing = pytest.importorskip("torch"), ppl.poutine.trace
+        monkeypatch.setattr(torch, "randn_like", lambda array: torch.asarray(normals))
+        return run(torch.asarray(x))[1].detach().numpy()
+    jax, tracing = pytest.importorskip("jax"), ppl.handlers.trace
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape: jax.numpy.asarray(normals))
+    return np.asarray(jax.grad(run, has_aux=True)(jax.numpy.asarray(x))[1])
+
+
+def identity(backend):
+    if backend.name == "numpyro":
+        return lambda x: x
+    return pytest.importorskip("torch").nn.Identity()
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.005, 0.5])
+def test_the_noise_of_a_guide_has_its_variance(backend, variance, monkeypatch):
+    nets, guides = backend.module("nets"), backend.module("guides")
+    x, table, normals = draw(6, N, 1, D), draw(7, N, D), draw(8, N, 1, D)
+    codebook = nets.Codebook(N, D, table=backend.asarray(table))
+    options = {"gradient": "diveq", "noise_variance": variance}
+    guide = guides.VectorQuantizedGuide(identity(backend), codebook, **options)
+    path = run_with(backend, guide, x, normals, monkeypatch)
+    vectors = table[np.linalg.norm(x - table, axis=-1).argmin(-1)][:, None]
+    expected = published(x, vectors, variance, normals)
+    np.testing.assert_allclose(path, expected, rtol=1e-9, atol=1e-9)
+    other = published(x, vectors, 2 * variance + 0.01, normals)
+    assert not np.allclose(path, other, rtol=1e-4)
+
+
+def test_a_variance_is_not_negative(backend):
+    nets, guides = backend.module("nets"), backend.module("guides")
+    with pytest.raises(ValueError, match="`noise_variance`"):
+        guides.VectorQuantizedGuide(identity(backend), nets.Codebook(4, 2), noise_variance=-0.1)

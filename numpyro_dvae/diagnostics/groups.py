@@ -92,11 +92,11 @@ class Labels(NamedTuple):
         for argument, names, known in (("dims", self.dims, sites), ("coords", self.coords, dims)):
             if unknown := sorted(set(names) - known):
                 raise ValueError(f"`{argument}` has {unknown}; there are {sorted(known)}.")
-        for name, given in self.dims.items():
+        for name, axes in self.dims.items():
             shown = [set(each[name].dims) for each in datasets.values() if name in each]
-            if not any(set(given) <= dims for dims in shown):
+            if not any(set(axes) <= dims for dims in shown):
                 raise ValueError(
-                    f"`dims` names event dims of '{name}', which has none; got {list(given)}. "
+                    f"`dims` names event dims of '{name}', which has none; got {list(axes)}. "
                     "Plates have names of their own: leave it out."
                 )
 

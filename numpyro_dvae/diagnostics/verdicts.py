@@ -103,7 +103,7 @@ class SharedDiagnostics(NamedTuple):
         names = ", ".join(f"'{name}'" for name in self.sites)
         if self.num_draws == 1:
             return f"What the data share, {names}, is observed: log p is {self.elbo:.2f} nats."
-        word = _thin(np.array(self.verdict), np.array(self.ess), np.array(False))
+        word = _unless_few(np.array(self.verdict), np.array(self.ess), np.array(False))
         return (
             f"What the data share, {names}: log p - log q is {self.elbo:.2f} ± "
             f"{self.elbo_error:.2f} nats; the latents of the data summed out, {self.num_draws} "
@@ -127,7 +127,7 @@ class WeightedDraws(NamedTuple):
                 f"`fn` must return an array of shape {plates} and more: draws, then data, which "
                 f"have weights of their own; got {found.shape}. Reduce over later axes alone."
             )
-        for name, first, values in self._with_other():
+        for name, first, values in self._exchanged():
             if not _agree(fn, self.values, values, found, first):
                 raise ValueError(
                     f"`fn` must return numbers of each {name} by itself; what it returns for the "
@@ -138,7 +138,7 @@ class WeightedDraws(NamedTuple):
         weights = (weights / weights.sum(0)).reshape(*plates, *[1] * (found.ndim - len(plates)))
         return np.asarray((weights * found).sum(0))
 
-    def _with_other(self) -> Iterator[tuple[str, tuple, Mapping[str, np.ndarray]]]:
+    def _exchanged(self) -> Iterator[tuple[str, tuple, Mapping[str, np.ndarray]]]:
         """Values of which the first draw, or datum, is as it was: its name, place, and values."""
         alike = {n: np.repeat(value[:1], len(value), 0) for n, value in self.values.items()}
         yield "draw", (0,), alike
@@ -250,8 +250,8 @@ class ImportanceDiagnostics(NamedTuple):
 
     def __str__(self) -> str:
         """A paragraph: bounds, effective sample size, k̂, verdict."""
-        given = " on the data, given that" if self.has_shared_latents else ""
-        return f"{self._bounds()} {self._worth()}{self._tails()} Verdict{given}: {self._counts()}."
+        shared = " on the data, given that" if self.has_shared_latents else ""
+        return f"{self._bounds()} {self._worth()}{self._tails()} Verdict{shared}: {self._counts()}."
 
     @property
     def has_shared_latents(self) -> bool:
@@ -322,7 +322,7 @@ class ImportanceDiagnostics(NamedTuple):
         return f"k̂ applies to {khat.size} data ({middle}){others}."
 
     def _counts(self) -> str:
-        verdicts = _thin(self.verdicts, self.ess, np.asarray(self.restricted))
+        verdicts = _unless_few(self.verdicts, self.ess, np.asarray(self.restricted))
         if not verdicts.ndim:
             return _VERDICTS[str(verdicts)]
         counts = {word: int((verdicts == word).sum()) for word in _VERDICTS}
@@ -334,7 +334,7 @@ def _error(error: float, least: str = "") -> str:
     return "" if np.isnan(error) else f" ±{least} {error:.2f}"
 
 
-def _thin(verdicts: np.ndarray, ess: np.ndarray, restricted: np.ndarray) -> np.ndarray:
+def _unless_few(verdicts: np.ndarray, ess: np.ndarray, restricted: np.ndarray) -> np.ndarray:
     """Tell apart what is off, with few draws that carry weight, and on some states alone."""
     off = verdicts == "off"
     return np.select(

@@ -167,9 +167,9 @@ def sample_data(
         labels: The class of each, for a prior of classes.
     """
     result = _as_result(result)
-    given = {} if labels is None else {"labels": jnp.broadcast_to(jnp.asarray(labels), num_data)}
+    labelled = {} if labels is None else {"labels": jnp.broadcast_to(jnp.asarray(labels), num_data)}
     program = seed(substitute(result.model, data=result.params), rng_key)
-    drawn = sample_sites(trace(program).get_trace(num_data=num_data, **given))
+    drawn = sample_sites(trace(program).get_trace(num_data=num_data, **labelled))
     return reconstruct_data(result, drawn["z"].value)
 
 

@@ -104,9 +104,9 @@ class Steps:
         """The same as the program of many steps, one dispatch after the other."""
         found = []
         for i in range(count):
-            own = None if rows is None else rows[i : i + 1]
+            taken = None if rows is None else rows[i : i + 1]
             key_of_step = None if draw is None else (draw[0], draw[1] + i)
-            svi_state, *rest = self._many(svi_state, arrays, own, 1, key_of_step, template, 1)
+            svi_state, *rest = self._many(svi_state, arrays, taken, 1, key_of_step, template, 1)
             found.append(rest)
         losses, finite, sound = zip(*found, strict=True)
         joined = None if finite[0] is None else jnp.concatenate(finite)

@@ -78,26 +78,26 @@ def count_values(site: Site, bound: int | None, depends: bool) -> int:
     Raises:
         ValueError: If the family is not known, V is not, or both are and differ.
     """
-    base, own = site.base, None
+    base, number = site.base, None
     if isinstance(base, _BINARY):
-        own = 2
+        number = 2
     elif isinstance(base, _CODES | _ONE_HOT):
-        own = int(base.logits.shape[-1])
+        number = int(base.logits.shape[-1])
     elif isinstance(base, _BOUNDED):
         known = not (depends or isinstance(base.total_count, jax.core.Tracer))
-        own = int(np.max(base.total_count)) + 1 if known else None
+        number = int(np.max(base.total_count)) + 1 if known else None
     elif not isinstance(base, _UNBOUNDED):
         raise ValueError(
             f"site '{site.name}' ({site.family}) cannot be guided by AutoDiscrete, which takes "
             "Bernoulli, Categorical, OneHotCategorical, Binomial, Poisson and Geometric. Give it a "
             "guide of its own, in an AutoGuideList, and hide it from this one."
         )
-    if isinstance(base, _BINARY | _CODES | _ONE_HOT) and bound not in (None, own):
+    if isinstance(base, _BINARY | _CODES | _ONE_HOT) and bound not in (None, number):
         raise ValueError(
-            f"`num_values`: site '{site.name}' ({site.family}) has {own} values; got {bound}. "
+            f"`num_values`: site '{site.name}' ({site.family}) has {number} values; got {bound}. "
             "Leave it out."
         )
-    found = own if bound is None else bound
+    found = number if bound is None else bound
     if found is None:
         raise ValueError(_no_bound(site))
     return found

@@ -34,6 +34,7 @@ class HierarchicalGuide(VectorQuantizedGuide):
         codebook: `HierarchicalCodebook`; the model's decoder holds the same one, as
             `HierarchicalDecoder`.
         gradient: See `VectorQuantizedGuide`.
+        noise_variance: See `VectorQuantizedGuide`.
         entropy: See `VectorQuantizedGuide`.
         entropy_scale: See `VectorQuantizedGuide`.
         grids: Sizes of the grid of each scale, as ((4, 4), (8, 8)), on which encoders return
@@ -51,6 +52,7 @@ class HierarchicalGuide(VectorQuantizedGuide):
         codebook: HierarchicalCodebook,
         *,
         gradient: Gradient | None = None,
+        noise_variance: float = 0.005,
         entropy: float = 0.0,
         entropy_scale: float = 0.07,
         grids: Sequence[Sequence[int]] | None = None,
@@ -66,6 +68,7 @@ class HierarchicalGuide(VectorQuantizedGuide):
             encoders[0],
             codebook,
             gradient=gradient,
+            noise_variance=noise_variance,
             entropy=entropy,
             entropy_scale=entropy_scale,
         )

@@ -24,8 +24,6 @@ __all__ = ["VectorQuantizedGuide"]
 
 Gradient = str | Callable[[Array, Array], Route]
 
-_NOISE = 0.07  # of DiVeQ in training, in the units of the vectors
-
 
 class VectorQuantizedGuide(AmortisedGuide):
     """The codes of quantised vectors: a posterior with all its mass on one state.
@@ -44,6 +42,9 @@ class VectorQuantizedGuide(AmortisedGuide):
             to a `Route`. None is "rotation" for codebooks that are tables and "straight_through"
             for those that round. With "diveq" there is no penalty: `commitment` has no effect; and
             the model's vectors have noise while it is trained, none where it is evaluated.
+        noise_variance: Variance of that noise of "diveq", as published: of what is added to the way
+            from a vector to its code before its direction is taken, in squared units of the
+            vectors. Its authors advise less than 0.01; 0 is none.
         entropy: Weight of the entropy of a code less that of the mean code, in nats, against the
             mean square error of the data: it makes codes sure and all of them used, and takes
             arrays of (latents, codes).
@@ -64,6 +65,7 @@ class VectorQuantizedGuide(AmortisedGuide):
         codebook: Quantizer,
         *,
         gradient: Gradient | None = None,
+        noise_variance: float = 0.005,
         entropy: float = 0.0,
         entropy_scale: float = 0.07,
         grid: Sequence[int] | None = None,
@@ -72,6 +74,11 @@ class VectorQuantizedGuide(AmortisedGuide):
         self.encoder, self.codebook = encoder, codebook
         self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
         check_entropy(entropy, entropy_scale)
+        if not 0.0 <= noise_variance < math.inf:
+            raise ValueError(
+                f"`noise_variance` must be finite and not negative; got {noise_variance}."
+            )
+        self.noise_variance = noise_variance
         self.gradient = route_of(gradient, codebook)
         self.entropy, self.entropy_scale = entropy, entropy_scale
 
@@ -92,10 +99,10 @@ class VectorQuantizedGuide(AmortisedGuide):
         return self.publish(quantized, self._route(quantized, learn), mask)
 
     def _route(self, quantized: Quantized, learn: bool) -> Route:
-        """The gradient's way; in training DiVeQ turns a little from it."""
+        """The way of the gradient; in training that of DiVeQ is turned a little."""
         key = numpyro.prng_key() if self.gradient is diveq and learn else None
         if key is not None:
-            noise = _NOISE * jax.random.normal(key, quantized.vectors.shape)
+            noise = math.sqrt(self.noise_variance) * jax.random.normal(key, quantized.vectors.shape)
             return diveq(quantized.inputs, quantized.vectors, noise)
         return self.gradient(quantized.inputs, quantized.vectors)
 
@@ -113,12 +120,12 @@ class VectorQuantizedGuide(AmortisedGuide):
     def _entropies(self, inputs: Array, mask: Array | None) -> Array:
         """The entropy of each latent's code, less that of the mean code of its table."""
         logits = self.codebook.logits(inputs, self.entropy_scale)
-        own, places = own_entropies(logits), jnp.arange(logits.shape[-2])
+        entropies, places = own_entropies(logits), jnp.arange(logits.shape[-2])
         means = []
         for block in self.codebook.blocks(places):
             kept = mask if mask is None or mask.shape[-1] == 1 else mask[..., block]
             means.append(mean_entropy(logits[..., block, :], kept) * jnp.ones(block.shape))
-        return own - jnp.concatenate(means)
+        return entropies - jnp.concatenate(means)
 
 
 def route_of(gradient: Gradient | None, codebook: Quantizer) -> Callable[[Array, Array], Route]:

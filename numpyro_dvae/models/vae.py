@@ -92,8 +92,8 @@ class DiscreteVAE:
             ValueError: If arguments, parts and data do not fit together.
         """
         x = None if x is None else jnp.asarray(x)
-        given = _held("model.prior", self.prior) if labels is None else (labels,)
-        prior = register("model.prior", self.prior)(*given)
+        inputs = _held("model.prior", self.prior) if labels is None else (labels,)
+        prior = register("model.prior", self.prior)(*inputs)
         size = plate_size(x, index, num_data, "x")
         _check_labels(labels, size if index is None else len(index))
         with data_plate(size, index):

@@ -109,10 +109,10 @@ def own_name(part: Any, name: str) -> str:
     holder = getattr(part, "holder", None)
     if holder is not None:  # of a codebook that is put together of several
         return f"{own_name(holder[0], name)}.{holder[1]}"
-    given = getattr(part, "name", None)
-    if isinstance(given, str):
-        _check_given(part, f"{name}.{given}")
-        return f"{name}.{given}"
+    stated = getattr(part, "name", None)
+    if isinstance(stated, str):
+        _check_given(part, f"{name}.{stated}")
+        return f"{name}.{stated}"
     numbered = getattr(part, _NUMBERED, {})
     if name in numbered:
         return numbered[name]
@@ -120,14 +120,14 @@ def own_name(part: Any, name: str) -> str:
     owners = _owners()
     if owners is None:
         return name
-    number, own = 0, name
-    while owners.setdefault(own, part) is not part:
-        number, own = number + 1, f"{name}_{number + 1}"
+    number, unique = 0, name
+    while owners.setdefault(unique, part) is not part:
+        number, unique = number + 1, f"{name}_{number + 1}"
     if number:  # the first is the first from now on, too
-        for owner, its_name in ((owners[name], name), (part, own)):
+        for owner, its_name in ((owners[name], name), (part, unique)):
             its_names = {**getattr(owner, _NUMBERED, {}), name: its_name}
             object.__setattr__(owner, _NUMBERED, its_names)  # flax modules are frozen
-    return own
+    return unique
 
 
 def gets_vectors() -> bool:

@@ -195,7 +195,7 @@ def is_mutable(message: Any) -> bool:
 def param_constraints(trace: Mapping[str, Any]) -> dict[str, Any]:
     """The constraint of each parameter of a run, by name."""
     params = {name: m["kwargs"] for name, m in trace.items() if m["type"] == "param"}
-    return {name: given.get("constraint", constraints.real) for name, given in params.items()}
+    return {name: options.get("constraint", constraints.real) for name, options in params.items()}
 
 
 def param_values(trace: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def check_places(
         names = [place.name for place in observing]
         raise ValueError(
             f"site '{site}' observes what is put in the place of any of {names}. Say which holds "
-            f"the data: {_naming(site, names[0], sites)}."
+            f"the data: {_said_of(site, names[0], sites)}."
         )
     return list(observing)
 
@@ -152,12 +152,12 @@ def refuse_twin(site: str, place: Place, twin: Place, sites: Sequence[str]) -> N
     both, one = (place.name, twin.name), place.name
     raise ValueError(
         f"site '{site}' observes the argument {place.name!r}; the guide reads {twin.name!r}, which "
-        f"holds the same numbers. Say whether it is the data again, {_naming(site, both, sites)}, "
-        f"or not, {_naming(site, one, sites)}."
+        f"holds the same numbers. Say whether it is the data again, {_said_of(site, both, sites)}, "
+        f"or not, {_said_of(site, one, sites)}."
     )
 
 
-def _naming(site: str, names: str | tuple[str, ...], sites: Sequence[str]) -> str:
+def _said_of(site: str, names: str | tuple[str, ...], sites: Sequence[str]) -> str:
     """How the data of a site are named, beside those of other sites."""
     return f"data={names!r}" if len(sites) < 2 else f"data={{{site!r}: {names!r}}}"
 

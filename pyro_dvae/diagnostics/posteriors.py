@@ -186,13 +186,13 @@ def posterior_of(
             f"`corrected`: draws of site '{relaxed[0]}' are relaxed, and have no weights. Pass "
             "the model and guide that were relaxed, as a pair, or corrected=False."
         )
-    log_weights, given = _log_weights(draws), draws["conditional"]
+    log_weights, tables = _log_weights(draws), draws["conditional"]
     weighted = _weighted(draws, log_weights, report) if corrected else None
     codes = {n: _codes(n, draws["latent"][n], listed.get(n)) for n in names}
     found = {}
     for name, (dims, values) in codes.items():
-        if weighted is None and name in given and not np.isnan(given[name].values).any():
-            probs = given[name].values.mean(0, dtype=np.float64)
+        if weighted is None and name in tables and not np.isnan(tables[name].values).any():
+            probs = tables[name].values.mean(0, dtype=np.float64)
         else:
             size = listed[name].values.shape[-1] if name in listed else 0
             size = size or draws["latent"][name].num_codes or int(np.nanmax(values)) + 1

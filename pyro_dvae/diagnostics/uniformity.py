@@ -169,8 +169,8 @@ class Tally:
         """Dims that are pooled in one test: data, or all plates where data are no unit."""
         if self.are_apart:
             return tuple(plate for plate in self.plates if plate in array.dims)
-        own = (f"{name}_dim_", f"{name}_batch_")
-        return tuple(dim for dim in array.dims if not dim.startswith(own))
+        unnamed = (f"{name}_dim_", f"{name}_batch_")
+        return tuple(dim for dim in array.dims if not dim.startswith(unnamed))
 
     def _bins(self, num_rows: int) -> int:
         """The most bins that have enough ranks each."""

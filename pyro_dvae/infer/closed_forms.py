@@ -218,10 +218,10 @@ class ClosedForms:
 
     def watched(self, particles: Particles) -> Particles:
         """The record, with a log-likelihood that the weights of the draws can be asked of."""
-        given = particles.log_likelihood
-        if not particles.extras.get("closed_forms") or given.requires_grad:
+        log_likelihood = particles.log_likelihood
+        if not particles.extras.get("closed_forms") or log_likelihood.requires_grad:
             return particles
-        return particles._replace(log_likelihood=given.detach().requires_grad_())
+        return particles._replace(log_likelihood=log_likelihood.detach().requires_grad_())
 
     def gather(self, particles: Particles, value: Float[Tensor, "*plates"]) -> None:
         """Keep what the parameters follow from, until the step is over."""

@@ -160,13 +160,13 @@ def run_pair(pair: Pair, draw: Draw) -> Run:
     return run._replace(model=sum_out(run.model, layout)) if layout.summed else run
 
 
-def run_given(program: Any, given: poutine.Trace, args: tuple, kwargs: dict) -> poutine.Trace:
+def run_given(program: Any, drawn: poutine.Trace, args: tuple, kwargs: dict) -> poutine.Trace:
     """One run of a program with these draws; handlers around see the rows that it draws."""
 
     def hide(msg: Any) -> bool:
-        return not is_subsample(msg) or msg["name"] in given.nodes
+        return not is_subsample(msg) or msg["name"] in drawn.nodes
 
-    with torch.no_grad(), hidden(hide), poutine.replay(trace=given):
+    with torch.no_grad(), hidden(hide), poutine.replay(trace=drawn):
         return run_program(program, args, kwargs)
 
 

@@ -241,8 +241,8 @@ class OwnRows(NamedTuple):
 
 def part_of(particles: Any, array: Tensor) -> Tensor:
     """Of an array ``(K, *plates)`` on all rows of a record, the part on this process's own."""
-    own = particles.extras.get("own_rows")
-    return array if own is None else array.narrow(own.axis, own.start, own.length)
+    part = particles.extras.get("own_rows")
+    return array if part is None else array.narrow(part.axis, part.start, part.length)
 
 
 def gathered(particles: Record, layout: Layout) -> Record:
@@ -253,24 +253,24 @@ def gathered(particles: Record, layout: Layout) -> Record:
     Raises:
         ValueError: If the data are not under a plate that makes a datum.
     """
-    own = _own_rows(layout)
-    if own is None:
+    part = _own_rows(layout)
+    if part is None:
         return particles
     fields = particles._asdict()
     fields |= {name: summed(fields[name]) for name in _SHARED}
     scale, kept = fields["scale"], {name: fields.pop(name) for name in (*_SHARED, "scale")}
-    if isinstance(scale, Tensor) and scale.dim() >= own.axis:
+    if isinstance(scale, Tensor) and scale.dim() >= part.axis:
         fields["scale"] = kept.pop("scale")[None]  # for the time being with an axis of particles
     found: list[Tensor] = []
-    _mapped(fields, lambda array: found.append(array) if _has_rows(array, own) else None)
-    everyone = iter(_all_rows(found, own.axis))
+    _mapped(fields, lambda array: found.append(array) if _has_rows(array, part) else None)
+    everyone = iter(_all_rows(found, part.axis))
     fields = _mapped(
         fields,
-        lambda array: next(everyone) if _has_rows(array, own) else _mean(array, own.size),
+        lambda array: next(everyone) if _has_rows(array, part) else _mean(array, part.size),
     )
     if "scale" in fields:
         fields["scale"] = fields["scale"][0]
-    fields |= {**kept, "extras": {**fields["extras"], "own_rows": own}}
+    fields |= {**kept, "extras": {**fields["extras"], "own_rows": part}}
     return particles._replace(**fields)
 
 
@@ -308,14 +308,14 @@ def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return value
 
 
-def _has_rows(array: Tensor, own: OwnRows) -> bool:
+def _has_rows(array: Tensor, part: OwnRows) -> bool:
     is_number = array.dim() == 0
-    if is_number or (array.dim() > own.axis and array.shape[own.axis] == 1 < own.length):
+    if is_number or (array.dim() > part.axis and array.shape[part.axis] == 1 < part.length):
         return False
-    if array.dim() <= own.axis or array.shape[own.axis] != own.length:
+    if array.dim() <= part.axis or array.shape[part.axis] != part.length:
         raise ValueError(
             f"`reads` of a loss has made an array of shape {tuple(array.shape)}, but axis "
-            f"{own.axis} is to hold the {own.length} rows that this process has. Let it have the "
+            f"{part.axis} is to hold the {part.length} rows that this process has. Let it have the "
             "particles in front, and then the plates."
         )
     return True

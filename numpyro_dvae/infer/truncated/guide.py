@@ -175,11 +175,11 @@ class TruncatedGuide:
             )
             call_key, first_key, evolve_key = jax.random.split(rng_key, 3)
             call = other.read(call_key, params, self.model, args, kwargs)
-            own = call if batch_size is None else alone(call)
-            words = other._first_words(first_key, own)
-            scorer, codes = Scorer(call), other.members(own, words)
+            part = call if batch_size is None else alone(call)
+            words = other._first_words(first_key, part)
+            scorer, codes = Scorer(call), other.members(part, words)
             codes = evolve_sets(evolve_key, scorer, codes, operator, sweeps=num_sweeps).states
-            return call.batch.rows, other.store(own, words, codes)
+            return call.batch.rows, other.store(part, words, codes)
 
         if batch_size is None:
             _, other.words = evolve_rows(rng_key, params, args, kwargs)

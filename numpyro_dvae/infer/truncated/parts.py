@@ -51,17 +51,17 @@ def parts_of(args: tuple, kwargs: dict, batch_size: int) -> Iterator[Part]:
         yield Part(some_args, some_kwargs, rows.start, num_rows)
 
 
-def check_part(part: Part, given: int, found: int) -> None:
+def check_part(part: Part, num_rows: int, num_data: int) -> None:
     """Whether the model takes a part for as many data as it has rows.
 
     Raises:
         ValueError: If not.
     """
-    if found != given:
+    if num_data != num_rows:
         raise ValueError(
             f"`batch_size` cuts the {part.num_rows} rows of the first array among the arguments, "
-            f"but the model takes {given} of these for {found} data. Put the data first, with one "
-            "row for each, or leave `batch_size` out."
+            f"but the model takes {num_rows} of these for {num_data} data. Put the data first, "
+            "with one row for each, or leave `batch_size` out."
         )
 
 
@@ -88,9 +88,9 @@ def evolve_parts(
         evolve: From key, parameters and arguments to rows and sets.
     """
     first = next(parts)
-    batch, given = read(first.args, first.kwargs).batch, len(_arrays_of(first)[0])
-    check_part(first, given, len(batch.rows))
-    is_all = batch.num_data != given  # the model knows of all data
+    batch, num_rows = read(first.args, first.kwargs).batch, len(_arrays_of(first)[0])
+    check_part(first, num_rows, len(batch.rows))
+    is_all = batch.num_data != num_rows  # the model knows of all data
     step = jax.jit(lambda key, params, arrays: evolve(key, params, *_with_arrays(first, arrays)))
     words = None
     for i, part in enumerate(itertools.chain([first], parts)):

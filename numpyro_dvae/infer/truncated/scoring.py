@@ -186,7 +186,7 @@ def _bytes(aval: Any) -> int:
 
 
 _NUM_STATES = 8  # that are tried: the last codes of all latents, and others at random
-_ROUNDING = 1e-5  # in single precision; what differs by chance only costs states
+_BY_CHANCE = 1e-5  # in single precision; what differs by chance only costs states
 
 
 def with_drawn(call: ModelCall) -> ModelCall:
@@ -203,7 +203,7 @@ def masked_matter(call: ModelCall, kept: Bool[Array, "B H"]) -> Bool[Array, "B"]
     states = _states(call, kept)
     scores = Scorer(call).of_codes(jnp.concatenate([states, jnp.where(kept, states, 0)]))
     some, others = jnp.split(scores, 2)
-    return changed(some, others, _ROUNDING).any(0)
+    return changed(some, others, _BY_CHANCE).any(0)
 
 
 def _states(call: ModelCall, kept: Bool[Array, "B H"]) -> Num[Array, "S B H"]:

@@ -135,8 +135,8 @@ def read_vectors(run: Run, layout: Layout, num_particles: int) -> dict[str, Quan
             site = run.guide[name]
             mask = entry_mask(site, site.fn.event_dim)[..., None] if is_masked(site) else None
             mask = None if mask is None else _by_datum(mask, layout)
-            own = computed.get(f"{name}.penalty")
-            penalty = None if own is None else _unmasked(own.value[..., None], mask, layout)
+            stated = computed.get(f"{name}.penalty")
+            penalty = None if stated is None else _unmasked(stated.value[..., None], mask, layout)
             before, after = (_unmasked(each.value, mask, layout) for each in (inputs, vectors))
             codes = _by_datum(site.value[..., None], layout)
             num_codes = jnp.full((), _num_codes_of(site.base), float)

@@ -206,8 +206,8 @@ def _terms(run: Run, layout: Layout, influence: Influence, with_entropy: bool) -
     for name, site in run.guide.items():
         entropy, draws = entropies.get(name), influence.guide[name]
         if in_closed_form and entropy is not None:
-            own = set() if _is_sequential(site.base) else {name}
-            add("rate", site, entropy, {n: dims for n, dims in draws.items() if n not in own})
+            itself = set() if _is_sequential(site.base) else {name}
+            add("rate", site, entropy, {n: dims for n, dims in draws.items() if n not in itself})
         else:
             add("rate", site, -site.log_prob(), draws)
     for name, site in run.model.items():

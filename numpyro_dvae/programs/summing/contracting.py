@@ -198,8 +198,8 @@ def _steps(terms: Sequence[Named], sums: frozenset[str], plates: frozenset[str])
 def _ends(time: str, before: frozenset[str], terms: Sequence[Named]) -> frozenset[str]:
     """Dims of the sites of a step that depend on the step before."""
     current = {name.replace(_PREVIOUS, "") for name in before}
-    own = [t.names for t in terms if time in t.names and t.site in current and t.names & before]
-    return frozenset().union(*own)
+    names = [t.names for t in terms if time in t.names and t.site in current and t.names & before]
+    return frozenset().union(*names)
 
 
 def _is_before(name: str) -> bool:

@@ -129,12 +129,12 @@ class TruncatedGuide(nn.Module):
         words = self.members(call)
         nesting = call.space.layout.nesting
         rests = [given_values(d, call.batch, nesting) for d in _particles_of(tracer.trace, nesting)]
-        given = [call._replace(rest_values=rest) for rest in rests]
-        log_weights = _stacked([in_dims(_score_members(one, words), call) for one in given])
+        calls = [call._replace(rest_values=rest) for rest in rests]
+        log_weights = _stacked([in_dims(_score_members(one, words), call) for one in calls])
         values = {name: site.value for name, site in sample_sites(tracer.trace).items()}
         drawn, log_weights = sample_members(call, _values_of(call, words), log_weights)
         if call.batch.drawn is not None:
-            silenced = _stacked([in_dims(silenced_of(one, words), call) for one in given])
+            silenced = _stacked([in_dims(silenced_of(one, words), call) for one in calls])
             add_silenced(call, log_weights, silenced)
         return values | drawn
 

@@ -201,9 +201,9 @@ class Truncated_ELBO(ParticleELBO):
         return evolved
 
     @staticmethod
-    def _current(setting: Any, step: int) -> int:
+    def _current(scheduled: Any, step: int) -> int:
         """A number, or what its schedule says."""
-        return int(setting(step) if callable(setting) else setting)
+        return int(scheduled(step) if callable(scheduled) else scheduled)
 
     def _run_members(self, call: ModelCall, words: Tensor) -> Particles:
         """The members as particles of the model, with gradient; repeated ones weigh nothing."""

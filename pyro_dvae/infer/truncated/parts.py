@@ -47,17 +47,17 @@ def parts_of(args: tuple, kwargs: dict, batch_size: int) -> Iterator[Part]:
         yield Part(some_args, some_kwargs, rows.start, num_rows)
 
 
-def check_part(part: Part, given: int, found: int) -> None:
+def check_part(part: Part, num_rows: int, num_data: int) -> None:
     """Whether the model takes a part for as many data as it has rows.
 
     Raises:
         ValueError: If not.
     """
-    if found != given:
+    if num_data != num_rows:
         raise ValueError(
             f"`batch_size` cuts the {part.num_rows} rows of the first array among the arguments, "
-            f"but the model takes {given} of these for {found} data. Put the data first, with one "
-            "row for each, or leave `batch_size` out."
+            f"but the model takes {num_rows} of these for {num_data} data. Put the data first, "
+            "with one row for each, or leave `batch_size` out."
         )
 
 

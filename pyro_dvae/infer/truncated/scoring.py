@@ -215,7 +215,7 @@ def _cut(states: Tensor, size: int) -> list[Tensor]:
 
 
 _NUM_STATES = 8  # that are tried: the last codes of all latents, and others at random
-_ROUNDING = 1e-5  # in single precision; what differs by chance only costs states
+_BY_CHANCE = 1e-5  # in single precision; what differs by chance only costs states
 
 
 def with_drawn(call: ModelCall) -> ModelCall:
@@ -235,7 +235,7 @@ def masked_matter(call: ModelCall, kept: Bool[Tensor, "B H"]) -> Bool[Tensor, "B
     with torch.no_grad():
         scores = Scorer(call).of_codes(torch.cat([states, torch.where(kept, states, 0)]))
     some, others = scores.chunk(2)
-    return changed(some, others, _ROUNDING).any(0)
+    return changed(some, others, _BY_CHANCE).any(0)
 
 
 def _states(call: ModelCall, kept: Bool[Tensor, "B H"]) -> Num[Tensor, "S B H"]:

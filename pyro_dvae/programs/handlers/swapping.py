@@ -64,17 +64,17 @@ class _Swap(Messenger):
                 raise _Reached
 
     def _take_rows(self, msg: Any) -> None:
-        given, found = self.given_rows.get(msg["name"]), msg["value"]
+        rows, found = self.given_rows.get(msg["name"]), msg["value"]
         msg["infer"] = {**(msg["infer"] or {}), "_chosen": found is not None}
-        if given is None:
+        if rows is None:
             return
-        if found is not None and not torch.equal(torch.as_tensor(found), given):
+        if found is not None and not torch.equal(torch.as_tensor(found), rows):
             raise ValueError(
                 f"plate '{msg['name']}' holds the rows that the model has chosen, but the plates "
                 "of the AutoGuideList others. Pass create_plates to the AutoGuideList, a function "
                 "that makes the plate with the model's `subsample`."
             )
-        msg["value"], msg["done"] = given, True
+        msg["value"], msg["done"] = rows, True
         msg["infer"]["_chosen"] = True
 
 

@@ -110,7 +110,7 @@ def _odd_site(
     pyro.util.set_rng_state(state)
     one = run()
     pyro.util.set_rng_state(other)
-    owners = {term.own: term.site for term in terms}
+    owners = {term.marked: term.site for term in terms}
     for term in terms:
         site = one.get(term.site.name)
         if site is None:

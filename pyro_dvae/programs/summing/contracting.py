@@ -49,13 +49,13 @@ class Term(NamedTuple):
     values: Any  # a tensor, packed
     sums: frozenset[str]  # letters of the marked sites that it depends on
     sources: frozenset[str]  # draws that it depends on
-    own: str | None  # the letter of a marked site
+    marked: str | None  # the letter of a marked site
     letters: Mapping[int, str]  # of its dims
 
     @property
     def is_summed(self) -> bool:
         """Whether it is a marked site's own."""
-        return self.own is not None
+        return self.marked is not None
 
     def counted(self, site: Site) -> Tensor:
         """The same log-density of another run, over its batch dims."""
@@ -73,18 +73,18 @@ def _term(site: Site, layout: Layout, symbols: Symbols) -> Term:
     letters = {frame.dim: symbols[name, frame.dim] for name, frame in site.plates.items()}
     letters[first] = symbols[_PARTICLES]
     marked = {d: symbols[i] for d, i in site.infer.get("_dim_to_id", {}).items() if d < first}
-    values, own = site.log_prob(), site.infer.get("_enumerate_dim")
+    values, place = site.log_prob(), site.infer.get("_enumerate_dim")
     sums = frozenset(
         letter
         for dim, letter in marked.items()
-        if dim == own or (values.dim() >= -dim and values.shape[dim] > 1)
+        if dim == place or (values.dim() >= -dim and values.shape[dim] > 1)
     )
-    values = _counted(site, values, own is not None) if sums else values
+    values = _counted(site, values, place is not None) if sums else values
     sources = get_provenance(values)
     values = detach_provenance(values)
     if sums:
         values = _packed(site, values, letters | marked)
-    letter = None if own is None else marked[own]
+    letter = None if place is None else marked[place]
     return Term(site, values, sums, sources, letter, letters | marked)
 
 

@@ -141,7 +141,7 @@ def _factors(group: Sequence[Term], layout: Layout, symbols: Symbols) -> list[Si
     sums = [term for term in group if term.is_summed]
     drawn = [term for term in group if term.is_drawn]
     observed = [term for term in group if term.site.is_observed]
-    _checkplates_of(group, {term.own: term.site for term in sums if term.own is not None})
+    _check_plates_of(group, {term.marked: term.site for term in sums if term.marked is not None})
     for term in drawn:
         _check_drawn(term.site, sums[0].site)
     likelihood, *alike = (term.site.name for term in observed) if observed else ("",)
@@ -162,7 +162,7 @@ def _factors(group: Sequence[Term], layout: Layout, symbols: Symbols) -> list[Si
     ]
 
 
-def _checkplates_of(group: Sequence[Term], marked: Mapping[str, Site]) -> None:
+def _check_plates_of(group: Sequence[Term], marked: Mapping[str, Site]) -> None:
     for term in group:
         for site in (marked[name] for name in term.sums):
             if missing := sorted(site.plates.keys() - term.site.plates.keys()):
