@@ -78,5 +78,5 @@ typecheck: $(READY) ## check types
 	$(BIN)/mypy
 
 clean: ## remove the environment, caches and outputs
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis out build *.egg-info docs/_build
+	rm -rf $(VENV) $(VENV)-floor .pytest_cache .ruff_cache .mypy_cache .hypothesis out build *.egg-info docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -266,3 +266,10 @@ def break_writing(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ocp.JsonCheckpointHandler, "async_save", fail)
+
+
+def break_reading(monkeypatch):
+    def fail(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", fail)

@@ -10,6 +10,7 @@ the solver, the average and the rate have come to; ends with status 1 if any of 
 import argparse
 import json
 import math
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -25,10 +26,11 @@ MOST_SLOWER = 1.5  # of a step; other processes may be in the way
 BITS = 2.0
 
 
-def resident():
-    """Bytes that this process holds."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
+def peak():
+    """The most bytes that this process has held since it was last asked."""
+    status = Path("/proc/self/status").read_text()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak so far
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024
 
 
 def train(name, method, steps, watch, folder):
@@ -107,7 +109,7 @@ def main():
 
         def watch(row, rows=rows, held=held):
             rows.append(row)
-            held.append(resident())
+            held.append(peak())
 
         with tempfile.TemporaryDirectory() as folder:
             train(args.package, method, args.steps // 2, watch, folder)

@@ -200,6 +200,20 @@ def test_what_ends_a_run_comes_back_from_a_process(kit, method):
             assert vars(error.value).keys() == vars(kind(*given)).keys()
 
 
+POOLS = [("pyro", "fork"), ("pyro", "spawn"), ("numpyro", "spawn")]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+@pytest.mark.parametrize(("kit", "method"), POOLS, indirect=["kit"])
+def test_a_divergence_comes_back_through_a_pool(kit, method):
+    given = (3, 1.5, Path("a"), ["x"])
+    kind = kit.package.DivergenceError
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        with pytest.raises(kind, match="step 3") as error:
+            pool.apply_async(raise_from, (kind, given)).get(60)
+    assert vars(error.value) == vars(kind(*given))
+
+
 def test_losses_with_a_schedule_are_pickled_and_copied(backend):
     fit, infer = backend.module("fit"), backend.module("infer")
     schedules = [fit.linear_schedule(1.0, 0.0, 10), fit.exponential_schedule(0.5, 0.01, 100)]

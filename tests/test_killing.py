@@ -15,7 +15,7 @@ from test_fit_faults import UNREAD, check_flips
 
 __all__ = ["kit"]  # a fixture
 pytestmark = pytest.mark.slow
-KILLS, SEED = 22, 20261128  # of each scenario: 308 over both packages
+KILLS, SEED = 22, 20261128  # of each scenario: 352 over both packages
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -24,7 +24,7 @@ class Backend(backends.Backend):
         kind = {"auto": None, "cpu": "cpu", "cuda": "cuda"}[device]
         try:
             self.devices = jax.devices(kind)
-            self.device = self.devices[0]
+            self.device = jax.local_devices(backend=kind)[0]  # of this process, of several
         except RuntimeError:
             raise CommandError(f"--device {device}: JAX finds none; use --device cpu") from None
         self._key, self._params = jax.random.key(0), None

@@ -22,7 +22,7 @@ from numpyro_dvae.fit.data import (
     num_rows,
     take_rows,
 )
-from numpyro_dvae.fit.identity import described_data
+from numpyro_dvae.fit.identity import described_batch, described_data
 from numpyro_dvae.fit.templates import split
 
 __all__ = ["ArrayBatches", "Batches", "IterableBatches", "make_batches"]
@@ -139,6 +139,7 @@ class IterableBatches:
         self._iterator: Iterator[Any] | None = None
         self._held: Batch | None = None
         self._cursor, self._epoch_rng = 0, rng.get_state()
+        self._last: Any = None  # the latest batch, described
 
     def first(self) -> Batch:
         """Return the next batch and hold it back for the next step."""
@@ -160,8 +161,7 @@ class IterableBatches:
             except StopIteration:
                 self._iterator = None
                 continue
-            self._cursor += 1
-            return as_batch(batch)
+            return self._noted(as_batch(batch))
         raise ValueError(
             "`data` gave no batch: it is empty, or an iterator that can be used only once. Pass "
             "something that can be iterated again (a list, a `DataLoader`)."
@@ -173,7 +173,8 @@ class IterableBatches:
 
     def state(self) -> dict[str, Any]:
         """Return the batches used in this epoch, and the generators at its start and now."""
-        return {"cursor": self._cursor, "epoch_rng": self._epoch_rng, "rng": rng.get_state()}
+        position = {"cursor": self._cursor, "last": self._last}
+        return {**position, "epoch_rng": self._epoch_rng, "rng": rng.get_state()}
 
     def described(self) -> dict[str, Any]:
         """Describe the iterable by its kind."""
@@ -192,7 +193,30 @@ class IterableBatches:
         self._epoch_rng, self._held = state["epoch_rng"], None
         rng.set_state(self._epoch_rng)
         self._iterator, self._cursor = iter(self._iterable), state["cursor"]
+        batch = None
         for _ in range(self._cursor):
-            if next(self._iterator, None) is None:
+            batch = next(self._iterator, None)
+            if batch is None:
                 raise ValueError("`data` ends before the checkpoint's position: not the same data.")
+        self._check_last(batch, state.get("last"))
         rng.set_state(state["rng"])
+
+    def _noted(self, batch: Batch) -> Batch:
+        """Count a batch, and remember what it was before anyone could change it."""
+        self._cursor += 1
+        self._last = described_batch((*batch.args, *batch.kwargs.values()))
+        return batch
+
+    def _check_last(self, batch: Any, saved: Any) -> None:
+        """Check that the replayed epoch is the one that the run saw."""
+        if saved is None or batch is None:
+            return
+        args, kwargs = as_batch(batch)
+        self._last = described_batch((*args, *kwargs.values()))
+        if self._last != saved:
+            raise ValueError(
+                "`data` gives other batches than the run in `folder` had: they are other data, or "
+                "in an order that `fit` cannot restore. Shuffle by the global generator of Torch, "
+                "NumPy or Python, not by one of its own, and let no workers persist "
+                "(`persistent_workers=False`); or pass arrays with `batch_size`."
+            )

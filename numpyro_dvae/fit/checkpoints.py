@@ -22,6 +22,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from orbax.checkpoint.options import MultiprocessingOptions
 
+from numpyro_dvae.fit.files import check_system
 from numpyro_dvae.fit.plain import as_plain, like
 from numpyro_dvae.fit.svi import parameters
 
@@ -106,6 +107,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         contents = _read(path)
     except Exception as error:  # of Orbax, Tensorstore and JSON, on files that may hold anything
+        check_system(path, error)
         raise _broken(path, _reason(error)) from None
     if contents is None:
         raise ValueError(

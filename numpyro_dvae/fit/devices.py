@@ -12,6 +12,7 @@ Devices may be those of several processes, of one or several hosts, which have m
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from numpyro_dvae.fit.files import folder_of_run
 __all__ = ["Devices"]
 
 _AXIS = "data"
+_LOST = re.compile("gloo|nccl|coordination|heartbeat|connection|unavailable|deadline", re.I)
 
 
 class Devices:
@@ -171,6 +173,20 @@ class Devices:
             raise ValueError("the first process of this run has failed; its own message says why.")
         if error is not None:
             raise error
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Run a block that says in one line that another process is gone, if it is."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:  # whichever call of XLA's notices it
+            if self._is_one_process or not _LOST.search(str(error)):
+                raise
+            raise ConnectionError(
+                "another process of this run has ended, or cannot be reached: what it has written "
+                "says why. Start all of them again; a run with a `folder` goes on from its last "
+                "checkpoint with `resume=True`."
+            ) from error
 
     @contextmanager
     def folder_of_run(self, folder: str | os.PathLike[str] | None) -> Iterator[Path | None]:

@@ -99,6 +99,7 @@ def fit(
 
     Raises:
         ValueError: If an argument cannot be used, or the checkpoint is of another model.
+        ConnectionError: If another process has ended.
         DivergenceError: If the loss is NaN or a parameter not finite. A loss of +inf, of data
             that are impossible under the model, is warned of.
         FitInterrupt: After SIGINT or SIGTERM.
@@ -108,7 +109,7 @@ def fit(
     if resume and folder is None:
         raise ValueError("`resume` is True, but there is no `folder` to resume from: pass it.")
     used = Devices(devices)
-    with used.folder_of_run(folder) as place:
+    with used.connected(), used.folder_of_run(folder) as place:
         saved, rng_key = _saved(place, rng_key) if resume else (None, rng_key)
         data_key, eval_key, transform_key = _keys(rng_key)
         steps = Steps(transform_key, svi, make_batches(data_key, data, batch_size), transform, used)

@@ -28,7 +28,7 @@ from numpyro_dvae.fit.evaluation import HeldOut
 from numpyro_dvae.fit.files import writing
 from numpyro_dvae.fit.identity import check_same_run
 from numpyro_dvae.fit.impossible import impossible_rows
-from numpyro_dvae.fit.log import Log, set_run_aside, shown_on_bar
+from numpyro_dvae.fit.log import LOG, Log, set_run_aside, shown_on_bar
 from numpyro_dvae.fit.losses import check_finite, warn_of_impossible
 from numpyro_dvae.fit.result import FitInterrupt, FitResult
 from numpyro_dvae.fit.signals import Signals
@@ -101,8 +101,9 @@ class Run:
         self.svi_state = self.devices.on_all(restore(self.svi, template, saved))
         self.step, self.seconds = len(saved.run.losses), saved.run.seconds
         self.losses = saved.run.losses
-        self.log.restore(saved.run.history)
         self.checkpoint = self.folder / CHECKPOINT
+        with writing(self.folder / LOG, self.checkpoint, self.step):
+            self.log.restore(saved.run.history)
 
     def train(self, num_steps: int, intervals: Intervals, signals: Signals, bar: tqdm) -> None:
         """Step until `num_steps`, with all that is due between steps."""
@@ -161,7 +162,7 @@ class Run:
         if evaluate and self.held_out is not None:
             row["eval_loss"] = self.held_out.loss(best_state(self.svi, self.svi_state))
         row["seconds"] = self._read_clock()
-        with writing(self.folder, self.checkpoint, self.step):
+        with writing(self.folder and self.folder / LOG, self.checkpoint, self.step):
             self.log.write(row)
         bar.set_postfix(shown_on_bar(row), refresh=False)
 

@@ -19,7 +19,7 @@ from pyro_dvae.fit.data import (
     take_rows,
     whole,
 )
-from pyro_dvae.fit.identity import described_data
+from pyro_dvae.fit.identity import described_batch, described_data
 
 __all__ = ["ArrayBatches", "Batches", "IterableBatches", "make_batches"]
 
@@ -129,6 +129,7 @@ class IterableBatches:
         self._iterable = iterable
         self._iterator: Iterator[Any] | None = None
         self._cursor, self._epoch_rng = 0, rng.get_state()
+        self._last: Any = None  # the latest batch, described
 
     def next(self) -> Batch:
         """Return the next batch, starting the iterable again where it has ended."""
@@ -141,8 +142,7 @@ class IterableBatches:
             except StopIteration:
                 self._iterator = None
                 continue
-            self._cursor += 1
-            return as_batch(batch)
+            return self._noted(as_batch(batch))
         raise ValueError(
             "`data` gave no batch: it is empty, or an iterator that can be used only once. Pass "
             "something that can be iterated again (a list, a `DataLoader`)."
@@ -154,7 +154,7 @@ class IterableBatches:
 
     def state(self) -> dict[str, Any]:
         """Return the batches used in this epoch and the generators at its start."""
-        return {"cursor": self._cursor, "epoch_rng": self._epoch_rng}
+        return {"cursor": self._cursor, "epoch_rng": self._epoch_rng, "last": self._last}
 
     def described(self) -> dict[str, Any]:
         """Describe the iterable by its kind."""
@@ -173,6 +173,29 @@ class IterableBatches:
         self._epoch_rng = state["epoch_rng"]
         rng.set_state(self._epoch_rng)
         self._iterator, self._cursor = iter(self._iterable), state["cursor"]
+        batch = None
         for _ in range(self._cursor):
-            if next(self._iterator, None) is None:
+            batch = next(self._iterator, None)
+            if batch is None:
                 raise ValueError("`data` ends before the checkpoint's position: not the same data.")
+        self._check_last(batch, state.get("last"))
+
+    def _noted(self, batch: Batch) -> Batch:
+        """Count a batch, and remember what it was before anyone could change it."""
+        self._cursor += 1
+        self._last = described_batch((*batch.args, *batch.kwargs.values()))
+        return batch
+
+    def _check_last(self, batch: Any, saved: Any) -> None:
+        """Check that the replayed epoch is the one that the run saw."""
+        if saved is None or batch is None:
+            return
+        args, kwargs = as_batch(batch)
+        self._last = described_batch((*args, *kwargs.values()))
+        if self._last != saved:
+            raise ValueError(
+                "`data` gives other batches than the run in `folder` had: they are other data, or "
+                "in an order that `fit` cannot restore. Shuffle by the global generator of Torch, "
+                "NumPy or Python, not by one of its own, and let no workers persist "
+                "(`persistent_workers=False`); or pass arrays with `batch_size`."
+            )

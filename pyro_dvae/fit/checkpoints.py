@@ -15,7 +15,7 @@ import torch
 from pyro.infer import SVI
 
 from pyro_dvae.fit import rng
-from pyro_dvae.fit.files import write_atomically
+from pyro_dvae.fit.files import check_system, write_atomically
 from pyro_dvae.fit.plain import as_plain, like
 from pyro_dvae.fit.svi import loss_of, modules_of, parameters
 
@@ -112,6 +112,7 @@ def _damage(path: Path) -> str | None:
                 return "it would unpack to more than it holds"
             damaged = archive.testzip()
     except OSError as error:
+        check_system(path, error)
         return error.strerror or "it cannot be opened"
     except Exception:  # a header may hold anything
         return "it is cut off, or no file of `fit`'s"

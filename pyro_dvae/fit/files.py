@@ -18,9 +18,17 @@ try:
 except ImportError:  # not on Windows, where a folder is not locked
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["folder_of_run", "open_folder", "set_aside", "write_atomically", "writing"]
+__all__ = [
+    "check_system",
+    "folder_of_run",
+    "open_folder",
+    "set_aside",
+    "write_atomically",
+    "writing",
+]
 
 _HELD: set[int] = set()  # descriptors of folders that are locked
+_OF_THE_SYSTEM = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM}
 _LEFT_OVER = (".checkpoint.pt.*", ".log.jsonl.*", "checkpoint/*.orbax-checkpoint-tmp*")
 
 
@@ -31,13 +39,16 @@ def open_folder(folder: str | os.PathLike[str]) -> Path:
         ValueError: If it cannot.
     """
     path = Path(folder)
+    if not os.fspath(folder):
+        raise ValueError("`folder` is empty: name a folder, or '.' for this one.")
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name may hold what no system allows
+        reason = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"`folder` cannot be written to: {str(path)!r} ({error.strerror}). Choose another."
+            f"`folder` cannot be written to: {str(path)!r} ({reason}). Choose another."
         ) from None
     return path
 
@@ -117,11 +128,31 @@ def writing(path: Path | None, checkpoint: Path | None, step: int) -> Iterator[N
         yield
     except OSError as error:
         reason = error.strerror or next(iter(str(error).splitlines()), type(error).__name__)
-        kept = "there is no checkpoint" if checkpoint is None else f"{str(checkpoint)!r} is whole"
+        kept = _kept(checkpoint)
         raise OSError(
             error.errno or errno.EIO,
             f"{reason}: {str(path)!r} could not be written at step {step}; {kept}. Make room, or "
             "see to the permissions, and go on with `resume=True`",
+        ) from error
+
+
+def _kept(checkpoint: Path | None) -> str:
+    """What there is to go on from."""
+    if checkpoint is None:
+        return "there is no checkpoint"
+    return f"{str(checkpoint)!r} is {'whole' if os.path.exists(checkpoint) else 'gone'}"
+
+
+def check_system(path: Path, error: Exception) -> None:
+    """Check that what could not be read is at fault itself, and not the system.
+
+    Raises:
+        ValueError: If the system does not let it be read: it may be whole.
+    """
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        raise ValueError(
+            f"`folder`: {str(path)!r} cannot be opened: {error.strerror}. See to that, and try "
+            "again: it may be whole."
         ) from error
 
 
@@ -166,8 +197,10 @@ def set_aside(path: Path) -> None:
     if not path.exists():
         return
     previous = path.with_stem(f"{path.stem}.previous")
-    if previous.is_dir():
+    if previous.is_dir() and not previous.is_symlink():
         shutil.rmtree(previous)
+    elif path.is_dir():
+        previous.unlink(missing_ok=True)
     path.replace(previous)
 
 

@@ -91,6 +91,9 @@ class DivergenceError(FloatingPointError):
 class FitInterrupt(KeyboardInterrupt):
     """SIGINT or SIGTERM ended the training between two steps; `result` is what there is.
 
+    It is a `KeyboardInterrupt`, by which `multiprocessing.Pool` loses a task and waits for ever: in
+    a pool catch it in the task, or take `concurrent.futures`, which hands it on.
+
     Attributes:
         signal: Number of the signal; a script's exit status is 128 more.
         result: The training so far.

@@ -27,7 +27,7 @@ from pyro_dvae.fit.evaluation import HeldOut
 from pyro_dvae.fit.files import writing
 from pyro_dvae.fit.identity import check_same_run
 from pyro_dvae.fit.impossible import impossible_rows
-from pyro_dvae.fit.log import Log, set_run_aside, shown_on_bar
+from pyro_dvae.fit.log import LOG, Log, set_run_aside, shown_on_bar
 from pyro_dvae.fit.losses import check_finite, warn_of_impossible
 from pyro_dvae.fit.result import FitInterrupt, FitResult
 from pyro_dvae.fit.signals import Signals
@@ -91,8 +91,9 @@ class Run:
         self.devices.synchronise()
         self.step, self.seconds = len(saved.run.losses), saved.run.seconds
         self.losses = saved.run.losses
-        self.log.restore(saved.run.history)
         self.checkpoint = self.folder / CHECKPOINT
+        with writing(self.folder / LOG, self.checkpoint, self.step):
+            self.log.restore(saved.run.history)
 
     def train(self, num_steps: int, intervals: Intervals, signals: Signals, bar: tqdm) -> None:
         """Step until `num_steps`, with all that is due between steps."""
@@ -148,7 +149,7 @@ class Run:
             if watches_loss(self.svi):
                 self.svi.optim.step(row["eval_loss"])
         row["seconds"] = self._read_clock()
-        with writing(self.folder, self.checkpoint, self.step):
+        with writing(self.folder and self.folder / LOG, self.checkpoint, self.step):
             self.log.write(row)
         bar.set_postfix(shown_on_bar(row), refresh=False)
 
