@@ -4,7 +4,8 @@
     svi = SVI(model, guide, optax.adam(0.01), loss=Reinforce_ELBO(8))
 
 The posterior is a product over the latents [1], or follows their dependence: each given the one
-before it, or those that it is drawn from in the model. It starts at the prior.
+before it, or those that it is drawn from in the model. It starts at the prior, without
+what the data rule out (`ruling`).
 
 Called, the guide runs the model, and draws its discrete latents from distributions of its own. So
 the model says at each call which rows a minibatch holds, what is masked and what a latent cannot
@@ -296,7 +297,9 @@ class AutoDiscrete(AutoGuide):
             cells=cells,
             dtype=site.value.dtype,
         )
-        held = [other for other in self._latents.values() if reaches(other, latent)]
+        held = [
+            other for other in self._latents.values() if reaches(other, [p.name for p in plates])
+        ]
         if self.structure == "chain":
             held = held[-1:]
         elif self.structure == "model":

@@ -1,6 +1,6 @@
 """Where the latents of an automatic guide lie: under which plates, and in which of their rows."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from jaxtyping import Array
 
@@ -19,11 +19,11 @@ def full_sizes(site: Site) -> tuple[tuple[int, ...], tuple[Place, ...]]:
     return tuple(batch), tuple(plates)
 
 
-def reaches(parent: Latent, latent: Latent) -> bool:
-    """Whether each place of a latent has one of the parent's: its plates are among the latent's."""
+def reaches(parent: Latent, plates: Collection[str]) -> bool:
+    """Whether each place under these plates has one of the parent's: its plates are among them."""
     free = [n for d, n in enumerate(parent.batch_shape, -len(parent.batch_shape)) if n > 1]
     covered = {plate.dim for plate in parent.plates if plate.size > 1}
-    return set(parent.plates) <= set(latent.plates) and len(free) == len(covered)
+    return {plate.name for plate in parent.plates} <= set(plates) and len(free) == len(covered)
 
 
 def check_site(

@@ -5,7 +5,8 @@ M = cells times P logits for each of F features: a row for each joint state of t
 are few, or else a bias and a row for each value of each parent, which are summed.
 
 A guide starts at the prior: of each row, at what the model says of the latent where its parents are
-in that state, in the mean over all else that it depends on.
+in that state, in the mean over all else that it depends on. Of the data it knows at the start what
+they rule out, of the rows that the first call holds: see `ruling`.
 """
 
 import math
@@ -17,23 +18,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from numpyro_dvae.guides.families import Latent, Prior, prior, value_of, vectors
+from numpyro_dvae.guides.families import Latent, Prior, prior, vectors
+from numpyro_dvae.guides.joint_states import (
+    LARGEST_TABLE,
+    choose_states,
+    num_states,
+    row_of,
+    value_of_state,
+)
+from numpyro_dvae.guides.ruling import possible_values
 from numpyro_dvae.programs.handlers.swapping import given_run
 
 __all__ = [
-    "LARGEST_TABLE",
     "check_table",
-    "choose_states",
     "given_parents",
     "num_features",
     "of_rows",
-    "row_of",
     "start_at_prior",
 ]
 
-LARGEST_TABLE = 64  # joint states of a latent's parents; with more, their values are summed over
 _NUM_RUNS = 64  # of the model, for the mean over what a prior depends on
 _LEAST_PROB = 1e-6  # at which a value starts that the prior rules out here, but not everywhere
+_NO_PROB = 1e-20  # at which a value starts that the data rule out: neither draws nor slopes
 
 
 def check_table(latent: Latent, param: str, table: Array) -> Array:
@@ -57,15 +63,10 @@ def check_table(latent: Latent, param: str, table: Array) -> Array:
 
 def num_features(parents: Sequence[Latent]) -> tuple[int, bool]:
     """F, and whether each joint state of the parents has a row of its own."""
-    states = math.prod(_num_states(parent) for parent in parents)
+    states = math.prod(num_states(parent) for parent in parents)
     if states <= LARGEST_TABLE:
         return states, True
     return 1 + sum(math.prod(p.cells) * p.num_values for p in parents), False
-
-
-def _num_states(latent: Latent) -> int:
-    """Joint states of the cells of one place; those of very many cells are not counted."""
-    return latent.num_values ** min(math.prod(latent.cells), 64)
 
 
 def given_parents(
@@ -156,15 +157,16 @@ def start_at_prior(
         latents: The discrete latents, in the order of the model.
         depends: Whether the distribution of any depends on a draw.
     """
-    states = choose_states(latents)
+    states = choose_states([_parents(latent) for latent in latents.values()], latents)
     num_runs = max([len(column) for column in states.values()] + [_NUM_RUNS if depends else 1])
     chosen = {name: np.resize(column, num_runs) for name, column in states.items()}
     values = {
-        name: jnp.stack([_value_of_state(latents[name], int(state)) for state in column])
+        name: jnp.stack([value_of_state(latents[name], int(state)) for state in column])
         for name, column in chosen.items()
     }
 
     minibatch = given_run(rng_key, model, args, kwargs, {}, {})[1]
+    possible = possible_values(rng_key, model, args, kwargs, latents, minibatch)
 
     def run(key: Array, values: Mapping[str, Array]) -> dict[str, Prior]:
         sites, _ = given_run(key, model, args, kwargs, values, minibatch)
@@ -174,49 +176,41 @@ def start_at_prior(
     tables = {}
     for name, latent in latents.items():
         each = [{n: int(column[r]) for n, column in chosen.items()} for r in range(num_runs)]
-        rows_met = np.array([row_of(latent, latents, states) for states in each])
-        tables[name] = _table(latent, found[name], rows_met, minibatch)
+        rows_met = np.array([row_of(_parents(latent), latents, states) for states in each])
+        tables[name] = _table(latent, found[name], rows_met, possible.get(name), minibatch)
     return tables
 
 
-def choose_states(latents: Mapping[str, Latent]) -> dict[str, np.ndarray]:
-    """States of the latents that others have as parents, for some runs of the model.
-
-    Each row of each table is met by one of the runs at least.
-    """
-    tabled = [latent for latent in latents.values() if latent.parents and latent.table]
-    names = list(dict.fromkeys(name for latent in tabled for name in latent.parents))
-    rng, runs = np.random.default_rng(0), list[dict[str, int]]()
-    missing = {latent.name: set(range(latent.num_features)) for latent in tabled}
-    while any(missing.values()):
-        chosen = {name: int(rng.integers(_num_states(latents[name]))) for name in names}
-        for latent in tabled:
-            missing[latent.name].discard(row_of(latent, latents, chosen))
-        runs.append(chosen)
-    return {name: np.array([run[name] for run in runs]) for name in names}
-
-
-def row_of(latent: Latent, latents: Mapping[str, Latent], chosen: Mapping[str, int]) -> int:
-    """The row of a table where the parents are in these states."""
-    row = 0
-    for name in latent.parents if latent.table else ():
-        row = row * _num_states(latents[name]) + chosen[name]
-    return row
-
-
-def _value_of_state(latent: Latent, state: int) -> Array:
-    """A joint state of the cells as their values, the same at each place."""
-    codes = np.unravel_index(state, (latent.num_values,) * math.prod(latent.cells))
-    return value_of(latent, jnp.array(codes, int).reshape(latent.cells))
+def _parents(latent: Latent) -> tuple[str, ...]:
+    """The latents whose joint states have rows of their own."""
+    return latent.parents if latent.table else ()
 
 
 def _table(
-    latent: Latent, found: Prior, rows_met: np.ndarray, minibatch: Mapping[str, Array]
+    latent: Latent,
+    found: Prior,
+    rows_met: np.ndarray,
+    possible: Array | None,
+    minibatch: Mapping[str, Array],
 ) -> tuple[Array, Prior]:
     """Parameters from the probabilities ``(runs, *batch, *cells, V)``, and rows met by the runs."""
     means = [found.probs[rows_met == row].mean(0) for row in np.unique(rows_met)]
     mean = jnp.stack(means)  # (rows, *batch, *cells, V)
-    logits = _logits(latent, mean)
+    seen = Prior(mean.min(0), found.cut_off.max(0))
+    probs = jnp.where(mean > 0, mean, _LEAST_PROB)
+    table = _all_rows(latent, _parameters(latent, probs), minibatch)
+    if possible is None:
+        return table, seen
+    ruled = _parameters(latent, jnp.where(possible, probs, _NO_PROB))
+    return jnp.where(
+        _held(latent, table, minibatch), _all_rows(latent, ruled, minibatch), table
+    ), seen
+
+
+def _parameters(latent: Latent, probs: Array) -> Array:
+    """Of probabilities, none of which is 0."""
+    logits = jnp.log(probs / probs.sum(-1, keepdims=True))
+    logits = logits[..., 1:] - logits[..., :1] if latent.num_logits == 1 else logits
     if latent.parents:
         logits = jnp.moveaxis(logits, 0, len(latent.batch_shape))
         logits = logits.reshape(*logits.shape[: len(latent.batch_shape) + 1], -1)
@@ -226,15 +220,19 @@ def _table(
             logits = jnp.pad(logits, more)
     else:
         logits = logits[0]
-    seen = Prior(mean.min(0), found.cut_off.max(0))
-    return _all_rows(latent, logits, minibatch), seen
+    return logits
 
 
-def _logits(latent: Latent, probs: Array) -> Array:
-    """Of probabilities, none of which is 0."""
-    probs = jnp.where(probs > 0, probs, _LEAST_PROB)
-    logits = jnp.log(probs / probs.sum(-1, keepdims=True))
-    return logits[..., 1:] - logits[..., :1] if latent.num_logits == 1 else logits
+def _held(latent: Latent, table: Array, rows: Mapping[str, Array]) -> Array:
+    """Which of all rows a minibatch holds."""
+    held = jnp.ones((1,) * table.ndim, bool)
+    for plate in latent.plates:
+        if plate.name in rows:
+            shape = [1] * table.ndim
+            shape[_dim(latent, plate.dim)] = plate.size
+            own = jnp.zeros(plate.size, bool).at[rows[plate.name]].set(True)
+            held = held & own.reshape(shape)
+    return held
 
 
 def _all_rows(latent: Latent, table: Array, rows: Mapping[str, Array]) -> Array:

@@ -5,36 +5,41 @@ M = cells times P logits for each of F features: a row for each joint state of t
 are few, or else a bias and a row for each value of each parent, which are summed.
 
 A guide starts at the prior: of each row, at what the model says of the latent where its parents are
-in that state, in the mean over all else that it depends on.
+in that state, in the mean over all else that it depends on. Of the data it knows at the start what
+they rule out, of the rows that the first call holds: see `ruling`.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from pyro_dvae.guides.families import Latent, Prior, prior, value_of, vectors
+from pyro_dvae.guides.families import Latent, Prior, prior, vectors
+from pyro_dvae.guides.joint_states import (
+    LARGEST_TABLE,
+    choose_states,
+    num_states,
+    row_of,
+    value_of_state,
+)
+from pyro_dvae.guides.ruling import possible_values
 from pyro_dvae.programs.handlers.swapping import given_run
 from pyro_dvae.programs.structure.looking import only_looking
 
 __all__ = [
-    "LARGEST_TABLE",
     "check_table",
-    "choose_states",
     "given_parents",
     "num_features",
     "of_rows",
-    "row_of",
     "start_at_prior",
 ]
 
-LARGEST_TABLE = 64  # joint states of a latent's parents; with more, their values are summed over
 _NUM_RUNS = 64  # of the model, for the mean over what a prior depends on
 _LEAST_PROB = 1e-6  # at which a value starts that the prior rules out here, but not everywhere
+_NO_PROB = 1e-20  # at which a value starts that the data rule out: neither draws nor slopes
 
 
 def check_table(latent: Latent, param: str, table: Tensor) -> Tensor:
@@ -58,15 +63,10 @@ def check_table(latent: Latent, param: str, table: Tensor) -> Tensor:
 
 def num_features(parents: Sequence[Latent]) -> tuple[int, bool]:
     """F, and whether each joint state of the parents has a row of its own."""
-    states = math.prod(_num_states(parent) for parent in parents)
+    states = math.prod(num_states(parent) for parent in parents)
     if states <= LARGEST_TABLE:
         return states, True
     return 1 + sum(math.prod(p.cells) * p.num_values for p in parents), False
-
-
-def _num_states(latent: Latent) -> int:
-    """Joint states of the cells of one place; those of very many cells are not counted."""
-    return latent.num_values ** min(math.prod(latent.cells), 64)
 
 
 def given_parents(
@@ -155,51 +155,26 @@ def start_at_prior(
 def _start(
     model: Callable, args: tuple, kwargs: dict, latents: Mapping[str, Latent], depends: bool
 ) -> dict[str, tuple[Tensor, Prior]]:
-    states = choose_states(latents)
+    minibatch = given_run(model, args, kwargs, {}, {})[1]
+    possible = possible_values(model, args, kwargs, latents, minibatch)
+    states = choose_states([_parents(latent) for latent in latents.values()], latents)
     num_runs = max([len(column) for column in states.values()] + [_NUM_RUNS if depends else 1])
     sums: dict[str, _Sums] = {}
-    minibatch: dict[str, Tensor] = {}
     for run in range(num_runs):
         chosen = {name: int(column[run % len(column)]) for name, column in states.items()}
-        values = {name: _value_of_state(latents[name], state) for name, state in chosen.items()}
-        sites, minibatch = given_run(model, args, kwargs, values, minibatch)
+        values = {name: value_of_state(latents[name], state) for name, state in chosen.items()}
+        sites, _ = given_run(model, args, kwargs, values, minibatch)
         for name, latent in latents.items():
             if name in sites:
                 sums.setdefault(name, _Sums()).add(
-                    prior(latent, sites[name]), row_of(latent, latents, chosen)
+                    prior(latent, sites[name]), row_of(_parents(latent), latents, chosen)
                 )
-    return {name: _table(latents[name], total, minibatch) for name, total in sums.items()}
+    return {n: _table(latents[n], total, possible.get(n), minibatch) for n, total in sums.items()}
 
 
-def choose_states(latents: Mapping[str, Latent]) -> dict[str, np.ndarray]:
-    """States of the latents that others have as parents, for some runs of the model.
-
-    Each row of each table is met by one of the runs at least.
-    """
-    tabled = [latent for latent in latents.values() if latent.parents and latent.table]
-    names = list(dict.fromkeys(name for latent in tabled for name in latent.parents))
-    rng, runs = np.random.default_rng(0), list[dict[str, int]]()
-    missing = {latent.name: set(range(latent.num_features)) for latent in tabled}
-    while any(missing.values()):
-        chosen = {name: int(rng.integers(_num_states(latents[name]))) for name in names}
-        for latent in tabled:
-            missing[latent.name].discard(row_of(latent, latents, chosen))
-        runs.append(chosen)
-    return {name: np.array([run[name] for run in runs]) for name in names}
-
-
-def row_of(latent: Latent, latents: Mapping[str, Latent], chosen: Mapping[str, int]) -> int:
-    """The row of a table where the parents are in these states."""
-    row = 0
-    for name in latent.parents if latent.table else ():
-        row = row * _num_states(latents[name]) + chosen[name]
-    return row
-
-
-def _value_of_state(latent: Latent, state: int) -> Tensor:
-    """A joint state of the cells as their values, the same at each place."""
-    codes = np.unravel_index(state, (latent.num_values,) * math.prod(latent.cells))
-    return value_of(latent, torch.tensor(np.array(codes)).reshape(latent.cells))
+def _parents(latent: Latent) -> tuple[str, ...]:
+    """The latents whose joint states have rows of their own."""
+    return latent.parents if latent.table else ()
 
 
 class _Sums:
@@ -216,10 +191,26 @@ class _Sums:
         self.cut_off = torch.maximum(self.cut_off.to(found.cut_off), found.cut_off)
 
 
-def _table(latent: Latent, sums: _Sums, minibatch: Mapping[str, Tensor]) -> tuple[Tensor, Prior]:
+def _table(
+    latent: Latent, sums: _Sums, possible: Tensor | None, minibatch: Mapping[str, Tensor]
+) -> tuple[Tensor, Prior]:
     means = [sums.probs[row] / sums.counts[row] for row in sorted(sums.probs)]
     mean = torch.stack(means)  # (rows, *batch, *cells, V)
-    logits = _logits(latent, mean)
+    seen = Prior(mean.amin(0), sums.cut_off)
+    probs = torch.where(mean > 0, mean, _LEAST_PROB)
+    table = _all_rows(latent, _parameters(latent, probs), minibatch)
+    if possible is None:
+        return table, seen
+    ruled = _parameters(latent, torch.where(possible, probs, _NO_PROB))
+    return torch.where(
+        _held(latent, table, minibatch), _all_rows(latent, ruled, minibatch), table
+    ), seen
+
+
+def _parameters(latent: Latent, probs: Tensor) -> Tensor:
+    """Of probabilities, none of which is 0."""
+    logits = (probs / probs.sum(-1, keepdim=True)).log()
+    logits = logits[..., 1:] - logits[..., :1] if latent.num_logits == 1 else logits
     if latent.parents:
         logits = logits.movedim(0, len(latent.batch_shape)).flatten(len(latent.batch_shape) + 1)
         if not latent.table:
@@ -228,14 +219,20 @@ def _table(latent: Latent, sums: _Sums, minibatch: Mapping[str, Tensor]) -> tupl
             logits = wide
     else:
         logits = logits[0]
-    return _all_rows(latent, logits, minibatch), Prior(mean.amin(0), sums.cut_off)
+    return logits
 
 
-def _logits(latent: Latent, probs: Tensor) -> Tensor:
-    """Of probabilities, none of which is 0."""
-    probs = torch.where(probs > 0, probs, _LEAST_PROB)
-    logits = (probs / probs.sum(-1, keepdim=True)).log()
-    return logits[..., 1:] - logits[..., :1] if latent.num_logits == 1 else logits
+def _held(latent: Latent, table: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+    """Which of all rows a minibatch holds."""
+    held = torch.ones((1,) * table.dim(), dtype=torch.bool, device=table.device)
+    for plate in latent.plates:
+        if plate.name in rows:
+            shape = [1] * table.dim()
+            shape[_dim(latent, plate.dim)] = plate.size
+            own = torch.zeros(plate.size, dtype=torch.bool, device=table.device)
+            own[torch.as_tensor(rows[plate.name], device=table.device)] = True
+            held = held & own.reshape(shape)
+    return held
 
 
 def _all_rows(latent: Latent, table: Tensor, rows: Mapping[str, Tensor]) -> Tensor:

@@ -20,7 +20,15 @@ from numpyro.primitives import Messenger
 from numpyro_dvae.programs.draw import Draw, run_program
 from numpyro_dvae.programs.sites import Layout, Site, is_drawn, sample_sites
 
-__all__ = ["Choose", "given_run", "is_discrete", "latents_and_parents", "sample_many", "swap_sites"]
+__all__ = [
+    "Choose",
+    "given_run",
+    "is_discrete",
+    "latents_and_parents",
+    "sample_many",
+    "swap_sites",
+    "terms_and_draws",
+]
 
 # From a site, as the model has it, the draws so far, and the rows of its plates that were chosen,
 # to the distribution to draw from.
@@ -104,8 +112,7 @@ def latents_and_parents(
     """
 
     def latents(draws: Mapping[str, Array]) -> dict[str, Site]:
-        with _only_params(), Draw(rng_key, Layout(), draws):
-            sites = sample_sites(run_program(rng_key, model, args, kwargs))
+        sites = _run_at(rng_key, model, args, kwargs, draws)
         return {name: site for name, site in sites.items() if not site.is_observed}
 
     def looks(**draws: Array) -> dict[str, tuple[Any, Any]]:
@@ -121,6 +128,37 @@ def latents_and_parents(
     return found
 
 
+def terms_and_draws(
+    rng_key: Array, model: Callable, args: tuple, kwargs: dict
+) -> dict[str, frozenset[str]]:
+    """The draws that what each site adds to the objective is computed from, its own among them.
+
+    Without another draw in between, as in `latents_and_parents`; of observed sites, too.
+
+    Args:
+        rng_key: Key of the runs.
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+    """
+
+    def terms(**draws: Array) -> dict[str, Array]:
+        sites = _run_at(rng_key, model, args, kwargs, draws)
+        return {name: site.term() for name, site in sites.items() if not site.is_scanned}
+
+    sites = _run_at(rng_key, model, args, kwargs, {})
+    drawn = {n: s.value for n, s in sites.items() if not (s.is_scanned or s.is_observed)}
+    return {name: _union(parts) for name, parts in eval_provenance(terms, **drawn).items()}
+
+
+def _run_at(
+    rng_key: Array, model: Callable, args: tuple, kwargs: dict, draws: Mapping[str, Array]
+) -> dict[str, Site]:
+    """The sites of a run in which some latents have these values."""
+    with _only_params(), Draw(rng_key, Layout(), draws):
+        return sample_sites(run_program(rng_key, model, args, kwargs))
+
+
 def _union(parts: Any) -> frozenset[str]:
     leaves = jax.tree.leaves(parts, is_leaf=lambda part: isinstance(part, frozenset))
     return frozenset[str]().union(*leaves)
@@ -134,7 +172,7 @@ def given_run(
     values: Mapping[str, Array],
     rows: Mapping[str, Array],
 ) -> tuple[dict[str, Site], dict[str, Array]]:
-    """Latent sites of a run in which some have these values, and plates some of these rows.
+    """Sites of a run in which some latents have these values, and plates some of these rows.
 
     The run only looks; what is not given is drawn from the model.
 
@@ -144,8 +182,9 @@ def given_run(
     draw = Draw(rng_key, Layout(), values, expand=True)
     with _only_params(), numpyro.validation_enabled(False), trace() as found, draw:
         seed(substitute(model, data=dict(rows)), rng_key)(*args, **kwargs)
-    latents = {name: site for name, site in sample_sites(found).items() if not site.is_observed}
-    return latents, {name: msg["value"] for name, msg in found.items() if msg["type"] == "plate"}
+    return sample_sites(found), {
+        name: msg["value"] for name, msg in found.items() if msg["type"] == "plate"
+    }
 
 
 def sample_many(

@@ -55,19 +55,25 @@ def _num_wrapped(fn: Any) -> int:
     return fn.event_dim - base_distribution(fn).event_dim
 
 
-def excludes(fn: Any, value: Array) -> Bool[Array, "*batch"]:
-    """Whether a distribution never draws a value, over its batch dims."""
+def excludes(fn: Any, value: Array, *, least: float = _HOPELESS) -> Bool[Array, "*batch"]:
+    """Whether a distribution never draws a value, over its batch dims.
+
+    Args:
+        fn: The distribution.
+        value: The value.
+        least: The log-density in nats up to which a value is as good as never drawn.
+    """
     if isinstance(fn, MaskedDistribution | ExpandedDistribution):
-        return excludes(fn.base_dist, value)
+        return excludes(fn.base_dist, value, least=least)
     if isinstance(fn, dist.Independent):
-        inner, num_dims = excludes(fn.base_dist, value), fn.reinterpreted_batch_ndims
+        inner, num_dims = excludes(fn.base_dist, value, least=least), fn.reinterpreted_batch_ndims
         return inner.any(tuple(range(-num_dims, 0))) if num_dims else inner
     if hasattr(fn, "conditional_log_prob"):  # a network's softmax leaves nothing out
         return jnp.zeros(jnp.shape(value)[: jnp.ndim(value) - fn.event_dim], bool)
     inside = fn.support(value)
     feasible = fn.support.feasible_like(value)
     value = jnp.where(inside.reshape(*inside.shape, *[1] * fn.event_dim), value, feasible)
-    unlikely = fn.log_prob(value) < _HOPELESS  # minus infinity among them
+    unlikely = fn.log_prob(value) <= least  # minus infinity among them
     if isinstance(fn, dist.BinomialProbs | dist.BinomialLogits):
         return unlikely | _never_counted(fn, value) | ~inside
     table = (

@@ -21,7 +21,14 @@ from pyro_dvae.programs.sites import Site, is_drawn, sample_sites
 from pyro_dvae.programs.structure.layout import Exits
 from pyro_dvae.programs.structure.looking import only_looking
 
-__all__ = ["Choose", "given_run", "is_discrete", "latents_and_parents", "swap_sites"]
+__all__ = [
+    "Choose",
+    "given_run",
+    "is_discrete",
+    "latents_and_parents",
+    "swap_sites",
+    "terms_and_draws",
+]
 
 # From a site, as the model has it, the draws so far, and the rows of its plates that were chosen,
 # to the distribution to draw from.
@@ -141,12 +148,7 @@ def latents_and_parents(
         kwargs: Its keyword arguments.
         look: A part of a site's distribution, whose own dependence is wanted.
     """
-
-    def run() -> tuple[dict[str, Site], set[str]]:
-        with pyro.validation_enabled(False), hidden(), _Direct(), Exits() as exits:
-            return sample_sites(run_program(model, args, kwargs)), exits.names
-
-    sites, exits = only_looking(run)
+    sites, exits = _direct_run(model, args, kwargs)
     found, earlier = {}, set[str]()
     for name, site in sites.items():
         if site.is_observed:
@@ -158,6 +160,35 @@ def latents_and_parents(
     return found
 
 
+def terms_and_draws(model: Callable, args: tuple, kwargs: dict) -> dict[str, frozenset[str]]:
+    """The draws that what each site adds to the objective is computed from, its own among them.
+
+    Without another draw in between, as in `latents_and_parents`; of observed sites, too.
+
+    Args:
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+    """
+    sites, exits = _direct_run(model, args, kwargs)
+    found, earlier = {}, set[str]()
+    for name, site in sites.items():
+        found[name] = frozenset(get_provenance(site.term()) | (exits & earlier))
+        if not site.is_observed:
+            earlier.add(name)
+    return found
+
+
+def _direct_run(model: Callable, args: tuple, kwargs: dict) -> tuple[dict[str, Site], set[str]]:
+    """A run in which draws are marked, and the draws that Python has asked for."""
+
+    def run() -> tuple[dict[str, Site], set[str]]:
+        with pyro.validation_enabled(False), hidden(), _Direct(), Exits() as exits:
+            return sample_sites(run_program(model, args, kwargs)), exits.names
+
+    return only_looking(run)
+
+
 def given_run(
     model: Callable,
     args: tuple,
@@ -165,7 +196,7 @@ def given_run(
     values: Mapping[str, Tensor],
     rows: Mapping[str, Tensor],
 ) -> tuple[dict[str, Site], dict[str, Tensor]]:
-    """Latent sites of a run in which some have these values, and plates some of these rows.
+    """Sites of a run in which some latents have these values, and plates some of these rows.
 
     The run only looks; what is not given is drawn from the model.
 
@@ -176,8 +207,7 @@ def given_run(
     with torch.no_grad(), pyro.validation_enabled(False), hidden():
         with poutine.trace() as tracer, _Give(values), swap:
             model(*args, **kwargs)
-    latents = {n: s for n, s in sample_sites(tracer.trace).items() if not s.is_observed}
-    return latents, swap.rows
+    return sample_sites(tracer.trace), swap.rows
 
 
 class _Give(Messenger):

@@ -54,19 +54,25 @@ def _num_wrapped(fn: Any) -> int:
     return fn.event_dim - base_distribution(fn).event_dim
 
 
-def excludes(fn: Any, value: Tensor) -> Bool[Tensor, "*batch"]:
-    """Whether a distribution never draws a value, over its batch dims."""
+def excludes(fn: Any, value: Tensor, *, least: float = _HOPELESS) -> Bool[Tensor, "*batch"]:
+    """Whether a distribution never draws a value, over its batch dims.
+
+    Args:
+        fn: The distribution.
+        value: The value.
+        least: The log-density in nats up to which a value is as good as never drawn.
+    """
     if isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
-        return excludes(fn.base_dist, value)
+        return excludes(fn.base_dist, value, least=least)
     if isinstance(fn, dist.Independent):
-        inner, num_dims = excludes(fn.base_dist, value), fn.reinterpreted_batch_ndims
+        inner, num_dims = excludes(fn.base_dist, value, least=least), fn.reinterpreted_batch_ndims
         return inner.flatten(-num_dims).any(-1) if num_dims else inner
     if hasattr(fn, "conditional_log_prob"):  # a network's softmax leaves nothing out
         return torch.zeros(value.shape[: value.dim() - fn.event_dim], dtype=torch.bool)
     inside = fn.support.check(value)
     if not bool(inside.all()):
         value = torch.where(_over_event(inside, fn.event_dim), value, fn.sample())
-    unlikely = fn.log_prob(value) < _HOPELESS  # minus infinity among them
+    unlikely = fn.log_prob(value) <= least  # minus infinity among them
     if isinstance(fn, torch.distributions.Binomial):
         return unlikely | _never_counted(fn, value) | ~inside
     table = (

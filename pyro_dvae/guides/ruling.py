@@ -1,0 +1,232 @@
+"""What the data rule out: values of latents from which they could never have come.
+
+An animal that was caught is alive, and was at all times before if the dead stay dead. A guide that
+learns from draws learns this slowly: the surer it is, the rarer is the draw that tells, and each
+costs all that a clamp gives an impossible state, 16 or 87 nats. So a guide starts there.
+
+A *factor* is a site of the model, observed or not, whose latents have few joint states: all of
+them are tried, and those in which the site never takes its value are impossible. A value of a
+latent is possible if states of its neighbours make all of its factors so: arc consistency [1],
+which finds all that there is to find in chains and trees, and nowhere rules out too much.
+
+References:
+    [1] Mackworth. Consistency in networks of relations. Artificial Intelligence, 1977.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool
+from pyro import distributions as dist
+from pyro.distributions import constraints
+from torch import Tensor
+
+from pyro_dvae.guides.families import Latent
+from pyro_dvae.guides.joint_states import (
+    LARGEST_TABLE,
+    choose_states,
+    codes_of_states,
+    num_states,
+    row_of,
+    value_of_state,
+)
+from pyro_dvae.guides.places import reaches
+from pyro_dvae.programs.densities import entry_mask
+from pyro_dvae.programs.handlers.swapping import given_run, is_discrete, terms_and_draws
+from pyro_dvae.programs.readers.impossible import excludes
+from pyro_dvae.programs.sites import Site
+
+__all__ = ["possible_values"]
+
+
+class _Factor(NamedTuple):
+    """Which joint states of some latents a site of the model leaves possible."""
+
+    scope: tuple[str, ...]
+    possible: Bool[Tensor, "*states_batch"]  # an axis for each latent, then the site's batch dims
+
+
+def possible_values(
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    latents: Mapping[str, Latent],
+    rows: Mapping[str, Tensor],
+) -> dict[str, Bool[Tensor, "rows *batch_cells V"]]:
+    """By latent its possible values, for each joint state of its parents that has a row.
+
+    Latents of which the data rule nothing out may be missing. Where data are impossible, whatever
+    the latents are, all values are possible.
+
+    Args:
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        latents: The discrete latents, in the order of the model.
+        rows: Rows of plates that the minibatch at hand holds.
+    """
+    sites, _ = given_run(model, args, kwargs, {}, rows)
+    scopes = _scopes(terms_and_draws(model, args, kwargs), sites, latents)
+    if not any(_may_exclude(sites[name]) for name in scopes):
+        return {}
+    factors = _factors(model, args, kwargs, latents, rows, scopes)
+    shapes = {n: tuple(sites[n].fn.batch_shape) for f in factors for n in f.scope}
+    domains = _domains(factors, shapes)
+    return {name: _by_row(latents[name], latents, factors, domains) for name in domains}
+
+
+def _scopes(
+    draws: Mapping[str, frozenset[str]], sites: Mapping[str, Site], latents: Mapping[str, Latent]
+) -> dict[str, tuple[str, ...]]:
+    """The latents of each factor."""
+    found = {}
+    for name, site in sites.items():
+        scope = tuple(latent for latent in latents if latent in draws.get(name, ()))
+        if not scope or set(scope) != draws[name] or _is_masked_within(site.fn):
+            continue
+        few = math.prod(num_states(latents[latent]) for latent in scope) <= LARGEST_TABLE
+        if few and all(reaches(latents[latent], site.plates) for latent in scope):
+            found[name] = scope
+    return found
+
+
+def _is_masked_within(fn: Any) -> bool:
+    """Whether a mask silences some cells of an event, and not all."""
+    inside = False
+    while hasattr(fn, "base_dist"):
+        if inside and isinstance(fn, dist.MaskedDistribution):
+            return True
+        inside = inside or bool(getattr(fn, "reinterpreted_batch_ndims", 0))
+        fn = fn.base_dist
+    return False
+
+
+def _may_exclude(site: Site) -> bool:
+    """Whether an observed site has values that it can never take."""
+    if not site.is_observed:
+        return False
+    support = getattr(site.base, "support", None)
+    return isinstance(site.base, dist.Unit) or (
+        getattr(support, "base_constraint", support) is not constraints.real
+    )
+
+
+def _factors(
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    latents: Mapping[str, Latent],
+    rows: Mapping[str, Tensor],
+    scopes: Mapping[str, tuple[str, ...]],
+) -> list[_Factor]:
+    """The factors, in the order of the model: all of their states are tried."""
+    states = choose_states(list(scopes.values()), latents)
+    tables: dict[str, dict[int, Tensor]] = {name: {} for name in scopes}
+    for run in range(len(next(iter(states.values())))):
+        chosen = {name: int(column[run]) for name, column in states.items()}
+        values = {name: value_of_state(latents[name], state) for name, state in chosen.items()}
+        sites, _ = given_run(model, args, kwargs, values, rows)
+        for name, scope in scopes.items():
+            tables[name][row_of(scope, latents, chosen)] = _is_possible(sites[name])
+    found = []
+    for name, scope in scopes.items():
+        table = torch.stack([tables[name][row] for row in sorted(tables[name])])
+        sizes = [num_states(latents[latent]) for latent in scope]
+        found.append(_Factor(scope, table.reshape(*sizes, *table.shape[1:])))
+    return found
+
+
+def _is_possible(site: Site) -> Bool[Tensor, "*batch"]:
+    """Where a site may have its value, or counts nothing."""
+    if is_discrete(site):
+        never = excludes(site.fn, site.value, least=-math.inf)
+    else:
+        never = site.log_prob() == -torch.inf
+    counts = entry_mask(site, 0).to(never.device) & (torch.as_tensor(site.scale) > 0)
+    return (~(never & counts)).expand(site.fn.batch_shape)
+
+
+# ------------------------------------------------------------------------------------- consistency
+
+
+def _domains(
+    factors: Sequence[_Factor], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Bool[Tensor, "S *batch"]]:
+    """The possible states of each latent: against the order of the model, and along it."""
+    domains: dict[str, Tensor] = {}
+    for factor in factors:
+        for axis, name in enumerate(factor.scope):
+            size = factor.possible.shape[axis]
+            domains[name] = factor.possible.new_ones((size, *shapes[name]))
+    for factor in [*reversed(factors), *factors]:
+        for axis, name in enumerate(factor.scope):
+            table = _supported(factor, domains, [name]).movedim(axis, 0)
+            table = table.reshape(table.shape[0], *table.shape[len(factor.scope) :])
+            domains[name] = domains[name] & _everywhere(table, 1, shapes[name])
+    return {name: domain | ~domain.any(0) for name, domain in domains.items()}
+
+
+def _supported(factor: _Factor, domains: Mapping[str, Tensor], kept: Sequence[str]) -> Tensor:
+    """Which states of the kept latents are possible in some states of the others."""
+    table, num_latents = factor.possible, len(factor.scope)
+    for axis, name in enumerate(factor.scope):
+        if name not in kept:
+            size, *batch = domains[name].shape
+            missing = table.dim() - num_latents - len(batch)
+            before, after = [1] * axis, [1] * (num_latents - 1 - axis + missing)
+            other = domains[name].reshape(*before, size, *after, *batch)
+            table = (table & other).any(axis, keepdim=True)
+    return table
+
+
+def _everywhere(table: Tensor, num_latents: int, shape: Sequence[int]) -> Tensor:
+    """What is possible in all cells of a factor that a place of a latent owns."""
+    missing = table.dim() - num_latents - len(shape)
+    for _ in range(missing):
+        table = table.all(num_latents)
+    for dim, size in enumerate(shape, num_latents):
+        if size == 1:
+            table = table.all(dim, keepdim=True)
+    return table
+
+
+def _by_row(
+    latent: Latent,
+    latents: Mapping[str, Latent],
+    factors: Sequence[_Factor],
+    domains: Mapping[str, Tensor],
+) -> Bool[Tensor, "rows *batch_cells V"]:
+    """The possible values given each joint state of the parents."""
+    scope = (*(latent.parents if latent.table else ()), latent.name)
+    sizes = [num_states(latents[name]) for name in scope]
+    own, shape = domains[latent.name], domains[latent.name].shape[1:]
+    table = own.expand(*sizes, *shape)
+    for factor in factors:
+        if latent.name in factor.scope:
+            table = table & _in_order(factor, domains, scope, shape)
+    table = table.reshape(-1, sizes[-1], *shape).movedim(1, -1)  # (rows, *batch, states)
+    codes = torch.tensor(codes_of_states(latent), device=table.device)
+    hot = torch.nn.functional.one_hot(codes, latent.num_values).bool()  # (states, *cells, V)
+    cells = hot.flatten(1)
+    table = (table.unsqueeze(-1) & cells).any(-2).reshape(*table.shape[:-1], *hot.shape[1:])
+    return table | ~table.any(-1, keepdim=True)
+
+
+def _in_order(
+    factor: _Factor,
+    domains: Mapping[str, Tensor],
+    scope: Sequence[str],
+    shape: Sequence[int],
+) -> Tensor:
+    """Which states of these latents a factor supports: an axis for each of them, in this order."""
+    table = _supported(factor, domains, scope)
+    table = _everywhere(table, len(factor.scope), shape)
+    known = [name for name in scope if name in factor.scope]
+    batch = table.shape[len(factor.scope) :]
+    others = [axis for axis, name in enumerate(factor.scope) if name not in known]
+    axes = [factor.scope.index(name) for name in known]
+    table = table.permute(*others, *axes, *range(len(factor.scope), table.dim()))
+    each = dict(zip(known, table.shape[len(others) :], strict=False))
+    return table.reshape(*(each.get(name, 1) for name in scope), *batch)
