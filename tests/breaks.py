@@ -230,13 +230,13 @@ LOSSES = [
         *table("vimco", "all_states_as_a_truncated_posterior"),
     ),
     *numpyro(
-        "programs/structure/computing.py",
+        "programs/structure/layout.py",
         "inputs, id(step) if step.effects else 0",
         "inputs, 0",
         "tests/test_computing_numpyro.py",
     ),
     *numpyro(
-        "programs/structure/computing.py",
+        "programs/structure/layout.py",
         "or any(_is_literal(variable) for variable in results)",
         "",
         "tests/test_computing_numpyro.py",

@@ -5,7 +5,7 @@ import pytest
 jax = pytest.importorskip("jax")
 io_callback = pytest.importorskip("jax.experimental").io_callback
 
-from numpyro_dvae.programs.structure.computing import are_one  # noqa: E402
+from numpyro_dvae.programs.structure.layout import are_one  # noqa: E402
 
 ROWS = jax.numpy.array([1, 0])
 

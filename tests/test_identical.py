@@ -15,7 +15,6 @@ IDENTICAL = {
     "diagnostics/__init__.py",
     "diagnostics/arguments.py",
     "diagnostics/arrays.py",
-    "diagnostics/costs.py",
     "diagnostics/draws.py",
     "diagnostics/groups.py",
     "diagnostics/plots.py",

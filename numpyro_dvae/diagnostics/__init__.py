@@ -17,7 +17,7 @@ at the trained parameters, and leave everything as it was. Start with `evaluate`
 - `plots`: pictures of all these.
 
 Behind them, `trained` takes a result apart, `readings` runs its programs, `labels` reads the sites,
-`collect` fills `draws` with that, `costs`, `weighing`, `summaries` and `usage` have the formulas
+`collect` fills `draws` with that, `weighing`, `summaries` and `usage` have the formulas
 on these, `reports` and `verdicts` what is returned; `symmetry` tries what codes may be called
 otherwise; `groups` alone meets ArviZ. This room may import `fit`
 and all rooms below it.

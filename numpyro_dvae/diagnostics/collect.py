@@ -38,7 +38,7 @@ from numpyro_dvae.diagnostics.trained import Trained, as_trained
 from numpyro_dvae.fit.data import Batch, take_rows
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.programs.record import Particles
-from numpyro_dvae.programs.structure.asking import explained
+from numpyro_dvae.programs.run import explained
 
 __all__ = ["collect", "collect_given_shared", "collect_states", "usage_of_processes"]
 

@@ -22,14 +22,15 @@ import numpy as np
 from jaxtyping import Array
 
 from numpyro_dvae.diagnostics.collect import collect, collect_given_shared
-from numpyro_dvae.diagnostics.costs import bound_error, mean_and_error
 from numpyro_dvae.diagnostics.draws import Draws, count_values
 from numpyro_dvae.diagnostics.usage import is_restricted, num_states_of
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, WholeBounds
 from numpyro_dvae.diagnostics.weighing import (
     as_whole,
+    bound_error,
     evidences,
     is_separable,
+    mean_and_error,
     over_shared,
     weighted,
     with_loss,

@@ -1,4 +1,6 @@
-"""What the importance weights of draws say of all data together, and of what they share.
+"""What draws and their importance weights say of data, of what these share, and of all together.
+
+Rate, distortion and ELBO come first [2]; then what weights tell of the whole.
 
 A draw of what the data share weighs p / q of these sites, times an estimate of each datum's
 evidence given the draw: the mean of the datum's own weights. Given the draw, data are independent
@@ -11,6 +13,7 @@ NumPy alone, so but for the package's name this file is the same in both package
 References:
     [1] Chopin, Jacob & Papaspiliopoulos. SMC²: an efficient algorithm for sequential analysis of
         state space models. JRSS B, 2013. (Weights whose likelihoods are estimated.)
+    [2] Alemi, Poole, Fischer, Dillon, Saurous & Murphy. Fixing a broken ELBO. ICML, 2018.
 """
 
 import math
@@ -20,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
-from numpyro_dvae.diagnostics.costs import error_of_means, mean_and_error
 from numpyro_dvae.diagnostics.draws import Draws
+from numpyro_dvae.diagnostics.reports import SharedCost, WholeCost
 from numpyro_dvae.diagnostics.verdicts import (
     ImportanceDiagnostics,
     MeanErrors,
@@ -33,10 +36,19 @@ from numpyro_dvae.diagnostics.verdicts import (
 __all__ = [
     "Judge",
     "as_whole",
+    "beta_elbo_of",
+    "bound_error",
+    "distortion_of",
+    "error_of_means",
     "evidences",
     "is_separable",
+    "mean_and_error",
     "over_shared",
+    "rate_of",
+    "rates_of",
+    "shared_cost_of",
     "weighted",
+    "whole_cost_of",
     "with_loss",
     "with_picked",
     "with_whole",
@@ -251,3 +263,68 @@ def _median(values: np.ndarray) -> np.ndarray:
     ]
     with np.errstate(invalid="ignore"):
         return np.where(count > 0, (ends[0] + ends[1]) / 2, np.nan)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the draws, the first axis, and its standard error; NaN of one draw alone."""
+    count = len(values)
+    with np.errstate(invalid="ignore"):  # an impossible draw has -inf
+        spread = values.std(0, ddof=1) if count > 1 else np.full(values.shape[1:], np.nan)
+        return np.asarray(values.mean(0)), np.asarray(spread / np.sqrt(count))
+
+
+def bound_error(ess: np.ndarray, num_draws: int, is_one: np.ndarray) -> np.ndarray:
+    """Standard error of the log of a mean of weights, of their effective sample size.
+
+    Draws that are all one state leave others of about 1 / K in all unseen.
+    """
+    least = np.where(is_one, 1 / num_draws**2, 0.0)
+    return np.asarray(np.sqrt(np.maximum(1 / ess - 1 / num_draws, least)))
+
+
+def error_of_means(values: np.ndarray) -> float:
+    """Standard error over the draws of the mean over the data, ``(K, *plates)``.
+
+    Data that share a latent vary together, so that errors of each do not tell it.
+    """
+    return float(mean_and_error(values.reshape(len(values), -1).mean(1))[1])
+
+
+def rates_of(draws: Draws) -> np.ndarray:
+    """Log q - log p(z) of each draw and datum in bits, ``(K, *plates)`` [1]."""
+    log_q = draws.record("log_q").astype(np.float64)
+    return (log_q - draws.record("log_prior")) / math.log(2)
+
+
+def rate_of(draws: Draws) -> np.ndarray:
+    """Log q - log p(z) of each datum in bits, in the mean over the draws [1]."""
+    return np.asarray(rates_of(draws).mean(0))
+
+
+def distortion_of(draws: Draws) -> np.ndarray:
+    """Minus log p(x | z) of each datum in nats, in the mean over the draws [1]."""
+    return np.asarray(-draws.record("log_likelihood").mean(0, dtype=np.float64))
+
+
+def shared_cost_of(draws: Draws) -> SharedCost | None:
+    """What the data share costs; None if they share no site."""
+    if not draws.shared_sites:
+        return None
+    rates = (draws.shared("shared_q") - draws.shared("shared_prior")) / math.log(2)
+    rate, rate_error = mean_and_error(rates)
+    distortion, distortion_error = mean_and_error(0.0 - draws.shared("shared_likelihood"))
+    numbers = (rate, distortion, rate_error, distortion_error)
+    return SharedCost(draws.shared_sites, *map(float, numbers))
+
+
+def whole_cost_of(draws: Draws) -> WholeCost:
+    """What all data cost, as the loss sums them."""
+    shared = shared_cost_of(draws) or SharedCost((), 0.0, 0.0)
+    rate, distortion = (float((draws.scale * of(draws)).sum()) for of in (rate_of, distortion_of))
+    elbo, error = mean_and_error(draws.whole_weights)
+    return WholeCost(rate + shared.rate, distortion + shared.distortion, float(elbo), float(error))
+
+
+def beta_elbo_of(draws: Draws, beta: float) -> np.ndarray:
+    """The ELBO of each datum in nats, its rate weighed by `beta`."""
+    return np.asarray(-distortion_of(draws) - beta * math.log(2) * rate_of(draws))

@@ -18,7 +18,8 @@ References:
         NeurIPS, 2015.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -31,12 +32,12 @@ from numpyro.handlers import replay, seed, substitute, trace, uncondition
 from numpyro_dvae.programs.draw import Draw, Sampler, run_pair
 from numpyro_dvae.programs.record import Ledger, Particles, Reader, make_record
 from numpyro_dvae.programs.sites import Layout, Pair, sample_sites
-from numpyro_dvae.programs.structure.asking import explained
 from numpyro_dvae.programs.structure.layout import find_layout
 
 __all__ = [
     "Plans",
     "dream",
+    "explained",
     "run_particles",
 ]
 
@@ -134,6 +135,32 @@ def dream(
 
 _MOST_PLANS = 256  # of calls of different shapes that are remembered
 T = TypeVar("T")
+
+
+_ASKING = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say what to do where a compiled program asks for a value, and JAX says that it is traced.
+
+    Raises:
+        ValueError: In place of JAX's error.
+    """
+    try:
+        yield
+    except _ASKING as error:
+        raise ValueError(
+            "model or guide asks for the value of an array, by `if`, bool(), int(), an index or "
+            "NumPy; it has none yet, as programs are compiled. Compute with jax.numpy (jnp.where "
+            "for if), or pass an argument that is a setting as a number of Python (True for "
+            f"jnp.array(True)), which is constant. JAX says: {str(error).splitlines()[0]}"
+        ) from error
 
 
 class Plans:

@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 
 from pyro_dvae.diagnostics.collect import collect, collect_given_shared
-from pyro_dvae.diagnostics.costs import bound_error, mean_and_error
 from pyro_dvae.diagnostics.draws import Draws, count_values
 from pyro_dvae.diagnostics.usage import is_restricted, num_states_of
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, WholeBounds
 from pyro_dvae.diagnostics.weighing import (
     as_whole,
+    bound_error,
     evidences,
     is_separable,
+    mean_and_error,
     over_shared,
     weighted,
     with_loss,

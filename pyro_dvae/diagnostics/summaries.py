@@ -13,16 +13,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from pyro_dvae.diagnostics.arrays import NamedArray, log_sum
-from pyro_dvae.diagnostics.costs import (
-    beta_elbo_of,
-    distortion_of,
-    error_of_means,
-    mean_and_error,
-    rate_of,
-    rates_of,
-    shared_cost_of,
-    whole_cost_of,
-)
 from pyro_dvae.diagnostics.draws import Draws
 from pyro_dvae.diagnostics.reports import (
     CodeUsage,
@@ -32,6 +22,16 @@ from pyro_dvae.diagnostics.reports import (
     RateDistortion,
 )
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
+from pyro_dvae.diagnostics.weighing import (
+    beta_elbo_of,
+    distortion_of,
+    error_of_means,
+    mean_and_error,
+    rate_of,
+    rates_of,
+    shared_cost_of,
+    whole_cost_of,
+)
 
 __all__ = [
     "data_span_of",

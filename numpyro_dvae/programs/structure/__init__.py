@@ -3,8 +3,6 @@
 Start with `layout`, a plain run that reads how the sites lie.
 
 - `layout`: plates, and the sites that need the score function;
-- `computing`: which scales are one, of what an abstract run computes;
 - `broadcasting`: whether the programs take states that broadcast;
-- `cells`: whether the data keep apart, as what lists states relies on;
-- `asking`: what is said where a program asks for a value that tracing does not have.
+- `cells`: whether the data keep apart, as what lists states relies on.
 """

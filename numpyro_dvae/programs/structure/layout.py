@@ -20,11 +20,14 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.record import in_batch_dims
 from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, rows_of_plates, sample_sites
-from numpyro_dvae.programs.structure.computing import are_one
 from numpyro_dvae.programs.summing.agreeing import check_agreement
 from numpyro_dvae.programs.summing.enumerating import is_marked
 
-__all__ = ["find_layout", "independent_sites"]
+__all__ = [
+    "are_one",
+    "find_layout",
+    "independent_sites",
+]
 
 # Of values of some sites, a run in which they are given: what depends on them shows in it.
 _Rerun = Callable[[Mapping[str, Array]], Run]
@@ -239,3 +242,45 @@ def independent_sites(
 
     jax.eval_shape(inspect)
     return tuple(names)
+
+
+def are_one(program: Any) -> bool:
+    """Whether all results of a program are computed by the same operations on the same inputs.
+
+    Args:
+        program: What `jax.make_jaxpr` returns. Operations with effects are all different, and
+            numbers that are known without a computation are left to those who see them.
+    """
+    known: dict[Any, Any] = {variable: variable for variable in program.jaxpr.constvars}
+    numbers: dict[Any, int] = {}
+    for step in program.jaxpr.eqns:
+        inputs = tuple(_key(variable, known) for variable in step.invars)
+        recipe = step.primitive, _of_params(step.params), inputs, id(step) if step.effects else 0
+        number = numbers.setdefault(recipe, len(numbers))
+        known.update({variable: (number, place) for place, variable in enumerate(step.outvars)})
+    results = program.jaxpr.outvars
+    if not results or any(_is_literal(variable) for variable in results):
+        return False
+    return len({known[variable] for variable in results}) == 1
+
+
+def _is_literal(variable: Any) -> bool:
+    return hasattr(variable, "val")
+
+
+def _key(variable: Any, known: dict[Any, Any]) -> Any:
+    if _is_literal(variable):
+        return type(variable.val), str(variable.aval), repr(variable.val)
+    return known[variable]
+
+
+def _of_params(params: dict[str, Any]) -> Any:
+    return tuple((name, _hashable(params[name])) for name in sorted(params))
+
+
+def _hashable(value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return value
