@@ -28,6 +28,8 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro_shim import quickly
 
+from numpyro_dvae.diagnostics import importance_diagnostics, posterior_gap, to_arviz
+from numpyro_dvae.fit import fit
 from numpyro_dvae.infer import (
     DAPS_ELBO,
     SVI,
@@ -237,11 +239,55 @@ def test_a_chain_in_a_scan_has_its_value_in_losses_that_sample(loss):
         assert_mean(slopes, slope)
 
 
-def test_losses_that_list_states_refuse_a_chain_in_a_scan():
-    programs = [functools.partial(hidden_markov, TABLE, is_guide=g) for g in (False, True)]
-    with pytest.raises(ValueError, match=r"site 'z' is drawn in a `scan`"):
-        Exact_ELBO().loss(KEY, {}, *programs, SERIES)
-    guide = TruncatedGuide(programs[0], 2)
-    svi = SVI(programs[0], guide, optax.sgd(0.0), Truncated_ELBO())
-    with pytest.raises(ValueError, match=r"site 'z' is drawn in a `scan`"):
-        svi.init(KEY, SERIES)
+def programs_of(table):
+    return [functools.partial(hidden_markov, table, is_guide=g) for g in (False, True)]
+
+
+@pytest.mark.parametrize("options", [{}, {"vectorize_particles": False}])
+def test_states_of_a_chain_in_a_scan_are_listed(options):
+    elbo = Exact_ELBO(**options)
+
+    def both(table):
+        return jax.value_and_grad(lambda t: elbo.loss(KEY, {}, *programs_of(t), SERIES))(table)
+
+    expected, slope = quickly("paths", jax.value_and_grad(hidden_markov_loss))(TABLE)
+    value, found = quickly(f"listed {options}", both)(TABLE)
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
+    np.testing.assert_allclose(found, slope, rtol=1e-8)
+
+
+def evidence_of_chains():
+    found = []
+    for row, length in zip(SERIES, LENGTHS, strict=True):
+        log_p = np.array([0.0, -np.inf])
+        for y in row[:length]:
+            log_p = np.logaddexp.reduce(log_p[:, None] + np.log(np.asarray(TRANSITION)), 0)
+            log_p = log_p + normal(y, np.asarray(MEANS))
+        found.append(np.logaddexp.reduce(log_p))
+    return np.array(found)
+
+
+def test_the_gap_of_a_chain_in_a_scan():
+    gap = posterior_gap(KEY, tuple(programs_of(TABLE)), SERIES)
+    np.testing.assert_allclose(gap.log_evidence, evidence_of_chains(), rtol=1e-10)
+
+
+def test_all_states_of_a_chain_in_a_scan_make_the_evidence():
+    model = programs_of(TABLE)[0]
+    guide = TruncatedGuide(model, 8)
+    svi = SVI(model, guide, optax.sgd(0.0), Truncated_ELBO())
+    found = jax.jit(lambda key, x: svi.evaluate(svi.init(key, x), x))(KEY, SERIES)
+    np.testing.assert_allclose(found, -evidence_of_chains().sum(), rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_sets_of_states_of_a_chain_in_a_scan():
+    model = programs_of(TABLE)[0]
+    few = TruncatedGuide(model, 3)
+    svi = SVI(model, few, optax.sgd(0.0), Truncated_ELBO(sweeps=2))
+    result = fit(KEY, svi, SERIES, num_steps=3, progress=False)
+    assert result.losses[-1] >= -evidence_of_chains().sum()
+    report = importance_diagnostics(KEY, result, SERIES, num_particles=25)
+    np.testing.assert_allclose(report.whole.elbo, -result.losses[-1], rtol=1e-10)
+    draws = to_arviz(KEY, result, SERIES, num_draws=25, groups=["posterior"]).posterior["z"]
+    assert draws.dims == ("chain", "draw", "series", "z_step")

@@ -163,7 +163,7 @@ def _judge(
     bound, ess, tail = jax.device_get(_judged(jnp.asarray(centred)))
     bound = np.asarray(bound + origin)
     elbo, elbo_error = mean_and_error(log_weights)
-    iwae_error = bound_error(ess, len(log_weights), (num_states == 1) & ~restricted)
+    iwae_error = bound_error(ess, len(log_weights), np.asarray((num_states == 1) & ~restricted))
     return ImportanceDiagnostics(
         elbo=elbo,
         iwae=bound,

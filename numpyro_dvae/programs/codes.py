@@ -43,14 +43,21 @@ class CodedSite(NamedTuple):
 
     name: str
     support: np.ndarray  # (num_codes, *event of one latent)
-    batch_shape: tuple[int, ...]  # within a datum, those of shared plates as singletons
+    batch_shape: tuple[int, ...]  # within a datum, those of shared plates as singletons; the steps
+    # of a `scan` in front
     event_shape: tuple[int, ...]
     is_range: bool  # the support is 0, 1, ..., so that a code is its value
+    is_scanned: bool = False
 
     @property
     def num_latents(self) -> int:
         """Latents per datum."""
         return math.prod(self.batch_shape) * math.prod(self.cells)
+
+    @property
+    def infer(self) -> dict[str, Any]:
+        """What marks the site of a guide as of all steps of a `scan`, as the host does."""
+        return {"_scan_current_index": None} if self.is_scanned else {}
 
     @property
     def cells(self) -> tuple[int, ...]:
@@ -141,14 +148,8 @@ def _check_latents(latents: Mapping[str, Site], rest: set[str]) -> None:
 
 
 def _check_dims(site: Site) -> None:
-    if site.is_scanned:
-        raise ValueError(
-            f"site '{site.name}' is drawn in a `scan`, and states of all its steps are not listed. "
-            "Write the steps as a Python loop, with a site for each, or use DAPS_ELBO, VIMCO_ELBO "
-            "or Reinforce_ELBO, which sample."
-        )
     declared = {frame.dim for frame in site.plates.values()}
-    shape = site.fn.batch_shape
+    shape = site.fn.batch_shape[1:] if site.is_scanned else site.fn.batch_shape
     if any(shape[dim] > 1 and dim not in declared for dim in range(-len(shape), 0)):
         raise ValueError(
             f"site '{site.name}' has batch shape {tuple(shape)} with a dim that is under no plate, "
@@ -182,7 +183,8 @@ def _code_site(site: Site, layout: Layout) -> CodedSite:
     support = support.reshape(len(support), *base.event_shape)
     is_range = np.array_equal(support, np.arange(len(support)))
     event_shape = tuple(site.fn.event_shape)
-    return CodedSite(site.name, support, shape_in_datum(site, layout), event_shape, is_range)
+    shape = shape_in_datum(site, layout)
+    return CodedSite(site.name, support, shape, event_shape, is_range, site.is_scanned)
 
 
 def _no_one_support(site: Site) -> ValueError:
@@ -195,9 +197,12 @@ def _no_one_support(site: Site) -> ValueError:
 
 
 def shape_in_datum(site: Site, layout: Layout) -> tuple[int, ...]:
-    """Batch shape of a site within one datum, shared plates as singletons."""
-    batch = (1,) * (layout.nesting - len(site.fn.batch_shape)) + tuple(site.fn.batch_shape)
-    return tuple(1 if dim - len(batch) in layout.dims else n for dim, n in enumerate(batch))
+    """Batch shape of a site within one datum, shared plates as singletons; its steps in front."""
+    num_steps = site.fn.batch_shape[:1] if site.is_scanned else ()
+    inner = tuple(site.fn.batch_shape[len(num_steps) :])
+    batch = (1,) * (layout.nesting - len(inner)) + inner
+    inner = tuple(1 if dim - len(batch) in layout.dims else n for dim, n in enumerate(batch))
+    return (*num_steps, *inner)
 
 
 # ------------------------------------------------------------------------------- codes and values
@@ -214,7 +219,7 @@ def decode(space: Space, codes: Num[Array, "S B H"], sizes: tuple[int, ...]) -> 
         dtype = part.dtype if _is_real(part) else site.support.dtype
         value = part.astype(dtype) if site.is_range else jnp.asarray(site.support)[part]
         value = value.reshape(len(codes), *sizes, *site.batch_shape, *site.event_shape)
-        values[site.name] = _into_dims(value, space.layout)
+        values[site.name] = _into_dims(value, space.layout, len(site.batch_shape))
     return values
 
 
@@ -236,11 +241,11 @@ def _is_real(codes: Array) -> bool:
     return jnp.issubdtype(codes.dtype, jnp.floating)
 
 
-def _into_dims(value: Array, layout: Layout) -> Array:
+def _into_dims(value: Array, layout: Layout, num_batch: int) -> Array:
     """From ``(S, *plates, *batch of a datum, *event)``, swap the plates into their batch dims."""
     leading = 1 + len(layout.dims)
     for axis, dim in enumerate(layout.dims, 1):
-        value = jnp.swapaxes(value, axis, leading + layout.nesting + dim)
+        value = jnp.swapaxes(value, axis, leading + num_batch + dim)
     return value.reshape(value.shape[0], *value.shape[leading:])
 
 
@@ -248,15 +253,15 @@ def by_datum(
     value: Array, site: CodedSite, layout: Layout, sizes: tuple[int, ...], event_dim: int
 ) -> Array:
     """``(S, *batch, *cells, *event)`` as ``(S, B, latents, *event)``, batch dims broadcast."""
-    batch = list(site.batch_shape)
+    batch, num_batch = list(site.batch_shape), len(site.batch_shape)
     for dim, size in zip(layout.dims, sizes, strict=True):
         batch[dim] = size
     event = value.shape[value.ndim - event_dim :]
-    missing = 1 + layout.nesting + len(site.cells) + event_dim - value.ndim
-    value = value.reshape(value.shape[0], *[1] * missing, *value.shape[1:])
+    missing, lead = 1 + num_batch + len(site.cells) + event_dim - value.ndim, 1 + site.is_scanned
+    value = value.reshape(*value.shape[:lead], *[1] * missing, *value.shape[lead:])
     value = jnp.broadcast_to(value, (value.shape[0], *batch, *site.cells, *event))
     places = range(1, 1 + len(sizes))
-    value = jnp.moveaxis(value, [1 + layout.nesting + dim for dim in layout.dims], places)
+    value = jnp.moveaxis(value, [1 + num_batch + dim for dim in layout.dims], places)
     return value.reshape(value.shape[0], math.prod(sizes), site.num_latents, *event)
 
 
@@ -279,7 +284,7 @@ def enumerate_draws(
         are no discrete sites.
 
     Raises:
-        ValueError: If a site has no finite support or is in a `scan`, or if S exceeds `max_states`.
+        ValueError: If a site has no finite support, or if S exceeds `max_states`.
     """
     if not layout.credited:
         return {}

@@ -91,7 +91,7 @@ class Draw(Messenger):
         if msg["type"] == "plate" and msg["value"] is None:
             msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, _number(msg["name"]))
         if msg["type"] == "control_flow" and self.values:
-            msg["kwargs"]["substitute_stack"].append(("substitute", self.values))
+            msg["kwargs"]["substitute_stack"].append(("substitute", self._given_steps))
         if not is_drawn(msg) or msg["value"] is not None:
             self._check_path(msg)
             return
@@ -126,6 +126,14 @@ class Draw(Messenger):
         value, shape = self.values[msg["name"]], msg["fn"].shape()
         value = value.reshape(value.shape[value.ndim - len(shape) :])
         return jnp.broadcast_to(value, shape) if self.expand else value
+
+    def _given_steps(self, msg: Any) -> Array | None:
+        """Of a step of a `scan`, the values of all steps, in the shape that its carry has."""
+        if msg["name"] not in self.values:
+            return None
+        value, shape = self.values[msg["name"]], msg["fn"].shape()
+        value = value.reshape(value.shape[0], *value.shape[value.ndim - len(shape) :])
+        return jnp.broadcast_to(value, (len(value), *shape))
 
     def _draw(self, msg: Any) -> None:
         fn, options = msg["fn"], msg["kwargs"]

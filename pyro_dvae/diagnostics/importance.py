@@ -155,7 +155,7 @@ def _judge(
     bound, ess = bound_and_sample_size(log_weights)
     tail = pareto_tail(torch.from_numpy(_centred(log_weights)[0]))
     elbo, elbo_error = mean_and_error(log_weights)
-    iwae_error = bound_error(ess, len(log_weights), (num_states == 1) & ~restricted)
+    iwae_error = bound_error(ess, len(log_weights), np.asarray((num_states == 1) & ~restricted))
     return ImportanceDiagnostics(
         elbo=elbo,
         iwae=bound,

@@ -19,7 +19,7 @@ from numpyro.handlers import substitute
 from numpyro_dvae.infer.closed_forms import closed_forms_of
 from numpyro_dvae.programs.codes import CodedSite, Space, by_datum
 from numpyro_dvae.programs.densities import entry_mask
-from numpyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
+from numpyro_dvae.programs.sites import Rows, Site, rows_of_plates, sample_sites
 
 __all__ = ["Minibatch", "check_sites", "open_plates", "prior_probs", "read_minibatch"]
 
@@ -48,7 +48,7 @@ def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:
     sites = sample_sites(trace)
     latents = {name: site for name, site in sites.items() if not site.is_observed}
     _check_observed(sites, latents)
-    plates = rows_of_plates(trace)
+    plates = _scanned_plates(sites) | rows_of_plates(trace)
     full_sizes = {name: plate.full_size for name, plate in plates.items()}
     subsamples = {name: plate.indices for name, plate in plates.items()}
     num_data, rows, in_range = 1, jnp.zeros(1, int), jnp.ones(1, bool)
@@ -69,6 +69,19 @@ def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:
         closed_forms=closed_forms_of(sites),
         unmasked=_unmasked(latents, space, sizes),
     )
+
+
+def _scanned_plates(sites: Mapping[str, Site]) -> dict[str, Rows]:
+    """Of plates that are opened in the steps of a `scan`, which keeps their rows to itself."""
+    frames = [f for site in sites.values() if site.is_scanned for f in site.plates.values()]
+    for frame in frames:
+        if frame.size != frame.full_size:
+            raise ValueError(
+                f"plate '{frame.name}' is opened in a `scan` and subsamples, so that the rows of a "
+                "minibatch are not known. Open it around the `scan`'s data, as "
+                f"rows = numpyro.plate('{frame.name}', ...), or pass the size of the minibatch."
+            )
+    return {frame.name: Rows(jnp.arange(frame.size), frame.full_size) for frame in frames}
 
 
 def _check_observed(sites: dict[str, Site], latents: dict[str, Site]) -> None:

@@ -26,11 +26,12 @@ def sample_members(
         The draws, and the log-weights of the members that agree with all of them.
     """
     layout, drawn = call.space.layout, {}
-    cell_dims = tuple(dim for dim in range(-layout.nesting, 0) if dim not in layout.dims)
     for site in call.space.sites:
+        dims = range(-len(site.batch_shape), 0)
+        cell_dims = tuple(dim for dim in dims if dim not in layout.dims)
         fn = Members(values[site.name], log_weights, len(site.event_shape), cell_dims)
         with open_plates(call.batch, site.name):
-            drawn[site.name] = numpyro.sample(site.name, fn)
+            drawn[site.name] = numpyro.sample(site.name, fn, infer=site.infer)
         log_weights = fn.given(drawn[site.name])
     return drawn, log_weights
 
