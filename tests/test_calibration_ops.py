@@ -25,6 +25,23 @@ def test_by_hand(ops):
     np.testing.assert_array_equal(ops.ranks_of_all(members, uniforms), [[2, 2], [0, 1], [1, 0]])
 
 
+def test_infinities_tie_with_themselves_alone_and_nan_has_no_rank(ops):
+    draws = np.array([[-np.inf], [-np.inf], [0.0], [np.inf]])
+    for tolerance in (0.0, 1e-6):
+        for truth, rank in ((-np.inf, 2), (0.0, 3), (np.inf, 4)):
+            found = ops.random_ranks(np.array([truth]), draws, np.array([0.99]), tolerance)
+            assert found == [rank]
+        ranks = ops.ranks_of_all(draws, np.array([[0.9], [0.1], [0.5], [0.0]]), tolerance)
+        np.testing.assert_array_equal(ranks[:, 0], [1, 0, 2, 3])
+    nan = np.array([np.nan])
+    with pytest.raises(ValueError, match="`truth` holds 1 NaN"):
+        ops.random_ranks(nan, draws, np.zeros(1))
+    with pytest.raises(ValueError, match="`draws` holds 1 NaN"):
+        ops.random_ranks(np.zeros(1), nan[None], np.zeros(1))
+    with pytest.raises(ValueError, match="`values` holds 1 NaN"):
+        ops.ranks_of_all(nan[None], np.zeros((1, 1)))
+
+
 @given(
     members=npst.arrays(np.float64, (6, 3), elements=values),
     uniforms=npst.arrays(np.float64, 3, elements=st.sampled_from([0.0, 0.3, 0.7, 0.999])),

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from numpyro_dvae.ops.bounds import categorical_entropy
 from numpyro_dvae.ops.quantizing import squared_distances
 
 __all__ = ["assignment_logits", "mean_entropy", "own_entropies"]
@@ -46,8 +47,7 @@ def assignment_logits(
 
 def own_entropies(logits: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
     """``H[q(k | z)]`` of each input, in nats."""
-    log_probs = jax.nn.log_softmax(logits, -1)
-    return -jnp.sum(jnp.exp(log_probs) * log_probs, -1)
+    return categorical_entropy(logits)
 
 
 def mean_entropy(

@@ -22,6 +22,7 @@ References:
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Real
@@ -52,10 +53,14 @@ def random_ranks(
         uniforms: Random numbers in [0, 1), which break ties.
         tolerance: Values nearer than this are tied, as a part of ``1 + |truth|``: log-densities
             of equal states may differ by rounding.
+
+    Raises:
+        ValueError: If there is a NaN, which has no rank.
     """
-    slack = tolerance * (1.0 + np.abs(truth))
+    _check_no_nan(truth=truth, draws=draws)
+    slack = _slack(truth, tolerance)
     below = (draws < truth - slack).sum(0)
-    tied = (np.abs(draws - truth) <= slack).sum(0)
+    tied = (draws <= truth + slack).sum(0) - below
     return below + np.floor(uniforms * (tied + 1)).astype(int)
 
 
@@ -71,11 +76,15 @@ def ranks_of_all(
         values: What is ranked.
         uniforms: Random numbers in [0, 1), which break ties.
         tolerance: Neighbours nearer than this are tied, as a part of ``1 + |value|``.
+
+    Raises:
+        ValueError: If there is a NaN, which has no rank.
     """
+    _check_no_nan(values=values)
     if tolerance:
         order = np.argsort(values, axis=0)
         in_order = np.take_along_axis(values, order, 0)
-        apart = np.diff(in_order, axis=0) > tolerance * (1.0 + np.abs(in_order[1:]))
+        apart = in_order[1:] > in_order[:-1] + _slack(in_order[1:], tolerance)
         groups = np.concatenate([np.zeros_like(apart[:1], int), apart.cumsum(0)])
         values = np.empty_like(groups)
         np.put_along_axis(values, order, groups, 0)
@@ -84,6 +93,18 @@ def ranks_of_all(
     ranks = np.empty(values.shape, int)
     np.put_along_axis(ranks, order, np.broadcast_to(places, values.shape), 0)
     return ranks
+
+
+def _slack(values: Any, tolerance: float) -> Any:
+    """What may part ties; nothing ties with an infinity but itself."""
+    return tolerance * (1.0 + np.where(np.isfinite(values), np.abs(values), 0.0))
+
+
+def _check_no_nan(**arrays: Any) -> None:
+    for name, values in arrays.items():
+        if np.isnan(values).any():
+            count = int(np.isnan(values).sum())
+            raise ValueError(f"`{name}` holds {count} NaN, which have no rank: leave them out.")
 
 
 def uniform_p_value(counts: Int[np.ndarray, "*batch bins"]) -> Float[np.ndarray, "*batch"]:

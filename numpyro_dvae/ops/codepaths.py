@@ -111,7 +111,7 @@ def _norm(array: Array) -> Array:
 
 def _unit(array: Array, size: Array) -> Array:
     """The direction; 0 has none."""
-    return jnp.where(size > 0, array / jnp.where(size > 0, size, 1.0), 0.0)
+    return jnp.where(size == 0, 0.0, array / jnp.where(size == 0, 1.0, size))
 
 
 def _dot(one: Array, other: Array) -> Array:

@@ -213,7 +213,9 @@ def spread_codes(inputs: Float[Array, "N D"], uniforms: Float[Array, "V"]) -> Fl
         return (jnp.where(nearest.sum() > 0, nearest, 1.0), nearest), row
 
     evenly = jnp.ones_like(inputs[:, 0])
-    return jax.lax.scan(choose, (evenly, jnp.full_like(evenly, jnp.inf)), uniforms)[1]
+    start = evenly, jnp.full_like(evenly, jnp.inf)
+    (_, nearest), found = jax.lax.scan(choose, start, uniforms)
+    return jnp.where(jnp.isnan(nearest.sum()), jnp.nan, found)  # some input is NaN
 
 
 def _draw(weights: Float[Array, "N"], uniform: Float[Array, ""]) -> Integer[Array, ""]:

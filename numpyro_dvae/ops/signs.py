@@ -13,6 +13,7 @@ References:
         ICLR, 2025.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
@@ -24,9 +25,11 @@ __all__ = ["on_sphere", "quantize_signs", "sign_vectors"]
 
 def on_sphere(inputs: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
     """The direction of each vector, of length 1; 0 stays 0, with the gradient of 0."""
-    squares = jnp.sum(inputs**2, -1, keepdims=True)
-    safe = jnp.where(squares > 0, squares, 1.0)
-    return jnp.where(squares > 0, inputs / jnp.sqrt(safe), 0.0)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(inputs), -1, keepdims=True))
+    is_zero = largest == 0  # by their largest, squares neither over- nor underflow
+    scaled = inputs / jnp.where(is_zero, 1.0, largest)
+    squares = jnp.sum(scaled**2, -1, keepdims=True)
+    return jnp.where(is_zero, 0.0, scaled / jnp.sqrt(jnp.where(is_zero, 1.0, squares)))
 
 
 @checked

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pyro_dvae.ops.bounds import categorical_entropy
 from pyro_dvae.ops.processes import coupled_rows
 from pyro_dvae.ops.quantizing import squared_distances
 
@@ -47,8 +48,7 @@ def assignment_logits(
 
 def own_entropies(logits: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
     """``H[q(k | z)]`` of each input, in nats."""
-    log_probs = torch.log_softmax(logits, -1)
-    return -(log_probs.exp() * log_probs).sum(-1)
+    return categorical_entropy(logits)
 
 
 def mean_entropy(

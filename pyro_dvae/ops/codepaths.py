@@ -100,7 +100,7 @@ def _norm(array: Tensor) -> Tensor:
 
 def _unit(array: Tensor, size: Tensor) -> Tensor:
     """The direction; 0 has none."""
-    return torch.where(size > 0, array / torch.where(size > 0, size, 1.0), 0.0)
+    return torch.where(size == 0, 0.0, array / torch.where(size == 0, 1.0, size))
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

@@ -212,7 +212,8 @@ def spread_codes(
         nearest = torch.minimum(nearest, (inputs - row).square().sum(-1))
         distances = torch.where(nearest.sum() > 0, nearest, 1.0)  # all equal to a chosen one
         chosen.append(row)
-    return torch.stack(chosen).detach()
+    found = torch.stack(chosen).detach()
+    return torch.where(nearest.sum().isnan(), torch.nan, found)  # some input is NaN
 
 
 def _draw(weights: Float[Tensor, "N"], uniform: Float[Tensor, ""]) -> Integer[Tensor, ""]:

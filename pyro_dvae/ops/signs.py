@@ -25,9 +25,11 @@ __all__ = ["on_sphere", "quantize_signs", "sign_vectors"]
 
 def on_sphere(inputs: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     """The direction of each vector, of length 1; 0 stays 0, with the gradient of 0."""
-    squares = inputs.square().sum(-1, keepdim=True)
-    safe = torch.where(squares > 0, squares, 1.0)
-    return torch.where(squares > 0, inputs / safe.sqrt(), 0.0)
+    largest = inputs.detach().abs().amax(-1, keepdim=True)  # squares neither over- nor underflow
+    is_zero = largest == 0
+    scaled = inputs / torch.where(is_zero, 1.0, largest)
+    squares = scaled.square().sum(-1, keepdim=True)
+    return torch.where(is_zero, 0.0, scaled / torch.where(is_zero, 1.0, squares).sqrt())
 
 
 @checked
