@@ -233,8 +233,7 @@ def test_dippers_reach_the_maximum_of_the_likelihood(package):
     for phi, p, bound in found.values():
         assert abs(phi - 0.5602) < 0.01
         assert abs(p - 0.9026) < 0.01
-        assert bound < -333.41
-    assert abs(found["Exact_ELBO"][2] + 333.42) < 0.1
+        assert -333.52 < bound < -333.41  # that guides by draws come so near is due to their start
 
 
 @whole
@@ -281,8 +280,8 @@ def test_topics_predict_words_as_well_as_those_of_scikit_learn(package):
     truth = load(package, "topics").perplexity(load(package, "topics").MADE, words[75:])
     unigrams = np.bincount(words[:75].ravel(), minlength=40)[words[75:, 20:]] / words[:75].size
     assert np.exp(-np.log(unigrams).mean()) > 1.4 * theirs  # without topics
-    for perplexity in found.values():  # the most likely topics, where theirs are means
-        assert truth < perplexity < 1.08 * theirs
+    for perplexity in found.values():
+        assert truth < perplexity < theirs
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -1,7 +1,7 @@
 """What are documents about? Topics of their words, by three losses.
 
 Each word is of a latent topic (Hofmann, 1999). Half of a new document tells its shares of topics,
-by which the other half is predicted; `main(path="ap_bow.npz")` reads documents, a table of counts.
+by which the other half is predicted. Documents are made; `main("ap_bow.npz")` reads some.
 """
 
 from functools import partial
@@ -23,16 +23,15 @@ from pyro_dvae.infer import DAPS_ELBO, Exact_ELBO, Reinforce_ELBO
 MADE = np.random.default_rng(1).dirichlet(np.full(40, 0.1), size=4)  # topics of made documents
 
 
-def documents(path: str | None, length: int = 40) -> np.ndarray:
-    """Words as numbers, (documents, length): made, or of articles, of the 500 first words."""
+def documents(path: str | None, size: int = 40) -> np.ndarray:
+    """Words as numbers, (documents, size): made, or of articles, of the 500 first words."""
     rng = np.random.default_rng(0)
     if path is None:
-        return np.array([rng.choice(40, length, p=p) for p in rng.dirichlet([0.3] * 4, 100) @ MADE])
+        return np.array([rng.choice(40, size, p=p) for p in rng.dirichlet([0.3] * 4, 100) @ MADE])
     data = np.load(path)
     ends = np.cumsum(data["data"])[data["indptr"][1:-1] - 1]
-    words = np.split(np.repeat(data["indices"], data["data"]), ends)
-    words = [rng.permutation(line[line < 500]) for line in words]
-    return np.array([line[:length] for line in words if len(line) >= length][:400])
+    rows = (row[row < 500] for row in np.split(np.repeat(data["indices"], data["data"]), ends))
+    return np.array([rng.permutation(row)[:size] for row in rows if len(row) >= size][:400], int)
 
 
 def perplexity(topics: np.ndarray, words: np.ndarray) -> float:
@@ -47,21 +46,22 @@ def perplexity(topics: np.ndarray, words: np.ndarray) -> float:
 
 def model(words: Tensor, start: Tensor) -> None:
     """Words of documents, (documents, words), of topics that start at these logits."""
-    even = torch.zeros(len(words), 1, len(start))
-    topics, shares = pyro.param("topics", start), pyro.param("shares", even)
+    topics = pyro.param("topics", start.clone()).log_softmax(-1)
+    shares = pyro.param("shares", torch.zeros(len(words), 1, len(start))).log_softmax(-1)
+    pyro.factor("prior", (topics.sum() + shares.sum()) / len(start))  # Dirichlet's
     with pyro.plate("documents", len(words), dim=-2), pyro.plate("words", words.shape[1], dim=-1):
         topic = pyro.sample("topic", dist.Categorical(logits=shares))
-        pyro.sample("word", dist.Categorical(logits=topics[topic]), obs=words)
+        pyro.factor("word", topics[topic, words])  # no distribution over all words at each
 
 
-def main(num_steps: int = 200, path: str | None = None) -> dict[str, float]:
+def main(path: str | None = None, num_steps: int = 300) -> dict[str, float]:
     """The perplexity of words held out, by each loss and by scikit-learn."""
     words, count = documents(path), 4 if path is None else 10
     train, new = np.split(words, [len(words) * 3 // 4])
     bags = np.array([np.bincount(line, minlength=words.max() + 1) for line in train])
     theirs = LatentDirichletAllocation(count, random_state=0).fit(bags).components_
     found = {"scikit-learn": perplexity(theirs / theirs.sum(1, keepdims=True), new)}
-    start = np.random.default_rng(2).normal(0.0, 0.5, (count, bags.shape[1]))
+    start = np.random.default_rng(3).normal(0.0, 0.5, (count, bags.shape[1]))
     data, program = torch.tensor(train), partial(model, start=torch.tensor(start).float())
     for loss in (Exact_ELBO(), DAPS_ELBO(num_particles=8), Reinforce_ELBO(num_particles=8)):
         pyro.set_rng_seed(0)
@@ -70,8 +70,7 @@ def main(num_steps: int = 200, path: str | None = None) -> dict[str, float]:
         result = fit(svi, data, num_steps=num_steps, progress=False)
         learned = result.params["topics"].softmax(-1).detach().numpy()
         found[type(loss).__name__] = perplexity(learned, new)
-    for name, value in found.items():
-        print(f"{name:<15}perplexity {value:.2f}")
+    print(*(f"{name:<15}perplexity {value:.2f}" for name, value in found.items()), sep="\n")
     print(discrete_posterior(result, data, num_draws=25))
     return found
 
