@@ -68,6 +68,8 @@ def possible_values(
         rows: Rows of plates that the minibatch at hand holds.
     """
     sites, _ = given_run(model, args, kwargs, {}, rows)
+    if not any(_may_exclude(site) for site in sites.values()):
+        return {}
     scopes = _scopes(terms_and_draws(model, args, kwargs), sites, latents)
     if not any(_may_exclude(sites[name]) for name in scopes):
         return {}
