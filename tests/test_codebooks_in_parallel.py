@@ -33,8 +33,9 @@ table = torch.tensor(rng.normal(size=(6, 3)), dtype=torch.float32)
 dead = table.clone()
 dead[0] = 100.0
 found = {}
-for name, start in {"live": table, "dead": dead, "from data": None}.items():
-    codebook = Codebook(6, 3, decay=0.5, min_count=0.01, table=start)
+starts = {"live": {"table": table}, "dead": {"table": dead}, "from data": {"start": "data"}}
+for name, start in starts.items():
+    codebook = Codebook(6, 3, decay=0.5, min_count=0.01, **start)
     for _ in range(3):
         codebook.quantize(inputs, learn=True)
     found[name] = {key: value.tolist() for key, value in codebook.state_dict().items()}
