@@ -133,6 +133,19 @@ def slopes(function, at):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_sets_of_states_are_refused_where_data_mix(lab, way):
+    model, _ = programs(lab, way)
+    if way == "apart":
+        found = lab.truncated(lambda x, _: model(x))(2)
+        z = np.array([[0.0], [1.0]])
+        terms = np.log([[0.6], [0.4]]) - 0.5 * (DATA - 2 * z) ** 2 - 0.5 * np.log(2 * np.pi)
+        np.testing.assert_allclose(found, -np.logaddexp.reduce(terms).sum(), rtol=1e-6)
+    else:
+        with pytest.raises(ValueError, match=rf"{OTHERS}.* use Exact_ELBO with a guide"):
+            lab.truncated(lambda x, _: model(x))(2)
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_states_of_data_that_mix_are_those_of_all_together(lab, way):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

@@ -28,6 +28,7 @@ from numpyro_dvae.programs.structure.layout import find_layout
 __all__ = [
     "CodedSite",
     "Space",
+    "a_few",
     "by_datum",
     "decode",
     "encode",
@@ -221,6 +222,13 @@ def decode(space: Space, codes: Num[Array, "S B H"], sizes: tuple[int, ...]) -> 
         value = value.reshape(len(codes), *sizes, *site.batch_shape, *site.event_shape)
         values[site.name] = _into_dims(value, space.layout, len(site.batch_shape))
     return values
+
+
+def a_few(space: Space) -> dict[str, Array]:
+    """Three joint values of a datum's discrete sites, singletons in the shared plates' dims."""
+    largest = np.array(space.cardinalities) - 1
+    codes = np.stack([0 * largest, largest, np.arange(len(largest)) % (largest + 1)])
+    return decode(space, jnp.asarray(codes)[:, None], (1,) * len(space.layout.plates))
 
 
 def encode(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from jaxtyping import Integer, Num
@@ -31,6 +32,7 @@ from pyro_dvae.programs.structure.tracking import TrackDraws
 __all__ = [
     "CodedSite",
     "Space",
+    "a_few",
     "by_datum",
     "decode",
     "encode",
@@ -210,6 +212,17 @@ def decode(space: Space, codes: Num[Tensor, "S B H"], sizes: tuple[int, ...]) ->
         value = value.reshape(len(codes), *sizes, *site.batch_shape, *site.event_shape)
         values[site.name] = _into_dims(value, space.layout)
     return values
+
+
+def a_few(space: Space) -> dict[str, Tensor]:
+    """Three joint values of a datum's discrete sites, singletons in the shared plates' dims."""
+    largest = np.array(space.cardinalities) - 1
+    codes = np.stack([0 * largest, largest, np.arange(len(largest)) % (largest + 1)])
+    return decode(
+        space,
+        torch.as_tensor(codes, device=space.sites[0].support.device)[:, None],
+        (1,) * len(space.layout.plates),
+    )
 
 
 def encode(

@@ -44,11 +44,14 @@ from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, silenced_of,
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.evolution import Operator, union
 from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
-from numpyro_dvae.programs.codes import CodedSite, decode, find_space
+from numpyro_dvae.programs.codes import CodedSite, a_few, decode, find_space, latents_of
 from numpyro_dvae.programs.draw import Draw, FixedKeys, run_pair
 from numpyro_dvae.programs.sites import Pair, is_of_run, mutable_values, param_values, sample_sites
+from numpyro_dvae.programs.structure.cells import check_cells
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
+
+_TOGETHER = "use Exact_ELBO with a guide that draws them: it lists the states of all data together"
 
 
 class TruncatedPosterior(NamedTuple):
@@ -290,6 +293,10 @@ class TruncatedGuide:
     def _first_words(self, rng_key: Array, call: ModelCall) -> UInt32[Array, "N S W"]:
         self._check_size(call, self.num_data or call.batch.num_data)
         self._sites = call.space.sites
+        program = latents_of(call.model, call.rest)
+        pair = Pair(call.model, program, call.args, call.kwargs, call.space.layout)
+        with block():
+            check_cells(rng_key, pair, a_few(call.space), _TOGETHER)
         return first_words(rng_key, call, self.num_states, self.probs)
 
     def _check_words(self, call: ModelCall, words: Array) -> None:

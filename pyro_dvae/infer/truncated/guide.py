@@ -48,13 +48,16 @@ from pyro_dvae.ops.noise import alike, current_share
 from pyro_dvae.ops.processes import all_rows, as_first
 from pyro_dvae.ops.sets.evolution import Operator, union
 from pyro_dvae.ops.sets.packing import unpack
-from pyro_dvae.programs.codes import Space, decode, find_space, latents_of
+from pyro_dvae.programs.codes import Space, a_few, decode, find_space, latents_of
 from pyro_dvae.programs.draw import run_given, run_program
 from pyro_dvae.programs.processes import hidden
 from pyro_dvae.programs.sites import Pair, sample_sites, with_values
 from pyro_dvae.programs.structure.broadcasting import takes_particles
+from pyro_dvae.programs.structure.cells import check_cells
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
+
+_TOGETHER = "use Exact_ELBO with a guide that draws them: it lists the states of all data together"
 
 
 class TruncatedPosterior(NamedTuple):
@@ -230,8 +233,12 @@ class TruncatedGuide(nn.Module):
             ValueError: See the class.
         """
         if self._space is None:
-            self._space = find_space(self.model, self.rest, args, kwargs)
-            self._vectorize = self.vectorize_particles and self._takes_particles(args, kwargs)
+            space = find_space(self.model, self.rest, args, kwargs)
+            pair = Pair(self.model, latents_of(self.model, self.rest), args, kwargs, space.layout)
+            with hidden():
+                check_cells(pair, a_few(space), _TOGETHER)
+                self._vectorize = self.vectorize_particles and takes_particles(pair)
+            self._space = space
         nesting = self._space.layout.nesting
         rest_trace = _particles_of(rest_trace, nesting)[0]
         batch = read_minibatch(run_given(self.model, rest_trace, args, kwargs), self._space)
@@ -252,12 +259,6 @@ class TruncatedGuide(nn.Module):
             with alike():
                 self.words = as_first(first_words(call, self.num_states, self.probs))
         return call
-
-    def _takes_particles(self, args: tuple, kwargs: dict) -> bool:
-        assert self._space is not None
-        program = latents_of(self.model, self.rest)
-        with hidden():
-            return takes_particles(Pair(self.model, program, args, kwargs, self._space.layout))
 
     def members(self, call: ModelCall) -> Int32[Tensor, "S B W"]:
         """The members of the data, packed."""

@@ -23,6 +23,7 @@ from pyro_dvae.programs.structure.looking import only_looking, same_but_rounding
 
 __all__ = ["check_cells", "with_cells_apart"]
 
+_AS_ONE = "draw the latents of all data under no plate, as one with .to_event(1)"
 _KINDS = ("log_likelihood", "log_prior", "log_q_discrete", "log_q_pathwise")
 
 
@@ -48,8 +49,8 @@ def with_cells_apart(pair: Pair, values: Mapping[str, Tensor]) -> Layout:
     return pair.layout._replace(plates=(), dims=())
 
 
-def check_cells(pair: Pair, values: Mapping[str, Tensor]) -> None:
-    """Refuse a pair whose data do not keep apart; arguments as above.
+def check_cells(pair: Pair, values: Mapping[str, Tensor], way_out: str = _AS_ONE) -> None:
+    """Refuse a pair whose data do not keep apart, and say what to do; arguments as above.
 
     Raises:
         ValueError: If no datum has a posterior of its own.
@@ -59,7 +60,7 @@ def check_cells(pair: Pair, values: Mapping[str, Tensor]) -> None:
             f"under plate {sorted(pair.layout.plates)} the log-density of a datum changes with the "
             "draws of others (a mean over the data, a batch normalisation, an index from the "
             "left), so no datum has a posterior of its own. Use a datum's own draws in its "
-            "density, or draw the latents of all data under no plate, as one with .to_event(1)."
+            f"density, or {way_out}."
         )
 
 
