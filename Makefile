@@ -60,7 +60,7 @@ long-run: $(READY) ## train a tiny model for 200000 steps and look for growth
 test-floor: ## run the test suite on the oldest versions that pyproject.toml admits
 	$(PYTHON) -m venv $(VENV)-floor
 	$(VENV)-floor/bin/python -m pip install --quiet --upgrade 'pip>=25.1' 'uv>=0.5'
-	VIRTUAL_ENV=$(VENV)-floor $(VENV)-floor/bin/uv pip install --quiet --resolution lowest-direct \
+	VIRTUAL_ENV=$(VENV)-floor $(VENV)-floor/bin/uv pip install --quiet --resolution lowest-direct --compile-bytecode \
 		--editable '.[all]' --group test
 	$(ONE_THREAD) $(VENV)-floor/bin/python -m pytest -n $(JOBS) --dist worksteal
 

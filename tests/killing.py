@@ -22,6 +22,7 @@ import time
 import traceback
 import warnings
 from datetime import timedelta
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -188,7 +189,8 @@ def status_of(process):
 
 
 def half_written(folder):
-    return any(path for pattern in HALF_WRITTEN for path in folder.rglob(pattern))
+    names = (name for _, *found in os.walk(folder) for part in found for name in part)
+    return any(fnmatch(name, pattern) for name in names for pattern in HALF_WRITTEN)
 
 
 def wait(process, folder, seconds, *, for_a_write):

@@ -141,7 +141,7 @@ MANY = Program(
 def test_draws_come_in_antithetic_pairs(shim, vectorize):
     """Roots are mirrored, dependent sites are not; both have the guide's margins."""
     case, elbo = shim.Case(MANY), shim.module("infer.disarm").DisARM_ELBO(4)
-    reads = {"codes": shim.module("programs.codes").read_codes}
+    reads = {"codes": shim.module("programs.record").read_codes}
     codes = np.asarray(case.record(elbo, vectorize=vectorize, reads=reads).extras["codes"])
     first, second, b = codes[..., 0], codes[..., 1], codes[..., 2]
     assert codes.shape == (4, 2000, 3)
