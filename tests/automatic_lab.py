@@ -174,8 +174,9 @@ class NumPyroLab(Lab):
 
     def train(self, elbo, model, guide, num_steps, *args, lr=0.1):
         import optax
+        from quick_numpyro import QuickSVI
 
-        svi = self.module("infer").SVI(model, guide, optax.adam(lr), elbo)
+        svi = QuickSVI(model, guide, optax.adam(lr), elbo)
         result = svi.run(self.jax.random.key(0), num_steps, *args, progress_bar=False)
         return np.asarray(result.losses), result.params
 
@@ -187,12 +188,14 @@ class NumPyroLab(Lab):
     def stock_loss(self, model, guide, params, num_particles, *args):
         held = {f"{site}_auto_logits": value for site, value in params.items()}
         elbo = self.numpyro.infer.Trace_ELBO(num_particles=num_particles)
-        return float(elbo.loss(self.jax.random.key(1), held, model, guide, *args))
+        loss = self.jax.jit(lambda key: elbo.loss(key, held, model, guide, *args))
+        return float(loss(self.jax.random.key(1)))
 
     def initial(self, guide, model, *args):
-        svi = self.module("infer").SVI(
-            model, guide, self.numpyro.optim.Adam(0.1), self.module("infer").Exact_ELBO()
-        )
+        from quick_numpyro import QuickSVI
+
+        adam, elbo = self.numpyro.optim.Adam(0.1), self.module("infer").Exact_ELBO()
+        svi = QuickSVI(model, guide, adam, elbo)
         if not hasattr(guide, "num_states"):
             svi.loss = self.module("infer").Reinforce_ELBO(2)
         state = svi.init(self.jax.random.key(0), *args)

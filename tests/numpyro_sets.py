@@ -1,7 +1,6 @@
 """Truncated posteriors of programs in NumPyro: their sets, training and diagnostics."""
 
 import copy
-import functools
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -12,10 +11,11 @@ import numpyro
 from numpyro import handlers
 from numpyro.infer import Predictive
 from numpyro_programs import COMPILED, as_data, bound
+from quick_numpyro import QuickSVI
 
 from numpyro_dvae import diagnostics
 from numpyro_dvae.fit import fit
-from numpyro_dvae.infer import SVI, TruncatedGuide, draws_of
+from numpyro_dvae.infer import TruncatedGuide, draws_of
 from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.models import variances
 from numpyro_dvae.ops import states
@@ -192,14 +192,6 @@ def compiling_less():
         yield
     finally:
         jax.config.update(name, before)
-
-
-class QuickSVI(SVI):
-    """Whose first state is compiled at once."""
-
-    def init(self, rng_key, *args, **kwargs):
-        init = functools.partial(super().init, **kwargs)
-        return jax.jit(lambda key: init(key, *args))(rng_key)
 
 
 def to_numpy(posterior):

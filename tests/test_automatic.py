@@ -343,6 +343,7 @@ def test_parameters_of_other_places_are_refused():
     guide, a = AutoDiscrete(model), np.zeros((1, 1, 1))
     logits = np.array([[0.3, 0.1, -0.4], [0.7, -0.2, 0.1]])
 
+    @jax.jit
     def loss(b):
         params = {"a_auto_logits": a, "b_auto_logits": b}
         return Exact_ELBO().loss(jax.random.key(0), params, model, guide)

@@ -89,9 +89,12 @@ class _NumPyro:
 
     def truncated(self, model):
         guide, loss = self.infer.TruncatedGuide(model, 2), self.infer.Truncated_ELBO(sweeps=0)
-        svi = self.infer.SVI(model, guide, self.numpyro.optim.SGD(0.1), loss)
+        from quick_numpyro import QuickSVI
+
+        svi = QuickSVI(model, guide, self.numpyro.optim.SGD(0.1), loss)
         state = svi.init(self.key, self.array(DATA), 2)
-        return lambda num_values: float(svi.evaluate(state, self.array(DATA), num_values))
+        evaluate = self.jax.jit(svi.evaluate, static_argnums=2)
+        return lambda num_values: float(evaluate(state, self.array(DATA), num_values))
 
 
 @pytest.fixture(params=[_Pyro, _NumPyro], ids=["pyro", "numpyro"])

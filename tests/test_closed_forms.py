@@ -62,13 +62,12 @@ def run_numpyro(name, num_steps, lr=0.0, **options):
     import jax.numpy as jnp
     import numpyro
     from numpyro.handlers import substitute
-
-    from numpyro_dvae.infer import SVI
+    from quick_numpyro import QuickSVI
 
     model, guide = parts("numpyro_dvae", jnp.asarray, name, **options)
     x, codes = jnp.asarray(X), np.stack(np.meshgrid(*[np.arange(V)] * L, indexing="ij"), -1)
     codes = jnp.asarray(codes.reshape(-1, L))
-    svi = SVI(model, guide, numpyro.optim.Adam(lr), make_loss("numpyro_dvae", name))
+    svi = QuickSVI(model, guide, numpyro.optim.Adam(lr), make_loss("numpyro_dvae", name))
     state = jax.jit(svi.init)(jax.random.key(0), x)
     data = {**svi.get_params(state), **state.mutable_state}
     means = substitute(model.reconstruct, data=data)(codes)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import optax
+from quick_numpyro import QuickSVI
 
 from numpyro_dvae.diagnostics import importance_diagnostics
 from numpyro_dvae.fit import fit
-from numpyro_dvae.infer import SVI, Reinforce_ELBO
+from numpyro_dvae.infer import Reinforce_ELBO
 
 X = np.random.default_rng(0).normal(size=(6, 2))
 
@@ -38,7 +39,7 @@ def test_missing_parameters_are_named():
 
 @pytest.mark.slow
 def test_the_result_of_fit_is_taken_as_it_is():
-    svi = SVI(model, guide, optax.sgd(0.5), Reinforce_ELBO(2))
+    svi = QuickSVI(model, guide, optax.sgd(0.5), Reinforce_ELBO(2))
     check(fit(jax.random.key(0), svi, X, num_steps=3, progress=False))
 
 

@@ -42,10 +42,9 @@ def train(name, num_steps=3):
         return fit(svi, *data, **options), ()
     import jax
     import numpyro
+    from quick_numpyro import QuickSVI
 
-    from numpyro_dvae.infer import SVI
-
-    svi = SVI(*parts(name), numpyro.optim.Adam(0.01), loss)
+    svi = QuickSVI(*parts(name), numpyro.optim.Adam(0.01), loss)
     return fit(jax.random.key(0), svi, X, None, None, None, LABELS, **options), (jax.random.key(1),)
 
 

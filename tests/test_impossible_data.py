@@ -61,12 +61,13 @@ def numpyro_run():
     import jax
     import jax.numpy as jnp
     import numpyro
+    from quick_numpyro import QuickSVI
 
     from numpyro_dvae.fit import fit
-    from numpyro_dvae.infer import SVI, Reinforce_ELBO
+    from numpyro_dvae.infer import Reinforce_ELBO
 
     model, guide = numpyro_pair()
-    svi = SVI(model, guide, numpyro.optim.Adam(0.1), Reinforce_ELBO(4))
+    svi = QuickSVI(model, guide, numpyro.optim.Adam(0.1), Reinforce_ELBO(4))
     options = {"batch_size": 3, "num_steps": 6, "log_every": 2, "progress": False}
     return fit(jax.random.key(0), svi, jnp.asarray(X), **options)
 

@@ -104,7 +104,9 @@ def train_numpyro(steps, *, truncated=True, learn="closed_form", observed=None):
         guide, loss = infer.TruncatedGuide(model, 2**L), infer.Truncated_ELBO()
     else:
         loss = infer.Exact_ELBO()
-    svi = infer.SVI(model, guide, numpyro.optim.Adam(0.01), loss)
+    from quick_numpyro import QuickSVI
+
+    svi = QuickSVI(model, guide, numpyro.optim.Adam(0.01), loss)
     data = [jnp.asarray(X)] + ([] if observed is None else [None, None, observed])
     state, losses = jax.jit(svi.init)(jax.random.key(0), *data), []
     update = jax.jit(svi.update)

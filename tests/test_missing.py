@@ -38,7 +38,9 @@ def numpyro_run(x, kind):
     model = models.DiscreteVAE(decoder, models.BernoulliPrior(L), likelihood)
     guide = guides.IndependentGuide(nets.MLPEncoder(SHAPE, L, None, hidden=(4,)), binary=True)
     data, elbo = (x, None, None, SEEN), infer.Exact_ELBO()
-    svi = infer.SVI(model, guide, numpyro.optim.Adam(0.1), elbo)
+    from quick_numpyro import QuickSVI
+
+    svi = QuickSVI(model, guide, numpyro.optim.Adam(0.1), elbo)
     params = svi.get_params(jax.jit(lambda key: svi.init(key, *data))(jax.random.key(0)))
 
     def loss_fn(params, x):

@@ -54,7 +54,9 @@ def numpyro_steps(loss, **options):
             numpyro.sample("x", dist.Normal(means, 1.0).to_event(1), obs=x)
 
     guide = guide_of(guides, nets, codebook, loss)
-    svi = infer.SVI(model, guide, numpyro.optim.Adam(1e-2), loss_of(infer, loss))
+    from quick_numpyro import QuickSVI
+
+    svi = QuickSVI(model, guide, numpyro.optim.Adam(1e-2), loss_of(infer, loss))
     state, losses, update = svi.init(jax.random.key(0), X), [], jax.jit(svi.update)
     for _ in range(20):
         state, value = update(state, X)

@@ -27,10 +27,10 @@ from any_numpyro import (
 from numpyro import handlers
 from numpyro.infer import TraceGraph_ELBO, autoguide
 from numpyro_shim import quickly
+from quick_numpyro import QuickSVI
 
 from numpyro_dvae.infer import (
     DAPS_ELBO,
-    SVI,
     DisARM_ELBO,
     Exact_ELBO,
     Reinforce_ELBO,
@@ -174,7 +174,7 @@ def test_an_autoguide_beside_a_discrete_site_has_the_hosts_value_and_gradient(au
         with numpyro.plate("data", 3):
             numpyro.sample("z", dist.Bernoulli(logits=logits))
 
-    svi = SVI(model, guide, optax.sgd(0.0), Reinforce_ELBO(4))
+    svi = QuickSVI(model, guide, optax.sgd(0.0), Reinforce_ELBO(4))
     params = svi.get_params(svi.init(KEY, x))
 
     def draws(elbo, times):

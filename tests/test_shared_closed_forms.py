@@ -102,7 +102,9 @@ def with_numpyro(truncated):
         guide, loss = infer.TruncatedGuide(model, 2), infer.Truncated_ELBO()
     else:
         loss = infer.Exact_ELBO()
-    svi = infer.SVI(model, guide, numpyro.optim.SGD(0.0), loss)
+    from quick_numpyro import QuickSVI
+
+    svi = QuickSVI(model, guide, numpyro.optim.SGD(0.0), loss)
     state, update = jax.jit(svi.init)(jax.random.key(0)), jax.jit(svi.update)
     for _ in range(2):
         state, _ = update(state)

@@ -57,7 +57,8 @@ def test_patches_and_their_keys_are_made_once_a_datum(lab, monkeypatch):
         assert len(seen["context"]) == 2  # for the sampler and for the densities
     else:
         jax, numpyro = importlib.import_module("jax"), importlib.import_module("numpyro")
-        svi = lab.module("infer").SVI(model, guide, numpyro.optim.Adam(0.1), loss)
+        make_svi = importlib.import_module("quick_numpyro").QuickSVI
+        svi = make_svi(model, guide, numpyro.optim.Adam(0.1), loss)
         state = svi.init(jax.random.key(0), jax.numpy.asarray(x))
         for shapes in seen.values():
             shapes.clear()

@@ -103,7 +103,9 @@ def test_nnx_statistics_advance_once_a_step():
     decoder = nets.MLPDecoder(L, V, (WIDTH,), 4, (8,))
     model = models.DiscreteVAE(decoder, models.UniformPrior(L, V), models.GaussianLikelihood())
     guide, x = guides.IndependentGuide(encoder), jax.numpy.asarray(X)
-    svi = infer.SVI(model, guide, numpyro.optim.Adam(1e-2), infer.DAPS_ELBO(3))
+    from quick_numpyro import QuickSVI
+
+    svi = QuickSVI(model, guide, numpyro.optim.Adam(1e-2), infer.DAPS_ELBO(3))
     state = jax.jit(svi.init)(jax.random.key(0), x)
     for _ in range(2):
         first = svi.get_params(state)["guide.encoder$params"]["first"]

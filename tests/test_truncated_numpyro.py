@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpyro.infer
 import optax
 from numpyro_shim import quickly
+from quick_numpyro import QuickSVI
 
-from numpyro_dvae.infer import SVI, Truncated_ELBO, TruncatedGuide
+from numpyro_dvae.infer import Truncated_ELBO, TruncatedGuide
 from numpyro_dvae.infer.svi import loss_info, loss_state
 from numpyro_dvae.models import BernoulliPrior, DiscreteVAE, GaussianLikelihood
 from numpyro_dvae.nets import MLPDecoder
@@ -24,7 +25,7 @@ NUM_DATA, LATENTS, STATES, BATCH = 12, 5, 6, 4
 X = np.random.default_rng(0).normal(size=(NUM_DATA, 3))
 
 
-def make_svi(loss=None, svi_class=SVI):
+def make_svi(loss=None, svi_class=QuickSVI):
     decoder = MLPDecoder(LATENTS, None, (3,), hidden=(4,))
     prior = BernoulliPrior(LATENTS, probability=0.3, learn="closed_form")
     model = DiscreteVAE(decoder, prior, GaussianLikelihood(learn="closed_form"))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
-from numpyro.infer import SVI
+from quick_numpyro import QuickSVI
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import norm
 
@@ -59,7 +59,7 @@ def check(result, **options):
 def test_each_result_stands_for_itself():
     results = {}
     for classes in (2, 3):
-        svi = SVI(*mixture(classes), numpyro.optim.Adam(0.05), Exact_ELBO())
+        svi = QuickSVI(*mixture(classes), numpyro.optim.Adam(0.05), Exact_ELBO())
         results[classes] = fit(KEY, svi, jnp.asarray(X), num_steps=4, progress=False)
     given = {name: np.array(value) for name, value in results[2].params.items()}
     for classes in (2, 3):  # the first after the second was fitted
