@@ -73,6 +73,16 @@ def test_out_and_back(name, tmp_path):
         export.sample_data(*key, again, 5)
 
 
+@pytest.mark.thrifty
+def test_data_without_codes_are_named(name):
+    export = importlib.import_module(f"{name}_dvae.fit")
+    result, _ = train(name, num_steps=1)
+    spoilt = np.array(X)
+    spoilt[[2, 5]] = np.nan
+    with pytest.raises(ValueError, match=r"NaN for 2 data, the first of them row 2, so they"):
+        export.encode_data(result, spoilt)
+
+
 def test_a_guide_without_an_encoder_is_named(name):
     export, infer = (importlib.import_module(f"{name}_dvae.{room}") for room in ("fit", "infer"))
     model, _ = parts(name)

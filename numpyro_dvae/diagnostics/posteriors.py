@@ -93,12 +93,14 @@ class DiscretePosterior:
 
 
 def _line(name: str, site: SitePosterior, width: int) -> str:
-    means = site.probs.reshape(-1, site.num_values).mean(0)
+    probs = site.probs.reshape(-1, site.num_values)
+    known = ~np.isnan(probs).any(-1)  # weights of an impossible datum are none
+    means = probs[known].mean(0) if known.any() else probs.mean(0)
+    entropy = site.entropy.ravel()[known].mean() if known.any() else np.nan
     shown = " ".join(f"{value:.3f}" for value in means[:_MOST_COLUMNS])
     more = " ..." if site.num_values > _MOST_COLUMNS else ""
     return (
-        f"{name:<{width}}{site.entropy.size:>8}{site.num_values:>8}{site.entropy.mean():>9.3f}  "
-        f"{shown}{more}"
+        f"{name:<{width}}{site.entropy.size:>8}{site.num_values:>8}{entropy:>9.3f}  {shown}{more}"
     )
 
 

@@ -30,7 +30,7 @@ from numpyro_dvae.fit.result import FitResult
 from numpyro_dvae.nets import decode_codes
 from numpyro_dvae.nets.inputs import check_codes
 from numpyro_dvae.ops.arguments import checked
-from numpyro_dvae.programs.sites import sample_sites
+from numpyro_dvae.programs.sites import base_distribution, sample_sites
 
 __all__ = [
     "encode_data",
@@ -88,7 +88,7 @@ def encode_data(
         batch_size: Data that go through the encoder at once.
 
     Raises:
-        ValueError: If the guide has no encoder.
+        ValueError: If the guide has no encoder, or if what it returns is NaN.
     """
     result = _as_result(result)
     posterior = getattr(result.guide, "posterior", None)
@@ -97,7 +97,14 @@ def encode_data(
             "`encode_data` needs a guide with an encoder, as IndependentGuide; got "
             f"{type(result.guide).__name__}. Use diagnostics.discrete_posterior for its states."
         )
-    return _in_batches(result, lambda rows: _most_likely(posterior(rows)), x, batch_size)
+    codes = _in_batches(result, lambda rows: _known_codes(posterior(rows)), x, batch_size)
+    unknown = np.flatnonzero((codes < 0).reshape(len(codes), -1).any(-1))
+    if unknown.size:
+        raise ValueError(
+            f"`encode_data`: the encoder returned NaN for {unknown.size} data, the first of them "
+            f"row {unknown[0]}, so they have no codes. Look for NaN in `x` and in the weights."
+        )
+    return codes
 
 
 @checked
@@ -178,6 +185,20 @@ def _as_result(result: Any) -> FitResult:
         return result
     model, guide = result
     return FitResult(model, guide, {}, np.zeros(0))
+
+
+def _known_codes(posterior: Any) -> Array:
+    """The most likely codes; -1 of data for which a network returned NaN."""
+    codes, base = _most_likely(posterior), base_distribution(posterior)
+    told: Array | None
+    if isinstance(posterior, AutoregressiveCategorical):
+        told = decode_codes(posterior).log_probs[0]
+    else:
+        told = base.source if isinstance(base, CertainCategorical) else base.probs
+    if told is None or not len(codes):
+        return codes
+    unknown = jnp.isnan(told).reshape(len(codes), -1).any(-1)
+    return jnp.where(unknown.reshape(-1, *[1] * (codes.ndim - 1)), -1, codes)
 
 
 def _most_likely(posterior: Any) -> Array:

@@ -22,12 +22,13 @@ import torch
 from jaxtyping import Integer, Shaped
 from torch import Tensor, nn
 
-from pyro_dvae.distributions import AutoregressiveCategorical
+from pyro_dvae.distributions import AutoregressiveCategorical, CertainCategorical
 from pyro_dvae.fit.files import write_atomically
 from pyro_dvae.fit.result import FitResult
 from pyro_dvae.nets import decode_codes
 from pyro_dvae.nets.inputs import check_codes
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.programs.sites import base_distribution
 
 __all__ = [
     "encode_data",
@@ -90,7 +91,7 @@ def encode_data(
         batch_size: Data that go through the encoder at once.
 
     Raises:
-        ValueError: If the guide has no encoder.
+        ValueError: If the guide has no encoder, or if what it returns is NaN.
     """
     result = _as_result(result)
     posterior = getattr(result.guide, "posterior", None)
@@ -99,7 +100,14 @@ def encode_data(
             "`encode_data` needs a guide with an encoder, as IndependentGuide; got "
             f"{type(result.guide).__name__}. Use diagnostics.discrete_posterior for its states."
         )
-    return _in_batches(result, lambda rows: _most_likely(posterior(rows)), x, batch_size)
+    codes = _in_batches(result, lambda rows: _known_codes(posterior(rows)), x, batch_size)
+    unknown = np.flatnonzero((codes < 0).reshape(len(codes), -1).any(-1))
+    if unknown.size:
+        raise ValueError(
+            f"`encode_data`: the encoder returned NaN for {unknown.size} data, the first of them "
+            f"row {unknown[0]}, so they have no codes. Look for NaN in `x` and in the weights."
+        )
+    return codes
 
 
 @checked
@@ -178,6 +186,20 @@ def _as_result(result: Any) -> FitResult:
         return result
     model, guide = result
     return FitResult(model, guide, {}, np.zeros(0))
+
+
+def _known_codes(posterior: Any) -> Tensor:
+    """The most likely codes; -1 of data for which a network returned NaN."""
+    codes, base = _most_likely(posterior), base_distribution(posterior)
+    told: Tensor | None
+    if isinstance(posterior, AutoregressiveCategorical):
+        told = decode_codes(posterior).log_probs[0]
+    else:
+        told = base.source if isinstance(base, CertainCategorical) else base.logits
+    if told is None or not len(codes):
+        return codes
+    unknown = torch.isnan(told).reshape(len(codes), -1).any(-1)
+    return torch.where(unknown.reshape(-1, *[1] * (codes.dim() - 1)), -1, codes)
 
 
 def _most_likely(posterior: Any) -> Tensor:
