@@ -279,6 +279,13 @@ def test_more_codes_in_the_guide_than_in_the_model_are_refused():
             loss.loss(program(3), program(5))
     assert np.isfinite(Exact_ELBO().loss(program(5), program(3)))
 
+    def coins():
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Bernoulli(0.4))
+
+    with pytest.raises(ValueError, match="'z' has 3 values in the guide, but 2 in the model"):
+        Reinforce_ELBO(4).loss(coins, program(3))
+
 
 @pytest.mark.parametrize("num_bits", [40, 20_000])
 def test_states_beyond_number_are_told_in_a_few_words(num_bits):

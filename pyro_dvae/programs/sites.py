@@ -91,7 +91,9 @@ class Site:
 
     @property
     def num_values(self) -> int | None:
-        """The values of a categorical site; None of any other."""
+        """The values of a categorical or binary site; None of any other."""
+        if self.family.startswith("Bernoulli"):
+            return 2
         if "Categorical" not in self.family or not self.has_finite_support:
             return None
         largest = getattr(self.base.support, "upper_bound", None)  # known without any logits
