@@ -92,10 +92,8 @@ class Site:
     @property
     def num_values(self) -> int | None:
         """The values of a categorical or binary site; None of any other."""
-        if self.family.startswith("Bernoulli"):
-            return 2
         if "Categorical" not in self.family or not self.has_finite_support:
-            return None
+            return 2 if self.family.startswith("Bernoulli") else None
         largest = getattr(self.base.support, "upper_bound", None)  # known without any logits
         return None if largest is None else int(largest) + 1
 
