@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from test_diagnostics import diagnose, program_of
+from zoo import normal
 
 RARE = -9.0  # logits of 1: about once in 8000 draws
 
@@ -90,3 +91,33 @@ def found_of(
     diagnose(shim, name, case, num_particles=num_particles)
     monkeypatch.undo()
     return list(seen[0])
+
+
+def chained(guide_masks):
+    """A masked latent that only the guide's next latent follows; nothing of the model does."""
+
+    def guide(ppl, data):
+        with ppl.plate("data", 3):
+            with ppl.mask(mask=data["known"] | (not guide_masks)):
+                z = ppl.sample("z", ppl.dist.Bernoulli(logits=data["even"]))
+            ppl.sample("w", ppl.dist.Bernoulli(logits=2.0 * z - 0.5))
+
+    def model(ppl, data):
+        with ppl.plate("data", 3):
+            with ppl.mask(mask=data["known"]):
+                ppl.sample("z", ppl.dist.Bernoulli(logits=data["even"] + 1.0))
+            w = ppl.sample("w", ppl.dist.Bernoulli(logits=data["even"]))
+            ppl.sample("y", ppl.dist.Normal(3.0 * w, 1.0), obs=data["y"])
+
+    data = {"y": np.array([0.4, 1.3, -0.2]), "known": np.array([True, False, True])}
+    return program_of(model, guide, {}, {**data, "even": np.zeros(3)})
+
+
+@pytest.mark.parametrize("guide_masks", [True, False])
+def test_a_latent_that_only_the_guide_follows_does_not_matter(shim, guide_masks):
+    case = shim.Case(chained(guide_masks))
+    report = diagnose(shim, "importance_diagnostics", case, num_particles=4000)
+    y = case.program.data["y"]
+    evidence = np.logaddexp(normal(y, 0.0), normal(y, 3.0)) + np.log(0.5)
+    assert (np.abs(report.iwae - evidence) < 5 * report.iwae_error).all()
+    assert report.is_bound.tolist() == [True, guide_masks, True]

@@ -16,12 +16,7 @@ from numpyro.handlers import block, replay
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
-from numpyro_dvae.diagnostics.silence import (
-    latents_of,
-    otherwise_drawn,
-    read_unmasked,
-    with_matters,
-)
+from numpyro_dvae.diagnostics.silence import OF_MASKS, latents_of, otherwise_drawn, with_matters
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
 from numpyro_dvae.programs.readers.impossible import read_impossible
@@ -180,7 +175,7 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Array]:
     return {name: site.value for name, site in sites.items()}
 
 
-_DRAW_READERS = {"codes": read_codes, "given": _read_given, "unmasked": read_unmasked}
+_DRAW_READERS = {"codes": read_codes, "given": _read_given, **OF_MASKS}
 
 
 def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, Array]:

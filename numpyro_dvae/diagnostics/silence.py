@@ -17,15 +17,15 @@ from numpyro import distributions as dist
 
 from numpyro_dvae.programs.densities import changed, entry_mask, is_masked
 from numpyro_dvae.programs.draw import moved
-from numpyro_dvae.programs.record import Particles, silenced_of
+from numpyro_dvae.programs.record import Ledger, Particles, silenced_of
 from numpyro_dvae.programs.sites import Layout, Run, Site
 
-__all__ = ["latents_of", "otherwise_drawn", "read_unmasked", "with_matters"]
+__all__ = ["OF_MASKS", "latents_of", "otherwise_drawn", "with_matters"]
 
 _ROUNDING = 1e-4  # of log-densities in single precision, as a part of themselves
 
 
-def read_unmasked(run: Run, layout: Layout, num_particles: int) -> Array | None:
+def _read_unmasked(run: Run, layout: Layout, num_particles: int) -> Array | None:
     """Log p - log q of what masks silence of the latents of a datum; a reader of records."""
     if not _has_masks(run):
         return None
@@ -34,6 +34,25 @@ def read_unmasked(run: Run, layout: Layout, num_particles: int) -> Array | None:
         for sites in (run.model, run.guide)
     )
     return log_p - log_q
+
+
+def _read_masked_apart(run: Run, layout: Layout, num_particles: int) -> Array:
+    """Whether guide and model mask other latents of a datum; a reader of records."""
+    ledger = Ledger(layout, ())
+    for name, site in run.guide.items():
+        model, event_dim = run.model.get(name), site.fn.event_dim
+        if site.is_observed or model is None or model.fn.event_dim != event_dim:
+            continue
+        if isinstance(site.base, dist.Delta):  # by an automatic guide, of another latent
+            continue
+        if layout.owns(site) and (is_masked(site) or is_masked(model)):
+            apart = entry_mask(site, event_dim) != entry_mask(model, event_dim)
+            cells = tuple(range(-event_dim, 0))
+            ledger.add_bare("apart", site, apart.any(cells).astype(float))
+    return ledger.total("apart") > 0
+
+
+OF_MASKS = {"unmasked": _read_unmasked, "masked_apart": _read_masked_apart}  # readers
 
 
 def latents_of(run: Run, draw: int | Array) -> dict[str, tuple[Array, Array, Array]]:
@@ -87,10 +106,14 @@ def _moved_on(sites: Sequence[Site], draw: int | Array, seed: int) -> Array:
 
 
 def with_matters(record: Particles, other: Particles) -> Particles:
-    """Add "matters", where densities changed as masked latents did."""
-    parts = zip((record.log_p, record.log_q), (other.log_p, other.log_q), strict=True)
-    in_p, in_q = (changed(*pair, _ROUNDING) for pair in parts)
-    return record._replace(extras={**record.extras, "matters": in_p | in_q})
+    """Add "matters", where the model's densities changed as masked latents did.
+
+    The guide's may: given latents that are nothing, it has draws of the others all the same. Where
+    it masks others than the model, the two densities are not of the same latents, which matters.
+    """
+    changes = changed(record.log_p, other.log_p, _ROUNDING)
+    matters = changes | record.extras["masked_apart"]
+    return record._replace(extras={**record.extras, "matters": matters})
 
 
 def _has_masks(run: Run) -> bool:

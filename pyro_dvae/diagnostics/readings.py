@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
-from pyro_dvae.diagnostics.silence import in_full, otherwise_drawn, read_unmasked, with_matters
+from pyro_dvae.diagnostics.silence import OF_MASKS, in_full, otherwise_drawn, with_matters
 from pyro_dvae.infer.relaxation import unrelaxed
 from pyro_dvae.programs.codes import enumerate_draws
 from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair, run_program
@@ -161,7 +161,7 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Tensor]:
     return {name: in_full(site, layout.nesting, num_draws) for name, site in sites.items()}
 
 
-_DRAW_READERS = {"codes": read_codes, "given": _read_given, "unmasked": read_unmasked}
+_DRAW_READERS = {"codes": read_codes, "given": _read_given, **OF_MASKS}
 
 
 def _draw_axes(pair: Pair) -> dict[str, int]:
