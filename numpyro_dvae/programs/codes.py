@@ -228,7 +228,8 @@ def a_few(space: Space) -> dict[str, Array]:
     """Three joint values of a datum's discrete sites, singletons in the shared plates' dims."""
     largest = np.array(space.cardinalities) - 1
     codes = np.stack([0 * largest, largest, np.arange(len(largest)) % (largest + 1)])
-    return decode(space, jnp.asarray(codes)[:, None], (1,) * len(space.layout.plates))
+    with jax.ensure_compile_time_eval():  # they are known, whatever is traced
+        return decode(space, jnp.asarray(codes)[:, None], (1,) * len(space.layout.plates))
 
 
 def encode(
