@@ -83,6 +83,7 @@ def test_it_starts_at_the_prior(lab):
     np.testing.assert_allclose(guide.cut_off["k"], 1 - poisson.sum(), rtol=1e-5)
 
 
+@pytest.mark.thrifty
 def test_the_start_of_a_product_has_the_marginals_of_the_prior(lab):
     guide = lab.guide(lab.bind(counting), num_values={"k": 3})
     params = lab.start(guide, lab.array(X))
@@ -113,6 +114,7 @@ def test_the_loss_of_a_product_is_that_of_an_enumeration(lab):
 PARENTS = {"model": {"c": ("b",)}, "chain": {"c": ("b",), "n": ("c",), "k": ("n",)}}
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("structure", PARENTS)
 def test_each_latent_is_given_its_parents_by_a_table(lab, structure):
     model, parents = lab.bind(counting), PARENTS[structure]

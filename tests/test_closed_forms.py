@@ -105,6 +105,7 @@ def test_a_step_goes_a_tenth_of_the_way_to_the_optimum(run, name):
         assert float(found[step - 1]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(
     "name", ["DAPS_ELBO", pytest.param("Reinforce_ELBO", marks=pytest.mark.slow)]
 )
@@ -118,6 +119,7 @@ def test_draws_settle_about_the_optimum(run, name):
     assert abs(settled.mean() - np.log(mean)) < 5 * error + (spread / mean) ** 2
 
 
+@pytest.mark.thrifty
 def test_the_learnt_variance_lags(run):
     """The negative control, at equal steps."""
     closed, squares, probs = run("Exact_ELBO", 40, lr=1e-3)

@@ -46,6 +46,7 @@ def test_the_site_and_its_particles(lab, kind):
     assert len(np.unique(site.value[:, 0], axis=0)) > 1
 
 
+@pytest.mark.thrifty
 @kinds
 def test_every_parameter_trains(lab, kind):
     trainer = lab.Trainer(*pair(lab, kind), images(lab))
@@ -55,6 +56,7 @@ def test_every_parameter_trains(lab, kind):
     assert not any(np.array_equal(old, new) for old, new in zip(before, after, strict=True))
 
 
+@pytest.mark.thrifty
 @kinds
 def test_predictive_with_a_guide(lab, kind):
     model, guide = pair(lab, kind)

@@ -50,6 +50,7 @@ def numpyro_run(x, kind):
     return float(loss), [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(
     ("name", "kind"), [("pyro", "Bernoulli"), ("pyro", "Gaussian"), ("numpyro", "Gaussian")]
 )

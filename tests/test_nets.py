@@ -51,6 +51,7 @@ def uncached(lab, forward, uniforms, *context):
     return codes
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(("dtype", "with_context"), [("float32", True), ("float64", False)])
 def test_the_cache_changes_no_code(lab, dtype, with_context):
     net, forward = causal(lab, dtype, cross_attention=with_context, num_layers=2)
@@ -243,6 +244,7 @@ def test_perceptrons_keep_the_scale_of_their_input(lab, hidden, scale):
     assert np.mean(encode(x) ** 2) == pytest.approx(scale**2 / 3, rel=0.15)
 
 
+@pytest.mark.thrifty
 def test_a_positive_decoder_starts_without_dead_units(lab):
     """At 0 / 1 latents; each latent alone then moves every hidden unit."""
     codes = np.eye(6)

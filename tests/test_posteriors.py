@@ -108,6 +108,7 @@ def test_it_is_the_guides_own_and_corrected_the_true_one(lab, family, linked):
     np.testing.assert_array_equal(a * 3 + b, states)
 
 
+@pytest.mark.thrifty
 def test_a_table_tells_of_each_site_and_of_the_guide(lab):
     model, guide, params = fitted(lab, "bernoulli", True)
     posterior = lab.posterior(model, guide, params, X, sites=["b"])

@@ -42,6 +42,7 @@ def enumerated(lab, q):
     return codes, lab.numpy(q.log_prob(lab.asarray(shaped.copy())))
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("kind", ["independent", "autoregressive", "classes"])
 def test_probabilities_sum_to_one(lab, kind):
     q = distribution(lab, kind)

@@ -65,6 +65,7 @@ def test_the_value_is_the_elbo_by_enumeration(kit, kind):
     assert loss == pytest.approx(kit.loss(run, infer.Exact_ELBO()), rel=1e-5)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("kind", [pytest.param("gradient", marks=SLOW), "moving", "scalar"])
 def test_training_and_the_model_of_integer_codes(kit, kind):
     model, guide = pair(kit, kind, table=None if kind == "moving" else TABLE)

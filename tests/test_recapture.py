@@ -64,6 +64,7 @@ def test_all_states_are_the_evidence_and_its_gradient(shim, data):
         np.testing.assert_allclose(grads[name], expected, rtol=1e-9, err_msg=name)
 
 
+@pytest.mark.thrifty
 def test_some_states_are_a_bound_that_evolution_raises(shim):
     sets = shim.Sets(program(DATA), 4)
     start = sets.loss(truncated(shim))

@@ -47,6 +47,7 @@ def lives(row, seen):
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(
     ("structure", "hidden"),
     [
@@ -88,6 +89,7 @@ def shared(ppl, x):
         ppl.sample("y", ppl.dist.Categorical(both), obs=x)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(
     "data", [(0, 1), *(pytest.param(x, marks=SLOW) for x in ((1, 0), (2, 2), (0, 2)))]
 )

@@ -58,6 +58,7 @@ def test_relaxed_codes_are_mixed_by_their_own_table(backend):
     np.testing.assert_allclose(book.call("mix", weights), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thrifty
 def test_stacks_hold_stacks_and_learn(backend):
     def make(nets):
         groups = [
@@ -231,6 +232,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_stochastic_head_trains_under_any_loss(kit, loss):
     nets, guides, infer = kit.module("nets"), kit.module("guides"), kit.module("infer")

@@ -35,6 +35,7 @@ def test_the_identity_changes_nothing(kit, kind):
     same(kit, plain, run(kit, 9, **arrays_of(kind, kit, make_data()), transform=identity))
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_is_that_on_transformed_data(kit, kind):
     flipped = run(kit, 9, **arrays_of(kind, kit, 1 - make_data()))

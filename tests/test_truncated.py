@@ -246,6 +246,7 @@ def test_draws_follow_the_weights(shim):
     assert (abs(counts - 400 / 5) > 5 * spread).any()  # and not any weights
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_new_data_start_from_these_sets(shim, batch_size):
     sets = shim.Sets(CAUSES_PROGRAM, 5)
@@ -264,6 +265,7 @@ def amortised(ppl, data):
         ppl.sample("z", ppl.dist.Bernoulli(logits=99.0 * logits).to_event(1))
 
 
+@pytest.mark.thrifty
 def test_an_amortised_guide_proposes(shim):
     """Its draws are nearly sure here: they become members if they are good."""
     sets = shim.Sets(CAUSES_PROGRAM, 2)

@@ -56,6 +56,7 @@ def test_closed_forms_are_posterior_means_over_what_is_observed(shim, missing):
     np.testing.assert_allclose(found.variance, square.sum() / observed.sum(), rtol=1e-4)
 
 
+@pytest.mark.thrifty
 def test_they_gather_over_an_epoch_of_minibatches(shim):
     """Nothing moves before all N data have been seen; then as if they had come at once."""
     shape = {"shape": (D,), "bounds": (0.01, 10.0)}
