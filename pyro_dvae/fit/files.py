@@ -9,6 +9,7 @@ import functools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = [
 
 _HELD: set[int] = set()  # descriptors of folders that are locked
 _OF_THE_SYSTEM = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM}
+_TRIES = 30  # a tenth of a second apart, to remove what is still written to
 _LEFT_OVER = (".checkpoint.pt.*", ".log.jsonl.*", "checkpoint/*.orbax-checkpoint-tmp*")
 
 
@@ -69,8 +71,22 @@ def folder_of_run(folder: str | os.PathLike[str] | None) -> Iterator[Path | None
     with _locked(path):
         for pattern in _LEFT_OVER:
             for left in path.glob(pattern):
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+                _clear(left)
         yield path
+
+
+def _clear(left: Path) -> None:
+    """Remove what a run has left behind, unless threads of a save that failed still write to it."""
+    for _ in range(_TRIES):
+        try:
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            return
+        except FileNotFoundError:  # removed beside us
+            continue
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
