@@ -268,6 +268,29 @@ def test_learning_rates_may_be_schedules(sgd):
     np.testing.assert_array_equal(params[1], params[2])
 
 
+@pytest.mark.parametrize("optim", [numpyro.optim.Adam, optax.sgd])
+def test_parameters_of_single_precision_stay_so_beside_a_schedule(optim, tmp_path):
+    """In 64 bits its numbers are double, and make what they multiply so."""
+
+    def single(x):
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            weight = numpyro.param("weight", jnp.float32(0.5))
+            numpyro.sample("x", dist.Normal(weight * z, 1.0), obs=x)
+
+    def its_guide(x):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Bernoulli(logits=1.0 * x))
+
+    svi = SVI(single, its_guide, optim(linear_schedule(0.05, 0.001, 9)), DAPS_ELBO(4))
+    whole = small_fit(svi, num_steps=8)
+    assert whole.params["weight"].dtype == jnp.float32
+    assert abs(whole.params["weight"] - 0.5) > 1e-4
+    small_fit(svi, num_steps=3, folder=tmp_path)
+    resumed = small_fit(svi, num_steps=8, folder=tmp_path, resume=True)
+    np.testing.assert_array_equal(resumed.losses, whole.losses)
+
+
 def test_scalars_of_nothing():
     svi = small_svi(Trace_ELBO())
     assert loss_scalars(svi, SVIState((0, None), None, jax.random.key(0))) == {}

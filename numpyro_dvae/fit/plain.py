@@ -21,7 +21,11 @@ def like(template: Any, plain: Any) -> Array:
     """Turn a saved array into one of the type of another, a typed key for instance."""
     if jnp.issubdtype(jnp.result_type(template), jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(plain), impl=jax.random.key_impl(template))
-    return jnp.asarray(plain, jnp.result_type(template))
+    found = jnp.asarray(plain, jnp.result_type(template))
+    if getattr(template, "weak_type", False) and not found.ndim:
+        weak = jnp.asarray(found.item())  # a counter: what it multiplies keeps its own type
+        return weak if weak.dtype == found.dtype else found
+    return found
 
 
 def dotted(tree: Any) -> dict[str, Any]:

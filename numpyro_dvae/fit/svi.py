@@ -100,7 +100,7 @@ def non_finite(svi: SVI, svi_state: SVIState) -> list[str]:
 def take_step(
     svi: SVI, svi_state: SVIState, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[SVIState, Array]:
-    """Do what `SVI.update` does.
+    """Do what `SVI.update` does; parameters keep their type, whatever that of the learning rate.
 
     Raises:
         ValueError: If the loss does not keep the mutable state.
@@ -113,7 +113,14 @@ def take_step(
             f"{sorted(before ^ after)}, which NumPyro's own losses do at one particle "
             "alone: use a loss of numpyro_dvae, or `num_particles=1`."
         )
-    return new_state, loss
+    optim_state = jax.tree.map(_as_before, svi_state.optim_state, new_state.optim_state)
+    return new_state._replace(optim_state=optim_state), loss
+
+
+def _as_before(old: Any, new: Any) -> Any:
+    """In 64 bits, a schedule's number would make those of single precision double."""
+    same = getattr(old, "dtype", None) == getattr(new, "dtype", None)
+    return new if same else jnp.asarray(new, jnp.asarray(old).dtype)
 
 
 def _mutable(svi_state: SVIState) -> dict[str, Any]:
