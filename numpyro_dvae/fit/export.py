@@ -189,11 +189,11 @@ def _as_result(result: Any) -> FitResult:
 
 def _known_codes(posterior: Any) -> Array:
     """The most likely codes; -1 of data for which a network returned NaN."""
-    codes, base = _most_likely(posterior), base_distribution(posterior)
     told: Array | None
     if isinstance(posterior, AutoregressiveCategorical):
-        told = decode_codes(posterior).log_probs[0]
+        (codes, *_), (told, *_) = decode_codes(posterior)
     else:
+        codes, base = _most_likely(posterior), base_distribution(posterior)
         told = base.source if isinstance(base, CertainCategorical) else base.probs
     if told is None or not len(codes):
         return codes
@@ -202,8 +202,6 @@ def _known_codes(posterior: Any) -> Array:
 
 
 def _most_likely(posterior: Any) -> Array:
-    if isinstance(posterior, AutoregressiveCategorical):
-        return decode_codes(posterior).codes[0]
     while isinstance(posterior, dist.Independent):
         posterior = posterior.base_dist
     if isinstance(posterior, CertainCategorical):

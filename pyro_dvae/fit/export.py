@@ -190,11 +190,11 @@ def _as_result(result: Any) -> FitResult:
 
 def _known_codes(posterior: Any) -> Tensor:
     """The most likely codes; -1 of data for which a network returned NaN."""
-    codes, base = _most_likely(posterior), base_distribution(posterior)
     told: Tensor | None
     if isinstance(posterior, AutoregressiveCategorical):
-        told = decode_codes(posterior).log_probs[0]
+        (codes, *_), (told, *_) = decode_codes(posterior)
     else:
+        codes, base = _most_likely(posterior), base_distribution(posterior)
         told = base.source if isinstance(base, CertainCategorical) else base.logits
     if told is None or not len(codes):
         return codes
@@ -203,8 +203,6 @@ def _known_codes(posterior: Any) -> Tensor:
 
 
 def _most_likely(posterior: Any) -> Tensor:
-    if isinstance(posterior, AutoregressiveCategorical):
-        return decode_codes(posterior).codes[0]
     return posterior.mode
 
 
