@@ -93,6 +93,7 @@ def test_the_start_of_a_product_has_the_marginals_of_the_prior(lab):
     assert (np.abs(found - marginal) < 5 * spread + 1e-12).all()
 
 
+@pytest.mark.thrifty
 def test_the_loss_of_a_product_is_that_of_an_enumeration(lab):
     model, params = lab.bind(counting), random_params(parents={})
     guide = lab.guide(model, num_values={"k": 3})
@@ -144,6 +145,7 @@ def ragged(ppl, x, rows, lengths):
             ppl.sample("x", ppl.dist.Normal(g + z @ ppl.array(np.arange(3.0)), 1.0), obs=x)
 
 
+@pytest.mark.thrifty
 def test_a_minibatch_has_its_rows_and_a_mask_takes_latents_out(lab):
     model, rows, lengths = lab.bind(ragged), np.array([3, 0]), np.array([2, 1])
     params = {"z": RNG.normal(size=(4, 3)), "g": RNG.normal(size=(4, 4))}
@@ -175,6 +177,7 @@ def survival(ppl, caught):
             ppl.sample(f"caught.{t}", ppl.dist.Bernoulli(0.1 + 0.3 * alive), obs=caught[:, t])
 
 
+@pytest.mark.thrifty
 def test_the_guide_of_the_models_dependence_reaches_the_evidence(lab):
     """Dead animals stay dead: what the model rules out has no probability, at any parameters."""
     model, caught = lab.bind(survival), np.array([[1.0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
@@ -263,6 +266,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(("model", "num_values", "message"), REFUSED)
 def test_what_it_cannot_guide_is_refused_by_name(lab, model, num_values, message):
     guide = lab.guide(lab.bind(model), num_values=num_values)
@@ -294,6 +298,7 @@ def test_other_data_are_refused(lab):
         lab.start(guide, lab.array(X[:3]), 4)
 
 
+@pytest.mark.thrifty
 def test_a_prior_that_is_cut_short_is_told(lab):
     guide = lab.guide(lab.bind(unbounded), num_values={"n": 3, "m": 30})
     with pytest.warns(UserWarning, match=r"3 values of site 'n' leave out 0.323"):

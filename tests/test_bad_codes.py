@@ -23,6 +23,7 @@ def refused(name, found):
     return pytest.raises(ValueError, match=message)
 
 
+@pytest.mark.thrifty
 @books
 @codes
 def test_codebooks_refuse_what_are_no_codes(backend, kind, found):

@@ -27,6 +27,7 @@ def test_exact_guides_pass(thrifty_shim, name):
         assert f"The data share {shared}" in str(found)
 
 
+@pytest.mark.thrifty
 def test_what_is_shared_has_one_rank_in_each_simulation(shim):
     found = calibrate(shim, KNOWN["hierarchy"], num_simulations=20)
     assert found.ranks["mu"].shape == found.ranks["log_p of all"].shape == (20,)
@@ -58,6 +59,7 @@ def test_wrong_guides_are_found(thrifty_shim, name):
     assert "NOT calibrated" in str(found)
 
 
+@pytest.mark.thrifty
 def test_a_wrong_guide_of_what_is_shared_is_found(shim):
     found = calibrate(shim, KNOWN["hierarchy"], {"width": 0.4}, num_simulations=60)
     assert "mu" in found.miscalibrated

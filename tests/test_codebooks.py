@@ -19,6 +19,7 @@ def nearest(inputs, rows):
     return ((inputs[:, None] - rows) ** 2).sum(-1).argmin(1)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("options", KINDS)
 def test_dead_codes_restart_at_inputs(backend, options):
     table = X[:V] + np.array([[0.0], [0.0], [0.0], [90.0], [91.0], [92.0]], np.float32)

@@ -142,6 +142,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("case", list(SHAPES))
 def test_the_encoder_is_the_loop_over_taps(lab, case):
     shape, num_latents, grid, halvings = SHAPES[case]
@@ -156,6 +157,7 @@ def test_the_encoder_is_the_loop_over_taps(lab, case):
     np.testing.assert_allclose(lab.numpy(net(lab.asarray(x))), expected, atol=1e-12)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("case", list(SHAPES))
 def test_the_decoder_is_the_loop_over_taps(lab, case):
     shape, num_latents, grid, doublings = SHAPES[case]

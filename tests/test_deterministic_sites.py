@@ -28,6 +28,7 @@ def guide(ppl, data):
 DATA = {"x": np.linspace(-1, 1, NUM_DRAWS), "table": np.arange(20.0).reshape(10, 2)}
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("num_draws", [NUM_DRAWS, 2])
 def test_values_and_dims(shim, num_draws):
     case = shim.Case(program_of(model, guide, {}, DATA))

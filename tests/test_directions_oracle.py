@@ -31,6 +31,7 @@ def run(theirs):
     return vectors.detach().numpy(), codes.numpy(), losses.detach(), leaf.grad.numpy()
 
 
+@pytest.mark.thrifty
 @GRADIENTS
 def test_the_same_directions_and_averages(backend, library, gradient):
     import torch

@@ -158,6 +158,7 @@ NETWORKS = {}
 ALL_CODES = np.array(list(itertools.product(range(4), repeat=3)))
 
 
+@pytest.mark.thrifty
 def test_joint_probabilities_sum_to_one(lab):
     q = autoregressive(lab)
     support = q.enumerate_support()
@@ -197,6 +198,7 @@ def test_samples_follow_the_enumerated_probabilities(lab):
     assert exceeds_chi_square(counts, probs[reverse])
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("expanded", [(2,), (4, 6, 2)])
 def test_expanding_the_joint_copies_nothing(lab, expanded):
     q = autoregressive(lab)

@@ -90,6 +90,7 @@ def test_a_guide_without_an_encoder_is_named(name):
         export.encode_data((model, infer.TruncatedGuide(model, 4)), X)
 
 
+@pytest.mark.thrifty
 def test_the_prior_is_of_the_class(lab):
     models, nets = lab.module("models"), lab.module("nets")
     transformer = nets.CausalTransformer(L, V, embed_dim=4, cross_attention=True)

@@ -27,6 +27,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("batch_size", [5, None])
 def test_arrays_of_any_layout_are_what_they_hold(kit, batch_size):
     settings = {"num_steps": 3, "batch_size": batch_size}

@@ -88,6 +88,7 @@ def test_sets_of_new_data_are_complete(run, batch_size):
     np.testing.assert_allclose(bounds, evidence(NEW), rtol=1e-5)
 
 
+@pytest.mark.thrifty
 def test_what_cannot_be_cut_is_refused(run):
     with pytest.raises(ValueError, match="`batch_size` must be 1 or more; got 0"):
         run(batch_size=0)

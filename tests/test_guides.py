@@ -36,6 +36,7 @@ def test_published_encoder_size(lab):
     assert lab.num_parameters(independent, x) == 785 * 256 + 257 * 8 * 256
 
 
+@pytest.mark.thrifty
 @kinds
 def test_the_site_and_its_particles(lab, kind):
     _, guide = pair(lab, kind)
@@ -66,6 +67,7 @@ def test_predictive_with_a_guide(lab, kind):
     assert replicated.shape == (5, 6, *SHAPE)
 
 
+@pytest.mark.thrifty
 @kinds
 def test_half_precision_networks_keep_float32_densities(lab, kind):
     _, guide = pair(lab, kind)

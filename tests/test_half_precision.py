@@ -68,6 +68,7 @@ def numpyro_run(dtype, kind, like):
     return float(loss), found, [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(grads)]
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(
     ("name", "dtype", "kind"),
     [

@@ -54,6 +54,7 @@ def dist_of(backend):
     return importlib.import_module(f"{backend.name}.distributions")
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", CASES)
 def test_what_never_comes(backend, name, dtype):
@@ -142,6 +143,7 @@ def test_a_guide_that_counts_none_or_all_of_trials_that_are_data(shim):
     assert list(found.verdicts) == ["restricted", "restricted", "one state", "close"]
 
 
+@pytest.mark.thrifty
 def test_the_verdict_and_the_exact_gap(shim):
     params = {"table": TABLE, "coin": COIN}
     case = shim.Case(program_of(model, guide, params, {"x": np.zeros(3)}))

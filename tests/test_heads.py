@@ -12,6 +12,7 @@ def logistic(lab, loc, scale, num_values):
     return kind(lab.asarray(loc), lab.asarray(scale), num_values)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("num_values", [2, 5, 256])
 def test_its_masses_are_differences_of_the_distribution_function(lab, num_values):
     loc, scale = RNG.uniform(-2, num_values + 2, size=7), RNG.uniform(0.2, 30, size=7)

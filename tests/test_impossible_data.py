@@ -103,6 +103,7 @@ def exact_loss(name, x):
     return float(Exact_ELBO().loss(jax.random.key(0), {"logit": 0.3}, *numpyro_pair(), x))
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("name", ["pyro", "numpyro"])
 def test_a_sum_over_states_that_are_all_impossible_is_infinite(name):
     pytest.importorskip("torch" if name == "pyro" else "jax")

@@ -86,6 +86,7 @@ def idata(request):
     return made(shim_of(name), batch_size)
 
 
+@pytest.mark.thrifty
 def test_groups_dims_and_types(idata):
     groups = {"posterior", "prior", "posterior_predictive", "prior_predictive", "vi_stats"}
     groups |= {"log_likelihood", "sample_stats", "observed_data", "constant_data"}
@@ -173,6 +174,7 @@ def test_statistics_of_the_fit(idata):
 GROUPS = ("posterior", "log_likelihood", "observed_data", "vi_stats")
 
 
+@pytest.mark.thrifty
 def test_netcdf_round_trip(shim, tmp_path):
     idata = made(shim, None)
     path = str(tmp_path / "idata.nc")

@@ -22,6 +22,7 @@ def informed_flip(shim, num_children):
     return shim.module("infer").informed_flip(num_children)
 
 
+@pytest.mark.thrifty
 def test_informed_flips_take_the_steepest_way(shim):
     """A log joint that is linear in the codes: its slopes are exact, and far apart."""
     logits = np.array([500.0, -300.0, 400.0, -200.0])

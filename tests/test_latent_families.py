@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import pytest
 from scipy import stats
 from test_diagnostics import diagnose, program_of
 
@@ -58,6 +59,7 @@ def expected_rates():
     }
 
 
+@pytest.mark.thrifty
 def test_rates_are_exact(shim):
     found = diagnose(shim, "latent_rates", case_of(shim), num_draws=2)
     for name, expected in expected_rates().items():
@@ -66,6 +68,7 @@ def test_rates_are_exact(shim):
         assert not found[name].collapsed.any()
 
 
+@pytest.mark.thrifty
 def test_usage(shim):
     found = diagnose(shim, "code_usage", case_of(shim), num_draws=500)
     assert found.keys() == {"n", "o", "c", "b"}
@@ -87,6 +90,7 @@ def test_usage(shim):
     assert "of no largest one" in str(found["c"])
 
 
+@pytest.mark.thrifty
 def test_activity(shim):
     found = diagnose(shim, "active_latents", case_of(shim), num_draws=2000)
     binomial = stats.binom(3, CHANCE[:, None]).pmf(np.arange(4))
@@ -193,6 +197,7 @@ def masked(chance):
     return program
 
 
+@pytest.mark.thrifty
 def test_what_is_masked_has_no_say(shim):
     data = {"x": np.zeros(ROWS), "labelled": np.stack([LABELLED, np.zeros(ROWS, bool)], -1)}
     params = {"chance": CHANCE, "half": np.full(ROWS, 0.5)}

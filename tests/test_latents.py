@@ -213,6 +213,7 @@ def test_continuous_latents_cannot_be_listed(shim):
         shim.diagnose(shim.module("diagnostics").posterior_gap, shim.Case(program))
 
 
+@pytest.mark.thrifty
 def test_sites_of_the_guide_alone_cannot_be_listed(shim):
     """Weights of draws take them; the mixture of two guides is the posterior, at a distance."""
 

@@ -133,6 +133,7 @@ def weights_of(raw):
     return np.linalg.solve(raw[:, : L + 1], raw[:, L + 1 :])
 
 
+@pytest.mark.thrifty
 def test_truncated_posteriors_maximise_as_by_hand(train):
     found, (weights, variance, probs, evidences) = train(4), maximised(4)
     np.testing.assert_allclose(weights_of(found["raw"]), weights, atol=2e-3)
@@ -142,6 +143,7 @@ def test_truncated_posteriors_maximise_as_by_hand(train):
     assert (np.diff(found["losses"]) < 0.0).all()
 
 
+@pytest.mark.thrifty
 def test_a_gradient_is_far_behind_in_as_many_steps(train):
     """The negative control: of a rate that is not too large."""
     closed, learnt = train(30)["losses"][-1], train(30, learn=True)["losses"][-1]

@@ -189,6 +189,7 @@ def test_expectations_of_what_is_shared_are_the_exact_posterior(thrifty_shim):
 # Labels
 
 
+@pytest.mark.thrifty
 def test_dims_and_coords_have_the_names_that_are_given(shim):
     case = shim.Case(BY_NAME["latent classes, masked"].program)
     names, answers = [f"row {i}" for i in range(N)], ["a", "b", "c", "d"]

@@ -53,6 +53,7 @@ def program(latent, guide_latent=None):
     return program_of(model, guide, {}, {**data, "rare": np.full(3, RARE), "rarely": rarely})
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("latent", [switch, parity, last_of_five])
 def test_a_rare_value_that_matters_is_found(shim, latent, monkeypatch):
     assert found_of(shim, latent, monkeypatch) == [False, True, False]

@@ -50,6 +50,7 @@ def exact(depends, guide_first):
     return evidence, elbo
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(("depends", "first"), [(True, -0.8), (True, 1.5), (False, 1.5)])
 def test_states_under_a_mask_count_as_often_as_the_model_draws_them(shim, depends, first):
     found = diagnose(shim, "posterior_gap", shim.Case(program(depends, first)))
@@ -65,6 +66,7 @@ def test_states_under_a_mask_count_as_often_as_the_model_draws_them(shim, depend
     )
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(("depends", "first"), [(True, 1.5), (False, 1.5)])
 def test_weights_of_draws_tend_to_the_evidence(shim, depends, first):
     """The ELBO is the loss's, which the guide's draws under the mask make no bound."""

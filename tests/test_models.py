@@ -156,6 +156,7 @@ def test_bad_data_are_named(lab, arguments, message):
         lab.sites(vae(lab), condition={"z": np.zeros((4, L), int)}, **given)
 
 
+@pytest.mark.thrifty
 def test_a_decoder_that_drops_the_batch_is_named(lab):
     model = vae(lab)
     model.decoder = lab.flattening(model.decoder)

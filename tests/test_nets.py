@@ -101,6 +101,7 @@ def largest_leak(forward):
     return leak
 
 
+@pytest.mark.thrifty
 def test_no_code_sees_itself_or_the_future(lab, monkeypatch):
     _, forward = causal(lab)
     assert largest_leak(forward) < 1e-14
@@ -118,6 +119,7 @@ def test_one_more_latent_changes_no_earlier_logit(lab):
     close(forward(begun)[:, :4], forward(codes)[:, :4], 1e-14)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(("sample", "batch"), [((6,), (3,)), ((2, 3), ()), ((2,), (3, 4))])
 def test_particles_share_the_context(lab, sample, batch):
     net, _ = causal(lab)
@@ -162,6 +164,7 @@ def test_the_transformer_refuses_wrong_shapes(lab):
         causal(lab, embed_dim=10, num_heads=4)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(
     ("shape", "num_patches", "grid", "patch"),
     [

@@ -93,6 +93,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("case", list(SETTINGS))
 def test_updates_are_those_of_the_papers(kit, case):
     name = kit.__name__.removeprefix("fit_")

@@ -307,6 +307,7 @@ def test_infinite_support_cannot_be_enumerated(shim):
         case.run(shim.module("infer.exact").Exact_ELBO())
 
 
+@pytest.mark.thrifty
 def test_learned_baseline_without_a_prediction(shim):
     learned = shim.module("ops.baselines").learned()
     with pytest.raises(ValueError, match=r'needs the guide.*deterministic\("baseline"'):

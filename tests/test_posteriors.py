@@ -145,6 +145,7 @@ def mixed(ppl, x):
         ppl.sample("x", ppl.dist.Normal(u, 1.0), obs=x)
 
 
+@pytest.mark.thrifty
 def test_beside_continuous_latents_and_with_dependence(lab):
     """Given u, the guide draws z by the model's own dependence; x tells of both."""
     model = lab.bind(mixed)
@@ -187,6 +188,7 @@ def test_of_a_truncated_guide_and_of_relaxed_programs(lab):
     np.testing.assert_allclose(weighted["a"].probs, plain["a"].probs, atol=0.3)
 
 
+@pytest.mark.thrifty
 def test_too_few_draws_are_refused(lab):
     model, guide, params = fitted(lab, "bernoulli", True)
     with pytest.raises(ValueError, match="`num_draws` must be at least 25"):

@@ -101,6 +101,7 @@ def test_a_discrete_vae_trains_its_prior(lab):
     assert draws["x"].value.shape == (4, *SHAPE)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("kind", ["autoregressive", "context"])
 def test_a_full_beam_is_the_sorted_support(lab, kind):
     q = distribution(lab, kind)

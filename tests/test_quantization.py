@@ -57,6 +57,7 @@ def test_the_table_follows_its_inputs(kit):
     assert np.abs(inputs.reshape(-1, D) - table[0]).max(-1).min() < 1e-5  # it restarts at one
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("kind", ["gradient", pytest.param("scalar", marks=SLOW)])
 def test_the_value_is_the_elbo_by_enumeration(kit, kind):
     infer = kit.module("infer")

@@ -217,6 +217,7 @@ def places_of(codes, levels):
     return codes[..., None] // strides % np.array(levels)
 
 
+@pytest.mark.thrifty
 @settings(max_examples=12)  # JAX compiles for each
 @given(levels=level_lists)
 def test_codes_and_levels_round_trip(backend, levels):
@@ -229,6 +230,7 @@ def test_codes_and_levels_round_trip(backend, levels):
     assert np.abs(table).max() <= 1
 
 
+@pytest.mark.thrifty
 @settings(max_examples=8)
 @given(levels=level_lists, seed=seeds)
 def test_quantised_scalars_are_those_of_their_codes(backend, levels, seed):

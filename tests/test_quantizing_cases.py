@@ -42,6 +42,7 @@ def test_padding_under_a_mask_trains_nothing(kit, kind):
     assert np.abs(control.grads[0] - alone.grads[0]).max() > 1.0
 
 
+@pytest.mark.thrifty
 def test_a_batch_of_padding_moves_no_average_and_starts_no_table(kit):
     elbo = kit.module("infer").VQ_ELBO()
     for table in (TABLE, None):

@@ -212,6 +212,7 @@ def assert_same_grads(found, expected):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_the_same_steps_with_moving_averages_until_codes_die(backend, oracle, gradient):
     """A code that is chosen less often than the threshold restarts at an input.

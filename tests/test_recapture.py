@@ -56,6 +56,7 @@ def minus_evidence(p, data):
     return -np.log(np.exp(recapture_log_joint(p, data)).sum(0)).sum()
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("data", [DATA, PADDED], ids=["seen", "padded"])
 def test_all_states_are_the_evidence_and_its_gradient(shim, data):
     loss, grads = shim.Sets(program(data), 16).step(truncated(shim, sweeps=0))
@@ -76,6 +77,7 @@ def test_some_states_are_a_bound_that_evolution_raises(shim):
     assert expected > minus_evidence(PARAMS, DATA) + 0.01
 
 
+@pytest.mark.thrifty
 def test_any_loss_is_exact_at_any_draw_of_the_exact_guide(shim):
     """The density that masks silence is in neither log p nor log q."""
     sets = shim.Sets(program(DATA), 16)
@@ -83,6 +85,7 @@ def test_any_loss_is_exact_at_any_draw_of_the_exact_guide(shim):
     np.testing.assert_allclose(found, minus_evidence(PARAMS, DATA), rtol=1e-10)
 
 
+@pytest.mark.thrifty
 def test_the_posterior_is_that_of_all_states(shim):
     sets = shim.Sets(program(DATA), 16)
     sets.loss(truncated(shim))
@@ -119,6 +122,7 @@ def together_log_joint(p, data):
 WEAK = {"rare": 1.5, "effect": 2e-6}  # of which single precision would not know
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("numbers", [{"rare": -1.0, "effect": 0.3}, WEAK], ids=["rare", "weak"])
 def test_dependence_in_one_state_of_many_is_seen(shim, numbers):
     params = {name: np.array(number) for name, number in numbers.items()}

@@ -97,6 +97,7 @@ def test_the_same_numbers_in_less_memory(lab, name):
     assert np.linalg.norm(joined[0] - joined[1]) < 0.3 * np.linalg.norm(joined[1])
 
 
+@pytest.mark.thrifty
 def test_a_sampler_in_half_precision_draws_from_its_own_logits(lab):
     nets, uniforms = lab.module("nets"), RNG.uniform(size=(40, 3, 16)).astype(np.float32)
     options = {"embed_dim": 8, "dtype": dtype_of(lab, "bfloat16"), "recompute": True, **HEADS}

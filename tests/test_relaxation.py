@@ -268,6 +268,7 @@ def test_bad_settings(shim, arguments, message):
 # ---------------------------------------------------------------------------- distributions
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("method", METHODS)
 def test_draws_follow_the_probabilities(lab, method):
     distributions = lab.module("distributions")

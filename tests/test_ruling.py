@@ -120,6 +120,7 @@ def bounded(ppl, x, rows):
         ppl.sample("y", ppl.dist.Uniform(-1.0, 1.0 + u**2 + largest), obs=x)
 
 
+@pytest.mark.thrifty
 def test_rows_that_the_first_call_lacks_start_at_the_prior(lab):
     """What a continuous latent decides is not ruled out."""
     model, prior = lab.bind(bounded), np.array([0.2, 0.3, 0.5])
@@ -130,6 +131,7 @@ def test_rows_that_the_first_call_lacks_start_at_the_prior(lab):
     np.testing.assert_allclose(found[2], [0.0, 0.375, 0.625], rtol=1e-5, atol=1e-12)
 
 
+@pytest.mark.thrifty
 def test_impossible_data_rule_nothing_out(lab):
     """They are told by the loss, with their rows; a start would only hide them."""
     model = lab.bind(survival)

@@ -85,6 +85,7 @@ def test_what_does_not_fit_is_named(lab, name, args, words):
         getattr(lab.module("nets"), name)(*args)
 
 
+@pytest.mark.thrifty
 def test_latents_of_a_place_lie_side_by_side(lab):
     """The ten numbers of a place, as those of two latents of five; and back."""
     nets, x = lab.module("nets"), RNG.normal(size=(2, 8, 8))

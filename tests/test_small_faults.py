@@ -39,6 +39,7 @@ def test_the_variance_of_active_latents_is_not_biased(backend):
     np.testing.assert_allclose(found["z"], [1 / 3])
 
 
+@pytest.mark.thrifty
 def test_a_tail_begins_at_a_fifth_of_the_draws_rounded_up(backend):
     """Of 23 draws 5 are the tail, the least that is fitted."""
     log_weights = backend.asarray(np.linspace(0.0, 3.0, 23)[:, None])
@@ -120,6 +121,7 @@ def subsampled_sites(ppl, data):
         ppl.sample("x", ppl.dist.Normal(a @ weight[:2] + gate[1][b], 1.0), obs=data["x"])
 
 
+@pytest.mark.thrifty
 def test_rows_of_nested_plates_are_of_their_full_sizes(shim):
     data = {"x": np.array([[2.0, -1.0], [0.3, 4.0]]), "rows": np.array([3, 1])}
     program = SITES_PROGRAM._replace(name="rows", model=subsampled_sites, data=data)

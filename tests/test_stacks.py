@@ -201,6 +201,7 @@ def scales(kit, nets, book):
     return (Module(3, (1, 3)), Module(6, (2, 3))), Module(6, SHAPE)
 
 
+@pytest.mark.thrifty
 def test_scales_see_those_that_are_coarser(kit):
     nets, guides = kit.module("nets"), kit.module("guides")
     book = nets.HierarchicalCodebook([nets.Codebook(V, 3) for _ in "ab"], (1, 2))
@@ -245,6 +246,7 @@ def test_the_stochastic_head_trains_under_any_loss(kit, loss):
     assert np.mean(losses[-5:]) < losses[0] - 0.1 * len(X)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("start", ["data", "k_means"])
 def test_the_head_starts_where_the_vectors_of_its_first_batch_are(kit, start):
     nets, guides = kit.module("nets"), kit.module("guides")

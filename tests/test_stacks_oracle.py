@@ -58,6 +58,7 @@ def test_the_same_residuals_paths_and_averages(backend, library, gradient):
         np.testing.assert_allclose(rows[stage][chosen], expected[chosen], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("spherical", [False, True])
 def test_the_same_signs_and_entropies(backend, library, spherical):
     """Their first channel is the highest bit, ours the lowest; their temperature is 2 s².

@@ -297,6 +297,7 @@ def test_articles_are_read_from_a_table_of_counts(package, tmp_path):
     assert len(found) == 2
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("package", PACKAGES)
 def test_what_the_studies_know_is_right(package):
     """The forward and backward algorithms are sums over all dice of a sequence."""

@@ -104,6 +104,7 @@ def test_all_arguments_and_constants_go_through(kit):
     assert seen[-1][2] == 6.0
 
 
+@pytest.mark.thrifty
 def test_held_out_data_are_left_as_they_are(kit):
     def transform(x):
         assert len(x) == 5, "not the training's"
@@ -124,6 +125,7 @@ def test_the_step_of_a_subclass_gets_the_transformed_batch(kit):
 # Bad transforms
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_that_are_not_finite_are_named(kit, kind):
     x = make_data()

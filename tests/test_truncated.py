@@ -59,6 +59,7 @@ def test_every_other_loss_is_exact_at_any_draw_of_an_exact_guide(shim):
     np.testing.assert_allclose(sets.loss(elbo), -log_evidence(table()).sum(), rtol=1e-9)
 
 
+@pytest.mark.thrifty
 def test_continuous_sites_beside_the_states_are_sampled_by_the_rest(shim):
     def loss(p):
         return -log_sum_exp(rest_log_joint(p, REST_PROGRAM.data)).sum() - rest_shared(p)
@@ -73,6 +74,7 @@ def test_continuous_sites_beside_the_states_are_sampled_by_the_rest(shim):
     np.testing.assert_allclose(np.exp(drawn["a"][1]), chosen, rtol=1e-9)
 
 
+@pytest.mark.thrifty
 def test_masked_latents_of_a_datum_count_as_one_state(shim):
     """They lie in a plate within the datum; and the guide's draws stay exact there."""
     p, data = NESTED_PROGRAM.params, NESTED_PROGRAM.data
@@ -217,6 +219,7 @@ def test_beta_weighs_the_rate(shim, beta):
 # The guide as a program
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("name", EXACT)
 def test_the_guide_samples_members_with_their_exact_log_density(shim, name):
     """Several sites are drawn jointly: their log-densities sum to log q."""

@@ -48,6 +48,7 @@ def expected_parameters(found, missing):
     return probs, square, observed
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("missing", [0.0, 0.4])
 def test_closed_forms_are_posterior_means_over_what_is_observed(shim, missing):
     found = train(shim, missing=missing, num_steps=1, lr=0.0)

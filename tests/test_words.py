@@ -1,6 +1,7 @@
 """Sentences of verdicts on guides that are off where they cannot draw, or that drew one state."""
 
 import numpy as np
+import pytest
 from test_diagnostics import diagnose, program_of
 from zoo import normal
 
@@ -67,6 +68,7 @@ def reports_of(shim, where):
     return [str(diagnose(shim, name, case)) for name in names]
 
 
+@pytest.mark.thrifty
 def test_impossible_data_are_told_apart_from_the_means_of_the_others(shim):
     evidence = np.logaddexp.reduce(normal(0.3, np.arange(3.0)) - np.log(3))
     elbo = (normal(0.3, np.arange(3.0))).mean()
