@@ -84,6 +84,32 @@ def test_a_scan_is_summed(num_steps):
         np.testing.assert_allclose(slopes[name], (ends[1] - ends[0]) / 2e-5, rtol=1e-7)
 
 
+def test_a_scan_under_no_plate_with_what_the_marked_site_leaves_alone():
+    """The first steps of a scan stand by themselves, without a dim of steps."""
+    x, y = np.random.default_rng(0).normal(size=(2, 3))
+
+    def model(x, y):
+        wide = numpyro.sample("wide", dist.Bernoulli(logits=-0.3))
+
+        def step(z, seen):
+            numpyro.sample("y", dist.Normal(1.0 * wide, 1.0), obs=seen[1])
+            z = numpyro.sample("z", dist.Categorical(jnp.asarray(TABLE)[z]), infer=dict(SUM))
+            numpyro.sample("x", dist.Normal(0.8 * z, 0.5 + wide), obs=seen[0])
+            return z, None
+
+        scan(step, 0, (x, y))
+
+    def loss(params):
+        return Exact_ELBO().loss(KEY, params, model, lambda x, y: guide(x), x, y)
+
+    with jax.enable_x64(True):
+        value = jax.jit(loss)({"q": jnp.array(0.4)})
+    prob = 1 / (1 + np.exp(-0.4))
+    beside = [0.5 * (y - w) ** 2 + 0.5 * np.log(2 * np.pi) for w in (0, 1)]
+    expected = brute_force(x[:, None]) + (1 - prob) * beside[0].sum() + prob * beside[1].sum()
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
+
+
 def test_a_scan_from_the_end_is_refused():
     """The host's sum of it is wrong, as `log_density` is."""
     with pytest.raises(ValueError, match=r"`scan` with reverse=True .* Turn its inputs round"):

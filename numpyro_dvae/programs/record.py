@@ -217,7 +217,7 @@ def in_batch_dims(site: Site, values: Array, nesting: int) -> Array:
     """
     if site.is_auxiliary and not site.plates and not site.needs_credit:
         values = jnp.sum(values)
-    elif site.is_scanned:
+    elif site.has_steps:
         values = jnp.sum(values, 0)
     shape = jnp.shape(values)
     sizes = {frame.dim: frame.size for frame in site.plates.values()}

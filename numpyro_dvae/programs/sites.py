@@ -130,10 +130,19 @@ class Site:
 
     @property
     def is_scanned(self) -> bool:
-        """Whether it is a site of all steps of a `scan`, which lead its batch dims."""
+        """Whether it is a site of the steps of a `scan`."""
+        return self.is_first or self.has_steps
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is of the first steps of a `scan` that is enumerated, each by itself."""
+        return self.name.startswith("_PREV_")
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether it is a site of several steps of a `scan`, which lead its batch dims."""
         # The host writes a step into what may be the `infer` of others; a scan leaves none.
-        is_first = self.name.startswith("_PREV_")  # of those that are enumerated
-        return is_first or self.infer.get("_scan_current_index", 0) is None
+        return not self.is_first and self.infer.get("_scan_current_index", 0) is None
 
     @property
     def is_joint(self) -> bool:

@@ -80,7 +80,7 @@ def check_marked(site: Site) -> None:
         )
     if site.is_scanned and not isinstance(site.base, _RANGES):
         raise ValueError(
-            f"site '{site.name.replace('_PREV_', '')}' ({site.family}) is enumerated in a `scan`, "
+            f"site '{_name(site)}' ({site.family}) is enumerated in a `scan`, "
             "which takes values 0, 1, ... alone. Make it a Categorical, and look its values up in "
             "a table."
         )
@@ -181,8 +181,8 @@ def _factors(group: Sequence[_Term]) -> list[Site]:
     _check_plates(group, {term.site.name: term.site for term in sums})
     for term in drawn:
         _check_drawn(term.site, sums[0].site)
-    likelihood, *alike = (term.site.name for term in observed) if observed else ("",)
-    first = sums[0].site.name
+    likelihood, *alike = (_name(term.site) for term in observed) if observed else ("",)
+    first = _name(sums[0].site)
     likelihood = f"{first}_observed" if alike else likelihood
     total = _contracted(group)
     if not drawn and observed:
@@ -193,6 +193,11 @@ def _factors(group: Sequence[_Term]) -> list[Site]:
     possible = prior != -jnp.inf
     rest = jnp.where(possible, total - jnp.where(possible, prior, 0.0), 0.0)
     return [_factor(first, prior, group, of_latents=True), _factor(likelihood, rest, group)]
+
+
+def _name(site: Site) -> str:
+    """As the program has it: the host marks the first steps of a `scan`."""
+    return site.name.replace("_PREV_", "")
 
 
 def _check_plates(group: Sequence[_Term], marked: Mapping[str, Site]) -> None:
