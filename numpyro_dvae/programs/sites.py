@@ -130,19 +130,14 @@ class Site:
 
     @property
     def is_scanned(self) -> bool:
-        """Whether it is a site of the steps of a `scan`."""
-        return self.is_first or self.has_steps
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it is of the first steps of a `scan` that is enumerated, each by itself."""
-        return self.name.startswith("_PREV_")
+        """Whether it is a site of a `scan`; those of the first enumerated steps lack a dim."""
+        return self.has_steps or self.name.startswith("_PREV_")
 
     @property
     def has_steps(self) -> bool:
         """Whether it is a site of several steps of a `scan`, which lead its batch dims."""
         # The host writes a step into what may be the `infer` of others; a scan leaves none.
-        return not self.is_first and self.infer.get("_scan_current_index", 0) is None
+        return not self.name.startswith("_PREV_") and self.infer.get("_scan_current_index", 0) is None
 
     @property
     def is_joint(self) -> bool:
@@ -264,17 +259,15 @@ def _finite_slopes(fn: Any) -> Any:
         traced = isinstance(fn.logits, jax.core.Tracer)
         if not (traced and jnp.issubdtype(fn.logits.dtype, jnp.floating)):
             return fn
-        least = jnp.finfo(fn.logits.dtype).tiny
-        logits = fn.logits + jnp.where(fn.logits == 0, least, 0)
+        logits = fn.logits + jnp.where(fn.logits == 0, jnp.finfo(fn.logits.dtype).tiny, 0)
         if type(fn) is dist.BernoulliLogits:
             return dist.BernoulliLogits(logits, validate_args=False)
         return dist.BinomialLogits(logits, fn.total_count, validate_args=False)
     if isinstance(fn, dist.BernoulliProbs):
-        probs = fn.probs
-        if not isinstance(probs, jax.core.Tracer):
+        if not isinstance(fn.probs, jax.core.Tracer):
             return fn
-        inside = (probs > 0) & (probs < 1)
-        probs = jnp.where(inside, probs, jax.lax.stop_gradient(probs))
+        inside = (fn.probs > 0) & (fn.probs < 1)
+        probs = jnp.where(inside, fn.probs, jax.lax.stop_gradient(fn.probs))
         return dist.BernoulliProbs(probs, validate_args=False)
     if not isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
         return fn
@@ -315,8 +308,7 @@ class Pair(NamedTuple):
     args: tuple  # of both
     kwargs: dict
     layout: Layout = Layout()
-    vectorize: bool | Callable = True  # whether `jax.vmap` runs all particles, `jax.lax.map` if
-    # not; or a transformation of one's own
+    vectorize: bool | Callable = True  # by `jax.vmap`, else `jax.lax.map`; or by one's own
     expand: bool = False  # whether values that are given take the sizes of all plates
     notes: Any = None  # what the caller found out about the programs
 
