@@ -137,7 +137,8 @@ class Site:
     def has_steps(self) -> bool:
         """Whether it is a site of several steps of a `scan`, which lead its batch dims."""
         # The host writes a step into what may be the `infer` of others; a scan leaves none.
-        return not self.name.startswith("_PREV_") and self.infer.get("_scan_current_index", 0) is None
+        of_all = self.infer.get("_scan_current_index", 0) is None
+        return of_all and not self.name.startswith("_PREV_")
 
     @property
     def is_joint(self) -> bool:
@@ -227,10 +228,8 @@ def is_of_run(message: Any) -> bool:
 
 def same_scale(one: Any, two: Any) -> bool:
     """Whether two weights of log-densities are the same, by their values; traced ones have none."""
-    if one is two:
-        return True
     if isinstance(one, jax.core.Tracer) or isinstance(two, jax.core.Tracer):
-        return False
+        return one is two
     return jnp.shape(one) == jnp.shape(two) and bool(np.all(np.asarray(one) == np.asarray(two)))
 
 
@@ -266,8 +265,8 @@ def _finite_slopes(fn: Any) -> Any:
     if isinstance(fn, dist.BernoulliProbs):
         if not isinstance(fn.probs, jax.core.Tracer):
             return fn
-        inside = (fn.probs > 0) & (fn.probs < 1)
-        probs = jnp.where(inside, fn.probs, jax.lax.stop_gradient(fn.probs))
+        probs, inside = fn.probs, (fn.probs > 0) & (fn.probs < 1)
+        probs = jnp.where(inside, probs, jax.lax.stop_gradient(probs))
         return dist.BernoulliProbs(probs, validate_args=False)
     if not isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
         return fn
