@@ -265,8 +265,8 @@ def _finite_slopes(fn: Any) -> Any:
     if isinstance(fn, dist.BernoulliProbs):
         if not isinstance(fn.probs, jax.core.Tracer):
             return fn
-        probs, inside = fn.probs, (fn.probs > 0) & (fn.probs < 1)
-        probs = jnp.where(inside, probs, jax.lax.stop_gradient(probs))
+        inside = (fn.probs > 0) & (fn.probs < 1)
+        probs = jnp.where(inside, fn.probs, jax.lax.stop_gradient(fn.probs))
         return dist.BernoulliProbs(probs, validate_args=False)
     if not isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
         return fn
