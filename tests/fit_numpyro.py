@@ -19,7 +19,7 @@ from numpyro_dvae.infer.objective import LOSS_MEMORY, LossMemory
 CHECKPOINT, PREVIOUS = "checkpoint", "checkpoint.previous"
 FIVE_WIDE = "(4, 5)"  # shape of the encoder's first weights at width 5
 
-late = 3  # steps that may follow a signal: those of its dispatch, to the next row at most
+late = 5  # steps that may follow a signal: those of its dispatch, to the next evaluation at most
 validation_enabled = numpyro.validation_enabled
 
 

@@ -1,5 +1,6 @@
 """What `numpyro_dvae.fit` does and its sibling has no counterpart of: compiling, and the state."""
 
+import json
 import os
 import re
 import shutil
@@ -30,8 +31,11 @@ from numpyro_dvae.fit import (
     fit,
     linear_schedule,
 )
+from numpyro_dvae.fit import run as training
+from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.log import Log
 from numpyro_dvae.fit.plain import as_plain
+from numpyro_dvae.fit.steps import Steps
 from numpyro_dvae.fit.svi import loss_scalars
 from numpyro_dvae.infer.daps import DAPS_ELBO
 from numpyro_dvae.infer.svi import loss_state
@@ -133,6 +137,48 @@ def test_how_steps_are_dispatched_does_not_change_the_numbers(monkeypatch):
 
 
 # The state
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_row_within_a_dispatch_is_that_of_a_run_that_ends_there(apart, monkeypatch):
+    monkeypatch.setattr(Compiled, "holds", lambda *arguments: apart)
+    rows = {row["step"]: row for row in run(kit, 14).history}
+    assert list(rows) == [4, 8, 12, 14]
+    for end in (4, 8):  # a clock tells the others
+        timed = {"steps_per_second", "seconds"}
+        found = {name: value for name, value in rows[end].items() if name not in timed}
+        assert found.items() <= run(kit, end).history[-1].items()
+    seconds = [row["seconds"] for row in rows.values()]
+    assert [0, *seconds] == sorted({0, *seconds})
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_diverges_within_a_dispatch_stops_at_the_next_row(apart, monkeypatch, tmp_path):
+    """Step n finds the parameter at n - 1, and no logarithm beyond 5.5."""
+
+    def model(x):
+        location = numpyro.param("m", jnp.zeros(()))
+        numpyro.factor("f", location + 0 * jnp.log(5.5 - jax.lax.stop_gradient(location)))
+
+    monkeypatch.setattr(Compiled, "holds", lambda *arguments: apart)
+    monkeypatch.setattr(training, "_DISPATCH_SECONDS", 1e9)
+    taken = []
+    monkeypatch.setattr(Steps, "take", recording(Steps.take, taken))
+    svi = SVI(model, lambda x: None, optax.sgd(1.0), Trace_ELBO())
+    with pytest.raises(DivergenceError) as error:
+        fit(KEY, svi, np.ones(3), num_steps=100, log_every=2, folder=tmp_path, progress=False)
+    assert (error.value.step, error.value.last_loss) == (7, -5)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6]
+    assert [int(each.num_steps) for each in taken] == [1, 7]  # of the 99 that were asked for
+
+
+def recording(take, taken):
+    def take_and_keep(*arguments):
+        taken.append(take(*arguments))
+        return taken[-1]
+
+    return take_and_keep
 
 
 def test_losses_that_remember_do_so_in_any_svi(tmp_path):

@@ -28,17 +28,16 @@ class Log:
         self._path = None if folder is None else folder / LOG
 
     def next_row(
-        self, losses: Sequence[float], seconds: float, scalars: Mapping[str, float]
+        self, losses: Sequence[float], step: int, seconds: float, scalars: Mapping[str, float]
     ) -> dict[str, Any]:
-        """Make, not write, the row of a run after ``len(losses)`` steps, in so many `seconds`."""
+        """Make, not write, the row of a run after so many steps, in so many `seconds`."""
         start: dict[str, Any] = self.rows[-1] if self.rows else {"step": 0, "seconds": 0.0}
-        num_steps = len(losses) - start["step"]
         return {
-            "step": len(losses),
-            "loss": losses[-1],
-            "mean_loss": float(np.mean(losses[start["step"] :])),
+            "step": step,
+            "loss": losses[step - 1],
+            "mean_loss": float(np.mean(losses[start["step"] : step])),
             **scalars,
-            "steps_per_second": num_steps / max(seconds - start["seconds"], 1e-9),
+            "steps_per_second": (step - start["step"]) / max(seconds - start["seconds"], 1e-9),
         }
 
     def write(self, row: dict[str, Any]) -> None:

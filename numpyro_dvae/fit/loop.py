@@ -112,7 +112,8 @@ def fit(
     with used.connected(), used.folder_of_run(folder) as place:
         saved, rng_key = _saved(place, rng_key) if resume else (None, rng_key)
         data_key, eval_key, transform_key = _keys(rng_key)
-        steps = Steps(transform_key, svi, make_batches(data_key, data, batch_size), transform, used)
+        batches = make_batches(data_key, data, batch_size)
+        steps = Steps(transform_key, svi, batches, transform, used, log_every)
         held_out = (
             None if eval_data is None else HeldOut(eval_key, svi, eval_data, batch_size, used)
         )

@@ -1,7 +1,8 @@
 """A training run: what changes from step to step, and what is due between two steps.
 
 As many steps as take about two seconds run in one dispatch, but for those of an iterable. The
-progress bar, the log and checkpoints are the host's, between dispatches.
+progress bar, the log and checkpoints are the host's, between dispatches: the seconds of a row that
+was due within one are a share of its.
 """
 
 import time
@@ -30,9 +31,9 @@ from numpyro_dvae.fit.identity import check_same_run
 from numpyro_dvae.fit.impossible import impossible_rows
 from numpyro_dvae.fit.log import LOG, Log, set_run_aside, shown_on_bar
 from numpyro_dvae.fit.losses import check_finite, warn_of_impossible
-from numpyro_dvae.fit.result import FitInterrupt, FitResult
+from numpyro_dvae.fit.result import DivergenceError, FitInterrupt, FitResult
 from numpyro_dvae.fit.signals import Signals
-from numpyro_dvae.fit.steps import Steps
+from numpyro_dvae.fit.steps import Steps, Taken
 from numpyro_dvae.fit.svi import (
     best_state,
     first_state,
@@ -76,8 +77,11 @@ class Run:
         self.losses: list[float] = []
         self.log = Log(folder if devices.is_first else None)
         self.checkpoint: Path | None = None
-        self._unread: list[tuple[int, Any, Any, Any]] = []  # counts, and what the steps brought
-        self._clock, self._seconds_per_step = time.perf_counter(), _DISPATCH_SECONDS
+        self._unread: list[Taken] = []
+        self._due: list[int] = []  # steps whose row of the log is to be written
+        self._scalars: dict[int, dict[str, float]] = {}  # of the loss, after steps that are read
+        self._clock, self._clock_step = time.perf_counter(), 0
+        self._seconds_per_step = _DISPATCH_SECONDS
         self._has_warned = False
 
     def begin(self, init_state: SVIState | None, saved: Checkpoint | None) -> None:
@@ -107,15 +111,15 @@ class Run:
 
     def train(self, num_steps: int, intervals: Intervals, signals: Signals, bar: tqdm) -> None:
         """Step until `num_steps`, with all that is due between steps."""
-        self._clock = time.perf_counter()
-        most = min(*intervals, _MOST_STEPS) if self.steps.together else 1
+        self._clock, self._clock_step = time.perf_counter(), self.step
         while self.step < num_steps:
-            until_due = min(n - self.step % n for n in intervals)
-            bar.update(self._take_steps(min(until_due, num_steps - self.step), most))
+            bar.update(self._take_steps(num_steps - self.step, intervals))
             last = self.step == num_steps
             evaluate = self.held_out is not None and (last or self._is_due(intervals.evaluation))
-            if evaluate or last or self._is_due(intervals.log):
-                self._write_row(evaluate, bar)
+            if (evaluate or last) and self.step not in self._due:
+                self._due.append(self.step)
+            if self._due:
+                self._write_rows(evaluate, bar)
             interrupted = 0 if last else self.devices.agreed_signal(signals.received)
             if last or interrupted or self._is_due(intervals.checkpoint):
                 self._save()
@@ -140,31 +144,52 @@ class Run:
     def _is_due(self, interval: int) -> bool:
         return self.step % interval == 0
 
-    def _take_steps(self, until_due: int, most: int) -> int:
+    def _take_steps(self, left: int, intervals: Intervals) -> int:
         """Take steps until one is due, at most two seconds' worth; return how many."""
-        start = time.perf_counter()
+        start, together = time.perf_counter(), self.steps.together
+        between = intervals[1:] if together else intervals  # rows are due within a dispatch
+        most = min(*between, _MOST_STEPS) if together else 1
+        until_due = min(left, *(n - self.step % n for n in between))
         count = max(1, int(_DISPATCH_SECONDS / max(self._seconds_per_step, 1e-9)))
         count = self.devices.first_number(min(count, until_due, most))
         taken = self.steps.take(self.svi_state, self.step, count, most)
         self.svi_state, losses = taken.svi_state, self.devices.settled(taken.losses)
-        self._unread.append((count, losses, taken.finite, taken.sound))
-        self.step += count
+        self._unread.append(taken._replace(svi_state=None, losses=losses))
         if most > 1:
-            jax.block_until_ready(losses)
+            count = int(taken.num_steps)  # waits for the steps
             self._seconds_per_step = (time.perf_counter() - start) / count
+        self.step += count
+        due = (step for step in taken.kept if step % intervals.log == 0)
+        self._due.extend(step for step in due if step <= self.step)
         return count
 
-    def _write_row(self, evaluate: bool, bar: tqdm) -> None:
-        """Read the losses, check them, and write a row of the log."""
-        self._read_losses()
-        scalars = loss_scalars(self.svi, self.svi_state)
-        row = self.log.next_row(self.losses, self._read_clock(), scalars)
+    def _write_rows(self, evaluate: bool, bar: tqdm) -> None:
+        """Read the losses, check them, and write the rows of the log that are due."""
+        start, seconds = self._clock_step, self.seconds
+        rate = (self._read_clock() - seconds) / max(self.step - start, 1)
+        due, self._due = [(step, seconds + rate * (step - start)) for step in self._due], []
+        try:
+            self._read_losses()
+        except DivergenceError as error:
+            for step, at in due:
+                if step < error.step:
+                    self._write_row(step, at, False)
+            raise
+        for step, at in due:
+            row = self._write_row(step, at, evaluate and step == self.step)
+        bar.set_postfix(shown_on_bar(row), refresh=False)
+        self._scalars.clear()
+
+    def _write_row(self, step: int, seconds: float, evaluate: bool) -> dict[str, Any]:
+        scalars = self._scalars.get(step) or loss_scalars(self.svi, self.svi_state)
+        row = self.log.next_row(self.losses, step, seconds, scalars)
         if evaluate and self.held_out is not None:
             row["eval_loss"] = self.held_out.loss(best_state(self.svi, self.svi_state))
-        row["seconds"] = self._read_clock()
+            seconds = self._read_clock()
+        row["seconds"] = seconds
         with writing(self.folder and self.folder / LOG, self.checkpoint, self.step):
             self.log.write(row)
-        bar.set_postfix(shown_on_bar(row), refresh=False)
+        return row
 
     def _save(self) -> None:
         self._read_losses()
@@ -184,10 +209,13 @@ class Run:
             return
         finite_data: list[bool] = []
         sound = True
-        for count, losses, finite, is_sound in jax.device_get(self._unread):
-            self.losses.extend(losses[:count].tolist())
-            finite_data.extend([True] * count if finite is None else finite[:count].tolist())
-            sound = bool(is_sound)
+        for taken in jax.device_get(self._unread):
+            self.losses.extend(taken.losses[: taken.num_steps].tolist())
+            finite = np.ones(taken.num_steps, bool) if taken.finite is None else taken.finite
+            finite_data.extend(finite[: taken.num_steps].tolist())
+            for i, step in enumerate(taken.kept if taken.scalars else ()):
+                self._scalars[step] = {name: float(v[i]) for name, v in taken.scalars.items()}
+            sound = bool(taken.sound)
         self._unread.clear()
         culprits = [] if sound else non_finite(self.svi, self.devices.local(self.svi_state))
         infinite = check_finite(self.losses, finite_data, culprits, self.checkpoint)
@@ -202,4 +230,5 @@ class Run:
         """Seconds of training so far, those before a resume included."""
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
+        self._clock_step = self.step
         return self.seconds

@@ -1,10 +1,11 @@
 """Compiled steps over batches.
 
 Steps on rows of arrays run many in one dispatch, over data that stay on the device; how many is an
-argument of the compiled program, so that neither a row of the log that is due nor the end of the
-run compiles anew. Batches of an iterable take one dispatch each; each shape compiles once. So do
-steps with convolutions on a CPU: within a loop, XLA takes 50 times as long there for the gradient
-of one.
+argument of the compiled program, so that the end of the run compiles nothing anew. Where a row of
+the log is due, what it shows of the loss is kept, so that rows need no dispatch each; if something
+is not finite there, the steps end. Batches of an iterable take one dispatch each; each shape
+compiles once. So do steps with convolutions on a CPU: within a loop, XLA takes 50 times as long
+there for the gradient of one.
 
 The transform of step i is called with ``fold_in(rng_key, i)``: it repeats whatever is dispatched
 together, and leaves the keys of the `SVI` as they are.
@@ -24,7 +25,7 @@ from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.data import Batch, is_finite, take_rows
 from numpyro_dvae.fit.devices import Devices
 from numpyro_dvae.fit.identity import described
-from numpyro_dvae.fit.svi import is_sound, take_step
+from numpyro_dvae.fit.svi import is_sound, scalar_fields, take_step
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.fit.transform import transformed
 
@@ -40,10 +41,13 @@ class Taken(NamedTuple):
     losses: Array  # of which the first ones, as many as there were steps, count
     finite: Array | None  # whether the batch of each step was finite; None if that is known
     sound: Array  # whether all parameters and mutable state are finite after the last step
+    scalars: dict[str, Array]  # of the loss's info, after each of `kept`; none of a step on its own
+    num_steps: Array | int  # that were taken
+    kept: list[int]  # steps at which a row is due, and the last one
 
 
 class Steps:
-    """Steps of an `SVI` on a stream of batches."""
+    """Steps of an `SVI` on a stream of batches; rows of the log are due each `log_every` steps."""
 
     def __init__(
         self,
@@ -52,8 +56,9 @@ class Steps:
         batches: ArrayBatches | IterableBatches,
         transform: Transform,
         devices: Devices,
+        log_every: int,
     ) -> None:
-        self.batches, self._devices = batches, devices
+        self.batches, self._devices, self._log_every = batches, devices, log_every
         self.together = isinstance(batches, ArrayBatches)  # whether many run in one dispatch
         self._rng_key, self._transform = devices.on_all(rng_key), transform
         self._many, self._one = (make(svi, transform, devices) for make in (_many_steps, _one_step))
@@ -75,21 +80,26 @@ class Steps:
     def take(self, svi_state: SVIState, step: int, count: int, most: int) -> Taken:
         """Take `count` steps, those after `step`; the old state is given away.
 
-        They are at most `most`, for which room is made; one, if steps do not run together.
+        They are at most `most`, for which room is made; one, if steps do not run together. They end
+        with a row of the log that is due if something is not finite.
         """
         draw = None if self._transform is None else (self._rng_key, step)
         if isinstance(self.batches, ArrayBatches):
             arrays, template = self._arrays, self.batches.template
             rows = self.batches.rows(step, count, most)
-            given = (arrays, rows, count, draw, template, most)
+            until_row = self._log_every - step % self._log_every
+            given = (arrays, rows, count, until_row, draw, template, most, self._log_every)
             if self._slow_in_a_loop is None and most > 1:
                 on_cpu = _platform(svi_state) == "cpu"
                 self._slow_in_a_loop = on_cpu and self._many.holds("convolution", svi_state, *given)
             take = self._take_apart if self._slow_in_a_loop else self._many
-            return Taken(*take(svi_state, *given))
+            kept = [*range(step + until_row, step + count, self._log_every), step + count]
+            state, losses, finite, sound, scalars, num_steps = take(svi_state, *given)
+            return Taken(state, losses, finite, sound, scalars, num_steps, kept)
         arrays, template = split(self.batches.next())
         arrays = self._devices.on_all(arrays)
-        return Taken(*self._one(svi_state, arrays, draw, template))
+        state, losses, finite, sound = self._one(svi_state, arrays, draw, template)
+        return Taken(state, losses, finite, sound, {}, 1, [step + 1])
 
     def _take_apart(
         self,
@@ -97,20 +107,29 @@ class Steps:
         arrays: Any,
         rows: Any,
         count: int,
+        until_row: int,
         draw: Any,
         template: Template,
         most: int,
-    ) -> tuple[SVIState, Array, Array | None, Array]:
+        log_every: int,
+    ) -> tuple[SVIState, Array, Array | None, Array, dict[str, Array], int]:
         """The same as the program of many steps, one dispatch after the other."""
-        found = []
+        found, kept = [], []
         for i in range(count):
             taken = None if rows is None else rows[i : i + 1]
             key_of_step = None if draw is None else (draw[0], draw[1] + i)
-            svi_state, *rest = self._many(svi_state, arrays, taken, 1, key_of_step, template, 1)
+            given = (taken, 1, 1, key_of_step, template, 1, 1)
+            svi_state, *rest, scalars, _ = self._many(svi_state, arrays, *given)
             found.append(rest)
+            row_is_due = (i + 1 - until_row) % log_every == 0
+            if row_is_due or i + 1 == count:
+                kept.append(scalars)
+            if row_is_due and not _is_good(*rest):
+                break
         losses, finite, sound = zip(*found, strict=True)
         joined = None if finite[0] is None else jnp.concatenate(finite)
-        return svi_state, jnp.concatenate(losses), joined, sound[-1]
+        scalars = {name: jnp.concatenate([each[name] for each in kept]) for name in kept[0]}
+        return svi_state, jnp.concatenate(losses), joined, sound[-1], scalars, len(found)
 
 
 def _platform(svi_state: SVIState) -> str:
@@ -127,28 +146,67 @@ def _many_steps(svi: SVI, transform: Transform, devices: Devices) -> Compiled:
         arrays: Any,
         rows: Any,
         count: Any,
+        until_row: Any,
         draw: Any,
         template: Template,
         most: int,
-    ) -> tuple[SVIState, Array, Array | None, Array]:
-        def body(i: Any, carry: tuple) -> tuple:
+        log_every: int,
+    ) -> tuple[SVIState, Array, Array | None, Array, dict[str, Array], Array]:
+        def step(i: Any, carry: tuple) -> tuple:
             svi_state, losses, finite = carry
             batch = template.join(arrays if rows is None else take_rows(arrays, rows[i]))
             if transform is not None:
-                rng_key, step = draw
-                batch = transformed(jax.random.fold_in(rng_key, step + i), transform, batch)
+                rng_key, first = draw
+                batch = transformed(jax.random.fold_in(rng_key, first + i), transform, batch)
                 finite = finite.at[i].set(is_finite(batch))
             svi_state, loss = take_step(svi, svi_state, *devices.shared(batch))
             svi_state = devices.kept_on_all(svi_state)
             return svi_state, losses.at[i].set(loss), finite
 
         finite = None if transform is None else jnp.ones(most, bool)
-        start = svi_state, jnp.full(most, jnp.nan, float), finite
-        # A loop of one would still be one, see above.
-        end = body(0, start) if most == 1 else jax.lax.fori_loop(0, count, body, start)
-        return *devices.kept_on_all(end), devices.kept_on_all(is_sound(svi, end[0]))
+        start = svi_state, jnp.zeros(most, float), finite
+        if most == 1:  # a loop of one would still be one, see above
+            end, count = step(0, start), jnp.ones((), int)
+            scalars = {name: value[None] for name, value in _scalars(svi, end).items()}
+        else:
+            end, scalars, count = _until_rows(svi, step, start, count, until_row, log_every)
+        found = *end, is_sound(svi, end[0]), scalars, count
+        return devices.kept_on_all(found)
 
-    return Compiled(steps, static=(5, 6), donated=(0,))
+    return Compiled(steps, static=(6, 7, 8), donated=(0,))
+
+
+def _until_rows(
+    svi: SVI, step: Callable, start: tuple, count: Any, until_row: Any, log_every: int
+) -> tuple[tuple, dict[str, Array], Array]:
+    """Take steps from one row of the log to the next; also what these show, and how many."""
+    most = len(start[1]) // log_every + 2
+    kept = {name: jnp.zeros(most, value.dtype) for name, value in _scalars(svi, start).items()}
+
+    def goes_on(carry: tuple) -> Array:
+        row, _, taken, (svi_state, losses, finite) = carry
+        good = _is_good(losses, finite, is_sound(svi, svi_state))
+        return (taken < count) & (good | (row == 0))
+
+    def take(carry: tuple) -> tuple:
+        row, kept, taken, steps = carry
+        end = jnp.minimum(until_row + row * log_every, count)
+        steps = jax.lax.fori_loop(taken, end, step, steps)
+        kept = {name: kept[name].at[row].set(v) for name, v in _scalars(svi, steps).items()}
+        return row + 1, kept, end, steps
+
+    none = jnp.zeros((), int)
+    _, kept, taken, steps = jax.lax.while_loop(goes_on, take, (none, kept, none, start))
+    return steps, kept, taken
+
+
+def _is_good(losses: Array, finite: Array | None, sound: Array) -> Array:
+    """Whether what steps brought until now is no reason to stop; losses to come are 0."""
+    return sound & (losses > -jnp.inf).all() & (True if finite is None else finite.all())
+
+
+def _scalars(svi: SVI, taken: tuple) -> dict[str, Array]:
+    return {name: jnp.reshape(v, ()) for name, v in scalar_fields(svi, taken[0]).items()}
 
 
 def _one_step(svi: SVI, transform: Transform, devices: Devices) -> Compiled:

@@ -27,6 +27,7 @@ __all__ = [
     "loss_scalars",
     "non_finite",
     "parameters",
+    "scalar_fields",
     "take_step",
     "trained_parameters",
 ]
@@ -66,12 +67,16 @@ def best_state(svi: SVI, svi_state: SVIState) -> SVIState:
 
 def loss_scalars(svi: SVI, svi_state: SVIState) -> dict[str, float]:
     """Return the scalar fields of the loss's info."""
+    fields = jax.device_get(scalar_fields(svi, svi_state))
+    return {name: float(np.asarray(value).item()) for name, value in fields.items()}
+
+
+def scalar_fields(svi: SVI, svi_state: SVIState) -> dict[str, Any]:
+    """The same, still on the device; it may be traced."""
     info = loss_info(best_state(svi, svi_state))
-    scalars = {}
-    for name, value in jax.device_get(getattr(info, "_asdict", dict)()).items():
-        if isinstance(value, int | float | np.ndarray | np.generic) and np.size(value) == 1:
-            scalars[name] = float(np.asarray(value).item())
-    return scalars
+    numbers = int | float | np.ndarray | np.generic | jax.Array
+    fields: dict[str, Any] = getattr(info, "_asdict", dict)()
+    return {n: v for n, v in fields.items() if isinstance(v, numbers) and np.size(v) == 1}
 
 
 def parameters(svi: SVI, svi_state: SVIState) -> dict[str, Any]:

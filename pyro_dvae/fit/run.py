@@ -143,7 +143,8 @@ class Run:
     def _write_row(self, evaluate: bool, bar: tqdm) -> None:
         """Read the losses, check them, and write a row of the log."""
         self._read_losses()
-        row = self.log.next_row(self.losses, self._read_clock(), loss_scalars(self.svi))
+        scalars = loss_scalars(self.svi)
+        row = self.log.next_row(self.losses, self.step, self._read_clock(), scalars)
         if evaluate and self.held_out is not None:
             row["eval_loss"] = self.held_out.loss()
             if watches_loss(self.svi):
