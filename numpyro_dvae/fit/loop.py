@@ -122,11 +122,14 @@ def fit(
         used.agree(identity)
         run = Run(rng_key, svi, steps, held_out, place, identity, used)
         run.begin(init_state, saved)
-        shown = progress and used.is_first
-        bar = tqdm(total=num_steps, initial=run.step, disable=not shown, dynamic_ncols=True)
+        bar = _bar(num_steps, run.step, progress and used.is_first)
         with Signals() as signals, bar:
             run.train(num_steps, intervals, signals, bar)
     return run.result()
+
+
+def _bar(num_steps: int, step: int, shown: bool) -> tqdm:
+    return tqdm(total=num_steps, initial=step, disable=not shown, dynamic_ncols=True)
 
 
 def _saved(place: Path | None, rng_key: Array) -> tuple[Checkpoint | None, Array]:

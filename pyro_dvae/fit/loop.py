@@ -104,11 +104,14 @@ def fit(
         devices.agree(identity)
         run = Run(svi, steps, held_out, place, identity, devices)
         run.begin(resume)
-        shown = progress and devices.is_first
-        bar = tqdm(total=num_steps, initial=run.step, disable=not shown, dynamic_ncols=True)
+        bar = _bar(num_steps, run.step, progress and devices.is_first)
         with Signals() as signals, bar, captured(svi, capture):
             run.train(num_steps, intervals, signals, bar)
     return run.result()
+
+
+def _bar(num_steps: int, step: int, shown: bool) -> tqdm:
+    return tqdm(total=num_steps, initial=step, disable=not shown, dynamic_ncols=True)
 
 
 def _intervals(log_every: int, eval_every: int, checkpoint_every: int) -> Intervals:
