@@ -12,6 +12,7 @@ together, and leaves the keys of the `SVI` as they are.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -152,17 +153,14 @@ def _many_steps(svi: SVI, transform: Transform, devices: Devices) -> Compiled:
         most: int,
         log_every: int,
     ) -> tuple[SVIState, Array, Array | None, Array, dict[str, Array], Array]:
-        def step(i: Any, carry: tuple) -> tuple:
-            svi_state, losses, finite = carry
+        def batch_of(i: Any) -> Batch:
             batch = template.join(arrays if rows is None else take_rows(arrays, rows[i]))
-            if transform is not None:
-                rng_key, first = draw
-                batch = transformed(jax.random.fold_in(rng_key, first + i), transform, batch)
-                finite = finite.at[i].set(is_finite(batch))
-            svi_state, loss = take_step(svi, svi_state, *devices.shared(batch))
-            svi_state = devices.kept_on_all(svi_state)
-            return svi_state, losses.at[i].set(loss), finite
+            if transform is None:
+                return batch
+            rng_key, first = draw
+            return transformed(jax.random.fold_in(rng_key, first + i), transform, batch)
 
+        step = partial(_step, svi, devices, batch_of)
         finite = None if transform is None else jnp.ones(most, bool)
         start = svi_state, jnp.zeros(most, float), finite
         if most == 1:  # a loop of one would still be one, see above
@@ -174,6 +172,17 @@ def _many_steps(svi: SVI, transform: Transform, devices: Devices) -> Compiled:
         return devices.kept_on_all(found)
 
     return Compiled(steps, static=(6, 7, 8), donated=(0,))
+
+
+def _step(
+    svi: SVI, devices: Devices, batch_of: Callable[[Any], Batch], i: Any, taken: tuple
+) -> tuple:
+    """The step of place i, beside those before it: state, losses, and whether data are finite."""
+    svi_state, losses, finite = taken
+    batch = batch_of(i)
+    finite = None if finite is None else finite.at[i].set(is_finite(batch))
+    svi_state, loss = take_step(svi, svi_state, *devices.shared(batch))
+    return devices.kept_on_all(svi_state), losses.at[i].set(loss), finite
 
 
 def _until_rows(
