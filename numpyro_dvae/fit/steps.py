@@ -89,7 +89,8 @@ class Steps:
             arrays, template = self._arrays, self.batches.template
             rows = self.batches.rows(step, count, most)
             until_row = self._log_every - step % self._log_every
-            given = (arrays, rows, count, until_row, draw, template, most, self._log_every)
+            sizes = most, self._log_every
+            given = (arrays, rows, (count, until_row), draw, template, sizes)
             if self._slow_in_a_loop is None and most > 1:
                 on_cpu = _platform(svi_state) == "cpu"
                 self._slow_in_a_loop = on_cpu and self._many.holds("convolution", svi_state, *given)
@@ -107,19 +108,18 @@ class Steps:
         svi_state: SVIState,
         arrays: Any,
         rows: Any,
-        count: int,
-        until_row: int,
+        due: tuple[int, int],
         draw: Any,
         template: Template,
-        most: int,
-        log_every: int,
+        sizes: tuple[int, int],
     ) -> tuple[SVIState, Array, Array | None, Array, dict[str, Array], int]:
         """The same as the program of many steps, one dispatch after the other."""
+        (count, until_row), (_, log_every) = due, sizes
         found, kept = [], []
         for i in range(count):
             taken = None if rows is None else rows[i : i + 1]
             key_of_step = None if draw is None else (draw[0], draw[1] + i)
-            given = (taken, 1, 1, key_of_step, template, 1, 1)
+            given = (taken, (1, 1), key_of_step, template, (1, 1))
             svi_state, *rest, scalars, _ = self._many(svi_state, arrays, *given)
             found.append(rest)
             row_is_due = (i + 1 - until_row) % log_every == 0
@@ -146,13 +146,13 @@ def _many_steps(svi: SVI, transform: Transform, devices: Devices) -> Compiled:
         svi_state: SVIState,
         arrays: Any,
         rows: Any,
-        count: Any,
-        until_row: Any,
+        due: tuple[Any, Any],
         draw: Any,
         template: Template,
-        most: int,
-        log_every: int,
+        sizes: tuple[int, int],
     ) -> tuple[SVIState, Array, Array | None, Array, dict[str, Array], Array]:
+        (count, until_row), (most, log_every) = due, sizes
+
         def batch_of(i: Any) -> Batch:
             batch = template.join(arrays if rows is None else take_rows(arrays, rows[i]))
             if transform is None:
@@ -171,7 +171,7 @@ def _many_steps(svi: SVI, transform: Transform, devices: Devices) -> Compiled:
         found = *end, is_sound(svi, end[0]), scalars, count
         return devices.kept_on_all(found)
 
-    return Compiled(steps, static=(6, 7, 8), donated=(0,))
+    return Compiled(steps, static=(5, 6), donated=(0,))
 
 
 def _step(
