@@ -22,6 +22,7 @@ IDENTICAL = {
     "diagnostics/quality.py",
     "diagnostics/reports.py",
     "diagnostics/summaries.py",
+    "diagnostics/trees.py",
     "diagnostics/uniformity.py",
     "diagnostics/usage.py",
     "diagnostics/verdicts.py",

@@ -103,7 +103,7 @@ def test_groups_dims_and_types(idata):
     np.testing.assert_array_equal(idata.observed_data["x"], DATA["x"])
     assert list(idata.constant_data) == ["age"]
     np.testing.assert_array_equal(idata.constant_data["age"], DATA["age"])
-    assert idata.constant_data["age"].dims == ("data",)
+    assert idata.constant_data["age"].dims == ("age_dim_0",)  # its size is no name
     np.testing.assert_array_equal(idata.posterior.coords["data"], np.arange(NUM_DATA))
 
 

@@ -132,6 +132,7 @@ def test_what_is_said_is_true(thrifty_shim, name):
         assert misses[0] < true_gap + 5 * found.whole.elbo_error + 0.01
         assert misses[1] < true_gap_of_shared(known) + 5 * found.whole.elbo_error + 0.01
         assert "Verdict on the data, given that:" in text
+        assert "nats per datum, whose sum lacks what is shared." in text
     else:
         assert len(misses) == 1
         assert misses[0] < true_gap / size + 5 * found.elbo_error.mean() + 0.01

@@ -124,6 +124,7 @@ def test_what_no_one_has_seen_is_not_among_the_log_likelihoods(thrifty_shim):
     parts = stats["log_weight"].sum("data") + stats["log_weight_shared"]
     np.testing.assert_allclose(parts, stats["log_weight_whole"], rtol=1e-5)
     assert idata["vi_stats"]["shared_verdict"].ndim == 0
+    assert idata["vi_stats"]["elbo"].attrs == {"given": "mu"}  # the sum of which lacks its part
 
 
 # Expectations

@@ -25,7 +25,6 @@ from numpyro_dvae.diagnostics.arguments import (
     named_leaves,
     names_for,
     refuse_twin,
-    replaced,
     twins,
 )
 from numpyro_dvae.diagnostics.arrays import NamedArray
@@ -37,6 +36,7 @@ from numpyro_dvae.diagnostics.readings import (
     score_states,
 )
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
+from numpyro_dvae.diagnostics.trees import replaced
 from numpyro_dvae.diagnostics.uniformity import (
     Calibration,
     Simulated,
@@ -156,10 +156,14 @@ def _find_places(
     rng_key: Array, programs: _Programs, look: Callable[..., Any], seen: Readings, data: DataNames
 ) -> dict[str, list[Place]]:
     """Arguments that each site observes, and others that the user says are the same."""
-    leaves, found = named_leaves(programs.trained.model, programs.pair.args), {}
+    leaves = named_leaves(programs.trained.model, programs.pair.args)
+    found: dict[str, list[Place]] = {}
     sites = list(seen["observed"])
     for site, observed in seen["observed"].items():
         wanted = names_for(site, data, sites)
+        if wanted is None and bool(_kept(seen, site).all()):
+            found[site] = []  # nothing of it is data
+            continue
         places = find_places(site, _host(observed), leaves, _hosts(seen["subsample"]), wanted)
         observing = [
             place
@@ -168,7 +172,7 @@ def _find_places(
         ]
         found[site] = check_places(site, places, observing, leaves, wanted, sites)
     observed_too = {place.path for several in found.values() for place in several}
-    for site in [site for site in sites if names_for(site, data, sites) is None]:
+    for site in [n for n in sites if found[n] and names_for(n, data, sites) is None]:
         for twin in twins(found[site][0], leaves):
             if twin.path not in observed_too and _is_read_by_guide(
                 rng_key, programs, look, seen, site, twin

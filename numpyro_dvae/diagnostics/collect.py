@@ -35,7 +35,8 @@ from numpyro_dvae.diagnostics.readings import (
 )
 from numpyro_dvae.diagnostics.reports import CodeUsage
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
-from numpyro_dvae.fit.data import Batch, take_rows
+from numpyro_dvae.diagnostics.trees import with_rows
+from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.programs.record import Particles
 from numpyro_dvae.programs.run import explained
@@ -84,7 +85,7 @@ def collect(
     num_rows = check_data(args, batch_size)
     draws, pair, run = Draws(num_draws, num_rows), None, None
     for i, rows in enumerate(cut_rows(num_rows, batch_size)):
-        part = args if rows is None else take_rows(args, rows)
+        part = args if rows is None else with_rows(args, rows)
         if pair is None or run is None:
             pair = trained.pair(rng_key, part)
             run = _compiled(trained, pair, frozenset(wanted), prior)
@@ -165,7 +166,7 @@ def collect_states(
     num_rows = check_data(args, batch_size)
     draws: Draws | None = None
     for rows in cut_rows(num_rows, batch_size):
-        part = args if rows is None else take_rows(args, rows)
+        part = args if rows is None else with_rows(args, rows)
         if draws is None:
             pair = trained.pair(rng_key, part)
             states = enumerate_states(rng_key, pair, max_states)

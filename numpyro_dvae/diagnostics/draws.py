@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.trees import arrays_in
 
 __all__ = [
     "PRIOR_NAMES",
@@ -222,27 +223,34 @@ def cut_rows(num_rows: int, batch_size: int | None) -> list[slice | None]:
 
 
 def check_data(args: tuple, batch_size: int | None) -> int:
-    """Rows of the data: the leading axis, which all arrays share if they are to be cut."""
-    sizes = [len(value) for value in args if getattr(value, "ndim", 0) > 0]
+    """Rows of the data: the leading axis, which all arrays share if they are to be cut.
+
+    Raises:
+        ValueError: If they cannot be.
+    """
+    sizes = {path: array.shape[0] for path, array in arrays_in(args) if len(array.shape)}
+    num_rows = next(iter(sizes.values()), 1)
     if batch_size is None:
-        return sizes[0] if sizes else 1
+        return num_rows
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
-    if len(set(sizes)) != 1:
+    if len(set(sizes.values())) != 1:
+        of_each = ", ".join(f"{size} ({_place_of(path)})" for path, size in sizes.items())
         raise ValueError(
-            f"`batch_size` cuts the leading axis that all arrays share; got sizes {sizes}. Leave "
-            "it out, to run all data at once."
+            "`batch_size` cuts the leading axis that all arrays share; got sizes "
+            f"{of_each or 'of no array'}. Bind what is not of the rows to model and guide, as by "
+            "`functools.partial`, or leave `batch_size` out, to run all data at once."
         )
-    return sizes[0]
+    return num_rows
+
+
+def _place_of(path: tuple) -> str:
+    return f"argument {path[0]}" + "".join(f"[{key!r}]" for key in path[1:])
 
 
 def count_values(data: Any) -> int:
     """Numbers in the arrays of a tree of tuples, lists and dicts."""
-    if isinstance(data, Mapping):
-        return sum(count_values(value) for value in data.values())
-    if isinstance(data, tuple | list):
-        return sum(count_values(value) for value in data)
-    return math.prod(getattr(data, "shape", ()))
+    return sum(math.prod(array.shape) for _, array in arrays_in(data))
 
 
 def _row_plate(block: Block, plates: tuple[str, ...], shape: tuple[int, ...]) -> str | None:

@@ -4,7 +4,6 @@ ArviZ 0.23 holds groups in an `InferenceData`, ArviZ 1 in xarray's `DataTree`; w
 decides. But for the package's name this file is the same in both packages.
 """
 
-import inspect
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numpyro_dvae.diagnostics.arguments import named_leaves
 from numpyro_dvae.diagnostics.arrays import NamedArray, split_data
 from numpyro_dvae.diagnostics.draws import Draws
 from numpyro_dvae.diagnostics.usage import frequencies_of, usage_of
@@ -174,7 +174,7 @@ def _log_likelihoods(draws: Draws, evidences: np.ndarray | None) -> dict[str, Na
     if evidences is not None and seen.any():
         name = _MARGINAL if _MARGINAL not in found else f"{_MARGINAL}_"
         found[name] = _only_seen(name, NamedArray(draws.plates, evidences), seen)
-    return found
+    return {name: site for name, site in found.items() if site.values.size}
 
 
 def _is_seen(draws: Draws, name: str, site: NamedArray) -> np.ndarray:
@@ -192,27 +192,31 @@ def _only_seen(name: str, site: NamedArray, seen: np.ndarray) -> NamedArray:
 
 
 def _constant_data(draws: Draws, result: Any, data: tuple) -> dict[str, NamedArray]:
-    """Arrays of the arguments that no site observes, by the model's names for them."""
-    model = result[0] if isinstance(result, tuple) else result.model
-    names = list(inspect.signature(model).parameters)
-    observed = [site.values.ravel() for site in draws["observed"].values()]
+    """Arrays of the arguments that no site observes, by the model's names for them.
+
+    Where more of them than sites hold the very numbers that are observed, any may be the data: all
+    are kept. What their dims are is for the user to say: a size tells no plate.
+    """
+    leaves = {name: leaf for name, (_, leaf) in named_leaves(_model_of(result), data).items()}
+    observed = [site.values for site in draws["observed"].values()]
     constants = {}
-    for i, value in enumerate(data):
-        if not hasattr(value, "shape"):
-            continue
-        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-        if any(np.array_equal(array.ravel(), other) for other in observed):
-            continue
-        name = names[i] if i < len(names) else f"argument_{i}"
-        dims = [f"{name}_dim_{d}" for d in range(array.ndim)]
-        plates = [plate for plate, size in _sizes(draws).items() if array.shape[:1] == (size,)]
-        dims[:1] = plates[:1] or dims[:1]
-        constants[name] = NamedArray(tuple(dims), array)
+    for name, leaf in leaves.items():
+        num_alike = sum(_is_same(leaf, other) for other in leaves.values())
+        if num_alike > sum(_is_same(leaf, values) for values in observed):
+            dims = tuple(f"{name}_dim_{d}" for d in range(leaf.ndim))
+            constants[name] = NamedArray(dims, leaf)
     return constants
 
 
-def _sizes(draws: Draws) -> dict[str, int]:
-    return dict(zip(draws.plates, draws.shape[1:], strict=True))
+def _model_of(result: Any) -> Any:
+    return result[0] if isinstance(result, tuple) else result.model
+
+
+def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays hold the same numbers, or none, in the same order."""
+    if one.size != other.size or {one.dtype.kind, other.dtype.kind} - set("biuf"):
+        return False
+    return np.array_equal(np.ravel(one), np.ravel(other), equal_nan=True)
 
 
 def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
@@ -220,8 +224,10 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
     import xarray
 
     plates = draws.plates if report.ess.ndim else ()  # () if the verdict is of the whole
-    variables: dict[str, Any] = {name: (plates, getattr(report, name)) for name in _PER_DATUM}
-    variables["verdict"] = (plates, report.verdicts)
+    sites = report.shared.sites if report.shared and report.has_shared_latents else ()
+    given = {"given": ", ".join(sites)} if sites else {}  # what a datum's numbers leave out
+    stats = {name: getattr(report, name) for name in _PER_DATUM} | {"verdict": report.verdicts}
+    variables: dict[str, Any] = {name: (plates, values, given) for name, values in stats.items()}
     variables |= {f"whole_{name}": ((), getattr(report.whole, name)) for name in _OF_WHOLE}
     if report.shared is not None:
         variables |= {f"shared_{name}": ((), getattr(report.shared, name)) for name in _OF_SHARED}

@@ -6,28 +6,26 @@ alone, so this file is the same in both packages.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyro_dvae.diagnostics.arrays import NamedArray
+from pyro_dvae.diagnostics.trees import TreePath, arrays_in
 
 __all__ = [
     "DataNames",
     "Place",
-    "TreePath",
     "check_evaluation",
     "check_places",
     "find_places",
     "named_leaves",
     "names_for",
     "refuse_twin",
-    "replaced",
     "twins",
 ]
 
-TreePath = tuple[Any, ...]  # keys and positions that lead to an array in a tree of arguments
 Leaves = Mapping[str, tuple[TreePath, np.ndarray]]  # arrays by name, from `named_leaves`
 DataNames = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None  # as a user gives them
 
@@ -56,8 +54,9 @@ def named_leaves(program: Callable, args: tuple) -> Leaves:
         name = f"argument_{i}"
         if i < len(parameters) and not any(is_rest for _, is_rest in parameters[: i + 1]):
             name = parameters[i][0]
-        for path, leaf in _leaves(argument, ()):
-            found[name + "".join(f"[{key!r}]" for key in path)] = (i, *path), leaf
+        for path, leaf in arrays_in(argument):
+            array = np.asarray(leaf.detach().cpu() if hasattr(leaf, "detach") else leaf)
+            found[name + "".join(f"[{key!r}]" for key in path)] = (i, *path), array
     return found
 
 
@@ -196,25 +195,3 @@ def _place(
                 if leaf.shape[axis] > np.max(subsamples[plate].values):
                     return Place(path, name, axis, plate)
     return None
-
-
-def replaced(tree: Any, path: TreePath, change: Callable[[Any], Any]) -> Any:
-    """A copy of a tree of tuples, lists and dicts with one leaf changed."""
-    if not path:
-        return change(tree)
-    key, below = path[0], path[1:]
-    if isinstance(tree, Mapping):
-        return {**tree, key: replaced(tree[key], below, change)}
-    changed = [replaced(leaf, below, change) if i == key else leaf for i, leaf in enumerate(tree)]
-    return type(tree)(*changed) if hasattr(tree, "_fields") else type(tree)(changed)
-
-
-def _leaves(tree: Any, path: TreePath) -> Iterator[tuple[TreePath, np.ndarray]]:
-    if isinstance(tree, Mapping):
-        for key, leaf in tree.items():
-            yield from _leaves(leaf, (*path, key))
-    elif isinstance(tree, tuple | list):
-        for i, leaf in enumerate(tree):
-            yield from _leaves(leaf, (*path, i))
-    elif hasattr(tree, "shape"):
-        yield path, np.asarray(tree.detach().cpu() if hasattr(tree, "detach") else tree)

@@ -24,7 +24,6 @@ from pyro_dvae.diagnostics.arguments import (
     named_leaves,
     names_for,
     refuse_twin,
-    replaced,
     twins,
 )
 from pyro_dvae.diagnostics.arrays import NamedArray
@@ -37,6 +36,7 @@ from pyro_dvae.diagnostics.readings import (
     score_states,
 )
 from pyro_dvae.diagnostics.trained import as_trained
+from pyro_dvae.diagnostics.trees import replaced
 from pyro_dvae.diagnostics.uniformity import (
     Calibration,
     Simulated,
@@ -108,15 +108,19 @@ def simulation_based_calibration(
 
 def _find_places(pair: Pair, seen: Readings, data: DataNames) -> dict[str, list[Place]]:
     """Arguments that each site observes, and others that the user says are the same."""
-    leaves, found = named_leaves(pair.model, pair.args), {}
+    leaves = named_leaves(pair.model, pair.args)
+    found: dict[str, list[Place]] = {}
     sites = list(seen["observed"])
     for site, observed in seen["observed"].items():
         wanted = names_for(site, data, sites)
+        if wanted is None and bool(_kept(seen, site).all()):
+            found[site] = []  # nothing of it is data
+            continue
         places = find_places(site, _host(observed), leaves, _hosts(seen["subsample"]), wanted)
         observing = [place for place in places if _observes(pair, seen, site, place)]
         found[site] = check_places(site, places, observing, leaves, wanted, sites)
     observed_too = {place.path for several in found.values() for place in several}
-    for site in [site for site in sites if names_for(site, data, sites) is None]:
+    for site in [n for n in sites if found[n] and names_for(n, data, sites) is None]:
         others = [t for t in twins(found[site][0], leaves) if t.path not in observed_too]
         for twin in others:
             if _is_read_by_guide(pair, seen, site, twin):
@@ -208,12 +212,14 @@ def _filled(
     return args
 
 
-def _with_data(
-    new: Tensor, kept: Tensor, axis: int | None, rows: Tensor | None, leaf: Tensor
-) -> Tensor:
+def _with_data(new: Tensor, kept: Tensor, axis: int | None, rows: Tensor | None, leaf: Any) -> Any:
     """An argument with new data, in some rows or in all, where the old are not kept."""
+    if isinstance(leaf, np.ndarray):  # within a dict of the user's
+        return _with_data(new, kept, axis, rows, torch.from_numpy(leaf.copy())).numpy()
+    new, kept = new.to(leaf), kept.to(leaf.device)
+    rows = rows if rows is None else rows.to(leaf.device)
     old = leaf if axis is None or rows is None else leaf.index_select(axis, rows)
-    merged = torch.where(kept, old.reshape(new.shape), new.to(leaf.dtype))
+    merged = torch.where(kept, old.reshape(new.shape), new)
     if axis is None or rows is None:
         return merged.reshape(leaf.shape)
     return leaf.index_copy(axis, rows, merged.reshape(old.shape))

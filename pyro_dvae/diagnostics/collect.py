@@ -36,7 +36,7 @@ from pyro_dvae.diagnostics.readings import (
 )
 from pyro_dvae.diagnostics.reports import CodeUsage
 from pyro_dvae.diagnostics.trained import Trained, as_trained
-from pyro_dvae.fit.data import take_rows
+from pyro_dvae.diagnostics.trees import with_rows
 from pyro_dvae.fit.svi import device_of
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.sites import StructureError
@@ -238,14 +238,15 @@ def _summed(counts: np.ndarray) -> np.ndarray:
 def _pairs(
     trained: Trained, args: tuple, parts: list[slice | None], mode: Mode = lambda pair: pair
 ) -> Iterator[tuple[slice | None, Pair]]:
-    """The pair with the arguments of each part of the rows; its structure is read once."""
+    """The pair with the arguments of each part of the rows; its structure is read once a size."""
     pair: Pair | None = None
+    size: int | None = None
     for rows in parts:
-        some = args if rows is None else take_rows(args, rows)
-        pair = pair and pair._replace(args=some)
-        if pair is None:
-            pair = mode(prepare_pair(trained.model, trained.guide, some, {}))
-        yield rows, pair
+        some = args if rows is None else with_rows(args, rows)
+        count = None if rows is None else rows.stop - rows.start
+        if pair is None or count != size:  # the last part may have fewer rows
+            pair, size = mode(prepare_pair(trained.model, trained.guide, some, {})), count
+        yield rows, pair._replace(args=some)
 
 
 def _add_record(

@@ -40,16 +40,21 @@ def to_arviz(
     - log_likelihood: of each observation given its latents; and `marginal`, the evidence of each
       datum, from which its latents are summed out by their weights, given what the data share. For
       `arviz.loo(..., var_name="marginal")` and `arviz.compare`, which then rank models as their
-      evidence does and warn of weights with a high k̂. Where a datum has latents of its own, that
+      evidence does, where the data share no latent, and else by how well a datum is foretold from
+      the others, the guide's draws of what is shared being taken for the posterior's (see
+      `shared_verdict`); both warn of weights with a high k̂. Where a datum has latents, that
       of an observation has a high k̂ in itself: without the datum, they are another's. What a mask
       silences is not among them: the dim is then "x_seen", of what is left;
     - sample_stats: of each draw and datum, `lp` (log p), `log_q`, and `log_weight`, their
       difference; of what the data share, the same (`lp_shared`), and of all, `log_weight_whole`;
     - observed_data: what the model observes, NaN where a mask silences it, as `x_seen` says here
-      and beside the posterior predictive draws; constant_data: the other arrays of `data`;
+      and beside the posterior predictive draws; constant_data: the other arrays of the arguments,
+      also those within dicts, and all that hold the very numbers that are observed, if they are
+      more than the sites; no dim of theirs is taken for a plate, unless `dims` names it;
     - vi_stats: the loss over the steps and the rows of the log; of each datum, ELBO and
       importance-weighted bound, effective sample size, k̂, largest weight and verdict of the
-      draws, and of what they share and the whole (`shared_verdict`, `whole_elbo`), see
+      draws, and of what they share, in the attribute "given", and the whole (`shared_verdict`,
+      `whole_elbo`; sums over the data lack the part of what is shared), see
       `importance_diagnostics`; of each discrete latent, the share of each code in all data
       (`z_code_share`), and by place its probabilities and most likely value (`z_probs`,
       `z_most_likely`, but of tables of more than 2^26 entries).
@@ -66,7 +71,8 @@ def to_arviz(
             grows with the data all the same; `groups` limits it.
         groups: Which of `GROUPS` to make.
         coords: Labels along dims, by the dim: ``{"data": names, "pixel": range(64)}``.
-        dims: Names of the event dims of sites, in place of "z_dim_0": ``{"x": ["pixel"]}``.
+        dims: Names of the event dims of sites, in place of "z_dim_0", and of those of constant
+            data: ``{"x": ["pixel"], "age": ["data"]}``.
 
     Returns:
         An `arviz.InferenceData`, of ArviZ 1 an `xarray.DataTree`.

@@ -43,8 +43,8 @@ class SharedCost(NamedTuple):
         """A line with the numbers."""
         names = ", ".join(f"'{name}'" for name in self.sites)
         return (
-            f"What the data share, {names}: rate {self.rate:.2f} bits{_noise(self.rate_error)}, "
-            f"distortion {self.distortion:.2f} nats{_noise(self.distortion_error)}."
+            f"What the data share, {names}: rate {self.rate:z.2f} bits{_noise(self.rate_error)}, "
+            f"distortion {self.distortion:z.2f} nats{_noise(self.distortion_error)}."
         )
 
 
@@ -59,13 +59,13 @@ class WholeCost(NamedTuple):
     def __str__(self) -> str:
         """A line with the numbers."""
         return (
-            f"All together: rate {self.rate:.2f} bits, distortion {self.distortion:.2f} nats, ELBO "
-            f"{self.elbo:.2f}{_noise(self.elbo_error)}."
+            f"All together: rate {self.rate:z.2f} bits, distortion {self.distortion:z.2f} nats, "
+            f"ELBO {self.elbo:z.2f}{_noise(self.elbo_error)}."
         )
 
 
 class PerDatum(NamedTuple):
-    """What `Evaluation` has means of: arrays of the shape of the data's plates."""
+    """What `Evaluation` has means of, by datum; sums lack the part of what the data share."""
 
     elbo: np.ndarray  # nats
     beta_elbo: np.ndarray  # nats
@@ -142,7 +142,7 @@ class Evaluation(NamedTuple):
         title = f"{self.per_datum.elbo.size} data" if many else "All data as one"
         title = f"{title}, {self.num_particles} draws each; means"
         lines = (
-            f"{name:<27}{value:>9.2f} {unit}"
+            f"{name:<27}{value:>z9.2f} {unit}"
             for name, (value, unit) in numbers.items()
             if not np.isnan(value)
         )
@@ -261,12 +261,12 @@ class LatentRates(NamedTuple):
         noise = f" (± {error:.2g} at most)" * bool(error > 1e-6)  # less is of rounding
         return (
             f"{self.collapsed.sum()} of {bits.size} latents have collapsed{unclear}; rates from "
-            f"{bits.min():.2f} to {bits.max():.2f} bits{noise}, {bits.sum():.2f} together."
+            f"{bits.min():z.2f} to {bits.max():z.2f} bits{noise}, {bits.sum():z.2f} together."
         )
 
 
 class RateDistortion(NamedTuple):
-    """What the latents of each datum cost, and what they leave out; of what they share, apart."""
+    """What the latents of each datum cost and leave out; `whole` has what they share as well."""
 
     rate: np.ndarray  # log q - log p(z), bits
     distortion: np.ndarray  # -log p(x | z), nats
@@ -291,8 +291,8 @@ class RateDistortion(NamedTuple):
         if np.isnan(self.rate_error).any():
             each = f"{each}, by one draw each (num_draws=100 tells errors)"
         return (
-            f"Rate {self.rate.mean():.2f} bits{noise[0]}, distortion "
-            f"{self.distortion.mean():.2f} nats{noise[1]}{fidelity} {each}.{rest}"
+            f"Rate {self.rate.mean():z.2f} bits{noise[0]}, distortion "
+            f"{self.distortion.mean():z.2f} nats{noise[1]}{fidelity} {each}.{rest}"
         )
 
 
@@ -326,10 +326,10 @@ class PosteriorGap(NamedTuple):
             )
         evidence, elbo = self.log_evidence[possible].mean(), self.elbo[possible].mean()
         gap, mass = self.gap[possible], self.support_mass[possible].mean()
-        largest = f" (largest {gap.max():.3f})" if self.gap.ndim else ""
+        largest = f" (largest {gap.max():z.3f})" if self.gap.ndim else ""
         return (
-            f"{title} {evidence:.3f}, ELBO {elbo:.3f}, gap {gap.mean():.3f} nats {each}{largest}; "
-            f"the guide can draw {mass:.1%} of the posterior"
+            f"{title} {evidence:z.3f}, ELBO {elbo:z.3f}, gap {gap.mean():z.3f} nats {each}"
+            f"{largest}; the guide can draw {mass:.1%} of the posterior"
         )
 
 

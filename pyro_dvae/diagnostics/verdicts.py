@@ -60,8 +60,8 @@ class WholeBounds(NamedTuple):
         """Both bounds."""
         least = "" if self.is_settled else _AT_LEAST
         return (
-            f"ELBO {self.elbo:.2f}{_error(self.elbo_error)}, importance-weighted bound "
-            f"{self.iwae:.2f}{_error(self.iwae_error, least)} nats"
+            f"ELBO {self.elbo:z.2f}{_error(self.elbo_error)}, importance-weighted bound "
+            f"{self.iwae:z.2f}{_error(self.iwae_error, least)} nats"
         )
 
 
@@ -102,12 +102,12 @@ class SharedDiagnostics(NamedTuple):
         """A sentence with numbers and verdict."""
         names = ", ".join(f"'{name}'" for name in self.sites)
         if self.num_draws == 1:
-            return f"What the data share, {names}, is observed: log p is {self.elbo:.2f} nats."
+            return f"What the data share, {names}, is observed: log p is {self.elbo:z.2f} nats."
         word = _unless_few(np.array(self.verdict), np.array(self.ess), np.array(False))
         return (
-            f"What the data share, {names}: log p - log q is {self.elbo:.2f} ± "
+            f"What the data share, {names}: log p - log q is {self.elbo:z.2f} ± "
             f"{self.elbo_error:.2f} nats; the latents of the data summed out, {self.num_draws} "
-            f"draws are worth {self.ess:.1f}, and the guide misses at least {self.gap:.2f} nats. "
+            f"draws are worth {self.ess:.1f}, and the guide misses at least {self.gap:z.2f} nats. "
             f"Verdict: {_VERDICTS[str(word)]}."
         )
 
@@ -187,8 +187,9 @@ class ImportanceDiagnostics(NamedTuple):
     together, the arrays are of shape () and of the whole.
     """
 
-    elbo: np.ndarray  # mean log weight, nats
-    iwae: np.ndarray  # log mean weight: the importance-weighted bound of K draws, nats
+    elbo: np.ndarray  # mean log weight, nats; given what the data share, so that the sum of all
+    # lacks the part of these: `whole.elbo` is minus the loss
+    iwae: np.ndarray  # log mean weight: the importance-weighted bound of K draws, nats; as `elbo`
     ess: np.ndarray  # effective sample size, in [1, K]
     khat: np.ndarray  # shape of the weights' tail; NaN where not applicable
     largest_weight: np.ndarray  # share of the largest, in [1 / K, 1]
@@ -264,18 +265,18 @@ class ImportanceDiagnostics(NamedTuple):
             title = f"{self.ess.size} data" if many else "All data as one"
             least = "" if self.whole.is_settled else _AT_LEAST
             return (
-                f"{title}, {self.num_particles} draws each. ELBO {self.elbo.mean():.2f}"
+                f"{title}, {self.num_particles} draws each. ELBO {self.elbo.mean():z.2f}"
                 f"{_error(errors.elbo)}, importance-weighted bound "
-                f"{self.iwae.mean():.2f}{_error(errors.iwae, least)} nats"
+                f"{self.iwae.mean():z.2f}{_error(errors.iwae, least)} nats"
                 f"{' per datum' if many else ''}{self._gaps()}."
             )
         whole = self.whole
         return (
             f"{self.ess.size} data together: {whole}{self._misses(whole.iwae - whole.elbo)}. "
             f"{self.shared} Given that, "
-            f"{self.num_particles} draws of each datum: ELBO {self.elbo.mean():.2f}"
-            f"{_error(self.mean_errors.elbo)}, bound {self.iwae.mean():.2f}"
-            f"{_error(self.mean_errors.iwae)} nats per datum."
+            f"{self.num_particles} draws of each datum: ELBO {self.elbo.mean():z.2f}"
+            f"{_error(self.mean_errors.elbo)}, bound {self.iwae.mean():z.2f}"
+            f"{_error(self.mean_errors.iwae)} nats per datum, whose sum lacks what is shared."
         )
 
     def _gaps(self) -> str:
@@ -288,13 +289,13 @@ class ImportanceDiagnostics(NamedTuple):
         elbo, iwae = self.elbo[possible], self.iwae[possible]
         return (
             f", as no draw of {without} is possible (or a NaN). Of the others: ELBO "
-            f"{elbo.mean():.2f}, bound {iwae.mean():.2f}{self._misses((iwae - elbo).mean())}"
+            f"{elbo.mean():z.2f}, bound {iwae.mean():z.2f}{self._misses((iwae - elbo).mean())}"
         )
 
     def _misses(self, gap: float) -> str:
         loose = int((~np.asarray(self.is_bound)).sum())
         if not loose:
-            return f": the guide misses at least {gap:.2f}"
+            return f": the guide misses at least {gap:z.2f}"
         some = f"Of {loose} data the ELBO" if self.ess.ndim else "The ELBO"
         return f". {some} is no bound: {NO_BOUND}; for the weights they are as the model draws them"
 
