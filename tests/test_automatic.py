@@ -333,6 +333,16 @@ def test_a_loop_over_a_plate_is_as_one_in_python():
         np.testing.assert_allclose(slope, found[1][1][name], rtol=1e-10)
 
 
+def test_parameters_that_another_guide_has_left_are_refused():
+    """Pyro's store keeps them; NumPyro's are passed."""
+    pytest.importorskip("torch")
+    lab = make_lab("pyro")
+    model, x = lab.bind(counting), lab.array(X)
+    lab.start(lab.guide(model, num_values={"k": 3}), x)
+    with pytest.raises(ValueError, match=r"'logits\.c' has shape \(3, 3\).*clear_param_store"):
+        lab.guide(model, structure="model", num_values={"k": 3})(x)
+
+
 def test_parameters_of_other_places_are_refused():
     """One dim of size 1 less, and rows would be taken of the event."""
     jax, numpyro = pytest.importorskip("jax"), pytest.importorskip("numpyro")

@@ -55,8 +55,9 @@ def check_table(latent: Latent, param: str, table: Tensor) -> Tensor:
     if tuple(table.shape) != shape:
         raise ValueError(
             f"parameter '{param}' has shape {tuple(table.shape)}, but the guide's logits of site "
-            f"'{latent.name}' have {shape}. Give those that a run with this model and plates of "
-            "these sizes has made, or leave it out, to start at the prior."
+            f"'{latent.name}' have {shape}. Parameters of a guide before this one stay in Pyro's "
+            "store: call pyro.clear_param_store() first, to start at the prior, or give those that "
+            "a run with this model and plates of these sizes has made."
         )
     return table
 

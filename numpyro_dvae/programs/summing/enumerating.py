@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
 
+from numpyro_dvae.distributions import PathwiseBernoulli, PathwiseCategorical
 from numpyro_dvae.programs.densities import without_mask
 from numpyro_dvae.programs.sites import Layout, Site, same_scale
 from numpyro_dvae.programs.summing.contracting import contracted, enumerated, named
@@ -59,8 +60,13 @@ def check_marked(site: Site) -> None:
     """Whether a site can be summed out.
 
     Raises:
-        ValueError: If it has no finite support, or asks for draws in place of all values.
+        ValueError: If it is relaxed, has no finite support, or asks for draws and no sum.
     """
+    if isinstance(site.base, PathwiseBernoulli | PathwiseCategorical):
+        raise ValueError(
+            f"site '{site.name}' is marked infer={{'enumerate': 'parallel'}}, but relaxed. Name in "
+            "`sites` of `relax` those that the guide draws, or sample it in the guide."
+        )
     if not site.has_finite_support:
         raise ValueError(
             f"site '{site.name}' ({site.family}) is marked infer={{'enumerate': 'parallel'}}, but "

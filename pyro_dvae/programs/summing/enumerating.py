@@ -24,6 +24,7 @@ from pyro.ops.provenance import track_provenance
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
+from pyro_dvae.distributions import PathwiseBernoulli, PathwiseCategorical
 from pyro_dvae.programs.densities import without_mask
 from pyro_dvae.programs.processes import current_sharding
 from pyro_dvae.programs.sites import (
@@ -74,8 +75,13 @@ def check_marked(site: Site) -> None:
     """Whether a site can be summed out.
 
     Raises:
-        ValueError: If it has no finite support, or asks for draws in place of all values.
+        ValueError: If it is relaxed, has no finite support, or asks for draws and no sum.
     """
+    if isinstance(site.base, PathwiseBernoulli | PathwiseCategorical):
+        raise ValueError(
+            f"site '{site.name}' is marked infer={{'enumerate': 'parallel'}}, but relaxed. Name in "
+            "`sites` of `relax` those that the guide draws, or sample it in the guide."
+        )
     if not site.has_finite_support:
         raise ValueError(
             f"site '{site.name}' ({site.family}) is marked infer={{'enumerate': 'parallel'}}, but "

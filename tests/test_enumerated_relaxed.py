@@ -1,0 +1,114 @@
+"""Marked sites beside relaxed and quantised ones: the sums by hand, or a refusal by name."""
+
+import importlib
+
+import numpy as np
+import pytest
+import quantized
+from enumerated_zoo import SUM
+from host_zoo import Host, X
+
+PRIOR, PLACES = np.array([0.2, 0.5, 0.3]), np.array([0.0, 1.0, 2.0])
+PARAMS = {"q": np.array([[0.3, -0.2, 0.5], [0.1, 0.9, -0.4]]), "p": np.array(0.4)}
+
+
+@pytest.fixture(scope="module", params=["pyro", "numpyro"])
+def package(request):
+    library = pytest.importorskip({"pyro": "torch", "numpyro": "funsor"}[request.param])
+    if request.param == "pyro":
+        library.set_default_dtype(library.float64)
+    yield importlib.import_module(f"host_{request.param}")
+    if request.param == "pyro":
+        library.set_default_dtype(library.float32)
+
+
+def guide(ppl):
+    with ppl.plate("data", 2, dim=-1):
+        ppl.sample("c", ppl.one_hot(logits=ppl.param("q")))
+
+
+def marked(ppl):
+    with ppl.plate("data", 2, dim=-1):
+        c = ppl.sample("c", ppl.one_hot(ppl.array(PRIOR)))
+        z = ppl.sample("z", ppl.dist.Bernoulli(ppl.param("p")), infer=dict(SUM))
+        ppl.sample("x", ppl.dist.Normal(c @ ppl.array(PLACES) + z, 1.0), obs=ppl.array(X))
+
+
+def by_hand(ppl):
+    with ppl.plate("data", 2, dim=-1):
+        c, p = ppl.sample("c", ppl.one_hot(ppl.array(PRIOR))), ppl.dist.Bernoulli(ppl.param("p"))
+        means = [c @ ppl.array(PLACES) + z for z in (0.0, 1.0)]
+        xs = [ppl.dist.Normal(mean, 1.0).log_prob(ppl.array(X)) for mean in means]
+        ppl.factor("x", ppl.logaddexp(*(p.log_prob(ppl.array(z)) + xs[z] for z in (0, 1))))
+
+
+def found(package, model, sites, method="reinmax"):
+    def relaxed(program):
+        return lambda ppl: package.infer.relax(lambda: program(ppl), method, sites=sites)()
+
+    host = Host("relaxed", relaxed(model), relaxed(guide), PARAMS, {}, 9)
+    return package.draws(host, package.infer.Reinforce_ELBO(4), 2)
+
+
+@pytest.mark.parametrize("method", ["reinmax", pytest.param("gumbel", marks=pytest.mark.slow)])
+def test_beside_relaxed_sites_it_is_the_sum_by_hand(package, method):
+    values, grads = found(package, marked, ["c"], method)
+    expected, slopes = found(package, by_hand, ["c"], method)
+    np.testing.assert_allclose(values, expected, rtol=1e-9)
+    for name, slope in slopes.items():
+        np.testing.assert_allclose(grads[name], slope, rtol=1e-8, atol=1e-10, err_msg=name)
+
+
+def test_one_that_is_relaxed_itself_is_refused(package):
+    words = r"site 'z' is marked .* but relaxed\. Name in `sites` of `relax` those that the guide"
+    with pytest.raises(ValueError, match=words):
+        found(package, marked, None)
+
+
+@pytest.fixture(params=["pyro", "numpyro"])
+def kit(request):
+    pytest.importorskip({"pyro": "torch", "numpyro": "funsor"}[request.param])
+    return getattr(quantized, f"{request.param}_kit")()
+
+
+EVEN = np.full((quantized.L, quantized.V), 1 / quantized.V, np.float32)
+
+
+class Moved:
+    """A quantised model in which a datum is moved by one or is not; marked, or summed by hand."""
+
+    def __init__(self, kit, model, *, is_marked):
+        self.kit, self.decoder, self.is_marked = kit, model.decoder, is_marked
+
+    def __call__(self, x):
+        ppl = importlib.import_module(self.kit.name)
+        dist, array = ppl.distributions, self.kit.asarray
+        with ppl.plate("data", len(x), dim=-1):
+            means = self.decoder(ppl.sample("z", dist.Categorical(array(EVEN)).to_event(1)))
+            if self.is_marked:
+                moved = ppl.sample("moved", dist.Bernoulli(array(0.3)), infer=dict(SUM))
+                means = means + moved[..., None, None]
+                ppl.sample("x", dist.Normal(means, 1.0).to_event(2), obs=x)
+            else:
+                xs = [dist.Normal(means + m, 1.0).to_event(2).log_prob(x) for m in (0.0, 1.0)]
+                total = importlib.import_module("torch" if self.kit.name == "pyro" else "jax.numpy")
+                ppl.factor("x", total.logaddexp(np.log(0.7) + xs[0], np.log(0.3) + xs[1]))
+
+
+@pytest.mark.thrifty
+@pytest.mark.parametrize("kind", ["moving", pytest.param("gradient", marks=pytest.mark.slow)])
+def test_beside_quantised_sites_it_is_the_sum_by_hand(kit, kind):
+    """The codebook learns once in a step."""
+    one, other = (quantised(kit, kind, is_marked=is_marked) for is_marked in (True, False))
+    assert one.loss == pytest.approx(other.loss, rel=1e-6)
+    np.testing.assert_allclose(one.table, other.table, rtol=1e-6)
+    assert (kind == "gradient") == np.array_equal(one.table, quantized.TABLE)
+    for found, expected in zip(one.grads, other.grads, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
+
+
+def quantised(kit, kind, *, is_marked):
+    kit.start(None, None)  # the same networks each time
+    model, guide = quantized.pair(kit, kind)
+    run = kit.start(Moved(kit, model, is_marked=is_marked), guide)
+    return kit.evaluate(run, kit.module("infer").VQ_ELBO())
