@@ -45,7 +45,7 @@ __all__ = ["collect", "collect_given_shared", "collect_states", "usage_of_proces
 
 T = TypeVar("T")
 
-_OF_DRAWS = ("given", "unmasked", "matters")
+_OF_DRAWS = ("given", "points", "unmasked", "matters")
 _OF_STATES = (
     *(n for n in RECORD if n not in _OF_DRAWS),
     *("log_draw", "silenced", "impossible"),

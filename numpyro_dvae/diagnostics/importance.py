@@ -35,6 +35,7 @@ from numpyro_dvae.diagnostics.weighing import (
     weighted,
     with_loss,
     with_picked,
+    with_points,
     with_whole,
 )
 from numpyro_dvae.ops.arguments import checked
@@ -123,8 +124,9 @@ def diagnose(
         The report, and log evidences of each datum, see `evidences`; None if a datum has none.
     """
     if not draws["given"] and is_separable(draws):
-        report = with_whole(draws, diagnose_weights(draws))
-        return report, evidences(draws.importance_weights, report)
+        report = with_points(draws, with_whole(draws, diagnose_weights(draws)))
+        no_evidence = report.is_at_a_point  # but a density with the point
+        return report, None if no_evidence else evidences(draws.importance_weights, report)
     if draws["given"]:
         num_shared = min(num_shared, draws.num_draws)
         look = partial(_given_shared, max(1, _PICKED // num_shared))
@@ -133,12 +135,14 @@ def diagnose(
         )
         parts = [part for part in found if part is not None]
         if len(parts) == num_shared:
-            return over_shared(draws, parts, _judge), np.stack([part.iwae for part in parts])
+            report = with_points(draws, over_shared(draws, parts, _judge))
+            bounds = np.stack([part.iwae for part in parts])
+            return report, None if report.is_at_a_point else bounds
     restricted = np.asarray(is_restricted(draws).any())
     weights = draws.sum_of(draws.importance_weights)
     report = _judge(weights, np.asarray(draws.num_draws), restricted)
     report = as_whole(with_loss(report, weights, draws.whole_weights))
-    return report._replace(draws=weighted(draws, weights)), None
+    return with_points(draws, report)._replace(draws=weighted(draws, weights)), None
 
 
 def _given_shared(count: int, draws: Draws, place: int) -> ImportanceDiagnostics | None:

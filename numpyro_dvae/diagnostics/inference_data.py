@@ -44,7 +44,8 @@ def to_arviz(
       `arviz.loo(..., var_name="marginal")` and `arviz.compare`, which then rank models as their
       evidence does, where the data share no latent, and else by how well a datum is foretold from
       the others, the guide's draws of what is shared being taken for the posterior's (see
-      `shared_verdict`); both warn of weights with a high k̂. Where a datum has latents, that
+      `shared_verdict`); both warn of weights with a high k̂. There is none where the guide has one
+      point of a continuous latent of a datum. Where a datum has latents, that
       of an observation has a high k̂ in itself: without the datum, they are another's. What a mask
       silences is not among them: the dim is then "x_seen", of what is left;
     - sample_stats: of each draw and datum, `lp` (log p), `log_q`, and `log_weight`, their

@@ -20,6 +20,7 @@ from numpyro.util import not_jax_tracer
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.conditionals import value_probs
+from numpyro_dvae.diagnostics.points import is_pinned
 from numpyro_dvae.diagnostics.rates import expected_rate
 from numpyro_dvae.distributions import OneHotCategorical
 from numpyro_dvae.programs.densities import entry_mask
@@ -156,7 +157,8 @@ class SiteReader(NamedTuple):
 
     def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
         """Where the guide cannot draw what the model's distribution can; None if it surely can."""
-        if not guide_site.needs_credit:
+        is_point = site.fn.support.is_discrete and is_pinned(guide_site, site)
+        if not (guide_site.needs_credit or is_point):
             return None
         found = leaves_out(guide_site.fn, site.fn)
         if found is None and hasattr(guide_site.fn, "conditional_log_prob"):

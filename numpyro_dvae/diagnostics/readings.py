@@ -16,6 +16,7 @@ from numpyro.handlers import block, replay
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
+from numpyro_dvae.diagnostics.points import OF_POINTS
 from numpyro_dvae.diagnostics.silence import OF_MASKS, latents_of, otherwise_drawn, with_matters
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
@@ -175,7 +176,7 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Array]:
     return {name: site.value for name, site in sites.items()}
 
 
-_DRAW_READERS = {"codes": read_codes, "given": _read_given, **OF_MASKS}
+_DRAW_READERS = {"codes": read_codes, "given": _read_given, **OF_MASKS, **OF_POINTS}
 
 
 def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, Array]:
@@ -214,8 +215,8 @@ def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Par
 def _check_discrete(latent: set[str], layout: Layout) -> None:
     if continuous := sorted(latent - set(layout.credited)):
         raise ValueError(
-            f"sites {continuous} are continuous, so that the posterior cannot be listed. Use "
-            "`importance_diagnostics`, which samples."
+            f"sites {continuous} are continuous, or a Delta's, so that the posterior cannot be "
+            "listed. Use `importance_diagnostics`, which samples."
         )
 
 

@@ -109,7 +109,10 @@ def latent_rates_of(draws: Draws) -> dict[str, tuple[np.ndarray, np.ndarray, np.
         counted = _counted(draws, name, site)
         rates = replace(site, values=np.where(counted, site.values, 0.0))
         share = _mean_and_error(replace(site, values=counted), draws.plates)[0]
-        found[name] = (*_mean_and_error(rates, draws.plates), share)
+        rate, error = _mean_and_error(rates, draws.plates)
+        if name in draws.points:  # the KL of a point from a density
+            rate, error = np.where(share > 0, np.inf, rate), np.zeros_like(error)
+        found[name] = rate, error, share
     return found
 
 

@@ -1,21 +1,22 @@
 """How near the guide is to the posterior of each datum, and of what the data share, in words.
 
-NumPy alone, so this file is the same in both packages.
+NumPy alone, so but for the package's name this file is the same in both packages.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from numpyro_dvae.diagnostics.expectations import WeightedDraws
 
 __all__ = [
     "NO_BOUND",
     "ImportanceDiagnostics",
     "MeanErrors",
     "SharedDiagnostics",
-    "WeightedDraws",
     "WholeBounds",
+    "note_of_points",
 ]
 
 NO_BOUND = "what counts depends on masked latents, which the guide draws as the model would not"
@@ -43,6 +44,7 @@ _VERDICTS = {
     "one state": "undecided, as the guide drew one state only and cannot show what it misses",
     "restricted": "undecided, the weights being even on a set of states beyond which the guide "
     "cannot draw",
+    "point": "no verdict, the guide having a point and no distribution",
     "broken": "broken, no draw being possible under the model (or a NaN)",
 }
 
@@ -89,20 +91,26 @@ class SharedDiagnostics(NamedTuple):
     largest_weight: float = 0.0
     num_draws: int = 1  # 1 if nothing is drawn, as the sites are observed
     khat_threshold: float = np.nan
+    points: tuple[str, ...] = ()  # of the sites, those of which the guide has one point
 
     @property
     def verdict(self) -> str:
         """One word, as of a datum."""
         apart = np.maximum(np.log(self.num_draws / self.ess), self.gap)
         unreliable = (self.khat > self.khat_threshold) | (self.largest_weight > _DOMINATES)
-        conditions = [not np.isfinite(self.ess), unreliable, apart > _CLOSE]
-        return str(np.select(conditions, ["broken", "unreliable", "off"], "close"))
+        conditions = [not np.isfinite(self.ess), bool(self.points), unreliable, apart > _CLOSE]
+        return str(np.select(conditions, ["broken", "point", "unreliable", "off"], "close"))
 
     def __str__(self) -> str:
         """A sentence with numbers and verdict."""
         names = ", ".join(f"'{name}'" for name in self.sites)
         if self.num_draws == 1:
             return f"What the data share, {names}, is observed: log p is {self.elbo:z.2f} nats."
+        if self.points == self.sites:
+            return (
+                f"What the data share, {names}, has one point in the guide: log p - log q is "
+                f"{self.elbo:z.2f} nats. Verdict: {_VERDICTS[self.verdict]}."
+            )
         word = _unless_few(np.array(self.verdict), np.array(self.ess), np.array(False))
         return (
             f"What the data share, {names}: log p - log q is {self.elbo:z.2f} ± "
@@ -110,56 +118,6 @@ class SharedDiagnostics(NamedTuple):
             f"draws are worth {self.ess:.1f}, and the guide misses at least {self.gap:z.2f} nats. "
             f"Verdict: {_VERDICTS[str(word)]}."
         )
-
-
-class WeightedDraws(NamedTuple):
-    """Draws of all latents with their weights."""
-
-    values: Mapping[str, np.ndarray]  # of each site, K draws in front
-    log_weights: np.ndarray  # (K, *plates): of each datum; (K,): of all latents together
-    axes: Mapping[str, tuple[int, ...]] = MappingProxyType({})  # of these plates, by site
-
-    def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
-        """As `ImportanceDiagnostics.expectation`."""
-        found, plates = np.asarray(fn(self.values)), self.log_weights.shape
-        if found.shape[: len(plates)] != plates:
-            raise ValueError(
-                f"`fn` must return an array of shape {plates} and more: draws, then data, which "
-                f"have weights of their own; got {found.shape}. Reduce over later axes alone."
-            )
-        for name, first, values in self._exchanged():
-            if not _agree(fn, self.values, values, found, first):
-                raise ValueError(
-                    f"`fn` must return numbers of each {name} by itself; what it returns for the "
-                    f"first changes with the others, though its shape {found.shape} is that of "
-                    "draws, then data. Reduce over later axes alone."
-                )
-        weights = np.exp(self.log_weights - self.log_weights.max(0))
-        weights = (weights / weights.sum(0)).reshape(*plates, *[1] * (found.ndim - len(plates)))
-        return np.asarray((weights * found).sum(0))
-
-    def _exchanged(self) -> Iterator[tuple[str, tuple, Mapping[str, np.ndarray]]]:
-        """Values of which the first draw, or datum, is as it was: its name, place, and values."""
-        alike = {n: np.repeat(value[:1], len(value), 0) for n, value in self.values.items()}
-        yield "draw", (0,), alike
-        if self.log_weights[0].size < 2:
-            return
-        moved = {}
-        for name, axes in self.axes.items():
-            first = tuple(0 if i in axes else slice(None) for i in range(self.values[name].ndim))
-            moved[name] = np.roll(self.values[name], 1, 0)
-            moved[name][first] = self.values[name][first]
-        place = (slice(None), *[0] * (self.log_weights.ndim - 1))
-        yield "datum", place, {**self.values, **moved}
-
-
-def _agree(fn: Callable, values: Any, other: Any, found: np.ndarray, place: tuple) -> bool:
-    """Whether a function is the same at a place of other values, or is noisy by itself."""
-    again = np.asarray(fn(other))
-    same = again.shape == found.shape and np.allclose(
-        again[place], found[place], rtol=1e-5, atol=1e-8, equal_nan=True
-    )
-    return same or not np.array_equal(np.asarray(fn(values)), found, equal_nan=True)
 
 
 class ImportanceDiagnostics(NamedTuple):
@@ -176,6 +134,8 @@ class ImportanceDiagnostics(NamedTuple):
       equal on the others is what a truncated posterior is made for, and says nothing;
     - "one state": all draws are equal, though the guide could draw others; a guide stuck there and
       a sure posterior look alike;
+    - "point": the guide has one point of a continuous latent, as a maximum a posteriori guide has;
+      bounds are then on the log-density of the data and the point together, not on the evidence;
     - "broken": no draw is possible under the model, or there is a NaN.
 
     A mode that the guide hardly ever draws does not show in its weights;
@@ -208,11 +168,13 @@ class ImportanceDiagnostics(NamedTuple):
     shared: SharedDiagnostics | None = None  # None if the data share no site
     draws: WeightedDraws | None = None  # None if they are too many to be kept
     mean_errors: MeanErrors = MeanErrors(np.nan, np.nan, np.nan)
+    points: tuple[str, ...] = ()  # continuous latents of which the guide has one point
 
     def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
         """The posterior mean of a function of the latents, by the weighted draws.
 
-        Its error is that of the weights: see the verdicts. Where the data share latents, each draw
+        Its error is that of the weights: see the verdicts. Latents under a mask, on which nothing
+        else depends, are as the guide draws them. Where the data share latents, each draw
         of these has some of the others, picked by their weights: 1000 in all, at least one each.
 
         Args:
@@ -241,18 +203,26 @@ class ImportanceDiagnostics(NamedTuple):
             apart = np.maximum(np.log(self.num_particles / self.ess), gap)
         conditions = [
             ~np.isfinite(self.ess),
+            np.broadcast_to(self.is_at_a_point, self.ess.shape),
             (self.num_states == 1) & ~np.asarray(self.restricted),
             (self.khat > self.khat_threshold) | (self.largest_weight > _DOMINATES),
             apart > _CLOSE,
             self.restricted,
         ]
-        words = ["broken", "one state", "unreliable", "off", "restricted"]
+        words = ["broken", "point", "one state", "unreliable", "off", "restricted"]
         return np.select(conditions, words, "close")
 
     def __str__(self) -> str:
         """A paragraph: bounds, effective sample size, k̂, verdict."""
         shared = " on the data, given that" if self.has_shared_latents else ""
-        return f"{self._bounds()} {self._worth()}{self._tails()} Verdict{shared}: {self._counts()}."
+        numbers = f"{self._bounds()} {self._worth()}{self._tails()}"
+        verdict = f"Verdict{shared}: {self._counts()}."
+        return " ".join([numbers, verdict, *note_of_points(self.points)])
+
+    @property
+    def is_at_a_point(self) -> bool:
+        """Whether the guide has a point of a latent that is not of what the data share."""
+        return bool(set(self.points) - set(self.shared.sites if self.shared else ()))
 
     @property
     def has_shared_latents(self) -> bool:
@@ -328,6 +298,16 @@ class ImportanceDiagnostics(NamedTuple):
             return _VERDICTS[str(verdicts)]
         counts = {word: int((verdicts == word).sum()) for word in _VERDICTS}
         return "; ".join(f"{n} {_VERDICTS[word]}" for word, n in counts.items() if n)
+
+
+def note_of_points(points: tuple[str, ...]) -> list[str]:
+    """A sentence on continuous latents of which the guide has a point; none if there are none."""
+    names = ", ".join(f"'{name}'" for name in points)
+    sentence = (
+        f"The guide has one point of {names}: ELBO and bounds are on log p of the data and that "
+        "point together, not on the evidence, and no draw tells how near it is."
+    )
+    return [sentence] if points else []
 
 
 def _error(error: float, least: str = "") -> str:

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.costs import SharedCost, WholeCost
 from numpyro_dvae.diagnostics.draws import Draws
-from numpyro_dvae.diagnostics.reports import SharedCost, WholeCost
+from numpyro_dvae.diagnostics.expectations import WeightedDraws
 from numpyro_dvae.diagnostics.verdicts import (
     ImportanceDiagnostics,
     MeanErrors,
     SharedDiagnostics,
-    WeightedDraws,
     WholeBounds,
 )
 
@@ -51,6 +51,7 @@ __all__ = [
     "whole_cost_of",
     "with_loss",
     "with_picked",
+    "with_points",
     "with_whole",
 ]
 
@@ -231,6 +232,14 @@ def with_picked(
         found.append({n: _pick(site, draws.plates, places) for n, site in draws["latent"].items()})
     picked = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
     return report._replace(draws=WeightedDraws(picked, np.zeros(count)))
+
+
+def with_points(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnostics:
+    """Say of which continuous latents the guide has a point, that the verdicts tell it."""
+    shared = report.shared
+    if shared is not None:
+        shared = shared._replace(points=tuple(n for n in shared.sites if n in draws.points))
+    return report._replace(points=draws.points, shared=shared)
 
 
 def _pick(site: NamedArray, plates: tuple[str, ...], places: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 Mode = Callable[[Pair], Pair]  # how a pair is run
 
-_OF_DRAWS = ("given", "unmasked", "matters")
+_OF_DRAWS = ("given", "points", "unmasked", "matters")
 _OF_STATES = (
     *(n for n in RECORD if n not in _OF_DRAWS),
     *("log_draw", "silenced", "impossible"),

@@ -40,6 +40,7 @@ def discrete_posterior(
             posterior itself as K grows, on the states that the guide can draw. `report` says what
             the weights are worth. By default they are the guide's. Where the data share latents,
             weights are those of 100 draws of these, at each of which K of the others are made.
+            Latents under a mask, on which nothing else depends, stay as the guide draws them.
         params: Parameters by name, in place of those of `result`.
         batch_size: Rows of the data that go through the programs at once, for data of many rows;
             all by default. Latents must be those of a row, under one plate.

@@ -33,6 +33,7 @@ _DATA = (  # of draw and datum
 _SHARED = ("shared_likelihood", "shared_prior", "shared_q")  # of each draw
 RECORD = (
     *("log_likelihood", "log_prior", "log_q", "codes", *_SHARED, "scale", "given"),
+    "points",  # numbers that move with the points of the guide, if they do
     *("unmasked", "matters"),  # log p - log q of masked latents, and whether others follow them
 )
 _VALUES_AT_ONCE = 2**22  # of the data, times draws: what goes through the programs in one block
@@ -62,6 +63,8 @@ class Draws:
         self.shared_sites: tuple[str, ...] = ()  # those that no datum owns
         self._readings: dict[str, dict[str, NamedArray]] = {}
         self._row_plate: str | None = None
+        self._points: dict[tuple[str, int], Any] = {}  # by site and first row: of the first draw
+        self._moving: set[str] = set()
 
     def __getitem__(self, reading: str) -> dict[str, NamedArray]:
         return self._readings.get(reading, {})
@@ -69,6 +72,11 @@ class Draws:
     def record(self, name: str) -> np.ndarray:
         """One of the log-densities, ``(K, *plates)``."""
         return self["record"][name].values
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Continuous latents of which the guide has one point, and no distribution."""
+        return tuple(dict.fromkeys(n for n, _ in self._points if n not in self._moving))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -158,6 +166,7 @@ class Draws:
                 self.add(block, "record", name, NamedArray(plates, record[name]))
         if record["codes"] is not None:
             self.add(block, "record", "state", NamedArray(plates, _hash(record["codes"])))
+        self._note_points(block, record.get("points") or {})
         scale = np.broadcast_to(record["scale"], sizes)
         self.add(block, "scale", "scale", NamedArray(plates, scale))
         if shared and block.rows is None:
@@ -165,6 +174,14 @@ class Draws:
                 self.add(block, "shared", name, NamedArray((), record[name]))
             for name, values in record.get("given", {}).items():
                 self.add(block, "given", name, NamedArray((), values))
+
+    def _note_points(self, block: Block, points: Mapping[str, np.ndarray]) -> None:
+        """See which points stand still; of one draw that is not known, unless nothing moves."""
+        for name, values in points.items():
+            place = name, 0 if block.rows is None else block.rows.start
+            first = self._points.setdefault(place, values[0])
+            if (values != first).any() or (self.num_draws == 1 and first != 0):
+                self._moving.add(name)
 
     def add(self, block: Block, reading: str, name: str, array: NamedArray) -> None:
         """Copy a block of an array to its place."""

@@ -243,7 +243,8 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
         values = np.array([row.get(key, np.nan) for row in rows], np.float64)
         variables[f"log_{key}"] = (("log_row",), values)
     attributes = {"num_particles": report.num_particles, "khat_threshold": report.khat_threshold}
-    return xarray.Dataset(variables, coords, attributes)
+    points = {"points": ", ".join(report.points)} if report.points else {}
+    return xarray.Dataset(variables, coords, attributes | points)
 
 
 def _marked(dataset: Any, draws: Draws, labels: Labels) -> Any:

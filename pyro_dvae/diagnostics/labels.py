@@ -18,6 +18,7 @@ from torch.distributions import OneHotCategorical
 
 from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.conditionals import value_probs
+from pyro_dvae.diagnostics.points import is_pinned
 from pyro_dvae.diagnostics.rates import expected_rate
 from pyro_dvae.programs.densities import entry_mask
 from pyro_dvae.programs.readers.impossible import excludes, leaves_out
@@ -153,7 +154,8 @@ class SiteReader(NamedTuple):
 
     def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
         """Where the guide cannot draw what the model's distribution can; None if it surely can."""
-        if not guide_site.needs_credit:
+        is_point = site.fn.support.is_discrete and is_pinned(guide_site, site)
+        if not (guide_site.needs_credit or is_point):
             return None
         found = leaves_out(guide_site.fn, site.fn)
         if found is None and hasattr(guide_site.fn, "conditional_log_prob"):

@@ -123,7 +123,8 @@ def latent_rates(
     Returns:
         Of each latent site, the rate of each latent in nats, in the mean over data and draws. Data
         of which a mask silences it, and draws that lack it, have a rate of 0, and no say in
-        whether it has collapsed.
+        whether it has collapsed. Of a continuous latent of which the guide has one point, the
+        rate is infinite.
     """
     draws = collect(
         result, data, num_draws, ("rate", "counted"), params=params, batch_size=batch_size

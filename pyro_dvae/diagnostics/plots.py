@@ -23,7 +23,7 @@ __all__ = [
 # Told apart by all eyes, and by their brightness on paper (Okabe & Ito, 2008).
 _GOOD, _BAD, _GRAY = "#0072B2", "#D55E00", "0.6"
 _COLOURS = {"close": "#0072B2", "off": "#E69F00", "unreliable": "#D55E00", "one state": "#CC79A7"}
-_COLOURS |= {"restricted": "#56B4E9", "broken": "k"}
+_COLOURS |= {"restricted": "#56B4E9", "point": "#999999", "broken": "k"}
 _LABELS = {
     "mean_loss": "loss",
     "eval_loss": "loss on held-out data, per datum",

@@ -1,7 +1,6 @@
 """Run a model and its guide, and hand back their sites as labelled arrays, without gradient.
 
-Beside what a loss needs, the values and what is read off their distributions: posterior and
-predictive draws, pointwise log-likelihoods, predictive means, rates; labelled, see `labels`.
+Beside what a loss needs, the values and what is read off their distributions; see `labels`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
+from pyro_dvae.diagnostics.points import OF_POINTS
 from pyro_dvae.diagnostics.silence import OF_MASKS, in_full, otherwise_drawn, with_matters
 from pyro_dvae.infer.relaxation import unrelaxed
 from pyro_dvae.programs.codes import enumerate_draws
@@ -161,7 +161,7 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Tensor]:
     return {name: in_full(site, layout.nesting, num_draws) for name, site in sites.items()}
 
 
-_DRAW_READERS = {"codes": read_codes, "given": _read_given, **OF_MASKS}
+_DRAW_READERS = {"codes": read_codes, "given": _read_given, **OF_MASKS, **OF_POINTS}
 
 
 def _draw_axes(pair: Pair) -> dict[str, int]:
@@ -253,8 +253,8 @@ def _check_discrete(guide_sites: Mapping[str, Site]) -> None:
     latent = _latent_of(guide_sites)
     if continuous := sorted(name for name, site in latent.items() if not site.needs_credit):
         raise ValueError(
-            f"sites {continuous} are continuous, so that the posterior cannot be listed. Use "
-            "`importance_diagnostics`, which samples."
+            f"sites {continuous} are continuous, or a Delta's, so that the posterior cannot be "
+            "listed. Use `importance_diagnostics`, which samples."
         )
 
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyro_dvae.diagnostics.costs import SHOWN, SharedCost, WholeCost, noise_of
 from pyro_dvae.diagnostics.quality import GradientQuality, gradient_quality
-from pyro_dvae.diagnostics.verdicts import NO_BOUND
+from pyro_dvae.diagnostics.verdicts import NO_BOUND, note_of_points
 
 __all__ = [
     "ActiveLatents",
@@ -26,42 +27,7 @@ __all__ = [
     "gradient_quality",
 ]
 
-_SHOWN = 0.005  # nats: what rounds to 0.00 is not printed
 _SURE = 4.0  # standard errors of few draws that no rate is away from its mean by chance
-
-
-class SharedCost(NamedTuple):
-    """What the data share, outside of their plate: a row of its own, in the mean over the draws."""
-
-    sites: tuple[str, ...]
-    rate: float  # log q - log p(z), bits
-    distortion: float  # -log p(x | z) of what is observed of them, nats
-    rate_error: float = 0.0  # standard errors over the draws; NaN of one draw
-    distortion_error: float = 0.0
-
-    def __str__(self) -> str:
-        """A line with the numbers."""
-        names = ", ".join(f"'{name}'" for name in self.sites)
-        return (
-            f"What the data share, {names}: rate {self.rate:z.2f} bits{_noise(self.rate_error)}, "
-            f"distortion {self.distortion:z.2f} nats{_noise(self.distortion_error)}."
-        )
-
-
-class WholeCost(NamedTuple):
-    """All data together and what they share, as the loss sums them."""
-
-    rate: float  # bits
-    distortion: float  # nats
-    elbo: float  # minus the loss: -distortion - rate log 2, nats
-    elbo_error: float  # standard error over the draws; NaN of one draw
-
-    def __str__(self) -> str:
-        """A line with the numbers."""
-        return (
-            f"All together: rate {self.rate:z.2f} bits, distortion {self.distortion:z.2f} nats, "
-            f"ELBO {self.elbo:z.2f}{_noise(self.elbo_error)}."
-        )
 
 
 class PerDatum(NamedTuple):
@@ -109,6 +75,7 @@ class Evaluation(NamedTuple):
     whole_bound_error: float
     per_datum: PerDatum
     is_settled: bool = True  # else the errors of the bounds are at least these
+    points: tuple[str, ...] = ()  # continuous latents of which the guide has one point
 
     def __str__(self) -> str:
         """A table with a line for each number."""
@@ -124,7 +91,7 @@ class Evaluation(NamedTuple):
             "codes in use, all latents": (100 * self.table_usage, "%"),
             "perplexity, all latents": (self.table_perplexity, "codes"),
         }
-        if max(self.elbo_error, self.bound_error) >= _SHOWN:
+        if max(self.elbo_error, self.bound_error) >= SHOWN:
             numbers["standard error, ELBO"] = self.elbo_error, "nats"
             error = "standard error, bound" if self.is_settled else "error of bound, at least"
             numbers[error] = self.bound_error, "nats"
@@ -146,7 +113,7 @@ class Evaluation(NamedTuple):
             for name, (value, unit) in numbers.items()
             if not np.isnan(value)
         )
-        return "\n".join([title, *lines])
+        return "\n".join([title, *lines, *note_of_points(self.points)])
 
 
 class CodeUsage(NamedTuple):
@@ -278,15 +245,17 @@ class RateDistortion(NamedTuple):
     shared: SharedCost | None  # None if the data share no site
     mean_rate_error: float = math.nan  # of the means over the data, which may share draws
     mean_distortion_error: float = math.nan
+    points: tuple[str, ...] = ()  # of which the rate is minus the log-density: no KL
 
     def __str__(self) -> str:
         """A line with the means; lines of what the data share and of all together."""
         rest = "" if self.shared is None else f"\n{self.shared}\n{self.whole}"
+        rest = "\n".join([rest, *note_of_points(self.points)])
         seen, fidelity = ~np.isnan(self.mse), ""
         if seen.any():  # but for what is all masked, or whose likelihoods tell no mean
             psnr = self.psnr[seen].mean()
             fidelity = f", MSE {self.mse[seen].mean():.4g}, PSNR {psnr:.2f} dB"
-        noise = [_noise(each) for each in (self.mean_rate_error, self.mean_distortion_error)]
+        noise = [noise_of(each) for each in (self.mean_rate_error, self.mean_distortion_error)]
         each = _each(self.rate)
         if np.isnan(self.rate_error).any():
             each = f"{each}, by one draw each (num_draws=100 tells errors)"
@@ -331,11 +300,6 @@ class PosteriorGap(NamedTuple):
             f"{title} {evidence:z.3f}, ELBO {elbo:z.3f}, gap {gap.mean():z.3f} nats {each}"
             f"{largest}; the guide can draw {mass:.1%} of the posterior"
         )
-
-
-def _noise(error: float) -> str:
-    """A standard error beside its number, unless it rounds to 0 or is not known."""
-    return f" (± {error:.2f})" if error >= _SHOWN else ""
 
 
 def _each(values: np.ndarray) -> str:

@@ -62,6 +62,7 @@ def rate_distortion_of(draws: Draws, data_range: float) -> RateDistortion:
         shared=shared_cost_of(draws),
         mean_rate_error=error_of_means(rates),
         mean_distortion_error=error_of_means(likelihoods),
+        points=draws.points,
     )
 
 
@@ -158,6 +159,7 @@ def evaluation_of(
         whole_bound=weights.whole.iwae,
         whole_bound_error=weights.whole.iwae_error,
         is_settled=weights.whole.is_settled,
+        points=draws.points,
     )
 
 

@@ -1,0 +1,44 @@
+"""Latents of which the guide has one point and no distribution, as maximum a posteriori guides do.
+
+A point of a continuous latent has no density that could be weighed with the model's: bounds are on
+the log-density of the data and the point together, and no draw tells how near it is to the
+posterior. Automatic guides also write latents as points, which move with the draws of other sites.
+"""
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor
+
+from pyro_dvae.diagnostics.silence import in_full
+from pyro_dvae.programs.sites import Layout, Run, Site
+
+__all__ = ["OF_POINTS", "is_pinned"]
+
+
+def is_pinned(guide_site: Site, site: Site) -> bool:
+    """Whether the guide says what the value of a latent is, of which the model has a distribution.
+
+    Args:
+        guide_site: The guide's site.
+        site: The model's.
+    """
+    return isinstance(guide_site.base, dist.Delta) and not isinstance(site.base, dist.Delta)
+
+
+def _read_points(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor]:
+    """A number of each draw that moves as the point of a continuous latent does; a reader.
+
+    It stands still where the guide draws nothing of its own that could move points.
+    """
+    latent = {name: site for name, site in run.guide.items() if not site.is_observed}
+    moves, found = any(name not in run.model for name in latent), {}
+    for name, site in latent.items():
+        model = run.model.get(name)
+        if model is None or not is_pinned(site, model) or model.fn.support.is_discrete:
+            continue
+        values = in_full(site, layout.nesting, num_particles).reshape(num_particles, -1)
+        found[name] = values.double().sum(1) if moves else torch.zeros(num_particles)
+    return found
+
+
+OF_POINTS = {"points": _read_points}  # readers
