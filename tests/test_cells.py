@@ -165,6 +165,27 @@ def test_data_that_mix_have_no_posterior_each(lab):
     lab.gap(*programs(lab, "apart"))
 
 
+def test_what_a_program_raises_where_data_have_other_states_is_shown():
+    """It was taken for data that keep apart: all in one state run through."""
+    lab = _Pyro()
+
+    def model(x):
+        plate = lab.plate()
+        with plate:
+            z = lab.sample("z", lab.dist.Bernoulli(0.4))
+        others = (z[..., None] - z[..., None, :]).abs()  # no covariance, unless all are alike
+        factor = lab.torch.linalg.cholesky(lab.torch.eye(len(DATA)) + 3 * others)
+        with plate:
+            scale = lab.torch.diagonal(factor, dim1=-2, dim2=-1)
+            lab.sample("x", lab.dist.Normal(1.0 * z, scale), obs=x)
+
+    _, guide = programs(lab, "apart")
+    with pytest.raises(RuntimeError, match="cholesky"):
+        lab.values(lab.infer.Exact_ELBO(), model, guide)
+    with pytest.raises(RuntimeError, match="cholesky"):
+        lab.truncated(lambda x, _: model(x))(2)
+
+
 @pytest.mark.parametrize("family", ["Categorical", "Binomial"])
 def test_states_of_fewer_values_are_refused(lab, family):
     def model(x, num_values):

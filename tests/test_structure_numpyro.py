@@ -25,7 +25,7 @@ from any_numpyro import (
     sequences,
 )
 from numpyro import handlers
-from numpyro.contrib.control_flow import scan
+from numpyro.contrib.control_flow import cond, scan
 from numpyro_shim import quickly
 
 from numpyro_dvae.diagnostics import importance_diagnostics, posterior_gap, to_arviz
@@ -164,6 +164,82 @@ def test_a_scan_of_observed_sites_is_summed_over_its_steps():
     programs = autoregressive, autoregressive_guide
     found = quickly("scan", lambda x: elbo.loss(KEY, {}, *programs, x))(SERIES)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def drift(y):
+    """A parameter and a coin that are to be outside of the operator that runs `step`."""
+    return numpyro.param("drift", jnp.array(0.3)) * y
+
+
+def scanned(series, inside):
+    z = numpyro.sample("z", dist.Bernoulli(0.3))
+    outside = None if inside else drift(1.0)
+
+    def step(before, y):
+        slope = drift(1.0) if inside else outside
+        numpyro.sample("y", dist.Normal(slope * before * z, 1.0), obs=y)
+        return y, None
+
+    scan(step, jnp.zeros(()), series)
+
+
+def branched(series, inside):
+    z = numpyro.sample("z", dist.Bernoulli(0.3))
+    outside = None if inside else drift(1.0)
+
+    def branch(sign):
+        def run(y):
+            slope = drift(sign) if inside else sign * outside
+            numpyro.sample("y", dist.Normal(slope * jnp.ones(3), 1.0).to_event(1), obs=y)
+
+        return run
+
+    cond(z > 0, branch(1.0), branch(-1.0), series)
+
+
+def coin_guide(series, inside):
+    numpyro.sample("z", dist.Bernoulli(0.6))
+
+
+@pytest.mark.parametrize("model", [scanned, branched])
+def test_a_parameter_in_a_scan_or_a_cond_is_refused(model):
+    """NumPyro's handlers give it no value: it would keep its first one, without a gradient."""
+    words = r"'drift' \(param\) is declared in a `(scan|cond)`.*before the `(scan|cond)`"
+    elbo = Exact_ELBO()
+    with pytest.raises(ValueError, match=words):
+        elbo.loss(KEY, {"drift": 2.0}, model, coin_guide, SERIES[0], True)
+    with pytest.raises(ValueError, match=words):
+        SVI(model, coin_guide, numpyro.optim.SGD(0.1), elbo).init(KEY, SERIES[0], True)
+    before = np.append(0.0, SERIES[0, :-1]) if model is scanned else np.ones(3)
+
+    def of_states(slope):
+        low = 0.0 if model is scanned else -slope
+        terms = [normal(SERIES[0], s * before).sum() for s in (low, slope)]
+        q, p = np.array([0.4, 0.6]), np.array([0.7, 0.3])
+        return -(q * (np.array(terms) + np.log(p) - np.log(q))).sum()
+
+    found, slope = quickly(
+        f"moved out of {model.__name__}",
+        jax.value_and_grad(
+            lambda s: elbo.loss(KEY, {"drift": s}, model, coin_guide, SERIES[0], False)
+        ),
+    )(jnp.array(2.0))
+    np.testing.assert_allclose(found, of_states(2.0), rtol=1e-10)
+    wanted = (of_states(2.0 + 1e-5) - of_states(2.0 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(slope, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("elbo", [Exact_ELBO(), Reinforce_ELBO(2)])
+def test_a_latent_in_a_branch_is_refused(elbo):
+    """The host replays no draws there: it would draw another one than the guide has."""
+
+    def program(series, inside):
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        branches = [lambda _, p=p: numpyro.sample("w", dist.Bernoulli(p)) for p in (0.2, 0.8)]
+        cond(z > 0, *branches, None)
+
+    with pytest.raises(ValueError, match=r"'w' is drawn in a branch of `cond`.*jnp.where"):
+        elbo.loss(KEY, {}, program, program, SERIES, True)
 
 
 def test_a_site_that_shares_its_settings_with_a_scan_is_in_none():

@@ -18,6 +18,7 @@ from numpyro_dvae.fit.identity import described
 from numpyro_dvae.fit.plain import dotted
 from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.infer.svi import loss_info, with_memory
+from numpyro_dvae.programs.draw import StepsChecked
 
 __all__ = [
     "best_state",
@@ -51,7 +52,8 @@ def first_state(
         init_state: In place of ``svi.init(...)``, a state that may come without a memory.
     """
     args, kwargs = batch
-    state = with_memory(svi.init(rng_key, *args, **kwargs), svi.loss)
+    with StepsChecked():
+        state = with_memory(svi.init(rng_key, *args, **kwargs), svi.loss)
     if init_state is None:
         return state
     if loss_info(state) is None or loss_info(init_state) is not None:

@@ -23,6 +23,7 @@ from numpyro.infer.svi import SVIState
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.nets.codebooks import settle_tables
+from numpyro_dvae.programs.draw import StepsChecked
 
 __all__ = ["SVI", "loss_info", "loss_state", "with_memory"]
 
@@ -34,7 +35,8 @@ class SVI(numpyro.infer.SVI):
         self, rng_key: Array, *args: Any, init_params: dict[str, Any] | None = None, **kwargs: Any
     ) -> SVIState:
         """As in NumPyro; any other loss is left as it is."""
-        state = super().init(rng_key, *args, init_params=init_params, **kwargs)
+        with StepsChecked():
+            state = super().init(rng_key, *args, init_params=init_params, **kwargs)
         return with_memory(state, self.loss)
 
     def update(

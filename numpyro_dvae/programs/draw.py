@@ -35,6 +35,7 @@ __all__ = [
     "Draw",
     "FixedKeys",
     "Sampler",
+    "StepsChecked",
     "Unconditioned",
     "moved",
     "run_pair",
@@ -163,7 +164,8 @@ def _draw_codes(rng_key: Array, logits: Array, shape: tuple[int, ...]) -> Array:
 
 def run_program(rng_key: Array, program: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Run one program and keep its trace."""
-    return trace(seed(program, rng_key)).get_trace(*args, **kwargs)
+    with StepsChecked():
+        return trace(seed(program, rng_key)).get_trace(*args, **kwargs)
 
 
 def run_pair(rng_key: Array, pair: Pair, draw: Draw) -> Run:
@@ -181,8 +183,53 @@ def run_pair(rng_key: Array, pair: Pair, draw: Draw) -> Run:
         replayed = replay(seed(model, model_key), trace=guide_trace)
         known = guide_trace.keys() | draw.values.keys()
         with enumerate_marked(pair.layout, known) if summed else nullcontext():
-            run = Run.of(guide_trace, trace(replayed).get_trace(*pair.args, **pair.kwargs))
+            with StepsChecked():
+                model_trace = trace(replayed).get_trace(*pair.args, **pair.kwargs)
+            run = Run.of(guide_trace, model_trace)
     return run._replace(model=sum_out(run.model, pair.layout)) if summed else run
+
+
+class StepsChecked(Messenger):
+    """Refuses what NumPyro's `scan` and `cond` keep from all handlers around them.
+
+    A parameter in a step has its first value for ever, and no gradient; mutable state is lost; the
+    guide's draws do not get into the branches of a `cond`.
+    """
+
+    def process_message(self, msg: Any) -> None:
+        """Run each step, or branch, under a handler that sees its sites."""
+        if msg["type"] != "control_flow":
+            return
+        operator = msg["fn"].__name__.removesuffix("_wrapper")
+        steps = (0,) if operator == "scan" else (1, 2)
+        msg["args"] = tuple(
+            _Inside(program, operator=operator) if place in steps else program
+            for place, program in enumerate(msg["args"])
+        )
+
+
+class _Inside(Messenger):
+    """See `StepsChecked`."""
+
+    def __init__(self, fn: Any, *, operator: str) -> None:
+        super().__init__(fn)
+        self.operator = operator
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Once handlers around have observed what they do."""
+        if msg["type"] in ("param", "mutable"):
+            raise ValueError(
+                f"'{msg['name']}' ({msg['type']}) is declared in a `{self.operator}`, which keeps "
+                "its value from NumPyro's handlers: it would never be trained, or be lost. Declare "
+                "it, or the module that it is of, before the "
+                f"`{self.operator}`, and use its value inside."
+            )
+        if self.operator == "cond" and msg["type"] == "sample" and is_drawn(msg):
+            raise ValueError(
+                f"site '{msg['name']}' is drawn in a branch of `cond`, to which the guide's draws "
+                "do not get. Draw it outside, with parameters that jnp.where chooses, and let the "
+                "branches compute or observe."
+            )
 
 
 class FixedKeys(Messenger):

@@ -9,10 +9,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 
 __all__ = [
     "Layout",
@@ -203,9 +205,9 @@ def is_drawn(message: Any) -> bool:
 
 
 def base_distribution(fn: Any) -> Any:
-    """A distribution without what wraps it."""
+    """A distribution without what wraps it; one with other values or weights is no wrapper."""
     fn = getattr(fn, "counted_elsewhere", fn)  # see `enumerating`
-    while hasattr(fn, "base_dist"):  # Independent, ExpandedDistribution, MaskedDistribution
+    while isinstance(fn, Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
         fn = fn.base_dist
     return fn
 

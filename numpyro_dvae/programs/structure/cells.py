@@ -4,7 +4,8 @@ A plate declares its cells independent, and what lists the states of a datum rel
 go through theirs side by side. A program that centres latents by their mean over the data,
 normalises a batch or takes a neighbour's draw breaks that promise without a word. So a few states
 are run in all cells at once, then mixed, some cells in one and some in another: each cell must have
-what it has where all are in its state. What is traced has no value: other numbers stand in for it.
+what it has where all are in its state. What a program raises on the way is its own, and shown.
+What is traced has no value: other numbers stand in for it.
 """
 
 import warnings
@@ -78,19 +79,16 @@ def _are_apart(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> bool:
     def by_datum(given: Mapping[str, Array]) -> Float[Array, "4 *plates"]:
         draw = Draw(rng_key, pair.layout, given, expand=True)
         run = run_pair(rng_key, pair, draw)
-        dims.update({name: run.guide[name].fn.event_dim for name in given})
+        dims.update({n: site.fn.event_dim for n, site in {**run.model, **run.guide}.items()})
         record = make_record(run, pair.layout, 1)
         return jnp.stack([getattr(record, kind) for kind in _KINDS])
 
-    try:
-        sizes = jax.eval_shape(by_datum, one).shape[1:]
-        if np.prod(sizes) == 1:
-            return True
-        some = {n: np.asarray(v)[few] for n, v in values.items()}
-        wide = {n: _mixed(v, np.zeros(sizes, int), pair.layout, dims[n]) for n, v in some.items()}
-        return _keep_apart(_with_stand_ins(by_datum, wide), some, sizes, pair.layout, dims)
-    except Exception:  # of values that the program never draws
+    sizes = jax.eval_shape(by_datum, one).shape[1:]
+    if np.prod(sizes) == 1:
         return True
+    some = {n: np.asarray(v)[few] for n, v in values.items()}
+    wide = {n: _mixed(v, np.zeros(sizes, int), pair.layout, dims[n]) for n, v in some.items()}
+    return _keep_apart(_with_stand_ins(by_datum, wide), some, sizes, pair.layout, dims)
 
 
 def _with_stand_ins(function: Callable, example: Any) -> Callable[[Any], np.ndarray]:

@@ -4,7 +4,7 @@ A plate declares its cells independent, and what lists the states of a datum rel
 go through theirs side by side. A program that centres latents by their mean over the data,
 normalises a batch or takes a neighbour's draw breaks that promise without a word. So a few states
 are run in all cells at once, then mixed, some cells in one and some in another: each cell must have
-what it has where all are in its state.
+what it has where all are in its state. What a program raises on the way is its own, and shown.
 """
 
 import warnings
@@ -68,18 +68,15 @@ def _are_apart(pair: Pair, values: Mapping[str, Tensor]) -> bool:
     """Whether no datum's log-density changes with the draws of others."""
     if not pair.layout.plates or not values:
         return True
-    try:
-        return only_looking(lambda: _keep_apart(pair, values))
-    except Exception:  # of values that the program never draws
-        return True
+    return only_looking(lambda: _keep_apart(pair, values))
 
 
 def _keep_apart(pair: Pair, values: Mapping[str, Tensor]) -> bool:
     count = len(next(iter(values.values())))
     few = sorted({0, count - 1, count // 3})
     state = pyro.util.get_rng_state()
-    sites = run_pair(pair, Draw(pair.layout, None)).guide
-    dims = {name: sites[name].fn.event_dim for name in values}
+    run = run_pair(pair, Draw(pair.layout, None))
+    dims = {name: site.fn.event_dim for name, site in {**run.model, **run.guide}.items()}
 
     def by_datum(given: Mapping[str, Tensor]) -> Float[Tensor, "4 *plates"]:
         pyro.util.set_rng_state(state)  # the same noise and subsample in each run
