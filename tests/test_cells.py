@@ -186,6 +186,39 @@ def test_what_a_program_raises_where_data_have_other_states_is_shown():
         lab.truncated(lambda x, _: model(x))(2)
 
 
+def test_steps_of_a_scan_may_mix_their_data():
+    """What leads the batch dims there hid it: the states of each series were listed apart."""
+    lab = _NumPyro()
+    scan = importlib.import_module("numpyro.contrib.control_flow").scan
+    series = np.array([[0.3, -1.0], [1.2, 0.4]])
+
+    def program(x):
+        def step(carry, now):
+            with lab.numpyro.plate("series", 2):
+                z = lab.sample("z", lab.dist.Bernoulli(0.4))
+                if x is not None:
+                    lab.sample("x", lab.dist.Normal(z - z.mean(), 1.0), obs=now)
+            return carry, None
+
+        scan(step, None, x if x is not None else lab.array(series))
+
+    def of_states():
+        weights, values = [], []
+        for row in itertools.product((0.0, 1.0), repeat=4):
+            z = np.array(row).reshape(2, 2)
+            weights.append(np.where(z == 1, 0.4, 0.6).prod())
+            errors = series - (z - z.mean(1, keepdims=True))
+            values.append((0.5 * errors**2 + 0.5 * np.log(2 * np.pi)).sum())
+        return np.dot(weights, values)
+
+    def loss(x):
+        return lab.infer.Exact_ELBO().loss(lab.key, {}, program, lambda x: program(None), x)
+
+    with pytest.warns(UserWarning, match=OTHERS):
+        found = lab.jax.jit(loss)(lab.array(series))
+    np.testing.assert_allclose(found, of_states(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("family", ["Categorical", "Binomial"])
 def test_states_of_fewer_values_are_refused(lab, family):
     def model(x, num_values):

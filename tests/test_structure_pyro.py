@@ -245,6 +245,24 @@ def test_a_weak_trace_of_other_particles_is_noticed():
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
+def test_a_size_that_is_a_number_of_particles_by_chance_is_noticed():
+    """Of any number of data: five particles are tried, and `len(z)` is theirs."""
+    for size in range(1, 9):
+
+        def program(y, size=size):
+            with pyro.plate("causes", size):
+                z = pyro.sample("z", dist.Bernoulli(0.4))
+                pyro.sample("y", dist.Normal(z / len(z), 1.0), obs=y)
+
+        y = torch.linspace(-1.0, 1.0, size)
+        expected = -dist.Normal(torch.tensor([[0.0], [1.0]]) / size, 1.0).log_prob(y)
+        guide = pyro.poutine.block(program, hide=["y"])
+        with pytest.warns(UserWarning, match=LOOP):
+            found = Exact_ELBO().loss(program, guide, y)
+        wanted = (torch.tensor([[0.6], [0.4]]) * expected).sum()
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 def test_programs_that_broadcast_run_at_once():
     """Negative control: no warning, and one run of the model for all states."""
     runs = []

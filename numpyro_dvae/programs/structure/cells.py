@@ -153,6 +153,7 @@ def _mixed(
         shape[dim] = size
     index = places.reshape(*shape, *[1] * event_dim)
     missing = index.ndim - (value.ndim - 1)
+    index = index.reshape(*[1] * -missing, *index.shape)  # steps of a `scan` lead
     value = value.reshape(len(value), *[1] * missing, *value.shape[1:])
     shape = [max(pair) for pair in zip(value.shape[1:], index.shape, strict=True)]
     index, value = np.broadcast_to(index, shape), np.broadcast_to(value, (len(value), *shape))

@@ -4,10 +4,12 @@ A program that indexes from the left, reduces over all dims or normalises by a m
 particle axis, on shapes that happen to fit, and give each particle what others have drawn. So five
 particles are run together, of which one has the lowest code in each latent, one the highest, and
 three some of each, so that no two latents of a few are alike in all of them; each particle is then
-compared with a run of its own. Where a program is noisy by itself (dropout), one particle is
-changed while the others and the noise stay: they must not notice.
+compared with a run of its own. Where a dim has size five, there are more: a program that reads the
+size of a dim does not find by chance what it looks for. Where a program is noisy by itself
+(dropout), one particle is changed while the others and the noise stay: they must not notice.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -113,16 +115,34 @@ def _keeps_apart(pair: Pair, reads: Reads) -> bool:
     """Whether each particle has together with others what it has alone."""
     first = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES))
     drawn = {name: site for name, site in first.guide.items() if not site.is_observed}
+    count = _num_particles(first, pair.layout)
     told = {name: _telling_values(site) for name, site in drawn.items()}
-    values = {name: value for name, value in told.items() if value is not None}
+    values = {name: _of_size(value, count) for name, value in told.items() if value is not None}
     with poutine.replay(trace=drawn_subsamples(first)):
         try:
             if len(values) < len(drawn):  # the rest follows from these
-                rest = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES, values)).guide
+                rest = run_pair(pair, Draw(pair.layout, count, values)).guide
                 values = {name: rest[name].value for name in drawn}
             return _agree_on(pair, values, reads)
         except Exception:  # of values that the program never draws
-            return _agree_on(pair, {name: site.value for name, site in drawn.items()}, reads)
+            values = {name: _of_size(site.value, count) for name, site in drawn.items()}
+            return _agree_on(pair, values, reads)
+
+
+def _num_particles(run: Run, layout: Layout) -> int:
+    """More than are compared, if a dim has that size: it may be what a program takes it for."""
+    taken = set[int]()
+    for site in (*run.guide.values(), *run.model.values()):
+        shape = tuple(getattr(site.value, "shape", ()))
+        taken.update(shape[max(0, len(shape) - layout.nesting - site.fn.event_dim) :])
+        taken.update(frame.size for frame in site.plates.values())
+    return next(n for n in itertools.count(_NUM_PARTICLES) if n not in taken)
+
+
+def _of_size(value: Tensor, count: int) -> Tensor:
+    """Values of so many particles, some of them twice."""
+    more = torch.arange(count - len(value), device=value.device) % _NUM_MIXED
+    return torch.cat([value, value[_NUM_PARTICLES - _NUM_MIXED + more]])
 
 
 def _agree_on(pair: Pair, values: dict[str, Tensor], reads: Reads) -> bool:
@@ -152,8 +172,9 @@ def _record(pair: Pair, values: dict[str, Tensor], particle: int | None, reads: 
         one = {name: value[particle] for name, value in values.items()}
         run = run_pair(pair, Draw(pair.layout, None, one))
         return make_record(run, pair.layout, 1, reads=reads)
-    run = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES, values))
-    return make_record(run, pair.layout, _NUM_PARTICLES, reads=reads)
+    count = max(map(len, values.values()), default=_NUM_PARTICLES)
+    run = run_pair(pair, Draw(pair.layout, count, values))
+    return make_record(run, pair.layout, count, reads=reads)
 
 
 def _read_sites(run: Run, layout: Layout, num_particles: int) -> list[Tensor]:
