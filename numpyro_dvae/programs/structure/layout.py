@@ -60,7 +60,7 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
         def rerun(values: Mapping[str, Array]) -> Run:
             return run_with(marked, values)
 
-        run = rerun({})
+        run = rerun({}) if marked.layout.summed else plain
         found = _layout(run, rerun, max_plate_nesting)
         computed = _nesting_of_computed([run], max_plate_nesting)
         nesting = max(found.nesting, marked.layout.nesting, computed)
