@@ -2,6 +2,7 @@
 
 XLA_FLAGS=--xla_force_host_platform_device_count=2 python tests/devices_numpyro.py FOLDER
 python tests/devices_numpyro.py FOLDER RANK SIZE ADDRESS  # each of several processes
+XLA_FLAGS=... python tests/devices_numpyro.py restarts
 """
 
 import json
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from numpyro.optim import SGD
 
-from numpyro_dvae.fit import fit
+from numpyro_dvae.fit import fit, fit_restarts
 from numpyro_dvae.guides import IndependentGuide, VectorQuantizedGuide
 from numpyro_dvae.infer import (
     DAPS_ELBO,
@@ -117,8 +118,34 @@ def main(folder):
         print(json.dumps(found), flush=True)
 
 
+def leaves(result):
+    """All numbers of the parameters."""
+    return dict(enumerate(map(np.asarray, jax.tree.leaves(result.params))))
+
+
+def restarts():
+    """Runs side by side, on one device and on all."""
+
+    def train(devices):
+        programs, make_loss = CASES["daps"]
+        return fit_restarts(
+            jax.random.key(0),
+            lambda: SVI(*programs(), SGD(0.01), loss=make_loss()),
+            IMAGES,
+            num_restarts=3,
+            num_steps=20,
+            batch_size=BATCH,
+            devices=devices,
+            progress=False,
+        )
+
+    alone, together = (train(devices).runs for devices in (None, jax.devices()))
+    pairs = [*zip(alone, together, strict=True), (alone[0], alone[1])]
+    print(json.dumps([worst(leaves(a), leaves(b)) for a, b in pairs]))
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 2:
         rank, size, address = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
         jax.distributed.initialize(address, num_processes=size, process_id=rank)
-    main(Path(sys.argv[1]))
+    restarts() if sys.argv[1] == "restarts" else main(Path(sys.argv[1]))

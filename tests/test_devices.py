@@ -120,3 +120,13 @@ def test_four_devices_of_jax_train_as_one(tmp_path):
     found = of_mesh(tmp_path, 4)
     assert found["devices"] == 4
     check(found, OF_MESH)
+
+
+@pytest.mark.slow
+def test_restarts_on_two_devices_of_jax_are_those_of_one():
+    pytest.importorskip("jax")
+    flags = f"--xla_force_host_platform_device_count=2 {os.environ.get('XLA_FLAGS', '')}"
+    *same, control = found_of(start("devices_numpyro.py", "restarts", XLA_FLAGS=flags))
+    assert len(same) == 3
+    assert max(same) < 1e-5
+    assert control > 1e-2

@@ -131,6 +131,28 @@ def test_rows_that_the_first_call_lacks_start_at_the_prior(lab):
     np.testing.assert_allclose(found[2], [0.0, 0.375, 0.625], rtol=1e-5, atol=1e-12)
 
 
+STEPS = np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])  # each row rules out more
+
+
+def step(ppl, x, rows):
+    g = ppl.sample("g", ppl.dist.Categorical(ppl.array([0.4, 0.3, 0.3])))
+    with ppl.plate("data", 4, dim=-1, subsample=rows):
+        ppl.sample("x", ppl.dist.Categorical(ppl.array(STEPS)[g]), obs=x)
+
+
+@pytest.mark.thrifty
+def test_a_shared_latent_is_ruled_by_the_rows_of_the_first_call(lab):
+    """What other rows rule out, beside, is not: it has its share of the prior."""
+    model, x = lab.bind(step), np.array([0, 0, 1, 2])
+    for rows in ([0, 2], [0, 1], [0, 1, 2, 3]):
+        args = lab.array(x[rows]), lab.array(np.array(rows))
+        found = starts(lab, model, lab.guide(model), *args)["g"]
+        possible = STEPS[:, x[rows]].all(1) * np.array([0.4, 0.3, 0.3])
+        np.testing.assert_allclose(found, possible / possible.sum(), rtol=1e-5, atol=1e-12)
+        if lab.name == "pyro":
+            lab.pyro.clear_param_store()
+
+
 @pytest.mark.thrifty
 def test_impossible_data_rule_nothing_out(lab):
     """They are told by the loss, with their rows; a start would only hide them."""
