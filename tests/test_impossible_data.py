@@ -11,12 +11,13 @@ def pyro_pair():
     import pyro.distributions as dist
     import torch
 
-    def model(x):
+    def model(x, far=5):
+        assert far > 0  # a number, not an array without a value
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Bernoulli(0.4))
-            pyro.factor("near", torch.where(x > 5, -torch.inf, -((x - z) ** 2)))
+            pyro.factor("near", torch.where(x > far, -torch.inf, -((x - z) ** 2)))
 
-    def guide(x):
+    def guide(x, far=5):
         logit = pyro.param("logit", torch.tensor(0.3))
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Bernoulli(logits=logit.expand(len(x))))
@@ -36,7 +37,7 @@ def pyro_run():
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Reinforce_ELBO(4))
-    return fit(svi, torch.as_tensor(X), batch_size=3, num_steps=6, log_every=2, progress=False)
+    return fit(svi, torch.as_tensor(X), 5, batch_size=3, num_steps=6, log_every=2, progress=False)
 
 
 def numpyro_pair():
@@ -44,12 +45,13 @@ def numpyro_pair():
     import numpyro
     import numpyro.distributions as dist
 
-    def model(x):
+    def model(x, far=5):
+        assert far > 0
         with numpyro.plate("data", len(x)):
             z = numpyro.sample("z", dist.Bernoulli(0.4))
-            numpyro.factor("near", jnp.where(x > 5, -jnp.inf, -((x - z) ** 2)))
+            numpyro.factor("near", jnp.where(x > far, -jnp.inf, -((x - z) ** 2)))
 
-    def guide(x):
+    def guide(x, far=5):
         logit = numpyro.param("logit", 0.3)
         with numpyro.plate("data", len(x)):
             numpyro.sample("z", dist.Bernoulli(logits=logit + 0.0 * x))
@@ -69,7 +71,7 @@ def numpyro_run():
     model, guide = numpyro_pair()
     svi = QuickSVI(model, guide, numpyro.optim.Adam(0.1), Reinforce_ELBO(4))
     options = {"batch_size": 3, "num_steps": 6, "log_every": 2, "progress": False}
-    return fit(jax.random.key(0), svi, jnp.asarray(X), **options)
+    return fit(jax.random.key(0), svi, jnp.asarray(X), 5, **options)
 
 
 @pytest.mark.parametrize("name", ["pyro", "numpyro"])

@@ -63,7 +63,8 @@ def measure(draws: np.ndarray, truth: np.ndarray) -> Noise:
     mean, covariance = draws.mean(0), draws.var(0, ddof=1)
     variance = covariance.sum()
     squared_length = (mean**2).sum() - variance / len(draws)  # without what is noise of the mean
-    scores = (mean - truth) / np.sqrt(covariance / len(draws))
+    noise = np.sqrt(covariance / len(draws)) + 1e-9  # DisARM has none at the last of many states
+    scores = (mean - truth) / noise
     cosines = draws @ truth / (np.linalg.norm(draws, axis=1) * np.linalg.norm(truth))
     root = float(np.sqrt((scores**2).mean()))
     return Noise(float(variance), float(variance / squared_length), root, float(cosines.mean()))
@@ -138,7 +139,7 @@ def pyro_draws(x: np.ndarray, num_particles: int, repeats: int) -> Iterator[tupl
             found.append(logits.grad.flatten().numpy().copy())
         return np.array(found)
 
-    host = TraceGraph_ELBO(num_particles, max_plate_nesting=1)
+    host = TraceGraph_ELBO(num_particles, max_plate_nesting=1, vectorize_particles=True)
     pyro.set_rng_seed(0)
     yield _HOST, draws(host, guide)
     yield f"{_HOST}, moving averages", draws(host, lambda: guide(averages=True))

@@ -1,6 +1,7 @@
 """Which data have probability 0 under a model: looked for where a loss was infinite."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from numpyro.infer.svi import SVIState
 
 from numpyro_dvae.fit import rng
 from numpyro_dvae.fit.data import Batch, num_rows
+from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.infer.elbo import ParticleELBO
 
 __all__ = ["impossible_rows"]
@@ -32,15 +34,16 @@ def impossible_rows(
         return []
     params = {**svi.get_params(svi_state), **(svi_state.mutable_state or {})}
 
-    @jax.jit
-    def are_impossible(args: tuple) -> Array:
-        programs = svi.model, svi.guide, args, dict(svi.static_kwargs)
+    @partial(jax.jit, static_argnums=1)
+    def are_impossible(arrays: tuple[Array, ...], template: Template) -> Array:
+        args, kwargs = template.join(arrays)
+        programs = svi.model, svi.guide, args, {**kwargs, **svi.static_kwargs}
         particles, _ = loss.run(rng_key, params, *programs)
         return (particles.log_p == -jnp.inf).all(0)
 
     with rng.preserved():
         for start, batch in batches:
-            found = np.asarray(are_impossible(batch[0]))
+            found = np.asarray(are_impossible(*split(batch)))
             if found.shape == (num_rows(batch[0]),):
                 rows += [start + int(row) for row in np.flatnonzero(found)]
     return rows
