@@ -21,13 +21,11 @@ def lab(request):
 
 def many_parents(ppl, x):
     """A Bernoulli that depends on three latents, of 75 joint states."""
+    a = ppl.array
     with ppl.plate("data", len(x), dim=-1):
-        c, d = (
-            ppl.sample(n, ppl.dist.Categorical(ppl.array(w)))
-            for n, w in zip("cd", WIDE, strict=True)
-        )
-        e = ppl.sample("e", ppl.dist.Categorical(ppl.array(SHARES)))
-        b = ppl.sample("b", ppl.dist.Bernoulli(logits=0.3 * c - 0.5 * d + e - ppl.array(0.2)))
+        c, d = (ppl.sample(n, ppl.dist.Categorical(a(w))) for n, w in zip("cd", WIDE, strict=True))
+        e = ppl.sample("e", ppl.dist.Categorical(a(SHARES)))
+        b = ppl.sample("b", ppl.dist.Bernoulli(logits=a(0.3) * c - a(0.5) * d + e - a(0.2)))
         ppl.sample("x", ppl.dist.Normal(b + c - d + e, 1.0), obs=x)
 
 
