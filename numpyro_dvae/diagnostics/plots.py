@@ -84,7 +84,7 @@ def plot_importance(report: Any) -> Any:
         ess.legend(frameon=False, loc="upper center", ncols=3, fontsize="small", columnspacing=1.0)
     ess.set(xlabel="effective sample size / K", ylabel="data", title="draws worth exact ones")
     applies = np.isfinite(np.ravel(report.khat))
-    have = f": {applies.sum()} of {applies.size} data have one" if applies.size > 1 else ""
+    have = f"\n{applies.sum()} of {applies.size} data have one" if applies.size > 1 else ""
     khat.set_title(f"$\\hat{{k}}$ of the weights' tail{have}")
     if applies.any():
         for word in shown:
@@ -134,10 +134,17 @@ def plot_rates(rates: Mapping[str, Any]) -> Any:
         errors = np.broadcast_to(np.ravel(each.error), bits.shape) / np.log(2)
         collapsed, unclear = np.ravel(each.collapsed), np.ravel(each.undecided)
         colours = np.select([collapsed, unclear], [_BAD, _GRAY], _GOOD)
-        axis.bar(places, bits, color=colours, width=0.8)
+        finite = np.isfinite(bits)
+        axis.bar(places[finite], bits[finite], color=colours[finite], width=0.8)
+        for place in places[~finite]:
+            axis.text(place, 0, "∞", ha="center", va="bottom")
         if (errors > _ROUNDING).any():
             axis.errorbar(places, bits, 2 * errors, fmt="none", ecolor="k", elinewidth=1.0)
-        axis.set(xlabel="latent", ylabel="bits", xlim=(-0.7, max(bits.size, _LEAST_BARS) - 0.3))
+        room = max(bits.size, _LEAST_BARS) / 2 + 0.2
+        middle = (bits.size - 1) / 2
+        axis.set(xlabel="latent", ylabel="bits", xlim=(middle - room, middle + room))
+        if not finite.any():
+            axis.set(ylim=(0, 1), yticks=())
         _count_on(axis, "x")
         if bits.size < _LEAST_BARS:
             axis.set_xticks(places)
