@@ -153,3 +153,27 @@ def test_the_verdict_and_the_exact_gap(shim):
     np.testing.assert_allclose(gap.support_mass, [1.0, 0.5, 0.5], rtol=1e-12)
     np.testing.assert_allclose(gap.gap, [0.0, np.log(2), np.log(2)], atol=1e-9)
     np.testing.assert_allclose(gap.log_evidence, -0.5 * np.log(2 * np.pi))
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_an_impossible_state_that_never_comes_counts_nothing(shim, sure):
+    """A clamp gives it a probability of 1e-16, which times minus infinity is no 0."""
+    probs = np.array([0.0, 1.0]) if sure else np.array([0.0, 0.9])
+
+    def equal(ppl, data):
+        with ppl.plate("data", 2):
+            z = ppl.sample("z", ppl.dist.Bernoulli(probs=0.5 + ppl.zeros(2)))
+            ppl.sample("x", ppl.dist.Delta(1.0 * z), obs=data["x"])
+            ppl.sample("y", ppl.dist.Normal(ppl.param("slope", data) * z, 1.0), obs=data["x"])
+
+    def its_guide(ppl, data):
+        with ppl.plate("data", 2):
+            ppl.sample("z", ppl.dist.Bernoulli(probs=ppl.param("probs", data)))
+
+    params = {"probs": probs, "slope": np.array(0.3)}
+    case = shim.Case(program_of(equal, its_guide, params, {"x": np.array([0.0, 1.0])}))
+    loss, grads = case.run(shim.module("infer").Exact_ELBO())
+    wanted = 2 * np.log(2) + np.log(2 * np.pi) + 0.5 * 0.7**2
+    np.testing.assert_allclose(loss, wanted if sure else np.inf, rtol=1e-10)
+    np.testing.assert_allclose(grads["slope"], -0.7 if sure else -0.63, rtol=1e-6)
+    assert np.isfinite(grads["probs"]).all()

@@ -106,6 +106,7 @@ def test_a_prediction_under_a_plate_of_its_own_is_refused(shim):
     elbo = shim.module("infer.reinforce").Reinforce_ELBO(2, baseline=learned)
     with pytest.raises(ValueError, match=r"'baseline' is under \['others'\]"):
         case.run(elbo)
+    case.run(shim.module("infer.reinforce").Reinforce_ELBO(2))  # takes none
 
 
 def test_three_particles_too(shim):

@@ -11,7 +11,7 @@ Reparameterised sites beside the discrete ones are sampled as usual; all states 
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from numpyro_dvae.infer.objective import Gain, Objective
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.codes import enumerate_draws
+from numpyro_dvae.programs.readers.impossible import read_impossible
 from numpyro_dvae.programs.record import Particles
 from numpyro_dvae.programs.sites import Layout, Pair
 from numpyro_dvae.programs.structure.broadcasting import takes_singletons
@@ -60,6 +61,8 @@ class Exact_ELBO(ParticleELBO):
         ValueError: On the first step, if the guide's discrete sites have more than `max_states`
             joint states per datum, or no finite support.
     """
+
+    reads: ClassVar = {"never": read_impossible}
 
     @checked
     def __init__(
@@ -110,7 +113,9 @@ class Exact_ELBO(ParticleELBO):
         self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
     ) -> Gain:
         """The beta-ELBO itself."""
-        probs = jnp.exp(particles.log_draw)
+        # A probability of 0 that is clamped must not make an impossible state count.
+        never = particles.extras["never"] & (objective.elbo == -jnp.inf)
+        probs = jnp.where(never, 0.0, jnp.exp(particles.log_draw))
         rate = exact_expectation(probs, particles.log_q - particles.log_prior)
         likelihood = exact_expectation(probs, particles.log_likelihood)
         elbo, beta_elbo = likelihood - rate, likelihood - beta * rate

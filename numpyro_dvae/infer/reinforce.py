@@ -145,11 +145,13 @@ class Reinforce_ELBO(ParticleELBO):
         return find_influence(rng_key, pair) if alone else None
 
     def readers(self, pair: Pair) -> Mapping[str, Reader]:
-        """Also what each site's draws can influence, if they are not all alike."""
+        """A prediction if it is asked for; of draws not all alike, what each can influence."""
+        unread = () if self.baseline.predicts else ("prediction",)
+        reads = {name: reader for name, reader in self.reads.items() if name not in unread}
         if pair.notes is None:
-            return self.reads
+            return reads
         return {
-            **self.reads,
+            **reads,
             "credit": credit_reader(pair.notes, log_draw, with_entropy=self.closed_form_entropy),
         }
 
@@ -157,7 +159,7 @@ class Reinforce_ELBO(ParticleELBO):
         self, particles: Particles, objective: Objective, beta: float | Array, memory: Any
     ) -> Gain:
         """Compare the scores with the baseline, and fit it if it is learnt."""
-        prediction = particles.extras["prediction"]
+        prediction = particles.extras.get("prediction")
         if self.baseline.predicts and prediction is None:
             raise ValueError(
                 "`baseline`: learned() needs the guide to compute its prediction; write numpyro."

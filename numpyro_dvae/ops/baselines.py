@@ -53,11 +53,14 @@ class Baseline(NamedTuple):
     init: Callable[[], BaselineState]
     """Makes the state before the first step."""
     apply: Callable[[Array, BaselineState, Array | None], tuple[Array, BaselineState]]
-    """Maps (scores, state, prediction) to (values that broadcast to the scores, next state)."""
+    """Maps (scores, state, prediction) to (values that broadcast to the scores, next state).
+
+    The prediction is None unless it `predicts`.
+    """
     min_particles: int
     """The fewest particles per datum it can work with."""
     predicts: bool
-    """Whether it needs a prediction, one per datum, which the guide computes."""
+    """Whether it takes a prediction, one per datum, which the guide computes."""
 
 
 def no_baseline() -> Baseline:

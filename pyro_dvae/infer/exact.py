@@ -11,7 +11,7 @@ Reparameterised sites beside the discrete ones are sampled as usual; all states 
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from pyro_dvae.infer.objective import Gain, Objective
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.codes import enumerate_draws
+from pyro_dvae.programs.readers.impossible import read_impossible
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.sites import Layout, Pair
 from pyro_dvae.programs.structure.broadcasting import takes_singletons
@@ -60,6 +61,8 @@ class Exact_ELBO(ParticleELBO):
         ValueError: On the first step, if the guide's discrete sites have more than `max_states`
             joint states per datum, or no finite support.
     """
+
+    reads: ClassVar = {"never": read_impossible}
 
     @checked
     def __init__(
@@ -107,7 +110,9 @@ class Exact_ELBO(ParticleELBO):
         self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any
     ) -> Gain:
         """The beta-ELBO itself."""
-        probs = particles.log_draw.exp()
+        # A probability of 0 that is clamped must not make an impossible state count.
+        never = particles.extras["never"] & (objective.elbo == -math.inf)
+        probs = torch.where(never, 0.0, particles.log_draw.exp())
         rate = exact_expectation(probs, particles.log_q - particles.log_prior)
         likelihood = exact_expectation(probs, particles.log_likelihood)
         elbo, beta_elbo = likelihood - rate, likelihood - beta * rate
