@@ -1,6 +1,8 @@
 """A draw is credited with what it can influence: unbiased, and less noisy than what ignores it."""
 
 import itertools
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,3 +93,31 @@ def test_gradients_of_a_chain_are_less_noisy_than_those_of_trace_graph(lab, leng
     print(f"{lab.name} {name} {length}: {ours:.4g}, TraceGraph {theirs:.4g}, all {uncredited:.4g}")
     assert ours < 0.8 * theirs
     assert ours < 0.6 * uncredited
+
+
+def product_loss(logits, x):
+    """Minus the ELBO of a product on the chain of the benchmark, by all states of each row."""
+    total, count = 0.0, x.shape[1]
+    for row, states in itertools.product(range(len(x)), itertools.product((0, 1), repeat=count)):
+        log_q = sum(
+            -np.logaddexp(0.0, (1 - 2 * z) * a) for z, a in zip(states, logits[:, row], strict=True)
+        )
+        ones = [0.2 + 0.6 * before for before in (0, *states[:-1])]
+        log_p = sum(np.log(p if z else 1 - p) for z, p in zip(states, ones, strict=True))
+        log_p = log_p - 0.5 * ((x[row] - 2.0 * np.array(states)) ** 2 + np.log(2 * np.pi)).sum()
+        total -= np.exp(log_q) * (log_p - log_q)
+    return total
+
+
+def test_the_benchmark_knows_the_true_gradient():
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+    import credit
+
+    x, slopes = np.random.default_rng(0).normal(1.0, 1.0, (2, 4)), []
+    logits = credit.start(4, 2)
+    for place in np.ndindex(*logits.shape):
+        moved = np.zeros_like(logits)
+        moved[place] = 1e-5
+        ends = [product_loss(logits + sign * moved, x) for sign in (1, -1)]
+        slopes.append((ends[0] - ends[1]) / 2e-5)
+    np.testing.assert_allclose(credit.true_gradient(x), slopes, rtol=1e-6)

@@ -63,8 +63,9 @@ def measure(draws: np.ndarray, truth: np.ndarray) -> Noise:
     mean, covariance = draws.mean(0), draws.var(0, ddof=1)
     variance = covariance.sum()
     squared_length = (mean**2).sum() - variance / len(draws)  # without what is noise of the mean
-    noise = np.sqrt(covariance / len(draws)) + 1e-9  # DisARM has none at the last of many states
-    scores = (mean - truth) / noise
+    noise = np.sqrt(covariance / len(draws))
+    varies = noise > 1e-9  # at an even chance DisARM's pairs differ but for once in many draws
+    scores = (mean - truth)[varies] / noise[varies]
     cosines = draws @ truth / (np.linalg.norm(draws, axis=1) * np.linalg.norm(truth))
     root = float(np.sqrt((scores**2).mean()))
     return Noise(float(variance), float(variance / squared_length), root, float(cosines.mean()))
