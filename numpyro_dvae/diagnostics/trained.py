@@ -24,8 +24,13 @@ class Trained(NamedTuple):
     params: Mapping[str, Any]
 
     def arguments(self, data: tuple) -> tuple:
-        """Data as model and guide are called with them."""
-        return as_batch(data).args
+        """Data as model and guide are called with them, whose arrays may all be traced."""
+
+        def traceable(leaf: Any) -> Any:
+            is_array = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"
+            return jnp.asarray(leaf) if is_array else leaf
+
+        return tuple(jax.tree.map(traceable, as_batch(data).args))
 
     def substituted(self, params: Mapping[str, Any] | None = None) -> tuple[Callable, Callable]:
         """The programs, without `relax`, with their parameters, or with others."""
