@@ -3,6 +3,8 @@
 The right values are sums over all states, made by running the programs one state at a time.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
@@ -261,6 +263,37 @@ def test_a_size_that_is_a_number_of_particles_by_chance_is_noticed():
             found = Exact_ELBO().loss(program, guide, y)
         wanted = (torch.tensor([[0.6], [0.4]]) * expected).sum()
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["mode", "flag"])
+def test_a_verdict_holds_for_networks_in_their_mode_and_for_flags_as_they_were(way):
+    """Batch normalisation mixes particles while it trains alone; so may a flag in an argument."""
+
+    @dataclass
+    class Batch:
+        y: torch.Tensor
+        mix: bool = False
+
+    class Decoder(torch.nn.Module):
+        def forward(self, z, mix):
+            return z.sum() if self.training and mix else z.sum(-1, True)
+
+    decoder = Decoder()
+
+    def model(batch):
+        with pyro.plate("causes", 4):
+            z = pyro.sample("z", dist.Bernoulli(RARE))
+        pyro.sample("y", dist.Normal(decoder(z, batch.mix), 1.0), obs=batch.y)
+
+    y, elbo = torch.tensor(0.3), Exact_ELBO()
+    decoder.train(way == "flag")
+    elbo.loss(model, rare_guide, Batch(y, mix=way == "mode"))
+    decoder.train()
+    batch = Batch(y, mix=True)
+    with pytest.warns(UserWarning, match=LOOP):
+        found = elbo.loss(model, rare_guide, batch)
+    expected = exact_loss(model, rare_guide, {"z": bits(4)}, batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 def test_programs_that_broadcast_run_at_once():

@@ -18,6 +18,7 @@ References:
         NeurIPS, 2015.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -223,6 +224,9 @@ def _looks(value: Any) -> Any:
 def _looks_of_leaf(leaf: Any) -> Any:
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return tuple(leaf.shape), str(leaf.dtype)
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        fields = (getattr(leaf, field.name) for field in dataclasses.fields(leaf))
+        return type(leaf), *map(_looks, fields)
     try:
         hash(leaf)
     except TypeError:

@@ -10,8 +10,9 @@ distribution that the plates left, so its parameters are never copied K times. V
 
 `Plans` finds out how the programs of a call are run, once for calls that look alike. A plain run
 tells how the sites lie, a trial whether they take a particle axis. Both hold for calls whose
-arguments have the same shapes, as long as the sites stay what they were: each run is compared with
-the plan, and a plan that is out of date is made anew. Where sites still differ, they depend on the
+arguments have the same shapes, and for networks that train, or do not, as they did then, as long as
+the sites stay what they were: each run is compared with the plan, and a plan that is out of date is
+made anew. Where sites still differ, they depend on the
 draws, and the programs run one particle at a time.
 
 References:
@@ -19,7 +20,9 @@ References:
         NeurIPS, 2015.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -27,7 +30,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_dvae.programs.draw import Draw, Sampler, drawn_subsamples, run_pair, run_program
 from pyro_dvae.programs.record import Ledger, Particles, Reader, make_record, make_records
@@ -44,7 +47,7 @@ from pyro_dvae.programs.sites import (
 )
 from pyro_dvae.programs.structure.broadcasting import takes_particles
 from pyro_dvae.programs.structure.layout import common_layout, find_layout
-from pyro_dvae.programs.structure.looking import statistics_kept
+from pyro_dvae.programs.structure.looking import modules_noted, statistics_kept
 
 __all__ = [
     "Plans",
@@ -206,7 +209,8 @@ class Plans:
     ) -> None:
         self.vectorize, self.warn, self.find, self.inspect = vectorize, warn, find, inspect
         self._programs: tuple[Any, Any] | None = None
-        self._plans: dict[Any, Pair] = {}
+        self._plans: dict[Any, tuple[Pair, dict[nn.Module, bool]]] = {}  # and who trained then
+        self._modules: dict[nn.Module, bool] = {}  # of the last plan
         self._has_warned = False
 
     def run(self, pair: Pair, evaluate: Callable[[Pair], T]) -> T:
@@ -218,15 +222,15 @@ class Plans:
         """
         if self._programs is None or self._programs != (pair.model, pair.guide):
             self._programs, self._plans = (pair.model, pair.guide), {}
-            self._has_warned = False
-        key = _looks(pair.args), _looks(pair.kwargs)
-        known = self._plans.get(key)
-        if known is not None:
+            self._modules, self._has_warned = {}, False
+        known, modes = self._plans.get(self._key(pair), (None, {}))
+        if known is not None and all(module.training == mode for module, mode in modes.items()):
             try:
                 return evaluate(known._replace(args=pair.args, kwargs=pair.kwargs))
             except Exception:  # the plan may be out of date; if it is not, the next run says so
                 pass
-        pair = self._plan(pair)
+        with modules_noted() as self._modules:
+            pair = self._plan(pair)
         try:
             result = evaluate(pair)
         except StructureError:
@@ -234,8 +238,13 @@ class Plans:
             result = evaluate(pair)
         if len(self._plans) >= _MOST_PLANS:
             self._plans.clear()
-        self._plans[key] = pair._replace(args=(), kwargs={})
+        self._plans[self._key(pair)] = pair._replace(args=(), kwargs={}), self._modules
         return result
+
+    def _key(self, pair: Pair) -> tuple:
+        """What a call looks like, and which networks train: batch normalisation mixes then."""
+        modes = frozenset(module.training for module in self._modules)
+        return _looks(pair.args), _looks(pair.kwargs), modes
 
     def _plan(self, pair: Pair) -> Pair:
         layout, structure = self.find(pair)
@@ -256,4 +265,7 @@ def _looks(value: Any) -> Any:
         return tuple((key, _looks(entry)) for key, entry in value.items())
     if isinstance(value, list | tuple):
         return tuple(map(_looks, value))
-    return value if value is None or isinstance(value, bool | str) else type(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (getattr(value, field.name) for field in dataclasses.fields(value))
+        return type(value), *map(_looks, fields)
+    return value if value is None or isinstance(value, bool | str | Enum) else type(value)

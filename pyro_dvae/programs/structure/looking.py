@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["only_looking", "same_but_rounding", "statistics_kept", "without_gradient"]
+__all__ = [
+    "modules_noted",
+    "only_looking",
+    "same_but_rounding",
+    "statistics_kept",
+    "without_gradient",
+]
 
 T = TypeVar("T")
 
@@ -56,6 +62,21 @@ def statistics_kept(keep: bool = True) -> Iterator[None]:
             hook.remove()
         for module, buffers in held.items():
             module._buffers.update(buffers)
+
+
+@contextmanager
+def modules_noted() -> Iterator[dict[nn.Module, bool]]:
+    """The modules that run, and whether each is in training mode."""
+    modules: dict[nn.Module, bool] = {}
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        modules[module] = module.training
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        yield modules
+    finally:
+        hook.remove()
 
 
 @contextmanager
