@@ -127,6 +127,26 @@ def test_what_no_one_has_seen_is_not_among_the_log_likelihoods(thrifty_shim):
     assert idata["vi_stats"]["elbo"].attrs == {"given": "mu"}  # the sum of which lacks its part
 
 
+def test_data_that_stand_for_more_are_weighed_in_the_whole(shim):
+    def scaled(observes):
+        def run(ppl, data):
+            with ppl.plate("data", len(X)), ppl.scale(scale=2.5):
+                z = ppl.sample("z", ppl.dist.Bernoulli(logits=data["x"]))
+                if observes:
+                    ppl.sample("x", ppl.dist.Normal(2.0 * z, 1.0), obs=data["x"])
+
+        return run
+
+    case = shim.Case(program_of(scaled(True), scaled(False), {}, {"x": X}))
+    options = {"num_draws": 30, "groups": ("sample_stats", "vi_stats")}
+    found = diagnose(shim, "to_arviz", case, **options)
+    stats, whole = found["sample_stats"], found["vi_stats"]["whole_elbo"]
+    np.testing.assert_allclose(
+        stats["log_weight_whole"], 2.5 * stats["log_weight"].sum("data"), rtol=1e-5
+    )
+    np.testing.assert_allclose(stats["log_weight_whole"].mean(), whole, rtol=1e-5)
+
+
 # Expectations
 
 

@@ -155,6 +155,7 @@ def _sample_stats(draws: Draws) -> dict[str, NamedArray]:
         lp = draws.shared("shared_likelihood") + draws.shared("shared_prior")
         values = {"lp": lp, "log_q": draws.shared("shared_q"), "log_weight": draws.shared_weights}
         stats |= {f"{name}_shared": NamedArray((), value) for name, value in values.items()}
+    if draws.shared_sites or (draws.scale != 1).any():
         stats["log_weight_whole"] = NamedArray((), draws.whole_weights)
     return stats
 

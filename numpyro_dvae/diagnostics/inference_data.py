@@ -49,7 +49,8 @@ def to_arviz(
       of an observation has a high k̂ in itself: without the datum, they are another's. What a mask
       silences is not among them: the dim is then "x_seen", of what is left;
     - sample_stats: of each draw and datum, `lp` (log p), `log_q`, and `log_weight`, their
-      difference; of what the data share, the same (`lp_shared`), and of all, `log_weight_whole`;
+      difference; of what the data share, the same (`lp_shared`), and of all, where they share
+      sites or have a scale, `log_weight_whole`, whose mean is minus the loss;
     - observed_data: what the model observes, NaN where a mask silences it, as `x_seen` says here
       and beside the posterior predictive draws; constant_data: the other arrays of the arguments,
       also those within dicts, and all that hold the very numbers that are observed, if they are

@@ -24,6 +24,7 @@ from pyro_dvae.diagnostics.groups import as_chains, rhat_of
 from pyro_dvae.diagnostics.inference_data import to_arviz
 from pyro_dvae.diagnostics.symmetry import Codes, as_symmetric, coded_groups, permuted
 from pyro_dvae.diagnostics.trained import as_trained
+from pyro_dvae.diagnostics.verdicts import note_of_points
 from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["RestartComparison", "align_codes", "compare_restarts"]
@@ -80,7 +81,8 @@ class RestartComparison:
             + ". "
             + (f"Runs differ in {', '.join(apart)}." if apart else "The runs agree.")
         )
-        return "\n".join(lines)
+        points = str(self.chains["vi_stats"].attrs.get("points", ""))
+        return "\n".join([*lines, *note_of_points(tuple(filter(None, points.split(", "))))])
 
 
 @checked
