@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints
@@ -280,5 +281,5 @@ def moved(site: Site, value: Array, by: int | Array) -> Array | None:
     return None
 
 
-def _steps(by: int | Array, size: int | Array) -> Array:
+def _steps(by: int | Array, size: int | np.ndarray | Array) -> Array:
     return 1 + (jnp.asarray(by) - 1) % jnp.maximum(size - 1, 1)
