@@ -55,14 +55,16 @@ class _Exact:
         data, theta = self.checker.data, self.checker.theta
         if self.is_known:
             self.elbo = -exact(spec, data, draws, theta)[0]
-            terms = evaluate(spec, data, theta, draws)["model"].values()
+            found = evaluate(spec, data, theta, draws)
+            terms = found["model"].values()
             total = [np.where(t.is_latent, t.bare, t.log_prob)[0].real for t in terms]
             sums = [part.reshape(len(part), -1).sum(1) for part in total]
             sites = spec.of_guide()  # a factor or a mask of its own makes log q no density
             parts = [site.guide for site in sites] + [s.model for s in sites if s.model]
             odd = {site.kind for site in sites} & {"factor"} or {p.mask for p in parts} - {"none"}
             self.is_bound = not odd
-            self.has_scale = any((t.scale != 1).any() for t in terms)
+            both = [*terms, *found["guide"].values()]  # which may weigh a site otherwise
+            self.has_scale = any((t.scale != 1).any() for t in both)
             self.evidence = np.logaddexp.reduce(np.sum(sums, axis=0)) if sums else 0.0
 
 
