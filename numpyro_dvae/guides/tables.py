@@ -39,7 +39,7 @@ __all__ = [
 
 _NUM_RUNS = 64  # of the model, for the mean over what a prior depends on
 _LEAST_PROB = 1e-6  # at which a value starts that the prior rules out here, but not everywhere
-_NO_PROB = 1e-20  # at which a value starts that the data rule out: neither draws nor slopes
+_NEVER = -1e4  # logit of a value that the data rule out: of probability 0, without a slope
 
 
 def check_table(latent: Latent, param: str, table: Array) -> Array:
@@ -201,15 +201,15 @@ def _table(
     table = _all_rows(latent, _parameters(latent, probs), minibatch)
     if possible is None:
         return table, seen
-    ruled = _parameters(latent, jnp.where(possible, probs, _NO_PROB))
+    ruled = _parameters(latent, jnp.where(possible, probs, 0.0))
     return jnp.where(
         _held(latent, table, minibatch), _all_rows(latent, ruled, minibatch), table
     ), seen
 
 
 def _parameters(latent: Latent, probs: Array) -> Array:
-    """Of probabilities, none of which is 0."""
-    logits = jnp.log(probs / probs.sum(-1, keepdims=True))
+    """Of probabilities; those of 0 stay so in each precision, and their logits are finite."""
+    logits = jnp.log(probs / probs.sum(-1, keepdims=True)).clip(_NEVER)
     logits = logits[..., 1:] - logits[..., :1] if latent.num_logits == 1 else logits
     if latent.parents:
         logits = jnp.moveaxis(logits, 0, len(latent.batch_shape))

@@ -30,16 +30,11 @@ from numpyro_dvae.programs.structure.cells import with_cells_apart
 
 __all__ = ["Exact_ELBO", "exact_expectation"]
 
-_LEAST_PROB = 1e-18  # of a state that is impossible
-
 
 def exact_expectation(
     probs: Float[Array, "S *plates"], values: Float[Array, "S *plates"]
 ) -> Float[Array, "*plates"]:
     """Mean under q; a state of probability 0 counts nothing, whatever its value.
-
-    Nor does an infinite value at a probability below 1e-18, far less than q is rounded by: a guide
-    with logits has no probability of exactly 0 where it leaves a state out.
 
     Args:
         probs: q of each state, which sums to 1 over the first axis.
@@ -49,8 +44,7 @@ def exact_expectation(
         >>> exact_expectation(jnp.array([0.25, 0.75, 0.0]), jnp.array([4.0, 8.0, -jnp.inf]))
         Array(7., dtype=float32)
     """
-    counts = jnp.where(jnp.isinf(values), probs > _LEAST_PROB, probs > 0)
-    return (probs * jnp.where(counts, values, 0.0)).sum(0)
+    return (probs * jnp.where(probs > 0, values, 0.0)).sum(0)
 
 
 class Exact_ELBO(ParticleELBO):

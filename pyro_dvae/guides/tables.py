@@ -39,7 +39,7 @@ __all__ = [
 
 _NUM_RUNS = 64  # of the model, for the mean over what a prior depends on
 _LEAST_PROB = 1e-6  # at which a value starts that the prior rules out here, but not everywhere
-_NO_PROB = 1e-20  # at which a value starts that the data rule out: neither draws nor slopes
+_NEVER = -1e4  # logit of a value that the data rule out: of probability 0, without a slope
 
 
 def check_table(latent: Latent, param: str, table: Tensor) -> Tensor:
@@ -202,15 +202,15 @@ def _table(
     table = _all_rows(latent, _parameters(latent, probs), minibatch)
     if possible is None:
         return table, seen
-    ruled = _parameters(latent, torch.where(possible, probs, _NO_PROB))
+    ruled = _parameters(latent, torch.where(possible, probs, 0.0))
     return torch.where(
         _held(latent, table, minibatch), _all_rows(latent, ruled, minibatch), table
     ), seen
 
 
 def _parameters(latent: Latent, probs: Tensor) -> Tensor:
-    """Of probabilities, none of which is 0."""
-    logits = (probs / probs.sum(-1, keepdim=True)).log()
+    """Of probabilities; those of 0 stay so in each precision, and their logits are finite."""
+    logits = (probs / probs.sum(-1, keepdim=True)).log().clamp(min=_NEVER)
     logits = logits[..., 1:] - logits[..., :1] if latent.num_logits == 1 else logits
     if latent.parents:
         logits = logits.movedim(0, len(latent.batch_shape)).flatten(len(latent.batch_shape) + 1)

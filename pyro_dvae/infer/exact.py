@@ -30,16 +30,11 @@ from pyro_dvae.programs.structure.cells import with_cells_apart
 
 __all__ = ["Exact_ELBO", "exact_expectation"]
 
-_LEAST_PROB = 1e-18  # of a state that is impossible
-
 
 def exact_expectation(
     probs: Float[Tensor, "S *plates"], values: Float[Tensor, "S *plates"]
 ) -> Float[Tensor, "*plates"]:
     """Mean under q; a state of probability 0 counts nothing, whatever its value.
-
-    Nor does an infinite value at a probability below 1e-18, far less than q is rounded by: a guide
-    with logits has no probability of exactly 0 where it leaves a state out.
 
     Args:
         probs: q of each state, which sums to 1 over the first axis.
@@ -49,8 +44,7 @@ def exact_expectation(
         >>> exact_expectation(torch.tensor([0.25, 0.75, 0.0]), torch.tensor([4.0, 8.0, -torch.inf]))
         tensor(7.)
     """
-    counts = torch.where(torch.isinf(values), probs > _LEAST_PROB, probs > 0)
-    return (probs * torch.where(counts, values, 0.0)).sum(0)
+    return (probs * torch.where(probs > 0, values, 0.0)).sum(0)
 
 
 class Exact_ELBO(ParticleELBO):
