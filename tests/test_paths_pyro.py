@@ -1,5 +1,7 @@
 """Diagnostics of programs whose sites depend on what they draw: by all ways that they can take."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,9 @@ from pyro_dvae.diagnostics import (
     rate_distortion,
     to_arviz,
 )
+from pyro_dvae.programs.sites import Pair
+from pyro_dvae.programs.structure.broadcasting import takes_particles
+from pyro_dvae.programs.structure.layout import find_layout
 
 Y = torch.tensor(2.3)
 WAYS = np.arange(5)  # how often one went on
@@ -115,3 +120,24 @@ def test_a_site_that_is_not_there_is_nan_in_arviz_and_counts_for_nothing():
     counts = code_usage((model, guide), Y, num_draws=300)
     goes_on = counts["more_0"].counts[1]
     assert counts["more_1"].counts.sum() == goes_on
+
+
+def rare(is_model):
+    with pyro.plate("data", 2):
+        a = pyro.sample("a", dist.Bernoulli(0.3 if is_model else 1e-4))
+        if a.sum().item() > 0:
+            pyro.sample("b", dist.Bernoulli(0.5))
+
+
+@pytest.mark.parametrize("is_noisy", [False, True])
+def test_a_way_that_no_particle_goes_at_first_is_tried(is_noisy):
+    """No draw has the second site; beside others, the lowest values go their way."""
+
+    def guide():
+        rare(False)
+        return torch.rand(()) if is_noisy else None
+
+    pair = Pair(partial(rare, True), guide, (), {})
+    with pytest.warns(UserWarning, match="Python asks for the values of"):
+        layout, _ = find_layout(pair)
+    assert not takes_particles(pair._replace(layout=layout), warn=False)

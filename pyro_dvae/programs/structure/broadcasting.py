@@ -148,6 +148,8 @@ def _of_size(value: Tensor, count: int) -> Tensor:
 def _agree_on(pair: Pair, values: dict[str, Tensor], reads: Reads) -> bool:
     together, noise = _record(pair, values, None, reads), _noise()
     alone = [_record(pair, values, k, reads) for k in range(_NUM_PARTICLES)]
+    if any(len(one.extras["sites"]) != len(together.extras["sites"]) for one in alone):
+        return False  # which sites there are depends on the draws
     if noise == _noise():  # nothing else is drawn
         return all(_agree(together, one, k, 0) for k, one in enumerate(alone))
     state = pyro.util.get_rng_state()
@@ -208,7 +210,7 @@ def _read_all_sites(
 def _agree(first: Particles, second: Particles, place: int, other: int) -> bool:
     pairs = [(getattr(first, n)[place], getattr(second, n)[other]) for n in _COMPARED]
     sites = first.extras["sites"], second.extras["sites"]
-    if len(sites[0]) != len(sites[1]):  # which sites there are depends on the draws
+    if len(sites[0]) != len(sites[1]):
         return False
     for one, two in zip(*sites, strict=True):
         pairs.append((one[min(place, len(one) - 1)], two[min(other, len(two) - 1)]))
