@@ -32,10 +32,13 @@ def scene(rng, shape=(12, 11), channels=1):
 
 
 def by_hand(given, pilot, sigma, observed, turn):
-    """Non-local Bayes, a pixel at a time in float64: the second step of Lebrun et al."""
+    """Non-local Bayes, a pixel at a time in float64: the second step of Lebrun et al.
+
+    But for holes, an estimate counts the more the less the noise can say of its group.
+    """
     given, pilot = given @ turn, pilot @ turn
     height, width = (length - SIZE + 1 for length in given.shape[:2])
-    total, weight = np.zeros(given.shape), np.zeros(given.shape[:2])
+    total, weight = np.zeros(given.shape), np.zeros(given.shape)
 
     def at(image, place):
         return image[place[0] : place[0] + SIZE, place[1] : place[1] + SIZE]
@@ -53,6 +56,8 @@ def by_hand(given, pilot, sigma, observed, turn):
             for channel in range(given.shape[2]):
                 clean = np.stack([at(pilot, p)[..., channel].ravel() for p in group])
                 mean, covariance = clean.mean(0), np.cov(clean.T, bias=True)
+                shrunk = np.linalg.solve(covariance + sigma**2 * np.eye(SIZE**2), covariance)
+                share = 1 / (1 + np.trace(shrunk)) if observed.all() else 1.0
                 for place in group if observed.all() else [(row, column)]:
                     seen = at(observed, place).ravel()
                     noisy = at(given, place)[..., channel].ravel()
@@ -60,10 +65,9 @@ def by_hand(given, pilot, sigma, observed, turn):
                     found = mean + covariance[:, seen] @ np.linalg.solve(
                         known, (noisy - mean)[seen]
                     )
-                    at(total, place)[..., channel] += found.reshape(SIZE, SIZE)
-            for place in group if observed.all() else [(row, column)]:
-                at(weight, place)[...] += 1
-    return (total / weight[..., None]) @ turn.T
+                    at(total, place)[..., channel] += share * found.reshape(SIZE, SIZE)
+                    at(weight, place)[..., channel] += share
+    return (total / weight) @ turn.T
 
 
 @pytest.mark.parametrize("band", [1, 2**21], ids=["in bands", "at once"])

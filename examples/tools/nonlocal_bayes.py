@@ -6,10 +6,13 @@ group are draws of, and the noisy ones y have the posterior mean
 
     m + C (C + sigma^2 I)^-1 (y - m),
 
-which each patch of the group takes. A pixel is the mean of all estimates that cover it. The second
-step of [1], for a pilot of whatever origin; the result may be the pilot of another round. Where
-pixels are missing, the Gaussian is conditioned on the others, for the first patch of each group.
-Colours are turned to uncorrelated ones first, which have a filter each and one group.
+which each patch of the group takes. A pixel is the mean of all estimates that cover it, each
+weighted by how little the noise could say of its group: one over 1 + tr(C (C + sigma^2 I)^-1), the
+posterior variance of a patch in units of the noise's, and of the mean (1 in [1]). The second step
+of [1], for a pilot of whatever origin; the result may be the pilot of another round. Where pixels
+are missing, the Gaussian is conditioned on the others, for the first patch of each group, and all
+estimates count alike.Colours are turned to uncorrelated
+ones first, which have a filter each and one group.
 
 Arrays of NumPy throughout, images ``(H, W, C)``. The work goes over the image in bands of rows, so
 that the memory beside the images is bounded, a tenth of a gigabyte or so.
@@ -70,7 +73,7 @@ def refine(
     if observed is not None and not observed.all():
         mask = observed.astype(np.float32)
     noisy, clean = (np.asarray(image @ turn, np.float32) for image in (given, pilot))
-    total, weight = np.zeros(given.shape, np.float32), np.zeros(given.shape[:2], np.float32)
+    total, weight = np.zeros((2, *given.shape), np.float32)
     starts = places(given.shape[0] - size + 1, stride)
     for rows in _bands(starts, given.shape, settings):
         top = max(rows[0] - reach, 0)
@@ -79,7 +82,7 @@ def refine(
         _add_band(parts, rows - top, sigma**2, settings, (total[part], weight[part]))
         if progress is not None:
             progress(min((rows[-1] + 1) / (starts[-1] + 1), 1.0))
-    return (total / weight[..., None]) @ turn.T
+    return (total / weight) @ turn.T
 
 
 def _colours(channels: int) -> np.ndarray:
@@ -106,23 +109,24 @@ def _add_band(
     settings: _Settings,
     sums: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    """Add the estimates of some rows of groups to sums of estimates and of how many there are."""
+    """Add the estimates of some rows of groups to the sums of estimates and of their weights."""
     (noisy, pilot, mask), (size, *_), (total, weight) = images, settings, sums
     columns = places(noisy.shape[1] - size + 1, settings.stride)
     members = _most_similar(pilot, rows, columns, settings)
     taken = members if mask is None else members[:, :1]
     width, height = noisy.shape[1] - size + 1, noisy.shape[0] - size + 1
-    entries = np.ones(taken.size, np.float32), taken.ravel(), np.arange(taken.size + 1)
-    scatter = sparse.csr_matrix(entries, (taken.size, width * height)).T
-    uses = np.bincount(taken.ravel(), minlength=width * height).reshape(height, width)
-    _spread(np.broadcast_to(uses[..., None, None], (height, width, size, size)), weight)
     for channel in range(noisy.shape[-1]):
         group = _patches(pilot[..., channel], size)[members]
         values = _patches(noisy[..., channel], size)[taken]
         seen = None if mask is None else _patches(mask, size)[taken[:, 0]]
-        found = _posterior_means(group, values, seen, variance)
+        found, weights = _posterior_means(group, values, seen, variance)
+        weights = np.repeat(weights.astype(np.float32), taken.shape[1])
+        entries = weights, taken.ravel(), np.arange(taken.size + 1)
+        scatter = sparse.csr_matrix(entries, (taken.size, width * height)).T
         placed = scatter @ found.reshape(taken.size, -1)
         _spread(placed.reshape(height, width, size, size), total[..., channel])
+        uses = np.bincount(taken.ravel(), weights, width * height).reshape(height, width, 1, 1)
+        _spread(np.broadcast_to(uses, (height, width, size, size)), weight[..., channel])
 
 
 def _patches(image: np.ndarray, size: int) -> np.ndarray:
@@ -186,8 +190,10 @@ def _distances(
 
 def _posterior_means(
     group: np.ndarray, noisy: np.ndarray, seen: np.ndarray | None, variance: float
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Of noisy patches ``(groups, M, D)``, by the Gaussians of ``(groups, K, D)`` clean ones.
+
+    And the weight of each group's estimates.
 
     Where some pixels are missing there is one noisy patch of each group, `seen` where it is 1.
     """
@@ -196,9 +202,11 @@ def _posterior_means(
     covariance = centred.transpose(0, 2, 1) @ centred / group.shape[1]
     noise = variance * np.eye(group.shape[-1], dtype=group.dtype)
     if seen is None:
-        misfits = np.linalg.solve(covariance + noise, (noisy - mean).transpose(0, 2, 1))
-        return noisy - variance * misfits.transpose(0, 2, 1)
+        precision = np.linalg.inv(covariance + noise)
+        misfits = precision @ (noisy - mean).transpose(0, 2, 1)
+        freedom = group.shape[-1] - variance * np.trace(precision, axis1=1, axis2=2)
+        return noisy - variance * misfits.transpose(0, 2, 1), 1 / (1 + freedom)
     known = seen[:, :, None] * covariance * seen[:, None]
     residual = (seen * (noisy - mean)[:, 0])[..., None]
     misfits = seen[..., None] * np.linalg.solve(known + noise, residual)
-    return mean + (covariance @ misfits).transpose(0, 2, 1)
+    return mean + (covariance @ misfits).transpose(0, 2, 1), np.ones(len(group))
