@@ -33,9 +33,9 @@ def run(convolves, monkeypatch, platform):
     """Losses and parameters, and how many steps were dispatched apart."""
     apart = []
 
-    def noted(self, svi_state, arrays, rows, count, *rest):
-        apart.append(count)
-        return take_apart(self, svi_state, arrays, rows, count, *rest)
+    def noted(self, svi_state, arrays, rows, due, *rest):
+        apart.append(due[0])
+        return take_apart(self, svi_state, arrays, rows, due, *rest)
 
     take_apart = steps.Steps._take_apart
     decoder = MLPDecoder(L, V, X.shape[1:], embed_dim=2, hidden=())

@@ -183,5 +183,5 @@ def test_programs_that_need_no_sizes_share_one_value(shim):
     case = shim.Case(program("plain", library(shim)))
     elbo = shim.module("infer").Exact_ELBO()
     case.run(elbo)
-    (plan,) = elbo._plans._plans.values()
-    assert (plan.notes if hasattr(plan, "notes") else plan[-1]) is False
+    ((plan, notes),) = elbo._plans._plans.values()
+    assert getattr(plan, "notes", notes) is False
