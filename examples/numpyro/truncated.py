@@ -25,7 +25,7 @@ TRUE = {"bars": BARS, "chance": jnp.full(8, 0.25), "noise": jnp.array(0.3)}
 
 def model(images: jax.Array) -> None:
     """Images ``(N, 16)``, each a sum of those bars that are present, and noise."""
-    bars = numpyro.param("bars", lambda key: images.mean(0) * 2 * jax.random.uniform(key, (8, 16)))
+    bars = numpyro.param("bars", lambda key: images.mean(0) + 0.1 * jax.random.normal(key, (8, 16)))
     chance = numpyro.param("chance", 0.2 * jnp.ones(8), constraint=dist.constraints.unit_interval)
     noise = numpyro.param("noise", jnp.array(1.0), constraint=dist.constraints.positive)
     with numpyro.plate("data", len(images)):

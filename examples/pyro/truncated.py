@@ -25,7 +25,7 @@ TRUE = {"bars": BARS, "chance": torch.full((8,), 0.25), "noise": torch.tensor(0.
 
 def model(images: Tensor) -> None:
     """Images ``(N, 16)``, each a sum of those bars that are present, and noise."""
-    bars = pyro.param("bars", lambda: images.mean(0) * 2 * torch.rand(8, 16))
+    bars = pyro.param("bars", lambda: images.mean(0) + 0.1 * torch.randn(8, 16))
     chance = pyro.param("chance", 0.2 * torch.ones(8), constraint=dist.constraints.unit_interval)
     noise = pyro.param("noise", torch.tensor(1.0), constraint=dist.constraints.positive)
     with pyro.plate("data", len(images)):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 __all__ = ["Restored", "Task", "restore"]
 
 _PATCHES_AT_ONCE = 2048  # when estimating
-_GROUPS = (5, 14), (9, 24)  # of the second stage: sides of patches, and how many are alike
+_GROUPS = (5, 14), (11, 30)  # of the second stage: sides of patches, and how many are alike
 _STEPS, _EPOCHS = 2400, (6, 20)  # of training, if not told
 
 
