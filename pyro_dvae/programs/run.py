@@ -12,8 +12,8 @@ distribution that the plates left, so its parameters are never copied K times. V
 tells how the sites lie, a trial whether they take a particle axis. Both hold for calls whose
 arguments have the same shapes, and for networks that train, or do not, as they did then, as long as
 the sites stay what they were: each run is compared with the plan, and a plan that is out of date is
-made anew. Where sites still differ, they depend on the draws, and the programs run one particle at a
-time.
+made anew. Where sites still differ, they depend on the draws, and the programs run one particle at
+a time.
 
 References:
     [1] Schulman, Heess, Weber & Abbeel. Gradient estimation using stochastic computation graphs.
