@@ -49,8 +49,9 @@ def test_a_start_of_data_is_inputs_that_no_mask_hides(backend, options):
     assert kept.shape == before.shape
 
 
-@pytest.mark.parametrize("options", KINDS)
+@pytest.mark.parametrize("options", [*KINDS, {"decay": 0.99, "min_count": 2.0}])
 def test_a_start_by_k_means_finds_clusters(backend, options):
+    """And keeps them: a batch that begins a codebook counts whole, not by what averages take in."""
     centres = 10 * np.eye(V, D, dtype=np.float32) + np.arange(V, dtype=np.float32)[:, None]
     inputs = centres[np.arange(60) % V] + 0.01 * RNG.normal(size=(60, D)).astype(np.float32)
     book = lab(backend, lambda nets: nets.Codebook(V, D, start="k_means", **options))

@@ -178,23 +178,27 @@ class Codebook(Quantizer):
         fresh = state.counts.sum() == 0
         if mask is not None:
             fresh = fresh & jnp.any(mask)
+        counts = jnp.full_like(state.counts, self._credit)
         if self.start == "k_means":
-            flat = jax.lax.stop_gradient(inputs).reshape(-1, self.embed_dim)
-            if mask is not None:  # as many as before: those left out become others again
-                mask = jnp.broadcast_to(mask, inputs.shape[:-1]).reshape(-1)
-                spread = (jnp.arange(len(flat)) + 0.5) / len(flat)
-                flat = jnp.where(mask[:, None], flat, flat[rows_of_mask(mask, spread)])
-            uniforms = jax.random.uniform(rng_key, (self.num_codes,))
-            candidates = jax.lax.cond(
-                fresh,
-                lambda: k_means(flat, uniforms).table.astype(candidates.dtype),
-                lambda: candidates,
+            known = candidates, counts
+            candidates, chosen = jax.lax.cond(
+                fresh, lambda: _like(self._clusters(rng_key, inputs, mask), known), lambda: known
             )
+            counts = jnp.maximum(counts, chosen) if self.decay is not None else counts
         first = on_sphere(candidates) if self.cosine else candidates
-        counts = state.counts
-        if self.decay is None:
-            counts = jnp.where(fresh, self._credit, counts)
-        return state._replace(table=jnp.where(fresh, first, state.table), counts=counts)
+        begun = CodebookState(first, counts, (first * counts[:, None]).astype(state.sums.dtype))
+        return CodebookState(*(jnp.where(fresh, *both) for both in zip(begun, state, strict=True)))
+
+    def _clusters(self, rng_key: Array, inputs: Array, mask: Array | None) -> tuple[Array, Array]:
+        """Centres of the batch, and how many inputs chose each."""
+        flat, share = jax.lax.stop_gradient(inputs).reshape(-1, self.embed_dim), 1.0
+        if mask is not None:  # as many as before: those left out become others again
+            mask = jnp.broadcast_to(mask, inputs.shape[:-1]).reshape(-1)
+            spread = (jnp.arange(len(flat)) + 0.5) / len(flat)
+            flat = jnp.where(mask[:, None], flat, flat[rows_of_mask(mask, spread)])
+            share = mask.mean()
+        found = k_means(flat, jax.random.uniform(rng_key, (self.num_codes,)))
+        return found.table, found.counts * share
 
     def _follow(
         self, state: CodebookState, quantized: Quantized, candidates: Array, mask: Array | None
@@ -276,6 +280,11 @@ def settle_tables(
             params[table] = params[table] + held["moved"]
             state[name] = {**held, "moved": jnp.zeros_like(held["moved"])}
     return params, state
+
+
+def _like(arrays: tuple[Array, ...], others: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Arrays in the types of others, one for one."""
+    return tuple(x.astype(y.dtype) for x, y in zip(arrays, others, strict=True))
 
 
 def _nearest(inputs: Array, rows: Array) -> Quantized:

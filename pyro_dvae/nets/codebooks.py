@@ -159,15 +159,23 @@ class Codebook(Quantizer):
 
     @torch.no_grad()
     def _start_at(self, inputs: Tensor, candidates: Tensor, mask: Tensor | None) -> None:
+        counts = torch.full_like(self.counts, self._credit)
         if self.start == "k_means":
-            flat = inputs.reshape(-1, self.embed_dim)
-            if mask is not None:
-                flat = flat[mask.expand(inputs.shape[:-1]).reshape(-1)]
-            uniforms = as_first(torch.rand(self.num_codes, device=flat.device))
-            candidates = as_first(k_means(ragged_rows(flat), uniforms).table)
+            candidates, chosen = self._clusters(inputs, mask)
+            counts = counts.maximum(chosen) if self.decay is not None else counts
         self.table.copy_(on_sphere(candidates) if self.cosine else candidates)
-        if self.decay is None:
-            self.counts.fill_(self._credit)
+        self.counts.copy_(counts)
+        if self.decay is not None:
+            self.sums.copy_(self.table * counts[:, None])
+
+    def _clusters(self, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Centres of the batch, of all processes, and how many inputs chose each."""
+        flat = inputs.reshape(-1, self.embed_dim)
+        if mask is not None:
+            flat = flat[mask.expand(inputs.shape[:-1]).reshape(-1)]
+        uniforms = as_first(torch.rand(self.num_codes, device=flat.device))
+        found = k_means(ragged_rows(flat), uniforms)
+        return as_first(found.table), as_first(found.counts)
 
     @torch.no_grad()
     def _follow(self, quantized: Quantized, candidates: Tensor, mask: Tensor | None) -> None:
