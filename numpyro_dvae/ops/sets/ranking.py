@@ -68,7 +68,7 @@ def merge_best(
     children: Integer[Array, "C B H"],
     child_scores: Float[Array, "C B"],
 ) -> Survivors:
-    """The S best of members and children: `keep_best` of both in a row, without copying them.
+    """The S best of members and children: `keep_best` of both in a row.
 
     Give a child the score -inf if it is none of the `newcomers`. Distinct
     members then stay distinct, and no duplicate and no NaN pushes one of them out, even if it is
@@ -83,20 +83,22 @@ def merge_best(
     Returns:
         The new set; its origins count members first, so a newcomer's is S or more.
     """
-    num_states = len(members)
     scores = jnp.concatenate([member_scores, child_scores])
-    index = top_indices(scores, num_states)
-    old = take_states(members, jnp.minimum(index, num_states - 1))
-    new = take_states(children, jnp.maximum(index - num_states, 0))
-    states = jnp.where((index < num_states)[..., None], old, new)
-    return Survivors(states, jnp.take_along_axis(scores, index, axis=0), index)
+    return keep_best(jnp.concatenate([members, children]), scores, len(members))
 
 
 def take_states(
     states: Integer[Array, "S B H"], index: Int[Array, "P B"]
 ) -> Integer[Array, "P B H"]:
     """What stands at `index` in the set of each datum."""
-    return states[index, jnp.arange(states.shape[1])]
+    data, num_latents = jnp.arange(states.shape[1]), states.shape[2]
+    if states.dtype != jnp.uint8:
+        return states[index, data]
+    # On a CPU, XLA moves one element at a time: let it be four codes.
+    filled = jnp.pad(states, ((0, 0), (0, 0), (0, -num_latents % 4)))
+    fours = jax.lax.bitcast_convert_type(filled.reshape(*states.shape[:2], -1, 4), jnp.uint32)
+    taken = jax.lax.bitcast_convert_type(fours[index, data], jnp.uint8)
+    return taken.reshape(*index.shape, -1)[..., :num_latents]
 
 
 def top_indices(scores: Float[Array, "C B"], count: int) -> Int[Array, "S B"]:
