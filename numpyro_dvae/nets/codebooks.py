@@ -191,7 +191,7 @@ class Codebook(Quantizer):
 
     def _clusters(self, rng_key: Array, inputs: Array, mask: Array | None) -> tuple[Array, Array]:
         """Centres of the batch, and how many inputs chose each."""
-        flat, share = jax.lax.stop_gradient(inputs).reshape(-1, self.embed_dim), 1.0
+        flat, share = jax.lax.stop_gradient(inputs).reshape(-1, self.embed_dim), jnp.ones(())
         if mask is not None:  # as many as before: those left out become others again
             mask = jnp.broadcast_to(mask, inputs.shape[:-1]).reshape(-1)
             spread = (jnp.arange(len(flat)) + 0.5) / len(flat)
