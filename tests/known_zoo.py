@@ -64,6 +64,11 @@ class Known(NamedTuple):
         return total
 
     @property
+    def part(self):
+        """What each datum has of what is shared, so that the sum over all is the loss's."""
+        return self.shared_elbo / (self.scale * self.datum(elbo).size)
+
+    @property
     def whole_elbo(self):
         return self.scale * self.datum(elbo).sum() + self.shared_elbo
 

@@ -194,9 +194,9 @@ def test_an_impossible_datum_is_broken(thrifty_shim):
 
 def test_draws_where_the_posterior_has_nothing_are_not_close(shim):
     """Their weight is 0, which the effective sample size does not mind; the ELBO does."""
-    report = judged(shim)._replace(
-        ess=np.full(6, 900.0), iwae=np.zeros(6), elbo=np.array([-0.1, -0.5, -0.8, -9, -40, -0.6])
-    )
+    lower = np.array([-0.1, -0.5, -0.8, -9, -40, -0.6])
+    given = shim.module("diagnostics.verdicts").Given(lower, np.zeros(6))
+    report = judged(shim)._replace(ess=np.full(6, 900.0), given=given)
     report = report._replace(khat=np.full(6, np.nan), largest_weight=np.full(6, 0.01))
     report = report._replace(num_states=np.full(6, 2), restricted=np.arange(6) > 4)
     assert list(report.verdicts) == ["close", "close", "off", "off", "off", "restricted"]

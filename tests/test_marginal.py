@@ -124,7 +124,11 @@ def test_what_no_one_has_seen_is_not_among_the_log_likelihoods(thrifty_shim):
     parts = stats["log_weight"].sum("data") + stats["log_weight_shared"]
     np.testing.assert_allclose(parts, stats["log_weight_whole"], rtol=1e-5)
     assert idata["vi_stats"]["shared_verdict"].ndim == 0
-    assert idata["vi_stats"]["elbo"].attrs == {"given": "mu"}  # the sum of which lacks its part
+    stats = idata["vi_stats"]
+    assert stats["given_elbo"].attrs == stats["khat"].attrs == {"given": "mu"}
+    assert stats["elbo"].attrs == {}  # with a datum's part of it, so that the sum is the whole's
+    np.testing.assert_allclose(stats["elbo"].sum(), stats["whole_elbo"], rtol=1e-6)
+    np.testing.assert_allclose(stats["iwae"].sum(), stats["whole_iwae"], rtol=1e-6)
 
 
 def test_data_that_stand_for_more_are_weighed_in_the_whole(shim):

@@ -69,6 +69,7 @@ def importance(verdicts, **changes):
         "elbo_error": np.full(size, 0.1),
         "iwae_error": np.full(size, 0.1),
         "whole": verdicts.WholeBounds(-50.0, 1.0, -40.0, 1.0),
+        "given": verdicts.Given(RNG.normal(size=size), RNG.normal(size=size) + 3),
         "num_particles": 100,
         "khat_threshold": 0.5,
     }
@@ -90,9 +91,8 @@ def test_importance(plots, verdicts, tmp_path):
 
 def test_importance_where_nothing_can_be_said(plots, verdicts, tmp_path):
     nothing = np.full(50, np.nan)
-    broken = importance(
-        verdicts, ess=nothing, khat=nothing, elbo=np.full(50, -np.inf), iwae=np.full(50, -np.inf)
-    )
+    given = verdicts.Given(np.full(50, -np.inf), np.full(50, -np.inf))
+    broken = importance(verdicts, ess=nothing, khat=nothing, given=given)
     drawn(plots.plot_importance(broken), tmp_path)
     tied = importance(verdicts, khat=nothing, num_states=np.ones(50))
     drawn(plots.plot_importance(tied), tmp_path)

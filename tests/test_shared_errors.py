@@ -56,11 +56,14 @@ def case_of(shim, shift, spread):
 
 def exact_error(of_draw, num_draws):
     """Of the mean over the data, by the law of total variance, given what they share."""
-    logs = tables(exact_coins()[1] + WIDE[0] + WIDE[1] * NODES)
+    level = exact_coins()[1] + WIDE[0] + WIDE[1] * NODES
+    logs = tables(level)
     q, values = np.exp(logs[0]), of_draw(*logs)  # (2, N, Q)
     each = (q * values).sum(0)
     within = ((q * values**2).sum(0) - each**2).sum(0) / ROWS**2
-    between = MASSES @ each.mean(0) ** 2 - (MASSES @ each.mean(0)) ** 2
+    log_q = normal(WIDE[1] * NODES, 0.0, np.log(WIDE[1]))
+    mean = each.mean(0) + of_draw(log_q, normal(level, 0.0), 0.0) / ROWS  # with what they share
+    between = MASSES @ mean**2 - (MASSES @ mean) ** 2
     return np.sqrt((MASSES @ within + between) / num_draws)
 
 
@@ -80,8 +83,11 @@ def test_errors_of_means_over_data_that_share_draws(thrifty_shim):
     independent = np.sqrt((costs.distortion_error**2).sum()) / ROWS  # the control
     assert independent < 0.5 * errors[2]
     report = diagnose(thrifty_shim, "importance_diagnostics", case, num_particles=num_draws)
-    np.testing.assert_allclose(report.mean_errors.elbo, exact_error(log_weight, 100), rtol=0.4)
-    assert f"ELBO {report.elbo.mean():.2f} ± {report.mean_errors.elbo:.2f}, bound" in str(report)
+    total = exact_error(log_weight, 100) * ROWS
+    np.testing.assert_allclose(report.mean_errors.elbo * ROWS, total, rtol=0.4)
+    np.testing.assert_allclose(report.whole.elbo_error, report.mean_errors.elbo * ROWS, rtol=1e-6)
+    start = f"{ROWS} data together: ELBO {report.elbo.sum():.2f} ± {report.whole.elbo_error:.2f},"
+    assert str(report).startswith(start)
 
 
 # Each alone, weighted

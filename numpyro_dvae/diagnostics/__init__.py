@@ -17,12 +17,12 @@ at the trained parameters, and leave everything as it was. Start with `evaluate`
 - `plots`: pictures of all these.
 
 Behind them, `trained` takes a result apart, `readings` runs its programs, `labels` reads the sites,
-`collect` fills `draws` with that, `weighing`, `summaries` and `usage` have the formulas
+`collect` fills `draws` with that, `weighing`, `costing`, `summaries` and `usage` have the formulas
 on these, `reports` and `verdicts` what is returned; `symmetry` tries what codes may be called
 otherwise; `groups` alone meets ArviZ. This room may import `fit`
 and all rooms below it.
 
-Which file to open: for a mask, `programs.densities` says where it is in a program, and `summaries`
+Which file to open: for a site of the guide alone, `auxiliary`; for a mask, `programs.densities` says where it is in a program, and `summaries`
 and `usage` what it leaves out; for what `to_arviz` puts in a group, `groups`; for how a value of a
 site is read, `readings`; for an average over draws, `summaries`; for how many draws go through the
 programs at once, `collect`.

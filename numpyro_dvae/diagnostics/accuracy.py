@@ -42,8 +42,9 @@ def rate_distortion(
         batch_size: Rows of the data that go through the programs at once; all by default.
 
     Returns:
-        Rate, distortion, MSE and PSNR of each datum, in the mean over the draws; rate and
-        distortion of what the data share, and of all together, as the loss sums them.
+        Rate, distortion, MSE and PSNR of each datum, in the mean over the draws, with its part of
+        what the data share; rate and distortion of that, and of all together, as the loss sums
+        them.
 
     Raises:
         ValueError: If an argument cannot be used, or model and guide do not match.

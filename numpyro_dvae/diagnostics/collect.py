@@ -45,7 +45,7 @@ __all__ = ["collect", "collect_given_shared", "collect_states", "usage_of_proces
 
 T = TypeVar("T")
 
-_OF_DRAWS = ("given", "points", "unmasked", "matters")
+_OF_DRAWS = ("given", "points", "unmasked", "matters", "auxiliary", "shared_auxiliary")
 _OF_STATES = (
     *(n for n in RECORD if n not in _OF_DRAWS),
     *("log_draw", "silenced", "impossible"),
@@ -242,7 +242,8 @@ def _record_of(particles: Particles, names: tuple[str, ...]) -> Record:
 def _add(
     draws: Draws, block: Block, pair: Pair, record: Record, readings: Readings, priors: Readings
 ) -> None:
-    draws.add_record(block, pair.layout.plates, record, pair.notes.shared)
+    notes = pair.notes
+    draws.add_record(block, pair.layout.plates, record, notes.shared, notes.auxiliary)
     _add_readings(draws, block, readings, {})
     _add_readings(draws, block, priors, PRIOR_NAMES)
 

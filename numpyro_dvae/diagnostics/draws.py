@@ -28,13 +28,14 @@ __all__ = [
 PRIOR_NAMES = {"latent": "prior", "predictive": "prior_predictive"}  # of draws of the model alone
 _DATA = (  # of draw and datum
     *("log_likelihood", "log_prior", "log_q", "log_draw"),
-    *("silenced", "impossible", "unmasked", "matters"),
+    *("silenced", "impossible", "unmasked", "matters", "auxiliary"),
 )
-_SHARED = ("shared_likelihood", "shared_prior", "shared_q")  # of each draw
+_SHARED = ("shared_likelihood", "shared_prior", "shared_q", "shared_auxiliary")  # of each draw
 RECORD = (
     *("log_likelihood", "log_prior", "log_q", "codes", *_SHARED, "scale", "given"),
     "points",  # numbers that move with the points of the guide, if they do
     *("unmasked", "matters"),  # log p - log q of masked latents, and whether others follow them
+    "auxiliary",  # log q of sites of the guide alone; and "shared_auxiliary"
 )
 _VALUES_AT_ONCE = 2**22  # of the data, times draws: what goes through the programs in one block
 _UNDRAWN = ("observed", "subsample", "scale")  # readings without draws in front
@@ -61,6 +62,7 @@ class Draws:
         self.num_draws, self.num_rows = num_draws, num_rows
         self.plates: tuple[str, ...] = ()  # those that make a datum
         self.shared_sites: tuple[str, ...] = ()  # those that no datum owns
+        self.auxiliary: tuple[str, ...] = ()  # those of the guide alone, which no latent tells
         self._readings: dict[str, dict[str, NamedArray]] = {}
         self._row_plate: str | None = None
         self._points: dict[tuple[str, int], Any] = {}  # by site and first row: of the first draw
@@ -98,12 +100,14 @@ class Draws:
         """Log weights for the evidence, ``(K, *plates)``.
 
         Latents under a mask count as the model draws them, where what is seen depends on them: the
-        loss, which lets them count as the guide draws them, is of other weights then.
+        loss, which lets them count as the guide draws them, is of other weights then. And as it
+        counts log q of sites of the guide alone, which these weights leave out.
         """
-        if "matters" not in self["record"]:
-            return self.log_weights
-        matters = self.record("matters").any(0)
-        return self.log_weights + np.where(matters, self.record("unmasked"), 0.0)
+        weights, record = self.log_weights, self["record"]
+        if "matters" in record:
+            matters = self.record("matters").any(0)
+            weights = weights + np.where(matters, self.record("unmasked"), 0.0)
+        return weights + self.record("auxiliary") if "auxiliary" in record else weights
 
     @property
     def scale(self) -> np.ndarray:
@@ -133,14 +137,24 @@ class Draws:
         return likelihood + prior - log_q
 
     @property
+    def shared_importance_weights(self) -> np.ndarray:
+        """As `importance_weights`, of what the data share, ``(K,)``."""
+        if "shared_auxiliary" not in self["shared"]:
+            return self.shared_weights
+        return self.shared_weights + self.shared("shared_auxiliary")
+
+    @property
     def whole_weights(self) -> np.ndarray:
         """Log p - log q of each draw of all together, as the loss sums it, ``(K,)``."""
-        return self.sum_of(self.log_weights)
+        return self._sum_of(self.log_weights) + self.shared_weights
 
-    def sum_of(self, log_weights: np.ndarray) -> np.ndarray:
-        """Log weights of each datum and of what they share together, ``(K,)``."""
-        weighed = self.scale * log_weights
-        return weighed.reshape(self.num_draws, -1).sum(1) + self.shared_weights
+    @property
+    def whole_importance_weights(self) -> np.ndarray:
+        """Log weights of each draw of all together for the evidence, ``(K,)``."""
+        return self._sum_of(self.importance_weights) + self.shared_importance_weights
+
+    def _sum_of(self, log_weights: np.ndarray) -> np.ndarray:
+        return (self.scale * log_weights).reshape(self.num_draws, -1).sum(1)
 
     def add_record(
         self,
@@ -148,6 +162,7 @@ class Draws:
         plates: tuple[str, ...],
         record: Mapping[str, Any],
         shared: tuple[str, ...] = (),
+        auxiliary: tuple[str, ...] = (),
     ) -> None:
         """Copy log-densities of each datum, and a number that tells its discrete states apart.
 
@@ -156,10 +171,11 @@ class Draws:
             plates: Those that make a datum.
             record: Arrays by name, of `RECORD` and more.
             shared: Sites that no datum owns.
+            auxiliary: Sites of the guide alone, which no latent tells.
         """
         sizes = record["log_q"].shape[1:]
         if not self.plates:
-            self.plates, self.shared_sites = plates, shared
+            self.plates, self.shared_sites, self.auxiliary = plates, shared, auxiliary
             self._row_plate = _row_plate(block, plates, sizes)
         for name in _DATA:
             if record.get(name) is not None:
@@ -171,7 +187,8 @@ class Draws:
         self.add(block, "scale", "scale", NamedArray(plates, scale))
         if shared and block.rows is None:
             for name in _SHARED:
-                self.add(block, "shared", name, NamedArray((), record[name]))
+                if record.get(name) is not None:
+                    self.add(block, "shared", name, NamedArray((), record[name]))
             for name, values in record.get("given", {}).items():
                 self.add(block, "given", name, NamedArray((), values))
 

@@ -23,19 +23,18 @@ from jaxtyping import Array
 
 from numpyro_dvae.diagnostics.collect import collect, collect_given_shared
 from numpyro_dvae.diagnostics.draws import Draws, count_values
+from numpyro_dvae.diagnostics.errors import bound_error, mean_and_error
 from numpyro_dvae.diagnostics.usage import is_restricted, num_states_of
-from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics, WholeBounds
+from numpyro_dvae.diagnostics.verdicts import Given, ImportanceDiagnostics, WholeBounds
 from numpyro_dvae.diagnostics.weighing import (
     as_whole,
-    bound_error,
     evidences,
     is_separable,
-    mean_and_error,
     over_shared,
     weighted,
     with_loss,
+    with_notes,
     with_picked,
-    with_points,
     with_whole,
 )
 from numpyro_dvae.ops.arguments import checked
@@ -124,7 +123,7 @@ def diagnose(
         The report, and log evidences of each datum, see `evidences`; None if a datum has none.
     """
     if not draws["given"] and is_separable(draws):
-        report = with_points(draws, with_whole(draws, diagnose_weights(draws)))
+        report = with_notes(draws, with_whole(draws, diagnose_weights(draws)))
         no_evidence = report.is_at_a_point  # but a density with the point
         return report, None if no_evidence else evidences(draws.importance_weights, report)
     if draws["given"]:
@@ -135,14 +134,14 @@ def diagnose(
         )
         parts = [part for part in found if part is not None]
         if len(parts) == num_shared:
-            report = with_points(draws, over_shared(draws, parts, _judge))
-            bounds = np.stack([part.iwae for part in parts])
+            report = with_notes(draws, over_shared(draws, parts, _judge))
+            bounds = np.stack([part.given.iwae for part in parts])
             return report, None if report.is_at_a_point else bounds
     restricted = np.asarray(is_restricted(draws).any())
-    weights = draws.sum_of(draws.importance_weights)
+    weights = draws.whole_importance_weights
     report = _judge(weights, np.asarray(draws.num_draws), restricted)
     report = as_whole(with_loss(report, weights, draws.whole_weights))
-    return with_points(draws, report)._replace(draws=weighted(draws, weights)), None
+    return with_notes(draws, report)._replace(draws=weighted(draws, weights)), None
 
 
 def _given_shared(count: int, draws: Draws, place: int) -> ImportanceDiagnostics | None:
@@ -182,6 +181,7 @@ def _judge(
         elbo_error=elbo_error,
         iwae_error=iwae_error,
         whole=WholeBounds(np.nan, np.nan, np.nan, np.nan),
+        given=Given(elbo, bound),
     )
 
 

@@ -15,13 +15,20 @@ from jaxtyping import Array
 from numpyro.handlers import block, replay
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.auxiliary import (
+    auxiliary_sites,
+    check_discrete,
+    check_listed,
+    read_auxiliary,
+    without,
+)
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
 from numpyro_dvae.diagnostics.points import OF_POINTS
 from numpyro_dvae.diagnostics.silence import OF_MASKS, latents_of, otherwise_drawn, with_matters
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
 from numpyro_dvae.programs.readers.impossible import read_impossible
-from numpyro_dvae.programs.record import Particles, make_record, read_codes, read_silenced
+from numpyro_dvae.programs.record import Particles, Reader, make_record, read_codes, read_silenced
 from numpyro_dvae.programs.run import run_particles
 from numpyro_dvae.programs.sites import (
     Layout,
@@ -57,6 +64,7 @@ class Notes(NamedTuple):
 
     subsamples: Array  # the key of those that plates draw, as `run_particles` has it of a key
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
+    auxiliary: tuple[str, ...] = ()  # sites of the guide alone, which the latents do not tell
 
 
 _STATE_READERS = {
@@ -77,7 +85,9 @@ def prepare_pair(
     pair = pair._replace(layout=find_layout(rng_key, pair))
     if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(rng_key, pair))
-    return pair._replace(notes=Notes(jax.random.split(rng_key)[0], _shared_sites(rng_key, pair)))
+    pair = pair._replace(notes=Notes(jax.random.split(rng_key)[0], _shared_sites(rng_key, pair)))
+    names = auxiliary_sites(rng_key, pair)
+    return pair._replace(notes=pair.notes._replace(auxiliary=names))
 
 
 def _shared_sites(rng_key: Array, pair: Pair) -> tuple[str, ...]:
@@ -153,7 +163,7 @@ def posterior_sites(
             replayed = pair._replace(model=replay(pair.model, trace=_latent(run.guide_trace)))
             readings["predictive"] = _simulate(predictive_key, replayed)[0]["predictive"]
         latents = latents_of(run, place) if weighs else {}
-        return make_record(run, layout, num_draws, reads=_DRAW_READERS), readings, latents
+        return make_record(run, layout, num_draws, reads=_readers(pair)), readings, latents
 
     def score_one(key: Array, values: dict[str, Array]) -> Particles:
         run = run_pair(key, settled, Draw(pair.notes.subsamples, layout, values))
@@ -176,7 +186,12 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Array]:
     return {name: site.value for name, site in sites.items()}
 
 
-_DRAW_READERS = {"codes": read_codes, "given": _read_given, **OF_MASKS, **OF_POINTS}
+def _readers(pair: Pair) -> dict[str, Reader]:
+    """What is read of draws; sites of the guide alone are none of the latents."""
+    names = pair.notes.auxiliary
+    of_latents = {"codes": read_codes, **OF_MASKS, **OF_POINTS}
+    found = {name: without(names, read) for name, read in of_latents.items()}
+    return {**found, "given": _read_given, **read_auxiliary(names)}
 
 
 def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, Array]:
@@ -193,10 +208,10 @@ def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, A
         return {name for name, site in run.guide.items() if not site.is_observed}
 
     latent = _read_abstractly(read, rng_key, pair)
-    _check_discrete(latent, pair.layout)
+    check_discrete(latent - set(pair.layout.credited))
     found = enumerate_draws(rng_key, pair.model, pair.args, pair.kwargs, pair.layout, max_states)
     check_cells(rng_key, pair, found)
-    _check_listed(latent, found)
+    check_listed(latent, found)
     return found
 
 
@@ -210,22 +225,6 @@ def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Par
     num_states = max(map(len, values.values()), default=1)
     pair = pair._replace(expand=not takes_singletons(rng_key, pair, values))
     return run_particles(rng_key, pair, num_states, reads=_STATE_READERS, values=values)[0]
-
-
-def _check_discrete(latent: set[str], layout: Layout) -> None:
-    if continuous := sorted(latent - set(layout.credited)):
-        raise ValueError(
-            f"sites {continuous} are continuous, or a Delta's, so that the posterior cannot be "
-            "listed. Use `importance_diagnostics`, which samples."
-        )
-
-
-def _check_listed(latent: Collection[str], listed: Collection[str]) -> None:
-    if auxiliary := sorted(set(latent) - set(listed)):
-        raise ValueError(
-            f"sites {auxiliary} are the guide's alone, drawn with the latents, so that the states "
-            "of the model are not all that it draws. Use `importance_diagnostics`, which samples."
-        )
 
 
 def prior_sites(rng_key: Array, pair: Pair, num_draws: int) -> Readings:

@@ -13,25 +13,27 @@ from collections.abc import Mapping
 import numpy as np
 
 from numpyro_dvae.diagnostics.arrays import NamedArray, log_sum
+from numpyro_dvae.diagnostics.costing import (
+    beta_elbo_of,
+    distortion_of,
+    distortions_of,
+    log_weights_of,
+    rate_of,
+    rates_of,
+    shared_cost_of,
+    whole_cost_of,
+)
 from numpyro_dvae.diagnostics.draws import Draws
+from numpyro_dvae.diagnostics.errors import error_of_means, mean_and_error
 from numpyro_dvae.diagnostics.reports import (
     CodeUsage,
     Evaluation,
     PerDatum,
     PosteriorGap,
     RateDistortion,
+    SharedCost,
 )
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
-from numpyro_dvae.diagnostics.weighing import (
-    beta_elbo_of,
-    distortion_of,
-    error_of_means,
-    mean_and_error,
-    rate_of,
-    rates_of,
-    shared_cost_of,
-    whole_cost_of,
-)
 
 __all__ = [
     "data_span_of",
@@ -50,20 +52,25 @@ _MOST_PSNR = 100.0  # decibels, of a datum in a mean: one perfect image would ma
 def rate_distortion_of(draws: Draws, data_range: float) -> RateDistortion:
     """Put together what `rate_distortion` tells."""
     errors, rates = errors_of(draws), rates_of(draws)
-    likelihoods = draws.record("log_likelihood").astype(np.float64)
+    distortions = distortions_of(draws)
     return RateDistortion(
         rate=rate_of(draws),
         distortion=distortion_of(draws),
         mse=errors.mean(0),
         psnr=psnr_of(errors, data_range).mean(0),
         rate_error=mean_and_error(rates)[1],
-        distortion_error=mean_and_error(likelihoods)[1],
+        distortion_error=mean_and_error(distortions)[1],
         whole=whole_cost_of(draws),
         shared=shared_cost_of(draws),
         mean_rate_error=error_of_means(rates),
-        mean_distortion_error=error_of_means(likelihoods),
-        points=draws.points,
+        mean_distortion_error=error_of_means(distortions),
+        **_notes_of(draws),
     )
+
+
+def _notes_of(draws: Draws) -> dict[str, tuple[str, ...]]:
+    """Sites that make bounds of something else than the evidence."""
+    return {"points": draws.points, "auxiliary": draws.auxiliary}
 
 
 def errors_of(draws: Draws) -> np.ndarray:
@@ -131,8 +138,8 @@ def evaluation_of(
         data_range: Span of the data; found if None.
     """
     data_range = data_span_of(one_draw) if data_range is None else data_range
-    elbo, errors = draws.log_weights.mean(0), np.asarray(errors_of(one_draw)[0])
-    elbo_error = error_of_means(draws.log_weights)
+    elbo, errors = log_weights_of(draws).mean(0), np.asarray(errors_of(one_draw)[0])
+    elbo_error = error_of_means(log_weights_of(draws))
     per_datum = PerDatum(
         elbo=elbo,
         beta_elbo=beta_elbo_of(draws, beta),
@@ -142,7 +149,7 @@ def evaluation_of(
         mse=errors,
         psnr=np.asarray(psnr_of(errors, data_range)),
     )
-    shared, whole = shared_cost_of(draws), whole_cost_of(draws)
+    shared, whole = shared_cost_of(draws) or SharedCost((), 0.0, 0.0), whole_cost_of(draws)
     return Evaluation(
         **_means(per_datum, np.asarray(num_seen_of(one_draw)[0] > 0), draws.num_draws),
         **_usages(usages),
@@ -152,14 +159,14 @@ def evaluation_of(
         per_datum=per_datum,
         elbo_error=elbo_error,
         bound_error=_bound_error(per_datum, elbo_error, weights),
-        shared_rate=shared.rate if shared else 0.0,
-        shared_distortion=shared.distortion if shared else 0.0,
+        shared_rate=shared.rate,
+        shared_distortion=shared.distortion,
         whole_elbo=whole.elbo,
         whole_elbo_error=whole.elbo_error,
         whole_bound=weights.whole.iwae,
         whole_bound_error=weights.whole.iwae_error,
         is_settled=weights.whole.is_settled,
-        points=draws.points,
+        **_notes_of(draws),
     )
 
 
@@ -215,15 +222,16 @@ def gap_of(draws: Draws) -> PosteriorGap:
     mass = np.where(possible, posterior, 0.0).sum(0)
     mass = np.where(np.isfinite(log_evidence), mass, np.nan)
     is_bound = ~(ceiling > log_evidence + _ROUNDING)
-    shared = draws.shared_weights[0]
+    part = draws.shared_weights[0] / draws.scale.sum()  # of what is observed beside the data
+    log_evidence, elbo = log_evidence + part, elbo + part
     return PosteriorGap(
         log_evidence=log_evidence,
         elbo=np.asarray(elbo),
         gap=np.asarray(gap),
         support_mass=np.asarray(mass),
         is_bound=np.asarray(is_bound),
-        whole_log_evidence=float((draws.scale * log_evidence).sum() + shared),
-        whole_elbo=float((draws.scale * elbo).sum() + shared),
+        whole_log_evidence=float((draws.scale * log_evidence).sum()),
+        whole_elbo=float((draws.scale * elbo).sum()),
     )
 
 

@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 Mode = Callable[[Pair], Pair]  # how a pair is run
 
-_OF_DRAWS = ("given", "points", "unmasked", "matters")
+_OF_DRAWS = ("given", "points", "unmasked", "matters", "auxiliary", "shared_auxiliary")
 _OF_STATES = (
     *(n for n in RECORD if n not in _OF_DRAWS),
     *("log_draw", "silenced", "impossible"),
@@ -253,7 +253,8 @@ def _add_record(
     draws: Draws, block: Block, pair: Pair, record: Particles, names: tuple[str, ...]
 ) -> None:
     values = {name: _to_host(getattr(record, name, record.extras.get(name))) for name in names}
-    draws.add_record(block, pair.layout.plates, values, pair.notes.shared)
+    notes = pair.notes
+    draws.add_record(block, pair.layout.plates, values, notes.shared, notes.auxiliary)
 
 
 def _add_readings(draws: Draws, block: Block, readings: Readings, names: Mapping[str, str]) -> None:

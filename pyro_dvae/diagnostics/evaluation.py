@@ -28,10 +28,10 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a trained model and guide on data: bounds, rate, distortion, PSNR, codes in use.
 
-    What no datum owns, a global latent for instance, is a row of its own, beside all that the loss
-    sums; the bound and the effective sample size of a datum are then given its draws, see
-    `importance_diagnostics`. PSNR and codes in use are those of one draw for each datum;
-    observations that a mask silences do not count in the PSNR.
+    What no datum owns, a global latent for instance, is split evenly among the data, so that means
+    times their number are what the loss sums, and has rows of its own as well; the effective sample
+    size of a datum is then given its draws, see `importance_diagnostics`. PSNR and codes in use are
+    those of one draw for each datum; observations that a mask silences do not count in the PSNR.
 
     Args:
         result: What `fit` returned, or a pair (model, guide). A guide that keeps a posterior for

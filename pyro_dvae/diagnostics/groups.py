@@ -30,17 +30,10 @@ GROUPS = (
     "constant_data",
     "vi_stats",
 )
+_WITH_SHARED = ("elbo", "iwae", "elbo_error", "iwae_error")  # a datum's part of what is shared
 _PER_DATUM = (
-    "elbo",
-    "iwae",
-    "ess",
-    "khat",
-    "largest_weight",
-    "num_tail_weights",
-    "num_states",
-    "restricted",
-    "elbo_error",
-    "iwae_error",
+    *(*_WITH_SHARED, "ess", "khat", "largest_weight"),
+    *("num_tail_weights", "num_states", "restricted"),
 )
 _OF_SHARED = ("elbo", "elbo_error", "gap", "ess", "khat", "largest_weight", "num_draws", "verdict")
 _OF_WHOLE = ("elbo", "elbo_error", "iwae", "iwae_error")
@@ -228,7 +221,10 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
     sites = report.shared.sites if report.shared and report.has_shared_latents else ()
     given = {"given": ", ".join(sites)} if sites else {}  # what a datum's numbers leave out
     stats = {name: getattr(report, name) for name in _PER_DATUM} | {"verdict": report.verdicts}
-    variables: dict[str, Any] = {name: (plates, values, given) for name, values in stats.items()}
+    stats |= {f"given_{name}": getattr(report.given, name) for name in ("elbo", "iwae") if sites}
+    variables: dict[str, Any] = {
+        n: (plates, each, {} if n in _WITH_SHARED else given) for n, each in stats.items()
+    }
     variables |= {f"whole_{name}": ((), getattr(report.whole, name)) for name in _OF_WHOLE}
     if report.shared is not None:
         variables |= {f"shared_{name}": ((), getattr(report.shared, name)) for name in _OF_SHARED}
@@ -243,9 +239,10 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
     for key in sorted({key for row in rows for key in row}):
         values = np.array([row.get(key, np.nan) for row in rows], np.float64)
         variables[f"log_{key}"] = (("log_row",), values)
-    attributes = {"num_particles": report.num_particles, "khat_threshold": report.khat_threshold}
-    points = {"points": ", ".join(report.points)} if report.points else {}
-    return xarray.Dataset(variables, coords, attributes | points)
+    attributes = {name: getattr(report, name) for name in ("num_particles", "khat_threshold")}
+    notes = {name: ", ".join(getattr(report, name)) for name in ("points", "auxiliary")}
+    attributes |= {name: names for name, names in notes.items() if names}
+    return xarray.Dataset(variables, coords, attributes)
 
 
 def _marked(dataset: Any, draws: Draws, labels: Labels) -> Any:

@@ -56,7 +56,7 @@ def to_arviz(
     - vi_stats: the loss over the steps and the rows of the log; of each datum, ELBO and
       importance-weighted bound, effective sample size, k̂, largest weight and verdict of the
       draws, and of what they share, in the attribute "given", and the whole (`shared_verdict`,
-      `whole_elbo`; sums over the data lack the part of what is shared), see
+      `whole_elbo`, of which each datum's `elbo` has its part; `given_elbo` is without), see
       `importance_diagnostics`; of each discrete latent, the share of each code in all data
       (`z_code_share`), and by place its probabilities and most likely value (`z_probs`,
       `z_most_likely`, but of tables of more than 2^26 entries).

@@ -96,7 +96,7 @@ def plot_importance(report: Any) -> Any:
         khat.text(0.5, 0.5, _NO_TAIL, ha="center", va="center", transform=khat.transAxes)
         khat.axis("off")
     with np.errstate(invalid="ignore"):
-        missed = np.ravel(report.iwae - report.elbo)
+        missed = np.ravel(report.gap)
     finite = [word for word in shown if np.isfinite(missed[verdicts == word]).any()]
     parts = [missed[(verdicts == word) & np.isfinite(missed)] for word in finite]
     if parts:

@@ -223,9 +223,9 @@ def _check_size(name: str, num_latents: int, num_codes: int) -> None:
 def _log_weights(draws: Draws) -> np.ndarray:
     """Of each datum; where the data share latents, of all together, the same for each datum."""
     log_weights = draws.importance_weights
-    if not draws.shared_sites or np.ptp(draws.shared_weights) == 0:
+    if not draws.shared_sites or np.ptp(draws.shared_importance_weights) == 0:
         return log_weights
-    whole = draws.sum_of(log_weights).reshape(-1, *[1] * (log_weights.ndim - 1))
+    whole = draws.whole_importance_weights.reshape(-1, *[1] * (log_weights.ndim - 1))
     return np.broadcast_to(whole, log_weights.shape)
 
 

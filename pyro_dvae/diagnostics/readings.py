@@ -13,6 +13,13 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_dvae.diagnostics.arrays import NamedArray
+from pyro_dvae.diagnostics.auxiliary import (
+    auxiliary_sites,
+    check_discrete,
+    check_listed,
+    read_auxiliary,
+    without,
+)
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
 from pyro_dvae.diagnostics.points import OF_POINTS
 from pyro_dvae.diagnostics.silence import OF_MASKS, in_full, otherwise_drawn, with_matters
@@ -21,13 +28,19 @@ from pyro_dvae.programs.codes import enumerate_draws
 from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair, run_program
 from pyro_dvae.programs.handlers.paths import list_paths
 from pyro_dvae.programs.readers.impossible import read_impossible
-from pyro_dvae.programs.record import Particles, concatenate, make_record, read_codes, read_silenced
+from pyro_dvae.programs.record import (
+    Particles,
+    Reader,
+    concatenate,
+    make_record,
+    read_codes,
+    read_silenced,
+)
 from pyro_dvae.programs.run import run_particles
 from pyro_dvae.programs.sites import (
     Layout,
     Pair,
     Run,
-    Site,
     StructureError,
     deterministic_sites,
     rows_of_plates,
@@ -62,8 +75,10 @@ class Notes(NamedTuple):
 
     subsamples: Any  # those that plates of the programs drew, to be replayed
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
+    auxiliary: tuple[str, ...] = ()  # sites of the guide alone, which the latents do not tell
 
 
+_RUNS = 20  # that show which sites programs have, if these depend on the draws
 _ABSENT = ("outside", "seen")  # readings of which a site that is not there has none
 _STATE_READERS = {
     "codes": read_codes,
@@ -85,7 +100,9 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
         pair = pair._replace(vectorize=takes_particles(pair, warn=False))
     if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(pair.layout, run))
-    return pair._replace(notes=Notes(drawn_subsamples(run), _shared_sites(pair.layout, run)))
+    notes = Notes(drawn_subsamples(run), _shared_sites(pair.layout, run))
+    with torch.no_grad(), poutine.replay(trace=notes.subsamples):
+        return pair._replace(notes=notes._replace(auxiliary=auxiliary_sites(pair, 1)))
 
 
 def _shared_sites(layout: Layout, run: Run) -> tuple[str, ...]:
@@ -97,7 +114,9 @@ def vary(pair: Pair) -> Pair:
     """The pair, of programs whose sites depend on the draws: all data make one datum then."""
     layout = pair.layout._replace(plates=(), dims=())
     notes = pair.notes._replace(shared=())
-    return pair._replace(layout=layout, structure=None, vectorize=False, notes=notes)
+    pair = pair._replace(layout=layout, structure=None, vectorize=False, notes=notes)
+    with torch.no_grad(), poutine.replay(trace=notes.subsamples):
+        return pair._replace(notes=notes._replace(auxiliary=auxiliary_sites(pair, _RUNS)))
 
 
 def _without_discrete(layout: Layout, run: Run) -> Layout:
@@ -135,7 +154,7 @@ def posterior_sites(
         for run in runs:
             if pair.structure is not None and _names(pair.structure) != _names(run.structure()):
                 raise StructureError("the programs have other sites than before")
-            records.append(make_record(run, layout, size, reads=_DRAW_READERS))
+            records.append(make_record(run, layout, size, reads=_readers(pair)))
             reading = SiteReader(layout.nesting, size, axes).read(run, set(wanted))
             if "subsample" in wanted:
                 reading["subsample"] = _subsamples(run.model_trace)
@@ -161,7 +180,12 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Tensor]:
     return {name: in_full(site, layout.nesting, num_draws) for name, site in sites.items()}
 
 
-_DRAW_READERS = {"codes": read_codes, "given": _read_given, **OF_MASKS, **OF_POINTS}
+def _readers(pair: Pair) -> dict[str, Reader]:
+    """What is read of draws; sites of the guide alone are none of the latents."""
+    names = pair.notes.auxiliary
+    of_latents = {"codes": read_codes, **OF_MASKS, **OF_POINTS}
+    found = {name: without(names, read) for name, read in of_latents.items()}
+    return {**found, "given": _read_given, **read_auxiliary(names)}
 
 
 def _draw_axes(pair: Pair) -> dict[str, int]:
@@ -202,10 +226,11 @@ def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:
     """
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         guide_sites = sample_sites(run_program(pair.guide, pair.args, pair.kwargs))
-        _check_discrete(guide_sites)
+        latent = {name: site for name, site in guide_sites.items() if not site.is_observed}
+        check_discrete([name for name, site in latent.items() if not site.needs_credit])
         found = enumerate_draws(pair.model, pair.args, pair.kwargs, pair.layout, max_states)
         check_cells(pair, found)
-    _check_listed(_auxiliary(guide_sites), found)
+    check_listed([name for name, site in latent.items() if site.is_auxiliary], found)
     return found
 
 
@@ -234,36 +259,10 @@ def score_paths(pair: Pair, max_states: int) -> Particles:
         runs = [run_pair(pair, Draw(pair.layout, None, values)) for values in paths]
         known = {name for run in runs for name in run.model}  # another way may not have them
         for run in runs:
-            _check_listed(_auxiliary(run.guide), known)
+            check_listed([n for n, site in run.guide.items() if site.is_auxiliary], known)
         layout = pair.layout._replace(nesting=common_layout(runs).nesting)
         records = [make_record(run, layout, 1, reads=_STATE_READERS) for run in runs]
     return concatenate(records)
-
-
-def _latent_of(guide_sites: Mapping[str, Site]) -> dict[str, Site]:
-    return {name: site for name, site in guide_sites.items() if not site.is_observed}
-
-
-def _auxiliary(guide_sites: Mapping[str, Site]) -> list[str]:
-    """Without what another way of the programs may have."""
-    return [name for name, site in _latent_of(guide_sites).items() if site.is_auxiliary]
-
-
-def _check_discrete(guide_sites: Mapping[str, Site]) -> None:
-    latent = _latent_of(guide_sites)
-    if continuous := sorted(name for name, site in latent.items() if not site.needs_credit):
-        raise ValueError(
-            f"sites {continuous} are continuous, or a Delta's, so that the posterior cannot be "
-            "listed. Use `importance_diagnostics`, which samples."
-        )
-
-
-def _check_listed(latent: Collection[str], listed: Collection[str]) -> None:
-    if auxiliary := sorted(set(latent) - set(listed)):
-        raise ValueError(
-            f"sites {auxiliary} are the guide's alone, drawn with the latents, so that the states "
-            "of the model are not all that it draws. Use `importance_diagnostics`, which samples."
-        )
 
 
 def prior_sites(pair: Pair, num_draws: int) -> Readings:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyro_dvae.diagnostics.costs import SHOWN, SharedCost, WholeCost, noise_of
+from pyro_dvae.diagnostics.notes import NO_BOUND, notes_of
 from pyro_dvae.diagnostics.quality import GradientQuality, gradient_quality
-from pyro_dvae.diagnostics.verdicts import NO_BOUND, note_of_points
 
 __all__ = [
     "ActiveLatents",
@@ -31,7 +31,7 @@ _SURE = 4.0  # standard errors of few draws that no rate is away from its mean b
 
 
 class PerDatum(NamedTuple):
-    """What `Evaluation` has means of, by datum; sums lack the part of what the data share."""
+    """What `Evaluation` has means of, by datum; what the data share is split evenly among them."""
 
     elbo: np.ndarray  # nats
     beta_elbo: np.ndarray  # nats
@@ -46,9 +46,9 @@ class PerDatum(NamedTuple):
 class Evaluation(NamedTuple):
     """What a trained model and guide make of data, in the mean over them.
 
-    What the data share is in none of the means: it is apart, and in what is said of the whole, as
-    the loss sums it. `print` it for a table. Numbers that there are none of are NaN: the PSNR if no
-    likelihood tells its mean, the codes in use if no latent is a code.
+    What the data share is split evenly among them, so that the mean times their number is of all,
+    as the loss sums it; and told apart. `print` it for a table. Numbers that there are none of are
+    NaN: the PSNR if no likelihood tells its mean, the codes in use if no latent is a code.
     """
 
     elbo: float  # nats
@@ -76,6 +76,7 @@ class Evaluation(NamedTuple):
     per_datum: PerDatum
     is_settled: bool = True  # else the errors of the bounds are at least these
     points: tuple[str, ...] = ()  # continuous latents of which the guide has one point
+    auxiliary: tuple[str, ...] = ()  # sites that the guide alone draws: the ELBO is no bound
 
     def __str__(self) -> str:
         """A table with a line for each number."""
@@ -97,7 +98,7 @@ class Evaluation(NamedTuple):
             numbers[error] = self.bound_error, "nats"
         if self.shared_rate or self.shared_distortion:
             numbers |= {
-                "shared by the data, rate": (self.shared_rate, "bits"),
+                "of all, shared: rate": (self.shared_rate, "bits"),
                 "and distortion": (self.shared_distortion, "nats"),
                 "all together, ELBO": (self.whole_elbo, "nats"),
                 "its standard error": (self.whole_elbo_error, "nats"),
@@ -113,7 +114,7 @@ class Evaluation(NamedTuple):
             for name, (value, unit) in numbers.items()
             if not np.isnan(value)
         )
-        return "\n".join([title, *lines, *note_of_points(self.points)])
+        return "\n".join([title, *lines, *notes_of(self.points, self.auxiliary)])
 
 
 class CodeUsage(NamedTuple):
@@ -233,7 +234,7 @@ class LatentRates(NamedTuple):
 
 
 class RateDistortion(NamedTuple):
-    """What the latents of each datum cost and leave out; `whole` has what they share as well."""
+    """What the latents of each datum cost and leave out; what data share is split evenly."""
 
     rate: np.ndarray  # log q - log p(z), bits
     distortion: np.ndarray  # -log p(x | z), nats
@@ -246,11 +247,12 @@ class RateDistortion(NamedTuple):
     mean_rate_error: float = math.nan  # of the means over the data, which may share draws
     mean_distortion_error: float = math.nan
     points: tuple[str, ...] = ()  # of which the rate is minus the log-density: no KL
+    auxiliary: tuple[str, ...] = ()  # sites that the guide alone draws, and rates count: no KL
 
     def __str__(self) -> str:
         """A line with the means; lines of what the data share and of all together."""
         rest = "" if self.shared is None else f"\n{self.shared}\n{self.whole}"
-        rest = "\n".join([rest, *note_of_points(self.points)])
+        rest = "\n".join([rest, *notes_of(self.points, self.auxiliary)])
         seen, fidelity = ~np.isnan(self.mse), ""
         if seen.any():  # but for what is all masked, or whose likelihoods tell no mean
             psnr = self.psnr[seen].mean()

@@ -22,9 +22,9 @@ from scipy.optimize import linear_sum_assignment
 
 from pyro_dvae.diagnostics.groups import as_chains, rhat_of
 from pyro_dvae.diagnostics.inference_data import to_arviz
+from pyro_dvae.diagnostics.notes import notes_of
 from pyro_dvae.diagnostics.symmetry import Codes, as_symmetric, coded_groups, permuted
 from pyro_dvae.diagnostics.trained import as_trained
-from pyro_dvae.diagnostics.verdicts import note_of_points
 from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["RestartComparison", "align_codes", "compare_restarts"]
@@ -81,8 +81,9 @@ class RestartComparison:
             + ". "
             + (f"Runs differ in {', '.join(apart)}." if apart else "The runs agree.")
         )
-        points = str(self.chains["vi_stats"].attrs.get("points", ""))
-        return "\n".join([*lines, *note_of_points(tuple(filter(None, points.split(", "))))])
+        noted = [str(self.chains["vi_stats"].attrs.get(n, "")) for n in ("points", "auxiliary")]
+        sites = [tuple(filter(None, names.split(", "))) for names in noted]
+        return "\n".join([*lines, *notes_of(*sites)])
 
 
 @checked

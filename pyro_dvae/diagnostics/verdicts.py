@@ -8,18 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyro_dvae.diagnostics.costs import SHOWN
 from pyro_dvae.diagnostics.expectations import WeightedDraws
+from pyro_dvae.diagnostics.notes import NO_BOUND, listed, notes_of
 
 __all__ = [
-    "NO_BOUND",
+    "Given",
     "ImportanceDiagnostics",
     "MeanErrors",
     "SharedDiagnostics",
     "WholeBounds",
-    "note_of_points",
 ]
-
-NO_BOUND = "what counts depends on masked latents, which the guide draws as the model would not"
 
 _CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called close
 _DOMINATES = 0.2  # share of all weight that one draw may have
@@ -75,6 +74,17 @@ class MeanErrors(NamedTuple):
     gap: float  # of iwae - elbo
 
 
+class Given(NamedTuple):
+    """Bounds of each datum that its own weights make, given draws of what the data share.
+
+    Their difference is what the guide misses of a datum, at least.
+    """
+
+    elbo: np.ndarray  # mean log weight, nats; of weights for the evidence
+    iwae: np.ndarray  # log mean weight, nats
+    error: float = np.nan  # standard error of their difference in the mean over the data
+
+
 class SharedDiagnostics(NamedTuple):
     """The guide of what the data share, by weights from which each datum's latents are summed out.
 
@@ -92,6 +102,7 @@ class SharedDiagnostics(NamedTuple):
     num_draws: int = 1  # 1 if nothing is drawn, as the sites are observed
     khat_threshold: float = np.nan
     points: tuple[str, ...] = ()  # of the sites, those of which the guide has one point
+    gap_error: float = 0.0
 
     @property
     def verdict(self) -> str:
@@ -103,7 +114,7 @@ class SharedDiagnostics(NamedTuple):
 
     def __str__(self) -> str:
         """A sentence with numbers and verdict."""
-        names = ", ".join(f"'{name}'" for name in self.sites)
+        names = listed(self.sites)
         if self.num_draws == 1:
             return f"What the data share, {names}, is observed: log p is {self.elbo:z.2f} nats."
         if self.points == self.sites:
@@ -112,11 +123,12 @@ class SharedDiagnostics(NamedTuple):
                 f"{self.elbo:z.2f} nats. Verdict: {_VERDICTS[self.verdict]}."
             )
         word = _unless_few(np.array(self.verdict), np.array(self.ess), np.array(False))
+        noise = _if_shown(self.gap_error, self.verdict != "unreliable")
         return (
             f"What the data share, {names}: log p - log q is {self.elbo:z.2f} ± "
             f"{self.elbo_error:.2f} nats; the latents of the data summed out, {self.num_draws} "
-            f"draws are worth {self.ess:.1f}, and the guide misses at least {self.gap:z.2f} nats. "
-            f"Verdict: {_VERDICTS[str(word)]}."
+            f"draws are worth {self.ess:.1f}, and the guide misses at least {self.gap:z.2f}"
+            f"{noise} nats. Verdict: {_VERDICTS[str(word)]}."
         )
 
 
@@ -141,15 +153,17 @@ class ImportanceDiagnostics(NamedTuple):
     A mode that the guide hardly ever draws does not show in its weights;
     `simulation_based_calibration` and, where it can be had, `posterior_gap` find it.
 
-    Where the data share latents outside of their plate, all that is said of a datum is given draws
-    of these: a mean over the draws (of k̂ and the largest weight the median). `shared` judges them,
-    and `whole` has the bounds on all. Where a datum has no weights of its own, as all latents hang
-    together, the arrays are of shape () and of the whole.
+    Where the data share latents outside of their plate, all that is said of how near the guide is
+    to the posterior of a datum is given draws of these: a mean over the draws (of k̂ and the largest
+    weight the median). `shared` judges them, and `whole` has the bounds on all. What the data share
+    is split evenly among them in `elbo` and `iwae`, so that the sums of these are the whole's (each
+    datum times what it counts in the loss, if a minibatch stands for more). Where a datum has no
+    weights of its own, as all latents hang together, the arrays are of shape () and of the whole.
     """
 
-    elbo: np.ndarray  # mean log weight, nats; given what the data share, so that the sum of all
-    # lacks the part of these: `whole.elbo` is minus the loss
-    iwae: np.ndarray  # log mean weight: the importance-weighted bound of K draws, nats; as `elbo`
+    elbo: np.ndarray  # of each datum, with its part of what the data share, nats: the sum of all is
+    # minus the loss
+    iwae: np.ndarray  # the importance-weighted bound of K draws, nats; as `elbo`
     ess: np.ndarray  # effective sample size, in [1, K]
     khat: np.ndarray  # shape of the weights' tail; NaN where not applicable
     largest_weight: np.ndarray  # share of the largest, in [1 / K, 1]
@@ -162,13 +176,16 @@ class ImportanceDiagnostics(NamedTuple):
     elbo_error: np.ndarray  # standard error of the ELBO
     iwae_error: np.ndarray
     whole: WholeBounds
+    given: Given
     is_bound: np.ndarray = np.asarray(True)  # whether the ELBO is: not where what is seen depends
     # on latents under a mask, which the guide draws otherwise than the model; as it draws them
-    # they have their part in all else here
+    # they have their part in all else here. And not beside `auxiliary` sites
     shared: SharedDiagnostics | None = None  # None if the data share no site
     draws: WeightedDraws | None = None  # None if they are too many to be kept
     mean_errors: MeanErrors = MeanErrors(np.nan, np.nan, np.nan)
     points: tuple[str, ...] = ()  # continuous latents of which the guide has one point
+    auxiliary: tuple[str, ...] = ()  # sites that the guide alone draws, and no latent tells: the
+    # ELBO, as the loss, counts their log q, and all else here is given draws of them
 
     def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
         """The posterior mean of a function of the latents, by the weighted draws.
@@ -196,11 +213,15 @@ class ImportanceDiagnostics(NamedTuple):
         return self.draws.expectation(fn)
 
     @property
+    def gap(self) -> np.ndarray:
+        """What the guide misses of each datum, at least, given what the data share; nats."""
+        return np.asarray(self.given.iwae - self.given.elbo)
+
+    @property
     def verdicts(self) -> np.ndarray:
         """One word for each datum."""
         with np.errstate(invalid="ignore"):  # of a broken datum
-            gap = np.where(self.is_bound, self.iwae - self.elbo, 0.0)
-            apart = np.maximum(np.log(self.num_particles / self.ess), gap)
+            apart = np.maximum(np.log(self.num_particles / self.ess), self.gap)
         conditions = [
             ~np.isfinite(self.ess),
             np.broadcast_to(self.is_at_a_point, self.ess.shape),
@@ -217,7 +238,7 @@ class ImportanceDiagnostics(NamedTuple):
         shared = " on the data, given that" if self.has_shared_latents else ""
         numbers = f"{self._bounds()} {self._worth()}{self._tails()}"
         verdict = f"Verdict{shared}: {self._counts()}."
-        return " ".join([numbers, verdict, *note_of_points(self.points)])
+        return " ".join([numbers, verdict, *notes_of(self.points, self.auxiliary)])
 
     @property
     def is_at_a_point(self) -> bool:
@@ -241,31 +262,34 @@ class ImportanceDiagnostics(NamedTuple):
                 f"{' per datum' if many else ''}{self._gaps()}."
             )
         whole = self.whole
+        misses = self._misses(whole.iwae - whole.elbo, np.hypot(whole.elbo_error, whole.iwae_error))
         return (
-            f"{self.ess.size} data together: {whole}{self._misses(whole.iwae - whole.elbo)}. "
-            f"{self.shared} Given that, "
-            f"{self.num_particles} draws of each datum: ELBO {self.elbo.mean():z.2f}"
-            f"{_error(self.mean_errors.elbo)}, bound {self.iwae.mean():z.2f}"
-            f"{_error(self.mean_errors.iwae)} nats per datum, whose sum lacks what is shared."
+            f"{self.ess.size} data together: {whole}{misses}. {self.shared} Given that, "
+            f"{self.num_particles} draws of each datum"
+            f"{self._misses(self.gap.mean(), self.given.error, ' nats per datum')}."
         )
 
     def _gaps(self) -> str:
         possible = np.isfinite(self.iwae)
         if possible.all():
-            return self._misses((self.iwae - self.elbo).mean())
+            return self._misses(self.gap.mean(), self.mean_errors.gap)
         without = f"{(~possible).sum()} of {possible.size} data"
         if not possible.any():
             return f", as no draw of {without if possible.ndim else 'it'} is possible (or a NaN)"
         elbo, iwae = self.elbo[possible], self.iwae[possible]
+        misses = self._misses((iwae - elbo).mean(), np.nan)
         return (
             f", as no draw of {without} is possible (or a NaN). Of the others: ELBO "
-            f"{elbo.mean():z.2f}, bound {iwae.mean():z.2f}{self._misses((iwae - elbo).mean())}"
+            f"{elbo.mean():z.2f}, bound {iwae.mean():z.2f}{misses}"
         )
 
-    def _misses(self, gap: float) -> str:
+    def _misses(self, gap: float, error: float, unit: str = "") -> str:
         loose = int((~np.asarray(self.is_bound)).sum())
         if not loose:
-            return f": the guide misses at least {gap:z.2f}"
+            noise = _if_shown(error, self.whole.is_settled)
+            return f": the guide misses at least {gap:z.2f}{noise}{unit}"
+        if unit or self.auxiliary:
+            return ""  # it is said elsewhere
         some = f"Of {loose} data the ELBO" if self.ess.ndim else "The ELBO"
         return f". {some} is no bound: {NO_BOUND}; for the weights they are as the model draws them"
 
@@ -300,19 +324,14 @@ class ImportanceDiagnostics(NamedTuple):
         return "; ".join(f"{n} {_VERDICTS[word]}" for word, n in counts.items() if n)
 
 
-def note_of_points(points: tuple[str, ...]) -> list[str]:
-    """A sentence on continuous latents of which the guide has a point; none if there are none."""
-    names = ", ".join(f"'{name}'" for name in points)
-    sentence = (
-        f"The guide has one point of {names}: ELBO and bounds are on log p of the data and that "
-        "point together, not on the evidence, and no draw tells how near it is."
-    )
-    return [sentence] if points else []
-
-
 def _error(error: float, least: str = "") -> str:
     """A standard error behind its number, unless the number is infinite and has none."""
     return "" if np.isnan(error) else f" ±{least} {error:.2f}"
+
+
+def _if_shown(error: float, is_settled: bool) -> str:
+    """A standard error behind its number, unless it rounds to nothing."""
+    return _error(error, "" if is_settled else _AT_LEAST) if error >= SHOWN else ""
 
 
 def _unless_few(verdicts: np.ndarray, ess: np.ndarray, restricted: np.ndarray) -> np.ndarray:

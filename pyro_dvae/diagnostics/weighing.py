@@ -1,7 +1,5 @@
 """What draws and their importance weights say of data, of what these share, and of all together.
 
-Rate, distortion and ELBO come first [2]; then what weights tell of the whole.
-
 A draw of what the data share weighs p / q of these sites, times an estimate of each datum's
 evidence given the draw: the mean of the datum's own weights. Given the draw, data are independent
 and the estimates unbiased, so their product is, and the log of a mean of such weights is a bound on
@@ -13,20 +11,20 @@ NumPy alone, so but for the package's name this file is the same in both package
 References:
     [1] Chopin, Jacob & Papaspiliopoulos. SMC²: an efficient algorithm for sequential analysis of
         state space models. JRSS B, 2013. (Weights whose likelihoods are estimated.)
-    [2] Alemi, Poole, Fischer, Dillon, Saurous & Murphy. Fixing a broken ELBO. ICML, 2018.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pyro_dvae.diagnostics.arrays import NamedArray
-from pyro_dvae.diagnostics.costs import SharedCost, WholeCost
 from pyro_dvae.diagnostics.draws import Draws
+from pyro_dvae.diagnostics.errors import error_of_means, mean_and_error, median_of
 from pyro_dvae.diagnostics.expectations import WeightedDraws
 from pyro_dvae.diagnostics.verdicts import (
+    Given,
     ImportanceDiagnostics,
     MeanErrors,
     SharedDiagnostics,
@@ -36,22 +34,13 @@ from pyro_dvae.diagnostics.verdicts import (
 __all__ = [
     "Judge",
     "as_whole",
-    "beta_elbo_of",
-    "bound_error",
-    "distortion_of",
-    "error_of_means",
     "evidences",
     "is_separable",
-    "mean_and_error",
     "over_shared",
-    "rate_of",
-    "rates_of",
-    "shared_cost_of",
     "weighted",
-    "whole_cost_of",
     "with_loss",
+    "with_notes",
     "with_picked",
-    "with_points",
     "with_whole",
 ]
 
@@ -65,7 +54,7 @@ Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], ImportanceDiagnostics]  #
 
 def is_separable(draws: Draws) -> bool:
     """Whether the weight of what the data share is one for draws of the data's own latents."""
-    weights = draws.shared_weights
+    weights = draws.shared_importance_weights
     spread = np.abs(weights - weights[0])
     return bool((spread <= _ROUNDING * (1 + np.abs(weights[0]))).all()) or bool(
         (weights == weights[0]).all()
@@ -75,7 +64,7 @@ def is_separable(draws: Draws) -> bool:
 def with_whole(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnostics:
     """Add the bounds on all data, which share no latent."""
     elbo, error = mean_and_error(draws.whole_weights)
-    shared = draws.shared_weights[0]
+    shared, share = draws.shared_weights[0], draws.shared_weights[0] / draws.scale.sum()
     bound = (draws.scale * report.iwae).sum() + shared
     bound_error = np.sqrt(((draws.scale * report.iwae_error) ** 2).sum())
     whole = WholeBounds(
@@ -83,7 +72,11 @@ def with_whole(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnos
     )
     row = SharedDiagnostics(draws.shared_sites, float(shared)) if draws.shared_sites else None
     return _with_means(report)._replace(
-        whole=whole, shared=row, draws=weighted(draws, draws.importance_weights)
+        elbo=report.elbo + share,
+        iwae=report.iwae + share,
+        whole=whole,
+        shared=row,
+        draws=weighted(draws, draws.importance_weights),
     )
 
 
@@ -130,46 +123,99 @@ def over_shared(
         parts: The report given each of the first of them.
         judge: Makes a report of log weights.
     """
-    by_name = {
+    numbers = {
         name: np.stack([getattr(part, name) for part in parts])
         for name in ("elbo", "iwae", "ess", "khat", "largest_weight", "num_tail_weights")
     }
-    scale, shared = outer.scale, outer.shared_weights[: len(parts)]
+    count, scale, shared = len(parts), outer.scale, outer.shared_weights[: len(parts)]
     totals = {
-        name: shared + (scale * by_name[name]).reshape(len(parts), -1).sum(1)
-        for name in ("elbo", "iwae")
+        name: weights[:count] + (scale * numbers[name]).reshape(count, -1).sum(1)
+        for name, weights in (("elbo", shared), ("iwae", outer.shared_importance_weights))
     }
-    elbo, elbo_error = mean_and_error(by_name["elbo"])
-    iwae, iwae_error = mean_and_error(by_name["iwae"])
-    numbers = (by_name["elbo"], by_name["iwae"], by_name["iwae"] - by_name["elbo"])
-    of_shared = judge(totals["iwae"], np.asarray(len(parts)), np.asarray(False))
-    means = [mean_and_error(totals[name]) for name in ("elbo", "iwae")]
-    bound = (of_shared.iwae, of_shared.iwae_error) if (scale == 1).all() else means[1]
+    of_shared = judge(totals["iwae"], np.asarray(count), np.asarray(False))
+    is_all = bool((scale == 1).all())
+    bound = mean_and_error(totals["iwae"])
+    bound = (of_shared.iwae, of_shared.iwae_error) if is_all else bound
     found = parts[0]._replace(
-        elbo=elbo,
-        iwae=iwae,
-        ess=by_name["ess"].mean(0),
-        khat=_median(by_name["khat"]),
-        largest_weight=np.median(by_name["largest_weight"], axis=0),
-        num_tail_weights=np.median(by_name["num_tail_weights"], axis=0).astype(int),
+        **_evenly(scale, shared, numbers, bound),
+        ess=numbers["ess"].mean(0),
+        khat=median_of(numbers["khat"]),
+        largest_weight=np.median(numbers["largest_weight"], axis=0),
+        num_tail_weights=np.median(numbers["num_tail_weights"], axis=0).astype(int),
         num_states=np.max([part.num_states for part in parts], axis=0),
         restricted=np.any([part.restricted for part in parts], axis=0),
         is_bound=np.all([part.is_bound for part in parts], axis=0),
-        elbo_error=elbo_error,
-        iwae_error=iwae_error,
-        shared=_of_shared(outer.shared_sites, shared, of_shared),
+        given=_given([part.given for part in parts]),
+        shared=_of_shared(outer.shared_sites, shared, of_shared, totals["iwae"]),
         draws=_joined(parts, totals["iwae"]),
-        mean_errors=MeanErrors(*map(error_of_means, numbers)),
+        mean_errors=_errors_of_means(totals, bound, scale.sum(), is_all),
     )
     settled = _is_settled(found.verdicts) and _is_settled(of_shared.verdicts)
-    return found._replace(whole=_whole(means[0], bound, settled))
+    return found._replace(whole=_whole(mean_and_error(totals["elbo"]), bound, settled))
+
+
+def _given(parts: Sequence[Given]) -> Given:
+    """In the mean over draws of what is shared."""
+    elbo, iwae = np.stack([part.elbo for part in parts]), np.stack([part.iwae for part in parts])
+    return Given(elbo.mean(0), iwae.mean(0), error_of_means(iwae - elbo))
+
+
+def _evenly(
+    scale: np.ndarray, shared: np.ndarray, numbers: Mapping[str, np.ndarray], bound: Sequence[Any]
+) -> dict[str, Any]:
+    """Bounds of each datum, with its part of what the data share, and their errors.
+
+    Args:
+        scale: What each datum counts.
+        shared: Log weights of what the data share, of each draw of it.
+        numbers: Bounds of each draw and datum, given the draw.
+        bound: On the whole, by weights, and its error.
+    """
+    num_data, (iwae, iwae_error) = scale.sum(), mean_and_error(numbers["iwae"])
+    part = shared.reshape(-1, *[1] * scale.ndim) / num_data
+    elbo, elbo_error = mean_and_error(numbers["elbo"] + part)
+    with np.errstate(invalid="ignore"):  # of a bound of -inf
+        part = (bound[0] - (scale * iwae).sum()) / num_data
+    return {
+        "elbo": elbo,
+        "elbo_error": elbo_error,
+        "iwae": iwae + (part if np.isfinite(part) else 0.0),
+        "iwae_error": np.hypot(iwae_error, bound[1] / num_data),
+    }
+
+
+def _errors_of_means(
+    totals: Mapping[str, np.ndarray], bound: Sequence[Any], num_data: float, is_all: bool
+) -> MeanErrors:
+    """Of means over the data, which share draws; of the gap of what each draw has in both bounds.
+
+    Args:
+        totals: Bounds on the whole given each draw of what is shared.
+        bound: On the whole, by weights, and its error.
+        num_data: What the data count together.
+        is_all: Whether each counts once, and the bound is the log of a mean of weights.
+    """
+    parts = _parts_of_bound(totals["iwae"]) if is_all else totals["iwae"]
+    with np.errstate(invalid="ignore"):  # of draws that are impossible
+        gap = error_of_means(parts - totals["elbo"])
+    error = float(mean_and_error(totals["elbo"])[1])
+    return MeanErrors(error / num_data, float(bound[1]) / num_data, gap / num_data)
+
+
+def _parts_of_bound(log_weights: np.ndarray) -> np.ndarray:
+    """Numbers of the draws, ``(K,)``, whose mean has the error of the log mean weight."""
+    with np.errstate(invalid="ignore"):
+        shares = np.exp(log_weights - log_weights.max())
+        return np.asarray(len(shares) * shares / shares.sum())
 
 
 def _of_shared(
-    sites: tuple[str, ...], weights: np.ndarray, report: ImportanceDiagnostics
+    sites: tuple[str, ...], weights: np.ndarray, report: ImportanceDiagnostics, whole: np.ndarray
 ) -> SharedDiagnostics:
     """What is told of the draws that the data share: of their own weights, and of the whole's."""
     elbo, elbo_error = mean_and_error(weights)
+    with np.errstate(invalid="ignore"):  # of draws that are impossible
+        gap_error = error_of_means(_parts_of_bound(whole) - whole)
     return SharedDiagnostics(
         sites=sites,
         elbo=float(elbo),
@@ -180,6 +226,7 @@ def _of_shared(
         largest_weight=float(report.largest_weight),
         num_draws=len(weights),
         khat_threshold=report.khat_threshold,
+        gap_error=gap_error,
     )
 
 
@@ -201,10 +248,10 @@ def evidences(log_weights: np.ndarray, report: ImportanceDiagnostics) -> np.ndar
         weights = np.exp(log_weights - log_weights.max(0))
         total = weights.sum(0)
         rest = np.maximum((total - weights) / total, _LEAST_REST) * num_draws / (num_draws - 1)
-        without_one = report.iwae + np.log(rest)
-    spread = _SPREAD * np.linspace(-1, 1, num_draws).reshape(-1, *[1] * report.iwae.ndim)
+        without_one = report.given.iwae + np.log(rest)
+    spread = _SPREAD * np.linspace(-1, 1, num_draws).reshape(-1, *[1] * report.ess.ndim)
     has_no_tail = np.isnan(report.khat) & (report.verdicts != "unreliable")
-    return np.where(has_no_tail, report.iwae + spread, without_one)
+    return np.where(has_no_tail, report.given.iwae + spread, without_one)
 
 
 def weighted(draws: Draws, log_weights: np.ndarray) -> WeightedDraws | None:
@@ -234,12 +281,15 @@ def with_picked(
     return report._replace(draws=WeightedDraws(picked, np.zeros(count)))
 
 
-def with_points(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnostics:
-    """Say of which continuous latents the guide has a point, that the verdicts tell it."""
+def with_notes(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnostics:
+    """Say of which continuous latents the guide has a point, and which sites it alone draws."""
     shared = report.shared
     if shared is not None:
         shared = shared._replace(points=tuple(n for n in shared.sites if n in draws.points))
-    return report._replace(points=draws.points, shared=shared)
+    is_bound = np.asarray(report.is_bound & (not draws.auxiliary))
+    return report._replace(
+        points=draws.points, shared=shared, auxiliary=draws.auxiliary, is_bound=is_bound
+    )
 
 
 def _pick(site: NamedArray, plates: tuple[str, ...], places: np.ndarray) -> np.ndarray:
@@ -259,81 +309,3 @@ def _joined(parts: Sequence[ImportanceDiagnostics], weights: np.ndarray) -> Weig
     names = kept[0].values
     values = {name: np.concatenate([each.values[name] for each in kept]) for name in names}
     return WeightedDraws(values, np.repeat(weights, len(kept[0].log_weights)))
-
-
-def _median(values: np.ndarray) -> np.ndarray:
-    """Over the first axis, of the numbers that there are; NaN where there is none."""
-    known = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
-    count = (~np.isnan(values)).sum(0)
-    low, high = np.maximum(count - 1, 0) // 2, count // 2
-    ends = [
-        np.take_along_axis(known, place[None], 0)[0]
-        for place in (low, np.minimum(high, len(values) - 1))
-    ]
-    with np.errstate(invalid="ignore"):
-        return np.where(count > 0, (ends[0] + ends[1]) / 2, np.nan)
-
-
-def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the draws, the first axis, and its standard error; NaN of one draw alone."""
-    count = len(values)
-    with np.errstate(invalid="ignore"):  # an impossible draw has -inf
-        spread = values.std(0, ddof=1) if count > 1 else np.full(values.shape[1:], np.nan)
-        return np.asarray(values.mean(0)), np.asarray(spread / np.sqrt(count))
-
-
-def bound_error(ess: np.ndarray, num_draws: int, is_one: np.ndarray) -> np.ndarray:
-    """Standard error of the log of a mean of weights, of their effective sample size.
-
-    Draws that are all one state leave others of about 1 / K in all unseen.
-    """
-    least = np.where(is_one, 1 / num_draws**2, 0.0)
-    return np.asarray(np.sqrt(np.maximum(1 / ess - 1 / num_draws, least)))
-
-
-def error_of_means(values: np.ndarray) -> float:
-    """Standard error over the draws of the mean over the data, ``(K, *plates)``.
-
-    Data that share a latent vary together, so that errors of each do not tell it.
-    """
-    return float(mean_and_error(values.reshape(len(values), -1).mean(1))[1])
-
-
-def rates_of(draws: Draws) -> np.ndarray:
-    """Log q - log p(z) of each draw and datum in bits, ``(K, *plates)`` [1]."""
-    log_q = draws.record("log_q").astype(np.float64)
-    return (log_q - draws.record("log_prior")) / math.log(2)
-
-
-def rate_of(draws: Draws) -> np.ndarray:
-    """Log q - log p(z) of each datum in bits, in the mean over the draws [1]."""
-    return np.asarray(rates_of(draws).mean(0))
-
-
-def distortion_of(draws: Draws) -> np.ndarray:
-    """Minus log p(x | z) of each datum in nats, in the mean over the draws [1]."""
-    return np.asarray(-draws.record("log_likelihood").mean(0, dtype=np.float64))
-
-
-def shared_cost_of(draws: Draws) -> SharedCost | None:
-    """What the data share costs; None if they share no site."""
-    if not draws.shared_sites:
-        return None
-    rates = (draws.shared("shared_q") - draws.shared("shared_prior")) / math.log(2)
-    rate, rate_error = mean_and_error(rates)
-    distortion, distortion_error = mean_and_error(0.0 - draws.shared("shared_likelihood"))
-    numbers = (rate, distortion, rate_error, distortion_error)
-    return SharedCost(draws.shared_sites, *map(float, numbers))
-
-
-def whole_cost_of(draws: Draws) -> WholeCost:
-    """What all data cost, as the loss sums them."""
-    shared = shared_cost_of(draws) or SharedCost((), 0.0, 0.0)
-    rate, distortion = (float((draws.scale * of(draws)).sum()) for of in (rate_of, distortion_of))
-    elbo, error = mean_and_error(draws.whole_weights)
-    return WholeCost(rate + shared.rate, distortion + shared.distortion, float(elbo), float(error))
-
-
-def beta_elbo_of(draws: Draws, beta: float) -> np.ndarray:
-    """The ELBO of each datum in nats, its rate weighed by `beta`."""
-    return np.asarray(-distortion_of(draws) - beta * math.log(2) * rate_of(draws))

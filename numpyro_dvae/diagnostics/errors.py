@@ -1,0 +1,46 @@
+"""Means and medians over draws, and the standard errors of means.
+
+NumPy alone, so this file is the same in both packages.
+"""
+
+import numpy as np
+
+__all__ = ["bound_error", "error_of_means", "mean_and_error", "median_of"]
+
+
+def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the draws, the first axis, and its standard error; NaN of one draw alone."""
+    count = len(values)
+    with np.errstate(invalid="ignore"):  # an impossible draw has -inf
+        spread = values.std(0, ddof=1) if count > 1 else np.full(values.shape[1:], np.nan)
+        return np.asarray(values.mean(0)), np.asarray(spread / np.sqrt(count))
+
+
+def bound_error(ess: np.ndarray, num_draws: int, is_one: np.ndarray) -> np.ndarray:
+    """Standard error of the log of a mean of weights, of their effective sample size.
+
+    Draws that are all one state leave others of about 1 / K in all unseen.
+    """
+    least = np.where(is_one, 1 / num_draws**2, 0.0)
+    return np.asarray(np.sqrt(np.maximum(1 / ess - 1 / num_draws, least)))
+
+
+def error_of_means(values: np.ndarray) -> float:
+    """Standard error over the draws of the mean over the data, ``(K, *plates)``.
+
+    Data that share a latent vary together, so that errors of each do not tell it.
+    """
+    return float(mean_and_error(values.reshape(len(values), -1).mean(1))[1])
+
+
+def median_of(values: np.ndarray) -> np.ndarray:
+    """Over the first axis, of the numbers that there are; NaN where there is none."""
+    known = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
+    count = (~np.isnan(values)).sum(0)
+    low, high = np.maximum(count - 1, 0) // 2, count // 2
+    ends = [
+        np.take_along_axis(known, place[None], 0)[0]
+        for place in (low, np.minimum(high, len(values) - 1))
+    ]
+    with np.errstate(invalid="ignore"):
+        return np.where(count > 0, (ends[0] + ends[1]) / 2, np.nan)

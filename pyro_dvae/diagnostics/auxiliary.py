@@ -1,0 +1,160 @@
+"""Sites of the guide alone, whose log q makes the ELBO no bound, unless the latents tell them.
+
+The loss counts log q of all that a guide draws. Of a site u beside the latents z it is the mean of
+``log p(x, z) - log q(u) - log q(z | u)``: above a bound by the entropy of u given z [1]. Weights
+``p(x, z) / q(z | u)`` are those of a model that draws u as the guide does: their mean is the
+evidence, so that bounds of weights are made of these. But where latents are computed of u, one to
+one, as automatic guides compute them, log q(u) is their own density and counts. Which it is is
+found by trying: u takes another value, and the latents that are computed follow, or do not.
+
+References:
+    [1] Agakov & Barber. An auxiliary variational method. ICONIP, 2004.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor
+
+from pyro_dvae.diagnostics.points import is_pinned
+from pyro_dvae.programs.draw import Draw, moved, run_pair
+from pyro_dvae.programs.record import Ledger, Reader
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site
+
+__all__ = ["auxiliary_sites", "check_discrete", "check_listed", "read_auxiliary", "without"]
+
+_MOST_VALUES = 16  # of a discrete site, that are tried
+
+
+def auxiliary_sites(pair: Pair, num_runs: int) -> tuple[str, ...]:
+    """Sites that the guide alone draws, and that no latent tells.
+
+    A guide with a factor, or another observed site, has said itself what counts of them.
+
+    Args:
+        pair: With its layout.
+        num_runs: That show which sites there are, if these depend on the draws.
+
+    Raises:
+        ValueError: If latents are computed of more numbers than they are.
+    """
+    found: dict[str, None] = {}
+    for run in [run_pair(pair, Draw(pair.layout, None)) for _ in range(num_runs)]:
+        alone, computed = _alone_and_computed(run)
+        told = _told(pair, run, alone, computed) if alone and computed else []
+        found |= dict.fromkeys(name for name in alone if name not in told)
+    return tuple(found)
+
+
+def _alone_and_computed(run: Run) -> tuple[list[str], list[str]]:
+    """Sites that the guide alone draws, and latents that it computes."""
+    alone = [n for n, s in run.guide.items() if n not in run.model and _is_random(s)]
+    if any(site.is_observed for site in run.guide.values()):
+        return [], []
+    return alone, [n for n, s in run.model.items() if n in run.guide and is_pinned(run.guide[n], s)]
+
+
+def _is_random(site: Site) -> bool:
+    return not isinstance(site.base, dist.Delta)
+
+
+def _told(pair: Pair, run: Run, alone: Sequence[str], computed: Sequence[str]) -> list[str]:
+    """Which sites the computed latents tell."""
+    values = {name: site.value for name, site in run.guide.items() if _is_random(site)}
+    found = []
+    for site in [run.guide[name] for name in alone]:
+        alike = [name for name in computed if _alike(site, run.model[name])]
+        if alike and _is_told(pair, run, site, alike, values):
+            found.append(site)
+    _check_numbers(found, [run.guide[name] for name in computed])
+    return [site.name for site in found]
+
+
+def _alike(site: Site, other: Site) -> bool:
+    """Whether one may have the density of the other: both are discrete, or none is."""
+    return bool(site.fn.support.is_discrete) == bool(other.fn.support.is_discrete)
+
+
+def _is_told(
+    pair: Pair, run: Run, site: Site, computed: Sequence[str], values: Mapping[str, Tensor]
+) -> bool:
+    """Whether some of the latents are others whatever other value a site has."""
+    for other in _others(pair, site):
+        again = run_pair(pair, Draw(pair.layout, None, {**values, site.name: other}))
+        if all(torch.equal(run.guide[n].value, again.guide[n].value) for n in computed):
+            return False
+    return True
+
+
+def _others(pair: Pair, site: Site) -> Iterator[Tensor]:
+    """Other values of a discrete site; of a continuous one another draw."""
+    if moved(site, site.value, 1) is None:
+        yield run_pair(pair, Draw(pair.layout, None)).guide[site.name].value
+        return
+    for by in range(1, min(site.num_values or _MOST_VALUES, _MOST_VALUES)):
+        other = moved(site, site.value, by)
+        assert other is not None
+        yield other
+
+
+def _check_numbers(told: Sequence[Site], computed: Sequence[Site]) -> None:
+    told = [site for site in told if not site.fn.support.is_discrete]
+    num_told, num_computed = (sum(s.value.numel() for s in each) for each in (told, computed))
+    if num_told > num_computed:
+        raise ValueError(
+            f"sites {[site.name for site in told]} of the guide alone are {num_told} numbers, of "
+            f"which the {num_computed} of latents {[site.name for site in computed]} are computed: "
+            "so many have no density that is known. Sample these latents in the guide from a "
+            "distribution given the sites, or add the missing density as a factor of the guide."
+        )
+
+
+def read_auxiliary(names: Sequence[str]) -> dict[str, Reader]:
+    """Readers of log q of these sites, as the loss counts it: of a datum, of what data share."""
+
+    def ledger_of(run: Run, layout: Layout, num_particles: int) -> Ledger:
+        ledger = Ledger(layout, num_particles, [*run.guide.values(), *run.model.values()])
+        for site in [run.guide[name] for name in names if name in run.guide]:
+            ledger.add("auxiliary", site, site.log_prob())
+        return ledger
+
+    def read(run: Run, layout: Layout, num_particles: int) -> Tensor | None:
+        ledger = ledger_of(run, layout, num_particles)
+        return ledger.total("auxiliary") if ledger.owned else None
+
+    def read_shared(run: Run, layout: Layout, num_particles: int) -> Tensor | None:
+        ledger = ledger_of(run, layout, num_particles)
+        return ledger.total_shared("auxiliary") if ledger.shared else None
+
+    return {"auxiliary": read, "shared_auxiliary": read_shared} if names else {}
+
+
+def without(names: Sequence[str], read: Reader) -> Reader:
+    """A reader of runs without some sites of the guide."""
+    if not names:
+        return read
+
+    def read_rest(run: Run, layout: Layout, num_particles: int) -> object:
+        guide = {name: site for name, site in run.guide.items() if name not in names}
+        return read(run._replace(guide=guide), layout, num_particles)
+
+    return read_rest
+
+
+def check_discrete(continuous: Collection[str]) -> None:
+    """Raise if the guide draws latents that are not discrete."""
+    if continuous:
+        raise ValueError(
+            f"sites {sorted(continuous)} are continuous, or a Delta's, so that the posterior "
+            "cannot be listed. Use `importance_diagnostics`, which samples."
+        )
+
+
+def check_listed(latent: Collection[str], listed: Collection[str]) -> None:
+    """Raise if the guide draws latents that are not among those of the model."""
+    if auxiliary := sorted(set(latent) - set(listed)):
+        raise ValueError(
+            f"sites {auxiliary} are the guide's alone, drawn with the latents, so that the states "
+            "of the model are not all that it draws. Use `importance_diagnostics`, which samples."
+        )
