@@ -9,6 +9,7 @@ References:
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def rate_distortion_of(draws: Draws, data_range: float) -> RateDistortion:
     )
 
 
-def _notes_of(draws: Draws) -> dict[str, tuple[str, ...]]:
+def _notes_of(draws: Draws) -> dict[str, Any]:
     """Sites that make bounds of something else than the evidence."""
     return {"points": draws.points, "auxiliary": draws.auxiliary}
 
@@ -189,7 +190,7 @@ def _bound_error(per_datum: PerDatum, elbo_error: float, weights: ImportanceDiag
     return math.hypot(elbo_error, errors.gap) if weights.has_shared_latents else errors.iwae
 
 
-def _usages(usages: Mapping[str, CodeUsage]) -> dict[str, float]:
+def _usages(usages: Mapping[str, CodeUsage]) -> dict[str, Any]:
     """How much of the codes, and of the tables that latents share, is in use, over all sites."""
     finite = [usage for usage in usages.values() if not usage.is_open]
     shares = [np.ravel(each.share_used) for each in finite]
@@ -235,7 +236,7 @@ def gap_of(draws: Draws) -> PosteriorGap:
     )
 
 
-def _means(per_datum: PerDatum, is_seen: np.ndarray, num_draws: int) -> dict[str, float]:
+def _means(per_datum: PerDatum, is_seen: np.ndarray, num_draws: int) -> dict[str, Any]:
     """Means over the data; errors are of those that observe anything."""
     means = {name: float(np.mean(values)) for name, values in per_datum._asdict().items()}
     means["mse"] = _mean_if_any(per_datum.mse[is_seen])
