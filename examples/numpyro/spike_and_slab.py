@@ -1,7 +1,7 @@
 """Spike-and-slab sparse coding: atoms that are there or not, and if so, how much of each.
 
 A datum is a sum of atoms with normal amplitudes (slabs), of those that are there (spikes), and
-noise. Given the spikes the amplitudes are normal, too, so the model sums them out, and the
+noise. Given the spikes the amplitudes are normal, too, so `NormalAtoms` sums them out, and the
 truncated posterior is over spikes alone. The dictionary has a closed form: least squares of the
 data on the second moments of spike times slab, which a `ClosedForm` that sees latents gathers.
 Noise and chances go by the gradient. The learnt atoms are compared with those of the data.
@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 from numpyro.optim import Adam
 from numpyro.primitives import mutable
 
+from numpyro_dvae.distributions import NormalAtoms
 from numpyro_dvae.fit import fit
 from numpyro_dvae.infer import SVI, Truncated_ELBO, TruncatedGuide
 from numpyro_dvae.models import ClosedForm
@@ -23,16 +24,13 @@ from numpyro_dvae.ops.evolution import chain, flip, select
 NUM_ATOMS, SIZE, CHANCE, NOISE = 6, 12, 0.25, 0.1
 
 
-def second_moments(
-    fn: dist.Distribution, data: jax.Array, latents: dict
-) -> tuple[jax.Array, jax.Array]:
-    """Factors of ``<s^T s>`` and ``<s^T x>``, s spike times slab: its mean, and its spread."""
-    present, noise, spikes = fn.cov_factor, fn.cov_diag[..., :1, None], latents["spikes"]
-    spread = jnp.linalg.inv(jnp.eye(NUM_ATOMS) + present.mT @ present / noise)
-    mean = (spread @ present.mT @ data[..., None] / noise).mT
-    used = jnp.concatenate([mean, jnp.linalg.cholesky(spread).mT], -2) * spikes[..., None, :]
-    beside = jnp.zeros((*used.shape[:-1], SIZE)).at[..., 0, :].set(data)
-    return used, jnp.concatenate([used, beside], -1)
+def second_moments(fn: NormalAtoms, data: jax.Array, latents: dict) -> tuple[jax.Array, jax.Array]:
+    """Ones, and ``s^T s`` beside ``s^T x``, s spike times slab: its mean, and its spread."""
+    (mean, spread), eye = fn.amplitudes(data), jnp.eye(NUM_ATOMS)
+    spread = spread - eye * (1 - latents["spikes"][..., None])  # of an atom that is absent: none
+    squares = mean[..., None] * mean[..., None, :] + spread
+    beside = mean[..., None] * data[..., None, :]
+    return jnp.broadcast_to(eye, squares.shape), jnp.concatenate([squares, beside], -1)
 
 
 FORM = ClosedForm("moments", second_moments, solve_moments, sees_latents=True)
@@ -47,10 +45,7 @@ def model(data: jax.Array) -> None:
     noise = numpyro.param("noise", jnp.array(0.5), constraint=dist.constraints.positive)
     with numpyro.plate("data", len(data)):
         spikes = numpyro.sample("spikes", dist.Bernoulli(chance).to_event(1))
-        present = (spikes[..., None] * atoms).mT  # (..., SIZE, NUM_ATOMS)
-        slabs_summed_out = dist.LowRankMultivariateNormal(
-            jnp.zeros(SIZE), present, jnp.full(SIZE, noise**2)
-        )
+        slabs_summed_out = NormalAtoms(spikes[..., None] * atoms, noise)
         numpyro.sample("datum", slabs_summed_out, obs=data, infer={"closed_form": FORM})
 
 

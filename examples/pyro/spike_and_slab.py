@@ -1,7 +1,7 @@
 """Spike-and-slab sparse coding: atoms that are there or not, and if so, how much of each.
 
 A datum is a sum of atoms with normal amplitudes (slabs), of those that are there (spikes), and
-noise. Given the spikes the amplitudes are normal, too, so the model sums them out, and the
+noise. Given the spikes the amplitudes are normal, too, so `NormalAtoms` sums them out, and the
 truncated posterior is over spikes alone. The dictionary has a closed form: least squares of the
 data on the second moments of spike times slab, which a `ClosedForm` that sees latents gathers.
 Noise and chances go by the gradient. The learnt atoms are compared with those of the data.
@@ -14,6 +14,7 @@ from pyro.infer import SVI
 from pyro.optim import Adam
 from torch import Tensor
 
+from pyro_dvae.distributions import NormalAtoms
 from pyro_dvae.fit import fit
 from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide
 from pyro_dvae.models import ClosedForm
@@ -23,15 +24,13 @@ from pyro_dvae.ops.evolution import chain, flip, select
 NUM_ATOMS, SIZE, CHANCE, NOISE = 6, 12, 0.25, 0.1
 
 
-def second_moments(fn: dist.Distribution, data: Tensor, latents: dict) -> tuple[Tensor, Tensor]:
-    """Factors of ``<s^T s>`` and ``<s^T x>``, s spike times slab: its mean, and its spread."""
-    present, noise, spikes = fn.cov_factor, fn.cov_diag[..., :1, None], latents["spikes"]
-    spread = torch.linalg.inv(torch.eye(NUM_ATOMS) + present.mT @ present / noise)
-    mean = (spread @ present.mT @ data[..., None] / noise).mT
-    used = torch.cat([mean, torch.linalg.cholesky(spread).mT], -2) * spikes[..., None, :]
-    beside = torch.zeros(*used.shape[:-1], SIZE)
-    beside[..., 0, :] = data
-    return used, torch.cat([used, beside], -1)
+def second_moments(fn: NormalAtoms, data: Tensor, latents: dict) -> tuple[Tensor, Tensor]:
+    """Ones, and ``s^T s`` beside ``s^T x``, s spike times slab: its mean, and its spread."""
+    (mean, spread), eye = fn.amplitudes(data), torch.eye(NUM_ATOMS)
+    spread = spread - eye * (1 - latents["spikes"][..., None])  # of an atom that is absent: none
+    squares = mean[..., None] * mean[..., None, :] + spread
+    beside = mean[..., None] * data[..., None, :]
+    return eye.expand(squares.shape), torch.cat([squares, beside], -1)
 
 
 MOMENTS = torch.zeros(NUM_ATOMS, NUM_ATOMS + SIZE)
@@ -47,10 +46,7 @@ def model(data: Tensor) -> None:
     noise = pyro.param("noise", torch.tensor(0.5), constraint=dist.constraints.positive)
     with pyro.plate("data", len(data)):
         spikes = pyro.sample("spikes", dist.Bernoulli(chance).to_event(1))
-        present = (spikes[..., None] * least_squares(MOMENTS)).mT  # (..., SIZE, NUM_ATOMS)
-        slabs_summed_out = dist.LowRankMultivariateNormal(
-            torch.zeros(SIZE), present, noise.square().expand(SIZE)
-        )
+        slabs_summed_out = NormalAtoms(spikes[..., None] * least_squares(MOMENTS), noise)
         pyro.sample("datum", slabs_summed_out, obs=data, infer={"closed_form": FORM})
 
 

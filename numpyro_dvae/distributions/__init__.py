@@ -7,6 +7,7 @@ Start with `codes`: a `Categorical` whose particles share one copy of the logits
 - `autoregressive`: the joint distribution of all codes of a datum, one drawn after the other;
 - `logistic`: integers in a row, as bytes are, by a discretised logistic;
 - `pathwise`: draws that carry a gradient, as Gumbel-softmax does;
+- `atoms`: a normal datum whose few factors, as of a spike-and-slab model, are summed out;
 - `members`: one of a list of values, each with a weight, as a truncated posterior has them.
 
 The room may import `ops`, and nothing of the package that is above it.
@@ -23,6 +24,7 @@ Words of this room:
 - *cell*: one place of a plate that lies within a datum.
 """
 
+from numpyro_dvae.distributions.atoms import NormalAtoms
 from numpyro_dvae.distributions.autoregressive import AutoregressiveCategorical, CodeTransformer
 from numpyro_dvae.distributions.certain import CertainCategorical, UniformCategorical
 from numpyro_dvae.distributions.codes import Categorical, OneHotCategorical
@@ -48,6 +50,7 @@ __all__ = [
     "Counts",
     "DiscretizedLogistic",
     "Members",
+    "NormalAtoms",
     "OneHotCategorical",
     "PathwiseBernoulli",
     "PathwiseCategorical",
