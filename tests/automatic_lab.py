@@ -40,6 +40,7 @@ class PyroLab(Lab):
         pyro.set_rng_seed(0)
         self.primitives = SimpleNamespace(
             sample=pyro.sample,
+            param=self.param,
             plate=pyro.plate,
             dist=pyro.distributions,
             one_hot=self.module("distributions").OneHotCategorical,
@@ -53,6 +54,10 @@ class PyroLab(Lab):
 
     def bind(self, model):
         return lambda *args: model(self.primitives, *args)
+
+    def param(self, name, start, constraint):
+        constraint = getattr(self.pyro.distributions.constraints, constraint)
+        return self.pyro.param(name, self.torch.tensor(start), constraint=constraint)
 
     def array(self, x):
         return self.torch.as_tensor(x)
@@ -138,6 +143,7 @@ class NumPyroLab(Lab):
         self.jax, self.numpyro = jax, numpyro
         self.primitives = SimpleNamespace(
             sample=numpyro.sample,
+            param=self.param,
             plate=plate,
             dist=numpyro.distributions,
             one_hot=self.module("distributions").OneHotCategorical,
@@ -152,12 +158,16 @@ class NumPyroLab(Lab):
     def bind(self, model):
         return lambda *args: model(self.primitives, *args)
 
+    def param(self, name, start, constraint):
+        constraint = getattr(self.numpyro.distributions.constraints, constraint)
+        return self.numpyro.param(name, self.array(start), constraint=constraint)
+
     def array(self, x):
         return self.jax.numpy.asarray(x)
 
     def start(self, guide, *args):
         trace = self.numpyro.handlers.trace(self.numpyro.handlers.seed(guide, 0)).get_trace(*args)
-        found = {n: m["value"] for n, m in trace.items() if m["type"] == "param"}
+        found = {n: m["value"] for n, m in trace.items() if n.endswith("_auto_logits")}
         return {n.removesuffix("_auto_logits"): np.asarray(v) for n, v in found.items()}
 
     def loss(self, elbo, model, guide, params, *args):

@@ -166,3 +166,39 @@ def test_impossible_data_rule_nothing_out(lab):
     args = lab.array(np.full((1, 4), 2.0)), lab.array(np.ones((1, 4), bool))
     for probs in starts(lab, model, lab.guide(model), *args).values():
         assert (probs > 1e-3).all()
+
+
+def learnt(ppl, x, *, is_learnt):
+    """Scales and a table with zeros that are learnt, or known; what the dead do is never learnt."""
+
+    def number(name, start, constraint):
+        return ppl.param(name, start, constraint) if is_learnt else ppl.array(start)
+
+    with ppl.plate("data", len(x), dim=-1):
+        z = ppl.sample("z", ppl.dist.Bernoulli(ppl.array(0.4)))
+        ppl.sample("x", ppl.dist.Uniform(0.0, number("scale", 1.0, "positive") + z), obs=x)
+        g = ppl.sample("g", ppl.dist.Categorical(ppl.array([0.2, 0.3, 0.5])))
+        table = number("table", STEPS, "simplex")
+        ppl.sample("y", ppl.dist.Categorical(table[g]), obs=ppl.integer(x))
+        alive = ppl.sample("alive", ppl.dist.Bernoulli(ppl.array(0.7)))
+        caught = number("p", 0.8, "unit_interval") * alive
+        ppl.sample("c", ppl.dist.Bernoulli(caught), obs=ppl.array(np.array([0.0, 1.0])))
+
+
+@pytest.mark.thrifty
+@pytest.mark.parametrize("is_learnt", [True, False])
+def test_what_a_parameter_rules_out_may_become_possible(lab, is_learnt):
+    """And what is impossible whatever it is, goes; the parameters are as they were."""
+    model = lab.bind(lambda ppl, x: learnt(ppl, x, is_learnt=is_learnt))
+    found = starts(lab, model, lab.guide(model), lab.array(np.array([0.5, 1.5])))
+    zeros = {
+        "z": [[1, 1], [is_learnt, 1]],
+        "g": [[1, 1, 1], [is_learnt, 1, 1]],
+        "alive": [[1, 1], [0, 1]],
+    }
+    for name, possible in zeros.items():
+        np.testing.assert_array_equal(found[name] > 1e-12, np.array(possible, bool), name)
+    if lab.name == "pyro" and is_learnt:
+        held = {name: lab.pyro.param(name).detach().numpy() for name in ("scale", "table", "p")}
+        for name, value in {"scale": 1.0, "table": STEPS, "p": 0.8}.items():
+            np.testing.assert_allclose(held[name], value, atol=1e-6)

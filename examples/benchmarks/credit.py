@@ -24,6 +24,7 @@ from cli import Parser, positive, run_main
 
 STAY, CHANGE = 0.8, 0.2  # chance of a one after a one, and after a zero
 _HOST = "TraceGraph_ELBO"
+_OFF_ZERO = 1e-9  # nats: at logits of exactly 0 the slope of NumPyro's Bernoulli is off by a half
 _AIMS_ELSEWHERE = ("DAPS_ELBO",)  # at another gradient than the ELBO's
 
 
@@ -104,7 +105,9 @@ def marginals(num_states: int) -> np.ndarray:
 def start(num_states: int, num_rows: int) -> np.ndarray:
     """The logits of the guide, ``(states, rows)``."""
     ones = marginals(num_states)
-    return np.repeat(np.log(ones / (1 - ones)), num_rows).reshape(num_states, num_rows)
+    logits = np.log(ones / (1 - ones))
+    logits[abs(logits) < _OFF_ZERO] = _OFF_ZERO
+    return np.repeat(logits, num_rows).reshape(num_states, num_rows)
 
 
 def pyro_draws(x: np.ndarray, num_particles: int, repeats: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -42,7 +42,7 @@ class NormalAtoms(Distribution):
 
     Example:
         >>> fn = NormalAtoms(jnp.array([[3.0, 4.0]]), jnp.array(1.0))
-        >>> print(jnp.array_str(fn.log_prob(jnp.array([0.0, 0.0])), precision=3))
+        >>> print(f"{fn.log_prob(jnp.zeros(2)).item():.3f}")
         -3.467
     """
 

@@ -9,6 +9,10 @@ them are tried, and those in which the site never takes its value are impossible
 latent is possible if states of its neighbours make all of its factors so: arc consistency [1],
 which finds all that there is to find in chains and trees, and nowhere rules out too much.
 
+Parameters of the model are learnt, and what they alone rule out at the start, as a scale that is
+too short for a datum, may become possible. So each state is tried at other parameters, too, near
+and far: what is impossible at all of them is so by the model's making.
+
 References:
     [1] Mackworth. Consistency in networks of relations. Artificial Intelligence, 1977.
 """
@@ -36,11 +40,15 @@ from numpyro_dvae.guides.joint_states import (
 )
 from numpyro_dvae.guides.places import reaches
 from numpyro_dvae.programs.densities import entry_mask
+from numpyro_dvae.programs.handlers.elsewhere import Elsewhere
 from numpyro_dvae.programs.handlers.swapping import given_run, is_discrete, terms_and_draws
 from numpyro_dvae.programs.readers.impossible import excludes
 from numpyro_dvae.programs.sites import Site
 
 __all__ = ["possible_values"]
+
+# Seeds and spreads of the parameters that are tried: first those of the start.
+_PLACES = ((0, 0.0), (1, 1.0), (1, -1.0), (2, 6.0), (2, -6.0))
 
 
 class _Factor(NamedTuple):
@@ -71,13 +79,16 @@ def possible_values(
         latents: The discrete latents, in the order of the model.
         rows: Rows of plates that the minibatch at hand holds.
     """
-    sites, _ = given_run(rng_key, model, args, kwargs, {}, rows)
+    moved = Elsewhere(*map(jnp.array, _PLACES[0]))
+    with moved:
+        sites, _ = given_run(rng_key, model, args, kwargs, {}, rows)
     if not any(_may_exclude(site) for site in sites.values()):
         return {}
     scopes = _scopes(terms_and_draws(rng_key, model, args, kwargs), sites, latents)
     if not any(_may_exclude(sites[name]) for name in scopes):
         return {}
-    factors = _factors(rng_key, model, args, kwargs, latents, rows, scopes)
+    places = _PLACES if moved.num_moved else _PLACES[:1]
+    factors = _factors(rng_key, model, args, kwargs, latents, rows, scopes, places)
     shapes = {n: tuple(sites[n].fn.batch_shape) for f in factors for n in f.scope}
     domains = _domains(factors, shapes)
     return {name: _by_row(latents[name], latents, factors, domains) for name in domains}
@@ -127,6 +138,7 @@ def _factors(
     latents: Mapping[str, Latent],
     rows: Mapping[str, Array],
     scopes: Mapping[str, tuple[str, ...]],
+    places: Sequence[tuple[int, float]],
 ) -> list[_Factor]:
     """The factors, in the order of the model: all of their states are tried."""
     states = choose_states(list(scopes.values()), latents)
@@ -136,11 +148,14 @@ def _factors(
         for name, column in states.items()
     }
 
-    def run(values: Mapping[str, Array]) -> dict[str, Array]:
-        sites, _ = given_run(rng_key, model, args, kwargs, values, rows)
-        return {name: _is_possible(sites[name]) for name in scopes}
+    def run(values: Mapping[str, Array], seed: Array, spread: Array) -> dict[str, Array]:
+        with Elsewhere(seed, spread):
+            sites, _ = given_run(rng_key, model, args, kwargs, values, rows)
+        return {name: _is_possible(sites[name], spread) for name in scopes}
 
-    tried, found = jax.jit(jax.vmap(run))(values), []
+    every = jax.vmap(jax.vmap(run, (0, None, None)), (None, 0, 0))
+    at_each = jax.jit(every)(values, *(jnp.array(part) for part in zip(*places, strict=True)))
+    tried, found = {name: table.any(0) for name, table in at_each.items()}, []
     chosen = [{n: int(column[r]) for n, column in states.items()} for r in range(num_runs)]
     for name, scope in scopes.items():
         met = {row_of(scope, latents, each): r for r, each in enumerate(chosen)}
@@ -150,14 +165,15 @@ def _factors(
     return found
 
 
-def _is_possible(site: Site) -> Bool[Array, "*batch"]:
-    """Where a site may have its value, or counts nothing."""
+def _is_possible(site: Site, spread: Array) -> Bool[Array, "*batch"]:
+    """Where a site may have its value, or counts nothing; at parameters elsewhere, surely so."""
     if is_discrete(site):
         never = excludes(site.fn, site.value, least=-math.inf)
     else:
         never = site.log_prob() == -jnp.inf
     counts = entry_mask(site, 0) & (jnp.asarray(site.scale) > 0)
-    return jnp.broadcast_to(~(never & counts), site.fn.batch_shape)
+    possible = jnp.broadcast_to(~(never & counts), site.fn.batch_shape)
+    return possible & ((spread == 0) | ~jnp.isnan(site.log_prob()))
 
 
 # ------------------------------------------------------------------------------------- consistency

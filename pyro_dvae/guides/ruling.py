@@ -9,6 +9,10 @@ them are tried, and those in which the site never takes its value are impossible
 latent is possible if states of its neighbours make all of its factors so: arc consistency [1],
 which finds all that there is to find in chains and trees, and nowhere rules out too much.
 
+Parameters of the model are learnt, and what they alone rule out at the start, as a scale that is
+too short for a datum, may become possible. So each state is tried at other parameters, too, near
+and far: what is impossible at all of them is so by the model's making.
+
 References:
     [1] Mackworth. Consistency in networks of relations. Artificial Intelligence, 1977.
 """
@@ -17,6 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from pyro import distributions as dist
@@ -34,11 +39,15 @@ from pyro_dvae.guides.joint_states import (
 )
 from pyro_dvae.guides.places import reaches
 from pyro_dvae.programs.densities import entry_mask
+from pyro_dvae.programs.handlers.elsewhere import Elsewhere
 from pyro_dvae.programs.handlers.swapping import given_run, is_discrete, terms_and_draws
 from pyro_dvae.programs.readers.impossible import excludes
 from pyro_dvae.programs.sites import Site
 
 __all__ = ["possible_values"]
+
+# Seeds and spreads of the parameters that are tried: first those of the start.
+_PLACES = ((0, 0.0), (1, 1.0), (1, -1.0), (2, 6.0), (2, -6.0))
 
 
 class _Factor(NamedTuple):
@@ -124,30 +133,53 @@ def _factors(
     scopes: Mapping[str, tuple[str, ...]],
 ) -> list[_Factor]:
     """The factors, in the order of the model: all of their states are tried."""
-    states = choose_states(list(scopes.values()), latents)
+    states, found = choose_states(list(scopes.values()), latents), list[_Factor]()
+    for seed, spread in _PLACES:
+        moved = Elsewhere(seed, spread)
+        tables = _tables_at(moved(model), args, kwargs, latents, rows, scopes, states, spread)
+        if spread:
+            tables = [held.possible | more for held, more in zip(found, tables, strict=True)]
+        found = [_Factor(s, table) for s, table in zip(scopes.values(), tables, strict=True)]
+        if moved.num_moved == 0 or all(bool(table.all()) for table in tables):
+            break
+    return found
+
+
+def _tables_at(
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    latents: Mapping[str, Latent],
+    rows: Mapping[str, Tensor],
+    scopes: Mapping[str, tuple[str, ...]],
+    states: Mapping[str, np.ndarray],
+    spread: float,
+) -> list[Tensor]:
+    """By factor which joint states are possible, at the parameters as they are."""
     tables: dict[str, dict[int, Tensor]] = {name: {} for name in scopes}
     for run in range(len(next(iter(states.values())))):
         chosen = {name: int(column[run]) for name, column in states.items()}
         values = {name: value_of_state(latents[name], state) for name, state in chosen.items()}
         sites, _ = given_run(model, args, kwargs, values, rows)
         for name, scope in scopes.items():
-            tables[name][row_of(scope, latents, chosen)] = _is_possible(sites[name])
+            tables[name][row_of(scope, latents, chosen)] = _is_possible(sites[name], spread)
     found = []
     for name, scope in scopes.items():
         table = torch.stack([tables[name][row] for row in sorted(tables[name])])
         sizes = [num_states(latents[latent]) for latent in scope]
-        found.append(_Factor(scope, table.reshape(*sizes, *table.shape[1:])))
+        found.append(table.reshape(*sizes, *table.shape[1:]))
     return found
 
 
-def _is_possible(site: Site) -> Bool[Tensor, "*batch"]:
-    """Where a site may have its value, or counts nothing."""
+def _is_possible(site: Site, spread: float) -> Bool[Tensor, "*batch"]:
+    """Where a site may have its value, or counts nothing; at parameters elsewhere, surely so."""
     if is_discrete(site):
         never = excludes(site.fn, site.value, least=-math.inf)
     else:
         never = site.log_prob() == -torch.inf
     counts = entry_mask(site, 0).to(never.device) & (torch.as_tensor(site.scale) > 0)
-    return (~(never & counts)).expand(site.fn.batch_shape)
+    possible = (~(never & counts)).expand(site.fn.batch_shape)
+    return possible if spread == 0 else possible & ~site.log_prob().isnan()
 
 
 # ------------------------------------------------------------------------------------- consistency

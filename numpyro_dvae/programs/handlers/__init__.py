@@ -3,6 +3,7 @@
 - `vectors`: a model gets the vectors of codes in place of the codes (`VQ_ELBO`);
 - `relaxing`: draws have a gradient (`relax`);
 - `swapping`: a model runs as a guide of its discrete latents (`AutoDiscrete`);
+- `elsewhere`: at other parameters than its own, to see what holds at all of them (`AutoDiscrete`);
 
 The handler that draws particles, which every run has, is `programs.draw`.
 """

@@ -3,6 +3,7 @@
 - `vectors`: a model gets the vectors of codes in place of the codes (`VQ_ELBO`);
 - `relaxing`: draws have a gradient (`relax`);
 - `swapping`: a model runs as a guide of its discrete latents (`AutoDiscrete`);
+- `elsewhere`: at other parameters than its own, to see what holds at all of them (`AutoDiscrete`);
 - `paths`: all ways of a program whose sites depend on what it draws (diagnostics).
 - `parameters`: at parameters that are given, those that modules hold included (diagnostics).
 
