@@ -47,6 +47,7 @@ from numpyro_dvae.programs.record import Particles, Reader
 from numpyro_dvae.programs.run import Plans, run_particles
 from numpyro_dvae.programs.sites import Layout, Pair
 from numpyro_dvae.programs.structure.layout import find_layout
+from numpyro_dvae.programs.structure.mixing import with_mixed_together
 
 __all__ = ["LossState", "ParticleELBO"]
 
@@ -233,7 +234,8 @@ class ParticleELBO(NamedOptions, ELBO):
 
     def find_layout(self, rng_key: Array, pair: Pair) -> Layout:
         """How the sites of the programs lie."""
-        return find_layout(rng_key, pair, self.max_plate_nesting)
+        layout = find_layout(rng_key, pair, self.max_plate_nesting)
+        return with_mixed_together(rng_key, pair._replace(layout=layout))
 
     def run_pair(self, rng_key: Array, pair: Pair) -> tuple[Particles, dict[str, Any]]:
         """Run prepared programs with K particles, or with the `values` that are given."""

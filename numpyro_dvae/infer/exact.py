@@ -27,6 +27,7 @@ from numpyro_dvae.programs.record import Particles
 from numpyro_dvae.programs.sites import Layout, Pair
 from numpyro_dvae.programs.structure.broadcasting import takes_singletons
 from numpyro_dvae.programs.structure.cells import with_cells_apart
+from numpyro_dvae.programs.structure.layout import find_layout
 
 __all__ = ["Exact_ELBO", "exact_expectation"]
 
@@ -95,7 +96,7 @@ class Exact_ELBO(ParticleELBO):
 
     def find_layout(self, rng_key: Array, pair: Pair) -> Layout:
         """As `ParticleELBO`; data that do not keep apart are one datum."""
-        pair = pair._replace(layout=super().find_layout(rng_key, pair))
+        pair = pair._replace(layout=find_layout(rng_key, pair, self.max_plate_nesting))
         with jax.ensure_compile_time_eval():  # no state depends on a parameter
             values = self.values(rng_key, pair)
         return with_cells_apart(rng_key, pair, values)

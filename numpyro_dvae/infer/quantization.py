@@ -43,6 +43,7 @@ from numpyro_dvae.programs.handlers.vectors import QuantizedSite, VectorLink, re
 from numpyro_dvae.programs.readers.precision import read_precision
 from numpyro_dvae.programs.record import Particles
 from numpyro_dvae.programs.sites import Layout, Pair
+from numpyro_dvae.programs.structure.layout import find_layout
 
 __all__ = ["VQ_ELBO", "VQInfo", "quantization_penalty"]
 
@@ -139,7 +140,7 @@ class VQ_ELBO(ParticleELBO):
         """What depends on the codes is seen on the codes."""
         assert self._link is not None
         with self._link.closed():
-            return super().find_layout(rng_key, pair)
+            return find_layout(rng_key, pair, self.max_plate_nesting)
 
     def gain(
         self, particles: Particles, objective: Objective, beta: float | Array, memory: Any

@@ -44,6 +44,7 @@ from pyro_dvae.programs.run import Plans, run_particles
 from pyro_dvae.programs.sites import Layout, Pair
 from pyro_dvae.programs.structure.layout import find_layout
 from pyro_dvae.programs.structure.looking import statistics_kept, without_gradient
+from pyro_dvae.programs.structure.mixing import with_mixed_together
 
 __all__ = ["LossState", "ParticleELBO"]
 
@@ -236,7 +237,8 @@ class ParticleELBO(NamedOptions, ELBO):
 
     def find_layout(self, pair: Pair) -> tuple[Layout, tuple]:
         """How the sites of the programs lie, and the structure that this is of."""
-        return find_layout(pair, self.max_plate_nesting)
+        layout, structure = find_layout(pair, self.max_plate_nesting)
+        return with_mixed_together(pair._replace(layout=layout)), structure
 
     def run_pair(self, pair: Pair) -> Particles:
         """Run prepared programs with K particles, or with the `values` that are given."""

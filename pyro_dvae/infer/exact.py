@@ -27,6 +27,7 @@ from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.sites import Layout, Pair
 from pyro_dvae.programs.structure.broadcasting import takes_singletons
 from pyro_dvae.programs.structure.cells import with_cells_apart
+from pyro_dvae.programs.structure.layout import find_layout
 
 __all__ = ["Exact_ELBO", "exact_expectation"]
 
@@ -93,7 +94,7 @@ class Exact_ELBO(ParticleELBO):
 
     def find_layout(self, pair: Pair) -> tuple[Layout, tuple]:
         """As `ParticleELBO`; data that do not keep apart are one datum."""
-        layout, structure = super().find_layout(pair)
+        layout, structure = find_layout(pair, self.max_plate_nesting)
         pair = pair._replace(layout=layout, structure=structure)
         return with_cells_apart(pair, self.values(pair)), structure
 

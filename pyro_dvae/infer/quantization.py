@@ -43,6 +43,7 @@ from pyro_dvae.programs.handlers.vectors import QuantizedSite, VectorLink, read_
 from pyro_dvae.programs.readers.precision import read_precision
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.sites import Layout, Pair
+from pyro_dvae.programs.structure.layout import find_layout
 
 __all__ = ["VQ_ELBO", "VQInfo", "quantization_penalty"]
 
@@ -136,7 +137,7 @@ class VQ_ELBO(ParticleELBO):
         """What depends on the codes is seen on the codes."""
         assert self._link is not None
         with self._link.closed():
-            return super().find_layout(pair)
+            return find_layout(pair, self.max_plate_nesting)
 
     def gain(
         self, particles: Particles, objective: Objective, beta: float | Tensor, memory: Any

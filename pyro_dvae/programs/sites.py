@@ -245,6 +245,7 @@ class Layout(NamedTuple):
     credited: tuple[str, ...] = ()  # guide sites without a pathwise gradient
     summed: tuple[str, ...] = ()  # sites of the model that are summed out where it is run
     asked: bool = False  # whether Python asks for their draws, so that other sites may depend on it
+    mixed: tuple[str, ...] = ()  # plates in which a draw leads to what happens in other cells
 
     def owns(self, site: Site) -> bool:
         """Whether a site belongs to a datum, and not to what the data share."""

@@ -135,7 +135,7 @@ def _draws_in_cells(
         on_the_way = [n for n in draws if n != site.name and name in above[n]]
         sites = [site, latent[name], *(latent[n] for n in on_the_way)]
         shared = frozenset.intersection(*map(_plates, sites))
-        return frozenset(dim for _, dim in shared)
+        return frozenset(dim for plate, dim in shared if plate not in layout.mixed)
 
     credited = [name for name in layout.credited if name in draws]
     return {name: dims_of(name) for name in credited}

@@ -5,12 +5,11 @@ go through theirs side by side. A program that centres latents by their mean ove
 normalises a batch or takes a neighbour's draw breaks that promise without a word. So a few states
 are run in all cells at once, then mixed, some cells in one and some in another: each cell must have
 what it has where all are in its state. What a program raises on the way is its own, and shown.
-What is traced has no value: other numbers stand in for it.
+What is traced has no value: other numbers stand in for it (`stand_ins`).
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from jaxtyping import Array, Float, Integer
 from numpyro_dvae.programs.draw import Draw, run_pair
 from numpyro_dvae.programs.record import make_record
 from numpyro_dvae.programs.sites import Layout, Pair
+from numpyro_dvae.programs.structure.stand_ins import with_stand_ins
 
 __all__ = ["check_cells", "with_cells_apart"]
 
@@ -43,11 +43,11 @@ def with_cells_apart(rng_key: Array, pair: Pair, values: Mapping[str, Array]) ->
         f"under plate {sorted(pair.layout.plates)} the log-density of a datum changes with the "
         "draws of others (a mean over the data, a batch normalisation, an index from the left), "
         "so the states of all data are listed together: right, but for few data alone. Use a "
-        "datum's own draws in its density, or a loss that samples, with `.to_event(1)` in place of "
-        "the plate: its gradient takes a plate at its word.",
+        "datum's own draws in its density, or a loss that samples (Reinforce_ELBO, DAPS_ELBO), in "
+        "which all their draws share one weight.",
         stacklevel=8,
     )
-    return pair.layout._replace(plates=(), dims=())
+    return pair.layout._replace(plates=(), dims=(), one_scale=False)
 
 
 def check_cells(
@@ -88,33 +88,9 @@ def _are_apart(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> bool:
         return True
     some = {n: np.asarray(v)[few] for n, v in values.items()}
     wide = {n: _mixed(v, np.zeros(sizes, int), pair.layout, dims[n]) for n, v in some.items()}
-    return _keep_apart(_with_stand_ins(by_datum, wide), some, sizes, pair.layout, dims)
-
-
-def _with_stand_ins(function: Callable, example: Any) -> Callable[[Any], np.ndarray]:
-    """A function of arrays that are known, of whose traced constants others take the place."""
-    program = jax.make_jaxpr(function)(example)
-    rng = np.random.default_rng(0)
-    constants = [_stand_in(constant, rng) for constant in program.consts]
-    compiled = jax.jit(lambda leaves: jax.core.eval_jaxpr(program.jaxpr, constants, *leaves)[0])
-
-    def run(given: Any) -> np.ndarray:
-        with jax.ensure_compile_time_eval():
-            return np.asarray(compiled(jax.tree.leaves(given)))
-
-    return run
-
-
-def _stand_in(constant: Any, rng: np.random.Generator) -> Any:
-    """Numbers that are scales, probabilities and places as well; rows and codes of 0."""
-    if not isinstance(constant, jax.core.Tracer):
-        return constant
-    with jax.ensure_compile_time_eval():
-        if jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
-            return jnp.broadcast_to(jax.random.key(0), constant.shape)
-        if jnp.issubdtype(constant.dtype, jnp.floating):
-            return jnp.asarray(rng.uniform(0.3, 0.7, constant.shape), constant.dtype)
-        return jnp.full(constant.shape, constant.dtype == bool, constant.dtype)
+    program = jax.make_jaxpr(by_datum)(wide)
+    compiled = with_stand_ins(program)
+    return _keep_apart(lambda v: compiled(v)[0], some, sizes, pair.layout, dims)
 
 
 def _keep_apart(

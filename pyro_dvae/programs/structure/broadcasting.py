@@ -25,7 +25,7 @@ from pyro_dvae.programs.record import Particles, draw_log_prob, in_batch_dims, m
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, deterministic_sites
 from pyro_dvae.programs.structure.looking import only_looking, same_but_rounding
 
-__all__ = ["takes_particles", "takes_singletons"]
+__all__ = ["takes_particles", "takes_singletons", "telling_values"]
 
 _NUM_MIXED = 3  # of the particles, which have low and high codes
 _NUM_PARTICLES = 2 + _NUM_MIXED
@@ -116,7 +116,7 @@ def _keeps_apart(pair: Pair, reads: Reads) -> bool:
     first = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES))
     drawn = {name: site for name, site in first.guide.items() if not site.is_observed}
     count = _num_particles(first, pair.layout)
-    told = {name: _telling_values(site) for name, site in drawn.items()}
+    told = {name: telling_values(site) for name, site in drawn.items()}
     values = {name: _of_size(value, count) for name, value in told.items() if value is not None}
     with poutine.replay(trace=drawn_subsamples(first)):
         try:
@@ -217,7 +217,7 @@ def _agree(first: Particles, second: Particles, place: int, other: int) -> bool:
     return all(one.shape == two.shape and same_but_rounding(one, two) for one, two in pairs)
 
 
-def _telling_values(site: Site) -> Tensor | None:
+def telling_values(site: Site) -> Tensor | None:
     """Values like those drawn, in which particles differ as much as the support lets them.
 
     None where other draws say what the largest is.

@@ -42,8 +42,8 @@ def with_cells_apart(pair: Pair, values: Mapping[str, Tensor]) -> Layout:
         f"under plate {sorted(pair.layout.plates)} the log-density of a datum changes with the "
         "draws of others (a mean over the data, a batch normalisation, an index from the left), "
         "so the states of all data are listed together: right, but for few data alone. Use a "
-        "datum's own draws in its density, or a loss that samples, with `.to_event(1)` in place of "
-        "the plate: its gradient takes a plate at its word.",
+        "datum's own draws in its density, or a loss that samples (Reinforce_ELBO, DAPS_ELBO), in "
+        "which all their draws share one weight.",
         stacklevel=8,
     )
     return pair.layout._replace(plates=(), dims=())
