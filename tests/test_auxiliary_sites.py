@@ -201,3 +201,44 @@ def test_noise_that_a_latent_is_computed_of_has_its_density(shim):
     found = diagnose(shim, "importance_diagnostics", rest, num_particles=100, num_shared=25)
     assert found.auxiliary == ("u1",)
     assert SAYS.replace("'u'", "'u1'") in str(found)
+
+
+def rates_of(shim, guide, of):
+    case = case_of(shim, guide, of)
+    rates = diagnose(shim, "latent_rates", case, num_draws=400)
+    cost = diagnose(shim, "rate_distortion", case, num_draws=400)
+    assert np.isfinite(rates[name].error).all()
+    return rates, cost
+
+
+def pair_model(ppl, data):
+    mu = ppl.sample("mu", ppl.dist.Normal(data["zero"], 1.0))
+    nu = ppl.sample("nu", ppl.dist.Normal(mu, 1.0))
+    with rows(ppl):
+        z = ppl.sample("z", ppl.dist.Bernoulli(logits=-0.4 + 0.0 * data["x"]))
+        ppl.sample("x", ppl.dist.Normal(nu + 2.0 * z, 1.0), obs=data["x"])
+
+
+def pair_guide(ppl, data):
+    """Both of one draw, as automatic guides of a joint normal."""
+    noise = ppl.dist.Normal(data["zero"] + ppl.zeros(2), 0.4).to_event(1)
+    u = ppl.sample("u", noise, infer=dict(MARK))
+    ppl.sample("mu", ppl.dist.Delta(u[..., 0]))
+    ppl.sample("nu", ppl.dist.Delta(u[..., 1] + 0.5 * u[..., 0]))
+    with rows(ppl):
+        ppl.sample("z", ppl.dist.Bernoulli(logits=2.0 * data["x"] - 2.4))
+
+
+@pytest.mark.thrifty
+def test_rates_of_computed_latents_have_the_density_of_what_they_are_computed_of(shim):
+    """KL(q ‖ p) in closed form: it was log q of a point, 0, less log p."""
+    rates, cost = rates_of(shim, computed(lambda u: 0.5 + u, 0.4), centred)
+    exact = -np.log(0.4) + (0.4**2 + 0.5**2 - 1) / 2
+    assert abs(rates["mu"].rate - exact) < 5 * rates["mu"].error
+    assert set(rates) == {"mu", "z"}
+    rates, cost = rates_of(shim, pair_guide, pair_model)
+    assert set(rates) == {"mu, nu", "z"}
+    squares = 0.4**2 * (1.0 + 1.0 + 0.5**2)  # of mu, and of nu - mu: of u1 - u0 / 2
+    exact = -2 * np.log(0.4) - 1 + squares / 2
+    assert abs(rates["mu, nu"].rate - exact) < 5 * rates["mu, nu"].error
+    assert abs(cost.shared.rate * np.log(2) - exact) < 5 * cost.shared.rate_error

@@ -12,6 +12,8 @@ References:
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,13 +25,28 @@ from numpyro_dvae.programs.draw import Draw, moved, run_pair
 from numpyro_dvae.programs.record import Ledger, Reader
 from numpyro_dvae.programs.sites import Layout, Pair, Run, Site
 
-__all__ = ["auxiliary_sites", "check_discrete", "check_listed", "read_auxiliary", "without"]
+__all__ = [
+    "Alone",
+    "check_discrete",
+    "check_listed",
+    "read_auxiliary",
+    "sites_alone",
+    "without",
+]
 
 _MOST_VALUES = 16  # of a discrete site, that are tried
 
 
-def auxiliary_sites(rng_key: Array, pair: Pair) -> tuple[str, ...]:
-    """Sites that the guide alone draws, and that no latent tells.
+class Alone(NamedTuple):
+    """Sites that the guide draws and the model has not."""
+
+    auxiliary: tuple[str, ...] = ()  # those that no latent tells
+    densities: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # of each other, the latents
+    # that are computed of it, whose density it has
+
+
+def sites_alone(rng_key: Array, pair: Pair) -> Alone:
+    """Find the sites that the guide alone draws.
 
     A guide with a factor, or another observed site, has said itself what counts of them.
 
@@ -40,18 +57,24 @@ def auxiliary_sites(rng_key: Array, pair: Pair) -> tuple[str, ...]:
     Raises:
         ValueError: If latents are computed of more numbers than they are.
     """
-    parts: list[tuple[list[str], list[str]]] = []
-    jax.eval_shape(lambda: parts.append(_alone_and_computed(_run(rng_key, pair, {}))))
-    alone, computed = parts[0]
-    told = _told(rng_key, pair, alone, computed) if alone and computed else []
-    return tuple(name for name in alone if name not in told)
+    seen: list[tuple[list[str], list[str]]] = []
+    has_said: list[bool] = []
+
+    def look() -> None:
+        run = _run(rng_key, pair, {})
+        seen.append(_alone_and_computed(run))
+        has_said.append(any(site.is_observed for site in run.guide.values()))
+
+    jax.eval_shape(look)
+    alone, computed = seen[0]
+    told = _told(rng_key, pair, alone, computed) if alone and computed else {}
+    left = () if has_said[0] else tuple(name for name in alone if name not in told)
+    return Alone(left, told)
 
 
 def _alone_and_computed(run: Run) -> tuple[list[str], list[str]]:
-    """Sites that the guide alone draws, and latents that it computes."""
+    """Sites that the guide alone has, and latents that it computes."""
     alone = [n for n, s in run.guide.items() if n not in run.model and _is_random(s)]
-    if any(site.is_observed for site in run.guide.values()):
-        return [], []
     return alone, [n for n, s in run.model.items() if n in run.guide and is_pinned(run.guide[n], s)]
 
 
@@ -59,17 +82,21 @@ def _is_random(site: Site) -> bool:
     return not isinstance(site.base, dist.Delta)
 
 
-def _told(rng_key: Array, pair: Pair, alone: Sequence[str], computed: Sequence[str]) -> list[str]:
-    """Which sites the computed latents tell."""
+def _told(
+    rng_key: Array, pair: Pair, alone: Sequence[str], computed: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Which sites the computed latents tell, and which latents do."""
     run = _run(rng_key, pair, {})
+    if any(site.is_observed for site in run.guide.values()):
+        return {name: tuple(computed) for name in alone}
     values = {name: site.value for name, site in run.guide.items() if _is_random(site)}
-    found = []
+    found = {}
     for site in [run.guide[name] for name in alone]:
         alike = [name for name in computed if _alike(site, run.model[name])]
-        if alike and _is_told(rng_key, pair, run, site, alike, values):
-            found.append(site)
-    _check_numbers(found, [run.guide[name] for name in computed])
-    return [site.name for site in found]
+        if alike and (latents := _latents_that_tell(rng_key, pair, run, site, alike, values)):
+            found[site.name] = latents
+    _check_numbers([run.guide[name] for name in found], [run.guide[name] for name in computed])
+    return found
 
 
 def _alike(site: Site, other: Site) -> bool:
@@ -81,20 +108,25 @@ def _run(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Run:
     return run_pair(rng_key, pair, Draw(pair.notes.subsamples, pair.layout, values))
 
 
-def _is_told(
+def _latents_that_tell(
     rng_key: Array,
     pair: Pair,
     run: Run,
     site: Site,
     computed: Sequence[str],
     values: Mapping[str, Array],
-) -> bool:
-    """Whether some of the latents are others whatever other value a site has."""
+) -> tuple[str, ...]:
+    """Those that are others, if some are, whatever other value a site has."""
+    found: dict[str, None] = {}
     for other in _others(rng_key, pair, site):
         again = _run(rng_key, pair, {**values, site.name: other})
-        if all(np.array_equal(run.guide[n].value, again.guide[n].value) for n in computed):
-            return False
-    return True
+        moved_on = [
+            n for n in computed if not np.array_equal(run.guide[n].value, again.guide[n].value)
+        ]
+        if not moved_on:
+            return ()
+        found |= dict.fromkeys(moved_on)
+    return tuple(found)
 
 
 def _others(rng_key: Array, pair: Pair, site: Site) -> Iterator[Array]:

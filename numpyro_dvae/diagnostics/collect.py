@@ -243,7 +243,7 @@ def _add(
     draws: Draws, block: Block, pair: Pair, record: Record, readings: Readings, priors: Readings
 ) -> None:
     notes = pair.notes
-    draws.add_record(block, pair.layout.plates, record, notes.shared, notes.auxiliary)
+    draws.add_record(block, pair.layout.plates, record, notes.shared, notes.alone)
     _add_readings(draws, block, readings, {})
     _add_readings(draws, block, priors, PRIOR_NAMES)
 

@@ -63,6 +63,7 @@ class Draws:
         self.plates: tuple[str, ...] = ()  # those that make a datum
         self.shared_sites: tuple[str, ...] = ()  # those that no datum owns
         self.auxiliary: tuple[str, ...] = ()  # those of the guide alone, which no latent tells
+        self.densities: Mapping[str, tuple[str, ...]] = {}  # of others, latents computed of each
         self._readings: dict[str, dict[str, NamedArray]] = {}
         self._row_plate: str | None = None
         self._points: dict[tuple[str, int], Any] = {}  # by site and first row: of the first draw
@@ -162,7 +163,7 @@ class Draws:
         plates: tuple[str, ...],
         record: Mapping[str, Any],
         shared: tuple[str, ...] = (),
-        auxiliary: tuple[str, ...] = (),
+        alone: Any = None,
     ) -> None:
         """Copy log-densities of each datum, and a number that tells its discrete states apart.
 
@@ -171,11 +172,12 @@ class Draws:
             plates: Those that make a datum.
             record: Arrays by name, of `RECORD` and more.
             shared: Sites that no datum owns.
-            auxiliary: Sites of the guide alone, which no latent tells.
+            alone: Sites that the guide alone has, see `auxiliary`.
         """
         sizes = record["log_q"].shape[1:]
         if not self.plates:
-            self.plates, self.shared_sites, self.auxiliary = plates, shared, auxiliary
+            self.plates, self.shared_sites = plates, shared
+            self.auxiliary, self.densities = ((), {}) if alone is None else alone
             self._row_plate = _row_plate(block, plates, sizes)
         for name in _DATA:
             if record.get(name) is not None:

@@ -136,10 +136,17 @@ def latent_rates(
         Of each latent site, the rate of each latent in nats, in the mean over data and draws. Data
         of which a mask silences it, and draws that lack it, have a rate of 0, and no say in
         whether it has collapsed. Of a continuous latent of which the guide has one point, the
-        rate is infinite.
+        rate is infinite. Latents that the guide computes of one draw of its own, as automatic
+        guides of a joint normal do, have one rate for all, named "a, b".
     """
     draws = collect(
-        rng_key, result, data, num_draws, ("rate", "counted"), params=params, batch_size=batch_size
+        rng_key,
+        result,
+        data,
+        num_draws,
+        ("rate", "alone", "counted"),
+        params=params,
+        batch_size=batch_size,
     )
     return {
         name: LatentRates(rate, threshold, error, share)

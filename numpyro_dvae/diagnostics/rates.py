@@ -35,8 +35,8 @@ def expected_rate(guide_site: Site, site: Site, num_cells: int) -> Array | None:
     q, p = guide_site.base, site.base
     if any(each.fn.event_dim - each.base.event_dim != num_cells for each in (guide_site, site)):
         return None
-    if any(hasattr(fn, "conditional_log_prob") for fn in (q, p)):
-        return None
+    if isinstance(q, dist.Delta) or any(hasattr(fn, "conditional_log_prob") for fn in (q, p)):
+        return None  # a point has the log-density that it was given
     masked = any(is_masked(each) for each in (guide_site, site))
     parts = _by_values(q, p)
     if parts is None:

@@ -16,10 +16,11 @@ from numpyro.handlers import block, replay
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.auxiliary import (
-    auxiliary_sites,
+    Alone,
     check_discrete,
     check_listed,
     read_auxiliary,
+    sites_alone,
     without,
 )
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
@@ -64,7 +65,7 @@ class Notes(NamedTuple):
 
     subsamples: Array  # the key of those that plates draw, as `run_particles` has it of a key
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
-    auxiliary: tuple[str, ...] = ()  # sites of the guide alone, which the latents do not tell
+    alone: Alone = Alone()  # sites that the guide alone has
 
 
 _STATE_READERS = {
@@ -86,8 +87,7 @@ def prepare_pair(
     if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(rng_key, pair))
     pair = pair._replace(notes=Notes(jax.random.split(rng_key)[0], _shared_sites(rng_key, pair)))
-    names = auxiliary_sites(rng_key, pair)
-    return pair._replace(notes=pair.notes._replace(auxiliary=names))
+    return pair._replace(notes=pair.notes._replace(alone=sites_alone(rng_key, pair)))
 
 
 def _shared_sites(rng_key: Array, pair: Pair) -> tuple[str, ...]:
@@ -188,7 +188,7 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Array]:
 
 def _readers(pair: Pair) -> dict[str, Reader]:
     """What is read of draws; sites of the guide alone are none of the latents."""
-    names = pair.notes.auxiliary
+    names = pair.notes.alone.auxiliary
     of_latents = {"codes": read_codes, **OF_MASKS, **OF_POINTS}
     found = {name: without(names, read) for name, read in of_latents.items()}
     return {**found, "given": _read_given, **read_auxiliary(names)}

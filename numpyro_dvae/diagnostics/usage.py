@@ -5,6 +5,7 @@ name this file is the same in both packages.
 """
 
 import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpyro_dvae.diagnostics.arrays import (
     variance_of_mean,
 )
 from numpyro_dvae.diagnostics.draws import Draws
+from numpyro_dvae.diagnostics.errors import mean_and_error
 from numpyro_dvae.diagnostics.reports import CodeUsage
 
 __all__ = [
@@ -104,16 +106,53 @@ def latent_rates_of(draws: Draws) -> dict[str, tuple[np.ndarray, np.ndarray, np.
     And the share of the data in which a latent counts: in which a draw has it, and no mask
     silences it. Where it does not count, its rate is 0.
     """
-    found = {}
-    for name, site in draws["rate"].items():
+    sites, found = dict(draws["rate"]), {}
+    groups = []
+    for latents, alone in _computed_together(draws.densities):
+        one, other = sites[latents[0]], draws["alone"][alone[0]]
+        if len(latents) == len(alone) == 1 and one.values.shape == other.values.shape:
+            sites[latents[0]] = replace(one, values=one.values + other.values)
+        else:
+            groups.append((latents, alone))
+    joint = {name for latents, _ in groups for name in latents}
+    for name, site in sites.items():
         counted = _counted(draws, name, site)
         rates = replace(site, values=np.where(counted, site.values, 0.0))
         share = _mean_and_error(replace(site, values=counted), draws.plates)[0]
         rate, error = _mean_and_error(rates, draws.plates)
         if name in draws.points:  # the KL of a point from a density
             rate, error = np.where(share > 0, np.inf, rate), np.zeros_like(error)
-        found[name] = rate, error, share
+        if name not in joint:
+            found[name] = rate, error, share
+    for latents, alone in groups:
+        found[", ".join(latents)] = (*_joint_rate(draws, latents, alone), np.ones(()))
     return found
+
+
+def _computed_together(densities: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[list, list]]:
+    """Latents that are computed of the same sites, and these."""
+    left = {site: set(latents) for site, latents in densities.items()}
+    while left:
+        site, latents = left.popitem()
+        sites = [site]
+        while more := [other for other, some in left.items() if some & latents]:
+            for other in more:
+                latents |= left.pop(other)
+            sites += more
+        yield [n for n in dict.fromkeys(sum(densities.values(), ())) if n in latents], sites
+
+
+def _joint_rate(
+    draws: Draws, latents: Collection[str], alone: Collection[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log q - log p of latents that are computed, and its error; of a datum, if all are."""
+    sites = {name: draws["rate"][name] for name in latents}
+    parts = [np.where(_counted(draws, n, site), site.values, 0.0) for n, site in sites.items()]
+    parts += [draws["alone"][name].values for name in alone]
+    total = sum(part.reshape(len(part), -1).sum(1, dtype=np.float64) for part in parts)
+    owned = all(set(draws.plates) <= set(site.dims) for site in sites.values())
+    num_data = math.prod(draws.shape[1:]) if owned else 1
+    return mean_and_error(np.asarray(total) / num_data)
 
 
 def _counted(draws: Draws, name: str, site: NamedArray) -> np.ndarray:

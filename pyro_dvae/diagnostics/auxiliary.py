@@ -12,6 +12,8 @@ References:
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from pyro import distributions as dist
@@ -22,13 +24,28 @@ from pyro_dvae.programs.draw import Draw, moved, run_pair
 from pyro_dvae.programs.record import Ledger, Reader
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site
 
-__all__ = ["auxiliary_sites", "check_discrete", "check_listed", "read_auxiliary", "without"]
+__all__ = [
+    "Alone",
+    "check_discrete",
+    "check_listed",
+    "read_auxiliary",
+    "sites_alone",
+    "without",
+]
 
 _MOST_VALUES = 16  # of a discrete site, that are tried
 
 
-def auxiliary_sites(pair: Pair, num_runs: int) -> tuple[str, ...]:
-    """Sites that the guide alone draws, and that no latent tells.
+class Alone(NamedTuple):
+    """Sites that the guide draws and the model has not."""
+
+    auxiliary: tuple[str, ...] = ()  # those that no latent tells
+    densities: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # of each other, the latents
+    # that are computed of it, whose density it has
+
+
+def sites_alone(pair: Pair, num_runs: int) -> Alone:
+    """Find the sites that the guide alone draws.
 
     A guide with a factor, or another observed site, has said itself what counts of them.
 
@@ -40,18 +57,19 @@ def auxiliary_sites(pair: Pair, num_runs: int) -> tuple[str, ...]:
         ValueError: If latents are computed of more numbers than they are.
     """
     found: dict[str, None] = {}
+    densities: dict[str, tuple[str, ...]] = {}
     for run in [run_pair(pair, Draw(pair.layout, None)) for _ in range(num_runs)]:
         alone, computed = _alone_and_computed(run)
-        told = _told(pair, run, alone, computed) if alone and computed else []
-        found |= dict.fromkeys(name for name in alone if name not in told)
-    return tuple(found)
+        told = _told(pair, run, alone, computed) if alone and computed else {}
+        if not any(site.is_observed for site in run.guide.values()):
+            found |= dict.fromkeys(name for name in alone if name not in told)
+        densities |= told
+    return Alone(tuple(found), densities)
 
 
 def _alone_and_computed(run: Run) -> tuple[list[str], list[str]]:
-    """Sites that the guide alone draws, and latents that it computes."""
+    """Sites that the guide alone has, and latents that it computes."""
     alone = [n for n, s in run.guide.items() if n not in run.model and _is_random(s)]
-    if any(site.is_observed for site in run.guide.values()):
-        return [], []
     return alone, [n for n, s in run.model.items() if n in run.guide and is_pinned(run.guide[n], s)]
 
 
@@ -59,16 +77,20 @@ def _is_random(site: Site) -> bool:
     return not isinstance(site.base, dist.Delta)
 
 
-def _told(pair: Pair, run: Run, alone: Sequence[str], computed: Sequence[str]) -> list[str]:
-    """Which sites the computed latents tell."""
+def _told(
+    pair: Pair, run: Run, alone: Sequence[str], computed: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Which sites the computed latents tell, and which latents do."""
+    if any(site.is_observed for site in run.guide.values()):
+        return {name: tuple(computed) for name in alone}
     values = {name: site.value for name, site in run.guide.items() if _is_random(site)}
-    found = []
+    found = {}
     for site in [run.guide[name] for name in alone]:
         alike = [name for name in computed if _alike(site, run.model[name])]
-        if alike and _is_told(pair, run, site, alike, values):
-            found.append(site)
-    _check_numbers(found, [run.guide[name] for name in computed])
-    return [site.name for site in found]
+        if alike and (latents := _latents_that_tell(pair, run, site, alike, values)):
+            found[site.name] = latents
+    _check_numbers([run.guide[name] for name in found], [run.guide[name] for name in computed])
+    return found
 
 
 def _alike(site: Site, other: Site) -> bool:
@@ -76,15 +98,20 @@ def _alike(site: Site, other: Site) -> bool:
     return bool(site.fn.support.is_discrete) == bool(other.fn.support.is_discrete)
 
 
-def _is_told(
+def _latents_that_tell(
     pair: Pair, run: Run, site: Site, computed: Sequence[str], values: Mapping[str, Tensor]
-) -> bool:
-    """Whether some of the latents are others whatever other value a site has."""
+) -> tuple[str, ...]:
+    """Those that are others, if some are, whatever other value a site has."""
+    found: dict[str, None] = {}
     for other in _others(pair, site):
         again = run_pair(pair, Draw(pair.layout, None, {**values, site.name: other}))
-        if all(torch.equal(run.guide[n].value, again.guide[n].value) for n in computed):
-            return False
-    return True
+        moved_on = [
+            n for n in computed if not torch.equal(run.guide[n].value, again.guide[n].value)
+        ]
+        if not moved_on:
+            return ()
+        found |= dict.fromkeys(moved_on)
+    return tuple(found)
 
 
 def _others(pair: Pair, site: Site) -> Iterator[Tensor]:

@@ -254,7 +254,7 @@ def _add_record(
 ) -> None:
     values = {name: _to_host(getattr(record, name, record.extras.get(name))) for name in names}
     notes = pair.notes
-    draws.add_record(block, pair.layout.plates, values, notes.shared, notes.auxiliary)
+    draws.add_record(block, pair.layout.plates, values, notes.shared, notes.alone)
 
 
 def _add_readings(draws: Draws, block: Block, readings: Readings, names: Mapping[str, str]) -> None:

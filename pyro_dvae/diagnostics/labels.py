@@ -38,6 +38,7 @@ READINGS = (
     "mean",  # of the distribution of each observation
     "counted",  # where no mask silences an entry of a latent
     "rate",  # log q - log p of each latent, given those before it
+    "alone",  # log q of sites that the guide alone has
     "outside",  # whether the guide cannot draw a value that the model's distribution can
     "conditional",  # the guide's probability of each value of a discrete latent, given those before
     "subsample",  # rows of the full plate that a plate drew, without draws in front
@@ -73,6 +74,10 @@ class SiteReader(NamedTuple):
             "seen": (scored | data, self.seen),
             "counted": (latent, self.seen),
             "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
+            "alone": (
+                {n: s for n, s in guide_sites.items() if n not in sites},
+                self.log_likelihood,
+            ),
             "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
             "conditional": (
                 latent,

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.auxiliary import (
-    auxiliary_sites,
+    Alone,
     check_discrete,
     check_listed,
     read_auxiliary,
+    sites_alone,
     without,
 )
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
@@ -75,7 +76,7 @@ class Notes(NamedTuple):
 
     subsamples: Any  # those that plates of the programs drew, to be replayed
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
-    auxiliary: tuple[str, ...] = ()  # sites of the guide alone, which the latents do not tell
+    alone: Alone = Alone()  # sites that the guide alone has
 
 
 _RUNS = 20  # that show which sites programs have, if these depend on the draws
@@ -102,7 +103,7 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
         pair = pair._replace(layout=_without_discrete(pair.layout, run))
     notes = Notes(drawn_subsamples(run), _shared_sites(pair.layout, run))
     with torch.no_grad(), poutine.replay(trace=notes.subsamples):
-        return pair._replace(notes=notes._replace(auxiliary=auxiliary_sites(pair, 1)))
+        return pair._replace(notes=notes._replace(alone=sites_alone(pair, 1)))
 
 
 def _shared_sites(layout: Layout, run: Run) -> tuple[str, ...]:
@@ -116,7 +117,7 @@ def vary(pair: Pair) -> Pair:
     notes = pair.notes._replace(shared=())
     pair = pair._replace(layout=layout, structure=None, vectorize=False, notes=notes)
     with torch.no_grad(), poutine.replay(trace=notes.subsamples):
-        return pair._replace(notes=notes._replace(auxiliary=auxiliary_sites(pair, _RUNS)))
+        return pair._replace(notes=notes._replace(alone=sites_alone(pair, _RUNS)))
 
 
 def _without_discrete(layout: Layout, run: Run) -> Layout:
@@ -182,7 +183,7 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Tensor]:
 
 def _readers(pair: Pair) -> dict[str, Reader]:
     """What is read of draws; sites of the guide alone are none of the latents."""
-    names = pair.notes.auxiliary
+    names = pair.notes.alone.auxiliary
     of_latents = {"codes": read_codes, **OF_MASKS, **OF_POINTS}
     found = {name: without(names, read) for name, read in of_latents.items()}
     return {**found, "given": _read_given, **read_auxiliary(names)}
