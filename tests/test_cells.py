@@ -165,6 +165,74 @@ def test_data_that_mix_have_no_posterior_each(lab):
     lab.gap(*programs(lab, "apart"))
 
 
+def test_data_that_mix_in_a_later_call_are_refused(lab):
+    """The guide looked at its first call alone."""
+
+    def model(x, setting):
+        way = "apart" if setting == 2 else "centred"
+        programs(lab, way)[0](x)
+
+    loss = lab.truncated(model)
+    first = loss(2)
+    with pytest.raises(ValueError, match=OTHERS):
+        loss(3)
+    np.testing.assert_allclose(loss(2), first, rtol=1e-10)
+
+
+def test_a_guide_of_states_looks_again_at_networks_that_begin_to_train():
+    lab = _Pyro()
+    norm = lab.torch.nn.BatchNorm1d(1, dtype=lab.torch.float64).eval()
+
+    def model(x, _):
+        with lab.plate():
+            z = lab.sample("z", lab.dist.Bernoulli(0.4))
+            normalised = norm(1.0 * z.reshape(-1, 1).to(lab.torch.float64)).reshape(z.shape)
+            lab.sample("x", lab.dist.Normal(normalised, 1.0), obs=x)
+
+    loss = lab.truncated(model)
+    first = loss(2)
+    norm.train()
+    with pytest.raises(ValueError, match=OTHERS):
+        loss(2)
+    norm.eval()
+    assert loss(2) == first
+
+
+def test_a_guide_of_states_looks_again_at_whether_a_program_broadcasts():
+    """It read the first of the states of all particles, in a later call."""
+    lab = _Pyro()
+
+    def model(x, setting):
+        with lab.plate():
+            z = lab.sample("z", lab.dist.Bernoulli(0.4))
+            mean = 1.0 * z + (z[0] if z.dim() > 1 and setting == 3 else 0.0)
+            lab.sample("x", lab.dist.Normal(mean, 1.0), obs=x)
+
+    loss = lab.truncated(model)
+    first = loss(2)
+    with pytest.warns(UserWarning, match="once per particle"):
+        assert loss(3) == pytest.approx(first, rel=1e-6)
+
+
+def test_what_a_known_program_raises_is_its_own():
+    """It was run again, and the second error was shown."""
+    lab, raised = _Pyro(), []
+
+    def model(x):
+        if lab.is_broken:
+            raised.append(RuntimeError(f"the file is gone, {len(raised)}"))
+            raise raised[-1]
+        programs(lab, "apart")[0](x)
+
+    lab.is_broken, loss = False, lab.infer.Reinforce_ELBO(4)
+    guide = programs(lab, "apart")[1]
+    lab.values(loss, model, guide)
+    lab.is_broken = True
+    with pytest.raises(RuntimeError, match="the file is gone, 0") as found:
+        lab.values(loss, model, guide)
+    assert found.value.__cause__ is raised[0]  # Pyro has added the shapes
+
+
 def test_what_a_program_raises_where_data_have_other_states_is_shown():
     """It was taken for data that keep apart: all in one state run through."""
     lab = _Pyro()

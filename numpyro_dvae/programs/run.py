@@ -39,6 +39,7 @@ __all__ = [
     "Plans",
     "dream",
     "explained",
+    "looks",
     "run_particles",
 ]
 
@@ -199,7 +200,7 @@ class Plans:
             pair: Model, guide and arguments, without these.
             evaluate: Runs them.
         """
-        programs, key = (pair.model, pair.guide), (_looks(pair.args), _looks(pair.kwargs))
+        programs, key = (pair.model, pair.guide), (looks(pair.args), looks(pair.kwargs))
         if self._programs is None or self._programs != programs or len(self._plans) > _MOST_PLANS:
             self._programs, self._plans = programs, {}
         model, guide = (substitute(program, data=dict(params)) for program in programs)
@@ -215,7 +216,7 @@ class Plans:
         return layout, self.inspect(rng_key, pair._replace(layout=layout))
 
 
-def _looks(value: Any) -> Any:
+def looks(value: Any) -> Any:
     """What an argument looks like: its structure, shapes and types, and values that are static."""
     leaves, structure = jax.tree.flatten(value)
     return structure, tuple(map(_looks_of_leaf, leaves))
@@ -226,7 +227,7 @@ def _looks_of_leaf(leaf: Any) -> Any:
         return tuple(leaf.shape), str(leaf.dtype)
     if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
         fields = (getattr(leaf, field.name) for field in dataclasses.fields(leaf))
-        return type(leaf), *map(_looks, fields)
+        return type(leaf), *map(looks, fields)
     try:
         hash(leaf)
     except TypeError:

@@ -21,10 +21,10 @@ References:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ from pyro_dvae.programs.structure.looking import modules_noted, statistics_kept
 __all__ = [
     "Plans",
     "dream",
+    "looks",
     "run_particles",
 ]
 
@@ -186,7 +187,15 @@ def dream(
 
 
 _MOST_PLANS = 256  # of calls of different shapes that are remembered
+_ENOUGH_NUMBERS = 4  # that have made no difference
 T = TypeVar("T")
+
+
+class _Plan(NamedTuple):
+    """How programs are run, and which of their networks trained then."""
+
+    pair: Pair
+    modes: Mapping[nn.Module, bool]
 
 
 class Plans:
@@ -209,7 +218,7 @@ class Plans:
     ) -> None:
         self.vectorize, self.warn, self.find, self.inspect = vectorize, warn, find, inspect
         self._programs: tuple[Any, Any] | None = None
-        self._plans: dict[Any, tuple[Pair, dict[nn.Module, bool]]] = {}  # and who trained then
+        self._plans: dict[Any, dict[tuple[int, ...], _Plan]] = {}
         self._modules: dict[nn.Module, bool] = {}  # of the last plan
         self._has_warned = False
 
@@ -223,49 +232,111 @@ class Plans:
         if self._programs is None or self._programs != (pair.model, pair.guide):
             self._programs, self._plans = (pair.model, pair.guide), {}
             self._modules, self._has_warned = {}, False
-        known, modes = self._plans.get(self._key(pair), (None, {}))
-        if known is not None and all(module.training == mode for module, mode in modes.items()):
+        known = self._known(pair)
+        if known is not None:
+            known = known._replace(args=pair.args, kwargs=pair.kwargs)
             try:
-                return evaluate(known._replace(args=pair.args, kwargs=pair.kwargs))
-            except Exception:  # the plan may be out of date; if it is not, the next run says so
-                pass
-        with modules_noted() as self._modules:
-            pair = self._plan(pair)
+                return evaluate(known)
+            except Exception as error:  # the plan may be out of date
+                planned = self._plan_anew(pair, known, error)
+                if planned is None:
+                    raise
+        else:
+            planned = self._plan(pair)
+        pair = planned
         try:
             result = evaluate(pair)
         except StructureError:
             pair = pair._replace(structure=None, vectorize=False)
             result = evaluate(pair)
-        if len(self._plans) >= _MOST_PLANS:
+        if sum(map(len, self._plans.values())) >= _MOST_PLANS:
             self._plans.clear()
-        self._plans[self._key(pair)] = pair._replace(args=(), kwargs={}), self._modules
+        of_numbers = self._plans.setdefault(self._key(pair), {})
+        plan = _Plan(pair._replace(args=(), kwargs={}), self._modules)
+        of_numbers[tuple(_whole_numbers((pair.args, pair.kwargs)))] = plan
         return result
+
+    def _known(self, pair: Pair) -> Pair | None:
+        """The plan of a call like this one.
+
+        A whole number may choose a branch, or count the steps: once several have made no
+        difference, others are taken to make none.
+        """
+        of_numbers = self._plans.get(self._key(pair), {})
+        plan = of_numbers.get(tuple(_whole_numbers((pair.args, pair.kwargs))))
+        if plan is None and len(of_numbers) >= _ENOUGH_NUMBERS:
+            plans = list(of_numbers.values())
+            if len({(p.pair.layout, p.pair.vectorize) for p in plans}) == 1:
+                plan = plans[-1]
+        if plan is None or any(module.training != mode for module, mode in plan.modes.items()):
+            return None
+        return plan.pair
 
     def _key(self, pair: Pair) -> tuple:
         """What a call looks like, and which networks train: batch normalisation mixes then."""
         modes = frozenset(module.training for module in self._modules)
-        return _looks(pair.args), _looks(pair.kwargs), modes
+        return looks(pair.args), looks(pair.kwargs), modes
 
     def _plan(self, pair: Pair) -> Pair:
-        layout, structure = self.find(pair)
-        pair = pair._replace(layout=layout, structure=structure)
-        pair = pair._replace(notes=self.inspect(pair))
-        if not self.vectorize:
-            return pair._replace(vectorize=False)
-        takes = takes_particles(pair, warn=self.warn and not self._has_warned)
-        self._has_warned = self._has_warned or not takes
-        return pair._replace(vectorize=takes)
+        with modules_noted() as self._modules:
+            layout, structure = self.find(pair)
+            pair = pair._replace(layout=layout, structure=structure)
+            pair = pair._replace(notes=self.inspect(pair))
+            if not self.vectorize:
+                return pair._replace(vectorize=False)
+            takes = takes_particles(pair, warn=self.warn and not self._has_warned)
+            self._has_warned = self._has_warned or not takes
+            return pair._replace(vectorize=takes)
+
+    def _plan_anew(self, pair: Pair, known: Pair, error: Exception) -> Pair | None:
+        """Another plan than the one that ended in an error; None if that is the programs' own.
+
+        Raises:
+            ValueError: If the programs are refused, as they are now.
+        """
+        is_stale = isinstance(error, StructureError)
+        if known.structure is None and not is_stale:  # then nothing is planned that could be
+            return None
+        try:
+            planned = self._plan(pair)
+        except Exception as refusal:
+            if isinstance(refusal, ValueError) and _is_ours(refusal):
+                raise refusal from error
+            return None
+        as_before = known.layout, known.vectorize, known.structure
+        is_new = (planned.layout, planned.vectorize, planned.structure) != as_before
+        return planned if is_stale or is_new else None
 
 
-def _looks(value: Any) -> Any:
+def _is_ours(error: Exception) -> bool:
+    """Whether this package has raised an error, and not a program that it runs."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    found = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return str(found).startswith(f"{__name__.partition('.')[0]}.programs.")
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """Those among the arguments."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _whole_numbers(entry)
+    elif isinstance(value, int) and not isinstance(value, bool | Enum):
+        yield value
+
+
+def looks(value: Any) -> Any:
     """What an argument looks like: shapes, types, and the few values that choose a branch."""
     if isinstance(value, Tensor | np.ndarray):
         return tuple(value.shape), str(value.dtype)
     if isinstance(value, Mapping):
-        return tuple((key, _looks(entry)) for key, entry in value.items())
+        return tuple((key, looks(entry)) for key, entry in value.items())
     if isinstance(value, list | tuple):
-        return tuple(map(_looks, value))
+        return tuple(map(looks, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = (getattr(value, field.name) for field in dataclasses.fields(value))
-        return type(value), *map(_looks, fields)
+        return type(value), *map(looks, fields)
     return value if value is None or isinstance(value, bool | str | Enum) else type(value)

@@ -40,18 +40,21 @@ from numpyro_dvae.infer.truncated.minibatch import check_sites, read_minibatch
 from numpyro_dvae.infer.truncated.parts import alone, evolve_parts, parts_of
 from numpyro_dvae.infer.truncated.proposals import draws_of, from_pool
 from numpyro_dvae.infer.truncated.sampling import add_silenced, in_dims, sample_members
-from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, silenced_of, with_drawn
+from numpyro_dvae.infer.truncated.scoring import (
+    ModelCall,
+    Scorer,
+    check_apart,
+    silenced_of,
+    with_drawn,
+)
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.evolution import Operator, union
 from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
-from numpyro_dvae.programs.codes import CodedSite, a_few, decode, find_space, latents_of
+from numpyro_dvae.programs.codes import CodedSite, decode, find_space
 from numpyro_dvae.programs.draw import Draw, FixedKeys, run_pair
 from numpyro_dvae.programs.sites import Pair, is_of_run, mutable_values, param_values, sample_sites
-from numpyro_dvae.programs.structure.cells import check_cells
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
-
-_TOGETHER = "use Exact_ELBO with a guide that draws them: it lists the states of all data together"
 
 
 class TruncatedPosterior(NamedTuple):
@@ -106,6 +109,7 @@ class TruncatedGuide:
         self.rest, self.vectorize_particles = rest, vectorize_particles
         self.words, self.site = None, "guide.words"
         self._sites: tuple[CodedSite, ...] | None = None  # that the states are of
+        self._apart = set[Any]()  # how calls look whose data keep apart
 
     # --------------------------------------------------------------------------- as a program
 
@@ -227,6 +231,7 @@ class TruncatedGuide:
     def members(self, call: ModelCall, words: UInt32[Array, "N S W"]) -> Integer[Array, "S B H"]:
         """The codes of the data's members."""
         self._check_words(call, words)
+        check_apart(call, self._apart)
         found = words[jnp.clip(call.batch.rows, 0, len(words) - 1)]
         codes = unpack(jnp.swapaxes(found, 0, 1), call.space.cardinalities)
         return unmasked(call, codes)
@@ -293,10 +298,6 @@ class TruncatedGuide:
     def _first_words(self, rng_key: Array, call: ModelCall) -> UInt32[Array, "N S W"]:
         self._check_size(call, self.num_data or call.batch.num_data)
         self._sites = call.space.sites
-        program = latents_of(call.model, call.rest)
-        pair = Pair(call.model, program, call.args, call.kwargs, call.space.layout)
-        with block():
-            check_cells(rng_key, pair, a_few(call.space), _TOGETHER)
         return first_words(rng_key, call, self.num_states, self.probs)
 
     def _check_words(self, call: ModelCall, words: Array) -> None:

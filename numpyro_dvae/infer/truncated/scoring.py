@@ -24,15 +24,17 @@ from numpyro.handlers import block
 
 from numpyro_dvae.infer.truncated.minibatch import Minibatch
 from numpyro_dvae.ops.sets.packing import code_dtype
-from numpyro_dvae.programs.codes import Space, decode
+from numpyro_dvae.programs.codes import Space, a_few, decode, latents_of
 from numpyro_dvae.programs.densities import changed
 from numpyro_dvae.programs.record import Particles, Reader, read_silenced
-from numpyro_dvae.programs.run import run_particles
+from numpyro_dvae.programs.run import looks, run_particles
 from numpyro_dvae.programs.sites import Pair
+from numpyro_dvae.programs.structure.cells import check_cells
 
 __all__ = [
     "ModelCall",
     "Scorer",
+    "check_apart",
     "log_weights",
     "masked_matter",
     "run_states",
@@ -40,6 +42,7 @@ __all__ = [
     "with_drawn",
 ]
 
+_TOGETHER = "use Exact_ELBO with a guide that draws them: it lists the states of all data together"
 _CACHE_BYTES, _DEVICE_BYTES = 2**21, 2**30  # of the largest temporary that scoring makes at once
 
 
@@ -213,3 +216,27 @@ def _states(call: ModelCall, kept: Bool[Array, "B H"]) -> Num[Array, "S B H"]:
     codes = jax.random.randint(jax.random.key(0), shape, 0, 2**30) % sizes
     codes = jnp.concatenate([jnp.broadcast_to(sizes - 1, (1, *shape[1:])), codes])
     return jnp.broadcast_to(codes, (_NUM_STATES, *kept.shape))
+
+
+def check_apart(call: ModelCall, known: set[Any]) -> None:
+    """Refuse a model whose data do not keep apart, in each trace.
+
+    Data of another shape, or a flag, may make a call of another program. Where nothing is traced,
+    in each step, it is done once for calls that look alike.
+
+    Args:
+        call: The call.
+        known: How calls look whose data keep apart; this one's is added.
+
+    Raises:
+        ValueError: If no datum has a posterior of its own.
+    """
+    traced = jax.tree.leaves((call.args, call.kwargs, call.params))
+    key = looks((call.args, call.kwargs))
+    if key in known and not any(isinstance(leaf, jax.core.Tracer) for leaf in traced):
+        return
+    program = latents_of(call.model, call.rest)
+    pair = Pair(call.model, program, call.args, call.kwargs, call.space.layout)
+    with block():
+        check_cells(jax.random.key(0), pair, a_few(call.space), _TOGETHER)
+    known.add(key)

@@ -17,12 +17,13 @@ MIXED = 0
 
 _LIKE_ELEMENTS = set(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
-    clamp convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1
-    floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min
-    mul ne neg nextafter not or polygamma pow real reduce_precision regularized_incomplete_beta rem
-    round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
-    sqrt square stop_gradient sub tan tanh xor optimization_barrier device_put zeta
-    pjit_sharding_constraint random_gamma sharding_constraint""".split()
+    clamp clz complex conj convert_element_type copy cos cosh digamma div eq eq_to erf
+    erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow
+    is_finite le le_to lgamma log log1p logistic lt lt_to max min mul mulhi name ne neg
+    nextafter not optimization_barrier or polygamma population_count pow random_gamma real
+    reduce_precision regularized_incomplete_beta rem round rsqrt select_n
+    sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+    sqrt square stop_gradient sub tan tanh xor zeta""".split()
 )
 _FLAT = {"reshape", "squeeze", "expand_dims"}  # entries stay in the order that they are in
 _REDUCING = {"reduce_" + n for n in ("sum", "max", "min", "prod", "and", "or", "xor")}
@@ -243,6 +244,16 @@ def _broadcast(params: Any, axes: Any, shapes: Any, step: Any) -> Axis:
     return (to, behind) if params["shape"][to] == shapes[0][axis] else None
 
 
+def _stacked(params: Any, axes: Any, shapes: Any, step: Any) -> Axis:
+    axis = _one(axes)
+    return None if axis is None else (axis[0] + (axis[0] >= params["axis"]), axis[1])
+
+
+def _unstacked(params: Any, axes: Any, shapes: Any, step: Any) -> Axis:
+    axis, behind = axes[0]
+    return None if axis == params["axis"] else (axis - (axis > params["axis"]), behind)
+
+
 def _sliced(params: Any, axes: Any, shapes: Any, step: Any) -> Axis:
     axis, length = axes[0][0], shapes[0][axes[0][0]]
     stride = 1 if params["strides"] is None else params["strides"][axis]
@@ -327,6 +338,8 @@ def _gathered(params: Any, axes: Any, shapes: Any, step: Any) -> Axis:
 _MOVES: Mapping[str, _Move] = {
     "transpose": _transposed,
     "broadcast_in_dim": _broadcast,
+    "stack": _stacked,
+    "unstack": _unstacked,
     "slice": _sliced,
     "dynamic_slice": _sliced_at,
     "dynamic_update_slice": _updated,

@@ -8,8 +8,10 @@ what it has where all are in its state. What a program raises on the way is its 
 What is traced has no value: other numbers stand in for it (`stand_ins`).
 """
 
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from jaxtyping import Array, Float, Integer
 from numpyro_dvae.programs.draw import Draw, run_pair
 from numpyro_dvae.programs.record import make_record
 from numpyro_dvae.programs.sites import Layout, Pair
+from numpyro_dvae.programs.structure.axes import axis_of, places_of
 from numpyro_dvae.programs.structure.stand_ins import with_stand_ins
 
 __all__ = ["check_cells", "with_cells_apart"]
@@ -89,8 +92,34 @@ def _are_apart(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> bool:
     some = {n: np.asarray(v)[few] for n, v in values.items()}
     wide = {n: _mixed(v, np.zeros(sizes, int), pair.layout, dims[n]) for n, v in some.items()}
     program = jax.make_jaxpr(by_datum)(wide)
+    inputs = [(wide[name].shape, dims[name]) for name in sorted(wide)]  # as the leaves of a tree
+    if _are_seen_apart(program, inputs, sizes, pair.layout):
+        return True
     compiled = with_stand_ins(program)
     return _keep_apart(lambda v: compiled(v)[0], some, sizes, pair.layout, dims)
+
+
+def _are_seen_apart(
+    program: Any,
+    inputs: Sequence[tuple[tuple[int, ...], int]],
+    sizes: tuple[int, ...],
+    layout: Layout,
+) -> bool:
+    """Whether the operations alone say so, which costs nothing.
+
+    Args:
+        program: From values of sites to log-densities by kind and datum.
+        inputs: Shapes and event dims of these values.
+        sizes: Of the plates that make a datum.
+        layout: How the sites lie.
+    """
+    for place, (dim, size) in enumerate(zip(layout.dims, sizes, strict=True)):
+        places = [math.prod(shape[len(shape) - event + dim + 1 :]) for shape, event in inputs]
+        (found,) = places_of(program, places, size)
+        shape = (len(_KINDS), *sizes)
+        if size > 1 and found is not None and axis_of(found, shape, size) != (1 + place, 1):
+            return False
+    return True
 
 
 def _keep_apart(

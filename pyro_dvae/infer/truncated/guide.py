@@ -27,15 +27,21 @@ from torch import Tensor, nn
 
 from pyro_dvae.infer.truncated.estep import (
     default_evolve,
-    distinct,
     evolve_sets,
     first_words,
     unmasked,
 )
-from pyro_dvae.infer.truncated.minibatch import read_minibatch
+from pyro_dvae.infer.truncated.minibatch import check_sites, read_minibatch
 from pyro_dvae.infer.truncated.parts import Part, check_part, parts_of
 from pyro_dvae.infer.truncated.proposals import draws_of, from_pool
-from pyro_dvae.infer.truncated.sampling import add_silenced, in_dims, sample_members
+from pyro_dvae.infer.truncated.sampling import (
+    add_silenced,
+    in_dims,
+    particles_of,
+    sample_members,
+    score_members,
+    values_of,
+)
 from pyro_dvae.infer.truncated.scoring import (
     ModelCall,
     Scorer,
@@ -47,12 +53,11 @@ from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.noise import alike, current_share
 from pyro_dvae.ops.processes import all_rows, as_first
 from pyro_dvae.ops.sets.evolution import Operator, union
-from pyro_dvae.ops.sets.packing import unpack
-from pyro_dvae.programs.codes import Space, a_few, decode, find_space, latents_of
+from pyro_dvae.programs.codes import Space, a_few, find_space, latents_of
 from pyro_dvae.programs.draw import run_given, run_program
 from pyro_dvae.programs.processes import hidden
-from pyro_dvae.programs.sites import Pair, sample_sites, with_values
-from pyro_dvae.programs.structure.broadcasting import takes_particles
+from pyro_dvae.programs.run import Plans
+from pyro_dvae.programs.sites import Layout, Pair, sample_sites
 from pyro_dvae.programs.structure.cells import check_cells
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
@@ -111,10 +116,24 @@ class TruncatedGuide(nn.Module):
         self.num_states, self.num_data, self.probs = num_states, num_data, probs
         self.rest, self.vectorize_particles = rest, vectorize_particles
         self._programs = (model,)  # not as a submodule: its parameters are not the guide's
-        self._space: Space | None = None
-        self._vectorize = vectorize_particles
-        self._repeats: dict[tuple, bool] = {}
+        self._space: Space | None = None  # of the first call, whose states the sets hold
+        self._forget()
         self.register_buffer("words", None)
+
+    def _forget(self) -> None:
+        """What is known of calls by how they look: how their data lie, and how they are run."""
+        self._latents = latents_of(self.model, self.rest)
+        self._plans = Plans(
+            vectorize=self.vectorize_particles, find=self._find_space, inspect=lambda pair: {}
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is known of calls."""
+        return {n: value for n, value in vars(self).items() if n not in ("_latents", "_plans")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
 
     @property
     def model(self) -> Callable:
@@ -131,11 +150,11 @@ class TruncatedGuide(nn.Module):
         call = self.read(tracer.trace, args, kwargs)
         words = self.members(call)
         nesting = call.space.layout.nesting
-        rests = [given_values(d, call.batch, nesting) for d in _particles_of(tracer.trace, nesting)]
+        rests = [given_values(d, call.batch, nesting) for d in particles_of(tracer.trace, nesting)]
         calls = [call._replace(rest_values=rest) for rest in rests]
-        log_weights = _stacked([in_dims(_score_members(one, words), call) for one in calls])
+        log_weights = _stacked([in_dims(score_members(one, words), call) for one in calls])
         values = {name: site.value for name, site in sample_sites(tracer.trace).items()}
-        drawn, log_weights = sample_members(call, _values_of(call, words), log_weights)
+        drawn, log_weights = sample_members(call, values_of(call, words), log_weights)
         if call.batch.drawn is not None:
             silenced = _stacked([in_dims(silenced_of(one, words), call) for one in calls])
             add_silenced(call, log_weights, silenced)
@@ -150,9 +169,9 @@ class TruncatedGuide(nn.Module):
             rest_trace = self.draw_rest(args, kwargs)
             call = self.read(rest_trace, args, kwargs)
             words = self.members(call)
-            scores = _score_members(call, words)
+            scores = score_members(call, words)
         scores = scores.reshape(len(scores), *call.batch.sizes)
-        values = _values_of(call, words)
+        values = values_of(call, words)
         return TruncatedPosterior(values, scores.softmax(0), scores.logsumexp(0))
 
     def for_data(
@@ -203,7 +222,7 @@ class TruncatedGuide(nn.Module):
     ) -> None:
         """Take in the sets of some rows; a model that counts its rows knows of a part alone."""
         other = self._without_sets()
-        other._space, other._repeats = self._space, self._repeats
+        other._space = self._space
         call = other._evolve(part.args, part.kwargs, operator, num_sweeps)
         check_part(part, min(batch_size, part.num_rows), len(call.batch.rows))
         assert other.words is not None
@@ -233,25 +252,23 @@ class TruncatedGuide(nn.Module):
             ValueError: See the class.
         """
         if self._space is None:
-            space = find_space(self.model, self.rest, args, kwargs)
-            pair = Pair(self.model, latents_of(self.model, self.rest), args, kwargs, space.layout)
-            with hidden():
-                check_cells(pair, a_few(space), _TOGETHER)
-                self._vectorize = self.vectorize_particles and takes_particles(pair)
-            self._space = space
-        nesting = self._space.layout.nesting
-        rest_trace = _particles_of(rest_trace, nesting)[0]
-        batch = read_minibatch(run_given(self.model, rest_trace, args, kwargs), self._space)
+            self._space = self._known(args, kwargs).structure
+        rest_trace = particles_of(rest_trace, self._space.layout.nesting)[0]
+        trace = run_given(self.model, rest_trace, args, kwargs)
+        batch, known = read_minibatch(trace, self._space), self._known(args, kwargs)
+        space = known.structure
+        check_sites(self._space.sites, space.sites)
+        batch = batch if space.layout == self._space.layout else read_minibatch(trace, space)
         call = ModelCall(
             model=self.model,
             rest=self.rest,
             args=args,
             kwargs=kwargs,
-            space=self._space,
+            space=space,
             batch=batch,
-            vectorize=self._vectorize,
-            rest_values=given_values(rest_trace, batch, nesting),
-            repeats=self._repeats,
+            vectorize=known.vectorize,
+            rest_values=given_values(rest_trace, batch, space.layout.nesting),
+            repeats=known.notes,
         )
         self._check_size(call)
         call = with_drawn(call)
@@ -275,6 +292,16 @@ class TruncatedGuide(nn.Module):
         self.words.index_copy_(0, rows, words)
 
     # ------------------------------------------------------------------------------------ states
+
+    def _known(self, args: tuple, kwargs: dict) -> Pair:
+        """What is known of calls that look like this: space, whether states broadcast, repeats."""
+        with hidden():
+            return self._plans.run(Pair(self.model, self._latents, args, kwargs), lambda pair: pair)
+
+    def _find_space(self, pair: Pair) -> tuple[Layout, Space]:
+        space = find_space(self.model, self.rest, pair.args, pair.kwargs)
+        check_cells(pair._replace(layout=space.layout), a_few(space), _TOGETHER)
+        return space.layout, space
 
     def _check_size(self, call: ModelCall) -> None:
         num_data = self.num_data if self.words is None else len(self.words)
@@ -300,13 +327,15 @@ class TruncatedGuide(nn.Module):
 
     def _without_sets(self) -> "TruncatedGuide":
         """A guide of the same model and settings, for other data."""
-        return TruncatedGuide(
+        other = TruncatedGuide(
             self.model,
             self.num_states,
             rest=self.rest,
             probs=self.probs,
-            vectorize_particles=self._vectorize,  # what is known by now is not tried again
+            vectorize_particles=self.vectorize_particles,
         )
+        other._latents, other._plans = self._latents, self._plans  # what is known by now
+        return other
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Take in states of any number of data where there are none yet."""
@@ -314,33 +343,6 @@ class TruncatedGuide(nn.Module):
         if found is not None and self.words is None:
             self.words = torch.empty_like(found)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _particles_of(rest_trace: poutine.Trace, nesting: int) -> list[poutine.Trace]:
-    """The draws of `rest` one particle at a time, if handlers have made it draw several."""
-    sites = sample_sites(rest_trace)
-    stacked = {name for name, site in sites.items() if site.num_batch_dims > nesting}
-    counts = {len(sites[name].value) for name in stacked}
-    return [_particle(rest_trace, stacked, k) for k in range(max(counts, default=1))]
-
-
-def _particle(rest_trace: poutine.Trace, stacked: set[str], k: int) -> poutine.Trace:
-    values = {
-        name: site.value for name, site in sample_sites(rest_trace).items() if name in stacked
-    }
-    rows = {name: value[k if len(value) > 1 else 0] for name, value in values.items()}
-    return with_values(rest_trace, rows)
-
-
-def _score_members(call: ModelCall, words: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
-    """Log joints of members, -inf for one that is there already."""
-    return torch.where(distinct(call, words), Scorer(call).of_words(words), -torch.inf)
-
-
-def _values_of(call: ModelCall, words: Int32[Tensor, "S B W"]) -> dict[str, Tensor]:
-    """The values of the discrete sites in these states."""
-    codes = unpack(words, call.space.cardinalities)
-    return decode(call.space, codes, call.batch.sizes)
 
 
 def _stacked(scores: list[Tensor]) -> Float[Tensor, "S *batch"]:

@@ -4,7 +4,7 @@ A truncated posterior keeps something for every datum, so it must know which dat
 The model says so itself, by its plates: their full sizes and the rows that they subsample.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -15,12 +15,12 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_dvae.infer.closed_forms import closed_forms_of
-from pyro_dvae.programs.codes import Space, by_datum, shape_in_datum
+from pyro_dvae.programs.codes import CodedSite, Space, by_datum, shape_in_datum
 from pyro_dvae.programs.densities import entry_mask
 from pyro_dvae.programs.processes import plate_of_all
 from pyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
 
-__all__ = ["Minibatch", "open_plates", "prior_probs", "read_minibatch"]
+__all__ = ["Minibatch", "check_sites", "open_plates", "prior_probs", "read_minibatch"]
 
 
 class Minibatch(NamedTuple):
@@ -89,6 +89,31 @@ def _check_sites(sites: dict[str, Site], latents: dict[str, Site], space: Space)
                 f"site '{site.name}' had {len(site.support)} values when its states were made, and "
                 f"now has {num_values}. Give it the largest number in each call, with "
                 "logits of -inf where a value cannot be, or make a guide for each number."
+            )
+
+
+def check_sites(begun: Sequence[CodedSite], now: Sequence[CodedSite]) -> None:
+    """Whether a call has the discrete sites that the states were begun for.
+
+    Raises:
+        ValueError: If a site differs, is missing, or is there besides.
+    """
+    known = {site.name: site for site in begun}
+    for name in {**known, **{site.name: site for site in now}}:
+        pair = known.get(name), next((site for site in now if site.name == name), None)
+        shapes = [site and (*site.batch_shape, *site.event_shape) for site in pair]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"site '{name}' had shape {shapes[0]} per datum when its states were made, and is "
+                f"now {shapes[1]}. All data must have the same discrete sites; pad them, and mask "
+                "the padding."
+            )
+        sizes = [len(site.support) for site in pair if site is not None]
+        if sizes[0] != sizes[-1]:
+            raise ValueError(
+                f"site '{name}' had {sizes[0]} values when its states were made, and now has "
+                f"{sizes[-1]}. Give it the largest number in each call, with logits of -inf where "
+                "a value cannot be, or make a guide for each number."
             )
 
 

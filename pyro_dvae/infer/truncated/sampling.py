@@ -8,14 +8,26 @@ from collections.abc import Mapping
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
+from pyro import poutine
 from torch import Tensor
 
 from pyro_dvae.distributions.members import Members
+from pyro_dvae.infer.truncated.estep import distinct
 from pyro_dvae.infer.truncated.minibatch import open_plates
-from pyro_dvae.infer.truncated.scoring import ModelCall
+from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer
+from pyro_dvae.ops.sets.packing import unpack
+from pyro_dvae.programs.codes import decode
+from pyro_dvae.programs.sites import sample_sites, with_values
 
-__all__ = ["add_silenced", "in_dims", "sample_members"]
+__all__ = [
+    "add_silenced",
+    "in_dims",
+    "particles_of",
+    "sample_members",
+    "score_members",
+    "values_of",
+]
 
 
 def sample_members(
@@ -54,3 +66,30 @@ def in_dims(scores: Float[Tensor, "S B"], call: ModelCall) -> Float[Tensor, "S *
     for dim, size in zip(layout.dims, sizes, strict=True):
         batch[dim] = size
     return scores.reshape(len(scores), *batch)
+
+
+def values_of(call: ModelCall, words: Int32[Tensor, "S B W"]) -> dict[str, Tensor]:
+    """The values of the discrete sites in these states."""
+    codes = unpack(words, call.space.cardinalities)
+    return decode(call.space, codes, call.batch.sizes)
+
+
+def particles_of(rest_trace: poutine.Trace, nesting: int) -> list[poutine.Trace]:
+    """The draws of `rest` one particle at a time, if handlers have made it draw several."""
+    sites = sample_sites(rest_trace)
+    stacked = {name for name, site in sites.items() if site.num_batch_dims > nesting}
+    counts = {len(sites[name].value) for name in stacked}
+    return [_particle(rest_trace, stacked, k) for k in range(max(counts, default=1))]
+
+
+def _particle(rest_trace: poutine.Trace, stacked: set[str], k: int) -> poutine.Trace:
+    values = {
+        name: site.value for name, site in sample_sites(rest_trace).items() if name in stacked
+    }
+    rows = {name: value[k if len(value) > 1 else 0] for name, value in values.items()}
+    return with_values(rest_trace, rows)
+
+
+def score_members(call: ModelCall, words: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
+    """Log joints of members, -inf for one that is there already."""
+    return torch.where(distinct(call, words), Scorer(call).of_words(words), -torch.inf)

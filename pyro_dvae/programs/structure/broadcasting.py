@@ -2,7 +2,7 @@
 
 A program that indexes from the left, reduces over all dims or normalises by a mean may run with a
 particle axis, on shapes that happen to fit, and give each particle what others have drawn. So five
-particles are run together, of which one has the lowest code in each latent, one the highest, and
+particles are run together, of which one has the highest code in each latent, one the lowest, and
 three some of each, so that no two latents of a few are alike in all of them; each particle is then
 compared with a run of its own. Where a dim has size five, there are more: a program that reads the
 size of a dim does not find by chance what it looks for. Where a program is noisy by itself
@@ -245,11 +245,14 @@ def telling_values(site: Site) -> Tensor | None:
 
 
 def _spread(value: Tensor, lowest: Callable, highest: Callable) -> Tensor:
-    """The lowest values, the highest, and some of each: which, tells the places of a few apart."""
+    """The highest values, the lowest, and some of each: which, tells the places of a few apart.
+
+    A program that reads the first particle finds more than nothing.
+    """
     shape = value.shape[1:]
     low, high = lowest(shape).to(value), highest(shape).to(value)
     places = torch.arange(shape.numel(), device=value.device).reshape(shape)
     if shape.numel() > 2**_NUM_MIXED:
         places = torch.randint_like(places, 2**_NUM_MIXED)
     mixed = [torch.where((places >> bit) % 2 == 1, high, low) for bit in range(_NUM_MIXED)]
-    return torch.stack([low, high, *mixed])
+    return torch.stack([high, low, *mixed])

@@ -151,7 +151,7 @@ def _bases(sites: Sequence[Site]) -> list[Values]:
     for site in sites:
         told = telling_values(replace(site, value=low[site.name][None]))
         if told is not None and len(told) > 1:
-            low[site.name], high[site.name] = told[0], told[1]
+            high[site.name], low[site.name] = told[0], told[1]
     above = {site.name: _other(site, low[site.name], 1) for site in sites}
     below = {site.name: _other(site, high[site.name], 2) for site in sites}
     return [low, high, above, below]
