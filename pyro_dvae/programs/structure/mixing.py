@@ -58,7 +58,8 @@ def with_mixed_together(pair: Pair) -> Layout:
         f"under plate {sorted(mixed)} the log-density of a cell changes with the draws of others "
         "(a mean over the data, a batch normalisation, an index from the left), so all their draws "
         "have one weight: values and gradients are right, but noisier the more cells there are. "
-        "Use a cell's own draws in its density, or a loss by pathwise gradients, such as relax.",
+        "Use a cell's own draws in its density (normalise each datum alone), or a loss by "
+        "pathwise gradients, such as relax.",
         stacklevel=8,
     )
     kept = [n for n in layout.plates if n not in mixed]
