@@ -113,6 +113,20 @@ class PyroLab(Lab):
         function = self.module("diagnostics").discrete_posterior
         return function((model, guide), self.array(x), **options)
 
+    def held(self, guide, params):
+        """The parameters as programs are run at them; Pyro's guide holds them itself."""
+        for site, leaf in self.leaves(guide).items():
+            leaf.data = self.torch.tensor(params[site])
+        return {}
+
+    def as_drawn(self, guide, args, held, values):
+        """Values in the dtypes in which the guide draws them."""
+        trace = self.pyro.poutine.trace(guide).get_trace(*args)
+        return {n: v.astype(trace.nodes[n]["value"].numpy().dtype) for n, v in values.items()}
+
+    def posterior_at(self, model, guide, held, *args, **options):
+        return self.module("diagnostics").discrete_posterior((model, guide), *args, **options)
+
     def trace_graph(self, num_particles):
         return self.pyro.infer.TraceGraph_ELBO(num_particles, max_plate_nesting=1)
 
@@ -218,6 +232,19 @@ class NumPyroLab(Lab):
         function = self.module("diagnostics").discrete_posterior
         key = self.jax.random.key(3)
         return function(key, (model, guide), self.array(x), params=held, **options)
+
+    def held(self, guide, params):
+        return {f"{name}_auto_logits": self.array(value) for name, value in params.items()}
+
+    def as_drawn(self, guide, args, held, values):
+        handlers = self.numpyro.handlers
+        seeded = handlers.seed(handlers.substitute(guide, data=held), 0)
+        trace = handlers.trace(seeded).get_trace(*args)
+        return {n: v.astype(trace[n]["value"].dtype) for n, v in values.items()}
+
+    def posterior_at(self, model, guide, held, *args, **options):
+        function, key = self.module("diagnostics").discrete_posterior, self.jax.random.key(3)
+        return function(key, (model, guide), *args, params=held, **options)
 
     def trace_graph(self, num_particles):
         return self.numpyro.infer.TraceGraph_ELBO(num_particles)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from pyro import distributions as dist
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.util import broadcast_shape
@@ -83,6 +84,8 @@ class Draw(Messenger):
         self.expand = expand
 
     def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and is_drawn(msg):
+            msg["fn"] = _at_any_count(msg["fn"])
         if msg["done"] or not is_drawn(msg):
             return
         by_sampler = self.sampler is not None and self.sampler.draws(msg["name"])
@@ -132,6 +135,29 @@ class Draw(Messenger):
             return shape
         missing = self.layout.nesting + 1 - len(fn.batch_shape)
         return (*[1] * (missing - 1), *shape) if missing > 0 else shape[1:]
+
+
+class _AnyCount(dist.Binomial):
+    """A binomial that has a density at all numbers: 0 beyond its trials, where Pyro's refuses.
+
+    All states are listed for all data, of which some may have fewer trials than others.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        possible = (value >= 0) & (value <= self.total_count)
+        inside = torch.where(possible, value, 0.0)
+        return torch.where(possible, super().log_prob(inside), -torch.inf)
+
+
+def _at_any_count(fn: Any) -> Any:
+    if isinstance(fn, dist.MaskedDistribution):
+        return _at_any_count(fn.base_dist).mask(fn._mask)
+    if isinstance(fn, dist.Independent):
+        return _at_any_count(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+    if type(fn) is not dist.Binomial:
+        return fn
+    kind = "probs" if "probs" in fn.__dict__ else "logits"
+    return _AnyCount(fn.total_count, **{kind: getattr(fn, kind)}, validate_args=False)
 
 
 def run_program(program: Any, args: tuple, kwargs: dict) -> poutine.Trace:
