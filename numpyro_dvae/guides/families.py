@@ -85,7 +85,7 @@ def count_values(site: Site, bound: int | None, depends: bool) -> int:
         number = int(base.logits.shape[-1])
     elif isinstance(base, _BOUNDED):
         known = not (depends or isinstance(base.total_count, jax.core.Tracer))
-        number = int(np.max(base.total_count)) + 1 if known else None
+        number = int(np.asarray(base.total_count).max()) + 1 if known else None
     elif not isinstance(base, _UNBOUNDED):
         raise ValueError(
             f"site '{site.name}' ({site.family}) cannot be guided by AutoDiscrete, which takes "
@@ -210,7 +210,7 @@ def _ruled(latent: Latent, site: Site, logits: Array) -> Array:
 def _possible(latent: Latent, site: Site) -> Bool[Array, "*batch_cells V"]:
     """Which values the model does not rule out."""
     if isinstance(site.base, _BOUNDED) and latent.is_bounded_here:
-        largest = np.max(site.base.total_count) if _is_known(site.base.total_count) else 0
+        largest = np.asarray(site.base.total_count).max() if _is_known(site.base.total_count) else 0
         if largest >= latent.num_values:
             raise ValueError(
                 f"site '{latent.name}' now has numbers up to {largest}, but the guide holds "
