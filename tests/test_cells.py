@@ -160,7 +160,8 @@ def test_states_of_data_that_mix_are_those_of_all_together(lab, way):
 
 
 def test_data_that_mix_have_no_posterior_each(lab):
-    with pytest.raises(ValueError, match=OTHERS):
+    refused = pytest.raises(ValueError, match=rf"under plate \['data'\].*{OTHERS}")
+    with pytest.warns(UserWarning, match=OTHERS), refused:
         lab.gap(*programs(lab, "centred"))
     lab.gap(*programs(lab, "apart"))
 

@@ -117,6 +117,15 @@ class _Pyro:
             leaf.grad = None
         return tuple(map(np.array, zip(*found, strict=True)))
 
+    def importance(self, rows, logits, data):
+        from pyro_dvae.diagnostics import importance_diagnostics
+
+        logits, data = self.array(logits), self.array(data)
+        pair = [
+            lambda is_model=is_model: rows(data, logits, is_model) for is_model in (True, False)
+        ]
+        return importance_diagnostics(tuple(pair), num_particles=4000)
+
     def plates(self, rows, logits, data):
         from pyro_dvae.programs.sites import Pair
 
@@ -156,6 +165,12 @@ class _NumPyro:
         run = self.jax.jit(self.jax.vmap(self.jax.value_and_grad(of, 1), (0, None)))
         keys = self.jax.random.split(self.key, times)
         return tuple(map(np.asarray, run(keys, self.jax.numpy.asarray(logits))))
+
+    def importance(self, rows, logits, data):
+        from numpyro_dvae.diagnostics import importance_diagnostics
+
+        pair = self._programs(rows, logits, data)
+        return importance_diagnostics(self.key, pair, num_particles=4000, params={"logits": logits})
 
     def plates(self, rows, logits, data):
         from numpyro_dvae.programs.sites import Pair
@@ -212,3 +227,16 @@ def test_gradients_have_the_right_mean(lab, nested, monkeypatch):
     value, gradient = far(infer.Reinforce_ELBO(50))  # a cell's credit alone
     assert value < 5
     assert gradient > 10
+
+
+def test_the_evidence_of_data_that_mix_is_that_of_all_together(lab):
+    """Each had weights of its own, whose bounds have another sum."""
+    way, data, evidence = WAYS["centred"], DATA[0], -np.inf
+    for row in itertools.product((0.0, 1.0), repeat=3):
+        errors = data - way(np, np.array(row))
+        log_p = np.log(np.where(np.array(row) == 1, 0.4, 0.6)) - 0.5 * np.log(2 * np.pi)
+        evidence = np.logaddexp(evidence, (log_p - 0.5 * errors**2).sum())
+    with pytest.warns(UserWarning, match=OTHERS):
+        found = lab.importance(programs(lab, way), LOGITS[0], data).whole
+    assert abs(found.iwae - evidence) < 5 * found.iwae_error
+    assert found.iwae_error < 0.02

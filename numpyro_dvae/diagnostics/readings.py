@@ -43,6 +43,7 @@ from numpyro_dvae.programs.sites import (
 from numpyro_dvae.programs.structure.broadcasting import takes_singletons
 from numpyro_dvae.programs.structure.cells import check_cells
 from numpyro_dvae.programs.structure.layout import find_layout
+from numpyro_dvae.programs.structure.mixing import with_mixed_together
 
 __all__ = [
     "Notes",
@@ -78,12 +79,10 @@ _STATE_READERS = {
 def prepare_pair(
     rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict
 ) -> Pair:
-    """Read the structure of a pair, whose parameters are substituted.
-
-    Its notes are `Notes`.
-    """
+    """Read the structure of a pair, whose parameters are substituted; its notes are `Notes`."""
     pair = Pair(model, guide, args, kwargs)
     pair = pair._replace(layout=find_layout(rng_key, pair))
+    pair = pair._replace(layout=with_mixed_together(rng_key, pair))
     if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(rng_key, pair))
     pair = pair._replace(notes=Notes(jax.random.split(rng_key)[0], _shared_sites(rng_key, pair)))

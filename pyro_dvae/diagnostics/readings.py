@@ -51,6 +51,7 @@ from pyro_dvae.programs.structure.broadcasting import takes_particles, takes_sin
 from pyro_dvae.programs.structure.cells import check_cells
 from pyro_dvae.programs.structure.layout import common_layout, find_layout
 from pyro_dvae.programs.structure.looking import only_looking
+from pyro_dvae.programs.structure.mixing import with_mixed_together
 
 __all__ = [
     "Notes",
@@ -89,14 +90,12 @@ _STATE_READERS = {
 
 
 def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
-    """Run the pair without draws and read its structure.
-
-    Its notes are `Notes`.
-    """
+    """Run the pair without draws and read its structure; its notes are `Notes`."""
     pair = Pair(unrelaxed(model), unrelaxed(guide), args, kwargs)
     with torch.no_grad():
         layout, structure = find_layout(pair)
         pair = pair._replace(layout=layout, structure=structure)
+        pair = pair._replace(layout=with_mixed_together(pair))
         run = run_pair(pair, Draw(pair.layout, None))
         pair = pair._replace(vectorize=takes_particles(pair, warn=False))
     if not pair.layout.credited:

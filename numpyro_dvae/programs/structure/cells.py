@@ -61,9 +61,10 @@ def check_cells(
     Raises:
         ValueError: If no datum has a posterior of its own.
     """
+    plates = sorted({*pair.layout.plates, *pair.layout.mixed})
     if not _are_apart(rng_key, pair, values):
         raise ValueError(
-            f"under plate {sorted(pair.layout.plates)} the log-density of a datum changes with the "
+            f"under plate {plates} the log-density of a datum changes with the "
             "draws of others (a mean over the data, a batch normalisation, an index from the "
             "left), so no datum has a posterior of its own. Use a datum's own draws in its "
             f"density, or {way_out}."
@@ -72,6 +73,8 @@ def check_cells(
 
 def _are_apart(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> bool:
     """Whether no datum's log-density changes with the draws of others."""
+    if pair.layout.mixed:  # that is known already
+        return False
     if not pair.layout.plates or not values:
         return True
     count = len(next(iter(values.values())))

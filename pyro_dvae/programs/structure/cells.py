@@ -55,9 +55,10 @@ def check_cells(pair: Pair, values: Mapping[str, Tensor], way_out: str = _AS_ONE
     Raises:
         ValueError: If no datum has a posterior of its own.
     """
+    plates = sorted({*pair.layout.plates, *pair.layout.mixed})
     if not _are_apart(pair, values):
         raise ValueError(
-            f"under plate {sorted(pair.layout.plates)} the log-density of a datum changes with the "
+            f"under plate {plates} the log-density of a datum changes with the "
             "draws of others (a mean over the data, a batch normalisation, an index from the "
             "left), so no datum has a posterior of its own. Use a datum's own draws in its "
             f"density, or {way_out}."
@@ -66,6 +67,8 @@ def check_cells(pair: Pair, values: Mapping[str, Tensor], way_out: str = _AS_ONE
 
 def _are_apart(pair: Pair, values: Mapping[str, Tensor]) -> bool:
     """Whether no datum's log-density changes with the draws of others."""
+    if pair.layout.mixed:  # that is known already
+        return False
     if not pair.layout.plates or not values:
         return True
     return only_looking(lambda: _keep_apart(pair, values))
