@@ -14,6 +14,7 @@ import numpy as np
 from numpyro_dvae.diagnostics.arguments import named_leaves
 from numpyro_dvae.diagnostics.arrays import NamedArray, split_data
 from numpyro_dvae.diagnostics.draws import Draws
+from numpyro_dvae.diagnostics.notes import KINDS
 from numpyro_dvae.diagnostics.usage import frequencies_of, usage_of
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
@@ -240,7 +241,7 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
         values = np.array([row.get(key, np.nan) for row in rows], np.float64)
         variables[f"log_{key}"] = (("log_row",), values)
     attributes = {name: getattr(report, name) for name in ("num_particles", "khat_threshold")}
-    notes = {name: ", ".join(getattr(report, name)) for name in ("points", "auxiliary")}
+    notes = {name: ", ".join(getattr(report, name)) for name in KINDS}
     attributes |= {name: names for name, names in notes.items() if names}
     return xarray.Dataset(variables, coords, attributes)
 

@@ -3,35 +3,44 @@
 NumPy alone, so this file is the same in both packages.
 """
 
-__all__ = ["NO_BOUND", "listed", "notes_of"]
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["KINDS", "NO_BOUND", "Names", "listed", "notes_in", "notes_of"]
+
+Names = tuple[str, ...]  # of sites
 
 NO_BOUND = "what counts depends on masked latents, which the guide draws as the model would not"
 
-
-def notes_of(points: tuple[str, ...], auxiliary: tuple[str, ...] = ()) -> list[str]:
-    """Sentences on sites that make bounds of something else; none if there are none.
-
-    Args:
-        points: Continuous latents of which the guide has a point.
-        auxiliary: Sites that the guide alone draws.
-    """
-    found = []
-    if points:
-        found.append(
-            f"The guide has one point of {listed(points)}: ELBO and bounds are on log p of the "
-            "data and that point together, not on the evidence, and no draw tells how near it is."
-        )
-    if auxiliary:
-        names = listed(auxiliary)
-        found.append(
-            f"The guide alone draws {names}: the ELBO, which is minus the loss, and rates count "
-            "log q of that, so that the ELBO may exceed the evidence and is no bound; weighted "
-            "bounds and verdicts leave it out, and are of the guide given its draws. Let the model "
-            f"sample {names} as well, given the latents, and the ELBO is a bound."
-        )
-    return found
+_SENTENCES = {
+    "points": "The guide has one point of {}: ELBO and bounds are on log p of the data and that "
+    "point together, not on the evidence, and no draw tells how near it is.",
+    "auxiliary": "The guide alone draws {}: the ELBO, which is minus the loss, and rates count "
+    "log q of that, so that the ELBO may exceed the evidence and is no bound; weighted bounds and "
+    "verdicts leave it out, and are of the guide given its draws. Let the model sample {} as well, "
+    "given the latents, and the ELBO is a bound.",
+    "weighed": "A scale of its own weighs the density of {}: ELBO, bounds, evidences and verdicts "
+    "are of densities so weighed, and say nothing of the evidence of the model without it.",
+    "factors": "The guide has factors, {}, which count with log q: ELBO and weighted bounds are "
+    "bounds only if that is the density of what the guide draws.",
+}
+KINDS = tuple(_SENTENCES)  # of sites that make bounds of something else, fields of reports
 
 
-def listed(names: tuple[str, ...]) -> str:
+def notes_of(sites: Mapping[str, Names]) -> list[str]:
+    """A sentence on the sites of each of `KINDS`; none where there are none."""
+    return [
+        text.replace("{}", listed(sites[kind]))
+        for kind, text in _SENTENCES.items()
+        if sites.get(kind)
+    ]
+
+
+def notes_in(report: Any) -> list[str]:
+    """The sentences on a report."""
+    return notes_of({kind: getattr(report, kind) for kind in KINDS})
+
+
+def listed(names: Names) -> str:
     """Names of sites in a sentence."""
     return ", ".join(f"'{name}'" for name in names)

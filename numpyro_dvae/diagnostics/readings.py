@@ -26,6 +26,7 @@ from numpyro_dvae.diagnostics.auxiliary import (
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
 from numpyro_dvae.diagnostics.points import OF_POINTS
 from numpyro_dvae.diagnostics.silence import OF_MASKS, latents_of, otherwise_drawn, with_matters
+from numpyro_dvae.diagnostics.weighed import OF_WEIGHTS
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
 from numpyro_dvae.programs.readers.impossible import read_impossible
@@ -73,6 +74,7 @@ _STATE_READERS = {
     "codes": read_codes,
     "silenced": read_silenced,
     "impossible": read_impossible,
+    **OF_WEIGHTS,
 }
 
 
@@ -190,7 +192,7 @@ def _readers(pair: Pair) -> dict[str, Reader]:
     names = pair.notes.alone.auxiliary
     of_latents = {"codes": read_codes, **OF_MASKS, **OF_POINTS}
     found = {name: without(names, read) for name, read in of_latents.items()}
-    return {**found, "given": _read_given, **read_auxiliary(names)}
+    return {**found, "given": _read_given, **OF_WEIGHTS, **read_auxiliary(names)}
 
 
 def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, Array]:

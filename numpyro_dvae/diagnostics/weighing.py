@@ -286,10 +286,9 @@ def with_notes(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnos
     shared = report.shared
     if shared is not None:
         shared = shared._replace(points=tuple(n for n in shared.sites if n in draws.points))
-    is_bound = np.asarray(report.is_bound & (not draws.auxiliary))
-    return report._replace(
-        points=draws.points, shared=shared, auxiliary=draws.auxiliary, is_bound=is_bound
-    )
+    notes = draws.notes
+    is_bound = np.asarray(report.is_bound & (not notes["auxiliary"]) & (not notes["weighed"]))
+    return report._replace(shared=shared, is_bound=is_bound, **notes)
 
 
 def _pick(site: NamedArray, plates: tuple[str, ...], places: np.ndarray) -> np.ndarray:

@@ -34,6 +34,7 @@ _SHARED = ("shared_likelihood", "shared_prior", "shared_q", "shared_auxiliary") 
 RECORD = (
     *("log_likelihood", "log_prior", "log_q", "codes", *_SHARED, "scale", "given"),
     "points",  # numbers that move with the points of the guide, if they do
+    *("weighed", "factors"),  # whether sites are, by name
     *("unmasked", "matters"),  # log p - log q of masked latents, and whether others follow them
     "auxiliary",  # log q of sites of the guide alone; and "shared_auxiliary"
 )
@@ -68,6 +69,7 @@ class Draws:
         self._row_plate: str | None = None
         self._points: dict[tuple[str, int], Any] = {}  # by site and first row: of the first draw
         self._moving: set[str] = set()
+        self._noted: dict[str, dict[str, None]] = {"weighed": {}, "factors": {}}
 
     def __getitem__(self, reading: str) -> dict[str, NamedArray]:
         return self._readings.get(reading, {})
@@ -80,6 +82,12 @@ class Draws:
     def points(self) -> tuple[str, ...]:
         """Continuous latents of which the guide has one point, and no distribution."""
         return tuple(dict.fromkeys(n for n, _ in self._points if n not in self._moving))
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Sites that make ELBO and bounds those of something else than the evidence, by kind."""
+        others = {kind: tuple(names) for kind, names in self._noted.items()}
+        return {"points": self.points, "auxiliary": self.auxiliary, **others}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -185,6 +193,9 @@ class Draws:
         if record["codes"] is not None:
             self.add(block, "record", "state", NamedArray(plates, _hash(record["codes"])))
         self._note_points(block, record.get("points") or {})
+        for kind, noted in self._noted.items():
+            found = (record.get(kind) or {}).items()
+            noted.update(dict.fromkeys(name for name, is_so in found if np.any(is_so)))
         scale = np.broadcast_to(record["scale"], sizes)
         self.add(block, "scale", "scale", NamedArray(plates, scale))
         if shared and block.rows is None:

@@ -24,6 +24,7 @@ from pyro_dvae.diagnostics.auxiliary import (
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
 from pyro_dvae.diagnostics.points import OF_POINTS
 from pyro_dvae.diagnostics.silence import OF_MASKS, in_full, otherwise_drawn, with_matters
+from pyro_dvae.diagnostics.weighed import OF_WEIGHTS
 from pyro_dvae.infer.relaxation import unrelaxed
 from pyro_dvae.programs.codes import enumerate_draws
 from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair, run_program
@@ -80,12 +81,12 @@ class Notes(NamedTuple):
     alone: Alone = Alone()  # sites that the guide alone has
 
 
-_RUNS = 20  # that show which sites programs have, if these depend on the draws
 _ABSENT = ("outside", "seen")  # readings of which a site that is not there has none
 _STATE_READERS = {
     "codes": read_codes,
     "silenced": read_silenced,
     "impossible": read_impossible,
+    **OF_WEIGHTS,
 }
 
 
@@ -106,17 +107,16 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
 
 
 def _shared_sites(layout: Layout, run: Run) -> tuple[str, ...]:
-    sites = [*run.guide.values(), *run.model.values()]
+    sites = (*run.guide.values(), *run.model.values())
     return tuple(dict.fromkeys(site.name for site in sites if not layout.owns(site)))
 
 
 def vary(pair: Pair) -> Pair:
     """The pair, of programs whose sites depend on the draws: all data make one datum then."""
-    layout = pair.layout._replace(plates=(), dims=())
-    notes = pair.notes._replace(shared=())
+    layout, notes = pair.layout._replace(plates=(), dims=()), pair.notes._replace(shared=())
     pair = pair._replace(layout=layout, structure=None, vectorize=False, notes=notes)
     with torch.no_grad(), poutine.replay(trace=notes.subsamples):
-        return pair._replace(notes=notes._replace(alone=sites_alone(pair, _RUNS)))
+        return pair._replace(notes=notes._replace(alone=sites_alone(pair, 20)))  # some of each way
 
 
 def _without_discrete(layout: Layout, run: Run) -> Layout:
@@ -185,7 +185,7 @@ def _readers(pair: Pair) -> dict[str, Reader]:
     names = pair.notes.alone.auxiliary
     of_latents = {"codes": read_codes, **OF_MASKS, **OF_POINTS}
     found = {name: without(names, read) for name, read in of_latents.items()}
-    return {**found, "given": _read_given, **read_auxiliary(names)}
+    return {**found, "given": _read_given, **OF_WEIGHTS, **read_auxiliary(names)}
 
 
 def _draw_axes(pair: Pair) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyro_dvae.diagnostics.costs import SHOWN, SharedCost, WholeCost, noise_of
-from pyro_dvae.diagnostics.notes import NO_BOUND, notes_of
+from pyro_dvae.diagnostics.notes import NO_BOUND, notes_in
 from pyro_dvae.diagnostics.quality import GradientQuality, gradient_quality
 
 __all__ = [
@@ -77,6 +77,8 @@ class Evaluation(NamedTuple):
     is_settled: bool = True  # else the errors of the bounds are at least these
     points: tuple[str, ...] = ()  # continuous latents of which the guide has one point
     auxiliary: tuple[str, ...] = ()  # sites that the guide alone draws: the ELBO is no bound
+    weighed: tuple[str, ...] = ()  # sites that a scale weighs: bounds are of densities so weighed
+    factors: tuple[str, ...] = ()  # sites that the guide observes, which count with log q
 
     def __str__(self) -> str:
         """A table with a line for each number."""
@@ -114,7 +116,7 @@ class Evaluation(NamedTuple):
             for name, (value, unit) in numbers.items()
             if not np.isnan(value)
         )
-        return "\n".join([title, *lines, *notes_of(self.points, self.auxiliary)])
+        return "\n".join([title, *lines, *notes_in(self)])
 
 
 class CodeUsage(NamedTuple):
@@ -248,11 +250,13 @@ class RateDistortion(NamedTuple):
     mean_distortion_error: float = math.nan
     points: tuple[str, ...] = ()  # of which the rate is minus the log-density: no KL
     auxiliary: tuple[str, ...] = ()  # sites that the guide alone draws, and rates count: no KL
+    weighed: tuple[str, ...] = ()  # sites that a scale weighs: rates are of densities so weighed
+    factors: tuple[str, ...] = ()  # sites that the guide observes, which count with log q
 
     def __str__(self) -> str:
         """A line with the means; lines of what the data share and of all together."""
         rest = "" if self.shared is None else f"\n{self.shared}\n{self.whole}"
-        rest = "\n".join([rest, *notes_of(self.points, self.auxiliary)])
+        rest = "\n".join([rest, *notes_in(self)])
         seen, fidelity = ~np.isnan(self.mse), ""
         if seen.any():  # but for what is all masked, or whose likelihoods tell no mean
             psnr = self.psnr[seen].mean()
@@ -278,12 +282,17 @@ class PosteriorGap(NamedTuple):
     # latents under it, which the guide draws otherwise than the model
     whole_log_evidence: float  # of all data and what is observed beside them, as the loss sums them
     whole_elbo: float  # minus the exact loss
+    points: tuple[str, ...] = ()  # sites that make ELBO and evidence those of something else, as in
+    auxiliary: tuple[str, ...] = ()  # `ImportanceDiagnostics`
+    weighed: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """A line with the means."""
         loose = int((~self.is_bound).sum())
-        warning = f" Of {loose} data the ELBO is no bound: {NO_BOUND}."
-        return f"{self._means()}.{warning if loose else ''}"
+        is_said = not loose or self.weighed or self.factors
+        warning = [] if is_said else [f"Of {loose} data the ELBO is no bound: {NO_BOUND}."]
+        return " ".join([f"{self._means()}.", *warning, *notes_in(self)])
 
     def _means(self) -> str:
         possible = np.isfinite(self.log_evidence)

@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 
 from pyro_dvae.diagnostics.groups import as_chains, rhat_of
 from pyro_dvae.diagnostics.inference_data import to_arviz
-from pyro_dvae.diagnostics.notes import notes_of
+from pyro_dvae.diagnostics.notes import KINDS, notes_of
 from pyro_dvae.diagnostics.symmetry import Codes, as_symmetric, coded_groups, permuted
 from pyro_dvae.diagnostics.trained import as_trained
 from pyro_dvae.ops.arguments import check_counts, checked
@@ -81,9 +81,9 @@ class RestartComparison:
             + ". "
             + (f"Runs differ in {', '.join(apart)}." if apart else "The runs agree.")
         )
-        noted = [str(self.chains["vi_stats"].attrs.get(n, "")) for n in ("points", "auxiliary")]
-        sites = [tuple(filter(None, names.split(", "))) for names in noted]
-        return "\n".join([*lines, *notes_of(*sites)])
+        noted = {kind: str(self.chains["vi_stats"].attrs.get(kind, "")) for kind in KINDS}
+        sites = {kind: tuple(filter(None, names.split(", "))) for kind, names in noted.items()}
+        return "\n".join([*lines, *notes_of(sites)])
 
 
 @checked

@@ -65,13 +65,8 @@ def rate_distortion_of(draws: Draws, data_range: float) -> RateDistortion:
         shared=shared_cost_of(draws),
         mean_rate_error=error_of_means(rates),
         mean_distortion_error=error_of_means(distortions),
-        **_notes_of(draws),
+        **draws.notes,
     )
-
-
-def _notes_of(draws: Draws) -> dict[str, Any]:
-    """Sites that make bounds of something else than the evidence."""
-    return {"points": draws.points, "auxiliary": draws.auxiliary}
 
 
 def errors_of(draws: Draws) -> np.ndarray:
@@ -167,7 +162,7 @@ def evaluation_of(
         whole_bound=weights.whole.iwae,
         whole_bound_error=weights.whole.iwae_error,
         is_settled=weights.whole.is_settled,
-        **_notes_of(draws),
+        **draws.notes,
     )
 
 
@@ -233,6 +228,7 @@ def gap_of(draws: Draws) -> PosteriorGap:
         is_bound=np.asarray(is_bound),
         whole_log_evidence=float((draws.scale * log_evidence).sum()),
         whole_elbo=float((draws.scale * elbo).sum()),
+        **draws.notes,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pyro_dvae.diagnostics.costs import SHOWN
 from pyro_dvae.diagnostics.expectations import WeightedDraws
-from pyro_dvae.diagnostics.notes import NO_BOUND, listed, notes_of
+from pyro_dvae.diagnostics.notes import NO_BOUND, listed, notes_in
 
 __all__ = [
     "Given",
@@ -179,13 +179,17 @@ class ImportanceDiagnostics(NamedTuple):
     given: Given
     is_bound: np.ndarray = np.asarray(True)  # whether the ELBO is: not where what is seen depends
     # on latents under a mask, which the guide draws otherwise than the model; as it draws them
-    # they have their part in all else here. And not beside `auxiliary` sites
+    # they have their part in all else here. And not beside `auxiliary` or `weighed`
+    # sites
     shared: SharedDiagnostics | None = None  # None if the data share no site
     draws: WeightedDraws | None = None  # None if they are too many to be kept
     mean_errors: MeanErrors = MeanErrors(np.nan, np.nan, np.nan)
     points: tuple[str, ...] = ()  # continuous latents of which the guide has one point
     auxiliary: tuple[str, ...] = ()  # sites that the guide alone draws, and no latent tells: the
     # ELBO, as the loss, counts their log q, and all else here is given draws of them
+    weighed: tuple[str, ...] = ()  # sites that a scale weighs otherwise than their datum: all here
+    # is of densities so weighed
+    factors: tuple[str, ...] = ()  # sites that the guide observes, which count with log q
 
     def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
         """The posterior mean of a function of the latents, by the weighted draws.
@@ -238,7 +242,7 @@ class ImportanceDiagnostics(NamedTuple):
         shared = " on the data, given that" if self.has_shared_latents else ""
         numbers = f"{self._bounds()} {self._worth()}{self._tails()}"
         verdict = f"Verdict{shared}: {self._counts()}."
-        return " ".join([numbers, verdict, *notes_of(self.points, self.auxiliary)])
+        return " ".join([numbers, verdict, *notes_in(self)])
 
     @property
     def is_at_a_point(self) -> bool:
@@ -288,7 +292,7 @@ class ImportanceDiagnostics(NamedTuple):
         if not loose:
             noise = _if_shown(error, self.whole.is_settled)
             return f": the guide misses at least {gap:z.2f}{noise}{unit}"
-        if unit or self.auxiliary:
+        if unit or self.auxiliary or self.weighed:
             return ""  # it is said elsewhere
         some = f"Of {loose} data the ELBO" if self.ess.ndim else "The ELBO"
         return f". {some} is no bound: {NO_BOUND}; for the weights they are as the model draws them"

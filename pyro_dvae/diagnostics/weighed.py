@@ -1,0 +1,46 @@
+"""Sites whose density counts otherwise than as what is drawn: bounds are of something else then.
+
+A handler that scales one site of a datum and not the others, as to weigh the rate in training,
+makes ELBO and evidence those of densities so weighed. A factor of the guide, or another site that
+it observes, counts with log q, and bounds hold only if that is the density of what is drawn.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyro_dvae.programs.record import Ledger
+from pyro_dvae.programs.sites import Layout, Run, Site
+
+__all__ = ["OF_WEIGHTS"]
+
+_ROUNDING = 1e-5  # of scales in single precision
+
+
+def _read_weighed(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor]:
+    """Of each site, whether its density is weighed otherwise than its datum; a reader."""
+    sites = [*run.guide.values(), *run.model.values()]
+    common = Ledger(layout, num_particles, sites).common
+    found: dict[str, Tensor] = {}
+    for site in sites:
+        expected = common if layout.owns(site) else _of_plates(site)
+        ratio = torch.as_tensor(site.scale / expected, dtype=torch.float64)
+        apart = ((ratio - 1).abs() > _ROUNDING).any().expand(num_particles)
+        found[site.name] = found[site.name] | apart if site.name in found else apart
+    return found
+
+
+def _of_plates(site: Site) -> float:
+    """What the rows of its plates stand for."""
+    plates = site.plates.values()
+    return math.prod((p.size if p.full_size is None else p.full_size) / p.size for p in plates)
+
+
+def _read_factors(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor]:
+    """Sites that the guide observes; a reader."""
+    yes = torch.ones(num_particles, dtype=torch.bool)
+    return {name: yes for name, site in run.guide.items() if site.is_observed}
+
+
+OF_WEIGHTS = {"weighed": _read_weighed, "factors": _read_factors}  # readers
