@@ -24,7 +24,7 @@ from pyro_dvae.diagnostics.auxiliary import (
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
 from pyro_dvae.diagnostics.points import OF_POINTS
 from pyro_dvae.diagnostics.silence import OF_MASKS, in_full, otherwise_drawn, with_matters
-from pyro_dvae.diagnostics.weighed import OF_WEIGHTS
+from pyro_dvae.diagnostics.weighed import OF_WEIGHTS, with_all_names
 from pyro_dvae.infer.relaxation import unrelaxed
 from pyro_dvae.programs.codes import enumerate_draws
 from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair, run_program
@@ -162,7 +162,7 @@ def posterior_sites(
                 replayed = pair._replace(model=poutine.replay(pair.model, trace=run.guide_trace))
                 reading["predictive"] = _simulate(replayed, draw, size)[0]["predictive"]
             readings.append(reading)
-        record = concatenate(records)
+        record = concatenate(with_all_names(records))
         if weighs and pair.structure is not None:
             if values := otherwise_drawn(runs, layout, size):
                 record = with_matters(record, score_states(pair, values))
@@ -262,7 +262,7 @@ def score_paths(pair: Pair, max_states: int) -> Particles:
             check_listed([n for n, site in run.guide.items() if site.is_auxiliary], known)
         layout = pair.layout._replace(nesting=common_layout(runs).nesting)
         records = [make_record(run, layout, 1, reads=_STATE_READERS) for run in runs]
-    return concatenate(records)
+    return concatenate(with_all_names(records))
 
 
 def prior_sites(pair: Pair, num_draws: int) -> Readings:

@@ -6,14 +6,15 @@ it observes, counts with log q, and bounds hold only if that is the density of w
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pyro_dvae.programs.record import Ledger
+from pyro_dvae.programs.record import Ledger, Particles
 from pyro_dvae.programs.sites import Layout, Run, Site
 
-__all__ = ["OF_WEIGHTS"]
+__all__ = ["OF_WEIGHTS", "with_all_names"]
 
 _ROUNDING = 1e-5  # of scales in single precision
 
@@ -44,3 +45,16 @@ def _read_factors(run: Run, layout: Layout, num_particles: int) -> dict[str, Ten
 
 
 OF_WEIGHTS = {"weighed": _read_weighed, "factors": _read_factors}  # readers
+
+
+def with_all_names(records: Sequence[Particles]) -> list[Particles]:
+    """Records of runs that have other sites each, as if each had those of all."""
+    found = []
+    for record in records:
+        no = torch.zeros(len(record.log_q), dtype=torch.bool)
+        extras = dict(record.extras)
+        for kind in OF_WEIGHTS:
+            names = dict.fromkeys(name for each in records for name in each.extras[kind])
+            extras[kind] = {name: extras[kind].get(name, no) for name in names}
+        found.append(record._replace(extras=extras))
+    return found
