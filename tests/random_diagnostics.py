@@ -61,8 +61,10 @@ class _Exact:
             sums = [part.reshape(len(part), -1).sum(1) for part in total]
             sites = spec.of_guide()  # a factor or a mask of its own makes log q no density
             parts = [site.guide for site in sites] + [s.model for s in sites if s.model]
-            odd = {site.kind for site in sites} & {"factor"} or {p.mask for p in parts} - {"none"}
-            self.is_bound = not odd
+            self.has_factor = "factor" in {site.kind for site in sites if site.guide}
+            self.is_bound = not (
+                {"factor"} & {s.kind for s in sites} or {p.mask for p in parts} - {"none"}
+            )
             both = [*terms, *found["guide"].values()]  # which may weigh a site otherwise
             self.has_scale = any((t.scale != 1).any() for t in both)
             self.evidence = np.logaddexp.reduce(np.sum(sums, axis=0)) if sums else 0.0
@@ -86,6 +88,12 @@ def _check_whole(found, known):
     if known.is_known and known.is_bound and not known.has_scale:
         error = 5 * whole.iwae_error + 0.5
         assert whole.iwae < known.evidence + error, (whole, known.evidence)
+    is_called_bound = found.is_bound.all() and not (found.weighed or found.factors)
+    if known.is_known and is_called_bound and not known.has_scale:
+        error = 5 * whole.elbo_error + 0.02
+        assert whole.elbo < known.evidence + error, (whole, known.evidence)
+    if known.is_known and known.has_factor:
+        assert found.factors
 
 
 def _check_gap(package, program, seed):

@@ -267,3 +267,19 @@ def test_latents_of_no_datum_vary_over_none(shim):
 def test_arguments_are_checked(shim, name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         found(shim, name, "vae", **kwargs)
+
+
+@pytest.mark.thrifty
+def test_a_model_without_latents_is_its_own_evidence(shim):
+    """It ended in an error of Python's in Pyro."""
+
+    def model(ppl, data):
+        with ppl.plate("data", 2):
+            ppl.sample("x", ppl.dist.Normal(0.0 * data["x"], 1.0), obs=data["x"])
+
+    x = np.array([0.3, -1.2])
+    case = shim.Case(program_of(model, lambda ppl, data: None, {}, {"x": x}))
+    found = shim.diagnose(shim.module("diagnostics").posterior_gap, case)
+    expected = -0.5 * x**2 - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(found.log_evidence, expected, rtol=1e-6)
+    np.testing.assert_allclose(found.gap, 0.0, atol=1e-9)

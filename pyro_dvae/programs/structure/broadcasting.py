@@ -89,6 +89,8 @@ def takes_singletons(pair: Pair, values: Mapping[str, Tensor]) -> bool:
         pair: The programs, with their layout.
         values: Of all discrete latents, S states in front.
     """
+    if not values:
+        return True
     count = len(next(iter(values.values())))
     states = torch.tensor(sorted({0, count - 1, count // 2, count // 3, 2 * count // 3}))
     few = {name: value[states] for name, value in values.items()}
