@@ -124,5 +124,7 @@ def test_global_draws_beside_many_local_ones_leave_their_gradients_alone(package
     params = {"loc": np.zeros(2), "scale": np.ones(1)}
     host = Host("many", many, many_guide, params, {}, 2)
     _, grads = package.draws(host, package.infer.Reinforce_ELBO(2), 1)
+    each = {name: np.round(grads[name][0] / COPIES, 3) for name in ("loc", "scale")}
+    print(f"{package.__name__}: {each}")
     np.testing.assert_allclose(grads["loc"][0] / COPIES, [0.5, -2.0], atol=0.06)
     np.testing.assert_allclose(grads["scale"][0] / COPIES, [2.0], atol=0.06)

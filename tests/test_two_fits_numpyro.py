@@ -1,5 +1,7 @@
 """Two fits of programs that name their parameters alike: each result is diagnosed by its own."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -71,3 +73,22 @@ def test_each_result_stands_for_itself():
     lacking = {name: value for name, value in given.items() if name != "scale"}
     with pytest.raises(ValueError, match=r"`params` lacks \['scale'\]"):
         check(FitResult(*mixture(2), lacking, np.zeros(0)))
+
+
+def test_a_second_report_of_the_same_programs_compiles_nothing_again():
+    """Other parameters, and functions that are made anew; other data are another program."""
+    compiled = []
+
+    def report(x, shift):
+        model, guide = mixture(2)
+        params = {"loc": jnp.array([-1.0, 1.0]) + shift, "scale": jnp.ones(2)}
+        params["logits"] = jnp.zeros((len(x), 2))
+        found = posterior_gap(KEY, FitResult(model, guide, params, np.zeros(0)), jnp.asarray(x))
+        compiled.append(set(kept))
+        return found.log_evidence
+
+    kept = importlib.import_module("numpyro_dvae.fit.compiled")._PROGRAMS
+    ends = [report(X, 0.0), report(X, 0.5), report(X[:4], 0.0)]
+    assert compiled[0] == compiled[1] != compiled[2]
+    assert np.abs(ends[0] - ends[1]).max() > 0.01
+    np.testing.assert_allclose(ends[0][:4], ends[2], rtol=1e-6)

@@ -5,7 +5,6 @@ A block is compiled once, with parameters and data as its arguments.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -36,6 +35,7 @@ from numpyro_dvae.diagnostics.readings import (
 from numpyro_dvae.diagnostics.reports import CodeUsage
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
 from numpyro_dvae.diagnostics.trees import with_rows
+from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.programs.record import Particles
@@ -200,7 +200,6 @@ def _summed(counts: np.ndarray) -> np.ndarray:
 def _compiled(
     trained: Trained, pair: Pair, wanted: frozenset[str], prior: bool
 ) -> Callable[..., tuple[Record, Readings, Readings]]:
-    @partial(jax.jit, static_argnums=(3, 4))
     def run(
         rng_key: Array,
         params: Any,
@@ -215,18 +214,17 @@ def _compiled(
         record = _record_of(particles, RECORD)
         return record, readings, prior_sites(prior_key, now, size) if prior else {}
 
-    return run
+    return Compiled(run, static=(3, 4))
 
 
 def _compiled_scores(trained: Trained, pair: Pair) -> Callable[..., Record]:
-    @partial(jax.jit, static_argnums=3)
     def run(
         rng_key: Array, params: Any, arrays: tuple[Array, ...], template: Template, states: Any
     ) -> Record:
         now = _at(trained, pair, params, template.join(arrays))
         return _record_of(score_states(rng_key, now, states), _OF_STATES)
 
-    return run
+    return Compiled(run, static=(3,))
 
 
 def _at(trained: Trained, pair: Pair, params: Any, batch: Batch) -> Pair:
