@@ -222,16 +222,20 @@ def test_what_a_known_program_raises_is_its_own():
     def model(x):
         if lab.is_broken:
             raised.append(RuntimeError(f"the file is gone, {len(raised)}"))
+            lab.is_broken = not lab.passes
             raise raised[-1]
         programs(lab, "apart")[0](x)
 
-    lab.is_broken, loss = False, lab.infer.Reinforce_ELBO(4)
+    lab.is_broken, lab.passes, loss = False, False, lab.infer.Reinforce_ELBO(4)
     guide = programs(lab, "apart")[1]
     lab.values(loss, model, guide)
     lab.is_broken = True
     with pytest.raises(RuntimeError, match="the file is gone, 0") as found:
         lab.values(loss, model, guide)
     assert found.value.__cause__ is raised[0]  # Pyro has added the shapes
+    lab.is_broken, lab.passes = True, True
+    with pytest.raises(RuntimeError, match="the file is gone"):
+        lab.values(loss, model, guide)
 
 
 def test_what_a_program_raises_where_data_have_other_states_is_shown():

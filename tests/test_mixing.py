@@ -205,6 +205,23 @@ def test_rows_of_cells_that_mix_stay_apart(lab):
         assert lab.plates(programs(lab, WAYS["centred"]), LOGITS, DATA) == ("rows",)
 
 
+def test_cells_that_another_latent_gathers_are_no_news(lab):
+    """A latent outside of the plate leads on to all cells: that has been seen to."""
+
+    def rows(x, logits, is_model):
+        cells = lab.plate("cells", 3, -1)
+        with lab.plate("rows", 2, -2):
+            with cells:
+                z = lab.sample("z", lab.dist.Bernoulli(logits=logits))
+            mean = (0.0 if is_model else 1.0) * z.sum(-1)[..., None]
+            w = lab.sample("w", lab.dist.Normal(mean, 1.0))
+            if is_model:
+                with cells:
+                    lab.sample("x", lab.dist.Normal(w, 1.0), obs=x)
+
+    assert lab.plates(rows, LOGITS, DATA) == ("rows",)
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_gradients_have_the_right_mean(lab, nested, monkeypatch):
     way = WAYS["centred"]

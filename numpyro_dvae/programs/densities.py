@@ -27,6 +27,7 @@ __all__ = [
     "entropy_of",
     "entry_mask",
     "fast_log_prob",
+    "has_inverse",
     "is_masked",
     "without_mask",
 ]
@@ -158,3 +159,12 @@ def _plogp(probs: Array) -> Array:
     """0 where p = 0, with a gradient of 0 there; NumPyro's is NaN."""
     probs = jnp.where(probs > 0, probs, 1.0)
     return xlogy(probs, probs)
+
+
+def has_inverse(site: Site) -> bool:
+    """Whether a site's log-density can be told of a value without how that was drawn."""
+    try:
+        site.fn.log_prob(site.value)
+    except NotImplementedError:
+        return False
+    return True

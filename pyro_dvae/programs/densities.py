@@ -27,6 +27,7 @@ __all__ = [
     "entropy_of",
     "entry_mask",
     "fast_log_prob",
+    "has_inverse",
     "is_masked",
     "without_mask",
 ]
@@ -201,3 +202,12 @@ def _masked_entropy(fn: Any, value: Tensor) -> Tensor | None:
     if isinstance(fn, dist.ExpandedDistribution):
         return entropy.expand(fn.batch_shape)
     return entropy.sum(tuple(range(-fn.reinterpreted_batch_ndims, 0)))
+
+
+def has_inverse(site: Site) -> bool:
+    """Whether a site's log-density can be told of a value without how that was drawn."""
+    try:
+        site.fn.log_prob(site.value.clone())
+    except NotImplementedError:
+        return False
+    return True

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.ops.provenance import eval_provenance
 
-from numpyro_dvae.programs.densities import entropy_of, fast_log_prob, without_mask
+from numpyro_dvae.programs.densities import entropy_of, fast_log_prob, has_inverse, without_mask
 from numpyro_dvae.programs.draw import Draw, run_pair
 from numpyro_dvae.programs.record import Ledger, Reader, draw_log_prob, in_batch_dims
 from numpyro_dvae.programs.sites import Layout, Pair, Run, Site
@@ -70,7 +70,7 @@ def find_influence(rng_key: Array, pair: Pair) -> Influence | None:
         first = run()
         latent = {name: site for name, site in first.guide.items() if not site.is_observed}
         # A flow may have no inverse: it is drawn again, which goes through what it depends on.
-        draws = {name: site.value for name, site in latent.items() if _has_inverse(site)}
+        draws = {name: site.value for name, site in latent.items() if has_inverse(site)}
         densities, model = eval_provenance(log_probs, **draws)
         guide = {name: frozenset().union(*both) for name, both in densities.items()}
         unseen = any(guide[name] for name in latent.keys() - draws.keys())
@@ -78,15 +78,6 @@ def find_influence(rng_key: Array, pair: Pair) -> Influence | None:
 
     jax.eval_shape(inspect)
     return found[0]
-
-
-def _has_inverse(site: Site) -> bool:
-    """Whether its log-density can be told of a value without how that was drawn."""
-    try:
-        site.fn.log_prob(site.value)
-    except NotImplementedError:
-        return False
-    return True
 
 
 def _influence(

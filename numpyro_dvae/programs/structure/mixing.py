@@ -22,8 +22,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool
 from numpyro.distributions import constraints
+from numpyro.ops.provenance import eval_provenance
 
-from numpyro_dvae.programs.densities import without_mask
+from numpyro_dvae.programs.densities import has_inverse, without_mask
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, sample_sites
 from numpyro_dvae.programs.structure.axes import axis_of, places_of
@@ -37,13 +38,13 @@ Values = Mapping[str, np.ndarray]
 
 
 class _Drawn(NamedTuple):
-    """A credited site of the guide."""
+    """A latent of the guide."""
 
     shape: tuple[int, ...]
     dtype: Any
     event_dim: int
-    plates: Mapping[str, tuple[int, int]]  # their dims and sizes
-    codes: tuple[int, int] | None  # the lowest and the highest; None of one-hot vectors
+    plates: Mapping[str, tuple[int, int]]  # their dims and sizes; none if no draw leads to it
+    codes: tuple[int, int] | None  # the lowest and the highest; None of one-hot vectors, or reals
 
     def axis(self, plate: str) -> int:
         """Of the plate's cells."""
@@ -88,43 +89,58 @@ def with_mixed_together(rng_key: Array, pair: Pair) -> Layout:
 def _mixed_plates(rng_key: Array, pair: Pair) -> list[str]:
     """The plates of credited sites in which a draw leads to the terms of other cells."""
     drawn = _drawn(rng_key, pair)
-    sizes = {n: size for site in drawn.values() for n, (_, size) in site.plates.items()}
+    credited = {name: site for name, site in drawn.items() if name in pair.layout.credited}
+    sizes = {n: size for site in credited.values() for n, (_, size) in site.plates.items()}
     if all(size == 1 for size in sizes.values()):
         return []
+    program, terms = _traced(rng_key, pair, drawn)
+    unseen = [
+        n for n in sizes if sizes[n] > 1 and not _are_apart(program, n, sizes[n], drawn, terms)
+    ]
+    if not unseen:
+        return []
+    program, terms = _traced(rng_key, pair, credited)
+    run = with_stand_ins(program)
+    return [name for name in unseen if _mixes(run, name, sizes[name], credited, terms)]
+
+
+def _traced(rng_key: Array, pair: Pair, drawn: Mapping[str, _Drawn]) -> tuple[Any, Sequence[_Term]]:
+    """The programs from values of these sites to the terms of all, and what these are."""
     found: list[_Term] = []
 
-    def terms(given: Mapping[str, Array]) -> list[Array]:
-        run = run_pair(rng_key, pair, Draw(rng_key, pair.layout, given))
-        values = _terms(run)
-        found[:] = [
-            _Term(tuple(v.shape), {n: f.dim for n, f in site.plates.items()}) for site, v in values
-        ]
+    def run(given: Mapping[str, Array]) -> list[Array]:
+        values = _terms(run_pair(rng_key, pair, Draw(rng_key, pair.layout, given)))
+        plates = [{n: f.dim for n, f in site.plates.items()} for site, _ in values]
+        found[:] = [_Term(tuple(v.shape), p) for (_, v), p in zip(values, plates, strict=True)]
         return [value for _, value in values]
 
     example = {n: jax.ShapeDtypeStruct(site.shape, site.dtype) for n, site in drawn.items()}
-    program = jax.make_jaxpr(terms)(example)
-    mixed = []
-    for plate, size in sizes.items():
-        if size == 1 or _are_apart(program, plate, size, drawn, found):
-            continue
-        if _mixes(with_stand_ins(program), plate, size, drawn, found):
-            mixed.append(plate)
-    return mixed
+    return jax.make_jaxpr(run)(example), found
 
 
 def _drawn(rng_key: Array, pair: Pair) -> dict[str, _Drawn]:
+    """The guide's latents that can be given, and of which the credited ones lead to what others."""
     found: dict[str, _Drawn] = {}
 
-    def inspect() -> None:
+    def latents(draws: Mapping[str, Array]) -> dict[str, Site]:
         assert pair.guide is not None
-        with Draw(rng_key, Layout()):
+        with Draw(rng_key, Layout(), draws):
             sites = sample_sites(run_program(rng_key, pair.guide, pair.args, pair.kwargs))
-        for name in pair.layout.credited:
-            site = sites[name]
-            plates = {n: (f.dim, f.size) for n, f in site.plates.items()}
-            value = site.value
-            codes = _codes(site)
-            found[name] = _Drawn(value.shape, value.dtype, site.fn.event_dim, plates, codes)
+        return {name: site for name, site in sites.items() if not site.is_observed}
+
+    def inspect() -> None:
+        sites = latents({})
+        draws = {name: sites[name].value for name in pair.layout.credited}
+        led: Mapping[str, Any] = {}
+        if len(sites) > len(draws):
+            led = eval_provenance(lambda d: {n: s.value for n, s in latents(d).items()}, d=draws)
+        for name, site in sites.items():
+            if name in draws or has_inverse(site):
+                leads = name in draws or bool(led[name])
+                plates = {n: (f.dim, f.size) for n, f in site.plates.items()} if leads else {}
+                codes = _codes(site) if name in draws else None
+                value = site.value
+                found[name] = _Drawn(value.shape, value.dtype, site.fn.event_dim, plates, codes)
 
     jax.eval_shape(inspect)
     return dict(sorted(found.items()))  # as the leaves of a tree

@@ -27,6 +27,7 @@ from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
+from pyro_dvae.programs.densities import has_inverse
 from pyro_dvae.programs.draw import Draw, moved, run_pair
 from pyro_dvae.programs.record import draw_log_prob, in_batch_dims
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site
@@ -74,7 +75,7 @@ def _mixed_plates(pair: Pair) -> list[str]:
     led = set(layout.credited)
     if len(guide) > len(led):  # what a draw leads to leads on
         led |= {name for name, draws in find_sources(pair, found, led).guide.items() if draws}
-    held = {name: site for name, site in guide.items() if _has_inverse(site)}
+    held = {name: site for name, site in guide.items() if has_inverse(site)}
     values = {name: detach_provenance(site.value) for name, site in held.items()}
     state = pyro.util.get_rng_state()
 
@@ -91,15 +92,6 @@ def _mixed_plates(pair: Pair) -> list[str]:
         if frame.size > 1 and _mixes(partial(terms, plate), sites, frame):
             mixed.append(plate)
     return mixed
-
-
-def _has_inverse(site: Site) -> bool:
-    """Whether its log-density can be told of a value without how that was drawn."""
-    try:
-        site.fn.log_prob(site.value.clone())
-    except NotImplementedError:
-        return False
-    return True
 
 
 def _terms(run: Run, layout: Layout, plate: str) -> Terms:
