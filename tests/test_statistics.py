@@ -35,6 +35,7 @@ def torch_parts():
 
 
 @pytest.mark.filterwarnings("ignore:model or guide does not broadcast")  # they mix the particles
+@pytest.mark.filterwarnings("ignore:under plate")  # and the data
 @pytest.mark.parametrize("name", ["DAPS_ELBO", "WakeSleep_ELBO"])
 def test_statistics_advance_once_a_step(torch_parts, name):
     import pyro
