@@ -166,7 +166,16 @@ def test_a_code_that_the_latents_tell_is_their_own(shim, num_codes):
     assert found.auxiliary == (() if num_codes == 4 else ("u",))
     assert (found.iwae < evidence + 5 * found.iwae_error + 0.01).all()
     if num_codes == 4:
+        assert not found.restricted.any()
         np.testing.assert_array_less(np.abs(found.iwae - evidence), 5 * found.iwae_error + 0.01)
+
+
+@pytest.mark.thrifty
+def test_a_code_that_cannot_be_drawn_restricts_what_is_computed_of_it(shim):
+    codes = np.array([0.0, 0.0, 0.0, -1e30])
+    case = case_of(shim, split_guide, split_model, codes=codes)
+    found = diagnose(shim, "importance_diagnostics", case, num_particles=50)
+    assert found.restricted[X > 0].all()
 
 
 def centred(ppl, data):

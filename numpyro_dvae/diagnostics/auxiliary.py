@@ -11,6 +11,7 @@ References:
     [1] Agakov & Barber. An auxiliary variational method. ICONIP, 2004.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from numpyro import distributions as dist
 
 from numpyro_dvae.diagnostics.points import is_pinned
 from numpyro_dvae.programs.draw import Draw, moved, run_pair
+from numpyro_dvae.programs.readers.impossible import excludes
 from numpyro_dvae.programs.record import Ledger, Reader
 from numpyro_dvae.programs.sites import Layout, Pair, Run, Site
 
@@ -43,6 +45,7 @@ class Alone(NamedTuple):
     auxiliary: tuple[str, ...] = ()  # those that no latent tells
     densities: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # of each other, the latents
     # that are computed of it, whose density it has
+    free: tuple[str, ...] = ()  # of these, discrete ones that take all their values so
 
 
 def sites_alone(rng_key: Array, pair: Pair) -> Alone:
@@ -68,8 +71,9 @@ def sites_alone(rng_key: Array, pair: Pair) -> Alone:
     jax.eval_shape(look)
     alone, computed = seen[0]
     told = _told(rng_key, pair, alone, computed) if alone and computed else {}
+    free = _all_drawn(_run(rng_key, pair, {}), told) if told else ()
     left = () if has_said[0] else tuple(name for name in alone if name not in told)
-    return Alone(left, told)
+    return Alone(left, told, free)
 
 
 def _alone_and_computed(run: Run) -> tuple[list[str], list[str]]:
@@ -138,6 +142,23 @@ def _others(rng_key: Array, pair: Pair, site: Site) -> Iterator[Array]:
         other = moved(site, site.value, by)
         assert other is not None
         yield other
+
+
+def _all_drawn(run: Run, densities: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Discrete latents that are computed of sites with as many values, none of them left out."""
+    names = {name: None for latents in densities.values() for name in latents}
+    latents = [n for n in names if run.model[n].fn.support.is_discrete]
+    sites = [run.guide[n] for n in densities if run.guide[n].fn.support.is_discrete]
+    sizes = [
+        [site.num_values for site in each] for each in (sites, [run.model[n] for n in latents])
+    ]
+    if None in sizes[0] + sizes[1] or math.prod(sizes[0]) != math.prod(sizes[1]):
+        return ()
+    for site in sites:
+        others = [moved(site, site.value, by) for by in range(1, site.num_values or 1)]
+        if any(bool(excludes(site.fn, value).any()) for value in others if value is not None):
+            return ()
+    return tuple(latents)
 
 
 def _check_numbers(told: Sequence[Site], computed: Sequence[Site]) -> None:

@@ -46,7 +46,7 @@ def num_states_of(draws: Draws) -> np.ndarray:
 def is_restricted(draws: Draws) -> np.ndarray:
     """Whether the guide leaves out states of a datum that the model has."""
     restricted = np.zeros(draws.shape[1:], bool)
-    for outside in draws["outside"].values():
+    for outside in [site for name, site in draws["outside"].items() if name not in draws.free]:
         axes = [i for i, dim in enumerate(outside.dims, 1) if dim not in draws.plates]
         restricted |= outside.values.any((0, *axes))
     return restricted

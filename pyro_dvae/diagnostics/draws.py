@@ -65,6 +65,7 @@ class Draws:
         self.shared_sites: tuple[str, ...] = ()  # those that no datum owns
         self.auxiliary: tuple[str, ...] = ()  # those of the guide alone, which no latent tells
         self.densities: Mapping[str, tuple[str, ...]] = {}  # of others, latents computed of each
+        self.free: tuple[str, ...] = ()  # of these, those that take all their values
         self._readings: dict[str, dict[str, NamedArray]] = {}
         self._row_plate: str | None = None
         self._points: dict[tuple[str, int], Any] = {}  # by site and first row: of the first draw
@@ -185,7 +186,7 @@ class Draws:
         sizes = record["log_q"].shape[1:]
         if not self.plates:
             self.plates, self.shared_sites = plates, shared
-            self.auxiliary, self.densities = ((), {}) if alone is None else alone
+            self.auxiliary, self.densities, self.free = alone or ((), {}, ())
             self._row_plate = _row_plate(block, plates, sizes)
         for name in _DATA:
             if record.get(name) is not None:
