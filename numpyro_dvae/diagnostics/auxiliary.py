@@ -149,10 +149,11 @@ def _all_drawn(run: Run, densities: Mapping[str, tuple[str, ...]]) -> tuple[str,
     names = {name: None for latents in densities.values() for name in latents}
     latents = [n for n in names if run.model[n].fn.support.is_discrete]
     sites = [run.guide[n] for n in densities if run.guide[n].fn.support.is_discrete]
-    sizes = [
-        [site.num_values for site in each] for each in (sites, [run.model[n] for n in latents])
-    ]
-    if None in sizes[0] + sizes[1] or math.prod(sizes[0]) != math.prod(sizes[1]):
+    num_drawn, num_computed = (
+        math.prod(site.num_values or 0 for site in each)
+        for each in (sites, [run.model[name] for name in latents])
+    )
+    if not num_drawn or num_drawn != num_computed:
         return ()
     for site in sites:
         others = [moved(site, site.value, by) for by in range(1, site.num_values or 1)]
