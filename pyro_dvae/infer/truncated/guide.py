@@ -59,6 +59,7 @@ from pyro_dvae.programs.processes import hidden
 from pyro_dvae.programs.run import Plans
 from pyro_dvae.programs.sites import Layout, Pair, sample_sites
 from pyro_dvae.programs.structure.cells import check_cells
+from pyro_dvae.programs.structure.looking import only_looking
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
 
@@ -123,9 +124,8 @@ class TruncatedGuide(nn.Module):
     def _forget(self) -> None:
         """What is known of calls by how they look: how their data lie, and how they are run."""
         self._latents = latents_of(self.model, self.rest)
-        self._plans = Plans(
-            vectorize=self.vectorize_particles, find=self._find_space, inspect=lambda pair: {}
-        )
+        find = self._find_space
+        self._plans = Plans(vectorize=self.vectorize_particles, find=find, inspect=lambda _: {})
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is known of calls."""
@@ -299,7 +299,7 @@ class TruncatedGuide(nn.Module):
             return self._plans.run(Pair(self.model, self._latents, args, kwargs), lambda pair: pair)
 
     def _find_space(self, pair: Pair) -> tuple[Layout, Space]:
-        space = find_space(self.model, self.rest, pair.args, pair.kwargs)
+        space = only_looking(lambda: find_space(self.model, self.rest, pair.args, pair.kwargs))
         check_cells(pair._replace(layout=space.layout), a_few(space), _TOGETHER)
         return space.layout, space
 
