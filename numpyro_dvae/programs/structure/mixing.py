@@ -158,7 +158,8 @@ def _codes(site: Site) -> tuple[int, int] | None:
         return None
     if any(isinstance(bound, jax.core.Tracer) for bound in bounds):
         return 0, 1
-    return int(np.min(bounds[0])), int(np.max(bounds[1]))
+    low, high = map(np.asarray, bounds)  # or they would be computed, and traced
+    return int(low.min()), int(high.max())
 
 
 def _terms(run: Run) -> list[tuple[Site, Array]]:
