@@ -58,7 +58,8 @@ def perturbed(spec):
 
 def gradient(values, places):
     """Of a number ``[P]``, by parameter."""
-    slopes = np.imag(values) / STEP
+    count = max((start + int(np.prod(shape)) for start, shape in places.values()), default=1)
+    slopes = np.imag(np.broadcast_to(values, count)) / STEP  # one number where no plate has cells
     return {
         name: slopes[start : start + int(np.prod(shape))].reshape(shape)
         for name, (start, shape) in places.items()
