@@ -58,7 +58,7 @@ def main(num_steps: int = 200, num_data: int = 600) -> dict[str, float]:
     data = amplitudes @ true + NOISE * jax.random.normal(keys[3], (num_data, SIZE))
 
     guide = TruncatedGuide(model, num_states=12)
-    svi = SVI(model, guide, Adam(0.05), loss=Truncated_ELBO(chain(select(4), flip(4))))
+    svi = SVI(model, guide, Adam(0.03), loss=Truncated_ELBO(chain(select(4), flip(4))))
     params = fit(keys[4], svi, data, num_steps=num_steps).params
 
     atoms = least_squares(params["moments"])

@@ -60,7 +60,7 @@ def main(num_steps: int = 200, num_data: int = 600) -> dict[str, float]:
     data = amplitudes @ true + NOISE * torch.randn(num_data, SIZE)
 
     guide = TruncatedGuide(model, num_states=12)
-    svi = SVI(model, guide, Adam({"lr": 0.05}), loss=Truncated_ELBO(chain(select(4), flip(4))))
+    svi = SVI(model, guide, Adam({"lr": 0.03}), loss=Truncated_ELBO(chain(select(4), flip(4))))
     params = fit(svi, data, num_steps=num_steps).params
 
     atoms = torch.nn.functional.normalize(least_squares(MOMENTS), dim=1)
