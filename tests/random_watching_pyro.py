@@ -5,9 +5,11 @@ import warnings
 
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 
 from pyro_dvae import infer
+from pyro_dvae.programs.draw import Draw
 
 __all__ = ["Watch", "quiet", "watched"]
 
@@ -42,7 +44,7 @@ def watched(elbo):
 
 
 class Watch(Messenger):
-    """Notes the draws of a program, or sets them."""
+    """Notes the draws of a program, or sets them, unless the package gives a value."""
 
     def __init__(self, program, rows_only=False):
         super().__init__()
@@ -54,7 +56,8 @@ class Watch(Messenger):
             place = len(self.program.seen) % len(given[msg["name"]])
             msg["value"], msg["done"] = given[msg["name"]][place], True
         noise = None if self.rows_only else self.program.noise  # of the guide's draws
-        if noise is not None and msg["name"] in noise:
+        held = any(msg["name"] in h.values for h in _PYRO_STACK if isinstance(h, Draw))
+        if noise is not None and msg["name"] in noise and not held:
             msg["value"], msg["done"] = self.program.moved(msg["fn"], noise[msg["name"]]), True
 
     def _pyro_post_sample(self, msg):

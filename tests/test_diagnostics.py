@@ -219,7 +219,8 @@ def test_a_truncated_guide_is_not_called_close(thrifty_shim):
     np.testing.assert_allclose(gap.log_evidence, evidence, rtol=1e-8)
     np.testing.assert_allclose(gap.gap, -np.log(gap.support_mass), rtol=1e-6)
     np.testing.assert_allclose(gap.elbo, found.elbo, rtol=1e-6)
-    assert (gap.gap > 0.01).all()
+    assert (gap.gap > 0).all()
+    assert gap.gap.max() > 0.1  # of sets that are drawn
 
 
 def test_a_truncated_guide_in_arviz(thrifty_shim):

@@ -102,8 +102,9 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
     if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(pair.layout, run))
     notes = Notes(drawn_subsamples(run), _shared_sites(pair.layout, run))
-    with torch.no_grad(), poutine.replay(trace=notes.subsamples):
-        return pair._replace(notes=notes._replace(alone=sites_alone(pair, 1)))
+    with poutine.replay(trace=notes.subsamples):
+        alone = only_looking(lambda: sites_alone(pair, 1))
+    return pair._replace(notes=notes._replace(alone=alone))
 
 
 def _shared_sites(layout: Layout, run: Run) -> tuple[str, ...]:
@@ -115,8 +116,9 @@ def vary(pair: Pair) -> Pair:
     """The pair, of programs whose sites depend on the draws: all data make one datum then."""
     layout, notes = pair.layout._replace(plates=(), dims=()), pair.notes._replace(shared=())
     pair = pair._replace(layout=layout, structure=None, vectorize=False, notes=notes)
-    with torch.no_grad(), poutine.replay(trace=notes.subsamples):
-        return pair._replace(notes=notes._replace(alone=sites_alone(pair, 20)))  # some of each way
+    with poutine.replay(trace=notes.subsamples):
+        alone = only_looking(lambda: sites_alone(pair, 20))  # some of each way
+    return pair._replace(notes=notes._replace(alone=alone))
 
 
 def _without_discrete(layout: Layout, run: Run) -> Layout:
