@@ -217,6 +217,7 @@ def test_a_list_joins_it_with_a_guide_of_continuous_latents(lab):
     assert (sides[2:] == sides[2]).all()
 
 
+@pytest.mark.thrifty
 def test_medians_and_quantiles_are_of_numbers_and_modes_of_all(lab):
     model = lab.bind(counting)
     guide, x = lab.guide(model, num_values={"k": 3}), lab.array(X)

@@ -189,6 +189,7 @@ def hits_of(states, name, num_values):
     return np.eye(num_values)[np.stack([state[name] for state in states])]
 
 
+@pytest.mark.thrifty
 @pytest.mark.filterwarnings("ignore:model or guide does not broadcast")
 @pytest.mark.filterwarnings("ignore:the discrete sites share no plate")
 @pytest.mark.filterwarnings("ignore:`num_values`. the 4 values of site")

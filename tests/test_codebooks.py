@@ -35,6 +35,7 @@ def test_dead_codes_restart_at_inputs(backend, options):
     np.testing.assert_allclose(still.rows()[3:], table[3:], rtol=1e-4)  # the negative control
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("options", KINDS)
 def test_a_start_of_data_is_inputs_that_no_mask_hides(backend, options):
     mask = np.arange(N) < 20

@@ -61,6 +61,7 @@ def test_the_same_directions_and_averages(backend, library, gradient):
     np.testing.assert_allclose(rows[chosen], book.embed[0][chosen], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thrifty
 @GRADIENTS
 def test_the_same_fixed_vectors_through_a_matrix(backend, library, gradient):
     import torch

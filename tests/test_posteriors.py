@@ -125,6 +125,7 @@ def alone(ppl, x):
     ppl.sample("x", ppl.dist.Normal(z, 1.0), obs=x[0])
 
 
+@pytest.mark.thrifty
 def test_of_a_model_without_plates(lab):
     """All that it tells is of one place, as arrays without dims."""
     model = lab.bind(alone)

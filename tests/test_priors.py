@@ -116,6 +116,7 @@ def test_a_full_beam_is_the_sorted_support(lab, kind):
     np.testing.assert_allclose(lab.numpy(scored), lab.numpy(found.log_probs), rtol=1e-4)
 
 
+@pytest.mark.thrifty
 def test_a_greedy_code_is_best_step_by_step(lab):
     q = distribution(lab, "context")
     found = lab.module("nets").decode_codes(q)

@@ -44,6 +44,7 @@ def test_loss_and_gradients_in_closed_form(kit, kind, commitment):
         np.testing.assert_allclose(own, expected, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.thrifty
 def test_the_table_follows_its_inputs(kit):
     far = TABLE + np.float32(100) * (np.arange(V) == 0)[:, None]
     run = kit.start(*pair(kit, "moving", far, decay=0.0, min_count=0.5))

@@ -68,6 +68,7 @@ def test_a_mask_of_the_model_alone_is_refused(kit):
         kit.loss(kit.start(masked, guide), kit.module("infer").VQ_ELBO())
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("frozen", [True, False])
 def test_eval_freezes_moving_averages(kit, frozen):
     model, guide = pair(kit, "moving")

@@ -342,6 +342,7 @@ def test_the_decoder_takes_vectors_as_it_takes_codes(lab):
     assert tuple(decoder.batch_shape(vectors)) == tuple(decoder.batch_shape(lab.asarray(codes)))
 
 
+@pytest.mark.thrifty
 def test_a_relaxed_vae_trains_in_svi_and_keeps_its_attributes(lab):
     relax = lab.module("infer.relaxation").relax
     model, guide = make_pair(lab)

@@ -19,6 +19,7 @@ def library():
     return vector_quantize_pytorch
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("gradient", ["straight_through_codes", "rotation_trick"])
 def test_the_same_residuals_paths_and_averages(backend, library, gradient):
     import torch

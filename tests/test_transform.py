@@ -115,6 +115,7 @@ def test_held_out_data_are_left_as_they_are(kit):
     same(kit, run(kit, 6, **settings), found)
 
 
+@pytest.mark.thrifty
 def test_the_step_of_a_subclass_gets_the_transformed_batch(kit):
     flip = kit.as_transform(lambda x: 1 - x)
     found = run(kit, 6, kit.doubled_svi(), transform=flip)

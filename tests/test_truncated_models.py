@@ -70,6 +70,7 @@ def test_they_gather_over_an_epoch_of_minibatches(shim):
     np.testing.assert_allclose(early.variance, VARIANCE, rtol=1e-5)
 
 
+@pytest.mark.thrifty
 def test_other_losses_and_a_held_schedule_leave_them(shim):
     elbo = shim.module("infer.truncated").Truncated_ELBO(closed_form=lambda step: step < 0)
     found = train(shim, elbo, num_steps=1, lr=0.0)

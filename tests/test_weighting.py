@@ -295,6 +295,7 @@ def test_impossible_scores_take_the_mean_of_the_possible(backend):
     np.testing.assert_array_equal(found, [[1.0, 0.0, 2.0], [2.5, 0.0, 4.0], [4.0, 0.0, 9.0]])
 
 
+@pytest.mark.thrifty
 def test_impossible_scores_take_the_weighted_mean(backend):
     """Weights of what is impossible do not count: (.2 + .4 * 4) / .6."""
     probs = np.array([[0.2] * 3, [0.4] * 3, [0.4] * 3])
