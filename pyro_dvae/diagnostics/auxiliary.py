@@ -25,6 +25,7 @@ from pyro_dvae.programs.draw import Draw, moved, run_pair
 from pyro_dvae.programs.readers.impossible import excludes
 from pyro_dvae.programs.record import Ledger, Reader
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site
+from pyro_dvae.programs.structure.looking import only_looking
 
 __all__ = [
     "Alone",
@@ -48,7 +49,7 @@ class Alone(NamedTuple):
 
 
 def sites_alone(pair: Pair, num_runs: int) -> Alone:
-    """Find the sites that the guide alone draws.
+    """Find the sites that the guide alone draws; nothing is drawn for whoever comes next.
 
     A guide with a factor, or another observed site, has said itself what counts of them.
 
@@ -59,6 +60,10 @@ def sites_alone(pair: Pair, num_runs: int) -> Alone:
     Raises:
         ValueError: If latents are computed of more numbers than they are.
     """
+    return only_looking(lambda: _found_alone(pair, num_runs))
+
+
+def _found_alone(pair: Pair, num_runs: int) -> Alone:
     found: dict[str, None] = {}
     densities: dict[str, tuple[str, ...]] = {}
     for run in [run_pair(pair, Draw(pair.layout, None)) for _ in range(num_runs)]:

@@ -102,9 +102,8 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
     if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(pair.layout, run))
     notes = Notes(drawn_subsamples(run), _shared_sites(pair.layout, run))
-    with poutine.replay(trace=notes.subsamples):
-        alone = only_looking(lambda: sites_alone(pair, 1))
-    return pair._replace(notes=notes._replace(alone=alone))
+    with torch.no_grad(), poutine.replay(trace=notes.subsamples):
+        return pair._replace(notes=notes._replace(alone=sites_alone(pair, 1)))
 
 
 def _shared_sites(layout: Layout, run: Run) -> tuple[str, ...]:
@@ -116,9 +115,8 @@ def vary(pair: Pair) -> Pair:
     """The pair, of programs whose sites depend on the draws: all data make one datum then."""
     layout, notes = pair.layout._replace(plates=(), dims=()), pair.notes._replace(shared=())
     pair = pair._replace(layout=layout, structure=None, vectorize=False, notes=notes)
-    with poutine.replay(trace=notes.subsamples):
-        alone = only_looking(lambda: sites_alone(pair, 20))  # some of each way
-    return pair._replace(notes=notes._replace(alone=alone))
+    with torch.no_grad(), poutine.replay(trace=notes.subsamples):
+        return pair._replace(notes=notes._replace(alone=sites_alone(pair, 20)))  # some of each way
 
 
 def _without_discrete(layout: Layout, run: Run) -> Layout:
