@@ -1,11 +1,14 @@
-"""Means and medians over draws, and the standard errors of means.
+"""Means and medians over draws, the standard errors of means, and whether weights settle them.
 
 NumPy alone, so this file is the same in both packages.
 """
 
 import numpy as np
 
-__all__ = ["bound_error", "error_of_means", "mean_and_error", "median_of"]
+__all__ = ["bound_error", "error_of_means", "is_unsettled", "mean_and_error", "median_of"]
+
+_DOMINATES = 0.2  # share of all weight that one draw may have
+_EVEN = 0.9  # of the draws: worth so many, they settle the bound, whatever their tail's shape
 
 
 def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -23,6 +26,24 @@ def bound_error(ess: np.ndarray, num_draws: int, is_one: np.ndarray) -> np.ndarr
     """
     least = np.where(is_one, 1 / num_draws**2, 0.0)
     return np.asarray(np.sqrt(np.maximum(1 / ess - 1 / num_draws, least)))
+
+
+def is_unsettled(
+    khat: np.ndarray | float,
+    threshold: float,
+    largest_weight: np.ndarray | float,
+    share: np.ndarray | float,
+) -> np.ndarray:
+    """Whether a few draws carry the weight; k̂ tells the shape of a tail, not its weight.
+
+    Args:
+        khat: k̂ of the weights, NaN where it does not apply.
+        threshold: Above which it is too large.
+        largest_weight: Share of the weight that one draw has.
+        share: Effective sample size, in that of as many exact draws.
+    """
+    matters = np.less(share, _EVEN)
+    return np.asarray((khat > threshold) & matters | np.greater(largest_weight, _DOMINATES))
 
 
 def error_of_means(values: np.ndarray) -> float:

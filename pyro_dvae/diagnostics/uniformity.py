@@ -130,10 +130,14 @@ class Tally:
                 self._members.setdefault(name, []).append(counts)
                 ranks = ranks[0]
             else:
-                uniforms = self.rng.random(values.shape[1:])
-                ranks = random_ranks(values[0], values[1:], uniforms, tolerance)
-                ranks = np.where(is_counted, ranks, -1)
+                ranks = np.where(is_counted, self._rank(values, tolerance), -1)
             self._ranks.setdefault(name, []).append(ranks)
+
+    def _rank(self, values: np.ndarray, tolerance: float) -> np.ndarray:
+        """Of the first; where some are nearly tied, as whichever of them were first."""
+        if tolerance:
+            return ranks_of_all(values, self.rng.random(values.shape), tolerance)[0]
+        return random_ranks(values[0], values[1:], self.rng.random(values.shape[1:]))
 
     def report(self) -> Calibration:
         """Test the ranks."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyro_dvae.diagnostics.costs import SHOWN
+from pyro_dvae.diagnostics.errors import is_unsettled
 from pyro_dvae.diagnostics.expectations import WeightedDraws
 from pyro_dvae.diagnostics.notes import NO_BOUND, listed, notes_in
 
@@ -21,7 +22,6 @@ __all__ = [
 ]
 
 _CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called close
-_DOMINATES = 0.2  # share of all weight that one draw may have
 _ENOUGH = 100  # effective draws from which on a weighted bound has settled to a tenth of a nat
 
 _NO_TAIL = (
@@ -108,7 +108,8 @@ class SharedDiagnostics(NamedTuple):
     def verdict(self) -> str:
         """One word, as of a datum."""
         apart = np.maximum(np.log(self.num_draws / self.ess), self.gap)
-        unreliable = (self.khat > self.khat_threshold) | (self.largest_weight > _DOMINATES)
+        share = self.ess / self.num_draws
+        unreliable = is_unsettled(self.khat, self.khat_threshold, self.largest_weight, share)
         conditions = [not np.isfinite(self.ess), bool(self.points), unreliable, apart > _CLOSE]
         return str(np.select(conditions, ["broken", "point", "unreliable", "off"], "close"))
 
@@ -141,7 +142,8 @@ class ImportanceDiagnostics(NamedTuple):
       ``iwae - elbo``, at most KL(q ‖ posterior), are both below log 2;
     - "off": not both, but the tail of the weights is light; from an effective sample size of 100
       on, weighting the draws corrects for it, on the states that the guide can draw;
-    - "unreliable": k̂ is above the threshold, or one draw has over a fifth of the weight;
+    - "unreliable": k̂ is above the threshold, and the draws are worth less than nine tenths of as
+      many exact ones, or one draw has over a fifth of the weight;
     - "restricted": as "close", but the guide leaves out states of the model; that the weights are
       equal on the others is what a truncated posterior is made for, and says nothing;
     - "one state": all draws are equal, though the guide could draw others; a guide stuck there and
@@ -225,12 +227,13 @@ class ImportanceDiagnostics(NamedTuple):
     def verdicts(self) -> np.ndarray:
         """One word for each datum."""
         with np.errstate(invalid="ignore"):  # of a broken datum
-            apart = np.maximum(np.log(self.num_particles / self.ess), self.gap)
+            share = self.ess / self.num_particles
+            apart = np.maximum(-np.log(share), self.gap)
         conditions = [
             ~np.isfinite(self.ess),
             np.broadcast_to(self.is_at_a_point, self.ess.shape),
             (self.num_states == 1) & ~np.asarray(self.restricted),
-            (self.khat > self.khat_threshold) | (self.largest_weight > _DOMINATES),
+            is_unsettled(self.khat, self.khat_threshold, self.largest_weight, share),
             apart > _CLOSE,
             self.restricted,
         ]
