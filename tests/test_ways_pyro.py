@@ -158,3 +158,20 @@ def test_the_evidence_is_that_of_all_ways(program):
         return
     report = importance_diagnostics(pair, Y, num_particles=100)
     assert abs(float(report.iwae) - float(log_p.logsumexp(0))) < 5 * float(report.iwae_error)
+
+
+def test_marked_sites_that_come_and_go_are_refused():
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        loc = torch.tensor(2.0)
+        if not k:
+            fn = dist.Bernoulli(0.6)
+            loc = 2.0 * pyro.sample("j", fn, infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=torch.tensor(1.5))
+
+    def guide():
+        pyro.sample("k", dist.Bernoulli(0.3))
+
+    pyro.set_rng_seed(0)
+    with pytest.raises(ValueError, match=r"\['j'\] are marked .* depend on the draws"):
+        Reinforce_ELBO(20, vectorize_particles=False).loss(model, guide)

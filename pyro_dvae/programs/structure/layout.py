@@ -81,6 +81,7 @@ def common_layout(runs: Sequence[Run], max_plate_nesting: float = math.inf) -> L
     Python has asked for these, of all data at once, so all draws share one weight.
     """
     for run in runs:
+        _check_drawn(run)
         _check_match(run)
     sites = [site for run in runs for sites in (run.guide, run.model) for site in sites.values()]
     credited = (n for run in runs for n, s in run.guide.items() if s.is_credited)
@@ -164,6 +165,15 @@ def _warn_of_values_asked_for(asked: Mapping[str, Site], plates: set[str]) -> No
             "one weight: values and gradients are right, but noisier the more data there are. "
             "Write torch.where for `if`, and keep the values in tensors.",
             stacklevel=9,
+        )
+
+
+def _check_drawn(run: Run) -> None:
+    if marked := _to_be_summed(run):
+        raise ValueError(
+            f"sites {sorted(marked)} are marked infer={{'enumerate': 'parallel'}} in a model whose "
+            "sites depend on the draws, and cannot be summed out there. Sample them in the guide, "
+            "or have all sites in each run, under a mask where they do not count."
         )
 
 
