@@ -5,7 +5,9 @@ program that centres latents by their mean over the data, normalises a batch or 
 draw breaks that promise, and a draw is then worth more than its own cell tells. So draws are
 changed in some cells of a plate, in which no other may notice. Power is by construction: of any two
 cells each is changed while the other stays; one cell alone has the highest code among the lowest,
-and the lowest among the highest, so that no statistic over all cells stays as it was.
+and the lowest among the highest, so that no statistic over all cells stays as it was. A program
+that takes a particle axis has several trials in one run; where a cell notices something there, each
+has a run for itself.
 
 References:
     [1] Sperner. Ein Satz über Untermengen einer endlichen Menge. Mathematische Zeitschrift, 1928.
@@ -17,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -38,9 +40,18 @@ from pyro_dvae.programs.structure.tracking import find_sources, tracked
 __all__ = ["with_mixed_together"]
 
 _LOW, _HIGH, _ABOVE, _BELOW = range(4)  # values of all cells that trials are made of
+_AT_ONCE = 8  # trials in a run
 
 Values = Mapping[str, Tensor]
 Terms = Mapping[tuple[str, str], Tensor]  # of "guide" or "model", by site; with all batch dims
+
+
+class _Trial(NamedTuple):
+    """Which values the cells of a plate have, and which other ones some of them, and these."""
+
+    start: int
+    end: int
+    cells: Bool[np.ndarray, "cells"]
 
 
 def with_mixed_together(pair: Pair) -> Layout:
@@ -79,11 +90,13 @@ def _mixed_plates(pair: Pair) -> list[str]:
     values = {name: detach_provenance(site.value) for name, site in held.items()}
     state = pyro.util.get_rng_state()
 
-    def terms(plate: str, given: Values) -> Terms:
+    def terms(plate: str, given: Values, count: int | None = None) -> Terms:
         pyro.util.set_rng_state(state)  # the same noise and subsample in each run
+        if count is not None:
+            given = {name: _left_of_plates(held[name], v, layout) for name, v in given.items()}
         with pyro.validation_enabled(False):
-            run = run_pair(pair, Draw(layout, None, {**values, **given}))
-        return _terms(run, layout, plate)
+            run = run_pair(pair, Draw(layout, count, {**values, **given}))
+        return _terms(run, layout, plate, count or 1)
 
     frames = {f.name: f for name in layout.credited for f in guide[name].plates.values()}
     mixed = []
@@ -94,7 +107,13 @@ def _mixed_plates(pair: Pair) -> list[str]:
     return mixed
 
 
-def _terms(run: Run, layout: Layout, plate: str) -> Terms:
+def _left_of_plates(site: Site, values: Tensor, layout: Layout) -> Tensor:
+    """Values of particles in front, with these left of all plates."""
+    missing = layout.nesting - (values.dim() - 1 - site.fn.event_dim)
+    return values.reshape(len(values), *[1] * missing, *values.shape[1:])
+
+
+def _terms(run: Run, layout: Layout, plate: str, count: int) -> Terms:
     """What the sites under a plate add to the objective; of draws, whatever their masks."""
     found = {}
     for name, site in run.guide.items():
@@ -103,30 +122,58 @@ def _terms(run: Run, layout: Layout, plate: str) -> Terms:
         found["guide", name] = site, values
     found |= {("model", name): (site, site.term()) for name, site in run.model.items()}
     return {
-        key: in_batch_dims(site, values, layout.nesting, 1)
+        key: in_batch_dims(site, values, layout.nesting, count)
         for key, (site, values) in found.items()
         if plate in site.plates
     }
 
 
-def _mixes(terms: Callable[[Values], Terms], sites: Sequence[Site], frame: Any) -> bool:
+def _mixes(terms: Callable[..., Terms], sites: Sequence[Site], frame: Any) -> bool:
     """Whether cells that were not changed notice that others were."""
     bases = _bases(sites)
-    before = {start: _attempt(terms, bases[start]) for start in (_LOW, _HIGH)}
+    is_binary = all(bases[_ABOVE][s.name].equal(bases[_HIGH][s.name]) for s in sites)
+    trials = list(_trials(frame.size, is_binary))
+    before = {base: _attempt(terms, bases[base]) for base in (_LOW, _HIGH)}
+    joined = partial(_joined, bases, sites, frame.dim)
+    if _are_apart_at_once(terms, before, trials, joined, frame):
+        return False
     again = _attempt(terms, bases[_LOW]) or {}
     noisy = {key for key in again if not _same(again[key], (before[_LOW] or {}).get(key))}
+    silent = {b: t and {k: v for k, v in t.items() if k not in noisy} for b, t in before.items()}
     num_tried = 0
-    for start, end, cells in _trials(frame.size):
-        kept = before[start]
-        changed = _attempt(terms, _joined(bases[start], bases[end], cells, sites, frame.dim))
-        if kept is None or changed is None:
+    for trial in trials:
+        after = _attempt(terms, joined(trial))
+        if after is None or before[trial.start] is None:
             continue
         num_tried += 1
-        unchanged = torch.as_tensor(~cells).reshape(-1, *[1] * (-frame.dim - 1))
-        silent = kept.keys() - noisy
-        if any(not _are_kept(kept[key], changed.get(key), unchanged) for key in silent):
+        if not _are_kept(silent, after, [trial], frame.dim):
             return True
     return num_tried == 0  # it cannot be told, and one weight is right in any case
+
+
+def _are_apart_at_once(
+    terms: Callable[..., Terms],
+    before: Mapping[int, Terms | None],
+    trials: Sequence[_Trial],
+    joined: Callable[[_Trial], Values],
+    frame: Any,
+) -> bool:
+    """Whether trials that are particles of few runs show no mixing; False if they cannot tell.
+
+    All cells low, and all high, are among them, and have beside others what they have alone.
+    """
+    if None in before.values():
+        return False
+    none = np.zeros(frame.size, bool)
+    trials = [_Trial(_LOW, _LOW, none), _Trial(_HIGH, _HIGH, none), *trials]
+    for first in range(0, len(trials), _AT_ONCE):
+        few = trials[first : first + _AT_ONCE]
+        values = list(map(joined, few))
+        given = {name: torch.stack([v[name] for v in values]) for name in values[0]}
+        after = _attempt(partial(terms, count=len(few)), given)
+        if after is None or not _are_kept(before, after, few, frame.dim):
+            return False
+    return True
 
 
 def _attempt(terms: Callable[[Values], Terms], values: Values) -> Terms | None:
@@ -155,40 +202,56 @@ def _other(site: Site, value: Tensor, by: int) -> Tensor:
     return detach_provenance(site.fn.sample() if other is None else other)
 
 
-def _trials(size: int) -> Iterator[tuple[int, int, Bool[np.ndarray, "cells"]]]:
-    """Which base the cells start from, which other one some of them take, and which these are.
+def _trials(size: int, is_binary: bool) -> Iterator[_Trial]:
+    """Trials in which of any two cells each is changed while the other stays, low or high.
 
-    Of any two cells each is changed while the other stays, low or high, as no cell's trials are all
-    another's: all have as many, and no two the same [1].
+    No cell's trials are all another's: all have as many, and no two the same [1]. One trial of two
+    values shows what stays low and what stays high.
     """
     count = next(k for k in itertools.count(2) if math.comb(k, k // 2) >= size)
     taken = itertools.islice(itertools.combinations(range(count), count // 2), size)
     changed = np.zeros((size, count), bool)
     np.put_along_axis(changed, np.array(list(taken)), True, 1)
     np.random.default_rng(0).shuffle(changed)
-    for place, cells in enumerate([np.arange(size) == size // 2, *changed.T]):
-        yield _LOW, (_HIGH, _ABOVE)[place % 2], cells
-        yield _HIGH, (_LOW, _BELOW)[place % 2], cells
+    one = np.arange(size) == size // 2
+    yield _Trial(_LOW, _HIGH, one)
+    yield _Trial(_HIGH, _LOW, one)
+    for place, cells in enumerate(changed.T):
+        if is_binary or place % 2:
+            yield _Trial(_LOW, _HIGH, cells)
+        else:
+            yield _Trial(_LOW, _ABOVE, cells)
+            yield _Trial(_HIGH, _BELOW, ~cells)
 
 
-def _joined(
-    before: Values, after: Values, cells: Bool[np.ndarray, "cells"], sites: Sequence[Site], dim: int
-) -> Values:
-    """The values after in these cells of a plate, the values before in the others."""
+def _joined(bases: Sequence[Values], sites: Sequence[Site], dim: int, trial: _Trial) -> Values:
+    """The values of a trial."""
     joined = {}
     for site in sites:
         inner = site.fn.event_dim - dim - 1
-        places = torch.as_tensor(cells).reshape(-1, *[1] * inner)
-        one = before[site.name]
-        joined[site.name] = torch.where(places.to(one.device), after[site.name], one)
+        places = torch.as_tensor(trial.cells).reshape(-1, *[1] * inner)
+        start, end = (bases[base][site.name] for base in (trial.start, trial.end))
+        joined[site.name] = torch.where(places.to(start.device), end, start)
     return joined
 
 
-def _are_kept(before: Tensor, after: Tensor | None, unchanged: Bool[Tensor, "..."]) -> bool:
-    if after is None or before.shape != after.shape:
-        return False
-    kept, one, other = torch.broadcast_tensors(unchanged.to(before.device), before, after)
-    return _same(one[kept], other[kept])
+def _are_kept(
+    before: Mapping[int, Terms | None], after: Terms, trials: Sequence[_Trial], dim: int
+) -> bool:
+    """Whether each cell has what it has where all cells are like it; trials are in front."""
+    bases = np.stack([np.where(t.cells, t.end, t.start) for t in trials])
+    for base, terms in before.items():
+        for key, one in (terms or {}).items():
+            other = after.get(key)
+            if other is None or other.shape[1:] != one.shape[1:]:
+                return False
+            shape = [len(trials), *[1] * (one.dim() - 1)]
+            shape[dim] = bases.shape[1]
+            kept = torch.as_tensor(bases == base).reshape(shape).to(one.device)
+            kept, one, other = torch.broadcast_tensors(kept, one, other)
+            if not _same(one[kept], other[kept]):
+                return False
+    return True
 
 
 def _same(one: Tensor, other: Tensor | None) -> bool:
