@@ -313,6 +313,13 @@ def test_a_call_that_is_refused_leaves_nothing(lab):
     assert set(lab.start(guide, counting, lab.array(X))) == set("bcnk")
 
 
+def test_a_branch_of_python_is_refused_by_numpyro_with_the_way_out():
+    lab = make_lab("numpyro") if pytest.importorskip("jax") else None
+    model = lab.bind(lambda ppl: 1.0 if ppl.sample("z", ppl.dist.Bernoulli(0.3)) else 0.0)
+    with pytest.raises(ValueError, match=r"asks for the value of an array, by `if`.*jnp\.where"):
+        lab.start(lab.guide(model))
+
+
 def test_a_loop_over_a_plate_is_as_one_in_python():
     """Pyro's own guides refuse it; in NumPyro a plate is no loop."""
     pytest.importorskip("torch")

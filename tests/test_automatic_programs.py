@@ -94,6 +94,14 @@ def trials_of_a_latent(ppl, x):
         ppl.sample("x", ppl.dist.Normal(m - 0.5 * n, 1.0), obs=x)
 
 
+def trials_alike(ppl, x):
+    """The probability depends on a latent, and not the number of values."""
+    with ppl.plate("data", 2, dim=-1):
+        z = ppl.sample("z", ppl.dist.Bernoulli(ppl.array(0.4)))
+        n = ppl.sample("n", ppl.dist.Binomial(3, 0.2 + 0.5 * z))
+        ppl.sample("x", ppl.dist.Normal(n - z, 1.0), obs=x)
+
+
 def cells(ppl, x):
     with ppl.plate("data", 2, dim=-1):
         z = ppl.sample("z", ppl.dist.Bernoulli(ppl.array(SHARES[:2])).to_event(1))
@@ -155,6 +163,7 @@ PROGRAMS = {  # data, the latents' shapes and numbers of values, options of the 
         {"n": ((2,), 3), "m": ((2,), 3)},
         {"num_values": {"m": 3}, "structure": "model"},
     ),
+    trials_alike: ((X,), {"z": bit(2), "n": ((2,), 4)}, {"structure": "model"}),
     cells: ((X,), {"z": bit(2, 2)}, {}),
     shared_by_all: ((X,), {"g": ((), 3), "z": bit(2)}, {"structure": "model"}),
     many_parents: ((X[:1],), {"a": ((1,), 9), "b": ((1,), 9), "c": bit(1)}, {"structure": "model"}),
@@ -168,7 +177,7 @@ PROGRAMS = {  # data, the latents' shapes and numbers of values, options of the 
 ONE_HOT = ("o",)
 COUNTED = {"k": slice(0), "z_unobserved": slice(1, None)}  # of masked ones there is no posterior
 MASKED = (masked_by_a_latent, observed_in_part)
-SOON = (trials_of_data, observed_in_part)  # the others with the slow tests
+SOON = (trials_of_data, trials_alike, observed_in_part)  # the others with the slow tests
 CASES = [
     pytest.param(program, marks=() if program in SOON else pytest.mark.slow, id=program.__name__)
     for program in PROGRAMS

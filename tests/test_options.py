@@ -128,3 +128,16 @@ def test_entropies_under_a_distributions_mask_are_in_closed_form(shim):
         record.entropy.detach() if hasattr(record.entropy, "detach") else record.entropy
     )
     np.testing.assert_allclose(found, np.tile(expected, (3, 1)), rtol=1e-10)
+
+
+def test_a_loss_that_was_not_called_is_named(backend):
+    elbo = backend.module("infer").DAPS_ELBO
+    written = "write loss=DAPS_ELBO"
+    if backend.name == "pyro":
+        with pytest.raises(ValueError, match=written):  # as SVI does with a function
+            elbo(lambda: None, lambda: None)
+        return
+    with pytest.raises(ValueError, match=written):
+        backend.module("infer.svi").with_memory(None, elbo)
+    with pytest.raises(ValueError, match=written):  # as NumPyro's SVI does: the key is in its place
+        elbo.loss(0, {}, None, None)

@@ -50,6 +50,7 @@ from numpyro_dvae.programs.handlers.swapping import (
     sample_many,
     swap_sites,
 )
+from numpyro_dvae.programs.run import explained
 from numpyro_dvae.programs.sites import Site
 
 __all__ = ["AutoDiscrete"]
@@ -114,6 +115,7 @@ class AutoDiscrete(AutoGuide):
         self._latents: dict[str, Latent] = {}
         self._depends = False  # whether the distribution of a latent depends on a draw
 
+    @explained()
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Sample every discrete latent; returns their values by name."""
         if self.prototype_trace is None:

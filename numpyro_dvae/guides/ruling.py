@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool
 from numpyro.distributions import constraints
 from numpyro.distributions.distribution import MaskedDistribution
 
-from numpyro_dvae.guides.families import Latent
+from numpyro_dvae.guides.families import Latent, is_ordered
 from numpyro_dvae.guides.joint_states import (
     LARGEST_TABLE,
     choose_states,
@@ -49,6 +49,7 @@ __all__ = ["possible_values"]
 
 # Seeds and spreads of the parameters that are tried: first those of the start.
 _PLACES = ((0, 0.0), (1, 1.0), (1, -1.0), (2, 6.0), (2, -6.0))
+_MOST_NUMBERS = 1024  # of a count that are tried
 
 
 class _Factor(NamedTuple):
@@ -103,10 +104,17 @@ def _scopes(
         scope = tuple(latent for latent in latents if latent in draws.get(name, ()))
         if not scope or set(scope) != draws[name] or _is_masked_within(site.fn):
             continue
-        few = math.prod(num_states(latents[latent]) for latent in scope) <= LARGEST_TABLE
+        few = _are_few([latents[latent] for latent in scope])
         if few and all(reaches(latents[latent], site.plates) for latent in scope):
             found[name] = scope
     return found
+
+
+def _are_few(scope: Sequence[Latent]) -> bool:
+    """Whether all joint states can be tried: of a count alone, as a population's size, many can."""
+    states = math.prod(num_states(latent) for latent in scope)
+    is_count = len(scope) == 1 and is_ordered(scope[0]) and states == scope[0].num_values
+    return states <= (_MOST_NUMBERS if is_count else LARGEST_TABLE)
 
 
 def _is_masked_within(fn: Any) -> bool:

@@ -200,6 +200,15 @@ class ParticleELBO(NamedOptions, ELBO):
 
     # --------------------------------------------------------------------- NumPyro's protocol
 
+    def loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Minus the ELBO, as in NumPyro."""
+        if not isinstance(self, ParticleELBO):  # a key: NumPyro holds the class itself
+            raise ValueError(
+                "`loss` is a class of losses, not a loss: write loss=DAPS_ELBO(), say, with its "
+                "options in the brackets."
+            )
+        return super().loss(*args, **kwargs)
+
     def loss_with_mutable_state(
         self,
         rng_key: Array,

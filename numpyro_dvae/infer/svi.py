@@ -83,7 +83,16 @@ class SVI(numpyro.infer.SVI):
 
 
 def with_memory(svi_state: SVIState, loss: Any) -> SVIState:
-    """Add the memory of a loss that has not run, if there is none: for NumPyro's own `SVI`."""
+    """Add the memory of a loss that has not run, if there is none: for NumPyro's own `SVI`.
+
+    Raises:
+        ValueError: If the loss is a class, which NumPyro would call with a key in its own place.
+    """
+    if isinstance(loss, type):
+        raise ValueError(
+            f"`loss` is the class {loss.__name__}, not a loss: write loss={loss.__name__}(), with "
+            "its options in the brackets."
+        )
     if not isinstance(loss, ParticleELBO) or LOSS_MEMORY in (svi_state.mutable_state or {}):
         return svi_state
     mutable = dict(svi_state.mutable_state or {})

@@ -26,10 +26,16 @@ class NamedOptions:
 
     Raises:
         TypeError: If there is such an option, as for any function.
+        ValueError: If the class itself was passed as the loss.
     """
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
         """Make an instance, if the options are those of its constructor."""
+        if args and callable(args[0]):  # a model: Pyro has called the class as a function of it
+            raise ValueError(
+                f"`loss` is the class {cls.__name__}, not a loss: write loss={cls.__name__}(), "
+                "with its options in the brackets."
+            )
         parameters = inspect.signature(cls.__init__).parameters
         taken = [name for name in parameters if name != "self"]
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

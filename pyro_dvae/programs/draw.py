@@ -4,6 +4,8 @@
 other values than those that it has drawn, for trials of what depends on them.
 """
 
+import copy
+import functools
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +24,7 @@ from pyro_dvae.programs.sites import (
     Pair,
     Run,
     Site,
+    base_distribution,
     is_drawn,
     is_subsample,
     no_one_list,
@@ -32,6 +35,7 @@ from pyro_dvae.programs.summing.enumerating import Enumerate, sum_out
 __all__ = [
     "Draw",
     "Sampler",
+    "bounds_of",
     "drawn_subsamples",
     "moved",
     "run_given",
@@ -84,8 +88,10 @@ class Draw(Messenger):
         self.expand = expand
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and is_drawn(msg):
-            msg["fn"] = _at_any_count(msg["fn"])
+        known = self.layout.bounded
+        follows = msg["is_observed"] and (known is None or msg["name"] in known)
+        if follows or (msg["name"] in self.values and is_drawn(msg)):
+            msg["fn"] = _at_any_value(msg["fn"])
         if msg["done"] or not is_drawn(msg):
             return
         by_sampler = self.sampler is not None and self.sampler.draws(msg["name"])
@@ -137,27 +143,45 @@ class Draw(Messenger):
         return (*[1] * (missing - 1), *shape) if missing > 0 else shape[1:]
 
 
-class _AnyCount(dist.Binomial):
-    """A binomial that has a density at all numbers: 0 beyond its trials, where Pyro's refuses.
+class _AtAnyValue:
+    """A distribution that has a density at all values: 0 out of its bounds, where Torch refuses.
 
-    All states are listed for all data, of which some may have fewer trials than others.
+    The bounds may be other draws: a count that was observed has no more trials than some have.
     """
 
+    support: Any
+
     def log_prob(self, value: Tensor) -> Tensor:
-        possible = (value >= 0) & (value <= self.total_count)
-        inside = torch.where(possible, value, 0.0)
-        return torch.where(possible, super().log_prob(inside), -torch.inf)
+        low, possible = getattr(self.support, "lower_bound", None), self.support.check(value)
+        inside = value if low is None else torch.where(possible, value, low)
+        log_prob = super().log_prob(inside)  # type: ignore[misc]
+        return torch.where(possible, log_prob, -torch.inf)
 
 
-def _at_any_count(fn: Any) -> Any:
+@functools.cache
+def _at_any_value_of(family: type) -> type:
+    return type(family)(family.__name__, (_AtAnyValue, family), {})
+
+
+def _at_any_value(fn: Any) -> Any:
     if isinstance(fn, dist.MaskedDistribution):
-        return _at_any_count(fn.base_dist).mask(fn._mask)
+        return _at_any_value(fn.base_dist).mask(fn._mask)
     if isinstance(fn, dist.Independent):
-        return _at_any_count(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
-    if type(fn) is not dist.Binomial:
+        return _at_any_value(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return _at_any_value(fn.base_dist).expand(fn.batch_shape)
+    if not bounds_of(fn) or isinstance(fn, _AtAnyValue):
         return fn
-    kind = "probs" if "probs" in fn.__dict__ else "logits"
-    return _AnyCount(fn.total_count, **{kind: getattr(fn, kind)}, validate_args=False)
+    found = copy.copy(fn)
+    found.__class__, found._validate_args = _at_any_value_of(fn.__class__), False
+    return found
+
+
+def bounds_of(fn: Any) -> list[Tensor]:
+    """The arrays between which a distribution's values lie; none if its bounds are numbers."""
+    support = getattr(base_distribution(fn), "support", None)
+    bounds = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    return [bound for bound in bounds if isinstance(bound, Tensor)]
 
 
 def run_program(program: Any, args: tuple, kwargs: dict) -> poutine.Trace:

@@ -245,6 +245,9 @@ class Layout(NamedTuple):
     credited: tuple[str, ...] = ()  # guide sites without a pathwise gradient
     summed: tuple[str, ...] = ()  # sites of the model that are summed out where it is run
     asked: bool = False  # whether Python asks for their draws, so that other sites may depend on it
+    bounded: tuple[str, ...] | None = (
+        None  # observed sites whose bounds follow from draws, if known
+    )
     mixed: tuple[str, ...] = ()  # plates in which a draw leads to what happens in other cells
 
     def owns(self, site: Site) -> bool:

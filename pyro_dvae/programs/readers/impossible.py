@@ -130,4 +130,4 @@ def _is_clamped(probs: Tensor, logits: Tensor) -> Tensor:
 
 
 def _over_event(mask: Tensor, event_dim: int) -> Tensor:
-    return mask.reshape(*mask.shape, *[1] * event_dim)
+    return mask.reshape((*mask.shape, *[1] * event_dim))

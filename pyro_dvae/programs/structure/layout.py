@@ -16,7 +16,7 @@ from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
-from pyro_dvae.programs.draw import run_program
+from pyro_dvae.programs.draw import bounds_of, run_program
 from pyro_dvae.programs.record import in_batch_dims
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, rows_of_plates, sample_sites
 from pyro_dvae.programs.structure.looking import only_looking
@@ -43,6 +43,7 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
             sizes or event shapes), or if the plates nest deeper than `max_plate_nesting`.
     """
     found = tracked(pair, TrackNonReparam())
+    bounded = _bounded(found)
     if summed := _to_be_summed(found.run):
         all_sites = [*found.run.guide.values(), *found.run.model.values()]
         nesting = _layout_of(all_sites, set(), (), max_plate_nesting).nesting
@@ -57,7 +58,7 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
     sites = [*run.guide.values(), *run.model.values()]
     shared = _shared_plates(pair, found, credited or _plated(run.guide))
     layout = _layout_of(sites, shared, tuple(credited), max_plate_nesting)
-    layout = layout._replace(asked=_is_asked(found, credited), summed=summed)
+    layout = layout._replace(asked=_is_asked(found, credited), summed=summed, bounded=bounded)
     nestings = layout.nesting, pair.layout.nesting, _nesting_of_computed([run], max_plate_nesting)
     layout = layout._replace(nesting=max(nestings))
     for site in sites:
@@ -68,6 +69,14 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
 def _is_asked(found: Tracked, latent: Mapping[str, Site]) -> bool:
     """Whether Python asks for draws without a pathwise gradient."""
     return any(site.is_credited for name, site in latent.items() if name in found.exits)
+
+
+def _bounded(found: Tracked) -> tuple[str, ...] | None:
+    """Observed sites whose bounds follow from draws; None if Python asks for any draw."""
+    if found.exits:
+        return None
+    sites = ((name, site) for name, site in found.run.model.items() if site.is_observed)
+    return tuple(name for name, site in sites if get_provenance(bounds_of(site.fn)))
 
 
 def _to_be_summed(run: Run) -> tuple[str, ...]:

@@ -67,7 +67,11 @@ class Sources(NamedTuple):
 
 
 class Exits(TorchFunctionMode):
-    """Notes the draws whose values leave the tensors that carry their provenance."""
+    """Notes the draws whose values leave the tensors that carry their provenance.
+
+    What distributions make of their parameters, tensors of one shape and type, are each of one
+    parameter: the trials of a binomial whose probability is drawn are not drawn.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,6 +82,13 @@ class Exits(TorchFunctionMode):
     ) -> Any:
         if func in _EXITS:
             self.names |= get_provenance(args)
+        if func is torch.functional.broadcast_tensors:
+            found = func(*map(detach_provenance, args))
+            return tuple(
+                track_provenance(x, get_provenance(y)) for x, y in zip(found, args, strict=True)
+            )
+        if func is Tensor.type_as:
+            args = (args[0], detach_provenance(args[1]))
         return func(*args, **(kwargs or {}))
 
 
