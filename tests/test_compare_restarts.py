@@ -162,6 +162,7 @@ def test_labels_of_a_mixture_are_aligned(each_kit):
     codes = np.asarray(posterior["z"])
     assert (codes == codes[:1, :1]).mean() > 0.9
     assert found.rhat["fixed"] == 1.0
+    assert not {"z", "fixed"} & set(found.differs)
     assert "codes are called as in the best run" in str(found)
     most_likely = np.asarray(found.to_arviz()["vi_stats"]["z_most_likely"])
     assert most_likely.shape == (3, 12)
@@ -172,6 +173,7 @@ def test_labels_of_a_mixture_are_aligned(each_kit):
 def test_without_alignment_the_runs_differ(kit):
     apart = kit.compare(kit.result, num_draws=60, align={})
     assert apart.rhat["z"] > 2.0
+    assert "z" in apart.differs
     assert "Runs differ in" in str(apart)
     aligned = kit.compare(kit.result, num_draws=60)
     assert aligned.rhat["z"] < apart.rhat["z"]
@@ -206,6 +208,25 @@ def test_what_cannot_be_compared_is_refused(kit):
         kit.compare(kit.result, num_draws=5, align={"z": ()})  # without its means
     with pytest.raises(ValueError, match=r"`quantities` has \['w'\]; the posterior has"):
         kit.compare(kit.result, num_draws=5, quantities=["w"])
+
+
+def test_runs_differ_by_more_than_the_noise_of_few_draws():
+    """Equal runs are told apart as rarely as is said; what is one to rounding never."""
+    pytest.importorskip("torch")
+    module = importlib.import_module("pyro_dvae.diagnostics.restarts")
+    rng = np.random.default_rng(0)
+    runs = rng.gamma(2.0, size=(500, 3, 40))
+    assert np.mean([module._differ_in_mean(each) for each in runs]) < 0.03
+    limit = module._noise_of_rhat(3, 40, 1)
+    rhats = np.array([module.rhat_of(each) for each in runs[:200]])
+    assert (rhats > 1.01).mean() > 0.3  # as is said of long chains
+    assert (rhats > limit).mean() < 0.03
+    apart = runs[0] + np.array([[0.0], [0.0], [2.5]])
+    assert module._differ_in_mean(apart)
+    assert module.rhat_of(apart) > limit
+    exact = np.float32([[-812.4413], [-812.4412], [-812.4413]]).repeat(40, 1)
+    assert not module._differ_in_mean(exact)
+    assert module._differ_in_mean(exact + np.float32([[0.0], [0.1], [0.0]]))
 
 
 @settings(max_examples=30)

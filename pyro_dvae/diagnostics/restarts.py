@@ -12,6 +12,7 @@ References:
         Analysis, 2021.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Integer
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import f as variance_ratio
+from scipy.stats import norm
 
 from pyro_dvae.diagnostics.groups import as_chains, rhat_of
 from pyro_dvae.diagnostics.inference_data import to_arviz
@@ -32,6 +35,7 @@ __all__ = ["RestartComparison", "align_codes", "compare_restarts"]
 _EVIDENCE = "evidence"
 _GROUPS = ("posterior", "sample_stats", "observed_data", "vi_stats")
 _AGREES = 1.01  # R-hat below which runs are not told apart [2]
+_CHANCE = 0.01  # that runs which agree are said to differ in a quantity
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,9 +43,13 @@ class RestartComparison:
     """Runs as chains, and how far they agree.
 
     Attributes:
-        elbo: ELBO of all data by run, in nats; the best run first.
+        elbo: ELBO of all data by run, in nats; the run of the least loss of late first, as in the
+            result of `fit_restarts`.
         elbo_error: Its standard error.
         rhat: The largest R-hat of the entries of each quantity, "evidence" among them.
+        differs: The quantities in which runs differ by more than the noise of these draws: the
+            evidence by the standard errors of its means, others by what R-hat is without a
+            difference in one comparison of a hundred, and above 1.01.
         permutations: Of each aligned site, by run, the code that each code is called now.
         agreement: Of each aligned site, by run, the share of responsibilities that agree with those
             of the best run.
@@ -53,6 +61,7 @@ class RestartComparison:
     elbo: Float[np.ndarray, "R"]
     elbo_error: Float[np.ndarray, "R"]
     rhat: Mapping[str, float]
+    differs: tuple[str, ...]
     permutations: Mapping[str, Integer[np.ndarray, "R V"]]
     agreement: Mapping[str, Float[np.ndarray, "R"]]
     unaligned: Mapping[str, str]
@@ -67,19 +76,22 @@ class RestartComparison:
         listed = ", ".join(
             f"{e:.2f} ± {s:.2f}" for e, s in zip(self.elbo, self.elbo_error, strict=True)
         )
-        lines = [f"{len(self.elbo)} runs, the best first: ELBO {listed} nats."]
+        lines = [f"{len(self.elbo)} runs, the least loss of late first: ELBO {listed} nats."]
         for name, agreement in self.agreement.items():
             shown = ", ".join(f"{100 * each:.0f}%" for each in agreement[1:])
             lines.append(f"{name}: codes are called as in the best run; {shown} agree.")
         lines += [
             f"{name}: codes keep the names of each run: {w}." for name, w in self.unaligned.items()
         ]
-        apart = {n: r for n, r in self.rhat.items() if not r <= _AGREES}
         lines.append(
             "R-hat: "
             + ", ".join(f"{name} {value:.3f}" for name, value in self.rhat.items())
             + ". "
-            + (f"Runs differ in {', '.join(apart)}." if apart else "The runs agree.")
+            + (
+                f"Runs differ in {', '.join(self.differs)}, by more than the noise of these draws."
+                if self.differs
+                else "The runs agree, up to the noise of these draws."
+            )
         )
         noted = {kind: str(self.chains["vi_stats"].attrs.get(kind, "")) for kind in KINDS}
         sites = {kind: tuple(filter(None, names.split(", "))) for kind, names in noted.items()}
@@ -130,10 +142,15 @@ def compare_restarts(
             _align(symmetric, tables, found)
     chains = as_chains(tables)
     evidence = _evidence(chains)
+    rhats, limits = _rhats(chains, evidence, quantities)
+    differs = [
+        name for name, value in rhats.items() if name != _EVIDENCE and not value <= limits[name]
+    ]
     return RestartComparison(
         elbo=evidence.mean(1),
         elbo_error=evidence.std(1, ddof=1) / num_draws**0.5,
-        rhat=_rhats(chains, evidence, quantities),
+        rhat=rhats,
+        differs=(*([_EVIDENCE] if _differ_in_mean(evidence) else []), *differs),
         permutations=found.permutations,
         agreement=found.agreement,
         unaligned=found.unaligned,
@@ -252,19 +269,43 @@ def _evidence(chains: Any) -> Float[np.ndarray, "R K"]:
     return values.reshape(*values.shape[:2], -1).sum(-1)
 
 
-def _rhats(chains: Any, evidence: np.ndarray, quantities: Sequence[str] | None) -> dict[str, float]:
+def _differ_in_mean(evidence: Float[np.ndarray, "R K"]) -> bool:
+    """Whether means of two runs differ by more than their errors, or rounding, explain."""
+    means, errors = evidence.mean(1), evidence.std(1, ddof=1) / evidence.shape[1] ** 0.5
+    pairs = math.comb(len(means), 2)
+    noise = norm.isf(_CHANCE / 2 / pairs) * np.hypot(errors[:, None], errors)
+    rounding = 64 * np.finfo(evidence.dtype).eps * np.abs(means).max()
+    return bool((np.abs(means[:, None] - means) > np.maximum(noise, rounding)).any())
+
+
+def _rhats(
+    chains: Any, evidence: np.ndarray, quantities: Sequence[str] | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The largest R-hat of each quantity's entries, and what it is at most where runs agree."""
     posterior = chains["posterior"]
     known = [str(name) for name in posterior.data_vars]
     names = known if quantities is None else list(quantities)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"`quantities` has {unknown}; the posterior has {known}.")
     arrays = {_EVIDENCE: evidence} | {name: np.asarray(posterior[name]) for name in names}
-    found = {}
+    found, limits = {}, {}
     for name, values in arrays.items():
         cells = values.reshape(*values.shape[:2], -1).astype(float)
         each = [rhat_of(cells[..., i]) for i in range(cells.shape[-1])]
         found[name] = float(np.max(each)) if each else 1.0
-    return found
+        limits[name] = max(_AGREES, _noise_of_rhat(*cells.shape))
+    return found, limits
+
+
+def _noise_of_rhat(num_runs: int, num_draws: int, num_entries: int) -> float:
+    """The largest R-hat of entries of runs that do not differ; all but one time in a hundred.
+
+    Of the halves of all runs, a variance between over one within; twice, as R-hat is also folded.
+    """
+    num_halves, size = 2 * num_runs, max(num_draws // 2, 2)
+    chance = _CHANCE / 2 / max(num_entries, 1)
+    ratio = variance_ratio.isf(chance, num_halves - 1, num_halves * (size - 1))
+    return float(((size - 1 + ratio) / size) ** 0.5)
 
 
 def _stacked(params: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
