@@ -143,14 +143,11 @@ def compare_restarts(
     chains = as_chains(tables)
     evidence = _evidence(chains)
     rhats, limits = _rhats(chains, evidence, quantities)
-    differs = [
-        name for name, value in rhats.items() if name != _EVIDENCE and not value <= limits[name]
-    ]
     return RestartComparison(
         elbo=evidence.mean(1),
         elbo_error=evidence.std(1, ddof=1) / num_draws**0.5,
         rhat=rhats,
-        differs=(*([_EVIDENCE] if _differ_in_mean(evidence) else []), *differs),
+        differs=_differing(evidence, rhats, limits),
         permutations=found.permutations,
         agreement=found.agreement,
         unaligned=found.unaligned,
@@ -267,6 +264,14 @@ def _evidence(chains: Any) -> Float[np.ndarray, "R K"]:
     name = "log_weight_whole" if "log_weight_whole" in stats else "log_weight"
     values = np.asarray(stats[name])
     return values.reshape(*values.shape[:2], -1).sum(-1)
+
+
+def _differing(
+    evidence: np.ndarray, rhats: Mapping[str, float], limits: Mapping[str, float]
+) -> tuple[str, ...]:
+    """The quantities in which runs differ."""
+    others = [n for n, value in rhats.items() if n != _EVIDENCE and not value <= limits[n]]
+    return (_EVIDENCE, *others) if _differ_in_mean(evidence) else tuple(others)
 
 
 def _differ_in_mean(evidence: Float[np.ndarray, "R K"]) -> bool:
