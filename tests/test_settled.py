@@ -24,10 +24,12 @@ def test_ranks_of_near_ties_are_those_of_any_of_them(thrifty_shim):
     """Exchangeable log-densities about -40 000, of which many are nearer than rounding to some."""
     rng, count, num_draws = np.random.default_rng(0), 20_000, 99
     values = rng.normal(-4e4, 1.0, (1 + num_draws, count))
-    tally = thrifty_shim.module("diagnostics.uniformity").Tally((), (), count, num_draws, 20, rng)
+    uniformity = thrifty_shim.module("diagnostics.uniformity")
+    tally = uniformity.Tally(("data",), (), 1, num_draws, 20, rng)
+    tally.add(uniformity.Simulated({}, {}, values, np.zeros(1 + num_draws)))
     apart = thrifty_shim.module("ops.calibration").random_ranks
     ranks = {
-        "as any of them": tally._rank(values, 1e-5),
+        "as any of them": tally.report().ranks["log_p"],
         "as the truth": apart(values[0], values[1:], rng.random(count), 1e-5),
     }
     p_values = {name: stats.chisquare(np.bincount(r // 5)).pvalue for name, r in ranks.items()}

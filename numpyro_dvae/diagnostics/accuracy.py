@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxtyping import Array
 
+from numpyro_dvae.diagnostics.arguments import check_data_range
 from numpyro_dvae.diagnostics.collect import collect, collect_states
 from numpyro_dvae.diagnostics.reports import PosteriorGap, RateDistortion
 from numpyro_dvae.diagnostics.summaries import gap_of, rate_distortion_of
@@ -23,7 +24,7 @@ def rate_distortion(
     result: Any,
     *data: Any,
     num_draws: int = 1,
-    data_range: float = 1.0,
+    data_range: float | None = None,
     params: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
 ) -> RateDistortion:
@@ -37,7 +38,8 @@ def rate_distortion(
         result: What `fit` returned, or a pair (model, guide).
         *data: What model and guide are called with.
         num_draws: Draws per datum.
-        data_range: Span of the data's values, to which the PSNR refers: 1 for images in [0, 1].
+        data_range: Span of the data's values, to which the PSNR refers. By default, as in
+            `evaluate`, 1 for data in [0, 1], and else their largest value less the smallest.
         params: Parameters by name, in place of those of `result`.
         batch_size: Rows of the data that go through the programs at once; all by default.
 
@@ -49,8 +51,7 @@ def rate_distortion(
     Raises:
         ValueError: If an argument cannot be used, or model and guide do not match.
     """
-    if not data_range > 0:
-        raise ValueError(f"`data_range` must be positive; got {data_range}.")
+    check_data_range(data_range)
     wanted = ("mean", "observed", "seen")
     draws = collect(rng_key, result, data, num_draws, wanted, params=params, batch_size=batch_size)
     return rate_distortion_of(draws, data_range)

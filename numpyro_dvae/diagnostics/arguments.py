@@ -17,6 +17,7 @@ from numpyro_dvae.diagnostics.trees import TreePath, arrays_in
 __all__ = [
     "DataNames",
     "Place",
+    "check_data_range",
     "check_evaluation",
     "check_places",
     "find_places",
@@ -104,13 +105,30 @@ def check_places(
     leaves: Leaves,
     wanted: Sequence[str] | None,
     sites: Sequence[str] = (),
+    faults: Sequence[str] = (),
 ) -> list[Place]:
     """Where simulated data of a site go: the argument that it observes, or those of these names.
+
+    Args:
+        site: Its name.
+        places: Arguments that may hold its data.
+        observing: Those of them that it observes.
+        leaves: The arrays among the arguments.
+        wanted: Names that the user gave; None if all were tried.
+        sites: All that observe something.
+        faults: Errors that simulated data made in the places that were tried.
 
     Raises:
         ValueError: If a site observes none of the arguments, or it is not clear which.
     """
     among = sorted(leaves) if wanted is None else list(wanted)
+    if not observing and faults:
+        raise ValueError(
+            f"site '{site}' observes none of the arguments that take data simulated from the model "
+            f"(tried: {among}). Simulated data, and not those given, make this error: {faults[0]} "
+            "Write model and guide for all data that the model can make, and let the model observe "
+            "an argument as it is."
+        )
     if not observing:
         raise ValueError(
             f"site '{site}' observes none of the arguments as it is (tried: {among}), so that "
@@ -132,6 +150,11 @@ def check_evaluation(num_particles: int, data_range: float | None) -> None:
     """Raise unless there is a draw, and the range is positive if it is given."""
     if num_particles < 1:
         raise ValueError(f"`num_particles` must be at least 1; got {num_particles}.")
+    check_data_range(data_range)
+
+
+def check_data_range(data_range: float | None) -> None:
+    """Raise unless a range is positive, if it is given."""
     if data_range is not None and not data_range > 0:
         raise ValueError(f"`data_range` must be positive; got {data_range}.")
 

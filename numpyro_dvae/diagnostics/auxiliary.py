@@ -34,6 +34,7 @@ __all__ = [
     "read_auxiliary",
     "sites_alone",
     "without",
+    "without_told",
 ]
 
 _MOST_VALUES = 16  # of a discrete site, that are tried
@@ -204,6 +205,17 @@ def without(names: Sequence[str], read: Reader) -> Reader:
         return read(run._replace(guide=guide), layout, num_particles)
 
     return read_rest
+
+
+def without_told(shared: Sequence[str], alone: Alone) -> tuple[str, ...]:
+    """What the data share, where a latent and the site that it is computed of are one: the latent.
+
+    Args:
+        shared: Sites that no datum owns.
+        alone: Sites that the guide alone draws.
+    """
+    latents = set(shared)
+    return tuple(n for n in shared if not latents.intersection(alone.densities.get(n, ())))
 
 
 def check_discrete(continuous: Collection[str]) -> None:

@@ -43,6 +43,7 @@ from numpyro_dvae.diagnostics.uniformity import (
     Tally,
     check_counts,
     choose_simulations,
+    on_simulated_data,
     shared_latents,
 )
 from numpyro_dvae.fit.data import Batch
@@ -135,7 +136,8 @@ def simulation_based_calibration(
         partial(_simulated, score_key=rng_key, places=places, num_draws=num_draws)
     )
     for key in jax.random.split(rng_key, count):
-        matches, simulated = jax.device_get(simulate(key, called, seen))
+        with on_simulated_data():
+            matches, simulated = jax.device_get(simulate(key, called, seen))
         for site, matching in matches.items():
             if not matching:
                 leaves = {each.name: ((), np.empty(0)) for each in places[site]}

@@ -1,6 +1,7 @@
 """Rate, distortion and ELBO of draws [1]: of each datum, of what the data share, and of all.
 
-What the data share is split evenly among them, so that sums over the data are as the loss has them.
+What the data share is split evenly among them, so that sums over the data, each times what it
+counts in the loss, are as the loss has them.
 NumPy alone, so but for the package's name this file is the same in both packages.
 
 References:

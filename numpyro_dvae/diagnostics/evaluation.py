@@ -31,8 +31,9 @@ def evaluate(
     """Evaluate a trained model and guide on data: bounds, rate, distortion, PSNR, codes in use.
 
     What no datum owns, a global latent for instance, is split evenly among the data, so that means
-    times their number are what the loss sums, and has rows of its own as well; the effective sample
-    size of a datum is then given its draws, see `importance_diagnostics`. PSNR and codes in use are
+    times what the data count are what the loss sums, if all count alike, and has rows of its own as
+    well; the effective sample size of a datum is then given its draws, see
+    `importance_diagnostics`. PSNR and codes in use are
     those of one draw for each datum; observations that a mask silences do not count in the PSNR.
 
     Args:

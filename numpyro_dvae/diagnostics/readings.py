@@ -22,6 +22,7 @@ from numpyro_dvae.diagnostics.auxiliary import (
     read_auxiliary,
     sites_alone,
     without,
+    without_told,
 )
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
 from numpyro_dvae.diagnostics.points import OF_POINTS
@@ -88,7 +89,9 @@ def prepare_pair(
     if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(rng_key, pair))
     pair = pair._replace(notes=Notes(jax.random.split(rng_key)[0], _shared_sites(rng_key, pair)))
-    return pair._replace(notes=pair.notes._replace(alone=sites_alone(rng_key, pair)))
+    alone = sites_alone(rng_key, pair)
+    shared = without_told(pair.notes.shared, alone)
+    return pair._replace(notes=pair.notes._replace(alone=alone, shared=shared))
 
 
 def _shared_sites(rng_key: Array, pair: Pair) -> tuple[str, ...]:

@@ -163,8 +163,8 @@ class ImportanceDiagnostics(NamedTuple):
     weights of its own, as all latents hang together, the arrays are of shape () and of the whole.
     """
 
-    elbo: np.ndarray  # of each datum, with its part of what the data share, nats: the sum of all is
-    # minus the loss
+    elbo: np.ndarray  # of each datum, with its part of what the data share, nats: the sum, each
+    # times what it counts in the loss (plates that subsample, scales), is minus the loss
     iwae: np.ndarray  # the importance-weighted bound of K draws, nats; as `elbo`
     ess: np.ndarray  # effective sample size, in [1, K]
     khat: np.ndarray  # shape of the weights' tail; NaN where not applicable

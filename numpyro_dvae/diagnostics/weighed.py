@@ -37,8 +37,13 @@ def _of_plates(site: Site) -> float:
 
 
 def _read_factors(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]:
-    """Sites that the guide observes; a reader."""
-    return {name: jnp.ones((), bool) for name, site in run.guide.items() if site.is_observed}
+    """Sites that the guide observes, but for what this package makes; a reader."""
+    return {name: jnp.ones((), bool) for name, site in run.guide.items() if _is_own(site)}
+
+
+def _is_own(site: Site) -> bool:
+    """Whether the user's guide observes a site; this package marks the factors that it adds."""
+    return site.is_observed and not site.infer.get("_of_package")
 
 
 OF_WEIGHTS = {"weighed": _read_weighed, "factors": _read_factors}  # readers

@@ -43,6 +43,7 @@ from pyro_dvae.diagnostics.uniformity import (
     Tally,
     check_counts,
     choose_simulations,
+    on_simulated_data,
     shared_latents,
 )
 from pyro_dvae.ops.arguments import checked
@@ -102,7 +103,8 @@ def simulation_based_calibration(
         rng = np.random.default_rng(int(torch.randint(2**31, ())))
         tally = Tally(pair.layout.plates, latents, count, num_draws, num_bins, rng)
         for _ in range(count):
-            tally.add(_simulated(pair, places, seen, num_draws))
+            with on_simulated_data():
+                tally.add(_simulated(pair, places, seen, num_draws))
     return tally.report()
 
 
@@ -117,8 +119,9 @@ def _find_places(pair: Pair, seen: Readings, data: DataNames) -> dict[str, list[
             found[site] = []  # nothing of it is data
             continue
         places = find_places(site, _host(observed), leaves, _hosts(seen["subsample"]), wanted)
-        observing = [place for place in places if _observes(pair, seen, site, place)]
-        found[site] = check_places(site, places, observing, leaves, wanted, sites)
+        faults: list[str] = []
+        observing = [place for place in places if _observes(pair, seen, site, place, faults)]
+        found[site] = check_places(site, places, observing, leaves, wanted, sites, faults)
     observed_too = {place.path for several in found.values() for place in several}
     for site in [n for n in sites if found[n] and names_for(n, data, sites) is None]:
         others = [t for t in twins(found[site][0], leaves) if t.path not in observed_too]
@@ -128,15 +131,16 @@ def _find_places(pair: Pair, seen: Readings, data: DataNames) -> dict[str, list[
     return found
 
 
-def _observes(pair: Pair, seen: Readings, site: str, place: Place) -> bool:
-    """Whether a site observes what is put in the place of an argument."""
+def _observes(pair: Pair, seen: Readings, site: str, place: Place, faults: list[str]) -> bool:
+    """Whether a site observes what is put in the place of an argument; errors go to `faults`."""
     before = seen["observed"][site].values
     for _ in range(_ATTEMPTS):
         simulated = prior_draws(pair, 1)[0]["predictive"]
         args = _filled(pair.args, {site: [place]}, simulated, seen)
         try:
             readings = posterior_sites(pair._replace(args=args), 1, ("observed",))[1]
-        except (IndexError, RuntimeError, ValueError):
+        except (IndexError, RuntimeError, ValueError) as error:
+            faults.append(str(error).partition("\n")[0])
             return False  # it is no place for such values
         if not _is_as_simulated(site, readings, simulated, seen):
             return False

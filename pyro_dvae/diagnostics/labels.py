@@ -4,7 +4,7 @@ A plate's name for a dim that it covers, ``"z_dim_0"`` and so on for the others,
 front of all. What a reading is of: see `READINGS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from pyro_dvae.programs.densities import entry_mask
 from pyro_dvae.programs.readers.impossible import excludes, leaves_out
 from pyro_dvae.programs.sites import Run, Site, deterministic_sites, sample_sites
 
-__all__ = ["READINGS", "Readings", "SiteReader", "has_data"]
+__all__ = ["READINGS", "Readings", "SiteReader", "has_data", "join_runs"]
 
 # What can be read of a run, of each site that has it.
 READINGS = (
@@ -44,6 +44,7 @@ READINGS = (
     "subsample",  # rows of the full plate that a plate drew, without draws in front
 )
 
+_ABSENT = ("outside", "seen")  # of which a site that is not there has none
 _OF_ONE = {"rate", "outside", "conditional"}  # readings of a latent's own density
 
 Readings = dict[str, dict[str, NamedArray]]  # reading -> site -> array
@@ -254,3 +255,39 @@ def _cell_log_prob(fn: Any, value: Tensor, num_cells: int) -> Tensor:
         num_cells = num_cells - fn.reinterpreted_batch_ndims
         return _cell_log_prob(fn.base_dist, value, num_cells)
     return fn.conditional_log_prob(value)
+
+
+def join_runs(readings: Sequence[Readings]) -> Readings:
+    """Put runs one after the other; the data are the same in all.
+
+    Sites that a run lacks are NaN in it, and nowhere outside of what the guide can draw.
+
+    Raises:
+        ValueError: If a site has other shapes in other runs.
+    """
+
+    def joined(reading: str, name: str) -> NamedArray:
+        found = [each[reading].get(name) for each in readings]
+        first = next(each for each in found if each is not None)
+        if reading in ("observed", "subsample") or len(readings) == 1:
+            return first
+        missing = torch.zeros_like(first.values) if reading in _ABSENT else _nothing(first.values)
+        parts = [missing if each is None else each.values for each in found]
+        if len({part.shape for part in parts}) > 1:
+            raise ValueError(
+                f"site '{name}' has another shape in some draws than in others, so that they make "
+                "no table with a row per draw. Give it one shape, and mask what is not in use."
+            )
+        return replace(first, values=torch.cat(parts))
+
+    names = {
+        reading: {n: None for each in readings for n in each[reading]} for reading in readings[0]
+    }
+    return {
+        reading: {name: joined(reading, name) for name in sites} for reading, sites in names.items()
+    }
+
+
+def _nothing(values: Tensor) -> Tensor:
+    dtype = values.dtype if values.is_floating_point() else torch.get_default_dtype()
+    return torch.full_like(values, torch.nan, dtype=dtype)

@@ -4,7 +4,6 @@ Beside what a loss needs, the values and what is read off their distributions; s
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -20,8 +19,9 @@ from pyro_dvae.diagnostics.auxiliary import (
     read_auxiliary,
     sites_alone,
     without,
+    without_told,
 )
-from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
+from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data, join_runs
 from pyro_dvae.diagnostics.points import OF_POINTS
 from pyro_dvae.diagnostics.silence import OF_MASKS, in_full, otherwise_drawn, with_matters
 from pyro_dvae.diagnostics.weighed import OF_WEIGHTS, with_all_names
@@ -81,7 +81,6 @@ class Notes(NamedTuple):
     alone: Alone = Alone()  # sites that the guide alone has
 
 
-_ABSENT = ("outside", "seen")  # readings of which a site that is not there has none
 _STATE_READERS = {
     "codes": read_codes,
     "silenced": read_silenced,
@@ -103,7 +102,9 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
         pair = pair._replace(layout=_without_discrete(pair.layout, run))
     notes = Notes(drawn_subsamples(run), _shared_sites(pair.layout, run))
     with torch.no_grad(), poutine.replay(trace=notes.subsamples):
-        return pair._replace(notes=notes._replace(alone=sites_alone(pair, 1)))
+        alone = sites_alone(pair, 1)
+    shared = without_told(notes.shared, alone)
+    return pair._replace(notes=notes._replace(alone=alone, shared=shared))
 
 
 def _shared_sites(layout: Layout, run: Run) -> tuple[str, ...]:
@@ -166,7 +167,7 @@ def posterior_sites(
         if weighs and pair.structure is not None:
             if values := otherwise_drawn(runs, layout, size):
                 record = with_matters(record, score_states(pair, values))
-    return record, _join(readings)
+    return record, join_runs(readings)
 
 
 def _names(structure: tuple) -> list:
@@ -279,7 +280,7 @@ def prior_draws(pair: Pair, num_draws: int) -> tuple[Readings, dict[str, Tensor]
     found = [run[1] for run in runs]
     alike = [n for n, v in found[0].items() if all(n in f and f[n].shape == v.shape for f in found)]
     values = {name: torch.cat([each[name] for each in found]) for name in alike}
-    return _join([run[0] for run in runs]), values
+    return join_runs([run[0] for run in runs]), values
 
 
 def _simulate(pair: Pair, draw: Draw, num_draws: int) -> tuple[Readings, dict[str, Tensor]]:
@@ -311,39 +312,3 @@ def _subsamples(trace: Any) -> dict[str, NamedArray]:
         for name, rows in rows_of_plates(trace).items()
         if len(rows.indices) < rows.full_size
     }
-
-
-def _join(readings: list[Readings]) -> Readings:
-    """Put runs one after the other; the data are the same in all.
-
-    Sites that a run lacks are NaN in it, and nowhere outside of what the guide can draw.
-
-    Raises:
-        ValueError: If a site has other shapes in other runs.
-    """
-
-    def joined(reading: str, name: str) -> NamedArray:
-        found = [each[reading].get(name) for each in readings]
-        first = next(each for each in found if each is not None)
-        if reading in ("observed", "subsample") or len(readings) == 1:
-            return first
-        missing = torch.zeros_like(first.values) if reading in _ABSENT else _nothing(first.values)
-        parts = [missing if each is None else each.values for each in found]
-        if len({part.shape for part in parts}) > 1:
-            raise ValueError(
-                f"site '{name}' has another shape in some draws than in others, so that they make "
-                "no table with a row per draw. Give it one shape, and mask what is not in use."
-            )
-        return replace(first, values=torch.cat(parts))
-
-    names = {
-        reading: {n: None for each in readings for n in each[reading]} for reading in readings[0]
-    }
-    return {
-        reading: {name: joined(reading, name) for name in sites} for reading, sites in names.items()
-    }
-
-
-def _nothing(values: Tensor) -> Tensor:
-    dtype = values.dtype if values.is_floating_point() else torch.get_default_dtype()
-    return torch.full_like(values, torch.nan, dtype=dtype)

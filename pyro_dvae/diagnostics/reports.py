@@ -46,9 +46,10 @@ class PerDatum(NamedTuple):
 class Evaluation(NamedTuple):
     """What a trained model and guide make of data, in the mean over them.
 
-    What the data share is split evenly among them, so that the mean times their number is of all,
-    as the loss sums it; and told apart. `print` it for a table. Numbers that there are none of are
-    NaN: the PSNR if no likelihood tells its mean, the codes in use if no latent is a code.
+    What the data share is split evenly among them, so that the mean times what they count in the
+    loss, if all count alike, is of all, as the loss sums it; and told apart. `print` it for a
+    table. Numbers that there are none of are NaN: the PSNR if no likelihood tells its mean, the
+    codes in use if no latent is a code.
     """
 
     elbo: float  # nats
@@ -241,7 +242,7 @@ class RateDistortion(NamedTuple):
     rate: np.ndarray  # log q - log p(z), bits
     distortion: np.ndarray  # -log p(x | z), nats
     mse: np.ndarray  # of the mean of p(x | z)
-    psnr: np.ndarray  # of each datum's reconstructions, decibels
+    psnr: np.ndarray  # of each datum's reconstructions, decibels; a perfect one counts as 100
     rate_error: np.ndarray  # standard errors over the draws; NaN of one draw
     distortion_error: np.ndarray
     whole: WholeCost
@@ -252,6 +253,7 @@ class RateDistortion(NamedTuple):
     auxiliary: tuple[str, ...] = ()  # sites that the guide alone draws, and rates count: no KL
     weighed: tuple[str, ...] = ()  # sites that a scale weighs: rates are of densities so weighed
     factors: tuple[str, ...] = ()  # sites that the guide observes, which count with log q
+    data_range: float = 1.0  # span of the data, to which the PSNR refers
 
     def __str__(self) -> str:
         """A line with the means; lines of what the data share and of all together."""

@@ -47,24 +47,26 @@ __all__ = [
 ]
 
 _ROUNDING = 1e-4  # nats, of densities in single precision
-_MOST_PSNR = 100.0  # decibels, of a datum in a mean: one perfect image would make it infinite
+_MOST_PSNR = 100.0  # decibels, of an image in a mean: one perfect image would make it infinite
 
 
-def rate_distortion_of(draws: Draws, data_range: float) -> RateDistortion:
-    """Put together what `rate_distortion` tells."""
+def rate_distortion_of(draws: Draws, data_range: float | None) -> RateDistortion:
+    """Put together what `rate_distortion` tells; the range of the data is found if None."""
+    data_range = data_span_of(draws) if data_range is None else data_range
     errors, rates = errors_of(draws), rates_of(draws)
     distortions = distortions_of(draws)
     return RateDistortion(
         rate=rate_of(draws),
         distortion=distortion_of(draws),
         mse=errors.mean(0),
-        psnr=psnr_of(errors, data_range).mean(0),
+        psnr=np.minimum(psnr_of(errors, data_range), _MOST_PSNR).mean(0),
         rate_error=mean_and_error(rates)[1],
         distortion_error=mean_and_error(distortions)[1],
         whole=whole_cost_of(draws),
         shared=shared_cost_of(draws),
         mean_rate_error=error_of_means(rates),
         mean_distortion_error=error_of_means(distortions),
+        data_range=data_range,
         **draws.notes,
     )
 

@@ -7,6 +7,7 @@ the package's name this file is the same in both packages.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "Tally",
     "check_counts",
     "choose_simulations",
+    "on_simulated_data",
     "shared_latents",
 ]
 
@@ -191,6 +193,18 @@ def choose_simulations(asked: int | None, num_data: int, shared: tuple[str, ...]
         return _MOST_SIMULATIONS
     enough = -(-_RANKS_WANTED // max(num_data, 1))
     return min(max(enough, _LEAST_SIMULATIONS), _MOST_SIMULATIONS)
+
+
+@contextmanager
+def on_simulated_data() -> Iterator[None]:
+    """Say of an error that it is of simulated data, where the given ones made none."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"data simulated from the model fail where those given do not: {str(error).strip()} "
+            "(in simulated data). Write model and guide for all data that the model can make."
+        ) from error
 
 
 def check_counts(num_simulations: int | None, num_draws: int, num_bins: int) -> None:

@@ -39,9 +39,14 @@ def _of_plates(site: Site) -> float:
 
 
 def _read_factors(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor]:
-    """Sites that the guide observes; a reader."""
+    """Sites that the guide observes, but for what this package makes; a reader."""
     yes = torch.ones(num_particles, dtype=torch.bool)
-    return {name: yes for name, site in run.guide.items() if site.is_observed}
+    return {name: yes for name, site in run.guide.items() if _is_own(site)}
+
+
+def _is_own(site: Site) -> bool:
+    """Whether the user's guide observes a site; this package marks the factors that it adds."""
+    return site.is_observed and not site.infer.get("_of_package")
 
 
 OF_WEIGHTS = {"weighed": _read_weighed, "factors": _read_factors}  # readers

@@ -5,16 +5,20 @@ sites before it, so that together they are one member, with its probability.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpyro
 from jaxtyping import Array, Float
+from numpyro import distributions as dist
 
 from numpyro_dvae.distributions.members import Members
 from numpyro_dvae.infer.truncated.minibatch import open_plates
 from numpyro_dvae.infer.truncated.scoring import ModelCall
 
 __all__ = ["add_silenced", "in_dims", "sample_members"]
+
+_OWN_FACTOR: Any = {"is_auxiliary": True, "_of_package": True}  # `factor` has the first alone
 
 
 def sample_members(
@@ -42,7 +46,8 @@ def add_silenced(
     """Take what masks silence of the one member that is left out of log q."""
     is_left = log_weights != -jnp.inf
     with open_plates(call.batch, call.space.sites[0].name, call.space.layout.plates):
-        numpyro.factor("guide.silenced", -jnp.where(is_left, silenced, 0.0).sum(0))
+        fn = dist.Unit(-jnp.where(is_left, silenced, 0.0).sum(0))
+        numpyro.sample("guide.silenced", fn, obs=fn.sample(None), infer={**_OWN_FACTOR})
 
 
 def in_dims(scores: Float[Array, "S B"], call: ModelCall) -> Float[Array, "S *batch"]:

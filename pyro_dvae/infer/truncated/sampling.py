@@ -5,10 +5,12 @@ sites before it, so that together they are one member, with its probability.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyro
 import torch
 from jaxtyping import Float, Int32
+from pyro import distributions as dist
 from pyro import poutine
 from torch import Tensor
 
@@ -28,6 +30,8 @@ __all__ = [
     "score_members",
     "values_of",
 ]
+
+_OWN_FACTOR: Any = {"is_auxiliary": True, "_of_package": True}  # `factor` has the first alone
 
 
 def sample_members(
@@ -55,8 +59,8 @@ def add_silenced(
     is_left, ones = log_weights != -torch.inf, [1] * (log_weights.dim() - silenced.dim())
     silenced = silenced.reshape(len(silenced), *ones, *silenced.shape[1:])
     with open_plates(call.batch, call.space.sites[0].name, call.space.layout.plates):
-        log_factor = -torch.where(is_left, silenced, 0.0).sum(0)
-        pyro.factor("guide.silenced", log_factor, has_rsample=False)
+        fn = dist.Unit(-torch.where(is_left, silenced, 0.0).sum(0), has_rsample=False)
+        pyro.sample("guide.silenced", fn, obs=fn.sample(), infer={**_OWN_FACTOR})
 
 
 def in_dims(scores: Float[Tensor, "S B"], call: ModelCall) -> Float[Tensor, "S *batch"]:
