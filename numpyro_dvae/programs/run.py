@@ -11,7 +11,8 @@ never copied K times. So any program will do, however it indexes. Values in nats
 
 `Plans` finds out how the programs of a call are run, once for calls that look alike: an abstract
 run tells how the sites lie. That holds for calls whose arguments have the same structure, shapes
-and types, and the same values where these are no arrays: as JAX compiles them once.
+and types, and the same values where these are no arrays: as JAX compiles them once. A program that
+asks NumPy's arrays for their values, which it can where it is not compiled, is looked at for each.
 
 References:
     [1] Schulman, Heess, Weber & Abbeel. Gradient estimation using stochastic computation graphs.
@@ -27,6 +28,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from numpyro.handlers import replay, seed, substitute, trace, uncondition
 
@@ -183,7 +185,7 @@ class Plans:
     ) -> None:
         self.vectorize, self.find, self.inspect = vectorize, find, inspect
         self._programs: tuple[Any, Any] | None = None
-        self._plans: dict[Any, tuple[Layout, Any]] = {}
+        self._plans: dict[Any, tuple[Layout, Any] | None] = {}
 
     def run(
         self,
@@ -200,20 +202,35 @@ class Plans:
             pair: Model, guide and arguments, without these.
             evaluate: Runs them.
         """
-        programs, key = (pair.model, pair.guide), (looks(pair.args), looks(pair.kwargs))
+        programs, key = (pair.model, pair.guide), looks((pair.args, pair.kwargs))
         if self._programs is None or self._programs != programs or len(self._plans) > _MOST_PLANS:
             self._programs, self._plans = programs, {}
         model, guide = (substitute(program, data=dict(params)) for program in programs)
         pair = pair._replace(model=model, guide=guide, vectorize=self.vectorize)
         if key not in self._plans:
-            self._plans[key] = self._plan(rng_key, pair)
-        layout, notes = self._plans[key]
+            self._plans[key] = self._plan_for_any(rng_key, pair)
+        if self._plans[key] is None:
+            key = key, _values((pair.args, pair.kwargs))
+            if key not in self._plans:
+                self._plans[key] = self._plan(rng_key, pair)
+        layout, notes = self._plans[key]  # type: ignore[misc]
         return evaluate(rng_key, pair._replace(layout=layout, notes=notes))
 
     @explained()
     def _plan(self, rng_key: Array, pair: Pair) -> tuple[Layout, Any]:
         layout = self.find(rng_key, pair)
         return layout, self.inspect(rng_key, pair._replace(layout=layout))
+
+    def _plan_for_any(self, rng_key: Array, pair: Pair) -> tuple[Layout, Any] | None:
+        """The plan of arrays that look like these; None if NumPy's values may choose a branch."""
+        args, kwargs = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf) if _has_numbers(leaf) else leaf, (pair.args, pair.kwargs)
+        )
+        try:
+            layout = self.find(rng_key, pair._replace(args=args, kwargs=kwargs))
+            return layout, self.inspect(rng_key, pair._replace(layout=layout))
+        except _ASKING:
+            return None
 
 
 def looks(value: Any) -> Any:
@@ -222,7 +239,18 @@ def looks(value: Any) -> Any:
     return structure, tuple(map(_looks_of_leaf, leaves))
 
 
+def _has_numbers(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"
+
+
+def _values(args: Any) -> tuple[bytes, ...]:
+    """Of the arrays of NumPy."""
+    return tuple(leaf.tobytes() for leaf in jax.tree.leaves(args) if _has_numbers(leaf))
+
+
 def _looks_of_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, np.generic):
+        return type(leaf), leaf.item()
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return tuple(leaf.shape), str(leaf.dtype)
     if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):

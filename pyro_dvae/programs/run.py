@@ -12,8 +12,9 @@ distribution that the plates left, so its parameters are never copied K times. V
 tells how the sites lie, a trial whether they take a particle axis. Both hold for calls whose
 arguments have the same shapes, and for networks that train, or do not, as they did then, as long as
 the sites stay what they were: each run is compared with the plan, and a plan that is out of date is
-made anew. Where sites still differ, they depend on the draws, and the programs run one particle at
-a time.
+made anew. So is one of programs that go another way, where a number among the arguments, or a value
+that Python asks for, may have them branch. Where sites still differ, they depend on the draws, and
+the programs run one particle at a time.
 
 References:
     [1] Schulman, Heess, Weber & Abbeel. Gradient estimation using stochastic computation graphs.
@@ -21,7 +22,7 @@ References:
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -47,7 +48,13 @@ from pyro_dvae.programs.sites import (
 )
 from pyro_dvae.programs.structure.broadcasting import takes_particles
 from pyro_dvae.programs.structure.layout import common_layout, find_layout
-from pyro_dvae.programs.structure.looking import modules_noted, statistics_kept
+from pyro_dvae.programs.structure.looking import (
+    Path,
+    is_ours,
+    modules_noted,
+    numbers_of,
+    statistics_kept,
+)
 
 __all__ = [
     "Plans",
@@ -187,15 +194,23 @@ def dream(
 
 
 _MOST_PLANS = 256  # of calls of different shapes that are remembered
-_ENOUGH_NUMBERS = 4  # that have made no difference
+_ENOUGH_NUMBERS = 4  # that have a plan each, before others are tried with the last one
 T = TypeVar("T")
 
 
 class _Plan(NamedTuple):
-    """How programs are run, and which of their networks trained then."""
+    """How programs are run, which of their networks trained then, and the way that they went."""
 
     pair: Pair
     modes: Mapping[nn.Module, bool]
+    numbers: tuple[float, ...]  # among the arguments
+    path: int
+
+    def may_branch(self, numbers: tuple[float, ...]) -> bool:
+        """Whether a call with these numbers may go another way; one that draws say is no other."""
+        layout = self.pair.layout
+        is_open = not layout.asked and self.pair.structure is not None
+        return is_open and (layout.asks or numbers != self.numbers)
 
 
 class Plans:
@@ -218,7 +233,7 @@ class Plans:
     ) -> None:
         self.vectorize, self.warn, self.find, self.inspect = vectorize, warn, find, inspect
         self._programs: tuple[Any, Any] | None = None
-        self._plans: dict[Any, dict[tuple[int, ...], _Plan]] = {}
+        self._plans: dict[Any, list[_Plan]] = {}
         self._modules: dict[nn.Module, bool] = {}  # of the last plan
         self._has_warned = False
 
@@ -232,45 +247,55 @@ class Plans:
         if self._programs is None or self._programs != (pair.model, pair.guide):
             self._programs, self._plans = (pair.model, pair.guide), {}
             self._modules, self._has_warned = {}, False
-        known = self._known(pair)
+        numbers = tuple(numbers_of((pair.args, pair.kwargs)))
+        known = self._known(pair, numbers)
+        planned: Pair | None = None
         if known is not None:
-            known = known._replace(args=pair.args, kwargs=pair.kwargs)
+            as_known = known.pair._replace(args=pair.args, kwargs=pair.kwargs)
             try:
-                return evaluate(known)
+                with Path(known.may_branch(numbers)) as path:
+                    result = evaluate(as_known)
+                if self._is_known(pair, known, path):
+                    return result
             except Exception as error:  # the plan may be out of date
-                planned = self._plan_anew(pair, known, error)
+                planned = self._plan_anew(pair, as_known, error)
                 if planned is None:
                     raise
-        else:
-            planned = self._plan(pair)
-        pair = planned
-        try:
-            result = evaluate(pair)
-        except StructureError:
-            pair = pair._replace(structure=None, vectorize=False)
-            result = evaluate(pair)
+        pair = planned or self._plan(pair)
+        with Path(bool(numbers) or pair.layout.asks) as path:
+            try:
+                result = evaluate(pair)
+            except StructureError:
+                pair = pair._replace(structure=None, vectorize=False)
+                result = evaluate(pair)
         if sum(map(len, self._plans.values())) >= _MOST_PLANS:
             self._plans.clear()
-        of_numbers = self._plans.setdefault(self._key(pair), {})
-        plan = _Plan(pair._replace(args=(), kwargs={}), self._modules)
-        of_numbers[tuple(_whole_numbers((pair.args, pair.kwargs)))] = plan
+        plan = _Plan(pair._replace(args=(), kwargs={}), self._modules, numbers, path.taken)
+        self._plans.setdefault(self._key(pair), []).append(plan)
         return result
 
-    def _known(self, pair: Pair) -> Pair | None:
-        """The plan of a call like this one.
+    def _known(self, pair: Pair, numbers: tuple[float, ...]) -> _Plan | None:
+        """The plan of a call like this one, or one to be tried.
 
-        A whole number may choose a branch, or count the steps: once several have made no
-        difference, others are taken to make none.
+        A number may choose a branch, or count the steps: once there are several, the plan of the
+        last one is tried.
         """
-        of_numbers = self._plans.get(self._key(pair), {})
-        plan = of_numbers.get(tuple(_whole_numbers((pair.args, pair.kwargs))))
-        if plan is None and len(of_numbers) >= _ENOUGH_NUMBERS:
-            plans = list(of_numbers.values())
-            if len({(p.pair.layout, p.pair.vectorize) for p in plans}) == 1:
-                plan = plans[-1]
-        if plan is None or any(module.training != mode for module, mode in plan.modes.items()):
+        plans = self._plans.get(self._key(pair), [])
+        same = [plan for plan in plans if plan.numbers == numbers]
+        if not same and len({plan.numbers for plan in plans}) >= _ENOUGH_NUMBERS:
+            same = plans
+        if not same or any(m.training != mode for m, mode in same[-1].modes.items()):
             return None
-        return plan.pair
+        return same[-1]
+
+    def _is_known(self, pair: Pair, plan: _Plan, path: Path) -> bool:
+        """Whether a run has gone a way that is known to have this plan."""
+
+        def how(plan: _Plan) -> tuple[Layout, bool, int]:
+            return plan.pair.layout, plan.pair.vectorize, path.taken
+
+        plans = self._plans[self._key(pair)]
+        return not path.is_noted or any(how(plan) == (*how(p)[:2], p.path) for p in plans)
 
     def _key(self, pair: Pair) -> tuple:
         """What a call looks like, and which networks train: batch normalisation mixes then."""
@@ -300,32 +325,12 @@ class Plans:
         try:
             planned = self._plan(pair)
         except Exception as refusal:
-            if isinstance(refusal, ValueError) and _is_ours(refusal):
+            if isinstance(refusal, ValueError) and is_ours(refusal):
                 raise refusal from error
             return None
         as_before = known.layout, known.vectorize, known.structure
         is_new = (planned.layout, planned.vectorize, planned.structure) != as_before
         return planned if is_stale or is_new else None
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether this package has raised an error, and not a program that it runs."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    found = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
-    return str(found).startswith(f"{__name__.partition('.')[0]}.programs.")
-
-
-def _whole_numbers(value: Any) -> Iterator[int]:
-    """Those among the arguments."""
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    if isinstance(value, list | tuple):
-        for entry in value:
-            yield from _whole_numbers(entry)
-    elif isinstance(value, int) and not isinstance(value, bool | Enum):
-        yield value
 
 
 def looks(value: Any) -> Any:

@@ -248,6 +248,7 @@ class Layout(NamedTuple):
     bounded: tuple[str, ...] | None = (
         None  # observed sites whose bounds follow from draws, if known
     )
+    asks: bool = False  # whether it asks for values of tensors, draws or not: to branch, maybe
     mixed: tuple[str, ...] = ()  # plates in which a draw leads to what happens in other cells
 
     def owns(self, site: Site) -> bool:

@@ -58,7 +58,9 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
     sites = [*run.guide.values(), *run.model.values()]
     shared = _shared_plates(pair, found, credited or _plated(run.guide))
     layout = _layout_of(sites, shared, tuple(credited), max_plate_nesting)
-    layout = layout._replace(asked=_is_asked(found, credited), summed=summed, bounded=bounded)
+    layout = layout._replace(
+        asked=_is_asked(found, credited), asks=found.asks, summed=summed, bounded=bounded
+    )
     nestings = layout.nesting, pair.layout.nesting, _nesting_of_computed([run], max_plate_nesting)
     layout = layout._replace(nesting=max(nestings))
     for site in sites:

@@ -1,17 +1,28 @@
-"""Runs that only look: without gradient, and with generators and statistics as they were."""
+"""Runs that only look: without gradient, and with generators and statistics as they were.
 
-from collections.abc import Callable, Iterator
+`Path` tells two runs of a program apart that went another way through it, without a look at values.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
+from numbers import Real
 from typing import Any, TypeVar
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 
 __all__ = [
+    "Path",
+    "is_ours",
     "modules_noted",
+    "numbers_of",
     "only_looking",
     "same_but_rounding",
     "statistics_kept",
@@ -77,6 +88,73 @@ def modules_noted() -> Iterator[dict[nn.Module, bool]]:
         yield modules
     finally:
         hook.remove()
+
+
+class Path(TorchFunctionMode):
+    """The way that runs go: `taken` sums up which operations they are made of, in order.
+
+    Of what these take, whole numbers count (an index, a dim, a shift), real ones do not.
+
+    Args:
+        is_noted: False does nothing.
+    """
+
+    def __init__(self, is_noted: bool = True) -> None:
+        super().__init__()
+        self.is_noted, self.taken = is_noted, 0
+
+    def __enter__(self) -> "Path":
+        return super().__enter__() if self.is_noted else self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.is_noted:
+            super().__exit__(*error)
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self.taken = hash((self.taken, func, *map(_static, args), *map(_static, kwargs.items())))
+        return func(*args, **kwargs)
+
+
+_STATIC = {bool, int, str, type(None), type(...), torch.dtype, slice}
+
+
+def _static(value: Any) -> Any:
+    """What of an operation's argument says what it does."""
+    kind = type(value)
+    if kind is tuple or kind is list or kind is torch.Size:
+        return kind, *map(_static, value)
+    if kind is slice:
+        return kind, *map(_static, (value.start, value.stop, value.step))
+    return value if kind in _STATIC or isinstance(value, Enum) else kind
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether this package has raised an error, and not a program that it runs."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    found = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return str(found).startswith(f"{__name__.partition('.')[0]}.programs.")
+
+
+def numbers_of(value: Any) -> Iterator[float]:
+    """The numbers among the arguments; a single one in a tensor or an array is like any."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from numbers_of(entry)
+    elif isinstance(value, Real) and not isinstance(value, bool | Enum):
+        yield value  # type: ignore[misc]
+    elif isinstance(value, np.bool_) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        yield value.item()
+    elif isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu":
+        yield value.item()
 
 
 @contextmanager

@@ -56,6 +56,7 @@ class Tracked(NamedTuple):
 
     run: Run
     exits: frozenset[str]  # draws whose values Python has asked for
+    asks: bool  # whether it has asked for any tensor's
 
 
 class Sources(NamedTuple):
@@ -76,12 +77,14 @@ class Exits(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
+        self.any = False
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         if func in _EXITS:
             self.names |= get_provenance(args)
+            self.any = True
         if func is torch.functional.broadcast_tensors:
             found = func(*map(detach_provenance, args))
             return tuple(
@@ -111,7 +114,7 @@ def tracked(pair: Pair, tracker: Messenger) -> Tracked:
     def look() -> Tracked:
         with pyro.validation_enabled(False), tracker, Exits() as exits:
             run = run_pair(pair, Draw(Layout(), None))
-        return Tracked(run, frozenset(exits.names))
+        return Tracked(run, frozenset(exits.names), exits.any)
 
     try:
         return only_looking(look)

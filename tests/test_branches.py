@@ -1,0 +1,132 @@
+"""Arguments that choose another branch than all before have the structure of that branch.
+
+The sites stay alike; what is under the branch mixes the data.
+The right values are sums over all states by NumPy.
+"""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+
+DATA, LOGITS, TIMES = np.array([-0.5, 0.3, 1.5]), np.array([-0.5, 0.1, 0.5]), 100
+OTHERS = "changes with the draws of others"
+FLAGS = {
+    "int": int,
+    "float": float,
+    "np.int64": np.int64,
+    "np.float32": np.float32,
+    "array": np.array,
+    "data": lambda n: np.full(3, 1.0 * n),
+    "of a tuple": lambda n: ({"at": n},),
+}
+
+
+def is_fifth(flag):
+    while isinstance(flag, tuple | dict):
+        flag = flag["at"] if isinstance(flag, dict) else flag[0]
+    return flag.max() >= 5 if hasattr(flag, "max") else flag >= 5
+
+
+def by_hand(logits):
+    """Minus the ELBO where latents are centred."""
+    loss, probs = 0.0, 1 / (1 + np.exp(-logits))
+    for z in map(np.array, itertools.product((0.0, 1.0), repeat=3)):
+        log_q = np.log(np.where(z == 1, probs, 1 - probs)).sum()
+        log_p = np.log(np.where(z == 1, 0.4, 0.6)).sum()
+        log_p += (-0.5 * (DATA - (z - z.mean())) ** 2 - 0.5 * np.log(2 * np.pi)).sum()
+        loss += np.exp(log_q) * (log_q - log_p)
+    return loss
+
+
+class _Pyro:
+    def __init__(self):
+        torch, pyro = pytest.importorskip("torch"), pytest.importorskip("pyro")
+        from pyro_dvae.infer import Reinforce_ELBO
+
+        dist = pyro.distributions
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+
+        def model(flag):
+            with pyro.plate("data", 3):
+                z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4)))
+                mean = z - z.mean(-1, keepdim=True) if is_fifth(flag) else z
+                pyro.sample("x", dist.Normal(mean, 1.0), obs=torch.tensor(DATA))
+
+        def guide(flag):
+            logits = pyro.param("logits", torch.tensor(LOGITS))
+            with pyro.plate("data", 3):
+                pyro.sample("z", dist.Bernoulli(logits=logits))
+
+        self.loss, self.pair, self.pyro = Reinforce_ELBO(50), (model, guide), pyro
+        self.tensor = torch.as_tensor
+
+    def draw(self, flag):
+        flag = self.tensor(flag) if isinstance(flag, np.ndarray) else flag
+        value = float(self.loss.loss_and_grads(*self.pair, flag))
+        leaf = self.pyro.param("logits")
+        found, leaf.grad = leaf.grad.numpy().copy(), None
+        return value, found
+
+
+class _NumPyro:
+    def __init__(self):
+        jax, numpyro = pytest.importorskip("jax"), pytest.importorskip("numpyro")
+        from numpyro_dvae.infer import Reinforce_ELBO
+
+        dist = numpyro.distributions
+
+        def model(flag):
+            with numpyro.plate("data", 3):
+                z = 1.0 * numpyro.sample("z", dist.Bernoulli(0.4))
+                mean = z - z.mean(-1, keepdims=True) if is_fifth(flag) else z
+                numpyro.sample("x", dist.Normal(mean, 1.0), obs=jax.numpy.array(DATA))
+
+        def guide(flag):
+            logits = numpyro.param("logits", jax.numpy.array(LOGITS))
+            with numpyro.plate("data", 3):
+                numpyro.sample("z", dist.Bernoulli(logits=logits))
+
+        loss = Reinforce_ELBO(50)
+        start = jax.numpy.array(LOGITS)
+        self.draw = lambda flag: loss.loss(jax.random.key(0), {"logits": start}, model, guide, flag)
+
+
+@pytest.fixture(params=[_Pyro, _NumPyro], ids=["pyro", "numpyro"])
+def lab(request):
+    return request.param()
+
+
+@pytest.mark.parametrize("kind", FLAGS)
+def test_a_branch_that_comes_late_is_found(lab, kind):
+    for n in (1, 2, 3, 4, 4):
+        lab.draw(FLAGS[kind](n))
+    with pytest.warns(UserWarning, match=OTHERS):
+        lab.draw(FLAGS[kind](5))
+    with warnings.catch_warnings():  # and is known from then on
+        warnings.simplefilter("error")
+        lab.draw(FLAGS[kind](5))
+        lab.draw(FLAGS[kind](3))
+
+
+def test_gradients_in_a_branch_that_comes_late_have_the_right_mean():
+    lab = _Pyro()
+    for n in (1, 2, 3, 4):
+        lab.draw(n)
+    with pytest.warns(UserWarning, match=OTHERS):
+        found = [np.concatenate([g, [v]]) for v, g in (lab.draw(5) for _ in range(TIMES))]
+    steps = 1e-5 * np.eye(3)
+    wanted = [(by_hand(LOGITS + s) - by_hand(LOGITS - s)) / 2e-5 for s in steps]
+    errors = np.mean(found, 0) - np.array([*wanted, by_hand(LOGITS)])
+    assert np.abs(errors / (np.std(found, 0) / TIMES**0.5)).max() < 5
+
+
+def test_numbers_that_choose_nothing_are_not_looked_at_one_by_one(monkeypatch):
+    lab, times = _Pyro(), []
+    find = lab.loss.find_layout
+    monkeypatch.setattr(lab.loss._plans, "find", lambda pair: times.append(1) or find(pair))
+    for n in range(-20, 5):
+        lab.draw(n)
+    assert len(times) == 4
