@@ -341,8 +341,8 @@ REST = [
         f"{CELLS}::test_what_a_known_program_raises_is_its_own",
     ),
     *pyro(
-        "programs/run.py",
-        "elif isinstance(value, int) and not isinstance(value, bool | Enum):",
+        "programs/structure/looking.py",
+        "elif isinstance(value, Real) and not isinstance(value, bool | Enum):",
         "elif False:",
         f"{CELLS}::test_data_that_mix_in_a_later_call_are_refused",
     ),

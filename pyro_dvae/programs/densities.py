@@ -188,7 +188,7 @@ def entropy_of(fn: Any, value: Tensor) -> Tensor | None:
         return _masked_entropy(fn, value)
     try:
         return fn.entropy()
-    except NotImplementedError:
+    except (NotImplementedError, AttributeError):  # PyTorch's Multinomial, once it is expanded
         return None
 
 
