@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.arrays import NamedArray, log_sum
 from numpyro_dvae.diagnostics.draws import Draws
 from numpyro_dvae.diagnostics.errors import error_of_means, mean_and_error, median_of
 from numpyro_dvae.diagnostics.expectations import WeightedDraws
+from numpyro_dvae.diagnostics.sharing import SharedDiagnostics, agreed_part
 from numpyro_dvae.diagnostics.verdicts import (
     Given,
     ImportanceDiagnostics,
     MeanErrors,
-    SharedDiagnostics,
     WholeBounds,
 )
 
@@ -38,6 +38,7 @@ __all__ = [
     "is_separable",
     "over_shared",
     "weighted",
+    "with_halves",
     "with_loss",
     "with_notes",
     "with_picked",
@@ -99,6 +100,14 @@ def with_loss(
     return report._replace(elbo=elbo, elbo_error=elbo_error, is_bound=is_bound)
 
 
+def with_halves(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnostics:
+    """Add the bounds of two halves of the draws, which have noise of their own."""
+    weights = draws.importance_weights
+    parts = np.array_split(weights, 2) if len(weights) > 1 else [weights, weights]
+    halves = np.stack([log_sum(part) - math.log(len(part)) for part in parts])
+    return report._replace(given=report.given._replace(halves=halves))
+
+
 def as_whole(report: ImportanceDiagnostics) -> ImportanceDiagnostics:
     """Add the bounds on all data, of weights that are one for all of them."""
     elbo, bound = (report.elbo, report.elbo_error), (report.iwae, report.iwae_error)
@@ -146,7 +155,9 @@ def over_shared(
         restricted=np.any([part.restricted for part in parts], axis=0),
         is_bound=np.all([part.is_bound for part in parts], axis=0),
         given=_given([part.given for part in parts]),
-        shared=_of_shared(outer.shared_sites, shared, of_shared, totals["iwae"]),
+        shared=_with_noise(
+            _of_shared(outer.shared_sites, shared, of_shared, totals["iwae"]), outer, parts
+        ),
         draws=_joined(parts, totals["iwae"]),
         mean_errors=_errors_of_means(totals, bound, scale.sum(), is_all),
     )
@@ -228,6 +239,24 @@ def _of_shared(
         khat_threshold=report.khat_threshold,
         gap_error=gap_error,
     )
+
+
+def _with_noise(
+    shared: SharedDiagnostics, outer: Draws, parts: Sequence[ImportanceDiagnostics]
+) -> SharedDiagnostics:
+    """Add how much of the weights of what is shared is noise of the bounds given it."""
+    errors, bounds, halves = (
+        (outer.scale * np.stack(each)).reshape(len(parts), -1, outer.scale.size).sum(-1).T
+        for each in (
+            [outer.scale * part.iwae_error**2 for part in parts],
+            [part.given.iwae for part in parts],
+            [part.given.halves for part in parts],
+        )
+    )
+    weights = outer.shared_importance_weights[: len(parts)]
+    with np.errstate(invalid="ignore"):  # of draws that are impossible
+        agreed = agreed_part(weights + bounds[0], weights + halves)
+    return shared._replace(noise=float(errors.mean()), agreed=agreed)
 
 
 def _is_settled(verdicts: np.ndarray) -> bool:

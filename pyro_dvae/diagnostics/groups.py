@@ -36,7 +36,10 @@ _PER_DATUM = (
     *(*_WITH_SHARED, "ess", "khat", "largest_weight"),
     *("num_tail_weights", "num_states", "restricted"),
 )
-_OF_SHARED = ("elbo", "elbo_error", "gap", "ess", "khat", "largest_weight", "num_draws", "verdict")
+_OF_SHARED = (
+    *("elbo", "elbo_error", "gap", "noise", "verdict"),
+    *("ess", "khat", "largest_weight", "num_draws"),
+)
 _OF_WHOLE = ("elbo", "elbo_error", "iwae", "iwae_error")
 _MARGINAL = "marginal"  # evidence of a datum, among the log-likelihoods of the sites
 _SEEN = {"log_likelihood", "observed_data", "posterior_predictive"}  # which masks concern

@@ -31,6 +31,7 @@ from pyro_dvae.diagnostics.weighing import (
     is_separable,
     over_shared,
     weighted,
+    with_halves,
     with_loss,
     with_notes,
     with_picked,
@@ -141,7 +142,8 @@ def _given_shared(count: int, draws: Draws, place: int) -> ImportanceDiagnostics
     """A report given what the data share; None if a datum has no weight of its own then."""
     if not is_separable(draws):
         return None
-    return with_picked(count, draws, diagnose_weights(draws), place)
+    report = with_halves(draws, diagnose_weights(draws))
+    return with_picked(count, draws, report, place)
 
 
 def diagnose_weights(draws: Draws) -> ImportanceDiagnostics:

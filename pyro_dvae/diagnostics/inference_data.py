@@ -3,6 +3,7 @@
 The result is saved by ``.to_netcdf(path)``, and read by `arviz.from_netcdf`.
 """
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -41,8 +42,9 @@ def to_arviz(
       datum, from which its latents are summed out by their weights, given what the data share. For
       `arviz.loo(..., var_name="marginal")` and `arviz.compare`, which then rank models as their
       evidence does, where the data share no latent, and else by how well a datum is foretold from
-      the others, the guide's draws of what is shared being taken for the posterior's (see
-      `shared_verdict`); both warn of weights with a high k̂. There is none where the guide has one
+      the others, the guide's draws of what is shared being taken for the posterior's: a warning
+      says where their weights tell that they are not (see `shared_verdict`); both warn of weights
+      with a high k̂. There is none where the guide has one
       point of a continuous latent of a datum. Where a datum has latents, that
       of an observation has a high k̂ in itself: without the datum, they are another's. What a mask
       silences is not among them: the dim is then "x_seen", of what is left;
@@ -95,4 +97,7 @@ def to_arviz(
         prior=bool(priors),
     )
     report, evidences = diagnose(draws, result, data, num_draws, _GIVEN_SHARED, params)
+    if evidences is not None and "log_likelihood" in groups and report.shared is not None:
+        if said := report.shared.warning:
+            warnings.warn(said, stacklevel=3)
     return make_groups(draws, report, evidences, result, data, labels)

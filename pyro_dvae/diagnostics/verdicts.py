@@ -8,10 +8,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyro_dvae.diagnostics.costs import SHOWN
 from pyro_dvae.diagnostics.errors import is_unsettled
 from pyro_dvae.diagnostics.expectations import WeightedDraws
-from pyro_dvae.diagnostics.notes import NO_BOUND, listed, notes_in
+from pyro_dvae.diagnostics.notes import NO_BOUND, notes_in
+from pyro_dvae.diagnostics.sharing import SharedDiagnostics
+from pyro_dvae.diagnostics.words import (
+    AT_LEAST,
+    CLOSE,
+    NO_TAIL,
+    if_shown,
+    in_words,
+    unless_few,
+    with_error,
+)
 
 __all__ = [
     "Given",
@@ -20,32 +29,6 @@ __all__ = [
     "SharedDiagnostics",
     "WholeBounds",
 ]
-
-_CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called close
-_ENOUGH = 100  # effective draws from which on a weighted bound has settled to a tenth of a nat
-
-_NO_TAIL = (
-    "have fewer than 5 distinct weights in the tail, so that the effective sample size and the "
-    "largest weight count"
-)
-_AT_LEAST = " at least"  # of an error that few draws, which carry the weight, cannot show
-_OFF = f"off by more than {_CLOSE:.2f} nats by these draws"
-_VERDICTS = {
-    "close": f"close to the posterior, within {_CLOSE:.2f} nats by these draws, which cannot show "
-    "a mode that the guide hardly ever draws",
-    "off": f"{_OFF}, though weighting corrects for it, but for a mode that the guide hardly ever "
-    f"draws, with an effective sample size of {_ENOUGH} or more",
-    "off, thin": f"{_OFF}, and with an effective sample size below {_ENOUGH}, so that weighting "
-    "corrects for part of it only",
-    "off, restricted": f"{_OFF}, on a set of states beyond which the guide cannot draw, so that "
-    "weighting corrects for it on these alone",
-    "unreliable": "unreliable, a few draws carrying the weight: bound and weights are not settled",
-    "one state": "undecided, as the guide drew one state only and cannot show what it misses",
-    "restricted": "undecided, the weights being even on a set of states beyond which the guide "
-    "cannot draw",
-    "point": "no verdict, the guide having a point and no distribution",
-    "broken": "broken, no draw being possible under the model (or a NaN)",
-}
 
 
 class WholeBounds(NamedTuple):
@@ -59,10 +42,10 @@ class WholeBounds(NamedTuple):
 
     def __str__(self) -> str:
         """Both bounds."""
-        least = "" if self.is_settled else _AT_LEAST
+        least = "" if self.is_settled else AT_LEAST
         return (
-            f"ELBO {self.elbo:z.2f}{_error(self.elbo_error)}, importance-weighted bound "
-            f"{self.iwae:z.2f}{_error(self.iwae_error, least)} nats"
+            f"ELBO {self.elbo:z.2f}{with_error(self.elbo_error)}, importance-weighted bound "
+            f"{self.iwae:z.2f}{with_error(self.iwae_error, least)} nats"
         )
 
 
@@ -83,54 +66,7 @@ class Given(NamedTuple):
     elbo: np.ndarray  # mean log weight, nats; of weights for the evidence
     iwae: np.ndarray  # log mean weight, nats
     error: float = np.nan  # standard error of their difference in the mean over the data
-
-
-class SharedDiagnostics(NamedTuple):
-    """The guide of what the data share, by weights from which each datum's latents are summed out.
-
-    The weight of a draw of the shared sites is p / q of these, times the importance-weighted
-    estimate of each datum's evidence given the draw.
-    """
-
-    sites: tuple[str, ...]
-    elbo: float  # mean of log p - log q of these sites alone, nats
-    elbo_error: float = 0.0
-    gap: float = 0.0  # log mean weight less mean log weight: at most KL(q ‖ posterior), nats
-    ess: float = 1.0  # effective sample size, in [1, num_draws]
-    khat: float = np.nan  # shape of the weights' tail; NaN where not applicable
-    largest_weight: float = 0.0
-    num_draws: int = 1  # 1 if nothing is drawn, as the sites are observed
-    khat_threshold: float = np.nan
-    points: tuple[str, ...] = ()  # of the sites, those of which the guide has one point
-    gap_error: float = 0.0
-
-    @property
-    def verdict(self) -> str:
-        """One word, as of a datum."""
-        apart = np.maximum(np.log(self.num_draws / self.ess), self.gap)
-        share = self.ess / self.num_draws
-        unreliable = is_unsettled(self.khat, self.khat_threshold, self.largest_weight, share)
-        conditions = [not np.isfinite(self.ess), bool(self.points), unreliable, apart > _CLOSE]
-        return str(np.select(conditions, ["broken", "point", "unreliable", "off"], "close"))
-
-    def __str__(self) -> str:
-        """A sentence with numbers and verdict."""
-        names = listed(self.sites)
-        if self.num_draws == 1:
-            return f"What the data share, {names}, is observed: log p is {self.elbo:z.2f} nats."
-        if self.points == self.sites:
-            return (
-                f"What the data share, {names}, has one point in the guide: log p - log q is "
-                f"{self.elbo:z.2f} nats. Verdict: {_VERDICTS[self.verdict]}."
-            )
-        word = _unless_few(np.array(self.verdict), np.array(self.ess), np.array(False))
-        noise = _if_shown(self.gap_error, self.verdict != "unreliable")
-        return (
-            f"What the data share, {names}: log p - log q is {self.elbo:z.2f} ± "
-            f"{self.elbo_error:.2f} nats; the latents of the data summed out, {self.num_draws} "
-            f"draws are worth {self.ess:.1f}, and the guide misses at least {self.gap:z.2f}"
-            f"{noise} nats. Verdict: {_VERDICTS[str(word)]}."
-        )
+    halves: Any = None  # `iwae` of two halves of the draws, ``(2, ...)``, where these are asked for
 
 
 class ImportanceDiagnostics(NamedTuple):
@@ -234,7 +170,7 @@ class ImportanceDiagnostics(NamedTuple):
             np.broadcast_to(self.is_at_a_point, self.ess.shape),
             (self.num_states == 1) & ~np.asarray(self.restricted),
             is_unsettled(self.khat, self.khat_threshold, self.largest_weight, share),
-            apart > _CLOSE,
+            apart > CLOSE,
             self.restricted,
         ]
         words = ["broken", "point", "one state", "unreliable", "off", "restricted"]
@@ -261,11 +197,11 @@ class ImportanceDiagnostics(NamedTuple):
         if not self.has_shared_latents:
             many, errors = bool(self.ess.ndim), self.mean_errors
             title = f"{self.ess.size} data" if many else "All data as one"
-            least = "" if self.whole.is_settled else _AT_LEAST
+            least = "" if self.whole.is_settled else AT_LEAST
             return (
                 f"{title}, {self.num_particles} draws each. ELBO {self.elbo.mean():z.2f}"
-                f"{_error(errors.elbo)}, importance-weighted bound "
-                f"{self.iwae.mean():z.2f}{_error(errors.iwae, least)} nats"
+                f"{with_error(errors.elbo)}, importance-weighted bound "
+                f"{self.iwae.mean():z.2f}{with_error(errors.iwae, least)} nats"
                 f"{' per datum' if many else ''}{self._gaps()}."
             )
         whole = self.whole
@@ -293,7 +229,7 @@ class ImportanceDiagnostics(NamedTuple):
     def _misses(self, gap: float, error: float, unit: str = "") -> str:
         loose = int((~np.asarray(self.is_bound)).sum())
         if not loose:
-            noise = _if_shown(error, self.whole.is_settled)
+            noise = if_shown(error, self.whole.is_settled)
             return f": the guide misses at least {gap:z.2f}{noise}{unit}"
         if unit or self.auxiliary or self.weighed:
             return ""  # it is said elsewhere
@@ -315,35 +251,13 @@ class ImportanceDiagnostics(NamedTuple):
     def _tails(self) -> str:
         khat, threshold = self.khat[np.isfinite(self.khat)], f"{self.khat_threshold:.2f}"
         if not khat.size:
-            return f"k̂ applies to none: all {_NO_TAIL}."
+            return f"k̂ applies to none: all {NO_TAIL}."
         if not self.khat.ndim:
             return f"k̂ is {khat[0]:.2f}, and should be below {threshold}."
         high = (khat > self.khat_threshold).sum()
-        others = "" if khat.size == self.khat.size else f"; the others {_NO_TAIL}"
+        others = "" if khat.size == self.khat.size else f"; the others {NO_TAIL}"
         middle = f"median {np.median(khat):.2f}, {high} above {threshold}"
         return f"k̂ applies to {khat.size} data ({middle}){others}."
 
     def _counts(self) -> str:
-        verdicts = _unless_few(self.verdicts, self.ess, np.asarray(self.restricted))
-        if not verdicts.ndim:
-            return _VERDICTS[str(verdicts)]
-        counts = {word: int((verdicts == word).sum()) for word in _VERDICTS}
-        return "; ".join(f"{n} {_VERDICTS[word]}" for word, n in counts.items() if n)
-
-
-def _error(error: float, least: str = "") -> str:
-    """A standard error behind its number, unless the number is infinite and has none."""
-    return "" if np.isnan(error) else f" ±{least} {error:.2f}"
-
-
-def _if_shown(error: float, is_settled: bool) -> str:
-    """A standard error behind its number, unless it rounds to nothing."""
-    return _error(error, "" if is_settled else _AT_LEAST) if error >= SHOWN else ""
-
-
-def _unless_few(verdicts: np.ndarray, ess: np.ndarray, restricted: np.ndarray) -> np.ndarray:
-    """Tell apart what is off, with few draws that carry weight, and on some states alone."""
-    off = verdicts == "off"
-    return np.select(
-        [off & restricted, off & (ess < _ENOUGH)], ["off, restricted", "off, thin"], verdicts
-    )
+        return in_words(unless_few(self.verdicts, self.ess, np.asarray(self.restricted)))

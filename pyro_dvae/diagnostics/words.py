@@ -1,0 +1,73 @@
+"""Verdicts on guides in words, and errors beside numbers.
+
+NumPy alone, so but for the package's name this file is the same in both packages.
+"""
+
+import numpy as np
+
+from pyro_dvae.diagnostics.costs import SHOWN
+
+__all__ = [
+    "AT_LEAST",
+    "CLOSE",
+    "ENOUGH",
+    "NO_TAIL",
+    "if_shown",
+    "in_words",
+    "unless_few",
+    "with_error",
+]
+
+CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called close
+ENOUGH = 100  # effective draws from which on a weighted bound has settled to a tenth of a nat
+
+NO_TAIL = (
+    "have fewer than 5 distinct weights in the tail, so that the effective sample size and the "
+    "largest weight count"
+)
+AT_LEAST = " at least"  # of an error that few draws, which carry the weight, cannot show
+_OFF = f"off by more than {CLOSE:.2f} nats by these draws"
+_VERDICTS = {
+    "close": f"close to the posterior, within {CLOSE:.2f} nats by these draws, which cannot show "
+    "a mode that the guide hardly ever draws",
+    "off": f"{_OFF}, though weighting corrects for it, but for a mode that the guide hardly ever "
+    f"draws, with an effective sample size of {ENOUGH} or more",
+    "off, thin": f"{_OFF}, and with an effective sample size below {ENOUGH}, so that weighting "
+    "corrects for part of it only",
+    "off, restricted": f"{_OFF}, on a set of states beyond which the guide cannot draw, so that "
+    "weighting corrects for it on these alone",
+    "unreliable": "unreliable, a few draws carrying the weight: bound and weights are not settled",
+    "one state": "undecided, as the guide drew one state only and cannot show what it misses",
+    "restricted": "undecided, the weights being even on a set of states beyond which the guide "
+    "cannot draw",
+    "noisy": "undecided, as the noise of the sums over the latents of the data makes much of what "
+    "is uneven in these weights: more `num_particles`, or a nearer guide of these latents, tells",
+    "point": "no verdict, the guide having a point and no distribution",
+    "broken": "broken, no draw being possible under the model (or a NaN)",
+}
+
+
+def with_error(error: float, least: str = "") -> str:
+    """A standard error behind its number, unless the number is infinite and has none."""
+    return "" if np.isnan(error) else f" ±{least} {error:.2f}"
+
+
+def if_shown(error: float, is_settled: bool) -> str:
+    """A standard error behind its number, unless it rounds to nothing."""
+    return with_error(error, "" if is_settled else AT_LEAST) if error >= SHOWN else ""
+
+
+def unless_few(verdicts: np.ndarray, ess: np.ndarray, restricted: np.ndarray) -> np.ndarray:
+    """Tell apart what is off, with few draws that carry weight, and on some states alone."""
+    off = verdicts == "off"
+    return np.select(
+        [off & restricted, off & (ess < ENOUGH)], ["off, restricted", "off, thin"], verdicts
+    )
+
+
+def in_words(verdicts: np.ndarray) -> str:
+    """What verdicts mean, and how many there are of each; of one alone what it means."""
+    if not verdicts.ndim:
+        return _VERDICTS[str(verdicts)]
+    counts = {word: int((verdicts == word).sum()) for word in _VERDICTS}
+    return "; ".join(f"{n} {_VERDICTS[word]}" for word, n in counts.items() if n)
