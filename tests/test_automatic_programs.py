@@ -233,3 +233,17 @@ def test_losses_and_posteriors_are_those_of_all_states(lab, program):
             off = np.abs(found[name].probs.reshape(probs.shape) - probs) / error
             rows = COUNTED.get(name, slice(None)) if program in MASKED else ...
             assert (off[rows] < 1.0).all(), (name, corrected, found[name].probs, probs)
+
+
+@pytest.mark.thrifty
+def test_places_that_are_observed_are_no_part_of_the_means(lab):
+    model, guide, (x, seen), params = pair_of(lab, observed_in_part)
+    held = lab.held(guide, params)
+    found = lab.posterior_at(model, guide, held, x, seen, num_draws=100)
+    site = found["z_unobserved"]
+    assert site.counted.tolist() == [False, True]
+    line = next(line for line in str(found).splitlines() if line.startswith("z_unobserved "))
+    number, _, entropy, *probs = map(float, line.split()[1:])
+    assert number == 1
+    np.testing.assert_allclose([entropy, *probs], [site.entropy[1], *site.probs[1]], atol=6e-4)
+    assert "z_unobserved: 1 of 2 places are under a mask, and left out above" in str(found)

@@ -43,7 +43,8 @@ def discrete_posterior(
             posterior itself as K grows, on the states that the guide can draw. `report` says what
             the weights are worth. By default they are the guide's. Where the data share latents,
             weights are those of 100 draws of these, at each of which K of the others are made.
-            Latents under a mask, on which nothing else depends, stay as the guide draws them.
+            Latents under a mask, on which nothing else depends, stay as the guide draws them; their
+            places are those where `counted` of a site is False, and no part of the table's means.
         params: Parameters by name, in place of those of `result`.
         batch_size: Rows of the data that go through the programs at once, for data of many rows;
             all by default. Latents must be those of a row, under one plate.
@@ -60,7 +61,7 @@ def discrete_posterior(
     few_key, draw_key, report_key = jax.random.split(rng_key, 3)
     options: dict[str, Any] = {"params": params, "batch_size": batch_size}
     few = collect(few_key, result, data, 1, ("latent", "conditional"), **options)
-    names, wanted = choose_sites(few, sites), {"latent", "outside"}
+    names, wanted = choose_sites(few, sites), {"latent", "outside", "counted"}
     if is_affordable(few, num_draws) and not corrected:
         wanted.add("conditional")
     draws = collect(draw_key, result, data, num_draws, wanted, **options)

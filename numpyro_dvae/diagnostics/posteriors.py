@@ -37,6 +37,8 @@ class SitePosterior(NamedTuple):
     dims: tuple[str, ...]
     probs: np.ndarray  # (*dims, V), of the values 0, ..., V - 1; a one-hot vector is its code
     draws: np.ndarray  # (K, *dims), as the guide made them, all of one weight
+    counted: np.ndarray  # (*dims), where no mask silences it; elsewhere, as where a site with
+    # `obs_mask` is observed, values are drawn that no density counts
 
     @property
     def num_values(self) -> int:
@@ -89,18 +91,30 @@ class DiscretePosterior:
             head,
         ]
         lines += [_line(name, site, width) for name, site in self.sites.items()]
+        lines += [
+            _silenced(name, site) for name, site in self.sites.items() if not site.counted.all()
+        ]
         return "\n".join([*lines, str(self.report)])
 
 
 def _line(name: str, site: SitePosterior, width: int) -> str:
     probs = site.probs.reshape(-1, site.num_values)
-    known = ~np.isnan(probs).any(-1)  # weights of an impossible datum are none
+    counted = site.counted.ravel() if site.counted.any() else np.ones(len(probs), bool)
+    known = counted & ~np.isnan(probs).any(-1)  # weights of an impossible datum are none
     means = probs[known].mean(0) if known.any() else probs.mean(0)
     entropy = site.entropy.ravel()[known].mean() if known.any() else np.nan
     shown = " ".join(f"{value:.3f}" for value in means[:_MOST_COLUMNS])
     more = " ..." if site.num_values > _MOST_COLUMNS else ""
+    return f"{name:<{width}}{counted.sum():>8}{site.num_values:>8}{entropy:>9.3f}  {shown}{more}"
+
+
+def _silenced(name: str, site: SitePosterior) -> str:
+    """What is said of places under a mask."""
+    silenced = (~site.counted).sum()
     return (
-        f"{name:<{width}}{site.entropy.size:>8}{site.num_values:>8}{entropy:>9.3f}  {shown}{more}"
+        f"{name}: {silenced} of {site.counted.size} places are under a mask"
+        f"{', and left out above' if site.counted.any() else ''}: their values are drawn, but no "
+        "density counts them (they are padding, or data are in their place)."
     )
 
 
@@ -205,7 +219,7 @@ def posterior_of(
                 some = _codes(name, site, listed.get(name))[1]
                 share = _in_dims(weighted.weights, weighted.plates, dims)
             probs = shares_of(some, size, share)
-        found[name] = SitePosterior(dims, probs, values)
+        found[name] = SitePosterior(dims, probs, values, _counted(draws, name, values))
     complete = not relaxed and set(draws["latent"]) == set(_discrete(few))
     joint = _joint(draws, codes) if complete and not draws.shared_sites else None
     return DiscretePosterior(found, joint, log_weights, draws.plates, corrected, report)
@@ -272,6 +286,16 @@ def _codes(
             "out of `sites`; its draws are in `to_arviz`."
         )
     return site.dims, values
+
+
+def _counted(draws: Draws, name: str, codes: np.ndarray) -> np.ndarray:
+    """Where no mask silences a site, in any of the draws."""
+    if name not in draws["counted"]:
+        return np.ones(codes.shape[1:], bool)
+    counted = (draws["counted"][name].values == 1).any(0)
+    if counted.ndim > codes.ndim - 1:  # a vector is one code
+        counted = counted.any(-1)
+    return np.broadcast_to(counted, codes.shape[1:])
 
 
 def _in_dims(weights: np.ndarray, plates: tuple[str, ...], dims: tuple[str, ...]) -> np.ndarray:
