@@ -11,7 +11,12 @@ import pyro.distributions as dist  # noqa: E402
 from any_pyro import fresh, quiet  # noqa: E402
 from pyro import poutine  # noqa: E402
 
-from pyro_dvae.diagnostics import importance_diagnostics, posterior_gap  # noqa: E402
+from pyro_dvae.diagnostics import (  # noqa: E402
+    discrete_posterior,
+    importance_diagnostics,
+    posterior_gap,
+)
+from pyro_dvae.guides import AutoDiscrete  # noqa: E402
 from pyro_dvae.infer import DAPS_ELBO, Exact_ELBO, Reinforce_ELBO  # noqa: E402
 
 __all__ = ["fresh"]  # a fixture of every test here
@@ -160,29 +165,91 @@ def test_the_evidence_is_that_of_all_ways(program):
     assert abs(float(report.iwae) - float(log_p.logsumexp(0))) < 5 * float(report.iwae_error)
 
 
-def test_marked_sites_that_come_and_go_are_summed_or_refused():
-    """Refused where the first run shows programs without them; else the right sum."""
+def marked(where):
+    """A latent, or none, as another is drawn; summed, or drawn by the guide."""
 
-    def model():
+    def model(y):
         k = pyro.sample("k", dist.Bernoulli(0.3))
         loc = torch.tensor(2.0)
         if not k:
-            fn = dist.Bernoulli(0.6)
-            loc = 2.0 * pyro.sample("j", fn, infer={"enumerate": "parallel"})
-        pyro.sample("y", dist.Normal(loc, 1.0), obs=torch.tensor(1.5))
+            infer = {"enumerate": "parallel"} if where == "marked" else {}
+            loc = 2.0 * pyro.sample("j", dist.Bernoulli(0.6), infer=infer)
+            with pyro.plate("pixels", 2):
+                h = pyro.sample("h", dist.Bernoulli(0.2), infer=infer)
+                pyro.sample("v", dist.Normal(h + loc, 1.0), obs=torch.tensor([0.3, 0.4]))
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
 
-    def guide():
-        pyro.sample("k", dist.Bernoulli(0.3))
+    return model
 
-    values, refusals = [], []
-    for seed in range(20):
+
+def losses_of(model, guide, number):
+    elbo = Reinforce_ELBO(20)
+    return quiet(lambda: np.array([elbo.loss(model, guide, Y) for _ in range(number)]))
+
+
+def gaussian(x, loc):
+    return np.exp(-0.5 * (x - loc) ** 2) / np.sqrt(2 * np.pi)
+
+
+def test_marked_sites_that_come_and_go_are_summed_whatever_is_drawn_first():
+    def guide(y):
+        pyro.sample("k", dist.Bernoulli(0.6))
+
+    def with_j(j):
+        pixels = [0.8 * gaussian(v, 2 * j) + 0.2 * gaussian(v, 2 * j + 1) for v in (0.3, 0.4)]
+        return (0.4, 0.6)[j] * np.prod(pixels) * gaussian(1.3, 2.0 * j)
+
+    at = np.array([with_j(0) + with_j(1), gaussian(1.3, 2.0)])
+    prior, q = np.array([0.7, 0.3]), np.array([0.4, 0.6])
+    for seed in range(4):
         pyro.set_rng_seed(seed)
-        try:
-            values.append(-Reinforce_ELBO(20, vectorize_particles=False).loss(model, guide))
-        except ValueError as error:
-            refusals.append(str(error))
-    assert refusals
-    assert all("['j'] are marked" in words for words in refusals)
-    at = np.exp(-0.5 * (1.5 - np.array([0.0, 2.0])) ** 2) / np.sqrt(2 * np.pi)
-    expected = 0.3 * np.log(at[1]) + 0.7 * np.log(0.4 * at[0] + 0.6 * at[1])
-    assert abs(np.mean(values) - expected) < 5 * np.std(values) / len(values) ** 0.5
+        loss = quiet(lambda: Exact_ELBO().loss(marked("marked"), guide, Y))
+        np.testing.assert_allclose(loss, -(q * np.log(prior * at / q)).sum(), rtol=1e-9)
+        gap = posterior_gap((marked("marked"), guide), Y)
+        np.testing.assert_allclose(gap.log_evidence, np.log((prior * at).sum()), rtol=1e-9)
+        values = losses_of(marked("marked"), guide, 8)
+        assert abs(values.mean() - loss) < 5 * values.std(ddof=1) / 8**0.5
+
+
+def nested(y):
+    z = pyro.sample("z", dist.Bernoulli(0.4))
+    loc = torch.tensor(0.0)
+    if z:
+        loc = 1.0 + pyro.sample("w", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+        if loc == 3:
+            loc = loc + 2 * pyro.sample("u", dist.Bernoulli(0.7))
+    v = pyro.sample("v", dist.Bernoulli(torch.sigmoid(loc)))
+    pyro.sample("y", dist.Normal(loc - v, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("structure", ["mean_field", "chain", "model"])
+def test_an_automatic_guide_has_all_sites_that_come_and_go(structure):
+    """The loss beside the sum over all ways; it starts at the prior, whatever is drawn first."""
+    parents = {"chain": ("z", "z", "w"), "model": ("z", "z", "zw")}.get(structure, ("", "", ""))
+    for seed in range(2):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        guide = AutoDiscrete(nested, structure=structure)
+        values = losses_of(nested, guide, 12)
+        found = {name: latent.parents for name, latent in guide._latents.items()}
+        assert found == {"z": (), **dict(zip("vwu", map(tuple, parents), strict=True))}
+        expected = exact(nested, guide).item()
+        assert abs(values.mean() - expected) < 5 * values.std(ddof=1) / 12**0.5
+    assert torch.allclose(guide.logits.z, torch.tensor(0.4).logit())
+    posterior = quiet(lambda: discrete_posterior((nested, guide), Y, num_draws=400, corrected=True))
+    log_p = {}
+    for trace in ways(nested):
+        log_p.setdefault(int(trace.nodes["z"]["value"]), []).append(trace.log_prob_sum())
+    at = [float(torch.stack(log_p[z]).logsumexp(0).exp()) for z in (0, 1)]
+    assert abs(posterior["z"].probs[1] - at[1] / sum(at)) < 0.15
+    with pytest.raises(NotImplementedError, match="is not in each run"):
+        guide.mode(Y)
+
+
+@pytest.mark.parametrize("program", [sized, of_a_family])
+def test_sites_of_other_kinds_as_others_are_drawn_are_refused_by_an_automatic_guide(program):
+    model = pair_of(program)[0]
+    for seed in range(3):
+        pyro.set_rng_seed(seed)
+        with pytest.raises(ValueError, match=r"'w' is a .* where other draws lead to it"):
+            AutoDiscrete(model)(Y)

@@ -45,6 +45,7 @@ from numpyro_dvae.guides.tables import (
 )
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.handlers.swapping import (
+    Found,
     is_discrete,
     latents_and_parents,
     sample_many,
@@ -253,11 +254,11 @@ class AutoDiscrete(AutoGuide):
         rng_key = numpyro.prng_key()
         rng_key = jax.random.key(0) if rng_key is None else rng_key  # nothing is to be drawn
         found = latents_and_parents(rng_key, self.model, args, kwargs, _bound_of)
-        sites = {name: entry for name, entry in found.items() if is_discrete(entry[0])}
+        sites = {name: latent for name, latent in found.items() if is_discrete(latent.site)}
         self._check_sites(sites, found)
-        for name, (site, parents, bound) in sites.items():
-            self._latents[name] = self._latent(site, parents, bool(bound))
-        self._depends = any(parents for _, parents, _ in sites.values())
+        for name, latent in sites.items():
+            self._latents[name] = self._latent(latent)
+        self._depends = any(latent.parents for latent in sites.values())
         for name, (_, prior) in self._at_prior(rng_key, args, kwargs).items():
             traced = isinstance(prior.probs, jax.core.Tracer)
             rules_out = traced or bool((prior.probs == 0).any())
@@ -266,8 +267,8 @@ class AutoDiscrete(AutoGuide):
                 self._note_cut_off(name, float(prior.cut_off.max()))
 
     def _check_sites(self, sites: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        for name, (site, _, _) in sites.items():
-            if site.is_scanned:
+        for name, latent in sites.items():
+            if latent.site.is_scanned:
                 raise ValueError(
                     f"site '{name}' is drawn in a `scan`, where it cannot be drawn from a guide. "
                     "Write the steps as a Python loop, with a site for each."
@@ -283,9 +284,9 @@ class AutoDiscrete(AutoGuide):
                 f"{sorted(sites)}. Name one of these."
             )
 
-    def _latent(self, site: Site, parents: frozenset[str], bound_depends: bool) -> Latent:
-        bound = self.num_values.get(site.name)
-        num_values = count_values(site, bound, bound_depends)
+    def _latent(self, found: Found) -> Latent:
+        site, bound = found.site, self.num_values.get(found.site.name)
+        num_values = count_values(site, bound, bool(found.looked))
         event = tuple(site.fn.event_shape)
         cells = tuple(event[: len(event) - len(site.base.event_shape)])
         batch, plates = full_sizes(site)
@@ -299,18 +300,17 @@ class AutoDiscrete(AutoGuide):
             cells=cells,
             dtype=site.value.dtype,
         )
-        held = [
-            other for other in self._latents.values() if reaches(other, [p.name for p in plates])
-        ]
+        names = [plate.name for plate in plates]
+        held = [other for other in self._latents.values() if reaches(other, names)]
         if self.structure == "chain":
             held = held[-1:]
         elif self.structure == "model":
-            held = [other for other in held if other.name in parents]
+            held = [other for other in held if other.name in found.parents]
         else:
             held = []
         count, is_table = num_features(held)
-        names = tuple(other.name for other in held)
-        return latent._replace(parents=names, table=is_table, num_features=count)
+        parents = tuple(other.name for other in held)
+        return latent._replace(parents=parents, table=is_table, num_features=count)
 
     def _note_cut_off(self, name: str, mass: float) -> None:
         self.cut_off[name] = mass

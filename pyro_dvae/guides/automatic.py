@@ -45,7 +45,12 @@ from pyro_dvae.guides.tables import (
     start_at_prior,
 )
 from pyro_dvae.ops.arguments import checked
-from pyro_dvae.programs.handlers.swapping import is_discrete, latents_and_parents, swap_sites
+from pyro_dvae.programs.handlers.swapping import (
+    Found,
+    is_discrete,
+    latents_and_parents,
+    swap_sites,
+)
 from pyro_dvae.programs.sites import Site
 
 __all__ = ["AutoDiscrete"]
@@ -125,7 +130,8 @@ class AutoDiscrete(AutoGuide):
             table = of_rows(latent, tables[site.name], rows)
             return posterior(latent, site, given_parents(latent, table, self._latents, values))
 
-        last = next(reversed(self._latents))
+        always = all(latent.always for latent in self._latents.values())
+        last = next(reversed(self._latents)) if always else None
         return swap_sites(self.model, args, kwargs, choose, until=last, rows=self._known_rows())
 
     def _table(self, latent: Latent) -> Tensor:
@@ -186,6 +192,8 @@ class AutoDiscrete(AutoGuide):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         for name, latent in self._latents.items():
+            if not latent.always:
+                raise NotImplementedError(_draw_instead(name, "is not in each run"))
             if latent.rules_out:
                 raise NotImplementedError(_draw_instead(name, "cannot have all values everywhere"))
         return self._latents
@@ -203,12 +211,15 @@ class AutoDiscrete(AutoGuide):
 
     def _set_up(self, args: tuple, kwargs: dict) -> None:
         found = latents_and_parents(self.model, args, kwargs, _bound_of)
-        sites = {name: entry for name, entry in found.items() if is_discrete(entry[0])}
+        sites = {name: latent for name, latent in found.items() if is_discrete(latent.site)}
         self._check_sites(sites, found)
-        for name, (site, parents, bound) in sites.items():
-            self._latents[name] = self._latent(site, parents, bool(bound))
-        depends = any(parents for _, parents, _ in sites.values())
-        starts = start_at_prior(self.model, args, kwargs, self._latents, depends=depends)
+        for name, latent in sites.items():
+            self._latents[name] = self._latent(latent)
+        depends = any(latent.parents for latent in sites.values())
+        reached = {n: latent.reached for n, latent in sites.items() if latent.reached is not None}
+        starts = start_at_prior(
+            self.model, args, kwargs, self._latents, depends=depends, reached=reached
+        )
         self.logits = PyroModule()
         for name, (table, prior) in starts.items():
             table = table + self.noise * torch.randn_like(table) if self.noise else table
@@ -230,9 +241,9 @@ class AutoDiscrete(AutoGuide):
                 f"{sorted(sites)}. Name one of these."
             )
 
-    def _latent(self, site: Site, parents: frozenset[str], bound_depends: bool) -> Latent:
-        bound = self.num_values.get(site.name)
-        num_values = count_values(site, bound, bound_depends)
+    def _latent(self, found: Found) -> Latent:
+        site, bound = found.site, self.num_values.get(found.site.name)
+        num_values = count_values(site, bound, bool(found.looked))
         event = tuple(site.fn.event_shape)
         cells = event[: len(event) - len(site.base.event_shape)]
         batch, plates = full_sizes(site)
@@ -245,19 +256,20 @@ class AutoDiscrete(AutoGuide):
             batch_shape=batch,
             cells=cells,
             dtype=site.value.dtype,
+            always=found.reached is None,
         )
-        held = [
-            other for other in self._latents.values() if reaches(other, [p.name for p in plates])
-        ]
+        names = [plate.name for plate in plates]
+        before = [other for name, other in self._latents.items() if name in found.before]
+        held = [other for other in before if reaches(other, names)]
         if self.structure == "chain":
             held = held[-1:]
         elif self.structure == "model":
-            held = [other for other in held if other.name in parents]
+            held = [other for other in held if other.name in found.parents]
         else:
             held = []
         count, is_table = num_features(held)
-        names = tuple(other.name for other in held)
-        return latent._replace(parents=names, table=is_table, num_features=count)
+        parents = tuple(other.name for other in held)
+        return latent._replace(parents=parents, table=is_table, num_features=count)
 
     def _note_cut_off(self, name: str, mass: float) -> None:
         self.cut_off[name] = mass

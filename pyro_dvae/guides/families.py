@@ -60,6 +60,7 @@ class Latent(NamedTuple):
     table: bool = True  # whether each joint state of the parents has parameters of its own
     num_features: int = 1  # F, rows of the parameters: 1 without parents
     rules_out: bool = False  # whether the model has ruled values out, somewhere
+    always: bool = True  # whether each run has it
 
     @property
     def num_logits(self) -> int:

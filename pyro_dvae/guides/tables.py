@@ -11,6 +11,7 @@ they rule out, of the rows that the first call holds: see `ruling`.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -139,7 +140,13 @@ def _check_rows(name: str, index: Tensor, size: int) -> None:
 
 
 def start_at_prior(
-    model: Callable, args: tuple, kwargs: dict, latents: Mapping[str, Latent], *, depends: bool
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    latents: Mapping[str, Latent],
+    *,
+    depends: bool,
+    reached: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> dict[str, tuple[Tensor, Prior]]:
     """Parameters that agree with the model's prior, and the prior's probabilities by latent.
 
@@ -149,12 +156,18 @@ def start_at_prior(
         kwargs: Its keyword arguments.
         latents: The discrete latents, in the order of the model.
         depends: Whether the distribution of any depends on a draw.
+        reached: By latent that not all runs have, values of draws that lead to it.
     """
-    return only_looking(lambda: _start(model, args, kwargs, latents, depends))
+    return only_looking(lambda: _start(model, args, kwargs, latents, depends, reached))
 
 
 def _start(
-    model: Callable, args: tuple, kwargs: dict, latents: Mapping[str, Latent], depends: bool
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    latents: Mapping[str, Latent],
+    depends: bool,
+    reached: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, tuple[Tensor, Prior]]:
     minibatch = given_run(model, args, kwargs, {}, {})[1]
     possible = possible_values(model, args, kwargs, latents, minibatch)
@@ -170,7 +183,10 @@ def _start(
                 sums.setdefault(name, _Sums()).add(
                     prior(latent, sites[name]), row_of(_parents(latent), latents, chosen)
                 )
-    return {n: _table(latents[n], total, possible.get(n), minibatch) for n, total in sums.items()}
+    for name in reached.keys() - sums.keys():
+        sites, _ = given_run(model, args, kwargs, reached[name], minibatch)
+        sums.setdefault(name, _Sums()).add(prior(latents[name], sites[name]), 0)
+    return {n: _table(latents[n], sums[n], possible.get(n), minibatch) for n in latents}
 
 
 def _parents(latent: Latent) -> tuple[str, ...]:
@@ -195,7 +211,11 @@ class _Sums:
 def _table(
     latent: Latent, sums: _Sums, possible: Tensor | None, minibatch: Mapping[str, Tensor]
 ) -> tuple[Tensor, Prior]:
-    means = [sums.probs[row] / sums.counts[row] for row in sorted(sums.probs)]
+    whole = torch.stack([*sums.probs.values()]).sum(0) / sum(sums.counts.values())
+    means = [  # where parents leave no such latent, of all
+        sums.probs[row] / sums.counts[row] if row in sums.probs else whole
+        for row in range(latent.num_features if _parents(latent) else 1)
+    ]
     mean = torch.stack(means)  # (rows, *batch, *cells, V)
     seen = Prior(mean.amin(0), sums.cut_off)
     probs = torch.where(mean > 0, mean, _LEAST_PROB)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_dvae.programs.densities import entropy_of, fast_log_prob, without_mask
 from pyro_dvae.programs.processes import current_sharding
-from pyro_dvae.programs.sites import Layout, Run, Site, same_scale
+from pyro_dvae.programs.sites import Layout, Run, Site, StructureError, same_scale
 
 __all__ = [
     "Ledger",
@@ -265,11 +265,22 @@ def _joined(parts: list[Any]) -> Any:
         alike = all(part.shape[1:] == first.shape[1:] for part in parts)
         return torch.cat(parts) if alike else None  # of runs with other sites
     if isinstance(first, Mapping):
-        return {key: _joined([part[key] for part in parts]) for key in first}
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: _joined([_entry(part, name, parts) for part in parts]) for name in names}
     if isinstance(first, tuple):
         columns = [_joined(list(column)) for column in zip(*parts, strict=True)]
         return type(first)(*columns) if hasattr(first, "_fields") else tuple(columns)
     return first
+
+
+def _entry(part: Mapping[str, Any], name: str, parts: Sequence[Mapping[str, Any]]) -> Any:
+    """What a run tells of a site; where it has no such site, a flag is False."""
+    if name in part:
+        return part[name]
+    other = next(each[name] for each in parts if name in each)
+    if not isinstance(other, Tensor) or other.dtype != torch.bool:
+        raise StructureError(f"site '{name}' is not in each run")
+    return torch.zeros_like(other)
 
 
 def in_batch_dims(site: Site, values: Tensor, nesting: int, num_particles: int) -> Tensor:

@@ -8,7 +8,7 @@ the compiler leaves out.
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpyro
@@ -22,6 +22,7 @@ from numpyro_dvae.programs.sites import Layout, Site, is_drawn, sample_sites
 
 __all__ = [
     "Choose",
+    "Found",
     "given_run",
     "is_discrete",
     "latents_and_parents",
@@ -95,10 +96,19 @@ def swap_sites(model: Callable, args: tuple, kwargs: dict, choose: Choose) -> di
     return dict(swap.values)
 
 
+class Found(NamedTuple):
+    """A latent site of a model."""
+
+    site: Site
+    parents: frozenset[str]  # draws that it depends on
+    looked: frozenset[str]  # draws that a part of it depends on
+    before: frozenset[str]  # draws that come before it
+
+
 def latents_and_parents(
     rng_key: Array, model: Callable, args: tuple, kwargs: dict, look: Callable[[Site], Any]
-) -> dict[str, tuple[Site, frozenset[str], frozenset[str]]]:
-    """Latent sites of a model, the draws that each depends on, and those that `look` finds.
+) -> dict[str, Found]:
+    """Latent sites of a model, and the draws that each depends on.
 
     A site depends on the latents that its distribution is computed from without another draw in
     between.
@@ -121,10 +131,10 @@ def latents_and_parents(
     sites = latents({})
     draws = {name: site.value for name, site in sites.items() if not site.is_scanned}
     depends = eval_provenance(looks, **draws)
-    found = {}
+    found: dict[str, Found] = {}
     for name, site in sites.items():
         parents, looked = depends.get(name, (frozenset(), frozenset()))
-        found[name] = (site, _union(parents) - {name}, _union(looked))
+        found[name] = Found(site, _union(parents) - {name}, _union(looked), frozenset(found))
     return found
 
 

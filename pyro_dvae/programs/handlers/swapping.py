@@ -5,7 +5,7 @@ and what a latent's own distribution is, given the draws before it.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -20,9 +20,11 @@ from pyro_dvae.programs.processes import hidden
 from pyro_dvae.programs.sites import Site, is_drawn, sample_sites
 from pyro_dvae.programs.structure.layout import Exits
 from pyro_dvae.programs.structure.looking import only_looking
+from pyro_dvae.programs.structure.ways import ways_through
 
 __all__ = [
     "Choose",
+    "Found",
     "given_run",
     "is_discrete",
     "latents_and_parents",
@@ -134,10 +136,22 @@ class _Direct(Messenger):
             msg["value"] = track_provenance(bare, frozenset({msg["name"]}))
 
 
+class Found(NamedTuple):
+    """A latent site of a model."""
+
+    site: Site
+    parents: frozenset[str]  # draws that it depends on
+    looked: frozenset[str]  # draws that a part of it depends on
+    before: frozenset[str]  # draws that come before it in each run that has it
+    reached: Mapping[str, Tensor] | None = (
+        None  # where not all runs have it, values that lead to it
+    )
+
+
 def latents_and_parents(
     model: Callable, args: tuple, kwargs: dict, look: Callable[[Site], Any]
-) -> dict[str, tuple[Site, frozenset[str], frozenset[str]]]:
-    """Latent sites of a model, the draws that each depends on, and those that `look` finds.
+) -> dict[str, Found]:
+    """Latent sites of a model, and the draws that each depends on, in whatever run it is.
 
     A site depends on the latents that its distribution is computed from without another draw in
     between; where Python has asked for the value of a draw, all later sites depend on it.
@@ -147,43 +161,89 @@ def latents_and_parents(
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         look: A part of a site's distribution, whose own dependence is wanted.
+
+    Raises:
+        ValueError: If a site is another in some runs: of another family, other sizes or plates.
     """
-    sites, exits = _direct_run(model, args, kwargs)
-    found, earlier = {}, set[str]()
+
+    def run(values: Mapping[str, Tensor]) -> tuple[dict[str, Site], set[str], dict[str, Found]]:
+        sites, exits = _direct_run(model, args, kwargs, values)
+        return sites, exits, _latents_of(sites, exits, look)
+
+    ways = ways_through(run)
+    found: dict[str, Found] = {}
+    for way in ways:
+        for name, latent in way.found.items():
+            known = found.get(name, latent)
+            _check_alike(known.site, latent.site)
+            found[name] = Found(
+                known.site,
+                known.parents | latent.parents,
+                known.looked | latent.looked,
+                known.before & latent.before,
+                known.reached if name in found else way.values,
+            )
+    always = set.intersection(*(set(way.found) for way in ways))
+    return {n: f._replace(reached=None) if n in always else f for n, f in found.items()}
+
+
+def _latents_of(
+    sites: Mapping[str, Site], exits: set[str], look: Callable[[Site], Any]
+) -> dict[str, Found]:
+    """The latents of one run."""
+    found: dict[str, Found] = {}
     for name, site in sites.items():
         if site.is_observed:
             continue
-        asked = exits & earlier
+        asked, before = exits & found.keys(), frozenset(found)
         parents = (get_provenance(site.log_prob()) | asked) - {name}
-        found[name] = (site, frozenset(parents), get_provenance(look(site)) | asked)
-        earlier.add(name)
+        looked = get_provenance(look(site)) | asked
+        found[name] = Found(site, frozenset(parents), frozenset(looked), before)
     return found
+
+
+def _check_alike(one: Site, other: Site) -> None:
+    """Whether a site is the same in two runs."""
+    families, plates = [], []
+    for site in (one, other):
+        count = "" if site.num_values is None else f" of {site.num_values} values"
+        families.append(f"a {site.family}{count}, of shape {tuple(site.fn.event_shape)}")
+        frames = site.plates.values()
+        plates.append(sorted(f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames))
+    if families[0] != families[1] or plates[0] != plates[1]:
+        kinds = [
+            f"{family}, under {', '.join(each) or 'no plate'}"
+            for family, each in zip(families, plates, strict=True)
+        ]
+        raise ValueError(
+            f"site '{one.name}' is {kinds[0]}, but {kinds[1]} where other draws lead to it, and an "
+            "automatic guide has one table for it. Give the two names of their own, or draw one "
+            "site of one size in each run, under a mask where it does not count."
+        )
 
 
 def terms_and_draws(model: Callable, args: tuple, kwargs: dict) -> dict[str, frozenset[str]]:
     """The draws that what each site adds to the objective is computed from, its own among them.
 
-    Without another draw in between, as in `latents_and_parents`; of observed sites, too.
+    Without another draw in between, as in `latents_and_parents`; of observed sites, too. None is
+    known where Python asks for draws, as others then tell what a site is computed from.
 
     Args:
         model: The model.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
     """
-    sites, exits = _direct_run(model, args, kwargs)
-    found, earlier = {}, set[str]()
-    for name, site in sites.items():
-        found[name] = frozenset(get_provenance(site.term()) | (exits & earlier))
-        if not site.is_observed:
-            earlier.add(name)
-    return found
+    sites, exits = _direct_run(model, args, kwargs, {})
+    return {} if exits else {n: get_provenance(site.term()) for n, site in sites.items()}
 
 
-def _direct_run(model: Callable, args: tuple, kwargs: dict) -> tuple[dict[str, Site], set[str]]:
-    """A run in which draws are marked, and the draws that Python has asked for."""
+def _direct_run(
+    model: Callable, args: tuple, kwargs: dict, values: Mapping[str, Tensor]
+) -> tuple[dict[str, Site], set[str]]:
+    """A run with these values: draws are marked; and the draws that Python has asked for."""
 
     def run() -> tuple[dict[str, Site], set[str]]:
-        with pyro.validation_enabled(False), hidden(), _Direct(), Exits() as exits:
+        with pyro.validation_enabled(False), hidden(), _Give(values), _Direct(), Exits() as exits:
             return sample_sites(run_program(model, args, kwargs)), exits.names
 
     return only_looking(run)

@@ -54,6 +54,8 @@ def find_influence(pair: Pair) -> Influence | None:
     """Which draws each term is computed from; None if each draw of a datum influences all of it."""
     found = tracked(pair, TrackDraws())
     run, layout = found.run, pair.layout
+    if not run.guide.keys() >= set(layout.credited):  # they come and go with the draws
+        return None
     latent = [name for name, site in run.guide.items() if not site.is_observed]
     sources = find_sources(pair, found, latent)
 

@@ -21,6 +21,7 @@ from pyro_dvae.programs.record import in_batch_dims
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, rows_of_plates, sample_sites
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import Exits, TrackDraws, Tracked, find_sources, tracked
+from pyro_dvae.programs.structure.ways import ways_through
 from pyro_dvae.programs.summing.agreeing import check_agreement
 from pyro_dvae.programs.summing.enumerating import is_marked
 
@@ -44,11 +45,13 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
     """
     found = tracked(pair, TrackNonReparam())
     bounded = _bounded(found)
-    if summed := _to_be_summed(found.run):
-        all_sites = [*found.run.guide.values(), *found.run.model.values()]
+    runs = _all_runs(pair, found)
+    if summed := tuple(dict.fromkeys(name for run in runs for name in _to_be_summed(run))):
+        all_sites = [s for run in runs for s in (*run.guide.values(), *run.model.values())]
         nesting = _layout_of(all_sites, set(), (), max_plate_nesting).nesting
         pair = pair._replace(layout=Layout(nesting, summed=summed))
-        check_agreement(pair, found.run)
+        for run in runs:
+            check_agreement(pair, run)
         found = tracked(pair, TrackNonReparam())
     _check_match(found.run)
     credited = {n: s for n, s in found.run.guide.items() if s.is_credited}
@@ -79,6 +82,19 @@ def _bounded(found: Tracked) -> tuple[str, ...] | None:
         return None
     sites = ((name, site) for name, site in found.run.model.items() if site.is_observed)
     return tuple(name for name, site in sites if get_provenance(bounds_of(site.fn)))
+
+
+def _all_runs(pair: Pair, found: Tracked) -> list[Run]:
+    """Runs that have all sites that draws which Python asks for lead to; the run that was found."""
+
+    def run(values: Mapping[str, Tensor]) -> tuple[Mapping[str, Site], frozenset[str], Run]:
+        again = tracked(pair, TrackNonReparam(), values)
+        return again.run.guide, again.exits & again.run.guide.keys(), again.run
+
+    if not found.exits & found.run.guide.keys():
+        return [found.run]
+    runs = {each.found.structure(): each.found for each in ways_through(run)}
+    return list(runs.values())
 
 
 def _to_be_summed(run: Run) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ References:
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,17 +104,20 @@ class TrackDraws(Messenger):
             msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
 
 
-def tracked(pair: Pair, tracker: Messenger) -> Tracked:
+def tracked(
+    pair: Pair, tracker: Messenger, values: Mapping[str, Tensor] = MappingProxyType({})
+) -> Tracked:
     """A plain run, without validation, which asks for values, too.
 
     Args:
         pair: The programs.
         tracker: Marks what depends on the draws that are of interest.
+        values: Of some draws.
     """
 
     def look() -> Tracked:
         with pyro.validation_enabled(False), tracker, Exits() as exits:
-            run = run_pair(pair, Draw(Layout(), None))
+            run = run_pair(pair, Draw(Layout(), None, values))
         return Tracked(run, frozenset(exits.names), exits.any)
 
     try:

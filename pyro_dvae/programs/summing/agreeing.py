@@ -40,7 +40,7 @@ def check_agreement(pair: Pair, plain: Run) -> None:
     def look() -> str | None:
         drawn = {n: s for n, s in plain.guide.items() if not s.is_observed}
         values = {name: detach_provenance(site.value) for name, site in drawn.items()}
-        marked = {name: plain.model[name] for name in pair.layout.summed}
+        marked = {n: plain.model[n] for n in pair.layout.summed if n in plain.model}
         for site in marked.values():
             check_marked(site)
         state = pyro.util.get_rng_state()  # of plates that draw their rows, say
