@@ -21,7 +21,7 @@ from numpyro.util import not_jax_tracer
 from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.conditionals import value_probs
 from numpyro_dvae.diagnostics.points import is_pinned
-from numpyro_dvae.diagnostics.rates import expected_rate
+from numpyro_dvae.diagnostics.rates import expected_rate, is_reordered
 from numpyro_dvae.distributions import OneHotCategorical
 from numpyro_dvae.programs.densities import entry_mask
 from numpyro_dvae.programs.readers.impossible import excludes, leaves_out
@@ -42,6 +42,7 @@ READINGS = (
     "mean",  # of the distribution of each observation
     "counted",  # where no mask silences an entry of a latent
     "rate",  # log q - log p of each latent, given those before it
+    "reordered",  # whether the guide draws a latent before others on which the model lets it depend
     "alone",  # log q of sites that the guide alone has
     "outside",  # whether the guide cannot draw a value that the model's distribution can
     "conditional",  # the guide's probability of each value of a discrete latent, given those before
@@ -82,7 +83,8 @@ class SiteReader(NamedTuple):
             "mean": (observed, self.mean),
             "seen": (scored | data, self.seen),
             "counted": (latent, self.seen),
-            "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
+            "rate": (latent, lambda name, site: self.rate(name, run)),
+            "reordered": (latent, lambda name, site: self.reordered(name, run)),
             "alone": (
                 {n: s for n, s in guide_sites.items() if n not in sites},
                 self.log_likelihood,
@@ -145,20 +147,28 @@ class SiteReader(NamedTuple):
         event_dim = site.fn.event_dim
         return self.label(name, site, entry_mask(site, event_dim), event_dim)
 
-    def rate(self, name: str, guide_site: Site, site: Site) -> NamedArray:
+    def rate(self, name: str, run: Run) -> NamedArray:
         """Log q - log p, by cell of the event where both have the same cells.
 
-        Its expectation given the draws before the site, in place of its value, where there is one.
+        Its expectation given the draws before the site, in place of its value, where there is one,
+        and these are all that the model lets the site depend on.
         """
+        guide_site, site = run.guide[name], run.model[name]
         cells = {_num_cells(each.fn) for each in (guide_site, site)}
         num_cells = cells.pop() if len(cells) == 1 else 0
-        found = expected_rate(guide_site, site, num_cells)
+        found = None  # a guide's `scan` may go backward through the steps, which nothing tells
+        if not (is_reordered(name, run) or guide_site.has_steps):
+            found = expected_rate(guide_site, site, num_cells)
         if found is None:
             log_q, log_p = (
                 _cell_log_prob(each.fn, site.value, num_cells) for each in (guide_site, site)
             )
             found = log_q - log_p
         return self.label(name, site, found, num_cells)
+
+    def reordered(self, name: str, run: Run) -> NamedArray:
+        """Whether its rate is of its draws alone, as `is_reordered` tells, and may be below 0."""
+        return NamedArray((), jnp.asarray(is_reordered(name, run)))
 
     def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
         """Where the guide cannot draw what the model's distribution can; None if it surely can."""

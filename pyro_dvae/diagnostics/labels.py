@@ -19,7 +19,7 @@ from torch.distributions import OneHotCategorical
 from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.conditionals import value_probs
 from pyro_dvae.diagnostics.points import is_pinned
-from pyro_dvae.diagnostics.rates import expected_rate
+from pyro_dvae.diagnostics.rates import expected_rate, is_reordered
 from pyro_dvae.programs.densities import entry_mask
 from pyro_dvae.programs.readers.impossible import excludes, leaves_out
 from pyro_dvae.programs.sites import Run, Site, deterministic_sites, sample_sites
@@ -38,6 +38,7 @@ READINGS = (
     "mean",  # of the distribution of each observation
     "counted",  # where no mask silences an entry of a latent
     "rate",  # log q - log p of each latent, given those before it
+    "reordered",  # whether the guide draws a latent before others on which the model lets it depend
     "alone",  # log q of sites that the guide alone has
     "outside",  # whether the guide cannot draw a value that the model's distribution can
     "conditional",  # the guide's probability of each value of a discrete latent, given those before
@@ -74,7 +75,8 @@ class SiteReader(NamedTuple):
             "mean": (observed, self.mean),
             "seen": (scored | data, self.seen),
             "counted": (latent, self.seen),
-            "rate": (latent, lambda name, site: self.rate(name, guide_sites[name], site)),
+            "rate": (latent, lambda name, site: self.rate(name, run)),
+            "reordered": (latent, lambda name, site: self.reordered(name, run)),
             "alone": (
                 {n: s for n, s in guide_sites.items() if n not in sites},
                 self.log_likelihood,
@@ -142,14 +144,16 @@ class SiteReader(NamedTuple):
         event_dim = site.fn.event_dim
         return self.label(name, site, entry_mask(site, event_dim), event_dim)
 
-    def rate(self, name: str, guide_site: Site, site: Site) -> NamedArray:
+    def rate(self, name: str, run: Run) -> NamedArray:
         """Log q - log p, by cell of the event where both have the same cells.
 
-        Its expectation given the draws before the site, in place of its value, where there is one.
+        Its expectation given the draws before the site, in place of its value, where there is one,
+        and these are all that the model lets the site depend on.
         """
+        guide_site, site = run.guide[name], run.model[name]
         cells = {_num_cells(each.fn) for each in (guide_site, site)}
         num_cells = cells.pop() if len(cells) == 1 else 0
-        found = expected_rate(guide_site, site, num_cells)
+        found = None if is_reordered(name, run) else expected_rate(guide_site, site, num_cells)
         if found is None:
             log_q, log_p = (
                 _masked(each, _cell_log_prob(each.fn, site.value, num_cells), num_cells)
@@ -157,6 +161,10 @@ class SiteReader(NamedTuple):
             )
             found = log_q - log_p
         return self.label(name, site, found, num_cells)
+
+    def reordered(self, name: str, run: Run) -> NamedArray:
+        """Whether its rate is of its draws alone, as `is_reordered` tells, and may be below 0."""
+        return NamedArray((), torch.full((self.num_draws,), is_reordered(name, run)))
 
     def outside(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
         """Where the guide cannot draw what the model's distribution can; None if it surely can."""

@@ -8,6 +8,7 @@ References:
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from pyro_dvae.diagnostics.collect import collect, usage_of_processes
@@ -106,7 +107,9 @@ def latent_rates(
 ) -> dict[str, LatentRates]:
     """The rate of each latent: E[log q(z_l | z_<l, x) - log p(z_l | z_<l)], and which collapsed.
 
-    The rates sum to KL(q(z | x) ‖ p(z)), since both chain rules take the latents in one order. For
+    The rates sum to KL(q(z | x) ‖ p(z)). Where both chain rules take the latents in one order, each
+    is a KL. Where the guide draws a latent before others on which it may depend in the model, its
+    rate is that of the draws, may be below 0 and tells no collapse, as the report says. For
     independent latents each is the KL of its own posterior from its prior. Near 0, the latent has
     collapsed to the prior and carries nothing [2]. Sites whose events have no such parts in guide
     and model alike count as one latent. Given the draws before it, a rate is a sum over the values
@@ -128,9 +131,15 @@ def latent_rates(
         guides of a joint normal do, have one rate for all, named "a, b".
     """
     draws = collect(
-        result, data, num_draws, ("rate", "alone", "counted"), params=params, batch_size=batch_size
+        result,
+        data,
+        num_draws,
+        ("rate", "reordered", "alone", "counted"),
+        params=params,
+        batch_size=batch_size,
     )
+    reordered = {name for name, site in draws["reordered"].items() if np.any(site.values == 1)}
     return {
-        name: LatentRates(rate, threshold, error, share)
+        name: LatentRates(rate, threshold, error, share, name in reordered)
         for name, (rate, error, share) in latent_rates_of(draws).items()
     }

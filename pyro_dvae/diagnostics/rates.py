@@ -10,9 +10,9 @@ from torch.nn.functional import logsigmoid
 
 from pyro_dvae.programs.densities import entry_mask, is_masked
 from pyro_dvae.programs.readers.impossible import excludes
-from pyro_dvae.programs.sites import Site
+from pyro_dvae.programs.sites import Run, Site
 
-__all__ = ["expected_rate"]
+__all__ = ["expected_rate", "is_reordered"]
 
 _MOST_VALUES = 2**25  # of a table: more would take longer than draws
 
@@ -42,6 +42,17 @@ def expected_rate(guide_site: Site, site: Site, num_cells: int) -> Tensor | None
     masks = [entry_mask(each, num_cells) for each in (guide_site, site)]
     one, two = (torch.where(mask, part, 0.0) for mask, part in zip(masks, parts, strict=True))
     return one - two
+
+
+def is_reordered(name: str, run: Run) -> bool:
+    """Whether the guide draws a latent before others that come before it in the model.
+
+    What the model says of it then depends on draws that may depend on it, so that no sum over its
+    values, given the other draws, is the rate; the mean over the draws is.
+    """
+    places = {each: place for place, each in enumerate(run.guide)}
+    before = list(run.model)[: list(run.model).index(name)]
+    return any(places.get(each, -1) > places[name] for each in before)
 
 
 def _by_values(q: Any, p: Any) -> tuple | None:

@@ -203,17 +203,19 @@ class LatentRates(NamedTuple):
     threshold: float
     error: Any = 0.0  # standard error of the draws, (*latents,); NaN if there is one draw only
     share: Any = 1.0  # of the data in which no mask silences the latent; else its rate is 0
+    reordered: bool = False  # whether the guide draws it before others on which it may depend in
+    # the model: its rate is a part of their sum, and no KL
 
     @property
     def collapsed(self) -> np.ndarray:
         """Which latents follow the prior whatever the data: surely, whatever the draws are."""
-        return np.asarray(self.rate + self._margin < self._least)
+        return np.asarray((self.rate + self._margin < self._least) & (not self.reordered))
 
     @property
     def undecided(self) -> np.ndarray:
         """Which latents may have collapsed or not, as far as the draws can tell."""
         unclear = np.abs(self.rate - self._least) <= self._margin
-        return np.asarray(unclear & (self._least > 0))
+        return np.asarray(unclear & (self._least > 0) & (not self.reordered))
 
     @property
     def _least(self) -> np.ndarray:
@@ -230,9 +232,15 @@ class LatentRates(NamedTuple):
             self.undecided.any()
         )
         noise = f" (± {error:.2g} at most)" * bool(error > 1e-6)  # less is of rounding
+        collapse = f"{self.collapsed.sum()} of {bits.size} latents have collapsed{unclear}"
+        if self.reordered:
+            collapse = (
+                "The guide draws this before latents that come before it in the model, so that its "
+                "rate is a part of the sum over all sites alone, and tells no collapse"
+            )
         return (
-            f"{self.collapsed.sum()} of {bits.size} latents have collapsed{unclear}; rates from "
-            f"{bits.min():z.2f} to {bits.max():z.2f} bits{noise}, {bits.sum():z.2f} together."
+            f"{collapse}; rates from {bits.min():z.2f} to {bits.max():z.2f} bits{noise}, "
+            f"{bits.sum():z.2f} together."
         )
 
 
