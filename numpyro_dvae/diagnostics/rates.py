@@ -11,7 +11,7 @@ from jaxtyping import Array
 from numpyro.distributions import kl_divergence
 
 from numpyro_dvae.programs.densities import entry_mask, is_masked
-from numpyro_dvae.programs.readers.impossible import excludes
+from numpyro_dvae.programs.readers.impossible import excludes, has_zeros
 from numpyro_dvae.programs.sites import Run, Site
 
 __all__ = ["expected_rate", "is_reordered"]
@@ -77,7 +77,7 @@ def _by_values(q: Any, p: Any) -> tuple | None:
         if others is None or len(others) != len(values):
             return None
     log_q, never = q.log_prob(values), excludes(q, values)
-    log_p = p.log_prob(values)
+    log_p = jnp.where(has_zeros(p, values), -jnp.inf, p.log_prob(values))
     probs = jnp.where(never, 0.0, jnp.exp(log_q))
     log_q, log_p = (jnp.where(probs > 0, each, 0.0) for each in (log_q, log_p))
     return (probs * log_q).sum(0), (probs * log_p).sum(0)

@@ -30,7 +30,7 @@ from numpyro_dvae.diagnostics.silence import OF_MASKS, latents_of, otherwise_dra
 from numpyro_dvae.diagnostics.weighed import OF_WEIGHTS
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
-from numpyro_dvae.programs.readers.impossible import read_impossible
+from numpyro_dvae.programs.readers.impossible import read_impossible, read_zeros
 from numpyro_dvae.programs.record import Particles, Reader, make_record, read_codes, read_silenced
 from numpyro_dvae.programs.run import run_particles
 from numpyro_dvae.programs.sites import (
@@ -75,6 +75,7 @@ _STATE_READERS = {
     "codes": read_codes,
     "silenced": read_silenced,
     "impossible": read_impossible,
+    "zeros": read_zeros,
     **OF_WEIGHTS,
 }
 
@@ -195,7 +196,13 @@ def _readers(pair: Pair) -> dict[str, Reader]:
     names = pair.notes.alone.auxiliary
     of_latents = {"codes": read_codes, **OF_MASKS, **OF_POINTS}
     found = {name: without(names, read) for name, read in of_latents.items()}
-    return {**found, "given": _read_given, **OF_WEIGHTS, **read_auxiliary(names)}
+    return {
+        **found,
+        "given": _read_given,
+        "zeros": read_zeros,
+        **OF_WEIGHTS,
+        **read_auxiliary(names),
+    }
 
 
 def enumerate_states(rng_key: Array, pair: Pair, max_states: int) -> dict[str, Array]:

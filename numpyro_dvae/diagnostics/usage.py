@@ -180,6 +180,4 @@ def variances_of(draws: Draws) -> dict[str, np.ndarray]:
 def _mean_and_error(array: NamedArray, plates: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     shared = tuple(plate for plate in plates if plate in array.dims)
     each = np.atleast_2d(split_data(array, shared).mean(1, dtype=np.float64).T).T
-    if len(each) == 1:  # of one draw nothing is known
-        return each[0], np.full(each.shape[1:], np.nan)
-    return each.mean(0), each.std(0, ddof=1) / np.sqrt(len(each))
+    return mean_and_error(each)

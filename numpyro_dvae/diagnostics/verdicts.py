@@ -128,6 +128,8 @@ class ImportanceDiagnostics(NamedTuple):
     weighed: tuple[str, ...] = ()  # sites that a scale weighs otherwise than their datum: all here
     # is of densities so weighed
     factors: tuple[str, ...] = ()  # sites that the guide observes, which count with log q
+    clamped: tuple[str, ...] = ()  # sites to whose values the model gives a probability of 0, which
+    # losses, and the framework's densities, clamp
 
     def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
         """The posterior mean of a function of the latents, by the weighted draws.

@@ -10,6 +10,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from numpyro_dvae.programs.readers.impossible import has_zeros
 from numpyro_dvae.programs.record import Ledger
 from numpyro_dvae.programs.sites import Layout, Run, Site
 
@@ -41,9 +42,21 @@ def _read_factors(run: Run, layout: Layout, num_particles: int) -> dict[str, Arr
     return {name: jnp.ones((), bool) for name, site in run.guide.items() if _is_own(site)}
 
 
+def _read_clamped(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]:
+    """Sites of the model whose values have a probability of 0 that counts; a reader."""
+    return {
+        name: (has_zeros(site.fn, site.value) & (jnp.asarray(site.scale) > 0)).any()
+        for name, site in run.model.items()
+    }
+
+
 def _is_own(site: Site) -> bool:
     """Whether the user's guide observes a site; this package marks the factors that it adds."""
     return site.is_observed and not site.infer.get("_of_package")
 
 
-OF_WEIGHTS = {"weighed": _read_weighed, "factors": _read_factors}  # readers
+OF_WEIGHTS = {  # readers
+    "weighed": _read_weighed,
+    "factors": _read_factors,
+    "clamped": _read_clamped,
+}

@@ -34,11 +34,13 @@ _SHARED = ("shared_likelihood", "shared_prior", "shared_q", "shared_auxiliary") 
 RECORD = (
     *("log_likelihood", "log_prior", "log_q", "codes", *_SHARED, "scale", "given"),
     "points",  # numbers that move with the points of the guide, if they do
-    *("weighed", "factors"),  # whether sites are, by name
+    *("weighed", "factors", "clamped"),  # whether sites are, by name
+    "zeros",  # where log-densities are minus infinity, though clamped
     *("unmasked", "matters"),  # log p - log q of masked latents, and whether others follow them
     "auxiliary",  # log q of sites of the guide alone; and "shared_auxiliary"
 )
 _VALUES_AT_ONCE = 2**22  # of the data, times draws: what goes through the programs in one block
+_NOTHING = -1e20  # nats, which stand for minus infinity, as a logit of -1e30 does
 _UNDRAWN = ("observed", "subsample", "scale")  # readings without draws in front
 
 
@@ -70,7 +72,7 @@ class Draws:
         self._row_plate: str | None = None
         self._points: dict[tuple[str, int], Any] = {}  # by site and first row: of the first draw
         self._moving: set[str] = set()
-        self._noted: dict[str, dict[str, None]] = {"weighed": {}, "factors": {}}
+        self._noted: dict[str, dict[str, None]] = {"weighed": {}, "factors": {}, "clamped": {}}
 
     def __getitem__(self, reading: str) -> dict[str, NamedArray]:
         return self._readings.get(reading, {})
@@ -183,6 +185,7 @@ class Draws:
             shared: Sites that no datum owns.
             alone: Sites that the guide alone has, see `auxiliary`.
         """
+        record = _without_clamps(record)
         sizes = record["log_q"].shape[1:]
         if not self.plates:
             self.plates, self.shared_sites = plates, shared
@@ -247,6 +250,17 @@ class Draws:
                 "Leave `batch_size` out, to run all rows at once."
             )
         return dims.index(self._row_plate)
+
+
+def _without_clamps(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the logarithms of probabilities of 0 as they are."""
+    found = dict(record)
+    for name, zeros in record.get("zeros", {}).items():
+        nothing = (found[name] <= _NOTHING) | np.asarray(zeros).reshape(
+            len(zeros), *(zeros.shape[1:])
+        )
+        found[name] = np.where(nothing, -np.inf, found[name])
+    return found
 
 
 def cut_draws(num_draws: int, num_values: int) -> Iterator[tuple[slice, int]]:

@@ -21,6 +21,9 @@ _SENTENCES = {
     "given the latents, and the ELBO is a bound.",
     "weighed": "A scale of its own weighs the density of {}: ELBO, bounds, evidences and verdicts "
     "are of densities so weighed, and say nothing of the evidence of the model without it.",
+    "clamped": "The model gives {} a probability of 0, so that the ELBO is minus infinity; losses "
+    "are finite, as the framework clamps that. If it is a network's, come to 0 or 1 by rounding, "
+    "give the distribution logits.",
     "factors": "The guide has factors, {}, which count with log q: ELBO and weighted bounds are "
     "bounds only if that is the density of what the guide draws.",
 }

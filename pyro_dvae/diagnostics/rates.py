@@ -9,7 +9,7 @@ from torch.distributions.kl import kl_divergence
 from torch.nn.functional import logsigmoid
 
 from pyro_dvae.programs.densities import entry_mask, is_masked
-from pyro_dvae.programs.readers.impossible import excludes
+from pyro_dvae.programs.readers.impossible import excludes, has_zeros
 from pyro_dvae.programs.sites import Run, Site
 
 __all__ = ["expected_rate", "is_reordered"]
@@ -72,7 +72,7 @@ def _by_values(q: Any, p: Any) -> tuple | None:
     if not bool(p.support.check(values).all()):
         return None
     log_q, never = q.log_prob(values), excludes(q, values)
-    log_p = p.log_prob(values)
+    log_p = torch.where(has_zeros(p, values), -torch.inf, p.log_prob(values))
     probs = torch.where(never, 0.0, log_q.exp())
     log_q, log_p = (torch.where(probs > 0, each, 0.0) for each in (log_q, log_p))
     return (probs * log_q).sum(0), (probs * log_p).sum(0)

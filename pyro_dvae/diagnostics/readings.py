@@ -29,7 +29,7 @@ from pyro_dvae.infer.relaxation import unrelaxed
 from pyro_dvae.programs.codes import enumerate_draws
 from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair, run_program
 from pyro_dvae.programs.handlers.paths import list_paths
-from pyro_dvae.programs.readers.impossible import read_impossible
+from pyro_dvae.programs.readers.impossible import read_impossible, read_zeros
 from pyro_dvae.programs.record import (
     Particles,
     Reader,
@@ -85,6 +85,7 @@ _STATE_READERS = {
     "codes": read_codes,
     "silenced": read_silenced,
     "impossible": read_impossible,
+    "zeros": read_zeros,
     **OF_WEIGHTS,
 }
 
@@ -186,7 +187,13 @@ def _readers(pair: Pair) -> dict[str, Reader]:
     names = pair.notes.alone.auxiliary
     of_latents = {"codes": read_codes, **OF_MASKS, **OF_POINTS}
     found = {name: without(names, read) for name, read in of_latents.items()}
-    return {**found, "given": _read_given, **OF_WEIGHTS, **read_auxiliary(names)}
+    return {
+        **found,
+        "given": _read_given,
+        "zeros": read_zeros,
+        **OF_WEIGHTS,
+        **read_auxiliary(names),
+    }
 
 
 def _draw_axes(pair: Pair) -> dict[str, int]:

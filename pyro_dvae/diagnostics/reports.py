@@ -80,6 +80,7 @@ class Evaluation(NamedTuple):
     auxiliary: tuple[str, ...] = ()  # sites that the guide alone draws: the ELBO is no bound
     weighed: tuple[str, ...] = ()  # sites that a scale weighs: bounds are of densities so weighed
     factors: tuple[str, ...] = ()  # sites that the guide observes, which count with log q
+    clamped: tuple[str, ...] = ()  # sites with a probability of 0, of which losses are finite
 
     def __str__(self) -> str:
         """A table with a line for each number."""
@@ -261,6 +262,7 @@ class RateDistortion(NamedTuple):
     auxiliary: tuple[str, ...] = ()  # sites that the guide alone draws, and rates count: no KL
     weighed: tuple[str, ...] = ()  # sites that a scale weighs: rates are of densities so weighed
     factors: tuple[str, ...] = ()  # sites that the guide observes, which count with log q
+    clamped: tuple[str, ...] = ()  # sites with a probability of 0, of which losses are finite
     data_range: float = 1.0  # span of the data, to which the PSNR refers
 
     def __str__(self) -> str:
@@ -273,7 +275,7 @@ class RateDistortion(NamedTuple):
             fidelity = f", MSE {self.mse[seen].mean():.4g}, PSNR {psnr:.2f} dB"
         noise = [noise_of(each) for each in (self.mean_rate_error, self.mean_distortion_error)]
         each = _each(self.rate)
-        if np.isnan(self.rate_error).any():
+        if (np.isnan(self.rate_error) & np.isfinite(self.rate)).any():
             each = f"{each}, by one draw each (num_draws=100 tells errors)"
         return (
             f"Rate {self.rate.mean():z.2f} bits{noise[0]}, distortion "
@@ -296,6 +298,7 @@ class PosteriorGap(NamedTuple):
     auxiliary: tuple[str, ...] = ()  # `ImportanceDiagnostics`
     weighed: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
+    clamped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """A line with the means."""

@@ -230,7 +230,7 @@ def gap_of(draws: Draws) -> PosteriorGap:
         is_bound=np.asarray(is_bound),
         whole_log_evidence=float((draws.scale * log_evidence).sum()),
         whole_elbo=float((draws.scale * elbo).sum()),
-        **draws.notes,
+        **(draws.notes | ({"clamped": ()} if np.isfinite(elbo).all() else {})),
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_dvae.programs.readers.impossible import has_zeros
 from pyro_dvae.programs.record import Ledger, Particles
 from pyro_dvae.programs.sites import Layout, Run, Site
 
@@ -44,12 +45,25 @@ def _read_factors(run: Run, layout: Layout, num_particles: int) -> dict[str, Ten
     return {name: yes for name, site in run.guide.items() if _is_own(site)}
 
 
+def _read_clamped(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor]:
+    """Sites of the model whose values have a probability of 0 that counts; a reader."""
+    found = {}
+    for name, site in run.model.items():
+        zeros = has_zeros(site.fn, site.value).float()
+        found[name] = (site.scaled(zeros, site.scale) > 0).any().expand(num_particles)
+    return found
+
+
 def _is_own(site: Site) -> bool:
     """Whether the user's guide observes a site; this package marks the factors that it adds."""
     return site.is_observed and not site.infer.get("_of_package")
 
 
-OF_WEIGHTS = {"weighed": _read_weighed, "factors": _read_factors}  # readers
+OF_WEIGHTS = {  # readers
+    "weighed": _read_weighed,
+    "factors": _read_factors,
+    "clamped": _read_clamped,
+}
 
 
 def with_all_names(records: Sequence[Particles]) -> list[Particles]:

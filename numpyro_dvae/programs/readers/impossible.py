@@ -18,9 +18,10 @@ from numpyro_dvae.distributions import CertainCategorical, OneHotCategorical, Un
 from numpyro_dvae.programs.record import Ledger
 from numpyro_dvae.programs.sites import Layout, Run, base_distribution
 
-__all__ = ["excludes", "leaves_out", "read_impossible"]
+__all__ = ["excludes", "has_zeros", "leaves_out", "read_impossible", "read_zeros"]
 
 _HOPELESS = -1e4  # nats of one latent: no network learns it, and as good as minus infinity
+_CLAMPED = (dist.BernoulliProbs, dist.BinomialProbs)  # before they take logarithms
 
 
 def leaves_out(guide: Any, model: Any) -> Bool[Array, "*batch"] | None:
@@ -95,6 +96,41 @@ def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Array,
         if site.needs_credit and not site.is_observed and layout.owns(site):
             ledger.add_bare("impossible", site, excludes(site.fn, site.value).astype(float))
     return ledger.total("impossible") > 0
+
+
+def has_zeros(fn: Any, value: Array) -> Bool[Array, "*batch"]:
+    """Whether a value has a probability of 0, given so and clamped in its density.
+
+    Over the batch dims, or what broadcasts to them. Under a mask, nothing counts.
+    """
+    if isinstance(fn, MaskedDistribution):
+        return has_zeros(fn.base_dist, value) & jnp.asarray(fn._mask)
+    if isinstance(fn, ExpandedDistribution):
+        return has_zeros(fn.base_dist, value)
+    if isinstance(fn, dist.Independent):
+        inner, num_dims = has_zeros(fn.base_dist, value), fn.reinterpreted_batch_ndims
+        inner = inner.reshape((1,) * (num_dims - inner.ndim) + inner.shape)
+        return inner.any(tuple(range(-num_dims, 0))) if num_dims else inner
+    if not isinstance(fn, _CLAMPED):
+        return jnp.zeros((), bool)
+    probs, most = jnp.asarray(fn.probs), getattr(fn, "total_count", 1)
+    return ((probs == 0) & (value > 0)) | ((probs == 1) & (value < most))
+
+
+def read_zeros(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]:
+    """Whether what the model has of a datum has a probability of 0, by kind; a reader of records.
+
+    Kinds are "log_likelihood" and "log_prior", and of what data share "shared_likelihood" and
+    "shared_prior".
+    """
+    ledger = Ledger(layout, [*run.guide.values(), *run.model.values()])
+    for site in run.model.values():
+        zeros = has_zeros(site.fn, site.value).astype(float)
+        shape = jnp.broadcast_shapes(zeros.shape, site.fn.batch_shape)
+        ledger.add(site.kind, site, jnp.broadcast_to(zeros, shape))
+    kinds = ("likelihood", "prior")
+    found = {f"log_{kind}": ledger.total(kind) > 0 for kind in kinds}
+    return found | {f"shared_{kind}": ledger.total_shared(kind) > 0 for kind in kinds}
 
 
 def _zero_codes(fn: Any) -> Bool[Array, "*batch V"] | None:

@@ -17,9 +17,17 @@ from pyro_dvae.distributions import CertainCategorical, UniformCategorical
 from pyro_dvae.programs.record import Ledger
 from pyro_dvae.programs.sites import Layout, Run, base_distribution
 
-__all__ = ["excludes", "leaves_out", "read_impossible"]
+__all__ = ["excludes", "has_zeros", "leaves_out", "read_impossible", "read_zeros"]
 
 _HOPELESS = -1e4  # nats of one latent: no network learns it, and as good as minus infinity
+_CLAMPED = (
+    torch.distributions.Bernoulli,
+    torch.distributions.Binomial,
+    torch.distributions.Categorical,
+    torch.distributions.Multinomial,
+    torch.distributions.NegativeBinomial,
+    torch.distributions.OneHotCategorical,
+)  # families that clamp probabilities before they take logarithms
 
 
 def leaves_out(guide: Any, model: Any) -> Bool[Tensor, "*batch"] | None:
@@ -93,6 +101,52 @@ def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Tensor
         if site.needs_credit and not site.is_observed and layout.owns(site):
             ledger.add_bare("impossible", site, excludes(site.fn, site.value).float())
     return ledger.total("impossible") > 0
+
+
+def has_zeros(fn: Any, value: Tensor) -> Bool[Tensor, "*batch"]:
+    """Whether a value has a probability of 0, given so and clamped in its density.
+
+    Over the batch dims, or what broadcasts to them. Under a mask, nothing counts.
+    """
+    if isinstance(fn, dist.MaskedDistribution):
+        return has_zeros(fn.base_dist, value) & torch.as_tensor(fn._mask)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return has_zeros(fn.base_dist, value)
+    if isinstance(fn, dist.Independent):
+        inner, num_dims = has_zeros(fn.base_dist, value), fn.reinterpreted_batch_ndims
+        inner = inner.reshape((1,) * (num_dims - inner.dim()) + inner.shape)
+        return inner.flatten(-num_dims).any(-1) if num_dims else inner
+    table = getattr(fn, "_categorical", fn)  # of vectors of codes
+    if not isinstance(fn, _CLAMPED) or "probs" not in vars(table):
+        return torch.zeros((), dtype=torch.bool)
+    zero = _is_clamped(table.probs, table.logits)
+    if isinstance(fn, torch.distributions.Categorical):
+        shape = torch.broadcast_shapes(value.shape, zero.shape[:-1])
+        codes = value.long().clamp(0, zero.shape[-1] - 1).expand(shape)[..., None]
+        return zero.expand(*shape, -1).gather(-1, codes)[..., 0]
+    if table is not fn:
+        return (zero & (value > 0)).any(-1)
+    if isinstance(fn, torch.distributions.NegativeBinomial):
+        return zero & (value > 0)
+    most = getattr(fn, "total_count", 1)
+    never_fails = _is_clamped(1 - fn.probs, -fn.logits)
+    return (zero & (value > 0)) | (never_fails & (value < most))
+
+
+def read_zeros(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor]:
+    """Whether what the model has of a datum has a probability of 0, by kind; a reader of records.
+
+    Kinds are "log_likelihood" and "log_prior", and of what data share "shared_likelihood" and
+    "shared_prior".
+    """
+    ledger = Ledger(layout, num_particles, [*run.guide.values(), *run.model.values()])
+    for site in run.model.values():
+        zeros = has_zeros(site.fn, site.value).float()
+        shape = torch.broadcast_shapes(zeros.shape, site.fn.batch_shape)
+        ledger.add(site.kind, site, zeros.expand(shape))
+    kinds = ("likelihood", "prior")
+    found = {f"log_{kind}": ledger.total(kind) > 0 for kind in kinds}
+    return found | {f"shared_{kind}": ledger.total_shared(kind) > 0 for kind in kinds}
 
 
 def _zero_codes(fn: Any) -> Bool[Tensor, "*batch V"] | None:

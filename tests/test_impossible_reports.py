@@ -1,0 +1,108 @@
+"""What the model gives a probability of 0 is impossible in reports, though densities clamp it."""
+
+import numpy as np
+import pytest
+from test_diagnostics import diagnose, program_of
+from zoo import normal
+
+X = np.array([0.0, 1.0, 1.0])
+HEADS = np.array([0.3, 0.3, 0.0])  # of x where z is 1: the last datum cannot be
+HALF, EXACT = np.full(3, 0.5), np.array([0.35 / 0.85, 1.0, 0.5])
+
+
+def coins(family):
+    def program(ppl, data):
+        with ppl.plate("data", 3):
+            z = ppl.sample("z", ppl.dist.Bernoulli(probs=data["half"]))
+            heads = z * data["heads"]
+            if family == "Bernoulli":
+                fn = ppl.dist.Bernoulli(probs=heads)
+            elif family == "Binomial":
+                fn = ppl.dist.Binomial(1, heads)
+            else:
+                sides = data["side"]
+                fn = ppl.dist.Categorical(probs=sides[0] + heads[..., None] * sides[1])
+            x = data["code"] if family == "Categorical" else data["x"]
+            ppl.sample("x", fn, obs=x)
+
+    return program
+
+
+def guide(ppl, data):
+    with ppl.plate("data", 3):
+        ppl.sample("z", ppl.dist.Bernoulli(probs=data["q"]))
+
+
+def case_of(shim, model, q):
+    data = {"half": HALF, "heads": HEADS, "x": X, "code": X.astype(int), "q": q}
+    data["side"] = np.array([[1.0, 0.0], [-1.0, 1.0]])
+    return shim.Case(program_of(model, guide, {}, data))
+
+
+CLAMPED = "The model gives '{}' a probability of 0, so that the ELBO is minus infinity; losses"
+
+
+@pytest.mark.thrifty
+@pytest.mark.parametrize("family", ["Bernoulli", "Binomial", "Categorical"])
+def test_an_impossible_datum_has_no_evidence(shim, family):
+    case = case_of(shim, coins(family), EXACT)
+    evidence = [np.log(0.85), np.log(0.15), -np.inf]
+    gap = diagnose(shim, "posterior_gap", case)
+    np.testing.assert_allclose(gap.log_evidence, evidence, rtol=1e-6)
+    np.testing.assert_allclose(gap.elbo, evidence, rtol=1e-6)
+    assert "the model allows no state of 1 of 3 data" in str(gap)
+    report = diagnose(shim, "importance_diagnostics", case, num_particles=50)
+    np.testing.assert_allclose(report.iwae, evidence, rtol=1e-6)
+    assert list(report.verdicts) == ["close", "restricted", "broken"]
+    if family != "Categorical":  # NumPyro's density of that is as good as minus infinity
+        assert CLAMPED.format("x") in str(report)
+    costs = diagnose(shim, "rate_distortion", case, num_draws=3)
+    assert list(np.isinf(costs.distortion)) == [False, False, True]
+
+
+def switches(ppl, data):
+    """A latent that the model has surely, off and on, in two data."""
+    with ppl.plate("data", 3):
+        z = ppl.sample("z", ppl.dist.Bernoulli(probs=data["q"]))
+        ppl.sample("x", ppl.dist.Normal(1.0 * z, 1.0), obs=data["x"])
+
+
+def even_guide(ppl, data):
+    with ppl.plate("data", 3):
+        ppl.sample("z", ppl.dist.Bernoulli(probs=data["half"]))
+
+
+@pytest.mark.thrifty
+def test_a_guide_of_what_the_model_never_has_is_infinitely_off(shim):
+    sure = np.array([0.0, 1.0, 0.5])
+    data = {"half": HALF, "x": X, "q": sure}
+    case = shim.Case(program_of(switches, even_guide, {}, data))
+    gap = diagnose(shim, "posterior_gap", case)
+    densities = normal(X, np.arange(2)[:, None])
+    evidence = np.log(np.exp(densities[0]) * (1 - sure) + np.exp(densities[1]) * sure)
+    np.testing.assert_allclose(gap.log_evidence, evidence, rtol=1e-10)
+    last = evidence[2] - densities[:, 2].mean()
+    np.testing.assert_allclose(gap.gap, [np.inf, np.inf, last], rtol=1e-6)
+    np.testing.assert_allclose(gap.support_mass, 1.0)
+    assert CLAMPED.format("z") in str(gap)
+    report = diagnose(shim, "importance_diagnostics", case, num_particles=50)
+    assert list(np.isneginf(report.elbo)) == [True, True, False]
+    assert list(report.verdicts) == ["off", "off", "close"]
+    costs = diagnose(shim, "rate_distortion", case, num_draws=40)
+    assert list(np.isinf(costs.rate)) == [True, True, False]
+    assert "by one draw each" not in str(costs)
+    assert np.isinf(diagnose(shim, "latent_rates", case)["z"].rate)
+    loss, _ = case.run(shim.module("infer").Exact_ELBO())
+    assert np.isfinite(loss)  # as the framework's own
+
+
+def test_what_never_comes_says_nothing_where_the_guide_never_draws_it(thrifty_shim):
+    sure = np.array([0.0, 1.0, 0.5])
+    data = {"half": sure, "x": X, "q": sure}
+    case = thrifty_shim.Case(program_of(switches, even_guide, {}, data))
+    gap = diagnose(thrifty_shim, "posterior_gap", case)
+    assert gap.clamped == ()
+    assert np.isfinite(gap.gap).all()
+    report = diagnose(thrifty_shim, "importance_diagnostics", case, num_particles=50)
+    assert report.clamped == ()
+    assert np.isfinite(report.elbo).all()
