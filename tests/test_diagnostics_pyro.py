@@ -133,7 +133,8 @@ def test_a_global_latent_cannot_go_in_batches():
         program.observes = False
         program(x)
 
-    assert to_arviz((model, guide), X, num_draws=3).posterior["g"].shape == (1, 3)
+    with pytest.warns(UserWarning, match="draws of 'g' as if they were the posterior's"):
+        assert to_arviz((model, guide), X, num_draws=3).posterior["g"].shape == (1, 3)
     with pytest.raises(ValueError, match=r"`batch_size`: site 'g' is not under"):
         to_arviz((model, guide), X, num_draws=3, batch_size=2)
 
