@@ -112,8 +112,12 @@ class Run:
     def train(self, num_steps: int, intervals: Intervals, signals: Signals, bar: tqdm) -> None:
         """Step until `num_steps`, with all that is due between steps."""
         self._clock, self._clock_step = time.perf_counter(), self.step
+        first = self.step
         while self.step < num_steps:
-            bar.update(self._take_steps(num_steps - self.step, intervals))
+            count = self._take_steps(num_steps - self.step, intervals)
+            if self.step == first + count:
+                bar.unpause()  # the first step compiles, and says nothing of the others' time
+            bar.update(count)
             last = self.step == num_steps
             evaluate = self.held_out is not None and (last or self._is_due(intervals.evaluation))
             if (evaluate or last) and self.step not in self._due:

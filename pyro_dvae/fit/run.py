@@ -97,9 +97,11 @@ class Run:
 
     def train(self, num_steps: int, intervals: Intervals, signals: Signals, bar: tqdm) -> None:
         """Step until `num_steps`, with all that is due between steps."""
-        self._clock = time.perf_counter()
+        self._clock, first = time.perf_counter(), self.step
         while self.step < num_steps:
             self._take_step()
+            if self.step == first + 1:
+                bar.unpause()  # the first step plans, and says nothing of the others' time
             bar.update()
             last = self.step == num_steps
             evaluate = self.held_out is not None and (last or self._is_due(intervals.evaluation))
