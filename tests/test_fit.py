@@ -173,6 +173,8 @@ def test_resuming_in_the_same_process_rewinds_it(kit, tmp_path):
     whole = run(kit, 16, svi, folder=tmp_path, checkpoint_every=8, resume=True)
     same(kit, run(kit, 16), whole)
     assert run(kit, 16, svi, folder=tmp_path, resume=True).num_steps == 16  # nothing left to do
+    with pytest.warns(UserWarning, match="`num_steps` is 8, but the run in `folder` has 16 steps"):
+        assert run(kit, 8, svi, folder=tmp_path, resume=True).num_steps == 16
 
 
 KILLED = """

@@ -231,3 +231,9 @@ def test_schedules_refuse_what_is_not_finite(backend):
                 make(bad, 0.5, 10)
         with pytest.raises(ValueError, match="`num_steps`"):
             make(1.0, 0.5, 2.5)
+
+
+def test_a_divergence_tells_what_is_likely_by_its_step(kit):
+    early, late = (str(kit.package.DivergenceError(step, 1.0, None, [])) for step in (2, 40))
+    assert "the program is the likelier cause" in early
+    assert "a lower learning rate" in late

@@ -80,7 +80,9 @@ def _one_kind_of(option: Any) -> tuple[str, Callable[[Any], bool]] | None:
     is_class = isinstance(option, type) and origin is None and option is not inspect.Parameter.empty
     if not is_class or getattr(option, "_is_protocol", False) or _is_array(option):
         return None
-    return f"a {option.__name__}", lambda value: isinstance(value, option)
+    name = option.__name__.rpartition(".")[-1]  # JAX's array has the name of a module in its own
+    article = "an" if name[0] in "AEIOU" else "a"
+    return f"{article} {name}", lambda value: isinstance(value, option)
 
 
 def _is_array(option: type) -> bool:

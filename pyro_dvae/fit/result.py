@@ -79,13 +79,25 @@ class DivergenceError(FloatingPointError):
             + (f"not finite: {shown}. " if culprits else "the loss is not finite. ")
             + ("No loss was finite. " if last_loss is None else f"Last loss {last_loss:.6g}. ")
             + f"Last good checkpoint: {checkpoint or 'none (pass `folder` to have one)'}. "
-            "Likely fixes: a lower learning rate, gradient clipping (`pyro.optim.ClippedAdam`), "
-            "a bound on scales that the model can drive to 0. "
+            f"{_likely_fixes(step)} "
             "`log_every=1` stops at the very step and shows what goes first."
         )
 
     def __reduce__(self) -> tuple:
         return type(self), (self.step, self.last_loss, self.checkpoint, self.culprits)
+
+
+def _likely_fixes(step: int) -> str:
+    if step <= 2:  # a step that is too long takes longer to show
+        return (
+            "So early the program is the likelier cause: a gradient of 0 / 0 or 0 * inf, as at a "
+            "rate or a scale of exactly 0, or within the branch that `torch.where` leaves out. "
+            "Keep its argument away from there on both branches; else lower the learning rate."
+        )
+    return (
+        "Likely fixes: a lower learning rate, gradient clipping (`pyro.optim.ClippedAdam`), "
+        "a bound on scales that the model can drive to 0."
+    )
 
 
 class FitInterrupt(KeyboardInterrupt):

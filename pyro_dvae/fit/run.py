@@ -6,6 +6,7 @@ parameters that a step changes are those that `SVI.step` would change.
 """
 
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,6 +98,12 @@ class Run:
 
     def train(self, num_steps: int, intervals: Intervals, signals: Signals, bar: tqdm) -> None:
         """Step until `num_steps`, with all that is due between steps."""
+        if self.step > num_steps:
+            warnings.warn(
+                f"`num_steps` is {num_steps}, but the run in `folder` has {self.step} steps. They "
+                "are returned as they are: ask for more to train on.",
+                stacklevel=5,
+            )
         self._clock, first = time.perf_counter(), self.step
         while self.step < num_steps:
             self._take_step()
