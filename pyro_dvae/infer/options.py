@@ -31,7 +31,7 @@ class NamedOptions:
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
         """Make an instance, if the options are those of its constructor."""
-        if args and callable(args[0]):  # a model: Pyro has called the class as a function of it
+        if len(args) > 1 and all(map(callable, args[:2])):  # Pyro calls it with model and guide
             raise ValueError(
                 f"`loss` is the class {cls.__name__}, not a loss: write loss={cls.__name__}(), "
                 "with its options in the brackets."
