@@ -6,6 +6,7 @@ The right values are sums over all states by NumPy.
 
 import itertools
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -97,6 +98,52 @@ class _NumPyro:
 @pytest.fixture(params=[_Pyro, _NumPyro], ids=["pyro", "numpyro"])
 def lab(request):
     return request.param()
+
+
+class _Place:
+    flag = 0
+
+
+def settings():
+    """Ways to have a flag that is no argument: how to read it, and how to set it."""
+    global FLAG
+    FLAG, held, place, entries, by_name = 0, 0, _Place(), {"at": 0}, {}
+
+    def of_global():
+        return FLAG
+
+    def enclosed():
+        return held
+
+    def set_global(n):
+        global FLAG
+        FLAG = n
+
+    def set_enclosed(n):
+        nonlocal held
+        held = n
+
+    by_name["global"] = of_global, set_global
+    by_name["enclosed"] = enclosed, set_enclosed
+    by_name["attribute"] = partial(_read, place), lambda n: setattr(place, "flag", n)
+    by_name["entry"] = lambda: entries["at"], lambda n: entries.update(at=n)
+    return by_name
+
+
+def _read(place):
+    return place.flag
+
+
+@pytest.mark.parametrize("kind", ["global", "enclosed", "attribute", "entry"])
+def test_a_setting_that_changes_late_is_found(lab, kind, monkeypatch):
+    get, put = settings()[kind]
+    monkeypatch.setitem(globals(), "is_fifth", lambda _: get() >= 5)
+    for n in (1, 2, 3, 4, 4):
+        put(n)
+        lab.draw(0)
+    put(5)
+    with pytest.warns(UserWarning, match=OTHERS):
+        lab.draw(0)
 
 
 @pytest.mark.parametrize("kind", FLAGS)

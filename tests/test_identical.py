@@ -48,6 +48,7 @@ IDENTICAL = {
     "ops/sets/__init__.py",
     "ops/states.py",
     "programs/readers/__init__.py",
+    "programs/settings.py",
 }
 
 

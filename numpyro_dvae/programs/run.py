@@ -11,8 +11,9 @@ never copied K times. So any program will do, however it indexes. Values in nats
 
 `Plans` finds out how the programs of a call are run, once for calls that look alike: an abstract
 run tells how the sites lie. That holds for calls whose arguments have the same structure, shapes
-and types, and the same values where these are no arrays: as JAX compiles them once. A program that
-asks NumPy's arrays for their values, which it can where it is not compiled, is looked at for each.
+and types, and the same values where these are no arrays, as JAX compiles them once; and as long as
+the settings around the programs are the same. A program that asks NumPy's arrays for their values,
+which it can where it is not compiled, is looked at for each.
 
 References:
     [1] Schulman, Heess, Weber & Abbeel. Gradient estimation using stochastic computation graphs.
@@ -34,6 +35,7 @@ from numpyro.handlers import replay, seed, substitute, trace, uncondition
 
 from numpyro_dvae.programs.draw import Draw, Sampler, run_pair
 from numpyro_dvae.programs.record import Ledger, Particles, Reader, make_record
+from numpyro_dvae.programs.settings import settings_of
 from numpyro_dvae.programs.sites import Layout, Pair, sample_sites
 from numpyro_dvae.programs.structure.layout import find_layout
 
@@ -185,7 +187,7 @@ class Plans:
     ) -> None:
         self.vectorize, self.find, self.inspect = vectorize, find, inspect
         self._programs: tuple[Any, Any] | None = None
-        self._plans: dict[Any, tuple[Layout, Any] | None] = {}
+        self._plans: dict[tuple, tuple[Layout, Any] | None] = {}
 
     def run(
         self,
@@ -202,7 +204,8 @@ class Plans:
             pair: Model, guide and arguments, without these.
             evaluate: Runs them.
         """
-        programs, key = (pair.model, pair.guide), looks((pair.args, pair.kwargs))
+        programs = pair.model, pair.guide
+        key: tuple = looks((pair.args, pair.kwargs)), settings_of(*programs)
         if self._programs is None or self._programs != programs or len(self._plans) > _MOST_PLANS:
             self._programs, self._plans = programs, {}
         model, guide = (substitute(program, data=dict(params)) for program in programs)
@@ -210,7 +213,7 @@ class Plans:
         if key not in self._plans:
             self._plans[key] = self._plan_for_any(rng_key, pair)
         if self._plans[key] is None:
-            key = key, _values((pair.args, pair.kwargs))
+            key = *key, _values((pair.args, pair.kwargs))
             if key not in self._plans:
                 self._plans[key] = self._plan(rng_key, pair)
         layout, notes = self._plans[key]  # type: ignore[misc]

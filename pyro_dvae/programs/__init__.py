@@ -7,6 +7,7 @@ The files of the room are the way from a program to arrays. Read them in this or
 - `draw`: the handler that draws all particles at once or takes values, and what runs a program;
 - `run`: whether a call is like the last one, so that its structure is known; particles of a pair,
   at once or one by one; dreams;
+- `settings`: plain values around a program, which may choose how it goes;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
 - `densities`: where a mask is; log-densities of many states at once, and entropies;
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;

@@ -12,9 +12,9 @@ distribution that the plates left, so its parameters are never copied K times. V
 tells how the sites lie, a trial whether they take a particle axis. Both hold for calls whose
 arguments have the same shapes, and for networks that train, or do not, as they did then, as long as
 the sites stay what they were: each run is compared with the plan, and a plan that is out of date is
-made anew. So is one of programs that go another way, where a number among the arguments, or a value
-that Python asks for, may have them branch. Where sites still differ, they depend on the draws, and
-the programs run one particle at a time.
+made anew. So is one of programs that go another way, where a number among the arguments, a setting
+around them, or a value that Python asks for may have them branch. Where sites still differ, they
+depend on the draws, and the programs run one particle at a time.
 
 References:
     [1] Schulman, Heess, Weber & Abbeel. Gradient estimation using stochastic computation graphs.
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from pyro_dvae.programs.draw import Draw, Sampler, drawn_subsamples, run_pair, run_program
 from pyro_dvae.programs.record import Ledger, Particles, Reader, make_record, make_records
+from pyro_dvae.programs.settings import settings_of
 from pyro_dvae.programs.sites import (
     Layout,
     Pair,
@@ -203,10 +204,10 @@ class _Plan(NamedTuple):
 
     pair: Pair
     modes: Mapping[nn.Module, bool]
-    numbers: tuple[float, ...]  # among the arguments
+    numbers: tuple  # among the arguments, and settings
     path: int
 
-    def may_branch(self, numbers: tuple[float, ...]) -> bool:
+    def may_branch(self, numbers: tuple) -> bool:
         """Whether a call with these numbers may go another way; one that draws say is no other."""
         layout = self.pair.layout
         is_open = not layout.asked and self.pair.structure is not None
@@ -247,7 +248,7 @@ class Plans:
         if self._programs is None or self._programs != (pair.model, pair.guide):
             self._programs, self._plans = (pair.model, pair.guide), {}
             self._modules, self._has_warned = {}, False
-        numbers = tuple(numbers_of((pair.args, pair.kwargs)))
+        numbers = (*numbers_of((pair.args, pair.kwargs)), *settings_of(pair.model, pair.guide))
         known = self._known(pair, numbers)
         planned: Pair | None = None
         if known is not None:
@@ -262,7 +263,7 @@ class Plans:
                 if planned is None:
                     raise
         pair = planned or self._plan(pair)
-        with Path(bool(numbers) or pair.layout.asks) as path:
+        with Path() as path:
             try:
                 result = evaluate(pair)
             except StructureError:
@@ -274,7 +275,7 @@ class Plans:
         self._plans.setdefault(self._key(pair), []).append(plan)
         return result
 
-    def _known(self, pair: Pair, numbers: tuple[float, ...]) -> _Plan | None:
+    def _known(self, pair: Pair, numbers: tuple) -> _Plan | None:
         """The plan of a call like this one, or one to be tried.
 
         A number may choose a branch, or count the steps: once there are several, the plan of the
