@@ -40,6 +40,7 @@ class PyroLab(Lab):
         pyro.set_rng_seed(0)
         self.primitives = SimpleNamespace(
             sample=pyro.sample,
+            factor=pyro.factor,
             param=self.param,
             plate=pyro.plate,
             dist=pyro.distributions,
@@ -87,6 +88,19 @@ class PyroLab(Lab):
         svi = self.pyro.infer.SVI(model, guide, optimiser, loss=elbo)
         losses = [float(svi.step(*args)) for _ in range(num_steps)]
         return losses, {}
+
+    def look(self, elbo, model, guide, first, then):
+        """The first call and a step."""
+        self.steps(elbo, model, guide, [first, then])
+
+    def steps(self, elbo, model, guide, calls):
+        """A step on the arguments of each call; what was trained."""
+        adam = self.pyro.optim.Adam({"lr": 0.1})
+        svi = self.pyro.infer.SVI(model, guide, adam, loss=elbo)
+        for args in calls:
+            svi.step(*args)
+        leaves = self.leaves(guide) if hasattr(guide, "logits") else {}
+        return {name: leaf.detach().numpy() for name, leaf in leaves.items()}
 
     def summary(self, guide, name, params, *options, args=()):
         self.start(guide, *args)
@@ -157,6 +171,7 @@ class NumPyroLab(Lab):
         self.jax, self.numpyro = jax, numpyro
         self.primitives = SimpleNamespace(
             sample=numpyro.sample,
+            factor=numpyro.factor,
             param=self.param,
             plate=plate,
             dist=numpyro.distributions,
@@ -203,6 +218,20 @@ class NumPyroLab(Lab):
         svi = QuickSVI(model, guide, optax.adam(lr), elbo)
         result = svi.run(self.jax.random.key(0), num_steps, *args, progress_bar=False)
         return np.asarray(result.losses), result.params
+
+    def look(self, elbo, model, guide, first, then):
+        """The start and a step, which are traced alone."""
+        svi = self.module("infer").SVI(model, guide, self.numpyro.optim.Adam(0.1), loss=elbo)
+        key = self.jax.random.key(0)
+        self.jax.eval_shape(lambda: svi.update(svi.init(key, *first), *then))
+
+    def steps(self, elbo, model, guide, calls):
+        svi = self.module("infer").SVI(model, guide, self.numpyro.optim.Adam(0.1), loss=elbo)
+        state, update = svi.init(self.jax.random.key(0), *calls[0]), self.jax.jit(svi.update)
+        for args in calls:
+            state, _ = update(state, *args)
+        params = svi.get_params(state)
+        return {name.removesuffix("_auto_logits"): np.asarray(v) for name, v in params.items()}
 
     def summary(self, guide, name, params, *options, args=()):
         held = {f"{site}_auto_logits": self.array(value) for site, value in params.items()}

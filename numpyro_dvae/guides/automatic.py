@@ -32,6 +32,7 @@ from numpyro_dvae.guides.families import (
     count_values,
     is_ordered,
     posterior,
+    probs_of,
     quantile,
     value_of,
 )
@@ -44,6 +45,7 @@ from numpyro_dvae.guides.tables import (
     start_at_prior,
 )
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.programs.handlers.rows import check_rows
 from numpyro_dvae.programs.handlers.swapping import (
     Found,
     is_discrete,
@@ -121,16 +123,19 @@ class AutoDiscrete(AutoGuide):
         """Sample every discrete latent; returns their values by name."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        tables = self._tables(args, kwargs)
+        tables, thin = self._tables(args, kwargs), set[str]()
 
         def choose(site: Site, values: Mapping[str, Array], rows: Mapping[str, Array]) -> Any:
             latent = self._latents.get(site.name)
-            check_site(latent, site, rows, list(self._latents))
+            thin.update(check_site(latent, site, rows, list(self._latents)))
             assert latent is not None
             table = of_rows(latent, tables[site.name], rows)
             return posterior(latent, site, given_parents(latent, table, self._latents, values))
 
-        return swap_sites(self.model, args, kwargs, choose)
+        values = swap_sites(self.model, args, kwargs, choose)
+        if thin:
+            check_rows(jax.random.key(0), self.model, args, kwargs, thin, "AutoDiscrete")
+        return values
 
     def _tables(self, args: tuple, kwargs: dict) -> dict[str, Array]:
         """The parameters; where there are none yet, those of the start."""
@@ -196,7 +201,7 @@ class AutoDiscrete(AutoGuide):
         values: dict[str, Array] = {}
         for name, latent in self._known().items():
             logits = given_parents(latent, _held(latent, params), self._latents, values)
-            values[name] = value_of(latent, _probs(latent, logits).argmax(-1))
+            values[name] = value_of(latent, probs_of(latent, logits).argmax(-1))
         return values
 
     def median(self, params: Mapping[str, Array]) -> dict[str, Array]:
@@ -230,7 +235,7 @@ class AutoDiscrete(AutoGuide):
             if latent.parents:
                 raise NotImplementedError(_draw_instead(name, "depends on other latents"))
             if is_ordered(latent):
-                probs = _probs(latent, _held(latent, params))
+                probs = probs_of(latent, _held(latent, params))
                 found[name] = jnp.stack([quantile(latent, probs, float(q)) for q in quantiles])
         return found
 
@@ -342,9 +347,3 @@ def _param(name: str) -> str:
 def _held(latent: Latent, params: Mapping[str, Array]) -> Array:
     name = _param(latent.name)
     return check_table(latent, name, params[name])
-
-
-def _probs(latent: Latent, logits: Array) -> Array:
-    if latent.num_logits == 1:
-        logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
-    return jax.nn.softmax(logits, -1)

@@ -24,6 +24,7 @@ __all__ = [
     "is_ordered",
     "posterior",
     "prior",
+    "probs_of",
     "quantile",
     "value_of",
     "vectors",
@@ -243,6 +244,15 @@ def value_of(latent: Latent, codes: Array) -> Array:
     if issubclass(latent.family, _ONE_HOT):
         codes = jax.nn.one_hot(codes, latent.num_values)
     return codes.astype(latent.dtype)
+
+
+def probs_of(
+    latent: Latent, logits: Float[Array, "*batch_cells P"]
+) -> Float[Array, "*batch_cells V"]:
+    """The probabilities of the values, of a guide that has these logits."""
+    if latent.num_logits == 1:
+        logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
+    return jax.nn.softmax(logits, -1)
 
 
 def quantile(latent: Latent, probs: Float[Array, "*batch_cells V"], level: float) -> Array:

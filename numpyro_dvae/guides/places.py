@@ -28,8 +28,8 @@ def reaches(parent: Latent, plates: Collection[str]) -> bool:
 
 def check_site(
     latent: Latent | None, site: Site, rows: Mapping[str, Array], known: list[str]
-) -> None:
-    """Whether a site is under the plates for which the guide has parameters.
+) -> set[str]:
+    """Whether a site is under the plates for which the guide has parameters; those of some rows.
 
     Args:
         latent: What the guide holds of it, if anything.
@@ -61,6 +61,7 @@ def check_site(
             "model, or a handler hides it. Make it in the model, and pass AutoDiscrete the model "
             f"as it is, or expose '{missing[0]}' as well."
         )
+    return set(hidden)
 
 
 def _size(latent: Latent, name: str) -> int:

@@ -33,6 +33,7 @@ from pyro_dvae.guides.families import (
     count_values,
     is_ordered,
     posterior,
+    probs_of,
     quantile,
     value_of,
 )
@@ -45,6 +46,7 @@ from pyro_dvae.guides.tables import (
     start_at_prior,
 )
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.programs.handlers.rows import check_rows
 from pyro_dvae.programs.handlers.swapping import (
     Found,
     is_discrete,
@@ -112,6 +114,7 @@ class AutoDiscrete(AutoGuide):
         self.structure, self.num_values, self.noise = structure, dict(num_values or {}), noise
         self.cut_off: dict[str, float] = {}
         self._latents: dict[str, Latent] = {}
+        self._sound = set[str]()  # plates of some rows, whose data are those of these rows
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the list that it is in, which links its parts itself."""
@@ -122,17 +125,23 @@ class AutoDiscrete(AutoGuide):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         tables = {name: self._table(latent) for name, latent in self._latents.items()}
+        thin = set[str]()
 
         def choose(site: Site, values: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Any:
             latent = self._latents.get(site.name)
-            check_site(latent, site, rows, list(self._latents))
+            thin.update(check_site(latent, site, rows, list(self._latents)))
             assert latent is not None
             table = of_rows(latent, tables[site.name], rows)
             return posterior(latent, site, given_parents(latent, table, self._latents, values))
 
         always = all(latent.always for latent in self._latents.values())
         last = next(reversed(self._latents)) if always else None
-        return swap_sites(self.model, args, kwargs, choose, until=last, rows=self._known_rows())
+        known = self._known_rows()
+        values = swap_sites(self.model, args, kwargs, choose, until=last, rows=known)
+        if thin - self._sound:
+            check_rows(self.model, args, kwargs, thin - self._sound, "AutoDiscrete")
+            self._sound |= thin
+        return values
 
     def _table(self, latent: Latent) -> Tensor:
         return check_table(latent, f"logits.{latent.name}", _get(self.logits, latent.name))
@@ -151,7 +160,7 @@ class AutoDiscrete(AutoGuide):
         values: dict[str, Tensor] = {}
         for name, latent in self._known(args, kwargs).items():
             logits = given_parents(latent, self._table(latent), self._latents, values)
-            values[name] = value_of(latent, _probs(latent, logits).argmax(-1))
+            values[name] = value_of(latent, probs_of(latent, logits).argmax(-1))
         return values
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -184,7 +193,7 @@ class AutoDiscrete(AutoGuide):
             if latent.parents:
                 raise NotImplementedError(_draw_instead(name, "depends on other latents"))
             if is_ordered(latent):
-                probs = _probs(latent, self._table(latent))
+                probs = probs_of(latent, self._table(latent))
                 found[name] = torch.stack([quantile(latent, probs, float(q)) for q in quantiles])
         return found
 
@@ -298,12 +307,6 @@ def _draw_instead(name: str, reason: str) -> str:
         f"site '{name}' {reason}, so that its probabilities are not to be read off its "
         "parameters. Use diagnostics.discrete_posterior, which draws."
     )
-
-
-def _probs(latent: Latent, logits: Tensor) -> Tensor:
-    if latent.num_logits == 1:
-        logits = torch.cat([torch.zeros_like(logits), logits], -1)
-    return logits.softmax(-1)
 
 
 def _get(module: Any, name: str) -> Tensor:

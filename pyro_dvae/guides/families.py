@@ -24,6 +24,7 @@ __all__ = [
     "is_ordered",
     "posterior",
     "prior",
+    "probs_of",
     "quantile",
     "value_of",
     "vectors",
@@ -228,6 +229,15 @@ def value_of(latent: Latent, codes: Tensor) -> Tensor:
     if issubclass(latent.family, _ONE_HOT):
         codes = functional.one_hot(codes, latent.num_values)
     return codes.to(latent.dtype)
+
+
+def probs_of(
+    latent: Latent, logits: Float[Tensor, "*batch_cells P"]
+) -> Float[Tensor, "*batch_cells V"]:
+    """The probabilities of the values, of a guide that has these logits."""
+    if latent.num_logits == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], -1)
+    return logits.softmax(-1)
 
 
 def quantile(latent: Latent, probs: Float[Tensor, "*batch_cells V"], level: float) -> Tensor:

@@ -36,7 +36,7 @@ from numpyro_dvae.infer.truncated.estep import (
     first_words,
     unmasked,
 )
-from numpyro_dvae.infer.truncated.minibatch import check_sites, read_minibatch
+from numpyro_dvae.infer.truncated.minibatch import check_sites, read_minibatch, space_by_row
 from numpyro_dvae.infer.truncated.parts import alone, evolve_parts, parts_of
 from numpyro_dvae.infer.truncated.proposals import draws_of, from_pool
 from numpyro_dvae.infer.truncated.sampling import add_silenced, in_dims, sample_members
@@ -50,7 +50,7 @@ from numpyro_dvae.infer.truncated.scoring import (
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.sets.evolution import Operator, union
 from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
-from numpyro_dvae.programs.codes import CodedSite, decode, find_space
+from numpyro_dvae.programs.codes import CodedSite, decode
 from numpyro_dvae.programs.draw import Draw, FixedKeys, run_pair
 from numpyro_dvae.programs.sites import Pair, is_of_run, mutable_values, param_values, sample_sites
 
@@ -210,7 +210,7 @@ class TruncatedGuide:
         model, rest = (substitute(program, data=params) for program in (model, rest))
         subsample_key, draw_key = jax.random.split(rng_key)  # as `run_particles` does
         with block():
-            space = find_space(rng_key, model, self.rest and rest, args, kwargs)
+            space = space_by_row(rng_key, model, self.rest and rest, args, kwargs)
             pair = Pair(model, rest, args, kwargs, space.layout)
             run = run_pair(draw_key, pair, Draw(subsample_key, space.layout))
         batch = read_minibatch(run.model_trace, space)
@@ -254,7 +254,7 @@ class TruncatedGuide:
         params = jax.lax.stop_gradient(param_values(found) | mutable_values(found))
         model, rest = substitute(self.model, data=params), self.rest
         rest = None if rest is None else substitute(rest, data=params)
-        space = find_space(jax.random.key(0), model, rest, args, kwargs)
+        space = space_by_row(jax.random.key(0), model, rest, args, kwargs)
         batch = read_minibatch(plain, space)
         drawn = {n: jax.lax.stop_gradient(s.value) for n, s in sample_sites(rest_trace).items()}
         call = ModelCall(

@@ -4,7 +4,7 @@ A truncated posterior keeps something for every datum, so it must know which dat
 The model says so itself, by its plates: their full sizes and the rows that they subsample.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -17,11 +17,19 @@ from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import substitute
 
 from numpyro_dvae.infer.closed_forms import closed_forms_of
-from numpyro_dvae.programs.codes import CodedSite, Space, by_datum
+from numpyro_dvae.programs.codes import CodedSite, Space, by_datum, find_space
 from numpyro_dvae.programs.densities import entry_mask
+from numpyro_dvae.programs.handlers.rows import check_rows
 from numpyro_dvae.programs.sites import Rows, Site, rows_of_plates, sample_sites
 
-__all__ = ["Minibatch", "check_sites", "open_plates", "prior_probs", "read_minibatch"]
+__all__ = [
+    "Minibatch",
+    "check_sites",
+    "open_plates",
+    "prior_probs",
+    "read_minibatch",
+    "space_by_row",
+]
 
 
 class Minibatch(NamedTuple):
@@ -37,6 +45,19 @@ class Minibatch(NamedTuple):
     closed_forms: dict[str, Any]  # of sites that ask for them, the `models.ClosedForm`
     unmasked: Bool[Array, "B H"] | None  # False where a mask takes a latent out; None: nowhere
     drawn: Bool[Array, "B"] | None = None  # data whose masked latents are none; None: of no datum
+
+
+def space_by_row(
+    rng_key: Array, model: Callable, rest: Callable | None, args: tuple, kwargs: dict
+) -> Space:
+    """The states of a datum, of which a guide keeps some by the rows of plates: see `find_space`.
+
+    Raises:
+        ValueError: If a plate draws rows of its own, and the data are not those of these rows.
+    """
+    space = find_space(rng_key, model, rest, args, kwargs)
+    check_rows(rng_key, model, args, kwargs, space.layout.plates, "TruncatedGuide")
+    return space
 
 
 def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:

@@ -31,7 +31,7 @@ from pyro_dvae.infer.truncated.estep import (
     first_words,
     unmasked,
 )
-from pyro_dvae.infer.truncated.minibatch import check_sites, read_minibatch
+from pyro_dvae.infer.truncated.minibatch import check_sites, read_minibatch, space_by_row
 from pyro_dvae.infer.truncated.parts import Part, check_part, parts_of
 from pyro_dvae.infer.truncated.proposals import draws_of, from_pool
 from pyro_dvae.infer.truncated.sampling import (
@@ -53,7 +53,7 @@ from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.noise import alike, current_share
 from pyro_dvae.ops.processes import all_rows, as_first
 from pyro_dvae.ops.sets.evolution import Operator, union
-from pyro_dvae.programs.codes import Space, a_few, find_space, latents_of
+from pyro_dvae.programs.codes import Space, a_few, latents_of
 from pyro_dvae.programs.draw import run_given, run_program
 from pyro_dvae.programs.processes import hidden
 from pyro_dvae.programs.run import Plans
@@ -299,7 +299,7 @@ class TruncatedGuide(nn.Module):
             return self._plans.run(Pair(self.model, self._latents, args, kwargs), lambda pair: pair)
 
     def _find_space(self, pair: Pair) -> tuple[Layout, Space]:
-        space = only_looking(lambda: find_space(self.model, self.rest, pair.args, pair.kwargs))
+        space = only_looking(lambda: space_by_row(self.model, self.rest, pair.args, pair.kwargs))
         check_cells(pair._replace(layout=space.layout), a_few(space), _TOGETHER)
         return space.layout, space
 

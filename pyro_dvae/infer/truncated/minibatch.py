@@ -4,7 +4,7 @@ A truncated posterior keeps something for every datum, so it must know which dat
 The model says so itself, by its plates: their full sizes and the rows that they subsample.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -15,12 +15,20 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_dvae.infer.closed_forms import closed_forms_of
-from pyro_dvae.programs.codes import CodedSite, Space, by_datum, shape_in_datum
+from pyro_dvae.programs.codes import CodedSite, Space, by_datum, find_space, shape_in_datum
 from pyro_dvae.programs.densities import entry_mask
+from pyro_dvae.programs.handlers.rows import check_rows
 from pyro_dvae.programs.processes import plate_of_all
 from pyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
 
-__all__ = ["Minibatch", "check_sites", "open_plates", "prior_probs", "read_minibatch"]
+__all__ = [
+    "Minibatch",
+    "check_sites",
+    "open_plates",
+    "prior_probs",
+    "read_minibatch",
+    "space_by_row",
+]
 
 
 class Minibatch(NamedTuple):
@@ -34,6 +42,17 @@ class Minibatch(NamedTuple):
     closed_forms: dict[str, Any]  # of sites that ask for them, the `models.ClosedForm`
     unmasked: Bool[Tensor, "B H"] | None  # False where a mask takes a latent out; None: nowhere
     drawn: Bool[Tensor, "B"] | None = None  # data whose masked latents are none; None: of no datum
+
+
+def space_by_row(model: Callable, rest: Callable | None, args: tuple, kwargs: dict) -> Space:
+    """The states of a datum, of which a guide keeps some by the rows of plates: see `find_space`.
+
+    Raises:
+        ValueError: If a plate draws rows of its own, and the data are not those of these rows.
+    """
+    space = find_space(model, rest, args, kwargs)
+    check_rows(model, args, kwargs, space.layout.plates, "TruncatedGuide")
+    return space
 
 
 def read_minibatch(trace: poutine.Trace, space: Space) -> Minibatch:

@@ -1,0 +1,105 @@
+"""Whether the data of a program are those of the rows that its plates draw.
+
+A guide that keeps something of each datum keeps it by rows. A plate that draws rows of its own,
+around data that are passed, says nothing of whose these are.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro.handlers import block, substitute
+from numpyro.ops.provenance import eval_provenance
+from numpyro.primitives import Messenger
+
+from numpyro_dvae.programs.draw import Draw, run_program
+from numpyro_dvae.programs.sites import Layout, Site, sample_sites
+
+__all__ = ["check_rows"]
+
+
+class _Rows(Messenger):
+    """Notes of plates that draw their rows how many these are, of how many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: dict[str, tuple[int, int]] = {}
+        self._wanted: set[str] = set()
+
+    def process_message(self, msg: Any) -> None:
+        """Note that nothing has said the rows of a plate."""
+        if msg["type"] == "plate" and msg["value"] is None:
+            self._wanted.add(msg["name"])
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Note the rows of a plate."""
+        if msg["type"] == "plate" and msg["name"] in self._wanted:
+            self.drawn[msg["name"]] = len(msg["value"]), msg["args"][0]
+
+
+def check_rows(
+    rng_key: Array,
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    plates: Collection[str],
+    guide: str,
+) -> None:
+    """Check that what is observed under plates depends on the rows that these draw.
+
+    A plate to which its rows are given says itself whose the data are, and one of all rows has no
+    others. A model that must know its rows cannot be looked at.
+
+    Args:
+        rng_key: Key of the runs.
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        plates: Under which the guide keeps something of each row.
+        guide: What it is called.
+
+    Raises:
+        ValueError: If a plate draws rows, and nothing that is observed under it depends on them.
+    """
+
+    def observed(rows: dict[str, Array]) -> dict[str, Site]:
+        around = block(hide_fn=lambda msg: msg["type"] != "param")
+        with around, found, Draw(rng_key, Layout()):
+            run = run_program(rng_key, substitute(model, data=rows), args, kwargs)
+        return {name: site for name, site in sample_sites(run).items() if site.is_observed}
+
+    def looks(**rows: Array) -> dict[str, Any]:
+        return {n: (s.value, s.term()) for n, s in observed(rows).items() if not s.is_scanned}
+
+    found, sites = _Rows(), dict[str, Site]()
+    try:
+        jax.eval_shape(lambda: sites.update(observed({})))
+        drawn = {name: found.drawn[name] for name in plates if name in found.drawn}
+        rows = {name: jnp.arange(few) for name, (few, _) in drawn.items()}
+        led_to = eval_provenance(looks, **rows) if rows else {}
+    except jax.errors.JAXTypeError:
+        return
+    for name, (few, size) in drawn.items():
+        seen = [n for n, site in sites.items() if name in site.plates and n in led_to]
+        if seen and not any(name in _union(led_to[site]) for site in seen):
+            raise ValueError(_refusal(name, few, size, seen, guide))
+
+
+def _union(parts: Any) -> frozenset[str]:
+    leaves = jax.tree.leaves(parts, is_leaf=lambda part: isinstance(part, frozenset))
+    return frozenset[str]().union(*leaves)
+
+
+def _refusal(name: str, few: int, size: int, seen: list[str], guide: str) -> str:
+    listed = ", ".join(f"'{site}'" for site in seen)
+    return (
+        f"plate '{name}' draws {few} of {size} rows by itself, but {listed} under it does not "
+        f"depend on which: {guide} would take these data for others, whose rows they are not. Pass "
+        f"the rows along with the data, as in fit(rng_key, svi, x, jnp.arange({size}), "
+        f"batch_size={few}), and make the plate of them, `with numpyro.handlers.substitute("
+        f'data={{"{name}": rows}}): plate = numpyro.plate("{name}", {size}, subsample_size={few})`;'
+        " or pass all data, and let the model take those of the rows, `with numpyro.plate("
+        f'"{name}", {size}, subsample_size={few}) as rows`, obs=x[rows].'
+    )

@@ -1,0 +1,90 @@
+"""Whether the data of a program are those of the rows that its plates draw.
+
+A guide that keeps something of each datum keeps it by rows. A plate that draws rows of its own,
+around data that are passed, says nothing of whose these are.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import pyro
+import torch
+from pyro.ops.provenance import get_provenance, track_provenance
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_dvae.programs.draw import run_program
+from pyro_dvae.programs.processes import hidden
+from pyro_dvae.programs.sites import Site, is_subsample, sample_sites
+from pyro_dvae.programs.structure.looking import only_looking
+from pyro_dvae.programs.structure.tracking import Exits
+
+__all__ = ["check_rows"]
+
+
+class _Rows(Messenger):
+    """Marks the rows that plates draw by themselves, and notes how many of how many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: dict[str, tuple[int, int]] = {}
+        self._given: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_subsample(msg) and msg["value"] is not None:
+            self._given.add(msg["name"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if is_subsample(msg) and name not in self._given and len(msg["value"]) != msg["fn"].size:
+            self.drawn[name] = len(msg["value"]), msg["fn"].size
+            msg["value"] = track_provenance(msg["value"], frozenset({name}))
+
+
+def check_rows(
+    model: Callable, args: tuple, kwargs: dict, plates: Collection[str], guide: str
+) -> None:
+    """Check that what is observed under plates depends on the rows that these draw.
+
+    A plate to which its rows are given says itself whose the data are, and one of all rows has no
+    others. Where Python asks for the rows they may lead to anything.
+
+    Args:
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        plates: Under which the guide keeps something of each row.
+        guide: What it is called.
+
+    Raises:
+        ValueError: If a plate draws rows, and nothing that is observed under it depends on them.
+    """
+
+    def run() -> tuple[dict[str, Site], _Rows, set[str]]:
+        with pyro.validation_enabled(False), hidden(), _Rows() as rows, Exits() as exits:
+            return sample_sites(run_program(model, args, kwargs)), rows, exits.names
+
+    sites, rows, asked = only_looking(run)
+    for name in (n for n in plates if n in rows.drawn and n not in asked):
+        seen = [s for s in sites.values() if s.is_observed and name in s.plates]
+        if seen and not any(name in _led_to(site) for site in seen):
+            few, size = rows.drawn[name]
+            raise ValueError(
+                f"plate '{name}' draws {few} of {size} rows by itself, but {_listed(seen)} under "
+                f"it does not depend on which: {guide} would take these data for others, whose "
+                "rows they are not. Pass the rows along with the data, as in fit(svi, x, "
+                f"torch.arange({size}), batch_size={few}), and give them to the plate, "
+                f'pyro.plate("{name}", {size}, subsample=rows); or pass all data, and let the '
+                f'model take those of the rows, `with pyro.plate("{name}", {size}, '
+                f"subsample_size={few}) as rows`, obs=x[rows]."
+            )
+
+
+def _led_to(site: Site) -> frozenset[str]:
+    """What the value of a site, or its share in the objective, depends on."""
+    value = site.value if isinstance(site.value, Tensor) else torch.zeros(())
+    return get_provenance(value) | get_provenance(site.term())
+
+
+def _listed(seen: list[Site]) -> str:
+    return ", ".join(f"'{site.name}'" for site in seen)
