@@ -65,3 +65,17 @@ def test_rates_add_up_to_the_divergence(shim):
     assert not found["b"].collapsed.any()
     assert "tells no collapse; rates from -0.7" in str(found["b"])
     assert not found["a"].reordered
+
+
+@pytest.mark.thrifty
+@pytest.mark.parametrize("sure", [False, True])
+def test_a_guide_is_restricted_if_it_leaves_out_a_state_that_can_be(shim, sure):
+    """Given the last code, the first cannot be all that it can be before the last is known."""
+    case, q = case_of(shim, sure)
+    found = diagnose(shim, "importance_diagnostics", case, num_particles=200)
+    assert (found.ess > 199).all()  # the weights are even on what the guide draws
+    assert list(found.verdicts) == (["restricted"] if sure else ["close"]) * 3
+    gap = diagnose(shim, "posterior_gap", case)
+    np.testing.assert_allclose(
+        gap.support_mass, tables()[1][q > 0].reshape(3, -1).sum(1), rtol=1e-6
+    )

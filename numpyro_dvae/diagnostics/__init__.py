@@ -22,10 +22,11 @@ on these, `reports`, `verdicts` and `sharing` what is returned, in the `words` o
 tries what codes may be called otherwise; `groups` alone meets ArviZ. This room may import `fit` and
 all rooms below it.
 
-Which file to open: for a site of the guide alone, `auxiliary`; for a mask, `programs.densities`
-says where it is in a program, and `summaries` and `usage` what it leaves out; for what `to_arviz`
-puts in a group, `groups`; for how a value of a site is read, `readings`; for an average over draws,
-`summaries`; for how many draws go through the programs at once, `collect`.
+Which file to open: for a site of the guide alone, `auxiliary`; for states that it cannot draw,
+`left_out`; for a mask, `programs.densities` says where it is in a program, and `summaries` and
+`usage` what it leaves out; for what `to_arviz` puts in a group, `groups`; for how a value of a site
+is read, `readings`; for an average over draws, `summaries`; for how many draws go through the
+programs at once, `collect`.
 
 Words: a *reading* is one thing that can be read of a site, such as its values or its rate; the
 *record* has the log-densities of each draw and datum; a *datum* is one cell of the *plates* that

@@ -31,6 +31,7 @@ from numpyro_dvae.diagnostics.readings import (
     posterior_sites,
     prior_sites,
     score_states,
+    states_left_out,
 )
 from numpyro_dvae.diagnostics.reports import CodeUsage
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
@@ -89,7 +90,7 @@ def collect(
         if pair is None or run is None:
             pair = trained.pair(rng_key, part)
             run = _compiled(trained, pair, frozenset(wanted), prior)
-        _fill(draws, rows, pair, run, jax.random.fold_in(rng_key, i), trained.params, part)
+        _fill(draws, rows, pair, run, jax.random.fold_in(rng_key, i), trained, part)
     return draws
 
 
@@ -127,7 +128,7 @@ def collect_given_shared(
     for place, key in enumerate(keys[1:]):
         given = {name: np.asarray(site.values[place]) for name, site in outer["given"].items()}
         draws = Draws(num_draws, num_rows)
-        _fill(draws, None, pair, run, key, trained.params, args, given)
+        _fill(draws, None, pair, run, key, trained, args, given)
         found.append(summarize(draws, place))
     return found
 
@@ -138,15 +139,25 @@ def _fill(
     pair: Pair,
     run: Callable,
     rng_key: Array,
-    params: Any,
+    trained: Trained,
     args: tuple,
     given: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
     """Run the pair until the draws of these rows are there."""
-    arrays, template = split(Batch(args, {}))
+    (arrays, template), params = split(Batch(args, {})), trained.params
     for i, (some, size) in enumerate(cut_draws(draws.num_draws, count_values(args))):
         key = jax.random.fold_in(rng_key, i)
         found = jax.device_get(run(key, params, arrays, template, size, dict(given)))
+        outside = found[1].get("outside", {})
+        names = tuple(name for name, each in outside.items() if each.values.any())
+        left_out = {}
+        if names:  # of these, states of a datum only if the model may have one of them
+            confirm = _compiled_left_out(trained, pair, names)
+            left_out = jax.device_get(confirm(key, params, arrays, template, size))
+        for name in outside:
+            each = left_out.get(name, np.zeros(found[0]["log_q"].shape[1:], bool))
+            values = np.broadcast_to(each, (size, *each.shape))
+            outside[name] = NamedArray(pair.layout.plates, values)
         _add(draws, Block(some, rows), pair, *found)
 
 
@@ -213,6 +224,19 @@ def _compiled(
         particles, readings = posterior_sites(posterior_key, now, size, wanted, given, weighs=True)
         record = _record_of(particles, RECORD)
         return record, readings, prior_sites(prior_key, now, size) if prior else {}
+
+    return Compiled(run, static=(3, 4))
+
+
+def _compiled_left_out(
+    trained: Trained, pair: Pair, names: tuple[str, ...]
+) -> Callable[..., dict[str, Array]]:
+    def run(
+        rng_key: Array, params: Any, arrays: tuple[Array, ...], template: Template, size: int
+    ) -> dict[str, Array]:
+        return states_left_out(
+            rng_key, _at(trained, pair, params, template.join(arrays)), size, names
+        )
 
     return Compiled(run, static=(3, 4))
 

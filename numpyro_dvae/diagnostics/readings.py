@@ -5,7 +5,7 @@ off their distributions: posterior and predictive draws, pointwise log-likelihoo
 means, the rate of each latent, labelled (see `labels`). All is pure: the runs may be jitted.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +25,7 @@ from numpyro_dvae.diagnostics.auxiliary import (
     without_told,
 )
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
+from numpyro_dvae.diagnostics.left_out import is_left_out
 from numpyro_dvae.diagnostics.points import OF_POINTS
 from numpyro_dvae.diagnostics.silence import OF_MASKS, latents_of, otherwise_drawn, with_matters
 from numpyro_dvae.diagnostics.weighed import OF_WEIGHTS
@@ -56,6 +57,7 @@ __all__ = [
     "prior_sites",
     "run_given",
     "score_states",
+    "states_left_out",
 ]
 
 T = TypeVar("T")
@@ -273,3 +275,25 @@ def _subsamples(trace: Mapping[str, Any]) -> dict[str, NamedArray]:
         for name, rows in rows_of_plates(trace).items()
         if len(rows.indices) < rows.full_size
     }
+
+
+def states_left_out(
+    rng_key: Array, pair: Pair, num_draws: int, names: Sequence[str]
+) -> dict[str, Array]:
+    """Of each site, for which data the guide leaves out a state that the model may have.
+
+    Args:
+        rng_key: Key of the tries.
+        pair: With its layout and notes.
+        num_draws: Tries.
+        names: Sites of which the guide leaves out what the model's distribution has.
+    """
+    settled = pair._replace(guide=block(pair.guide, hide_fn=is_mutable))
+
+    def run_one(key: Array) -> dict[str, Array]:
+        keys = jax.random.split(key)
+        run = run_pair(keys[0], settled, Draw(pair.notes.subsamples, pair.layout))
+        return {name: is_left_out(keys[1], pair, run, name) for name in names}
+
+    found = jax.vmap(run_one)(jax.random.split(rng_key, num_draws))
+    return {name: each.any(0) for name, each in found.items()}

@@ -32,6 +32,7 @@ from pyro_dvae.diagnostics.readings import (
     prior_sites,
     score_paths,
     score_states,
+    states_left_out,
     vary,
 )
 from pyro_dvae.diagnostics.reports import CodeUsage
@@ -166,9 +167,22 @@ def _fill(
         block = Block(some, rows)
         record, readings = posterior_sites(pair, size, wanted, given, weighs=True)
         _add_record(draws, block, pair, record, RECORD)
+        _confirm(pair, size, record.log_q.shape[1:], readings.get("outside", {}))
         _add_readings(draws, block, readings, {})
         if prior:
             _add_readings(draws, block, prior_sites(pair, size), PRIOR_NAMES)
+
+
+def _confirm(pair: Pair, num_draws: int, shape: torch.Size, outside: dict[str, NamedArray]) -> None:
+    """Keep that a guide leaves out states of a datum only if the model may have one of them."""
+    if pair.structure is None:
+        return
+    names = [name for name, each in outside.items() if bool(each.values.any())]
+    found = states_left_out(pair, num_draws, names) if names else {}
+    nothing = torch.zeros(shape, dtype=torch.bool)
+    for name in outside:
+        values = found.get(name, nothing)
+        outside[name] = NamedArray(pair.layout.plates, values.expand(num_draws, *values.shape))
 
 
 def collect_states(

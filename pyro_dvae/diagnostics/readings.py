@@ -3,7 +3,7 @@
 Beside what a loss needs, the values and what is read off their distributions; see `labels`.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from pyro_dvae.diagnostics.auxiliary import (
     without_told,
 )
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data, join_runs
+from pyro_dvae.diagnostics.left_out import is_left_out
 from pyro_dvae.diagnostics.points import OF_POINTS
 from pyro_dvae.diagnostics.silence import OF_MASKS, in_full, otherwise_drawn, with_matters
 from pyro_dvae.diagnostics.weighed import OF_WEIGHTS, with_all_names
@@ -65,6 +66,7 @@ __all__ = [
     "run_given",
     "score_paths",
     "score_states",
+    "states_left_out",
     "vary",
 ]
 
@@ -319,3 +321,21 @@ def _subsamples(trace: Any) -> dict[str, NamedArray]:
         for name, rows in rows_of_plates(trace).items()
         if len(rows.indices) < rows.full_size
     }
+
+
+def states_left_out(pair: Pair, num_draws: int, names: Sequence[str]) -> dict[str, Tensor]:
+    """Of each site, for which data the guide leaves out a state that the model may have.
+
+    Args:
+        pair: With its layout and notes.
+        num_draws: Tries.
+        names: Sites of which the guide leaves out what the model's distribution has.
+    """
+    size = num_draws if pair.vectorize else 1
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
+        for _ in range(num_draws // size):
+            run = run_pair(pair, Draw(pair.layout, size if pair.vectorize else None))
+            for name in names:
+                found[name].append(is_left_out(pair, run, name, size))
+    return {name: torch.cat(parts).any(0) for name, parts in found.items()}

@@ -7,6 +7,7 @@ what such a distribution leaves out.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -18,7 +19,14 @@ from numpyro_dvae.distributions import CertainCategorical, OneHotCategorical, Un
 from numpyro_dvae.programs.record import Ledger
 from numpyro_dvae.programs.sites import Layout, Run, base_distribution
 
-__all__ = ["excludes", "has_zeros", "leaves_out", "read_impossible", "read_zeros"]
+__all__ = [
+    "excludes",
+    "has_zeros",
+    "leaves_out",
+    "left_out_values",
+    "read_impossible",
+    "read_zeros",
+]
 
 _HOPELESS = -1e4  # nats of one latent: no network learns it, and as good as minus infinity
 _CLAMPED = (dist.BernoulliProbs, dist.BinomialProbs)  # before they take logarithms
@@ -87,6 +95,43 @@ def excludes(fn: Any, value: Array, *, least: float = _HOPELESS) -> Bool[Array, 
         codes = jnp.broadcast_to(codes, shape)[..., None]
         unlikely = unlikely | jnp.take_along_axis(table, codes, -1)[..., 0]
     return unlikely | ~inside
+
+
+def left_out_values(
+    rng_key: Array, guide: Any, model: Any, value: Array
+) -> tuple[Array, Bool[Array, "*batch"]]:
+    """Values of the model's distribution, some cells of which the guide's never draws.
+
+    By chance where several may be; there are many such cells, or few.
+
+    Args:
+        rng_key: Key of the choice.
+        guide: The guide's distribution.
+        model: The model's.
+        value: What other cells keep.
+
+    Returns:
+        The values, and where there is such a cell, over batch dims.
+    """
+    tables = [_zero_codes(base_distribution(fn)) for fn in (guide, model)]
+    if tables[0] is None or tables[1] is None or tables[0].shape[-1] != tables[1].shape[-1]:
+        other = jnp.broadcast_to(model.sample(rng_key), jnp.shape(value)).astype(value.dtype)
+        found = excludes(guide, other)
+        return jnp.where(found.reshape(*found.shape, *[1] * guide.event_dim), other, value), found
+    keys, num_inner = jax.random.split(rng_key, 3), base_distribution(model).event_dim
+    cells = value.shape[: value.ndim - num_inner]
+    table = jnp.broadcast_to(tables[0] & ~tables[1], (*cells, tables[0].shape[-1]))
+    most = jax.random.uniform(keys[0]) ** 2
+    moves = table.any(-1) & (jax.random.uniform(keys[1], cells) <= most)
+    codes = (jax.random.uniform(keys[2], table.shape) * table).argmax(-1)
+    if num_inner:
+        other = jax.nn.one_hot(codes, table.shape[-1], dtype=value.dtype)
+        return jnp.where(moves[..., None], other, value), _of_batch(moves, guide)
+    return jnp.where(moves, codes.astype(value.dtype), value), _of_batch(moves, guide)
+
+
+def _of_batch(cells: Array, fn: Any) -> Array:
+    return cells.any(tuple(range(-_num_wrapped(fn), 0)))
 
 
 def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Array, "*plates"]:

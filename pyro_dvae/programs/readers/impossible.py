@@ -17,7 +17,14 @@ from pyro_dvae.distributions import CertainCategorical, UniformCategorical
 from pyro_dvae.programs.record import Ledger
 from pyro_dvae.programs.sites import Layout, Run, base_distribution
 
-__all__ = ["excludes", "has_zeros", "leaves_out", "read_impossible", "read_zeros"]
+__all__ = [
+    "excludes",
+    "has_zeros",
+    "leaves_out",
+    "left_out_values",
+    "read_impossible",
+    "read_zeros",
+]
 
 _HOPELESS = -1e4  # nats of one latent: no network learns it, and as good as minus infinity
 _CLAMPED = (
@@ -92,6 +99,42 @@ def excludes(fn: Any, value: Tensor, *, least: float = _HOPELESS) -> Bool[Tensor
         codes = codes.expand(shape)[..., None]
         unlikely = unlikely | table.expand(*shape, -1).gather(-1, codes)[..., 0]
     return unlikely | ~inside
+
+
+def left_out_values(guide: Any, model: Any, value: Tensor) -> tuple[Tensor, Bool[Tensor, "*batch"]]:
+    """Values of the model's distribution, some cells of which the guide's never draws.
+
+    By chance where several may be; a draw in front has many such cells, or few.
+
+    Args:
+        guide: The guide's distribution.
+        model: The model's.
+        value: What other cells keep, draws in front.
+
+    Returns:
+        The values, and where there is such a cell, over batch dims.
+    """
+    tables = [_zero_codes(base_distribution(fn)) for fn in (guide, model)]
+    if tables[0] is None or tables[1] is None or tables[0].shape[-1] != tables[1].shape[-1]:
+        missing = value.dim() - model.event_dim - len(model.batch_shape)
+        other = model.sample(value.shape[:missing] if missing > 0 else ()).to(value.dtype)
+        found = excludes(guide, other)
+        return torch.where(_over_event(found, guide.event_dim), other, value), found
+    num_inner = base_distribution(model).event_dim
+    cells = value.shape[: value.dim() - num_inner]
+    table = (tables[0] & ~tables[1]).expand(*cells, -1)
+    most = torch.rand(cells[:1] + (1,) * (len(cells) - 1)) ** 2
+    moves = table.any(-1) & (torch.rand(cells) <= most.to(table.device))
+    codes = (torch.rand(table.shape, device=table.device) * table).argmax(-1)
+    if num_inner:
+        other = torch.nn.functional.one_hot(codes, table.shape[-1]).to(value.dtype)
+        return torch.where(moves[..., None], other, value), _of_batch(moves, guide)
+    return torch.where(moves, codes.to(value.dtype), value), _of_batch(moves, guide)
+
+
+def _of_batch(cells: Tensor, fn: Any) -> Tensor:
+    num_event = _num_wrapped(fn)
+    return cells.flatten(-num_event).any(-1) if num_event else cells
 
 
 def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Tensor, "K *plates"]:

@@ -1,0 +1,56 @@
+"""Whether states that a guide cannot draw are states of the model's posterior.
+
+A guide's distribution of a site may leave out what the model's has, and the guide be exact: where
+data, or latents that it drew before, rule that out. Which it is is found by trying: the site takes
+a value that the guide leaves out, latents that it drew before stay, the model draws the others, and
+what it says of all is possible or not. One that is possible is enough.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from numpyro_dvae.programs.draw import Draw, run_pair
+from numpyro_dvae.programs.readers.impossible import left_out_values, read_zeros
+from numpyro_dvae.programs.record import Ledger, Particles, make_record
+from numpyro_dvae.programs.sites import Pair, Run
+
+__all__ = ["is_left_out"]
+
+_NOTHING = -1e20  # nats, which stand for minus infinity
+
+
+def is_left_out(rng_key: Array, pair: Pair, run: Run, name: str) -> Array:
+    """For which data a state is found that the guide leaves out, and the model may have.
+
+    Args:
+        rng_key: Key of the state.
+        pair: With its layout and notes.
+        run: A draw of it.
+        name: A site, of which the guide leaves out what the model's distribution has.
+    """
+    layout, site, given = pair.layout, run.model[name], {}
+    keys = jax.random.split(rng_key)
+    for each in run.guide.values():
+        if each.name == name:
+            break
+        if each.name in run.model and not each.is_observed:
+            given[each.name] = each.value
+    value = jnp.asarray(site.value)
+    given[name], moves = left_out_values(keys[0], run.guide[name].fn, site.fn, value)
+    draw = Draw(pair.notes.subsamples, layout, given)
+    other = run_pair(keys[1], pair._replace(guide=None), draw)
+    ledger = Ledger(layout, [*run.guide.values(), *run.model.values()])
+    for each in run.model.values():  # all have their plates in it
+        ledger.add_bare("all", each, jnp.zeros(each.fn.batch_shape))
+    ledger.add_bare("moved", site, moves.astype(float))
+    moved = (ledger.total("moved") > 0) | (ledger.total_shared("moved") > 0)
+    return moved & _may_be(make_record(other, layout, 1, reads={"zeros": read_zeros}))
+
+
+def _may_be(record: Particles) -> Array:
+    """For which data the model has a density."""
+    zeros, shared = record.extras["zeros"], record.shared_likelihood + record.shared_prior
+    nothing = zeros["shared_likelihood"] | zeros["shared_prior"] | ~(shared > _NOTHING)
+    own = zeros["log_likelihood"] | zeros["log_prior"] | ~(record.log_p > _NOTHING)
+    return ~(own | nothing)

@@ -1,0 +1,63 @@
+"""Whether states that a guide cannot draw are states of the model's posterior.
+
+A guide's distribution of a site may leave out what the model's has, and the guide be exact: where
+data, or latents that it drew before, rule that out. Which it is is found by trying: the site takes
+a value that the guide leaves out, latents that it drew before stay, the model draws the others, and
+what it says of all is possible or not. One that is possible is enough.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pyro_dvae.diagnostics.silence import in_full
+from pyro_dvae.programs.draw import Draw, run_pair
+from pyro_dvae.programs.readers.impossible import left_out_values, read_zeros
+from pyro_dvae.programs.record import Ledger, Particles, make_record
+from pyro_dvae.programs.sites import Pair, Run
+
+__all__ = ["is_left_out"]
+
+_NOTHING = -1e20  # nats, which stand for minus infinity
+
+
+def is_left_out(pair: Pair, run: Run, name: str, size: int) -> Tensor:
+    """For which draws and data a state is found that the guide leaves out, and the model may have.
+
+    Args:
+        pair: With its layout.
+        run: Draws of it.
+        name: A site, of which the guide leaves out what the model's distribution has.
+        size: Draws in the run.
+    """
+    layout, site, given = pair.layout, run.model[name], {}
+    for each in run.guide.values():
+        if each.name == name:
+            break
+        if each.name in run.model and not each.is_observed:
+            given[each.name] = in_full(each, layout.nesting, size)
+    value = in_full(site, layout.nesting, size)
+    given[name], moves = left_out_values(run.guide[name].fn, site.fn, value)
+    draw = Draw(layout, size if pair.vectorize else None, given)
+    other = run_pair(pair._replace(guide=None), draw)
+    ledger = Ledger(layout, size, [*run.guide.values(), *run.model.values()])
+    for each in run.model.values():  # all have their plates in it
+        ledger.add_bare("all", each, torch.zeros(each.fn.batch_shape))
+    ledger.add_bare("moved", replace(site, value=given[name]), moves.float())
+    moved = (ledger.total("moved") > 0) | _of_data(ledger.total_shared("moved") > 0, layout.plates)
+    return moved & _may_be(make_record(other, layout, size, reads={"zeros": read_zeros}))
+
+
+def _may_be(record: Particles) -> Tensor:
+    """For which draws and data the model has a density."""
+    zeros, plates = record.extras["zeros"], record.log_p.shape[1:]
+    shared = record.shared_likelihood + record.shared_prior
+    nothing = zeros["shared_likelihood"] | zeros["shared_prior"] | ~(shared > _NOTHING)
+    own = zeros["log_likelihood"] | zeros["log_prior"] | ~(record.log_p > _NOTHING)
+    return ~(own | _of_data(nothing, plates))
+
+
+def _of_data(of_draws: Tensor, plates: Sequence) -> Tensor:
+    return of_draws.reshape(-1, *[1] * len(plates))
