@@ -16,6 +16,8 @@ WAYS = {
     "centred": lambda z: z - z.mean(),
     "turned": lambda z: z[np.array([1, 2, 0])],
     "first": lambda z: z[0] * z,
+    "two of three": lambda z: z + (z.sum(-1)[..., None] == 2),
+    "odd": lambda z: z * (z.sum(-1)[..., None] % 2),
     "apart": lambda z: 2 * z,
 }
 OTHERS = "changes with the draws of others"

@@ -281,3 +281,44 @@ def test_the_evidence_of_data_that_mix_is_that_of_all_together(lab):
         found = lab.importance(programs(lab, way), LOGITS[0], data).whole
     assert abs(found.iwae - evidence) < 5 * found.iwae_error
     assert found.iwae_error < 0.02
+
+
+@pytest.mark.parametrize("loss", ["Reinforce_ELBO", "Exact_ELBO"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda z: z - z.mean(-1)[..., None],
+        lambda z: z.roll(1, -1),
+        lambda z: 0.0 * z + z[..., -1:],
+        lambda z: z - z.sum(),
+        lambda z: 0.0 * z + z.prod(),
+        lambda z: 0.0 * z + z.max(),
+        lambda z: z.cumsum(0),
+        lambda z: z.flip(0),
+        lambda z: z * z[0],
+        lambda z: 2.0 * z,
+    ],
+)
+def test_many_cells_that_lead_each_other_are_found_in_few_runs(way, loss):
+    """Trials are particles there; what mixes particles is not taken for what keeps them apart."""
+    lab = _Pyro()
+    from pyro_dvae.programs.sites import Pair
+
+    def rows(is_model):
+        def program():
+            with lab.plate("cells", 12, -1):
+                z = lab.sample("z", lab.dist.Bernoulli(0.4))
+                if is_model:
+                    mean = way(1.0 * z)
+                    lab.sample("x", lab.dist.Normal(mean, 1.0), obs=lab.torch.zeros(12))
+
+        return program
+
+    found = getattr(importlib.import_module("pyro_dvae.infer"), loss)()
+    pair = Pair(rows(True), rows(False), (), {})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        plates = found.find_layout(pair)[0].plates
+    is_apart = float((way(lab.torch.ones(12)) - 2.0).abs().sum()) == 0
+    assert plates == (("cells",) if is_apart else ())
+    assert [OTHERS in str(w.message) for w in told] == ([] if is_apart else [True])

@@ -6,8 +6,12 @@ normalises a batch or takes a neighbour's draw breaks that promise without a wor
 are run in all cells at once, then mixed, some cells in one and some in another: each cell must have
 what it has where all are in its state. What a program raises on the way is its own, and shown.
 What is traced has no value: other numbers stand in for it (`stand_ins`).
+
+References:
+    [1] Sperner. Ein Satz über Untermengen einer endlichen Menge. Mathematische Zeitschrift, 1928.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -146,10 +150,25 @@ def _keep_apart(
 
 
 def _mixtures(sizes: tuple[int, ...], num_states: int) -> Iterator[Integer[np.ndarray, "*plates"]]:
-    """Which of the states each cell is in: neighbours differ, then pairs of them, then any."""
-    count, rng = np.arange(np.prod(sizes)), np.random.default_rng(0)
-    for places in (count, count // 2, rng.integers(num_states, size=len(count))):
-        yield (places % num_states).reshape(sizes)
+    """Which of the states each cell is in: all in one, one in another, then mixtures.
+
+    Neighbours differ, then pairs of them, then any. Of any two cells one is in the first state and
+    the other in the last, and the other way round: those in the first state are other cells, as
+    many, for each [1].
+    """
+    size, last = math.prod(sizes), num_states - 1
+    count, rng, one = np.arange(size), np.random.default_rng(0), np.zeros(size, int)
+    one[size // 2] = 1
+    drawn = rng.integers(num_states, size=size)
+    ways = [np.full(size, state) for state in range(num_states)]
+    ways += [count % num_states, count // 2 % num_states, drawn]
+    ways += [np.where(one, other, state) for state in (0, last) for other in range(num_states)]
+    length = next(k for k in itertools.count(2) if math.comb(k, k // 2) >= size)
+    for place in range(length):
+        taken = itertools.islice(itertools.combinations(range(length), length // 2), size)
+        ways.append(np.array([last if place in places else 0 for places in taken]))
+    for way in ways:
+        yield way.reshape(sizes)
 
 
 def _mixed(

@@ -40,7 +40,7 @@ from pyro_dvae.programs.structure.tracking import find_sources, tracked
 __all__ = ["with_mixed_together"]
 
 _LOW, _HIGH, _ABOVE, _BELOW = range(4)  # values of all cells that trials are made of
-_AT_ONCE = 8  # trials in a run
+_AT_ONCE = 8  # trials in a run, and cells of a plate from which on they are so many
 
 Values = Mapping[str, Tensor]
 Terms = Mapping[tuple[str, str], Tensor]  # of "guide" or "model", by site; with all batch dims
@@ -162,7 +162,7 @@ def _are_apart_at_once(
 
     All cells low, and all high, are among them, and have beside others what they have alone.
     """
-    if None in before.values():
+    if None in before.values() or frame.size <= _AT_ONCE:
         return False
     none = np.zeros(frame.size, bool)
     trials = [_Trial(_LOW, _LOW, none), _Trial(_HIGH, _HIGH, none), *trials]
