@@ -247,3 +247,16 @@ def test_places_that_are_observed_are_no_part_of_the_means(lab):
     assert number == 1
     np.testing.assert_allclose([entropy, *probs], [site.entropy[1], *site.probs[1]], atol=6e-4)
     assert "z_unobserved: 1 of 2 places are under a mask, and left out above" in str(found)
+
+
+@pytest.mark.thrifty
+def test_a_marked_site_that_is_hidden_from_the_guide_is_summed(lab):
+    model = lab.bind(marked)
+    guide, x = lab.guide(lab.primitives.block(model, hide=["a"])), lab.array(X)
+    logits = np.random.default_rng(2).normal(size=(2, 3))
+    loss, _ = lab.loss(lab.exact(), model, guide, {"b": logits}, x)
+    log_q = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    loc = np.arange(2)[:, None] + 2.0 * np.arange(3)
+    joint = np.array([[0.7], [0.3]]) * TABLE * np.exp(-0.5 * (X[:, None, None] - loc) ** 2)
+    log_p = np.log(joint.sum(1) / np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(loss, -(np.exp(log_q) * (log_p - log_q)).sum(), rtol=1e-7)

@@ -55,3 +55,17 @@ def test_the_values_are_the_same(name, observed):
     if name == "not finite" and not observed:
         expected = jnp.where(jnp.isneginf(expected), jnp.nan, expected)  # draws are not checked
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_at_logits_of_0_the_slope_is_that_of_their_neighbours():
+    """NumPyro's own is y."""
+    bits = jnp.array([[0.0, 1.0, 1.0, 0.0]])
+
+    def log_prob(logits):
+        fn = dist.Bernoulli(logits=logits).to_event(1)
+        call = {"args": (), "kwargs": {}, "infer": {}, "cond_indep_stack": [], "scale": None}
+        message = {"name": "x", "type": "sample", "fn": fn, "value": bits, "is_observed": True}
+        return fast_log_prob(Site.of({**message, **call})).sum()
+
+    slopes = jax.grad(log_prob)(jnp.zeros(4))
+    np.testing.assert_allclose(slopes, bits[0] - 0.5, rtol=1e-6)

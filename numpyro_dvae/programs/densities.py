@@ -64,7 +64,8 @@ def _bernoulli(logits: Array, value: Array, dims: tuple[int, ...]) -> Array:
     """``z log p + (1 - z) log(1 - p)``, where 0 times -inf is 0, by one logarithm a parameter."""
     on, off = jnp.maximum(-logits, 0.0), jnp.maximum(logits, 0.0)
     on, off = jnp.where(value == 0, 0.0, value * on), jnp.where(value == 1, 0.0, (1 - value) * off)
-    return -(on + off + jnp.log1p(jnp.exp(-jnp.abs(logits)))).sum(dims)
+    size = jnp.maximum(logits, -logits)  # `abs` has a slope at 0
+    return -(on + off + jnp.log1p(jnp.exp(-size))).sum(dims)
 
 
 _IN_DOUBLE = 1e-9  # rounding of log-densities, of themselves and of a nat

@@ -76,6 +76,9 @@ class AutoDiscrete(AutoGuide):
         noise: Standard deviation of what is added to the logits at the start, in nats: the prior
             of a mixture, say, is the same for all of its components, and so a saddle.
 
+    As all modules of Pyro, it takes parameters that the store holds under its names, of a guide
+    before it: call `pyro.clear_param_store()` to start at the prior.
+
     Attributes:
         cut_off: By site of `num_values`, the mass that the prior has beyond the V numbers, the
             largest of all places, at the first call.
