@@ -136,6 +136,7 @@ def test_a_loss_that_was_not_called_is_named(backend):
     if backend.name == "pyro":
         with pytest.raises(ValueError, match=written):  # as SVI does with a function
             elbo(lambda: None, lambda: None)
+        backend.module("infer.truncated").Truncated_ELBO(lambda population: population)
         return
     with pytest.raises(ValueError, match=written):
         backend.module("infer.svi").with_memory(None, elbo)
