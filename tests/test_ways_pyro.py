@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 torch = pytest.importorskip("torch")
 pyro = pytest.importorskip("pyro")
@@ -253,3 +254,34 @@ def test_sites_of_other_kinds_as_others_are_drawn_are_refused_by_an_automatic_gu
         pyro.set_rng_seed(seed)
         with pytest.raises(ValueError, match=r"'w' is a .* where other draws lead to it"):
             AutoDiscrete(model)(Y)
+
+
+def trials(number):
+    """A Binomial whose number of trials Python takes from a draw, or whose probability is drawn."""
+
+    def program(is_model, seen):
+        z = pyro.sample("z", dist.Bernoulli(0.3 if is_model else 0.4))
+        n = pyro.sample("n", dist.Binomial(number(z), 0.2 + 0.5 * z if is_model else 0.5 + 0 * z))
+        if is_model:
+            pyro.sample("y", dist.Normal(n - z, 1.0), obs=seen)
+
+    return lambda y: program(True, y), lambda y: program(False, y)
+
+
+def test_trials_that_a_draw_says_are_refused_where_states_are_listed_and_no_others():
+    for seed in range(3):
+        pyro.set_rng_seed(seed)
+        pair = trials(lambda z: int(z) + 1)
+        for listed in (lambda: Exact_ELBO().loss(*pair, Y), lambda: posterior_gap(pair, Y)):  # noqa: B023
+            with pytest.raises(ValueError, match=r"'n' \(Binomial\) may have other values"):
+                quiet(listed)
+    pair, states = trials(lambda z: 3), list(itertools.product((0, 1), range(4)))
+    log_q = [stats.bernoulli.logpmf(z, 0.4) + stats.binom.logpmf(n, 3, 0.5) for z, n in states]
+    log_p = [
+        stats.bernoulli.logpmf(z, 0.3)
+        + stats.binom.logpmf(n, 3, 0.2 + 0.5 * z)
+        + stats.norm.logpdf(1.3, n - z)
+        for z, n in states
+    ]
+    expected = -(np.exp(log_q) * (np.array(log_p) - log_q)).sum()
+    np.testing.assert_allclose(Exact_ELBO().loss(*pair, Y), expected, rtol=1e-9)

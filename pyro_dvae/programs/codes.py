@@ -22,12 +22,13 @@ from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from pyro_dvae.ops.arguments import shown_count
-from pyro_dvae.programs.draw import run_program
+from pyro_dvae.programs.draw import Draw, run_program
 from pyro_dvae.programs.processes import hidden
 from pyro_dvae.programs.sites import Layout, Pair, Site, no_one_list, sample_sites
 from pyro_dvae.programs.structure.layout import find_layout
 from pyro_dvae.programs.structure.looking import only_looking
-from pyro_dvae.programs.structure.tracking import TrackDraws
+from pyro_dvae.programs.structure.tracking import Exits, TrackDraws
+from pyro_dvae.programs.structure.ways import ways_through
 
 __all__ = [
     "CodedSite",
@@ -168,13 +169,19 @@ def _check_supports(program: Callable, args: tuple, kwargs: dict, sites: Sequenc
     counted = [site.name for site in sites if isinstance(_largest(site), Tensor)]
     if not counted:
         return
-    with pyro.validation_enabled(False), TrackDraws():
-        tracked = sample_sites(run_program(program, args, kwargs))
+
+    def run(values: Mapping[str, Tensor]) -> tuple[Mapping[str, Site], set[str], None]:
+        draw = Draw(Layout(), None, values)
+        with pyro.validation_enabled(False), draw, TrackDraws(), Exits() as exits:
+            return sample_sites(run_program(program, args, kwargs)), exits.names, None
+
+    runs = [way.sites for way in ways_through(run)]
     for name in counted:
-        if name not in tracked:
+        if any(name not in run for run in runs):
             raise no_one_list(f"'{name}' is not in each run", [site.name for site in sites])
-        if get_provenance(_largest(tracked[name])):
-            raise _no_one_support(tracked[name])
+        bounds = [_largest(run[name]) for run in runs]
+        if get_provenance(bounds) or not all(torch.equal(b, bounds[0]) for b in bounds):
+            raise _no_one_support(runs[0][name])
 
 
 def _largest(site: Site) -> Any:
