@@ -202,3 +202,47 @@ def test_what_a_parameter_rules_out_may_become_possible(lab, is_learnt):
         held = {name: lab.pyro.param(name).detach().numpy() for name in ("scale", "table", "p")}
         for name, value in {"scale": 1.0, "table": STEPS, "p": 0.8}.items():
             np.testing.assert_allclose(held[name], value, atol=1e-6)
+
+
+def inflated(ppl, y):
+    """No rate, whatever the group's, has a count where there is none: these are of the others."""
+    with ppl.plate("groups", 2, dim=-2):
+        effect = ppl.sample("effect", ppl.dist.Normal(ppl.array(0.0), ppl.array(0.7)))
+        with ppl.plate("data", 3, dim=-1):
+            z = ppl.sample("z", ppl.dist.Bernoulli(ppl.array(0.3)))
+            rate = ppl.where(z > 0, ppl.array(0.0), ppl.exp(effect))
+            ppl.sample("y", ppl.dist.Poisson(rate), obs=y)
+
+
+def within(ppl, y):
+    """Bounds that are drawn rule nothing out: others may be drawn."""
+    low = ppl.sample("low", ppl.dist.Normal(ppl.array(0.0), ppl.array(1.0)))
+    width = ppl.sample("width", ppl.dist.LogNormal(ppl.array(0.0), ppl.array(1.0)))
+    with ppl.plate("groups", 2, dim=-2), ppl.plate("data", 3, dim=-1):
+        z = ppl.sample("z", ppl.dist.Bernoulli(ppl.array(0.3)))
+        high = low + width
+        ppl.sample("y", ppl.dist.Uniform(low - 100.0 * z, high + 100.0 * z), obs=y)
+
+
+@pytest.mark.parametrize(("model", "is_ruled"), [(inflated, True), (within, False)])
+def test_what_is_impossible_whatever_a_continuous_latent_is_is_ruled_out(lab, model, is_ruled):
+    y = np.array([[0.0, 3.0, 1.0], [0.0, 0.0, 5.0]])
+    program = lab.bind(model)
+    found = starts(lab, program, lab.guide(program), lab.array(y))["z"].reshape(2, 3, 2)
+    prior = np.broadcast_to([0.7, 0.3], (2, 3, 2))
+    exact = np.where(y[..., None] > 0, [1.0, 0.0], prior) if is_ruled else prior
+    np.testing.assert_allclose(found, exact, atol=1e-6)
+
+
+@pytest.mark.thrifty
+@pytest.mark.parametrize("first", ["normal", "discrete"])
+def test_beside_a_guide_of_continuous_latents_the_loss_is_finite(lab, first):
+    ppl, model = lab.primitives, lab.bind(inflated)
+    y = lab.array(np.array([[0.0, 3.0, 1.0], [0.0, 0.0, 5.0]]))
+    guides = ppl.list(model, ["z", "y"])
+    parts = [ppl.normal(ppl.block(model, hide=["z", "y"])), lab.guide(model)]
+    for part in parts if first == "normal" else parts[::-1]:
+        guides.append(part)
+    elbo = lab.module("infer").Reinforce_ELBO(4)
+    losses, _ = lab.train(elbo, model, guides, 3, y)
+    assert np.isfinite(losses).all()

@@ -11,7 +11,8 @@ which finds all that there is to find in chains and trees, and nowhere rules out
 
 Parameters of the model are learnt, and what they alone rule out at the start, as a scale that is
 too short for a datum, may become possible. So each state is tried at other parameters, too, near
-and far: what is impossible at all of them is so by the model's making.
+and far: what is impossible at all of them is so by the model's making. So are continuous
+latents: they are drawn from the model, and moved up and down.
 
 References:
     [1] Mackworth. Consistency in networks of relations. Artificial Intelligence, 1977.
@@ -19,6 +20,7 @@ References:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +42,7 @@ from numpyro_dvae.guides.joint_states import (
 )
 from numpyro_dvae.guides.places import reaches
 from numpyro_dvae.programs.densities import entry_mask
-from numpyro_dvae.programs.handlers.elsewhere import Elsewhere
+from numpyro_dvae.programs.handlers.elsewhere import Elsewhere, draws_elsewhere
 from numpyro_dvae.programs.handlers.swapping import given_run, is_discrete, terms_and_draws
 from numpyro_dvae.programs.readers.impossible import excludes
 from numpyro_dvae.programs.sites import Site
@@ -49,6 +51,7 @@ __all__ = ["possible_values"]
 
 # Seeds and spreads of the parameters that are tried: first those of the start.
 _PLACES = ((0, 0.0), (1, 1.0), (1, -1.0), (2, 6.0), (2, -6.0))
+_FURTHER = ((2, 1.0), (2, -1.0), (1, 6.0), (1, -6.0))  # where there are continuous latents, too
 _MOST_NUMBERS = 1024  # of a count that are tried
 
 
@@ -85,11 +88,16 @@ def possible_values(
         sites, _ = given_run(rng_key, model, args, kwargs, {}, rows)
     if not any(_may_exclude(site) for site in sites.values()):
         return {}
-    scopes = _scopes(terms_and_draws(rng_key, model, args, kwargs), sites, latents)
+    draws = terms_and_draws(rng_key, model, args, kwargs)
+    scopes = _scopes(draws, sites, latents)
     if not any(_may_exclude(sites[name]) for name in scopes):
         return {}
-    places = _PLACES if moved.num_moved else _PLACES[:1]
-    factors = _factors(rng_key, model, args, kwargs, latents, rows, scopes, places)
+    others = _others(draws, scopes)
+    places: Sequence[tuple[int, float]] = _PLACES if moved.num_moved else _PLACES[:1]
+    if others:
+        places = (*_PLACES, *_FURTHER)
+    beside = partial(draws_elsewhere, model, others)
+    factors = _factors(rng_key, beside, args, kwargs, latents, rows, scopes, places)
     shapes = {n: tuple(sites[n].fn.batch_shape) for f in factors for n in f.scope}
     domains = _domains(factors, shapes)
     return {name: _by_row(latents[name], latents, factors, domains) for name in domains}
@@ -102,12 +110,20 @@ def _scopes(
     found = {}
     for name, site in sites.items():
         scope = tuple(latent for latent in latents if latent in draws.get(name, ()))
-        if not scope or set(scope) != draws[name] or _is_masked_within(site.fn):
+        is_open = site.is_observed or is_discrete(site)
+        if not scope or not is_open or _is_masked_within(site.fn):
             continue
         few = _are_few([latents[latent] for latent in scope])
         if few and all(reaches(latents[latent], site.plates) for latent in scope):
             found[name] = scope
     return found
+
+
+def _others(
+    draws: Mapping[str, frozenset[str]], scopes: Mapping[str, tuple[str, ...]]
+) -> list[str]:
+    """The continuous latents that factors depend on, too."""
+    return sorted({other for name, scope in scopes.items() for other in draws[name] - set(scope)})
 
 
 def _are_few(scope: Sequence[Latent]) -> bool:
@@ -140,7 +156,7 @@ def _may_exclude(site: Site) -> bool:
 
 def _factors(
     rng_key: Array,
-    model: Callable,
+    model_at: Callable[[Array, Array], Callable],
     args: tuple,
     kwargs: dict,
     latents: Mapping[str, Latent],
@@ -158,7 +174,7 @@ def _factors(
 
     def run(values: Mapping[str, Array], seed: Array, spread: Array) -> dict[str, Array]:
         with Elsewhere(seed, spread):
-            sites, _ = given_run(rng_key, model, args, kwargs, values, rows)
+            sites, _ = given_run(rng_key, model_at(seed, spread), args, kwargs, values, rows)
         return {name: _is_possible(sites[name], spread) for name in scopes}
 
     every = jax.vmap(jax.vmap(run, (0, None, None)), (None, 0, 0))

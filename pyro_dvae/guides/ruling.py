@@ -11,7 +11,8 @@ which finds all that there is to find in chains and trees, and nowhere rules out
 
 Parameters of the model are learnt, and what they alone rule out at the start, as a scale that is
 too short for a datum, may become possible. So each state is tried at other parameters, too, near
-and far: what is impossible at all of them is so by the model's making.
+and far: what is impossible at all of them is so by the model's making. So are continuous
+latents: they are drawn from the model, and moved up and down.
 
 References:
     [1] Mackworth. Consistency in networks of relations. Artificial Intelligence, 1977.
@@ -39,7 +40,7 @@ from pyro_dvae.guides.joint_states import (
 )
 from pyro_dvae.guides.places import reaches
 from pyro_dvae.programs.densities import entry_mask
-from pyro_dvae.programs.handlers.elsewhere import Elsewhere
+from pyro_dvae.programs.handlers.elsewhere import Elsewhere, draws_elsewhere
 from pyro_dvae.programs.handlers.swapping import given_run, is_discrete, terms_and_draws
 from pyro_dvae.programs.readers.impossible import excludes
 from pyro_dvae.programs.sites import Site
@@ -48,6 +49,7 @@ __all__ = ["possible_values"]
 
 # Seeds and spreads of the parameters that are tried: first those of the start.
 _PLACES = ((0, 0.0), (1, 1.0), (1, -1.0), (2, 6.0), (2, -6.0))
+_FURTHER = ((2, 1.0), (2, -1.0), (1, 6.0), (1, -6.0))  # where there are continuous latents, too
 _MOST_NUMBERS = 1024  # of a count that are tried
 
 
@@ -80,10 +82,12 @@ def possible_values(
     sites, _ = given_run(model, args, kwargs, {}, rows)
     if not any(_may_exclude(site) for site in sites.values()):
         return {}
-    scopes = _scopes(terms_and_draws(model, args, kwargs), sites, latents)
+    draws = terms_and_draws(model, args, kwargs)
+    scopes = _scopes(draws, sites, latents)
     if not any(_may_exclude(sites[name]) for name in scopes):
         return {}
-    factors = _factors(model, args, kwargs, latents, rows, scopes)
+    others = _others(draws, scopes)
+    factors = _factors(model, args, kwargs, latents, rows, scopes, others)
     shapes = {n: tuple(sites[n].fn.batch_shape) for f in factors for n in f.scope}
     domains = _domains(factors, shapes)
     return {name: _by_row(latents[name], latents, factors, domains) for name in domains}
@@ -96,12 +100,20 @@ def _scopes(
     found = {}
     for name, site in sites.items():
         scope = tuple(latent for latent in latents if latent in draws.get(name, ()))
-        if not scope or set(scope) != draws[name] or _is_masked_within(site.fn):
+        is_open = site.is_observed or is_discrete(site)
+        if not scope or not is_open or _is_masked_within(site.fn):
             continue
         few = _are_few([latents[latent] for latent in scope])
         if few and all(reaches(latents[latent], site.plates) for latent in scope):
             found[name] = scope
     return found
+
+
+def _others(
+    draws: Mapping[str, frozenset[str]], scopes: Mapping[str, tuple[str, ...]]
+) -> list[str]:
+    """The continuous latents that factors depend on, too."""
+    return sorted({other for name, scope in scopes.items() for other in draws[name] - set(scope)})
 
 
 def _are_few(scope: Sequence[Latent]) -> bool:
@@ -139,16 +151,18 @@ def _factors(
     latents: Mapping[str, Latent],
     rows: Mapping[str, Tensor],
     scopes: Mapping[str, tuple[str, ...]],
+    others: Sequence[str],
 ) -> list[_Factor]:
     """The factors, in the order of the model: all of their states are tried."""
     states, found = choose_states(list(scopes.values()), latents), list[_Factor]()
-    for seed, spread in _PLACES:
+    for seed, spread in (*_PLACES, *(_FURTHER if others else ())):
         moved = Elsewhere(seed, spread)
-        tables = _tables_at(moved(model), args, kwargs, latents, rows, scopes, states, spread)
+        beside = draws_elsewhere(moved(model), others, seed, spread)
+        tables = _tables_at(beside, args, kwargs, latents, rows, scopes, states, spread)
         if spread:
             tables = [held.possible | more for held, more in zip(found, tables, strict=True)]
         found = [_Factor(s, table) for s, table in zip(scopes.values(), tables, strict=True)]
-        if moved.num_moved == 0 or all(bool(table.all()) for table in tables):
+        if (moved.num_moved == 0 and not others) or all(bool(table.all()) for table in tables):
             break
     return found
 

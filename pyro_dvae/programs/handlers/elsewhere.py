@@ -1,13 +1,15 @@
-"""A program run at other parameters than its own, to see what holds at all of them."""
+"""A program run at other parameters and draws than its own, to see what holds at all of them."""
 
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import biject_to
 
-__all__ = ["Elsewhere"]
+__all__ = ["Elsewhere", "draws_elsewhere"]
 
 
 class Elsewhere(Messenger):
@@ -55,3 +57,38 @@ class Elsewhere(Messenger):
         noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
         start = torch.where(value.isfinite(), value, 0.0)
         return start + self.spread * noise.to(value.device)
+
+
+def draws_elsewhere(model: Callable, names: Collection[str], seed: int, spread: float) -> Callable:
+    """A model that goes on from other draws of some continuous latents than it has made.
+
+    All are moved by as much, up or down, in unconstrained space; for seed 1 every other one the
+    opposite way. Handlers around see the draws as they were.
+
+    Args:
+        model: The model.
+        names: Of the latents.
+        seed: Which of them go up.
+        spread: By how much.
+    """
+    steps = {n: -spread if seed == 1 and i % 2 else spread for i, n in enumerate(names)}
+    return _Steps(steps)(model)
+
+
+class _Steps(Messenger):
+    """Moves draws."""
+
+    def __init__(self, steps: Mapping[str, float]) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        step = self.steps.get(msg["name"], 0.0)
+        if step == 0.0:
+            return
+        try:
+            transform = biject_to(msg["fn"].support)
+        except NotImplementedError:  # a support of the user's own
+            return
+        free = transform.inv(msg["value"])
+        msg["value"] = transform(torch.where(free.isfinite(), free, 0.0) + step)
