@@ -137,6 +137,10 @@ def test_of_a_model_without_plates(lab):
     for value in (site.most_likely, site.entropy, site.mean, posterior.most_likely["z"]):
         assert isinstance(value, np.ndarray)
         assert value.shape == ()
+    assert repr(site) == "SitePosterior((): 1 places of 2 values)"
+    assert repr(posterior) == str(posterior)
+    certain = site._replace(probs=np.array([1.0, 0.0]))
+    assert not np.signbit(certain.entropy)
 
 
 def mixed(ppl, x):

@@ -19,7 +19,7 @@ class SharedCost(NamedTuple):
     rate_error: float = 0.0  # standard errors over the draws; NaN of one draw
     distortion_error: float = 0.0
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A line with the numbers."""
         names = ", ".join(f"'{name}'" for name in self.sites)
         return (
@@ -36,7 +36,7 @@ class WholeCost(NamedTuple):
     elbo: float  # minus the loss: -distortion - rate log 2, nats
     elbo_error: float  # standard error over the draws; NaN of one draw
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A line with the numbers."""
         return (
             f"All together: rate {self.rate:z.2f} bits, distortion {self.distortion:z.2f} nats, "

@@ -27,7 +27,7 @@ class GradientQuality(NamedTuple):
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.signal / self.noise
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A table with a line for each loss."""
         width = max(12, *(len(name) + 2 for name in self.losses))
         columns = ("signal", "noise", "snr", *(f"cos {name}" for name in self.losses))

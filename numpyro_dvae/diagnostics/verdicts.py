@@ -40,7 +40,7 @@ class WholeBounds(NamedTuple):
     iwae_error: float  # at least that, unless it is settled
     is_settled: bool = True  # whether the weights are such that draws show the error of the bound
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Both bounds."""
         least = "" if self.is_settled else AT_LEAST
         return (
@@ -178,7 +178,7 @@ class ImportanceDiagnostics(NamedTuple):
         words = ["broken", "point", "one state", "unreliable", "off", "restricted"]
         return np.select(conditions, words, "close")
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A paragraph: bounds, effective sample size, k̂, verdict."""
         shared = " on the data, given that" if self.has_shared_latents else ""
         numbers = f"{self._bounds()} {self._worth()}{self._tails()}"

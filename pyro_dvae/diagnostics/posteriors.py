@@ -54,12 +54,17 @@ class SitePosterior(NamedTuple):
     def entropy(self) -> np.ndarray:
         """Entropy of each place by itself, in nats, ``(*dims)``."""
         logs = np.log(self.probs, out=np.zeros_like(self.probs), where=self.probs > 0)
-        return np.asarray(-(self.probs * logs).sum(-1))
+        return np.asarray(0.0 - (self.probs * logs).sum(-1))  # never -0
 
     @property
     def mean(self) -> np.ndarray:
         """Mean of the numbers 0, ..., V - 1, ``(*dims)``."""
         return np.asarray(self.probs @ np.arange(self.num_values))
+
+    def __repr__(self) -> str:
+        """Its shapes, not its arrays."""
+        dims = ", ".join(self.dims)
+        return f"SitePosterior(({dims}): {self.draws[0].size} places of {self.num_values} values)"
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class DiscretePosterior:
     def __getitem__(self, name: str) -> SitePosterior:
         return self.sites[name]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A line for each site, and the verdict on the guide."""
         width = max(6, *(len(name) + 2 for name in self.sites))
         kind = "weighted draws" if self.corrected else "the guide"

@@ -82,7 +82,7 @@ class Evaluation(NamedTuple):
     factors: tuple[str, ...] = ()  # sites that the guide observes, which count with log q
     clamped: tuple[str, ...] = ()  # sites with a probability of 0, of which losses are finite
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A table with a line for each number."""
         numbers = {
             "ELBO": (self.elbo, "nats"),
@@ -160,7 +160,7 @@ class CodeUsage(NamedTuple):
     def _percent(self, share: float) -> str:
         return f"{share:.0%}" if self.codes is None else f"{100 * share:.2g}%"
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A line with shares and perplexities; of several latents, of their table as well."""
         if self.is_open:
             return (
@@ -192,7 +192,7 @@ class ActiveLatents(NamedTuple):
         """Which latents follow the data."""
         return np.asarray(self.variance > self.threshold)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A line with the number of active latents."""
         return f"{self.active.sum()} of {self.active.size} latents are active."
 
@@ -226,7 +226,7 @@ class LatentRates(NamedTuple):
     def _margin(self) -> np.ndarray:
         return np.asarray(_SURE * np.nan_to_num(self.error, nan=np.inf))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A line with the rates."""
         bits, error = self.rate / np.log(2), np.max(self.error) / np.log(2)
         unclear = f", {self.undecided.sum()} may have (more draws tell)" * bool(
@@ -265,7 +265,7 @@ class RateDistortion(NamedTuple):
     clamped: tuple[str, ...] = ()  # sites with a probability of 0, of which losses are finite
     data_range: float = 1.0  # span of the data, to which the PSNR refers
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A line with the means; lines of what the data share and of all together."""
         rest = "" if self.shared is None else f"\n{self.shared}\n{self.whole}"
         rest = "\n".join([rest, *notes_in(self)])
@@ -300,7 +300,7 @@ class PosteriorGap(NamedTuple):
     factors: tuple[str, ...] = ()
     clamped: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A line with the means."""
         loose = int((~self.is_bound).sum())
         is_said = not loose or self.weighed or self.factors

@@ -82,7 +82,7 @@ class SharedDiagnostics(NamedTuple):
         rest = np.maximum(np.log(self.num_draws / self.ess) - most, self.gap - most / 2)
         return not (self.agreed >= _HALF and rest > CLOSE)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A sentence with numbers and verdict."""
         names = listed(self.sites)
         if self.num_draws == 1:

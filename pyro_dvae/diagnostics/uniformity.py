@@ -65,7 +65,7 @@ class Calibration(NamedTuple):
         """Sites, or "log_p", with too small a p-value; of an exact guide in 1 % of all cases."""
         return sorted(n for n, values in self.p_values.items() if np.min(values) < self.level)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A paragraph with the verdict."""
         p_values = np.concatenate([np.ravel(values) for values in self.p_values.values()])
         wrong = ", ".join(self.miscalibrated)
