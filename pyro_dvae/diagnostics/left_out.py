@@ -44,7 +44,7 @@ def is_left_out(pair: Pair, run: Run, name: str, size: int) -> Tensor:
     other = run_pair(pair._replace(guide=None), draw)
     ledger = Ledger(layout, size, [*run.guide.values(), *run.model.values()])
     for each in run.model.values():  # all have their plates in it
-        ledger.add_bare("all", each, torch.zeros(each.fn.batch_shape))
+        ledger.add_bare("all", each, torch.zeros(each.fn.batch_shape, device=value.device))
     ledger.add_bare("moved", replace(site, value=given[name]), moves.float())
     moved = (ledger.total("moved") > 0) | _of_data(ledger.total_shared("moved") > 0, layout.plates)
     return moved & _may_be(make_record(other, layout, size, reads={"zeros": read_zeros}))

@@ -123,8 +123,8 @@ def left_out_values(guide: Any, model: Any, value: Tensor) -> tuple[Tensor, Bool
     num_inner = base_distribution(model).event_dim
     cells = value.shape[: value.dim() - num_inner]
     table = (tables[0] & ~tables[1]).expand(*cells, -1)
-    most = torch.rand(cells[:1] + (1,) * (len(cells) - 1)) ** 2
-    moves = table.any(-1) & (torch.rand(cells) <= most.to(table.device))
+    most = torch.rand(cells[:1] + (1,) * (len(cells) - 1), device=table.device) ** 2
+    moves = table.any(-1) & (torch.rand(cells, device=table.device) <= most)
     codes = (torch.rand(table.shape, device=table.device) * table).argmax(-1)
     if num_inner:
         other = torch.nn.functional.one_hot(codes, table.shape[-1]).to(value.dtype)
@@ -152,7 +152,7 @@ def has_zeros(fn: Any, value: Tensor) -> Bool[Tensor, "*batch"]:
     Over the batch dims, or what broadcasts to them. Under a mask, nothing counts.
     """
     if isinstance(fn, dist.MaskedDistribution):
-        return has_zeros(fn.base_dist, value) & torch.as_tensor(fn._mask)
+        return has_zeros(fn.base_dist, value) & torch.as_tensor(fn._mask, device=value.device)
     if isinstance(fn, dist.ExpandedDistribution):
         return has_zeros(fn.base_dist, value)
     if isinstance(fn, dist.Independent):
@@ -161,7 +161,7 @@ def has_zeros(fn: Any, value: Tensor) -> Bool[Tensor, "*batch"]:
         return inner.flatten(-num_dims).any(-1) if num_dims else inner
     table = getattr(fn, "_categorical", fn)  # of vectors of codes
     if not isinstance(fn, _CLAMPED) or "probs" not in vars(table):
-        return torch.zeros((), dtype=torch.bool)
+        return torch.zeros((), dtype=torch.bool, device=value.device)
     zero = _is_clamped(table.probs, table.logits)
     if isinstance(fn, torch.distributions.Categorical):
         shape = torch.broadcast_shapes(value.shape, zero.shape[:-1])
