@@ -289,7 +289,7 @@ def e_steps(model, rows, monkeypatch, num_steps=3):
 
 def repeats_of(guide):
     """Whether passes were repeated, of calls of all kinds that it has seen."""
-    plans = [plan for found in guide._plans._plans.values() for plan in found.values()]
+    plans = [plan for found in guide._plans._plans.values() for plan in found]
     return {is_repeated for plan in plans for is_repeated in plan.pair.notes.values()}
 
 
