@@ -141,6 +141,23 @@ def test_a_truncated_guide_is_refused(programs):
         programs.calibrate((model, Kept()), X + 1.0, X)
 
 
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_parameters_of_each_datum_are_refused(programs, is_listed):
+    """An exact guide of these data is none of simulated ones."""
+    model, _ = programs.pair(targets, exact)
+    autoguide = importlib.import_module(f"{programs.ppl.__name__}.infer.autoguide")
+    guides = importlib.import_module(f"{programs.ppl.__name__}_dvae.guides")
+    guide, options = guides.AutoDiscrete(model), {}
+    if is_listed:
+        hidden = programs.ppl.handlers.block(model, hide=["z"]) if programs.is_jax else model
+        guide = autoguide.AutoGuideList(hidden)
+        guide.append(guides.AutoDiscrete(model))
+    if programs.is_jax:
+        options = {"params": {"z_auto_logits": programs.array(2.0 * X[:, None])}}
+    with pytest.raises(ValueError, match="AutoDiscrete has parameters for the data"):
+        programs.calibrate((model, guide), X + 1.0, X, **options)
+
+
 def test_missing_data_stay_missing(programs):
     """NaN, and integers for the data."""
     ppl, dist = programs.ppl, programs.dist

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyro_dvae.diagnostics.arrays import NamedArray, split_data
+from pyro_dvae.guides import AutoDiscrete
 from pyro_dvae.ops.calibration import (
     exchange_p_value,
     random_ranks,
@@ -237,6 +238,12 @@ def shared_latents(
             "`result`: the guide keeps a posterior of each row of its data, as truncated guides "
             "do, and has none of simulated rows. Calibrate a guide that is a function of the data."
         )
+    if any(isinstance(part, AutoDiscrete) for part in _parts(guide)):
+        raise ValueError(
+            "`result`: AutoDiscrete has parameters for the data that it was trained on, and none "
+            "for simulated ones, so that ranks among its draws tell nothing of it. Use "
+            "posterior_gap, which lists all states, importance_diagnostics or compare_restarts."
+        )
     if latents and (plates := sorted(readings["subsample"])):
         raise ValueError(
             f"plates {plates} draw a subsample, but data share {list(latents)}, whose posterior "
@@ -244,6 +251,12 @@ def shared_latents(
             "take all rows."
         )
     return latents
+
+
+def _parts(guide: Any) -> list[Any]:
+    """A guide, and those of which a list of guides is made."""
+    modules = guide.modules() if hasattr(guide, "modules") else ()
+    return [guide, *modules, *getattr(guide, "_guides", ())]
 
 
 def _like(array: NamedArray, values: np.ndarray) -> NamedArray:
