@@ -151,3 +151,27 @@ def test_states_are_listed_where_the_host_can(lab, way):
     else:
         with pytest.raises(ValueError, match=rf"'z' \({way}\w+\).* Reinforce_ELBO"):
             lab.draws(lab.infer.Exact_ELBO(), 1)
+
+
+def test_a_multinomial_draw_has_no_entropy_in_closed_form():
+    """PyTorch offers one, and fails at it once a plate has expanded the distribution."""
+    torch, pyro = pytest.importorskip("torch"), pytest.importorskip("pyro")
+    from pyro_dvae.infer import Reinforce_ELBO
+
+    prior, probs, means, num = np.array([0.2, 0.3, 0.5]), np.array([0.5, 0.1, 0.4]), X, 5000
+    log_joint = np.log(prior) + norm.logpdf(X[:, None], means)
+    terms = np.log(probs) - log_joint
+    wanted = (probs * terms).sum()
+    variance = (probs * terms**2).sum(-1) - (probs * terms).sum(-1) ** 2
+
+    def program(weights, x):
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", pyro.distributions.Multinomial(1, probs=torch.tensor(weights)))
+            if x is not None:
+                mean = z.to(x) @ torch.tensor(means)
+                pyro.sample("x", pyro.distributions.Normal(mean, 1.0), obs=x)
+
+    pyro.set_rng_seed(0)
+    pair = (lambda: program(prior, torch.tensor(X))), (lambda: program(probs, None))
+    found = Reinforce_ELBO(num).loss(*pair)
+    assert abs(float(found) - wanted) < 5 * (variance.sum() / num) ** 0.5
