@@ -322,3 +322,30 @@ def test_many_cells_that_lead_each_other_are_found_in_few_runs(way, loss):
     is_apart = float((way(lab.torch.ones(12)) - 2.0).abs().sum()) == 0
     assert plates == (("cells",) if is_apart else ())
     assert [OTHERS in str(w.message) for w in told] == ([] if is_apart else [True])
+
+
+@pytest.mark.parametrize(
+    "way", [lambda z: z + (z.sum() == 2), lambda z: z * (z.sum() % 2), lambda z: z + z.sum() % 2]
+)
+def test_a_count_over_particles_is_no_count_of_one(way):
+    """The particles that were tried had a sum of the same parity as all together."""
+    lab = _Pyro()
+
+    def rows(x, logits, is_model):
+        with lab.plate("cells", 3, -1):
+            z = lab.sample("z", lab.dist.Bernoulli(logits=logits))
+            if is_model:
+                lab.sample("x", lab.dist.Normal(way(z), 1.0), obs=x)
+
+    data, logits = lab.array(DATA[0]), lab.array(LOGITS[0])
+    wanted = 0.0
+    for row in itertools.product((0.0, 1.0), repeat=3):
+        z = lab.torch.tensor(row, dtype=data.dtype)
+        weight = lab.dist.Bernoulli(logits=logits).log_prob(z).sum().exp()
+        wanted -= float(weight * lab.dist.Normal(way(z), 1.0).log_prob(data).sum())
+    loss = importlib.import_module("pyro_dvae.infer").Exact_ELBO()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = loss.loss(lambda: rows(data, logits, True), lambda: rows(data, logits, False))
+    assert float(found) == pytest.approx(wanted, rel=1e-9)
+    assert any("does not broadcast" in str(w.message) for w in told)

@@ -6,7 +6,8 @@ particles are run together, of which one has the highest code in each latent, on
 three some of each, so that no two latents of a few are alike in all of them; each particle is then
 compared with a run of its own. Where a dim has size five, there are more: a program that reads the
 size of a dim does not find by chance what it looks for. Where a program is noisy by itself
-(dropout), one particle is changed while the others and the noise stay: they must not notice.
+(dropout), one particle is changed while the others and the noise stay: they must not notice. Nor
+may they where it is changed in one place alone, as a parity of all would.
 """
 
 import itertools
@@ -125,10 +126,10 @@ def _keeps_apart(pair: Pair, reads: Reads) -> bool:
             if len(values) < len(drawn):  # the rest follows from these
                 rest = run_pair(pair, Draw(pair.layout, count, values)).guide
                 values = {name: rest[name].value for name in drawn}
-            return _agree_on(pair, values, reads)
+            return _agree_on(pair, values, drawn, reads)
         except Exception:  # of values that the program never draws
             values = {name: _of_size(site.value, count) for name, site in drawn.items()}
-            return _agree_on(pair, values, reads)
+            return _agree_on(pair, values, drawn, reads)
 
 
 def _num_particles(run: Run, layout: Layout) -> int:
@@ -147,19 +148,34 @@ def _of_size(value: Tensor, count: int) -> Tensor:
     return torch.cat([value, value[_NUM_PARTICLES - _NUM_MIXED + more]])
 
 
-def _agree_on(pair: Pair, values: dict[str, Tensor], reads: Reads) -> bool:
+def _agree_on(
+    pair: Pair, values: dict[str, Tensor], sites: Mapping[str, Site], reads: Reads
+) -> bool:
     together, noise = _record(pair, values, None, reads), _noise()
     alone = [_record(pair, values, k, reads) for k in range(_NUM_PARTICLES)]
     if any(len(one.extras["sites"]) != len(together.extras["sites"]) for one in alone):
         return False  # which sites there are depends on the draws
     if noise == _noise():  # nothing else is drawn
-        return all(_agree(together, one, k, 0) for k, one in enumerate(alone))
-    state = pyro.util.get_rng_state()
-    together = _record(pair, values, None, reads)
-    pyro.util.set_rng_state(state)
-    moved = {name: torch.cat([value[1:2], value[1:]]) for name, value in values.items()}
+        if not all(_agree(together, one, k, 0) for k, one in enumerate(alone)):
+            return False
+        moved = {name: _with_one_moved(sites[name], value) for name, value in values.items()}
+    else:
+        state = pyro.util.get_rng_state()
+        together = _record(pair, values, None, reads)
+        pyro.util.set_rng_state(state)
+        moved = {name: torch.cat([value[1:2], value[1:]]) for name, value in values.items()}
     moved_together = _record(pair, moved, None, reads)
     return all(_agree(together, moved_together, k, k) for k in range(1, _NUM_PARTICLES))
+
+
+def _with_one_moved(site: Site, value: Tensor) -> Tensor:
+    """The values; of the first particle, one place is as the second has it: parities differ."""
+    size = value[0, ...].numel() // max(1, site.base.event_shape.numel())
+    places = torch.arange(max(1, size), device=value.device) == 0
+    inner = len(site.base.event_shape)
+    shape = value.shape[1 : value.dim() - inner]
+    places = places[:size].reshape(*shape, *[1] * inner)
+    return torch.cat([torch.where(places, value[1], value[0])[None], value[1:]])
 
 
 def _noise() -> bytes:
@@ -256,5 +272,7 @@ def _spread(value: Tensor, lowest: Callable, highest: Callable) -> Tensor:
     places = torch.arange(shape.numel(), device=value.device).reshape(shape)
     if shape.numel() > 2**_NUM_MIXED:
         places = torch.randint_like(places, 2**_NUM_MIXED)
-    mixed = [torch.where((places >> bit) % 2 == 1, high, low) for bit in range(_NUM_MIXED)]
+    # One of them the other way round: no count that some particles have is that of all.
+    ways = [(places >> bit) % 2 == int(bit != 1) for bit in range(_NUM_MIXED)]
+    mixed = [torch.where(way, high, low) for way in ways]
     return torch.stack([high, low, *mixed])
