@@ -49,3 +49,19 @@ def test_of_many_parents_each_value_has_a_row_and_their_logits_are_summed(lab):
         log_p += stats.bernoulli.logpmf(b, 1 / (1 + np.exp(-(0.3 * c - 0.5 * d + e - 0.2))))
         total -= np.exp(log_q) * (log_p + stats.norm.logpdf(x[row], b + c - d + e) - log_q)
     np.testing.assert_allclose(value, total, rtol=1e-9)
+
+
+def shared(ppl, x):
+    """One latent that all data share makes a datum of them all."""
+    kind = ppl.sample("kind", ppl.dist.Bernoulli(ppl.array(0.5)))
+    with ppl.plate("data", len(x)):
+        z = ppl.sample("z", ppl.dist.Bernoulli(ppl.array(0.4)))
+        ppl.sample("x", ppl.dist.Normal(z + 3.0 * kind, 1.0), obs=x)
+
+
+@pytest.mark.parametrize(("num_data", "advice"), [(20, "Raise it, or sample"), (60, "Sample")])
+def test_too_many_states_of_all_data_are_not_asked_for(lab, num_data, advice):
+    model, x = lab.bind(shared), lab.array(np.zeros(num_data, np.float32))
+    said = rf"states of all data together .*`max_states` is 4096\. {advice}: .*or leave sites of"
+    with pytest.raises(ValueError, match=said):
+        lab.look(lab.exact(), model, lab.guide(model), (x,), (x,))

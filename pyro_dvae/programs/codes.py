@@ -305,14 +305,22 @@ def enumerate_draws(
     space = Space(layout, tuple(_code_site(site, layout) for site in credited))
     num_states = math.prod(space.cardinalities)
     if num_states > max_states:
-        listed = ", ".join(f"'{s.name}': {len(s.support)}^{s.num_latents}" for s in space.sites)
-        raise ValueError(
-            f"enumeration needs {shown_count(num_states)} states per datum ({listed}), but "
-            f"`max_states` is {max_states}. Raise it, or use DAPS_ELBO or Reinforce_ELBO, which "
-            "sample."
-        )
+        raise ValueError(_too_many(space, num_states, max_states))
     sizes = torch.tensor(space.cardinalities)
     places = torch.tensor([math.prod(sizes[:h].tolist()) for h in range(len(sizes))])
     codes = torch.arange(num_states)[:, None] // places % sizes
     codes = codes.to(space.sites[0].support.device)
     return decode(space, codes[:, None], (1,) * len(layout.plates))
+
+
+def _too_many(space: Space, num_states: int, max_states: int) -> str:
+    listed = ", ".join(f"'{s.name}': {len(s.support)}^{s.num_latents}" for s in space.sites)
+    whose, marked = "per datum", ""
+    if not space.layout.plates:
+        whose = "of all data together"
+        marked = ', or leave sites of each datum to the model, infer={"enumerate": "parallel"}'
+    return (
+        f"enumeration needs {shown_count(num_states)} states {whose} ({listed}), but `max_states` "
+        f"is {max_states}. {'Raise it, or sample' if num_states <= 2**24 else 'Sample'}: train by "
+        f"DAPS_ELBO or Reinforce_ELBO, look by importance_diagnostics{marked}."
+    )
