@@ -247,10 +247,10 @@ class Model(nn.Module):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), inner(), nn.Linear(9, 5))
         self.logits = nn.Parameter(torch.randn(12))
-        self.passes = 0
+        self.passes = []  # no number, which could be a setting and would have plans of its own
 
     def forward(self, x, index=None):
-        self.passes += 1
+        self.passes.append([])
         pyro.module("model", self)
         with pyro.plate("data", 40, subsample=index):
             z = pyro.sample("z", dist.Bernoulli(logits=self.logits).to_event(1))
@@ -319,7 +319,7 @@ def test_repetitions_spare_passes(monkeypatch):
     in_pieces(monkeypatch, 1)
     monkeypatch.setattr(scoring, "_CODES_AT_ONCE", 40 * 12)
     e_steps(many, 0, monkeypatch)
-    assert few.passes < many.passes / 5
+    assert len(few.passes) < len(many.passes) / 5
 
 
 class Changing(Model):
