@@ -170,8 +170,19 @@ def test_gradients_in_a_branch_that_comes_late_have_the_right_mean():
     assert np.abs(errors / (np.std(found, 0) / TIMES**0.5)).max() < 5
 
 
-def test_numbers_that_choose_nothing_are_not_looked_at_one_by_one(monkeypatch):
+def annealed(torch, model, flag):
+    """A step in arithmetic: no index and no shift."""
+    model(flag)
+    ones = torch.ones(3)
+    return ones * flag, flag - ones, ones / (1 + abs(flag)), ones.add(flag), flag**ones
+
+
+@pytest.mark.parametrize("is_annealed", [False, True])
+def test_numbers_that_choose_nothing_are_not_looked_at_one_by_one(monkeypatch, is_annealed):
     lab, times = _Pyro(), []
+    if is_annealed:
+        torch, (model, guide) = pytest.importorskip("torch"), lab.pair
+        lab.pair = partial(annealed, torch, model), guide
     find = lab.loss.find_layout
     monkeypatch.setattr(lab.loss._plans, "find", lambda pair: times.append(1) or find(pair))
     for n in range(-20, 5):

@@ -93,7 +93,8 @@ def modules_noted() -> Iterator[dict[nn.Module, bool]]:
 class Path(TorchFunctionMode):
     """The way that runs go: `taken` sums up which operations they are made of, in order.
 
-    Of what these take, whole numbers count (an index, a dim, a shift), real ones do not.
+    Of what these take, whole numbers count (an index, a dim, a shift), real ones do not, nor do
+    those of arithmetic, such as a step that a temperature is multiplied with.
 
     Args:
         is_noted: False does nothing.
@@ -114,10 +115,16 @@ class Path(TorchFunctionMode):
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        self.taken = hash((self.taken, func, *map(_static, args), *map(_static, kwargs.items())))
+        static = type if func in _ARITHMETIC else _static
+        self.taken = hash((self.taken, func, *map(static, args), *map(_static, kwargs.items())))
         return func(*args, **kwargs)
 
 
+_NAMES = "add sub mul div true_divide pow rsub rpow rdiv rtruediv truediv radd rmul".split()
+_NAMES += [f"__{name}__" for name in _NAMES] + [f"__i{name}__" for name in _NAMES]
+_ARITHMETIC = {
+    getattr(owner, name) for owner in (torch, Tensor) for name in _NAMES if hasattr(owner, name)
+}
 _STATIC = {bool, int, str, type(None), type(...), torch.dtype, slice}
 
 
