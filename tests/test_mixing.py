@@ -349,3 +349,24 @@ def test_a_count_over_particles_is_no_count_of_one(way):
         found = loss.loss(lambda: rows(data, logits, True), lambda: rows(data, logits, False))
     assert float(found) == pytest.approx(wanted, rel=1e-9)
     assert any("does not broadcast" in str(w.message) for w in told)
+
+
+@pytest.mark.parametrize("family", ["Bernoulli", "Categorical", "OneHotCategorical", "Binomial"])
+def test_draws_under_no_plate_are_run_at_once(family):
+    """No warning, which would be an error here, and one run of the model a step."""
+    lab, runs = _Pyro(), []
+    probs = 0.3 if family in ("Bernoulli", "Binomial") else [0.3, 0.7]
+
+    def program(is_model):
+        z = lab.sample("z", getattr(lab.dist, family)(probs=lab.torch.tensor(probs)))
+        if is_model:
+            runs.append([])  # no number, which could be a setting
+            z = z[..., 0] if family == "OneHotCategorical" else z
+            lab.sample("x", lab.dist.Normal(2.0 * z, 1.0), obs=lab.torch.tensor(0.5))
+
+    loss = importlib.import_module("pyro_dvae.infer").Reinforce_ELBO(10)
+    pair = (lambda: program(True)), (lambda: program(False))
+    loss.loss(*pair)
+    runs.clear()
+    loss.loss(*pair)
+    assert len(runs) == 1

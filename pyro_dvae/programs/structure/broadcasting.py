@@ -174,7 +174,7 @@ def _with_one_moved(site: Site, value: Tensor) -> Tensor:
     places = torch.arange(max(1, size), device=value.device) == 0
     inner = len(site.base.event_shape)
     shape = value.shape[1 : value.dim() - inner]
-    places = places[:size].reshape(*shape, *[1] * inner)
+    places = places[:size].reshape((*shape, *[1] * inner))  # of a scalar site: no dims at all
     return torch.cat([torch.where(places, value[1], value[0])[None], value[1:]])
 
 
