@@ -279,7 +279,7 @@ def test_arguments_that_cannot_be_used_are_refused(lab):
     for options, message in [
         ({"structure": "tree"}, "`structure` must be one of"),
         ({"num_values": 16}, "`num_values` must be a mapping .* got 16"),
-        ({"num_values": {"z": 1}}, "`num_values` must be integers of at least 2; got 1"),
+        ({"num_values": {"z": 1}}, "`num_values` must be whole numbers of at least 2; got 1"),
         ({"noise": -1.0}, "`noise` must be finite and not negative"),
     ]:
         with pytest.raises(ValueError, match=message):

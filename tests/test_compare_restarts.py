@@ -1,5 +1,6 @@
 """Runs from different starts as chains of ArviZ, their labels aligned where the model allows it."""
 
+import dataclasses
 import functools
 import importlib
 import itertools
@@ -198,7 +199,7 @@ def test_a_prior_that_tells_codes_apart_is_not_aligned(kit):
 
 
 def test_what_cannot_be_compared_is_refused(kit):
-    with pytest.raises(ValueError, match="with at least 2 runs that did not diverge; got 0"):
+    with pytest.raises(ValueError, match="at least 2 that did not diverge; it has 0"):
         kit.compare(kit.result.runs[1])
     with pytest.raises(ValueError, match=r"`align`: 'y' is no site with codes; there are \['z'\]"):
         kit.compare(kit.result, num_draws=5, align={"y": ()})
@@ -227,6 +228,21 @@ def test_runs_differ_by_more_than_the_noise_of_few_draws():
     exact = np.float32([[-812.4413], [-812.4412], [-812.4413]]).repeat(40, 1)
     assert not module._differ_in_mean(exact)
     assert module._differ_in_mean(exact + np.float32([[0.0], [0.1], [0.0]]))
+
+
+def test_weights_that_differ_are_not_said_to_agree(kit):
+    """Heavy tails hide a difference of the means, and not that of the distributions."""
+    found = kit.compare(kit.result, num_draws=50)
+    agree, undecided, differ = (
+        str(dataclasses.replace(found, differs=differs, undecided=undecided))
+        for differs, undecided in [((), False), ((), True), (("z",), False)]
+    )
+    assert "The runs agree" in agree
+    assert "a larger `num_draws` would tell" in undecided
+    assert "agree," not in undecided
+    assert "Runs differ in z" in differ
+    limit = max(1.01, importlib.import_module(type(found).__module__)._noise_of_rhat(3, 50, 1))
+    assert found.undecided == (not found.differs and found.rhat["evidence"] > limit)
 
 
 @settings(max_examples=30)

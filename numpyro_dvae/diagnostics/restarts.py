@@ -57,6 +57,8 @@ class RestartComparison:
         unaligned: Of each other discrete site, why its codes keep the names that each run gave.
         params: Parameters by name, of the runs in front, with codes called alike.
         chains: The runs as the chains of ArviZ data: see `to_arviz`.
+        undecided: Whether the weights of the draws differ between runs, by the R-hat of the
+            evidence, while the errors of the ELBOs are too wide to tell these apart.
     """
 
     elbo: Float[np.ndarray, "R"]
@@ -68,6 +70,18 @@ class RestartComparison:
     unaligned: Mapping[str, str]
     params: Mapping[str, np.ndarray]
     chains: Any
+    undecided: bool = False
+
+    def _verdict(self) -> str:
+        if self.differs:
+            named = ", ".join(self.differs)
+            return f"Runs differ in {named}, by more than the noise of these draws."
+        if self.undecided:
+            return (
+                "The ELBOs are not told apart by their errors, though the weights of the draws are "
+                "distributed otherwise in each run: a larger `num_draws` would tell."
+            )
+        return "The runs agree, up to the noise of these draws."
 
     def to_arviz(self) -> Any:
         """The runs as chains: an `arviz.InferenceData`, of ArviZ 1 an `xarray.DataTree`."""
@@ -88,11 +102,7 @@ class RestartComparison:
             "R-hat: "
             + ", ".join(f"{name} {value:.3f}" for name, value in self.rhat.items())
             + ". "
-            + (
-                f"Runs differ in {', '.join(self.differs)}, by more than the noise of these draws."
-                if self.differs
-                else "The runs agree, up to the noise of these draws."
-            )
+            + self._verdict()
         )
         noted = {kind: str(self.chains["vi_stats"].attrs.get(kind, "")) for kind in KINDS}
         sites = {kind: tuple(filter(None, names.split(", "))) for kind, names in noted.items()}
@@ -151,7 +161,7 @@ def compare_restarts(
         elbo=evidence.mean(1),
         elbo_error=evidence.std(1, ddof=1) / num_draws**0.5,
         rhat=rhats,
-        differs=_differing(evidence, rhats, limits),
+        **_told_apart(evidence, rhats, limits),
         permutations=found.permutations,
         agreement=found.agreement,
         unaligned=found.unaligned,
@@ -210,8 +220,8 @@ def _runs_of(result: Any) -> Sequence[Any]:
     runs = getattr(result, "runs", ())
     if len(runs) < 2:
         raise ValueError(
-            f"`result` must be of fit_restarts, with at least 2 runs that did not diverge; got "
-            f"{len(runs)}. Pass num_restarts=4, say; to_arviz takes a single run."
+            "`result` must be what fit_restarts returned, whose `runs` are at least 2 that did not "
+            f"diverge; it has {len(runs)}. Pass num_restarts=4, say; to_arviz takes a single run."
         )
     return runs
 
@@ -270,12 +280,14 @@ def _evidence(chains: Any) -> Float[np.ndarray, "R K"]:
     return values.reshape(*values.shape[:2], -1).sum(-1)
 
 
-def _differing(
+def _told_apart(
     evidence: np.ndarray, rhats: Mapping[str, float], limits: Mapping[str, float]
-) -> tuple[str, ...]:
-    """The quantities in which runs differ."""
-    others = [n for n, value in rhats.items() if n != _EVIDENCE and not value <= limits[n]]
-    return (_EVIDENCE, *others) if _differ_in_mean(evidence) else tuple(others)
+) -> dict[str, Any]:
+    """The quantities in which runs differ, and whether only the ELBOs' errors hide it."""
+    beyond = [name for name, value in rhats.items() if not value <= limits[name]]
+    others = [name for name in beyond if name != _EVIDENCE]
+    differs = (_EVIDENCE, *others) if _differ_in_mean(evidence) else tuple(others)
+    return {"differs": differs, "undecided": not differs and _EVIDENCE in beyond}
 
 
 def _differ_in_mean(evidence: Float[np.ndarray, "R K"]) -> bool:

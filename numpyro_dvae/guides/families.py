@@ -91,7 +91,7 @@ def count_values(site: Site, bound: int | None, depends: bool) -> int:
         raise ValueError(
             f"site '{site.name}' ({site.family}) cannot be guided by AutoDiscrete, which takes "
             "Bernoulli, Categorical, OneHotCategorical, Binomial, Poisson and Geometric. Give it a "
-            "guide of its own, in an AutoGuideList, and hide it from this one."
+            "guide of its own, in an AutoGuideList, and hide it from AutoDiscrete."
         )
     if isinstance(base, _BINARY | _CODES | _ONE_HOT) and bound not in (None, number):
         raise ValueError(

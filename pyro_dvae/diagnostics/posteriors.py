@@ -147,8 +147,8 @@ def choose_sites(draws: Draws, sites: Sequence[str] | None) -> tuple[str, ...]:
         if name not in latent:
             raise ValueError(
                 f"`sites`: '{name}' is not a latent site of the model, which has {sorted(latent)}. "
-                "Name one of these. A site that is enumerated is summed out, and has no draws: "
-                "sample it in the guide of the pair that is diagnosed."
+                "Name one of these. (A latent that is enumerated is summed out, and has no draws: "
+                "sample it in the guide of the pair that is diagnosed.)"
             )
         if name not in discrete:
             raise ValueError(

@@ -45,7 +45,7 @@ from pyro_dvae.guides.tables import (
     of_rows,
     start_at_prior,
 )
-from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.arguments import checked, is_count
 from pyro_dvae.programs.handlers.rows import check_rows
 from pyro_dvae.programs.handlers.swapping import (
     Found,
@@ -107,14 +107,15 @@ class AutoDiscrete(AutoGuide):
                 f"{{'z': 16}}; got {num_values!r}."
             )
         for name, count in (num_values or {}).items():
-            if not isinstance(count, int) or count < 2:
+            if not is_count(count) or count < 2:
                 raise ValueError(
-                    f"`num_values` must be integers of at least 2; got {count!r} for '{name}'."
+                    f"`num_values` must be whole numbers of at least 2; got {count!r} for '{name}'."
                 )
         if not 0 <= noise < float("inf"):
             raise ValueError(f"`noise` must be finite and not negative; got {noise!r}.")
         super().__init__(model)
-        self.structure, self.num_values, self.noise = structure, dict(num_values or {}), noise
+        self.structure, self.noise = structure, noise
+        self.num_values = {name: int(count) for name, count in (num_values or {}).items()}
         self.cut_off: dict[str, float] = {}
         self._latents: dict[str, Latent] = {}
         self._sound = set[str]()  # plates of some rows, whose data are those of these rows
