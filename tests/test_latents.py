@@ -256,6 +256,41 @@ def test_latents_of_no_datum_vary_over_none(shim):
         shim.diagnose(shim.module("diagnostics").active_latents, case)
 
 
+@pytest.mark.thrifty
+@pytest.mark.parametrize("crossed", [False, True])
+def test_a_switch_that_the_data_share_is_no_latent_of_theirs(shim, crossed):
+    """Beside it active latents were refused, as under no plate."""
+    logits = np.array([-60.0, 60.0, -60.0, 60.0])
+
+    def latents(ppl, logits):
+        ppl.sample("switch", ppl.dist.Bernoulli(logits=ppl.zeros(2)[0]))
+        data, other = ppl.plate("data", 4, dim=-1), ppl.plate("other", 2, dim=-2)
+        with data:
+            ppl.sample("z", ppl.dist.Bernoulli(logits=logits))
+        with other:
+            if crossed:
+                ppl.sample("row", ppl.dist.Bernoulli(logits=ppl.zeros((2, 1))))
+        return data, other
+
+    def model(ppl, inputs):
+        data, other = latents(ppl, ppl.zeros(4))
+        with data, other:
+            ppl.sample("x", ppl.dist.Normal(ppl.zeros(4), 1.0), obs=inputs["x"])
+
+    def guide(ppl, inputs):
+        latents(ppl, inputs["logits"])
+
+    case = shim.Case(program_of(model, guide, {}, {"x": np.zeros((2, 4)), "logits": logits}))
+    function = shim.module("diagnostics").active_latents
+    if crossed:
+        with pytest.raises(ValueError, match=r"\['row', 'switch', 'z'\] are under no plate"):
+            shim.diagnose(function, case)
+        return
+    found = shim.diagnose(function, case)
+    assert list(found) == ["z"]
+    np.testing.assert_allclose(found["z"].variance, 1 / 3)
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [

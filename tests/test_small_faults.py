@@ -35,7 +35,7 @@ def test_the_variance_of_active_latents_is_not_biased(backend):
     draws = backend.module("diagnostics.draws").Draws(4, 3)
     draws.plates = ("data",)
     draws._readings["latent"] = {"z": named(("data", "z_dim_0"), values)}
-    found = backend.module("diagnostics.usage").variances_of(draws)
+    found = backend.module("diagnostics.usage").variances_of(draws, draws.plates)
     np.testing.assert_allclose(found["z"], [1 / 3])
 
 

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.collect import collect, usage_of_processes
 from pyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
-from pyro_dvae.diagnostics.usage import latent_rates_of, usage_of, variances_of
+from pyro_dvae.diagnostics.usage import (
+    latent_rates_of,
+    plates_of_data,
+    usage_of,
+    variances_of,
+)
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]
@@ -76,7 +81,7 @@ def active_latents(
 
     Returns:
         Of each latent site under the data's plate, the variance of each latent, over the data of
-        which no mask silences it.
+        which no mask silences it. What the data share is not among them.
 
     Raises:
         ValueError: If no plate of data has latents: there are none, or they cross.
@@ -86,12 +91,17 @@ def active_latents(
     draws = collect(
         result, data, num_draws, ("latent", *_CODES), params=params, batch_size=batch_size
     )
-    found = variances_of(draws)
-    if not found and not draws.plates and (sites := sorted({**draws["latent"], **draws["code"]})):
+    plates = draws.plates
+    if not plates:  # beside discrete latents that the data share
+        one = collect(result, data, 1, ("observed",), params=params, batch_size=batch_size)
+        plates = plates_of_data(draws, one["observed"])
+    found = variances_of(draws, plates)
+    if not found and not plates and (sites := sorted({**draws["latent"], **draws["code"]})):
         raise ValueError(
             f"`active_latents` looks at how means vary over the data, but the latents {sites} are "
-            "under no plate that makes a datum: there is none, or they cross. Put those of a datum "
-            "under one plate, or use `discrete_posterior`, which takes each site by itself."
+            "under no plate that makes a datum: there is none, or none that they, and what is "
+            "observed, have in common. Put those of a datum under one plate, or use "
+            "`discrete_posterior`, which takes each site by itself."
         )
     return {name: ActiveLatents(each, threshold) for name, each in found.items()}
 

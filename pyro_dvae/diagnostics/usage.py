@@ -27,6 +27,7 @@ __all__ = [
     "is_restricted",
     "latent_rates_of",
     "num_states_of",
+    "plates_of_data",
     "usage_of",
     "variances_of",
 ]
@@ -163,17 +164,35 @@ def _counted(draws: Draws, name: str, site: NamedArray) -> np.ndarray:
     return np.broadcast_to(counted, site.values.shape)
 
 
-def variances_of(draws: Draws) -> dict[str, np.ndarray]:
+def plates_of_data(draws: Draws, observed: Mapping[str, NamedArray]) -> tuple[str, ...]:
+    """Plates that what is observed and the latents of the data have in common, beside shared ones.
+
+    None where some draws lack a site, which then has no mean.
+    """
+    sites = [*draws["latent"].values(), *draws["code"].values()]
+    dims = [set(site.dims) for site in observed.values() if site.dims]
+    if not dims or any(np.isnan(site.values).any() for site in sites):
+        return ()
+    common = set.intersection(*dims)
+    owned = [common & set(site.dims) for site in sites if common & set(site.dims)]
+    return tuple(sorted(set.intersection(*owned))) if owned else ()
+
+
+def variances_of(draws: Draws, plates: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Variance over the data of each latent's mean, of sites that each datum has.
 
     Data of which a mask silences the latent do not count.
+
+    Args:
+        draws: With the latents.
+        plates: Those that make a datum.
     """
     sites, found = {**draws["latent"], **draws["code"]}, {}
     for name, site in sites.items():
-        if draws.plates and set(draws.plates) <= set(site.dims):
+        if plates and set(plates) <= set(site.dims):
             top, some = draws["top"].get(name), _in_use(draws, name, site)
             num_codes = site.num_codes if top is None else int(top.values.max()) + 1
-            found[name] = variance_of_mean(some, draws.plates, num_codes)
+            found[name] = variance_of_mean(some, plates, num_codes)
     return found
 
 
