@@ -125,7 +125,7 @@ def test_a_guide_of_one_state_is_restricted_if_it_has_no_other(shim):
 
 
 def test_a_guide_that_counts_none_or_all_of_trials_that_are_data(shim):
-    """In NumPyro these are traced; a count of no trials is left out by none."""
+    """In NumPyro these are traced; a count of no trials has no other state, and is exact."""
 
     def model(ppl, data):
         with ppl.plate("data", 4):
@@ -140,7 +140,8 @@ def test_a_guide_that_counts_none_or_all_of_trials_that_are_data(shim):
     data = {"trials": trials, "half": np.full(4, 0.5), "x": np.zeros(4)}
     case = shim.Case(program_of(model, guide, {"q": np.array([0.0, 1.0, 0.0, 0.6])}, data))
     found = diagnose(shim, "importance_diagnostics", case, num_particles=50)
-    assert list(found.verdicts) == ["restricted", "restricted", "one state", "close"]
+    assert list(found.verdicts) == ["restricted", "restricted", "close", "close"]
+    assert list(found.num_possible) == [1, 1, 1, 4]
 
 
 @pytest.mark.thrifty

@@ -47,6 +47,30 @@ def test_draws_of_one_state_do_not_know_the_bound_to_the_last_digit(shim):
     np.testing.assert_allclose(found.iwae_error[one], 1 / 25)
 
 
+def test_a_latent_of_one_value_has_no_state_that_a_guide_could_miss(shim):
+    """Of a mixture of one class, and counts of no trials, the only guide is exact."""
+
+    def latents(ppl, data):
+        ppl.sample("z", ppl.dist.Categorical(logits=ppl.zeros((3, 1))))
+        ppl.sample("n", ppl.dist.Binomial(data["trials"], 0.5 + ppl.zeros(3)))
+
+    def whole(ppl, data):
+        with ppl.plate("data", 3):
+            latents(ppl, data)
+            ppl.sample("x", ppl.dist.Normal(ppl.zeros(3), 1.0), obs=data["x"])
+
+    def sole(ppl, data):
+        with ppl.plate("data", 3):
+            latents(ppl, data)
+
+    case = shim.Case(program_of(whole, sole, {}, {"x": X, "trials": np.array([0, 0, 1])}))
+    found = diagnose(shim, "importance_diagnostics", case, num_particles=25)
+    assert list(found.num_possible) == [1, 1, 2]
+    assert list(found.verdicts) == ["close"] * 3
+    assert "undecided" not in str(found)
+    assert found.iwae_error.max() < 1e-6
+
+
 def barred(ppl, data):
     with ppl.plate("data", 3):
         z = ppl.sample("z", ppl.dist.Categorical(logits=ppl.zeros(3)))

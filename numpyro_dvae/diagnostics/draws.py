@@ -37,6 +37,7 @@ RECORD = (
     *("weighed", "factors", "clamped"),  # whether sites are, by name
     "zeros",  # where log-densities are minus infinity, though clamped
     *("unmasked", "matters"),  # log p - log q of masked latents, and whether others follow them
+    "num_states",  # log of how many guide and model have
     "auxiliary",  # log q of sites of the guide alone; and "shared_auxiliary"
 )
 _VALUES_AT_ONCE = 2**22  # of the data, times draws: what goes through the programs in one block
@@ -194,6 +195,8 @@ class Draws:
         for name in _DATA:
             if record.get(name) is not None:
                 self.add(block, "record", name, NamedArray(plates, record[name]))
+        for name, values in (record.get("num_states") or {}).items():
+            self.add(block, "record", name, NamedArray(plates, values))
         if record["codes"] is not None:
             self.add(block, "record", "state", NamedArray(plates, _hash(record["codes"])))
         self._note_points(block, record.get("points") or {})

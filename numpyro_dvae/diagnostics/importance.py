@@ -24,7 +24,7 @@ from jaxtyping import Array
 from numpyro_dvae.diagnostics.collect import collect, collect_given_shared
 from numpyro_dvae.diagnostics.draws import Draws, count_values
 from numpyro_dvae.diagnostics.errors import bound_error, mean_and_error
-from numpyro_dvae.diagnostics.usage import is_restricted, num_states_of
+from numpyro_dvae.diagnostics.usage import States, is_restricted, states_of
 from numpyro_dvae.diagnostics.verdicts import Given, ImportanceDiagnostics, WholeBounds
 from numpyro_dvae.diagnostics.weighing import (
     as_whole,
@@ -140,7 +140,7 @@ def diagnose(
             return report, None if report.is_at_a_point else bounds
     restricted = np.asarray(is_restricted(draws).any())
     weights = draws.whole_importance_weights
-    report = _judge(weights, np.asarray(draws.num_draws), restricted)
+    report = _judge(weights, States(np.asarray(draws.num_draws), restricted=restricted))
     report = as_whole(with_loss(report, weights, draws.whole_weights))
     return with_notes(draws, report)._replace(draws=weighted(draws, weights)), None
 
@@ -156,19 +156,18 @@ def _given_shared(count: int, draws: Draws, place: int) -> ImportanceDiagnostics
 def diagnose_weights(draws: Draws) -> ImportanceDiagnostics:
     """Judge the weights of each datum."""
     weights = draws.importance_weights
-    report = _judge(weights, num_states_of(draws), is_restricted(draws))
+    report = _judge(weights, states_of(draws))
     return with_loss(report, weights, draws.log_weights)
 
 
-def _judge(
-    log_weights: np.ndarray, num_states: np.ndarray, restricted: np.ndarray
-) -> ImportanceDiagnostics:
+def _judge(log_weights: np.ndarray, states: States) -> ImportanceDiagnostics:
     """A report of log weights ``(K, *shape)``; the whole is the mean of one, if that is all."""
     centred, origin = _centred(log_weights)
     bound, ess, tail = jax.device_get(_judged(jnp.asarray(centred)))
     bound = np.asarray(bound + origin)
     elbo, elbo_error = mean_and_error(log_weights)
-    iwae_error = bound_error(ess, len(log_weights), np.asarray((num_states == 1) & ~restricted))
+    is_one = (states.num == 1) & ~states.is_sole & ~states.restricted
+    iwae_error = bound_error(ess, len(log_weights), np.asarray(is_one))
     return ImportanceDiagnostics(
         elbo=elbo,
         iwae=bound,
@@ -176,8 +175,10 @@ def _judge(
         khat=tail.khat,
         largest_weight=tail.largest_weight,
         num_tail_weights=tail.num_distinct,
-        num_states=num_states,
-        restricted=restricted,
+        num_states=states.num,
+        num_possible=states.possible,
+        is_sole=states.is_sole,
+        restricted=states.restricted,
         num_particles=len(log_weights),
         khat_threshold=khat_threshold(len(log_weights)),
         elbo_error=elbo_error,

@@ -31,7 +31,7 @@ from numpyro_dvae.diagnostics.silence import OF_MASKS, latents_of, otherwise_dra
 from numpyro_dvae.diagnostics.weighed import OF_WEIGHTS
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
-from numpyro_dvae.programs.readers.impossible import read_impossible, read_zeros
+from numpyro_dvae.programs.readers.impossible import read_impossible, read_num_states, read_zeros
 from numpyro_dvae.programs.record import Particles, Reader, make_record, read_codes, read_silenced
 from numpyro_dvae.programs.run import run_particles
 from numpyro_dvae.programs.sites import (
@@ -196,7 +196,7 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Array]:
 def _readers(pair: Pair) -> dict[str, Reader]:
     """What is read of draws; sites of the guide alone are none of the latents."""
     names = pair.notes.alone.auxiliary
-    of_latents = {"codes": read_codes, **OF_MASKS, **OF_POINTS}
+    of_latents = {"codes": read_codes, "num_states": read_num_states, **OF_MASKS, **OF_POINTS}
     found = {name: without(names, read) for name, read in of_latents.items()}
     return {
         **found,

@@ -7,6 +7,7 @@ name this file is the same in both packages.
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,11 +24,12 @@ from numpyro_dvae.diagnostics.errors import mean_and_error
 from numpyro_dvae.diagnostics.reports import CodeUsage
 
 __all__ = [
+    "States",
     "frequencies_of",
     "is_restricted",
     "latent_rates_of",
-    "num_states_of",
     "plates_of_data",
+    "states_of",
     "usage_of",
     "variances_of",
 ]
@@ -36,12 +38,25 @@ _MOST_COUNTS = 2**24  # of all codes of all latents: of more, those that occur a
 _MOST_PROBS = 2**26  # of all codes of all data
 
 
-def num_states_of(draws: Draws) -> np.ndarray:
-    """Distinct states of each datum's discrete latents; K where continuous ones never repeat."""
-    if "state" not in draws["record"]:
-        return np.full(draws.shape[1:], draws.num_draws)
-    states = np.sort(draws.record("state"), axis=0)
-    return np.asarray(1 + (states[1:] != states[:-1]).sum(0))
+class States(NamedTuple):
+    """What is known of the states of each datum's discrete latents."""
+
+    num: np.ndarray  # that were drawn; K where continuous ones never repeat
+    possible: Any = np.asarray(np.inf)  # that the guide can draw; inf where that is not known
+    restricted: Any = np.asarray(False)  # whether the model has others than the guide
+    is_sole: Any = np.asarray(False)  # whether neither has another than the one that was drawn
+
+
+def states_of(draws: Draws) -> States:
+    """Count states that were drawn, and those that guide and model have."""
+    num, sizes = np.full(draws.shape[1:], draws.num_draws), np.full((2, *draws.shape[1:]), np.inf)
+    if "state" in draws["record"]:
+        states = np.sort(draws.record("state"), axis=0)
+        num = np.asarray(1 + (states[1:] != states[:-1]).sum(0))
+        logs = [draws.record(f"states_of_{name}").max(0) for name in ("guide", "model")]
+        with np.errstate(over="ignore"):
+            sizes = np.exp(np.stack(logs).astype(np.float64)).round(6)
+    return States(num, sizes[0], is_restricted(draws), (sizes == 1).all(0))
 
 
 def is_restricted(draws: Draws) -> np.ndarray:

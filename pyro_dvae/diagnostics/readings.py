@@ -30,7 +30,7 @@ from pyro_dvae.infer.relaxation import unrelaxed
 from pyro_dvae.programs.codes import enumerate_draws
 from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair, run_program
 from pyro_dvae.programs.handlers.paths import list_paths
-from pyro_dvae.programs.readers.impossible import read_impossible, read_zeros
+from pyro_dvae.programs.readers.impossible import read_impossible, read_num_states, read_zeros
 from pyro_dvae.programs.record import (
     Particles,
     Reader,
@@ -187,7 +187,7 @@ def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Tensor]:
 def _readers(pair: Pair) -> dict[str, Reader]:
     """What is read of draws; sites of the guide alone are none of the latents."""
     names = pair.notes.alone.auxiliary
-    of_latents = {"codes": read_codes, **OF_MASKS, **OF_POINTS}
+    of_latents = {"codes": read_codes, "num_states": read_num_states, **OF_MASKS, **OF_POINTS}
     found = {name: without(names, read) for name, read in of_latents.items()}
     return {
         **found,

@@ -82,8 +82,8 @@ class ImportanceDiagnostics(NamedTuple):
       many exact ones, or one draw has over a fifth of the weight;
     - "restricted": as "close", but the guide leaves out states of the model; that the weights are
       equal on the others is what a truncated posterior is made for, and says nothing;
-    - "one state": all draws are equal, though the guide could draw others; a guide stuck there and
-      a sure posterior look alike;
+    - "one state": all draws are equal, though there are other states; a guide stuck there and a
+      sure posterior look alike. A latent of one value alone is "close";
     - "point": the guide has one point of a continuous latent, as a maximum a posteriori guide has;
       bounds are then on the log-density of the data and the point together, not on the evidence;
     - "broken": no draw is possible under the model, or there is a NaN.
@@ -130,6 +130,9 @@ class ImportanceDiagnostics(NamedTuple):
     factors: tuple[str, ...] = ()  # sites that the guide observes, which count with log q
     clamped: tuple[str, ...] = ()  # sites to whose values the model gives a probability of 0, which
     # losses, and the framework's densities, clamp
+    num_possible: np.ndarray = np.asarray(np.inf)  # states that the guide can draw, however rarely;
+    # inf where that is not known
+    is_sole: np.ndarray = np.asarray(False)  # whether neither guide nor model has a second state
 
     def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
         """The posterior mean of a function of the latents, by the weighted draws.
@@ -170,7 +173,7 @@ class ImportanceDiagnostics(NamedTuple):
         conditions = [
             ~np.isfinite(self.ess),
             np.broadcast_to(self.is_at_a_point, self.ess.shape),
-            (self.num_states == 1) & ~np.asarray(self.restricted),
+            (self.num_states == 1) & ~np.asarray(self.is_sole) & ~np.asarray(self.restricted),
             is_unsettled(self.khat, self.khat_threshold, self.largest_weight, share),
             apart > CLOSE,
             self.restricted,

@@ -24,6 +24,7 @@ from pyro_dvae.diagnostics.draws import Draws
 from pyro_dvae.diagnostics.errors import error_of_means, mean_and_error, median_of
 from pyro_dvae.diagnostics.expectations import WeightedDraws
 from pyro_dvae.diagnostics.sharing import SharedDiagnostics, agreed_part
+from pyro_dvae.diagnostics.usage import States
 from pyro_dvae.diagnostics.verdicts import (
     Given,
     ImportanceDiagnostics,
@@ -49,8 +50,7 @@ _LEAST_REST = 1e-15  # share of all weight: rounding of the largest
 _SPREAD = 1e-9  # nats, far more than rounding and far less than any error
 _ROUNDING = 1e-4  # nats, of sums in single precision, relative to their size
 
-Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], ImportanceDiagnostics]  # of log weights,
-# distinct states and whether the guide is restricted
+Judge = Callable[[np.ndarray, States], ImportanceDiagnostics]  # of log weights and their states
 
 
 def is_separable(draws: Draws) -> bool:
@@ -141,7 +141,7 @@ def over_shared(
         name: weights[:count] + (scale * numbers[name]).reshape(count, -1).sum(1)
         for name, weights in (("elbo", shared), ("iwae", outer.shared_importance_weights))
     }
-    of_shared = judge(totals["iwae"], np.asarray(count), np.asarray(False))
+    of_shared = judge(totals["iwae"], States(np.asarray(count)))
     is_all = bool((scale == 1).all())
     bound = mean_and_error(totals["iwae"])
     bound = (of_shared.iwae, of_shared.iwae_error) if is_all else bound
@@ -152,6 +152,8 @@ def over_shared(
         largest_weight=np.median(numbers["largest_weight"], axis=0),
         num_tail_weights=np.median(numbers["num_tail_weights"], axis=0).astype(int),
         num_states=np.max([part.num_states for part in parts], axis=0),
+        num_possible=np.max([part.num_possible for part in parts], axis=0),
+        is_sole=np.all([part.is_sole for part in parts], axis=0),
         restricted=np.any([part.restricted for part in parts], axis=0),
         is_bound=np.all([part.is_bound for part in parts], axis=0),
         given=_given([part.given for part in parts]),

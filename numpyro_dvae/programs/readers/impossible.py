@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 from numpyro.util import not_jax_tracer
 
@@ -25,6 +25,7 @@ __all__ = [
     "leaves_out",
     "left_out_values",
     "read_impossible",
+    "read_num_states",
     "read_zeros",
 ]
 
@@ -141,6 +142,34 @@ def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Array,
         if site.needs_credit and not site.is_observed and layout.owns(site):
             ledger.add_bare("impossible", site, excludes(site.fn, site.value).astype(float))
     return ledger.total("impossible") > 0
+
+
+def read_num_states(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]:
+    """Log of how many states of a datum guide and model have; inf where not known; a reader."""
+    ledger = Ledger(layout, ())
+    for name, sites in (("guide", run.guide), ("model", run.model)):
+        for site in sites.values():
+            if layout.owns(site) and not site.is_observed:
+                ledger.add_bare(name, site, _log_num_values(site.fn))
+    return {f"states_of_{name}": ledger.total(name) for name in ("guide", "model")}
+
+
+def _log_num_values(fn: Any) -> Float[Array, "*batch"]:
+    """Log of how many values a distribution draws; inf where that is not known."""
+    base, num_event = base_distribution(fn), _num_wrapped(fn)
+    shape = (*fn.batch_shape, *fn.event_shape[:num_event])
+    table = None if isinstance(base, UniformCategorical) else _zero_codes(base)
+    if isinstance(base, CertainCategorical):
+        found = jnp.zeros(())
+    elif table is not None:
+        found = jnp.log((~table).sum(-1))
+    elif isinstance(base, dist.BinomialProbs | dist.BinomialLogits):
+        never = _failures(base)
+        found = jnp.where(never[0] | never[1], 0.0, jnp.log1p(jnp.asarray(base.total_count)))
+    else:
+        found = jnp.asarray(jnp.inf)
+    found = jnp.broadcast_to(found, shape)
+    return found.sum(tuple(range(-num_event, 0))) if num_event else found
 
 
 def has_zeros(fn: Any, value: Array) -> Bool[Array, "*batch"]:

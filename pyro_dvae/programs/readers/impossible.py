@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from pyro import distributions as dist
 from torch import Tensor
 
@@ -23,6 +23,7 @@ __all__ = [
     "leaves_out",
     "left_out_values",
     "read_impossible",
+    "read_num_states",
     "read_zeros",
 ]
 
@@ -144,6 +145,34 @@ def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Tensor
         if site.needs_credit and not site.is_observed and layout.owns(site):
             ledger.add_bare("impossible", site, excludes(site.fn, site.value).float())
     return ledger.total("impossible") > 0
+
+
+def read_num_states(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor]:
+    """Log of how many states of a datum guide and model have; inf where not known; a reader."""
+    ledger = Ledger(layout, num_particles, ())
+    for name, sites in (("guide", run.guide), ("model", run.model)):
+        for site in sites.values():
+            if layout.owns(site) and not site.is_observed:
+                ledger.add_bare(name, site, _log_num_values(site.fn))
+    return {f"states_of_{name}": ledger.total(name) for name in ("guide", "model")}
+
+
+def _log_num_values(fn: Any) -> Float[Tensor, "*batch"]:
+    """Log of how many values a distribution draws; inf where that is not known."""
+    base, num_event = base_distribution(fn), _num_wrapped(fn)
+    shape = torch.Size((*fn.batch_shape, *fn.event_shape[:num_event]))
+    table = None if isinstance(base, UniformCategorical) else _zero_codes(base)
+    if isinstance(base, CertainCategorical):
+        found = torch.zeros(())
+    elif table is not None:
+        found = torch.log((~table).sum(-1).float())
+    elif isinstance(base, torch.distributions.Binomial):
+        never = _failures(base.probs, base.logits)
+        found = torch.where(never[0] | never[1], 0.0, torch.log1p(base.total_count))
+    else:
+        found = torch.full((), torch.inf)
+    found = found.expand(shape)
+    return found.flatten(-num_event).sum(-1) if num_event else found
 
 
 def has_zeros(fn: Any, value: Tensor) -> Bool[Tensor, "*batch"]:
