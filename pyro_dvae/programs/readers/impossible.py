@@ -27,6 +27,7 @@ __all__ = [
     "read_zeros",
 ]
 
+_MOST_LISTED = 2**20  # codes of a table
 _HOPELESS = -1e4  # nats of one latent: no network learns it, and as good as minus infinity
 _CLAMPED = (
     torch.distributions.Bernoulli,
@@ -115,7 +116,7 @@ def left_out_values(guide: Any, model: Any, value: Tensor) -> tuple[Tensor, Bool
     Returns:
         The values, and where there is such a cell, over batch dims.
     """
-    tables = [_zero_codes(base_distribution(fn)) for fn in (guide, model)]
+    tables = [_listed_zero_codes(base_distribution(fn)) for fn in (guide, model)]
     if tables[0] is None or tables[1] is None or tables[0].shape[-1] != tables[1].shape[-1]:
         missing = value.dim() - model.event_dim - len(model.batch_shape)
         other = model.sample(value.shape[:missing] if missing > 0 else ()).to(value.dtype)
@@ -150,10 +151,13 @@ def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Tensor
 def read_num_states(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor]:
     """Log of how many states of a datum guide and model have; inf where not known; a reader."""
     ledger = Ledger(layout, num_particles, ())
-    for name, sites in (("guide", run.guide), ("model", run.model)):
-        for site in sites.values():
-            if layout.owns(site) and not site.is_observed:
-                ledger.add_bare(name, site, _log_num_values(site.fn))
+    for site in run.guide.values():
+        if layout.owns(site) and not site.is_observed:
+            ledger.add_bare("guide", site, _log_num_values(site.fn).to(site.value.device))
+            other = run.model.get(site.name, site)
+            unknown = torch.full(site.fn.batch_shape, torch.inf)
+            found = unknown if other.is_joint else _log_num_values(other.fn)
+            ledger.add_bare("model", site if other.is_joint else other, found.to(site.value.device))
     return {f"states_of_{name}": ledger.total(name) for name in ("guide", "model")}
 
 
@@ -161,7 +165,8 @@ def _log_num_values(fn: Any) -> Float[Tensor, "*batch"]:
     """Log of how many values a distribution draws; inf where that is not known."""
     base, num_event = base_distribution(fn), _num_wrapped(fn)
     shape = torch.Size((*fn.batch_shape, *fn.event_shape[:num_event]))
-    table = None if isinstance(base, UniformCategorical) else _zero_codes(base)
+    known = isinstance(base, CertainCategorical | UniformCategorical)
+    table = None if known else _zero_codes(base)
     if isinstance(base, CertainCategorical):
         found = torch.zeros(())
     elif table is not None:
@@ -220,6 +225,11 @@ def read_zeros(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor
     kinds = ("likelihood", "prior")
     found = {f"log_{kind}": ledger.total(kind) > 0 for kind in kinds}
     return found | {f"shared_{kind}": ledger.total_shared(kind) > 0 for kind in kinds}
+
+
+def _listed_zero_codes(fn: Any) -> Bool[Tensor, "*batch V"] | None:
+    """As `_zero_codes`; None if codes are too many for a table."""
+    return None if getattr(fn, "num_codes", 0) > _MOST_LISTED else _zero_codes(fn)
 
 
 def _zero_codes(fn: Any) -> Bool[Tensor, "*batch V"] | None:
