@@ -83,14 +83,15 @@ def load_run(folder: Path) -> Run:
     backend.seed(args.seed)
     model, guide = backend.make_vae(config, setup.data.x_train)
     loss = train.make_loss(args, setup)
-    with tempfile.TemporaryDirectory() as copy:
+    with tempfile.TemporaryDirectory() as copy, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`num_steps` is 1, but")  # the run is wanted as it is
         copy_whole = shutil.copytree if checkpoint.is_dir() else shutil.copy
         copy_whole(checkpoint, Path(copy) / checkpoint.name)
         result = train.train_with(
             args,
             setup,
             (model, guide, loss),
-            num_steps=1,  # which the checkpoint has behind it
+            num_steps=1,  # which the checkpoint has behind it, and more
             decay_steps=config.num_steps,
             folder=copy,
             resume=True,

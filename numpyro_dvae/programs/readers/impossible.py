@@ -5,6 +5,7 @@ single precision), and a logit of -1e30 stands for minus infinity; draws know be
 what such a distribution leaves out.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _MOST_LISTED = 2**20  # codes of a table
+_MOST_CELLS = 2**26  # of the tables of all places together
 _HOPELESS = -1e4  # nats of one latent: no network learns it, and as good as minus infinity
 _CLAMPED = (dist.BernoulliProbs, dist.BinomialProbs)  # before they take logarithms
 
@@ -116,7 +118,12 @@ def left_out_values(
         The values, and where there is such a cell, over batch dims.
     """
     tables = [_listed_zero_codes(base_distribution(fn)) for fn in (guide, model)]
-    if tables[0] is None or tables[1] is None or tables[0].shape[-1] != tables[1].shape[-1]:
+    if (
+        tables[0] is None
+        or tables[1] is None
+        or tables[0].shape[-1] != tables[1].shape[-1]
+        or math.prod(value.shape) * tables[0].shape[-1] > _MOST_CELLS
+    ):
         other = jnp.broadcast_to(model.sample(rng_key), jnp.shape(value)).astype(value.dtype)
         found = excludes(guide, other)
         return jnp.where(found.reshape(*found.shape, *[1] * guide.event_dim), other, value), found

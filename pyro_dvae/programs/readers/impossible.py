@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _MOST_LISTED = 2**20  # codes of a table
+_MOST_CELLS = 2**26  # of the tables of all places together
 _HOPELESS = -1e4  # nats of one latent: no network learns it, and as good as minus infinity
 _CLAMPED = (
     torch.distributions.Bernoulli,
@@ -117,7 +118,12 @@ def left_out_values(guide: Any, model: Any, value: Tensor) -> tuple[Tensor, Bool
         The values, and where there is such a cell, over batch dims.
     """
     tables = [_listed_zero_codes(base_distribution(fn)) for fn in (guide, model)]
-    if tables[0] is None or tables[1] is None or tables[0].shape[-1] != tables[1].shape[-1]:
+    if (
+        tables[0] is None
+        or tables[1] is None
+        or tables[0].shape[-1] != tables[1].shape[-1]
+        or math.prod(value.shape) * tables[0].shape[-1] > _MOST_CELLS
+    ):
         missing = value.dim() - model.event_dim - len(model.batch_shape)
         other = model.sample(value.shape[:missing] if missing > 0 else ()).to(value.dtype)
         found = excludes(guide, other)
