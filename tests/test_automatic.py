@@ -292,6 +292,7 @@ def sized(ppl, x, size):
     ppl.sample("x", ppl.dist.Normal(k.sum(-1), 1.0), obs=x.sum(-1))
 
 
+@pytest.mark.thrifty
 def test_other_data_are_refused(lab):
     guide = lab.guide(lab.bind(sized), num_values={"k": 3})
     lab.start(guide, lab.array(X), 3)
@@ -306,6 +307,7 @@ def test_a_prior_that_is_cut_short_is_told(lab):
         lab.start(guide, lab.array(X))
 
 
+@pytest.mark.thrifty
 def test_a_call_that_is_refused_leaves_nothing(lab):
     guide = lab.guide(lab.bind(lambda ppl, model, x: model(ppl, x)), num_values={"k": 3})
     with pytest.raises(ValueError, match="no discrete latent"):

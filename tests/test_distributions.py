@@ -169,6 +169,7 @@ def test_joint_probabilities_sum_to_one(lab):
     close(lab, q.log_prob(q.enumerate_support(expand=False)), q.log_prob(support))
 
 
+@pytest.mark.thrifty
 def test_conditional_entropy_averages_to_the_joint_entropy(lab):
     q = autoregressive(lab)
     support = q.enumerate_support()
@@ -188,6 +189,7 @@ def test_conditional_log_probs_add_up_to_the_joint(lab):
     np.testing.assert_allclose(first.sum(0), 1.0, rtol=1e-10)
 
 
+@pytest.mark.thrifty
 def test_samples_follow_the_enumerated_probabilities(lab):
     q = autoregressive(lab, batch=())
     probs = np.exp(lab.numpy(q.log_prob(q.enumerate_support())))

@@ -49,6 +49,7 @@ def same(kit, first, second):
 # Training
 
 
+@pytest.mark.thrifty
 def test_a_step_is_the_step_of_svi(kit):
     losses, params = kit.plain_losses(make_data(), 10)
     result = run(kit, 10, kit.plain_svi(), batch_size=None)
@@ -94,6 +95,7 @@ def test_tuples_dicts_and_constants_reach_the_model(kit):
     assert seen[-1][2] == 3.0
 
 
+@pytest.mark.thrifty
 def test_the_log_has_windows_info_and_evaluations(kit, tmp_path):
     result = run(kit, 10, folder=tmp_path, eval_data=make_data(7), eval_every=6)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -108,6 +110,7 @@ def test_the_log_has_windows_info_and_evaluations(kit, tmp_path):
     assert "eval loss" in repr(result)
 
 
+@pytest.mark.thrifty
 def test_evaluation_leaves_no_trace_and_is_per_datum(kit):
     plain, evaluated = run(kit), run(kit, eval_data=make_data(7), eval_every=3)
     np.testing.assert_array_equal(plain.losses, evaluated.losses)
