@@ -72,6 +72,18 @@ CASES = {  # log weights, distinct weights in the tail, largest weight
 }
 
 
+def test_close_weights_are_no_chain_of_ties(backend):
+    """Of an over-dispersed guide: thousands of weights near the largest; they counted as one."""
+    draws = np.random.default_rng(0).normal(size=(5000, 1))
+    log_weights = np.concatenate([-1.5 * draws**2, np.repeat([0.0, -2e-5], 2500)[:, None]], 1)
+    khat, num_distinct, _ = tail_of(backend, log_weights)
+    assert num_distinct[0] > 50
+    np.testing.assert_allclose(khat[0], arviz.psislw(log_weights.T)[1][0], rtol=1e-8)
+    assert khat[0] < 0
+    assert num_distinct[1] <= 1
+    assert np.isnan(khat[1])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_no_tail_is_fitted_to_ties(backend, name):
     log_weights, num_distinct, largest = CASES[name]

@@ -64,6 +64,31 @@ def test_loo_warns_where_weights_have_a_heavy_tail(thrifty_shim):
         arviz.loo(idata, var_name="marginal")
 
 
+def test_to_arviz_warns_where_a_marginal_is_not_the_evidence(thrifty_shim):
+    """Of a guide that has two states of four, `loo` is short by log 2 of each datum."""
+
+    def program(states, observes):
+        def run(ppl, data):
+            with ppl.plate("data", 8):
+                ppl.sample("z", ppl.dist.Categorical(logits=data[states]))
+                if observes:
+                    ppl.sample("x", ppl.dist.Normal(0.0, 1.0), obs=data["x"])
+
+        return run
+
+    some = np.where(np.arange(8)[:, None] < 5, np.array([0.0, 0.0, -1e30, -1e30]), 0.0)
+    data = {"x": np.zeros(8), "all": np.zeros((8, 4)), "some": some}
+    case = thrifty_shim.Case(program_of(program("all", True), program("some", False), {}, data))
+    options = {"num_draws": 100, "groups": GROUPS}
+    with pytest.warns(UserWarning, match="`marginal`.* not the evidence of 5 of 8 data.*5 undecid"):
+        found = diagnose(thrifty_shim, "to_arviz", case, **options)
+    short = normal(0.0, 0.0) - np.where(np.arange(8) < 5, np.log(2), 0.0)
+    np.testing.assert_allclose(found.vi_stats["iwae"], short, rtol=1e-6)
+    with warnings.catch_warnings():  # the control
+        warnings.simplefilter("error")
+        diagnose(thrifty_shim, "to_arviz", case, num_draws=100, groups=("posterior",))
+
+
 X = np.array([-3.1, -3.4, 0.1, 0.4, -0.3, 2.9, 3.3, 3.1, -2.8, 0.2])
 CLASSES = {  # means and log shares
     "1": ([0.2], [0.0]),

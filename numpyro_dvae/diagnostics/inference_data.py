@@ -45,11 +45,12 @@ def to_arviz(
       `arviz.loo(..., var_name="marginal")` and `arviz.compare`, which then rank models as their
       evidence does, where the data share no latent, and else by how well a datum is foretold from
       the others, the guide's draws of what is shared being taken for the posterior's: a warning
-      says where their weights tell that they are not (see `shared_verdict`); both warn of weights
-      with a high k̂. There is none where the guide has one
-      point of a continuous latent of a datum. Where a datum has latents, that
-      of an observation has a high k̂ in itself: without the datum, they are another's. What a mask
-      silences is not among them: the dim is then "x_seen", of what is left;
+      says where their weights tell that they are not (see `shared_verdict`), and of how many data
+      `marginal` is not the evidence, as the guide cannot draw all states, or none (see `verdict`);
+      both warn of weights with a high k̂. There is none where the guide has one point of a
+      continuous latent of a datum. Where a datum has latents, that of an observation has a high k̂
+      in itself: without the datum, they are another's. What a mask silences is not among them: the
+      dim is then "x_seen", of what is left;
     - sample_stats: of each draw and datum, `lp` (log p), `log_q`, and `log_weight`, their
       difference; of what the data share, the same (`lp_shared`), and of all, where they share
       sites or have a scale, `log_weight_whole`, whose mean is minus the loss;
@@ -102,7 +103,8 @@ def to_arviz(
         prior=bool(priors),
     )
     report, evidences = diagnose(keys[1], draws, result, data, num_draws, _GIVEN_SHARED, params)
-    if evidences is not None and "log_likelihood" in groups and report.shared is not None:
-        if said := report.shared.warning:
-            warnings.warn(said, stacklevel=3)
+    if evidences is not None and "log_likelihood" in groups:
+        for said in [each.warning for each in (report, report.shared) if each is not None]:
+            if said:
+                warnings.warn(said, stacklevel=3)
     return make_groups(draws, report, evidences, result, data, labels)

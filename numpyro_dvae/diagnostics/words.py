@@ -11,6 +11,7 @@ __all__ = [
     "AT_LEAST",
     "CLOSE",
     "ENOUGH",
+    "NOT_EVIDENCE",
     "NO_TAIL",
     "if_shown",
     "in_words",
@@ -22,8 +23,8 @@ CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called c
 ENOUGH = 100  # effective draws from which on a weighted bound has settled to a tenth of a nat
 
 NO_TAIL = (
-    "have fewer than 5 distinct weights in the tail, so that the effective sample size and the "
-    "largest weight count"
+    "have fewer than 5 distinct weights in the tail, or all within 0.001 nats, so that the "
+    "effective sample size and the largest weight count"
 )
 AT_LEAST = " at least"  # of an error that few draws, which carry the weight, cannot show
 _OFF = f"off by more than {CLOSE:.2f} nats by these draws"
@@ -45,6 +46,7 @@ _VERDICTS = {
     "point": "no verdict, the guide having a point and no distribution",
     "broken": "broken, no draw being possible under the model (or a NaN)",
 }
+NOT_EVIDENCE = ("off, restricted", "restricted", "broken")  # verdicts of which no bound is it
 
 
 def with_error(error: float, least: str = "") -> str:

@@ -7,7 +7,8 @@ prior of [1], the one that ArviZ has, for all data at once.
 
 A discrete latent has few states, so weights repeat, and a fit to ties is a number without
 meaning: a perfect guide has one weight, a poor one perhaps two. So k̂ is NaN, "not applicable",
-where fewer than `MIN_TAIL` distinct weights are in the tail.
+where fewer than `MIN_TAIL` distinct weights are in the tail. Each is told from the first of those
+that are like the one before, so that many close ones make no chain.
 
 Shapes: particles lead, as in ``(K, *batch)``; log weights are in nats and need no normalising.
 
@@ -29,7 +30,8 @@ from numpyro_dvae.ops.arguments import check_counts, checked
 __all__ = ["MIN_TAIL", "ParetoTail", "khat_threshold", "pareto_tail"]
 
 MIN_TAIL = 5  # distinct weights below which no tail is fitted
-_RESOLUTION = 1e-3  # nats; log weights nearer than this are equal: rounding parts them
+_RESOLUTION = 1e-3  # nats; a tail of log weights nearer than this is of one: rounding parts them
+_FINE = 1e-2  # of a tail's width; nearer than this, and than the above, are equal in a wider one
 _PRIOR_SCALE, _PRIOR_DRAWS, _PRIOR_SHAPE = 3.0, 10.0, 0.5  # of [2], and of [1]
 
 
@@ -67,13 +69,26 @@ def pareto_tail(log_weights: Float[Array, "K *batch"]) -> ParetoTail:
     cutoff = jnp.maximum(gaps[-1], math.log(jnp.finfo(gaps.dtype).tiny))
     excess = jnp.exp(gaps[:-1]) - jnp.exp(cutoff)
     inside = excess > 0
-    apart = jnp.diff(gaps[:-1], axis=0, prepend=jnp.inf)
-    num_distinct = jnp.sum(inside & (apart < -_RESOLUTION), axis=0)
+    num_distinct = _count_distinct(gaps[:-1], inside)
     khat = jnp.full_like(cutoff, jnp.nan)
     if size >= MIN_TAIL:
         khat = _fit_shape(jnp.where(inside, excess, 0.0), inside)
         khat = jnp.where(num_distinct >= MIN_TAIL, khat, jnp.nan)
     return ParetoTail(khat, num_distinct, jnp.max(jax.nn.softmax(log_weights, axis=0), axis=0))
+
+
+def _count_distinct(
+    gaps: Float[Array, "M *batch"], inside: Bool[Array, "M *batch"]
+) -> Int[Array, "*batch"]:
+    """Distinct log weights of a tail; they fall."""
+    width = jnp.max(jnp.where(inside, -gaps, 0.0), axis=0, initial=0.0)
+    apart = jnp.where(width > _RESOLUTION, jnp.minimum(_FINE * width, _RESOLUTION), _RESOLUTION)
+
+    def look(first: Array, each: tuple[Array, Array]) -> tuple[Array, Array]:
+        is_new = each[1] & (each[0] < first - apart)
+        return jnp.where(is_new, each[0], first), is_new
+
+    return jnp.sum(jax.lax.scan(look, jnp.full_like(width, jnp.inf), (gaps, inside))[1], axis=0)
 
 
 def _fit_shape(

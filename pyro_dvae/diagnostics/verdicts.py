@@ -16,6 +16,7 @@ from pyro_dvae.diagnostics.words import (
     AT_LEAST,
     CLOSE,
     NO_TAIL,
+    NOT_EVIDENCE,
     if_shown,
     in_words,
     unless_few,
@@ -105,7 +106,8 @@ class ImportanceDiagnostics(NamedTuple):
     ess: np.ndarray  # effective sample size, in [1, K]
     khat: np.ndarray  # shape of the weights' tail; NaN where not applicable
     largest_weight: np.ndarray  # share of the largest, in [1 / K, 1]
-    num_tail_weights: np.ndarray  # distinct weights in the tail; below 5, k̂ is not applicable
+    num_tail_weights: np.ndarray  # distinct weights in the tail; below 5, k̂ is not applicable;
+    # 1 where all are within 0.001 nats
     num_states: np.ndarray  # distinct states that were drawn; K if no two count as equal, as of
     # continuous latents, or of a truncated guide
     restricted: np.ndarray  # whether the guide cannot draw some states that the model can
@@ -180,6 +182,19 @@ class ImportanceDiagnostics(NamedTuple):
         ]
         words = ["broken", "point", "one state", "unreliable", "off", "restricted"]
         return np.select(conditions, words, "close")
+
+    @property
+    def warning(self) -> str:
+        """What to say where weighted bounds are not the evidence of some data; nothing else."""
+        words = unless_few(self.verdicts, self.ess, np.asarray(self.restricted))
+        found = words[np.isin(words, NOT_EVIDENCE)]
+        if not found.size:
+            return ""
+        return (
+            "`marginal`, which `arviz.loo` and `arviz.compare` take, is not the evidence of "
+            f"{found.size} of {words.size} data. Verdict on these: {in_words(found)}. No k̂ of "
+            "ArviZ shows that."
+        )
 
     def __repr__(self) -> str:
         """A paragraph: bounds, effective sample size, k̂, verdict."""

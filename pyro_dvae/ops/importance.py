@@ -7,7 +7,8 @@ prior of [1], the one that ArviZ has, for all data at once.
 
 A discrete latent has few states, so weights repeat, and a fit to ties is a number without
 meaning: a perfect guide has one weight, a poor one perhaps two. So k̂ is NaN, "not applicable",
-where fewer than `MIN_TAIL` distinct weights are in the tail.
+where fewer than `MIN_TAIL` distinct weights are in the tail. Each is told from the first of those
+that are like the one before, so that many close ones make no chain.
 
 Shapes: particles lead, as in ``(K, *batch)``; log weights are in nats and need no normalising.
 
@@ -29,7 +30,8 @@ from pyro_dvae.ops.arguments import check_counts, checked
 __all__ = ["MIN_TAIL", "ParetoTail", "khat_threshold", "pareto_tail"]
 
 MIN_TAIL = 5  # distinct weights below which no tail is fitted
-_RESOLUTION = 1e-3  # nats; log weights nearer than this are equal: rounding parts them
+_RESOLUTION = 1e-3  # nats; a tail of log weights nearer than this is of one: rounding parts them
+_FINE = 1e-2  # of a tail's width; nearer than this, and than the above, are equal in a wider one
 _PRIOR_SCALE, _PRIOR_DRAWS, _PRIOR_SHAPE = 3.0, 10.0, 0.5  # of [2], and of [1]
 
 
@@ -67,13 +69,26 @@ def pareto_tail(log_weights: Float[Tensor, "K *batch"]) -> ParetoTail:
     cutoff = gaps[-1].clamp(min=math.log(torch.finfo(gaps.dtype).tiny))
     excess = gaps[:-1].exp() - cutoff.exp()
     inside = excess > 0
-    apart = gaps[:-1].diff(dim=0, prepend=gaps.new_full((1, *gaps.shape[1:]), torch.inf))
-    num_distinct = (inside & (apart < -_RESOLUTION)).sum(dim=0)
+    num_distinct = _count_distinct(gaps[:-1], inside)
     khat = torch.full_like(cutoff, torch.nan)
     if size >= MIN_TAIL:
         khat = _fit_shape(torch.where(inside, excess, 0.0), inside)
         khat = torch.where(num_distinct >= MIN_TAIL, khat, torch.nan)
     return ParetoTail(khat, num_distinct, torch.softmax(log_weights, dim=0).amax(dim=0))
+
+
+def _count_distinct(
+    gaps: Float[Tensor, "M *batch"], inside: Bool[Tensor, "M *batch"]
+) -> Int[Tensor, "*batch"]:
+    """Distinct log weights of a tail; they fall."""
+    nothing = gaps.new_zeros((1, *gaps.shape[1:]))
+    width = torch.cat([nothing, torch.where(inside, -gaps, 0.0)]).amax(dim=0)
+    apart = torch.where(width > _RESOLUTION, (_FINE * width).clamp(max=_RESOLUTION), _RESOLUTION)
+    first, count = torch.full_like(width, torch.inf), torch.zeros_like(width, dtype=torch.long)
+    for gap, is_inside in zip(gaps, inside, strict=True):
+        is_new = is_inside & (gap < first - apart)
+        first, count = torch.where(is_new, gap, first), count + is_new
+    return count
 
 
 def _fit_shape(
