@@ -107,10 +107,11 @@ def test_a_guarantee_without_a_test_is_seen():
 
 PYRO_PAGES = [page for page in PAGES if programs(page)["pyro"]]
 NUMPYRO_PAGES = [page for page in PAGES if programs(page)["numpyro"]]
+GOES_ON = [*METHODS, ROOT / "docs/training.md"]  # from the first program of the start page
 
 
 def prelude(package):
-    """The first program of the start page, which the pages of methods go on from."""
+    """The first program of the start page, which some pages go on from."""
     return run_blocks(programs(ROOT / "docs/start.md")[package][:1], "start.md", {})
 
 
@@ -126,7 +127,7 @@ def test_programs_run_in_pyro(page, quiet):
     pyro = pytest.importorskip("pyro")
     pytest.importorskip("sklearn")
     pyro.clear_param_store()
-    names = prelude("pyro") if page in METHODS else {}
+    names = prelude("pyro") if page in GOES_ON else {}
     run_blocks(programs(page)["pyro"], page.name, names)
 
 
@@ -135,7 +136,7 @@ def test_programs_run_in_pyro(page, quiet):
 def test_programs_run_in_numpyro(page, quiet):
     pytest.importorskip("numpyro")
     pytest.importorskip("sklearn")
-    names = prelude("numpyro") if page in METHODS else {}
+    names = prelude("numpyro") if page in GOES_ON else {}
     run_blocks(programs(page)["numpyro"], page.name, names)
 
 
