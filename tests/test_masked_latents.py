@@ -79,6 +79,8 @@ def test_weights_of_draws_tend_to_the_evidence(shim, depends, first):
     assert list(found.is_bound) == [True, not depends, True]
     loose = "Of 1 data the ELBO is no bound: what counts depends on masked latents"
     assert (loose in str(found)) == ("the guide misses" not in str(found)) == depends
+    for name in ("rate_distortion", "evaluate"):
+        assert (loose in str(diagnose(shim, name, case))) == depends
     if depends:  # negative control: weights as the loss has them tend to something else
         assert abs(without_the_model(first) - evidence)[1] > 5 * found.iwae_error[1]
         shares = found.expectation(lambda latents: latents["first"] == 1)

@@ -71,6 +71,30 @@ def test_a_latent_of_one_value_has_no_state_that_a_guide_could_miss(shim):
     assert found.iwae_error.max() < 1e-6
 
 
+@pytest.mark.thrifty
+def test_an_error_is_at_least_that_of_draws_which_miss_rare_states(shim):
+    """The ELBO was said to be known to ± 0.00, where all draws were one state, or nearly."""
+    rare = np.array([[12.0, 0.0, 0.0]] * 3)
+    case = shim.Case(program_of(model, guide, {}, {"x": X, "logits": rare}))
+    found = diagnose(shim, "importance_diagnostics", case, num_particles=100)
+    assert found.has_few_states.all()
+    assert not found.whole.is_elbo_settled
+    assert "ELBO -2.06 ± at least 0.00, importance" in str(found)
+    assert "ELBO -6.19 ± at least 0.00, importance" in str(found.whole)
+    table = diagnose(shim, "evaluate", case, num_particles=100)
+    assert not table.is_elbo_settled
+    assert "error of ELBO, at least" in str(table)
+    data = {"x": X, "logits": np.zeros((3, 3))}
+    found = diagnose(shim, "importance_diagnostics", shim.Case(program_of(model, guide, {}, data)))
+    assert found.whole.is_elbo_settled  # the control: all states there are
+
+
+def test_weighting_is_said_to_correct_as_far_as_draws_show(shim):
+    assert "corrects for it as far as these draws show, but for a mode or tail" in shim.module(
+        "diagnostics.words"
+    ).in_words(np.array("off"))
+
+
 def barred(ppl, data):
     with ppl.plate("data", 3):
         z = ppl.sample("z", ppl.dist.Categorical(logits=ppl.zeros(3)))

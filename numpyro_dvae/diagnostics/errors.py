@@ -5,9 +5,17 @@ NumPy alone, so this file is the same in both packages.
 
 import numpy as np
 
-__all__ = ["bound_error", "error_of_means", "is_unsettled", "mean_and_error", "median_of"]
+__all__ = [
+    "bound_error",
+    "error_of_means",
+    "is_bound_of",
+    "is_unsettled",
+    "mean_and_error",
+    "median_of",
+]
 
 _DOMINATES = 0.2  # share of all weight that one draw may have
+_ROUNDING = 1e-4  # nats, of sums in single precision
 _EVEN = 0.9  # of the draws: worth so many, they settle the bound, whatever their tail's shape
 
 
@@ -26,6 +34,12 @@ def bound_error(ess: np.ndarray, num_draws: int, is_one: np.ndarray) -> np.ndarr
     """
     least = np.where(is_one, 1 / num_draws**2, 0.0)
     return np.asarray(np.sqrt(np.maximum(1 / ess - 1 / num_draws, least)))
+
+
+def is_bound_of(weights: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
+    """Whether weights for the evidence are those of the loss, in all draws of a datum."""
+    with np.errstate(invalid="ignore"):  # an impossible draw is one in both
+        return np.asarray(~(np.abs(weights - log_weights) > _ROUNDING).any(0))
 
 
 def is_unsettled(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numpyro_dvae.diagnostics.costs import SHOWN, SharedCost, WholeCost, noise_of
-from numpyro_dvae.diagnostics.notes import NO_BOUND, notes_in
+from numpyro_dvae.diagnostics.notes import bound_note_in, notes_in
 from numpyro_dvae.diagnostics.quality import GradientQuality, gradient_quality
 
 __all__ = [
@@ -81,6 +81,8 @@ class Evaluation(NamedTuple):
     weighed: tuple[str, ...] = ()  # sites that a scale weighs: bounds are of densities so weighed
     factors: tuple[str, ...] = ()  # sites that the guide observes, which count with log q
     clamped: tuple[str, ...] = ()  # sites with a probability of 0, of which losses are finite
+    is_elbo_settled: bool = True  # else that of the ELBO is, of data that drew few states of more
+    is_bound: np.ndarray = np.asarray(True)  # whether the ELBO is, of each datum, as masks let it
 
     def __repr__(self) -> str:
         """A table with a line for each number."""
@@ -97,7 +99,8 @@ class Evaluation(NamedTuple):
             "perplexity, all latents": (self.table_perplexity, "codes"),
         }
         if max(self.elbo_error, self.bound_error) >= SHOWN:
-            numbers["standard error, ELBO"] = self.elbo_error, "nats"
+            error = "standard error, ELBO" if self.is_elbo_settled else "error of ELBO, at least"
+            numbers[error] = self.elbo_error, "nats"
             error = "standard error, bound" if self.is_settled else "error of bound, at least"
             numbers[error] = self.bound_error, "nats"
         if self.shared_rate or self.shared_distortion:
@@ -118,7 +121,7 @@ class Evaluation(NamedTuple):
             for name, (value, unit) in numbers.items()
             if not np.isnan(value)
         )
-        return "\n".join([title, *lines, *notes_in(self)])
+        return "\n".join([title, *lines, *bound_note_in(self), *notes_in(self)])
 
 
 class CodeUsage(NamedTuple):
@@ -264,11 +267,12 @@ class RateDistortion(NamedTuple):
     factors: tuple[str, ...] = ()  # sites that the guide observes, which count with log q
     clamped: tuple[str, ...] = ()  # sites with a probability of 0, of which losses are finite
     data_range: float = 1.0  # span of the data, to which the PSNR refers
+    is_bound: np.ndarray = np.asarray(True)  # whether minus rate and distortion is, of each datum
 
     def __repr__(self) -> str:
         """A line with the means; lines of what the data share and of all together."""
         rest = "" if self.shared is None else f"\n{self.shared}\n{self.whole}"
-        rest = "\n".join([rest, *notes_in(self)])
+        rest = "\n".join([rest, *bound_note_in(self), *notes_in(self)])
         seen, fidelity = ~np.isnan(self.mse), ""
         if seen.any():  # but for what is all masked, or whose likelihoods tell no mean
             psnr = self.psnr[seen].mean()
@@ -302,10 +306,7 @@ class PosteriorGap(NamedTuple):
 
     def __repr__(self) -> str:
         """A line with the means."""
-        loose = int((~self.is_bound).sum())
-        is_said = not loose or self.weighed or self.factors
-        warning = [] if is_said else [f"Of {loose} data the ELBO is no bound: {NO_BOUND}."]
-        return " ".join([f"{self._means()}.", *warning, *notes_in(self)])
+        return " ".join([f"{self._means()}.", *bound_note_in(self), *notes_in(self)])
 
     def _means(self) -> str:
         possible = np.isfinite(self.log_evidence)

@@ -15,6 +15,7 @@ from numpyro_dvae.diagnostics.sharing import SharedDiagnostics
 from numpyro_dvae.diagnostics.words import (
     AT_LEAST,
     CLOSE,
+    FEW,
     NO_TAIL,
     NOT_EVIDENCE,
     if_shown,
@@ -36,17 +37,19 @@ class WholeBounds(NamedTuple):
     """Bounds on the evidence of all data together, with what they share, as the loss sums them."""
 
     elbo: float  # minus the loss, nats
-    elbo_error: float  # standard error
+    elbo_error: float  # standard error; at least that, unless it is settled
     iwae: float  # importance-weighted bound, nats
     iwae_error: float  # at least that, unless it is settled
     is_settled: bool = True  # whether the weights are such that draws show the error of the bound
+    is_elbo_settled: bool = True  # whether draws show that of the ELBO: not where a datum drew few
+    # states of more that the guide can draw
 
     def __repr__(self) -> str:
         """Both bounds."""
-        least = "" if self.is_settled else AT_LEAST
+        least, of_elbo = ("" if it else AT_LEAST for it in (self.is_settled, self.is_elbo_settled))
         return (
-            f"ELBO {self.elbo:z.2f}{with_error(self.elbo_error)}, importance-weighted bound "
-            f"{self.iwae:z.2f}{with_error(self.iwae_error, least)} nats"
+            f"ELBO {self.elbo:z.2f}{with_error(self.elbo_error, of_elbo)}, importance-weighted "
+            f"bound {self.iwae:z.2f}{with_error(self.iwae_error, least)} nats"
         )
 
 
@@ -78,7 +81,7 @@ class ImportanceDiagnostics(NamedTuple):
     - "close": ``log(K / ESS)``, the divergence of order 2 from posterior to guide, and
       ``iwae - elbo``, at most KL(q ‖ posterior), are both below log 2;
     - "off": not both, but the tail of the weights is light; from an effective sample size of 100
-      on, weighting the draws corrects for it, on the states that the guide can draw;
+      on, weighting the draws corrects for it, on the states that the guide draws at all often;
     - "unreliable": k̂ is above the threshold, and the draws are worth less than nine tenths of as
       many exact ones, or one draw has over a fifth of the weight;
     - "restricted": as "close", but the guide leaves out states of the model; that the weights are
@@ -113,7 +116,7 @@ class ImportanceDiagnostics(NamedTuple):
     restricted: np.ndarray  # whether the guide cannot draw some states that the model can
     num_particles: int  # K
     khat_threshold: float
-    elbo_error: np.ndarray  # standard error of the ELBO
+    elbo_error: np.ndarray  # standard error of the ELBO; at least that, where few states were drawn
     iwae_error: np.ndarray
     whole: WholeBounds
     given: Given
@@ -204,6 +207,12 @@ class ImportanceDiagnostics(NamedTuple):
         return " ".join([numbers, verdict, *notes_in(self)])
 
     @property
+    def has_few_states(self) -> np.ndarray:
+        """Of which data few states were drawn, of more that the guide can draw."""
+        few = (self.num_states < FEW) & (self.num_states < np.asarray(self.num_possible))
+        return np.asarray(few)
+
+    @property
     def is_at_a_point(self) -> bool:
         """Whether the guide has a point of a latent that is not of what the data share."""
         return bool(set(self.points) - set(self.shared.sites if self.shared else ()))
@@ -217,10 +226,11 @@ class ImportanceDiagnostics(NamedTuple):
         if not self.has_shared_latents:
             many, errors = bool(self.ess.ndim), self.mean_errors
             title = f"{self.ess.size} data" if many else "All data as one"
-            least = "" if self.whole.is_settled else AT_LEAST
+            settled = self.whole.is_settled, self.whole.is_elbo_settled
+            least, of_elbo = ("" if it else AT_LEAST for it in settled)
             return (
                 f"{title}, {self.num_particles} draws each. ELBO {self.elbo.mean():z.2f}"
-                f"{with_error(errors.elbo)}, importance-weighted bound "
+                f"{with_error(errors.elbo, of_elbo)}, importance-weighted bound "
                 f"{self.iwae.mean():z.2f}{with_error(errors.iwae, least)} nats"
                 f"{' per datum' if many else ''}{self._gaps()}."
             )
@@ -249,7 +259,7 @@ class ImportanceDiagnostics(NamedTuple):
     def _misses(self, gap: float, error: float, unit: str = "") -> str:
         loose = int((~np.asarray(self.is_bound)).sum())
         if not loose:
-            noise = if_shown(error, self.whole.is_settled)
+            noise = if_shown(error, self.whole.is_settled and self.whole.is_elbo_settled)
             return f": the guide misses at least {gap:z.2f}{noise}{unit}"
         if unit or self.auxiliary or self.weighed:
             return ""  # it is said elsewhere

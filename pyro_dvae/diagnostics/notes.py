@@ -6,7 +6,9 @@ NumPy alone, so this file is the same in both packages.
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["KINDS", "NO_BOUND", "Names", "listed", "notes_in", "notes_of"]
+import numpy as np
+
+__all__ = ["KINDS", "NO_BOUND", "Names", "bound_note_in", "listed", "notes_in", "notes_of"]
 
 Names = tuple[str, ...]  # of sites
 
@@ -42,6 +44,13 @@ def notes_of(sites: Mapping[str, Names]) -> list[str]:
 def notes_in(report: Any) -> list[str]:
     """The sentences on a report."""
     return notes_of({kind: getattr(report, kind) for kind in KINDS})
+
+
+def bound_note_in(report: Any) -> list[str]:
+    """A sentence on data of which the ELBO is no bound; none where another sentence says so."""
+    loose = int((~np.asarray(report.is_bound)).sum())
+    is_said = not loose or report.auxiliary or report.weighed or report.factors
+    return [] if is_said else [f"Of {loose} data the ELBO is no bound: {NO_BOUND}."]
 
 
 def listed(names: Names) -> str:

@@ -25,7 +25,7 @@ from pyro_dvae.diagnostics.costing import (
     whole_cost_of,
 )
 from pyro_dvae.diagnostics.draws import Draws
-from pyro_dvae.diagnostics.errors import error_of_means, mean_and_error
+from pyro_dvae.diagnostics.errors import error_of_means, is_bound_of, mean_and_error
 from pyro_dvae.diagnostics.reports import (
     CodeUsage,
     Evaluation,
@@ -67,6 +67,7 @@ def rate_distortion_of(draws: Draws, data_range: float | None) -> RateDistortion
         mean_rate_error=error_of_means(rates),
         mean_distortion_error=error_of_means(distortions),
         data_range=data_range,
+        is_bound=is_bound_of(draws.importance_weights, draws.log_weights),
         **draws.notes,
     )
 
@@ -163,7 +164,7 @@ def evaluation_of(
         whole_elbo_error=whole.elbo_error,
         whole_bound=weights.whole.iwae,
         whole_bound_error=weights.whole.iwae_error,
-        is_settled=weights.whole.is_settled,
+        **_known_of(weights),
         **draws.notes,
     )
 
@@ -177,6 +178,13 @@ def _weighted(elbo: np.ndarray, weights: ImportanceDiagnostics) -> dict[str, np.
     if weights.has_shared_latents:  # it is of other draws than the ELBO
         bound = elbo + (weights.iwae - weights.elbo)
     return {"importance_weighted_bound": bound, "ess": weights.ess}
+
+
+def _known_of(weights: ImportanceDiagnostics) -> dict[str, Any]:
+    """Which errors are settled, and which data have an ELBO that is a bound."""
+    whole = weights.whole
+    settled = {"is_settled": whole.is_settled, "is_elbo_settled": whole.is_elbo_settled}
+    return {**settled, "is_bound": weights.is_bound}
 
 
 def _bound_error(per_datum: PerDatum, elbo_error: float, weights: ImportanceDiagnostics) -> float:

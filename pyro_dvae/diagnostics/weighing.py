@@ -21,7 +21,7 @@ import numpy as np
 
 from pyro_dvae.diagnostics.arrays import NamedArray, log_sum
 from pyro_dvae.diagnostics.draws import Draws
-from pyro_dvae.diagnostics.errors import error_of_means, mean_and_error, median_of
+from pyro_dvae.diagnostics.errors import error_of_means, is_bound_of, mean_and_error, median_of
 from pyro_dvae.diagnostics.expectations import WeightedDraws
 from pyro_dvae.diagnostics.sharing import SharedDiagnostics, agreed_part
 from pyro_dvae.diagnostics.usage import States
@@ -68,9 +68,8 @@ def with_whole(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnos
     shared, share = draws.shared_weights[0], draws.shared_weights[0] / draws.scale.sum()
     bound = (draws.scale * report.iwae).sum() + shared
     bound_error = np.sqrt(((draws.scale * report.iwae_error) ** 2).sum())
-    whole = WholeBounds(
-        float(elbo), float(error), float(bound), float(bound_error), _is_settled(report.verdicts)
-    )
+    settled = _is_settled(report.verdicts), not report.has_few_states.any()
+    whole = WholeBounds(float(elbo), float(error), float(bound), float(bound_error), *settled)
     row = SharedDiagnostics(draws.shared_sites, float(shared)) if draws.shared_sites else None
     return _with_means(report)._replace(
         elbo=report.elbo + share,
@@ -95,8 +94,7 @@ def with_loss(
 ) -> ImportanceDiagnostics:
     """Of the log weights of the loss, if those that were judged are others, the ELBO."""
     elbo, elbo_error = mean_and_error(log_weights)
-    with np.errstate(invalid="ignore"):  # an impossible draw is one in both
-        is_bound = ~(np.abs(weights - log_weights) > _ROUNDING).any(0)
+    is_bound = is_bound_of(weights, log_weights)
     return report._replace(elbo=elbo, elbo_error=elbo_error, is_bound=is_bound)
 
 
@@ -164,7 +162,8 @@ def over_shared(
         mean_errors=_errors_of_means(totals, bound, scale.sum(), is_all),
     )
     settled = _is_settled(found.verdicts) and _is_settled(of_shared.verdicts)
-    return found._replace(whole=_whole(mean_and_error(totals["elbo"]), bound, settled))
+    whole = _whole(mean_and_error(totals["elbo"]), bound, settled)
+    return found._replace(whole=whole._replace(is_elbo_settled=not found.has_few_states.any()))
 
 
 def _given(parts: Sequence[Given]) -> Given:

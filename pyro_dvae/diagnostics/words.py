@@ -11,6 +11,7 @@ __all__ = [
     "AT_LEAST",
     "CLOSE",
     "ENOUGH",
+    "FEW",
     "NOT_EVIDENCE",
     "NO_TAIL",
     "if_shown",
@@ -20,7 +21,9 @@ __all__ = [
 ]
 
 CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called close
-ENOUGH = 100  # effective draws from which on a weighted bound has settled to a tenth of a nat
+ENOUGH = 100  # effective draws from which on a weighted bound has an error of a tenth of a nat, but
+# for states of which there is no draw
+FEW = 5  # distinct states; of fewer, those that were not drawn may matter more than these show
 
 NO_TAIL = (
     "have fewer than 5 distinct weights in the tail, or all within 0.001 nats, so that the "
@@ -31,8 +34,8 @@ _OFF = f"off by more than {CLOSE:.2f} nats by these draws"
 _VERDICTS = {
     "close": f"close to the posterior, within {CLOSE:.2f} nats by these draws, which cannot show "
     "a mode that the guide hardly ever draws",
-    "off": f"{_OFF}, though weighting corrects for it, but for a mode that the guide hardly ever "
-    f"draws, with an effective sample size of {ENOUGH} or more",
+    "off": f"{_OFF}, though weighting corrects for it as far as these draws show, but for a mode "
+    f"or tail that the guide hardly ever draws, with an effective sample size of {ENOUGH} or more",
     "off, thin": f"{_OFF}, and with an effective sample size below {ENOUGH}, so that weighting "
     "corrects for part of it only",
     "off, restricted": f"{_OFF}, on a set of states beyond which the guide cannot draw, so that "
