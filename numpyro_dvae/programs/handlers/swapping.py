@@ -89,7 +89,8 @@ def swap_sites(model: Callable, args: tuple, kwargs: dict, choose: Choose) -> di
     swap = _Swap(choose, numpyro.prng_key())  # None if no key is needed
 
     def hide(msg: Any) -> bool:
-        return msg["type"] not in ("plate", "param", "prng_key") and msg["name"] not in swap.values
+        is_plain = msg["type"] in ("plate", "param", "prng_key")
+        return not is_plain and msg.get("name") not in swap.values  # a loop of JAX has no name
 
     with block(hide_fn=hide), swap:
         model(*args, **kwargs)
