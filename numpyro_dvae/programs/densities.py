@@ -62,9 +62,10 @@ def _normal(loc: Array, scale: Array, value: Array, dims: tuple[int, ...]) -> Ar
 
 def _bernoulli(logits: Array, value: Array, dims: tuple[int, ...]) -> Array:
     """``z log p + (1 - z) log(1 - p)``, where 0 times -inf is 0, by one logarithm a parameter."""
-    on, off = jnp.maximum(-logits, 0.0), jnp.maximum(logits, 0.0)
+    is_off = logits < 0  # at 0 the slopes of one side are taken together, which `max` and `abs` mix
+    on, off = jnp.where(is_off, -logits, 0.0), jnp.where(is_off, 0.0, logits)
     on, off = jnp.where(value == 0, 0.0, value * on), jnp.where(value == 1, 0.0, (1 - value) * off)
-    size = jnp.maximum(logits, -logits)  # `abs` has a slope at 0
+    size = jnp.where(is_off, -logits, logits)
     return -(on + off + jnp.log1p(jnp.exp(-size))).sum(dims)
 
 
