@@ -7,6 +7,8 @@ first steps are with the slow tests too, where they compile for long.
 import ast
 import importlib.util
 import itertools
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ NAMES = [
     "truncated",
 ]
 LIBRARIES = {
-    "pyro": {"functools", "numpy", "pyro", "pyro_dvae", "skimage", "sklearn", "torch"},
+    "pyro": {"functools", "numpy", "pyro", "pyro_dvae", "skimage", "sklearn", "sys", "torch"},
     "numpyro": {
         "flax",
         "functools",
@@ -44,6 +46,7 @@ LIBRARIES = {
         "optax",
         "skimage",
         "sklearn",
+        "sys",
     },
 }
 INDEPENDENT_PIXELS = -24.588  # nats of a held-out digit: pixels at their means
@@ -94,6 +97,16 @@ def test_a_script_is_a_page_without_adapter(package, name):
         node.func.id for node in nodes if isinstance(node, ast.Call) and hasattr(node.func, "id")
     }
     assert {"SVI", "Adam", "fit"} <= called
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_help_is_what_it_says_of_itself(package, name, monkeypatch, capsys):
+    """It takes no arguments, and with one it trains nothing."""
+    pytest.importorskip("torch" if package == "pyro" else "jax")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    runpy.run_path(str(EXAMPLES / package / f"{name}.py"), run_name="__main__")
+    assert capsys.readouterr().out == ast.get_docstring(ast.parse(text_of(package, name)), False) + "\n"
 
 
 def outline(package, name):

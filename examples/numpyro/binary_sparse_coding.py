@@ -6,6 +6,8 @@ dictionary is that of least squares, noise and chances are means. So there is no
 gradient to do; each step is one of expectation maximisation, and the bound never falls.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -65,4 +67,4 @@ def show(captions: list[str], images: jax.Array) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

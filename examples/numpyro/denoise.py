@@ -7,9 +7,10 @@ and prior have closed forms. A pixel is the mean of what all patches that cover 
 `examples/tools/denoise.py` does more: errors of the model, colour, missing pixels.
 """
 
+import sys
+
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpyro.handlers import substitute
 from numpyro.optim import Adam
@@ -44,7 +45,7 @@ def main(num_epochs: int = 3, stride: int = 2) -> dict[str, float]:
 
     with substitute(data=result.params):
         posterior = guide.posterior(*data)
-        present = jnp.einsum("sn,snh->nh", posterior.weights, posterior.values["z"])
+        present = jax.numpy.einsum("sn,snh->nh", posterior.weights, posterior.values["z"])
         restored = means + np.asarray(model.reconstruct(present))  # the decoder is linear
     images = {"noisy": noisy, "means of patches": join(means.repeat(SIDE**2, 1), clean.shape)}
     images["restored"] = join(restored, clean.shape)
@@ -76,4 +77,4 @@ def psnr(image: np.ndarray, clean: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

@@ -7,6 +7,8 @@ lives, the likelihood has its maximum, -333.42 nats, at phi = .5602, p = .9026 (
 bird was alive before it was caught it knows at the start.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,4 +62,4 @@ def main(num_steps: int = 600) -> dict[str, tuple[float, float, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

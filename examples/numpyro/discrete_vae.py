@@ -7,6 +7,8 @@ the end `evaluate` says what the codes of held-out digits are worth, `posterior_
 16^4 codes how far the guide is from the posterior; eight digits are shown above what 16 bits keep.
 """
 
+import sys
+
 import jax
 from numpyro.handlers import substitute
 from numpyro.optim import Adam
@@ -53,4 +55,4 @@ def show(*rows: jax.Array) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

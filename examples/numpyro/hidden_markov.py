@@ -4,6 +4,8 @@ A casino changes between a fair die and a loaded one (Durbin & al., 1998). What 
 the forward and backward algorithms. `AutoDiscrete` draws each die given the last, as it is drawn.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,12 +50,10 @@ def model(rolls: Array, lengths: Array) -> None:
     """Rolls 0 to 5, (sequences, longest), of which the first of each sequence count."""
     with numpyro.plate("sequences", len(rolls), dim=-1):
         chances = jnp.array([0.5, 0.5])
-        for t in range(rolls.shape[1]):
+        for t, roll in enumerate(rolls.T):
             with numpyro.handlers.mask(mask=t < lengths):
                 die = numpyro.sample(f"die_{t}", dist.Categorical(chances))
-                numpyro.sample(
-                    f"roll_{t}", dist.Categorical(jnp.array(FACES)[die]), obs=rolls[:, t]
-                )
+                numpyro.sample(f"roll_{t}", dist.Categorical(jnp.array(FACES)[die]), obs=roll)
             chances = jnp.array(MOVES)[die]
 
 
@@ -77,4 +77,4 @@ def main(num_steps: int = 600) -> dict[str, tuple[float, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

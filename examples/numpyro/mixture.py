@@ -5,6 +5,8 @@ is a latent. Expectation maximisation (scikit-learn's `GaussianMixture`) finds t
 likelihood. A guide that can be the posterior, as a product over the waits can, finds the same one.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,4 +73,4 @@ def main(num_steps: int = 1200) -> dict[str, tuple[float, float, float, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

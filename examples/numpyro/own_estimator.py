@@ -6,6 +6,8 @@ ascended for each datum, in arrays of log-densities; model, particles and loss a
 See that from the same draws its gradient is that of leave-one-out REINFORCE, and what it reaches.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -73,4 +75,4 @@ def main(num_steps: int = 1000) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

@@ -1,10 +1,11 @@
 """A model of one's own, no VAE, trained by three algorithms that are one argument apart.
 
 Machine i runs at a load (idle, normal, heavy), may be faulty, the more likely the heavier its load,
-and has a temperature of its own; a fault only makes its readings unsteady. Two discrete latents,
-one given the other, a continuous one, a nested plate: the losses take the program as it is.
-`Exact_ELBO` sums over the six states of a machine, the others draw eight. See what each finds.
+and has a temperature of its own; a fault only makes its readings unsteady. Discrete latents, a
+continuous one, a nested plate: any loss takes it. `Exact_ELBO` sums over six states, others draw.
 """
+
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -75,4 +76,4 @@ def main(num_steps: int = 1000, num_machines: int = 2000) -> dict[str, dict[str,
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

@@ -7,6 +7,8 @@ data on the second moments of spike times slab, which a `ClosedForm` that sees l
 Noise and chances go by the gradient. The learnt atoms are compared with those of the data.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -70,4 +72,4 @@ def main(num_steps: int = 200, num_data: int = 600) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

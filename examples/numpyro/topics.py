@@ -4,6 +4,7 @@ Each word is of a latent topic (Hofmann, 1999). Half of a new document tells its
 by which the other half is predicted. Documents are made; `main("ap_bow.npz")` reads some.
 """
 
+import sys
 from functools import partial
 
 import jax
@@ -76,4 +77,4 @@ def main(path: str | None = None, num_steps: int = 300) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

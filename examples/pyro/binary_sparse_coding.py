@@ -6,6 +6,8 @@ dictionary is that of least squares, noise and chances are means. So there is no
 gradient to do; each step is one of expectation maximisation, and the bound never falls.
 """
 
+import sys
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -64,4 +66,4 @@ def show(captions: list[str], images: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

@@ -7,6 +7,8 @@ and prior have closed forms. A pixel is the mean of what all patches that cover 
 `examples/tools/denoise.py` does more: errors of the model, colour, missing pixels.
 """
 
+import sys
+
 import numpy as np
 import pyro
 import torch
@@ -75,4 +77,4 @@ def psnr(image: np.ndarray, clean: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

@@ -7,6 +7,8 @@ the end `evaluate` says what the codes of held-out digits are worth, `posterior_
 16^4 codes how far the guide is from the posterior; eight digits are shown above what 16 bits keep.
 """
 
+import sys
+
 import pyro
 import torch
 from pyro.infer import SVI
@@ -55,4 +57,4 @@ def show(*rows: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

@@ -4,13 +4,14 @@ A casino changes between a fair die and a loaded one (Durbin & al., 1998). What 
 the forward and backward algorithms. `AutoDiscrete` draws each die given the last, as it is drawn.
 """
 
+import sys
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SVI
 from pyro.optim import Adam
-from torch import Tensor
 
 from pyro_dvae.diagnostics import discrete_posterior
 from pyro_dvae.fit import fit
@@ -43,15 +44,14 @@ def forward_backward(rolls: np.ndarray, lengths: np.ndarray) -> tuple[float, np.
     return np.log(both[:, 0].sum(-1)).sum(), seen * both[..., 1] / both.sum(-1)
 
 
-def model(rolls: Tensor, lengths: Tensor) -> None:
+def model(rolls: torch.Tensor, lengths: torch.Tensor) -> None:
     """Rolls 0 to 5, (sequences, longest), of which the first of each sequence count."""
     with pyro.plate("sequences", len(rolls), dim=-1):
         chances = torch.tensor([0.5, 0.5])
-        for t in range(rolls.shape[1]):
+        for t, roll in enumerate(rolls.T):
             with pyro.poutine.mask(mask=t < lengths):
                 die = pyro.sample(f"die_{t}", dist.Categorical(chances))
-                roll = dist.Categorical(torch.tensor(FACES)[die])
-                pyro.sample(f"roll_{t}", roll, obs=rolls[:, t])
+                pyro.sample(f"roll_{t}", dist.Categorical(torch.tensor(FACES)[die]), obs=roll)
             chances = torch.tensor(MOVES)[die]
 
 
@@ -77,4 +77,4 @@ def main(num_steps: int = 600) -> dict[str, tuple[float, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

@@ -6,6 +6,8 @@ integrated out, which leaves their estimates by least squares. Values of the blo
 posterior is no chain, and draws of the guide are weighted (`corrected`) to be right.
 """
 
+import sys
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -75,4 +77,4 @@ def main(num_steps: int = 400) -> dict[str, tuple[float, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

@@ -5,6 +5,8 @@ is a latent. Expectation maximisation (scikit-learn's `GaussianMixture`) finds t
 likelihood. A guide that can be the posterior, as a product over the waits can, finds the same one.
 """
 
+import sys
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -69,4 +71,4 @@ def main(num_steps: int = 1200) -> dict[str, tuple[float, float, float, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

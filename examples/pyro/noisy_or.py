@@ -7,6 +7,8 @@ of 16 sets, and by the gradient of its bound all probabilities are learned; the 
 printed beside that of the network that made the data, and which symptoms each disease brings about.
 """
 
+import sys
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -60,4 +62,4 @@ def main(num_steps: int = 400, num_patients: int = 1000) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

@@ -1,10 +1,11 @@
 """A model of one's own, no VAE, trained by three algorithms that are one argument apart.
 
 Machine i runs at a load (idle, normal, heavy), may be faulty, the more likely the heavier its load,
-and has a temperature of its own; a fault only makes its readings unsteady. Two discrete latents,
-one given the other, a continuous one, a nested plate: the losses take the program as it is.
-`Exact_ELBO` sums over the six states of a machine, the others draw eight. See what each finds.
+and has a temperature of its own; a fault only makes its readings unsteady. Discrete latents, a
+continuous one, a nested plate: any loss takes it. `Exact_ELBO` sums over six states, others draw.
 """
+
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -64,8 +65,7 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
 def main(num_steps: int = 1000, num_machines: int = 2000) -> dict[str, dict[str, Tensor]]:
     """Simulate, train by each algorithm, print what made the data beside what was found."""
     pyro.set_rng_seed(0)
-    readings = pyro.poutine.substitute(model, data=TRUE)(None, num_machines)
-    found = {"true": TRUE}
+    found, readings = {"true": TRUE}, pyro.poutine.substitute(model, data=TRUE)(None, num_machines)
     for loss in (DAPS_ELBO(num_particles=8), Reinforce_ELBO(num_particles=8), Exact_ELBO()):
         pyro.clear_param_store()
         svi = SVI(model, make_guide(), Adam({"lr": 0.02}), loss=loss)
@@ -77,4 +77,4 @@ def main(num_steps: int = 1000, num_machines: int = 2000) -> dict[str, dict[str,
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

@@ -7,6 +7,8 @@ data on the second moments of spike times slab, which a `ClosedForm` that sees l
 Noise and chances go by the gradient. The learnt atoms are compared with those of the data.
 """
 
+import sys
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -71,4 +73,4 @@ def main(num_steps: int = 200, num_data: int = 600) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()

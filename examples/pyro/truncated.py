@@ -7,6 +7,8 @@ best, and ascends the bound that they make; it is printed beside the exact evide
 bars that were learned, and the combinations that the most doubtful image is left with.
 """
 
+import sys
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -68,4 +70,4 @@ def show(captions: list[str], images: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:] else main()
