@@ -5,7 +5,6 @@ import re
 import runpy
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 from documents import PAGES, ROOT
@@ -39,7 +38,7 @@ COMMANDS = sorted(
 )
 
 
-class Understood(Exception):
+class UnderstoodError(Exception):
     """The arguments were parsed."""
 
 
@@ -49,7 +48,7 @@ def parse(script, arguments, monkeypatch):
 
     def parse_and_stop(self, args=None, namespace=None):
         parse_args(self, args, namespace)
-        raise Understood
+        raise UnderstoodError
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
@@ -64,15 +63,15 @@ def test_it_takes_what_is_shown(script, arguments, monkeypatch):
     if script.startswith(TAKE_NONE):
         assert arguments == ()
     elif script != "examples/tools/lightning_loop.py":  # has one argument, which it does not parse
-        with pytest.raises(Understood):
+        with pytest.raises(UnderstoodError):
             parse(script, arguments, monkeypatch)
 
 
 def test_what_is_not_taken_is_seen(monkeypatch):
     """Negative control."""
-    text = "    python examples/tools/train.py --method daps \\\n        --no-such-option 3 | tee log\n"
+    text = "    python examples/tools/train.py --seed 3 \\\n        --no-such-option 3 | tee log\n"
     ((script, arguments),) = commands_of(text)
-    assert arguments == ("--method", "daps", "--no-such-option", "3")
+    assert arguments == ("--seed", "3", "--no-such-option", "3")
     with pytest.raises(SystemExit):
         parse(script, arguments, monkeypatch)
     assert len(COMMANDS) > 40

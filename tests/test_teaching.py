@@ -106,7 +106,8 @@ def test_help_is_what_it_says_of_itself(package, name, monkeypatch, capsys):
     pytest.importorskip("torch" if package == "pyro" else "jax")
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
     runpy.run_path(str(EXAMPLES / package / f"{name}.py"), run_name="__main__")
-    assert capsys.readouterr().out == ast.get_docstring(ast.parse(text_of(package, name)), False) + "\n"
+    said = ast.get_docstring(ast.parse(text_of(package, name)), clean=False)
+    assert capsys.readouterr().out == f"{said}\n"
 
 
 def outline(package, name):
