@@ -2,8 +2,10 @@
 
 - `pyro_dvae.infer`: the algorithms, each a loss for `pyro.infer.SVI`
 - `pyro_dvae.fit`: a training loop with progress, log, checkpoints and resume
-- `pyro_dvae.models`, `pyro_dvae.guides`: discrete VAEs, if you have no model of your own
+- `pyro_dvae.diagnostics`: how good a trained model and its guide are
+- `pyro_dvae.models`, `pyro_dvae.guides`: discrete VAEs, and guides of any model
 - `pyro_dvae.nets`, `pyro_dvae.distributions`: what these are made of
+- `pyro_dvae.programs`: from any model and guide to arrays
 - `pyro_dvae.ops`: the mathematics, as functions of arrays
 """
 

@@ -4,6 +4,8 @@ Start with `codes`: a `Categorical` whose particles share one copy of the logits
 
 - `logits`: what all of them do with logits, such as normalising in float32 or better;
 - `codes`: one code at a time, as an integer or as a one-hot vector;
+- `certain`: the same where logits are certain or all equal, without a table of them;
+- `counts`: whole numbers from 0 on, for a table of their probabilities;
 - `autoregressive`: the joint distribution of all codes of a datum, one drawn after the other;
 - `logistic`: integers in a row, as bytes are, by a discretised logistic;
 - `pathwise`: draws that carry a gradient, as Gumbel-softmax does;

@@ -15,6 +15,7 @@ loss. Start with `loop`, which holds `fit` and its arguments; `run` is the loop 
 - `evaluation`: the loss on held-out data; `losses`: the check that all is finite;
   `impossible`: which data have probability 0;
 - `checkpoints`: the format of a checkpoint, all of it; `plain`: values as it holds them;
+  `identity`: what a run is of, compared when it is resumed;
 - `log`, `files`, `rng`, `signals`.
 
 This room may import `infer` and the rooms below it.

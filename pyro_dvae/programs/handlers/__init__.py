@@ -2,9 +2,10 @@
 
 - `vectors`: a model gets the vectors of codes in place of the codes (`VQ_ELBO`);
 - `relaxing`: draws have a gradient (`relax`);
+- `rows`: whether the data are those of the rows that plates draw (guides of each datum's own);
 - `swapping`: a model runs as a guide of its discrete latents (`AutoDiscrete`);
 - `elsewhere`: at other parameters than its own, to see what holds at all of them (`AutoDiscrete`);
-- `paths`: all ways of a program whose sites depend on what it draws (diagnostics).
+- `paths`: all ways of a program whose sites depend on what it draws (diagnostics);
 - `parameters`: at parameters that are given, those that modules hold included (diagnostics).
 
 The handler that draws particles, which every run has, is `programs.draw`.

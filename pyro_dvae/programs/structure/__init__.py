@@ -6,6 +6,7 @@ Start with `layout`, a plain run that reads how the sites lie.
 - `tracking`: what each log-density depends on, followed through a run and tried by other draws;
 - `broadcasting`: whether the programs take a particle axis;
 - `cells`: whether the data keep apart, as what lists states relies on;
+- `ways`: all ways through a program whose sites depend on its draws;
 - `mixing`: plates whose cells are led by the draws of others, which share one weight;
 - `looking`: runs that only look, without gradient and with the generators as they were.
 """
