@@ -98,3 +98,11 @@ def test_data_larger_than_the_memory_are_read_a_part_at_a_time(kit, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.stdout == "fitted\n", done.stderr[-2000:]
+
+
+def test_the_bar_says_of_what_a_loss_is(backend):
+    """The loss of a step is of a batch, as the programs sum it; that of held-out data per datum."""
+    shown = backend.module("fit.log").shown_on_bar(
+        {"step": 3, "mean_loss": 80.5, "eval_loss": 20.25}
+    )
+    assert shown == {"mean_loss": "80.5", "eval_loss/datum": "20.25"}

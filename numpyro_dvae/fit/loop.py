@@ -83,7 +83,8 @@ def fit(
             key goes on too, whatever `rng_key`.
         capture: Nothing here, where XLA compiles steps as a whole; in pyro_dvae, whether networks
             are compiled.
-        progress: Show a progress bar.
+        progress: Show a progress bar: the mean loss of the last steps, summed over a batch as the
+            programs sum it, the held-out loss per datum, and what the loss tells of itself.
         log_every: Steps between rows of the log; losses and parameters are checked as often.
         eval_every: Steps between evaluations; there is one at the end.
         checkpoint_every: Steps between checkpoints; there is one at the end.

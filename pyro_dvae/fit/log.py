@@ -18,6 +18,7 @@ __all__ = ["LOG", "Log", "set_run_aside", "shown_on_bar"]
 
 LOG = "log.jsonl"
 _NOT_ON_THE_BAR = {"step", "loss", "elbo", "beta_elbo", "seconds", "steps_per_second"}
+_SHOWN_AS = {"eval_loss": "eval_loss/datum"}  # as the others are of a whole batch
 
 
 class Log:
@@ -63,7 +64,8 @@ def set_run_aside(folder: Path) -> None:
 
 def shown_on_bar(row: Mapping[str, Any]) -> dict[str, str]:
     """What of a row stands on the progress bar."""
-    return {name: f"{value:.4g}" for name, value in row.items() if name not in _NOT_ON_THE_BAR}
+    shown = {name: f"{value:.4g}" for name, value in row.items() if name not in _NOT_ON_THE_BAR}
+    return {_SHOWN_AS.get(name, name): value for name, value in shown.items()}
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -73,7 +73,8 @@ def fit(
         capture: Whether the networks that the modules of model and guide hold are compiled, by
             `torch.compile`: the same numbers but for rounding, in fewer and larger kernels, on a
             GPU by CUDA graphs. A first step takes long, and so does each other shape.
-        progress: Show a progress bar.
+        progress: Show a progress bar: the mean loss of the last steps, summed over a batch as the
+            programs sum it, the held-out loss per datum, and what the loss tells of itself.
         log_every: Steps between rows of the log; losses and parameters are checked as often.
         eval_every: Steps between evaluations; there is one at the end.
         checkpoint_every: Steps between checkpoints; there is one at the end.
