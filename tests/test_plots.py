@@ -47,7 +47,7 @@ def test_history(plots, tmp_path):
     ]
     axes = drawn(plots.plot_history(history), tmp_path)
     titles = [axis.get_title() for axis in axes if axis.lines]
-    assert titles == ["loss", "beta", "loss on held-out data, per datum"]
+    assert titles == ["loss of a step, nats", "beta", "loss on held-out data, per datum"]
     np.testing.assert_array_equal(axes[0].lines[0].get_xydata(), [[10, 5.0], [20, 4.0]])
     assert axes[1].get_yscale() == "log"
     assert len(drawn(plots.plot_history(history, ["beta"]), tmp_path)) == 1

@@ -21,11 +21,11 @@ __all__ = [
 ]
 
 # Told apart by all eyes, and by their brightness on paper (Okabe & Ito, 2008).
-_GOOD, _BAD, _GRAY = "#0072B2", "#D55E00", "0.6"
-_COLOURS = {"close": "#0072B2", "off": "#E69F00", "unreliable": "#D55E00", "one state": "#CC79A7"}
+_GOOD, _BAD, _GRAY = "#0072B2", "#8C2D04", "0.6"
+_COLOURS = {"close": "#0072B2", "off": "#E69F00", "unreliable": "#8C2D04", "one state": "#CC79A7"}
 _COLOURS |= {"restricted": "#56B4E9", "point": "#999999", "broken": "k"}
 _LABELS = {
-    "mean_loss": "loss",
+    "mean_loss": "loss of a step, nats",
     "eval_loss": "loss on held-out data, per datum",
     "ess": "effective sample size / K",
     "rate": "rate, bits per datum",
