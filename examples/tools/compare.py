@@ -114,7 +114,7 @@ def run_method(
     )
     found = backend.evaluate(model, guide, data.x_test, num_particles=64)
     found |= {"seconds": result.seconds, "num_particles": config.num_particles}
-    caption = f"ELBO {found['elbo']:.2f}, PSNR {found['psnr']:.1f}"
+    caption = f"ELBO {found['elbo']:.2f} nats, PSNR {found['psnr']:.1f} dB"
     images = backend.reconstruct(model, guide, data.x_test[:_SHOWN])
     curve = [(row["step"], -row["eval_loss"]) for row in result.evaluations]
     curve = curve or [(result.num_steps, found["elbo"])]  # without an encoder, at the end alone

@@ -43,6 +43,7 @@ RECORD = (
 _VALUES_AT_ONCE = 2**22  # of the data, times draws: what goes through the programs in one block
 _NOTHING = -1e20  # nats, which stand for minus infinity, as a logit of -1e30 does
 _UNDRAWN = ("observed", "subsample", "scale")  # readings without draws in front
+_UNROWED = ("reordered",)  # readings of a program, whatever its rows
 
 
 class Block(NamedTuple):
@@ -226,7 +227,7 @@ class Draws:
         is_drawn = reading not in _UNDRAWN
         where: list[slice] = [block.draws] if is_drawn else []
         shape = [self.num_draws, *values.shape[1:]] if is_drawn else list(values.shape)
-        if block.rows is not None:
+        if block.rows is not None and reading not in _UNROWED:
             axis = len(where) + self._row_axis(name, array.dims)
             shape[axis] = self.num_rows
             where += [slice(None)] * (axis - len(where)) + [block.rows]
