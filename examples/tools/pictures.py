@@ -155,7 +155,8 @@ def save_restored(
     """The clean image, if known, what was given (missing pixels are NaN), what was made of it."""
     images = {"clean": clean, "given": given, "restored": restored}
     images = {name: image for name, image in images.items() if image is not None}
-    figure, axes = plt.subplots(1, len(images), figsize=(5 * len(images), 5), squeeze=False)
+    size = 5 * len(images), 5 * given.shape[0] / given.shape[1] + 0.4
+    figure, axes = plt.subplots(1, len(images), figsize=size, squeeze=False)
     for axis, (name, image) in zip(axes[0], images.items(), strict=True):
         _show(axis, np.clip(image / 255, 0, 1), name)
     _save(figure, path)

@@ -32,6 +32,8 @@ __all__ = ["ArrayBatches", "Batches", "IterableBatches", "make_batches"]
 class Batches(Protocol):
     """An endless stream of batches whose position can be saved and restored."""
 
+    parted: tuple[int, int] | None  # rows of a batch, of how many: None if that is not known
+
     def first(self) -> Batch:
         """Return the next batch without using it up."""
 
@@ -76,6 +78,7 @@ class ArrayBatches:
     def __init__(self, rng_key: Array, arrays: tuple[Any, ...], batch_size: int | None) -> None:
         self.arrays, self.template = split(Batch(arrays, {}))
         self._rng_key, self._batch_size, self._size = rng_key, batch_size, num_rows(arrays)
+        self.parted = None if batch_size is None else (batch_size, self._size)
         self._epoch, self._order = -1, np.zeros(0, int)
 
     def first(self) -> Batch:
@@ -133,6 +136,8 @@ class IterableBatches:
     Global generators as they stood at the start of the epoch are kept: what shuffles by them
     replays the epoch up to its position in a resumed run.
     """
+
+    parted: tuple[int, int] | None = None
 
     def __init__(self, iterable: Any) -> None:
         self._iterable = iterable

@@ -42,6 +42,7 @@ from numpyro_dvae.fit.svi import (
     non_finite,
     trained_parameters,
 )
+from numpyro_dvae.programs.handlers.rows import check_whole_plates
 
 __all__ = ["Intervals", "Run"]
 
@@ -91,7 +92,13 @@ class Run:
             self.steps.batches.check(saved.run.data)
             check_same_run(saved.identity, self.identity)
             init_state = None
-        state = first_state(self.rng_key, self.svi, self.steps.first(), init_state)
+        batch, parted = self.steps.first(), self.steps.batches.parted
+        try:
+            state = first_state(self.rng_key, self.svi, batch, init_state)
+        except (TypeError, ValueError):
+            if parted:
+                check_whole_plates(self.rng_key, self.svi.model, *batch, *parted)
+            raise
         if saved is not None:
             self._resume(state, saved)
         else:  # copied, as steps give their state away, and it may hold the user's own arrays

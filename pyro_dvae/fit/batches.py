@@ -29,6 +29,7 @@ class Batches(Protocol):
     """An endless stream of batches whose position can be saved and restored."""
 
     checked: bool  # whether all values are known to be finite
+    parted: tuple[int, int] | None  # rows of a batch, of how many: None if that is not known
 
     def next(self) -> Batch:
         """Return the next batch."""
@@ -76,6 +77,7 @@ class ArrayBatches:
     def __init__(self, arrays: tuple[Any, ...], batch_size: int | None) -> None:
         self._arrays, self._batch_size = arrays, batch_size
         self._size = num_rows(arrays)
+        self.parted = None if batch_size is None else (batch_size, self._size)
         self._whole = whole(arrays) if batch_size is None else ()
         self._order, self._cursor = torch.empty(0, dtype=torch.long), 0
 
@@ -124,6 +126,7 @@ class IterableBatches:
     """
 
     checked = False
+    parted: tuple[int, int] | None = None
 
     def __init__(self, iterable: Any) -> None:
         self._iterable = iterable

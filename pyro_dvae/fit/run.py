@@ -41,6 +41,7 @@ from pyro_dvae.fit.svi import (
     watches_loss,
 )
 from pyro_dvae.ops.processes import first_says
+from pyro_dvae.programs.handlers.rows import check_whole_plates
 
 __all__ = ["Intervals", "Run"]
 
@@ -145,6 +146,8 @@ class Run:
             self._unread.append((torch.tensor(torch.nan), finite))
             if not finite or non_finite(self.svi):
                 self._read_losses()
+            if parted := self.steps.batches.parted:
+                check_whole_plates(self.svi.model, *batch, *parted)
             raise
         self._unread.append((torch.as_tensor(loss).detach(), finite))
         self.step += 1

@@ -5,6 +5,7 @@ around data that are passed, says nothing of whose these are.
 """
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from numpyro.primitives import Messenger
 from numpyro_dvae.programs.draw import Draw, run_program
 from numpyro_dvae.programs.sites import Layout, Site, sample_sites
 
-__all__ = ["check_rows"]
+__all__ = ["check_rows", "check_whole_plates"]
 
 
 class _Rows(Messenger):
@@ -103,3 +104,48 @@ def _refusal(name: str, few: int, size: int, seen: list[str], guide: str) -> str
         " or pass all data, and let the model take those of the rows, `with numpyro.plate("
         f'"{name}", {size}, subsample_size={few}) as rows`, obs=x[rows].'
     )
+
+
+class _Whole(Messenger):
+    """Notes the plates of so many rows that take all of them."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.names: list[str] = []
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Note a plate."""
+        if msg["type"] == "plate" and msg["args"][0] == len(msg["value"]) == self.size:
+            self.names.append(msg["name"])
+
+
+def check_whole_plates(
+    rng_key: Array, model: Callable, args: tuple, kwargs: dict, few: int, size: int
+) -> None:
+    """Refuse a plate of all rows around a batch of few; for a model that fails with the batch.
+
+    Args:
+        rng_key: Key of a run.
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        few: Rows of the batch.
+        size: Rows of the data.
+
+    Raises:
+        ValueError: If there is such a plate.
+    """
+    whole = _Whole(size)
+    with suppress(Exception), block(), whole:
+        jax.eval_shape(lambda: run_program(rng_key, model, args, kwargs) and None)
+    if whole.names and few < size:
+        name = whole.names[0]
+        raise ValueError(
+            f"`batch_size`: a batch has {few} of the {size} rows of the data, but plate '{name}' "
+            f'takes all {size}. If these are the data, write numpyro.plate("{name}", {size}, '
+            f"subsample_size=len(x)), with x the batch; for a guide with parameters of each row "
+            f"pass the rows along, fit(rng_key, svi, x, jnp.arange({size}), batch_size={few}), and "
+            f'make that plate in numpyro.handlers.substitute(data={{"{name}": rows}}). Or leave '
+            "`batch_size` out."
+        )

@@ -5,6 +5,7 @@ around data that are passed, says nothing of whose these are.
 """
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -19,7 +20,7 @@ from pyro_dvae.programs.sites import Site, is_subsample, sample_sites
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import Exits
 
-__all__ = ["check_rows"]
+__all__ = ["check_rows", "check_whole_plates"]
 
 
 class _Rows(Messenger):
@@ -88,3 +89,47 @@ def _led_to(site: Site) -> frozenset[str]:
 
 def _listed(seen: list[Site]) -> str:
     return ", ".join(f"'{site.name}'" for site in seen)
+
+
+class _Whole(Messenger):
+    """Notes the plates of so many rows that take all of them."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.names: list[str] = []
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if is_subsample(msg) and msg["fn"].size == len(msg["value"]) == self.size:
+            self.names.append(msg["name"])
+
+
+def check_whole_plates(model: Callable, args: tuple, kwargs: dict, few: int, size: int) -> None:
+    """Refuse a plate of all rows around a batch of few; for a model that fails with the batch.
+
+    Args:
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        few: Rows of the batch.
+        size: Rows of the data.
+
+    Raises:
+        ValueError: If there is such a plate.
+    """
+    whole = _Whole(size)
+
+    def run() -> None:
+        with pyro.validation_enabled(False), hidden(), suppress(Exception), whole:
+            run_program(model, args, kwargs)
+
+    only_looking(run)
+    if whole.names and few < size:
+        name = whole.names[0]
+        raise ValueError(
+            f"`batch_size`: a batch has {few} of the {size} rows of the data, but plate '{name}' "
+            f'takes all {size}. If these are the data, write pyro.plate("{name}", {size}, '
+            f"subsample_size=len(x)), with x the batch; for a guide with parameters of each row "
+            f'pyro.plate("{name}", {size}, subsample=rows), and pass the rows along, fit(svi, x, '
+            f"torch.arange({size}), batch_size={few}). Or leave `batch_size` out."
+        )

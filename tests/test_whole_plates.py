@@ -1,0 +1,58 @@
+"""A plate of all rows around a batch of `fit` is refused, with what to write; that then trains."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+X = np.arange(20.0, dtype=np.float32)
+SAID = r"`batch_size`: a batch has 5 of the 20 rows of the data, but plate 'data' takes all 20"
+
+
+def programs_of(name, as_advised):
+    """Model and guide, natively: a bit of each datum."""
+    host = pytest.importorskip(name)
+    dist = pytest.importorskip(f"{name}.distributions")
+
+    def plate(x):
+        return host.plate("data", 20, **({"subsample_size": len(x)} if as_advised else {}))
+
+    def model(x):
+        with plate(x):
+            bit = host.sample("bit", dist.Bernoulli(0.5))
+            host.sample("x", dist.Normal(9.0 * bit, 1.0), obs=x)
+
+    def guide(x):
+        with plate(x):
+            host.sample("bit", dist.Bernoulli(logits=host.param("weight", 0.0 * x[:1]) * x))
+
+    return model, guide
+
+
+def train(name, model, guide, batch_size):
+
+    package = importlib.import_module(f"{name}_dvae")
+    infer, fit = (
+        importlib.import_module(f"{package.__name__}.{room}") for room in ("infer", "fit")
+    )
+    if name == "pyro":
+        import pyro
+
+        pyro.clear_param_store()
+        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), infer.Exact_ELBO())
+        return fit.fit(svi, X, num_steps=2, batch_size=batch_size, progress=False)
+    import jax
+    from numpyro.optim import Adam
+
+    svi, key = infer.SVI(model, guide, Adam(0.01), infer.Exact_ELBO()), jax.random.key(0)
+    return fit.fit(key, svi, X, num_steps=2, batch_size=batch_size, progress=False)
+
+
+@pytest.mark.parametrize("name", ["pyro", "numpyro"])
+def test_a_plate_of_all_rows_is_refused_and_the_fix_works(name):
+    with pytest.raises(ValueError, match=SAID):
+        train(name, *programs_of(name, as_advised=False), batch_size=5)
+    whole = train(name, *programs_of(name, as_advised=False), batch_size=None)
+    fixed = train(name, *programs_of(name, as_advised=True), batch_size=20)
+    assert fixed.losses[0] == pytest.approx(whole.losses[0], rel=1e-6)
+    assert len(train(name, *programs_of(name, as_advised=True), batch_size=5).losses) == 2
