@@ -2,9 +2,9 @@
 
 Where a model is the same whatever its codes are called, each run of `fit_restarts` finds names of
 its own. They are given those of the best run, by the assignment of codes whose responsibilities
-agree best [1]. That the model is symmetric is tried: codes, and all that has an axis of them, are
-permuted, which is to leave the joint density as it is. The runs are then the chains of one table,
-and R-hat [2] says of each quantity whether it differs more between runs than within them.
+agree best [1]. That the model is symmetric is tried: codes, and axes that go by them, are permuted,
+which is to leave the densities of model and guide as they are. The runs are then the chains of one
+table, and R-hat [2] says of each quantity whether it differs more between runs than within them.
 
 References:
     [1] Stephens. Dealing with label switching in mixture models. JRSS B, 2000.
@@ -26,7 +26,7 @@ from scipy.stats import norm
 from pyro_dvae.diagnostics.groups import as_chains, rhat_of
 from pyro_dvae.diagnostics.inference_data import to_arviz
 from pyro_dvae.diagnostics.notes import KINDS, notes_of
-from pyro_dvae.diagnostics.symmetry import Codes, as_symmetric, coded_groups, permuted
+from pyro_dvae.diagnostics.symmetry import Codes, Renaming, Symmetries
 from pyro_dvae.diagnostics.trained import as_trained
 from pyro_dvae.ops.arguments import check_counts, checked
 
@@ -53,8 +53,10 @@ class RestartComparison:
         permutations: Of each aligned site, by run, the code that each code is called now.
         agreement: Of each aligned site, by run, the share of responsibilities that agree with those
             of the best run.
-        unaligned: Of each other discrete site, why its codes keep the names that each run gave.
-        params: Parameters by name, of the runs in front, with codes called alike.
+        unaligned: Of each other discrete site, and of parameters of the guide, why codes keep the
+            names that each run gave.
+        params: Parameters by name, of the runs in front, with codes called alike; those of the
+            guide that are `unaligned` are left out.
         chains: The runs as the chains of ArviZ data: see `to_arviz`.
         undecided: Whether the weights of the draws differ between runs, by the R-hat of the
             evidence, while the errors of the ELBOs are too wide to tell these apart.
@@ -124,9 +126,8 @@ def compare_restarts(
         *data: What model and guide are called with.
         num_draws: Draws of each run.
         align: What is permuted together with a discrete site of the guide: names of other such
-            sites and of parameters or latents with axes of its codes, all of whose axes of that
-            size are permuted. By default all sites of as many codes, and all parameters and shared
-            latents with an axis of that size; ``{}`` aligns none.
+            sites, and of parameters or shared latents with axes of its codes; which axes these are
+            is tried. By default what each site needs is searched for; ``{}`` aligns none.
         quantities: Names of the posterior's variables whose R-hat is wanted; by default all.
         batch_size: As in `to_arviz`.
 
@@ -141,15 +142,13 @@ def compare_restarts(
         for run in runs
     ]
     trained = [as_trained(run, None) for run in runs]
-    args = trained[0].arguments(data)
-    groups = coded_groups(trained[0], args, align)
+    symmetries = Symmetries(trained[0], trained[0].arguments(data))
     found = _Aligned({}, {}, {}, [dict(each.params) for each in trained])
-    for codes in groups:
-        symmetric = as_symmetric(trained[0], args, codes)
-        if symmetric is None:
-            found.refuse(codes, align)
-        else:
-            _align(symmetric, tables, found)
+    for codes in symmetries.groups() if align is None else _asked(symmetries, align):
+        _align(codes, tables, found)
+    if align is None:
+        kept = symmetries.sizes.keys() - found.permutations.keys()
+        found.unaligned.update({name: symmetries.why(name) for name in sorted(kept)})
     chains = as_chains(tables)
     evidence = _evidence(chains)
     rhats, limits = _rhats(chains, evidence, quantities)
@@ -197,19 +196,19 @@ class _Aligned(NamedTuple):
     unaligned: dict[str, str]
     params: list[dict[str, Any]]  # by run
 
-    def refuse(self, codes: Codes, align: Any) -> None:
-        """Say that codes cannot be renamed; a refusal, if that was asked for."""
-        why = (
-            f"the model is not symmetric in its {codes.size} codes, together with "
-            f"{sorted(codes.arrays)}"
-        )
-        if align is not None:
+
+def _asked(symmetries: Symmetries, align: Mapping[str, Collection[str]]) -> list[Codes]:
+    found = []
+    for name, names in align.items():
+        codes = symmetries.asked(name, names)
+        if codes is None:
             raise ValueError(
-                f"`align`: {why}, for {list(codes.sites)}. Name all parameters and sites that have "
-                "an axis of its codes, and none whose axis of that size is of something else; a "
-                "prior that tells codes apart cannot be aligned."
+                f"`align`: {symmetries.why(name)}, together with {sorted(names)}. Name all "
+                f"parameters and sites that have an axis of the codes of '{name}'; a prior that "
+                "tells codes apart cannot be aligned."
             )
-        self.unaligned.update(dict.fromkeys(codes.sites, why))
+        found.append(codes)
+    return found
 
 
 def _runs_of(result: Any) -> Sequence[Any]:
@@ -227,10 +226,15 @@ def _align(codes: Codes, tables: list[Any], found: _Aligned) -> None:
     reference = _responsibilities(codes, tables[0])
     aligned = [align_codes(_responsibilities(codes, table), reference) for table in tables]
     for place, (permutation, _) in enumerate(aligned):
-        _rename(codes, tables[place], permutation)
-        for name in codes.arrays & found.params[place].keys():
-            value = found.params[place][name]
-            found.params[place][name] = permuted(value, codes.size, permutation)
+        renaming, params = Renaming(codes, permutation), found.params[place]
+        _rename(renaming, tables[place])
+        params |= {
+            name: renaming.of_array(name, params[name]) for name in codes.axes if name in params
+        }
+        for name in codes.lost:
+            params.pop(name, None)
+    why = "no axes of it are found that leave the guide as it is, and `params` lacks it"
+    found.unaligned.update(dict.fromkeys(codes.lost, why))
     for site in codes.sites:
         found.permutations[site] = np.stack([permutation for permutation, _ in aligned])
         found.agreement[site] = np.array([share for _, share in aligned])
@@ -241,31 +245,29 @@ def _responsibilities(codes: Codes, table: Any) -> np.ndarray:
     return np.concatenate([each.reshape(-1, codes.size) for each in probs])
 
 
-def _rename(codes: Codes, table: Any, permutation: np.ndarray) -> None:
+def _rename(renaming: Renaming, table: Any) -> None:
     """Rename codes in the posterior and in the statistics of a run, in place."""
+    codes, permutation = renaming
     old = np.argsort(permutation)  # the code that has each name now
     posterior, stats = table["posterior"], table["vi_stats"]
     for name in codes.sites:
-        _set(posterior, name, _renamed(np.asarray(posterior[name]), codes, name, permutation))
+        values = np.asarray(posterior[name])
+        one_hot = name in codes.one_hot
+        _set(posterior, name, values[..., old] if one_hot else permutation[values.astype(int)])
         _set(stats, f"{name}_most_likely", permutation[np.asarray(stats[f"{name}_most_likely"])])
         for each in (f"{name}_probs", f"{name}_code_share"):
             _set(stats, each, np.asarray(stats[each])[..., old])
-    for name in codes.arrays & set(map(str, posterior.data_vars)):
-        values = np.asarray(posterior[name])
-        axes = [a for a, size in enumerate(values.shape) if size == codes.size and a > 1]
-        for axis in axes:
-            values = values.take(old, axis)
-        _set(posterior, name, values)
-
-
-def _renamed(values: np.ndarray, codes: Codes, name: str, permutation: np.ndarray) -> np.ndarray:
-    if name in codes.one_hot:
-        return values[..., np.argsort(permutation)]
-    return permutation[values.astype(int)].astype(values.dtype)
+    for name, axes in codes.axes.items():
+        if name in posterior:
+            values = np.asarray(posterior[name])
+            for axis in axes:
+                values = values.take(old, axis)
+            _set(posterior, name, values)
 
 
 def _set(dataset: Any, name: str, values: np.ndarray) -> None:
-    dataset[name] = (dataset[name].dims, values, dataset[name].attrs)
+    before = dataset[name]
+    dataset[name] = (before.dims, values.astype(before.dtype), before.attrs)
 
 
 def _evidence(chains: Any) -> Float[np.ndarray, "R K"]:

@@ -1,14 +1,18 @@
-"""Whether a model is the same whatever the codes of its sites are called: tried, by a few draws.
+"""Whether programs are the same whatever the codes of their sites are called: tried, by a few runs.
 
-Its codes, and all parameters and latents with an axis of them, are permuted together: by a swap and
-by a cycle, which make up all permutations. The joint density is to stay as it is.
+Codes, and the axes of parameters and latents that go by them, are permuted together: by a swap and
+by a cycle, which make up all permutations. The model's joint density is to stay as it is, of each
+datum, and so is the guide's. Which axes go by the codes is not told by their length, as features
+or data may be as many: it is searched for, and so is which sites are renamed together.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pyro_dvae.diagnostics.readings import prepare_pair, run_given
@@ -16,108 +20,221 @@ from pyro_dvae.diagnostics.trained import Trained
 from pyro_dvae.programs.record import make_record
 from pyro_dvae.programs.sites import Run, Site, deterministic_sites
 
-__all__ = ["Codes", "as_symmetric", "coded_groups", "permuted"]
+__all__ = ["Codes", "Renaming", "Symmetries", "permuted"]
 
 _TRIALS = 2
-_SAME = 1e-4  # of the log joint density and of 1 nat: more than single precision loses
+_SAME = 1e-4  # of a log-density and of 1 nat: more than single precision loses
+_MOST_TRIED = 64  # sets of axes
+_MOST_APART = 6  # sites that are tried apart from others of as many codes
+Place = tuple[str, int]  # name of an array, and an axis of it, counted from the right
 
 
 class Codes(NamedTuple):
-    """Discrete sites whose codes are renamed together, and what has axes of them."""
+    """Discrete sites whose codes are renamed together, and what goes by these codes."""
 
     sites: tuple[str, ...]
     size: int  # number of codes
-    arrays: frozenset[str]  # parameters, latents and deterministic sites
+    axes: Mapping[str, tuple[int, ...]]  # of parameters, latents and deterministic sites
     one_hot: frozenset[str]  # of the sites, those whose values are vectors
+    lost: tuple[str, ...]  # parameters of the guide whose axes of the codes are not found
 
 
-def coded_groups(
-    trained: Trained, args: tuple, align: Mapping[str, Collection[str]] | None
-) -> list[Codes]:
-    """What may be renamed together: as `align` says, or all of as many codes.
+class Densities(NamedTuple):
+    """Log-densities of one run, in nats: of each datum, and of what the data share."""
 
-    Raises:
-        ValueError: If a name of `align` is of nothing that has codes, or an axis of them.
+    model: Float[np.ndarray, "places"]
+    guide: Float[np.ndarray, "places"]
+
+
+class Symmetries:
+    """What may be renamed in a trained pair.
+
+    Args:
+        trained: Model, guide and the parameters that are tried.
+        args: What they are called with.
     """
-    run, _ = _run(trained, args, {})
-    sizes = {n: _num_codes(s) for n, s in run.guide.items() if s.is_credited and _num_codes(s) > 1}
-    one_hot = frozenset(n for n in sizes if run.guide[n].base.event_dim)
-    shapes = _shapes(run, trained, sizes)
-    if align is None:
-        found = []
-        for size in dict.fromkeys(sizes.values()):
-            sites = tuple(name for name, count in sizes.items() if count == size)
-            arrays = frozenset(name for name, shape in shapes.items() if size in shape)
-            found.append(Codes(sites, size, arrays, one_hot & set(sites)))
+
+    def __init__(self, trained: Trained, args: tuple) -> None:
+        self._trained = trained
+        with trained.at_parameters(), torch.no_grad():
+            self._pair = prepare_pair(trained.model, trained.guide, args, {})
+        run, _ = self.run({})
+        self.latents = {n: s.value for n, s in run.guide.items() if not s.is_observed}
+        counts = {n: _num_codes(s) for n, s in run.guide.items() if s.is_credited}
+        self.sizes = {name: count for name, count in counts.items() if count > 1}
+        self._one_hot = frozenset(n for n in self.sizes if run.guide[n].base.event_dim)
+        self._computed = _computed(run).keys()
+        self.shapes = self._shapes(run)
+
+    def groups(self) -> list[Codes]:
+        """The sites that may be renamed: each alone, or with the fewest others that it needs."""
+        found: list[Codes] = []
+        for size in dict.fromkeys(self.sizes.values()):
+            alike = [name for name, count in self.sizes.items() if count == size]
+            fewest = range(1, len(alike) + 1) if len(alike) <= _MOST_APART else [len(alike)]
+            for sites in _subsets(alike, fewest):
+                if not any(set(sites) & set(codes.sites) for codes in found):
+                    found += filter(None, [self.of(sites, self.shapes)])
         return found
-    return [_asked(name, set(names), sizes, shapes, one_hot) for name, names in align.items()]
+
+    def asked(self, name: str, names: Collection[str]) -> Codes | None:
+        """A site and what is said to go by its codes, as `of`.
+
+        Raises:
+            ValueError: If a name is of nothing that has codes, or an axis of as many.
+        """
+        if name not in self.sizes:
+            known = sorted(self.sizes)
+            raise ValueError(f"`align`: '{name}' is no site with codes; there are {known}.")
+        size = self.sizes[name]
+        sites = [n for n, c in self.sizes.items() if n == name or (n in names and c == size)]
+        arrays = {n for n in set(names) - set(sites) if size in self.shapes.get(n, ())}
+        if odd := sorted(set(names) - set(sites) - arrays):
+            raise ValueError(
+                f"`align`: {odd} have no axis of the {size} codes of '{name}'; these have: "
+                f"{sorted(n for n, shape in self.shapes.items() if size in shape)}."
+            )
+        return self.of(sites, arrays)
+
+    def of(self, sites: Sequence[str], names: Collection[str]) -> Codes | None:
+        """How sites of as many codes are renamed; None if the model is not the same afterwards.
+
+        Args:
+            sites: What is renamed together.
+            names: Arrays of which some axes may go by the codes.
+        """
+        size, one_hot = self.sizes[sites[0]], self._one_hot & set(sites)
+        trial = _Trial(self, Codes(tuple(sites), size, {}, one_hot, ()))
+        places = list(_places(self.shapes, set(names) - self._computed, size))
+        moving = [place for place in places if trial.moves("model", place)]
+        model = trial.search("model", moving, ())
+        if model is None:
+            return None
+        others = [p for p in places if p not in moving and trial.moves("guide", p)]
+        guide = trial.search("guide", others, model)
+        lost = tuple(dict.fromkeys(name for name, _ in others)) if guide is None else ()
+        codes = trial.codes._replace(axes=_axes([*model, *(guide or ())]), lost=lost)
+        outputs = {
+            name: [axis for _, axis in _places(self.shapes, [name], size)]
+            for name in self._computed & set(names)
+        }
+        return codes._replace(axes={**codes.axes, **trial.computed(codes, outputs)})
+
+    def why(self, site: str) -> str:
+        """That a site's codes have names of their own, in words."""
+        return f"the model is not symmetric in its {self.sizes[site]} codes"
+
+    def run(
+        self, values: Mapping[str, Tensor], renaming: "Renaming | None" = None
+    ) -> tuple[Run, Densities]:
+        """A run at values and parameters, or at these with their codes called otherwise."""
+        params = self._trained.params
+        if renaming is not None:
+            values = renaming.of_values(values)
+            params = {name: renaming.of_array(name, value) for name, value in params.items()}
+        with self._trained._replace(params=params).at_parameters(), torch.no_grad():
+            run = run_given(self._pair, values)
+        record = make_record(run, self._pair.layout, 1)
+        log_p, log_q = record.scale * record.log_p, record.scale * record.log_q
+        shared_p = record.shared_likelihood + record.shared_prior
+        return run, Densities(_flat(log_p, shared_p), _flat(log_q, record.shared_q))
+
+    def _shapes(self, run: Run) -> dict[str, tuple[int, ...]]:
+        """Of parameters, of latents that data share and have no codes, and deterministic sites."""
+        data = {plate for name in self.sizes for plate in run.guide[name].plates}
+        shared = {
+            name: value
+            for name, value in self.latents.items()
+            if name not in self.sizes and not set(run.guide[name].plates) & data
+        }
+        values = {**self._trained.params, **shared, **_computed(run)}
+        return {name: tuple(v.shape) for name, v in values.items() if hasattr(v, "shape")}
 
 
-def _asked(
-    name: str,
-    names: set[str],
-    sizes: Mapping[str, int],
-    shapes: Mapping[str, tuple[int, ...]],
-    one_hot: frozenset[str],
-) -> Codes:
-    if name not in sizes:
-        raise ValueError(f"`align`: '{name}' is no site with codes; there are {sorted(sizes)}.")
-    size = sizes[name]
-    sites = [n for n, count in sizes.items() if n == name or (n in names and count == size)]
-    arrays = frozenset(n for n in names - set(sites) if size in shapes.get(n, ()))
-    if odd := sorted(names - set(sites) - arrays):
-        raise ValueError(
-            f"`align`: {odd} have no axis of the {size} codes of '{name}'; these have: "
-            f"{sorted(n for n, shape in shapes.items() if size in shape)}."
-        )
-    return Codes(tuple(sites), size, arrays, one_hot & set(sites))
+class Renaming(NamedTuple):
+    """Codes under other names: a permutation has the new name of each."""
+
+    codes: Codes
+    permutation: np.ndarray
+
+    def of_array(self, name: str, value: Any) -> Any:
+        """A parameter, latent or deterministic site whose entries go by the codes."""
+        return permuted(value, self.codes.axes.get(name, ()), self.permutation)
+
+    def of_values(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Latents, of which some are codes."""
+        found = {name: self.of_array(name, value) for name, value in values.items()}
+        for name in self.codes.sites:
+            if name in self.codes.one_hot:
+                found[name] = permuted(values[name], (-1,), self.permutation)
+            else:
+                table = torch.as_tensor(self.permutation, device=values[name].device)
+                found[name] = table[values[name].long()].to(values[name].dtype)
+        return found
 
 
-def _shapes(run: Run, trained: Trained, coded: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """Of parameters, of latents that have no codes, and of deterministic sites of the model."""
-    latents = {n: s.value for n, s in run.guide.items() if not s.is_observed and n not in coded}
-    shared = {n: v for n, v in latents.items() if not set(run.guide[n].plates) & _data(run, coded)}
-    values = {**trained.params, **shared, **_computed(run)}
-    return {n: tuple(v.shape) for n, v in values.items() if hasattr(v, "shape")}
+class _Trial:
+    """Codes under trial: states at which they are tried, and the runs there."""
+
+    def __init__(self, symmetries: Symmetries, codes: Codes) -> None:
+        self.codes = codes
+        self._symmetries = symmetries
+        self._states = list(_states(symmetries.latents, codes))
+        self._runs = [symmetries.run(values) for values in self._states]
+        names = np.arange(codes.size)
+        swap, self._cycle = np.r_[1, 0, names[2:]], np.roll(names, 1)
+        self._all = [swap] if codes.size == 2 else [self._cycle, swap]
+
+    def moves(self, whose: str, place: Place) -> bool:
+        """Whether a density changes when this axis alone has other names."""
+        alone = self.codes._replace(sites=(), axes=_axes([place]))
+        return not self._stays(whose, alone, [self._cycle])
+
+    def search(
+        self, whose: str, places: Sequence[Place], beside: Sequence[Place]
+    ) -> tuple[Place, ...] | None:
+        """The most of these axes that, renamed with the sites, leave a density as it is."""
+        tried = _subsets(places, range(len(places), -1, -1))
+        for some in islice(tried, _MOST_TRIED):
+            codes = self.codes._replace(axes=_axes([*beside, *some]))
+            if self._stays(whose, codes, self._all):
+                return some
+        return None
+
+    def computed(
+        self, codes: Codes, outputs: Mapping[str, Sequence[int]]
+    ) -> dict[str, tuple[int, ...]]:
+        """The axes of deterministic sites that go by the codes, as few as may be."""
+        runs = zip(self._states, self._runs, strict=True)
+        pairs = [
+            (permutation, _computed(run), _computed(self._renamed(values, codes, permutation)[0]))
+            for values, (run, _) in (runs if outputs else ())
+            for permutation in self._all
+        ]
+        found: dict[str, tuple[int, ...]] = {}
+        for name, axes in outputs.items():
+            for some in _subsets(axes, range(len(axes) + 1)):
+                if all(_alike(permuted(old[name], some, p), new[name]) for p, old, new in pairs):
+                    found |= {name: some} if some else {}
+                    break
+        return found
+
+    def _stays(self, whose: str, codes: Codes, permutations: Sequence[np.ndarray]) -> bool:
+        for values, (_, before) in zip(self._states, self._runs, strict=True):
+            for permutation in permutations:
+                _, after = self._renamed(values, codes, permutation)
+                if not _alike(getattr(before, whose), getattr(after, whose)):
+                    return False
+        return True
+
+    def _renamed(
+        self, values: Mapping[str, Tensor], codes: Codes, permutation: np.ndarray
+    ) -> tuple[Run, Densities]:
+        return self._symmetries.run(values, Renaming(codes, permutation))
 
 
-def _data(run: Run, coded: Collection[str]) -> set[str]:
-    """Plates of the sites that have codes."""
-    return {plate for name in coded for plate in run.guide[name].plates}
-
-
-def _computed(run: Run) -> dict[str, Any]:
-    """Deterministic sites of the model."""
-    sites = deterministic_sites(run.model_trace)
-    return {name: torch.as_tensor(site.value).detach() for name, site in sites.items()}
-
-
-def as_symmetric(trained: Trained, args: tuple, codes: Codes) -> Codes | None:
-    """The codes, if the joint density of the model stays as it is under other names of them.
-
-    Deterministic sites that then stay as they are, too, are no longer among the arrays.
-    """
-    run, _ = _run(trained, args, {})
-    latents = {n: s.value for n, s in run.guide.items() if not s.is_observed}
-    names, odd = np.arange(codes.size), set[str]()
-    swap, cycle = np.r_[1, 0, names[2:]], np.roll(names, 1)
-    for values in _trials(latents, codes):
-        run, before = _run(trained, args, values)
-        for permutation in (swap, cycle)[: 1 if codes.size == 2 else 2]:
-            params = {
-                n: permuted(v, codes.size, permutation) if n in codes.arrays else v
-                for n, v in trained.params.items()
-            }
-            other = trained._replace(params=params)
-            moved, after = _run(other, args, _renamed(values, codes, permutation))
-            if after != before and not abs(after - before) <= _SAME * (1 + abs(before)):
-                return None
-            odd |= _unmoved(run, moved, codes, permutation)
-    return codes._replace(arrays=codes.arrays - odd)
-
-
-def _trials(latents: Mapping[str, Any], codes: Codes) -> Iterator[dict[str, Any]]:
-    """The draw, and others in which some codes are rarer than others, lest a balance hides one."""
+def _states(latents: Mapping[str, Tensor], codes: Codes) -> Iterator[dict[str, Tensor]]:
+    """What was drawn, and other codes, some rarer than others, lest a balance hides one."""
     yield dict(latents)
     rng = np.random.default_rng(0)
     for _ in range(_TRIALS):
@@ -131,38 +248,49 @@ def _trials(latents: Mapping[str, Any], codes: Codes) -> Iterator[dict[str, Any]
         yield values
 
 
-def _unmoved(run: Run, moved: Run, codes: Codes, permutation: np.ndarray) -> set[str]:
-    """Deterministic sites whose axes are not of the codes."""
-    before, after = _computed(run), _computed(moved)
-    names = codes.arrays & before.keys()
-    return {n for n in names if not _alike(before[n], after[n], codes, permutation)}
+def _subsets(items: Sequence[Any], sizes: Iterable[int]) -> Iterator[tuple]:
+    return (some for size in sizes for some in combinations(items, size))
 
 
-def _alike(value: Any, moved: Any, codes: Codes, permutation: np.ndarray) -> bool:
-    expected = permuted(value, codes.size, permutation)
-    return bool(np.allclose(expected.cpu(), moved.cpu(), rtol=_SAME, atol=_SAME))
+def _places(
+    shapes: Mapping[str, tuple[int, ...]], names: Collection[str], size: int
+) -> Iterator[Place]:
+    """Axes of a length, counted from the right."""
+    for name, shape in shapes.items():
+        if name in names:
+            yield from ((name, axis) for axis in range(-len(shape), 0) if shape[axis] == size)
 
 
-def _renamed(values: Mapping[str, Any], codes: Codes, permutation: np.ndarray) -> dict[str, Any]:
-    found = dict(values)
-    for name in codes.sites:
-        if name in codes.one_hot:
-            found[name] = values[name][..., np.argsort(permutation)]
-        else:
-            table = torch.as_tensor(permutation, device=values[name].device)
-            found[name] = table[values[name].long()].to(values[name].dtype)
-    for name in codes.arrays & values.keys():
-        found[name] = permuted(values[name], codes.size, permutation)
+def _axes(places: Iterable[Place]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for name, axis in places:
+        found[name] = (*found.get(name, ()), axis)
     return found
 
 
-def permuted(value: Any, size: int, permutation: np.ndarray) -> Any:
-    """An array with the entries of all its axes of this size called otherwise."""
-    old = torch.as_tensor(np.argsort(permutation), device=value.device)
-    for axis, length in enumerate(value.shape):
-        if length == size:
-            value = value.index_select(axis, old)
+def permuted(value: Any, axes: Iterable[int], permutation: np.ndarray) -> Any:
+    """An array whose entries along some axes are called otherwise."""
+    old = np.argsort(permutation)  # what has each name now
+    for axis in axes:
+        value = value.index_select(axis, torch.as_tensor(old, device=value.device))
     return value
+
+
+def _computed(run: Run) -> dict[str, Tensor]:
+    """Deterministic sites of the model."""
+    sites = deterministic_sites(run.model_trace)
+    return {name: torch.as_tensor(site.value).detach().cpu() for name, site in sites.items()}
+
+
+def _flat(*parts: Tensor) -> np.ndarray:
+    return torch.cat([part.reshape(-1) for part in parts]).cpu().numpy()
+
+
+def _alike(value: Any, other: Any) -> bool:
+    value, other = np.asarray(value, float), np.asarray(other, float)
+    with np.errstate(invalid="ignore"):  # infinities
+        same = np.abs(value - other) <= _SAME * (1 + np.abs(value))
+    return value.shape == other.shape and bool(((value == other) | same).all())
 
 
 def _num_codes(site: Site) -> int:
@@ -179,17 +307,3 @@ def _num_codes(site: Site) -> int:
         if support.shape == expected.shape and bool((support.cpu() == expected).all())
         else 0
     )
-
-
-def _run(trained: Trained, args: tuple, values: Mapping[str, Tensor]) -> tuple[Run, float]:
-    """A run at these parameters, with some values given, and the model's log joint density."""
-    with trained.at_parameters(), torch.no_grad():
-        pair = prepare_pair(trained.model, trained.guide, args, {})
-        run = run_given(pair, values)
-    record = make_record(run, pair.layout, 1)
-    log_p = (
-        (record.scale * record.log_p[0]).sum()
-        + record.shared_likelihood[0]
-        + record.shared_prior[0]
-    )
-    return run, float(log_p)
