@@ -13,9 +13,9 @@ def lab(request):
     return make_lab(request.param)
 
 
-def observe(ppl, x):
+def observe(ppl, x, shift=0.0):
     z = ppl.sample("z", ppl.dist.Bernoulli(ppl.array(0.4)))
-    ppl.sample("x", ppl.dist.Normal(2.0 * z, ppl.array(1.0)), obs=x)
+    ppl.sample("x", ppl.dist.Normal(2.0 * z + shift, ppl.array(1.0)), obs=x)
 
 
 def drawn(ppl, x):
@@ -31,9 +31,10 @@ def taken(ppl, x):
 
 
 def given(ppl, x, rows):
-    """The rows are passed along with the data."""
+    """The rows are passed along with the data; the model has a parameter, which changes nothing."""
+    shift = 0.0 * ppl.param("shift", [1.0], "positive")[0]
     with ppl.plate("data", 4, subsample=rows):
-        observe(ppl, x)
+        observe(ppl, x, shift)
 
 
 def factored(ppl, x):

@@ -36,7 +36,7 @@ def summary(seconds: dict[str, list[float]], reference: str) -> list[dict]:
     rows = []
     for name, column in seconds.items():
         ratios = [a / b for a, b in zip(column, seconds[reference], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        low, middle, high = statistics.quantiles(ratios if len(ratios) > 1 else 2 * ratios, n=4)
         rows.append(
             {
                 "step": name,

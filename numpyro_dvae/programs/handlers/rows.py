@@ -66,8 +66,7 @@ def check_rows(
     """
 
     def observed(rows: dict[str, Array]) -> dict[str, Site]:
-        around = block(hide_fn=lambda msg: msg["type"] != "param")
-        with around, found, Draw(rng_key, Layout()):
+        with block(), found, Draw(rng_key, Layout()):  # parameters as they start: none is kept
             run = run_program(rng_key, substitute(model, data=rows), args, kwargs)
         return {name: site for name, site in sample_sites(run).items() if site.is_observed}
 
