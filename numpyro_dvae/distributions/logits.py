@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Integer, Shaped
 from numpyro.distributions import constraints
 
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.ops.dtypes import precise, precise_dtype
 
 __all__ = ["log_softmax", "pick_codes", "precise", "precise_dtype", "split_shared"]
 
@@ -37,16 +38,6 @@ class _NotNaN(constraints.ParameterFreeConstraint):
 
 LOGIT = _NotNaN()
 LOGITS = constraints.independent(LOGIT, 1)
-
-
-def precise_dtype(dtype: Any) -> Any:
-    """The dtype of log-densities whose logits have this one: float32 at least."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def precise(array: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    """The same numbers in float32, or in a finer dtype where they have one."""
-    return array.astype(precise_dtype(array.dtype))
 
 
 def log_softmax(logits: Shaped[Array, "*batch V"]) -> Float[Array, "*batch V"]:

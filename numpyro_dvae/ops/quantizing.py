@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.ops.dtypes import precise
 from numpyro_dvae.ops.relaxing import with_slope
 
 __all__ = [
@@ -71,7 +72,7 @@ def squared_distances(
             f"`table` must hold at least 2 vectors of the inputs' width, (V, {inputs.shape[-1]}); "
             f"got {table.shape}."
         )
-    inputs, table = _precise(inputs), _precise(table)
+    inputs, table = precise(inputs), precise(table)
     middle = jax.lax.stop_gradient(table).mean(0)
     inputs, table = inputs - middle, table - middle
     norms = jnp.sum(inputs**2, -1, keepdims=True)
@@ -114,7 +115,7 @@ def code_sums(
     """Sum of the inputs of each code where `mask` is True, in float32 at least; no gradient."""
     if mask is not None:
         inputs = jnp.where(mask[..., None], inputs, 0.0)
-    flat = _precise(jax.lax.stop_gradient(inputs)).reshape(-1, inputs.shape[-1])
+    flat = precise(jax.lax.stop_gradient(inputs)).reshape(-1, inputs.shape[-1])
     return jnp.zeros((num_codes, flat.shape[1]), flat.dtype).at[codes.reshape(-1)].add(flat)
 
 
@@ -147,9 +148,9 @@ def update_codebook(
         raise ValueError(f"`decay` must be in [0, 1); got {decay}.")
     if not 0.0 <= smoothing < math.inf:
         raise ValueError(f"`smoothing` must be finite and not negative; got {smoothing}.")
-    old, dtype = _precise(state.counts), state.table.dtype
+    old, dtype = precise(state.counts), state.table.dtype
     counts = decay * old + (1.0 - decay) * counts.astype(old.dtype)
-    old = _precise(state.sums)
+    old = precise(state.sums)
     sums = decay * old + (1.0 - decay) * sums.astype(old.dtype)
     total = counts.sum()
     smooth = (counts + smoothing) * (total / (total + len(counts) * smoothing))
@@ -242,7 +243,7 @@ def quantize_levels(
         ValueError: If a number of levels is below 2, the channels are not as many, or an integer
             does not hold all codes.
     """
-    dtype, inputs = inputs.dtype, _precise(inputs)
+    dtype, inputs = inputs.dtype, precise(inputs)
     _check_levels(inputs, levels)
     half, shift, centre, middle, last = jnp.array(_steps_of(levels), inputs.dtype)
     bounded = jnp.tanh(inputs + centre) * half - shift
@@ -310,11 +311,6 @@ def _check_codes_fit(levels: Sequence[int]) -> None:
             "Split the channels into several latents of fewer levels each, or set "
             'jax.config.update("jax_enable_x64", True) at the start.'
         )
-
-
-def _precise(array: Array) -> Array:
-    """The same numbers in float32, or in a finer dtype where they have one."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _strides(levels: Sequence[int]) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from numpyro_dvae.ops.dtypes import precise
+
 __all__ = ["sample_codes"]
 
 
@@ -27,7 +29,7 @@ def sample_codes(
         >>> sample_codes(jnp.array([0.0, 0.0]), jnp.array([0.1, 0.9]))
         Array([0, 1], dtype=int32)
     """
-    logits = jax.lax.stop_gradient(logits).astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = precise(jax.lax.stop_gradient(logits))
     num_codes = logits.shape[-1]
     width = math.isqrt(num_codes - 1) + 1  # of a block: V rounded up to a square's side
     padding = [(0, 0)] * (logits.ndim - 1) + [(0, -num_codes % width)]

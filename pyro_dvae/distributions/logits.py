@@ -17,21 +17,12 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.dtypes import precise, precise_dtype
 
 __all__ = ["log_softmax", "pick_codes", "precise", "precise_dtype", "split_shared"]
 
 LOGIT = constraints.real  # to torch, all but NaN are real: -inf too
 LOGITS = constraints.independent(LOGIT, 1)
-
-
-def precise_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of log-densities whose logits have this one: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def precise(array: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The same numbers in float32, or in a finer dtype where they have one."""
-    return array.to(precise_dtype(array.dtype))
 
 
 def log_softmax(logits: Shaped[Tensor, "*batch V"]) -> Float[Tensor, "*batch V"]:

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.dtypes import precise
 from pyro_dvae.ops.relaxing import with_slope
 
 __all__ = [
@@ -71,7 +72,7 @@ def squared_distances(
             f"`table` must hold at least 2 vectors of the inputs' width, (V, {inputs.shape[-1]}); "
             f"got {tuple(table.shape)}."
         )
-    inputs, table = _precise(inputs), _precise(table)
+    inputs, table = precise(inputs), precise(table)
     middle = table.detach().mean(0)
     inputs, table = inputs - middle, table - middle
     norms = inputs.square().sum(-1, keepdim=True)
@@ -114,7 +115,7 @@ def code_sums(
     """Sum of the inputs of each code where `mask` is True, in float32 at least; no gradient."""
     if mask is not None:
         inputs = torch.where(mask[..., None], inputs, 0.0)
-    flat = _precise(inputs.detach()).reshape(-1, inputs.shape[-1])
+    flat = precise(inputs.detach()).reshape(-1, inputs.shape[-1])
     return flat.new_zeros(num_codes, flat.shape[1]).index_add(0, codes.reshape(-1), flat)
 
 
@@ -147,9 +148,9 @@ def update_codebook(
         raise ValueError(f"`decay` must be in [0, 1); got {decay}.")
     if not 0.0 <= smoothing < math.inf:
         raise ValueError(f"`smoothing` must be finite and not negative; got {smoothing}.")
-    old, dtype = _precise(state.counts), state.table.dtype
+    old, dtype = precise(state.counts), state.table.dtype
     counts = decay * old + (1.0 - decay) * counts.to(old.dtype)
-    old = _precise(state.sums)
+    old = precise(state.sums)
     sums = decay * old + (1.0 - decay) * sums.to(old.dtype)
     total = counts.sum()
     smooth = (counts + smoothing) * (total / (total + len(counts) * smoothing))
@@ -240,7 +241,7 @@ def quantize_levels(
         ValueError: If a number of levels is below 2, the channels are not as many, or an integer
             does not hold all codes.
     """
-    dtype, inputs = inputs.dtype, _precise(inputs)
+    dtype, inputs = inputs.dtype, precise(inputs)
     _check_levels(inputs, levels)
     half, shift, centre, middle, last = inputs.new_tensor(_steps_of(levels))
     bounded = torch.tanh(inputs + centre) * half - shift
@@ -307,11 +308,6 @@ def _check_codes_fit(levels: Sequence[int]) -> None:
             f"`levels` make {math.prod(levels)} codes, but an integer holds no more than {most}. "
             "Split the channels into several latents of fewer levels each."
         )
-
-
-def _precise(array: Tensor) -> Tensor:
-    """The same numbers in float32, or in a finer dtype where they have one."""
-    return array.to(torch.promote_types(array.dtype, torch.float32))
 
 
 def _strides(levels: Sequence[int]) -> tuple[int, ...]:

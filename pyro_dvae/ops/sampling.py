@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from pyro_dvae.ops.dtypes import precise_dtype
+
 __all__ = ["sample_codes"]
 
 
@@ -23,7 +25,7 @@ def sample_codes(
         >>> sample_codes(torch.tensor([0.0, 0.0]), torch.tensor([0.1, 0.9]))
         tensor([0, 1])
     """
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+    dtype = precise_dtype(logits.dtype)
     mass = torch.softmax(logits.detach(), dim=-1, dtype=dtype).cumsum(dim=-1)
     total = mass[..., -1:]  # 1 up to rounding
     below = torch.nextafter(total, torch.zeros_like(total))  # u * total may round up to total
