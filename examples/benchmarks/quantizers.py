@@ -108,6 +108,11 @@ def load(path: str | None) -> Arrays:
     else:
         with np.load(path) as file:
             images = file["x"]
+        if images.shape[1:] != (SIDE, SIDE, 3):
+            raise SystemExit(
+                f"error: --data {path}: `x` must be images of 32 x 32 in colour, (N, 32, 32, 3), "
+                f"from 0 to 255; got {images.shape}"
+            )
     x = images.astype(np.float32).transpose(0, 3, 1, 2) / 255
     cut = len(x) * 7 // 8
     return x[:cut], x[cut:]
@@ -332,7 +337,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--backend", choices=("pyro", "numpyro"), default="pyro")
-    parser.add_argument("--data", help=".npz file with images `x`")
+    parser.add_argument("--data", help=".npz file with images `x`, (N, 32, 32, 3)")
     parser.add_argument("--num-steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
