@@ -76,3 +76,15 @@ def test_what_is_not_taken_is_seen(monkeypatch):
     with pytest.raises(SystemExit):
         parse(script, arguments, monkeypatch)
     assert len(COMMANDS) > 40
+
+
+def test_the_targets_that_are_shown_are_there():
+    targets = set(
+        re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    )
+    texts = [path.read_text("utf-8") for path in WRITTEN]
+    shown = {
+        name for text in texts for name in re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.M)
+    }
+    assert {"demo", "docs", "test"} <= shown
+    assert shown <= targets
