@@ -118,9 +118,10 @@ def distortion(log_q, log_prior, log_likelihood):
 
 
 def inverse_size(log_q, log_prior, log_likelihood):
-    """K / ESS of many draws: one and the divergence of order 2."""
-    log_p = log_prior + log_likelihood - evidence(log_q, log_prior, log_likelihood)
-    return np.exp(2 * log_p - log_q).sum(0)
+    """K / ESS of many draws: one and the divergence of order 2, on the states that can be drawn."""
+    log_p = np.where(log_q > -1e20, log_prior + log_likelihood, -np.inf)
+    log_p = log_p - np.logaddexp.reduce(log_p, axis=0)
+    return np.where(log_q > -1e20, np.exp(2 * log_p - np.maximum(log_q, -1e20)), 0.0).sum(0)
 
 
 # --- mixtures of three normals, whose means are shifted by what the data share
@@ -336,6 +337,7 @@ ZOO = [
     grouped(),
     switched("a switch of all data", "close", 1.0, 0.7),
     switched("a switch of all data, blind guide", "off", 0.2, -2.0),
+    local("truncated", "restricted", [0, 0, -1e30], 1.0),
 ]
 
 

@@ -109,3 +109,40 @@ def test_arguments_are_checked(shim, options, message):
     simulate = shim.module("diagnostics").simulation_based_calibration
     with pytest.raises(ValueError, match=message):
         shim.diagnose(simulate, case, **options)
+
+
+# A likelihood that is made of the data before
+
+
+def series(ppl, data):
+    with ppl.plate("data", 40):
+        z = ppl.sample("z", ppl.dist.Bernoulli(probs=data["half"]))
+        mean = z[..., None] + data["x"] @ data["before"]
+        ppl.sample("x", ppl.dist.Normal(mean, 1.0).to_event(1), obs=data["x"])
+        ppl.sample("y", ppl.dist.Normal(z - 2.0 * data["x"][..., 0], 1.0), obs=data["y"])
+
+
+def its_posterior(ppl, data):
+    x = data["x"]
+    logits = (x - x @ data["before"] - 0.5).sum(-1) + data["y"] + 2.0 * x[..., 0] - 0.5
+    with ppl.plate("data", 40):
+        ppl.sample("z", ppl.dist.Bernoulli(logits=data["knows"] * logits))
+
+
+def judged(shim, before, knows=1.0):
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=(40, 3)), "y": rng.normal(size=40), "half": np.full(40, 0.5)}
+    data |= {"before": before, "knows": np.array(knows)}
+    case = shim.Case(program_of(series, its_posterior, {}, data))
+    simulate = shim.module("diagnostics").simulation_based_calibration
+    return shim.diagnose(simulate, case, num_simulations=20, num_draws=15, num_bins=8)
+
+
+@pytest.mark.thrifty
+def test_data_that_are_made_of_each_other_are_simulated_one_after_the_other(shim):
+    before = np.triu(np.full((3, 3), 1.5), 1)  # each value has those before it in its mean
+    assert min(values.min() for values in judged(shim, before).p_values.values()) > 0.001
+    assert judged(shim, before, 0.5).miscalibrated
+    assert judged(shim, before, 0.0).miscalibrated == ["log_p"]
+    with pytest.raises(ValueError, match="values depend on each other or on themselves"):
+        judged(shim, np.full((3, 3), 0.1))

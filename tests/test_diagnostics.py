@@ -144,15 +144,18 @@ def test_the_verdict_is_right_where_a_plain_khat_is_not(shim, name):
         assert 0.2 < found.ess[i] / 1000 < 0.3
 
 
-def test_the_paragraph_says_so(shim):
-    text = str(judged(shim))
-    assert text.startswith("6 data, 1000 draws each. ELBO ")
-    assert "k̂ applies to 2 data" in text
-    assert text.index("2 close to the posterior") < text.index(
-        "2 off by more than 0.69 nats by these draws, though"
-    )
-    assert "1 unreliable" in text
-    assert "1 undecided" in text
+def test_the_lines_say_so(shim):
+    first, bounds, worth, tails, title, *found, unseen = str(judged(shim)).splitlines()
+    assert first == "6 data, 1000 draws each."
+    assert bounds.startswith("ELBO ")
+    assert worth.startswith("The draws are worth ")
+    assert tails.startswith("k̂ applies to 2 data")
+    assert title == "Verdict, the worst first:"
+    starts = ["1 unreliable", "2 off by more than 0.69 nats by these draws, though", "1 undecided"]
+    for line, start in zip(found, [*starts, "2 close to the posterior"], strict=True):
+        assert line.strip().startswith(start)
+        assert len(line) < 140
+    assert unseen.startswith("Draws cannot show a mode or tail that the guide hardly ever draws")
 
 
 def test_a_heavy_tail_is_unreliable(thrifty_shim):

@@ -106,3 +106,48 @@ def test_what_never_comes_says_nothing_where_the_guide_never_draws_it(thrifty_sh
     report = diagnose(thrifty_shim, "importance_diagnostics", case, num_particles=50)
     assert report.clamped == ()
     assert np.isfinite(report.elbo).all()
+
+
+def summed_coins(ppl, data):
+    """A coin that shows no head where the marked latent is 0, and one of the latent's own odds."""
+    with ppl.plate("data", 4):
+        b = ppl.sample("b", ppl.dist.Bernoulli(probs=data["half"]))
+        z = ppl.sample("z", ppl.dist.Bernoulli(probs=data["q"]), infer={"enumerate": "parallel"})
+        ppl.sample("x", ppl.dist.Bernoulli(probs=z * data["heads"]), obs=data["x"])
+        ppl.sample("y", ppl.dist.Normal(40.0 * (1 - z) + b, 1.0), obs=data["y"])
+
+
+def its_guide(ppl, data):
+    with ppl.plate("data", 4):
+        ppl.sample("b", ppl.dist.Bernoulli(probs=data["half"]))
+
+
+def test_what_never_comes_is_impossible_in_a_sum_over_marked_sites(thrifty_shim):
+    """The third datum cannot be, nor the fourth, whose latent is surely 0; y favours z = 0."""
+    shim, heads, q = thrifty_shim, np.array([0.3, 0.3, 0.0, 0.3]), np.array([0.5, 0.5, 0.5, 0.0])
+    data = {"half": np.full(4, 0.5), "heads": heads, "q": q, "y": np.full(4, 40.0)}
+    data["x"] = np.array([0.0, 1.0, 1.0, 1.0])
+    case = shim.Case(program_of(summed_coins, its_guide, {}, data))
+    b = np.arange(2)[:, None]
+    with np.errstate(divide="ignore"):
+        seen = [
+            np.log(1 - data["x"]) + 0 * b,
+            np.log(np.where(data["x"], heads, 1 - heads)) + 0 * b,
+        ]
+        terms = [
+            np.log(odds) + of_x + normal(data["y"], 40.0 * (1 - z) + b)
+            for z, odds, of_x in zip((0, 1), (1 - q, q), seen, strict=True)
+        ]
+    joint = np.log(0.5) + np.logaddexp(*terms)
+    evidence = np.logaddexp(*joint)
+    assert np.isfinite(evidence[:2]).all()
+    gap = diagnose(shim, "posterior_gap", case)
+    np.testing.assert_allclose(gap.log_evidence, evidence, rtol=1e-6)
+    np.testing.assert_allclose(gap.elbo, joint.mean(0) + np.log(2), rtol=1e-6)
+    assert set(gap.clamped) == {"z", "x"}
+    assert "a probability of 0, so that the ELBO is minus infinity; losses" in str(gap)
+    report = diagnose(shim, "importance_diagnostics", case, num_particles=200)
+    np.testing.assert_allclose(report.iwae, evidence, atol=0.3)
+    assert list(report.verdicts[2:]) == ["broken", "broken"]
+    loss, _ = case.run(shim.module("infer").Exact_ELBO())
+    assert np.isfinite(loss)  # as the framework's own

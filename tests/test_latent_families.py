@@ -213,3 +213,34 @@ def test_what_is_masked_has_no_say(shim):
     np.testing.assert_allclose(variance, [CHANCE[LABELLED].var(ddof=1), 0.0], rtol=0.15)
     counts = diagnose(shim, "code_usage", case, num_draws=100)["z"].counts
     assert counts.sum(1).tolist() == [100 * LABELLED.sum(), 0]
+
+
+@pytest.mark.slow
+def test_numbers_from_three_on_have_no_codes_before():
+    """NumPyro's DiscreteUniform, four values."""
+    jax, numpyro = pytest.importorskip("jax"), pytest.importorskip("numpyro")
+    from numpyro_dvae.diagnostics import code_usage, evaluate, to_arviz
+
+    def program(high, observes):
+        def run(x):
+            with numpyro.plate("data", 50):
+                z = numpyro.sample("z", numpyro.distributions.DiscreteUniform(3, high))
+                if observes:
+                    numpyro.sample("x", numpyro.distributions.Normal(z, 1.0), obs=x)
+
+        return run
+
+    programs, x = (program(6, True), program(6, False)), jax.numpy.zeros(50)
+    found = code_usage(jax.random.key(0), programs, x, num_draws=100)["z"]
+    np.testing.assert_array_equal(found.codes, [3, 4, 5, 6])
+    assert found.counts.sum() == 5000
+    assert (np.abs(found.counts - 1250) < 5 * np.sqrt(1250 * 0.75)).all()
+    assert str(found) == f"100% of 4 codes occur in the mean of 1 latents (least 100%); {EVEN}."
+    assert "codes in use                  100.00 %" in str(
+        evaluate(jax.random.key(0), programs, x, num_particles=30)
+    )
+    idata = to_arviz(jax.random.key(0), programs, x, num_draws=50, groups=("vi_stats",))
+    np.testing.assert_array_equal(idata["vi_stats"]["z_code"], [3, 4, 5, 6])
+
+
+EVEN = "perplexity 4.0 (least 4.0)"

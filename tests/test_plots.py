@@ -115,6 +115,9 @@ def test_codes_and_rates(plots, reports, tmp_path):
     noisy = {"z": reports.LatentRates(np.array([0.5, 0.001]), 0.01, np.array([0.01, 0.02]))}
     axes = drawn(plots.plot_rates(noisy), tmp_path)
     assert axes[0].get_title() == "z: 0 of 2 collapsed, 1 undecided"
+    turned = {"z": noisy["z"]._replace(reordered=True)}
+    axes = drawn(plots.plot_rates(turned), tmp_path)
+    assert axes[0].get_title() == "z: parts of a sum alone"
     axes = drawn(plots.plot_rates({"mu": reports.LatentRates(np.array([np.inf]), 0.01)}), tmp_path)
     assert [text.get_text() for text in axes[0].texts] == ["∞"]  # as of a point
     open_ended = {"n": reports.CodeUsage(np.array([5, 3, 1]), True)}

@@ -90,9 +90,12 @@ def test_an_error_is_at_least_that_of_draws_which_miss_rare_states(shim):
 
 
 def test_weighting_is_said_to_correct_as_far_as_draws_show(shim):
-    assert "corrects for it as far as these draws show, but for a mode or tail" in shim.module(
-        "diagnostics.words"
-    ).in_words(np.array("off"))
+    words = shim.module("diagnostics.words")
+    told = "corrects for it as far as these draws show"
+    assert f"{told}, but for a mode or tail" in words.in_words("off")
+    line, unseen = words.lines_of(np.array(["off"]))
+    assert told in line
+    assert "cannot show a mode or tail that the guide hardly ever draws" in unseen
 
 
 def barred(ppl, data):

@@ -44,6 +44,7 @@ from numpyro_dvae.diagnostics.uniformity import (
     check_counts,
     choose_simulations,
     on_simulated_data,
+    settled,
     shared_latents,
 )
 from numpyro_dvae.fit.data import Batch
@@ -132,12 +133,20 @@ def simulation_based_calibration(
     count = choose_simulations(num_simulations, record.log_p[0].size, latents)
     rng = np.random.default_rng(np.asarray(jax.random.bits(rng_key, (4,), "uint32")))
     tally = Tally(pair.layout.plates, latents, count, num_draws, num_bins, rng)
-    simulate = programs.compiled(
-        partial(_simulated, score_key=rng_key, places=places, num_draws=num_draws)
+    simulate = programs.compiled(partial(prior_draws, num_draws=1))
+    rank = programs.compiled(
+        partial(_simulated, score_key=rng_key, places=tuple(places), num_draws=num_draws)
     )
     for key in jax.random.split(rng_key, count):
+        prior_key, draw_key = jax.random.split(key)
         with on_simulated_data():
-            matches, simulated = jax.device_get(simulate(key, called, seen))
+            made, truth, filled = settled(
+                partial(simulate, prior_key),
+                lambda made: _filled(called, places, made["predictive"], seen),
+                partial(_changes, places, seen),
+                called,
+            )
+            matches, simulated = jax.device_get(rank(draw_key, filled, made, truth, seen))
         for site, matching in matches.items():
             if not matching:
                 leaves = {each.name: ((), np.empty(0)) for each in places[site]}
@@ -222,18 +231,17 @@ def _is_read_by_guide(
 def _simulated(
     rng_key: Array,
     pair: Pair,
+    simulated: Readings,
+    truth: Mapping[str, Array],
     seen: Readings,
     *,
     score_key: Array,
-    places: Mapping[str, Sequence[Place]],
+    places: Sequence[str],
     num_draws: int,
 ) -> tuple[dict[str, Array], Simulated]:
     """One simulation: the truth, and draws of the guide given the data that it made."""
-    prior_key, draw_key = jax.random.split(rng_key)
-    simulated, truth = prior_draws(prior_key, pair, 1)
-    pair = pair._replace(args=_filled(pair.args, places, simulated["predictive"], seen))
     wanted = ("latent", "counted", "observed")
-    record, readings = posterior_sites(draw_key, pair, num_draws, wanted)
+    record, readings = posterior_sites(rng_key, pair, num_draws, wanted)
     matches = {
         site: _is_as_simulated(site, readings, simulated["predictive"], seen) for site in places
     }
@@ -249,6 +257,22 @@ def _simulated(
     shared = [each.shared_likelihood + each.shared_prior for each in (true, record)]
     log_p = _stacked(true.log_p, record.log_p)
     return matches, Simulated(latents, counted, log_p, _stacked(*shared))
+
+
+def _changes(
+    places: Mapping[str, Sequence[Place]], seen: Readings, one: Readings, other: Readings
+) -> tuple[int, int]:
+    """How many values that have a place differ between two simulations, and how many there are."""
+    sites = [site for site, several in places.items() if several]
+    pairs = [[each["predictive"][site].values for each in (one, other)] for site in sites]
+    kept = [_kept(seen, site) for site in sites]
+    apart = [_differ(*two) & ~keep for two, keep in zip(pairs, kept, strict=True)]
+    sizes = [jnp.broadcast_to(~keep, two[0].shape) for two, keep in zip(pairs, kept, strict=True)]
+    return sum(int(each.sum()) for each in apart), sum(int(each.sum()) for each in sizes)
+
+
+def _differ(one: Array, other: Array) -> Array:
+    return (one != other) & ((one == one) | (other == other))  # two NaNs are the same
 
 
 def _is_as_simulated(

@@ -195,7 +195,7 @@ def collect_states(
 
 def usage_of_processes(usages: Mapping[str, CodeUsage]) -> dict[str, CodeUsage]:
     """The usage of all processes of a run; of this one alone, if counts have no common size."""
-    apart = {name for name, usage in usages.items() if usage.is_open or usage.codes is not None}
+    apart = {name for name, usage in usages.items() if usage.is_open or not usage.has_all_codes}
     return {
         name: usage if name in apart else usage._replace(counts=_summed(usage.counts))
         for name, usage in usages.items()

@@ -11,7 +11,7 @@ from numpyro_dvae.diagnostics.collect import collect, usage_of_processes
 from numpyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
 from numpyro_dvae.diagnostics.reports import Evaluation
 from numpyro_dvae.diagnostics.summaries import evaluation_of
-from numpyro_dvae.diagnostics.usage import usage_of
+from numpyro_dvae.diagnostics.usage import OF_USAGE, usage_of
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["evaluate"]
@@ -60,7 +60,7 @@ def evaluate(
     all_draws = collect(
         keys[0], result, data, num_particles, (), params=params, batch_size=batch_size
     )
-    wanted = ("code", "top", "counted", "mean", "observed", "seen")
+    wanted = (*OF_USAGE, "mean", "observed", "seen")
     one_draw = collect(keys[1], result, data, 1, wanted, params=params, batch_size=batch_size)
     report, _ = diagnose(keys[2], all_draws, result, data, NUM_SHARED, num_particles, params)
     return evaluation_of(

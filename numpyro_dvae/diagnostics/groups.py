@@ -15,7 +15,7 @@ from numpyro_dvae.diagnostics.arguments import named_leaves
 from numpyro_dvae.diagnostics.arrays import NamedArray, split_data
 from numpyro_dvae.diagnostics.draws import Draws
 from numpyro_dvae.diagnostics.notes import KINDS
-from numpyro_dvae.diagnostics.usage import frequencies_of, usage_of
+from numpyro_dvae.diagnostics.usage import OF_USAGE, frequencies_of, usage_of
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
 __all__ = ["GROUPS", "Labels", "as_chains", "make_groups", "readings_for", "rhat_of"]
@@ -58,7 +58,7 @@ def readings_for(groups: Collection[str]) -> set[str]:
     if unknown := set(groups) - set(GROUPS):
         raise ValueError(f"`groups` must be of {', '.join(GROUPS)}; got {sorted(unknown)}.")
     wanted = {reading for group in groups for reading in _READINGS.get(group, ())} | {"subsample"}
-    wanted |= {"latent", "code", "top", "counted", "outside"} if "vi_stats" in groups else set()
+    wanted |= {"latent", "outside", *OF_USAGE} if "vi_stats" in groups else set()
     wanted |= {"seen"} if set(groups) & _SEEN else set()
     return wanted | ({"observed"} if "constant_data" in groups else set())
 

@@ -34,6 +34,7 @@ READINGS = (
     "latent",  # draws
     "code",  # draws of discrete latents, as integers: where the 1 is of one-hot vectors
     "top",  # largest code that may be, where only a run tells
+    "least",  # least code, of those
     "deterministic",  # of the model, at these draws
     "observed",  # the data as the model observes them, without draws in front
     "predictive",  # observations simulated at the draws
@@ -77,6 +78,7 @@ class SiteReader(NamedTuple):
             "latent": (latent, self.value),
             "code": (latent, self.code),
             "top": (latent, self.top),
+            "least": (latent, self.least),
             "deterministic": (deterministic_sites(run.model_trace), self.deterministic),
             "observed": (data, self.value),
             "log_likelihood": (scored, self.log_likelihood),
@@ -124,6 +126,13 @@ class SiteReader(NamedTuple):
             return None
         return self.label(name, site, jnp.full(site.fn.batch_shape, jnp.max(high)), 0)
 
+    def least(self, name: str, site: Site) -> NamedArray | None:
+        """The least code that may be, beside such a largest one."""
+        low = getattr(_innermost(site.fn.support), "lower_bound", 0)
+        least = None if self.top(name, site) is None else jnp.min(jnp.asarray(low))
+        fill = jnp.full(site.fn.batch_shape, 0 if least is None else least)
+        return None if least is None else self.label(name, site, fill, 0)
+
     def deterministic(self, name: str, site: Site) -> NamedArray:
         """The value of a deterministic site, whose event dims are not declared."""
         depth = max((-frame.dim for frame in site.plates.values()), default=0)
@@ -157,9 +166,7 @@ class SiteReader(NamedTuple):
         guide_site, site = run.guide[name], run.model[name]
         cells = {_num_cells(each.fn) for each in (guide_site, site)}
         num_cells = cells.pop() if len(cells) == 1 else 0
-        found = None  # a guide's `scan` may go backward through the steps, which nothing tells
-        if not (is_reordered(name, run) or guide_site.has_steps):
-            found = expected_rate(guide_site, site, num_cells)
+        found = None if is_reordered(name, run) else expected_rate(guide_site, site, num_cells)
         if found is None:
             log_q, log_p = (
                 _cell_log_prob(each.fn, site.value, num_cells) for each in (guide_site, site)

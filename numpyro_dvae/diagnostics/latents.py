@@ -14,6 +14,7 @@ from jaxtyping import Array
 from numpyro_dvae.diagnostics.collect import collect, usage_of_processes
 from numpyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
 from numpyro_dvae.diagnostics.usage import (
+    OF_USAGE,
     latent_rates_of,
     plates_of_data,
     usage_of,
@@ -22,8 +23,6 @@ from numpyro_dvae.diagnostics.usage import (
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]
-
-_CODES = ("code", "top", "counted")  # what usage is read off
 
 
 @checked
@@ -52,7 +51,9 @@ def code_usage(
         largest one, as a Poisson's, up to the largest that was drawn, and of tables that would
         have more than 16 million counts those codes that occur, by this process alone.
     """
-    draws = collect(rng_key, result, data, num_draws, _CODES, params=params, batch_size=batch_size)
+    draws = collect(
+        rng_key, result, data, num_draws, OF_USAGE, params=params, batch_size=batch_size
+    )
     return usage_of_processes(usage_of(draws))
 
 
@@ -97,7 +98,7 @@ def active_latents(
         result,
         data,
         num_draws,
-        ("latent", *_CODES),
+        ("latent", *OF_USAGE),
         params=params,
         batch_size=batch_size,
     )

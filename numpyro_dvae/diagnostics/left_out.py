@@ -51,6 +51,6 @@ def is_left_out(rng_key: Array, pair: Pair, run: Run, name: str) -> Array:
 def _may_be(record: Particles) -> Array:
     """For which data the model has a density."""
     zeros, shared = record.extras["zeros"], record.shared_likelihood + record.shared_prior
-    nothing = zeros["shared_likelihood"] | zeros["shared_prior"] | ~(shared > _NOTHING)
-    own = zeros["log_likelihood"] | zeros["log_prior"] | ~(record.log_p > _NOTHING)
+    nothing = ~(shared + zeros["shared_likelihood"] + zeros["shared_prior"] > _NOTHING)
+    own = ~(record.log_p + zeros["log_likelihood"] + zeros["log_prior"] > _NOTHING)
     return ~(own | nothing)

@@ -149,7 +149,8 @@ def plot_rates(rates: Mapping[str, Any]) -> Any:
         if bits.size < _LEAST_BARS:
             axis.set_xticks(places)
         left = f", {unclear.sum()} undecided" if unclear.any() else ""
-        axis.set_title(f"{name}: {collapsed.sum()} of {bits.size} collapsed{left}")
+        told = f"{collapsed.sum()} of {bits.size} collapsed{left}"
+        axis.set_title(f"{name}: {'parts of a sum alone' if each.reordered else told}")
     return figure
 
 

@@ -49,14 +49,15 @@ def expected_rate(guide_site: Site, site: Site, num_cells: int) -> Array | None:
 
 
 def is_reordered(name: str, run: Run) -> bool:
-    """Whether the guide draws a latent before others that come before it in the model.
+    """Whether the guide draws a latent, or steps of it, before what comes before it in the model.
 
     What the model says of it then depends on draws that may depend on it, so that no sum over its
     values, given the other draws, is the rate; the mean over the draws is.
     """
     places = {each: place for place, each in enumerate(run.guide)}
     before = list(run.model)[: list(run.model).index(name)]
-    return any(places.get(each, -1) > places[name] for each in before)
+    is_turned = run.guide[name].is_backward != run.model[name].is_backward  # steps of a `scan`
+    return is_turned or any(places.get(each, -1) > places[name] for each in before)
 
 
 def _by_values(q: Any, p: Any) -> tuple | None:

@@ -133,6 +133,11 @@ class CodeUsage(NamedTuple):
     codes: np.ndarray | None = None  # whose counts these are; None if they are 0, 1, ...
 
     @property
+    def has_all_codes(self) -> bool:
+        """Whether those that do not occur are among them."""
+        return self.counts.shape[-1] == self._size
+
+    @property
     def share_used(self) -> np.ndarray:
         """Share of the codes of each latent that occur at all."""
         return np.asarray((self.counts > 0).sum(-1) / self._size)
@@ -161,7 +166,7 @@ class CodeUsage(NamedTuple):
         return self.counts.reshape(-1, self.counts.shape[-1]).sum(0)
 
     def _percent(self, share: float) -> str:
-        return f"{share:.0%}" if self.codes is None else f"{100 * share:.2g}%"
+        return f"{share:.0%}" if self.has_all_codes else f"{100 * share:.2g}%"
 
     def __repr__(self) -> str:
         """A line with shares and perplexities; of several latents, of their table as well."""
@@ -306,7 +311,7 @@ class PosteriorGap(NamedTuple):
 
     def __repr__(self) -> str:
         """A line with the means."""
-        return " ".join([f"{self._means()}.", *bound_note_in(self), *notes_in(self)])
+        return "\n".join([f"{self._means()}.", *bound_note_in(self), *notes_in(self)])
 
     def _means(self) -> str:
         possible = np.isfinite(self.log_evidence)

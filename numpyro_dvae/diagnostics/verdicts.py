@@ -20,6 +20,7 @@ from numpyro_dvae.diagnostics.words import (
     NOT_EVIDENCE,
     if_shown,
     in_words,
+    lines_of,
     unless_few,
     with_error,
 )
@@ -76,7 +77,7 @@ class Given(NamedTuple):
 class ImportanceDiagnostics(NamedTuple):
     """How near the guide is to the posterior of each datum, by the weights p / q of K draws.
 
-    `print` it for a paragraph with a verdict. `verdicts` has one word per datum:
+    `print` it for numbers, and what was found, the worst first. `verdicts` has one word per datum:
 
     - "close": ``log(K / ESS)``, the divergence of order 2 from posterior to guide, and
       ``iwae - elbo``, at most KL(q ‖ posterior), are both below log 2;
@@ -193,18 +194,19 @@ class ImportanceDiagnostics(NamedTuple):
         found = words[np.isin(words, NOT_EVIDENCE)]
         if not found.size:
             return ""
+        counts = zip(*np.unique(found, return_counts=True), strict=True)
+        listed = "; ".join(f"{count} {in_words(str(word))}" for word, count in counts)
         return (
             "`marginal`, which `arviz.loo` and `arviz.compare` take, is not the evidence of "
-            f"{found.size} of {words.size} data. Verdict on these: {in_words(found)}. No k̂ of "
-            "ArviZ shows that."
+            f"{found.size} of {words.size} data. Verdict on these: {listed}. No k̂ of ArviZ shows "
+            "that."
         )
 
     def __repr__(self) -> str:
-        """A paragraph: bounds, effective sample size, k̂, verdict."""
+        """Lines of numbers, then the verdicts, the worst first, and what the bounds are not."""
         shared = " on the data, given that" if self.has_shared_latents else ""
-        numbers = f"{self._bounds()} {self._worth()}{self._tails()}"
-        verdict = f"Verdict{shared}: {self._counts()}."
-        return " ".join([numbers, verdict, *notes_in(self)])
+        numbers = [*self._bounds(), *self._worth(), self._tails()]
+        return "\n".join([*numbers, *self._verdict(f"Verdict{shared}"), *notes_in(self)])
 
     @property
     def has_few_states(self) -> np.ndarray:
@@ -222,25 +224,27 @@ class ImportanceDiagnostics(NamedTuple):
         """Whether what is said of a datum is given draws of what the data share."""
         return self.shared is not None and self.shared.num_draws > 1
 
-    def _bounds(self) -> str:
+    def _bounds(self) -> list[str]:
         if not self.has_shared_latents:
             many, errors = bool(self.ess.ndim), self.mean_errors
             title = f"{self.ess.size} data" if many else "All data as one"
             settled = self.whole.is_settled, self.whole.is_elbo_settled
             least, of_elbo = ("" if it else AT_LEAST for it in settled)
-            return (
-                f"{title}, {self.num_particles} draws each. ELBO {self.elbo.mean():z.2f}"
-                f"{with_error(errors.elbo, of_elbo)}, importance-weighted bound "
-                f"{self.iwae.mean():z.2f}{with_error(errors.iwae, least)} nats"
-                f"{' per datum' if many else ''}{self._gaps()}."
-            )
+            return [
+                f"{title}, {self.num_particles} draws each.",
+                f"ELBO {self.elbo.mean():z.2f}{with_error(errors.elbo, of_elbo)}, "
+                f"importance-weighted bound {self.iwae.mean():z.2f}"
+                f"{with_error(errors.iwae, least)} nats{' per datum' if many else ''}"
+                f"{self._gaps()}.",
+            ]
         whole = self.whole
         misses = self._misses(whole.iwae - whole.elbo, np.hypot(whole.elbo_error, whole.iwae_error))
-        return (
-            f"{self.ess.size} data together: {whole}{misses}. {self.shared} Given that, "
-            f"{self.num_particles} draws of each datum"
-            f"{self._misses(self.gap.mean(), self.given.error, ' nats per datum')}."
-        )
+        own = self._misses(self.gap.mean(), self.given.error, " nats per datum")
+        return [
+            f"{self.ess.size} data together: {whole}{misses}.",
+            str(self.shared),
+            f"Given that, {self.num_particles} draws of each datum{own}.",
+        ]
 
     def _gaps(self) -> str:
         possible = np.isfinite(self.iwae)
@@ -266,17 +270,13 @@ class ImportanceDiagnostics(NamedTuple):
         some = f"Of {loose} data the ELBO" if self.ess.ndim else "The ELBO"
         return f". {some} is no bound: {NO_BOUND}; for the weights they are as the model draws them"
 
-    def _worth(self) -> str:
+    def _worth(self) -> list[str]:
         fraction = self.ess[np.isfinite(self.ess)] / self.num_particles
         if not fraction.size:
-            return ""
+            return []
         low, middle = np.quantile(fraction, [0.05, 0.5])
-        if not self.ess.ndim:
-            return f"The draws are worth {middle:.0%} of as many exact ones. "
-        return (
-            f"The draws are worth {middle:.0%} of as many exact ones (median; 5 % quantile "
-            f"{low:.0%}). "
-        )
+        of_all = f" (median; 5 % quantile {low:.0%})" if self.ess.ndim else ""
+        return [f"The draws are worth {middle:.0%} of as many exact ones{of_all}."]
 
     def _tails(self) -> str:
         khat, threshold = self.khat[np.isfinite(self.khat)], f"{self.khat_threshold:.2f}"
@@ -289,5 +289,8 @@ class ImportanceDiagnostics(NamedTuple):
         middle = f"median {np.median(khat):.2f}, {high} above {threshold}"
         return f"k̂ applies to {khat.size} data ({middle}){others}."
 
-    def _counts(self) -> str:
-        return in_words(unless_few(self.verdicts, self.ess, np.asarray(self.restricted)))
+    def _verdict(self, title: str) -> list[str]:
+        words = unless_few(self.verdicts, self.ess, np.asarray(self.restricted))
+        if not words.ndim:
+            return [f"{title}: {in_words(str(words))}."]
+        return [f"{title}, the worst first:", *lines_of(words)]

@@ -10,13 +10,14 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from numpyro_dvae.programs.readers.impossible import has_zeros
+from numpyro_dvae.programs.readers.impossible import NEVER, has_zeros, zeros_of
 from numpyro_dvae.programs.record import Ledger
 from numpyro_dvae.programs.sites import Layout, Run, Site
 
 __all__ = ["OF_WEIGHTS"]
 
 _ROUNDING = 1e-5  # of scales in single precision
+_NOTHING = NEVER * 1e-10  # nats
 
 
 def _read_weighed(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]:
@@ -44,10 +45,12 @@ def _read_factors(run: Run, layout: Layout, num_particles: int) -> dict[str, Arr
 
 def _read_clamped(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]:
     """Sites of the model whose values have a probability of 0 that counts; a reader."""
-    return {
-        name: (has_zeros(site.fn, site.value) & (jnp.asarray(site.scale) > 0)).any()
-        for name, site in run.model.items()
-    }
+    found = {}
+    for name, site in run.model.items():
+        is_zero = (zeros_of(site) * site.scale < _NOTHING).any()
+        for member, each in site.infer.get("_members", {name: site}).items():
+            found[member] = is_zero & has_zeros(each.fn, each.value).any()
+    return found
 
 
 def _is_own(site: Site) -> bool:

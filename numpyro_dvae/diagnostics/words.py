@@ -16,6 +16,7 @@ __all__ = [
     "NO_TAIL",
     "if_shown",
     "in_words",
+    "lines_of",
     "unless_few",
     "with_error",
 ]
@@ -30,24 +31,27 @@ NO_TAIL = (
     "effective sample size and the largest weight count"
 )
 AT_LEAST = " at least"  # of an error that few draws, which carry the weight, cannot show
+_UNSEEN = ", but for a mode or tail that the guide hardly ever draws"
 _OFF = f"off by more than {CLOSE:.2f} nats by these draws"
-_VERDICTS = {
-    "close": f"close to the posterior, within {CLOSE:.2f} nats by these draws, which cannot show "
-    "a mode that the guide hardly ever draws",
-    "off": f"{_OFF}, though weighting corrects for it as far as these draws show, but for a mode "
-    f"or tail that the guide hardly ever draws, with an effective sample size of {ENOUGH} or more",
-    "off, thin": f"{_OFF}, and with an effective sample size below {ENOUGH}, so that weighting "
-    "corrects for part of it only",
+_VERDICTS = {  # worst first
+    "broken": "broken, no draw being possible under the model (or a NaN): look at the guide's "
+    "support",
+    "unreliable": "unreliable, a few draws carrying the weight, so that bound and weights are not "
+    "settled: train longer, widen the guide, or draw more",
     "off, restricted": f"{_OFF}, on a set of states beyond which the guide cannot draw, so that "
-    "weighting corrects for it on these alone",
-    "unreliable": "unreliable, a few draws carrying the weight: bound and weights are not settled",
-    "one state": "undecided, as the guide drew one state only and cannot show what it misses",
-    "restricted": "undecided, the weights being even on a set of states beyond which the guide "
-    "cannot draw",
+    "weighting corrects for it on these alone: more states",
+    "off, thin": f"{_OFF}, and with an effective sample size below {ENOUGH}, so that weighting "
+    "corrects for part of it only: draw more",
+    "off": f"{_OFF}, though weighting corrects for it as far as these draws show{{}}: "
+    "`expectation`",
     "noisy": "undecided, as the noise of the sums over the latents of the data makes much of what "
     "is uneven in these weights: more `num_particles`, or a nearer guide of these latents, tells",
-    "point": "no verdict, the guide having a point and no distribution",
-    "broken": "broken, no draw being possible under the model (or a NaN)",
+    "one state": "undecided, as the guide drew one state only and cannot show what it misses: "
+    "`posterior_gap` tells",
+    "restricted": "undecided, the weights being even on a set of states beyond which the guide "
+    "cannot draw: `posterior_gap` tells",
+    "point": "no verdict, the guide having a point and no distribution: give it one",
+    "close": f"close to the posterior, within {CLOSE:.2f} nats by these draws{{}}",
 }
 NOT_EVIDENCE = ("off, restricted", "restricted", "broken")  # verdicts of which no bound is it
 
@@ -70,9 +74,22 @@ def unless_few(verdicts: np.ndarray, ess: np.ndarray, restricted: np.ndarray) ->
     )
 
 
-def in_words(verdicts: np.ndarray) -> str:
-    """What verdicts mean, and how many there are of each; of one alone what it means."""
-    if not verdicts.ndim:
-        return _VERDICTS[str(verdicts)]
+def in_words(verdict: str) -> str:
+    """What a verdict means, and what to do."""
+    return _VERDICTS[verdict].format(_UNSEEN)
+
+
+def lines_of(verdicts: np.ndarray) -> list[str]:
+    """What verdicts mean, one a line with how many there are of it, the worst first.
+
+    What no draw shows of any of them stands once, below.
+    """
     counts = {word: int((verdicts == word).sum()) for word in _VERDICTS}
-    return "; ".join(f"{n} {_VERDICTS[word]}" for word, n in counts.items() if n)
+    width = len(str(verdicts.size))
+    lines = [f"  {n:{width}} {_VERDICTS[word].format('')}" for word, n in counts.items() if n]
+    if counts["off"] or counts["close"]:
+        lines.append(
+            "Draws cannot show a mode or tail that the guide hardly ever draws: calibration, "
+            "`posterior_gap` or restarts may."
+        )
+    return lines

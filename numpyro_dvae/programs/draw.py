@@ -93,7 +93,8 @@ class Draw(Messenger):
         if msg["type"] == "plate" and msg["value"] is None:
             msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, _number(msg["name"]))
         if msg["type"] == "control_flow" and self.values:
-            msg["kwargs"]["substitute_stack"].append(("substitute", self._given_steps))
+            steps = ("substitute", self._given_steps)
+            msg["kwargs"]["substitute_stack"].append(_turned(msg, steps))
         if not is_drawn(msg) or msg["value"] is not None:
             self._check_path(msg)
             return
@@ -194,11 +195,18 @@ class StepsChecked(Messenger):
     """Refuses what NumPyro's `scan` and `cond` keep from all handlers around them.
 
     A parameter in a step has its first value for ever, and no gradient; mutable state is lost; the
-    guide's draws do not get into the branches of a `cond`.
+    guide's draws do not get into the branches of a `cond`. The steps of a backward `scan` take the
+    values that they are given in their own order.
     """
+
+    def __init__(self, fn: Any = None) -> None:
+        super().__init__(fn)
+        self.backward = False
 
     def process_message(self, msg: Any) -> None:
         """Run each step, or branch, under a handler that sees its sites."""
+        if msg.get("_control_flow_done") and msg["type"] == "sample":  # all steps of the last scan
+            msg["infer"] = {**msg["infer"], "_backward": self.backward}
         if msg["type"] != "control_flow":
             return
         operator = msg["fn"].__name__.removesuffix("_wrapper")
@@ -207,6 +215,36 @@ class StepsChecked(Messenger):
             _Inside(program, operator=operator) if place in steps else program
             for place, program in enumerate(msg["args"])
         )
+        self.backward = operator == "scan" and bool(msg["args"][-1])
+        stack = msg["kwargs"].get("substitute_stack", [])
+        stack[:] = [_turned(msg, given) for given in stack]
+
+
+def _turned(msg: Any, given: tuple[str, Any]) -> tuple[str, Any]:
+    """Values for a `scan`; for one from the last step to the first, which counts these from 0."""
+    kind, values = given
+    if not msg["fn"].__name__.startswith("scan") or not msg["args"][-1]:
+        return given
+    _, _, inputs, length, _ = msg["args"]
+    length = jax.tree.leaves(inputs)[0].shape[0] if length is None else length
+
+    def turned(value: Array, num_dims: int | None = None) -> Array:
+        has_steps = jnp.ndim(value) and jnp.shape(value)[0] == length
+        of_all = num_dims is None or jnp.ndim(value) > num_dims
+        return jnp.flip(value, 0) if has_steps and of_all else value
+
+    def substitute(site: Any) -> Array | None:
+        value = values(site) if callable(values) else values.get(site["name"])
+        num_dims = len(site["kwargs"]["sample_shape"] + site["fn"].shape())
+        return None if value is None else turned(value, num_dims)
+
+    if kind != "replay":
+        return kind, substitute
+    drawn = {
+        n: {**s, "value": turned(s["value"])} if s["type"] in ("sample", "deterministic") else s
+        for n, s in values.items()
+    }
+    return kind, drawn
 
 
 class _Inside(Messenger):

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 
@@ -44,6 +45,7 @@ from pyro_dvae.diagnostics.uniformity import (
     check_counts,
     choose_simulations,
     on_simulated_data,
+    settled,
     shared_latents,
 )
 from pyro_dvae.ops.arguments import checked
@@ -161,8 +163,18 @@ def _simulated(
     pair: Pair, places: Mapping[str, Sequence[Place]], seen: Readings, num_draws: int
 ) -> Simulated:
     """One simulation: the truth, and draws of the guide given the data that it made."""
-    simulated, truth = prior_draws(pair, 1)
-    args = _filled(pair.args, places, simulated["predictive"], seen)
+    state = pyro.util.get_rng_state()
+
+    def draw(args: tuple) -> tuple[Readings, dict[str, Tensor]]:
+        pyro.util.set_rng_state(state)
+        return prior_draws(pair._replace(args=args), 1)
+
+    simulated, truth, args = settled(
+        draw,
+        lambda made: _filled(pair.args, places, made["predictive"], seen),
+        partial(_changes, places, seen),
+        pair.args,
+    )
     pair = pair._replace(args=args)
     wanted = ("latent", "counted", "observed")
     record, readings = posterior_sites(pair, num_draws, wanted)
@@ -182,6 +194,21 @@ def _simulated(
     }
     shared = [each.shared_likelihood + each.shared_prior for each in (true, record)]
     return Simulated(latents, counted, _stacked(true.log_p, record.log_p), _stacked(*shared))
+
+
+def _changes(
+    places: Mapping[str, Sequence[Place]], seen: Readings, one: Readings, other: Readings
+) -> tuple[int, int]:
+    """How many values that have a place differ between two simulations, and how many there are."""
+    sites = [site for site, several in places.items() if several]
+    pairs = [[each["predictive"][site].values for each in (one, other)] for site in sites]
+    kept = [_kept(seen, site).expand(two[0].shape) for site, two in zip(sites, pairs, strict=True)]
+    apart = [_differ(*two) & ~keep for two, keep in zip(pairs, kept, strict=True)]
+    return sum(int(each.sum()) for each in apart), sum(int((~keep).sum()) for keep in kept)
+
+
+def _differ(one: Tensor, other: Tensor) -> Tensor:
+    return (one != other) & ((one == one) | (other == other))  # two NaNs are the same
 
 
 def _is_as_simulated(

@@ -35,7 +35,7 @@ RECORD = (
     *("log_likelihood", "log_prior", "log_q", "codes", *_SHARED, "scale", "given"),
     "points",  # numbers that move with the points of the guide, if they do
     *("weighed", "factors", "clamped"),  # whether sites are, by name
-    "zeros",  # where log-densities are minus infinity, though clamped
+    "zeros",  # what probabilities of 0 take off log-densities that clamp them
     *("unmasked", "matters"),  # log p - log q of masked latents, and whether others follow them
     "num_states",  # log of how many guide and model have
     "auxiliary",  # log q of sites of the guide alone; and "shared_auxiliary"
@@ -260,10 +260,8 @@ def _without_clamps(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with the logarithms of probabilities of 0 as they are."""
     found = dict(record)
     for name, zeros in record.get("zeros", {}).items():
-        nothing = (found[name] <= _NOTHING) | np.asarray(zeros).reshape(
-            len(zeros), *(zeros.shape[1:])
-        )
-        found[name] = np.where(nothing, -np.inf, found[name])
+        exact = found[name] + np.asarray(zeros)
+        found[name] = np.where(exact <= _NOTHING, -np.inf, exact)
     return found
 
 

@@ -10,7 +10,7 @@ from pyro_dvae.diagnostics.collect import collect, usage_of_processes
 from pyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
 from pyro_dvae.diagnostics.reports import Evaluation
 from pyro_dvae.diagnostics.summaries import evaluation_of
-from pyro_dvae.diagnostics.usage import usage_of
+from pyro_dvae.diagnostics.usage import OF_USAGE, usage_of
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["evaluate"]
@@ -54,7 +54,7 @@ def evaluate(
     """
     check_evaluation(num_particles, data_range)
     all_draws = collect(result, data, num_particles, (), params=params, batch_size=batch_size)
-    wanted = ("code", "top", "counted", "mean", "observed", "seen")
+    wanted = (*OF_USAGE, "mean", "observed", "seen")
     one_draw = collect(result, data, 1, wanted, params=params, batch_size=batch_size)
     report, _ = diagnose(all_draws, result, data, NUM_SHARED, num_particles, params)
     return evaluation_of(

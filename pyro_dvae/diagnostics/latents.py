@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_dvae.diagnostics.collect import collect, usage_of_processes
 from pyro_dvae.diagnostics.reports import ActiveLatents, CodeUsage, LatentRates
 from pyro_dvae.diagnostics.usage import (
+    OF_USAGE,
     latent_rates_of,
     plates_of_data,
     usage_of,
@@ -22,8 +23,6 @@ from pyro_dvae.diagnostics.usage import (
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]
-
-_CODES = ("code", "top", "counted")  # what usage is read off
 
 
 @checked
@@ -50,7 +49,7 @@ def code_usage(
         largest one, as a Poisson's, up to the largest that was drawn, and of tables that would
         have more than 16 million counts those codes that occur, by this process alone.
     """
-    draws = collect(result, data, num_draws, _CODES, params=params, batch_size=batch_size)
+    draws = collect(result, data, num_draws, OF_USAGE, params=params, batch_size=batch_size)
     return usage_of_processes(usage_of(draws))
 
 
@@ -89,7 +88,7 @@ def active_latents(
     if num_draws < 2:
         raise ValueError(f"`num_draws` must be at least 2, for two halves; got {num_draws}.")
     draws = collect(
-        result, data, num_draws, ("latent", *_CODES), params=params, batch_size=batch_size
+        result, data, num_draws, ("latent", *OF_USAGE), params=params, batch_size=batch_size
     )
     plates = draws.plates
     if not plates:  # beside discrete latents that the data share

@@ -54,8 +54,8 @@ def _may_be(record: Particles) -> Tensor:
     """For which draws and data the model has a density."""
     zeros, plates = record.extras["zeros"], record.log_p.shape[1:]
     shared = record.shared_likelihood + record.shared_prior
-    nothing = zeros["shared_likelihood"] | zeros["shared_prior"] | ~(shared > _NOTHING)
-    own = zeros["log_likelihood"] | zeros["log_prior"] | ~(record.log_p > _NOTHING)
+    nothing = ~(shared + zeros["shared_likelihood"] + zeros["shared_prior"] > _NOTHING)
+    own = ~(record.log_p + zeros["log_likelihood"] + zeros["log_prior"] > _NOTHING)
     return ~(own | _of_data(nothing, plates))
 
 

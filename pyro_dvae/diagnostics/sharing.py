@@ -72,7 +72,8 @@ class SharedDiagnostics(NamedTuple):
 
     @property
     def _words(self) -> str:
-        return in_words(unless_few(np.array(self.verdict), np.array(self.ess), np.array(False)))
+        found = unless_few(np.array(self.verdict), np.array(self.ess), np.array(False))
+        return in_words(str(found))
 
     @property
     def _may_be_noise(self) -> bool:

@@ -6,8 +6,9 @@ with what the draws say of each other (`ops.calibration.exchange_p_value`). NumP
 the package's name this file is the same in both packages.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ __all__ = [
     "check_counts",
     "choose_simulations",
     "on_simulated_data",
+    "settled",
     "shared_latents",
 ]
 
@@ -67,19 +69,25 @@ class Calibration(NamedTuple):
         return sorted(n for n, values in self.p_values.items() if np.min(values) < self.level)
 
     def __repr__(self) -> str:
-        """A paragraph with the verdict."""
+        """Lines with the verdict, and what it does not say."""
         p_values = np.concatenate([np.ravel(values) for values in self.p_values.values()])
         wrong = ", ".join(self.miscalibrated)
         verdict = f"NOT calibrated: {wrong}" if wrong else "calibrated, as far as they can tell"
         num_data = len(self.ranks["log_p"]) // self.num_simulations
         smallest = f"{p_values.min():.2g}" if p_values.min() > 0 else "below 1e-300"
         listed = ", ".join(self.shared)
-        note = f" The data share {listed}, so that simulations count, not data." if listed else ""
-        return (
+        notes = [f"The data share {listed}, so that simulations count, not data."] * bool(listed)
+        if not wrong:
+            notes.append(
+                "Smaller faults take more simulations to find, as that of a guide which is deaf to "
+                "data that say little."
+            )
+        line = (
             f"{self.num_simulations} simulations of {num_data} data, ranks among {self.num_draws} "
             f"draws: {verdict} (smallest of {p_values.size} p-values {smallest}; below "
-            f"{self.level:.2g} in 1 % of all runs with an exact guide).{note}"
+            f"{self.level:.2g} in 1 % of all runs with an exact guide)."
         )
+        return "\n".join([line, *notes])
 
 
 class Simulated(NamedTuple):
@@ -206,6 +214,44 @@ def on_simulated_data() -> Iterator[None]:
             f"data simulated from the model fail where those given do not: {str(error).strip()} "
             "(in simulated data). Write model and guide for all data that the model can make."
         ) from error
+
+
+def settled(
+    draw: Callable[[tuple], tuple[Any, Any]],
+    fill: Callable[[Any], tuple],
+    changes: Callable[[Any, Any], tuple[int, int]],
+    args: tuple,
+) -> tuple[Any, Any, tuple]:
+    """Data and latents that a model draws of arguments which hold these data.
+
+    A likelihood may be made of data before, as the mean of a pixel is of others. So the model draws
+    again, by the same noise, until what it draws is what it was given: where each value is made of
+    those before it, one more is so in each round.
+
+    Args:
+        draw: From arguments to data and latents, by noise that is the same in each call.
+        fill: From data to arguments that hold them.
+        changes: From two draws of data to how many values differ, and how many there are.
+        args: The first arguments.
+
+    Raises:
+        ValueError: If values are made of each other.
+    """
+    made, _ = draw(args)
+    for number in count(1):
+        args = fill(made)
+        again, latents = draw(args)
+        num_changed, num_values = changes(made, again)
+        if not num_changed:
+            return again, latents, args
+        if number + num_changed > num_values:
+            break
+        made = again
+    raise ValueError(
+        "what the model observes is made of the arguments that hold it, such that values depend on "
+        "each other or on themselves, and cannot be drawn one after the other. Let a value depend "
+        "on those before it alone, or pass what is no data as an argument of its own"
+    )
 
 
 def check_counts(num_simulations: int | None, num_draws: int, num_bins: int) -> None:

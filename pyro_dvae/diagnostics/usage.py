@@ -24,6 +24,7 @@ from pyro_dvae.diagnostics.errors import mean_and_error
 from pyro_dvae.diagnostics.reports import CodeUsage
 
 __all__ = [
+    "OF_USAGE",
     "States",
     "frequencies_of",
     "is_restricted",
@@ -34,6 +35,7 @@ __all__ = [
     "variances_of",
 ]
 
+OF_USAGE = ("code", "top", "least", "counted")  # readings that it is read off
 _MOST_COUNTS = 2**24  # of all codes of all latents: of more, those that occur are counted
 _MOST_PROBS = 2**26  # of all codes of all data
 
@@ -74,14 +76,15 @@ def usage_of(draws: Draws) -> dict[str, CodeUsage]:
     for name, drawn in draws["code"].items():
         site = _in_use(draws, name, drawn)
         top = draws["top"][name].values.max() if name in draws["top"] else site.num_codes - 1
+        least = int(draws["least"][name].values.min()) if name in draws["least"] else 0
         is_open = bool(top < 0)
-        size = int(np.nanmax(site.values) if is_open else top) + 1
+        size = int(np.nanmax(site.values) if is_open else top) + 1 - least
         sizes = zip(site.dims, site.values.shape[1:], strict=True)
         num_latents = math.prod(n for dim, n in sizes if dim not in draws.plates)
         is_large = num_latents * size > _MOST_COUNTS
-        codes = codes_that_occur(site) if is_large else np.arange(size)
+        codes = codes_that_occur(site) if is_large else least + np.arange(size)
         counts = count_codes(site, draws.plates, codes)
-        found[name] = CodeUsage(counts, is_open, size, codes if is_large else None)
+        found[name] = CodeUsage(counts, is_open, size, codes if is_large or least else None)
     return found
 
 

@@ -18,9 +18,10 @@ from numpyro.util import not_jax_tracer
 
 from numpyro_dvae.distributions import CertainCategorical, OneHotCategorical, UniformCategorical
 from numpyro_dvae.programs.record import Ledger
-from numpyro_dvae.programs.sites import Layout, Run, base_distribution
+from numpyro_dvae.programs.sites import Layout, Run, Site, base_distribution
 
 __all__ = [
+    "NEVER",
     "excludes",
     "has_zeros",
     "leaves_out",
@@ -28,7 +29,10 @@ __all__ = [
     "read_impossible",
     "read_num_states",
     "read_zeros",
+    "zeros_of",
 ]
+
+NEVER = -1e30  # nats, which stand for minus infinity: times a scale of 0 they are nothing
 
 _MOST_LISTED = 2**20  # codes of a table
 _MOST_CELLS = 2**26  # of the tables of all places together
@@ -203,21 +207,32 @@ def has_zeros(fn: Any, value: Array) -> Bool[Array, "*batch"]:
     return ((probs == 0) & (value > 0)) | ((probs == 1) & (value < most))
 
 
+def zeros_of(site: Site) -> Float[Array, "*batch"]:
+    """What probabilities of 0 that its density clamps take off a site's log-density: `NEVER` nats.
+
+    Off the logarithm of a sum over marked sites, what that is without the clamps.
+    """
+    if "_unclamped" not in site.infer:
+        return has_zeros(site.fn, site.value) * NEVER
+    exact = site.infer["_unclamped"]()[site.name].log_prob()
+    return jnp.nan_to_num(exact - site.log_prob(), nan=0.0, neginf=NEVER)
+
+
 def read_zeros(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]:
-    """Whether what the model has of a datum has a probability of 0, by kind; a reader of records.
+    """What probabilities of 0 take off log-densities that clamp them, by kind; a reader of records.
 
     Kinds are "log_likelihood" and "log_prior", and of what data share "shared_likelihood" and
     "shared_prior".
     """
     ledger = Ledger(layout, [*run.guide.values(), *run.model.values()])
     for site in run.model.values():
-        zeros = has_zeros(site.fn, site.value).astype(float)
+        zeros = zeros_of(site)
         shape = jnp.broadcast_shapes(zeros.shape, site.fn.batch_shape)
         shape = jnp.shape(site.log_prob()) if site.is_joint else shape
         ledger.add(site.kind, site, jnp.broadcast_to(zeros, shape))
     kinds = ("likelihood", "prior")
-    found = {f"log_{kind}": ledger.total(kind) > 0 for kind in kinds}
-    return found | {f"shared_{kind}": ledger.total_shared(kind) > 0 for kind in kinds}
+    found = {f"log_{kind}": ledger.total(kind) for kind in kinds}
+    return found | {f"shared_{kind}": ledger.total_shared(kind) for kind in kinds}
 
 
 def _listed_zero_codes(fn: Any) -> Bool[Array, "*batch V"] | None:

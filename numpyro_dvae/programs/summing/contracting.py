@@ -11,7 +11,9 @@ References:
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from importlib import import_module
+from operator import add
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -161,7 +163,12 @@ def contracted(
         outer: The dims of those that stay.
     """
     funsor, optimizer = _module("funsor"), _module("funsor.optimizer")
-    factors = [term.values for term in terms if not term.size] + _steps(terms, sums, plates)
+    alike: dict[frozenset[str], list[Any]] = {}
+    for term in terms:
+        if not term.size:
+            alike.setdefault(term.names, []).append(term.values)
+    # Added first: one may rule out what another is all on.
+    factors = [reduce(add, values) for values in alike.values()] + _steps(terms, sums, plates)
     with funsor.interpretations.lazy:
         found = funsor.sum_product.sum_product(
             funsor.ops.logaddexp,

@@ -14,6 +14,7 @@ References:
     [1] Obermeyer et al. Tensor variable elimination for plated factor graphs. ICML, 2019.
 """
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -26,6 +27,7 @@ from jaxtyping import Array
 
 from numpyro_dvae.distributions import PathwiseBernoulli, PathwiseCategorical
 from numpyro_dvae.programs.densities import without_mask
+from numpyro_dvae.programs.readers.impossible import has_zeros
 from numpyro_dvae.programs.sites import Layout, Site, same_scale
 from numpyro_dvae.programs.summing.contracting import contracted, enumerated, named
 
@@ -92,12 +94,14 @@ def check_marked(site: Site) -> None:
         )
 
 
-def sum_out(sites: Mapping[str, Site], layout: Layout) -> dict[str, Site]:
+def sum_out(sites: Mapping[str, Site], layout: Layout, *, clamped: bool = True) -> dict[str, Site]:
     """The sites of a run under `enumerate_marked`, those with marked ones among them as factors.
 
     Args:
         sites: Of the model, in order.
         layout: How they lie.
+        clamped: Whether probabilities of 0 are what the host makes of them; else they are 0. That
+            is asked for at each factor, whose ``infer`` has how to do so, and whose sum it is.
 
     Returns:
         The other sites as they are, and of each group of sites that marked ones join an observed
@@ -109,12 +113,15 @@ def sum_out(sites: Mapping[str, Site], layout: Layout) -> dict[str, Site]:
     """
     marked = {name for name, site in sites.items() if _is_summed(site)}
     drawn = {name for name, site in sites.items() if not site.is_observed} - marked
-    terms = [_term(site, marked, drawn) for site in sites.values()]
+    terms = [_term(site, marked, drawn, clamped) for site in sites.values()]
     kept = {term.site.name: term.site for term in terms if not term.sums}
     kept |= {t.site.name: _counted_elsewhere(t.site) for t in terms if t.sums and t.is_drawn}
+    unclamped = functools.cache(functools.partial(sum_out, sites, layout, clamped=False))
     for group in _groups([term for term in terms if term.sums]):
+        members = {_name(term.site): term.site for term in group}
         for factor in _factors(group):
-            kept[factor.name] = factor
+            infer = {**factor.infer, "_members": members, "_unclamped": unclamped}
+            kept[factor.name] = replace(factor, infer=infer)
     return kept
 
 
@@ -140,13 +147,15 @@ class _Term(NamedTuple):
         return not (self.is_summed or self.site.is_observed)
 
 
-def _term(site: Site, marked: set[str], drawn: set[str]) -> _Term:
+def _term(site: Site, marked: set[str], drawn: set[str], clamped: bool) -> _Term:
     names = frozenset(site.infer["_names"].values())
     sums = frozenset(name for name in names if name in marked)
     if not sums:
         return _Term(site, None, sums)
-    bare = without_mask(site.fn)
-    values = site.log_prob_under(bare) if site.name in marked else site.log_prob()
+    fn = without_mask(site.fn) if site.name in marked else site.fn
+    values = site.log_prob_under(fn)
+    if not clamped:
+        values = jnp.where(has_zeros(fn, site.value), -jnp.inf, values)
     found = named(site, values)
     odd = found.names - marked - site.plates.keys() - found.times
     if others := sorted(odd & drawn):

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pyro_dvae.distributions import CertainCategorical, UniformCategorical
 from pyro_dvae.programs.record import Ledger
-from pyro_dvae.programs.sites import Layout, Run, base_distribution
+from pyro_dvae.programs.sites import Layout, Run, Site, base_distribution
 
 __all__ = [
+    "NEVER",
     "excludes",
     "has_zeros",
     "leaves_out",
@@ -25,7 +26,10 @@ __all__ = [
     "read_impossible",
     "read_num_states",
     "read_zeros",
+    "zeros_of",
 ]
+
+NEVER = -1e30  # nats, which stand for minus infinity: times a scale of 0 they are nothing
 
 _MOST_LISTED = 2**20  # codes of a table
 _MOST_CELLS = 2**26  # of the tables of all places together
@@ -216,21 +220,32 @@ def has_zeros(fn: Any, value: Tensor) -> Bool[Tensor, "*batch"]:
     return (zero & (value > 0)) | (never_fails & (value < most))
 
 
+def zeros_of(site: Site) -> Float[Tensor, "*batch"]:
+    """What probabilities of 0 that its density clamps take off a site's log-density: `NEVER` nats.
+
+    Off the logarithm of a sum over marked sites, what that is without the clamps.
+    """
+    if "_unclamped" not in site.infer:
+        return has_zeros(site.fn, site.value) * NEVER
+    exact = site.infer["_unclamped"]()[site.name].log_prob()
+    return torch.nan_to_num(exact - site.log_prob(), nan=0.0, neginf=NEVER)
+
+
 def read_zeros(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor]:
-    """Whether what the model has of a datum has a probability of 0, by kind; a reader of records.
+    """What probabilities of 0 take off log-densities that clamp them, by kind; a reader of records.
 
     Kinds are "log_likelihood" and "log_prior", and of what data share "shared_likelihood" and
     "shared_prior".
     """
     ledger = Ledger(layout, num_particles, [*run.guide.values(), *run.model.values()])
     for site in run.model.values():
-        zeros = has_zeros(site.fn, site.value).float()
+        zeros = zeros_of(site)
         shape = torch.broadcast_shapes(zeros.shape, site.fn.batch_shape)
         shape = site.log_prob().shape if site.is_joint else shape
         ledger.add(site.kind, site, zeros.expand(shape))
     kinds = ("likelihood", "prior")
-    found = {f"log_{kind}": ledger.total(kind) > 0 for kind in kinds}
-    return found | {f"shared_{kind}": ledger.total_shared(kind) > 0 for kind in kinds}
+    found = {f"log_{kind}": ledger.total(kind) for kind in kinds}
+    return found | {f"shared_{kind}": ledger.total_shared(kind) for kind in kinds}
 
 
 def _listed_zero_codes(fn: Any) -> Bool[Tensor, "*batch V"] | None:

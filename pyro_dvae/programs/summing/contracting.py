@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import opt_einsum
+import torch
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.provenance import detach_provenance, get_provenance
@@ -18,6 +19,7 @@ from pyro.ops.rings import LogRing
 from torch import Tensor
 
 from pyro_dvae.programs.densities import without_mask
+from pyro_dvae.programs.readers.impossible import has_zeros
 from pyro_dvae.programs.sites import Layout, Site
 
 __all__ = ["Symbols", "Term", "contracted", "plates_of", "terms_of"]
@@ -25,10 +27,15 @@ __all__ = ["Symbols", "Term", "contracted", "plates_of", "terms_of"]
 _PARTICLES = "particles"
 
 
-def terms_of(sites: Mapping[str, Site], layout: Layout) -> tuple[list["Term"], "Symbols"]:
-    """The log-densities of the sites of a run with all values of marked ones, and the letters."""
+def terms_of(
+    sites: Mapping[str, Site], layout: Layout, *, clamped: bool = True
+) -> tuple[list["Term"], "Symbols"]:
+    """The log-densities of the sites of a run with all values of marked ones, and the letters.
+
+    Unless they are `clamped`, as the host has them, a probability of 0 is minus infinity in them.
+    """
     symbols = Symbols()
-    return [_term(site, layout, symbols) for site in sites.values()], symbols
+    return [_term(site, layout, symbols, clamped) for site in sites.values()], symbols
 
 
 class Symbols(dict):
@@ -68,7 +75,7 @@ class Term(NamedTuple):
         return not (self.is_summed or self.site.is_observed)
 
 
-def _term(site: Site, layout: Layout, symbols: Symbols) -> Term:
+def _term(site: Site, layout: Layout, symbols: Symbols, clamped: bool) -> Term:
     first = -layout.nesting - 1
     letters = {frame.dim: symbols[name, frame.dim] for name, frame in site.plates.items()}
     letters[first] = symbols[_PARTICLES]
@@ -79,7 +86,7 @@ def _term(site: Site, layout: Layout, symbols: Symbols) -> Term:
         for dim, letter in marked.items()
         if dim == place or (values.dim() >= -dim and values.shape[dim] > 1)
     )
-    values = _counted(site, values, place is not None) if sums else values
+    values = _counted(site, values, place is not None, clamped=clamped) if sums else values
     sources = get_provenance(values)
     values = detach_provenance(values)
     if sums:
@@ -88,12 +95,15 @@ def _term(site: Site, layout: Layout, symbols: Symbols) -> Term:
     return Term(site, values, sums, sources, letter, letters | marked)
 
 
-def _counted(site: Site, values: Tensor, is_summed: bool) -> Tensor:
+def _counted(site: Site, values: Tensor, is_summed: bool, *, clamped: bool = True) -> Tensor:
     """A log-density without what masks silence; a marked site's own whatever they do."""
-    if not is_summed:
-        return site.scaled(values, 1.0)
-    args, kwargs = site.call
-    return without_mask(site.fn).log_prob(site.value, *args, **kwargs)
+    fn, (args, kwargs) = site.fn, site.call
+    if is_summed:
+        fn = without_mask(fn)
+        values = fn.log_prob(site.value, *args, **kwargs)
+    if not clamped:
+        values = values.masked_fill(has_zeros(fn, site.value), -torch.inf)
+    return values if is_summed else site.scaled(values, 1.0)
 
 
 def _packed(site: Site, values: Tensor, letters: Mapping[int, str]) -> Tensor:
@@ -111,17 +121,21 @@ def _packed(site: Site, values: Tensor, letters: Mapping[int, str]) -> Tensor:
 
 def contracted(terms: Sequence[Term], layout: Layout, symbols: Symbols, cache: dict) -> Tensor:
     """The logarithm of the sum, over the batch dims of the plates that all terms share."""
-    tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    alike: dict[tuple[frozenset[str], frozenset[str]], list[Tensor]] = {}
     sizes: dict[str, int] = {}
     for term in terms:
         plates = {symbols[n, f.dim]: f.size for n, f in term.site.plates.items()}
-        tree.setdefault(frozenset((symbols[_PARTICLES], *plates)), []).append(term.values)
+        place = frozenset((symbols[_PARTICLES], *plates))
+        alike.setdefault((place, term.sums), []).append(term.values)
         sizes |= plates
         sizes.update(zip(term.values._pyro_dims, term.values.shape, strict=True))
     sizes.setdefault(symbols[_PARTICLES], 1)
     sums = set().union(*(term.sums for term in terms))
+    ring, tree = LogRing(cache, dim_to_size=sizes), OrderedDict[frozenset[str], list[Tensor]]()
+    for (place, _), values in alike.items():  # added first: one may rule out what another is all on
+        tree.setdefault(place, []).append(ring.sumproduct(values, set()))
     try:
-        found = contract_tensor_tree(tree, sums, ring=LogRing(cache, dim_to_size=sizes))
+        found = contract_tensor_tree(tree, sums, ring=ring)
     except NotImplementedError as error:
         listed = ", ".join(f"'{term.site.name}' under {sorted(term.site.plates)}" for term in terms)
         raise ValueError(

@@ -13,6 +13,7 @@ References:
     [1] Obermeyer et al. Tensor variable elimination for plated factor graphs. ICML, 2019.
 """
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -101,12 +102,14 @@ def check_marked(site: Site) -> None:
         )
 
 
-def sum_out(sites: Mapping[str, Site], layout: Layout) -> dict[str, Site]:
+def sum_out(sites: Mapping[str, Site], layout: Layout, *, clamped: bool = True) -> dict[str, Site]:
     """The sites of a run under `Enumerate`, those with marked ones among them summed into factors.
 
     Args:
         sites: Of the model, in order.
         layout: How they lie.
+        clamped: Whether probabilities of 0 are what the host makes of them; else they are 0. That
+            is asked for at each factor, whose ``infer`` has how to do so, and whose sum it is.
 
     Returns:
         The other sites as they are, and of each group of sites that marked ones join an observed
@@ -119,12 +122,15 @@ def sum_out(sites: Mapping[str, Site], layout: Layout) -> dict[str, Site]:
     for name in layout.summed:
         if name in sites:  # of programs whose sites depend on the draws
             check_within_data(sites[name])
-    terms, symbols = terms_of(sites, layout)
+    terms, symbols = terms_of(sites, layout, clamped=clamped)
     kept = {term.site.name: term.site for term in terms if not term.sums}
     kept |= {t.site.name: _counted_elsewhere(t.site) for t in terms if t.sums and t.is_drawn}
+    unclamped = functools.cache(functools.partial(sum_out, sites, layout, clamped=False))
     for group in _groups([term for term in terms if term.sums]):
+        members = {term.site.name: term.site for term in group}
         for factor in _factors(group, layout, symbols):
-            kept[factor.name] = factor
+            infer = {**factor.infer, "_members": members, "_unclamped": unclamped}
+            kept[factor.name] = replace(factor, infer=infer)
     return kept
 
 
