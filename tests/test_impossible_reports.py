@@ -1,5 +1,7 @@
 """What the model gives a probability of 0 is impossible in reports, though densities clamp it."""
 
+import warnings
+
 import numpy as np
 import pytest
 from test_diagnostics import diagnose, program_of
@@ -149,5 +151,12 @@ def test_what_never_comes_is_impossible_in_a_sum_over_marked_sites(thrifty_shim)
     report = diagnose(shim, "importance_diagnostics", case, num_particles=200)
     np.testing.assert_allclose(report.iwae, evidence, atol=0.3)
     assert list(report.verdicts[2:]) == ["broken", "broken"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of two data without a weight
+        idata = diagnose(shim, "to_arviz", case, num_draws=30, groups=("log_likelihood",))
+    seen = idata["log_likelihood"]
+    found = seen[next(name for name in seen if name != "marginal")].values[0]
+    assert np.isneginf(found[:, 2:]).all()
+    assert np.isfinite(found[:, :2]).all()
     loss, _ = case.run(shim.module("infer").Exact_ELBO())
     assert np.isfinite(loss)  # as the framework's own

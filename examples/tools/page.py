@@ -10,7 +10,7 @@ _STYLE = """<style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
 td { padding: .15rem 1.5rem .15rem 0; } td:nth-child(2) { text-align: right; font-weight: 600; }
-td:nth-child(3) { color: #555; } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; }
+td:nth-child(3) { color: #555; } pre { background: #f6f6f6; padding: .8rem; white-space: pre-wrap; }
 img { max-width: 100%; display: block; margin: 1rem 0; }
 </style>"""
 

@@ -24,7 +24,7 @@ from numpyro_dvae.diagnostics.points import is_pinned
 from numpyro_dvae.diagnostics.rates import expected_rate, is_reordered
 from numpyro_dvae.distributions import OneHotCategorical
 from numpyro_dvae.programs.densities import entry_mask
-from numpyro_dvae.programs.readers.impossible import excludes, has_zeros, leaves_out
+from numpyro_dvae.programs.readers.impossible import exact_log_prob, excludes, leaves_out
 from numpyro_dvae.programs.sites import Run, Site, deterministic_sites, sample_sites
 
 __all__ = ["READINGS", "Readings", "SiteReader", "has_data"]
@@ -141,8 +141,7 @@ class SiteReader(NamedTuple):
 
     def log_likelihood(self, name: str, site: Site) -> NamedArray:
         """Log-density of an observation; 0 where a mask silences it."""
-        zeros = has_zeros(site.fn, site.value)
-        return self.label(name, site, jnp.where(zeros, -jnp.inf, site.log_prob()), 0)
+        return self.label(name, site, exact_log_prob(site), 0)
 
     def mean(self, name: str, site: Site) -> NamedArray | None:
         """Mean of the distribution, if it knows it."""

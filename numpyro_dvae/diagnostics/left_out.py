@@ -11,13 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from numpyro_dvae.programs.draw import Draw, run_pair
-from numpyro_dvae.programs.readers.impossible import left_out_values, read_zeros
+from numpyro_dvae.programs.readers.impossible import NOTHING, left_out_values, read_zeros
 from numpyro_dvae.programs.record import Ledger, Particles, make_record
 from numpyro_dvae.programs.sites import Pair, Run
 
 __all__ = ["is_left_out"]
-
-_NOTHING = -1e20  # nats, which stand for minus infinity
 
 
 def is_left_out(rng_key: Array, pair: Pair, run: Run, name: str) -> Array:
@@ -51,6 +49,6 @@ def is_left_out(rng_key: Array, pair: Pair, run: Run, name: str) -> Array:
 def _may_be(record: Particles) -> Array:
     """For which data the model has a density."""
     zeros, shared = record.extras["zeros"], record.shared_likelihood + record.shared_prior
-    nothing = ~(shared + zeros["shared_likelihood"] + zeros["shared_prior"] > _NOTHING)
-    own = ~(record.log_p + zeros["log_likelihood"] + zeros["log_prior"] > _NOTHING)
+    nothing = ~(shared + zeros["shared_likelihood"] + zeros["shared_prior"] > NOTHING)
+    own = ~(record.log_p + zeros["log_likelihood"] + zeros["log_prior"] > NOTHING)
     return ~(own | nothing)

@@ -10,14 +10,13 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from numpyro_dvae.programs.readers.impossible import NEVER, has_zeros, zeros_of
+from numpyro_dvae.programs.readers.impossible import NOTHING, has_zeros, zeros_of
 from numpyro_dvae.programs.record import Ledger
 from numpyro_dvae.programs.sites import Layout, Run, Site
 
 __all__ = ["OF_WEIGHTS"]
 
 _ROUNDING = 1e-5  # of scales in single precision
-_NOTHING = NEVER * 1e-10  # nats
 
 
 def _read_weighed(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]:
@@ -47,7 +46,7 @@ def _read_clamped(run: Run, layout: Layout, num_particles: int) -> dict[str, Arr
     """Sites of the model whose values have a probability of 0 that counts; a reader."""
     found = {}
     for name, site in run.model.items():
-        is_zero = (zeros_of(site) * site.scale < _NOTHING).any()
+        is_zero = (zeros_of(site) * site.scale <= NOTHING).any()
         for member, each in site.infer.get("_members", {name: site}).items():
             found[member] = is_zero & has_zeros(each.fn, each.value).any()
     return found

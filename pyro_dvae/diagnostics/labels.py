@@ -21,7 +21,7 @@ from pyro_dvae.diagnostics.conditionals import value_probs
 from pyro_dvae.diagnostics.points import is_pinned
 from pyro_dvae.diagnostics.rates import expected_rate, is_reordered
 from pyro_dvae.programs.densities import entry_mask
-from pyro_dvae.programs.readers.impossible import excludes, has_zeros, leaves_out
+from pyro_dvae.programs.readers.impossible import exact_log_prob, excludes, leaves_out
 from pyro_dvae.programs.sites import Run, Site, deterministic_sites, sample_sites
 
 __all__ = ["READINGS", "Readings", "SiteReader", "has_data", "join_runs"]
@@ -129,9 +129,7 @@ class SiteReader(NamedTuple):
 
     def log_likelihood(self, name: str, site: Site) -> NamedArray:
         """Log-density of an observation; 0 where a mask silences it."""
-        zeros = has_zeros(site.fn, site.value)
-        values = torch.where(zeros, -torch.inf, site.log_prob())
-        return self.label(name, site, _masked(site, values), 0)
+        return self.label(name, site, _masked(site, exact_log_prob(site)), 0)
 
     def mean(self, name: str, site: Site) -> NamedArray | None:
         """Mean of the distribution, if it knows it."""

@@ -14,13 +14,11 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.silence import in_full
 from pyro_dvae.programs.draw import Draw, run_pair
-from pyro_dvae.programs.readers.impossible import left_out_values, read_zeros
+from pyro_dvae.programs.readers.impossible import NOTHING, left_out_values, read_zeros
 from pyro_dvae.programs.record import Ledger, Particles, make_record
 from pyro_dvae.programs.sites import Pair, Run
 
 __all__ = ["is_left_out"]
-
-_NOTHING = -1e20  # nats, which stand for minus infinity
 
 
 def is_left_out(pair: Pair, run: Run, name: str, size: int) -> Tensor:
@@ -54,8 +52,8 @@ def _may_be(record: Particles) -> Tensor:
     """For which draws and data the model has a density."""
     zeros, plates = record.extras["zeros"], record.log_p.shape[1:]
     shared = record.shared_likelihood + record.shared_prior
-    nothing = ~(shared + zeros["shared_likelihood"] + zeros["shared_prior"] > _NOTHING)
-    own = ~(record.log_p + zeros["log_likelihood"] + zeros["log_prior"] > _NOTHING)
+    nothing = ~(shared + zeros["shared_likelihood"] + zeros["shared_prior"] > NOTHING)
+    own = ~(record.log_p + zeros["log_likelihood"] + zeros["log_prior"] > NOTHING)
     return ~(own | _of_data(nothing, plates))
 
 

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_dvae.programs.readers.impossible import NEVER, has_zeros, zeros_of
+from pyro_dvae.programs.readers.impossible import NOTHING, has_zeros, zeros_of
 from pyro_dvae.programs.record import Ledger, Particles
 from pyro_dvae.programs.sites import Layout, Run, Site
 
 __all__ = ["OF_WEIGHTS", "with_all_names"]
 
 _ROUNDING = 1e-5  # of scales in single precision
-_NOTHING = NEVER * 1e-10  # nats
 
 
 def _read_weighed(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor]:
@@ -50,7 +49,7 @@ def _read_clamped(run: Run, layout: Layout, num_particles: int) -> dict[str, Ten
     """Sites of the model whose values have a probability of 0 that counts; a reader."""
     found = {}
     for name, site in run.model.items():
-        is_zero = (site.scaled(zeros_of(site), site.scale) < _NOTHING).any()
+        is_zero = (site.scaled(zeros_of(site), site.scale) <= NOTHING).any()
         for member, each in site.infer.get("_members", {name: site}).items():
             is_of = has_zeros(each.fn, each.value).any()
             found[member] = (is_zero & is_of).expand(num_particles)

@@ -21,7 +21,8 @@ from numpyro_dvae.programs.record import Ledger
 from numpyro_dvae.programs.sites import Layout, Run, Site, base_distribution
 
 __all__ = [
-    "NEVER",
+    "NOTHING",
+    "exact_log_prob",
     "excludes",
     "has_zeros",
     "leaves_out",
@@ -32,7 +33,8 @@ __all__ = [
     "zeros_of",
 ]
 
-NEVER = -1e30  # nats, which stand for minus infinity: times a scale of 0 they are nothing
+_NEVER = -1e30  # nats, which stand for minus infinity: times a scale of 0 they are nothing
+NOTHING = -1e20  # nats: less stands for minus infinity
 
 _MOST_LISTED = 2**20  # codes of a table
 _MOST_CELLS = 2**26  # of the tables of all places together
@@ -208,14 +210,20 @@ def has_zeros(fn: Any, value: Array) -> Bool[Array, "*batch"]:
 
 
 def zeros_of(site: Site) -> Float[Array, "*batch"]:
-    """What probabilities of 0 that its density clamps take off a site's log-density: `NEVER` nats.
+    """What probabilities of 0 that its density clamps take off a site's log-density: all of it.
 
-    Off the logarithm of a sum over marked sites, what that is without the clamps.
+    Off the logarithm of a sum over marked sites, what it is without the clamps.
     """
     if "_unclamped" not in site.infer:
-        return has_zeros(site.fn, site.value) * NEVER
+        return has_zeros(site.fn, site.value) * _NEVER
     exact = site.infer["_unclamped"]()[site.name].log_prob()
-    return jnp.nan_to_num(exact - site.log_prob(), nan=0.0, neginf=NEVER)
+    return jnp.nan_to_num(exact - site.log_prob(), nan=0.0, neginf=_NEVER)
+
+
+def exact_log_prob(site: Site) -> Float[Array, "*batch"]:
+    """Log-density of a site's value, in which probabilities of 0 that it clamps are 0."""
+    found = site.log_prob() + zeros_of(site)
+    return jnp.where(found <= NOTHING, -jnp.inf, found)
 
 
 def read_zeros(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]:
