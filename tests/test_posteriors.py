@@ -112,11 +112,12 @@ def test_it_is_the_guides_own_and_corrected_the_true_one(lab, family, linked):
 def test_a_table_tells_of_each_site_and_of_the_guide(lab):
     model, guide, params = fitted(lab, "bernoulli", True)
     posterior = lab.posterior(model, guide, params, X, sites=["b"])
-    head, columns, line, verdict = str(posterior).splitlines()
+    head, columns, line, *report = str(posterior).splitlines()
     assert head.startswith("Posterior of the discrete latents by the guide;")
     assert columns.split() == ["site", "places", "values", "entropy", "mean", "probabilities"]
     assert line.split()[:3] == ["b", "4", "3"]
-    assert "Verdict" in verdict
+    assert report == str(posterior.report).splitlines()
+    assert "Verdict, the worst first:" in report
     assert set(posterior.sites) == {"b"}
 
 
