@@ -139,7 +139,7 @@ _IMPORTANCE = (
 _CALIBRATION = (
     "Latents and images simulated from the model itself, and the ranks of the true codes among the "
     "guide's draws: flat within the gray band if the guide is calibrated. log_p is the rank of the "
-    "joint density, which also finds a guide that ignores the image."
+    "joint density, which may also find a guide that ignores the image."
 )
 _GRADIENTS = (
     "The guide's gradients of a batch, many times at the trained parameters. A loss with a bias or "
@@ -250,7 +250,7 @@ def _rows(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
         "effective sample size / K": (f"{found['ess']:.2f}", "1 for an exact posterior"),
         "k̂": (khat, of),
         **{
-            f"verdict: {word}": (f"{count / num_images:.0%}", f"{count} images")
+            f"verdict: {word}": (f"{count / num_images:.0%}", f"{count} of {num_images} images")
             for word, count in found["verdicts"].items()
         },
         "rate": (f"{found['rate_bits']:.2f}", "bits per image"),

@@ -56,6 +56,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], keys: Sequence[str] | Non
         rows = [(row["step"], row[name]) for row in history if name in row]
         axis.plot(*zip(*rows, strict=True), ".-" if len(rows) < 30 else "-", color=_GOOD)
         axis.set(xlabel="step", title=_LABELS.get(name, name.replace("_", " ")))
+        _count_on(axis, "x")
         values = [value for _, value in rows]
         if name in _LOGARITHMIC and min(values) > 0 and max(values) > 3 * min(values):
             axis.set_yscale("log")
