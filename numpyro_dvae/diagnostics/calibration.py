@@ -135,18 +135,11 @@ def simulation_based_calibration(
     tally = Tally(pair.layout.plates, latents, count, num_draws, num_bins, rng)
     simulate = programs.compiled(partial(prior_draws, num_draws=1))
     rank = programs.compiled(
-        partial(_simulated, score_key=rng_key, places=tuple(places), num_draws=num_draws)
+        partial(_ranked, score_key=rng_key, places=tuple(places), num_draws=num_draws)
     )
     for key in jax.random.split(rng_key, count):
-        prior_key, draw_key = jax.random.split(key)
         with on_simulated_data():
-            made, truth, filled = settled(
-                partial(simulate, prior_key),
-                lambda made: _filled(called, places, made["predictive"], seen),
-                partial(_changes, places, seen),
-                called,
-            )
-            matches, simulated = jax.device_get(rank(draw_key, filled, made, truth, seen))
+            matches, simulated = _simulated(key, simulate, rank, called, places, seen)
         for site, matching in matches.items():
             if not matching:
                 leaves = {each.name: ((), np.empty(0)) for each in places[site]}
@@ -230,6 +223,25 @@ def _is_read_by_guide(
 
 def _simulated(
     rng_key: Array,
+    simulate: Callable[..., Any],
+    rank: Callable[..., Any],
+    called: tuple,
+    places: Mapping[str, Sequence[Place]],
+    seen: Readings,
+) -> tuple[dict[str, Array], Simulated]:
+    """One simulation: which sites observe it, and what `_ranked` makes of it."""
+    prior_key, draw_key = jax.random.split(rng_key)
+    made, truth, filled = settled(
+        partial(simulate, prior_key),
+        lambda made: _filled(called, places, made["predictive"], seen),
+        partial(_changes, places, seen),
+        called,
+    )
+    return jax.device_get(rank(draw_key, filled, made, truth, seen))
+
+
+def _ranked(
+    rng_key: Array,
     pair: Pair,
     simulated: Readings,
     truth: Mapping[str, Array],
@@ -239,7 +251,7 @@ def _simulated(
     places: Sequence[str],
     num_draws: int,
 ) -> tuple[dict[str, Array], Simulated]:
-    """One simulation: the truth, and draws of the guide given the data that it made."""
+    """The truth, and draws of the guide given the data that it made."""
     wanted = ("latent", "counted", "observed")
     record, readings = posterior_sites(rng_key, pair, num_draws, wanted)
     matches = {

@@ -56,8 +56,8 @@ def is_reordered(name: str, run: Run) -> bool:
     """
     places = {each: place for place, each in enumerate(run.guide)}
     before = list(run.model)[: list(run.model).index(name)]
-    is_turned = run.guide[name].is_backward != run.model[name].is_backward  # steps of a `scan`
-    return is_turned or any(places.get(each, -1) > places[name] for each in before)
+    ways = [bool(sites[name].infer.get("_backward")) for sites in (run.guide, run.model)]
+    return ways[0] != ways[1] or any(places.get(each, -1) > places[name] for each in before)
 
 
 def _by_values(q: Any, p: Any) -> tuple | None:

@@ -141,11 +141,6 @@ class Site:
         return of_all and not self.name.startswith("_PREV_")
 
     @property
-    def is_backward(self) -> bool:
-        """Whether its steps are those of a `scan` from the last to the first."""
-        return bool(self.infer.get("_backward"))
-
-    @property
     def is_joint(self) -> bool:
         """Whether its log-density is that of several sites, counted at another."""
         return bool(self.infer.get("_joint"))
