@@ -133,7 +133,8 @@ def contracted(terms: Sequence[Term], layout: Layout, symbols: Symbols, cache: d
     sums = set().union(*(term.sums for term in terms))
     ring, tree = LogRing(cache, dim_to_size=sizes), OrderedDict[frozenset[str], list[Tensor]]()
     for (place, _), values in alike.items():  # added first: one may rule out what another is all on
-        tree.setdefault(place, []).append(ring.sumproduct(values, set()))
+        alone = len(values) == 1
+        tree.setdefault(place, []).append(values[0] if alone else ring.sumproduct(values, set()))
     try:
         found = contract_tensor_tree(tree, sums, ring=ring)
     except NotImplementedError as error:
