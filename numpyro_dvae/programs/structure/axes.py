@@ -3,17 +3,18 @@
 An array that is computed from draws has its cells, of which there are n, in one place: entry k of
 the flat array belongs to cell ``k // inner % n``, so that a reshape changes nothing. An operation
 that keeps each cell's numbers to itself moves that place; one that does not, or that is not known,
-has no place to give (`MIXED`), and then only numbers can tell.
+has no place to give (`MIXED`), and then only numbers can tell. What is reduced over the cells comes
+from all of them (`GATHERED`), whether or not that shows in numbers.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["MIXED", "axis_of", "places_of"]
+__all__ = ["GATHERED", "MIXED", "axis_of", "places_of"]
 
 Place = int | None  # `inner`; None of what no draw leads to
-MIXED = 0
+MIXED, GATHERED = 0, -1
 
 _LIKE_ELEMENTS = set(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
@@ -72,7 +73,9 @@ def places_of(program: Any, inputs: Sequence[Place], size: int) -> list[Place]:
 def _join(one: Place, other: Place) -> Place:
     if one is None or one == other:
         return other
-    return one if other is None else MIXED
+    if other is None:
+        return one
+    return GATHERED if GATHERED in (one, other) else MIXED
 
 
 def _joined(places: Sequence[Place]) -> Place:
@@ -105,16 +108,16 @@ class _Follower:
         count, name = len(step.outvars), step.primitive.name
         if all(place is None for place in places):
             return [None] * count
-        if name in ("scan", "while", "cond"):
-            return {"scan": self._scan, "while": self._while, "cond": self._cond}[name](
-                step, places
-            )
+        flow = {"scan": self._scan, "while": self._while, "cond": self._cond}
+        if name in flow:
+            return flow[name](step, places)
         for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
             if key in step.params and hasattr(step.params[key], "eqns"):
                 inner = step.params[key]
                 return self.through(getattr(inner, "jaxpr", inner), places)
-        if MIXED in places:
-            return [MIXED] * count
+        for nowhere in (GATHERED, MIXED):
+            if nowhere in places:
+                return [nowhere] * count
         if name in _FLAT:
             return [places[0]] * count
         return self._moved(step, places)
@@ -136,7 +139,9 @@ class _Follower:
         find = find or (_like_elements if name in _LIKE_ELEMENTS else None)
         found = None if find is None else find(step.params, axes, shapes, step)
         if found is None:
-            return [MIXED] * len(step.outvars)
+            reduces = find in (_reduced, _multiplied) or name.startswith("cum")
+            is_alone = sum(axis is not None for axis in axes) == 1
+            return [GATHERED if reduces and is_alone else MIXED] * len(step.outvars)
         axis, behind = found
         return [self._place(axis, behind, tuple(v.aval.shape)) for v in step.outvars]
 
@@ -148,18 +153,14 @@ class _Follower:
     # ------------------------------------------------------------------------------ control flow
 
     def _scan(self, step: Any, places: list[Place]) -> list[Place]:
-        params = step.params
-        jaxpr, num_consts, num_carry = (
-            params["jaxpr"].jaxpr,
-            params["num_consts"],
-            params["num_carry"],
-        )
+        jaxpr, params = step.params["jaxpr"].jaxpr, step.params
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
         steps = num_consts + num_carry
         each = [
             self._of_steps(place, tuple(variable.aval.shape))
             for place, variable in zip(places[steps:], step.invars[steps:], strict=True)
         ]
-        carry, found = list(places[num_consts:steps]), []
+        carry, found = places[num_consts:steps], []
         for _ in range(2 * num_carry + 1):  # each can change twice
             found = self.through(jaxpr, [*places[:num_consts], *carry, *each])
             joined = [
@@ -172,7 +173,7 @@ class _Follower:
 
     def _of_steps(self, place: Place, shape: tuple[int, ...]) -> Place:
         """In a step: cells that are steps mix."""
-        if not place:
+        if place is None or place in (GATHERED, MIXED):
             return place
         found = axis_of(place, shape, self.size)
         return MIXED if found is None or found[0] == 0 else place
@@ -199,7 +200,7 @@ class _Follower:
         return [_joined(each) for each in zip(*branches, strict=True)]
 
 
-# Where the cells of the results are: the axis, and how many of its entries are behind each cell.
+# Where the cells of results are: the axis, and how many of its entries are behind each cell.
 Axis = tuple[int, int] | None
 _Move = Callable[[Mapping[str, Any], Sequence[Axis], Sequence[tuple[int, ...]], Any], Axis]
 
@@ -211,7 +212,6 @@ def _one(axes: Sequence[Axis]) -> Axis:
 
 
 def _like_elements(params: Any, axes: Any, shapes: Any, step: Any) -> Axis:
-    """Shapes are alike, but for scalars and for sizes of 1."""
     return _one(axes)
 
 

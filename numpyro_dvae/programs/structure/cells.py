@@ -25,8 +25,8 @@ from jaxtyping import Array, Float, Integer
 from numpyro_dvae.programs.draw import Draw, run_pair
 from numpyro_dvae.programs.record import make_record
 from numpyro_dvae.programs.sites import Layout, Pair
-from numpyro_dvae.programs.structure.axes import axis_of, places_of
-from numpyro_dvae.programs.structure.stand_ins import with_stand_ins
+from numpyro_dvae.programs.structure.axes import GATHERED, axis_of, places_of
+from numpyro_dvae.programs.structure.stand_ins import FromZero, with_stand_ins
 
 __all__ = ["check_cells", "with_cells_apart"]
 
@@ -88,7 +88,8 @@ def _are_apart(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> bool:
 
     def by_datum(given: Mapping[str, Array]) -> Float[Array, "4 *plates"]:
         draw = Draw(rng_key, pair.layout, given, expand=True)
-        run = run_pair(rng_key, pair, draw)
+        with FromZero():
+            run = run_pair(rng_key, pair, draw)
         dims.update({n: site.fn.event_dim for n, site in {**run.model, **run.guide}.items()})
         record = make_record(run, pair.layout, 1)
         return jnp.stack([getattr(record, kind) for kind in _KINDS])
@@ -100,8 +101,9 @@ def _are_apart(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> bool:
     wide = {n: _mixed(v, np.zeros(sizes, int), pair.layout, dims[n]) for n, v in some.items()}
     program = jax.make_jaxpr(by_datum)(wide)
     inputs = [(wide[name].shape, dims[name]) for name in sorted(wide)]  # as the leaves of a tree
-    if _are_seen_apart(program, inputs, sizes, pair.layout):
-        return True
+    is_apart = _are_seen_apart(program, inputs, sizes, pair.layout)
+    if is_apart is not None:
+        return is_apart
     compiled = with_stand_ins(program)
     return _keep_apart(lambda v: compiled(v)[0], some, sizes, pair.layout, dims)
 
@@ -111,8 +113,8 @@ def _are_seen_apart(
     inputs: Sequence[tuple[tuple[int, ...], int]],
     sizes: tuple[int, ...],
     layout: Layout,
-) -> bool:
-    """Whether the operations alone say so, which costs nothing.
+) -> bool | None:
+    """Whether data keep apart; None if operations alone do not tell, which costs nothing.
 
     Args:
         program: From values of sites to log-densities by kind and datum.
@@ -120,13 +122,18 @@ def _are_seen_apart(
         sizes: Of the plates that make a datum.
         layout: How the sites lie.
     """
+    is_apart: bool | None = True
     for place, (dim, size) in enumerate(zip(layout.dims, sizes, strict=True)):
         places = [math.prod(shape[len(shape) - event + dim + 1 :]) for shape, event in inputs]
         (found,) = places_of(program, places, size)
         shape = (len(_KINDS), *sizes)
-        if size > 1 and found is not None and axis_of(found, shape, size) != (1 + place, 1):
+        if size == 1 or found is None:
+            continue
+        if found == GATHERED:
             return False
-    return True
+        if not found or axis_of(found, shape, size) != (1 + place, 1):
+            is_apart = None
+    return is_apart
 
 
 def _keep_apart(

@@ -27,8 +27,8 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro_dvae.programs.densities import has_inverse, without_mask
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, sample_sites
-from numpyro_dvae.programs.structure.axes import axis_of, places_of
-from numpyro_dvae.programs.structure.stand_ins import with_stand_ins
+from numpyro_dvae.programs.structure.axes import GATHERED, axis_of, places_of
+from numpyro_dvae.programs.structure.stand_ins import FromZero, with_stand_ins
 
 __all__ = ["with_mixed_together"]
 
@@ -94,14 +94,17 @@ def _mixed_plates(rng_key: Array, pair: Pair) -> list[str]:
     if all(size == 1 for size in sizes.values()):
         return []
     program, terms = _traced(rng_key, pair, drawn)
-    unseen = [
-        n for n in sizes if sizes[n] > 1 and not _are_apart(program, n, sizes[n], drawn, terms)
-    ]
-    if not unseen:
+    seen = {n: _are_apart(program, n, sizes[n], drawn, terms) for n in sizes if sizes[n] > 1}
+    if all(seen.values()):
         return []
     program, terms = _traced(rng_key, pair, credited)
     run = with_stand_ins(program)
-    return [name for name in unseen if _mixes(run, name, sizes[name], credited, terms)]
+    return [
+        name
+        for name, is_apart in seen.items()
+        if is_apart is False
+        or (is_apart is None and _mixes(run, name, sizes[name], credited, terms))
+    ]
 
 
 def _traced(rng_key: Array, pair: Pair, drawn: Mapping[str, _Drawn]) -> tuple[Any, Sequence[_Term]]:
@@ -109,7 +112,8 @@ def _traced(rng_key: Array, pair: Pair, drawn: Mapping[str, _Drawn]) -> tuple[An
     found: list[_Term] = []
 
     def run(given: Mapping[str, Array]) -> list[Array]:
-        values = _terms(run_pair(rng_key, pair, Draw(rng_key, pair.layout, given)))
+        with FromZero():
+            values = _terms(run_pair(rng_key, pair, Draw(rng_key, pair.layout, given)))
         plates = [{n: f.dim for n, f in site.plates.items()} for site, _ in values]
         found[:] = [_Term(tuple(v.shape), p) for (_, v), p in zip(values, plates, strict=True)]
         return [value for _, value in values]
@@ -174,19 +178,21 @@ def _terms(run: Run) -> list[tuple[Site, Array]]:
 
 def _are_apart(
     program: Any, plate: str, size: int, drawn: Mapping[str, _Drawn], terms: Sequence[_Term]
-) -> bool:
-    """Whether the operations alone say that no draw leads from one cell to another."""
+) -> bool | None:
+    """Whether draws lead to the terms of their own cells alone; None if operations do not tell."""
     inputs = [
         math.prod(site.shape[site.axis(plate) + 1 :]) if plate in site.plates else None
         for site in drawn.values()
     ]
-    for place, term in zip(places_of(program, inputs, size), terms, strict=True):
-        if place is None or plate not in term.plates:
-            continue
-        axis = len(term.shape) + term.plates[plate]
-        if not place or axis_of(place, term.shape, size) != (axis, 1):
-            return False
-    return True
+    places = zip(places_of(program, inputs, size), terms, strict=True)
+    known = [(p, term) for p, term in places if p is not None and plate in term.plates]
+    if any(place == GATHERED for place, _ in known):
+        return False
+    at_home = (
+        place and axis_of(place, t.shape, size) == (len(t.shape) + t.plates[plate], 1)
+        for place, t in known
+    )
+    return all(at_home) or None
 
 
 def _mixes(

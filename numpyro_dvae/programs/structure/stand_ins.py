@@ -6,8 +6,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.primitives import Messenger
 
-__all__ = ["with_stand_ins"]
+__all__ = ["FromZero", "with_stand_ins"]
+
+
+class FromZero(Messenger):
+    """Moves parameters away from 0: a coefficient that starts there shows no effect."""
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Let small numbers stand in for the zeros of a parameter."""
+        if msg["type"] == "param":
+            msg["value"] = jax.tree.map(_moved, msg["value"])
+
+
+def _moved(value: Any) -> Any:
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        return value
+    small = np.random.default_rng(0).uniform(0.05, 0.15, jnp.shape(value))
+    return jnp.where(value == 0, small.astype(jnp.result_type(value)), value)
 
 
 def with_stand_ins(program: Any) -> Callable[[Any], list[np.ndarray]]:

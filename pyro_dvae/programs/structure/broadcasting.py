@@ -24,7 +24,7 @@ from torch import Tensor
 from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair
 from pyro_dvae.programs.record import Particles, draw_log_prob, in_batch_dims, make_record
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, deterministic_sites
-from pyro_dvae.programs.structure.looking import only_looking, same_but_rounding
+from pyro_dvae.programs.structure.looking import only_looking, raise_slip, same_but_rounding
 
 __all__ = ["takes_particles", "takes_singletons", "telling_values"]
 
@@ -76,6 +76,7 @@ def _trouble(pair: Pair, reads: Reads) -> str | None:
         if only_looking(lambda: _keeps_apart(pair, reads)):
             return None
     except Exception as error:  # whatever a program says of an axis that it does not know
+        raise_slip(error)
         return (str(error) or type(error).__name__).splitlines()[0]
     return "its log-densities change with a particle axis"
 
@@ -102,7 +103,8 @@ def takes_singletons(pair: Pair, values: Mapping[str, Tensor]) -> bool:
 
     try:
         return only_looking(look)
-    except Exception:  # whatever a program says of sizes that do not fit
+    except Exception as error:  # whatever a program says of sizes that do not fit
+        raise_slip(error)
         return False
 
 
@@ -118,6 +120,8 @@ def _keeps_apart(pair: Pair, reads: Reads) -> bool:
     """Whether each particle has together with others what it has alone."""
     first = run_pair(pair, Draw(pair.layout, _NUM_PARTICLES))
     drawn = {name: site for name, site in first.guide.items() if not site.is_observed}
+    if any(site.value.shape[:1] != (_NUM_PARTICLES,) for site in drawn.values()):
+        return False
     count = _num_particles(first, pair.layout)
     told = {name: telling_values(site) for name, site in drawn.items()}
     values = {name: _of_size(value, count) for name, value in told.items() if value is not None}
@@ -125,9 +129,12 @@ def _keeps_apart(pair: Pair, reads: Reads) -> bool:
         try:
             if len(values) < len(drawn):  # the rest follows from these
                 rest = run_pair(pair, Draw(pair.layout, count, values)).guide
+                if drawn.keys() - rest.keys():  # which sites there are depends on the draws
+                    return False
                 values = {name: rest[name].value for name in drawn}
             return _agree_on(pair, values, drawn, reads)
-        except Exception:  # of values that the program never draws
+        except Exception as error:  # of values that the program never draws
+            raise_slip(error)
             values = {name: _of_size(site.value, count) for name, site in drawn.items()}
             return _agree_on(pair, values, drawn, reads)
 

@@ -4,7 +4,8 @@ A plate declares its cells independent, and what lists the states of a datum rel
 go through theirs side by side. A program that centres latents by their mean over the data,
 normalises a batch or takes a neighbour's draw breaks that promise without a word. So a few states
 are run in all cells at once, then mixed, some cells in one and some in another: each cell must have
-what it has where all are in its state. What a program raises on the way is its own, and shown.
+what it has where all are in its state. Nor may operations lead to it from others (`owners`). What a
+program raises on the way is its own, and shown.
 
 References:
     [1] Sperner. Ein Satz über Untermengen einer endlichen Menge. Mathematische Zeitschrift, 1928.
@@ -24,7 +25,8 @@ from torch import Tensor
 from pyro_dvae.programs.draw import Draw, run_pair
 from pyro_dvae.programs.record import make_record
 from pyro_dvae.programs.sites import Layout, Pair
-from pyro_dvae.programs.structure.looking import only_looking, same_but_rounding
+from pyro_dvae.programs.structure.looking import only_looking, raise_slip, same_but_rounding
+from pyro_dvae.programs.structure.owners import Owners
 
 __all__ = ["check_cells", "with_cells_apart"]
 
@@ -105,8 +107,16 @@ def _keep_apart(pair: Pair, values: Mapping[str, Tensor]) -> bool:
         wanted = torch.cat([expected(places) for places in some], 1)
         try:
             return same_but_rounding(by_datum(given, len(some)), wanted)
-        except Exception:  # whatever it says of an axis that it does not know
+        except Exception as error:  # whatever it says of an axis that it does not know
+            raise_slip(error)
             return False
+
+    def leads(axis: int, size: int) -> bool:
+        with Owners(size) as owners:
+            given = mixed(torch.zeros(sizes, dtype=torch.long))
+            for name, value in given.items():
+                owners.give(value, pair.layout.dims[axis] - dims[name])
+            return owners.has_others(by_datum(given), axis + 2)
 
     def expected(places: Tensor) -> Tensor:
         index = places.to(alone.device).expand(1, *alone.shape[1:])
@@ -115,6 +125,8 @@ def _keep_apart(pair: Pair, values: Mapping[str, Tensor]) -> bool:
     alone = torch.stack([by_datum({n: v[k] for n, v in values.items()}) for k in few])
     again = by_datum({n: v[few[0]] for n, v in values.items()})
     sizes = alone.shape[3:]
+    if any(size > 1 and leads(axis, size) for axis, size in enumerate(sizes)):
+        return False
     if sizes.numel() == 1 or not same_but_rounding(alone[0], again):  # or noisy by itself
         return True
     trials = torch.stack(list(_mixtures(sizes, len(few))))

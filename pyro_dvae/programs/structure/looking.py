@@ -24,6 +24,7 @@ __all__ = [
     "modules_noted",
     "numbers_of",
     "only_looking",
+    "raise_slip",
     "same_but_rounding",
     "statistics_kept",
     "without_gradient",
@@ -140,11 +141,27 @@ def _static(value: Any) -> Any:
 
 def is_ours(error: Exception) -> bool:
     """Whether this package has raised an error, and not a program that it runs."""
+    return _raised_in(error).startswith(f"{__name__.partition('.')[0]}.programs.")
+
+
+def raise_slip(error: Exception) -> None:
+    """Raise what a trial has met if it is a fault of this package, and no word of a program.
+
+    What runs and scores a program meets shapes that do not fit, which are the program's; what
+    makes the trials and compares them does not.
+    """
+    of_shapes = isinstance(error, IndexError | RuntimeError | ValueError)
+    of_trials = _raised_in(error).startswith(f"{__name__.rpartition('.')[0]}.")
+    if of_trials or (is_ours(error) and not of_shapes):
+        raise error
+
+
+def _raised_in(error: Exception) -> str:
+    """The module whose code has raised an error."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    found = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
-    return str(found).startswith(f"{__name__.partition('.')[0]}.programs.")
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
 
 
 def numbers_of(value: Any) -> Iterator[float]:

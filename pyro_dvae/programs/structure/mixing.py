@@ -5,7 +5,8 @@ program that centres latents by their mean over the data, normalises a batch or 
 draw breaks that promise, and a draw is then worth more than its own cell tells. So draws are
 changed in some cells of a plate, in which no other may notice. Power is by construction: of any two
 cells each is changed while the other stays; one cell alone has the highest code among the lowest,
-and the lowest among the highest, so that no statistic over all cells stays as it was. A program
+and the lowest among the highest, so that no statistic over all cells stays as it was. What has no
+effect at these values shows by the operations of a run (`owners`). A program
 that takes a particle axis has several trials in one run; where a cell notices something there, each
 has a run for itself.
 
@@ -34,7 +35,8 @@ from pyro_dvae.programs.draw import Draw, moved, run_pair
 from pyro_dvae.programs.record import draw_log_prob, in_batch_dims
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site
 from pyro_dvae.programs.structure.broadcasting import telling_values
-from pyro_dvae.programs.structure.looking import only_looking
+from pyro_dvae.programs.structure.looking import only_looking, raise_slip
+from pyro_dvae.programs.structure.owners import Owners
 from pyro_dvae.programs.structure.tracking import find_sources, tracked
 
 __all__ = ["with_mixed_together"]
@@ -102,9 +104,20 @@ def _mixed_plates(pair: Pair) -> list[str]:
     mixed = []
     for plate, frame in frames.items():
         sites = [s for n, s in held.items() if n in led and plate in s.plates]
-        if frame.size > 1 and _mixes(partial(terms, plate), sites, frame):
+        of_plate = partial(terms, plate)
+        if frame.size > 1 and (_is_led(of_plate, sites, frame) or _mixes(of_plate, sites, frame)):
             mixed.append(plate)
     return mixed
+
+
+def _is_led(terms: Callable[..., Terms], sites: Sequence[Site], frame: Any) -> bool:
+    """Whether the operations of a run lead from the draws of a cell to the terms of another."""
+    with Owners(frame.size) as owners:
+        given = {site.name: detach_provenance(site.value).clone() for site in sites}
+        for site in sites:
+            owners.give(given[site.name], frame.dim - site.fn.event_dim)
+        found = terms(given)
+        return any(owners.has_others(value, frame.dim) for value in found.values())
 
 
 def _left_of_plates(site: Site, values: Tensor, layout: Layout) -> Tensor:
@@ -180,7 +193,8 @@ def _attempt(terms: Callable[[Values], Terms], values: Values) -> Terms | None:
     """The terms at these values; None of values that the program never draws."""
     try:
         return terms(values)
-    except Exception:  # whatever it says of them
+    except Exception as error:  # whatever it says of them
+        raise_slip(error)
         return None
 
 

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_dvae.programs.draw import Draw, moved, run_pair
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, is_drawn
-from pyro_dvae.programs.structure.looking import only_looking
+from pyro_dvae.programs.structure.looking import only_looking, raise_slip
 
 __all__ = ["Exits", "Sources", "TrackDraws", "Tracked", "find_sources", "tracked"]
 
@@ -182,7 +182,8 @@ def _hidden(
         others = {n: _changed(run.guide[n], values[n], cells, rng) for n in names}
         try:
             after = _log_probs(pair, values | others, state)
-        except Exception:  # of values that the program never draws
+        except Exception as error:  # of values that the program never draws
+            raise_slip(error)
             continue
         moved = {key for key, value in before.items() if not _same(value, after.get(key))}
         moved = {key for key in moved if known[key].isdisjoint(names)}

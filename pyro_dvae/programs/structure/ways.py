@@ -16,7 +16,7 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 from pyro_dvae.programs.sites import Site
-from pyro_dvae.programs.structure.looking import only_looking
+from pyro_dvae.programs.structure.looking import only_looking, raise_slip
 
 __all__ = ["Way", "ways_through"]
 
@@ -56,7 +56,8 @@ def _ways(run: Callable) -> list[Way]:
         pyro.set_rng_seed(0)
         try:
             sites, asked, more = run(values)
-        except Exception:  # of values that the program never draws
+        except Exception as error:  # of values that the program never draws
+            raise_slip(error)
             continue
         further = _branches(values, sites, asked)
         unfinished += further

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_dvae.programs.draw import Draw, run_pair
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, sample_sites
-from pyro_dvae.programs.structure.looking import only_looking, same_but_rounding
+from pyro_dvae.programs.structure.looking import only_looking, raise_slip, same_but_rounding
 from pyro_dvae.programs.summing.contracting import Term, terms_of
 from pyro_dvae.programs.summing.enumerating import check_marked
 
@@ -65,6 +65,7 @@ def _terms(pair: Pair, values: Mapping[str, Tensor]) -> list[Term]:
     try:
         whole = run_pair(pair, Draw(Layout(), None, values)).model_trace
     except (AssertionError, IndexError, RuntimeError, TypeError) as error:
+        raise_slip(error)
         words = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"the model fails where all values of {list(pair.layout.summed)} are there at once, "

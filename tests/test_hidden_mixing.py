@@ -1,0 +1,146 @@
+"""Data that mix by a way without effect at the values that are tried: operations tell.
+
+The right values are sums over all states by NumPy. An error of the package itself in such a trial
+is raised, and not taken for the program's.
+"""
+
+import importlib
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from test_mixing import OTHERS, _NumPyro, _Pyro
+
+CELLS = 10
+DATA = np.linspace(-1.0, 1.5, CELLS)
+LOGITS = np.linspace(-0.5, 0.7, CELLS)
+SUM = 4
+WAYS = {
+    "alone": lambda z, w: z + w,
+    "a mean times 0": lambda z, w: z + w * z.mean(-1)[..., None],
+    "a neighbour times 0": lambda z, w: z + w * z[..., np.roll(np.arange(CELLS), 1)],
+    "one sum": lambda z, w: z + (z.sum(-1)[..., None] == SUM),
+}
+
+
+@pytest.fixture(params=[_Pyro, _NumPyro], ids=["pyro", "numpyro"])
+def lab(request):
+    return request.param()
+
+
+def programs(lab, way):
+    parameter = (lab.pyro if lab.name == "pyro" else lab.numpyro).param
+
+    def rows(x, logits, is_model):
+        cells = lab.plate("cells", CELLS, -1)
+        with cells:
+            prior = lab.dist.Bernoulli(0.4) if is_model else lab.dist.Bernoulli(logits=logits)
+            z = lab.sample("z", prior)
+        if is_model:
+            mean = WAYS[way](1.0 * z, parameter("w", lab.numpy.array(0.0)))
+            with cells:
+                lab.sample("x", lab.dist.Normal(mean, 1.0), obs=x)
+
+    return rows
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "alone"])
+def test_data_that_mix_without_effect_are_found(lab, way):
+    with pytest.warns(UserWarning, match=OTHERS):
+        assert lab.plates(programs(lab, way), LOGITS, DATA) == ()
+
+
+def enumerated():
+    """Minus the ELBO, each state's weight and errors at a coefficient of 0, and means of rows."""
+    loss, slope = 0.0, 0.0
+    for row in itertools.product((0.0, 1.0), repeat=CELLS):
+        z, probs = np.array(row), 1 / (1 + np.exp(-LOGITS))
+        q, p = (np.where(z == 1, each, 1 - each) for each in (probs, 0.4))
+        error = DATA - (z + (z.sum() == SUM))
+        log_x = -0.5 * error**2 - 0.5 * np.log(2 * np.pi)
+        loss -= q.prod() * (log_x.sum() + np.log(p / q).sum())
+        slope -= q.prod() * ((DATA - z) * z.mean()).sum()
+    return loss, slope
+
+
+def test_exact_values_and_gradients_of_hidden_mixing(lab):
+    loss = importlib.import_module(f"{lab.name}_dvae.infer").Exact_ELBO
+    wanted, slope = enumerated()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        value, found = of_pyro(lab, loss) if lab.name == "pyro" else of_numpyro(lab, loss)
+    assert sum(OTHERS in str(w.message) for w in told) == 2
+    assert value == pytest.approx(wanted, rel=1e-6)
+    assert found == pytest.approx(slope, rel=1e-5)
+
+
+def of_pyro(lab, loss):
+    x, logits = lab.array(DATA), lab.array(LOGITS)
+
+    def pair(way):
+        rows = programs(lab, way)
+        return (lambda: rows(x, logits, True)), (lambda: rows(x, logits, False))
+
+    value = float(loss().loss(*pair("one sum")))
+    lab.pyro.clear_param_store()
+    loss().loss_and_grads(*pair("a mean times 0"))
+    return value, float(lab.pyro.param("w").grad)
+
+
+def of_numpyro(lab, loss):
+    x, logits = lab.jax.numpy.asarray(DATA), lab.jax.numpy.asarray(LOGITS)
+
+    def of(w, way):
+        rows = programs(lab, way)
+        model, guide = (lambda: rows(x, logits, True)), (lambda: rows(x, logits, False))
+        return loss().loss(lab.key, {"w": w}, model, guide)
+
+    return float(of(0.0, "one sum")), float(lab.jax.grad(of)(0.0, "a mean times 0"))
+
+
+APART = {
+    "turned twice": lambda torch, z: z.roll(1, -1).roll(-1, -1),
+    "by a table": lambda torch, z: torch.tensor([0.1, 0.7])[z.long()],
+    "by a layer": lambda torch, z: torch.nn.functional.linear(z[:, None], torch.ones(3, 1))[:, 0],
+    "filled in": lambda torch, z: torch.zeros_like(z).copy_(z),
+    "of pairs": lambda torch, z: torch.stack([z, 1 - z], -1).flatten().reshape(-1, 2)[:, 0],
+    "contracted": lambda torch, z: torch.einsum("i,ij->i", z, torch.ones(CELLS, 4)),
+}
+MIXING = {
+    "one sum": lambda torch, z: z + (z.sum() == SUM),
+    "sorted": lambda torch, z: z.sort().values,
+    "in place": lambda torch, z: z.clone().add_(0.0 * z.max()),
+    "by a matrix": lambda torch, z: torch.zeros(CELLS, CELLS) @ z,
+    "through an index": lambda torch, z: torch.tensor([0.0, 0.0])[z.long().flip(0)],
+}
+
+
+@pytest.mark.parametrize("way", [*APART, *MIXING])
+def test_operations_tell_whose_draws_a_number_is_of(way):
+    torch = pytest.importorskip("torch")
+    from pyro_dvae.programs.structure.owners import Owners
+
+    z = torch.zeros(CELLS)
+    with torch.no_grad(), Owners(CELLS) as owners:
+        owners.give(z, -1)
+        found = (MIXING | APART)[way](torch, z)
+        assert owners.has_others(found, -1) == (way in MIXING)
+
+
+@pytest.mark.parametrize(
+    "name", ["broadcasting._with_one_moved", "broadcasting._agree", "mixing._are_kept"]
+)
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, IndexError])
+def test_a_fault_of_the_package_is_no_word_of_a_program(name, error, monkeypatch):
+    lab = _Pyro()
+    module, _, function = name.partition(".")
+    module = importlib.import_module(f"pyro_dvae.programs.structure.{module}")
+    source = f"def {function}(*args, **kwargs):\n    raise failure('our own')\n"
+    exec(source, vars(module) | {"failure": error}, found := {})  # raised in the module's name
+    monkeypatch.setattr(module, function, found[function])
+    rows = programs(lab, "alone")
+    x, logits = lab.array(DATA), lab.array(LOGITS)
+    loss = importlib.import_module("pyro_dvae.infer").Reinforce_ELBO(2)
+    with pytest.raises(error, match="our own"):
+        loss.loss(lambda: rows(x, logits, True), lambda: rows(x, logits, False))
