@@ -144,3 +144,42 @@ def test_a_fault_of_the_package_is_no_word_of_a_program(name, error, monkeypatch
     loss = importlib.import_module("pyro_dvae.infer").Reinforce_ELBO(2)
     with pytest.raises(error, match="our own"):
         loss.loss(lambda: rows(x, logits, True), lambda: rows(x, logits, False))
+
+
+@pytest.mark.parametrize("code", range(4))
+def test_a_count_of_any_code_over_particles_is_found(code):
+    """Those that were tried had the first codes and the last ones."""
+    lab = _Pyro()
+    torch, logits = lab.torch, lab.array(np.linspace(0.0, 0.9, 4))
+
+    def model():
+        z = lab.sample("z", lab.dist.Categorical(torch.ones(2, 4)).to_event(1))
+        lab.sample("x", lab.dist.Normal(1.0 * (z == code).sum(), 0.5), obs=lab.array(1.5))
+
+    def guide():
+        lab.sample("z", lab.dist.Categorical(logits=logits.expand(2, 4)).to_event(1))
+
+    q, wanted = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(), 0.0
+    for row in itertools.product(range(4), repeat=2):
+        weight = q[list(row)].prod()
+        log_x = -2 * (1.5 - row.count(code)) ** 2 - 0.5 * np.log(2 * np.pi * 0.25)
+        wanted -= weight * (log_x - 2 * np.log(4) - np.log(weight))
+    loss = importlib.import_module("pyro_dvae.infer").Exact_ELBO()
+    with pytest.warns(UserWarning, match="does not broadcast"):
+        assert float(loss.loss(model, guide)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_what_leads_to_others_by_a_code_in_the_middle_is_found(lab):
+    """A share of those infected, say, of whom none was among the codes that were tried."""
+
+    def rows(x, logits, is_model):
+        cells = lab.plate("cells", 3, -1)
+        with cells:
+            z = lab.sample("z", lab.dist.Categorical(logits=logits))
+        if is_model:
+            mean = 0.3 * z + (1.0 * (z == 2)).mean(-1)[..., None]
+            with cells:
+                lab.sample("x", lab.dist.Normal(mean, 1.0), obs=x)
+
+    with pytest.warns(UserWarning, match=OTHERS):
+        assert lab.plates(rows, np.zeros((3, 5)), DATA[:3]) == ()

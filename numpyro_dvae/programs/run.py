@@ -205,7 +205,9 @@ class Plans:
             evaluate: Runs them.
         """
         programs = pair.model, pair.guide
-        key: tuple = looks((pair.args, pair.kwargs)), settings_of(*programs)
+        given = jax.tree.leaves((pair.args, pair.kwargs))
+        given = [value for value in given if not hasattr(value, "shape")]
+        key: tuple = looks((pair.args, pair.kwargs)), settings_of(*programs, *given)
         if self._programs is None or self._programs != programs or len(self._plans) > _MOST_PLANS:
             self._programs, self._plans = programs, {}
         model, guide = (substitute(program, data=dict(params)) for program in programs)

@@ -248,7 +248,9 @@ class Plans:
         if self._programs is None or self._programs != (pair.model, pair.guide):
             self._programs, self._plans = (pair.model, pair.guide), {}
             self._modules, self._has_warned = {}, False
-        numbers = (*numbers_of((pair.args, pair.kwargs)), *settings_of(pair.model, pair.guide))
+        given = [v for v in (*pair.args, *pair.kwargs.values()) if not isinstance(v, Tensor)]
+        settings = settings_of(pair.model, pair.guide, *given)
+        numbers = *numbers_of((pair.args, pair.kwargs)), *settings
         known = self._known(pair, numbers)
         planned: Pair | None = None
         if known is not None:

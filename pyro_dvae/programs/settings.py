@@ -1,13 +1,14 @@
 """Plain values that a program finds around it, and that may choose how it goes.
 
-They are attributes of its object, what it encloses, and the globals that it names, also by way of
-functions beside it; of an object or a small container the entries that are plain values.
+They are attributes of its object and of that's class, what it encloses, and the globals that it
+names, those of modules among them, also by way of functions beside it and within; of an object or a
+small container the entries that are plain values, and of objects in it theirs.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 __all__ = ["settings_of"]
@@ -15,7 +16,8 @@ __all__ = ["settings_of"]
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum)
 _PROGRAMS = (FunctionType, MethodType, partial)
 _CONTAINERS = (dict, list, tuple)
-_MOST_ENTRIES = 16  # of a container that may hold settings, and not data
+_MOST_ENTRIES = 256  # of a container that may hold settings, and not data
+_DEEPEST = 2  # entries of entries
 _MOST_PROGRAMS = 64  # that are looked at, one by way of another
 
 
@@ -23,7 +25,7 @@ def settings_of(*programs: Callable | None) -> tuple[Any, ...]:
     """The plain values around programs, in an order that only depends on these.
 
     Args:
-        programs: Functions, methods, or objects that are called.
+        programs: Functions, methods, or objects that are called, or passed to these.
     """
     found, queue, seen = list[Any](), list[Any](programs), set[int]()
     while queue and len(seen) < _MOST_PROGRAMS:
@@ -37,7 +39,7 @@ def settings_of(*programs: Callable | None) -> tuple[Any, ...]:
             elif isinstance(value, _PROGRAMS):
                 queue.append(value)
             else:
-                found += [entry for entry in _entries(value) if isinstance(entry, _PLAIN)]
+                found += _plain_entries(value, _DEEPEST)
     return tuple(found)
 
 
@@ -47,15 +49,23 @@ def _around(program: Any) -> Iterator[Any]:
         yield from (program.func, *program.args, *program.keywords.values())
     elif isinstance(program, MethodType):
         yield program.__func__
-        yield from getattr(program.__self__, "__dict__", {}).values()
+        yield from _attributes(program.__self__)
     elif isinstance(program, FunctionType):
         yield from _seen_by(program)
     elif program is not None:
-        yield from getattr(program, "__dict__", {}).values()
+        yield from _attributes(program)
         for name in ("__call__", "forward"):
             method = getattr(type(program), name, None)
             if isinstance(method, FunctionType) and method.__module__ == type(program).__module__:
                 yield method
+
+
+def _attributes(thing: Any) -> Iterator[Any]:
+    """Of an object, and the plain ones of its class and of those beside that."""
+    yield from getattr(thing, "__dict__", {}).values()
+    for kind in type(thing).__mro__:
+        if kind.__module__ == type(thing).__module__:
+            yield from (value for value in vars(kind).values() if isinstance(value, _PLAIN))
 
 
 def _seen_by(function: FunctionType) -> Iterator[Any]:
@@ -64,11 +74,31 @@ def _seen_by(function: FunctionType) -> Iterator[Any]:
             yield cell.cell_contents
         except ValueError:  # not filled yet
             continue
-    for name in function.__code__.co_names:
+    names = tuple(_names_of(function.__code__))
+    for name in names:
         value = function.__globals__.get(name)
+        if isinstance(value, ModuleType):
+            found = (vars(value).get(other, value) for other in names)
+            yield from (each for each in found if isinstance(each, _PLAIN))
         is_function = isinstance(value, FunctionType)
         if not is_function or value.__module__ == function.__module__:
             yield value
+
+
+def _names_of(code: CodeType) -> Iterator[str]:
+    """Of globals and attributes, those in functions within among them."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names_of(inner)
+
+
+def _plain_entries(value: Any, depth: int) -> Iterator[Any]:
+    for entry in _entries(value):
+        if isinstance(entry, _PLAIN):
+            yield entry
+        elif depth > 1:
+            yield from _plain_entries(entry, depth - 1)
 
 
 def _entries(value: Any) -> Iterable[Any]:

@@ -8,5 +8,6 @@ Start with `layout`, a plain run that reads how the sites lie.
 - `cells`: whether the data keep apart, as what lists states relies on;
 - `ways`: all ways through a program whose sites depend on its draws;
 - `mixing`: plates whose cells are led by the draws of others, which share one weight;
+- `owners`: whose draws each number is computed from, followed through operations;
 - `looking`: runs that only look, without gradient and with the generators as they were.
 """

@@ -7,7 +7,8 @@ three some of each, so that no two latents of a few are alike in all of them; ea
 compared with a run of its own. Where a dim has size five, there are more: a program that reads the
 size of a dim does not find by chance what it looks for. Where a program is noisy by itself
 (dropout), one particle is changed while the others and the noise stay: they must not notice. Nor
-may they where it is changed in one place alone, as a parity of all would.
+may they where it is changed in one place alone, as a parity of all would. And no operation may lead
+from one to another (`owners`), as a count of a code in the middle does, which none of them has.
 """
 
 import itertools
@@ -25,6 +26,7 @@ from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair
 from pyro_dvae.programs.record import Particles, draw_log_prob, in_batch_dims, make_record
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, deterministic_sites
 from pyro_dvae.programs.structure.looking import only_looking, raise_slip, same_but_rounding
+from pyro_dvae.programs.structure.owners import Owners
 
 __all__ = ["takes_particles", "takes_singletons", "telling_values"]
 
@@ -158,7 +160,14 @@ def _of_size(value: Tensor, count: int) -> Tensor:
 def _agree_on(
     pair: Pair, values: dict[str, Tensor], sites: Mapping[str, Site], reads: Reads
 ) -> bool:
-    together, noise = _record(pair, values, None, reads), _noise()
+    with Owners(max(map(len, values.values()), default=_NUM_PARTICLES)) as owners:
+        for name, value in values.items():
+            values[name] = value.clone()  # one of its own
+            owners.give(values[name], 0)
+        together, noise = _record(pair, values, None, reads), _noise()
+        read = [*(getattr(together, name) for name in _COMPARED), *together.extras["sites"]]
+        if any(owners.has_others(value, 0) for value in read):
+            return False
     alone = [_record(pair, values, k, reads) for k in range(_NUM_PARTICLES)]
     if any(len(one.extras["sites"]) != len(together.extras["sites"]) for one in alone):
         return False  # which sites there are depends on the draws

@@ -14,7 +14,7 @@ References:
 import itertools
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyro
@@ -98,11 +98,8 @@ def _keep_apart(pair: Pair, values: Mapping[str, Tensor]) -> bool:
     def mixed(places: Tensor) -> dict[str, Tensor]:
         return {n: _mixed(v[few], places[None], pair.layout, dims[n]) for n, v in values.items()}
 
-    def same(places: Tensor) -> bool:
-        return same_but_rounding(by_datum(mixed(places)), expected(places))
-
     def same_at_once(some: Tensor) -> bool:
-        rows = [mixed(places) for places in some]
+        rows = list(map(mixed, some))
         given = {name: torch.stack([row[name] for row in rows]) for name in values}
         wanted = torch.cat([expected(places) for places in some], 1)
         try:
@@ -111,27 +108,36 @@ def _keep_apart(pair: Pair, values: Mapping[str, Tensor]) -> bool:
             raise_slip(error)
             return False
 
-    def leads(axis: int, size: int) -> bool:
-        with Owners(size) as owners:
-            given = mixed(torch.zeros(sizes, dtype=torch.long))
-            for name, value in given.items():
-                owners.give(value, pair.layout.dims[axis] - dims[name])
-            return owners.has_others(by_datum(given), axis + 2)
-
     def expected(places: Tensor) -> Tensor:
-        index = places.to(alone.device).expand(1, *alone.shape[1:])
-        return alone.gather(0, index)[0]
+        return alone.gather(0, places.to(alone.device).expand(1, *alone.shape[1:]))[0]
 
     alone = torch.stack([by_datum({n: v[k] for n, v in values.items()}) for k in few])
     again = by_datum({n: v[few[0]] for n, v in values.items()})
     sizes = alone.shape[3:]
-    if any(size > 1 and leads(axis, size) for axis, size in enumerate(sizes)):
-        return False
-    if sizes.numel() == 1 or not same_but_rounding(alone[0], again):  # or noisy by itself
-        return True
+    is_led = _leads(by_datum, mixed(torch.zeros(sizes, dtype=torch.long)), pair.layout, dims)
+    if is_led or sizes.numel() == 1 or not same_but_rounding(alone[0], again):  # or noisy by itself
+        return not is_led
     trials = torch.stack(list(_mixtures(sizes, len(few))))
-    are_many = sizes.numel() > _AT_ONCE
-    return (are_many and all(map(same_at_once, trials.split(_AT_ONCE)))) or all(map(same, trials))
+    if sizes.numel() > _AT_ONCE and all(map(same_at_once, trials.split(_AT_ONCE))):
+        return True
+    return all(same_but_rounding(by_datum(mixed(each)), expected(each)) for each in trials)
+
+
+def _leads(
+    by_datum: Callable[[Mapping[str, Tensor]], Tensor],
+    given: Mapping[str, Tensor],
+    layout: Layout,
+    event_dims: Mapping[str, int],
+) -> bool:
+    """Whether operations lead from one cell to another."""
+    for place, dim in enumerate(layout.dims):
+        axes = {name: dim - event_dims[name] for name in given}
+        with Owners(next(v.shape[axes[name]] for name, v in given.items())) as owners:
+            for name, value in given.items():
+                owners.give(value, axes[name])
+            if owners.has_others(by_datum(given), place + 2):
+                return True
+    return False
 
 
 def _mixtures(sizes: torch.Size, num_states: int) -> Iterator[Integer[Tensor, "*plates"]]:

@@ -116,7 +116,7 @@ def _is_led(terms: Callable[..., Terms], sites: Sequence[Site], frame: Any) -> b
         given = {site.name: detach_provenance(site.value).clone() for site in sites}
         for site in sites:
             owners.give(given[site.name], frame.dim - site.fn.event_dim)
-        found = terms(given)
+        found = _attempt(terms, given) or {}
         return any(owners.has_others(value, frame.dim) for value in found.values())
 
 

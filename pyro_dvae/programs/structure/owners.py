@@ -76,15 +76,18 @@ class Owners(TorchDispatchMode):
         def mark(value: Tensor) -> Marks:
             if value in marks:
                 return marks[value]
-            return torch.full(value.shape, _NOBODY, device=value.device)
+            return torch.tensor(_NOBODY, device=value.device).expand(value.shape)
 
         rule = _rule_of(func)
-        joined = None if rule is None else rule(func, args, kwargs, mark, found)
-        results, joined = tree_leaves(found), tree_leaves(joined)
+        try:
+            joined = tree_leaves(rule and rule(func, args, kwargs, mark, found))
+        except (IndexError, RuntimeError, TypeError, ValueError):  # an odd way to call it
+            return
+        results = tree_leaves(found)
         if len(joined) == 1:
             joined = joined * len(results)
         for result, one in zip(results, joined, strict=False):
-            if not isinstance(result, Tensor) or one is None or one is marks.get(result):
+            if not isinstance(one, Tensor) or one.shape != getattr(result, "shape", None):
                 continue
             if func._schema.is_mutable and result in marks:
                 marks[result].copy_(one)  # views of it notice
