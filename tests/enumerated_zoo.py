@@ -6,11 +6,13 @@ kind; all latents of the model that the guide lacks are marked. `BY_HAND` are pa
 are the same, one with a marked site and one that is summed by hand.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 from host_zoo import Host, X, bernoulli, seen
 
-__all__ = ["BY_HAND", "PROGRAMS", "exact"]
+__all__ = ["BY_HAND", "PROGRAMS", "by_states", "exact"]
 
 PROGRAMS: list[Host] = []
 SUM = {"enumerate": "parallel"}
@@ -255,3 +257,51 @@ def _log_sum(states):
     joint = [s[weight, True] + s.get((weight, False), 0.0) for s in states]
     others = sum(w * v for (w, _), v in states[0].items() if w != weight)
     return weight * __import__("torch").stack(joint).logsumexp(0) + others
+
+
+def by_states(host, posterior):
+    """Probabilities of the values of marked sites, given draws, in the mean over these."""
+    pyro = pytest.importorskip("pyro")
+    oracle = __import__("host_pyro")
+    model, guide, _ = oracle.programs(host)
+    drawn = {n: site.draws for n, site in posterior.sites.items() if site.draws is not None}
+    rows = [(draws.reshape(len(draws), -1)).tolist() for draws in drawn.values()]
+    rows = [tuple(map(tuple, row)) for row in zip(*rows, strict=True)] or [()]
+    found = {}
+    for row in set(rows):
+        values = dict(zip(drawn, row, strict=True))
+        trace = _holding(pyro, guide, values)
+        states = list(oracle.paths(partial(_valued, oracle, pyro, model, trace)))
+        weights = np.exp([log_p - max(log_p for log_p, _ in states) for log_p, _ in states])
+        shares = rows.count(row) / len(rows) * weights / weights.sum()
+        for share, (_, codes) in zip(shares, states, strict=True):
+            for name, values in codes.items():
+                table = found.setdefault(name, np.zeros(posterior[name].probs.shape))
+                hits = values.reshape(*table.shape[:-1], 1) == np.arange(table.shape[-1])
+                table += share * hits
+    return found
+
+
+def _holding(pyro, guide, values):
+    """A run of a guide with these values of its latents, in its shapes."""
+    torch, trace = __import__("torch"), pyro.poutine.trace(guide).get_trace()
+    for name, value in values.items():
+        node = trace.nodes[name]
+        node["value"] = torch.tensor(value, dtype=torch.float64).reshape(node["value"].shape)
+    return trace
+
+
+def _valued(oracle, pyro, model, drawn, places):
+    """The log joint of a state, and the codes of its marked sites; and the number of choices."""
+    with pyro.validation_enabled(False), oracle.Pick(places, 9) as pick:
+        trace = pyro.poutine.trace(pyro.poutine.replay(model, drawn)).get_trace()
+    sums, counts = _state(trace, pick, set(drawn.nodes))
+    marked = {
+        n: s
+        for n, s in trace.nodes.items()
+        if s["type"] == "sample" and s["infer"].get("enumerate") and n not in drawn.nodes
+    }
+    values = {
+        n: s["value"].argmax(-1) if s["fn"].event_dim else s["value"] for n, s in marked.items()
+    }
+    return (float(sum(sums.values()).detach()), {n: v.numpy() for n, v in values.items()}), counts

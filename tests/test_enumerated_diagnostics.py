@@ -4,8 +4,9 @@ import importlib
 
 import numpy as np
 import pytest
-from enumerated_zoo import BY_HAND
-from host_zoo import Host
+from enumerated_zoo import BY_HAND, PROGRAMS, by_states
+from host_zoo import Host, X
+from scipy import stats
 
 
 @pytest.fixture(scope="module", params=["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
@@ -32,6 +33,9 @@ class Kit:
         marked, summed, guide, params = BY_HAND[pair]
         arrays = {key: np.asarray(value, dtype=float) for key, value in params.items()}
         host = Host(pair, summed if by_hand else marked, guide, arrays, {}, 9)
+        return self.of(host, name, **options)
+
+    def of(self, host, name, **options):
         model, guide, leaves = self.host.programs(host)
         if self.key:
             options["params"] = leaves
@@ -67,14 +71,72 @@ def test_the_guide_is_weighed_as_by_hand(kit):
     np.testing.assert_allclose(found.ess, expected.ess, rtol=1e-3)
 
 
-def test_a_latent_without_a_density_of_its_own_is_refused(kit):
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-np.asarray(logits)))
+
+
+def states_of_upstream():
+    """Log joint of each datum of `upstream` at u and z, ``(2, 2, 2)``: no package has its part."""
+    u, z = np.arange(2.0)[:, None], np.arange(2.0)
+    odds, codes = sigmoid(0.2), sigmoid(1.5 * z - 0.4)
+    log_prior = np.log(np.where(z, odds, 1 - odds)) + np.log(np.where(u, codes, 1 - codes))
+    return log_prior + stats.norm.logpdf(np.array(X)[:, None, None], 2.0 * z - u)
+
+
+def test_what_depends_on_a_marked_site_is_weighed_as_by_hand(kit):
+    found = kit("importance_diagnostics", "upstream", num_particles=200)
+    joint, q = states_of_upstream(), sigmoid([0.4, -0.3])
+    q = np.stack([1 - q, q], -1)
+    weights = np.logaddexp.reduce(joint, -1) - np.log(q)
+    elbo, error = (q * weights).sum(-1), np.sqrt((q * weights**2).sum(-1) / 200)
+    assert (np.abs(found.elbo - elbo) < 5 * error).all()
+    assert (np.abs(found.iwae - np.logaddexp.reduce(joint, (1, 2))) < 5 * found.iwae_error).all()
+    assert not np.any(found.restricted)
+
+
+def test_the_posterior_of_marked_sites_is_given_draws_in_the_mean(kit):
+    probs = np.exp(states_of_upstream())
+    given = probs / probs.sum(-1, keepdims=True)  # of z, given u
+    true = probs / probs.sum((1, 2), keepdims=True)
+    found = kit("discrete_posterior", "upstream", num_draws=400)
+    assert found["z"].dims == ("data",)
+    assert found["z"].draws is None
+    shares = np.stack([(found["u"].draws == u).mean(0) for u in (0, 1)], -1)
+    np.testing.assert_allclose(found["z"].probs, (shares[..., None] * given).sum(1), rtol=1e-4)
+    found = kit("discrete_posterior", "upstream", num_draws=400, corrected=True)
+    error = 5 / np.sqrt(found.report.ess.min())
+    np.testing.assert_allclose(found["z"].probs, true.sum(1), atol=0.5 * error)
+    np.testing.assert_allclose(found["u"].probs, true.sum(2), atol=0.5 * error)
+    assert "z" in str(found)
+
+
+def test_the_posterior_of_marked_sites_beside_what_data_share(kit):
+    """By the draws of locations and codes that the report has kept, with its weights."""
+    found = kit("discrete_posterior", "halves", num_draws=50, corrected=True)
+    draws = found.report.draws
+    assert set(draws.values) == {"loc", "u"}
+    loc, u, z = draws.values["loc"][:, None, None], draws.values["u"][..., None], np.arange(2.0)
+    odds = sigmoid(0.2 + u)
+    probs = np.where(z, odds, 1 - odds)
+    probs = probs * stats.norm.pdf(np.array(X)[:, None], loc + 2.0 * z - u)
+    weights = np.exp(draws.log_weights - draws.log_weights.max())
+    expected = np.average(probs / probs.sum(-1, keepdims=True), 0, weights)
+    np.testing.assert_allclose(found["z"].probs, expected, rtol=1e-4)
+    assert list(found.sites) == ["u", "z"]
+
+
+@pytest.mark.parametrize("name", ["mixture", "chain", "nested", "masked", "shared", "all_marked"])
+def test_marked_sites_are_told_whatever_their_structure(kit, name):
+    """One joint state after the other."""
+    host = next(each for each in PROGRAMS if each.name == name)
+    found = kit.of(host, "discrete_posterior", num_draws=25)
+    for site, expected in by_states(host, found).items():
+        np.testing.assert_allclose(found[site].probs, expected, atol=1e-5)
+
+
+def test_a_rate_of_one_latent_among_several_is_refused(kit):
     words = (
         "site 'u' depends on a site that is enumerated.* Sample the enumerated site in the guide"
     )
     with pytest.raises(ValueError, match=words):
-        kit("importance_diagnostics", "upstream")
-
-
-def test_the_posterior_of_a_marked_site_is_refused_by_name(kit):
-    with pytest.raises(ValueError, match=r"`sites`: 'z' is not .* enumerated is summed out"):
-        kit("discrete_posterior", "halves", sites=["z"])
+        kit("latent_rates", "upstream")

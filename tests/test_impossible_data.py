@@ -80,6 +80,7 @@ def test_training_goes_on_and_names_the_datum(name):
     with pytest.warns(UserWarning, match=r"loss of step \d is infinite: data in rows 4 of") as said:
         result = pyro_run() if name == "pyro" else numpyro_run()
     assert len(said) == 1
+    assert "or the guide draws values of 'z' that the data rule out" in str(said[0].message)
     assert result.num_steps == 6
     infinite = np.isposinf(result.losses)
     assert infinite.sum() == 3  # once an epoch of two batches

@@ -28,7 +28,7 @@ def value_probs(guide_site: Site, site: Site) -> tuple[Array, int] | None:
         return None
     if probs is None or (listed is not None and listed.shape[-1] != probs.shape[-1]):
         assert listed is not None
-        found, source = jnp.full_like(listed, jnp.nan), site
+        found, source = jnp.full(listed.shape[-1:], jnp.nan), site
     else:
         found, source = probs, guide_site
     event = tuple(source.fn.event_shape)

@@ -5,8 +5,9 @@ NumPy alone, so this file is the same in both packages.
 
 from typing import NamedTuple
 
-__all__ = ["SHOWN", "SharedCost", "WholeCost", "noise_of"]
+__all__ = ["AT_LEAST", "SHOWN", "SharedCost", "WholeCost", "noise_of"]
 
+AT_LEAST = " at least"  # of an error that few draws, which carry the weight, cannot show
 SHOWN = 0.005  # nats: what rounds to 0.00 is not printed
 
 
@@ -35,15 +36,17 @@ class WholeCost(NamedTuple):
     distortion: float  # nats
     elbo: float  # minus the loss: -distortion - rate log 2, nats
     elbo_error: float  # standard error over the draws; NaN of one draw
+    is_settled: bool = True  # else the error is at least that: see `errors.are_few`
 
     def __repr__(self) -> str:
         """A line with the numbers."""
         return (
             f"All together: rate {self.rate:z.2f} bits, distortion {self.distortion:z.2f} nats, "
-            f"ELBO {self.elbo:z.2f}{noise_of(self.elbo_error)}."
+            f"ELBO {self.elbo:z.2f}{noise_of(self.elbo_error, self.is_settled)}."
         )
 
 
-def noise_of(error: float) -> str:
+def noise_of(error: float, is_settled: bool = True) -> str:
     """A standard error beside its number, unless it rounds to 0 or is not known."""
-    return f" (± {error:.2f})" if error >= SHOWN else ""
+    least = "" if is_settled else AT_LEAST
+    return f" (±{least} {error:.2f})" if error >= SHOWN else ""

@@ -10,6 +10,7 @@ from numpyro_dvae.diagnostics.collect import collect
 from numpyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
 from numpyro_dvae.diagnostics.posteriors import (
     DiscretePosterior,
+    are_summed,
     check_posterior,
     choose_sites,
     is_affordable,
@@ -37,7 +38,9 @@ def discrete_posterior(
         rng_key: Key of the draws.
         result: What `fit` returned, or a pair (model, guide); relaxed ones, too.
         *data: What model and guide are called with.
-        sites: Names of discrete sites; all by default.
+        sites: Names of discrete sites; all by default. Of one that is summed out
+            (`infer={"enumerate": "parallel"}`) the probabilities are those given each draw of the
+            others, in the mean over these, weighted or not.
         num_draws: K, draws per datum; at least 25.
         corrected: Whether to weigh the draws by p / q, so that the probabilities are those of the
             posterior itself as K grows, on the states that the guide can draw. `report` says what
@@ -60,10 +63,12 @@ def discrete_posterior(
     check_posterior(num_draws)
     few_key, draw_key, report_key = jax.random.split(rng_key, 3)
     options: dict[str, Any] = {"params": params, "batch_size": batch_size}
-    few = collect(few_key, result, data, 1, ("latent", "conditional"), **options)
+    few = collect(few_key, result, data, 1, ("latent", "conditional", "summed"), **options)
     names, wanted = choose_sites(few, sites), {"latent", "outside", "counted"}
     if is_affordable(few, num_draws) and not corrected:
         wanted.add("conditional")
+    if are_summed(few, names, num_draws):
+        wanted.add("summed")
     draws = collect(draw_key, result, data, num_draws, wanted, **options)
     report, _ = diagnose(report_key, draws, result, data, NUM_SHARED, num_draws, params)
     return posterior_of(draws, few, names, report, corrected=corrected)

@@ -6,6 +6,7 @@ NumPy alone, so this file is the same in both packages.
 import numpy as np
 
 __all__ = [
+    "are_few",
     "bound_error",
     "error_of_means",
     "is_bound_of",
@@ -16,6 +17,7 @@ __all__ = [
 
 _DOMINATES = 0.2  # share of all weight that one draw may have
 _ROUNDING = 1e-4  # nats, of sums in single precision
+_FEW = 5  # distinct states; of fewer, those that were not drawn may matter more than these show
 _EVEN = 0.9  # of the draws: worth so many, they settle the bound, whatever their tail's shape
 
 
@@ -25,6 +27,15 @@ def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(invalid="ignore"):  # an impossible draw has -inf
         spread = values.std(0, ddof=1) if count > 1 else np.full(values.shape[1:], np.nan)
         return np.asarray(values.mean(0)), np.asarray(spread / np.sqrt(count))
+
+
+def are_few(num_states: np.ndarray, num_possible: np.ndarray) -> np.ndarray:
+    """Of which data few states were drawn, of more that the guide can draw.
+
+    Standard errors of means over these draws are at least what they show.
+    """
+    few = (num_states < _FEW) & (num_states < np.asarray(num_possible))
+    return np.asarray(few)
 
 
 def bound_error(ess: np.ndarray, num_draws: int, is_one: np.ndarray) -> np.ndarray:

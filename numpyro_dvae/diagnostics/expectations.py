@@ -18,6 +18,8 @@ class WeightedDraws(NamedTuple):
     values: Mapping[str, np.ndarray]  # of each site, K draws in front
     log_weights: np.ndarray  # (K, *plates): of each datum; (K,): of all latents together
     axes: Mapping[str, tuple[int, ...]] = MappingProxyType({})  # of these plates, by site
+    summed: Mapping[str, np.ndarray] = MappingProxyType({})  # of sites that are summed out, the
+    # probabilities of their values given each draw
 
     def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
         """As `ImportanceDiagnostics.expectation`."""

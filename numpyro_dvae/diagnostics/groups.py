@@ -34,7 +34,7 @@ GROUPS = (
 _WITH_SHARED = ("elbo", "iwae", "elbo_error", "iwae_error")  # a datum's part of what is shared
 _PER_DATUM = (
     *(*_WITH_SHARED, "ess", "khat", "largest_weight"),
-    *("num_tail_weights", "num_states", "restricted"),
+    *("num_tail_weights", "num_states", "has_few_states", "restricted"),
 )
 _OF_SHARED = (
     *("elbo", "elbo_error", "gap", "noise", "verdict"),

@@ -26,6 +26,7 @@ from numpyro_dvae.distributions import OneHotCategorical
 from numpyro_dvae.programs.densities import entry_mask
 from numpyro_dvae.programs.readers.impossible import exact_log_prob, excludes, leaves_out
 from numpyro_dvae.programs.sites import Run, Site, deterministic_sites, sample_sites
+from numpyro_dvae.programs.summing.values import probs_of_summed
 
 __all__ = ["READINGS", "Readings", "SiteReader", "has_data"]
 
@@ -47,6 +48,7 @@ READINGS = (
     "alone",  # log q of sites that the guide alone has
     "outside",  # whether the guide cannot draw a value that the model's distribution can
     "conditional",  # the guide's probability of each value of a discrete latent, given those before
+    "summed",  # the probability of each value of a site that is summed out, given draws and data
     "subsample",  # rows of the full plate that a plate drew, without draws in front
 )
 
@@ -54,8 +56,6 @@ READINGS = (
 jax.tree_util.register_dataclass(
     NamedArray, data_fields=["values"], meta_fields=["dims", "discrete", "num_codes"]
 )
-
-_OF_ONE = {"rate", "outside", "conditional"}  # readings of a latent's own density
 
 Readings = dict[str, dict[str, NamedArray]]  # reading -> site -> array
 
@@ -73,7 +73,10 @@ class SiteReader(NamedTuple):
         latent = {name: site for name, site in sites.items() if name not in scored}
         observed = {name: site for name, site in scored.items() if has_data(site)}
         data = _data_of(run)
-        _check_joint(latent, wanted)
+        if "rate" in wanted:
+            _check_own(latent)
+        summed = probs_of_summed(sites) if "summed" in wanted else {}
+        of_summed = {name: site for name, (site, _) in summed.items()}
         readers: dict[str, tuple[dict[str, Site], Callable]] = {
             "latent": (latent, self.value),
             "code": (latent, self.code),
@@ -85,6 +88,7 @@ class SiteReader(NamedTuple):
             "mean": (observed, self.mean),
             "seen": (scored | data, self.seen),
             "counted": (latent, self.seen),
+            "summed": (of_summed, lambda name, site: self.summed(name, site, summed[name][1])),
             "rate": (latent, lambda name, site: self.rate(name, run)),
             "reordered": (latent, lambda name, site: self.reordered(name, run)),
             "alone": (
@@ -188,12 +192,21 @@ class SiteReader(NamedTuple):
         if found is None:
             key = jax.random.fold_in(self.rng_key, zlib.crc32(name.encode()))
             found = excludes(guide_site.fn, site.fn.sample(key))
+        if (extra := found.ndim - self.nesting) > 0:  # for some values of enumerated sites
+            found = found.any(tuple(range(extra)))
         return self.label(name, site, found, 0)
 
     def conditional(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
         """Probabilities of each value, on the last dim; see `value_probs`."""
         found = value_probs(guide_site, site)
         return None if found is None else self.label(name, site, found[0], found[1] + 1)
+
+    def summed(self, name: str, site: Site, probs: Array) -> NamedArray:
+        """Probabilities of each value of a site that is summed out, on the last dim."""
+        if not site.is_scanned:
+            return self.label(name, site, probs, 1)
+        found = self.label(name, replace(site, infer={}), probs, 2)
+        return replace(found, dims=(*found.dims[:-2], f"{name}_step", f"{name}_dim_0"))
 
     def label(self, name: str, site: Site, value: Array, event_dim: int) -> NamedArray:
         """Expand to the plates, name the dims, and drop those of size 1 under no plate.
@@ -225,13 +238,13 @@ def _data_of(run: Run) -> dict[str, Site]:
     return {n: s for n, s in sites.items() if s.is_observed and has_data(s)}
 
 
-def _check_joint(latent: Mapping[str, Site], wanted: set[str]) -> None:
+def _check_own(latent: Mapping[str, Site]) -> None:
     for name, site in latent.items():
-        if site.is_joint and wanted & _OF_ONE:
+        if site.is_joint:
             raise ValueError(
-                f"site '{name}' depends on a site that is enumerated, so that it has no density of "
-                "its own to diagnose. Sample the enumerated site in the guide as well, in the pair "
-                "that is diagnosed; `evaluate` and `posterior_gap` take both together."
+                f"site '{name}' depends on a site that is enumerated, so that it has no rate of "
+                "its own. Sample the enumerated site in the guide as well, in the pair that is "
+                "diagnosed; `evaluate` and `importance_diagnostics` take both together."
             )
 
 

@@ -27,8 +27,12 @@ def is_left_out(rng_key: Array, pair: Pair, run: Run, name: str) -> Array:
         run: A draw of it.
         name: A site, of which the guide leaves out what the model's distribution has.
     """
-    layout, site, given = pair.layout, run.model[name], {}
-    keys = jax.random.split(rng_key)
+    pair = pair._replace(layout=pair.layout._replace(summed=()))  # what is enumerated is drawn
+    layout, keys = pair.layout, jax.random.split(rng_key)
+    if run.model[name].is_joint:
+        given = {n: s.value for n, s in run.guide.items() if not s.is_observed}
+        run = run_pair(keys[1], pair, Draw(pair.notes.subsamples, layout, given))
+    site, given = run.model[name], {}
     for each in run.guide.values():
         if each.name == name:
             break

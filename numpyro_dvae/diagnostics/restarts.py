@@ -19,16 +19,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import f as variance_ratio
 from scipy.stats import norm
 
+from numpyro_dvae.diagnostics.costs import AT_LEAST
 from numpyro_dvae.diagnostics.groups import as_chains, rhat_of
 from numpyro_dvae.diagnostics.inference_data import to_arviz
 from numpyro_dvae.diagnostics.notes import KINDS, notes_of
 from numpyro_dvae.diagnostics.symmetry import Codes, Renaming, Symmetries
 from numpyro_dvae.diagnostics.trained import as_trained
+from numpyro_dvae.diagnostics.words import with_error
 from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["RestartComparison", "align_codes", "compare_restarts"]
@@ -47,6 +49,8 @@ class RestartComparison:
         elbo: ELBO of all data by run, in nats; the run of the least loss of late first, as in the
             result of `fit_restarts`.
         elbo_error: Its standard error.
+        is_settled: Whether that is its error, or at least that, as few states were drawn of some
+            data, of more that the guide can draw.
         rhat: The largest R-hat of the entries of each quantity, "evidence" among them.
         differs: The quantities in which runs differ by more than the noise of these draws: the
             evidence by the standard errors of its means, others by what R-hat is without a
@@ -65,6 +69,7 @@ class RestartComparison:
 
     elbo: Float[np.ndarray, "R"]
     elbo_error: Float[np.ndarray, "R"]
+    is_settled: Bool[np.ndarray, "R"]
     rhat: Mapping[str, float]
     differs: tuple[str, ...]
     permutations: Mapping[str, Integer[np.ndarray, "R V"]]
@@ -91,7 +96,10 @@ class RestartComparison:
 
     def __repr__(self) -> str:
         listed = ", ".join(
-            f"{e:.2f} ± {s:.2f}" for e, s in zip(self.elbo, self.elbo_error, strict=True)
+            f"{elbo:.2f}{with_error(error, '' if is_settled else AT_LEAST)}"
+            for elbo, error, is_settled in zip(
+                self.elbo, self.elbo_error, self.is_settled, strict=True
+            )
         )
         lines = [f"{len(self.elbo)} runs, the least loss of late first: ELBO {listed} nats."]
         for name, agreement in self.agreement.items():
@@ -154,11 +162,12 @@ def compare_restarts(
         kept = symmetries.sizes.keys() - found.permutations.keys()
         found.unaligned.update({name: symmetries.why(name) for name in sorted(kept)})
     chains = as_chains(tables)
-    evidence = _evidence(chains)
+    evidence, few = _evidence(chains), chains["vi_stats"]["has_few_states"]
     rhats, limits = _rhats(chains, evidence, quantities)
     return RestartComparison(
         elbo=evidence.mean(1),
         elbo_error=evidence.std(1, ddof=1) / num_draws**0.5,
+        is_settled=np.logical_not(np.reshape(few, (len(runs), -1)).any(1)),
         rhat=rhats,
         **_told_apart(evidence, rhats, limits),
         permutations=found.permutations,

@@ -25,7 +25,7 @@ from numpyro_dvae.diagnostics.costing import (
     whole_cost_of,
 )
 from numpyro_dvae.diagnostics.draws import Draws
-from numpyro_dvae.diagnostics.errors import error_of_means, is_bound_of, mean_and_error
+from numpyro_dvae.diagnostics.errors import are_few, error_of_means, is_bound_of, mean_and_error
 from numpyro_dvae.diagnostics.reports import (
     CodeUsage,
     Evaluation,
@@ -34,6 +34,7 @@ from numpyro_dvae.diagnostics.reports import (
     RateDistortion,
     SharedCost,
 )
+from numpyro_dvae.diagnostics.usage import states_of
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
 __all__ = [
@@ -62,7 +63,7 @@ def rate_distortion_of(draws: Draws, data_range: float | None) -> RateDistortion
         psnr=np.minimum(psnr_of(errors, data_range), _MOST_PSNR).mean(0),
         rate_error=mean_and_error(rates)[1],
         distortion_error=mean_and_error(distortions)[1],
-        whole=whole_cost_of(draws),
+        whole=whole_cost_of(draws)._replace(is_settled=not are_few(*states_of(draws)[:2]).any()),
         shared=shared_cost_of(draws),
         mean_rate_error=error_of_means(rates),
         mean_distortion_error=error_of_means(distortions),

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpyro_dvae.diagnostics.errors import is_unsettled
+from numpyro_dvae.diagnostics.costs import AT_LEAST
+from numpyro_dvae.diagnostics.errors import are_few, is_unsettled
 from numpyro_dvae.diagnostics.expectations import WeightedDraws
 from numpyro_dvae.diagnostics.notes import NO_BOUND, notes_in
 from numpyro_dvae.diagnostics.sharing import SharedDiagnostics
 from numpyro_dvae.diagnostics.words import (
-    AT_LEAST,
     CLOSE,
-    FEW,
     NO_TAIL,
     NOT_EVIDENCE,
     if_shown,
@@ -211,8 +210,7 @@ class ImportanceDiagnostics(NamedTuple):
     @property
     def has_few_states(self) -> np.ndarray:
         """Of which data few states were drawn, of more that the guide can draw."""
-        few = (self.num_states < FEW) & (self.num_states < np.asarray(self.num_possible))
-        return np.asarray(few)
+        return are_few(self.num_states, self.num_possible)
 
     @property
     def is_at_a_point(self) -> bool:

@@ -5,13 +5,11 @@ NumPy alone, so but for the package's name this file is the same in both package
 
 import numpy as np
 
-from numpyro_dvae.diagnostics.costs import SHOWN
+from numpyro_dvae.diagnostics.costs import AT_LEAST, SHOWN
 
 __all__ = [
-    "AT_LEAST",
     "CLOSE",
     "ENOUGH",
-    "FEW",
     "NOT_EVIDENCE",
     "NO_TAIL",
     "if_shown",
@@ -24,13 +22,11 @@ __all__ = [
 CLOSE = np.log(2)  # nats of divergence, either way, of a guide that is called close
 ENOUGH = 100  # effective draws from which on a weighted bound has an error of a tenth of a nat, but
 # for states of which there is no draw
-FEW = 5  # distinct states; of fewer, those that were not drawn may matter more than these show
 
 NO_TAIL = (
     "have fewer than 5 distinct weights in the tail, or all within 0.001 nats, so that the "
     "effective sample size and the largest weight count"
 )
-AT_LEAST = " at least"  # of an error that few draws, which carry the weight, cannot show
 _UNSEEN = ", but for a mode or tail that the guide hardly ever draws"
 _OFF = f"off by more than {CLOSE:.2f} nats by these draws"
 _VERDICTS = {  # worst first

@@ -48,18 +48,21 @@ def check_finite(
     return [step for step in latest if losses[step - 1] == math.inf]
 
 
-def warn_of_impossible(step: int, rows: Sequence[int]) -> None:
+def warn_of_impossible(step: int, rows: Sequence[int], sites: Sequence[str]) -> None:
     """Say that the loss of a step is +inf, and of which data, if that is known.
 
     Args:
         step: The step.
         rows: Data whose draws are all impossible.
+        sites: What the guide draws without a gradient, if that is known.
     """
     shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
     whose = f"data in rows {shown} of `data` have" if rows else "a datum, or a draw, has"
+    drawn = f"values of {', '.join(map(repr, sites))}" if sites else "values"
     warnings.warn(
-        f"the loss of step {step} is infinite: {whose} probability 0 under the model. Training "
-        "goes on with what is possible. Leave these data out, or give the model a likelihood that "
-        "allows what is observed.",
+        f"the loss of step {step} is infinite: {whose} probability 0 under the model, or the guide "
+        f"draws {drawn} that the data rule out. Training goes on with what is possible. Leave "
+        "these data out, give the model a likelihood that allows what is observed, or take a guide "
+        "that draws what is possible alone: AutoDiscrete leaves out what the data rule out.",
         stacklevel=6,
     )

@@ -241,8 +241,8 @@ class Run:
             self._has_warned = True
             state = best_state(self.svi, self.devices.local(self.svi_state))
             batches = self.steps.batches.in_order()
-            rows = impossible_rows(self.rng_key, self.svi, state, batches)
-            warn_of_impossible(infinite[0], rows)
+            rows, sites = impossible_rows(self.rng_key, self.svi, state, batches)
+            warn_of_impossible(infinite[0], rows, sites)
 
     def _read_clock(self) -> float:
         """Seconds of training so far, those before a resume included."""

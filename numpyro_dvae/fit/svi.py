@@ -22,6 +22,7 @@ from numpyro_dvae.programs.draw import StepsChecked
 
 __all__ = [
     "best_state",
+    "check_loss",
     "described_svi",
     "first_state",
     "is_sound",
@@ -32,6 +33,16 @@ __all__ = [
     "take_step",
     "trained_parameters",
 ]
+
+
+def check_loss(svi: SVI) -> None:
+    """Raise if the loss of an `SVI` is a class."""
+    if isinstance(svi.loss, type):
+        name = svi.loss.__name__
+        raise TypeError(
+            f"`svi` has the class {name} for its `loss`, where it needs a loss: call it, as in "
+            f"SVI(model, guide, optim, loss={name}())."
+        )
 
 
 def described_svi(svi: SVI) -> dict[str, Any]:

@@ -29,7 +29,9 @@ from numpyro.infer.autoguide import AutoGuide
 
 from numpyro_dvae.guides.families import (
     Latent,
+    check_levels,
     count_values,
+    draw_instead,
     is_ordered,
     posterior,
     probs_of,
@@ -38,6 +40,7 @@ from numpyro_dvae.guides.families import (
 )
 from numpyro_dvae.guides.places import check_site, full_sizes, reaches
 from numpyro_dvae.guides.tables import (
+    check_known,
     check_table,
     given_parents,
     num_features,
@@ -151,10 +154,7 @@ class AutoDiscrete(AutoGuide):
             name: numpyro.param(_param(name), lambda rng_key, name=name: start(rng_key, name))
             for name in self._latents
         }
-        return {
-            name: check_table(self._latents[name], _param(name), table)
-            for name, table in params.items()
-        }
+        return {n: check_table(self._latents[n], _param(n), table) for n, table in params.items()}
 
     def _starts(self, rng_key: Array, args: tuple, kwargs: dict) -> dict[str, Array]:
         run_key, *keys = jax.random.split(rng_key, 1 + len(self._latents))
@@ -230,20 +230,22 @@ class AutoDiscrete(AutoGuide):
 
         Raises:
             NotImplementedError: If latents have parents, or the model rules values out.
+            ValueError: If `quantiles` are none, or the guide has not run its model, and cannot.
         """
-        found = {}
+        found, levels = {}, check_levels(quantiles)
         for name, latent in self._known().items():
             if latent.parents:
-                raise NotImplementedError(_draw_instead(name, "depends on other latents"))
+                raise NotImplementedError(draw_instead(name, "depends on other latents"))
             if is_ordered(latent):
                 probs = probs_of(latent, _held(latent, params))
-                found[name] = jnp.stack([quantile(latent, probs, float(q)) for q in quantiles])
+                found[name] = jnp.stack([quantile(latent, probs, level) for level in levels])
         return found
 
     def _known(self) -> dict[str, Latent]:
+        check_known(self._latents)
         for name, latent in self._latents.items():
             if latent.rules_out:
-                raise NotImplementedError(_draw_instead(name, "cannot have all values everywhere"))
+                raise NotImplementedError(draw_instead(name, "cannot have all values everywhere"))
         return self._latents
 
     # ------------------------------------------------------------------------------------ set-up
@@ -329,15 +331,7 @@ class AutoDiscrete(AutoGuide):
 
 
 def _bound_of(site: Site) -> Any:
-    """What the number of values of a site is computed from."""
-    return getattr(site.base, "total_count", None)
-
-
-def _draw_instead(name: str, reason: str) -> str:
-    return (
-        f"site '{name}' {reason}, so that its probabilities are not to be read off its "
-        "parameters. Use diagnostics.discrete_posterior, which draws."
-    )
+    return getattr(site.base, "total_count", None)  # what the number of its values is computed of
 
 
 def _param(name: str) -> str:
@@ -346,5 +340,9 @@ def _param(name: str) -> str:
 
 
 def _held(latent: Latent, params: Mapping[str, Array]) -> Array:
-    name = _param(latent.name)
+    if (name := _param(latent.name)) not in params:
+        raise ValueError(
+            f"`params` has no '{name}', the logits of '{latent.name}': it has {sorted(params)}. "
+            "Pass those of svi.get_params(state), or of `fit`'s result."
+        )
     return check_table(latent, name, params[name])

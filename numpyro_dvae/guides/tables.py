@@ -30,6 +30,7 @@ from numpyro_dvae.guides.ruling import possible_values
 from numpyro_dvae.programs.handlers.swapping import given_run
 
 __all__ = [
+    "check_known",
     "check_table",
     "given_parents",
     "num_features",
@@ -40,6 +41,15 @@ __all__ = [
 _NUM_RUNS = 64  # of the model, for the mean over what a prior depends on
 _LEAST_PROB = 1e-6  # at which a value starts that the prior rules out here, but not everywhere
 _NEVER = -1e4  # logit of a value that the data rule out: of probability 0, without a slope
+
+
+def check_known(latents: Mapping[str, Latent], error: Exception | None = None) -> None:
+    """Raise if a guide has not looked at its model, and why it could not, if it has tried."""
+    if not latents:
+        raise ValueError(
+            "the guide has not run its model yet, and knows no latent. Call svi.init, or the "
+            "guide, first."
+        ) from error
 
 
 def check_table(latent: Latent, param: str, table: Array) -> Array:

@@ -18,6 +18,8 @@ from jaxtyping import Array
 from numpyro.distributions import constraints
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
+from numpyro_dvae.programs._hosts import sound
+
 __all__ = [
     "Layout",
     "Pair",
@@ -157,11 +159,11 @@ class Site:
 
     def log_prob(self) -> Array:
         """Log-density of its value, over its batch dims; not scaled by handlers."""
-        return _finite_slopes(self.fn).log_prob(self.value, *self.call)
+        return sound(self.fn).log_prob(self.value, *self.call)
 
     def log_prob_under(self, fn: Any) -> Array:
         """Log-density of its value under a part of its distribution."""
-        return _finite_slopes(fn).log_prob(self.value)
+        return sound(fn).log_prob(self.value)
 
     def term(self) -> Array:
         """What it adds to the objective: handlers may weigh or mask it as other draws say."""
@@ -244,40 +246,6 @@ def base_distribution(fn: Any) -> Any:
     while isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
         fn = fn.base_dist
     return fn
-
-
-def _finite_slopes(fn: Any) -> Any:
-    """The same Bernoullis and binomials, with the gradient of their limits.
-
-    None into probabilities of exactly 0 or 1: NumPyro's is 0 there, but NaN where a score of more
-    than 4 nats is multiplied with it. At logits of exactly 0, where parameters often start,
-    NumPyro takes `clip` and `abs` to be flat, which gives a Bernoulli the gradient y in place of
-    y - 1/2; next to 0 it is right.
-    """
-    if type(fn) in (dist.BernoulliLogits, dist.BinomialLogits):
-        traced = isinstance(fn.logits, jax.core.Tracer)
-        if not (traced and jnp.issubdtype(fn.logits.dtype, jnp.floating)):
-            return fn
-        logits = fn.logits + jnp.where(fn.logits == 0, jnp.finfo(fn.logits.dtype).tiny, 0)
-        if type(fn) is dist.BernoulliLogits:
-            return dist.BernoulliLogits(logits, validate_args=False)
-        return dist.BinomialLogits(logits, fn.total_count, validate_args=False)
-    if isinstance(fn, dist.BernoulliProbs):
-        if not isinstance(fn.probs, jax.core.Tracer):
-            return fn
-        inside = (fn.probs > 0) & (fn.probs < 1)
-        probs = jnp.where(inside, fn.probs, jax.lax.stop_gradient(fn.probs))
-        return dist.BernoulliProbs(probs, validate_args=False)
-    if not isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
-        return fn
-    base = _finite_slopes(fn.base_dist)
-    if base is fn.base_dist:
-        return fn
-    if isinstance(fn, MaskedDistribution):
-        return base.mask(fn._mask)
-    if isinstance(fn, ExpandedDistribution):
-        return base.expand(fn.batch_shape)
-    return base.to_event(fn.reinterpreted_batch_ndims)
 
 
 class Layout(NamedTuple):

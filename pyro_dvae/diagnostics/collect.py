@@ -128,11 +128,11 @@ def collect_given_shared(
         outer: Draws of all latents, of the same programs.
         num_shared: How many of these, from the first on.
         num_draws: K, draws per datum at each of them.
-        summarize: What to keep of the K draws at each, from the draws, with readings "outside" and
-            "latent", and the number of what is given.
+        summarize: What to keep of the K draws at each, from the draws, with readings "outside",
+            "latent" and, if `outer` has it, "summed", and the number of what is given.
         params: Parameters by name, in place of those of `result`.
     """
-    wanted = ("outside", "latent")
+    wanted = ("outside", "latent", *(["summed"] if outer["summed"] else []))
     trained = as_trained(result, params)
     args = trained.arguments(data)
     num_rows, device = check_data(args, None), device_of(trained, trained.params.values())

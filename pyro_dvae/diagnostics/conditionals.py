@@ -30,7 +30,7 @@ def value_probs(guide_site: Site, site: Site) -> tuple[Tensor, int] | None:
         return None
     if probs is None or (listed is not None and listed.shape[-1] != probs.shape[-1]):
         assert listed is not None
-        found, source = torch.full_like(listed, torch.nan), site
+        found, source = listed.new_full(listed.shape[-1:], torch.nan), site
     else:
         found, source = probs, guide_site
     event = tuple(source.fn.event_shape)

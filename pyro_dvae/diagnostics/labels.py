@@ -23,6 +23,7 @@ from pyro_dvae.diagnostics.rates import expected_rate, is_reordered
 from pyro_dvae.programs.densities import entry_mask
 from pyro_dvae.programs.readers.impossible import exact_log_prob, excludes, leaves_out
 from pyro_dvae.programs.sites import Run, Site, deterministic_sites, sample_sites
+from pyro_dvae.programs.summing.values import probs_of_summed
 
 __all__ = ["READINGS", "Readings", "SiteReader", "has_data", "join_runs"]
 
@@ -42,11 +43,11 @@ READINGS = (
     "alone",  # log q of sites that the guide alone has
     "outside",  # whether the guide cannot draw a value that the model's distribution can
     "conditional",  # the guide's probability of each value of a discrete latent, given those before
+    "summed",  # the probability of each value of a site that is summed out, given draws and data
     "subsample",  # rows of the full plate that a plate drew, without draws in front
 )
 
 _ABSENT = ("outside", "seen")  # of which a site that is not there has none
-_OF_ONE = {"rate", "outside", "conditional"}  # readings of a latent's own density
 
 Readings = dict[str, dict[str, NamedArray]]  # reading -> site -> array
 
@@ -65,7 +66,10 @@ class SiteReader(NamedTuple):
         latent = {name: site for name, site in sites.items() if name not in scored}
         observed = {name: site for name, site in scored.items() if has_data(site)}
         data = _data_of(run)
-        _check_joint(latent, wanted)
+        if "rate" in wanted:
+            _check_own(latent)
+        summed = probs_of_summed(sites) if "summed" in wanted else {}
+        of_summed = {name: site for name, (site, _) in summed.items()}
         readers: dict[str, tuple[dict[str, Site], Callable]] = {
             "latent": (latent, self.value),
             "code": (latent, self.code),
@@ -75,6 +79,7 @@ class SiteReader(NamedTuple):
             "mean": (observed, self.mean),
             "seen": (scored | data, self.seen),
             "counted": (latent, self.seen),
+            "summed": (of_summed, lambda name, site: self.label(name, site, summed[name][1], 1)),
             "rate": (latent, lambda name, site: self.rate(name, run)),
             "reordered": (latent, lambda name, site: self.reordered(name, run)),
             "alone": (
@@ -175,9 +180,12 @@ class SiteReader(NamedTuple):
         if found is None and hasattr(guide_site.fn, "conditional_log_prob"):
             return None  # a network's softmax leaves nothing out, and drawing from it is slow
         if found is None:
-            missing = self.nesting + 1 - len(site.fn.batch_shape)
+            own = getattr(site.fn, "counted_elsewhere", site.fn)
+            missing = self.nesting + 1 - len(own.batch_shape)
             shape = torch.Size((self.num_draws, *[1] * (missing - 1)) if missing > 0 else ())
             found = excludes(guide_site.fn, site.fn.sample(shape))
+        if (extra := found.dim() - self.nesting - 1) > 0:  # for some values of enumerated sites
+            found = found.any(tuple(range(extra)))
         return self.label(name, site, found, 0)
 
     def conditional(self, name: str, guide_site: Site, site: Site) -> NamedArray | None:
@@ -206,13 +214,13 @@ def _data_of(run: Run) -> dict[str, Site]:
     return {n: s for n, s in sites.items() if s.is_observed and has_data(s)}
 
 
-def _check_joint(latent: Mapping[str, Site], wanted: set[str]) -> None:
+def _check_own(latent: Mapping[str, Site]) -> None:
     for name, site in latent.items():
-        if site.is_joint and wanted & _OF_ONE:
+        if site.is_joint:
             raise ValueError(
-                f"site '{name}' depends on a site that is enumerated, so that it has no density of "
-                "its own to diagnose. Sample the enumerated site in the guide as well, in the pair "
-                "that is diagnosed; `evaluate` and `posterior_gap` take both together."
+                f"site '{name}' depends on a site that is enumerated, so that it has no rate of "
+                "its own. Sample the enumerated site in the guide as well, in the pair that is "
+                "diagnosed; `evaluate` and `importance_diagnostics` take both together."
             )
 
 

@@ -30,7 +30,13 @@ def is_left_out(pair: Pair, run: Run, name: str, size: int) -> Tensor:
         name: A site, of which the guide leaves out what the model's distribution has.
         size: Draws in the run.
     """
-    layout, site, given = pair.layout, run.model[name], {}
+    pair = pair._replace(layout=pair.layout._replace(summed=()))  # what is enumerated is drawn
+    layout = pair.layout
+    if run.model[name].is_joint:
+        drawn = {n: s for n, s in run.guide.items() if not s.is_observed}
+        given = {n: in_full(s, layout.nesting, size) for n, s in drawn.items()}
+        run = run_pair(pair, Draw(layout, size if pair.vectorize else None, given))
+    site, given = run.model[name], {}
     for each in run.guide.values():
         if each.name == name:
             break

@@ -8,19 +8,27 @@ are shares of the draws. Weighted by p / q, the shares are of the true posterior
 NumPy alone, so but for the package's name this file is the same in both packages.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from pyro_dvae.diagnostics.arrays import NamedArray, shares_of
+from pyro_dvae.diagnostics.averaging import (
+    Weighted,
+    in_dims,
+    log_weights_of,
+    mean_probs,
+    weighted_draws,
+)
 from pyro_dvae.diagnostics.draws import Draws
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
 __all__ = [
     "DiscretePosterior",
     "SitePosterior",
+    "are_summed",
     "check_posterior",
     "choose_sites",
     "is_affordable",
@@ -36,7 +44,8 @@ class SitePosterior(NamedTuple):
 
     dims: tuple[str, ...]
     probs: np.ndarray  # (*dims, V), of the values 0, ..., V - 1; a one-hot vector is its code
-    draws: np.ndarray  # (K, *dims), as the guide made them, all of one weight
+    draws: np.ndarray | None  # (K, *dims), as the guide made them, all of one weight; None of a
+    # site that is summed out
     counted: np.ndarray  # (*dims), where no mask silences it; elsewhere, as where a site with
     # `obs_mask` is observed, values are drawn that no density counts
 
@@ -64,7 +73,7 @@ class SitePosterior(NamedTuple):
     def __repr__(self) -> str:
         """Its shapes, not its arrays."""
         dims = ", ".join(self.dims)
-        return f"SitePosterior(({dims}): {self.draws[0].size} places of {self.num_values} values)"
+        return f"SitePosterior(({dims}): {self.counted.size} places of {self.num_values} values)"
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,8 @@ class DiscretePosterior:
 
     sites: dict[str, SitePosterior]
     most_likely: dict[str, np.ndarray] | None  # site -> (*dims): of each datum, of the states that
-    # were drawn the one of largest log joint; None beside continuous latents, or if relaxed
+    # were drawn the one of largest log joint, others summed out; None beside continuous latents, or
+    # if relaxed
     log_weights: np.ndarray  # log p - log q of the draws, (K, *plates), nats
     plates: tuple[str, ...]
     corrected: bool  # whether the probabilities are those of weighted draws: of these, or, where
@@ -144,11 +154,10 @@ def choose_sites(draws: Draws, sites: Sequence[str] | None) -> tuple[str, ...]:
         )
     latent, discrete = draws["latent"], _discrete(draws)
     for name in sites or ():
-        if name not in latent:
+        if name not in latent and name not in discrete:
             raise ValueError(
-                f"`sites`: '{name}' is not a latent site of the model, which has {sorted(latent)}. "
-                "Name one of these. (A latent that is enumerated is summed out, and has no draws: "
-                "sample it in the guide of the pair that is diagnosed.)"
+                f"`sites`: '{name}' is not a latent site of the model, which has "
+                f"{sorted({*latent, *discrete})}. Name one of these."
             )
         if name not in discrete:
             raise ValueError(
@@ -164,12 +173,32 @@ def choose_sites(draws: Draws, sites: Sequence[str] | None) -> tuple[str, ...]:
 
 def is_affordable(few: Draws, num_draws: int) -> bool:
     """Whether the conditional probabilities of all draws can be kept."""
-    sizes = [site.values[0].size for site in few["conditional"].values()]
-    return num_draws * sum(sizes) <= _MOST_NUMBERS
+    return _is_few(few["conditional"].values(), num_draws)
+
+
+def are_summed(few: Draws, names: Sequence[str], num_draws: int) -> bool:
+    """Whether some of these sites are summed out.
+
+    Raises:
+        ValueError: If the probabilities of their values, given each draw, are too many.
+    """
+    found = {name: few["summed"][name] for name in names if name in few["summed"]}
+    if not _is_few(few["summed"].values() if found else (), num_draws):
+        raise ValueError(
+            f"`num_draws`: a table of the probabilities of the enumerated sites {sorted(found)}, "
+            f"given each of {num_draws} draws, would have more than {_MOST_NUMBERS} numbers. Pass "
+            "fewer draws or data, or leave these sites out of `sites`."
+        )
+    return bool(found)
+
+
+def _is_few(tables: Iterable[NamedArray], num_draws: int) -> bool:
+    return num_draws * sum(table.values[0].size for table in tables) <= _MOST_NUMBERS
 
 
 def _discrete(draws: Draws) -> tuple[str, ...]:
-    return tuple(n for n, s in draws["latent"].items() if s.discrete or n in draws["conditional"])
+    drawn = [n for n, s in draws["latent"].items() if s.discrete or n in draws["conditional"]]
+    return (*drawn, *draws["summed"])
 
 
 def _relaxed(draws: Draws, listed: Mapping[str, NamedArray]) -> list[str]:
@@ -207,10 +236,11 @@ def posterior_of(
             f"`corrected`: draws of site '{relaxed[0]}' are relaxed, and have no weights. Pass "
             "the model and guide that were relaxed, as a pair, or corrected=False."
         )
-    log_weights, tables = _log_weights(draws), draws["conditional"]
-    weighted = _weighted(draws, log_weights, report) if corrected else None
-    codes = {n: _codes(n, draws["latent"][n], listed.get(n)) for n in names}
-    found = {}
+    log_weights, tables = log_weights_of(draws), draws["conditional"]
+    weighted = weighted_draws(draws, log_weights, report) if corrected else None
+    drawn = [n for n in names if n not in few["summed"]]
+    codes = {n: _codes(n, draws["latent"][n], listed.get(n)) for n in drawn}
+    found = {n: _of_summed(n, draws, weighted) for n in names if n in few["summed"]}
     for name, (dims, values) in codes.items():
         if weighted is None and name in tables and not np.isnan(tables[name].values).any():
             probs = tables[name].values.mean(0, dtype=np.float64)
@@ -222,12 +252,18 @@ def posterior_of(
             if weighted is not None:
                 site = replace(draws["latent"][name], values=weighted.latents[name])
                 some = _codes(name, site, listed.get(name))[1]
-                share = _in_dims(weighted.weights, weighted.plates, dims)
+                share = in_dims(weighted.weights, weighted.plates, dims)
             probs = shares_of(some, size, share)
         found[name] = SitePosterior(dims, probs, values, _counted(draws, name, values))
-    complete = not relaxed and set(draws["latent"]) == set(_discrete(few))
+    complete = not relaxed and set(draws["latent"]) <= set(_discrete(few))
     joint = _joint(draws, codes) if complete and not draws.shared_sites else None
+    found = {name: found[name] for name in names}
     return DiscretePosterior(found, joint, log_weights, draws.plates, corrected, report)
+
+
+def _of_summed(name: str, draws: Draws, weighted: Weighted | None) -> SitePosterior:
+    site, probs = draws["summed"][name], mean_probs(name, draws, weighted)
+    return SitePosterior(site.dims[:-1], probs, None, _counted(draws, name, site.values[..., 0]))
 
 
 def _check_size(name: str, num_latents: int, num_codes: int) -> None:
@@ -237,40 +273,6 @@ def _check_size(name: str, num_latents: int, num_codes: int) -> None:
             f"data: a table of their probabilities would have more than {_MOST_NUMBERS} numbers. "
             "Pass fewer data, leave the site out of `sites`, or read its draws from `to_arviz`."
         )
-
-
-def _log_weights(draws: Draws) -> np.ndarray:
-    """Of each datum; where the data share latents, of all together, the same for each datum."""
-    log_weights = draws.importance_weights
-    if not draws.shared_sites or np.ptp(draws.shared_importance_weights) == 0:
-        return log_weights
-    whole = draws.whole_importance_weights.reshape(-1, *[1] * (log_weights.ndim - 1))
-    return np.broadcast_to(whole, log_weights.shape)
-
-
-class _Weighted(NamedTuple):
-    """Draws whose weights make them the posterior's."""
-
-    latents: Mapping[str, np.ndarray]
-    weights: np.ndarray  # (K, *plates), of sum 1 over the first axis
-    plates: tuple[str, ...]
-
-
-def _weighted(draws: Draws, log_weights: np.ndarray, report: ImportanceDiagnostics) -> _Weighted:
-    """The draws; where the data share latents, those that the report is of.
-
-    A draw of all latents at once weighs what all data together say of it: few would count.
-    """
-    if report.has_shared_latents and report.draws is not None:
-        return _Weighted(report.draws.values, _normalised(report.draws.log_weights), ())
-    latents = {name: site.values for name, site in draws["latent"].items()}
-    return _Weighted(latents, _normalised(log_weights), draws.plates)
-
-
-def _normalised(log_weights: np.ndarray) -> np.ndarray:
-    """Weights of the draws of each datum, of sum 1."""
-    weights = np.exp(log_weights - log_weights.max(0))
-    return weights / weights.sum(0)
 
 
 def _codes(
@@ -303,16 +305,6 @@ def _counted(draws: Draws, name: str, codes: np.ndarray) -> np.ndarray:
     return np.broadcast_to(counted, codes.shape[1:])
 
 
-def _in_dims(weights: np.ndarray, plates: tuple[str, ...], dims: tuple[str, ...]) -> np.ndarray:
-    """Weights ``(K, *plates)`` in the dims of a site, 1 where it has more."""
-    order = [1 + plates.index(dim) for dim in dims if dim in plates]
-    moved = weights.transpose(0, *order, *(i for i in range(1, weights.ndim) if i not in order))
-    shape = [moved.shape[0]]
-    sizes = iter(moved.shape[1:])
-    shape += [next(sizes) if dim in plates else 1 for dim in dims]
-    return moved.reshape(shape)
-
-
 def _joint(
     draws: Draws, codes: Mapping[str, tuple[tuple[str, ...], np.ndarray]]
 ) -> dict[str, np.ndarray]:
@@ -320,6 +312,6 @@ def _joint(
     best = draws.log_joint.argmax(0)[None]  # (1, *plates)
     found = {}
     for name, (dims, values) in codes.items():
-        place = np.broadcast_to(_in_dims(best, draws.plates, dims), (1, *values.shape[1:]))
+        place = np.broadcast_to(in_dims(best, draws.plates, dims), (1, *values.shape[1:]))
         found[name] = np.asarray(np.take_along_axis(values, place, 0)[0])
     return found

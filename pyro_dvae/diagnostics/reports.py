@@ -260,8 +260,8 @@ class RateDistortion(NamedTuple):
     distortion: np.ndarray  # -log p(x | z), nats
     mse: np.ndarray  # of the mean of p(x | z)
     psnr: np.ndarray  # of each datum's reconstructions, decibels; a perfect one counts as 100
-    rate_error: np.ndarray  # standard errors over the draws; NaN of one draw
-    distortion_error: np.ndarray
+    rate_error: np.ndarray  # standard errors over the draws; NaN of one draw; at least that, where
+    distortion_error: np.ndarray  # few states were drawn, as `whole.is_settled` tells
     whole: WholeCost
     shared: SharedCost | None  # None if the data share no site
     mean_rate_error: float = math.nan  # of the means over the data, which may share draws
@@ -282,7 +282,8 @@ class RateDistortion(NamedTuple):
         if seen.any():  # but for what is all masked, or whose likelihoods tell no mean
             psnr = self.psnr[seen].mean()
             fidelity = f", MSE {self.mse[seen].mean():.4g}, PSNR {psnr:.2f} dB"
-        noise = [noise_of(each) for each in (self.mean_rate_error, self.mean_distortion_error)]
+        errors = self.mean_rate_error, self.mean_distortion_error
+        noise = [noise_of(each, self.whole.is_settled) for each in errors]
         each = _each(self.rate)
         if (np.isnan(self.rate_error) & np.isfinite(self.rate)).any():
             each = f"{each}, by one draw each (num_draws=100 tells errors)"

@@ -306,9 +306,11 @@ def with_picked(
     rng, found = np.random.default_rng(place), []
     for _ in range(count):
         places = np.minimum((shares < rng.random(shares.shape[1:])).sum(0), draws.num_draws - 1)
-        found.append({n: _pick(site, draws.plates, places) for n, site in draws["latent"].items()})
+        sites = {**draws["latent"], **draws["summed"]}
+        found.append({n: _pick(site, draws.plates, places) for n, site in sites.items()})
     picked = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
-    return report._replace(draws=WeightedDraws(picked, np.zeros(count)))
+    summed = {name: picked.pop(name) for name in draws["summed"]}
+    return report._replace(draws=WeightedDraws(picked, np.zeros(count), summed=summed))
 
 
 def with_notes(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnostics:
@@ -335,6 +337,8 @@ def _joined(parts: Sequence[ImportanceDiagnostics], weights: np.ndarray) -> Weig
     kept = [part.draws for part in parts if part.draws is not None]
     if len(kept) < len(parts):
         return None
-    names = kept[0].values
-    values = {name: np.concatenate([each.values[name] for each in kept]) for name in names}
-    return WeightedDraws(values, np.repeat(weights, len(kept[0].log_weights)))
+    values, summed = (
+        {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+        for found in ([each.values for each in kept], [each.summed for each in kept])
+    )
+    return WeightedDraws(values, np.repeat(weights, len(kept[0].log_weights)), summed=summed)

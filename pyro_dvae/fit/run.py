@@ -187,8 +187,8 @@ class Run:
         infinite = check_finite(self.losses, finite_data, non_finite(self.svi), self.checkpoint)
         if infinite and not self._has_warned:
             self._has_warned = True
-            rows = impossible_rows(self.svi, self.steps.batches.in_order())
-            warn_of_impossible(infinite[0], rows)
+            rows, sites = impossible_rows(self.svi, self.steps.batches.in_order())
+            warn_of_impossible(infinite[0], rows, sites)
 
     def _read_clock(self) -> float:
         """Seconds of training so far, those before a resume included."""

@@ -23,6 +23,7 @@ from pyro_dvae.ops.processes import total_gradients
 from pyro_dvae.programs.sites import param_values
 
 __all__ = [
+    "check_loss",
     "described_svi",
     "device_of",
     "evaluation_mode",
@@ -37,6 +38,16 @@ __all__ = [
     "unchanged",
     "watches_loss",
 ]
+
+
+def check_loss(svi: SVI) -> None:
+    """Raise if the loss of an `SVI` is a class."""
+    if isinstance(svi.loss, type):
+        name = svi.loss.__name__
+        raise TypeError(
+            f"`svi` has the class {name} for its `loss`, where it needs a loss: call it, as in "
+            f"SVI(model, guide, optim, loss={name}())."
+        )
 
 
 def described_svi(svi: SVI) -> dict[str, Any]:

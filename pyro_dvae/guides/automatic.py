@@ -30,7 +30,9 @@ from torch import Tensor
 
 from pyro_dvae.guides.families import (
     Latent,
+    check_levels,
     count_values,
+    draw_instead,
     is_ordered,
     posterior,
     probs_of,
@@ -39,6 +41,7 @@ from pyro_dvae.guides.families import (
 )
 from pyro_dvae.guides.places import check_site, full_sizes, reaches
 from pyro_dvae.guides.tables import (
+    check_known,
     check_table,
     given_parents,
     num_features,
@@ -191,24 +194,28 @@ class AutoDiscrete(AutoGuide):
 
         Raises:
             NotImplementedError: If latents have parents, or the model rules values out.
+            ValueError: If `quantiles` are none, or the guide has not run its model, and cannot.
         """
-        found = {}
+        found, levels = {}, check_levels(quantiles)
         for name, latent in self._known(args, kwargs).items():
             if latent.parents:
-                raise NotImplementedError(_draw_instead(name, "depends on other latents"))
+                raise NotImplementedError(draw_instead(name, "depends on other latents"))
             if is_ordered(latent):
                 probs = probs_of(latent, self._table(latent))
-                found[name] = torch.stack([quantile(latent, probs, float(q)) for q in quantiles])
+                found[name] = torch.stack([quantile(latent, probs, level) for level in levels])
         return found
 
     def _known(self, args: tuple, kwargs: dict) -> dict[str, Latent]:
         if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
+            try:
+                self._setup_prototype(*args, **kwargs)
+            except TypeError as error:
+                check_known(self._latents, error)
         for name, latent in self._latents.items():
             if not latent.always:
-                raise NotImplementedError(_draw_instead(name, "is not in each run"))
+                raise NotImplementedError(draw_instead(name, "is not in each run"))
             if latent.rules_out:
-                raise NotImplementedError(_draw_instead(name, "cannot have all values everywhere"))
+                raise NotImplementedError(draw_instead(name, "cannot have all values everywhere"))
         return self._latents
 
     # ------------------------------------------------------------------------------------ set-up
@@ -304,13 +311,6 @@ class AutoDiscrete(AutoGuide):
 def _bound_of(site: Site) -> Any:
     """What the number of values of a site is computed from."""
     return getattr(site.base, "total_count", None)
-
-
-def _draw_instead(name: str, reason: str) -> str:
-    return (
-        f"site '{name}' {reason}, so that its probabilities are not to be read off its "
-        "parameters. Use diagnostics.discrete_posterior, which draws."
-    )
 
 
 def _get(module: Any, name: str) -> Tensor:

@@ -20,7 +20,9 @@ __all__ = [
     "Latent",
     "Place",
     "Prior",
+    "check_levels",
     "count_values",
+    "draw_instead",
     "is_ordered",
     "posterior",
     "prior",
@@ -250,3 +252,29 @@ def quantile(latent: Latent, probs: Float[Tensor, "*batch_cells V"], level: floa
 def is_ordered(latent: Latent) -> bool:
     """Whether its values are numbers, rather than names."""
     return not issubclass(latent.family, _CODES | _ONE_HOT)
+
+
+def check_levels(quantiles: Any) -> list[float]:
+    """The numbers whose quantiles are asked for.
+
+    Raises:
+        ValueError: If they are none, or not from 0 to 1.
+    """
+    try:
+        levels = [float(level) for level in quantiles]
+    except (TypeError, ValueError):
+        levels = []
+    if not levels or not all(0 <= level <= 1 for level in levels):
+        raise ValueError(
+            f"`quantiles` must be a sequence of numbers from 0 to 1, as [0.05, 0.95]; got "
+            f"{quantiles!r}."
+        )
+    return levels
+
+
+def draw_instead(name: str, reason: str) -> str:
+    """What is said where parameters do not tell the probabilities of a site."""
+    return (
+        f"site '{name}' {reason}, so that its probabilities are not to be read off its "
+        "parameters. Use diagnostics.discrete_posterior, which draws."
+    )

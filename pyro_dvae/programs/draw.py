@@ -153,6 +153,8 @@ class _AtAnyValue:
 
     def log_prob(self, value: Tensor) -> Tensor:
         low, possible = getattr(self.support, "lower_bound", None), self.support.check(value)
+        for bound in bounds_of(self):  # a NaN is none, and is handed on
+            possible = possible | bound.isnan()
         inside = value if low is None else torch.where(possible, value, low)
         log_prob = super().log_prob(inside)  # type: ignore[misc]
         return torch.where(possible, log_prob, -torch.inf)

@@ -236,7 +236,6 @@ def read_zeros(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]
     for site in run.model.values():
         zeros = zeros_of(site)
         shape = jnp.broadcast_shapes(zeros.shape, site.fn.batch_shape)
-        shape = jnp.shape(site.log_prob()) if site.is_joint else shape
         ledger.add(site.kind, site, jnp.broadcast_to(zeros, shape))
     kinds = ("likelihood", "prior")
     found = {f"log_{kind}": ledger.total(kind) for kind in kinds}

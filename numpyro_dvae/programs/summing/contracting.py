@@ -16,15 +16,17 @@ from importlib import import_module
 from operator import add
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.programs.sites import Site, is_drawn
 
-__all__ = ["Named", "contracted", "enumerated", "named"]
+__all__ = ["Named", "contracted", "enumerated", "named", "probs_of"]
 
 _TIME, _PREVIOUS = "_time", "_PREV_"
+_NOTHING = -1e20  # nats, which stand for minus infinity, whose slope is none
 
 
 def _module(name: str) -> Any:
@@ -179,6 +181,60 @@ def contracted(
         )
     found = optimizer.apply_optimizer(found)
     return funsor.to_data(found, name_to_dim=OrderedDict(outer))
+
+
+def probs_of(
+    marked: Sequence[tuple[Site, Named]],
+    terms: Sequence[Named],
+    contract: Callable[[Sequence[Named]], Array],
+    nesting: int,
+) -> list[Array]:
+    """How probable the values of marked sites of a group are, given all else.
+
+    The slope of the logarithm of the sum in what the density of a value is multiplied by.
+
+    Args:
+        marked: These sites, with their terms.
+        terms: The group.
+        contract: As `contracted`, of terms.
+        nesting: How many dims are taken by plates.
+
+    Returns:
+        Of each site ``(*batch, V)``, or ``(*batch, steps, V)`` of a site with steps; NaN where no
+        value is possible.
+    """
+    funsor = _module("funsor")
+    possible = [t._replace(values=funsor.ops.max(t.values, _NOTHING)) for t in terms]
+
+    def log_sum(zeros: list[Array]) -> tuple[Array, Array]:
+        added = [named(site, each) for (site, _), each in zip(marked, zeros, strict=True)]
+        found = contract([*possible, *added])
+        return found.sum(), found
+
+    zeros = [_zeros(site, term) for site, term in marked]
+    slopes, total = jax.grad(log_sum, has_aux=True)(zeros)
+    found = []
+    for (site, term), slope in zip(marked, slopes, strict=True):
+        moved = [_dims(site)[name] for name in (*term.times, site.name)]
+        slope = jnp.moveaxis(slope, moved, range(-len(moved), 0))
+        slope = slope.reshape(slope.shape[-nesting - len(moved) :])
+        is_possible = total.reshape(*total.shape, *[1] * len(moved)) > _NOTHING
+        found.append(jnp.where(is_possible, slope, jnp.nan))
+    return found
+
+
+def _zeros(site: Site, term: Named) -> Array:
+    """For each value of a marked site, in the dims that it has."""
+    dims, sizes = _dims(site), {frame.dim: frame.size for frame in site.plates.values()}
+    place = dims[site.name]
+    sizes[place] = jnp.shape(site.value)[place - site.fn.event_dim]
+    sizes |= {dims[name]: term.size for name in term.times}
+    return jnp.zeros([sizes.get(dim, 1) for dim in range(min(sizes), 0)])
+
+
+def _dims(site: Site) -> dict[str, int]:
+    """Of the names of its dims."""
+    return {name: dim for dim, name in site.infer["_names"].items()}
 
 
 def _steps(terms: Sequence[Named], sums: frozenset[str], plates: frozenset[str]) -> list[Any]:

@@ -18,6 +18,7 @@ import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ from numpyro_dvae.distributions import PathwiseBernoulli, PathwiseCategorical
 from numpyro_dvae.programs.densities import without_mask
 from numpyro_dvae.programs.readers.impossible import has_zeros
 from numpyro_dvae.programs.sites import Layout, Site, same_scale
-from numpyro_dvae.programs.summing.contracting import contracted, enumerated, named
+from numpyro_dvae.programs.summing.contracting import contracted, enumerated, named, probs_of
 
 __all__ = ["check_marked", "enumerate_marked", "is_marked", "sum_out"]
 
@@ -119,7 +120,7 @@ def sum_out(sites: Mapping[str, Site], layout: Layout, *, clamped: bool = True) 
     unclamped = functools.cache(functools.partial(sum_out, sites, layout, clamped=False))
     for group in _groups([term for term in terms if term.sums]):
         members = {_name(term.site): term.site for term in group}
-        for factor in _factors(group):
+        for factor in _factors(group, layout):
             infer = {**factor.infer, "_members": members, "_unclamped": unclamped}
             kept[factor.name] = replace(factor, infer=infer)
     return kept
@@ -188,7 +189,7 @@ def _groups(terms: Sequence[_Term]) -> Iterator[list[_Term]]:
     yield from ([terms[place] for place in sorted(places)] for _, places in groups)
 
 
-def _factors(group: Sequence[_Term]) -> list[Site]:
+def _factors(group: Sequence[_Term], layout: Layout) -> list[Site]:
     """What a group says of the data, and of sites that are drawn."""
     sums = [term for term in group if term.is_summed]
     drawn = [term for term in group if term.is_drawn]
@@ -199,15 +200,26 @@ def _factors(group: Sequence[_Term]) -> list[Site]:
     likelihood, *alike = (_name(term.site) for term in observed) if observed else ("",)
     first = _name(sums[0].site)
     likelihood = f"{first}_observed" if alike else likelihood
-    total = _contracted(group)
+    total, probs = _contracted(group), partial(_probs_of, group, layout)
     if not drawn and observed:
-        return [_factor(likelihood, total, group)]
+        return [_factor(likelihood, total, group, probs)]
     if not observed:
-        return [_factor(first, total, group, of_latents=True)]
+        return [_factor(first, total, group, probs, of_latents=True)]
     prior = _contracted([*sums, *drawn])
     possible = prior != -jnp.inf
     rest = jnp.where(possible, total - jnp.where(possible, prior, 0.0), 0.0)
-    return [_factor(first, prior, group, of_latents=True), _factor(likelihood, rest, group)]
+    return [_factor(first, prior, group, of_latents=True), _factor(likelihood, rest, group, probs)]
+
+
+def _probs_of(group: Sequence[_Term], layout: Layout) -> list[tuple[Site, Array]]:
+    marked = [(term.site, term.values) for term in group if term.is_summed]
+
+    def contract(terms: Sequence[Any]) -> Array:
+        owners = {term.site.name: term for term in group}
+        return _contracted([owners[t.site]._replace(values=t) for t in terms])
+
+    found = probs_of(marked, [term.values for term in group], contract, layout.nesting)
+    return [(site, probs) for (site, _), probs in zip(marked, found, strict=True)]
 
 
 def _name(site: Site) -> str:
@@ -227,21 +239,22 @@ def _check_plates(group: Sequence[_Term], marked: Mapping[str, Site]) -> None:
 
 
 class _Elsewhere:
-    """A distribution whose log-density is counted at another site."""
+    """A distribution whose log-density is counted at another site, with its value's batch."""
 
-    def __init__(self, fn: Any) -> None:
-        self.counted_elsewhere = fn
+    def __init__(self, fn: Any, batch_shape: tuple[int, ...]) -> None:
+        self.counted_elsewhere, self.batch_shape = fn, batch_shape
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["counted_elsewhere"], name)
 
     def log_prob(self, value: Array) -> Array:
-        return jnp.zeros(jnp.shape(value)[: jnp.ndim(value) - self.counted_elsewhere.event_dim])
+        return jnp.zeros(self.batch_shape)
 
 
 def _counted_elsewhere(site: Site) -> Site:
     infer = {**site.infer, "_joint": True}
-    return replace(site, fn=_Elsewhere(site.fn), infer=infer, call=())
+    fn = _Elsewhere(site.fn, jnp.shape(site.value)[: site.num_batch_dims])
+    return replace(site, fn=fn, infer=infer, call=())
 
 
 def _check_drawn(site: Site, marked: Site) -> None:
@@ -273,7 +286,14 @@ def _plates(site: Site) -> set[tuple[str, int]]:
     return {(name, frame.dim) for name, frame in site.plates.items()}
 
 
-def _factor(name: str, values: Array, group: Sequence[_Term], *, of_latents: bool = False) -> Site:
+def _factor(
+    name: str,
+    values: Array,
+    group: Sequence[_Term],
+    probs: Any = list,
+    *,
+    of_latents: bool = False,
+) -> Site:
     shared = set.intersection(*(_plates(term.site) for term in group))
     plates = {n: f for n, f in group[0].site.plates.items() if (n, f.dim) in shared}
     return Site(
@@ -283,7 +303,7 @@ def _factor(name: str, values: Array, group: Sequence[_Term], *, of_latents: boo
         is_observed=True,
         plates=plates,
         scale=_common_scale([term.site for term in group], plates),
-        infer={"_of_latents": of_latents},
+        infer={"_of_latents": of_latents, "_probs": probs},
         call=(),
     )
 

@@ -249,7 +249,6 @@ def read_zeros(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor
     for site in run.model.values():
         zeros = zeros_of(site)
         shape = torch.broadcast_shapes(zeros.shape, site.fn.batch_shape)
-        shape = site.log_prob().shape if site.is_joint else shape
         ledger.add(site.kind, site, zeros.expand(shape))
     kinds = ("likelihood", "prior")
     found = {f"log_{kind}": ledger.total(kind) for kind in kinds}

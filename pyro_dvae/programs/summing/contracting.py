@@ -22,9 +22,10 @@ from pyro_dvae.programs.densities import without_mask
 from pyro_dvae.programs.readers.impossible import has_zeros
 from pyro_dvae.programs.sites import Layout, Site
 
-__all__ = ["Symbols", "Term", "contracted", "plates_of", "terms_of"]
+__all__ = ["Symbols", "Term", "contracted", "plates_of", "probs_of", "terms_of"]
 
 _PARTICLES = "particles"
+_NOTHING = -1e20  # nats, which stand for minus infinity, whose slope is none
 
 
 def terms_of(
@@ -63,6 +64,11 @@ class Term(NamedTuple):
     def is_summed(self) -> bool:
         """Whether it is a marked site's own."""
         return self.marked is not None
+
+    @property
+    def place(self) -> int:
+        """The batch dim of a marked site's values."""
+        return self.site.infer["_enumerate_dim"]
 
     def counted(self, site: Site) -> Tensor:
         """The same log-density of another run, over its batch dims."""
@@ -149,6 +155,56 @@ def contracted(terms: Sequence[Term], layout: Layout, symbols: Symbols, cache: d
     letters = {symbols[name, dim]: dim for name, dim in outer}
     letters[symbols[_PARTICLES]] = -layout.nesting - 1
     return packed.unpack(part, letters)
+
+
+def probs_of(
+    terms: Sequence[Term], total: Tensor, layout: Layout, symbols: Symbols
+) -> list[tuple[Site, Tensor]]:
+    """Marked sites of a group, and how probable their values are, given all else.
+
+    The slope of the logarithm of the sum in what the density of a value is multiplied by.
+
+    Args:
+        terms: The group.
+        total: The logarithm of its sum, as `contracted` has it.
+        layout: How the sites lie.
+        symbols: The letters.
+
+    Returns:
+        Each site, and ``(K, *batch, V)``; NaN where no value is possible.
+    """
+    marked = {term.marked: term for term in terms if term.marked is not None}
+    possible = [t._replace(values=_possible(t.values)) for t in terms]
+    with torch.enable_grad():
+        zeros = {letter: _zeros(term, total, layout) for letter, term in marked.items()}
+        added = [
+            term._replace(values=packed.pack(zeros[letter][...], dict(term.letters)))
+            for letter, term in marked.items()
+        ]
+        found = contracted([*possible, *added], layout, symbols, {})
+        slopes = torch.autograd.grad(found.sum(), list(zeros.values()))
+    is_possible, result = (total > _NOTHING)[..., None], []
+    for term, slope in zip(marked.values(), slopes, strict=True):
+        slope = slope.movedim(term.place, -1)  # and no dims left of those of the draws
+        slope = slope.reshape(slope.shape[-layout.nesting - 2 :])
+        result.append((term.site, torch.where(is_possible, slope, torch.nan)))
+    return result
+
+
+def _possible(values: Any) -> Any:
+    found = values.clamp(min=_NOTHING)
+    found._pyro_dims = values._pyro_dims
+    return found
+
+
+def _zeros(term: Term, total: Tensor, layout: Layout) -> Tensor:
+    """For each value of a marked site, in the dims that it and its draws have."""
+    sizes = {frame.dim: frame.size for frame in term.site.plates.values()}
+    sizes[term.place] = term.site.value.shape[term.place - term.site.fn.event_dim]
+    first = -layout.nesting - 1
+    sizes[first] = total.shape[first] if total.dim() >= -first else 1
+    shape = [sizes.get(dim, 1) for dim in range(term.place, 0)]
+    return total.new_zeros(shape, requires_grad=True)
 
 
 def plates_of(site: Site) -> set[tuple[str, int]]:

@@ -16,6 +16,7 @@ References:
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import opt_einsum
@@ -34,7 +35,14 @@ from pyro_dvae.programs.sites import (
     is_drawn,
     same_scale,
 )
-from pyro_dvae.programs.summing.contracting import Symbols, Term, contracted, plates_of, terms_of
+from pyro_dvae.programs.summing.contracting import (
+    Symbols,
+    Term,
+    contracted,
+    plates_of,
+    probs_of,
+    terms_of,
+)
 
 __all__ = [
     "Enumerate",
@@ -162,16 +170,17 @@ def _factors(group: Sequence[Term], layout: Layout, symbols: Symbols) -> list[Si
     likelihood = f"{first}_observed" if alike else likelihood
     with opt_einsum.shared_intermediates() as cache:
         total = contracted(group, layout, symbols, cache)
+        probs = partial(probs_of, group, total, layout, symbols)
         if not drawn and observed:
-            return [_factor(likelihood, total, group, layout)]
+            return [_factor(likelihood, total, group, layout, probs)]
         if not observed:
-            return [_factor(first, total, group, layout, of_latents=True)]
+            return [_factor(first, total, group, layout, probs, of_latents=True)]
         prior = contracted([*sums, *drawn], layout, symbols, cache)
     possible = prior != -torch.inf
     rest = torch.where(possible, total - torch.where(possible, prior, 0.0), 0.0)
     return [
         _factor(first, prior, group, layout, of_latents=True),
-        _factor(likelihood, rest, group, layout),
+        _factor(likelihood, rest, group, layout, probs),
     ]
 
 
@@ -187,22 +196,22 @@ def _check_plates_of(group: Sequence[Term], marked: Mapping[str, Site]) -> None:
 
 
 class _Elsewhere:
-    """A distribution whose log-density is counted at another site."""
+    """A distribution whose log-density is counted at another site, with its value's batch."""
 
-    def __init__(self, fn: Any) -> None:
-        self.counted_elsewhere = fn
+    def __init__(self, fn: Any, batch_shape: torch.Size) -> None:
+        self.counted_elsewhere, self.batch_shape = fn, batch_shape
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["counted_elsewhere"], name)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        shape = value.shape[: value.dim() - self.counted_elsewhere.event_dim]
-        return torch.zeros(shape, dtype=torch.get_default_dtype(), device=value.device)
+        return torch.zeros(self.batch_shape, dtype=torch.get_default_dtype(), device=value.device)
 
 
 def _counted_elsewhere(site: Site) -> Site:
     infer = {**site.infer, "_joint": True}
-    return replace(site, fn=_Elsewhere(site.fn), mask=None, infer=infer, call=((), {}))
+    fn = _Elsewhere(site.fn, site.value.shape[: site.num_batch_dims])
+    return replace(site, fn=fn, mask=None, infer=infer, call=((), {}))
 
 
 def _check_drawn(site: Site, marked: Site) -> None:
@@ -215,7 +224,13 @@ def _check_drawn(site: Site, marked: Site) -> None:
 
 
 def _factor(
-    name: str, values: Tensor, group: Sequence[Term], layout: Layout, *, of_latents: bool = False
+    name: str,
+    values: Tensor,
+    group: Sequence[Term],
+    layout: Layout,
+    probs: Any = list,
+    *,
+    of_latents: bool = False,
 ) -> Site:
     shared = set.intersection(*(plates_of(term.site) for term in group))
     plates = {n: f for n, f in group[0].site.plates.items() if (n, f.dim) in shared}
@@ -232,7 +247,7 @@ def _factor(
         plates=plates,
         scale=_common_scale([term.site for term in group], plates),
         mask=None,
-        infer={"_of_latents": of_latents},
+        infer={"_of_latents": of_latents, "_probs": probs},
         call=((), {}),
     )
 

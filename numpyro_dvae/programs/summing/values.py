@@ -1,0 +1,60 @@
+"""What is known of a site that is summed out: how probable its values are, given draws and data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from numpyro_dvae.programs.sites import Site
+
+__all__ = ["probs_of_summed"]
+
+
+def probs_of_summed(sites: Mapping[str, Site]) -> dict[str, tuple[Site, Array]]:
+    """Of each site that `sum_out` has summed, itself, and what all others say of its values.
+
+    Args:
+        sites: Of the model, marked ones summed.
+
+    Returns:
+        The site, and ``(*batch, V)``: the probabilities of the values 0, ..., V - 1, of which a
+        vector is its code, given the draws and the data; NaN of what is impossible. Steps of a
+        `scan` are in front of V.
+    """
+    read = [site.infer["_probs"] for site in sites.values() if "_probs" in site.infer]
+    found: dict[str, list[tuple[Site, Array]]] = {}
+    for site, probs in (each for look in read for each in look()):
+        found.setdefault(_owner(site), []).append((site, _by_code(site, probs)))
+    return {name: _joined(parts) for name, parts in found.items()}
+
+
+def _by_code(site: Site, probs: Array) -> Array:
+    """In order of the codes."""
+    with jax.ensure_compile_time_eval():
+        values = np.asarray(site.base.enumerate_support(expand=False))
+    values = values.reshape(len(values), *site.base.event_shape)
+    codes = (values.argmax(-1) if site.base.event_shape else values).astype(int)
+    if codes.min() < 0:
+        raise ValueError(
+            f"site '{site.name}' has the value {codes.min()}, but values are numbers from 0 "
+            "on. Leave it out of `sites`, or look its values up in a table."
+        )
+    return probs @ np.eye(codes.max() + 1)[codes]
+
+
+def _joined(parts: Sequence[tuple[Site, Array]]) -> tuple[Site, Array]:
+    """The steps of a `scan` one after the other: the first ones are sites of their own."""
+    site, probs = parts[0]
+    if not any(each.is_scanned for each, _ in parts):
+        return site, probs
+    parts = sorted(parts, key=lambda part: -part[0].name.count("_PREV_"))
+    steps = [p if s.has_steps else jnp.expand_dims(p, -2) for s, p in parts]
+    return replace(parts[-1][0], name=_owner(site)), jnp.concatenate(steps, -2)
+
+
+def _owner(site: Site) -> str:
+    """As the program has it: the host marks the first steps of a `scan`."""
+    return site.name.replace("_PREV_", "")

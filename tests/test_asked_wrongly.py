@@ -1,0 +1,88 @@
+"""What guides and reports are asked that they cannot say is refused by name, or has its error."""
+
+import importlib
+
+import numpy as np
+import pytest
+from automatic_lab import lab as make_lab
+
+X = np.array([0.2, 1.4])
+
+
+@pytest.fixture(params=["pyro", "numpyro"])
+def lab(request):
+    pytest.importorskip("torch" if request.param == "pyro" else "jax")
+    return make_lab(request.param)
+
+
+def coins(ppl, x):
+    """Four states of each datum."""
+    with ppl.plate("data", len(x), dim=-1):
+        a = ppl.sample("a", ppl.dist.Bernoulli(ppl.array(0.4)))
+        b = ppl.sample("b", ppl.dist.Bernoulli(ppl.array(0.2)))
+        ppl.sample("x", ppl.dist.Normal(a + 2.0 * b, 1.0), obs=x)
+
+
+def summary(lab, guide, name, params, *options):
+    if lab.name == "pyro":
+        return getattr(guide, name)(*options, lab.array(X))
+    return getattr(guide, name)(params, *options)
+
+
+@pytest.mark.parametrize("quantiles", [[1.5], 0.5, [], [0.1, float("nan")], "half"])
+def test_quantiles_are_numbers_from_0_to_1(lab, quantiles):
+    guide = lab.guide(lab.bind(coins))
+    lab.start(guide, lab.array(X))
+    with pytest.raises(ValueError, match="`quantiles` must be a sequence of numbers from 0 to 1"):
+        summary(lab, guide, "quantiles", {}, quantiles)
+
+
+@pytest.mark.parametrize("name", ["mode", "median"])
+def test_a_guide_that_knows_no_model_says_so(lab, name):
+    guide = lab.guide(lab.bind(coins))
+    params = () if lab.name == "pyro" else ({},)
+    with pytest.raises(ValueError, match="the guide has not run its model yet"):
+        getattr(guide, name)(*params)
+
+
+def test_parameters_that_are_missing_are_named():
+    pytest.importorskip("jax")
+    lab = make_lab("numpyro")
+    guide = lab.guide(lab.bind(coins))
+    lab.start(guide, lab.array(X))
+    with pytest.raises(ValueError, match=r"`params` has no 'a_auto_logits'.*svi.get_params"):
+        guide.mode({})
+
+
+def test_a_class_is_no_loss():
+    for package, library in (("pyro", "torch"), ("numpyro", "jax")):
+        pytest.importorskip(library)
+        infer, optim = (importlib.import_module(f"{package}.{n}") for n in ("infer", "optim"))
+        adam = optim.Adam({"lr": 0.1}) if package == "pyro" else optim.Adam(0.1)
+        svi = infer.SVI(lambda x: None, lambda x: None, adam, infer.Trace_ELBO)
+        key = () if package == "pyro" else (importlib.import_module("jax").random.key(0),)
+        fit = importlib.import_module(f"{package}_dvae.fit").fit
+        with pytest.raises(TypeError, match=r"the class Trace_ELBO .*loss=Trace_ELBO\(\)"):
+            fit(*key, svi, X, num_steps=1, progress=False)
+
+
+@pytest.mark.thrifty
+def test_errors_of_few_states_are_at_least_what_they_show(lab):
+    """A datum has four states: of three draws some are missing, of 400 none."""
+    model = lab.bind(coins)
+    guide = lab.guide(model)
+    params = {name: np.zeros((2, 1)) for name in lab.start(guide, lab.array(X))}
+    held, diagnostics = lab.held(guide, params), lab.module("diagnostics")
+    key = () if lab.name == "pyro" else (lab.jax.random.key(0),)
+    options = {"params": held} if held else {}
+
+    def cost(num_draws):
+        return diagnostics.rate_distortion(
+            *key, (model, guide), lab.array(X), num_draws=num_draws, **options
+        )
+
+    few, many = cost(3), cost(400)
+    assert not few.whole.is_settled
+    assert "± at least " in str(few)
+    assert many.whole.is_settled
+    assert "at least" not in str(many)
