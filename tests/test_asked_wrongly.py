@@ -86,3 +86,64 @@ def test_errors_of_few_states_are_at_least_what_they_show(lab):
     assert "± at least " in str(few)
     assert many.whole.is_settled
     assert "at least" not in str(many)
+
+
+FAMILIES = ("logits", "probs", "codes", "code_probs", "one_hot", "counts")
+
+
+@pytest.mark.thrifty
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("place", ["guide", "prior", "likelihood"])
+def test_a_nan_among_parameters_is_one_of_the_loss(family, place):
+    """NumPyro's densities of Bernoullis by logits, and Categoricals by probabilities, hide it."""
+    jax = pytest.importorskip("jax")
+    jnp, dist, ppl = (
+        jax.numpy,
+        *(importlib.import_module(f"numpyro{n}") for n in (".distributions", "")),
+    )
+    infer, ours = (importlib.import_module(f"numpyro_dvae.{n}") for n in ("infer", "distributions"))
+
+    def drawn(logits):
+        odds = jnp.stack([jnp.zeros_like(logits), logits], -1)
+        return {
+            "logits": lambda: dist.Bernoulli(logits=logits),
+            "probs": lambda: dist.Bernoulli(jax.nn.sigmoid(logits)),
+            "codes": lambda: dist.Categorical(logits=odds),
+            "code_probs": lambda: dist.Categorical(jax.nn.softmax(odds)),
+            "one_hot": lambda: ours.OneHotCategorical(logits=odds),
+            "counts": lambda: dist.Binomial(2, logits=logits),
+        }[family]()
+
+    def model(logits):
+        with ppl.plate("data", 2):
+            z = ppl.sample("z", drawn(logits["prior"]))
+            z = z[..., 1] if family == "one_hot" else z
+            ppl.sample("x", dist.Bernoulli(logits=z + logits["likelihood"]), obs=jnp.arange(2))
+
+    def guide(logits):
+        with ppl.plate("data", 2):
+            ppl.sample("z", drawn(logits["guide"]))
+
+    def losses(logits):
+        key = jax.random.key(0)
+        return [
+            elbo.loss(key, {}, model, guide, logits)
+            for elbo in (infer.Exact_ELBO(), infer.Reinforce_ELBO(2), infer.DAPS_ELBO(4))
+        ]
+
+    logits = {name: jnp.zeros(2) for name in ("guide", "prior", "likelihood")}
+    assert np.isfinite(jax.jit(losses)(logits)).all()
+    assert np.isnan(jax.jit(losses)(logits | {place: jnp.array([0.0, jnp.nan])})).all()
+
+
+def test_reports_name_a_parameter_that_is_nan(lab):
+    model = lab.bind(coins)
+    guide = lab.guide(model)
+    params = {name: np.zeros((2, 1)) for name in lab.start(guide, lab.array(X))}
+    diagnostics, held = lab.module("diagnostics"), lab.held(guide, params)
+    name = "b_auto_logits" if held else "guide$$$logits.b"
+    params = {**held, name: lab.array(np.full((2, 1), np.nan))}
+    key = () if lab.name == "pyro" else (lab.jax.random.key(0),)
+    for report in ("discrete_posterior", "evaluate", "importance_diagnostics"):
+        with pytest.raises(ValueError, match=r"logits.* has entries that are NaN"):
+            getattr(diagnostics, report)(*key, (model, guide), lab.array(X), params=params)

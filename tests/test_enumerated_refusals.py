@@ -115,7 +115,7 @@ REFUSED = [
     (beside_its_plate, "'x' depends on 'z', which is enumerated under plate 'data', from outside"),
     (two_scales, "must have one scale; got 1 at 'z' and 0.5 at 'x'.* Put them under the same"),
     (within_what_is_summed, "one scale|differs within plates that are summed"),
-    (masked_above, "site 'u', which the guide draws, is masked and depends on 'z'"),
+    (masked_above, "site 'u', which is drawn, is masked and depends on 'z'"),
 ]
 
 

@@ -167,7 +167,7 @@ def compare_restarts(
     return RestartComparison(
         elbo=evidence.mean(1),
         elbo_error=evidence.std(1, ddof=1) / num_draws**0.5,
-        is_settled=np.logical_not(np.reshape(few, (len(runs), -1)).any(1)),
+        is_settled=np.logical_not(np.asarray(few).reshape(len(runs), -1).any(1)),
         rhat=rhats,
         **_told_apart(evidence, rhats, limits),
         permutations=found.permutations,

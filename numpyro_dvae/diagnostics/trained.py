@@ -59,16 +59,31 @@ def as_trained(result: Any, params: Mapping[str, Any] | None) -> Trained:
     """Take a `FitResult`, or a (model, guide) pair with parameters.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or if a parameter has a NaN.
     """
     if isinstance(result, tuple) and len(result) == 2 and all(map(callable, result)):
-        return Trained(*result, {} if params is None else _as_arrays(params))
+        return Trained(*result, _numbers({} if params is None else _as_arrays(params)))
     if not (hasattr(result, "model") and hasattr(result, "guide")):
         raise ValueError(
             f"`result` must be a FitResult, or a pair (model, guide); got {type(result).__name__}."
         )
     params = result.params if params is None else {**result.params, **params}
-    return Trained(result.model, result.guide, _as_arrays(params))
+    return Trained(result.model, result.guide, _numbers(_as_arrays(params)))
+
+
+def _numbers(params: dict[str, Any]) -> dict[str, Any]:
+    for name, value in params.items():
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(value) if _is_float(leaf)]
+        if any(np.isnan(leaf).any() for leaf in leaves):
+            raise ValueError(
+                f"parameter '{name}' has entries that are NaN, of which there is nothing to "
+                "report. Take parameters of an earlier step, as from a checkpoint."
+            )
+    return params
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
 def _as_arrays(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,9 +26,9 @@ class _Bernoulli(dist.BernoulliLogits):
 
 
 class _Categorical(dist.CategoricalProbs):
-    @property
-    def logits(self) -> Array:
-        return jnp.where(jnp.isnan(self.probs), self.probs, super().logits)
+    def log_prob(self, value: Any) -> Array:
+        is_nan = jnp.isnan(self.probs).any(-1)
+        return jnp.where(is_nan, jnp.nan, super().log_prob(value))
 
 
 def sound(fn: Any) -> Any:

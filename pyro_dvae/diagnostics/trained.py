@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import pyro
+import torch
 from torch import Tensor
 
 from pyro_dvae.fit.data import as_batch, to_device
@@ -60,13 +61,23 @@ def as_trained(result: Any, params: Mapping[str, Tensor] | None) -> Trained:
     A pair has the parameters of Pyro's store, less those that are given.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or if a parameter has a NaN.
     """
     if isinstance(result, tuple) and len(result) == 2 and all(map(callable, result)):
-        return Trained(*result, {} if params is None else params)
+        return Trained(*result, _numbers({} if params is None else params))
     if not (hasattr(result, "model") and hasattr(result, "guide")):
         raise ValueError(
             f"`result` must be a FitResult, or a pair (model, guide); got {type(result).__name__}."
         )
     params = result.params if params is None else {**result.params, **params}
-    return _Fitted(result.model, result.guide, params)
+    return _Fitted(result.model, result.guide, _numbers(params))
+
+
+def _numbers(params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    odd = [name for name, value in params.items() if bool(torch.as_tensor(value).isnan().any())]
+    if odd:
+        raise ValueError(
+            f"parameter '{odd[0]}' has entries that are NaN, of which there is nothing to report. "
+            "Take parameters of an earlier step, as from a checkpoint."
+        )
+    return params

@@ -217,7 +217,7 @@ def _counted_elsewhere(site: Site) -> Site:
 def _check_drawn(site: Site, marked: Site) -> None:
     if site.is_credited and (site.mask is not None or without_mask(site.fn) is not site.fn):
         raise ValueError(
-            f"site '{site.name}', which the guide draws, is masked and depends on '{marked.name}', "
+            f"site '{site.name}', which is drawn, is masked and depends on '{marked.name}', "
             "which is enumerated: what the mask leaves of the two is not known. Sample both in the "
             "guide, or leave the mask out."
         )
