@@ -27,11 +27,12 @@ Which file to open: for a site of the guide alone, `auxiliary`; for states that 
 `usage` what it leaves out; for what `to_arviz` puts in a group, `groups`; for how a value of a site
 is read, `readings`; for an average over draws, `summaries`; for how many draws go through the
 programs at once, `collect`; for a rate without the noise of its own draw, `rates` and
-`conditionals`; for the probabilities of a discrete latent, `posteriors`; for whether ranks are
-uniform, `uniformity`; for how good gradients are, `quality`; for a standard error, `errors` and
-`expectations`; for what the data share, `costs`; for what a bound is not, `notes`, and why,
-`points` (a guide without a distribution), `weighed` (a scaled density) and `silence` (a latent
-under a mask); for arguments, `trees` and `arguments`, and `arrays` for named dims.
+`conditionals`; for the probabilities of a discrete latent, `posteriors` and `averaging`; for
+whether ranks are uniform, `uniformity`; for how good gradients are, `quality`; for a standard
+error, `errors` and `expectations`; for what the data share, `costs`; for what a bound is not,
+`notes`, and why, `points` (a guide without a distribution), `weighed` (a scaled density) and
+`silence` (a latent under a mask); for arguments, `trees` and `arguments`, and `arrays` for named
+dims.
 
 Words: a *reading* is one thing that can be read of a site, such as its values or its rate; the
 *record* has the log-densities of each draw and datum; a *datum* is one cell of the *plates* that

@@ -93,6 +93,11 @@ class SharedDiagnostics(NamedTuple):
                 f"What the data share, {names}, has one point in the guide: log p - log q is "
                 f"{self.elbo:z.2f} nats. Verdict: {self._words}."
             )
+        if self.verdict == "broken":
+            return (
+                f"What the data share, {names}: log p - log q is {self.elbo:z.2f} nats. Verdict: "
+                f"{self._words}."
+            )
         error = if_shown(self.gap_error, self.verdict not in ("unreliable", "noisy"))
         misses = f"the guide misses at least {self.gap:z.2f}{error} nats"
         if self.noise / 2 >= SHOWN:

@@ -176,7 +176,7 @@ class ImportanceDiagnostics(NamedTuple):
             share = self.ess / self.num_particles
             apart = np.maximum(-np.log(share), self.gap)
         conditions = [
-            ~np.isfinite(self.ess),
+            ~np.isfinite(self.ess) | self._is_impossible,
             np.broadcast_to(self.is_at_a_point, self.ess.shape),
             (self.num_states == 1) & ~np.asarray(self.is_sole) & ~np.asarray(self.restricted),
             is_unsettled(self.khat, self.khat_threshold, self.largest_weight, share),
@@ -185,6 +185,11 @@ class ImportanceDiagnostics(NamedTuple):
         ]
         words = ["broken", "point", "one state", "unreliable", "off", "restricted"]
         return np.select(conditions, words, "close")
+
+    @property
+    def _is_impossible(self) -> bool:
+        """Whether what the data share is, though each of them is possible."""
+        return bool(np.isfinite(self.given.iwae).all() and self.whole.iwae == -np.inf)
 
     @property
     def warning(self) -> str:
@@ -260,6 +265,8 @@ class ImportanceDiagnostics(NamedTuple):
 
     def _misses(self, gap: float, error: float, unit: str = "") -> str:
         loose = int((~np.asarray(self.is_bound)).sum())
+        if np.isnan(gap):
+            return ""  # of bounds that are both infinite
         if not loose:
             noise = if_shown(error, self.whole.is_settled and self.whole.is_elbo_settled)
             return f": the guide misses at least {gap:z.2f}{noise}{unit}"

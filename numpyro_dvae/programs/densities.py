@@ -140,9 +140,9 @@ def entropy_of(fn: Any, value: Array) -> Array | None:
     if isinstance(fn, dist.CategoricalProbs):
         return -_plogp(fn.probs).sum(-1)
     if isinstance(fn, dist.BernoulliProbs):
-        inside = (fn.probs > 0) & (fn.probs < 1)
-        probs = jnp.where(inside, fn.probs, 0.5)
-        return jnp.where(inside, dist.BernoulliProbs(probs, validate_args=False).entropy(), 0.0)
+        is_sure = (fn.probs <= 0) | (fn.probs >= 1)
+        probs = jnp.where(is_sure, 0.5, fn.probs)
+        return jnp.where(is_sure, 0.0, dist.BernoulliProbs(probs, validate_args=False).entropy())
     try:
         return fn.entropy()
     except NotImplementedError:
@@ -151,7 +151,7 @@ def entropy_of(fn: Any, value: Array) -> Array | None:
 
 def _plogp(probs: Array) -> Array:
     """0 where p = 0, with a gradient of 0 there; NumPyro's is NaN."""
-    probs = jnp.where(probs > 0, probs, 1.0)
+    probs = jnp.where(probs <= 0, 1.0, probs)
     return xlogy(probs, probs)
 
 
