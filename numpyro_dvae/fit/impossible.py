@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from numpyro.handlers import substitute
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
@@ -43,8 +42,7 @@ def impossible_rows(
     def are_impossible(arrays: tuple[Array, ...], template: Template) -> Array:
         args, kwargs = template.join(arrays)
         programs = svi.model, svi.guide, args, {**kwargs, **svi.static_kwargs}
-        guide = substitute(svi.guide, data=params)
-        drawn = sample_sites(run_program(rng_key, guide, args, programs[-1]))
+        drawn = sample_sites(run_program(rng_key, *programs[1:]))
         sites.update(dict.fromkeys(name for name, site in drawn.items() if site.is_credited))
         particles, _ = loss.run(rng_key, params, *programs)
         return (particles.log_p == -jnp.inf).all(0)
