@@ -147,3 +147,25 @@ def test_reports_name_a_parameter_that_is_nan(lab):
     for report in ("discrete_posterior", "evaluate", "importance_diagnostics"):
         with pytest.raises(ValueError, match=r"logits.* has entries that are NaN"):
             getattr(diagnostics, report)(*key, (model, guide), lab.array(X), params=params)
+
+
+@pytest.mark.thrifty
+def test_weights_beside_a_shared_latent_that_is_drawn_from_the_prior(lab):
+    """Its own weight is 1 then, but those of the data depend on it."""
+
+    def shared(ppl, x):
+        mu = ppl.sample("mu", ppl.dist.Normal(ppl.array(0.0), 2.0))
+        with ppl.plate("data", len(x), dim=-1):
+            z = ppl.sample("z", ppl.dist.Bernoulli(ppl.array(0.5)))
+            ppl.sample("x", ppl.dist.Normal(mu + z, 1.0), obs=x)
+
+    def prior(ppl, x):
+        ppl.sample("mu", ppl.dist.Normal(ppl.array(0.0), 2.0))
+        with ppl.plate("data", len(x), dim=-1):
+            ppl.sample("z", ppl.dist.Bernoulli(ppl.array(0.5)))
+
+    posterior = lab.posterior(lab.bind(shared), lab.bind(prior), {}, X, num_draws=50)
+    report = posterior.report
+    log_p = posterior.log_weights
+    np.testing.assert_array_equal(log_p[:, 0], log_p[:, 1])
+    assert report.has_shared_latents

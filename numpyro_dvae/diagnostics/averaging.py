@@ -26,7 +26,8 @@ class Weighted(NamedTuple):
 def log_weights_of(draws: Draws) -> np.ndarray:
     """Of each datum; where the data share latents, of all together, the same for each datum."""
     log_weights = draws.importance_weights
-    if not draws.shared_sites or np.ptp(draws.shared_importance_weights) == 0:
+    is_drawn = any((site.values != site.values[:1]).any() for site in draws["given"].values())
+    if not is_drawn and np.ptp(draws.shared_importance_weights) == 0:
         return log_weights
     whole = draws.whole_importance_weights.reshape(-1, *[1] * (log_weights.ndim - 1))
     return np.broadcast_to(whole, log_weights.shape)

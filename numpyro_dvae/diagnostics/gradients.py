@@ -87,7 +87,7 @@ def _moments(
     """Mean of each parameter's gradient, and the trace of its covariance."""
     transforms = {
         name: biject_to(constraint)
-        for name, constraint in constraints_of(rng_key, *trained.substituted(), args, {}).items()
+        for name, constraint in constraints_of(rng_key, *trained.substituted(), args, {})[0].items()
     }
     trainable = {
         name: jax.tree.map(transform.inv, trained.params[name])

@@ -107,11 +107,12 @@ def _shared_sites(rng_key: Array, pair: Pair) -> tuple[str, ...]:
 
 def constraints_of(
     rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict
-) -> dict[str, Any]:
-    """The parameters of a pair by name, and the constraint of each."""
+) -> tuple[dict[str, Any], set[str]]:
+    """The parameters of a pair by name, and the constraint of each; and names of mutable state."""
 
-    def read(run: Run) -> dict[str, Any]:
-        return param_constraints(run.guide_trace) | param_constraints(run.model_trace)
+    def read(run: Run) -> tuple[dict[str, Any], set[str]]:
+        params = param_constraints(run.guide_trace) | param_constraints(run.model_trace)
+        return params, set(run.mutable())
 
     return _read_abstractly(read, rng_key, Pair(model, guide, args, kwargs))
 

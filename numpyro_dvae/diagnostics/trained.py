@@ -43,14 +43,16 @@ class Trained(NamedTuple):
         """Read the structure of the programs, and see that no parameter is left to chance.
 
         Raises:
-            ValueError: If a parameter is missing.
+            ValueError: If a parameter, or mutable state, is missing.
         """
         model, guide = self.substituted()
-        missing = constraints_of(rng_key, model, guide, args, {}).keys() - self.params.keys()
+        params, state = constraints_of(rng_key, model, guide, args, {})
+        missing = {*params, *state} - self.params.keys()
         if missing:
+            with_state = " | svi_state.mutable_state" if state else ""
             raise ValueError(
                 f"`params` lacks {sorted(missing)[:5]}, so that these would be initial values. "
-                "Pass the FitResult, or `params=svi.get_params(svi_state)`."
+                f"Pass the FitResult, or `params=svi.get_params(svi_state){with_state}`."
             )
         return prepare_pair(rng_key, model, guide, args, {})
 

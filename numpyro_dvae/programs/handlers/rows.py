@@ -16,9 +16,9 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.programs.draw import Draw, run_program
-from numpyro_dvae.programs.sites import Layout, Site, sample_sites
+from numpyro_dvae.programs.sites import Layout, Pair, Site, sample_sites
 
-__all__ = ["check_rows", "check_whole_plates"]
+__all__ = ["check_guide", "check_rows", "check_whole_plates"]
 
 
 class _Rows(Messenger):
@@ -64,27 +64,56 @@ def check_rows(
     Raises:
         ValueError: If a plate draws rows, and nothing that is observed under it depends on them.
     """
+    sites, drawn, led_to = _looked(rng_key, model, args, kwargs)
+    for name in (name for name in plates if name in drawn):
+        few, size = drawn[name]
+        known = [n for n, site in sites.items() if site.is_observed and n in led_to]
+        seen = [n for n in known if name in sites[n].plates]
+        if seen and not any(name in _union(led_to[site]) for site in seen):
+            raise ValueError(_refusal(name, few, size, seen, guide))
 
-    def observed(rows: dict[str, Array]) -> dict[str, Site]:
+
+def check_guide(rng_key: Array, pair: Pair) -> None:
+    """Check that data are those of the rows by which a guide keeps something, as `check_rows`.
+
+    Args:
+        rng_key: Key of the runs.
+        pair: The programs, of which a plate takes some rows.
+
+    Raises:
+        ValueError: If the guide's draws depend on rows that a plate draws, and data do not.
+    """
+    args = pair.args, pair.kwargs
+    _, drawn, led_to = _looked(rng_key, pair.guide, *args)
+    kept = drawn.keys() & frozenset[str]().union(*map(_union, led_to.values()))
+    if kept:
+        check_rows(rng_key, pair.model, *args, kept, "the guide")
+
+
+def _looked(
+    rng_key: Array, program: Any, args: tuple, kwargs: dict
+) -> tuple[dict[str, Site], dict[str, tuple[int, int]], dict[str, Any]]:
+    """The sites of a program, the rows that plates draw, and which of these lead to which site.
+
+    Nothing of a program that must know its rows.
+    """
+
+    def run(rows: dict[str, Array]) -> dict[str, Site]:
         with block(), found, Draw(rng_key, Layout()):  # parameters as they start: none is kept
-            run = run_program(rng_key, substitute(model, data=rows), args, kwargs)
-        return {name: site for name, site in sample_sites(run).items() if site.is_observed}
+            return sample_sites(run_program(rng_key, substitute(program, data=rows), args, kwargs))
 
     def looks(**rows: Array) -> dict[str, Any]:
-        return {n: (s.value, s.term()) for n, s in observed(rows).items() if not s.is_scanned}
+        return {n: (s.value, s.term()) for n, s in run(rows).items() if not s.is_scanned}
 
     found, sites = _Rows(), dict[str, Site]()
     try:
-        jax.eval_shape(lambda: sites.update(observed({})))
-        drawn = {name: found.drawn[name] for name in plates if name in found.drawn}
+        jax.eval_shape(lambda: sites.update(run({})))
+        drawn = {name: sizes for name, sizes in found.drawn.items() if sizes[0] < sizes[1]}
         rows = {name: jnp.arange(few) for name, (few, _) in drawn.items()}
         led_to = eval_provenance(looks, **rows) if rows else {}
     except jax.errors.JAXTypeError:
-        return
-    for name, (few, size) in drawn.items():
-        seen = [n for n, site in sites.items() if name in site.plates and n in led_to]
-        if seen and not any(name in _union(led_to[site]) for site in seen):
-            raise ValueError(_refusal(name, few, size, seen, guide))
+        return {}, {}, {}
+    return sites, drawn, led_to
 
 
 def _union(parts: Any) -> frozenset[str]:

@@ -18,6 +18,7 @@ from jaxtyping import Array
 from numpyro.ops.provenance import eval_provenance
 
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
+from numpyro_dvae.programs.handlers.rows import check_guide
 from numpyro_dvae.programs.record import in_batch_dims
 from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, rows_of_plates, sample_sites
 from numpyro_dvae.programs.summing.agreeing import check_agreement
@@ -44,15 +45,18 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
 
     Raises:
         ValueError: If guide and model do not match (a latent site in one only, different plates,
-            sizes or event shapes), or if the plates nest deeper than `max_plate_nesting`.
+            sizes or event shapes), if the plates nest deeper than `max_plate_nesting`, or if a
+            guide keeps something by rows that the data are not of.
     """
-    layouts: list[Layout] = []
+    layouts, thin = list[Layout](), list[str]()
 
     def run_with(pair: Pair, values: Mapping[str, Array]) -> Run:
         return run_pair(rng_key, pair, Draw(rng_key, Layout(), values))
 
     def inspect() -> list[Any]:
         plain = run_with(pair, {})
+        rows = rows_of_plates(plain.guide_trace).items()
+        thin.extend(n for n, each in rows if len(each.indices) < each.full_size)
         marked = _with_summed(plain, pair, max_plate_nesting)
         if marked.layout.summed:
             check_agreement(rng_key, marked, plain)
@@ -69,6 +73,8 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
         return [site.scale for site in sites if layouts[0].owns(site)]
 
     program = jax.make_jaxpr(inspect)()
+    if thin:
+        check_guide(rng_key, pair)
     return layouts[0]._replace(one_scale=are_one(program))
 
 

@@ -16,11 +16,18 @@ from torch import Tensor
 
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.processes import hidden
-from pyro_dvae.programs.sites import Site, is_subsample, sample_sites
+from pyro_dvae.programs.sites import (
+    Pair,
+    Run,
+    Site,
+    is_subsample,
+    rows_of_plates,
+    sample_sites,
+)
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import Exits
 
-__all__ = ["check_rows", "check_whole_plates"]
+__all__ = ["check_guide", "check_rows", "check_whole_plates"]
 
 
 class _Rows(Messenger):
@@ -79,6 +86,30 @@ def check_rows(
                 f'model take those of the rows, `with pyro.plate("{name}", {size}, '
                 f"subsample_size={few}) as rows`, obs=x[rows]."
             )
+
+
+def check_guide(pair: Pair, run: Run) -> None:
+    """Check that data are those of the rows by which a guide keeps something, as `check_rows`.
+
+    Args:
+        pair: The programs.
+        run: Of them.
+
+    Raises:
+        ValueError: If the guide's draws depend on rows that a plate draws, and data do not.
+    """
+    taken = rows_of_plates(run.guide_trace).values()
+    if all(len(rows.indices) == rows.full_size for rows in taken):
+        return
+
+    def look() -> tuple[dict[str, Site], _Rows]:
+        with pyro.validation_enabled(False), hidden(), _Rows() as rows:
+            return sample_sites(run_program(pair.guide, pair.args, pair.kwargs)), rows
+
+    sites, rows = only_looking(look)
+    kept = {n for n in rows.drawn if any(n in _led_to(site) for site in sites.values())}
+    if kept:
+        check_rows(pair.model, pair.args, pair.kwargs, kept, "the guide")
 
 
 def _led_to(site: Site) -> frozenset[str]:

@@ -17,6 +17,7 @@ from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from pyro_dvae.programs.draw import bounds_of, run_program
+from pyro_dvae.programs.handlers.rows import check_guide
 from pyro_dvae.programs.record import in_batch_dims
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, rows_of_plates, sample_sites
 from pyro_dvae.programs.structure.looking import only_looking
@@ -41,7 +42,8 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
 
     Raises:
         ValueError: If guide and model do not match (a latent site in one only, different plates,
-            sizes or event shapes), or if the plates nest deeper than `max_plate_nesting`.
+            sizes or event shapes), if the plates nest deeper than `max_plate_nesting`, or if a
+            guide keeps something by rows that the data are not of.
     """
     found = tracked(pair, TrackNonReparam())
     bounded = _bounded(found)
@@ -58,6 +60,7 @@ def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout
     if not credited:
         found = tracked(pair, TrackDraws())
     run = found.run
+    check_guide(pair, run)
     sites = [*run.guide.values(), *run.model.values()]
     shared = _shared_plates(pair, found, credited or _plated(run.guide))
     layout = _layout_of(sites, shared, tuple(credited), max_plate_nesting)
