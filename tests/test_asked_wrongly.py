@@ -169,3 +169,20 @@ def test_weights_beside_a_shared_latent_that_is_drawn_from_the_prior(lab):
     log_p = posterior.log_weights
     np.testing.assert_array_equal(log_p[:, 0], log_p[:, 1])
     assert report.has_shared_latents
+
+
+@pytest.mark.slow
+def test_mutable_state_that_is_missing_is_named():
+    """The states of a TruncatedGuide are none of the parameters of NumPyro's SVI."""
+    jax = pytest.importorskip("jax")
+    lab, infer = make_lab("numpyro"), importlib.import_module("numpyro_dvae.infer")
+    model, key, x = lab.bind(coins), jax.random.key(0), lab.array(X)
+    guide = infer.TruncatedGuide(model, num_states=2)
+    svi = infer.SVI(model, guide, lab.numpyro.optim.Adam(0.1), infer.Truncated_ELBO())
+    state, gap = svi.init(key, x), lab.module("diagnostics").posterior_gap
+    with pytest.raises(
+        ValueError, match=r"`params` lacks \['guide.words'.*svi_state.mutable_state"
+    ):
+        gap(key, (model, guide), x, params=svi.get_params(state))
+    found = gap(key, (model, guide), x, params=svi.get_params(state) | state.mutable_state)
+    assert np.isfinite(found.elbo).all()

@@ -148,10 +148,9 @@ def compare_restarts(
     """
     check_counts(num_draws=num_draws, batch_size=batch_size)
     runs = _runs_of(result)
-    keys = jax.random.split(rng_key, len(runs))
     tables = [
         to_arviz(key, run, *data, num_draws=num_draws, batch_size=batch_size, groups=_GROUPS)
-        for key, run in zip(keys, runs, strict=True)
+        for key, run in zip(jax.random.split(rng_key, len(runs)), runs, strict=True)
     ]
     trained = [as_trained(run, None) for run in runs]
     symmetries = Symmetries(rng_key, trained[0], trained[0].arguments(data))

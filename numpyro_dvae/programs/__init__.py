@@ -10,7 +10,7 @@ The files of the room are the way from a program to arrays. Read them in this or
 - `settings`: plain values around a program, which may choose how it goes;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
 - `densities`: where a mask is; log-densities of many states at once, and entropies;
-- `_hosts`: what NumPyro's own densities get wrong;
+- `hosts`: what NumPyro's own densities get wrong;
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;
 
 The folders hold what is beside that way, and say so in their first lines:

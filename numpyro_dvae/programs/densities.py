@@ -20,7 +20,7 @@ from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistr
 
 from numpyro_dvae.distributions import CertainCategorical, UniformCategorical
 from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
-from numpyro_dvae.programs._hosts import log_prob_of_bits
+from numpyro_dvae.programs.hosts import log_prob_of_bits
 from numpyro_dvae.programs.sites import Site
 
 __all__ = [

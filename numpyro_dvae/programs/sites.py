@@ -18,7 +18,7 @@ from jaxtyping import Array
 from numpyro.distributions import constraints
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
-from numpyro_dvae.programs._hosts import sound
+from numpyro_dvae.programs.hosts import sound
 
 __all__ = [
     "Layout",
