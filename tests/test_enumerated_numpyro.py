@@ -12,6 +12,7 @@ import numpyro  # noqa: E402
 import numpyro.distributions as dist  # noqa: E402
 from numpyro.contrib.control_flow import scan  # noqa: E402
 
+from numpyro_dvae.diagnostics import discrete_posterior  # noqa: E402
 from numpyro_dvae.infer import Exact_ELBO, Reinforce_ELBO  # noqa: E402
 
 SUM = {"enumerate": "parallel"}  # copied, as `scan` writes into what it is given
@@ -231,3 +232,26 @@ def from_the_left():
 def test_programs_that_mix_all_values_are_refused(model):
     with pytest.raises(ValueError, match=r"(depends on|all values of) .*'?z.* at once"):
         Exact_ELBO().loss(KEY, {}, model, lambda: None)
+
+
+@pytest.mark.slow
+def test_the_posterior_of_the_steps_of_a_scan():
+    """By all paths of each chain, given the scale, in the mean over its draws."""
+    x = np.random.default_rng(0).normal(size=(4, 2))
+    with jax.enable_x64(True):
+        found = discrete_posterior(KEY, (chain, guide), x, params=PARAMS, num_draws=50)
+    assert found["z"].dims == ("chains", "z_step")
+    expected = np.zeros((2, 4, 2))
+    for wide in (0, 1):
+        share = (found["wide"].draws == wide).mean()
+        for n, column in enumerate(x.T):
+            probs = {}
+            for path in itertools.product(range(2), repeat=4):
+                steps = list(zip((0, *path), path, column, strict=False))
+                errors = [((y - 0.8 * b) / (0.5 + wide)) ** 2 for _, b, y in steps]
+                probs[path] = np.prod([TABLE[a, b] for a, b, _ in steps]) * np.exp(
+                    -0.5 * sum(errors)
+                )
+            for path, prob in probs.items():
+                expected[n, range(4), path] += share * prob / sum(probs.values())
+    np.testing.assert_allclose(found["z"].probs, expected, rtol=1e-5)

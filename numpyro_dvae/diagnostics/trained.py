@@ -11,6 +11,7 @@ from numpyro.handlers import substitute
 
 from numpyro_dvae.diagnostics.readings import Pair, constraints_of, prepare_pair
 from numpyro_dvae.fit.data import as_batch
+from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.infer.relaxation import unrelaxed
 
 __all__ = ["Trained", "as_trained"]
@@ -75,6 +76,8 @@ def as_trained(result: Any, params: Mapping[str, Any] | None) -> Trained:
 
 def _numbers(params: dict[str, Any]) -> dict[str, Any]:
     for name, value in params.items():
+        if name == LOSS_MEMORY:  # which may not know a number yet
+            continue
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(value) if _is_float(leaf)]
         if any(np.isnan(leaf).any() for leaf in leaves):
             raise ValueError(
