@@ -15,6 +15,7 @@ IDENTICAL = {
     "diagnostics/__init__.py",
     "diagnostics/arguments.py",
     "diagnostics/arrays.py",
+    "diagnostics/averaging.py",
     "diagnostics/costing.py",
     "diagnostics/costs.py",
     "diagnostics/draws.py",

@@ -49,8 +49,7 @@ class RestartComparison:
         elbo: ELBO of all data by run, in nats; the run of the least loss of late first, as in the
             result of `fit_restarts`.
         elbo_error: Its standard error.
-        is_settled: Whether that is its error, or at least that, as few states were drawn of some
-            data, of more that the guide can draw.
+        is_settled: Whether that is its error; else it is at least that, few states being drawn.
         rhat: The largest R-hat of the entries of each quantity, "evidence" among them.
         differs: The quantities in which runs differ by more than the noise of these draws: the
             evidence by the standard errors of its means, others by what R-hat is without a

@@ -20,7 +20,7 @@ from numpyro_dvae.fit.result import FitResult
 from numpyro_dvae.fit.run import Intervals, Run
 from numpyro_dvae.fit.signals import Signals
 from numpyro_dvae.fit.steps import Steps
-from numpyro_dvae.fit.svi import check_loss, described_svi
+from numpyro_dvae.fit.svi import described_svi
 from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["fit"]
@@ -107,7 +107,6 @@ def fit(
         FitInterrupt: After SIGINT or SIGTERM.
     """
     check_counts(num_steps=num_steps)
-    check_loss(svi)
     intervals = _intervals(log_every, eval_every, checkpoint_every)
     if resume and folder is None:
         raise ValueError("`resume` is True, but there is no `folder` to resume from: pass it.")

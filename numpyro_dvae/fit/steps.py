@@ -26,7 +26,7 @@ from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.data import Batch, is_finite, take_rows
 from numpyro_dvae.fit.devices import Devices
 from numpyro_dvae.fit.identity import described
-from numpyro_dvae.fit.svi import is_sound, scalar_fields, take_step
+from numpyro_dvae.fit.svi import check_loss, is_sound, scalar_fields, take_step
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.fit.transform import transformed
 
@@ -59,6 +59,7 @@ class Steps:
         devices: Devices,
         log_every: int,
     ) -> None:
+        check_loss(svi)
         self.batches, self._devices, self._log_every = batches, devices, log_every
         self.together = isinstance(batches, ArrayBatches)  # whether many run in one dispatch
         self._rng_key, self._transform = devices.on_all(rng_key), transform

@@ -15,7 +15,7 @@ from pyro_dvae.fit.result import FitResult
 from pyro_dvae.fit.run import Intervals, Run
 from pyro_dvae.fit.signals import Signals
 from pyro_dvae.fit.steps import Steps
-from pyro_dvae.fit.svi import check_loss, described_svi, watches_loss
+from pyro_dvae.fit.svi import described_svi, watches_loss
 from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["fit"]
@@ -92,7 +92,6 @@ def fit(
         FitInterrupt: After SIGINT or SIGTERM.
     """
     check_counts(num_steps=num_steps)
-    check_loss(svi)
     intervals = _intervals(log_every, eval_every, checkpoint_every)
     if resume and folder is None:
         raise ValueError("`resume` is True, but there is no `folder` to resume from: pass it.")

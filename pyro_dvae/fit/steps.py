@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_dvae.fit.batches import Batches
 from pyro_dvae.fit.data import Batch, is_finite, to_device
 from pyro_dvae.fit.identity import described
-from pyro_dvae.fit.svi import device_of, parameters
+from pyro_dvae.fit.svi import check_loss, device_of, parameters
 from pyro_dvae.fit.transform import transformed
 
 __all__ = ["Steps"]
@@ -20,6 +20,7 @@ class Steps:
     """Batches of a stream, made ready for the steps of an `SVI`."""
 
     def __init__(self, svi: SVI, batches: Batches, transform: Callable[..., Any] | None) -> None:
+        check_loss(svi)
         self.batches = batches
         self._transform = transform
         self._device = device_of(svi, parameters(svi).values())

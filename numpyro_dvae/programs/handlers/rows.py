@@ -16,7 +16,7 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.programs.draw import Draw, run_program
-from numpyro_dvae.programs.sites import Layout, Pair, Site, sample_sites
+from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, rows_of_plates, sample_sites
 
 __all__ = ["check_guide", "check_rows", "check_whole_plates"]
 
@@ -73,16 +73,20 @@ def check_rows(
             raise ValueError(_refusal(name, few, size, seen, guide))
 
 
-def check_guide(rng_key: Array, pair: Pair) -> None:
+def check_guide(rng_key: Array, pair: Pair, run: Run) -> None:
     """Check that data are those of the rows by which a guide keeps something, as `check_rows`.
 
     Args:
         rng_key: Key of the runs.
-        pair: The programs, of which a plate takes some rows.
+        pair: The programs.
+        run: Of them.
 
     Raises:
         ValueError: If the guide's draws depend on rows that a plate draws, and data do not.
     """
+    taken = rows_of_plates(run.guide_trace).values()
+    if all(len(rows.indices) == rows.full_size for rows in taken):
+        return
     args = pair.args, pair.kwargs
     _, drawn, led_to = _looked(rng_key, pair.guide, *args)
     kept = drawn.keys() & frozenset[str]().union(*map(_union, led_to.values()))

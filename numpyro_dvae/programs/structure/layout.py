@@ -48,15 +48,14 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
             sizes or event shapes), if the plates nest deeper than `max_plate_nesting`, or if a
             guide keeps something by rows that the data are not of.
     """
-    layouts, thin = list[Layout](), list[str]()
+    layouts: list[Layout] = []
 
     def run_with(pair: Pair, values: Mapping[str, Array]) -> Run:
         return run_pair(rng_key, pair, Draw(rng_key, Layout(), values))
 
     def inspect() -> list[Any]:
         plain = run_with(pair, {})
-        rows = rows_of_plates(plain.guide_trace).items()
-        thin.extend(n for n, each in rows if len(each.indices) < each.full_size)
+        check_guide(rng_key, pair, plain)
         marked = _with_summed(plain, pair, max_plate_nesting)
         if marked.layout.summed:
             check_agreement(rng_key, marked, plain)
@@ -73,8 +72,6 @@ def find_layout(rng_key: Array, pair: Pair, max_plate_nesting: float = math.inf)
         return [site.scale for site in sites if layouts[0].owns(site)]
 
     program = jax.make_jaxpr(inspect)()
-    if thin:
-        check_guide(rng_key, pair)
     return layouts[0]._replace(one_scale=are_one(program))
 
 
