@@ -20,7 +20,6 @@ from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistr
 
 from numpyro_dvae.distributions import CertainCategorical, UniformCategorical
 from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
-from numpyro_dvae.programs.hosts import log_prob_of_bits
 from numpyro_dvae.programs.sites import Site
 
 __all__ = [
@@ -46,7 +45,7 @@ def fast_log_prob(site: Site) -> Array:
     if type(fn) is dist.Normal:
         found = _normal(jnp.asarray(fn.loc), jnp.asarray(fn.scale), value, dims)
     else:
-        found = log_prob_of_bits(jnp.asarray(fn.logits), value).sum(dims)
+        found = _bernoulli(jnp.asarray(fn.logits), value, dims)
     if site.is_observed and fn._validate_args:
         found = jnp.where(fn.support(value).all(dims), found, -jnp.inf)
     return jnp.broadcast_to(found, jnp.broadcast_shapes(found.shape, site.fn.batch_shape))
@@ -59,6 +58,15 @@ def _normal(loc: Array, scale: Array, value: Array, dims: tuple[int, ...]) -> Ar
         square, scale = square.sum(dims), scale.reshape(scale.shape[: dims[0]])
         return -0.5 * square / jnp.square(scale) - num_entries * log_norm.reshape(scale.shape)
     return -(0.5 * square / jnp.square(scale) + log_norm).sum(dims)
+
+
+def _bernoulli(logits: Array, value: Array, dims: tuple[int, ...]) -> Array:
+    """``z log p + (1 - z) log(1 - p)``, where 0 times -inf is 0, by one logarithm a parameter."""
+    is_off = logits < 0  # at 0 the slopes of one side are taken together, which `max` and `abs` mix
+    on, off = jnp.where(is_off, -logits, 0.0), jnp.where(is_off, 0.0, logits)
+    on, off = jnp.where(value == 0, 0.0, value * on), jnp.where(value == 1, 0.0, (1 - value) * off)
+    size = jnp.where(is_off, -logits, logits)
+    return -(on + off + jnp.log1p(jnp.exp(-size))).sum(dims)
 
 
 _IN_DOUBLE = 1e-9  # rounding of log-densities, of themselves and of a nat

@@ -4,25 +4,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
-__all__ = ["log_prob_of_bits", "sound"]
-
-
-def log_prob_of_bits(logits: Array, value: Array) -> Array:
-    """``z log p + (1 - z) log(1 - p)``, where 0 times -inf is 0, by one logarithm a parameter."""
-    is_off = logits < 0  # at 0 the slopes of one side are taken together, which `max` and `abs` mix
-    on, off = jnp.where(is_off, -logits, 0.0), jnp.where(is_off, 0.0, logits)
-    on, off = jnp.where(value == 0, 0.0, value * on), jnp.where(value == 1, 0.0, (1 - value) * off)
-    size = jnp.where(is_off, -logits, logits)
-    return -(on + off + jnp.log1p(jnp.exp(-size)))
+__all__ = ["sound"]
 
 
 class _Bernoulli(dist.BernoulliLogits):
     def log_prob(self, value: Any) -> Array:
-        return log_prob_of_bits(jnp.asarray(self.logits), value)
+        logits = _off_zero(jnp.asarray(self.logits))
+        found = dist.BernoulliLogits(logits, validate_args=False).log_prob(value)
+        return jnp.where(jnp.isnan(logits), jnp.nan, found)
 
 
 class _Categorical(dist.CategoricalProbs):
@@ -40,16 +34,12 @@ def sound(fn: Any) -> Any:
     where parameters often start, NumPyro takes `clip` and `abs` to be flat, which gives a Bernoulli
     the gradient y in place of y - 1/2; next to 0 it is right.
     """
-    if type(fn) is dist.BernoulliLogits:
+    if type(fn) is dist.BernoulliLogits and _may_be_nan(fn.logits):
         return _Bernoulli(fn.logits, validate_args=False)
-    if type(fn) is dist.CategoricalProbs:
+    if type(fn) is dist.CategoricalProbs and _may_be_nan(fn.probs):
         return _Categorical(fn.probs, validate_args=False)
-    if type(fn) is dist.BinomialLogits:
-        traced = isinstance(fn.logits, jax.core.Tracer)
-        if not (traced and jnp.issubdtype(fn.logits.dtype, jnp.floating)):
-            return fn
-        logits = fn.logits + jnp.where(fn.logits == 0, jnp.finfo(fn.logits.dtype).tiny, 0)
-        return dist.BinomialLogits(logits, fn.total_count, validate_args=False)
+    if type(fn) is dist.BinomialLogits and isinstance(fn.logits, jax.core.Tracer):
+        return dist.BinomialLogits(_off_zero(fn.logits), fn.total_count, validate_args=False)
     if isinstance(fn, dist.BernoulliProbs):
         if not isinstance(fn.probs, jax.core.Tracer):
             return fn
@@ -66,3 +56,14 @@ def sound(fn: Any) -> Any:
     if isinstance(fn, ExpandedDistribution):
         return base.expand(fn.batch_shape)
     return base.to_event(fn.reinterpreted_batch_ndims)
+
+
+def _may_be_nan(parameter: Any) -> bool:
+    return isinstance(parameter, jax.core.Tracer) or bool(np.isnan(parameter).any())
+
+
+def _off_zero(logits: Array) -> Array:
+    """Logits that have a gradient, a hair off 0."""
+    if not (isinstance(logits, jax.core.Tracer) and jnp.issubdtype(logits.dtype, jnp.floating)):
+        return logits
+    return logits + jnp.where(logits == 0, jnp.finfo(logits.dtype).tiny, 0)
