@@ -16,13 +16,13 @@ class _Bernoulli(dist.BernoulliLogits):
     def log_prob(self, value: Any) -> Array:
         logits = _off_zero(jnp.asarray(self.logits))
         found = dist.BernoulliLogits(logits, validate_args=False).log_prob(value)
-        return jnp.where(jnp.isnan(logits), jnp.nan, found)
+        return found + jnp.where(jnp.isnan(logits), jnp.nan, 0.0)  # by one addition a draw
 
 
 class _Categorical(dist.CategoricalProbs):
     def log_prob(self, value: Any) -> Array:
         is_nan = jnp.isnan(self.probs).any(-1)
-        return jnp.where(is_nan, jnp.nan, super().log_prob(value))
+        return super().log_prob(value) + jnp.where(is_nan, jnp.nan, 0.0)
 
 
 def sound(fn: Any) -> Any:
