@@ -82,7 +82,7 @@ def lines_of(verdicts: np.ndarray) -> list[str]:
     """
     counts = {word: int((verdicts == word).sum()) for word in _VERDICTS}
     width = len(str(verdicts.size))
-    lines = [f"  {n:{width}} {_VERDICTS[word].format('')}" for word, n in counts.items() if n]
+    lines = [f"  {n:{width}} {_VERDICTS[word].format('')}." for word, n in counts.items() if n]
     if counts["off"] or counts["close"]:
         lines.append(
             "Draws cannot show a mode or tail that the guide hardly ever draws: calibration, "
