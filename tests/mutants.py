@@ -1,6 +1,6 @@
 """Break the packages on purpose and see that the tests notice: ``python tests/mutants.py [WORD]``.
 
-Each entry of `breaks` and `more_breaks` is made in a copy of the project in a temporary folder,
+Each entry of `breaks` and what is beside it is made in a copy of the project in a temporary folder,
 where the tests that it names are run. One line per break: caught, SURVIVED, or what went wrong;
 the exit status counts those that were not caught. WORD picks the breaks whose name holds it,
 ``--first 40 --count 20`` those at the places 40 to 59 of these.
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from breaks import LOSSES
+from breaks_of_programs import PROGRAMS
 from more_breaks import REST
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +92,9 @@ def chosen_of(arguments):
     parser.add_argument("--first", type=int, default=0, help="place of the first one")
     parser.add_argument("--count", type=int, help="of those from there on; all if left out")
     options = parser.parse_args(arguments)
-    chosen = [each for each in (*LOSSES, *REST) if options.word in each.name][options.first :]
+    chosen = [each for each in (*LOSSES, *REST, *PROGRAMS) if options.word in each.name][
+        options.first :
+    ]
     return chosen[: options.count]
 
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 from breaks import LOSSES
+from breaks_of_programs import PROGRAMS
 from more_breaks import REST
 
 ROOT = Path(__file__).parents[1]
-ALL = [*LOSSES, *REST]
+ALL = [*LOSSES, *REST, *PROGRAMS]
 
 
 def test_there_are_enough():
