@@ -112,6 +112,7 @@ MIXING = {
     "sorted": lambda torch, z: z.sort().values,
     "in place": lambda torch, z: z.clone().add_(0.0 * z.max()),
     "by a matrix": lambda torch, z: torch.zeros(CELLS, CELLS) @ z,
+    "of a matrix": lambda torch, z: z + z @ torch.zeros(CELLS, CELLS),
     "through an index": lambda torch, z: torch.tensor([0.0, 0.0])[z.long().flip(0)],
 }
 

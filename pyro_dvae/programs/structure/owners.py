@@ -23,8 +23,8 @@ _NOBODY = -(2**40)
 _LIKE_ELEMENTS = """_to_copy alias binary_cross_entropy_with_logits bernoulli clone copy_ detach
     lift_fresh""".split()
 _MOVING = """_unsafe_view as_strided cat constant_pad_nd diagonal expand flip index_put index_put_
-    index_select permute repeat roll select slice split split_with_sizes squeeze stack t transpose
-    tril triu unbind unfold unsqueeze view""".split()
+    index_select permute repeat roll select slice split split_with_sizes squeeze squeeze_ stack t
+    t_ transpose transpose_ tril triu unbind unfold unsqueeze unsqueeze_ view""".split()
 _REDUCING = """all amax amin any argmax argmin linalg_vector_norm logsumexp max mean median min norm
     prod std sum var""".split()
 _ALONG = "_log_softmax _softmax cummax cummin cumprod cumsum logcumsumexp sort".split()
@@ -89,7 +89,7 @@ class Owners(TorchDispatchMode):
         for result, one in zip(results, joined, strict=False):
             if not isinstance(one, Tensor) or one.shape != getattr(result, "shape", None):
                 continue
-            if func._schema.is_mutable and result in marks:
+            if func._schema.is_mutable and result in marks and marks[result].shape == one.shape:
                 marks[result].copy_(one)  # views of it notice
             else:
                 marks[result] = one
