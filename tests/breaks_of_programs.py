@@ -80,40 +80,40 @@ PROGRAMS = [
         "return [{**values, name: states[0]}]",
         "tests/test_ways_pyro.py",
     ),
-    *both(
+    *pyro(
         "programs/settings.py",
         "        if isinstance(inner, CodeType):\n",
         "        if False:\n",
         SEEN,
     ),
-    *both(
+    *pyro(
         "programs/settings.py",
         "        yield from _attributes(program.__self__)\n",
         '        yield from getattr(program.__self__, "__dict__", {}).values()\n',
         SEEN,
     ),
-    *both(
+    *pyro(
         "programs/settings.py",
         "yield from (each for each in found if isinstance(each, _PLAIN))",
         "yield from ()",
         SEEN,
     ),
-    *both(
+    *pyro(
         "programs/settings.py",
         "        elif depth > 1:\n",
         "        elif False:\n",
         SEEN,
     ),
     *pyro(
-        "programs/run.py",
-        "settings_of(pair.model, pair.guide, *given)",
-        "settings_of(pair.model, pair.guide)",
-        f"{SETTINGS}::test_a_setting_of_an_argument_is_seen",
+        "infer/truncated/guide.py",
+        "known = self._known(args, kwargs, path.taken)",
+        "known = self._known(args, kwargs)",
+        "tests/test_branches.py::test_states_of_a_branch_that_comes_late_are_refused",
     ),
     *numpyro(
-        "programs/run.py",
-        "settings_of(*programs, *given)",
-        "settings_of(*programs)",
-        f"{SETTINGS}::test_a_setting_of_an_argument_is_seen",
+        "programs/plans.py",
+        "looks((pair.args, pair.kwargs)), path_taken(rng_key, pair)",
+        "looks((pair.args, pair.kwargs)), 0",
+        "tests/test_branches.py::test_a_setting_that_changes_late_is_found",
     ),
 ]

@@ -329,13 +329,13 @@ REST = [
         f"{CELLS}::test_data_that_mix_in_a_later_call_are_refused",
     ),
     *pyro(
-        "programs/run.py",
-        "if self._is_known(pair, known, path):",
+        "programs/plans.py",
+        "if not is_open or any((*known.how, path.taken) == (*p.how, p.path) for p in plans):",
         "if True:",
         "tests/test_branches.py",
     ),
     *pyro(
-        "programs/run.py",
+        "programs/plans.py",
         "return planned if is_stale or is_new else None",
         "return planned",
         f"{CELLS}::test_what_a_known_program_raises_is_its_own",

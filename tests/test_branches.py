@@ -7,6 +7,7 @@ The right values are sums over all states by NumPy.
 import itertools
 import warnings
 from functools import partial
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,12 +22,17 @@ FLAGS = {
     "array": np.array,
     "data": lambda n: np.full(3, 1.0 * n),
     "of a tuple": lambda n: ({"at": n},),
+    "attribute": lambda n: SimpleNamespace(at=n),
 }
 
 
 def is_fifth(flag):
-    while isinstance(flag, tuple | dict):
-        flag = flag["at"] if isinstance(flag, dict) else flag[0]
+    while isinstance(flag, tuple | dict | SimpleNamespace):
+        flag = (
+            flag[0]
+            if isinstance(flag, tuple)
+            else dict(vars(flag) if hasattr(flag, "at") else flag)["at"]
+        )
     return flag.max() >= 5 if hasattr(flag, "max") else flag >= 5
 
 
@@ -127,6 +133,15 @@ def settings():
     by_name["enclosed"] = enclosed, set_enclosed
     by_name["attribute"] = partial(_read, place), lambda n: setattr(place, "flag", n)
     by_name["entry"] = lambda: entries["at"], lambda n: entries.update(at=n)
+    many = {str(n): n for n in range(40)}
+    by_name["entry of many"] = lambda: many["7"] - 7, lambda n: many.update({"7": n + 7})
+    kind = type("Kind", (), {"flag": 0})
+    by_name["class"] = lambda: kind().flag, lambda n: setattr(kind, "flag", n)
+    module = ModuleType("settings")
+    by_name["module"] = lambda: getattr(module, "flag", 0), lambda n: setattr(module, "flag", n)
+    deep = SimpleNamespace(of=SimpleNamespace(it=SimpleNamespace(flag=0)))
+    by_name["nested"] = lambda: deep.of.it.flag, lambda n: setattr(deep.of.it, "flag", n)
+    by_name["inner function"] = lambda: (lambda: FLAG)(), set_global
     return by_name
 
 
@@ -134,7 +149,10 @@ def _read(place):
     return place.flag
 
 
-@pytest.mark.parametrize("kind", ["global", "enclosed", "attribute", "entry"])
+KINDS = "global enclosed attribute entry class module nested".split()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "entry of many", "inner function"])
 def test_a_setting_that_changes_late_is_found(lab, kind, monkeypatch):
     get, put = settings()[kind]
     monkeypatch.setitem(globals(), "is_fifth", lambda _: get() >= 5)
@@ -168,6 +186,27 @@ def test_gradients_in_a_branch_that_comes_late_have_the_right_mean():
     wanted = [(by_hand(LOGITS + s) - by_hand(LOGITS - s)) / 2e-5 for s in steps]
     errors = np.mean(found, 0) - np.array([*wanted, by_hand(LOGITS)])
     assert np.abs(errors / (np.std(found, 0) / TIMES**0.5)).max() < 5
+
+
+def test_states_of_a_branch_that_comes_late_are_refused():
+    torch, pyro = pytest.importorskip("torch"), pytest.importorskip("pyro")
+    from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide
+
+    dist, centred = pyro.distributions, torch.tensor(0)
+
+    def model():
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4)))
+            mean = z - z.mean(-1, keepdim=True) if centred.item() else z
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=torch.tensor(DATA))
+
+    guide, loss = TruncatedGuide(model, num_states=2), Truncated_ELBO()
+    log_p = [np.log([0.6, 0.4]) - 0.5 * (x - np.arange(2)) ** 2 for x in DATA]
+    evidence = np.logaddexp.reduce(log_p, 1).sum() - 1.5 * np.log(2 * np.pi)
+    assert loss.loss(model, guide) == pytest.approx(-evidence, rel=1e-5)
+    centred.fill_(1)  # which no setting tells
+    with pytest.raises(ValueError, match=OTHERS):
+        loss.loss(model, guide)
 
 
 def annealed(torch, model, flag):

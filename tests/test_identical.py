@@ -49,7 +49,6 @@ IDENTICAL = {
     "ops/sets/__init__.py",
     "ops/states.py",
     "programs/readers/__init__.py",
-    "programs/settings.py",
 }
 
 

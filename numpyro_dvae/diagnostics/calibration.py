@@ -50,8 +50,8 @@ from numpyro_dvae.diagnostics.uniformity import (
 from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.templates import split
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.programs.plans import explained
 from numpyro_dvae.programs.record import Particles
-from numpyro_dvae.programs.run import explained
 
 __all__ = ["simulation_based_calibration"]
 

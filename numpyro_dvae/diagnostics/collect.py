@@ -39,8 +39,8 @@ from numpyro_dvae.diagnostics.trees import with_rows
 from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.templates import Template, split
+from numpyro_dvae.programs.plans import explained
 from numpyro_dvae.programs.record import Particles
-from numpyro_dvae.programs.run import explained
 
 __all__ = ["collect", "collect_given_shared", "collect_states", "usage_of_processes"]
 

@@ -26,7 +26,7 @@ from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.ops.arguments import checked
-from numpyro_dvae.programs.run import explained
+from numpyro_dvae.programs.plans import explained
 
 __all__ = ["gradient_variance"]
 

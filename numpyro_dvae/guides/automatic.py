@@ -56,7 +56,7 @@ from numpyro_dvae.programs.handlers.swapping import (
     sample_many,
     swap_sites,
 )
-from numpyro_dvae.programs.run import explained
+from numpyro_dvae.programs.plans import explained
 from numpyro_dvae.programs.sites import Site
 
 __all__ = ["AutoDiscrete"]

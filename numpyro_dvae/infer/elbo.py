@@ -43,8 +43,9 @@ from numpyro_dvae.infer.objective import (
 from numpyro_dvae.infer.options import NamedOptions
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.draw import Sampler
+from numpyro_dvae.programs.plans import Plans
 from numpyro_dvae.programs.record import Particles, Reader
-from numpyro_dvae.programs.run import Plans, run_particles
+from numpyro_dvae.programs.run import run_particles
 from numpyro_dvae.programs.sites import Layout, Pair
 from numpyro_dvae.programs.structure.layout import find_layout
 from numpyro_dvae.programs.structure.mixing import with_mixed_together

@@ -38,9 +38,10 @@ from pyro_dvae.infer.objective import (
 from pyro_dvae.infer.options import NamedOptions
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.programs.draw import Sampler, run_traces
+from pyro_dvae.programs.plans import Plans
 from pyro_dvae.programs.processes import gathered
 from pyro_dvae.programs.record import Particles, Reader
-from pyro_dvae.programs.run import Plans, run_particles
+from pyro_dvae.programs.run import run_particles
 from pyro_dvae.programs.sites import Layout, Pair
 from pyro_dvae.programs.structure.layout import find_layout
 from pyro_dvae.programs.structure.looking import statistics_kept, without_gradient

@@ -5,8 +5,8 @@ The files of the room are the way from a program to arrays. Read them in this or
 - `sites`: one typed view of a sample site, made once from Pyro's message; a pair of model and
   guide, how its sites lie, and what a run of it left;
 - `draw`: the handler that draws all particles at once or takes values, and what runs a program;
-- `run`: whether a call is like the last one, so that its structure is known; particles of a pair,
-  at once or one by one; dreams;
+- `run`: particles of a pair, at once or one by one; dreams;
+- `plans`: whether a call is like one before, so that its structure is known;
 - `settings`: plain values around a program, which may choose how it goes;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
 - `densities`: where a mask is; log-densities of many states at once, and entropies;

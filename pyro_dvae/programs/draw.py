@@ -202,7 +202,7 @@ def run_program(program: Any, args: tuple, kwargs: dict) -> poutine.Trace:
 def run_pair(pair: Pair, draw: Draw) -> Run:
     """Run guide and model once; the model takes the guide's draws, and marked sites are summed."""
     guide_trace, model, layout = poutine.Trace(), pair.model, pair.layout
-    with draw:
+    with draw, pair.watch:
         if pair.guide is not None:
             guide_trace = run_program(pair.guide, pair.args, pair.kwargs)
         if layout.summed:

@@ -8,34 +8,22 @@ and then the whole batch carries one weight per particle.
 Shapes: particles lead, left of all plates. Each site is drawn once for all K particles from the
 distribution that the plates left, so its parameters are never copied K times. Values in nats.
 
-`Plans` finds out how the programs of a call are run, once for calls that look alike. A plain run
-tells how the sites lie, a trial whether they take a particle axis. Both hold for calls whose
-arguments have the same shapes, and for networks that train, or do not, as they did then, as long as
-the sites stay what they were: each run is compared with the plan, and a plan that is out of date is
-made anew. So is one of programs that go another way, where a number among the arguments, a setting
-around them, or a value that Python asks for may have them branch. Where sites still differ, they
-depend on the draws, and the programs run one particle at a time.
-
 References:
     [1] Schulman, Heess, Weber & Abbeel. Gradient estimation using stochastic computation graphs.
         NeurIPS, 2015.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_dvae.programs.draw import Draw, Sampler, drawn_subsamples, run_pair, run_program
 from pyro_dvae.programs.record import Ledger, Particles, Reader, make_record, make_records
-from pyro_dvae.programs.settings import settings_of
 from pyro_dvae.programs.sites import (
     Layout,
     Pair,
@@ -47,22 +35,12 @@ from pyro_dvae.programs.sites import (
     sample_sites,
     sizes_of,
 )
-from pyro_dvae.programs.structure.broadcasting import takes_particles
-from pyro_dvae.programs.structure.layout import common_layout, find_layout
+from pyro_dvae.programs.structure.layout import common_layout
 from pyro_dvae.programs.structure.looking import (
-    Path,
-    is_ours,
-    modules_noted,
-    numbers_of,
     statistics_kept,
 )
 
-__all__ = [
-    "Plans",
-    "dream",
-    "looks",
-    "run_particles",
-]
+__all__ = ["dream", "run_particles"]
 
 
 def run_particles(
@@ -192,159 +170,3 @@ def dream(
     for site in latent:
         ledger.add("q", site, site.log_prob())
     return ledger.scale() * ledger.total("q")[0]
-
-
-_MOST_PLANS = 256  # of calls of different shapes that are remembered
-_ENOUGH_NUMBERS = 4  # that have a plan each, before others are tried with the last one
-T = TypeVar("T")
-
-
-class _Plan(NamedTuple):
-    """How programs are run, which of their networks trained then, and the way that they went."""
-
-    pair: Pair
-    modes: Mapping[nn.Module, bool]
-    numbers: tuple  # among the arguments, and settings
-    path: int
-
-    def may_branch(self, numbers: tuple) -> bool:
-        """Whether a call with these numbers may go another way; one that draws say is no other."""
-        layout = self.pair.layout
-        is_open = not layout.asked and self.pair.structure is not None
-        return is_open and (layout.asks or numbers != self.numbers)
-
-
-class Plans:
-    """What is known of the programs that were run last.
-
-    Args:
-        vectorize: Whether to run programs once with a particle axis if they can take it.
-        warn: Whether to say that they cannot.
-        find: From a pair to its layout and structure.
-        inspect: From a pair to its notes.
-    """
-
-    def __init__(
-        self,
-        *,
-        vectorize: bool = True,
-        warn: bool = True,
-        find: Callable[[Pair], tuple[Layout, tuple]] = find_layout,
-        inspect: Callable[[Pair], Any] = lambda pair: None,
-    ) -> None:
-        self.vectorize, self.warn, self.find, self.inspect = vectorize, warn, find, inspect
-        self._programs: tuple[Any, Any] | None = None
-        self._plans: dict[Any, list[_Plan]] = {}
-        self._modules: dict[nn.Module, bool] = {}  # of the last plan
-        self._has_warned = False
-
-    def run(self, pair: Pair, evaluate: Callable[[Pair], T]) -> T:
-        """Evaluate programs, with their layout and how they are run.
-
-        Args:
-            pair: Model, guide and arguments.
-            evaluate: Runs them, and raises `StructureError` where they are not as planned.
-        """
-        if self._programs is None or self._programs != (pair.model, pair.guide):
-            self._programs, self._plans = (pair.model, pair.guide), {}
-            self._modules, self._has_warned = {}, False
-        given = [v for v in (*pair.args, *pair.kwargs.values()) if not isinstance(v, Tensor)]
-        settings = settings_of(pair.model, pair.guide, *given)
-        numbers = *numbers_of((pair.args, pair.kwargs)), *settings
-        known = self._known(pair, numbers)
-        planned: Pair | None = None
-        if known is not None:
-            as_known = known.pair._replace(args=pair.args, kwargs=pair.kwargs)
-            try:
-                with Path(known.may_branch(numbers)) as path:
-                    result = evaluate(as_known)
-                if self._is_known(pair, known, path):
-                    return result
-            except Exception as error:  # the plan may be out of date
-                planned = self._plan_anew(pair, as_known, error)
-                if planned is None:
-                    raise
-        pair = planned or self._plan(pair)
-        with Path() as path:
-            try:
-                result = evaluate(pair)
-            except StructureError:
-                pair = pair._replace(structure=None, vectorize=False)
-                result = evaluate(pair)
-        if sum(map(len, self._plans.values())) >= _MOST_PLANS:
-            self._plans.clear()
-        plan = _Plan(pair._replace(args=(), kwargs={}), self._modules, numbers, path.taken)
-        self._plans.setdefault(self._key(pair), []).append(plan)
-        return result
-
-    def _known(self, pair: Pair, numbers: tuple) -> _Plan | None:
-        """The plan of a call like this one, or one to be tried.
-
-        A number may choose a branch, or count the steps: once there are several, the plan of the
-        last one is tried.
-        """
-        plans = self._plans.get(self._key(pair), [])
-        same = [plan for plan in plans if plan.numbers == numbers]
-        if not same and len({plan.numbers for plan in plans}) >= _ENOUGH_NUMBERS:
-            same = plans
-        if not same or any(m.training != mode for m, mode in same[-1].modes.items()):
-            return None
-        return same[-1]
-
-    def _is_known(self, pair: Pair, plan: _Plan, path: Path) -> bool:
-        """Whether a run has gone a way that is known to have this plan."""
-
-        def how(plan: _Plan) -> tuple[Layout, bool, int]:
-            return plan.pair.layout, plan.pair.vectorize, path.taken
-
-        plans = self._plans[self._key(pair)]
-        return not path.is_noted or any(how(plan) == (*how(p)[:2], p.path) for p in plans)
-
-    def _key(self, pair: Pair) -> tuple:
-        """What a call looks like, and which networks train: batch normalisation mixes then."""
-        modes = frozenset(module.training for module in self._modules)
-        return looks(pair.args), looks(pair.kwargs), modes
-
-    def _plan(self, pair: Pair) -> Pair:
-        with modules_noted() as self._modules:
-            layout, structure = self.find(pair)
-            pair = pair._replace(layout=layout, structure=structure)
-            pair = pair._replace(notes=self.inspect(pair))
-            if not self.vectorize:
-                return pair._replace(vectorize=False)
-            takes = takes_particles(pair, warn=self.warn and not self._has_warned)
-            self._has_warned = self._has_warned or not takes
-            return pair._replace(vectorize=takes)
-
-    def _plan_anew(self, pair: Pair, known: Pair, error: Exception) -> Pair | None:
-        """Another plan than the one that ended in an error; None if that is the programs' own.
-
-        Raises:
-            ValueError: If the programs are refused, as they are now.
-        """
-        is_stale = isinstance(error, StructureError)
-        if known.structure is None and not is_stale:  # then nothing is planned that could be
-            return None
-        try:
-            planned = self._plan(pair)
-        except Exception as refusal:
-            if isinstance(refusal, ValueError) and is_ours(refusal):
-                raise refusal from error
-            return None
-        as_before = known.layout, known.vectorize, known.structure
-        is_new = (planned.layout, planned.vectorize, planned.structure) != as_before
-        return planned if is_stale or is_new else None
-
-
-def looks(value: Any) -> Any:
-    """What an argument looks like: shapes, types, and the few values that choose a branch."""
-    if isinstance(value, Tensor | np.ndarray):
-        return tuple(value.shape), str(value.dtype)
-    if isinstance(value, Mapping):
-        return tuple((key, looks(entry)) for key, entry in value.items())
-    if isinstance(value, list | tuple):
-        return tuple(map(looks, value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (getattr(value, field.name) for field in dataclasses.fields(value))
-        return type(value), *map(looks, fields)
-    return value if value is None or isinstance(value, bool | str | Enum) else type(value)

@@ -6,6 +6,7 @@ with, how their sites lie (`Layout`) and how they are run; a `Run` is what one r
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -268,6 +269,7 @@ class Pair(NamedTuple):
     expand: bool = False  # whether values that are given take the sizes of all plates
     structure: Any = None  # `Run.structure` of the plain run; None if it depends on the draws
     notes: Any = None  # what the caller found out about the programs
+    watch: AbstractContextManager = nullcontext()  # around each run of both
 
 
 class Run(NamedTuple):

@@ -26,8 +26,9 @@ from numpyro_dvae.infer.truncated.minibatch import Minibatch
 from numpyro_dvae.ops.sets.packing import code_dtype
 from numpyro_dvae.programs.codes import Space, a_few, decode, latents_of
 from numpyro_dvae.programs.densities import changed
+from numpyro_dvae.programs.plans import looks
 from numpyro_dvae.programs.record import Particles, Reader, read_silenced
-from numpyro_dvae.programs.run import looks, run_particles
+from numpyro_dvae.programs.run import run_particles
 from numpyro_dvae.programs.sites import Pair
 from numpyro_dvae.programs.structure.cells import check_cells
 

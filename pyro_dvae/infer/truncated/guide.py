@@ -55,11 +55,11 @@ from pyro_dvae.ops.processes import all_rows, as_first
 from pyro_dvae.ops.sets.evolution import Operator, union
 from pyro_dvae.programs.codes import Space, a_few, latents_of
 from pyro_dvae.programs.draw import run_given, run_program
+from pyro_dvae.programs.plans import Plans
 from pyro_dvae.programs.processes import hidden
-from pyro_dvae.programs.run import Plans
 from pyro_dvae.programs.sites import Layout, Pair, sample_sites
 from pyro_dvae.programs.structure.cells import check_cells
-from pyro_dvae.programs.structure.looking import only_looking
+from pyro_dvae.programs.structure.looking import Path, only_looking
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
 
@@ -254,8 +254,10 @@ class TruncatedGuide(nn.Module):
         if self._space is None:
             self._space = self._known(args, kwargs).structure
         rest_trace = particles_of(rest_trace, self._space.layout.nesting)[0]
-        trace = run_given(self.model, rest_trace, args, kwargs)
-        batch, known = read_minibatch(trace, self._space), self._known(args, kwargs)
+        with Path() as path:
+            trace = run_given(self.model, rest_trace, args, kwargs)
+        known = self._known(args, kwargs, path.taken)
+        batch = read_minibatch(trace, self._space)
         space = known.structure
         check_sites(self._space.sites, space.sites)
         batch = batch if space.layout == self._space.layout else read_minibatch(trace, space)
@@ -293,10 +295,11 @@ class TruncatedGuide(nn.Module):
 
     # ------------------------------------------------------------------------------------ states
 
-    def _known(self, args: tuple, kwargs: dict) -> Pair:
+    def _known(self, args: tuple, kwargs: dict, way: int = 0) -> Pair:
         """What is known of calls that look like this: space, whether states broadcast, repeats."""
+        pair = Pair(self.model, self._latents, args, kwargs)
         with hidden():
-            return self._plans.run(Pair(self.model, self._latents, args, kwargs), lambda pair: pair)
+            return self._plans.run(pair, lambda pair: pair, way)
 
     def _find_space(self, pair: Pair) -> tuple[Layout, Space]:
         space = only_looking(lambda: space_by_row(self.model, self.rest, pair.args, pair.kwargs))
@@ -327,13 +330,8 @@ class TruncatedGuide(nn.Module):
 
     def _without_sets(self) -> "TruncatedGuide":
         """A guide of the same model and settings, for other data."""
-        other = TruncatedGuide(
-            self.model,
-            self.num_states,
-            rest=self.rest,
-            probs=self.probs,
-            vectorize_particles=self.vectorize_particles,
-        )
+        names = ("num_states", "rest", "probs", "vectorize_particles")
+        other = TruncatedGuide(self.model, **{name: getattr(self, name) for name in names})
         other._latents, other._plans = self._latents, self._plans  # what is known by now
         return other
 

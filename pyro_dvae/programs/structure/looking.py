@@ -115,10 +115,15 @@ class Path(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        static = type if func in _ARITHMETIC else _static
-        self.taken = hash((self.taken, func, *map(static, args), *map(_static, kwargs.items())))
-        return func(*args, **kwargs)
+        told: tuple = ()
+        if func is torch._C._set_grad_enabled:  # who asks for the run says so
+            return func(*args)
+        if func not in _ARITHMETIC:
+            told = tuple([_static(value) for value in args if not isinstance(value, Tensor)])
+        if kwargs:
+            told += tuple(map(_static, kwargs.items()))
+        self.taken = hash((self.taken, func, told))
+        return func(*args, **(kwargs or {}))
 
 
 _NAMES = "add sub mul div true_divide pow rsub rpow rdiv rtruediv truediv radd rmul".split()
