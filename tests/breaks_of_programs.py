@@ -1,6 +1,6 @@
 """Deliberate breaks of what is found out about programs: see `breaks`."""
 
-from breaks import both, numpyro, pyro
+from breaks import numpyro, pyro
 
 HIDDEN, SETTINGS = "tests/test_hidden_mixing.py", "tests/test_settings.py"
 FOUND = f"{HIDDEN}::test_data_that_mix_without_effect_are_found"
