@@ -1,6 +1,7 @@
 """Reweighted wake-sleep: the formula by hand, its kinship with DAPS, the exact mean of sleep."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -125,6 +126,33 @@ def test_sleep_teaches_the_guide_the_models_own_posterior(shim):
     assert np.abs(grads["theta"]).min() > 1.0  # the model stays awake
     awake = np.array([sigmoid(theta[0]) - sigmoid(phi[0]), 0.0])  # at the real data, all zero
     assert (np.abs(awake - exact) > 5 * error).any()
+
+
+def backward_model(at_hand, ppl, data):
+    """Its second data are drawn given the first that are at hand, or the first that are drawn."""
+    theta = ppl.param("theta", data)
+    with ppl.plate("data", 4000):
+        z = ppl.sample("z", ppl.dist.Bernoulli(logits=theta[0] + 0.0 * data["x"]))
+        x = ppl.sample("x", ppl.dist.Bernoulli(logits=theta[1] * z), obs=data["x"])
+        given = data["x"] if at_hand else x
+        ppl.sample("y", ppl.dist.Bernoulli(logits=theta[2] * given - z), obs=data["y"])
+
+
+def put_both(made, args, kwargs):
+    data = args[0]
+    return (data | {"x": made["x"] * 1.0, "y": made["y"] * 1.0},), kwargs
+
+
+@pytest.mark.parametrize("at_hand", [False, True])
+def test_dreams_are_of_one_draw(shim, at_hand):
+    data = {"x": np.zeros(4000), "y": np.zeros(4000)}
+    case = shim.Case(DREAM._replace(model=partial(backward_model, at_hand), data=data))
+    elbo = shim.module("infer.wake_sleep").WakeSleep_ELBO(2, sleep=1.0, replace_data=put_both)
+    if at_hand:
+        with pytest.raises(ValueError, match="what the model draws at 'y' depends on data"):
+            case.run(elbo)
+    else:
+        assert np.isfinite(case.run(elbo)[0])
 
 
 def test_sleep_without_a_place_for_the_data(shim):

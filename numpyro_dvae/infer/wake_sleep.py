@@ -37,12 +37,11 @@ from numpyro_dvae.ops.bounds import importance_weighted_bound
 from numpyro_dvae.ops.tempering import effective_sample_size
 from numpyro_dvae.ops.weighting import centered_weights, policy_weights
 from numpyro_dvae.programs.record import Particles
-from numpyro_dvae.programs.run import dream
+from numpyro_dvae.programs.run import ReplaceData, check_dreams, dream
 from numpyro_dvae.programs.sites import Pair
 
 __all__ = ["WakeSleepInfo", "WakeSleep_ELBO", "wake_sleep"]
 
-ReplaceData = Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]]
 # iwae: bound of K particles at beta = 1, nats; ess: of the weights, as a fraction of K
 WakeSleepInfo = info_type(__name__, "WakeSleepInfo", "iwae", "ess")
 
@@ -99,7 +98,7 @@ class WakeSleep_ELBO(ParticleELBO):
 
     Raises:
         ValueError: If `sleep` is out of range, K < 2, or `beta` is 0; on a step, if the model's
-            data have no place among the arguments.
+            data have no place among the arguments, or are drawn given data that are there.
     """
 
     min_particles = 2
@@ -135,6 +134,11 @@ class WakeSleep_ELBO(ParticleELBO):
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
         )
+
+    def inspect(self, rng_key: Array, pair: Pair) -> None:
+        """Refuse data that the model makes of those whose place they take."""
+        if self.sleep:
+            check_dreams(rng_key, pair, self.replace_data)
 
     def run_pair(self, rng_key: Array, pair: Pair) -> tuple[Particles, dict[str, Any]]:
         """Run the programs, and let the model dream if its dreams are learnt from."""

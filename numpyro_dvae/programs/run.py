@@ -21,14 +21,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from numpyro.handlers import replay, seed, trace, uncondition
 
 from numpyro_dvae.programs.draw import Draw, Sampler, run_pair
 from numpyro_dvae.programs.record import Ledger, Particles, Reader, make_record
 from numpyro_dvae.programs.sites import Pair, sample_sites
+from numpyro_dvae.programs.structure.stand_ins import with_stand_ins
 
-__all__ = ["dream", "run_particles"]
+__all__ = ["ReplaceData", "check_dreams", "dream", "run_particles"]
 
 
 def run_particles(
@@ -93,11 +95,57 @@ def _merge(leaf: Array) -> Array:
     return jnp.where(same, leaf[0], jnp.mean(leaf, 0))
 
 
-def dream(
-    rng_key: Array,
-    pair: Pair,
-    replace_data: Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]],
-) -> Float[Array, "*plates"]:
+ReplaceData = Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]]
+
+
+def check_dreams(rng_key: Array, pair: Pair, replace_data: ReplaceData) -> None:
+    """See that the data which a model draws follow from its latents alone, and not from the data.
+
+    Raises:
+        ValueError: If a site is computed from what is to be replaced.
+    """
+    leaves, structure = jax.tree.flatten((pair.args, pair.kwargs))
+
+    def drawn(data: Mapping[int, Array]) -> dict[str, Any]:
+        given = [data.get(place, leaf) for place, leaf in enumerate(leaves)]
+        args, kwargs = jax.tree.unflatten(structure, given)
+        return _dreamt(rng_key, pair._replace(args=args, kwargs=kwargs))[1]
+
+    def looked() -> None:
+        after = jax.tree.leaves(replace_data(drawn({}), pair.args, pair.kwargs))
+        both = enumerate(zip(leaves, after, strict=True))
+        data = {place: jnp.asarray(leaf) for place, (leaf, new) in both if new is not leaf}
+        program, made = jax.make_jaxpr(drawn, return_shape=True)(data)
+        run = with_stand_ins(program)
+        one, other = (
+            run({k: np.full(v.shape, n, v.dtype) for k, v in data.items()}) for n in (0, 1)
+        )
+        for name, before, now in zip(sorted(made), one, other, strict=True):
+            if not np.array_equal(before, now):
+                raise _of_two_data(name)
+
+    jax.eval_shape(looked)
+
+
+def _of_two_data(name: str) -> ValueError:
+    return ValueError(
+        f"`sleep`: what the model draws at '{name}' depends on data whose place it takes, so that "
+        "a dream would be of two data. Compute with the values that numpyro.sample returns, or "
+        "pass sleep=0."
+    )
+
+
+def _dreamt(rng_key: Array, pair: Pair) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run of the model in which its data are drawn, too; and these."""
+    simulated = uncondition(seed(pair.model, rng_key))
+    model_trace = trace(simulated).get_trace(*pair.args, **pair.kwargs)
+    for name in sample_sites(model_trace):
+        model_trace[name]["value"] = jax.lax.stop_gradient(model_trace[name]["value"])
+    sites = sample_sites(model_trace)
+    return model_trace, {n: s.value for n, s in sites.items() if s.infer.get("was_observed")}
+
+
+def dream(rng_key: Array, pair: Pair, replace_data: ReplaceData) -> Float[Array, "*plates"]:
     """Log q of latents that the model draws, given the data that it makes of them, as weighed.
 
     Args:
@@ -106,12 +154,8 @@ def dream(
         replace_data: Maps (made data by site, args, kwargs) to the guide's (args, kwargs).
     """
     model_key, guide_key = jax.random.split(rng_key)
-    simulated = uncondition(seed(pair.model, model_key))
-    model_trace = trace(simulated).get_trace(*pair.args, **pair.kwargs)
-    for name in sample_sites(model_trace):
-        model_trace[name]["value"] = jax.lax.stop_gradient(model_trace[name]["value"])
+    model_trace, made = _dreamt(model_key, pair)
     sites = sample_sites(model_trace)
-    made = {n: site.value for n, site in sites.items() if site.infer.get("was_observed")}
     args, kwargs = replace_data(made, pair.args, pair.kwargs)
     replayed = replay(seed(pair.guide, guide_key), trace=model_trace)
     dreamt = sample_sites(trace(replayed).get_trace(*args, **kwargs))

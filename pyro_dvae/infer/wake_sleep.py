@@ -36,12 +36,11 @@ from pyro_dvae.ops.bounds import importance_weighted_bound
 from pyro_dvae.ops.tempering import effective_sample_size
 from pyro_dvae.ops.weighting import centered_weights, policy_weights
 from pyro_dvae.programs.record import Particles
-from pyro_dvae.programs.run import dream
+from pyro_dvae.programs.run import ReplaceData, check_dreams, dream
 from pyro_dvae.programs.sites import Pair
 
 __all__ = ["WakeSleepInfo", "WakeSleep_ELBO", "wake_sleep"]
 
-ReplaceData = Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]]
 # iwae: bound of K particles at beta = 1, nats; ess: of the weights, as a fraction of K
 WakeSleepInfo = info_type(__name__, "WakeSleepInfo", "iwae", "ess")
 
@@ -97,7 +96,7 @@ class WakeSleep_ELBO(ParticleELBO):
 
     Raises:
         ValueError: If `sleep` is out of range, K < 2, or `beta` is 0; on a step, if the model's
-            data have no place among the arguments.
+            data have no place among the arguments, or are drawn given data that are there.
     """
 
     min_particles = 2
@@ -133,6 +132,11 @@ class WakeSleep_ELBO(ParticleELBO):
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
         )
+
+    def inspect(self, pair: Pair) -> None:
+        """Refuse data that the model makes of those whose place they take."""
+        if self.sleep:
+            check_dreams(pair, self.replace_data)
 
     def run_pair(self, pair: Pair) -> Particles:
         """Run the programs, and let the model dream if its dreams are learnt from."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
@@ -36,11 +37,9 @@ from pyro_dvae.programs.sites import (
     sizes_of,
 )
 from pyro_dvae.programs.structure.layout import common_layout
-from pyro_dvae.programs.structure.looking import (
-    statistics_kept,
-)
+from pyro_dvae.programs.structure.looking import only_looking, statistics_kept
 
-__all__ = ["dream", "run_particles"]
+__all__ = ["ReplaceData", "check_dreams", "dream", "run_particles"]
 
 
 def run_particles(
@@ -148,19 +147,54 @@ def _refuse_values(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]
             raise no_one_list(f"'{name}' has other values or sizes in some runs", values)
 
 
-def dream(
-    pair: Pair, replace_data: Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]]
-) -> Float[Tensor, "*plates"]:
+ReplaceData = Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]]
+
+
+def check_dreams(pair: Pair, replace_data: ReplaceData) -> None:
+    """See that the data which a model draws follow from its latents alone, and not from the data.
+
+    Raises:
+        ValueError: If a site is drawn otherwise once the data are in their place.
+    """
+
+    def looked() -> None:
+        state = pyro.util.get_rng_state()
+        _, made = _dreamt(pair)
+        args, kwargs = replace_data(made, pair.args, pair.kwargs)
+        pyro.util.set_rng_state(state)
+        _, again = _dreamt(pair._replace(args=args, kwargs=kwargs))
+        for name in made:
+            if again.keys() != made.keys() or not torch.equal(made[name], again[name]):
+                raise _of_two_data(name)
+
+    only_looking(looked)
+
+
+def _of_two_data(name: str) -> ValueError:
+    return ValueError(
+        f"`sleep`: what the model draws at '{name}' depends on data whose place it takes, so that "
+        "a dream would be of two data. Compute with the values that pyro.sample returns, or pass "
+        "sleep=0."
+    )
+
+
+def _dreamt(pair: Pair) -> tuple[poutine.Trace, dict[str, Tensor]]:
+    """A run of the model in which its data are drawn, too; and these."""
+    with torch.no_grad(), statistics_kept():
+        trace = run_program(poutine.uncondition(pair.model), pair.args, pair.kwargs)
+    sites = sample_sites(trace)
+    return trace, {n: site.value for n, site in sites.items() if site.infer.get("was_observed")}
+
+
+def dream(pair: Pair, replace_data: ReplaceData) -> Float[Tensor, "*plates"]:
     """Log q of latents that the model draws, given the data that it makes of them, as weighed.
 
     Args:
         pair: The programs; the model's observed sites are drawn as well.
         replace_data: Maps (made data by site, args, kwargs) to the guide's (args, kwargs).
     """
-    with torch.no_grad(), statistics_kept():
-        model_trace = run_program(poutine.uncondition(pair.model), pair.args, pair.kwargs)
+    model_trace, made = _dreamt(pair)
     sites = sample_sites(model_trace)
-    made = {n: site.value for n, site in sites.items() if site.infer.get("was_observed")}
     args, kwargs = replace_data(made, pair.args, pair.kwargs)
     replayed = poutine.replay(pair.guide, trace=model_trace)
     with statistics_kept():
