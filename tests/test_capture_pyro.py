@@ -114,3 +114,31 @@ def test_programs_without_networks_are_refused():
     svi = SVI(program, program, pyro.optim.Adam({"lr": 0.1}), loss=Trace_ELBO())
     with pytest.raises(ValueError, match=r"`capture` compiles the networks.*neither is a module"):
         run(kit, 2, svi, capture=True)
+
+
+def test_a_network_that_a_user_compiles_has_the_numbers_of_the_plain_one():
+    """What is tried of a program is tried as it is written: Torch cannot compile under a hook."""
+    dist, net = pyro.distributions, torch.nn.Linear(3, 1)
+    x, used = torch.linspace(-1.0, 1.0, 5), []
+
+    def backend(graph, example):
+        return lambda *args: used.append(1) or graph(*args)
+
+    def loss_of(net):
+        def model():
+            with pyro.plate("data", 5):
+                z = pyro.sample("z", dist.Bernoulli(0.4 * torch.ones(3)).to_event(1))
+                pyro.sample("x", dist.Normal(net(z)[..., 0], 1.0), obs=x)
+
+        def guide():
+            with pyro.plate("data", 5):
+                pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(3)).to_event(1))
+
+        loss = infer.Exact_ELBO()
+        return loss.loss(model, guide), *(
+            float(loss.loss_and_grads(model, guide)) for _ in range(2)
+        )
+
+    plain = loss_of(net)
+    assert loss_of(torch.compile(net, backend=backend)) == pytest.approx(plain, rel=1e-5)
+    assert used

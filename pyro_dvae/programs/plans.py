@@ -22,7 +22,13 @@ from pyro_dvae.programs.settings import settings_of
 from pyro_dvae.programs.sites import Layout, Pair, StructureError
 from pyro_dvae.programs.structure.broadcasting import takes_particles
 from pyro_dvae.programs.structure.layout import find_layout
-from pyro_dvae.programs.structure.looking import Path, is_ours, modules_noted, numbers_of
+from pyro_dvae.programs.structure.looking import (
+    Path,
+    is_ours,
+    modules_noted,
+    numbers_of,
+    uncompiled,
+)
 
 __all__ = ["Plans", "looks"]
 
@@ -174,7 +180,7 @@ class Plans:
         return looks(call.pair.args), looks(call.pair.kwargs), modes, call.way
 
     def _plan(self, pair: Pair) -> Pair:
-        with modules_noted() as self._modules:
+        with uncompiled(), modules_noted() as self._modules:
             layout, structure = self.find(pair)
             pair = pair._replace(layout=layout, structure=structure)
             pair = pair._replace(notes=self.inspect(pair))

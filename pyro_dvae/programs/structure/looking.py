@@ -4,6 +4,8 @@
 """
 
 import dataclasses
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -27,6 +29,7 @@ __all__ = [
     "raise_slip",
     "same_but_rounding",
     "statistics_kept",
+    "uncompiled",
     "without_gradient",
 ]
 
@@ -66,14 +69,28 @@ def statistics_kept(keep: bool = True) -> Iterator[None]:
             copies = {k: None if b is None else b.clone() for k, b in module._buffers.items()}
             module._buffers.update(copies)
 
-    hook = register_module_forward_pre_hook(on_copies) if keep else None
-    try:
+    if not keep:
         yield
-    finally:
-        if hook is not None:
+        return
+    with uncompiled():
+        hook = register_module_forward_pre_hook(on_copies)
+        try:
+            yield
+        finally:
             hook.remove()
-        for module, buffers in held.items():
-            module._buffers.update(buffers)
+            for module, buffers in held.items():
+                module._buffers.update(buffers)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Networks that are compiled run as they are written: what is only tried is not worth it."""
+    if "torch._dynamo" not in sys.modules:  # which takes seconds to import
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
+        yield
 
 
 @contextmanager
@@ -115,9 +132,10 @@ class Path(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        # Whoever asks for a run says whether it has gradients; what is compiled goes one way.
+        if func is torch._C._set_grad_enabled or torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
         told: tuple = ()
-        if func is torch._C._set_grad_enabled:  # who asks for the run says so
-            return func(*args)
         if func not in _ARITHMETIC:
             told = tuple([_static(value) for value in args if not isinstance(value, Tensor)])
         if kwargs:
