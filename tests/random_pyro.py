@@ -43,6 +43,7 @@ class Program:
     def __init__(self, spec):
         self.use(spec)
         self.seen, self.rows, self.given, self.noise = [], {}, None, None
+        self.rows_of_runs = []
 
     def use(self, spec):
         """The spec of the next calls: other sizes, flags and data."""
@@ -69,6 +70,7 @@ class Program:
         with watch:
             self._run("model", self.spec.of_model(), data)
         self.rows |= watch.values
+        self.rows_of_runs.append(dict(self.rows))
 
     def guide(self, data):
         watch = Watch(self)
@@ -293,6 +295,7 @@ class Program:
     def value(self, elbo, seed=0):
         """The loss without gradient."""
         pyro.set_rng_seed(seed)
+        self.rows_of_runs = []
         with quiet():
             return elbo.loss(self.model, self.guide, self.data)
 

@@ -11,7 +11,7 @@ pytest.importorskip("numpyro")
 import jax.numpy as jnp  # noqa: E402
 from jax import lax  # noqa: E402
 
-from numpyro_dvae.programs.structure.axes import MIXED, axis_of, places_of  # noqa: E402
+from numpyro_dvae.programs.structure.axes import GATHERED, MIXED, axis_of, places_of  # noqa: E402
 
 SIZE = 3  # cells; the other sizes are the same or others, on purpose
 TABLE = jnp.array([[0.3, -1.0, 0.7], [1.2, 0.4, -0.2], [0.1, 0.9, 2.0]])
@@ -109,7 +109,7 @@ def test_cells_that_keep_apart_are_seen_to(name):
 @pytest.mark.parametrize("name", MIXING)
 def test_cells_that_lead_each_other_are_never_taken_to_keep_apart(name):
     assert (changes(MIXING[name]) & ~np.eye(SIZE, dtype=bool)).any()
-    assert place_in(MIXING[name]) == MIXED
+    assert place_in(MIXING[name]) in (GATHERED, MIXED)
 
 
 def test_what_comes_from_no_cell_is_in_no_place():

@@ -35,7 +35,13 @@ class _Rows(Messenger):
             self._wanted.add(msg["name"])
 
     def postprocess_message(self, msg: Any) -> None:
-        """Note the rows of a plate."""
+        """Note the rows of a plate.
+
+        Raises:
+            LookupError: If a parameter has no start, as its value comes from outside alone.
+        """
+        if msg["type"] == "param" and msg["value"] is None:
+            raise LookupError(f"param '{msg['name']}' has no start.")
         if msg["type"] == "plate" and msg["name"] in self._wanted:
             self.drawn[msg["name"]] = len(msg["value"]), msg["args"][0]
 
@@ -99,7 +105,7 @@ def _looked(
 ) -> tuple[dict[str, Site], dict[str, tuple[int, int]], dict[str, Any]]:
     """The sites of a program, the rows that plates draw, and which of these lead to which site.
 
-    Nothing of a program that must know its rows.
+    Nothing of a program that must know its rows, or whose parameters have no start.
     """
 
     def run(rows: dict[str, Array]) -> dict[str, Site]:
@@ -115,7 +121,7 @@ def _looked(
         drawn = {name: sizes for name, sizes in found.drawn.items() if sizes[0] < sizes[1]}
         rows = {name: jnp.arange(few) for name, (few, _) in drawn.items()}
         led_to = eval_provenance(looks, **rows) if rows else {}
-    except jax.errors.JAXTypeError:
+    except (jax.errors.JAXTypeError, LookupError):
         return {}, {}, {}
     return sites, drawn, led_to
 

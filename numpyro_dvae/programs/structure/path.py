@@ -28,7 +28,7 @@ def path_taken(rng_key: Array, pair: Pair) -> int:
     def run() -> list[Any]:
         sites = run_pair(rng_key, pair, Draw(rng_key, Layout(), {}))
         messages = (*sites.guide_trace.values(), *sites.model_trace.values())
-        leaves = jax.tree.leaves([(m["fn"], m["value"], m.get("scale")) for m in messages])
+        leaves = jax.tree.leaves([[m.get(k) for k in ("fn", "value", "scale")] for m in messages])
         return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
     return hash(tuple(_operations(jax.make_jaxpr(run)().jaxpr)))
