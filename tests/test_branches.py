@@ -4,6 +4,7 @@ The sites stay alike; what is under the branch mixes the data.
 The right values are sums over all states by NumPy.
 """
 
+import importlib
 import itertools
 import warnings
 from functools import partial
@@ -36,13 +37,13 @@ def is_fifth(flag):
     return flag.max() >= 5 if hasattr(flag, "max") else flag >= 5
 
 
-def by_hand(logits):
-    """Minus the ELBO where latents are centred."""
+def by_hand(logits, mean=lambda z: z - z.mean()):
+    """Minus the ELBO where latents are centred, or have other means."""
     loss, probs = 0.0, 1 / (1 + np.exp(-logits))
     for z in map(np.array, itertools.product((0.0, 1.0), repeat=3)):
         log_q = np.log(np.where(z == 1, probs, 1 - probs)).sum()
         log_p = np.log(np.where(z == 1, 0.4, 0.6)).sum()
-        log_p += (-0.5 * (DATA - (z - z.mean())) ** 2 - 0.5 * np.log(2 * np.pi)).sum()
+        log_p += (-0.5 * (DATA - mean(z)) ** 2 - 0.5 * np.log(2 * np.pi)).sum()
         loss += np.exp(log_q) * (log_q - log_p)
     return loss
 
@@ -186,6 +187,47 @@ def test_gradients_in_a_branch_that_comes_late_have_the_right_mean():
     wanted = [(by_hand(LOGITS + s) - by_hand(LOGITS - s)) / 2e-5 for s in steps]
     errors = np.mean(found, 0) - np.array([*wanted, by_hand(LOGITS)])
     assert np.abs(errors / (np.std(found, 0) / TIMES**0.5)).max() < 5
+
+
+JOINS = {
+    "order": (np.arange(3), np.array([1, 2, 0]), lambda z, by: z[..., by]),
+    "matrix": (np.eye(3), np.ones((3, 3)), lambda z, by: z @ by),
+}
+
+
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+@pytest.mark.parametrize("kind", JOINS)
+def test_data_that_an_argument_joins_later_are_found(backend, kind):
+    """An index or a matrix that keeps cells apart in the first call, and not in the next."""
+    first, then, join = JOINS[kind]
+    host = pytest.importorskip(backend)
+    numpy = importlib.import_module("torch" if backend == "pyro" else "jax.numpy")
+    loss = importlib.import_module(f"{backend}_dvae.infer").Exact_ELBO()
+    dist = importlib.import_module(f"{backend}.distributions")
+    key = () if backend == "pyro" else (host_key(), {})
+    logits, x = numpy.asarray(LOGITS), numpy.asarray(DATA)
+
+    def model(by):
+        with host.plate("data", 3):
+            z = 1.0 * host.sample("z", dist.Bernoulli(numpy.asarray([0.4] * 3)))
+            host.sample("x", dist.Normal(z + join(z, by), 1.0), obs=x)
+
+    def guide(by):
+        with host.plate("data", 3):
+            host.sample("z", dist.Bernoulli(logits=logits))
+
+    def value(by):
+        dtype = logits.dtype if by.dtype == float else None
+        return float(loss.loss(*key, model, guide, numpy.asarray(by, dtype=dtype)))
+
+    with pytest.warns(UserWarning, match=OTHERS):
+        found = value(first), value(then)
+    wanted = [by_hand(LOGITS, lambda z, by=by: z + join(z, by)) for by in (first, then)]
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def host_key():
+    return importlib.import_module("jax").random.key(0)
 
 
 def test_states_of_a_branch_that_comes_late_are_refused():

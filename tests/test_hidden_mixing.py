@@ -4,6 +4,7 @@ The right values are sums over all states by NumPy. An error of the package itse
 is raised, and not taken for the program's.
 """
 
+import functools
 import importlib
 import itertools
 import warnings
@@ -99,12 +100,24 @@ def of_numpyro(lab, loss):
     return float(of(0.0, "one sum")), float(lab.jax.grad(of)(0.0, "a mean times 0"))
 
 
+ORDER = functools.cache(lambda torch: torch.arange(CELLS))  # as an argument, of one call
+
+
+def _attention(torch, z):
+    return torch.nn.functional.scaled_dot_product_attention(z, z, z)
+
+
 APART = {
     "turned twice": lambda torch, z: z.roll(1, -1).roll(-1, -1),
     "by a table": lambda torch, z: torch.tensor([0.1, 0.7])[z.long()],
     "by a layer": lambda torch, z: torch.nn.functional.linear(z[:, None], torch.ones(3, 1))[:, 0],
     "filled in": lambda torch, z: torch.zeros_like(z).copy_(z),
     "of pairs": lambda torch, z: torch.stack([z, 1 - z], -1).flatten().reshape(-1, 2)[:, 0],
+    "one-hot": lambda torch, z: torch.nn.functional.one_hot(z.long(), 4).sum(-1),
+    "convolved": lambda torch, z: torch.conv1d(z[:, None, None], torch.ones(1, 1, 1)).flatten(),
+    "normalised": lambda torch, z: torch.layer_norm(torch.stack([z, -z], -1), (2,))[:, 0],
+    "attended to": lambda torch, z: _attention(torch, z[:, None, None].expand(-1, 3, 2))[:, 0, 0],
+    "rows of made": lambda torch, z: torch.stack([z, -z], -1)[torch.arange(CELLS), [1] * CELLS],
     "contracted": lambda torch, z: torch.einsum("i,ij->i", z, torch.ones(CELLS, 4)),
 }
 MIXING = {
@@ -113,6 +126,19 @@ MIXING = {
     "in place": lambda torch, z: z.clone().add_(0.0 * z.max()),
     "by a matrix": lambda torch, z: torch.zeros(CELLS, CELLS) @ z,
     "of a matrix": lambda torch, z: z + z @ torch.zeros(CELLS, CELLS),
+    "one-hot, counted": lambda torch, z: (
+        z + 0 * torch.nn.functional.one_hot(z.long(), 4)[:, 1].sum()
+    ),
+    "convolved along": lambda torch, z: torch.conv1d(z[None, None], torch.ones(1, 1, 3), padding=1)[
+        0, 0
+    ],
+    "normalised along": lambda torch, z: torch.layer_norm(z, (CELLS,)),
+    "attended to along": lambda torch, z: _attention(torch, z[None, :, None].expand(1, -1, 2))[
+        0, :, 0
+    ],
+    "in an order": lambda torch, z: z[ORDER(torch)],
+    "selected": lambda torch, z: z.index_select(0, ORDER(torch)),
+    "gathered": lambda torch, z: z.gather(0, ORDER(torch)),
     "through an index": lambda torch, z: torch.tensor([0.0, 0.0])[z.long().flip(0)],
 }
 
@@ -122,7 +148,7 @@ def test_operations_tell_whose_draws_a_number_is_of(way):
     torch = pytest.importorskip("torch")
     from pyro_dvae.programs.structure.owners import Owners
 
-    z = torch.zeros(CELLS)
+    z, _ = torch.zeros(CELLS), ORDER(torch)
     with torch.no_grad(), Owners(CELLS) as owners:
         owners.give(z, -1)
         found = (MIXING | APART)[way](torch, z)

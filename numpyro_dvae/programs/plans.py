@@ -112,15 +112,27 @@ class Plans:
         return layout, self.inspect(rng_key, pair._replace(layout=layout))
 
     def _plan_for_any(self, rng_key: Array, pair: Pair) -> tuple[Layout, Any] | None:
-        """The plan of arrays that look like these; None if NumPy's values may choose a branch."""
-        args, kwargs = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf) if _has_numbers(leaf) else leaf, (pair.args, pair.kwargs)
-        )
+        """The plan of arrays that look like these; None if their values may choose a branch."""
+        leaves, structure = jax.tree.flatten((pair.args, pair.kwargs))
+        arrays = {place: leaf for place, leaf in enumerate(leaves) if _has_numbers(leaf)}
+        plans = []
+
+        def plan(arrays: Mapping[int, Array]) -> None:
+            given = [arrays.get(place, leaf) for place, leaf in enumerate(leaves)]
+            args, kwargs = jax.tree.unflatten(structure, given)
+            traced = pair._replace(args=args, kwargs=kwargs)
+            layout = self.find(rng_key, traced)
+            plans.append((layout, self.inspect(rng_key, traced._replace(layout=layout))))
+
         try:
-            layout = self.find(rng_key, pair._replace(args=args, kwargs=kwargs))
-            return layout, self.inspect(rng_key, pair._replace(layout=layout))
+            jax.eval_shape(plan, arrays)
         except _ASKING:
             return None
+        except ValueError as error:  # as a guide's own
+            if not isinstance(error.__cause__, _ASKING):
+                raise
+            return None
+        return plans[0]
 
 
 def looks(value: Any) -> Any:
@@ -130,12 +142,14 @@ def looks(value: Any) -> Any:
 
 
 def _has_numbers(leaf: Any) -> bool:
-    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"
+    is_array = isinstance(leaf, np.ndarray | jax.Array)
+    return is_array and (leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jnp.number))
 
 
 def _values(args: Any) -> tuple[bytes, ...]:
-    """Of the arrays of NumPy."""
-    return tuple(leaf.tobytes() for leaf in jax.tree.leaves(args) if _has_numbers(leaf))
+    """Of the arrays that have any yet."""
+    arrays = (leaf for leaf in jax.tree.leaves(args) if _has_numbers(leaf))
+    return tuple(np.asarray(a).tobytes() for a in arrays if not isinstance(a, jax.core.Tracer))
 
 
 def _looks_of_leaf(leaf: Any) -> Any:

@@ -3,11 +3,12 @@
 Each number has owners: the cells of a plate whose draws it is computed from, of which the last and
 the first are kept. An operation that moves numbers moves their owners with them; one that computes
 joins the owners of all that it takes. So a dependence shows that has no effect where it is looked
-at: a coefficient that starts at 0, a count that is met for one sum alone. Operations that are not
-known lose the owners, and then numbers alone can tell.
+at: a coefficient that starts at 0, a count that is met for one sum alone, an index that another
+call may have otherwise. Operations that are not known lose the owners, and then numbers alone can
+tell.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +24,18 @@ _NOBODY = -(2**40)
 _LIKE_ELEMENTS = """_to_copy alias binary_cross_entropy_with_logits bernoulli clone copy_ detach
     lift_fresh""".split()
 _MOVING = """_unsafe_view as_strided cat constant_pad_nd diagonal expand flip index_put index_put_
-    index_select permute repeat roll select slice split split_with_sizes squeeze squeeze_ stack t
+    permute repeat roll select slice split split_with_sizes squeeze squeeze_ stack t
     t_ transpose transpose_ tril triu unbind unfold unsqueeze unsqueeze_ view""".split()
 _REDUCING = """all amax amin any argmax argmin linalg_vector_norm logsumexp max mean median min norm
     prod std sum var""".split()
-_ALONG = "_log_softmax _softmax cummax cummin cumprod cumsum logcumsumexp sort".split()
+_ALONG = (
+    "_log_softmax _safe_softmax _softmax cummax cummin cumprod cumsum logcumsumexp sort".split()
+)
+_OF_ROWS = """_adaptive_avg_pool2d avg_pool2d convolution max_pool2d_with_indices native_group_norm
+    upsample_bilinear2d upsample_nearest1d upsample_nearest2d""".split()
+_OF_TOKENS = """_scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable
+    """.split()
 _PRODUCTS = "addmm addmv baddbmm bmm dot mm mv".split()
 
 Marks = Integer[Tensor, "*shape"]  # of several owners the largest mark stays
@@ -44,6 +52,7 @@ class Owners(TorchDispatchMode):
         super().__init__()
         self.size = size
         self._marks = tuple(WeakTensorKeyDictionary() for _ in range(2))
+        self._made = WeakTensorKeyDictionary()  # from nothing that was given
 
     def give(self, value: Tensor, axis: int) -> None:
         """The cells along an axis own a value."""
@@ -67,16 +76,23 @@ class Owners(TorchDispatchMode):
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if all(value in self._made for value in given):
+            self._made.update((v, True) for v in tree_leaves(found) if isinstance(v, Tensor))
         for marks in self._marks:
             if any(value in marks for value in given):
                 self._follow(marks, func, args, kwargs, found)
         return found
 
     def _follow(self, marks: Any, func: Any, args: tuple, kwargs: dict, found: Any) -> None:
+        given = [(d, i) for d, i in _indices(func, args, kwargs) if i not in self._made]
+
         def mark(value: Tensor) -> Marks:
-            if value in marks:
-                return marks[value]
-            return torch.tensor(_NOBODY, device=value.device).expand(value.shape)
+            if value not in marks:
+                return torch.tensor(_NOBODY, device=value.device).expand(value.shape)
+            found = marks[value]
+            for dim, _ in given if value is args[0] and value.numel() else ():
+                found = found.amax(dim, True).expand(found.shape)  # any of these may be picked
+            return found
 
         rule = _rule_of(func)
         try:
@@ -146,6 +162,30 @@ def _along(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> 
     return marks.amax(dim, True).expand(marks.shape).contiguous() if marks.numel() else None
 
 
+def _of_rows(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
+    """What keeps the first axis, and joins all of a row."""
+    marks, result = mark(args[0]), found if isinstance(found, Tensor) else found[0]
+    rows = marks.flatten(1).amax(1) if marks.numel() else marks.new_zeros(0)
+    return rows.reshape(-1, *[1] * (result.dim() - 1)).expand(result.shape).contiguous()
+
+
+def _of_tokens(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
+    """Attention, which joins the last two axes of queries, keys and values."""
+    return _largest([mark(value).amax((-2, -1), True) for value in args[:3]], found[0].shape)
+
+
+def _normalized(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
+    marks = mark(args[0])
+    return _largest([marks.amax(tuple(range(-len(args[1]), 0)), True)], marks.shape)
+
+
+def _scattered(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
+    """Anywhere along the dim, by an index that has owners, too."""
+    shape = tuple(1 if dim == args[1] % found.dim() else n for dim, n in enumerate(found.shape))
+    put = [mark(value).amax(args[1], True) for value in args[2:] if isinstance(value, Tensor)]
+    return _largest([mark(args[0]), *(each.expand(shape) for each in put)], found.shape)
+
+
 def _product(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
     *added, one, two = map(mark, [value for value in args if isinstance(value, Tensor)])
     if not one.numel() or not two.numel():
@@ -155,10 +195,21 @@ def _product(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -
     return _largest([rows, two.amax(0 if is_vector else -2, not is_vector), *added], found.shape)
 
 
+def _indices(func: Any, args: tuple, kwargs: dict) -> Iterator[tuple[int, Tensor]]:
+    """What an operation picks by: the dim, and the index."""
+    name = func.overloadpacket.__name__
+    if name in ("gather", "index_select"):
+        yield args[1], args[2]
+    elif name == "index":
+        yield from ((dim, index) for dim, index in enumerate(args[1]) if index is not None)
+
+
 def _picking(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
     """By an index, that has owners, too."""
     name = func.overloadpacket.__name__
     picked = func(mark(args[0]), *args[1:], **kwargs)
+    if name == "index_select":
+        return picked
     if name == "gather":
         return torch.maximum(picked, mark(args[2]))
     if name == "embedding":
@@ -186,5 +237,9 @@ _RULES: Sequence[tuple[Sequence[str], _Rule]] = (
     (_REDUCING, _reducing),
     (_ALONG, _along),
     (_PRODUCTS, _product),
-    (("embedding", "gather", "index"), _picking),
+    (_OF_ROWS, _of_rows),
+    (_OF_TOKENS, _of_tokens),
+    (("native_layer_norm",), _normalized),
+    (("scatter", "scatter_", "scatter_add", "scatter_add_"), _scattered),
+    (("embedding", "gather", "index", "index_select"), _picking),
 )
