@@ -32,6 +32,9 @@ from numpyro_dvae.programs.structure.stand_ins import with_stand_ins
 
 __all__ = ["ReplaceData", "check_dreams", "dream", "run_particles"]
 
+# From data that a model made, by site, and a call's (args, kwargs) to the guide's.
+ReplaceData = Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]]
+
 
 def run_particles(
     rng_key: Array,
@@ -93,9 +96,6 @@ def _merge(leaf: Array) -> Array:
         return leaf[-1]
     same = (leaf == leaf[0]).all(0)  # what no particle has changed stays so to the last bit
     return jnp.where(same, leaf[0], jnp.mean(leaf, 0))
-
-
-ReplaceData = Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]]
 
 
 def check_dreams(rng_key: Array, pair: Pair, replace_data: ReplaceData) -> None:

@@ -41,6 +41,9 @@ from pyro_dvae.programs.structure.looking import only_looking, statistics_kept
 
 __all__ = ["ReplaceData", "check_dreams", "dream", "run_particles"]
 
+# From data that a model made, by site, and a call's (args, kwargs) to the guide's.
+ReplaceData = Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]]
+
 
 def run_particles(
     pair: Pair,
@@ -145,9 +148,6 @@ def _refuse_values(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]
     for name in values:
         if len({sizes_of(run.guide[name]) for run in runs if name in run.guide}) > 1:
             raise no_one_list(f"'{name}' has other values or sizes in some runs", values)
-
-
-ReplaceData = Callable[[dict[str, Any], tuple, dict], tuple[tuple, dict]]
 
 
 def check_dreams(pair: Pair, replace_data: ReplaceData) -> None:
