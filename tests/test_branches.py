@@ -153,6 +153,7 @@ def _read(place):
 KINDS = "global enclosed attribute entry class module nested".split()
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("kind", [*KINDS, "entry of many", "inner function"])
 def test_a_setting_that_changes_late_is_found(lab, kind, monkeypatch):
     get, put = settings()[kind]

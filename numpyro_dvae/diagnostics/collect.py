@@ -17,7 +17,7 @@ from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.draws import (
     PRIOR_NAMES,
     RECORD,
-    Block,
+    Chunk,
     Draws,
     check_data,
     count_values,
@@ -158,7 +158,7 @@ def _fill(
             each = left_out.get(name, np.zeros(found[0]["log_q"].shape[1:], bool))
             values = np.broadcast_to(each, (size, *each.shape))
             outside[name] = NamedArray(pair.layout.plates, values)
-        _add(draws, Block(some, rows), pair, *found)
+        _add(draws, Chunk(some, rows), pair, *found)
 
 
 @explained()
@@ -188,7 +188,7 @@ def collect_states(
             index = np.minimum(np.arange(chosen.start, chosen.start + size), num_states - 1)
             some = {name: values[index] for name, values in states.items()}
             record = jax.device_get(run(rng_key, trained.params, arrays, template, some))
-            draws.add_record(Block(chosen, rows), pair.layout.plates, record, pair.notes.shared)
+            draws.add_record(Chunk(chosen, rows), pair.layout.plates, record, pair.notes.shared)
     assert draws is not None
     return draws
 
@@ -262,7 +262,7 @@ def _record_of(particles: Particles, names: tuple[str, ...]) -> Record:
 
 
 def _add(
-    draws: Draws, block: Block, pair: Pair, record: Record, readings: Readings, priors: Readings
+    draws: Draws, block: Chunk, pair: Pair, record: Record, readings: Readings, priors: Readings
 ) -> None:
     notes = pair.notes
     draws.add_record(block, pair.layout.plates, record, notes.shared, notes.alone)
@@ -270,7 +270,7 @@ def _add(
     _add_readings(draws, block, priors, PRIOR_NAMES)
 
 
-def _add_readings(draws: Draws, block: Block, readings: Readings, names: Mapping[str, str]) -> None:
+def _add_readings(draws: Draws, block: Chunk, readings: Readings, names: Mapping[str, str]) -> None:
     """Add what was read; `names` renames readings."""
     for reading, sites in readings.items():
         for name, array in sites.items():

@@ -17,7 +17,7 @@ from numpyro_dvae.diagnostics.trees import arrays_in
 __all__ = [
     "PRIOR_NAMES",
     "RECORD",
-    "Block",
+    "Chunk",
     "Draws",
     "check_data",
     "count_values",
@@ -46,7 +46,7 @@ _UNDRAWN = ("observed", "subsample", "scale")  # readings without draws in front
 _UNROWED = ("reordered",)  # readings of a program, whatever its rows
 
 
-class Block(NamedTuple):
+class Chunk(NamedTuple):
     """What is run at once, and where its results go."""
 
     draws: slice
@@ -172,7 +172,7 @@ class Draws:
 
     def add_record(
         self,
-        block: Block,
+        block: Chunk,
         plates: tuple[str, ...],
         record: Mapping[str, Any],
         shared: tuple[str, ...] = (),
@@ -213,7 +213,7 @@ class Draws:
             for name, values in record.get("given", {}).items():
                 self.add(block, "given", name, NamedArray((), values))
 
-    def _note_points(self, block: Block, points: Mapping[str, np.ndarray]) -> None:
+    def _note_points(self, block: Chunk, points: Mapping[str, np.ndarray]) -> None:
         """See which points stand still; of one draw that is not known, unless nothing moves."""
         for name, values in points.items():
             place = name, 0 if block.rows is None else block.rows.start
@@ -221,7 +221,7 @@ class Draws:
             if (values != first).any() or (self.num_draws == 1 and first != 0):
                 self._moving.add(name)
 
-    def add(self, block: Block, reading: str, name: str, array: NamedArray) -> None:
+    def add(self, block: Chunk, reading: str, name: str, array: NamedArray) -> None:
         """Copy a block of an array to its place."""
         values = _as_integers(array.values) if array.discrete else array.values
         is_drawn = reading not in _UNDRAWN
@@ -317,7 +317,7 @@ def count_values(data: Any) -> int:
     return sum(math.prod(array.shape) for _, array in arrays_in(data))
 
 
-def _row_plate(block: Block, plates: tuple[str, ...], shape: tuple[int, ...]) -> str | None:
+def _row_plate(block: Chunk, plates: tuple[str, ...], shape: tuple[int, ...]) -> str | None:
     """The plate whose size is that of the block's rows."""
     if block.rows is None:
         return None

@@ -17,7 +17,7 @@ from numpyro_dvae.fit.devices import Devices
 from numpyro_dvae.fit.evaluation import HeldOut
 from numpyro_dvae.fit.plain import like
 from numpyro_dvae.fit.result import FitResult
-from numpyro_dvae.fit.run import Intervals, Run
+from numpyro_dvae.fit.run import Intervals, Training
 from numpyro_dvae.fit.signals import Signals
 from numpyro_dvae.fit.steps import Steps
 from numpyro_dvae.fit.svi import described_svi
@@ -122,7 +122,7 @@ def fit(
         is_known = place is not None or used.size > 1
         identity = described_svi(svi) | steps.described() if is_known else {}
         used.agree(identity)
-        run = Run(rng_key, svi, steps, held_out, place, identity, used)
+        run = Training(rng_key, svi, steps, held_out, place, identity, used)
         run.begin(init_state, saved)
         bar = _bar(num_steps, run.step, progress and used.is_first)
         with Signals() as signals, bar:

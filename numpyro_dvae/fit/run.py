@@ -44,7 +44,7 @@ from numpyro_dvae.fit.svi import (
 )
 from numpyro_dvae.programs.handlers.rows import check_whole_plates
 
-__all__ = ["Intervals", "Run"]
+__all__ = ["Intervals", "Training"]
 
 _DISPATCH_SECONDS = 2.0  # a signal or the bar waits no longer, steps permitting
 _MOST_STEPS = 1000  # per dispatch
@@ -58,7 +58,7 @@ class Intervals(NamedTuple):
     checkpoint: int
 
 
-class Run:
+class Training:
     """The state, counters, losses and log of a training, around its `SVI`."""
 
     svi_state: SVIState

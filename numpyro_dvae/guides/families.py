@@ -17,9 +17,9 @@ from numpyro_dvae.programs.densities import entry_mask
 from numpyro_dvae.programs.sites import Site
 
 __all__ = [
+    "FullPlate",
     "Latent",
-    "Place",
-    "Prior",
+    "PriorProbs",
     "check_levels",
     "count_values",
     "draw_instead",
@@ -40,7 +40,7 @@ _UNBOUNDED = dist.Poisson | dist.GeometricProbs | dist.GeometricLogits
 _CERTAIN = 100.0  # logit of a Bernoulli that can have one value alone; finite, for finite slopes
 
 
-class Place(NamedTuple):
+class FullPlate(NamedTuple):
     """A plate that a latent is under."""
 
     name: str
@@ -55,7 +55,7 @@ class Latent(NamedTuple):
     family: type  # of its distribution in the model
     num_values: int  # V
     is_bounded_here: bool  # whether V follows from the model; else it was given
-    plates: tuple[Place, ...]
+    plates: tuple[FullPlate, ...]
     batch_shape: tuple[int, ...]  # plates before subsampling
     cells: tuple[int, ...]  # event dims that hold one value each
     dtype: Any  # of its values
@@ -135,14 +135,14 @@ def _enough(site: Site) -> int:
 # ---------------------------------------------------------------------------------------- the prior
 
 
-class Prior(NamedTuple):
+class PriorProbs(NamedTuple):
     """What the model says of the values of a latent, given the draws before it."""
 
     probs: Float[Array, "*batch_cells V"]
     cut_off: Float[Array, "*batch_cells"]  # mass beyond the V values
 
 
-def prior(latent: Latent, site: Site) -> Prior:
+def prior(latent: Latent, site: Site) -> PriorProbs:
     """Probabilities of the V values under the model, and the mass that V cuts off."""
     base, shape = site.base, (*site.fn.batch_shape, *latent.cells)
     if isinstance(base, _BINARY):
@@ -154,7 +154,7 @@ def prior(latent: Latent, site: Site) -> Prior:
     else:
         probs = _of_numbers(base, latent.num_values)
     probs = jnp.broadcast_to(probs, (*shape, latent.num_values))
-    return Prior(probs, jnp.maximum(1 - probs.sum(-1), 0))
+    return PriorProbs(probs, jnp.maximum(1 - probs.sum(-1), 0))
 
 
 def _of_numbers(base: Any, num_values: int) -> Float[Array, "*batch V"]:

@@ -4,18 +4,18 @@ from collections.abc import Collection, Mapping
 
 from jaxtyping import Array
 
-from numpyro_dvae.guides.families import Latent, Place
+from numpyro_dvae.guides.families import FullPlate, Latent
 from numpyro_dvae.programs.sites import Site
 
 __all__ = ["check_site", "full_sizes", "reaches"]
 
 
-def full_sizes(site: Site) -> tuple[tuple[int, ...], tuple[Place, ...]]:
+def full_sizes(site: Site) -> tuple[tuple[int, ...], tuple[FullPlate, ...]]:
     """The batch shape of a site before subsampling, and its plates."""
     batch, plates = list(site.fn.batch_shape), []
     for frame in site.plates.values():
         batch[frame.dim] = frame.full_size
-        plates.append(Place(frame.name, frame.dim, frame.full_size))
+        plates.append(FullPlate(frame.name, frame.dim, frame.full_size))
     return tuple(batch), tuple(plates)
 
 
@@ -68,5 +68,5 @@ def _size(latent: Latent, name: str) -> int:
     return next(plate.size for plate in latent.plates if plate.name == name)
 
 
-def _listed(plates: tuple[Place, ...]) -> str:
+def _listed(plates: tuple[FullPlate, ...]) -> str:
     return ", ".join(f"'{p.name}' (dim {p.dim}, size {p.size})" for p in plates) or "no plate"

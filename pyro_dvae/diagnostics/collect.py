@@ -15,7 +15,7 @@ from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.draws import (
     PRIOR_NAMES,
     RECORD,
-    Block,
+    Chunk,
     Draws,
     check_data,
     count_values,
@@ -164,7 +164,7 @@ def _fill(
     if pair.structure is None:  # all draws together tell which sites there are
         blocks = iter([(slice(0, draws.num_draws), draws.num_draws)])
     for some, size in blocks:
-        block = Block(some, rows)
+        block = Chunk(some, rows)
         record, readings = posterior_sites(pair, size, wanted, given, weighs=True)
         _add_record(draws, block, pair, record, RECORD)
         _confirm(pair, size, record.log_q.shape[1:], readings.get("outside", {}))
@@ -203,7 +203,7 @@ def collect_states(
         for rows, pair in _pairs(trained, args, cut_rows(num_rows, batch_size), mode):
             for part, record in _scores(pair, max_states):
                 draws = draws or Draws(part.num_states, num_rows)
-                _add_record(draws, Block(part.states, rows), pair, record, _OF_STATES)
+                _add_record(draws, Chunk(part.states, rows), pair, record, _OF_STATES)
         assert draws is not None
         return draws
 
@@ -264,14 +264,14 @@ def _pairs(
 
 
 def _add_record(
-    draws: Draws, block: Block, pair: Pair, record: Particles, names: tuple[str, ...]
+    draws: Draws, block: Chunk, pair: Pair, record: Particles, names: tuple[str, ...]
 ) -> None:
     values = {name: _to_host(getattr(record, name, record.extras.get(name))) for name in names}
     notes = pair.notes
     draws.add_record(block, pair.layout.plates, values, notes.shared, notes.alone)
 
 
-def _add_readings(draws: Draws, block: Block, readings: Readings, names: Mapping[str, str]) -> None:
+def _add_readings(draws: Draws, block: Chunk, readings: Readings, names: Mapping[str, str]) -> None:
     """Add what was read; `names` renames readings."""
     for reading, sites in readings.items():
         for name, array in sites.items():

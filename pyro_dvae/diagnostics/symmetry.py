@@ -26,7 +26,7 @@ _TRIALS = 2
 _SAME = 1e-4  # of a log-density and of 1 nat: more than single precision loses
 _MOST_TRIED = 64  # sets of axes
 _MOST_APART = 6  # sites that are tried apart from others of as many codes
-Place = tuple[str, int]  # name of an array, and an axis of it, counted from the right
+ArrayAxis = tuple[str, int]  # name of an array, and an axis of it, counted from the right
 
 
 class Codes(NamedTuple):
@@ -185,14 +185,14 @@ class _Trial:
         swap, self._cycle = np.r_[1, 0, names[2:]], np.roll(names, 1)
         self._all = [swap] if codes.size == 2 else [self._cycle, swap]
 
-    def moves(self, whose: str, place: Place) -> bool:
+    def moves(self, whose: str, place: ArrayAxis) -> bool:
         """Whether a density changes when this axis alone has other names."""
         alone = self.codes._replace(sites=(), axes=_axes([place]))
         return not self._stays(whose, alone, [self._cycle])
 
     def search(
-        self, whose: str, places: Sequence[Place], beside: Sequence[Place]
-    ) -> tuple[Place, ...] | None:
+        self, whose: str, places: Sequence[ArrayAxis], beside: Sequence[ArrayAxis]
+    ) -> tuple[ArrayAxis, ...] | None:
         """The most of these axes that, renamed with the sites, leave a density as it is."""
         tried = _subsets(places, range(len(places), -1, -1))
         for some in islice(tried, _MOST_TRIED):
@@ -254,14 +254,14 @@ def _subsets(items: Sequence[Any], sizes: Iterable[int]) -> Iterator[tuple]:
 
 def _places(
     shapes: Mapping[str, tuple[int, ...]], names: Collection[str], size: int
-) -> Iterator[Place]:
+) -> Iterator[ArrayAxis]:
     """Axes of a length, counted from the right."""
     for name, shape in shapes.items():
         if name in names:
             yield from ((name, axis) for axis in range(-len(shape), 0) if shape[axis] == size)
 
 
-def _axes(places: Iterable[Place]) -> dict[str, tuple[int, ...]]:
+def _axes(places: Iterable[ArrayAxis]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for name, axis in places:
         found[name] = (*found.get(name, ()), axis)

@@ -12,7 +12,7 @@ from pyro_dvae.fit.capture import captured
 from pyro_dvae.fit.devices import Devices
 from pyro_dvae.fit.evaluation import HeldOut
 from pyro_dvae.fit.result import FitResult
-from pyro_dvae.fit.run import Intervals, Run
+from pyro_dvae.fit.run import Intervals, Training
 from pyro_dvae.fit.signals import Signals
 from pyro_dvae.fit.steps import Steps
 from pyro_dvae.fit.svi import described_svi, watches_loss
@@ -104,7 +104,7 @@ def fit(
         is_known = place is not None or devices.size > 1
         identity = described_svi(svi) | steps.described() if is_known else {}
         devices.agree(identity)
-        run = Run(svi, steps, held_out, place, identity, devices)
+        run = Training(svi, steps, held_out, place, identity, devices)
         run.begin(resume)
         bar = _bar(num_steps, run.step, progress and devices.is_first)
         with Signals() as signals, bar, captured(svi, capture):

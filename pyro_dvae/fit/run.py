@@ -43,7 +43,7 @@ from pyro_dvae.fit.svi import (
 from pyro_dvae.ops.processes import first_says
 from pyro_dvae.programs.handlers.rows import check_whole_plates
 
-__all__ = ["Intervals", "Run"]
+__all__ = ["Intervals", "Training"]
 
 
 class Intervals(NamedTuple):
@@ -54,7 +54,7 @@ class Intervals(NamedTuple):
     checkpoint: int
 
 
-class Run:
+class Training:
     """The counters, losses and log of a training, around its `SVI`."""
 
     def __init__(

@@ -17,9 +17,9 @@ from pyro_dvae.programs.densities import entry_mask
 from pyro_dvae.programs.sites import Site
 
 __all__ = [
+    "FullPlate",
     "Latent",
-    "Place",
-    "Prior",
+    "PriorProbs",
     "check_levels",
     "count_values",
     "draw_instead",
@@ -40,7 +40,7 @@ _UNBOUNDED = (torch.distributions.Poisson, torch.distributions.Geometric)
 _CERTAIN = 100.0  # logit of a Bernoulli that can have one value alone; finite, for finite slopes
 
 
-class Place(NamedTuple):
+class FullPlate(NamedTuple):
     """A plate that a latent is under."""
 
     name: str
@@ -55,7 +55,7 @@ class Latent(NamedTuple):
     family: type  # of its distribution in the model
     num_values: int  # V
     is_bounded_here: bool  # whether V follows from the model; else it was given
-    plates: tuple[Place, ...]
+    plates: tuple[FullPlate, ...]
     batch_shape: tuple[int, ...]  # plates before subsampling
     cells: tuple[int, ...]  # event dims that hold one value each
     dtype: Any  # of its values
@@ -129,14 +129,14 @@ def _enough(site: Site) -> int:
 # ---------------------------------------------------------------------------------------- the prior
 
 
-class Prior(NamedTuple):
+class PriorProbs(NamedTuple):
     """What the model says of the values of a latent, given the draws before it."""
 
     probs: Float[Tensor, "*batch_cells V"]
     cut_off: Float[Tensor, "*batch_cells"]  # mass beyond the V values
 
 
-def prior(latent: Latent, site: Site) -> Prior:
+def prior(latent: Latent, site: Site) -> PriorProbs:
     """Probabilities of the V values under the model, and the mass that V cuts off."""
     base, shape = site.base, (*site.fn.batch_shape, *latent.cells)
     if isinstance(base, _BINARY):
@@ -146,7 +146,7 @@ def prior(latent: Latent, site: Site) -> Prior:
     else:
         probs = _of_numbers(base, latent.num_values)
     probs = probs.expand(*shape, latent.num_values)
-    return Prior(probs, (1 - probs.sum(-1)).clamp(min=0))
+    return PriorProbs(probs, (1 - probs.sum(-1)).clamp(min=0))
 
 
 def _of_numbers(base: Any, num_values: int) -> Float[Tensor, "*batch V"]:

@@ -5,21 +5,21 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_dvae.guides.families import Latent, Place
+from pyro_dvae.guides.families import FullPlate, Latent
 from pyro_dvae.programs.processes import plate_of_all
 from pyro_dvae.programs.sites import Site
 
 __all__ = ["check_site", "full_sizes", "reaches"]
 
 
-def full_sizes(site: Site) -> tuple[tuple[int, ...], tuple[Place, ...]]:
+def full_sizes(site: Site) -> tuple[tuple[int, ...], tuple[FullPlate, ...]]:
     """The batch shape of a site before subsampling, and its plates."""
     batch, plates = list(site.fn.batch_shape), []
     for frame in site.plates.values():
         size = _full_size(site, frame)
         size = size if size > 0 else batch[frame.dim]
         batch[frame.dim] = size
-        plates.append(Place(frame.name, frame.dim, size))
+        plates.append(FullPlate(frame.name, frame.dim, size))
     return tuple(batch), tuple(plates)
 
 
@@ -84,5 +84,5 @@ def _size(latent: Latent, name: str) -> int:
     return next(plate.size for plate in latent.plates if plate.name == name)
 
 
-def _listed(plates: tuple[Place, ...]) -> str:
+def _listed(plates: tuple[FullPlate, ...]) -> str:
     return ", ".join(f"'{p.name}' (dim {p.dim}, size {p.size})" for p in plates) or "no plate"

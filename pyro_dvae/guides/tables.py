@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from pyro_dvae.guides.families import Latent, Prior, prior, vectors
+from pyro_dvae.guides.families import Latent, PriorProbs, prior, vectors
 from pyro_dvae.guides.joint_states import (
     LARGEST_TABLE,
     choose_states,
@@ -157,7 +157,7 @@ def start_at_prior(
     *,
     depends: bool,
     reached: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
-) -> dict[str, tuple[Tensor, Prior]]:
+) -> dict[str, tuple[Tensor, PriorProbs]]:
     """Parameters that agree with the model's prior, and the prior's probabilities by latent.
 
     Args:
@@ -178,7 +178,7 @@ def _start(
     latents: Mapping[str, Latent],
     depends: bool,
     reached: Mapping[str, Mapping[str, Tensor]],
-) -> dict[str, tuple[Tensor, Prior]]:
+) -> dict[str, tuple[Tensor, PriorProbs]]:
     minibatch = given_run(model, args, kwargs, {}, {})[1]
     possible = possible_values(model, args, kwargs, latents, minibatch)
     states = choose_states([_parents(latent) for latent in latents.values()], latents)
@@ -212,7 +212,7 @@ class _Sums:
         self.probs: dict[int, Tensor] = {}
         self.counts: dict[int, int] = {}
 
-    def add(self, found: Prior, row: int) -> None:
+    def add(self, found: PriorProbs, row: int) -> None:
         self.probs[row] = self.probs.get(row, 0) + found.probs
         self.counts[row] = self.counts.get(row, 0) + 1
         self.cut_off = torch.maximum(self.cut_off.to(found.cut_off), found.cut_off)
@@ -220,14 +220,14 @@ class _Sums:
 
 def _table(
     latent: Latent, sums: _Sums, possible: Tensor | None, minibatch: Mapping[str, Tensor]
-) -> tuple[Tensor, Prior]:
+) -> tuple[Tensor, PriorProbs]:
     whole = torch.stack([*sums.probs.values()]).sum(0) / sum(sums.counts.values())
     means = [  # where parents leave no such latent, of all
         sums.probs[row] / sums.counts[row] if row in sums.probs else whole
         for row in range(latent.num_features if _parents(latent) else 1)
     ]
     mean = torch.stack(means)  # (rows, *batch, *cells, V)
-    seen = Prior(mean.amin(0), sums.cut_off)
+    seen = PriorProbs(mean.amin(0), sums.cut_off)
     probs = torch.where(mean > 0, mean, _LEAST_PROB)
     table = _all_rows(latent, _parameters(latent, probs), minibatch)
     if possible is None:
