@@ -137,6 +137,7 @@ MIXING = {
         0, :, 0
     ],
     "in an order": lambda torch, z: z[ORDER(torch)],
+    "in orders of numbers": lambda torch, z: z[np.arange(CELLS)],  # of this call, or of all?
     "selected": lambda torch, z: z.index_select(0, ORDER(torch)),
     "gathered": lambda torch, z: z.gather(0, ORDER(torch)),
     "through an index": lambda torch, z: torch.tensor([0.0, 0.0])[z.long().flip(0)],
