@@ -33,9 +33,16 @@ ON_ALL_AXES = {  # in Pyro they mix particles, too, if there are some beside eac
     "by the first": lambda np, z: z * z[0],
     "by the last": lambda np, z: z + 0.3 * z[-1],
 }
+
+
+def turned(z):
+    """The cells of one axis, each in the next one's place."""
+    return [z[..., k] for k in (1, 2, 0)] if hasattr(z, "shape") else [z[k] for k in (2, 0, 1)]
+
+
 APART = {
     "alone": lambda np, z: 2.0 * z,
-    "turned twice": lambda np, z: np.roll(np.roll(z, 1, -1), -1, -1),
+    "turned twice": lambda np, z: np.stack([*turned(turned(z))], -1),
     "joined": lambda np, z: np.stack([z, 1 - z]).sum(0) + z,
     "of pairs": lambda np, z: (
         (z[..., None] * np.array([0.2, 0.9])).reshape(-1).reshape(-1, 2)[:, 1]
