@@ -12,7 +12,7 @@ from test_host_models import assert_near
 NAMES = [host.name for host in PROGRAMS]
 
 
-@pytest.fixture(scope="module", params=["pyro", "numpyro"])
+@pytest.fixture(params=["pyro", "numpyro"])
 def package(request):
     library = pytest.importorskip({"pyro": "torch", "numpyro": "jax"}[request.param])
     torch = pytest.importorskip("torch")  # of the brute force

@@ -10,7 +10,7 @@ from host_zoo import Host, X, bernoulli, seen
 SAMPLED = ("Exact_ELBO", "Reinforce_ELBO", "DAPS_ELBO")
 
 
-@pytest.fixture(scope="module", params=["pyro", "numpyro"])
+@pytest.fixture(params=["pyro", "numpyro"])
 def package(request):
     library = pytest.importorskip({"pyro": "torch", "numpyro": "funsor"}[request.param])
     if request.param == "pyro":

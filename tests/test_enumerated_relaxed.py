@@ -12,7 +12,7 @@ PRIOR, PLACES = np.array([0.2, 0.5, 0.3]), np.array([0.0, 1.0, 2.0])
 PARAMS = {"q": np.array([[0.3, -0.2, 0.5], [0.1, 0.9, -0.4]]), "p": np.array(0.4)}
 
 
-@pytest.fixture(scope="module", params=["pyro", "numpyro"])
+@pytest.fixture(params=["pyro", "numpyro"])
 def package(request):
     library = pytest.importorskip({"pyro": "torch", "numpyro": "funsor"}[request.param])
     if request.param == "pyro":

@@ -24,7 +24,7 @@ LOSSES = {  # how often each is drawn, and whether its gradient is that of the E
 NAMES = [f"{host.name}-{host.guide.__name__}" for host in HOSTS]
 
 
-@pytest.fixture(scope="module", params=["pyro", "numpyro"])
+@pytest.fixture(params=["pyro", "numpyro"])
 def package(request):
     library = pytest.importorskip({"pyro": "torch", "numpyro": "jax"}[request.param])
     if request.param == "pyro":
