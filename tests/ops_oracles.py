@@ -1,5 +1,7 @@
 """What functions of `ops` compute, in float64 by NumPy; and which are held elsewhere, and why."""
 
+import itertools
+
 import numpy as np
 
 __all__ = ["EXEMPT", "NAN_ALONE", "ORACLES"]
@@ -46,6 +48,12 @@ def mean_entropy(logits, mask=None):
         return np.array(0.0 if mask is not None else np.nan)
     mean = rows.mean(0)
     return -np.where(mean == 0, 0.0, mean * np.log(np.where(mean == 0, 1.0, mean))).sum()
+
+
+def mean_entropy_of_bits(logits, mask=None):
+    """As of the table of all codes, whose log-probabilities are sums of their bits'."""
+    signs = np.array(list(itertools.product([-1, 1], repeat=logits.shape[-1])))
+    return mean_entropy(log_sigmoid(signs * logits[..., None, :]).sum(-1), mask)
 
 
 def others(values):
@@ -119,6 +127,7 @@ def no_slope(vectors, *paths):
 ORACLES = {
     "assignments.assignment_logits": lambda z, e, s: squared_distances(z, e) / (-2.0 * s**2),
     "assignments.mean_entropy": mean_entropy,
+    "assignments.mean_entropy_of_bits": mean_entropy_of_bits,
     "assignments.own_entropies": lambda x: entropy(log_softmax(x)).sum(-1),
     "bounds.bernoulli_entropy": lambda x: entropy(log_sigmoid(x)) + entropy(log_sigmoid(-x)),
     "bounds.bernoulli_kl": lambda q, p: (

@@ -79,19 +79,35 @@ def test_the_same_signs_and_entropies(backend, library, spherical):
     np.testing.assert_allclose(found.vectors, vectors.detach(), rtol=1e-5)
     reversed_bits = [int(f"{code:04b}"[::-1], 2) for code in codes.numpy().ravel()]
     np.testing.assert_array_equal(found.codes.ravel(), reversed_bits)
-    soft, signs = backend.module("ops.assignments"), backend.module("ops.signs")
-    rows, scale = backend.asarray(ours.rows()), np.sqrt(0.5 / sharpness)
+    signs, scale = backend.module("ops.signs"), np.sqrt(0.5 / sharpness)
 
     def penalty(x):
         inputs = signs.on_sphere(x) if spherical else x
-        logits = soft.assignment_logits(inputs, rows, scale)
-        return soft.own_entropies(logits).mean() - soft.mean_entropy(logits)
+        return ours.codebook.entropies(inputs, scale).mean()
 
     value = float(penalty(backend.asarray(x)))
     expected = (parts.per_sample_entropy - parts.batch_entropy).item()
     assert value == pytest.approx(expected, rel=1e-4)
     grads = np.asarray(backend.grad(penalty)(backend.asarray(x)))
     np.testing.assert_allclose(grads, leaf.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 5])
+@pytest.mark.parametrize("masked", [False, True])
+def test_entropies_of_bits_are_those_of_the_table_of_their_codes(backend, bits, masked):
+    x = backend.asarray((0.5 * RNG.normal(size=(B, L, bits))).astype(np.float32))
+    mask = backend.asarray(np.arange(B)[:, None] < 2) if masked else None
+    book = lab(backend, lambda nets: nets.BinaryCodes(bits, scale=0.7)).codebook
+    base = backend.module("nets").Quantizer
+
+    def penalty(entropies):
+        weights = backend.asarray(np.arange(1.0, B * L + 1, dtype=np.float32).reshape(B, L))
+        return lambda x: (weights * entropies(book, x, 0.6, mask)).sum()
+
+    ours, table = penalty(type(book).entropies), penalty(base.entropies)
+    assert float(ours(x)) == pytest.approx(float(table(x)), rel=1e-5)
+    grads = [np.asarray(backend.grad(each)(x)) for each in (ours, table)]
+    np.testing.assert_allclose(*grads, rtol=1e-4, atol=1e-4)  # of numbers up to 15
 
 
 def test_entropies_under_a_mask_are_those_of_what_is_left(backend):

@@ -2,8 +2,8 @@
 
 The same small convolutional networks code 32 x 32 colour images as 64 codes of 256 values on an
 8 x 8 grid, of width 8 (3 for finite scalars, 8 bits for signs), with Adam at 1e-3 and batches of
-32. Each row prints the mean square error of held-out images and the codes that they use, of each
-seed, and the CPU time of a step:
+32. Each row prints the mean square error of held-out images over the seeds and its standard error,
+the codes that they use, the CPU time of a step, and the error of each seed:
 
     python examples/benchmarks/quantizers.py [--backend pyro|numpyro] [--data FILE.npz]
         [--num-steps 500] [--seeds 0 1 2] [--rows NAME ...]
@@ -168,8 +168,8 @@ def run_library(method: str, data: Arrays, num_steps: int, seed: int) -> Outcome
     """The library's quantiser, in the loss that its users write."""
     torch = importlib.import_module("torch")
     torch.manual_seed(seed)
-    quantizer = library_quantizer(method)
     encoder, decoder = torch_networks(len(LEVELS) if method == "fsq" else WIDTH)
+    quantizer = library_quantizer(method)  # after the networks, which thereby start as ours
     parts = torch.nn.ModuleList([encoder, quantizer, decoder])
     optim = torch.optim.Adam(parts.parameters(), RATE)
 
@@ -362,9 +362,10 @@ def show(
     """Run a row for all seeds, and print it."""
     found = [run(method, data, options.num_steps, seed) for seed in options.seeds]
     errors, used, seconds = zip(*found, strict=True)
+    spread = np.std(errors, ddof=1) / len(errors) ** 0.5 if len(errors) > 1 else np.nan
     print(
-        f"{row:26} {whose:8} mse {np.mean(errors):.5f}  codes {np.mean(used):5.0f}  "
-        f"{1000 * np.mean(seconds):6.1f} ms  ({' '.join(f'{error:.5f}' for error in errors)})",
+        f"{row:26} {whose:8} mse {np.mean(errors):.5f} +- {spread:.5f}  codes {np.mean(used):5.0f}"
+        f"  {1000 * np.mean(seconds):6.1f} ms  ({' '.join(f'{error:.5f}' for error in errors)})",
         flush=True,
     )
 

@@ -17,7 +17,6 @@ from numpyro_dvae.nets import Quantized, Quantizer
 from numpyro_dvae.nets.grids import check_grid
 from numpyro_dvae.nets.registration import run_encoder
 from numpyro_dvae.ops.arguments import checked
-from numpyro_dvae.ops.assignments import mean_entropy, own_entropies
 from numpyro_dvae.ops.codepaths import Route, diveq, rotation_trick, straight_through_codes
 
 __all__ = ["VectorQuantizedGuide"]
@@ -112,20 +111,11 @@ class VectorQuantizedGuide(AmortisedGuide):
             numpyro.deterministic(f"z.{name}", value)
         if self.entropy:
             numpyro.deterministic(
-                "z.penalty", self.entropy * self._entropies(quantized.inputs, mask)
+                "z.penalty",
+                self.entropy * self.codebook.entropies(quantized.inputs, self.entropy_scale, mask),
             )
         codes = quantized.codes
         return CertainCategorical(self.codebook.num_codes, codes, quantized.inputs).to_event(1)
-
-    def _entropies(self, inputs: Array, mask: Array | None) -> Array:
-        """The entropy of each latent's code, less that of the mean code of its table."""
-        logits = self.codebook.logits(inputs, self.entropy_scale)
-        entropies, places = own_entropies(logits), jnp.arange(logits.shape[-2])
-        means = []
-        for block in self.codebook.blocks(places):
-            kept = mask if mask is None or mask.shape[-1] == 1 else mask[..., block]
-            means.append(mean_entropy(logits[..., block, :], kept) * jnp.ones(block.shape))
-        return entropies - jnp.concatenate(means)
 
 
 def route_of(gradient: Gradient | None, codebook: Quantizer) -> Callable[[Array, Array], Route]:

@@ -18,6 +18,8 @@ from numpyro_dvae.nets.inputs import nan_beyond
 from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import declare, own_name
 from numpyro_dvae.ops.arguments import check_counts, checked
+from numpyro_dvae.ops.assignments import mean_entropy_of_bits
+from numpyro_dvae.ops.bounds import bernoulli_entropy
 from numpyro_dvae.ops.quantizing import nearest_codes
 from numpyro_dvae.ops.signs import on_sphere, quantize_signs, sign_vectors
 
@@ -75,6 +77,16 @@ class BinaryCodes(Quantizer):
         inputs = on_sphere(inputs) * self.scale if self.spherical else inputs
         vectors, codes = quantize_signs(inputs, self.height)
         return Quantized(inputs, codes, jax.lax.stop_gradient(vectors))
+
+    def entropies(
+        self,
+        inputs: Float[Array, "*batch n D"],
+        scale: float | Float[Array, ""],
+        mask: Bool[Array, "*#batch"] | None = None,
+    ) -> Float[Array, "*batch n"]:
+        """The same as of a table, from the bits: no input has a number for each code."""
+        log_odds = inputs * (2 * self.height / scale**2)
+        return bernoulli_entropy(log_odds).sum(-1) - mean_entropy_of_bits(log_odds, mask)
 
 
 class LinearCodebook(Quantizer):

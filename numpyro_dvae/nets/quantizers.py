@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from numpyro_dvae.nets.inputs import check_codes, codes_or_beyond
 from numpyro_dvae.nets.registration import gets_vectors, given_numbers
-from numpyro_dvae.ops.assignments import assignment_logits
+from numpyro_dvae.ops.assignments import assignment_logits, mean_entropy, own_entropies
 from numpyro_dvae.ops.refusing import refuse_gradient
 
 __all__ = ["Quantized", "Quantizer"]
@@ -119,6 +119,19 @@ class Quantizer:
     ) -> Float[Array, "*batch n V"]:
         """``-|z - e_k|² / 2 s²`` of each code, see `ops.assignments`."""
         return assignment_logits(inputs, self.rows(), scale)
+
+    def entropies(
+        self,
+        inputs: Float[Array, "*batch n d"],
+        scale: float | Float[Array, ""],
+        mask: Bool[Array, "*#batch"] | None = None,
+    ) -> Float[Array, "*batch n"]:
+        """The entropy of each latent's code, less that of the mean code of its table, in nats.
+
+        The mean is over the inputs of a mask, see `ops.assignments`.
+        """
+        logits = self.logits(inputs, scale)
+        return own_entropies(logits) - mean_entropy(logits, mask)
 
     def join(self, vectors: Float[Array, "*batch n d"]) -> Float[Array, "*batch L D"]:
         """What a decoder makes of vectors."""

@@ -74,6 +74,18 @@ class Stack(Quantizer):
         parts = zip(self.codebooks, self._split(inputs, -2), strict=True)
         return jnp.concatenate([codebook.logits(block, scale) for codebook, block in parts], -2)
 
+    def entropies(
+        self,
+        inputs: Float[Array, "*batch n d"],
+        scale: float | Float[Array, ""],
+        mask: Bool[Array, "*#batch"] | None = None,
+    ) -> Float[Array, "*batch n"]:
+        """Those of each part, of inputs that `quantize` has returned."""
+        parts = zip(self.codebooks, self._split(inputs, -2), strict=True)
+        return jnp.concatenate(
+            [codebook.entropies(block, scale, mask) for codebook, block in parts], -1
+        )
+
     def blocks(self, values: Shaped[Array, "*batch n"]) -> list[Array]:
         """Numbers of latents, apart by the single table that they are of."""
         parts = zip(self.codebooks, self._split(values, -1), strict=True)

@@ -16,7 +16,6 @@ from pyro_dvae.nets import Quantized, Quantizer
 from pyro_dvae.nets.grids import check_grid
 from pyro_dvae.nets.registration import run_encoder
 from pyro_dvae.ops.arguments import checked
-from pyro_dvae.ops.assignments import mean_entropy, own_entropies
 from pyro_dvae.ops.codepaths import Route, diveq, rotation_trick, straight_through_codes
 
 __all__ = ["VectorQuantizedGuide"]
@@ -109,20 +108,12 @@ class VectorQuantizedGuide(AmortisedGuide):
         for name, value in route._asdict().items():
             pyro.deterministic(f"z.{name}", value)
         if self.entropy:
-            penalty = self.entropy * self._entropies(quantized.inputs, mask)
+            penalty = self.entropy * self.codebook.entropies(
+                quantized.inputs, self.entropy_scale, mask
+            )
             pyro.deterministic("z.penalty", penalty)
         codes = quantized.codes
         return CertainCategorical(self.codebook.num_codes, codes, quantized.inputs).to_event(1)
-
-    def _entropies(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
-        """The entropy of each latent's code, less that of the mean code of its table."""
-        logits = self.codebook.logits(inputs, self.entropy_scale)
-        entropies, places = own_entropies(logits), torch.arange(logits.shape[-2])
-        means = []
-        for block in self.codebook.blocks(places):
-            kept = mask if mask is None or mask.shape[-1] == 1 else mask[..., block]
-            means.append(mean_entropy(logits[..., block, :], kept) * torch.ones_like(block))
-        return entropies - torch.cat(means)
 
 
 def route_of(gradient: Gradient | None, codebook: Quantizer) -> Callable[[Tensor, Tensor], Route]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from pyro_dvae.nets.inputs import nan_beyond
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
 from pyro_dvae.ops.arguments import check_counts, checked
+from pyro_dvae.ops.assignments import mean_entropy_of_bits
+from pyro_dvae.ops.bounds import bernoulli_entropy
 from pyro_dvae.ops.quantizing import nearest_codes
 from pyro_dvae.ops.signs import on_sphere, quantize_signs, sign_vectors
 
@@ -75,6 +77,16 @@ class BinaryCodes(Quantizer):
         inputs = on_sphere(inputs) * self.scale if self.spherical else inputs
         vectors, codes = quantize_signs(inputs, self.height)
         return Quantized(inputs, codes, vectors.detach())
+
+    def entropies(
+        self,
+        inputs: Float[Tensor, "*batch n D"],
+        scale: float | Float[Tensor, ""],
+        mask: Bool[Tensor, "*#batch"] | None = None,
+    ) -> Float[Tensor, "*batch n"]:
+        """The same as of a table, from the bits: no input has a number for each code."""
+        log_odds = inputs * (2 * self.height / scale**2)
+        return bernoulli_entropy(log_odds).sum(-1) - mean_entropy_of_bits(log_odds, mask)
 
 
 class LinearCodebook(Quantizer):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pyro_dvae.nets.inputs import check_codes
 from pyro_dvae.nets.registration import gets_vectors
 from pyro_dvae.ops.arguments import checked
-from pyro_dvae.ops.assignments import assignment_logits
+from pyro_dvae.ops.assignments import assignment_logits, mean_entropy, own_entropies
 from pyro_dvae.ops.refusing import refuse_gradient
 
 __all__ = ["Quantized", "Quantizer"]
@@ -111,6 +111,19 @@ class Quantizer(nn.Module):
     ) -> Float[Tensor, "*batch n V"]:
         """``-|z - e_k|² / 2 s²`` of each code, see `ops.assignments`."""
         return assignment_logits(inputs, self.rows(), scale)
+
+    def entropies(
+        self,
+        inputs: Float[Tensor, "*batch n d"],
+        scale: float | Float[Tensor, ""],
+        mask: Bool[Tensor, "*#batch"] | None = None,
+    ) -> Float[Tensor, "*batch n"]:
+        """The entropy of each latent's code, less that of the mean code of its table, in nats.
+
+        The mean is over the inputs of a mask, see `ops.assignments`.
+        """
+        logits = self.logits(inputs, scale)
+        return own_entropies(logits) - mean_entropy(logits, mask)
 
     def join(self, vectors: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch L D"]:
         """What a decoder makes of vectors."""

@@ -66,6 +66,16 @@ class Stack(Quantizer):
         parts = zip(self.codebooks, self._split(inputs, -2), strict=True)
         return torch.cat([codebook.logits(block, scale) for codebook, block in parts], -2)
 
+    def entropies(
+        self,
+        inputs: Float[Tensor, "*batch n d"],
+        scale: float | Float[Tensor, ""],
+        mask: Bool[Tensor, "*#batch"] | None = None,
+    ) -> Float[Tensor, "*batch n"]:
+        """Those of each part, of inputs that `quantize` has returned."""
+        parts = zip(self.codebooks, self._split(inputs, -2), strict=True)
+        return torch.cat([codebook.entropies(block, scale, mask) for codebook, block in parts], -1)
+
     def blocks(self, values: Shaped[Tensor, "*batch n"]) -> list[Tensor]:
         """Numbers of latents, apart by the single table that they are of."""
         parts = zip(self.codebooks, self._split(values, -1), strict=True)

@@ -7,7 +7,9 @@ An encoder's vector z chooses code k with probability
 that of the codes' Gaussians of width s, all as likely [1]. As s falls the nearest code is chosen
 with certainty. Two entropies in nats tell of such choices [2]: that of a single one, which falls as
 inputs near their codes, and that of the mean of all, which rises as codes are used alike. Their
-difference, ``E H[q] - γ H[E q]``, is a penalty that keeps codes in use.
+difference, ``E H[q] - γ H[E q]``, is a penalty that keeps codes in use. Where a code is that of
+independent bits, q is the product of theirs: H[q] is the sum of their entropies, and E q of all
+codes is one product of matrices, of the codes that either half of the bits makes.
 
 Shapes: vectors are ``(*batch, D)``, tables ``(V, D)``.
 
@@ -25,10 +27,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pyro_dvae.ops.bounds import categorical_entropy
+from pyro_dvae.ops.dtypes import precise
 from pyro_dvae.ops.processes import coupled_rows
 from pyro_dvae.ops.quantizing import squared_distances
 
-__all__ = ["assignment_logits", "mean_entropy", "own_entropies"]
+__all__ = ["assignment_logits", "mean_entropy", "mean_entropy_of_bits", "own_entropies"]
 
 
 def assignment_logits(
@@ -64,3 +67,26 @@ def mean_entropy(
         log_mean = torch.where(kept[:, None], log_probs, -math.inf).logsumexp(0) - count.log()
     mean = log_mean.exp()
     return -(mean * torch.where(mean > 0, log_mean, 0.0)).sum()
+
+
+def mean_entropy_of_bits(
+    logits: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*#batch"] | None = None
+) -> Float[Tensor, ""]:
+    """`mean_entropy` of codes of D independent bits, from the log-odds that each bit is 1."""
+    flat = coupled_rows(precise(logits).reshape(-1, logits.shape[-1]))
+    kept = torch.ones_like(flat[:, 0])
+    if mask is not None:
+        kept = coupled_rows(mask.expand(logits.shape[:-1]).reshape(-1).to(kept.dtype))
+        flat = torch.where(kept[:, None] > 0, flat, 0.0)
+    one, other = (_codes_of_bits(half) for half in flat.tensor_split(2, -1))
+    with torch.autocast(flat.device.type, enabled=False):
+        mean = (kept[:, None] * one).T @ other / kept.sum().clamp(min=1)
+    return -(mean * torch.where(mean == 0, 1.0, mean).log()).sum()
+
+
+def _codes_of_bits(logits: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+    """The probability of every code."""
+    probs = logits.new_ones(len(logits), 1)
+    for bit in logits.T[..., None]:
+        probs = torch.cat([probs * torch.sigmoid(-bit), probs * torch.sigmoid(bit)], -1)
+    return probs
