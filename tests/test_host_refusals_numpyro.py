@@ -149,6 +149,15 @@ def observed_in_the_guide_alone():
     coin()
 
 
+def relaxed_coin():
+    numpyro.sample("z", dist.RelaxedBernoulli(0.5, logits=0.3))
+
+
+@invalid("discrete in the model .*, but continuous in the guide .RelaxedBernoulli", relaxed_coin)
+def relaxed_in_the_guide_alone():
+    coin()
+
+
 @pytest.mark.parametrize(("model", "guide", "words"), INVALID)
 def test_invalid_programs_are_refused(model, guide, words):
     for loss in LOSSES:

@@ -22,7 +22,7 @@ import numpy as np
 import numpyro.distributions as dist
 from flax.serialization import msgpack_restore, msgpack_serialize
 from jaxtyping import Array, Integer, Shaped
-from numpyro.handlers import seed, substitute, trace
+from numpyro.handlers import substitute, trace
 
 from numpyro_dvae.distributions import AutoregressiveCategorical, CertainCategorical
 from numpyro_dvae.fit.files import write_atomically
@@ -30,6 +30,7 @@ from numpyro_dvae.fit.result import FitResult
 from numpyro_dvae.nets import decode_codes
 from numpyro_dvae.nets.inputs import check_codes
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.programs.draw import seeded
 from numpyro_dvae.programs.sites import base_distribution, sample_sites
 
 __all__ = [
@@ -175,7 +176,7 @@ def sample_data(
     """
     result = _as_result(result)
     labelled = {} if labels is None else {"labels": jnp.broadcast_to(jnp.asarray(labels), num_data)}
-    program = seed(substitute(result.model, data=result.params), rng_key)
+    program = seeded(substitute(result.model, data=result.params), rng_key)
     drawn = sample_sites(trace(program).get_trace(num_data=num_data, **labelled))
     return reconstruct_data(result, drawn["z"].value)
 

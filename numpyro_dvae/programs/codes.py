@@ -154,8 +154,9 @@ def _check_dims(site: Site) -> None:
     if any(shape[dim] > 1 and dim not in declared for dim in range(-len(shape), 0)):
         raise ValueError(
             f"site '{site.name}' has batch shape {tuple(shape)} with a dim that is under no plate, "
-            "so its states are not listed. Declare the dim with .to_event(1), or put the site "
-            "under a plate; losses that sample, such as Reinforce_ELBO, take it as it is."
+            "so its states are not listed. Declare the dim with .to_event(1), a `sample_shape` by "
+            ".expand(...).to_event(1) in its place, or put the site under a plate; losses that "
+            "sample, such as Reinforce_ELBO, take it as it is."
         )
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "moved",
     "run_pair",
     "run_program",
+    "seeded",
 ]
 
 
@@ -106,8 +107,7 @@ class Draw(Messenger):
             return
         site = Site.of(msg)
         if self.sampler is not None and self.particle is not None and by_sampler:
-            shape = msg["fn"].shape(msg["kwargs"]["sample_shape"])
-            msg["value"] = self.sampler(site, shape, self.particle)
+            msg["value"] = self.sampler(site, site.fn.shape(), self.particle)
         else:
             self._draw(msg)
         if site.needs_credit or (not self.pathwise and self.layout.owns(site)):
@@ -126,7 +126,7 @@ class Draw(Messenger):
             )
 
     def _given(self, msg: Any) -> Array:
-        value, shape = self.values[msg["name"]], msg["fn"].shape()
+        value, shape = self.values[msg["name"]], Site.of(msg).fn.shape()
         value = value.reshape(value.shape[value.ndim - len(shape) :])
         return jnp.broadcast_to(value, shape) if self.expand else value
 
@@ -134,7 +134,7 @@ class Draw(Messenger):
         """Of a step of a `scan`, the values of all steps, in the shape that its carry has."""
         if msg["name"] not in self.values:
             return None
-        value, shape = self.values[msg["name"]], msg["fn"].shape()
+        value, shape = self.values[msg["name"]], Site.of(msg).fn.shape()
         value = value.reshape(value.shape[0], *value.shape[value.ndim - len(shape) :])
         return jnp.broadcast_to(value, (len(value), *shape))
 
@@ -164,10 +164,24 @@ def _draw_codes(rng_key: Array, logits: Array, shape: tuple[int, ...]) -> Array:
     return codes.reshape(shape)
 
 
+class _Unkeyed(Messenger):
+    """Takes away keys that a program brings, whose draws would be the same in all runs."""
+
+    def process_message(self, msg: Any) -> None:
+        """Before a handler around gives a key."""
+        if msg["type"] in ("sample", "prng_key", "control_flow") and msg["value"] is None:
+            msg["kwargs"]["rng_key"] = None
+
+
+def seeded(program: Any, rng_key: Array) -> Any:
+    """A program whose draws are of this key, whatever key its user has seeded it with."""
+    return seed(_Unkeyed(program), rng_key)
+
+
 def run_program(rng_key: Array, program: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Run one program and keep its trace."""
     with StepsChecked():
-        return trace(seed(program, rng_key)).get_trace(*args, **kwargs)
+        return trace(seeded(program, rng_key)).get_trace(*args, **kwargs)
 
 
 def run_pair(rng_key: Array, pair: Pair, draw: Draw) -> Run:
@@ -182,7 +196,7 @@ def run_pair(rng_key: Array, pair: Pair, draw: Draw) -> Run:
         if pair.guide is not None:
             guide_trace = run_program(guide_key, pair.guide, pair.args, pair.kwargs)
         model = substitute(pair.model, data=mutable_values(guide_trace))
-        replayed = replay(seed(model, model_key), trace=guide_trace)
+        replayed = replay(seeded(model, model_key), trace=guide_trace)
         known = guide_trace.keys() | draw.values.keys()
         with enumerate_marked(pair.layout, known) if summed else nullcontext():
             with StepsChecked():
@@ -235,7 +249,7 @@ def _turned(msg: Any, given: tuple[str, Any]) -> tuple[str, Any]:
 
     def substitute(site: Any) -> Array | None:
         value = values(site) if callable(values) else values.get(site["name"])
-        num_dims = len(site["kwargs"]["sample_shape"] + site["fn"].shape())
+        num_dims = len(Site.of(site).fn.shape())
         return None if value is None else turned(value, num_dims)
 
     if kind != "replay":

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpyro.handlers import replay, seed, trace, uncondition
+from numpyro.handlers import replay, trace, uncondition
 
-from numpyro_dvae.programs.draw import Draw, Sampler, run_pair
+from numpyro_dvae.programs.draw import Draw, Sampler, run_pair, seeded
 from numpyro_dvae.programs.record import Ledger, Particles, Reader, make_record
 from numpyro_dvae.programs.sites import Pair, sample_sites
 from numpyro_dvae.programs.structure.stand_ins import with_stand_ins
@@ -137,7 +137,7 @@ def _of_two_data(name: str) -> ValueError:
 
 def _dreamt(rng_key: Array, pair: Pair) -> tuple[dict[str, Any], dict[str, Any]]:
     """A run of the model in which its data are drawn, too; and these."""
-    simulated = uncondition(seed(pair.model, rng_key))
+    simulated = uncondition(seeded(pair.model, rng_key))
     model_trace = trace(simulated).get_trace(*pair.args, **pair.kwargs)
     for name in sample_sites(model_trace):
         model_trace[name]["value"] = jax.lax.stop_gradient(model_trace[name]["value"])
@@ -157,7 +157,7 @@ def dream(rng_key: Array, pair: Pair, replace_data: ReplaceData) -> Float[Array,
     model_trace, made = _dreamt(model_key, pair)
     sites = sample_sites(model_trace)
     args, kwargs = replace_data(made, pair.args, pair.kwargs)
-    replayed = replay(seed(pair.guide, guide_key), trace=model_trace)
+    replayed = replay(seeded(pair.guide, guide_key), trace=model_trace)
     dreamt = sample_sites(trace(replayed).get_trace(*args, **kwargs))
     latent = [site for name, site in dreamt.items() if name in sites]
     ledger = Ledger(pair.layout, latent)

@@ -73,7 +73,7 @@ class Site:
         frames = message["cond_indep_stack"]
         return cls(
             name=message["name"],
-            fn=message.get("fn"),
+            fn=_in_shape(message),
             value=message["value"],
             is_observed=message.get("is_observed", False),
             plates={f.name: _Plate.of(f, full_sizes) for f in frames},
@@ -172,6 +172,12 @@ class Site:
     def scaled(self, values: Array, scale: Any) -> Array:
         """Numbers over its batch dims, weighed by `scale`; its masks are the distribution's."""
         return values * scale
+
+
+def _in_shape(message: Any) -> Any:
+    """The distribution of a site; the `sample_shape` of its draws leads the batch dims."""
+    fn, shape = message.get("fn"), (message.get("kwargs") or {}).get("sample_shape", ())
+    return fn.expand(shape + fn.batch_shape) if shape and is_drawn(message) else fn
 
 
 def sample_sites(trace: Mapping[str, Any]) -> dict[str, Site]:

@@ -94,6 +94,7 @@ class Draw(Messenger):
             msg["fn"] = _at_any_value(msg["fn"])
         if msg["done"] or not is_drawn(msg):
             return
+        msg["fn"] = _without_path(msg["fn"])
         by_sampler = self.sampler is not None and self.sampler.draws(msg["name"])
         if by_sampler:
             msg["infer"] = {**msg["infer"], "_by_sampler": True}
@@ -160,23 +161,43 @@ class _AtAnyValue:
         return torch.where(possible, log_prob, -torch.inf)
 
 
+class _WithoutPath:
+    """A discrete distribution whose draws have no gradient, where the host would hand one on."""
+
+    has_rsample = False
+
+
 @functools.cache
-def _at_any_value_of(family: type) -> type:
-    return type(family)(family.__name__, (_AtAnyValue, family), {})
+def _of_family(kind: type, family: type) -> type:
+    return type(family)(family.__name__, (kind, family), {})
+
+
+def _made(kind: type, fn: Any) -> Any:
+    """A distribution of its family and of a kind, in the same wrappers."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return _made(kind, fn.base_dist).mask(fn._mask)
+    if isinstance(fn, dist.Independent):
+        return _made(kind, fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return _made(kind, fn.base_dist).expand(fn.batch_shape)
+    found = copy.copy(fn)
+    found.__class__ = _of_family(kind, fn.__class__)
+    return found
 
 
 def _at_any_value(fn: Any) -> Any:
-    if isinstance(fn, dist.MaskedDistribution):
-        return _at_any_value(fn.base_dist).mask(fn._mask)
-    if isinstance(fn, dist.Independent):
-        return _at_any_value(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
-    if isinstance(fn, dist.ExpandedDistribution):
-        return _at_any_value(fn.base_dist).expand(fn.batch_shape)
-    if not bounds_of(fn) or isinstance(fn, _AtAnyValue):
+    base = base_distribution(fn)
+    if not bounds_of(fn) or isinstance(base, _AtAnyValue):
         return fn
-    found = copy.copy(fn)
-    found.__class__, found._validate_args = _at_any_value_of(fn.__class__), False
+    found = _made(_AtAnyValue, fn)
+    base_distribution(found)._validate_args = False
     return found
+
+
+def _without_path(fn: Any) -> Any:
+    base = base_distribution(fn)
+    has_both = getattr(base, "has_enumerate_support", False) and getattr(base, "has_rsample", False)
+    return _made(_WithoutPath, fn) if has_both else fn
 
 
 def bounds_of(fn: Any) -> list[Tensor]:

@@ -79,8 +79,8 @@ class Site:
 
     @property
     def needs_credit(self) -> bool:
-        """Whether its draws have no pathwise gradient."""
-        return not getattr(self.fn, "has_rsample", False)
+        """Whether its draws have no pathwise gradient; a straight-through one is none."""
+        return self.has_finite_support or not getattr(self.fn, "has_rsample", False)
 
     @property
     def is_credited(self) -> bool:

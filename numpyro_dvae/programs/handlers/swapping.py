@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import numpyro
 from jaxtyping import Array
-from numpyro.handlers import block, seed, substitute, trace
+from numpyro.handlers import block, substitute, trace
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
-from numpyro_dvae.programs.draw import Draw, run_program
+from numpyro_dvae.programs.draw import Draw, run_program, seeded
 from numpyro_dvae.programs.sites import Layout, Site, is_drawn, sample_sites
 
 __all__ = [
@@ -192,7 +192,7 @@ def given_run(
     """
     draw = Draw(rng_key, Layout(), values, expand=True)
     with _only_params(), numpyro.validation_enabled(False), trace() as found, draw:
-        seed(substitute(model, data=dict(rows)), rng_key)(*args, **kwargs)
+        seeded(substitute(model, data=dict(rows)), rng_key)(*args, **kwargs)
     return sample_sites(found), {
         name: msg["value"] for name, msg in found.items() if msg["type"] == "plate"
     }
@@ -210,7 +210,7 @@ def sample_many(
 
     def draw(key: Array) -> dict[str, Array]:
         with block():
-            return seed(substitute(program, data=dict(params)), key)(*args, **kwargs)
+            return seeded(substitute(program, data=dict(params)), key)(*args, **kwargs)
 
     if not sample_shape:
         return draw(rng_key)

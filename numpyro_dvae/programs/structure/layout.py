@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.ops.provenance import eval_provenance
 
+from numpyro_dvae.distributions import PathwiseBernoulli, PathwiseCategorical
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.handlers.rows import check_guide
 from numpyro_dvae.programs.record import in_batch_dims
@@ -30,6 +32,8 @@ __all__ = [
     "independent_sites",
 ]
 
+# With a gradient through their draws, or at a point, but with log-probabilities, not densities.
+_OF_PROBABILITIES = dist.Delta, PathwiseBernoulli, PathwiseCategorical
 # Of values of some sites, a run in which they are given: what depends on them shows in it.
 _Rerun = Callable[[Mapping[str, Array]], Run]
 
@@ -168,6 +172,7 @@ def _check_match(run: Run) -> None:
                 f"{sorted(latent)}. Rename it, or mark it infer={{'is_auxiliary': True}}."
             )
         _check_plates(name, site.plates, run.model[name].plates)
+        _check_families(site, run.model[name])
         _check_shapes(site, run.model[name])
     if missing := sorted(latent - run.guide.keys()):
         raise ValueError(
@@ -200,6 +205,17 @@ def _check_full_sizes(run: Run) -> None:
                 f"plate '{name}' has {sizes[0]} rows in the guide, but {sizes[1]} in the model. "
                 "Give both the same size."
             )
+
+
+def _check_families(guide: Site, model: Site) -> None:
+    has_path = not guide.needs_credit and not isinstance(guide.base, _OF_PROBABILITIES)
+    if has_path and model.has_finite_support:
+        raise ValueError(
+            f"site '{guide.name}' is discrete in the model ({model.family}), but continuous in the "
+            f"guide ({guide.family}): its draws have a gradient, and its values cannot be listed. "
+            "Write a family with has_enumerate_support there, too; for a gradient through its "
+            "draws, relax(model) and relax(guide), with Trace_ELBO."
+        )
 
 
 def _check_shapes(guide: Site, model: Site) -> None:

@@ -75,8 +75,6 @@ def relaxed(fn: Any, options: dict[str, Any]) -> Any:
     if isinstance(fn, dist.ExpandedDistribution):
         base = relaxed(fn.base_dist, options)
         return base if base is None else base.expand(fn.batch_shape)
-    if getattr(fn, "has_rsample", False):
-        return None
     if isinstance(fn, torch.distributions.Bernoulli):
         return PathwiseBernoulli(fn.logits, **options)
     if isinstance(fn, torch.distributions.Categorical | torch.distributions.OneHotCategorical):

@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
+from pyro_dvae.distributions import PathwiseBernoulli, PathwiseCategorical
 from pyro_dvae.programs.draw import bounds_of, run_program
 from pyro_dvae.programs.handlers.rows import check_guide
 from pyro_dvae.programs.record import in_batch_dims
@@ -27,6 +29,9 @@ from pyro_dvae.programs.summing.agreeing import check_agreement
 from pyro_dvae.programs.summing.enumerating import is_marked
 
 __all__ = ["common_layout", "find_layout", "independent_sites"]
+
+# With a gradient through their draws, or at a point, but with log-probabilities, not densities.
+_OF_PROBABILITIES = dist.Delta, PathwiseBernoulli, PathwiseCategorical
 
 
 def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout, tuple]:
@@ -219,6 +224,7 @@ def _check_match(run: Run) -> None:
                 f"{sorted(latent)}. Rename it, or mark it infer={{'is_auxiliary': True}}."
             )
         _check_plates(name, site.plates, run.model[name].plates)
+        _check_families(site, run.model[name])
         _check_shapes(site, run.model[name])
     if missing := sorted(latent - run.guide.keys()):
         raise ValueError(
@@ -251,6 +257,17 @@ def _check_full_sizes(run: Run) -> None:
                 f"plate '{name}' has {sizes[0]} rows in the guide, but {sizes[1]} in the model. "
                 "Give both the same size."
             )
+
+
+def _check_families(guide: Site, model: Site) -> None:
+    has_path = not guide.needs_credit and not isinstance(guide.base, _OF_PROBABILITIES)
+    if has_path and model.has_finite_support:
+        raise ValueError(
+            f"site '{guide.name}' is discrete in the model ({model.family}), but continuous in the "
+            f"guide ({guide.family}): its draws have a gradient, and its values cannot be listed. "
+            "Write a family with has_enumerate_support there, too; for a gradient through its "
+            "draws, relax(model) and relax(guide), with Trace_ELBO."
+        )
 
 
 def _check_shapes(guide: Site, model: Site) -> None:
