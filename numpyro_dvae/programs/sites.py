@@ -94,13 +94,13 @@ class Site:
 
     @property
     def needs_credit(self) -> bool:
-        """Whether its draws have no pathwise gradient."""
+        """Whether its draws have no pathwise gradient; a straight-through one is none."""
         base = self.base
         # NumPyro's default is true of a distribution without parameters, whatever its support.
         by_default = type(base).has_rsample is dist.Distribution.has_rsample
         if by_default and not base.arg_constraints and base.support.is_discrete:
             return True
-        return not base.has_rsample
+        return self.has_finite_support or not base.has_rsample
 
     @property
     def is_credited(self) -> bool:
