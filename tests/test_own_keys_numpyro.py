@@ -93,13 +93,13 @@ def declared_model():
 
 def plated_model():
     with numpyro.plate("rows", 3, dim=-1):
-        z = coin("z", 0.4, sample_shape=(2,))
+        z = coin("z", 0.4, sample_shape=(2, 1))
         numpyro.sample("x", dist.Normal(z[0] + 2.0 * z[1], 1.0), obs=jnp.array([1.3, 0.2, -0.4]))
 
 
 def plated_guide():
     with numpyro.plate("rows", 3, dim=-1):
-        coin("z", sample_shape=(2,))
+        coin("z", sample_shape=(2, 1))
 
 
 def test_states_of_a_sample_shape_are_not_listed_before_it_is_declared():
