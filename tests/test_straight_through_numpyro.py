@@ -5,13 +5,14 @@ import pytest
 
 jax = pytest.importorskip("jax")
 numpyro = pytest.importorskip("numpyro")
+import jax.numpy as jnp  # noqa: E402
 import numpyro.distributions as dist  # noqa: E402
 from any_numpyro import KEY  # noqa: E402
 
 from numpyro_dvae.infer import DAPS_ELBO, Exact_ELBO, Reinforce_ELBO  # noqa: E402
 
 X = np.array([-1.0, 1.0])
-PARAMS = {"logit": np.array(0.3)}
+PARAMS = {"logit": jnp.array(0.3)}
 
 
 class OwnBernoulli(dist.BernoulliLogits):
@@ -21,7 +22,7 @@ class OwnBernoulli(dist.BernoulliLogits):
 
     def sample(self, key, sample_shape=()):
         drawn = super().sample(key, sample_shape)
-        return drawn + self.probs - jax.lax.stop_gradient(self.probs)
+        return drawn + (self.probs - jax.lax.stop_gradient(self.probs))
 
 
 def model():

@@ -27,7 +27,7 @@ class OwnBernoulli(dist.Bernoulli):
     has_rsample = True
 
     def rsample(self, sample_shape=()):
-        return self.sample(sample_shape) + self.probs - self.probs.detach()
+        return self.sample(sample_shape) + (self.probs - self.probs.detach())
 
 
 def programs(family, **options):

@@ -169,7 +169,7 @@ class _Unkeyed(Messenger):
 
     def process_message(self, msg: Any) -> None:
         """Before a handler around gives a key."""
-        if msg["type"] in ("sample", "prng_key", "control_flow") and msg["value"] is None:
+        if "rng_key" in msg.get("kwargs", {}) and msg["value"] is None:
             msg["kwargs"]["rng_key"] = None
 
 
