@@ -75,18 +75,19 @@ EVEN = np.full((quantized.L, quantized.V), 1 / quantized.V, np.float32)
 
 
 class Moved:
-    """A quantised model in which a datum is moved by one or is not; marked, or summed by hand."""
+    """A quantised model in which a datum is moved by one or is not: marked, or as `how` says."""
 
-    def __init__(self, kit, model, *, is_marked):
-        self.kit, self.decoder, self.is_marked = kit, model.decoder, is_marked
+    def __init__(self, kit, model, how="marked", prob=0.3):
+        self.kit, self.decoder, self.how, self.prob = kit, model.decoder, how, prob
 
     def __call__(self, x):
         ppl = importlib.import_module(self.kit.name)
         dist, array = ppl.distributions, self.kit.asarray
         with ppl.plate("data", len(x), dim=-1):
             means = self.decoder(ppl.sample("z", dist.Categorical(array(EVEN)).to_event(1)))
-            if self.is_marked:
-                moved = ppl.sample("moved", dist.Bernoulli(array(0.3)), infer=dict(SUM))
+            if self.how != "by hand":
+                infer = dict(SUM) if self.how == "marked" else {}
+                moved = ppl.sample("moved", dist.Bernoulli(array(self.prob)), infer=infer)
                 means = means + moved[..., None, None]
                 ppl.sample("x", dist.Normal(means, 1.0).to_event(2), obs=x)
             else:
@@ -95,11 +96,26 @@ class Moved:
                 ppl.factor("x", total.logaddexp(np.log(0.7) + xs[0], np.log(0.3) + xs[1]))
 
 
+class Mover:
+    """A quantising guide that draws "moved", too; from what it learns, or from 1 alone."""
+
+    def __init__(self, kit, guide, *, learns):
+        self.kit, self.guide, self.learns = kit, guide, learns
+        self.encoder, self.codebook = guide.encoder, guide.codebook
+
+    def __call__(self, x):
+        ppl, start = importlib.import_module(self.kit.name), self.kit.asarray(1.0)
+        prob = ppl.param("prob", 0.5 * start) if self.learns else start
+        self.guide(x)
+        with ppl.plate("data", len(x), dim=-1):
+            ppl.sample("moved", ppl.distributions.Bernoulli(prob))
+
+
 @pytest.mark.thrifty
 @pytest.mark.parametrize("kind", ["moving", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_beside_quantised_sites_it_is_the_sum_by_hand(kit, kind):
     """The codebook learns once in a step."""
-    one, other = (quantised(kit, kind, is_marked=is_marked) for is_marked in (True, False))
+    one, other = (quantised(kit, kind, how) for how in ("marked", "by hand"))
     assert one.loss == pytest.approx(other.loss, rel=1e-6)
     np.testing.assert_allclose(one.table, other.table, rtol=1e-6)
     assert (kind == "gradient") == np.array_equal(one.table, quantized.TABLE)
@@ -107,8 +123,20 @@ def test_beside_quantised_sites_it_is_the_sum_by_hand(kit, kind):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
 
 
-def quantised(kit, kind, *, is_marked):
+@pytest.mark.thrifty
+def test_a_draw_beside_quantised_sites_may_not_learn(kit):
+    with pytest.raises(ValueError, match=r"VQ_ELBO has no gradient for .* site 'moved': it"):
+        quantised(kit, "gradient", "drawn", prob=1.0, learns=True)
+    drawn = quantised(kit, "gradient", "drawn", prob=1.0, learns=False)
+    marked = quantised(kit, "gradient", "marked", prob=1.0)
+    assert drawn.loss == pytest.approx(marked.loss, rel=1e-6)
+    for found, expected in zip(drawn.grads, marked.grads, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
+
+
+def quantised(kit, kind, how, prob=0.3, learns=None):
     kit.start(None, None)  # the same networks each time
     model, guide = quantized.pair(kit, kind)
-    run = kit.start(Moved(kit, model, is_marked=is_marked), guide)
+    guide = guide if learns is None else Mover(kit, guide, learns=learns)
+    run = kit.start(Moved(kit, model, how, prob), guide)
     return kit.evaluate(run, kit.module("infer").VQ_ELBO())

@@ -38,8 +38,14 @@ from jaxtyping import Array, Bool, Float
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import Gain, Objective, info_type
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.ops.refusing import refuse_gradient
 from numpyro_dvae.ops.usage import codes_in_use
-from numpyro_dvae.programs.handlers.vectors import QuantizedSite, VectorLink, read_vectors
+from numpyro_dvae.programs.handlers.vectors import (
+    QuantizedSite,
+    VectorLink,
+    read_drawn,
+    read_vectors,
+)
 from numpyro_dvae.programs.readers.precision import read_precision
 from numpyro_dvae.programs.record import Particles
 from numpyro_dvae.programs.sites import Layout, Pair
@@ -99,10 +105,15 @@ class VQ_ELBO(ParticleELBO):
 
     Raises:
         ValueError: If `commitment` is negative; on the first step, if the guide quantises nothing,
-            or by another codebook than that of the model.
+            or by another codebook than that of the model, or if it is to learn another site whose
+            draws have no gradient.
     """
 
-    reads: ClassVar = {"quantized": read_vectors, "precision": read_precision}
+    reads: ClassVar = {
+        "quantized": read_vectors,
+        "drawn": read_drawn,
+        "precision": read_precision,
+    }
     info_class = VQInfo
 
     @checked
@@ -163,9 +174,21 @@ class VQ_ELBO(ParticleELBO):
             value = value - (precision * held).mean(0)
             squares = squares + jnp.square(inputs - vectors).sum()
             num_vectors = num_vectors + _number_of_latents(inputs, mask)
+        for name, log_q in particles.extras["drawn"].items():
+            value = value + refuse_gradient(jnp.zeros((), value.dtype), log_q, _no_gradient(name))
         return Gain(
             value, {"distance": squares / jnp.maximum(num_vectors, 1), **_usage_of(quantized)}
         )
+
+
+def _no_gradient(name: str) -> str:
+    """What is said of a site that the loss cannot train."""
+    return (
+        f"VQ_ELBO has no gradient for the distribution of the guide's site '{name}': it trains "
+        "codes of vectors, and draws that are reparameterised. Leave a site of finite support to "
+        'the model, marked infer={"enumerate": "parallel"}, which sums it out; or let nothing that '
+        "is learnt go into its distribution."
+    )
 
 
 def check_codebooks(model: Any, guide: Any) -> None:

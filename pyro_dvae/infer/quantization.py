@@ -38,8 +38,14 @@ from torch import Tensor
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.refusing import refuse_gradient
 from pyro_dvae.ops.usage import codes_in_use
-from pyro_dvae.programs.handlers.vectors import QuantizedSite, VectorLink, read_vectors
+from pyro_dvae.programs.handlers.vectors import (
+    QuantizedSite,
+    VectorLink,
+    read_drawn,
+    read_vectors,
+)
 from pyro_dvae.programs.readers.precision import read_precision
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.sites import Layout, Pair
@@ -98,10 +104,15 @@ class VQ_ELBO(ParticleELBO):
 
     Raises:
         ValueError: If `commitment` is negative; on the first step, if the guide quantises nothing,
-            or by another codebook than that of the model.
+            or by another codebook than that of the model, or if it is to learn another site whose
+            draws have no gradient.
     """
 
-    reads: ClassVar = {"quantized": read_vectors, "precision": read_precision}
+    reads: ClassVar = {
+        "quantized": read_vectors,
+        "drawn": read_drawn,
+        "precision": read_precision,
+    }
     info_class = VQInfo
 
     @checked
@@ -159,8 +170,20 @@ class VQ_ELBO(ParticleELBO):
             value = value - (precision * held).mean(0)
             squares = squares + (inputs - vectors).detach().square().sum()
             num_vectors = num_vectors + _number_of_latents(inputs, mask)
+        for name, log_q in particles.extras["drawn"].items():
+            value = value + refuse_gradient(value.new_zeros(()), log_q, _no_gradient(name))
         distance = squares / num_vectors.clamp(min=1)
         return Gain(value, {"distance": distance, **_usage_of(quantized)})
+
+
+def _no_gradient(name: str) -> str:
+    """What is said of a site that the loss cannot train."""
+    return (
+        f"VQ_ELBO has no gradient for the distribution of the guide's site '{name}': it trains "
+        "codes of vectors, and draws that are reparameterised. Leave a site of finite support to "
+        'the model, marked infer={"enumerate": "parallel"}, which sums it out; or let nothing that '
+        "is learnt go into its distribution."
+    )
 
 
 def check_codebooks(model: Any, guide: Any) -> None:

@@ -19,7 +19,7 @@ from numpyro_dvae.ops.relaxing import with_slope
 from numpyro_dvae.programs.densities import entry_mask, is_masked
 from numpyro_dvae.programs.sites import Layout, Run
 
-__all__ = ["QuantizedSite", "VectorLink", "read_vectors"]
+__all__ = ["QuantizedSite", "VectorLink", "read_drawn", "read_vectors"]
 
 
 class QuantizedSite(NamedTuple):
@@ -142,6 +142,13 @@ def read_vectors(run: Run, layout: Layout, num_particles: int) -> dict[str, Quan
             num_codes = jnp.full((), _num_codes_of(site.base), float)
             pairs[name] = QuantizedSite(before, after, penalty, mask, codes, num_codes)
     return pairs or None
+
+
+def read_drawn(run: Run, layout: Layout, num_particles: int) -> dict[str, Float[Array, ""]]:
+    """Log-densities of what else the guide draws without a gradient, by site; a reader."""
+    computed = run.computed()
+    drawn = (site for name, site in run.guide.items() if f"{name}.vectors" not in computed)
+    return {site.name: site.log_prob().sum() for site in drawn if site.is_credited}
 
 
 def _unmasked(value: Array, mask: Array | None, layout: Layout) -> Array:

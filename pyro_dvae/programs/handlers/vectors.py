@@ -20,7 +20,7 @@ from pyro_dvae.ops.relaxing import with_slope
 from pyro_dvae.programs.densities import entry_mask, is_masked
 from pyro_dvae.programs.sites import Layout, Run
 
-__all__ = ["QuantizedSite", "VectorLink", "read_vectors"]
+__all__ = ["QuantizedSite", "VectorLink", "read_drawn", "read_vectors"]
 
 
 class QuantizedSite(NamedTuple):
@@ -134,6 +134,13 @@ def read_vectors(run: Run, layout: Layout, num_particles: int) -> dict[str, Quan
             num_codes = before.new_full((), _num_codes_of(site.base), dtype=torch.float32)
             pairs[name] = QuantizedSite(before, after, penalty, mask, codes, num_codes)
     return pairs or None
+
+
+def read_drawn(run: Run, layout: Layout, num_particles: int) -> dict[str, Float[Tensor, ""]]:
+    """Log-densities of what else the guide draws without a gradient, by site; a reader."""
+    computed = run.computed()
+    drawn = (site for name, site in run.guide.items() if f"{name}.vectors" not in computed)
+    return {site.name: site.log_prob().sum() for site in drawn if site.is_credited}
 
 
 def _unmasked(value: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
