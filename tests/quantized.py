@@ -72,9 +72,9 @@ def pyro_kit():
     def loss(run, elbo):
         return elbo.loss(run.model, run.guide, asarray(X))
 
-    def train(run, elbo, num_steps):
+    def train(run, elbo, num_steps, x=X):
         svi = pyro.infer.SVI(run.model, run.guide, pyro.optim.Adam({"lr": run.lr}), elbo)
-        return [float(svi.step(asarray(X))) for _ in range(num_steps)]
+        return [float(svi.step(asarray(x))) for _ in range(num_steps)]
 
     def info(run, elbo):
         return elbo.info
@@ -109,10 +109,10 @@ def numpyro_kit():
     def start(model, guide, lr=0.0):
         return SimpleNamespace(model=model, guide=guide, lr=lr, state=None)
 
-    def begun(run, elbo):
+    def begun(run, elbo, x=X):
         run.svi = SVI(run.model, run.guide, numpyro.optim.Adam(run.lr), elbo)
         if run.state is None:
-            run.state = jax.jit(run.svi.init)(jax.random.key(0), asarray(X))
+            run.state = jax.jit(run.svi.init)(jax.random.key(0), asarray(x))
             run.params = run.svi.get_params(run.state)
             run.mutable = dict(run.state.mutable_state or {})
         return run.svi
@@ -163,11 +163,11 @@ def numpyro_kit():
             jax.jit(lambda p: elbo.loss(jax.random.key(1), p, *programs))(run.params | mutable)
         )
 
-    def train(run, elbo, num_steps):
-        svi = begun(run, elbo)
+    def train(run, elbo, num_steps, x=X):
+        svi = begun(run, elbo, x)
         update, losses = jax.jit(svi.update), []
         for _ in range(num_steps):
-            run.state, value = update(run.state, asarray(X))
+            run.state, value = update(run.state, asarray(x))
             losses.append(float(value))
         run.params = svi.get_params(run.state)
         run.mutable = dict(run.state.mutable_state)

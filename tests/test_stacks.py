@@ -248,14 +248,18 @@ def test_the_stochastic_head_trains_under_any_loss(kit, loss):
 
 @pytest.mark.thrifty
 @pytest.mark.parametrize("start", ["data", "k_means"])
-def test_the_head_starts_where_the_vectors_of_its_first_batch_are(kit, start):
+@pytest.mark.parametrize("num_padded", [0, 3])
+def test_the_head_starts_where_the_vectors_of_its_first_batch_are(kit, start, num_padded):
     nets, guides = kit.module("nets"), kit.module("guides")
     book = nets.Codebook(V, 3, start=start)
     head = nets.CodebookEncoder(nets.MLPEncoder(SHAPE, 2, 3, hidden=()), book)
     decoder = nets.CodebookDecoder(book, nets.MLPDecoder(6, None, SHAPE, hidden=()))
     run = small(kit, book, decoder, guides.IndependentGuide(head), 2)
     run.lr = 0.0
-    kit.train(run, kit.module("infer").Exact_ELBO(), 1)
+    padded = np.concatenate([X, np.full_like(X[:num_padded], 1e3)])
+    mask = np.arange(len(padded)) < len(X) if num_padded else None
+    run.model, run.guide = (kit.masked(program, mask) for program in (run.model, run.guide))
+    kit.train(run, kit.module("infer").Exact_ELBO(), 1, padded)
     if kit.name == "pyro":
         layer = head.network.layers[0]
         weight, bias = layer.weight.detach().numpy().T, layer.bias.detach().numpy()

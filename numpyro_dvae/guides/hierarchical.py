@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import Distribution
 
-from numpyro_dvae.guides.quantised import Gradient, VectorQuantizedGuide, mask_of_latents
+from numpyro_dvae.guides.quantised import Gradient, VectorQuantizedGuide
 from numpyro_dvae.nets import register
 from numpyro_dvae.nets.grids import from_grid, to_grid
 from numpyro_dvae.nets.hierarchical import HierarchicalCodebook, check_grids
+from numpyro_dvae.nets.registration import mask_of_latents
 from numpyro_dvae.nets.stacks import stacked
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.codepaths import Route

@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Shaped
 from numpyro.distributions import Distribution
 
 from numpyro_dvae.distributions import CertainCategorical
 from numpyro_dvae.guides.amortised import AmortisedGuide
-from numpyro_dvae.models.plates import data_mask
 from numpyro_dvae.nets import Quantized, Quantizer
 from numpyro_dvae.nets.grids import check_grid
-from numpyro_dvae.nets.registration import run_encoder
+from numpyro_dvae.nets.registration import mask_of_latents, run_encoder
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.codepaths import Route, diveq, rotation_trick, straight_through_codes
 
@@ -147,9 +146,3 @@ def check_entropy(entropy: float, entropy_scale: float) -> None:
         raise ValueError(f"`entropy` must be finite and not negative; got {entropy}.")
     if not 0.0 < entropy_scale < math.inf:
         raise ValueError(f"`entropy_scale` must be positive and finite; got {entropy_scale}.")
-
-
-def mask_of_latents() -> Bool[Array, "#B 1"] | None:
-    """Which latents the program's mask leaves in."""
-    mask = data_mask()
-    return None if mask is None else mask[..., None]

@@ -4,10 +4,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 from numpyro.handlers import substitute
 
-__all__ = ["check_rows", "data_mask", "data_plate", "plate_size"]
+__all__ = ["check_rows", "data_plate", "plate_size"]
 
 
 def data_plate(size: int, index: Any) -> numpyro.plate:
@@ -16,12 +16,6 @@ def data_plate(size: int, index: Any) -> numpyro.plate:
         return numpyro.plate("data", size, dim=-1)
     with substitute(data={"data": jnp.asarray(index)}):
         return numpyro.plate("data", size, subsample_size=len(index), dim=-1)
-
-
-def data_mask() -> Bool[Array, "#B"] | None:
-    """Which data of the program that runs a mask leaves in; None without one."""
-    mask = numpyro.get_mask()
-    return None if mask is None else jnp.asarray(mask, bool)
 
 
 def plate_size(x: Array | None, index: Any, num_data: int | None, name: str) -> int:

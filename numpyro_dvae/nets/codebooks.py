@@ -149,20 +149,21 @@ class Codebook(Quantizer):
             held.update(state._asdict())
         return quantized
 
-    def begin(self, inputs: Float[Array, "*batch D"]) -> None:
+    def begin(
+        self, inputs: Float[Array, "*batch D"], mask: Bool[Array, "*#batch"] | None = None
+    ) -> None:
         """Start at inputs, unless a table or the start "uniform" was asked for."""
-        if not self._at_data:
-            return
-        flat = jax.lax.stop_gradient(inputs).reshape(-1, self.embed_dim)
 
         def first(rng_key: Array) -> Array:
+            uniform = self._first(rng_key)
+            table = self._candidates(rng_key, inputs, mask, uniform)
             if self.start == "k_means":
-                table = k_means(flat, jax.random.uniform(rng_key, (self.num_codes,))).table
-            else:
-                table = flat[jax.random.randint(rng_key, (self.num_codes,), 0, len(flat))]
+                table, _ = self._clusters(rng_key, inputs, mask)
+                table = table if mask is None else jnp.where(jnp.any(mask), table, uniform)
             return on_sphere(table) if self.cosine else table
 
-        declare(f"{own_name(self, 'codebook')}$table", first)
+        if self._at_data:
+            declare(f"{own_name(self, 'codebook')}$table", first)
 
     def _begin(
         self,

@@ -25,16 +25,22 @@ import jax.numpy as jnp
 import numpyro
 from flax import linen as nn
 from flax.errors import FlaxError, InvalidRngError
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from numpyro.handlers import scope, substitute, trace
 
 from numpyro_dvae.nets.inputs import not_encoded
 from numpyro_dvae.ops.arguments import checked
 
-__all__ = ["gets_vectors", "register", "run_encoder"]
+__all__ = ["gets_vectors", "mask_of_latents", "register", "run_encoder"]
 
 _NUMBERED = "_numpyro_dvae_names"  # attribute of a part: the numbered names that it has been given
 _OWNERS = "_numpyro_dvae_owners"  # attribute of a handler: which part has which name in its run
+
+
+def mask_of_latents() -> Bool[Array, "#B 1"] | None:
+    """Which latents of the program that runs a mask leaves in; None without one."""
+    mask = numpyro.get_mask()
+    return None if mask is None else jnp.asarray(mask, bool)[..., None]
 
 
 @checked

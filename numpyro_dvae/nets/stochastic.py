@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from numpyro_dvae.nets.codebooks import Codebook
 from numpyro_dvae.nets.grids import check_grid, from_grid
 from numpyro_dvae.nets.quantizers import Quantizer
-from numpyro_dvae.nets.registration import declare, own_name, run_encoder
+from numpyro_dvae.nets.registration import declare, mask_of_latents, own_name, run_encoder
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["CodebookEncoder"]
@@ -65,18 +65,26 @@ class CodebookEncoder:
         """Logits of every code of every latent."""
         outputs = run_encoder(self.network, x)
         vectors = from_grid(outputs, self.grid, self.channels_first, "network")
+        mask = mask_of_latents()
         if isinstance(self.codebook, Codebook):
-            self.codebook.begin(vectors)
+            self.codebook.begin(vectors, mask)
         name = f"{own_name(self, 'guide.scale')}$log"
-        start = spread_of(vectors) if self.scale is None else jnp.full((), self.scale)
+        start = spread_of(vectors, mask) if self.scale is None else jnp.full((), self.scale)
         log_scale = declare(name, lambda _: jnp.log(start), needs_key=False)
         return self.codebook.logits(vectors, jnp.exp(log_scale))
 
 
-def spread_of(vectors: Float[Array, "*batch D"]) -> Float[Array, ""]:
-    """Half of the standard deviation of vectors, in the mean over their channels; never 0."""
+def spread_of(
+    vectors: Float[Array, "*batch D"], mask: Bool[Array, "*#batch"] | None
+) -> Float[Array, ""]:
+    """Half of the standard deviation of vectors, in the mean over their channels; never 0.
+
+    Where a mask silences all of them it is 1.
+    """
+    kept = jnp.broadcast_to(True if mask is None else mask, vectors.shape[:-1]).reshape(-1, 1)
     flat = jax.lax.stop_gradient(vectors).reshape(-1, vectors.shape[-1])
-    return 0.5 * (jnp.sqrt(flat.var(0).mean()) + _LEAST)
+    spread = 0.5 * (jnp.sqrt(flat.var(0, where=kept).mean()) + _LEAST)
+    return jnp.where(kept.any(), spread, 1.0)
 
 
 def check_head(codebook: Quantizer, scale: float | None) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_dvae.guides.quantised import Gradient, VectorQuantizedGuide, mask_of_latents
+from pyro_dvae.guides.quantised import Gradient, VectorQuantizedGuide
 from pyro_dvae.nets.grids import from_grid, to_grid
 from pyro_dvae.nets.hierarchical import HierarchicalCodebook, check_grids
+from pyro_dvae.nets.registration import mask_of_latents
 from pyro_dvae.nets.stacks import stacked
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.codepaths import Route

@@ -5,16 +5,15 @@ from collections.abc import Callable, Sequence
 
 import pyro
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_dvae.distributions import CertainCategorical
 from pyro_dvae.guides.amortised import AmortisedGuide
-from pyro_dvae.models.plates import data_mask
 from pyro_dvae.nets import Quantized, Quantizer
 from pyro_dvae.nets.grids import check_grid
-from pyro_dvae.nets.registration import run_encoder
+from pyro_dvae.nets.registration import mask_of_latents, run_encoder
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.codepaths import Route, diveq, rotation_trick, straight_through_codes
 
@@ -145,9 +144,3 @@ def check_entropy(entropy: float, entropy_scale: float) -> None:
         raise ValueError(f"`entropy` must be finite and not negative; got {entropy}.")
     if not 0.0 < entropy_scale < math.inf:
         raise ValueError(f"`entropy_scale` must be positive and finite; got {entropy_scale}.")
-
-
-def mask_of_latents() -> Bool[Tensor, "#B 1"] | None:
-    """Which latents the program's mask leaves in."""
-    mask = data_mask()
-    return None if mask is None else mask[..., None]

@@ -1,23 +1,14 @@
 """The plate "data" of a model and its guide: how many data there are, and which a batch holds."""
 
 import pyro
-import torch
-from jaxtyping import Bool
-from pyro.poutine.runtime import get_mask
 from torch import Tensor
 
-__all__ = ["check_rows", "data_mask", "data_plate", "plate_size"]
+__all__ = ["check_rows", "data_plate", "plate_size"]
 
 
 def data_plate(size: int, index: Tensor | None) -> pyro.plate:
     """The plate of `size` data at dim -1; of a minibatch, with the rows `index` that it holds."""
     return pyro.plate("data", size, subsample=index, dim=-1)
-
-
-def data_mask() -> Bool[Tensor, "#B"] | None:
-    """Which data of the program that runs a mask leaves in; None without one."""
-    mask = get_mask()
-    return None if mask is None else torch.as_tensor(mask, dtype=torch.bool)
 
 
 def plate_size(x: Tensor | None, index: Tensor | None, num_data: int | None, name: str) -> int:

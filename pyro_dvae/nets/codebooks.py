@@ -141,10 +141,12 @@ class Codebook(Quantizer):
             self._follow(quantized, candidates, mask)
         return quantized
 
-    def begin(self, inputs: Float[Tensor, "*batch D"]) -> None:
+    def begin(
+        self, inputs: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*#batch"] | None = None
+    ) -> None:
         """Start at inputs, unless a table or the start "uniform" was asked for; in training."""
         if self.training and self._at_data:
-            self._start_at(inputs, self._candidates(inputs, None), None)
+            self._start_at(inputs, self._candidates(inputs, mask), mask)
             self._has_begun = True
 
     @torch.no_grad()

@@ -12,15 +12,22 @@ by name, finds them again.
 
 import pyro
 import torch
-from pyro.poutine.runtime import _PYRO_STACK
+from jaxtyping import Bool
+from pyro.poutine.runtime import _PYRO_STACK, get_mask
 from torch import Tensor, nn
 
 from pyro_dvae.nets.inputs import not_encoded
 from pyro_dvae.ops.arguments import checked
 
-__all__ = ["gets_vectors", "register", "run_encoder"]
+__all__ = ["gets_vectors", "mask_of_latents", "register", "run_encoder"]
 
 _MARK = "_pyro_dvae_identity"  # id() of a tensor that `register` itself put into the store
+
+
+def mask_of_latents() -> Bool[Tensor, "#B 1"] | None:
+    """Which latents of the program that runs a mask leaves in; None without one."""
+    mask = get_mask()
+    return None if mask is None else torch.as_tensor(mask, dtype=torch.bool)[..., None]
 
 
 @checked

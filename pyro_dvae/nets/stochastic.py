@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from pyro_dvae.nets.codebooks import Codebook
 from pyro_dvae.nets.grids import check_grid, from_grid
 from pyro_dvae.nets.quantizers import Quantizer
-from pyro_dvae.nets.registration import run_encoder
+from pyro_dvae.nets.registration import mask_of_latents, run_encoder
 from pyro_dvae.ops.arguments import checked
-from pyro_dvae.ops.processes import ragged_rows
+from pyro_dvae.ops.processes import ragged_rows, total
 
 __all__ = ["CodebookEncoder"]
 
@@ -78,13 +78,15 @@ class CodebookEncoder(nn.Module):
 
     @torch.no_grad()
     def _begin(self, vectors: Tensor) -> None:
-        """Start codes and scale where the vectors of the first batch are."""
+        """Start codes and scale where the vectors of the first batch are that no mask silences."""
         if not self._is_known and not self.is_known:
+            mask = mask_of_latents()
+            if mask is not None and not total(mask.sum()):
+                return
             if isinstance(self.codebook, Codebook):
-                self.codebook.begin(vectors)
+                self.codebook.begin(vectors, mask)
             if self._scale is None:
-                flat = ragged_rows(vectors.reshape(-1, vectors.shape[-1]))
-                self.log_scale.copy_(spread_of(flat).log())
+                self.log_scale.copy_(spread_of(vectors, mask).log())
             self.is_known.fill_(True)
         self._is_known = True
 
@@ -93,9 +95,12 @@ class CodebookEncoder(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-def spread_of(vectors: Float[Tensor, "*batch D"]) -> Float[Tensor, ""]:
+def spread_of(
+    vectors: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*#batch"] | None
+) -> Float[Tensor, ""]:
     """Half of the standard deviation of vectors, in the mean over their channels; never 0."""
-    flat = vectors.reshape(-1, vectors.shape[-1])
+    kept = vectors if mask is None else vectors[mask.expand(vectors.shape[:-1])]
+    flat = ragged_rows(kept.reshape(-1, vectors.shape[-1]))
     return 0.5 * (flat.var(0, correction=0).mean().sqrt() + _LEAST)
 
 
