@@ -106,8 +106,8 @@ class Mover:
     def __call__(self, x):
         ppl, start = importlib.import_module(self.kit.name), self.kit.asarray(1.0)
         prob = ppl.param("prob", 0.5 * start) if self.learns else start
-        self.guide(x)
         with ppl.plate("data", len(x), dim=-1):
+            ppl.sample("z", self.guide.posterior(x))
             ppl.sample("moved", ppl.distributions.Bernoulli(prob))
 
 
