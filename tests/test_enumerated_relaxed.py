@@ -1,5 +1,6 @@
 """Marked sites beside relaxed and quantised ones: the sums by hand, or a refusal by name."""
 
+import functools
 import importlib
 
 import numpy as np
@@ -93,7 +94,9 @@ class Moved:
             else:
                 xs = [dist.Normal(means + m, 1.0).to_event(2).log_prob(x) for m in (0.0, 1.0)]
                 total = importlib.import_module("torch" if self.kit.name == "pyro" else "jax.numpy")
-                ppl.factor("x", total.logaddexp(np.log(0.7) + xs[0], np.log(0.3) + xs[1]))
+                probs = (1.0 - self.prob, self.prob)
+                terms = [np.log(p) + log_prob for p, log_prob in zip(probs, xs, strict=True) if p]
+                ppl.factor("x", functools.reduce(total.logaddexp, terms))
 
 
 class Mover:
@@ -128,9 +131,9 @@ def test_a_draw_beside_quantised_sites_may_not_learn(kit):
     with pytest.raises(ValueError, match=r"VQ_ELBO has no gradient for .* site 'moved': it"):
         quantised(kit, "gradient", "drawn", prob=1.0, learns=True)
     drawn = quantised(kit, "gradient", "drawn", prob=1.0, learns=False)
-    marked = quantised(kit, "gradient", "marked", prob=1.0)
-    assert drawn.loss == pytest.approx(marked.loss, rel=1e-6)
-    for found, expected in zip(drawn.grads, marked.grads, strict=True):
+    by_hand = quantised(kit, "gradient", "by hand", prob=1.0)
+    assert drawn.loss == pytest.approx(by_hand.loss, rel=1e-6)
+    for found, expected in zip(drawn.grads, by_hand.grads, strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
 
 
