@@ -53,6 +53,13 @@ def a_vector(ppl):
         seen(ppl, "x", z.sum(-1), X)
 
 
+def of_no_plate(ppl):
+    z = bernoulli(ppl, "z", ppl.array([0.3, 0.4]), infer=SUM)
+    with ppl.plate("data", 2, dim=-1):
+        bernoulli(ppl, "u", 0.3)
+        seen(ppl, "x", 1.0 * z, X)
+
+
 def crossed(ppl):
     data, columns = ppl.plate("data", 2, dim=-1), ppl.plate("columns", 3, dim=-2)
     with data:
@@ -110,6 +117,7 @@ REFUSED = [
         a_vector,
         r"'z' \(Bernoulli.*\) is marked .* .to_event makes .* Put its entries under a plate",
     ),
+    (of_no_plate, r"site 'z'.* shape \(2,\).* under no plate.* (under|declare)"),
     (crossed, "plates that cross .*'z' under.*'data'.* Sample one of the sites in the guide"),
     (outside_of_its_plate, "site 'x'.*( under no plate|mixes its dims)"),
     (beside_its_plate, "'x' depends on 'z', which is enumerated under plate 'data', from outside"),

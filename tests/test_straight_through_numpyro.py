@@ -9,7 +9,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpyro.distributions as dist  # noqa: E402
 from any_numpyro import KEY  # noqa: E402
 
-from numpyro_dvae.infer import DAPS_ELBO, Exact_ELBO, Reinforce_ELBO  # noqa: E402
+from numpyro_dvae.infer import Exact_ELBO, Reinforce_ELBO  # noqa: E402
 
 X = np.array([-1.0, 1.0])
 PARAMS = {"logit": jnp.array(0.3)}
@@ -40,7 +40,7 @@ def guide_of(family):
     return guide
 
 
-@pytest.mark.parametrize("loss", [Exact_ELBO, Reinforce_ELBO, DAPS_ELBO])
+@pytest.mark.parametrize("loss", [Exact_ELBO, Reinforce_ELBO])
 def test_losses_take_it_for_the_plain_family(loss):
     elbos = [loss() for _ in range(2)]
     plain, own = (

@@ -149,9 +149,8 @@ def _check_latents(latents: Mapping[str, Site], rest: set[str]) -> None:
 
 
 def _check_dims(site: Site) -> None:
-    declared = {frame.dim for frame in site.plates.values()}
-    shape = site.fn.batch_shape[1:] if site.is_scanned else site.fn.batch_shape
-    if any(shape[dim] > 1 and dim not in declared for dim in range(-len(shape), 0)):
+    if site.has_undeclared_dims:
+        shape = site.fn.batch_shape[1:] if site.is_scanned else site.fn.batch_shape
         raise ValueError(
             f"site '{site.name}' has batch shape {tuple(shape)} with a dim that is under no plate, "
             "so its states are not listed. Declare the dim with .to_event(1), a `sample_shape` by "

@@ -157,6 +157,13 @@ class Site:
         """Batch dims of its value."""
         return jnp.ndim(self.value) - self.fn.event_dim
 
+    @property
+    def has_undeclared_dims(self) -> bool:
+        """Whether a batch dim of its distribution, the steps of a `scan` aside, is of no plate."""
+        declared = {frame.dim for frame in self.plates.values()}
+        shape = self.fn.batch_shape[1:] if self.is_scanned else self.fn.batch_shape
+        return any(shape[dim] > 1 and dim not in declared for dim in range(-len(shape), 0))
+
     def log_prob(self) -> Array:
         """Log-density of its value, over its batch dims; not scaled by handlers."""
         return sound(self.fn).log_prob(self.value, *self.call)

@@ -84,9 +84,20 @@ def _with_summed(run: Run, pair: Pair, max_plate_nesting: float) -> Pair:
     summed = tuple(n for n, s in run.model.items() if is_marked(s) and n not in run.guide)
     if not summed:
         return pair
+    for name in summed:
+        _check_declared(run.model[name])
     sites = [*run.guide.values(), *run.model.values()]
     frames = {name: frame for site in sites for name, frame in site.plates.items()}
     return pair._replace(layout=Layout(_nesting(frames, max_plate_nesting), summed=summed))
+
+
+def _check_declared(site: Site) -> None:
+    if site.has_undeclared_dims:
+        raise ValueError(
+            f"site '{site.name}' is marked infer={{'enumerate': 'parallel'}}, but of batch shape "
+            f"{tuple(site.fn.batch_shape)}, with a dim that is under no plate. Put its entries "
+            "under a plate, or sample it in the guide."
+        )
 
 
 def _layout(run: Run, rerun: _Rerun, max_plate_nesting: float) -> Layout:
