@@ -64,10 +64,11 @@ test-floor: ## run the test suite on the oldest versions that pyproject.toml adm
 		--editable '.[all]' --group test
 	$(ONE_THREAD) $(VENV)-floor/bin/python -m pytest -n $(JOBS) --dist worksteal
 
-coverage: $(READY) ## run the test suite and list the branches that it leaves out
-	$(BIN)/python -m pip install --quiet 'coverage>=7.6'
+coverage: $(READY) ## run the test suite, both packages in full, and list the branches that it leaves out
+	$(BIN)/python -m pip install --quiet 'coverage>=7.10'
 	rm -f .coverage .coverage.*
-	$(ONE_THREAD) $(BIN)/python -m coverage run -m pytest -p no:xdist
+	$(ONE_THREAD) $(BIN)/python -m coverage run -m pytest -p no:xdist -m 'not slow or thrifty'
+	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
 lint: $(READY) ## check style and formatting

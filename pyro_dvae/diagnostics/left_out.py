@@ -17,6 +17,7 @@ from pyro_dvae.programs.draw import Draw, run_pair
 from pyro_dvae.programs.readers.impossible import NOTHING, left_out_values, read_zeros
 from pyro_dvae.programs.record import Ledger, Particles, make_record
 from pyro_dvae.programs.sites import Pair, Run
+from pyro_dvae.programs.structure.looking import raise_slip
 
 __all__ = ["is_left_out"]
 
@@ -44,13 +45,17 @@ def is_left_out(pair: Pair, run: Run, name: str, size: int) -> Tensor:
             given[each.name] = in_full(each, layout.nesting, size)
     value = in_full(site, layout.nesting, size)
     given[name], moves = left_out_values(run.guide[name].fn, site.fn, value)
-    draw = Draw(layout, size if pair.vectorize else None, given)
-    other = run_pair(pair._replace(guide=None), draw)
     ledger = Ledger(layout, size, [*run.guide.values(), *run.model.values()])
     for each in run.model.values():  # all have their plates in it
         ledger.add_bare("all", each, torch.zeros(each.fn.batch_shape, device=value.device))
     ledger.add_bare("moved", replace(site, value=given[name]), moves.float())
     moved = (ledger.total("moved") > 0) | _of_data(ledger.total_shared("moved") > 0, layout.plates)
+    draw = Draw(layout, size if pair.vectorize else None, given)
+    try:
+        other = run_pair(pair._replace(guide=None), draw)
+    except Exception as error:  # of values that the program cannot have
+        raise_slip(error)
+        return torch.zeros_like(moved)
     return moved & _may_be(make_record(other, layout, size, reads={"zeros": read_zeros}))
 
 
