@@ -72,11 +72,12 @@ def test_a_resumed_run_gives_the_same_numbers(kit, tmp_path, monkeypatch, kind, 
 
     whole = run(kit, 12, **settings())
     assert np.isfinite(whole.losses).all()
+    kept = {"folder": tmp_path, "checkpoint_every": 6}  # a dispatch ends there
     with pytest.raises(kit.package.FitInterrupt):
-        run(kit, 12, kit.stopping_svi(5, monkeypatch), **settings(), folder=tmp_path)
+        run(kit, 12, kit.stopping_svi(5, monkeypatch), **settings(), **kept)
     monkeypatch.undo()
     svi = kit.make_svi(seed=7)  # other values, other generators
-    same(kit, whole, run(kit, 12, svi, **settings(), folder=tmp_path, resume=True))
+    same(kit, whole, run(kit, 12, svi, **settings(), **kept, resume=True))
     plain = run(kit, 12, **arrays_of(kind, kit, make_data()), log_every=3)
     assert not np.array_equal(plain.losses, whole.losses)
 
