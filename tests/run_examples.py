@@ -56,4 +56,4 @@ def result_alone(script, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-BOTH = ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)]
+BOTH = ["pyro", pytest.param("numpyro", marks=pytest.mark.thrifty)]

@@ -131,7 +131,7 @@ def each_kit(request):
     return made(request.param)
 
 
-@pytest.fixture(params=["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
+@pytest.fixture(params=["pyro", pytest.param("numpyro", marks=pytest.mark.thrifty)])
 def kit(request):
     """NumPyro's compiles for a while."""
     return made(request.param)

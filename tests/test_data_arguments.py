@@ -46,7 +46,7 @@ class Programs:
         return self.simulate(key, pair, *data, num_simulations=20, **options)
 
 
-@pytest.fixture(scope="module", params=["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["pyro", pytest.param("numpyro", marks=pytest.mark.thrifty)])
 def programs(request):
     return Programs(request.param)
 

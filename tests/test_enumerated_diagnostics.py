@@ -9,7 +9,7 @@ from host_zoo import Host, X
 from scipy import stats
 
 
-@pytest.fixture(params=["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
+@pytest.fixture(params=["pyro", pytest.param("numpyro", marks=pytest.mark.thrifty)])
 def kit(request):
     library = pytest.importorskip({"pyro": "torch", "numpyro": "funsor"}[request.param])
     if request.param == "pyro":

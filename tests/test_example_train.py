@@ -95,7 +95,7 @@ def test_train(result_of, tmp_path, settings):
         pytest.param("vq", "gaussian_heads", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("backend", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["pyro", pytest.param("numpyro", marks=pytest.mark.thrifty)])
 def test_train_the_networks_of_colour_images(result_of, tmp_path, backend, method, likelihood):
     settings = ("--config", "cifar10", "--backend", backend, "--likelihood", likelihood)
     result = result_of("train.py", "--smoke", "--out", tmp_path, "--method", method, *settings)

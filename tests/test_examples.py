@@ -240,7 +240,9 @@ def test_league(output_of, tmp_path):
     assert len(again.splitlines()) < len(first.splitlines())  # nothing was run
 
 
-@pytest.mark.parametrize("backend_name", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend_name", ["pyro", pytest.param("numpyro", marks=pytest.mark.thrifty)]
+)
 def test_diagnose(result_of, tmp_path, backend_name):
     settings = ("--num-latents", "2", "--num-codes", "3", "--backend", backend_name)
     result_of("train.py", "--smoke", "--out", tmp_path / "run", *settings)

@@ -65,7 +65,7 @@ def test_values_that_are_not_finite_are_counted_over_all_parts(kit, monkeypatch)
         run(kit, 3, data=data)
 
 
-BOTH = ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)]
+BOTH = ["pyro", pytest.param("numpyro", marks=pytest.mark.thrifty)]
 
 # Runs on few data, then on many, of which only so much more may be held.
 LARGE = """

@@ -203,7 +203,7 @@ def test_the_container_of_arviz_1(thrifty_shim, tmp_path, monkeypatch):
     assert all(idata[group].equals(first[group]) for group in GROUPS)
 
 
-@pytest.mark.parametrize("name", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["pyro", pytest.param("numpyro", marks=pytest.mark.thrifty)])
 @pytest.mark.parametrize(("observed", "latent"), [("x", "a"), ("y", "b"), ("x", "level")])
 def test_arviz_runs_on_it_without_warnings(name, observed, latent):
     call_all(made(shim_of(name), None), observed, latent, {"data": [0, 1]})

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("package", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("package", ["pyro", pytest.param("numpyro", marks=pytest.mark.thrifty)])
 def test_the_programs_of_the_readme_run(package, tmp_path, monkeypatch):
     pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)

@@ -53,7 +53,7 @@ INDEPENDENT_PIXELS = -24.588  # nats of a held-out digit: pixels at their means
 MEAN_DIGITS = -20.165  # a mixture of independent pixels for each digit, made with its labels
 
 whole = pytest.mark.slow
-COMPILED_LATER = ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)]  # seconds to compile
+COMPILED_LATER = ["pyro", pytest.param("numpyro", marks=pytest.mark.thrifty)]  # seconds to compile
 
 
 def text_of(package, name):

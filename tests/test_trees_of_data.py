@@ -53,7 +53,7 @@ class Programs:
         return function(key, self.pair(read, power), *args, **options)
 
 
-@pytest.fixture(scope="module", params=["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["pyro", pytest.param("numpyro", marks=pytest.mark.thrifty)])
 def programs(request):
     return Programs(request.param)
 
