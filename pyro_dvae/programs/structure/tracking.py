@@ -245,7 +245,7 @@ def _changed(site: Site, value: Tensor, cells: Tensor, rng: np.random.Generator)
     other = detach_provenance(site.fn.sample() if other is None else other)
     inner = len(site.base.event_shape)
     shape = value.shape[: value.dim() - inner]
-    some = rng.random(shape) < rng.choice([0.5, 1.0])
+    some = np.asarray(rng.random(shape) < rng.choice([0.5, 1.0]))
     if not some.any():
         some = np.ones(shape, bool)
     event = len(shape) - len(site.fn.batch_shape)
