@@ -1,6 +1,7 @@
 """The way out of training, in both packages, with a prior of classes in the model."""
 
 import importlib
+import io
 
 import numpy as np
 import pytest
@@ -71,6 +72,50 @@ def test_out_and_back(name, tmp_path):
     assert export.sample_data(*key, again, 5, labels=LABELS[:5]).shape == (5, 3, 2)
     with pytest.raises(ValueError, match="`labels` must be given"):
         export.sample_data(*key, again, 5)
+
+
+def flipped(content, place):
+    return content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
+
+
+@pytest.mark.thrifty
+def test_only_whole_files_of_weights_are_read(name, tmp_path):
+    export, path = importlib.import_module(f"{name}_dvae.fit"), tmp_path / "weights"
+    result, _ = train(name, num_steps=1)
+    export.save_weights(path, result)
+    content, empty = path.read_bytes(), io.BytesIO()
+    np.savez(empty, codes=X)
+    spoilt = [flipped(content, len(content) // n) for n in (2, 3, 4)]
+    for wrong in (*spoilt, content[:-1], content[:50], b"hello", b"", empty.getvalue()):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=r"`path`: .* cannot be read as weights: .* copy in"):
+            export.load_weights(path, parts(name))
+
+
+@pytest.mark.thrifty
+def test_labels_and_data_that_do_not_fit_are_named(name, tmp_path):
+    export, path = importlib.import_module(f"{name}_dvae.fit"), tmp_path / "codes.npz"
+    result, key = train(name, num_steps=1)
+    for labels in (LABELS[:7], LABELS[:, None], LABELS.astype(object)):
+        with pytest.raises(ValueError, match=f"`labels` must be one for each of the {B} data"):
+            export.save_codes(path, result, X, labels)
+        assert not path.exists()
+    export.save_codes(path, result, X, LABELS.astype(str))
+    with np.load(path, allow_pickle=False) as saved:
+        np.testing.assert_array_equal(saved["labels"], LABELS.astype(str))
+        codes = saved["codes"]
+    for same in (X.astype(">f4"), X[::-1].copy()[::-1]):
+        np.testing.assert_array_equal(export.encode_data(result, same), codes)
+    means = export.reconstruct_data(result, codes)
+    backwards = export.reconstruct_data(result, codes.astype(">i4")[::-1])
+    np.testing.assert_allclose(backwards[::-1], means, atol=1e-5)
+    for call, data in ((export.encode_data, X), (export.reconstruct_data, codes)):
+        with pytest.raises(ValueError, match="needs at least one row"):
+            call(result, data[:0])
+        with pytest.raises(ValueError, match="`batch_size` must be at least 1; got 0"):
+            call(result, data, batch_size=0)
+    with pytest.raises(ValueError, match="`num_data` must be at least 1; got 0"):
+        export.sample_data(*key, result, 0, labels=LABELS[:0])
 
 
 @pytest.mark.thrifty

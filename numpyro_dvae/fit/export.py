@@ -10,6 +10,7 @@ Everything runs with the parameters of `result`, which is what `fit` or `load_we
 returns NumPy arrays.
 """
 
+import hashlib
 import io
 import os
 from collections.abc import Callable
@@ -25,11 +26,12 @@ from jaxtyping import Array, Integer, Shaped
 from numpyro.handlers import substitute, trace
 
 from numpyro_dvae.distributions import AutoregressiveCategorical, CertainCategorical
+from numpyro_dvae.fit.data import as_batch
 from numpyro_dvae.fit.files import write_atomically
 from numpyro_dvae.fit.result import FitResult
 from numpyro_dvae.nets import decode_codes
 from numpyro_dvae.nets.inputs import check_codes
-from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.ops.arguments import check_counts, checked
 from numpyro_dvae.programs.draw import seeded
 from numpyro_dvae.programs.sites import base_distribution, sample_sites
 
@@ -43,6 +45,10 @@ __all__ = [
 ]
 
 
+_MARK = b"numpyro_dvae weights, sha256"  # at the end, after the sum of what is before
+_SUM_SIZE = hashlib.sha256().digest_size
+
+
 @checked
 def save_weights(path: str | os.PathLike[str], result: Any) -> None:
     """Write what was trained to a file: parameters, and the tables of codebooks.
@@ -52,7 +58,8 @@ def save_weights(path: str | os.PathLike[str], result: Any) -> None:
         result: What `fit` returned.
     """
     states = msgpack_serialize(jax.tree.map(np.asarray, dict(_as_result(result).params)))
-    write_atomically(Path(path), lambda file: file.write(states))
+    content = states + hashlib.sha256(states).digest() + _MARK
+    write_atomically(Path(path), lambda file: file.write(content))
 
 
 @checked
@@ -67,14 +74,31 @@ def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
         The model and guide, for the calls of this module.
 
     Raises:
-        ValueError: If the file is of another kind; on a call, if the weights are of other networks.
+        ValueError: If the file is no whole one of `save_weights`; on a call, if the weights are of
+            other networks.
     """
-    try:
-        params = jax.tree.map(jnp.asarray, msgpack_restore(Path(path).read_bytes()))
-    except ValueError as error:
-        raise ValueError(f"{path}: is not a file of `save_weights` ({error}).") from error
+    params = jax.tree.map(jnp.asarray, msgpack_restore(_read(path)))
     found = _as_result(result)
     return FitResult(found.model, found.guide, params, np.zeros(0))
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    """The parameters in a file whose checksum holds."""
+    content = Path(path).read_bytes()
+    if not content.endswith(_MARK):
+        raise _not_whole(path, "it is cut off, or has no checksum as those of `save_weights` have")
+    content = content[: -len(_MARK)]
+    states, found = content[:-_SUM_SIZE], content[-_SUM_SIZE:]
+    if hashlib.sha256(states).digest() != found:
+        raise _not_whole(path, "its checksum does not hold")
+    return states
+
+
+def _not_whole(path: str | os.PathLike[str], reason: str) -> ValueError:
+    return ValueError(
+        f"`path`: {str(path)!r} cannot be read as weights: {reason}. Put a copy in its place, or "
+        "write it again with `save_weights`."
+    )
 
 
 @checked
@@ -89,7 +113,8 @@ def encode_data(
         batch_size: Data that go through the encoder at once.
 
     Raises:
-        ValueError: If the guide has no encoder, or if what it returns is NaN.
+        ValueError: If the guide has no encoder, or if what it returns is NaN; if `x` is empty, or
+            `batch_size` below 1.
     """
     result = _as_result(result)
     posterior = getattr(result.guide, "posterior", None)
@@ -98,7 +123,7 @@ def encode_data(
             "`encode_data` needs a guide with an encoder, as IndependentGuide; got "
             f"{type(result.guide).__name__}. Use diagnostics.discrete_posterior for its states."
         )
-    codes = _in_batches(result, lambda rows: _known_codes(posterior(rows)), x, batch_size)
+    codes = _in_batches(result, lambda rows: _known_codes(posterior(rows)), x, batch_size, "x")
     unknown = np.flatnonzero((codes < 0).reshape(len(codes), -1).any(-1))
     if unknown.size:
         raise ValueError(
@@ -128,11 +153,14 @@ def save_codes(
 
     Returns:
         The codes.
+
+    Raises:
+        ValueError: As `encode_data`, or if `labels` are not one for each datum.
     """
+    if labels is not None:
+        labels = _checked_labels(labels, len(x))
     codes = encode_data(result, x, batch_size=batch_size)
-    arrays: dict[str, Any] = {"codes": codes} | (
-        {} if labels is None else {"labels": np.asarray(labels)}
-    )
+    arrays: dict[str, Any] = {"codes": codes} | ({} if labels is None else {"labels": labels})
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_atomically(Path(path), lambda file: file.write(content.getvalue()))
@@ -151,11 +179,15 @@ def reconstruct_data(
         batch_size: Codes that go through the decoder at once.
 
     Raises:
-        ValueError: If some are no codes of the model.
+        ValueError: If some are no codes of the model; if there are none, or `batch_size`
+            is below 1.
     """
     result = _as_result(result)
-    check_codes(codes, getattr(result.model, "num_codes", None), "codes")
-    return _in_batches(result, result.model.reconstruct, codes, batch_size)
+    codes = _rows_of(codes, batch_size, "codes")
+    check_codes(
+        as_batch((codes,), "`codes`").args[0], getattr(result.model, "num_codes", None), "codes"
+    )
+    return _in_batches(result, result.model.reconstruct, codes, batch_size, "codes")
 
 
 @checked
@@ -173,7 +205,11 @@ def sample_data(
         result: What `fit` returned.
         num_data: How many.
         labels: The class of each, for a prior of classes.
+
+    Raises:
+        ValueError: If `num_data` is below 1.
     """
+    check_counts(num_data=num_data)
     result = _as_result(result)
     labelled = {} if labels is None else {"labels": jnp.broadcast_to(jnp.asarray(labels), num_data)}
     program = seeded(substitute(result.model, data=result.params), rng_key)
@@ -186,6 +222,29 @@ def _as_result(result: Any) -> FitResult:
         return result
     model, guide = result
     return FitResult(model, guide, {}, np.zeros(0))
+
+
+def _rows_of(data: Any, batch_size: int, name: str) -> Any:
+    """Data that have rows, as an array of whatever kind."""
+    check_counts(batch_size=batch_size)
+    data = data if hasattr(data, "__array__") else np.asarray(data)
+    if not (data.ndim and len(data)):
+        raise ValueError(
+            f"`{name}` needs at least one row on its first axis; got shape {tuple(data.shape)}."
+        )
+    return data
+
+
+def _checked_labels(labels: Any, num_data: int) -> np.ndarray:
+    """One label for each datum, in an array that a file can hold without a pickle."""
+    labels = np.asarray(labels)
+    if labels.shape != (num_data,) or labels.dtype.hasobject:
+        raise ValueError(
+            f"`labels` must be one for each of the {num_data} data, numbers or strings of shape "
+            f"({num_data},); got dtype {labels.dtype} and shape {labels.shape}. Objects become "
+            "strings by labels.astype(str)."
+        )
+    return labels
 
 
 def _known_codes(posterior: Any) -> Array:
@@ -213,10 +272,11 @@ def _most_likely(posterior: Any) -> Array:
 
 
 def _in_batches(
-    result: FitResult, function: Callable[[Array], Array], data: Any, batch_size: int
+    result: FitResult, function: Callable[[Array], Array], data: Any, batch_size: int, name: str
 ) -> np.ndarray:
     """A function of rows of data, compiled, some at a time."""
+    data = _rows_of(data, batch_size, name)
     run = jax.jit(lambda params, rows: substitute(function, data=params)(rows))
     starts = range(0, len(data), batch_size)
-    rows = (jnp.asarray(data[start : start + batch_size]) for start in starts)
+    rows = (as_batch((data[start : start + batch_size],), f"`{name}`").args[0] for start in starts)
     return np.concatenate([np.asarray(run(dict(result.params), some)) for some in rows])

@@ -19,7 +19,15 @@ from pyro_dvae.fit.files import check_system, write_atomically
 from pyro_dvae.fit.plain import as_plain, like
 from pyro_dvae.fit.svi import loss_of, modules_of, parameters
 
-__all__ = ["CHECKPOINT", "Checkpoint", "RunState", "load_checkpoint", "restore", "save_checkpoint"]
+__all__ = [
+    "CHECKPOINT",
+    "Checkpoint",
+    "RunState",
+    "damage_of",
+    "load_checkpoint",
+    "restore",
+    "save_checkpoint",
+]
 
 CHECKPOINT = "checkpoint.pt"
 _FORMAT = 2
@@ -107,13 +115,21 @@ def _read(path: Path) -> Any:
 def _damage(path: Path) -> str | None:
     """What is wrong with a file, before anything of it is unpacked."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                return "it would unpack to more than it holds"
-            damaged = archive.testzip()
+        return damage_of(path, path.stat().st_size)
     except OSError as error:
         check_system(path, error)
         return error.strerror or "it cannot be opened"
+
+
+def damage_of(file: Any, size: int) -> str | None:
+    """What is wrong with a zip archive of `size` bytes; None if it is whole."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > size:
+                return "it would unpack to more than it holds"
+            damaged = archive.testzip()
+    except OSError:
+        raise
     except Exception:  # a header may hold anything
         return "it is cut off, or no file of `fit`'s"
     return None if damaged is None else f"the checksum of {damaged!r} in it does not hold"

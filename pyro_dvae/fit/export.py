@@ -23,11 +23,13 @@ from jaxtyping import Integer, Shaped
 from torch import Tensor, nn
 
 from pyro_dvae.distributions import AutoregressiveCategorical, CertainCategorical
+from pyro_dvae.fit.checkpoints import damage_of
+from pyro_dvae.fit.data import as_batch
 from pyro_dvae.fit.files import write_atomically
 from pyro_dvae.fit.result import FitResult
 from pyro_dvae.nets import decode_codes
 from pyro_dvae.nets.inputs import check_codes
-from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.arguments import check_counts, checked
 from pyro_dvae.programs.sites import base_distribution
 
 __all__ = [
@@ -67,16 +69,38 @@ def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
         The model and guide, for the calls of this module.
 
     Raises:
-        ValueError: If the weights are of other networks.
+        ValueError: If the file is no whole one of `save_weights`, or the weights are of other
+            networks.
     """
     result = _as_result(result)
-    states = torch.load(path, map_location=_device(result.model), weights_only=True)
+    states = _read(path, _device(result.model))
     try:
         for name, state in states.items():
             getattr(result, name).load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path}: is of other networks than these: {error}") from error
     return result
+
+
+def _read(path: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
+    """The states of model and guide, of a file whose checksums hold."""
+    content = Path(path).read_bytes()
+    if (damage := damage_of(io.BytesIO(content), len(content))) is not None:
+        raise _not_whole(path, damage)
+    try:
+        states = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    except Exception:  # whatever it says, the fix is not to trust the file
+        raise _not_whole(path, "it holds more than tensors and plain values") from None
+    if not isinstance(states, dict) or states.keys() != {"model", "guide"}:
+        raise _not_whole(path, "it does not hold the states of a model and a guide")
+    return states
+
+
+def _not_whole(path: str | os.PathLike[str], reason: str) -> ValueError:
+    return ValueError(
+        f"`path`: {str(path)!r} cannot be read as weights: {reason}. Put a copy in its place, or "
+        "write it again with `save_weights`."
+    )
 
 
 @checked
@@ -91,7 +115,8 @@ def encode_data(
         batch_size: Data that go through the encoder at once.
 
     Raises:
-        ValueError: If the guide has no encoder, or if what it returns is NaN.
+        ValueError: If the guide has no encoder, or if what it returns is NaN; if `x` is empty, or
+            `batch_size` below 1.
     """
     result = _as_result(result)
     posterior = getattr(result.guide, "posterior", None)
@@ -100,7 +125,7 @@ def encode_data(
             "`encode_data` needs a guide with an encoder, as IndependentGuide; got "
             f"{type(result.guide).__name__}. Use diagnostics.discrete_posterior for its states."
         )
-    codes = _in_batches(result, lambda rows: _known_codes(posterior(rows)), x, batch_size)
+    codes = _in_batches(result, lambda rows: _known_codes(posterior(rows)), x, batch_size, "x")
     unknown = np.flatnonzero((codes < 0).reshape(len(codes), -1).any(-1))
     if unknown.size:
         raise ValueError(
@@ -130,11 +155,14 @@ def save_codes(
 
     Returns:
         The codes.
+
+    Raises:
+        ValueError: As `encode_data`, or if `labels` are not one for each datum.
     """
+    if labels is not None:
+        labels = _checked_labels(labels, len(x))
     codes = encode_data(result, x, batch_size=batch_size)
-    arrays: dict[str, Any] = {"codes": codes} | (
-        {} if labels is None else {"labels": np.asarray(labels)}
-    )
+    arrays: dict[str, Any] = {"codes": codes} | ({} if labels is None else {"labels": labels})
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_atomically(Path(path), lambda file: file.write(content.getvalue()))
@@ -153,11 +181,15 @@ def reconstruct_data(
         batch_size: Codes that go through the decoder at once.
 
     Raises:
-        ValueError: If some are no codes of the model.
+        ValueError: If some are no codes of the model; if there are none, or `batch_size`
+            is below 1.
     """
     result = _as_result(result)
-    check_codes(torch.as_tensor(codes), getattr(result.model, "num_codes", None), "codes")
-    return _in_batches(result, result.model.reconstruct, codes, batch_size)
+    codes = _rows_of(codes, batch_size, "codes")
+    check_codes(
+        as_batch((codes,), "`codes`").args[0], getattr(result.model, "num_codes", None), "codes"
+    )
+    return _in_batches(result, result.model.reconstruct, codes, batch_size, "codes")
 
 
 @checked
@@ -170,7 +202,11 @@ def sample_data(
         result: What `fit` returned, or a pair (model, guide).
         num_data: How many.
         labels: The class of each, for a prior of classes.
+
+    Raises:
+        ValueError: If `num_data` is below 1.
     """
+    check_counts(num_data=num_data)
     result = _as_result(result)
     with _evaluating(result):
         if labels is None:
@@ -186,6 +222,29 @@ def _as_result(result: Any) -> FitResult:
         return result
     model, guide = result
     return FitResult(model, guide, {}, np.zeros(0))
+
+
+def _rows_of(data: Any, batch_size: int, name: str) -> Any:
+    """Data that have rows, as an array of whatever kind."""
+    check_counts(batch_size=batch_size)
+    data = data if hasattr(data, "__array__") else np.asarray(data)
+    if not (data.ndim and len(data)):
+        raise ValueError(
+            f"`{name}` needs at least one row on its first axis; got shape {tuple(data.shape)}."
+        )
+    return data
+
+
+def _checked_labels(labels: Any, num_data: int) -> np.ndarray:
+    """One label for each datum, in an array that a file can hold without a pickle."""
+    labels = np.asarray(labels)
+    if labels.shape != (num_data,) or labels.dtype.hasobject:
+        raise ValueError(
+            f"`labels` must be one for each of the {num_data} data, numbers or strings of shape "
+            f"({num_data},); got dtype {labels.dtype} and shape {labels.shape}. Objects become "
+            "strings by labels.astype(str)."
+        )
+    return labels
 
 
 def _known_codes(posterior: Any) -> Tensor:
@@ -207,14 +266,14 @@ def _most_likely(posterior: Any) -> Tensor:
 
 
 def _in_batches(
-    result: FitResult, function: Callable[[Tensor], Tensor], data: Any, batch_size: int
+    result: FitResult, function: Callable[[Tensor], Tensor], data: Any, batch_size: int, name: str
 ) -> np.ndarray:
     """A function of rows of data, some at a time."""
-    device, found = _device(result.model), []
+    data, device, found = _rows_of(data, batch_size, name), _device(result.model), []
     with _evaluating(result):
         for start in range(0, len(data), batch_size):
-            rows = torch.as_tensor(data[start : start + batch_size], device=device)
-            found.append(function(rows).cpu().numpy())
+            rows = as_batch((data[start : start + batch_size],), f"`{name}`").args[0]
+            found.append(function(rows.to(device)).cpu().numpy())
     return np.concatenate(found)
 
 
