@@ -122,6 +122,34 @@ def test_evaluation_leaves_no_trace_and_is_per_datum(kit):
     assert abs(once - twice) < 1.0
 
 
+@pytest.mark.thrifty
+@pytest.mark.parametrize("size", [None, 40])
+@pytest.mark.parametrize("name", ["Exact_ELBO", "Trace_ELBO"])
+def test_evaluation_is_per_datum_whatever_a_plate_takes_the_batch_of(kit, name, size):
+    """The last of the parts is smaller."""
+    library = kit.__name__.removeprefix("fit_")
+    ppl = importlib.import_module(library)
+    dist, ours = ppl.distributions, importlib.import_module(f"{library}_dvae.infer")
+
+    def model(x):
+        nothing = 0.0 * ppl.param("nothing", kit.asarray(np.float32(0.5)))
+        with ppl.plate("data", size or len(x), subsample_size=len(x)):
+            z = ppl.sample("z", dist.Bernoulli(kit.asarray(np.float32(0.3))))
+            ppl.sample("x", dist.Normal(z + nothing, 1.0), obs=x)
+
+    def guide(x):
+        with ppl.plate("data", size or len(x), subsample_size=len(x)):
+            ppl.sample("z", dist.Bernoulli(kit.asarray(np.float32(1.0))))
+
+    svi = kit.plain_svi()
+    loss = getattr(ours if name == "Exact_ELBO" else ppl.infer, name)()
+    svi = type(svi)(model, guide, kit.other_optim(), loss)
+    x = np.random.default_rng(0).normal(size=25).astype(np.float32)
+    row = run(kit, 1, svi, x.repeat(2)[:40], batch_size=10, eval_data=x).history[-1]
+    expected = 0.5 * np.square(x - 1.0).mean() + 0.5 * np.log(2 * np.pi) - np.log(0.3)
+    assert row["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_schedules_reach_their_ends(backend):
     fit = backend.module("fit")
     down, line = fit.exponential_schedule(0.5, 0.01, 100), fit.linear_schedule(1.0, 0.0, 10)

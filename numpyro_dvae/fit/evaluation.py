@@ -15,6 +15,7 @@ from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.data import Batch, as_arrays, as_batch, is_iterable_of_batches, num_rows
 from numpyro_dvae.fit.devices import Devices
 from numpyro_dvae.fit.templates import Template, split
+from numpyro_dvae.programs.handlers.rows import Subsampling
 
 __all__ = ["HeldOut"]
 
@@ -42,7 +43,7 @@ class HeldOut:
         self._evaluate = Compiled(partial(_evaluate, svi, devices), static=(3,))
 
     def loss(self, svi_state: SVIState) -> float:
-        """Return the sum of the loss over the batches by the number of rows."""
+        """Return the mean loss per datum, weighted by the rows of each batch."""
         losses, rows = [], 0
         with rng.preserved():
             for i, batch in enumerate(self._batches()):
@@ -75,12 +76,14 @@ def _evaluate(
     arrays: tuple[Array, ...],
     template: Template,
 ) -> Array:
-    """As `SVI.evaluate`, which leaves the mutable state out."""
+    """As `SVI.evaluate`, which leaves the mutable state out; of the rows alone."""
     args, kwargs = devices.shared_if_even(template.join(arrays))
     params = {**svi.get_params(svi_state), **(svi_state.mutable_state or {})}
     kwargs = {**kwargs, **svi.static_kwargs}
-    loss = svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs)
-    return devices.kept_on_all(loss)
+    few, plates = num_rows((*args, *kwargs.values())), Subsampling()
+    with plates:
+        loss = svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs)
+    return devices.kept_on_all(loss * few / plates.stand_for(few))
 
 
 @partial(jax.jit, static_argnums=2)

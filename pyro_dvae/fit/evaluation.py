@@ -16,6 +16,7 @@ from pyro_dvae.fit.data import (
 )
 from pyro_dvae.fit.devices import Devices
 from pyro_dvae.fit.svi import device_of, parameters, unchanged
+from pyro_dvae.programs.handlers.rows import Subsampling
 
 __all__ = ["HeldOut"]
 
@@ -40,13 +41,16 @@ class HeldOut:
         self._data, self._batch_size = data, batch_size
 
     def loss(self) -> float:
-        """Return the sum of `svi.evaluate_loss` over the batches by the number of rows."""
+        """Return the mean of `svi.evaluate_loss` per datum, weighted by the rows of each batch."""
         total, rows = 0.0, 0
         with unchanged(self._svi):
             for batch in self._batches():
                 batch = to_device(batch, self._device)
-                total += self._devices.evaluate(batch)
-                rows += num_rows((*batch.args, *batch.kwargs.values()))
+                few = num_rows((*batch.args, *batch.kwargs.values()))
+                with Subsampling() as plates:
+                    loss = self._devices.evaluate(batch)
+                total += loss * few / plates.stand_for(few, self._devices.size)
+                rows += few
         if rows == 0:
             raise ValueError("`eval_data` gave no batch: it must hold at least one.")
         return total / rows

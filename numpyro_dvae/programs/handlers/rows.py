@@ -18,7 +18,7 @@ from numpyro.primitives import Messenger
 from numpyro_dvae.programs.draw import Draw, run_program
 from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, rows_of_plates, sample_sites
 
-__all__ = ["check_guide", "check_rows", "check_whole_plates"]
+__all__ = ["Subsampling", "check_guide", "check_rows", "check_whole_plates"]
 
 
 class _Rows(Messenger):
@@ -144,18 +144,28 @@ def _refusal(name: str, few: int, size: int, seen: list[str], guide: str) -> str
     )
 
 
-class _Whole(Messenger):
-    """Notes the plates of so many rows that take all of them."""
+class Subsampling(Messenger):
+    """Notes how many rows the plates of programs take, of how many."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.size = size
-        self.names: list[str] = []
+        self.taken: dict[str, tuple[int, int]] = {}
 
     def postprocess_message(self, msg: Any) -> None:
         """Note a plate."""
-        if msg["type"] == "plate" and msg["args"][0] == len(msg["value"]) == self.size:
-            self.names.append(msg["name"])
+        if msg["type"] == "plate":
+            self.taken.setdefault(msg["name"], (len(msg["value"]), msg["args"][0]))
+
+    def stand_for(self, num_rows: int, num_parts: int = 1) -> int:
+        """Of how many data the loss of some rows is: of all that a plate takes these of.
+
+        Args:
+            num_rows: Rows.
+            num_parts: Processes that have one part each of these.
+        """
+        lengths = (num_rows, num_rows // num_parts)
+        sizes = (size for few, size in self.taken.values() if few in lengths and few != size)
+        return next(sizes, num_rows)
 
 
 def check_whole_plates(
@@ -174,11 +184,12 @@ def check_whole_plates(
     Raises:
         ValueError: If there is such a plate.
     """
-    whole = _Whole(size)
-    with suppress(Exception), block(), whole:
+    plates = Subsampling()
+    with suppress(Exception), block(), plates:
         jax.eval_shape(lambda: run_program(rng_key, model, args, kwargs) and None)
-    if whole.names and few < size:
-        name = whole.names[0]
+    whole = [name for name, taken in plates.taken.items() if taken == (size, size)]
+    if whole and few < size:
+        name = whole[0]
         raise ValueError(
             f"`batch_size`: a batch has {few} of the {size} rows of the data, but plate '{name}' "
             f'takes all {size}. If these are the data, write numpyro.plate("{name}", {size}, '

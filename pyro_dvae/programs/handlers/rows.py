@@ -27,7 +27,7 @@ from pyro_dvae.programs.sites import (
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import Exits
 
-__all__ = ["check_guide", "check_rows", "check_whole_plates"]
+__all__ = ["Subsampling", "check_guide", "check_rows", "check_whole_plates"]
 
 
 class _Rows(Messenger):
@@ -122,17 +122,27 @@ def _listed(seen: list[Site]) -> str:
     return ", ".join(f"'{site.name}'" for site in seen)
 
 
-class _Whole(Messenger):
-    """Notes the plates of so many rows that take all of them."""
+class Subsampling(Messenger):
+    """Notes how many rows the plates of programs take, of how many."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.size = size
-        self.names: list[str] = []
+        self.taken: dict[str, tuple[int, int]] = {}
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if is_subsample(msg) and msg["fn"].size == len(msg["value"]) == self.size:
-            self.names.append(msg["name"])
+        if is_subsample(msg):
+            self.taken.setdefault(msg["name"], (len(msg["value"]), msg["fn"].size))
+
+    def stand_for(self, num_rows: int, num_parts: int = 1) -> int:
+        """Of how many data the loss of some rows is: of all that a plate takes these of.
+
+        Args:
+            num_rows: Rows.
+            num_parts: Processes that have one part each of these.
+        """
+        lengths = (num_rows, num_rows // num_parts)
+        sizes = (size for few, size in self.taken.values() if few in lengths and few != size)
+        return next(sizes, num_rows)
 
 
 def check_whole_plates(model: Callable, args: tuple, kwargs: dict, few: int, size: int) -> None:
@@ -148,15 +158,16 @@ def check_whole_plates(model: Callable, args: tuple, kwargs: dict, few: int, siz
     Raises:
         ValueError: If there is such a plate.
     """
-    whole = _Whole(size)
+    plates = Subsampling()
 
     def run() -> None:
-        with pyro.validation_enabled(False), hidden(), suppress(Exception), whole:
+        with pyro.validation_enabled(False), hidden(), suppress(Exception), plates:
             run_program(model, args, kwargs)
 
     only_looking(run)
-    if whole.names and few < size:
-        name = whole.names[0]
+    whole = [name for name, taken in plates.taken.items() if taken == (size, size)]
+    if whole and few < size:
+        name = whole[0]
         raise ValueError(
             f"`batch_size`: a batch has {few} of the {size} rows of the data, but plate '{name}' "
             f'takes all {size}. If these are the data, write pyro.plate("{name}", {size}, '
