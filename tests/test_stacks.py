@@ -90,6 +90,10 @@ BAD = {
             for _ in range(2)
         ]
     ),
+    "hold one of moving averages twice": lambda nets: nets.ResidualCodebook([moving(nets)] * 2),
+    "one of moving averages twice, which": lambda nets: nets.GroupedCodebook(
+        [nets.ResidualCodebook([book, nets.Codebook(V, D)]) for book in [moving(nets)] * 2]
+    ),
     "learn by gradient": lambda nets: nets.CodebookEncoder(
         nets.MLPEncoder((3,), L, D), nets.Codebook(V, D, decay=0.9)
     ),
@@ -101,6 +105,10 @@ BAD = {
         nets.MLPEncoder((3,), L, D), nets.Codebook(V, D), scale=0.0
     ),
 }
+
+
+def moving(nets):
+    return nets.Codebook(V, D, decay=0.9)
 
 
 @pytest.mark.parametrize("message", BAD)

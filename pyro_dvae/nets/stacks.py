@@ -190,6 +190,20 @@ def check_parts(codebooks: Sequence[Quantizer]) -> None:
         )
     if any(codebook.by_scale for codebook in codebooks):
         raise ValueError("`codebooks` of several scales hold others, but are not held themselves.")
+    moving = [id(one) for part in codebooks for one in _singles(part) if one.decay is not None]
+    if len(set(moving)) < len(moving):
+        raise ValueError(
+            "`codebooks` hold one of moving averages twice, which would forget twice in a step. "
+            "Make one for each, or one that learns by gradient, decay=None, which they may share."
+        )
+
+
+def _singles(codebook: Any) -> list[Any]:
+    """The codebooks that a quantiser is put together of."""
+    parts = getattr(codebook, "codebooks", None)
+    if parts is None:
+        return [codebook] if hasattr(codebook, "decay") else []
+    return [one for part in parts for one in _singles(part)]
 
 
 def _check_groups(width: int, wanted: int, count: int) -> None:
