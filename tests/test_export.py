@@ -114,6 +114,11 @@ def test_labels_and_data_that_do_not_fit_are_named(name, tmp_path):
             call(result, data[:0])
         with pytest.raises(ValueError, match="`batch_size` must be at least 1; got 0"):
             call(result, data, batch_size=0)
+    models, nets = (importlib.import_module(f"{name}_dvae.{room}") for room in ("models", "nets"))
+    decoder = nets.MLPDecoder(L, V, (3, 2), hidden=())
+    model = models.DiscreteVAE(decoder, models.UniformPrior(L, V), models.GaussianLikelihood())
+    with pytest.raises(ValueError, match=r"`labels` are for a prior of classes.*UniformPrior"):
+        export.sample_data(*key, (model, result.guide), 3, labels=LABELS[:3])
     with pytest.raises(ValueError, match="`num_data` must be at least 1; got 0"):
         export.sample_data(*key, result, 0, labels=LABELS[:0])
 

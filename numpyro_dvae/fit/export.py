@@ -11,6 +11,7 @@ returns NumPy arrays.
 """
 
 import hashlib
+import inspect
 import io
 import os
 from collections.abc import Callable
@@ -207,10 +208,15 @@ def sample_data(
         labels: The class of each, for a prior of classes.
 
     Raises:
-        ValueError: If `num_data` is below 1.
+        ValueError: If `num_data` is below 1, or `labels` are given to a prior that takes none.
     """
     check_counts(num_data=num_data)
     result = _as_result(result)
+    if labels is not None and not inspect.signature(result.model.prior).parameters:
+        raise ValueError(
+            "`labels` are for a prior of classes, as AutoregressivePrior(..., num_classes=10); the "
+            f"model has a {type(result.model.prior).__name__}. Leave them out."
+        )
     labelled = {} if labels is None else {"labels": jnp.broadcast_to(jnp.asarray(labels), num_data)}
     program = seeded(substitute(result.model, data=result.params), rng_key)
     drawn = sample_sites(trace(program).get_trace(num_data=num_data, **labelled))

@@ -10,6 +10,7 @@ Everything runs in evaluation mode and without gradients, and returns NumPy arra
 `fit` or `load_weights` returned, or a pair (model, guide).
 """
 
+import inspect
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -204,10 +205,15 @@ def sample_data(
         labels: The class of each, for a prior of classes.
 
     Raises:
-        ValueError: If `num_data` is below 1.
+        ValueError: If `num_data` is below 1, or `labels` are given to a prior that takes none.
     """
     check_counts(num_data=num_data)
     result = _as_result(result)
+    if labels is not None and not inspect.signature(result.model.prior.forward).parameters:
+        raise ValueError(
+            "`labels` are for a prior of classes, as AutoregressivePrior(..., num_classes=10); the "
+            f"model has a {type(result.model.prior).__name__}. Leave them out."
+        )
     with _evaluating(result):
         if labels is None:
             codes = result.model.prior().sample((num_data,))
