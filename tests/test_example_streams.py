@@ -156,6 +156,10 @@ def test_out_of_memory_is_one_line_that_says_what_takes_it(error):
     ):
         raise error
     assert "--recompute" not in str(found.value)
+    truncated = Config(batch_size=32, guide="truncated", num_states=70)
+    words = "--batch-size 32 and --num-states 70: memory grows with each"
+    with pytest.raises(CommandError, match=words), memory_explained(truncated, 5):
+        raise error
     with pytest.raises(RuntimeError, match="shapes"), memory_explained(Config(), 5):
         raise RuntimeError("shapes differ")
 

@@ -27,8 +27,10 @@ def memory_explained(config: Config, num_particles: int) -> Iterator[None]:
         unused = [] if config.recompute else ["--recompute (activations are not kept)"]
         unused += [] if config.half else ["--half (bfloat16)"]
         more = f", {', '.join(unused)}" if unused else ""
+        states, grows = f"K = {num_particles} particles", "their product"
+        if not config.amortized:
+            states, grows = f"--num-states {config.num_states}", "each"
         raise CommandError(
-            f"out of memory with --batch-size {config.batch_size} and K = {num_particles} "
-            f"particles: memory grows with their product. Take fewer of either, with --accumulate "
-            f"for as large a batch{more}"
+            f"out of memory with --batch-size {config.batch_size} and {states}: memory grows with "
+            f"{grows}. Take fewer of either, with --accumulate for as large a batch{more}"
         ) from None
