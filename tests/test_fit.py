@@ -124,7 +124,7 @@ def test_evaluation_leaves_no_trace_and_is_per_datum(kit):
 
 @pytest.mark.thrifty
 @pytest.mark.parametrize("size", [None, 40])
-@pytest.mark.parametrize("name", ["Exact_ELBO", "Trace_ELBO"])
+@pytest.mark.parametrize("name", ["Exact_ELBO", "TraceGraph_ELBO"])
 def test_evaluation_is_per_datum_whatever_a_plate_takes_the_batch_of(kit, name, size):
     """The last of the parts is smaller."""
     library = kit.__name__.removeprefix("fit_")

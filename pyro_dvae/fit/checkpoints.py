@@ -23,7 +23,6 @@ __all__ = [
     "CHECKPOINT",
     "Checkpoint",
     "RunState",
-    "damage_of",
     "load_checkpoint",
     "restore",
     "save_checkpoint",
