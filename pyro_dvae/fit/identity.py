@@ -186,9 +186,9 @@ def _difference(saved: Any, here: Any, place: str) -> tuple[str, Any, Any] | Non
             if found := _difference(saved.get(name), here.get(name), f"{place}.{name}"):
                 return found
     if isinstance(saved, list) and isinstance(here, list) and len(saved) == len(here):
-        for i, (before, now) in enumerate(zip(saved, here, strict=True)):
-            if found := _difference(before, now, f"{place}[{i}]"):
-                return found
+        entries = enumerate(zip(saved, here, strict=True))
+        differences = (_difference(*pair, f"{place}[{i}]") for i, pair in entries)
+        return next(filter(None, differences))  # one of the entries differs
     if isinstance(saved, str) and isinstance(here, str) and "\n" in saved + here:
         lines = zip(saved.splitlines(), here.splitlines(), strict=False)
         pairs = ((before.strip(), now.strip()) for before, now in lines if before != now)
