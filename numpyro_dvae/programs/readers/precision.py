@@ -24,14 +24,27 @@ _UNKNOWN = 0.5  # the variance at which N / 2v is N
 def read_precision(run: Run, layout: Layout, num_particles: int) -> Float[Array, "*plates"]:
     """``N / 2v`` of each datum, over its observed entries that no mask silences; a reader."""
     ledger = Ledger(layout, run.model.values())
-    for site in run.model.values():
-        if site.is_observed and layout.owns(site):
-            counts, variances = _counted(site)
-            ledger.add_bare("entries", site, counts)
-            ledger.add_bare("variances", site, variances)
+    for site in (seen for each in run.model.values() for seen in _observed(each)):
+        if layout.owns(site):
+            for kind, values in zip(("entries", "variances"), _counted(site), strict=True):
+                ledger.add_bare(kind, site, _over_states(values, layout.nesting))
     entries, variances = ledger.total("entries"), ledger.total("variances")
     variances = jnp.where(variances > 0, variances, jnp.maximum(_UNKNOWN * entries, _UNKNOWN))
     return jax.lax.stop_gradient(entries**2 / (2 * variances))
+
+
+def _observed(site: Site) -> list[Site]:
+    """The data that a site counts: those of a factor are observed under the sites it sums out."""
+    members = site.infer.get("_members")
+    if members is None or not site.is_observed:
+        return [site] if site.is_observed else []
+    return [m for m in members.values() if m.is_observed and site.kind == "likelihood"]
+
+
+def _over_states(values: Array, num_dims: int) -> Array:
+    """The mean over states of sites that are summed out, left of all other dims."""
+    extra = values.ndim - num_dims
+    return values.mean(range(extra)) if extra > 0 else values
 
 
 def _counted(site: Site) -> tuple[Array, Array]:

@@ -26,14 +26,27 @@ _UNKNOWN = 0.5  # the variance at which N / 2v is N
 def read_precision(run: Run, layout: Layout, num_particles: int) -> Float[Tensor, "K *plates"]:
     """``N / 2v`` of each datum, over its observed entries that no mask silences; a reader."""
     ledger = Ledger(layout, num_particles, run.model.values())
-    for site in run.model.values():
-        if site.is_observed and layout.owns(site):
-            counts, variances = _counted(site)
-            ledger.add_bare("entries", site, counts)
-            ledger.add_bare("variances", site, variances)
+    for site in (seen for each in run.model.values() for seen in _observed(each)):
+        if layout.owns(site):
+            for kind, values in zip(("entries", "variances"), _counted(site), strict=True):
+                ledger.add_bare(kind, site, _over_states(values, layout.nesting + 1))
     entries, variances = ledger.total("entries"), ledger.total("variances")
     variances = torch.where(variances > 0, variances, (_UNKNOWN * entries).clamp(min=_UNKNOWN))
     return entries.square() / (2 * variances)
+
+
+def _observed(site: Site) -> list[Site]:
+    """The data that a site counts: those of a factor are observed under the sites it sums out."""
+    members = site.infer.get("_members")
+    if members is None or not site.is_observed:
+        return [site] if site.is_observed else []
+    return [m for m in members.values() if m.is_observed and site.kind == "likelihood"]
+
+
+def _over_states(values: Tensor, num_dims: int) -> Tensor:
+    """The mean over states of sites that are summed out, left of all other dims."""
+    extra = values.dim() - num_dims
+    return values.mean(tuple(range(extra))) if extra > 0 else values
 
 
 def _counted(site: Site) -> tuple[Tensor, Tensor]:
