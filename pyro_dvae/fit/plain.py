@@ -37,10 +37,10 @@ def _as_plain(value: Any, path: str) -> Any:
     if isinstance(value, Tensor):  # one that repeats its values is written in full
         repeats = value.numel() * value.element_size() > value.untyped_storage().nbytes()
         return value.detach().contiguous() if repeats else value.detach()
+    if isinstance(value, np.generic):  # a float64 is a `float`, but one that no load admits
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, np.ndarray):
         return torch.as_tensor(value)
     if isinstance(value, Mapping):
