@@ -203,6 +203,17 @@ def test_a_state_goes_on_and_is_left_as_it_is():
     svi.get_params(state)  # not given away
 
 
+def test_whole_numbers_that_jax_would_wrap_are_refused():
+    for least, dtype in ((3_000_000_000, np.int64), (-3_000_000_000, np.int64), (2**32, np.uint64)):
+        rows = np.array([[least, 1]] * 5).astype(dtype)
+        for data in (rows, [rows]):
+            with pytest.raises(ValueError, match=rf"`data` holds .* from .*{least}"):
+                with jax.enable_x64(False):
+                    run(kit, data=data, batch_size=None)
+    small = np.arange(20, dtype=np.int64).reshape(5, 4) % 2
+    assert np.isfinite(run(kit, 1, data=small).losses).all()
+
+
 def test_a_users_array_is_not_given_away():
     start = jnp.arange(3.0)
 

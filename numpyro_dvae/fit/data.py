@@ -41,7 +41,7 @@ def as_arrays(data: tuple[Any, ...], name: str) -> tuple[Any, ...]:
     for i, value in enumerate(held):
         if _is_floating(value):
             _check_finite(value, f"`{name}`: argument {i}")
-    arrays = tuple(_on_device(value) for value in held)
+    arrays = tuple(_on_device(value, f"`{name}`") for value in held)
     sizes = {i: len(value) for i, value in enumerate(arrays) if _has_rows(value)}
     if not sizes or min(sizes.values()) == 0:
         raise ValueError(
@@ -136,13 +136,26 @@ def _held(value: Any, source: str) -> Any:
 
 
 def _as_array(value: Any, source: str) -> Any:
-    return _on_device(_held(value, source))
+    return _on_device(_held(value, source), source)
 
 
-def _on_device(value: Any) -> Any:
-    """Arrays of NumPy as those of JAX, which has no other byte order."""
+def _on_device(value: Any, source: str) -> Any:
+    """Arrays of NumPy as those of JAX, which has no other byte order and may have fewer bits.
+
+    Raises:
+        ValueError: If they hold whole numbers that JAX would wrap.
+    """
     if not isinstance(value, np.ndarray):
         return value
+    kept = jax.dtypes.canonicalize_dtype(value.dtype)
+    if value.dtype.kind in "iu" and kept.itemsize < value.dtype.itemsize and value.size:
+        low, high, held = value.min(), value.max(), np.iinfo(kept)
+        if low < held.min or high > held.max:
+            raise ValueError(
+                f"{source} holds whole numbers from {low} to {high}, but JAX keeps them as {kept}, "
+                f"from {held.min} to {held.max}. Call jax.config.update('jax_enable_x64', True), "
+                "pass floats, or count from another origin."
+            )
     return jnp.asarray(value.astype(value.dtype.newbyteorder("="), copy=False))
 
 
