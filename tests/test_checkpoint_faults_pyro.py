@@ -1,5 +1,6 @@
 """Files that are no checkpoints of `fit`, or of something else, each refused by its fault."""
 
+import enum
 import zipfile
 
 import numpy as np
@@ -85,6 +86,23 @@ def test_numbers_of_numpy_do_not_spoil_a_checkpoint(tmp_path):
     assert [type(value) for value in found[0].values()] == [float, str, int]
 
 
+class Mode(enum.IntEnum):
+    FAST = 2
+
+
+class Named(str, enum.Enum):  # noqa: UP042  (its `str` is not its value)
+    FAST = "fast"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Mode.FAST, Named.FAST, {Mode.FAST: 1}, {np.int64(3): 1.5}, {(np.str_("a"), Named.FAST): None}],
+)
+def test_enumerations_and_keys_of_numpy_are_read_again(tmp_path, value):
+    torch.save(as_plain(contents(history=[value])), tmp_path / "checkpoint.pt")
+    assert checkpoints.load_checkpoint(tmp_path).run.history == [value]
+
+
 def test_values_are_plain_and_back():
     values = {"a": [np.float64(0.5), np.int32(3)], "b": (np.arange(3), None)}
     plain = as_plain(values)
@@ -93,6 +111,8 @@ def test_values_are_plain_and_back():
     torch.testing.assert_close(plain["b"][0], torch.arange(3))
     with pytest.raises(ValueError, match=r"cannot checkpoint checkpoint\['a'\]\[1\], a object"):
         as_plain({"a": [1, object()]})
+    with pytest.raises(ValueError, match=r"checkpoint\[frozenset\(\{1\}\)\], a frozenset\. State"):
+        as_plain({frozenset([1]): 1})
     info = checkpoints.RunState([], 0.0, [], {})
     found = like([info, {"x": torch.zeros(2)}], [(1, 2, 3, 4), {"x": torch.ones(2), "y": 5}])
     assert found[0] == checkpoints.RunState(1, 2, 3, 4)

@@ -9,6 +9,9 @@ from torch import Tensor
 
 __all__ = ["as_plain", "like"]
 
+# Of a class of its own, as IntEnum and StrEnum make them, no load admits a number or a string.
+_PLAIN: dict[type, Any] = {int: int.__int__, float: float.__float__, str: str.__str__}
+
 
 def as_plain(value: Any) -> Any:
     """Copy a tree into tensors, numbers, strings, lists, tuples and dicts.
@@ -39,12 +42,16 @@ def _as_plain(value: Any, path: str) -> Any:
         return value.detach().contiguous() if repeats else value.detach()
     if isinstance(value, np.generic):  # a float64 is a `float`, but one that no load admits
         return value.item()
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool):
         return value
+    for kind, plain in _PLAIN.items():
+        if isinstance(value, kind):
+            return plain(value)
     if isinstance(value, np.ndarray):
         return torch.as_tensor(value)
     if isinstance(value, Mapping):
-        return {key: _as_plain(entry, f"{path}[{key!r}]") for key, entry in value.items()}
+        places = {key: f"{path}[{key!r}]" for key in value}
+        return {_as_plain(k, places[k]): _as_plain(value[k], places[k]) for k in places}
     if isinstance(value, list | tuple):
         entries = [_as_plain(entry, f"{path}[{i}]") for i, entry in enumerate(value)]
         return entries if isinstance(value, list) else tuple(entries)
