@@ -160,6 +160,9 @@ def test_out_of_memory_is_one_line_that_says_what_takes_it(error):
     words = "--batch-size 32 and --num-states 70: memory grows with each"
     with pytest.raises(CommandError, match=words), memory_explained(truncated, 5):
         raise error
+    words = "networks of --num-latents 8 and --num-codes 64: they grow with their product"
+    with pytest.raises(CommandError, match=words), memory_explained(Config(), None):
+        raise error
     with pytest.raises(RuntimeError, match="shapes"), memory_explained(Config(), 5):
         raise RuntimeError("shapes differ")
 
@@ -168,6 +171,11 @@ def test_out_of_memory_is_one_line_that_says_what_takes_it(error):
     ("more", "words"),
     [
         (("--workers", "2"), "--workers is an option of a folder of pictures"),
+        (("--image-size", "5"), "--image-size is an option of a folder of pictures"),
+        (("--half",), "--half is an option of transformers and convolutions"),
+        (("--recompute",), "--recompute is an option of transformers and convolutions"),
+        (("--seed", "-1"), "--seed must lie between 0 and 4294967295, got -1"),
+        (("--num-codes", "4294967296"), "argument --num-codes: .* below 2147483648"),
         (("--data", ".", "--workers", "2"), "--workers needs --image-size"),
         (("--config", "motion", "--flip"), "--workers, --flip and --crop are options of images"),
         (("--frames", "4"), "--frames is an option of sequences"),
@@ -175,7 +183,7 @@ def test_out_of_memory_is_one_line_that_says_what_takes_it(error):
 )
 def test_options_that_do_not_go_together(more, words):
     import train
-    from setups import load_data
+    from setups import make_setup
 
     with pytest.raises(CommandError, match=words):
-        load_data(train.make_parser().parse_args(list(more)))
+        make_setup(train.make_parser().parse_args(list(more)))

@@ -33,13 +33,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """Parse a count, at least 1."""
+    """Parse a count, at least 1 and of 31 bits."""
     try:
         value = int(text)
     except ValueError:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    if value >= 2**31:
+        raise argparse.ArgumentTypeError(f"expected a whole number below {2**31}, got {text!r}")
     return value
 
 

@@ -12,8 +12,12 @@ _WORDS = "out of memory", "can't allocate memory", "resource_exhausted", "not en
 
 
 @contextmanager
-def memory_explained(config: Config, num_particles: int) -> Iterator[None]:
+def memory_explained(config: Config, num_particles: int | None) -> Iterator[None]:
     """Run a block; where it runs out of memory, say in one line what takes it.
+
+    Args:
+        config: Of the run.
+        num_particles: Of a step; None of a block that makes the networks.
 
     Raises:
         CommandError: If Torch, JAX or NumPy finds no more memory.
@@ -24,6 +28,11 @@ def memory_explained(config: Config, num_particles: int) -> Iterator[None]:
         words = str(error).lower()
         if not isinstance(error, MemoryError) and not any(word in words for word in _WORDS):
             raise
+        if num_particles is None:
+            raise CommandError(
+                f"out of memory for networks of --num-latents {config.num_latents} and --num-codes "
+                f"{config.num_codes}: they grow with their product. Take fewer of either"
+            ) from None
         unused = [] if config.recompute else ["--recompute (activations are not kept)"]
         unused += [] if config.half else ["--half (bfloat16)"]
         more = f", {', '.join(unused)}" if unused else ""

@@ -60,6 +60,8 @@ class Setup(NamedTuple):
 
 def make_setup(args: Any) -> Setup:
     """Check the arguments and load the data."""
+    if not 0 <= args.seed < 2**32:
+        raise CommandError(f"--seed must lie between 0 and {2**32 - 1}, got {args.seed}")
     backend = get_backend(args.backend, args.device)
     data, paths = backend.first_of_all(lambda: load_data(args))
     if args.test_images:
@@ -126,6 +128,8 @@ def load_data(args: Any) -> tuple[Dataset, list[Path] | None]:
         if args.frames:
             raise CommandError("--frames is an option of sequences, as of --config motion")
         found = {"gigabytes": args.most_gigabytes, "seed": args.seed}
+        if args.image_size and not Path(args.data).is_dir():
+            raise CommandError("--image-size is an option of a folder of pictures")
         if args.workers is None:
             return load(args.data, args.data_root, size=args.image_size, **found), None
         if not Path(args.data).is_dir():
@@ -151,8 +155,13 @@ def in_units(data: Dataset, config: Config) -> Dataset:
 
 
 def check_method(args: Any, config: Config) -> None:
-    """Whether method, guide, prior and likelihood go together."""
+    """Whether method, networks, guide, prior and likelihood go together."""
     method, binary = args.method, config.prior == "bernoulli"
+    has_layers = config.decoder in ("conv", "sequence")
+    if not has_layers and "autoregressive" not in (config.guide, config.prior):
+        for name in ("half", "recompute"):
+            if getattr(config, name):
+                raise CommandError(f"--{name} is an option of transformers and convolutions")
     if method in RELAXATIONS and config.guide == "autoregressive":
         raise CommandError(f"--method {method} needs --guide independent: one draw per code")
     if method in RELAXATIONS and config.prior == "autoregressive":

@@ -136,7 +136,8 @@ def main(arguments: list[str]) -> None:
         check_arguments(args, setup.out)
     backend.seed(args.seed)
     loss = make_loss(args, setup)
-    model, guide = backend.make_vae(setup.config, setup.data.x_train)
+    with memory_explained(setup.config, None):
+        model, guide = backend.make_vae(setup.config, setup.data.x_train)
     if not args.resume and backend.is_first:
         with backend.module("fit.files").folder_of_run(setup.out):  # no other run is in it
             save_arguments(args, setup.out)
