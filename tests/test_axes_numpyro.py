@@ -11,7 +11,13 @@ pytest.importorskip("numpyro")
 import jax.numpy as jnp  # noqa: E402
 from jax import lax  # noqa: E402
 
-from numpyro_dvae.programs.structure.axes import GATHERED, MIXED, axis_of, places_of  # noqa: E402
+from numpyro_dvae.programs.structure.axes import (  # noqa: E402
+    GATHERED,
+    MIXED,
+    _join,
+    axis_of,
+    places_of,
+)
 
 SIZE = 3  # cells; the other sizes are the same or others, on purpose
 TABLE = jnp.array([[0.3, -1.0, 0.7], [1.2, 0.4, -0.2], [0.1, 0.9, 2.0]])
@@ -31,6 +37,21 @@ def convolved(z):
 
 def stepped(z):
     return lax.scan(lambda carry, x: (carry * 0.5 + x, carry), z, jnp.ones((4, 1)))[1][-1]
+
+
+def gathered(operand, indices, sizes, **dims):
+    dims = {"offset_dims": (), "collapsed_slice_dims": (), **dims}
+    return lax.gather(operand, indices, lax.GatherDimensionNumbers(**dims), sizes)
+
+
+def counted(z):
+    """What no draw leads to at first."""
+    step = lambda c: (c[0] + 1, c[1] + c[2], c[2])  # noqa: E731
+    return lax.while_loop(lambda c: c[0] < 3, step, (0, jnp.zeros(3), z))[1]
+
+
+def convolved_by(z):
+    return jnp.convolve(TABLE[0], z, "same")
 
 
 APART = {
@@ -59,6 +80,10 @@ APART = {
     "compiled": lambda z: jax.jit(lambda x: jax.checkpoint(jnp.sin)(x))(z),
     "a gradient": lambda z: jax.grad(lambda x: (x**2 * z).sum())(2 * z),
     "a branch": lambda z: lax.cond(TABLE[0, 0] > 0, lambda x: x, lambda x: -x, z),
+    "a branch without draws": lambda z: lax.cond(TABLE[0, 0] > 0, lambda x: TABLE[0], jnp.sin, z),
+    "a count": counted,
+    "rows of a table of all": lambda z: (TABLE * z)[jnp.array([2, 0])].sum(0),
+    "put in whole": lambda z: lax.dynamic_update_slice_in_dim(TABLE, z[:, None], 1, 1).sum(1),
     "lower": lambda z: jnp.linalg.cholesky(jnp.eye(2) * (1.0 + z[:, None, None]))[:, 0, 0],
 }
 MIXING = {
@@ -76,6 +101,31 @@ MIXING = {
     "a loop that asks": lambda z: lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1.0, z),
     "a branch that asks": lambda z: lax.cond(z.sum() > 3, lambda x: x, lambda x: -x, z),
     "merged and parted otherwise": lambda z: (z[:, None] * TABLE).reshape(-1)[:3],
+    "over several axes": lambda z: jnp.exp((z[:, None] * jnp.ones(4)).reshape(2, 6))[0, :3],
+    "branches of two minds": lambda z: lax.cond(
+        TABLE[0, 0] > 0, lambda x: x.T, lambda x: x, z[:, None] + TABLE
+    )[:, 0],
+    "each with each": lambda z: ((z[:, None] * TABLE) @ (z[:, None] * TABLE).T)[:, 0],
+    "convolved by the cells": convolved_by,
+    "together an index": lambda z: (
+        TABLE[0]
+        * gathered(
+            jnp.arange(27.0).reshape(3, 3, 3),
+            z.astype(int),
+            (1, 1, 1),
+            collapsed_slice_dims=(0, 1, 2),
+            start_index_map=(0, 1, 2),
+        )
+    ),
+    "windows": lambda z: gathered(
+        z, jnp.array([[0], [1], [0]]), (2,), offset_dims=(1,), start_index_map=(0,)
+    ).sum(1),
+    "put in at another place": lambda z: (
+        lax.dynamic_update_slice_in_dim(jnp.zeros(6), z, 1, 0)[:3] + 0.5 * z
+    ),
+    "put in among others": lambda z: lax.dynamic_update_slice_in_dim(
+        z[:, None] + TABLE, z[None], 1, 0
+    )[:, 0],
     "a batch": lambda z: convolved(z) / convolved(z).std(),
 }
 
@@ -110,6 +160,21 @@ def test_cells_that_keep_apart_are_seen_to(name):
 def test_cells_that_lead_each_other_are_never_taken_to_keep_apart(name):
     assert (changes(MIXING[name]) & ~np.eye(SIZE, dtype=bool)).any()
     assert place_in(MIXING[name]) in (GATHERED, MIXED)
+
+
+def test_places_are_joined():
+    """In a branch, and around a loop: what no draw leads to adds nothing."""
+    cases = [(None, 3, 3), (3, None, 3), (3, 3, 3), (1, 3, MIXED), (GATHERED, 1, GATHERED)]
+    assert [_join(one, other) for one, other, _ in cases] == [found for *_, found in cases]
+
+
+def test_an_axis_holds_all_cells_or_none():
+    assert axis_of(2, (3, 2), 3) == (0, 1)
+    assert axis_of(1, (2, 3), 3) == (1, 1)
+    assert axis_of(2, (6,), 3) == (0, 2)
+    assert axis_of(4, (2, 6), 3) is None
+    assert axis_of(2, (2,), 3) is None
+    assert axis_of(1, (), 3) is None
 
 
 def test_what_comes_from_no_cell_is_in_no_place():

@@ -111,6 +111,9 @@ APART = {
     "turned twice": lambda torch, z: z.roll(1, -1).roll(-1, -1),
     "by a table": lambda torch, z: torch.tensor([0.1, 0.7])[z.long()],
     "by a layer": lambda torch, z: torch.nn.functional.linear(z[:, None], torch.ones(3, 1))[:, 0],
+    "padded": lambda torch, z: torch.nn.functional.pad(z[:, None], (1, 1)).sum(-1),
+    "beside none": lambda torch, z: z + z[:, None][:, :0].sum(-1),
+    "by a matrix of none": lambda torch, z: z + (z[:, None][:, :0] @ torch.zeros(0, 2))[:, 0],
     "filled in": lambda torch, z: torch.zeros_like(z).copy_(z),
     "of pairs": lambda torch, z: torch.stack([z, 1 - z], -1).flatten().reshape(-1, 2)[:, 0],
     "one-hot": lambda torch, z: torch.nn.functional.one_hot(z.long(), 4).sum(-1),
@@ -138,6 +141,7 @@ MIXING = {
     ],
     "in an order": lambda torch, z: z[ORDER(torch)],
     "in orders of numbers": lambda torch, z: z[np.arange(CELLS)],  # of this call, or of all?
+    "moved by padding": lambda torch, z: torch.nn.functional.pad(z, (1, 0))[:-1],
     "selected": lambda torch, z: z.index_select(0, ORDER(torch)),
     "gathered": lambda torch, z: z.gather(0, ORDER(torch)),
     "through an index": lambda torch, z: torch.tensor([0.0, 0.0])[z.long().flip(0)],

@@ -1,6 +1,7 @@
 """Sizes, families and names that Python takes from a draw: every way through a program counts."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from pyro_dvae.diagnostics import (  # noqa: E402
 )
 from pyro_dvae.guides import AutoDiscrete  # noqa: E402
 from pyro_dvae.infer import DAPS_ELBO, Exact_ELBO, Reinforce_ELBO  # noqa: E402
+from pyro_dvae.programs.structure.looking import numbers_of  # noqa: E402
+from pyro_dvae.programs.structure.ways import _states  # noqa: E402
 
 __all__ = ["fresh"]  # a fixture of every test here
 
@@ -285,3 +288,21 @@ def test_trials_that_a_draw_says_are_refused_where_states_are_listed_and_no_othe
     ]
     expected = -(np.exp(log_q) * (np.array(log_p) - log_q)).sum()
     np.testing.assert_allclose(Exact_ELBO().loss(*pair, Y), expected, rtol=1e-9)
+
+
+def test_the_values_of_a_draw_are_listed_where_they_are_few():
+    def values(fn):
+        site = SimpleNamespace(
+            base=fn, value=fn.sample(), has_finite_support=fn.has_enumerate_support
+        )
+        return [value.tolist() for value in _states(site)]
+
+    assert values(dist.Normal(0.0, 1.0)) == []
+    assert values(dist.Poisson(1.0)) == list(range(16))
+    assert values(dist.Poisson(torch.ones(2))) == []  # 256
+    assert values(dist.Bernoulli(torch.full((2,), 0.5))) == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_numbers_of_arguments_are_found_in_arrays_of_one():
+    found = numbers_of({"a": (np.array(2.5), np.bool_(True)), "b": [3, True, np.ones(2)]})
+    assert list(found) == [2.5, True, 3]

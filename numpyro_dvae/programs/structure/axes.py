@@ -202,6 +202,7 @@ class _Follower:
 
 # Where the cells of results are: the axis, and how many of its entries are behind each cell.
 Axis = tuple[int, int] | None
+# A single number with cells has no axis, and never comes here: an index or what pads.
 _Move = Callable[[Mapping[str, Any], Sequence[Axis], Sequence[tuple[int, ...]], Any], Axis]
 
 
@@ -262,22 +263,18 @@ def _sliced(params: Any, axes: Any, shapes: Any, step: Any) -> Axis:
 
 
 def _sliced_at(params: Any, axes: Any, shapes: Any, step: Any) -> Axis:
-    if axes[0] is None or any(axes[1:]):
-        return None
     whole = params["slice_sizes"][axes[0][0]] == shapes[0][axes[0][0]]
     return axes[0] if whole else None
 
 
 def _updated(params: Any, axes: Any, shapes: Any, step: Any) -> Axis:
     axis = _one(axes[:2])
-    if axis is None or any(axes[2:]):
+    if axis is None:
         return None
     return axis if shapes[0][axis[0]] == shapes[1][axis[0]] else None
 
 
 def _padded(params: Any, axes: Any, shapes: Any, step: Any) -> Axis:
-    if axes[0] is None or axes[1] is not None:
-        return None
     return axes[0] if tuple(params["padding_config"][axes[0][0]]) == (0, 0, 0) else None
 
 
