@@ -59,6 +59,25 @@ def test_a_network_leaves_nothing_out(lab, impossible):
     np.testing.assert_array_equal(lab.numpy(impossible.excludes(fn, value)), np.zeros((4, 2), bool))
 
 
+def test_left_out_values_of_one_hot_codes(lab, impossible):
+    """The guide draws the first of three codes alone."""
+    family = lab.stock.OneHotCategorical if lab.name == "pyro" else impossible.OneHotCategorical
+    logits = lab.asarray(np.array([[0.0, -1e5, -1e5]] * 4))
+    guide, model = family(logits=logits), family(logits=lab.asarray(np.zeros((4, 3))))
+    value = lab.asarray(np.broadcast_to(np.eye(3)[0], (50, 4, 3)).copy())
+    given = ()
+    if lab.name == "numpyro":
+        given = (pytest.importorskip("jax").random.key(0),)
+    for num_dims in (0, 1):
+        pair = [fn.to_event(num_dims) for fn in (guide, model)]
+        found, is_left_out = map(lab.numpy, impossible.left_out_values(*given, *pair, value))
+        moved = found[..., 0] == 0
+        np.testing.assert_array_equal(found.sum(-1), np.ones((50, 4)))
+        np.testing.assert_array_equal(is_left_out, moved.any(-1) if num_dims else moved)
+        assert moved.any()
+        assert not moved.all()
+
+
 def test_zeros_show_through_wrappers(lab, impossible):
     value, fn = lab.asarray(np.array([1.0, 1.0, 0.0])), bernoulli(lab)
     zeros = np.array([True, False, True])

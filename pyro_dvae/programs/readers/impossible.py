@@ -183,9 +183,6 @@ def _log_num_values(fn: Any) -> Float[Tensor, "*batch"]:
         found = torch.zeros(())
     elif table is not None:
         found = torch.log((~table).sum(-1).float())
-    elif isinstance(base, torch.distributions.Binomial):
-        never = _failures(base.probs, base.logits)
-        found = torch.where(never[0] | never[1], 0.0, torch.log1p(base.total_count))
     else:
         found = torch.full((), torch.inf)
     found = found.expand(shape)
