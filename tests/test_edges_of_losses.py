@@ -1,7 +1,9 @@
 """Losses and evaluation where an algorithm, a program or data are not what they are of."""
 
 import pickle
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,3 +81,43 @@ def test_a_loss_of_others_names_no_impossible_rows(backend):
     svi = SimpleNamespace(loss=SimpleNamespace(), loss_and_grads=None)
     given = (svi,) if backend.name == "pyro" else (None, svi, None)
     assert rows(*given, [(0, None)]) == ([], [])
+
+
+@dataclass
+class Step:
+    """A site of a `scan`, all of whose values are summed."""
+
+    name: str
+    probs: Any
+    has_steps: bool
+    is_scanned: bool = True
+
+    @property
+    def base(self):
+        return SimpleNamespace(enumerate_support=lambda expand: np.arange(3), event_shape=())
+
+    @property
+    def infer(self):
+        return {"_probs": lambda: [(self, self.probs)]}
+
+
+@pytest.mark.parametrize("backend", ["numpyro"], indirect=True)
+def test_steps_of_a_scan_follow_one_another(backend):
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), (2, 5))
+    steps = [Step("z", probs[:, 2:], True), Step("_PREV_z", probs[:, 1], False)]
+    steps.append(Step("_PREV__PREV_z", probs[:, 0], False))
+    found = backend.module("programs.summing.values").probs_of_summed({s.name: s for s in steps})
+    assert list(found) == ["z"]
+    assert found["z"][0].name == "z"
+    np.testing.assert_allclose(np.asarray(found["z"][1]), probs, rtol=1e-6)
+
+
+def test_weights_of_states_are_those_of_the_weighted_rate(backend):
+    names = "log_likelihood", "log_prior", "log_q_pathwise"
+    terms = dict(zip(names, np.random.default_rng(0).normal(size=(3, 4, 2)), strict=True))
+    particles = SimpleNamespace(**{n: backend.asarray(v) for n, v in terms.items()})
+    likelihood, prior, log_q = terms.values()
+    log_weights = backend.module("infer.truncated.scoring").log_weights
+    for beta in (0.5, backend.asarray(np.array(0.5))):
+        found = log_weights(particles, beta)
+        np.testing.assert_allclose(np.asarray(found), 2 * likelihood + prior - log_q, rtol=1e-12)
