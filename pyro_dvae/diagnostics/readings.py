@@ -156,8 +156,7 @@ def posterior_sites(
         if pair.structure is None:  # any of them may have the deepest plates
             layout = layout._replace(nesting=common_layout(runs).nesting)
         for run in runs:
-            if pair.structure is not None and _names(pair.structure) != _names(run.structure()):
-                raise StructureError("the programs have other sites than before")
+            _check_sites(pair, run)
             records.append(make_record(run, layout, size, reads=_readers(pair)))
             reading = SiteReader(layout.nesting, size, axes).read(run, set(wanted))
             if "subsample" in wanted:
@@ -171,6 +170,11 @@ def posterior_sites(
             if values := otherwise_drawn(runs, layout, size):
                 record = with_matters(record, score_states(pair, values))
     return record, join_runs(readings)
+
+
+def _check_sites(pair: Pair, run: Run) -> None:
+    if pair.structure is not None and _names(pair.structure) != _names(run.structure()):
+        raise StructureError("the programs have other sites than before")
 
 
 def _names(structure: tuple) -> list:
@@ -251,11 +255,20 @@ def run_given(pair: Pair, values: Mapping[str, Tensor]) -> Run:
 
 
 def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
-    """Log-densities of given values of the latents, which are in front."""
+    """Log-densities of given values of the latents, which are in front.
+
+    Raises:
+        StructureError: If other sites than those of the pair's structure follow from some values.
+    """
     num_states = max(map(len, values.values()), default=1)
+
+    def read_sites(run: Run, *_: Any) -> None:
+        _check_sites(pair, run)
+
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         pair = pair._replace(expand=not takes_singletons(pair, values))
-        return run_particles(pair, num_states, reads=_STATE_READERS, values=values)
+        reads = {**_STATE_READERS, "sites": read_sites}
+        return run_particles(pair, num_states, reads=reads, values=values)
 
 
 def score_paths(pair: Pair, max_states: int) -> Particles:
