@@ -54,7 +54,8 @@ GUIDES = [n if n in HERE else pytest.param(n, marks=pytest.mark.slow) for n in W
 @pytest.mark.parametrize("name", GUIDES)
 def test_wrong_guides_are_found(thrifty_shim, name):
     model, changes, where = WRONG[name]
-    found = calibrate(thrifty_shim, KNOWN[model], changes, num_simulations=60)
+    count = 60 if name in HERE else 200  # of 60, a shift is found in every other run
+    found = calibrate(thrifty_shim, KNOWN[model], changes, num_simulations=count)
     assert where in {each.removesuffix(" of all") for each in found.miscalibrated}
     assert "NOT calibrated" in str(found)
 
