@@ -92,6 +92,7 @@ def test_the_same_signs_and_entropies(backend, library, spherical):
     np.testing.assert_allclose(grads, leaf.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("bits", [1, 2, 5])
 @pytest.mark.parametrize("masked", [False, True])
 def test_entropies_of_bits_are_those_of_the_table_of_their_codes(backend, bits, masked):

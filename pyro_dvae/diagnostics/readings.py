@@ -267,7 +267,7 @@ def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
 
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         pair = pair._replace(expand=not takes_singletons(pair, values))
-        reads = {**_STATE_READERS, "sites": read_sites}
+        reads: dict[str, Reader] = {**_STATE_READERS, "sites": read_sites}
         return run_particles(pair, num_states, reads=reads, values=values)
 
 
