@@ -4,6 +4,7 @@ Beside what a loss needs, the values and what is read off their distributions; s
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -172,14 +173,12 @@ def posterior_sites(
     return record, join_runs(readings)
 
 
-def _check_sites(pair: Pair, run: Run) -> None:
-    if pair.structure is not None and _names(pair.structure) != _names(run.structure()):
+def _check_sites(pair: Pair, run: Run, *_: Any) -> None:
+    """The sites of both programs are as before, in order; their sizes are those of the data."""
+    structures = pair.structure or (), run.structure()
+    known, found = ([[site[:2] for site in sites] for sites in each] for each in structures)
+    if pair.structure is not None and known != found:
         raise StructureError("the programs have other sites than before")
-
-
-def _names(structure: tuple) -> list:
-    """The sites of both programs, in order; their sizes are those of the data."""
-    return [[site[:2] for site in sites] for sites in structure]
 
 
 def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Tensor]:
@@ -261,13 +260,9 @@ def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
         StructureError: If other sites than those of the pair's structure follow from some values.
     """
     num_states = max(map(len, values.values()), default=1)
-
-    def read_sites(run: Run, *_: Any) -> None:
-        _check_sites(pair, run)
-
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         pair = pair._replace(expand=not takes_singletons(pair, values))
-        reads: dict[str, Reader] = {**_STATE_READERS, "sites": read_sites}
+        reads: dict[str, Reader] = {**_STATE_READERS, "sites": partial(_check_sites, pair)}
         return run_particles(pair, num_states, reads=reads, values=values)
 
 
