@@ -54,6 +54,8 @@ def test_the_values_are_the_same(name, observed):
         found = fast_log_prob(site)
     if name == "not finite" and not observed:
         expected = jnp.where(jnp.isneginf(expected), jnp.nan, expected)  # draws are not checked
+    if name == "bits that cannot differ":  # NaN in NumPyro 0.21
+        expected = -np.logaddexp(0.0, np.where(BITS == 1, -LOGITS, LOGITS)).sum(-1)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
