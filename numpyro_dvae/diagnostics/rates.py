@@ -12,7 +12,7 @@ from numpyro.distributions import kl_divergence
 
 from numpyro_dvae.programs.densities import entry_mask, is_masked
 from numpyro_dvae.programs.readers.impossible import excludes, has_zeros
-from numpyro_dvae.programs.sites import Run, Site
+from numpyro_dvae.programs.sites import Run, Site, base_distribution
 
 __all__ = ["expected_rate", "is_reordered"]
 
@@ -102,6 +102,8 @@ def _closed(q: Any, p: Any, value: Array) -> Array | None:
         return jnp.where(q.total_count == p.total_count, by_formula, by_draw)
     if isinstance(q, _GEOMETRIC) and isinstance(p, _GEOMETRIC):
         return sum(_of_outcomes(q, p)) / q.probs  # so many trials
+    if isinstance(base_distribution(q), dist.Kumaraswamy):
+        return None  # NumPyro's is ten terms of a series
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
