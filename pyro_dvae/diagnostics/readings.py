@@ -4,7 +4,6 @@ Beside what a loss needs, the values and what is read off their distributions; s
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -157,7 +156,7 @@ def posterior_sites(
         if pair.structure is None:  # any of them may have the deepest plates
             layout = layout._replace(nesting=common_layout(runs).nesting)
         for run in runs:
-            _check_sites(pair, run)
+            _check_sites(pair, run, 2)
             records.append(make_record(run, layout, size, reads=_readers(pair)))
             reading = SiteReader(layout.nesting, size, axes).read(run, set(wanted))
             if "subsample" in wanted:
@@ -173,9 +172,9 @@ def posterior_sites(
     return record, join_runs(readings)
 
 
-def _check_sites(pair: Pair, run: Run, *_: Any) -> None:
-    """The sites of both programs are as before, in order; their sizes are those of the data."""
-    structures = pair.structure or (), run.structure()
+def _check_sites(pair: Pair, run: Run, count: int) -> None:
+    """The sites of guide (1), and model (2), are as before; their sizes are those of the data."""
+    structures = (pair.structure or ())[:count], run.structure()[:count]
     known, found = ([[site[:2] for site in sites] for sites in each] for each in structures)
     if pair.structure is not None and known != found:
         raise StructureError("the programs have other sites than before")
@@ -262,7 +261,8 @@ def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
     num_states = max(map(len, values.values()), default=1)
     with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
         pair = pair._replace(expand=not takes_singletons(pair, values))
-        reads: dict[str, Reader] = {**_STATE_READERS, "sites": partial(_check_sites, pair)}
+        reads: dict[str, Reader] = dict(_STATE_READERS)
+        reads["sites"] = lambda run, *_: _check_sites(pair, run, 1)
         return run_particles(pair, num_states, reads=reads, values=values)
 
 
