@@ -31,6 +31,7 @@ __all__ = [
     "Alone",
     "check_discrete",
     "check_listed",
+    "check_not_summed",
     "read_auxiliary",
     "sites_alone",
     "without",
@@ -233,4 +234,14 @@ def check_listed(latent: Collection[str], listed: Collection[str]) -> None:
         raise ValueError(
             f"sites {auxiliary} are the guide's alone, drawn with the latents, so that the states "
             "of the model are not all that it draws. Use `importance_diagnostics`, which samples."
+        )
+
+
+def check_not_summed(summed: Collection[str]) -> None:
+    """Raise if a model sums out sites, of which no draw can be ranked."""
+    if summed:
+        raise ValueError(
+            f"sites {sorted(summed)} are summed out: there are no draws of them to rank, or to "
+            "simulate data at. Sample them in the guide, without their mark, or use "
+            "`importance_diagnostics`, which sums them."
         )

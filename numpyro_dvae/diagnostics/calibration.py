@@ -28,6 +28,7 @@ from numpyro_dvae.diagnostics.arguments import (
     twins,
 )
 from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.auxiliary import check_not_summed
 from numpyro_dvae.diagnostics.labels import Readings
 from numpyro_dvae.diagnostics.readings import (
     Pair,
@@ -119,12 +120,13 @@ def simulation_based_calibration(
 
     Raises:
         ValueError: If an argument cannot be used, if a site observes none of them as it is, or if
-            it is not clear which.
+            it is not clear which; if the model sums sites out.
     """
     check_counts(num_simulations, num_draws, num_bins)
     trained = as_trained(result, params)
     called = trained.arguments(args)
     pair = trained.pair(rng_key, called)
+    check_not_summed(pair.layout.summed)
     programs = _Programs(trained, pair)
     look = programs.compiled(_look)
     _, seen, record = look(rng_key, called)

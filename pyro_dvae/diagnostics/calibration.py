@@ -28,6 +28,7 @@ from pyro_dvae.diagnostics.arguments import (
     twins,
 )
 from pyro_dvae.diagnostics.arrays import NamedArray
+from pyro_dvae.diagnostics.auxiliary import check_not_summed
 from pyro_dvae.diagnostics.labels import Readings
 from pyro_dvae.diagnostics.readings import (
     Pair,
@@ -91,13 +92,14 @@ def simulation_based_calibration(
 
     Raises:
         ValueError: If an argument cannot be used, if a site observes none of them as it is, or if
-            it is not clear which.
+            it is not clear which; if the model sums sites out.
     """
     check_counts(num_simulations, num_draws, num_bins)
     trained = as_trained(result, params)
     called = trained.arguments(args)
     with trained.at_parameters():
         pair = prepare_pair(trained.model, trained.guide, called, {})
+        check_not_summed(pair.layout.summed)
         record, seen = posterior_sites(pair, 1, ("observed", "seen", "subsample"))
         latents = shared_latents(trained.guide, pair.notes.shared, seen)
         places = _find_places(pair, seen, data)
