@@ -21,7 +21,11 @@ from random_strategy import spec_of
 __all__ = ["try_diagnostics"]
 
 K = 200
-QUIET = ("model or guide does not broadcast", "the discrete sites share no plate")
+QUIET = (
+    "model or guide does not broadcast",
+    "the discrete sites share no plate",
+    "Python asks for the values",
+)
 
 
 def try_diagnostics(package, spec, seed):
