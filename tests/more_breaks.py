@@ -291,7 +291,7 @@ REST = [
         "programs/structure/mixing.py",
         "enumerate(changed.T)",
         "enumerate(changed.T[:0])",
-        f"{MIXING}::test_cells_that_lead_each_other_are_found",
+        f"{MIXING}::test_cells_that_lead_each_other_by_an_operation_that_is_not_followed_are_found",
     ),
     *numpyro(
         "programs/structure/mixing.py",
@@ -345,6 +345,6 @@ REST = [
         "programs/structure/looking.py",
         "elif isinstance(value, Real) and not isinstance(value, bool | Enum):",
         "elif False:",
-        f"{CELLS}::test_data_that_mix_in_a_later_call_are_refused",
+        f"{CELLS}::test_a_guide_of_states_looks_again_at_whether_a_program_broadcasts",
     ),
 ]

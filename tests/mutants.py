@@ -36,6 +36,7 @@ LIBRARIES = (
 _FAILED_TO_RUN = 70
 _CONTROL = ("tests/test_table.py::test_enumeration", "tests/test_baselines.py")
 _QUIET = "-W", "ignore::pytest.PytestAssertRewriteWarning"  # of what is loaded already
+_BOTH = "-m", "not slow or thrifty"  # NumPyro's part of thrifty tests as well
 
 
 def broken(text, each):
@@ -57,7 +58,9 @@ def run_tests(package, tests):
         os.dup2(silent, 1)
         os.dup2(silent, 2)
         backend = "numpyro" if package == "numpyro" else "not numpyro"
-        code = pytest.main(["-q", "-x", "-k", backend, "-p", "no:cacheprovider", *_QUIET, *tests])
+        code = pytest.main(
+            ["-q", "-x", "-k", backend, "-p", "no:cacheprovider", *_BOTH, *_QUIET, *tests]
+        )
     finally:
         os._exit(code)
 

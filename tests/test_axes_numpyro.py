@@ -97,6 +97,7 @@ MIXING = {
     "a matrix of all": lambda z: TABLE @ z,
     "a square's other side": lambda z: (z[:, None] * TABLE).sum(0),
     "of all and each": lambda z: (z[:, None] + z).max(0),
+    "of each and all": lambda z: (z[:, None] + z).max(1),
     "steps over cells": lambda z: lax.scan(lambda c, x: (c + x, c + x), 0.0, z)[1],
     "a loop that asks": lambda z: lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1.0, z),
     "a branch that asks": lambda z: lax.cond(z.sum() > 3, lambda x: x, lambda x: -x, z),

@@ -215,6 +215,19 @@ def test_cells_that_lead_each_other_are_found(lab, way):
     assert [OTHERS in str(w.message) for w in told] == ([] if way in APART else [True])
 
 
+def test_cells_that_lead_each_other_by_an_operation_that_is_not_followed_are_found():
+    """Trials tell, of each pair of cells: the last one leads the first one alone."""
+    lab = _Pyro()
+    matrix = lab.torch.eye(3)
+    matrix[0, 2] = 0.3
+
+    def way(np, z):
+        return lab.torch.linalg.solve(matrix.to(z.dtype), z[..., None])[..., 0]
+
+    with pytest.warns(UserWarning, match=OTHERS):
+        assert lab.plates(programs(lab, way), LOGITS[0], DATA[0]) == ()
+
+
 def test_most_programs_of_pyro_are_looked_at_in_few_runs():
     """What takes a particle axis has several trials in one run: 25 runs made a first step slow."""
     lab, runs = _Pyro(), []

@@ -30,7 +30,13 @@ from pyro_dvae.ops.evolution import chain, flip, select
 N, D, S, PARENTS, CHILDREN = 1000, 64, 64, 40, 9  # parents of all generations
 PIECES = (2_000, 4_000, 8_000, 16_000)  # rows of the bare decoder's pieces; the best one counts
 # Codes that a graph scores at once, for the same choice; 5 * 2**16 are ours.
-GRAPH_PIECES = {"graph": (4, 5, 8), "compiled": (4, 5, 8), "graph, anew": (5, 8), "passes": (8, 16)}
+GRAPH_PIECES = {
+    "graph": (4, 5, 8),
+    "compiled": (4, 5, 8),
+    "graph, anew": (5, 8),
+    "compiled, anew": (5,),
+    "passes": (8, 16),
+}
 
 
 class Patches(nn.Module):
@@ -75,8 +81,9 @@ def by_graph(e_step: Callable[[], object], kind: str, num_codes: int) -> Callabl
         scores, shape = function(words), tuple(words.shape)
         if kind == "passes":
             return scores, None
-        if shape not in kept or kind == "graph, anew":
-            is_first, kept[shape] = shape not in kept, graph_of(function, words, kind)
+        if shape not in kept or kind.endswith("anew"):
+            is_first = shape not in kept
+            kept[shape] = graph_of(function, words, compiled="compiled" in kind, tells=is_first)
             if is_first:
                 report(kind, kept[shape], words, scores)
         return scores, kept[shape]
@@ -92,14 +99,15 @@ def by_graph(e_step: Callable[[], object], kind: str, num_codes: int) -> Callabl
     return step
 
 
-def graph_of(function: Callable, words: Tensor, kind: str) -> Callable:
-    """What torch makes of a pass."""
+def graph_of(function: Callable, words: Tensor, *, compiled: bool, tells: bool) -> Callable:
+    """What torch makes of a pass; with `tells`, how long that took."""
     start = time.perf_counter()
     graph: Callable = make_fx(lambda words: function(words))(words)
-    if kind == "compiled":
+    if compiled:
         graph = torch.compile(graph, dynamic=False)
         with torch.inference_mode():  # as the E-step calls it
             graph(words)
+    if compiled and tells:
         print(f"compiled for words {tuple(words.shape)} in {time.perf_counter() - start:.1f} s")
     return graph
 
