@@ -16,6 +16,7 @@ IDENTICAL = {
     "diagnostics/arguments.py",
     "diagnostics/arrays.py",
     "diagnostics/averaging.py",
+    "diagnostics/carried.py",
     "diagnostics/costing.py",
     "diagnostics/costs.py",
     "diagnostics/draws.py",

@@ -111,6 +111,8 @@ def test_a_latent_that_follows_the_data_is_active(thrifty_shim):
 def test_noise_of_the_draws_is_not_activity(thrifty_shim):
     active = found(thrifty_shim, "active_latents", "idle", num_draws=2)["z"]
     assert_near(active.variance, 0.0, 1 / 3, 100)
+    assert not active.active.any()
+    assert "may be (more draws tell)" in str(active)
     store = STORES[thrifty_shim.__name__, id(case_of(thrifty_shim, "idle").model), 2][1]
     means = (store["latent"]["z"].values[..., None] == np.arange(3)).mean(0)
     naive = means.var(0, ddof=1).sum(-1) / 2  # negative control: it is of what varies

@@ -36,7 +36,32 @@ def test_the_variance_of_active_latents_is_not_biased(backend):
     draws.plates = ("data",)
     draws._readings["latent"] = {"z": named(("data", "z_dim_0"), values)}
     found = backend.module("diagnostics.usage").variances_of(draws, draws.plates)
-    np.testing.assert_allclose(found["z"], [1 / 3])
+    np.testing.assert_allclose(found["z"], [[1 / 3], [0.0]])  # without an error
+
+
+@pytest.mark.parametrize("kind", ["own", "shared", "codes", "deaf"])
+def test_the_error_of_active_latents_is_that_of_repeats(backend, kind):
+    """Of data with draws of their own, or that share some, and of codes; at most twice, if deaf."""
+    named, rng = backend.module("diagnostics.arrays").NamedArray, np.random.default_rng(0)
+    variance_of_mean = backend.module("diagnostics.arrays").variance_of_mean
+    means, num_draws = np.array([0.0, 1.0, 3.0, 4.0, 4.5, 7.0]), 50
+
+    def repeat():
+        noise = rng.normal(size=(num_draws, 6 if kind == "own" else 1))
+        values = means + 0.7 * noise * (means if kind == "shared" else 1.0)
+        if kind == "codes":
+            values = 0.0 + (rng.random((num_draws, 6, 1)) > [0.1, 0.7]).sum(-1)
+            values[:, ::2] = rng.integers(3, size=(num_draws, 3))
+        if kind == "deaf":
+            values = rng.poisson(5.0, size=(num_draws, 6))
+        num_codes = 3 if kind == "codes" else 0
+        return variance_of_mean(named(("data",), values), ("data",), num_codes)
+
+    found = np.array([repeat() for _ in range(400)])
+    ratio = np.sqrt((found[:, 1] ** 2).mean()) / found[:, 0].std()
+    assert 0.9 < ratio < (1.6 if kind == "deaf" else 1.2)
+    if kind == "deaf":
+        assert np.abs(found[:, 0].mean()) < 5 * found[:, 0].std() / 20
 
 
 @pytest.mark.thrifty

@@ -14,7 +14,7 @@ References:
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +32,7 @@ __all__ = [
     "check_discrete",
     "check_listed",
     "check_not_summed",
+    "check_simulates",
     "read_auxiliary",
     "sites_alone",
     "without",
@@ -244,4 +245,25 @@ def check_not_summed(summed: Collection[str]) -> None:
             f"sites {sorted(summed)} are summed out: there are no draws of them to rank, or to "
             "simulate data at. Sample them in the guide, without their mark, or use "
             "`importance_diagnostics`, which sums them."
+        )
+
+
+def check_simulates(
+    weighed: Mapping[str, Any], scored: Collection[str], data: Collection[str]
+) -> None:
+    """Raise if a model's density counts what nothing is drawn from.
+
+    Args:
+        weighed: Whether a scale weighs a site otherwise than its datum, by name.
+        scored: Sites that the model observes, factors among them.
+        data: Those that have data.
+    """
+    apart = [f"a scale of its own weighs '{name}'" for name, each in weighed.items() if each.any()]
+    factors = [f"'{name}' is a factor" for name in scored if name not in data]
+    if apart or factors:
+        raise ValueError(
+            f"{', '.join([*apart, *factors])}: that counts in the posterior that the guide is of, "
+            "but no data are drawn from it, so that ranks would tell of another model. Use "
+            "`posterior_gap` or `importance_diagnostics`, which count it, or pass a model, with a "
+            "guide that is meant for it, that is without."
         )

@@ -28,14 +28,14 @@ from numpyro_dvae.diagnostics.arguments import (
     twins,
 )
 from numpyro_dvae.diagnostics.arrays import NamedArray
-from numpyro_dvae.diagnostics.auxiliary import check_not_summed
+from numpyro_dvae.diagnostics.auxiliary import check_not_summed, check_simulates
 from numpyro_dvae.diagnostics.labels import Readings
 from numpyro_dvae.diagnostics.readings import (
     Pair,
     posterior_sites,
-    prior_draws,
     score_states,
 )
+from numpyro_dvae.diagnostics.simulations import prior_draws
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
 from numpyro_dvae.diagnostics.trees import replaced
 from numpyro_dvae.diagnostics.uniformity import (
@@ -120,7 +120,7 @@ def simulation_based_calibration(
 
     Raises:
         ValueError: If an argument cannot be used, if a site observes none of them as it is, or if
-            it is not clear which; if the model sums sites out.
+            it is not clear which; if the model sums sites out, or has a factor or a scale.
     """
     check_counts(num_simulations, num_draws, num_bins)
     trained = as_trained(result, params)
@@ -130,6 +130,7 @@ def simulation_based_calibration(
     programs = _Programs(trained, pair)
     look = programs.compiled(_look)
     _, seen, record = look(rng_key, called)
+    check_simulates(record.extras["weighed"], seen["seen"], seen["observed"])
     latents = shared_latents(trained.guide, pair.notes.shared, seen)
     places = _find_places(rng_key, programs, look, seen, data)
     count = choose_simulations(num_simulations, record.log_p[0].size, latents)

@@ -29,11 +29,11 @@ from numpyro_dvae.diagnostics.readings import (
     Readings,
     enumerate_states,
     posterior_sites,
-    prior_sites,
     score_states,
     states_left_out,
 )
 from numpyro_dvae.diagnostics.reports import CodeUsage
+from numpyro_dvae.diagnostics.simulations import prior_sites
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
 from numpyro_dvae.diagnostics.trees import with_rows
 from numpyro_dvae.fit.compiled import Compiled

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from numpyro_dvae.diagnostics.collect import collect
 from numpyro_dvae.diagnostics.groups import GROUPS, Labels, make_groups, readings_for
 from numpyro_dvae.diagnostics.importance import diagnose
+from numpyro_dvae.diagnostics.simulations import OF_SCANS
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["to_arviz"]
@@ -39,7 +40,9 @@ def to_arviz(
     - posterior: draws of the guide (chain 1), discrete ones as integers, dims named by the plates
       and "z_dim_0" within an event; the model's deterministic sites at these draws;
     - posterior_predictive, prior_predictive: observations simulated from them, from the prior; of
-      sites that the model sums out, which have no draws, both take those of the prior;
+      a site that the model sums out the first takes a draw given the data and the other draws,
+      as the deterministic sites do. All these are left out, with a warning, where these are steps
+      of a `scan`;
     - prior: draws of the model alone;
     - log_likelihood: of each observation given its latents; and `marginal`, the evidence of each
       datum, from which its latents are summed out by their weights, given what the data share. For
@@ -103,6 +106,8 @@ def to_arviz(
         batch_size=batch_size,
         prior=bool(priors),
     )
+    if "predictive" in wanted and draws["observed"] and not draws["predictive"]:
+        warnings.warn(OF_SCANS, stacklevel=3)
     report, evidences = diagnose(keys[1], draws, result, data, num_draws, _GIVEN_SHARED, params)
     if evidences is not None and "log_likelihood" in groups:
         for said in [each.warning for each in (report, report.shared) if each is not None]:

@@ -86,7 +86,8 @@ def active_latents(
 
     Returns:
         Of each latent site under the data's plate, the variance of each latent, over the data of
-        which no mask silences it. What the data share is not among them.
+        which no mask silences it, with its error; a latent is active that is so whatever the draws
+        are, and undecided where more of them tell. What the data share is not among them.
 
     Raises:
         ValueError: If no plate of data has latents: there are none, or they cross.
@@ -114,7 +115,7 @@ def active_latents(
             "observed, have in common. Put those of a datum under one plate, or use "
             "`discrete_posterior`, which takes each site by itself."
         )
-    return {name: ActiveLatents(each, threshold) for name, each in found.items()}
+    return {name: ActiveLatents(each, threshold, error) for name, (each, error) in found.items()}
 
 
 @checked

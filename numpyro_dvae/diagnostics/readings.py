@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
-from numpyro.handlers import block, replay
+from numpyro.handlers import block
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
 from numpyro_dvae.diagnostics.auxiliary import (
@@ -24,13 +24,14 @@ from numpyro_dvae.diagnostics.auxiliary import (
     without,
     without_told,
 )
-from numpyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
+from numpyro_dvae.diagnostics.labels import Readings, SiteReader
 from numpyro_dvae.diagnostics.left_out import is_left_out
 from numpyro_dvae.diagnostics.points import OF_POINTS
 from numpyro_dvae.diagnostics.silence import OF_MASKS, latents_of, otherwise_drawn, with_matters
+from numpyro_dvae.diagnostics.simulations import AT_DRAWS, at_draws
 from numpyro_dvae.diagnostics.weighed import OF_WEIGHTS
 from numpyro_dvae.programs.codes import enumerate_draws
-from numpyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
+from numpyro_dvae.programs.draw import Draw, run_pair
 from numpyro_dvae.programs.readers.impossible import read_impossible, read_num_states, read_zeros
 from numpyro_dvae.programs.record import Particles, Reader, make_record, read_codes, read_silenced
 from numpyro_dvae.programs.run import run_particles
@@ -41,7 +42,6 @@ from numpyro_dvae.programs.sites import (
     is_mutable,
     param_constraints,
     rows_of_plates,
-    sample_sites,
 )
 from numpyro_dvae.programs.structure.broadcasting import takes_singletons
 from numpyro_dvae.programs.structure.cells import check_cells
@@ -53,8 +53,6 @@ __all__ = [
     "enumerate_states",
     "posterior_sites",
     "prepare_pair",
-    "prior_draws",
-    "prior_sites",
     "run_given",
     "score_states",
     "states_left_out",
@@ -164,12 +162,11 @@ def posterior_sites(
     def run_one(key: Array, place: Array) -> tuple[Particles, Readings, Any]:
         pair_key, predictive_key, reader_key = jax.random.split(key, 3)
         run = run_pair(pair_key, settled, Draw(pair.notes.subsamples, layout, given))
-        readings = SiteReader(layout.nesting, reader_key).read(run, set(wanted))
+        reader = SiteReader(layout.nesting, reader_key)
+        readings = reader.read(run, set(wanted) - AT_DRAWS)
         if "subsample" in wanted:
             readings["subsample"] = _subsamples(run.model_trace)
-        if "predictive" in wanted:
-            replayed = pair._replace(model=replay(pair.model, trace=_latent(run.guide_trace)))
-            readings["predictive"] = _simulate(predictive_key, replayed)[0]["predictive"]
+        readings |= at_draws(predictive_key, pair, given, run, reader, set(wanted))
         latents = latents_of(run, place) if weighs else {}
         return make_record(run, layout, num_draws, reads=_readers(pair)), readings, latents
 
@@ -239,35 +236,6 @@ def score_states(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> Par
     num_states = max(map(len, values.values()), default=1)
     pair = pair._replace(expand=not takes_singletons(rng_key, pair, values))
     return run_particles(rng_key, pair, num_states, reads=_STATE_READERS, values=values)[0]
-
-
-def prior_sites(rng_key: Array, pair: Pair, num_draws: int) -> Readings:
-    """Draw latents from the model, and simulate observations at them: "latent", "predictive"."""
-    return prior_draws(rng_key, pair, num_draws)[0]
-
-
-def prior_draws(rng_key: Array, pair: Pair, num_draws: int) -> tuple[Readings, dict[str, Array]]:
-    """As `prior_sites`, with the latents as `score_states` takes them."""
-    return jax.vmap(lambda key: _simulate(key, pair))(jax.random.split(rng_key, num_draws))
-
-
-def _simulate(rng_key: Array, pair: Pair) -> tuple[Readings, dict[str, Array]]:
-    """A run in which what the model observes is drawn, too; and its latents as they are."""
-    with Draw(pair.notes.subsamples, pair.layout):
-        trace = run_program(rng_key, Unconditioned(pair.model), pair.args, pair.kwargs)
-    reader = SiteReader(pair.layout.nesting, rng_key)
-    readings: Readings = {"latent": {}, "predictive": {}}
-    sites = sample_sites(trace)
-    for name, site in sites.items():
-        if not has_data(site):
-            continue
-        reading = "predictive" if site.infer.get("was_observed") else "latent"
-        readings[reading][name] = reader.value(name, site)
-    return readings, {name: sites[name].value for name in readings["latent"]}
-
-
-def _latent(trace: Mapping[str, Any]) -> dict[str, Any]:
-    return {n: trace[n] for n, site in sample_sites(trace).items() if not site.is_observed}
 
 
 def _subsamples(trace: Mapping[str, Any]) -> dict[str, NamedArray]:

@@ -196,8 +196,8 @@ def plates_of_data(draws: Draws, observed: Mapping[str, NamedArray]) -> tuple[st
     return tuple(sorted(set.intersection(*owned))) if owned else ()
 
 
-def variances_of(draws: Draws, plates: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Variance over the data of each latent's mean, of sites that each datum has.
+def variances_of(draws: Draws, plates: tuple[str, ...]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Variance over the data of each latent's mean, of sites that each datum has; and its error.
 
     Data of which a mask silences the latent do not count.
 

@@ -3,6 +3,7 @@
 NumPy alone, so this file is the same in both packages.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,28 +75,50 @@ def shares_of(values: np.ndarray, num_values: int, weights: np.ndarray | None) -
     return shares if there.all() else shares / np.maximum(shares.sum(-1, keepdims=True), 1e-300)
 
 
-def variance_of_mean(array: NamedArray, plates: tuple[str, ...], num_codes: int) -> np.ndarray:
+def variance_of_mean(
+    array: NamedArray, plates: tuple[str, ...], num_codes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Variance over the data of the mean over draws, which two halves of these estimate.
 
-    Of codes, half the sum of that of their indicators; data whose values are NaN do not count.
+    Of codes, half the sum of that of their indicators; data whose values are NaN do not count. And
+    its standard error, as far as the draws make it.
     """
     values = split_data(array, plates)
     if not num_codes:
-        return _covariance(values)
-    missing = np.isnan(values)
-    indicators = (np.where(missing, np.nan, values == code) for code in codes_that_occur(array))
-    return np.asarray(sum(_covariance(each) for each in indicators) / 2)
+        return _covariance([values])
+    missing, codes = np.isnan(values), codes_that_occur(array)
+    total, error = _covariance(np.where(missing, np.nan, values == code) for code in codes)
+    return total / 2, error / 2
 
 
-def _covariance(values: np.ndarray) -> np.ndarray:
-    """Over the data, between the means of two halves of the draws: (K, N, *within) to (*within)."""
-    half = len(values) // 2
-    first, second = (part.mean(0, dtype=np.float64) for part in (values[:half], values[half:]))
-    there = ~np.isnan(first + second)
-    count = there.sum(0)
-    first, second = np.where(there, first, 0.0), np.where(there, second, 0.0)
-    apart = first - first.sum(0) / np.maximum(count, 1)
-    return np.asarray((apart * second).sum(0) / np.maximum(count - 1, 1))
+def _covariance(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Over the data, between the means of two halves of the draws: (K, N, *within) to (*within).
+
+    Of all parts together, with the error: given one half, it is a mean over the other's draws.
+    """
+    total, along, scale = 0.0, [0.0, 0.0], 1
+    for values in parts:
+        half = len(values) // 2
+        halves = [part.mean(0, dtype=np.float64) for part in (values[:half], values[half:])]
+        there = ~np.isnan(halves[0] + halves[1])
+        scale = np.maximum(there.sum(0) - 1, 1)
+        first, second = (np.where(there, each, 0.0) for each in halves)
+        apart = [each - each.sum(0) / np.maximum(there.sum(0), 1) for each in (first, second)]
+        apart = [np.where(there, each, 0.0) for each in apart]
+        total = total + (apart[0] * second).sum(0)
+        drawn = np.where(there, values, 0.0)
+        along = [sum_of + each * drawn for sum_of, each in zip(along, apart, strict=True)]
+    noise = sum(_noise_of_mean(np.asarray(each)) for each in along)
+    return np.asarray(total / scale), np.asarray(np.sqrt(noise) / scale)
+
+
+def _noise_of_mean(values: np.ndarray) -> np.ndarray:
+    """Variance of a mean over half the draws of the sum over the data, which may share draws."""
+    count, half = len(values), len(values) // 2
+    apart = values.var(0, ddof=1).sum(0)
+    whole = [each - each.mean(0) for each in (values[:half].sum(1), values[half:].sum(1))]
+    together = (np.concatenate(whole) ** 2).sum(0) / max(count - 2, 1)
+    return np.asarray(np.maximum(apart, together) / half)
 
 
 def log_sum(values: np.ndarray) -> np.ndarray:

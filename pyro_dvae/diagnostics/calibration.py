@@ -28,15 +28,15 @@ from pyro_dvae.diagnostics.arguments import (
     twins,
 )
 from pyro_dvae.diagnostics.arrays import NamedArray
-from pyro_dvae.diagnostics.auxiliary import check_not_summed
+from pyro_dvae.diagnostics.auxiliary import check_not_summed, check_simulates
 from pyro_dvae.diagnostics.labels import Readings
 from pyro_dvae.diagnostics.readings import (
     Pair,
     posterior_sites,
     prepare_pair,
-    prior_draws,
     score_states,
 )
+from pyro_dvae.diagnostics.simulations import prior_draws
 from pyro_dvae.diagnostics.trained import as_trained
 from pyro_dvae.diagnostics.trees import replaced
 from pyro_dvae.diagnostics.uniformity import (
@@ -92,7 +92,7 @@ def simulation_based_calibration(
 
     Raises:
         ValueError: If an argument cannot be used, if a site observes none of them as it is, or if
-            it is not clear which; if the model sums sites out.
+            it is not clear which; if the model sums sites out, or has a factor or a scale.
     """
     check_counts(num_simulations, num_draws, num_bins)
     trained = as_trained(result, params)
@@ -101,6 +101,7 @@ def simulation_based_calibration(
         pair = prepare_pair(trained.model, trained.guide, called, {})
         check_not_summed(pair.layout.summed)
         record, seen = posterior_sites(pair, 1, ("observed", "seen", "subsample"))
+        check_simulates(record.extras["weighed"], seen["seen"], seen["observed"])
         latents = shared_latents(trained.guide, pair.notes.shared, seen)
         places = _find_places(pair, seen, data)
         count = choose_simulations(num_simulations, record.log_p[0].numel(), latents)

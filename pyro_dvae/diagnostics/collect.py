@@ -23,19 +23,18 @@ from pyro_dvae.diagnostics.draws import (
     cut_rows,
 )
 from pyro_dvae.diagnostics.readings import (
-    OneByOneError,
     Pair,
     Readings,
     enumerate_states,
     posterior_sites,
     prepare_pair,
-    prior_sites,
     score_paths,
     score_states,
     states_left_out,
     vary,
 )
 from pyro_dvae.diagnostics.reports import CodeUsage
+from pyro_dvae.diagnostics.simulations import OneByOneError, prior_sites
 from pyro_dvae.diagnostics.trained import Trained, as_trained
 from pyro_dvae.diagnostics.trees import with_rows
 from pyro_dvae.fit.svi import device_of

@@ -60,7 +60,9 @@ def readings_for(groups: Collection[str]) -> set[str]:
     wanted = {reading for group in groups for reading in _READINGS.get(group, ())} | {"subsample"}
     wanted |= {"latent", "outside", *OF_USAGE} if "vi_stats" in groups else set()
     wanted |= {"seen"} if set(groups) & _SEEN else set()
-    return wanted | ({"observed"} if "constant_data" in groups else set())
+    return wanted | (
+        {"observed"} if {"constant_data", "posterior_predictive"} & {*groups} else set()
+    )
 
 
 class Labels(NamedTuple):

@@ -37,7 +37,8 @@ def to_arviz(
     - posterior: draws of the guide (chain 1), discrete ones as integers, dims named by the plates
       and "z_dim_0" within an event; the model's deterministic sites at these draws;
     - posterior_predictive, prior_predictive: observations simulated from them, from the prior; of
-      sites that the model sums out, which have no draws, both take those of the prior;
+      a site that the model sums out the first takes a draw given the data and the other draws,
+      as the deterministic sites do;
     - prior: draws of the model alone;
     - log_likelihood: of each observation given its latents; and `marginal`, the evidence of each
       datum, from which its latents are summed out by their weights, given what the data share. For

@@ -147,7 +147,10 @@ class SiteReader(NamedTuple):
     def seen(self, name: str, site: Site) -> NamedArray:
         """Of size 1 in event dims that the mask does not tell apart."""
         event_dim = site.fn.event_dim
-        return self.label(name, site, entry_mask(site, event_dim), event_dim)
+        found = entry_mask(site, event_dim)
+        if (extra := found.dim() - event_dim - self.nesting - 1) > 0:  # of enumerated sites
+            found = found.any(tuple(range(extra)))
+        return self.label(name, site, found, event_dim)
 
     def rate(self, name: str, run: Run) -> NamedArray:
         """Log q - log p, by cell of the event where both have the same cells.

@@ -21,10 +21,11 @@ from pyro_dvae.diagnostics.auxiliary import (
     without,
     without_told,
 )
-from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data, join_runs
+from pyro_dvae.diagnostics.labels import Readings, SiteReader, join_runs
 from pyro_dvae.diagnostics.left_out import is_left_out
 from pyro_dvae.diagnostics.points import OF_POINTS
 from pyro_dvae.diagnostics.silence import OF_MASKS, in_full, otherwise_drawn, with_matters
+from pyro_dvae.diagnostics.simulations import AT_DRAWS, OneByOneError, at_draws
 from pyro_dvae.diagnostics.weighed import OF_WEIGHTS, with_all_names
 from pyro_dvae.infer.relaxation import unrelaxed
 from pyro_dvae.programs.codes import enumerate_draws
@@ -57,22 +58,15 @@ from pyro_dvae.programs.structure.mixing import with_mixed_together
 
 __all__ = [
     "Notes",
-    "OneByOneError",
     "enumerate_states",
     "posterior_sites",
     "prepare_pair",
-    "prior_draws",
-    "prior_sites",
     "run_given",
     "score_paths",
     "score_states",
     "states_left_out",
     "vary",
 ]
-
-
-class OneByOneError(Exception):
-    """Programs that take particles do not take them in what they observe, or compute, of a draw."""
 
 
 class Notes(NamedTuple):
@@ -158,12 +152,11 @@ def posterior_sites(
         for run in runs:
             _check_sites(pair, run, 2)
             records.append(make_record(run, layout, size, reads=_readers(pair)))
-            reading = SiteReader(layout.nesting, size, axes).read(run, set(wanted))
+            reader = SiteReader(layout.nesting, size, axes)
+            reading = reader.read(run, set(wanted) - AT_DRAWS)
             if "subsample" in wanted:
                 reading["subsample"] = _subsamples(run.model_trace)
-            if "predictive" in wanted:
-                replayed = pair._replace(model=poutine.replay(pair.model, trace=run.guide_trace))
-                reading["predictive"] = _simulate(replayed, draw, size)[0]["predictive"]
+            reading |= at_draws(pair, given, run, reader, set(wanted))
             readings.append(reading)
         record = concatenate(with_all_names(records))
         if weighs and pair.structure is not None:
@@ -210,6 +203,7 @@ def _draw_axes(pair: Pair) -> dict[str, int]:
     """
     if not pair.vectorize:
         return {}
+    pair = pair._replace(layout=pair.layout._replace(summed=()))
 
     def shapes(num_draws: int) -> dict[str, torch.Size]:
         trace = run_pair(pair, Draw(pair.layout, num_draws)).model_trace
@@ -281,46 +275,6 @@ def score_paths(pair: Pair, max_states: int) -> Particles:
         layout = pair.layout._replace(nesting=common_layout(runs).nesting)
         records = [make_record(run, layout, 1, reads=_STATE_READERS) for run in runs]
     return concatenate(with_all_names(records))
-
-
-def prior_sites(pair: Pair, num_draws: int) -> Readings:
-    """Draw latents from the model, and simulate observations at them: "latent", "predictive"."""
-    return prior_draws(pair, num_draws)[0]
-
-
-def prior_draws(pair: Pair, num_draws: int) -> tuple[Readings, dict[str, Tensor]]:
-    """As `prior_sites`, with the latents as `score_states` takes them."""
-    size = num_draws if pair.vectorize else 1
-    draw = Draw(pair.layout, size if pair.vectorize else None)
-    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
-        runs = [_simulate(pair, draw, size) for _ in range(num_draws // size)]
-    found = [run[1] for run in runs]
-    alike = [n for n, v in found[0].items() if all(n in f and f[n].shape == v.shape for f in found)]
-    values = {name: torch.cat([each[name] for each in found]) for name in alike}
-    return join_runs([run[0] for run in runs]), values
-
-
-def _simulate(pair: Pair, draw: Draw, num_draws: int) -> tuple[Readings, dict[str, Tensor]]:
-    """A run in which what the model observes is drawn, too; and its latents as they are."""
-    try:
-        with draw:
-            trace = run_program(poutine.uncondition(pair.model), pair.args, pair.kwargs)
-    except Exception as error:
-        if pair.vectorize:
-            raise OneByOneError from error
-        raise
-    readings: Readings = {"latent": {}, "predictive": {}}
-    sites = sample_sites(trace)
-    depths = [-frame.dim for site in sites.values() for frame in site.plates.values()]
-    nesting = max([pair.layout.nesting, *depths])  # a site may be there in some draws only
-    reader = SiteReader(nesting, num_draws)
-    for name, site in sites.items():
-        if not has_data(site):
-            continue
-        reading = "predictive" if site.infer.get("was_observed") else "latent"
-        readings[reading][name] = reader.value(name, site)
-    values = {name: in_full(sites[name], nesting, num_draws) for name in readings["latent"]}
-    return readings, values
 
 
 def _subsamples(trace: Any) -> dict[str, NamedArray]:

@@ -16,6 +16,7 @@ from pyro.distributions import constraints
 from pyro.distributions.util import broadcast_shape
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from pyro_dvae.programs.processes import drawing, hidden
@@ -35,6 +36,7 @@ from pyro_dvae.programs.summing.enumerating import Enumerate, sum_out
 __all__ = [
     "Draw",
     "Sampler",
+    "Unconditioned",
     "bounds_of",
     "drawn_subsamples",
     "moved",
@@ -247,6 +249,14 @@ def run_traces(model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Any, 
     """Traces of the model, replayed with the guide's draws, and of the guide, as Pyro has them."""
     guide_trace = run_program(guide, args, kwargs)
     return run_program(poutine.replay(model, trace=guide_trace), args, kwargs), guide_trace
+
+
+class Unconditioned(UnconditionMessenger):
+    """Draws what is observed, and marks it; what is computed, which Pyro has as observed, stays."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not (msg["infer"] or {}).get("_deterministic"):
+            super()._pyro_sample(msg)
 
 
 def moved(site: Site, value: Tensor, by: int | Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What is known of a site that is summed out: how probable its values are, given draws and data."""
+"""What is known of a site that is summed out, given draws and data: how probable, and one draw."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from numpyro_dvae.programs.sites import Site
 
-__all__ = ["probs_of_summed"]
+__all__ = ["draws_of_summed", "is_scanned", "probs_of_summed", "values_of"]
 
 
 def probs_of_summed(sites: Mapping[str, Site]) -> dict[str, tuple[Site, Array]]:
@@ -31,11 +31,47 @@ def probs_of_summed(sites: Mapping[str, Site]) -> dict[str, tuple[Site, Array]]:
     return {name: _joined(parts) for name, parts in found.items()}
 
 
-def _by_code(site: Site, probs: Array) -> Array:
-    """In order of the codes."""
+def draws_of_summed(rng_key: Array, sites: Mapping[str, Site]) -> dict[str, Array]:
+    """Draw some of the sites that `sum_out` has summed, given the draws and the data.
+
+    One of each group, of the fewest plates, whose cells no other is between. Those left are drawn
+    in the next run, that has these as given.
+
+    Args:
+        rng_key: Key of the draws.
+        sites: Of the model, marked ones summed, none of them the steps of a `scan`.
+
+    Returns:
+        ``(*batch, *event)`` by name; nothing if no site is summed. Of what is impossible, any.
+    """
+    read = [site.infer["_probs"]() for site in sites.values() if "_probs" in site.infer]
+    outermost = [min(group, key=lambda each: len(each[0].plates)) for group in read if group]
+    keys = jax.random.split(rng_key, 1 + len(outermost))
+    found = zip(keys[1:], outermost, strict=True)
+    return {site.name: _draw(key, site, probs) for key, (site, probs) in found}
+
+
+def is_scanned(sites: Mapping[str, Site]) -> bool:
+    """Whether one of the sites that are summed is one of the steps of a `scan`."""
+    members = [m for site in sites.values() for m in site.infer.get("_members", {}).values()]
+    return any(member.is_scanned for member in members)
+
+
+def _draw(rng_key: Array, site: Site, probs: Array) -> Array:
+    codes = jax.random.categorical(rng_key, jnp.log(jnp.nan_to_num(probs, nan=1.0)))
+    return jnp.asarray(values_of(site))[codes]
+
+
+def values_of(site: Site) -> np.ndarray:
+    """The values of a site of finite support, ``(V, *event)``."""
     with jax.ensure_compile_time_eval():
         values = np.asarray(site.base.enumerate_support(expand=False))
-    values = values.reshape(len(values), *site.base.event_shape)
+    return values.reshape(len(values), *site.base.event_shape)
+
+
+def _by_code(site: Site, probs: Array) -> Array:
+    """In order of the codes."""
+    values = values_of(site)
     codes = (values.argmax(-1) if site.base.event_shape else values).astype(int)
     if codes.min() < 0:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What is known of a site that is summed out: how probable its values are, given draws and data."""
+"""What is known of a site that is summed out, given draws and data: how probable, and one draw."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_dvae.programs.sites import Site
 
-__all__ = ["probs_of_summed"]
+__all__ = ["draws_of_summed", "probs_of_summed", "values_of"]
 
 
 def probs_of_summed(sites: Mapping[str, Site]) -> dict[str, tuple[Site, Tensor]]:
@@ -25,10 +25,39 @@ def probs_of_summed(sites: Mapping[str, Site]) -> dict[str, tuple[Site, Tensor]]
     return {site.name: (site, _by_code(site, probs)) for site, probs in found}
 
 
+def draws_of_summed(sites: Mapping[str, Site], num_draws: int) -> dict[str, Tensor]:
+    """Draw some of the sites that `sum_out` has summed, given the draws and the data.
+
+    One of each group, of the fewest plates, whose cells no other is between. Those left are drawn
+    in the next run, that has these as given.
+
+    Args:
+        sites: Of the model, marked ones summed.
+        num_draws: K.
+
+    Returns:
+        ``(K, *batch, *event)`` by name; nothing if no site is summed. Of what is impossible, any.
+    """
+    read = [site.infer["_probs"]() for site in sites.values() if "_probs" in site.infer]
+    outermost = [min(group, key=lambda each: len(each[0].plates)) for group in read if group]
+    return {site.name: _draw(site, probs, num_draws) for site, probs in outermost}
+
+
+def _draw(site: Site, probs: Tensor, num_draws: int) -> Tensor:
+    probs = torch.nan_to_num(probs, nan=1.0).clamp(min=0.0).expand(num_draws, *probs.shape[1:])
+    codes = torch.multinomial(probs.flatten(0, -2), 1).reshape(probs.shape[:-1])
+    return values_of(site)[codes]
+
+
+def values_of(site: Site) -> Tensor:
+    """The values of a site of finite support, ``(V, *event)``."""
+    values = site.base.enumerate_support(expand=False)
+    return values.reshape(len(values), *site.base.event_shape)
+
+
 def _by_code(site: Site, probs: Tensor) -> Tensor:
     """In order of the codes."""
-    values = site.base.enumerate_support(expand=False)
-    values = values.reshape(len(values), *site.base.event_shape)
+    values = values_of(site)
     codes = values.argmax(-1) if site.base.event_shape else values.long()
     if int(codes.min()) < 0:
         raise ValueError(

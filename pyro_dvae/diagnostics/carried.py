@@ -1,0 +1,161 @@
+"""What is returned of the latents: codes in use, activity and rates, and a word on what they mean.
+
+NumPy alone, so this file is the same in both packages.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["ActiveLatents", "CodeUsage", "LatentRates"]
+
+_SURE = 4.0  # standard errors of few draws that no rate is away from its mean by chance
+
+
+class CodeUsage(NamedTuple):
+    """How often the guide draws each code, over the data; of very many codes, those that occur."""
+
+    counts: np.ndarray  # (*latents, num_codes)
+    is_open: bool = False  # whether there is no largest code: counts end with the largest drawn
+    num_codes: int | None = None  # of the table; None if all are counted
+    codes: np.ndarray | None = None  # whose counts these are; None if they are 0, 1, ...
+
+    @property
+    def has_all_codes(self) -> bool:
+        """Whether those that do not occur are among them."""
+        return self.counts.shape[-1] == self._size
+
+    @property
+    def share_used(self) -> np.ndarray:
+        """Share of the codes of each latent that occur at all."""
+        return np.asarray((self.counts > 0).sum(-1) / self._size)
+
+    @property
+    def perplexity(self) -> np.ndarray:
+        """How many equally frequent codes would have the entropy of each latent's."""
+        return _perplexity(self.counts)
+
+    @property
+    def table_share_used(self) -> float:
+        """Share of the codes that occur in any latent: of the table that latents share."""
+        return float((self._of_table > 0).sum() / self._size)
+
+    @property
+    def table_perplexity(self) -> float:
+        """The perplexity of the codes of all latents together."""
+        return float(_perplexity(self._of_table))
+
+    @property
+    def _size(self) -> int:
+        return self.num_codes or self.counts.shape[-1]
+
+    @property
+    def _of_table(self) -> np.ndarray:
+        return self.counts.reshape(-1, self.counts.shape[-1]).sum(0)
+
+    def _percent(self, share: float) -> str:
+        return f"{share:.0%}" if self.has_all_codes else f"{100 * share:.2g}%"
+
+    def __repr__(self) -> str:
+        """A line with shares and perplexities; of several latents, of their table as well."""
+        if self.is_open:
+            return (
+                f"Values up to {self._size - 1} were drawn, of no largest one; "
+                f"perplexity {self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})."
+            )
+        mean, least = self._percent(self.share_used.mean()), self._percent(self.share_used.min())
+        even = f"perplexity {self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})"
+        line = (
+            f"{mean} of {self._size} codes occur in the mean of {self.perplexity.size} latents "
+            f"(least {least}); {even}."
+        )
+        if self.perplexity.size == 1:
+            return line
+        return (
+            f"{line} All latents together use {self._percent(self.table_share_used)} of the codes, "
+            f"perplexity {self.table_perplexity:.1f}."
+        )
+
+
+class ActiveLatents(NamedTuple):
+    """Variance over the data of each latent's mean under the guide."""
+
+    variance: np.ndarray  # (*latents,)
+    threshold: float
+    error: Any = 0.0  # standard error of the draws, (*latents,)
+
+    @property
+    def active(self) -> np.ndarray:
+        """Which latents follow the data: surely, whatever the draws are."""
+        return np.asarray(self.variance - self._margin > self.threshold)
+
+    @property
+    def undecided(self) -> np.ndarray:
+        """Which latents may follow the data or not, as far as the draws can tell."""
+        return np.asarray((self.variance + self._margin > self.threshold) & ~self.active)
+
+    @property
+    def _margin(self) -> np.ndarray:
+        return np.asarray(_SURE * self.error)
+
+    def __repr__(self) -> str:
+        """A line with the number of active latents."""
+        active, unclear = self.active, _unclear("be", self.undecided)
+        return f"{active.sum()} of {active.size} latents are active{unclear}."
+
+
+class LatentRates(NamedTuple):
+    """Nats that each latent carries, in the mean over the data."""
+
+    rate: np.ndarray  # (*latents,), nats
+    threshold: float
+    error: Any = 0.0  # standard error of the draws, (*latents,); NaN if there is one draw only
+    share: Any = 1.0  # of the data in which no mask silences the latent; else its rate is 0
+    reordered: bool = False  # whether the guide draws it before others on which it may depend in
+    # the model: its rate is a part of their sum, and no KL
+
+    @property
+    def collapsed(self) -> np.ndarray:
+        """Which latents follow the prior whatever the data: surely, whatever the draws are."""
+        return np.asarray((self.rate + self._margin < self._least) & (not self.reordered))
+
+    @property
+    def undecided(self) -> np.ndarray:
+        """Which latents may have collapsed or not, as far as the draws can tell."""
+        unclear = np.abs(self.rate - self._least) <= self._margin
+        return np.asarray(unclear & (self._least > 0) & (not self.reordered))
+
+    @property
+    def _least(self) -> np.ndarray:
+        return np.asarray(self.threshold * self.share)
+
+    @property
+    def _margin(self) -> np.ndarray:
+        return np.asarray(_SURE * np.nan_to_num(self.error, nan=np.inf))
+
+    def __repr__(self) -> str:
+        """A line with the rates."""
+        bits, error = self.rate / np.log(2), np.max(self.error) / np.log(2)
+        unclear = _unclear("have", self.undecided)
+        noise = f" (± {error:.2g} at most)" * bool(error > 1e-6)  # less is of rounding
+        collapse = f"{self.collapsed.sum()} of {bits.size} latents have collapsed{unclear}"
+        if self.reordered:
+            collapse = (
+                "The guide draws this before latents that come before it in the model, so that its "
+                "rate is a part of the sum over all sites alone, and tells no collapse"
+            )
+        return (
+            f"{collapse}; rates from {bits.min():z.2f} to {bits.max():z.2f} bits{noise}, "
+            f"{bits.sum():z.2f} together."
+        )
+
+
+def _unclear(verb: str, undecided: np.ndarray) -> str:
+    return f", {undecided.sum()} may {verb} (more draws tell)" if undecided.any() else ""
+
+
+def _perplexity(counts: np.ndarray) -> np.ndarray:
+    """How many equally frequent codes would have the entropy of these, over the last axis."""
+    shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    return np.asarray(np.exp(-(shares * logs).sum(-1)))
