@@ -76,8 +76,8 @@ REST = [
     ),
     *both(
         "diagnostics/arrays.py",
-        "/ np.maximum(count - 1, 1)",
-        "/ np.maximum(count, 1)",
+        "np.maximum(there.sum(0) - 1, 1)",
+        "np.maximum(there.sum(0), 1)",
         SMALL + "the_variance_of_active_latents_is_not_biased",
     ),
     *both(

@@ -18,21 +18,21 @@ at the trained parameters, and leave everything as it was. Start with `evaluate`
 
 Behind them, `trained` takes a result apart, `readings` runs its programs, `labels` reads the sites,
 `collect` fills `draws` with that, `weighing`, `costing`, `summaries` and `usage` have the formulas
-on these, `reports`, `verdicts` and `sharing` what is returned, in the `words` of all; `symmetry`
-tries what codes may be called otherwise; `groups` alone meets ArviZ. This room may import `fit` and
-all rooms below it.
+on these, `reports`, `carried`, `verdicts` and `sharing` what is returned, in the `words` of all;
+`symmetry` tries what codes may be called otherwise; `groups` alone meets ArviZ. This room may
+import `fit` and all rooms below it.
 
 Which file to open: for a site of the guide alone, `auxiliary`; for states that it cannot draw,
 `left_out`; for a mask, `programs.densities` says where it is in a program, and `summaries` and
 `usage` what it leaves out; for what `to_arviz` puts in a group, `groups`; for how a value of a site
-is read, `readings`; for an average over draws, `summaries`; for how many draws go through the
-programs at once, `collect`; for a rate without the noise of its own draw, `rates` and
-`conditionals`; for the probabilities of a discrete latent, `posteriors` and `averaging`; for
-whether ranks are uniform, `uniformity`; for how good gradients are, `quality`; for a standard
-error, `errors` and `expectations`; for what the data share, `costs`; for what a bound is not,
-`notes`, and why, `points` (a guide without a distribution), `weighed` (a scaled density) and
-`silence` (a latent under a mask); for arguments, `trees` and `arguments`, and `arrays` for named
-dims.
+is read, `readings`, and for what a model simulates, `simulations`; for an average over draws,
+`summaries`; for how many draws go through the programs at once, `collect`; for a rate without the
+noise of its own draw, `rates` and `conditionals`; for the probabilities of a discrete latent,
+`posteriors` and `averaging`; for whether ranks are uniform, `uniformity`; for how good gradients
+are, `quality`; for a standard error, `errors` and `expectations`; for what the data share, `costs`;
+for what a bound is not, `notes`, and why, `points` (a guide without a distribution), `weighed` (a
+scaled density) and `silence` (a latent under a mask); for arguments, `trees` and `arguments`, and
+`arrays` for named dims.
 
 Words: a *reading* is one thing that can be read of a site, such as its values or its rate; the
 *record* has the log-densities of each draw and datum; a *datum* is one cell of the *plates* that
