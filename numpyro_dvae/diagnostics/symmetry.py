@@ -18,6 +18,7 @@ from numpyro_dvae.diagnostics.readings import run_given
 from numpyro_dvae.diagnostics.trained import Trained
 from numpyro_dvae.programs.record import make_record
 from numpyro_dvae.programs.sites import Run, Site, deterministic_sites
+from numpyro_dvae.programs.supports import listed_values
 
 __all__ = ["Codes", "Renaming", "Symmetries", "permuted"]
 
@@ -298,11 +299,11 @@ def _num_codes(site: Site) -> int:
         return 0
     if known := getattr(site.base, "num_codes", 0):
         return int(known)
-    support = site.base.enumerate_support(expand=False)
-    support = support.reshape(len(support), *site.base.event_shape)
+    try:
+        support = listed_values(site)
+    except ValueError:
+        return 0
     expected = np.eye(len(support)) if support.ndim > 1 else np.arange(len(support))
     return (
-        len(support)
-        if support.shape == expected.shape and bool((np.asarray(support) == expected).all())
-        else 0
+        len(support) if support.shape == expected.shape and bool((support == expected).all()) else 0
     )

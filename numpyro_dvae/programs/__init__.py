@@ -10,6 +10,7 @@ The files of the room are the way from a program to arrays. Read them in this or
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
 - `densities`: where a mask is; log-densities of many states at once, and entropies;
 - `hosts`: what NumPyro's own densities get wrong;
+- `supports`: the values of a discrete site, where all data have the same;
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;
 
 The folders hold what is beside that way, and say so in their first lines:

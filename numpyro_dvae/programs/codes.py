@@ -24,6 +24,7 @@ from numpyro_dvae.ops.arguments import shown_count
 from numpyro_dvae.programs.draw import Draw, run_program
 from numpyro_dvae.programs.sites import Layout, Pair, Site, sample_sites
 from numpyro_dvae.programs.structure.layout import find_layout
+from numpyro_dvae.programs.supports import listed_values
 
 __all__ = [
     "CodedSite",
@@ -175,26 +176,11 @@ def _check_plates(layout: Layout, sites: Mapping[str, Site]) -> None:
 
 
 def _code_site(site: Site, layout: Layout) -> CodedSite:
-    base = site.base
-    try:
-        with jax.ensure_compile_time_eval():  # no code depends on a parameter
-            support = np.asarray(base.enumerate_support(expand=False))
-    except (NotImplementedError, jax.errors.ConcretizationTypeError) as error:
-        raise _no_one_support(site) from error
-    support = support.reshape(len(support), *base.event_shape)
+    support = listed_values(site)
     is_range = np.array_equal(support, np.arange(len(support)))
     event_shape = tuple(site.fn.event_shape)
     shape = shape_in_datum(site, layout)
     return CodedSite(site.name, support, shape, event_shape, is_range, site.is_scanned)
-
-
-def _no_one_support(site: Site) -> ValueError:
-    return ValueError(
-        f"site '{site.name}' ({site.family}) may have other values for each datum or draw, so "
-        "its states cannot be listed. Give it the largest number of them as a constant, as a "
-        "Categorical with logits of -inf where a value cannot be, or use a loss that samples: "
-        "DAPS_ELBO, Reinforce_ELBO."
-    )
 
 
 def shape_in_datum(site: Site, layout: Layout) -> tuple[int, ...]:

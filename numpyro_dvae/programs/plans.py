@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.handlers import substitute
 
-from numpyro_dvae.programs.sites import Layout, Pair
+from numpyro_dvae.programs.sites import Layout, Pair, same_programs
 from numpyro_dvae.programs.structure.layout import find_layout
 from numpyro_dvae.programs.structure.path import path_taken
 
@@ -72,7 +72,7 @@ class Plans:
         inspect: Callable[[Array, Pair], Any] = lambda rng_key, pair: None,
     ) -> None:
         self.vectorize, self.find, self.inspect = vectorize, find, inspect
-        self._programs: tuple[Any, Any] | None = None
+        self._programs: tuple[Any, ...] = ()
         self._plans: dict[tuple, tuple[Layout, Any] | None] = {}
 
     def run(
@@ -91,7 +91,7 @@ class Plans:
             evaluate: Runs them.
         """
         programs = pair.model, pair.guide
-        if self._programs is None or self._programs != programs or len(self._plans) > _MOST_PLANS:
+        if not same_programs(self._programs, programs) or len(self._plans) > _MOST_PLANS:
             self._programs, self._plans = programs, {}
         model, guide = (substitute(program, data=dict(params)) for program in programs)
         pair = pair._replace(model=model, guide=guide, vectorize=self.vectorize)

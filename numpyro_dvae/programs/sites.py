@@ -5,7 +5,7 @@ and meets no dictionary of NumPyro's. A `Pair` is a model and its guide, with wh
 with, how their sites lie (`Layout`) and how they are run; a `Run` is what one run of both has left.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ __all__ = [
     "param_constraints",
     "param_values",
     "rows_of_plates",
+    "same_programs",
     "same_scale",
     "sample_sites",
 ]
@@ -239,6 +240,16 @@ def rows_of_plates(trace: Mapping[str, Any]) -> dict[str, Rows]:
 def is_of_run(message: Any) -> bool:
     """Whether a message concerns one run only; parameters, state and rows are the program's."""
     return message["type"] not in ("param", "mutable", "plate")
+
+
+def same_programs(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether they are the same objects, or the same methods of these: an `==` may be their own."""
+    return list(map(_identity, some)) == list(map(_identity, others))
+
+
+def _identity(program: Any) -> tuple[int, ...]:
+    method = getattr(program, "__func__", None)
+    return (id(program),) if method is None else (id(method), id(program.__self__))
 
 
 def same_scale(one: Any, two: Any) -> bool:

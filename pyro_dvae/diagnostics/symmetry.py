@@ -19,6 +19,7 @@ from pyro_dvae.diagnostics.readings import prepare_pair, run_given
 from pyro_dvae.diagnostics.trained import Trained
 from pyro_dvae.programs.record import make_record
 from pyro_dvae.programs.sites import Run, Site, deterministic_sites
+from pyro_dvae.programs.supports import listed_values
 
 __all__ = ["Codes", "Renaming", "Symmetries", "permuted"]
 
@@ -299,8 +300,10 @@ def _num_codes(site: Site) -> int:
         return 0
     if known := getattr(site.base, "num_codes", 0):
         return int(known)
-    support = site.base.enumerate_support(expand=False)
-    support = support.reshape(len(support), *site.base.event_shape)
+    try:
+        support = listed_values(site)
+    except ValueError:
+        return 0
     expected = torch.eye(len(support)) if support.dim() > 1 else torch.arange(len(support))
     return (
         len(support)

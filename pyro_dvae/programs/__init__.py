@@ -10,6 +10,7 @@ The files of the room are the way from a program to arrays. Read them in this or
 - `settings`: plain values around a program, which may choose how it goes;
 - `record`: log-densities by particle and datum, the record that every algorithm takes;
 - `densities`: where a mask is; log-densities of many states at once, and entropies;
+- `supports`: the values of a discrete site, where all data have the same;
 - `codes`: the discrete latents of a datum as one row of codes, and all states of these;
 - `processes`: programs of which each process runs some rows;
 

@@ -29,6 +29,7 @@ from pyro_dvae.programs.structure.layout import find_layout
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import Exits, TrackDraws
 from pyro_dvae.programs.structure.ways import ways_through
+from pyro_dvae.programs.supports import listed_values, no_one_support
 
 __all__ = [
     "CodedSite",
@@ -153,12 +154,7 @@ def _check_plates(layout: Layout, sites: Mapping[str, Site]) -> None:
 
 
 def _code_site(site: Site, layout: Layout) -> CodedSite:
-    base = site.base
-    try:
-        support = base.enumerate_support(expand=False)
-    except NotImplementedError as error:  # "inhomogeneous total count"
-        raise _no_one_support(site) from error
-    support = support.reshape(len(support), *base.event_shape)
+    support = listed_values(site)
     is_range = support.dim() == 1 and support.tolist() == list(range(len(support)))
     event_shape = tuple(site.fn.event_shape)
     return CodedSite(site.name, support, shape_in_datum(site, layout), event_shape, is_range)
@@ -181,20 +177,11 @@ def _check_supports(program: Callable, args: tuple, kwargs: dict, sites: Sequenc
             raise no_one_list(f"'{name}' is not in each run", [site.name for site in sites])
         bounds = [_largest(run[name]) for run in runs]
         if get_provenance(bounds) or not all(torch.equal(b, bounds[0]) for b in bounds):
-            raise _no_one_support(runs[0][name])
+            raise no_one_support(runs[0][name])
 
 
 def _largest(site: Site) -> Any:
     return getattr(site.base.support, "upper_bound", None)
-
-
-def _no_one_support(site: Site) -> ValueError:
-    return ValueError(
-        f"site '{site.name}' ({site.family}) may have other values for each datum or draw, so "
-        "its states cannot be listed. Give it the largest number of them as a constant, as a "
-        "Categorical with logits of -inf where a value cannot be, or use a loss that samples: "
-        "DAPS_ELBO, Reinforce_ELBO."
-    )
 
 
 def shape_in_datum(site: Site, layout: Layout) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from pyro_dvae.programs.settings import settings_of
-from pyro_dvae.programs.sites import Layout, Pair, StructureError
+from pyro_dvae.programs.sites import Layout, Pair, StructureError, same_programs
 from pyro_dvae.programs.structure.broadcasting import takes_particles
 from pyro_dvae.programs.structure.layout import find_layout
 from pyro_dvae.programs.structure.looking import (
@@ -87,7 +87,7 @@ class Plans:
         inspect: Callable[[Pair], Any] = lambda pair: None,
     ) -> None:
         self.vectorize, self.warn, self.find, self.inspect = vectorize, warn, find, inspect
-        self._programs: tuple[Any, Any] | None = None
+        self._programs: tuple[Any, ...] = ()
         self._plans: dict[Any, list[_Plan]] = {}
         self._modules: dict[nn.Module, bool] = {}  # of the last plan
         self._has_warned, self._in_vain = False, 0
@@ -100,7 +100,7 @@ class Plans:
             evaluate: Runs them, and raises `StructureError` where they are not as planned.
             way: That a run of them went, where `evaluate` runs none.
         """
-        if self._programs is None or self._programs != (pair.model, pair.guide):
+        if not same_programs(self._programs, (pair.model, pair.guide)):
             self._programs, self._plans = (pair.model, pair.guide), {}
             self._modules, self._has_warned, self._in_vain = {}, False, 0
         given = [v for v in (*pair.args, *pair.kwargs.values()) if not isinstance(v, Tensor)]

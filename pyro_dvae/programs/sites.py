@@ -5,7 +5,7 @@ and meets no dictionary of Pyro's. A `Pair` is a model and its guide, with what 
 with, how their sites lie (`Layout`) and how they are run; a `Run` is what one run of both has left.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ __all__ = [
     "no_one_list",
     "param_values",
     "rows_of_plates",
+    "same_programs",
     "same_scale",
     "sample_sites",
     "sizes_of",
@@ -186,6 +187,16 @@ def with_values(trace: poutine.Trace, values: Mapping[str, Any]) -> poutine.Trac
         value = {"value": values[name]} if name in values else {}
         changed.nodes[name] = {**message, **value}  # type: ignore[typeddict-item]
     return changed
+
+
+def same_programs(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether they are the same objects, or the same methods of these: an `==` may be their own."""
+    return list(map(_identity, some)) == list(map(_identity, others))
+
+
+def _identity(program: Any) -> tuple[int, ...]:
+    method = getattr(program, "__func__", None)
+    return (id(program),) if method is None else (id(method), id(program.__self__))
 
 
 def same_scale(one: Any, two: Any) -> bool:

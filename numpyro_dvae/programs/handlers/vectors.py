@@ -17,7 +17,7 @@ from numpyro.primitives import Messenger
 from numpyro_dvae.distributions import precise
 from numpyro_dvae.ops.relaxing import with_slope
 from numpyro_dvae.programs.densities import entry_mask, is_masked
-from numpyro_dvae.programs.sites import Layout, Run
+from numpyro_dvae.programs.sites import Layout, Run, same_programs
 
 __all__ = ["QuantizedSite", "VectorLink", "read_drawn", "read_vectors"]
 
@@ -50,7 +50,7 @@ class VectorLink:
 
     def joins(self, model: Callable, guide: Callable) -> bool:
         """Whether it is of these programs."""
-        return self._programs == (model, guide)
+        return same_programs(self._programs, (model, guide))
 
     def __enter__(self) -> "VectorLink":
         return self

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array
 
 from numpyro_dvae.programs.sites import Site
+from numpyro_dvae.programs.supports import listed_values
 
-__all__ = ["draws_of_summed", "is_scanned", "probs_of_summed", "values_of"]
+__all__ = ["draws_of_summed", "is_scanned", "probs_of_summed"]
 
 
 def probs_of_summed(sites: Mapping[str, Site]) -> dict[str, tuple[Site, Array]]:
@@ -59,19 +60,12 @@ def is_scanned(sites: Mapping[str, Site]) -> bool:
 
 def _draw(rng_key: Array, site: Site, probs: Array) -> Array:
     codes = jax.random.categorical(rng_key, jnp.log(jnp.nan_to_num(probs, nan=1.0)))
-    return jnp.asarray(values_of(site))[codes]
-
-
-def values_of(site: Site) -> np.ndarray:
-    """The values of a site of finite support, ``(V, *event)``."""
-    with jax.ensure_compile_time_eval():
-        values = np.asarray(site.base.enumerate_support(expand=False))
-    return values.reshape(len(values), *site.base.event_shape)
+    return jnp.asarray(listed_values(site))[codes]
 
 
 def _by_code(site: Site, probs: Array) -> Array:
     """In order of the codes."""
-    values = values_of(site)
+    values = listed_values(site)
     codes = (values.argmax(-1) if site.base.event_shape else values).astype(int)
     if codes.min() < 0:
         raise ValueError(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_dvae.programs.draw import run_program
 from pyro_dvae.programs.sites import Pair, Site, is_drawn
+from pyro_dvae.programs.supports import listed_values
 
 __all__ = ["list_paths"]
 
@@ -87,7 +88,7 @@ def _support(site: Site) -> Iterator[Tensor]:
             "cannot be listed. Use `importance_diagnostics`, which samples."
         )
     base = site.base
-    support = base.enumerate_support(expand=False).reshape(-1, *base.event_shape)
+    support = listed_values(site)
     shape = (*site.fn.batch_shape, *site.fn.event_shape)
     cells = shape[: len(shape) - len(base.event_shape)]
     for codes in itertools.product(range(len(support)), repeat=torch.Size(cells).numel()):

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_dvae.distributions import precise
 from pyro_dvae.ops.relaxing import with_slope
 from pyro_dvae.programs.densities import entry_mask, is_masked
-from pyro_dvae.programs.sites import Layout, Run
+from pyro_dvae.programs.sites import Layout, Run, same_programs
 
 __all__ = ["QuantizedSite", "VectorLink", "read_drawn", "read_vectors"]
 
@@ -51,7 +51,7 @@ class VectorLink:
 
     def joins(self, model: Callable, guide: Callable) -> bool:
         """Whether it is of these programs."""
-        return self._programs == (model, guide)
+        return same_programs(self._programs, (model, guide))
 
     def __enter__(self) -> "VectorLink":
         return self

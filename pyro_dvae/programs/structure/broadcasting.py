@@ -12,6 +12,7 @@ from one to another (`owners`), as a count of a code in the middle does, which n
 """
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -186,7 +187,7 @@ def _agree_on(
 
 def _with_one_moved(site: Site, value: Tensor) -> Tensor:
     """The values; of the first particle, one place is as the second has it: parities differ."""
-    size = value[0, ...].numel() // max(1, site.base.event_shape.numel())
+    size = value[0, ...].numel() // max(1, math.prod(site.base.event_shape))
     places = torch.arange(max(1, size), device=value.device) == 0
     inner = len(site.base.event_shape)
     shape = value.shape[1 : value.dim() - inner]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_dvae.programs.sites import Site
 from pyro_dvae.programs.structure.looking import only_looking, raise_slip
+from pyro_dvae.programs.supports import listed_values
 
 __all__ = ["Way", "ways_through"]
 
@@ -93,8 +94,10 @@ def _states(site: Site) -> list[Tensor]:
     if not getattr(base.support, "is_discrete", False):
         return []
     if site.has_finite_support:
-        support = detach_provenance(base.enumerate_support(expand=False))
-        support = support.reshape(len(support), *base.event_shape)
+        try:
+            support = detach_provenance(listed_values(site))
+        except ValueError:  # other values for some data
+            return []
     else:
         support = torch.arange(_NUMBERS)
     shape = value.shape[: value.dim() - len(base.event_shape)]

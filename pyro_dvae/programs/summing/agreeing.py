@@ -20,7 +20,7 @@ from pyro_dvae.programs.sites import Layout, Pair, Run, Site, sample_sites
 from pyro_dvae.programs.structure.looking import only_looking, raise_slip, same_but_rounding
 from pyro_dvae.programs.summing.contracting import Term, terms_of
 from pyro_dvae.programs.summing.enumerating import check_marked
-from pyro_dvae.programs.summing.values import values_of
+from pyro_dvae.programs.supports import listed_values
 
 __all__ = ["check_agreement"]
 
@@ -80,7 +80,7 @@ def _terms(pair: Pair, values: Mapping[str, Tensor]) -> list[Term]:
 def _trials(marked: Mapping[str, Site]) -> Iterator[dict[str, Tensor]]:
     """Codes for each cell: the first, the last, and some of each."""
     shapes = {name: tuple(site.fn.batch_shape) for name, site in marked.items()}
-    sizes = {name: len(values_of(site)) for name, site in marked.items()}
+    sizes = {name: len(listed_values(site)) for name, site in marked.items()}
     yield {name: torch.zeros(shape, dtype=torch.long) for name, shape in shapes.items()}
     yield {name: torch.full(shape, sizes[name] - 1) for name, shape in shapes.items()}
     for _ in range(_TRIALS):
@@ -96,7 +96,10 @@ def _odd_site(
     state: Any,
 ) -> str | None:
     """The first site whose log-density is not that of one value of each; noise aside."""
-    chosen = {n: values_of(site)[codes[n].to(values_of(site).device)] for n, site in marked.items()}
+    chosen = {
+        n: listed_values(site)[codes[n].to(listed_values(site).device)]
+        for n, site in marked.items()
+    }
 
     def run() -> Mapping[str, Site]:
         return run_pair(

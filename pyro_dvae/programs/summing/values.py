@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from pyro_dvae.programs.sites import Site
+from pyro_dvae.programs.supports import listed_values
 
-__all__ = ["draws_of_summed", "probs_of_summed", "values_of"]
+__all__ = ["draws_of_summed", "probs_of_summed"]
 
 
 def probs_of_summed(sites: Mapping[str, Site]) -> dict[str, tuple[Site, Tensor]]:
@@ -46,18 +47,12 @@ def draws_of_summed(sites: Mapping[str, Site], num_draws: int) -> dict[str, Tens
 def _draw(site: Site, probs: Tensor, num_draws: int) -> Tensor:
     probs = torch.nan_to_num(probs, nan=1.0).clamp(min=0.0).expand(num_draws, *probs.shape[1:])
     codes = torch.multinomial(probs.flatten(0, -2), 1).reshape(probs.shape[:-1])
-    return values_of(site)[codes]
-
-
-def values_of(site: Site) -> Tensor:
-    """The values of a site of finite support, ``(V, *event)``."""
-    values = site.base.enumerate_support(expand=False)
-    return values.reshape(len(values), *site.base.event_shape)
+    return listed_values(site)[codes]
 
 
 def _by_code(site: Site, probs: Tensor) -> Tensor:
     """In order of the codes."""
-    values = values_of(site)
+    values = listed_values(site)
     codes = values.argmax(-1) if site.base.event_shape else values.long()
     if int(codes.min()) < 0:
         raise ValueError(

@@ -1,0 +1,34 @@
+"""The values that a discrete site can have, where all its data have the same."""
+
+from torch import Tensor
+
+from pyro_dvae.programs.sites import Site
+
+__all__ = ["listed_values", "no_one_support"]
+
+
+def listed_values(site: Site) -> Tensor:
+    """All values of one latent of a site, ``(num_values, *event)`` of its base.
+
+    Raises:
+        ValueError: If it has other values for some data or draws.
+    """
+    base = site.base
+    try:
+        found = base.enumerate_support(expand=False)
+    except NotImplementedError as error:  # "inhomogeneous total count"
+        raise no_one_support(site) from error
+    found = found.reshape(len(found), -1, *base.event_shape)
+    if not bool((found == found[:, :1]).all()):
+        raise no_one_support(site)
+    return found[:, 0]
+
+
+def no_one_support(site: Site) -> ValueError:
+    """What to say of a site that has other values for some data or draws."""
+    return ValueError(
+        f"site '{site.name}' ({site.family}) may have other values for each datum or draw, so "
+        "its states cannot be listed. Give it the largest number of them as a constant, as a "
+        "Categorical with logits of -inf where a value cannot be, or use a loss that samples: "
+        "DAPS_ELBO, Reinforce_ELBO."
+    )
