@@ -23,6 +23,7 @@ IDENTICAL = {
     "diagnostics/errors.py",
     "diagnostics/expectations.py",
     "diagnostics/groups.py",
+    "diagnostics/names.py",
     "diagnostics/notes.py",
     "diagnostics/plots.py",
     "diagnostics/posteriors.py",

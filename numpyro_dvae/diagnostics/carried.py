@@ -9,6 +9,10 @@ import numpy as np
 
 __all__ = ["ActiveLatents", "CodeUsage", "LatentRates"]
 
+_WEIGHED = (
+    " A scale of its own weighs its density in the loss, and so in `rate_distortion` and "
+    "`evaluate`: these rates are without."
+)
 _SURE = 4.0  # standard errors of few draws that no rate is away from its mean by chance
 
 
@@ -113,6 +117,7 @@ class LatentRates(NamedTuple):
     share: Any = 1.0  # of the data in which no mask silences the latent; else its rate is 0
     reordered: bool = False  # whether the guide draws it before others on which it may depend in
     # the model: its rate is a part of their sum, and no KL
+    weighed: bool = False  # whether a scale of its own weighs its density, which these leave out
 
     @property
     def collapsed(self) -> np.ndarray:
@@ -147,6 +152,7 @@ class LatentRates(NamedTuple):
         return (
             f"{collapse}; rates from {bits.min():z.2f} to {bits.max():z.2f} bits{noise}, "
             f"{bits.sum():z.2f} together."
+            f"{_WEIGHED * self.weighed}"
         )
 
 

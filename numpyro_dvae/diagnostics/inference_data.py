@@ -11,8 +11,9 @@ import jax
 from jaxtyping import Array
 
 from numpyro_dvae.diagnostics.collect import collect
-from numpyro_dvae.diagnostics.groups import GROUPS, Labels, make_groups, readings_for
+from numpyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
 from numpyro_dvae.diagnostics.importance import diagnose
+from numpyro_dvae.diagnostics.names import Labels
 from numpyro_dvae.diagnostics.simulations import OF_SCANS
 from numpyro_dvae.ops.arguments import checked
 
@@ -90,7 +91,8 @@ def to_arviz(
         An `arviz.InferenceData`, of ArviZ 1 an `xarray.DataTree`.
 
     Raises:
-        ValueError: If an argument cannot be used, or model and guide do not match.
+        ValueError: If an argument cannot be used, if model and guide do not match, or if names of
+            sites and plates clash with each other, or with ArviZ's, in a group.
     """
     labels = Labels(groups, coords or {}, dims or {})
     wanted = readings_for(groups)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.nn import log_sigmoid
 from jaxtyping import Array
@@ -72,23 +73,33 @@ def _by_values(q: Any, p: Any) -> tuple | None:
     num_batch = max(len(fn.batch_shape) for fn in (q, p))
     if len(values) * max(math.prod(fn.batch_shape) for fn in (q, p)) > _MOST_VALUES:
         return None
-    values = values.reshape(len(values), *[1] * num_batch, *q.event_shape)
     if getattr(p, "has_enumerate_support", False):
         others = _values(p)
-        if others is None or len(others) != len(values):
+        if others is None or not _are_among(values, others):
             return None
-    log_q, never = q.log_prob(values), excludes(q, values)
-    log_p = jnp.where(has_zeros(p, values), -jnp.inf, p.log_prob(values))
+    table = jnp.asarray(values).reshape(len(values), *[1] * num_batch, *q.event_shape)
+    log_q, never = q.log_prob(table), excludes(q, table)
+    log_p = jnp.where(has_zeros(p, table), -jnp.inf, p.log_prob(table))
     probs = jnp.where(never, 0.0, jnp.exp(log_q))
     log_q, log_p = (jnp.where(probs > 0, each, 0.0) for each in (log_q, log_p))
     return (probs * log_q).sum(0), (probs * log_p).sum(0)
 
 
-def _values(fn: Any) -> Array | None:
+def _values(fn: Any) -> np.ndarray | None:
     try:
-        return fn.enumerate_support(expand=False)
-    except (NotImplementedError, jax.errors.ConcretizationTypeError):
+        with jax.ensure_compile_time_eval():
+            return np.asarray(fn.enumerate_support(expand=False))
+    except (
+        NotImplementedError,
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+    ):
         return None
+
+
+def _are_among(values: np.ndarray, others: np.ndarray) -> bool:
+    """Whether all values of a latent are of the model's support, too; a vector's by its size."""
+    return values.shape[1:] == others.shape[1:] and bool(np.isin(values, others).all())
 
 
 def _closed(q: Any, p: Any, value: Array) -> Array | None:

@@ -7,18 +7,19 @@ decides. But for the package's name this file is the same in both packages.
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pyro_dvae.diagnostics.arguments import named_leaves
 from pyro_dvae.diagnostics.arrays import NamedArray, split_data
 from pyro_dvae.diagnostics.draws import Draws
+from pyro_dvae.diagnostics.names import Labels, sizes_of
 from pyro_dvae.diagnostics.notes import KINDS
 from pyro_dvae.diagnostics.usage import OF_USAGE, frequencies_of, usage_of
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
-__all__ = ["GROUPS", "Labels", "as_chains", "make_groups", "readings_for", "rhat_of"]
+__all__ = ["GROUPS", "as_chains", "make_groups", "readings_for", "rhat_of"]
 
 GROUPS = (
     "posterior",
@@ -65,54 +66,6 @@ def readings_for(groups: Collection[str]) -> set[str]:
     )
 
 
-class Labels(NamedTuple):
-    """Which groups there are to be, and what their dims and coordinates are called."""
-
-    groups: Collection[str]
-    coords: Mapping[str, Any]  # dim -> its labels
-    dims: Mapping[str, Sequence[str]]  # site -> names of its event dims
-
-    def of_site(self, name: str, site: NamedArray) -> tuple[str, ...]:
-        """Dims of a site, those of an event, where it has them, by the names that are given."""
-        names, event = self.dims.get(name), [d for d in site.dims if d.startswith(f"{name}_dim_")]
-        if names is None or not event:  # a log-likelihood has none
-            return site.dims
-        if len(names) != len(event):
-            raise ValueError(
-                f"`dims` must name the {len(event)} event dims of '{name}', {event}; got "
-                f"{list(names)}. Plates have names of their own."
-            )
-        return (*site.dims[: len(site.dims) - len(event)], *names)
-
-    def check(self, datasets: Mapping[str, Any]) -> None:
-        """Raise if a name is of nothing."""
-        sites = {name for each in datasets.values() for name in each}
-        dims = {name for each in datasets.values() for name in each.sizes}
-        for argument, names, known in (("dims", self.dims, sites), ("coords", self.coords, dims)):
-            if unknown := sorted(set(names) - known):
-                raise ValueError(f"`{argument}` has {unknown}; there are {sorted(known)}.")
-        for name, axes in self.dims.items():
-            shown = [set(each[name].dims) for each in datasets.values() if name in each]
-            if not any(set(axes) <= dims for dims in shown):
-                raise ValueError(
-                    f"`dims` names event dims of '{name}', which has none; got {list(axes)}. "
-                    "Plates have names of their own: leave it out."
-                )
-
-    def apply(self, dataset: Any) -> Any:
-        """Label a group, and give it names that a netCDF file takes for no folders."""
-        for dim, labels in self.coords.items():
-            if dim in dataset.sizes:
-                if len(labels) != dataset.sizes[dim]:
-                    raise ValueError(
-                        f"`coords` has {len(labels)} labels for '{dim}', which has "
-                        f"{dataset.sizes[dim]}."
-                    )
-                dataset = dataset.assign_coords({dim: np.asarray(labels)})
-        names = [str(name) for name in (*dataset.variables, *dataset.dims) if "/" in str(name)]
-        return dataset.rename({name: name.replace("/", ".") for name in dict.fromkeys(names)})
-
-
 def make_groups(
     draws: Draws,
     report: ImportanceDiagnostics,
@@ -133,7 +86,7 @@ def make_groups(
     if "log_likelihood" in groups:
         arrays["log_likelihood"] = _log_likelihoods(draws, evidences)
     datasets = {
-        group: _dataset(sites, draws, group.endswith("_data"), labels)
+        group: _dataset(group, sites, draws, labels)
         for group, sites in arrays.items()
         if sites and group in groups
     }
@@ -172,8 +125,13 @@ def _log_likelihoods(draws: Draws, evidences: np.ndarray | None) -> dict[str, Na
                 .any(-1)
             )
     if evidences is not None and seen.any():
-        name = _MARGINAL if _MARGINAL not in found else f"{_MARGINAL}_"
-        found[name] = _only_seen(name, NamedArray(draws.plates, evidences), seen)
+        if _MARGINAL in found:
+            raise ValueError(
+                f"`log_likelihood` has the evidence of each datum as '{_MARGINAL}', the name of a "
+                "site that the model observes: rename the site, or pass `groups` without it."
+            )
+        evidence = NamedArray(draws.plates, evidences)
+        found[_MARGINAL] = _only_seen(_MARGINAL, evidence, seen)
     return {name: site for name, site in found.items() if site.values.size}
 
 
@@ -245,6 +203,7 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
     for key in sorted({key for row in rows for key in row}):
         values = np.array([row.get(key, np.nan) for row in rows], np.float64)
         variables[f"log_{key}"] = (("log_row",), values)
+    sizes_of("vi_stats", variables)
     attributes = {name: getattr(report, name) for name in ("num_particles", "khat_threshold")}
     notes = {name: ", ".join(getattr(report, name)) for name in KINDS}
     attributes |= {name: names for name, names in notes.items() if names}
@@ -257,6 +216,11 @@ def _marked(dataset: Any, draws: Draws, labels: Labels) -> Any:
         seen = draws["seen"][name].values.any(0)
         if seen.all():
             continue
+        if f"{name}_seen" in dataset:
+            raise ValueError(
+                f"'{name}_seen' is to tell what a mask leaves of '{name}', and the name of a site: "
+                "rename the site."
+            )
         dims, values = labels.of_site(name, site), site.values
         seen = np.broadcast_to(seen, values.shape)
         dataset = dataset.assign({f"{name}_seen": (dims, seen)})
@@ -270,20 +234,17 @@ def _coords(draws: Draws) -> dict[str, np.ndarray]:
     return {name: plate.values for name, plate in draws["subsample"].items()}
 
 
-def _dataset(sites: Mapping[str, NamedArray], draws: Draws, undrawn: bool, labels: Labels) -> Any:
+def _dataset(group: str, sites: Mapping[str, NamedArray], draws: Draws, labels: Labels) -> Any:
     import xarray
 
+    undrawn = group.endswith("_data")
     variables = {
         name: (labels.of_site(name, site), site.values)
         if undrawn
         else (("chain", "draw", *labels.of_site(name, site)), site.values[None])
         for name, site in sites.items()
     }
-    sizes = {
-        dim: size
-        for dims, values in variables.values()
-        for dim, size in zip(dims, values.shape, strict=True)
-    }
+    sizes = sizes_of(group, variables)
     coords = {dim: np.arange(size) for dim, size in sizes.items()} | _coords(draws)
     coords = {dim: values for dim, values in coords.items() if dim in sizes}
     return xarray.Dataset(variables, coords)

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from pyro_dvae.diagnostics.collect import collect
-from pyro_dvae.diagnostics.groups import GROUPS, Labels, make_groups, readings_for
+from pyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
 from pyro_dvae.diagnostics.importance import diagnose
+from pyro_dvae.diagnostics.names import Labels
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["to_arviz"]
@@ -85,7 +86,8 @@ def to_arviz(
         An `arviz.InferenceData`, of ArviZ 1 an `xarray.DataTree`.
 
     Raises:
-        ValueError: If an argument cannot be used, or model and guide do not match.
+        ValueError: If an argument cannot be used, if model and guide do not match, or if names of
+            sites and plates clash with each other, or with ArviZ's, in a group.
     """
     labels = Labels(groups, coords or {}, dims or {})
     wanted = readings_for(groups)

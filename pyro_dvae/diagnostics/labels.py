@@ -238,6 +238,8 @@ def _num_codes(support: Any) -> int:
         support = support.base_constraint
     if type(support) is type(constraints.boolean):
         return 2
+    if type(support) is constraints.multinomial:
+        return int(torch.as_tensor(support.upper_bound).max()) + 1
     if type(support) is not constraints.integer_interval:
         return 0
     low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))

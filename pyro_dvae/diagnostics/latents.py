@@ -148,8 +148,16 @@ def latent_rates(
         params=params,
         batch_size=batch_size,
     )
+    weighed = set(draws.notes["weighed"])
     reordered = {name for name, site in draws["reordered"].items() if np.any(site.values == 1)}
     return {
-        name: LatentRates(rate, threshold, error, share, name in reordered)
+        name: LatentRates(
+            rate,
+            threshold,
+            error,
+            share,
+            name in reordered,
+            not weighed.isdisjoint(name.split(", ")),
+        )
         for name, (rate, error, share) in latent_rates_of(draws).items()
     }

@@ -89,6 +89,8 @@ def _closed(q: Any, p: Any, value: Tensor) -> Tensor | None:
         return torch.where(q.total_count == p.total_count, by_formula, by_draw)
     if isinstance(q, dist.Geometric) and isinstance(p, dist.Geometric):
         return sum(_of_outcomes(q, p)) / q.probs  # so many trials
+    if {type(q), type(p)} == {dist.ContinuousBernoulli, dist.Uniform}:
+        return None  # Torch's is infinite where the two have the same bounds
     try:
         return kl_divergence(q, p)
     except NotImplementedError:

@@ -29,7 +29,7 @@ from pyro_dvae.diagnostics.simulations import AT_DRAWS, OneByOneError, at_draws
 from pyro_dvae.diagnostics.weighed import OF_WEIGHTS, with_all_names
 from pyro_dvae.infer.relaxation import unrelaxed
 from pyro_dvae.programs.codes import enumerate_draws
-from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair, run_program
+from pyro_dvae.programs.draw import AnyValue, Draw, drawn_subsamples, run_pair, run_program
 from pyro_dvae.programs.handlers.paths import list_paths
 from pyro_dvae.programs.readers.impossible import read_impossible, read_num_states, read_zeros
 from pyro_dvae.programs.record import (
@@ -230,7 +230,7 @@ def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:
         ValueError: If there are continuous latents, or more than `max_states` states, or if the
             log-density of a datum changes with the draws of others.
     """
-    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
+    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples), AnyValue():
         guide_sites = sample_sites(run_program(pair.guide, pair.args, pair.kwargs))
         latent = {name: site for name, site in guide_sites.items() if not site.is_observed}
         check_discrete([name for name, site in latent.items() if not site.needs_credit])
@@ -253,7 +253,7 @@ def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
         StructureError: If other sites than those of the pair's structure follow from some values.
     """
     num_states = max(map(len, values.values()), default=1)
-    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
+    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples), AnyValue():
         pair = pair._replace(expand=not takes_singletons(pair, values))
         reads: dict[str, Reader] = dict(_STATE_READERS)
         reads["sites"] = lambda run, *_: _check_sites(pair, run, 1)
@@ -266,7 +266,7 @@ def score_paths(pair: Pair, max_states: int) -> Particles:
     Raises:
         ValueError: If there are continuous latents, or more than `max_states` ways.
     """
-    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
+    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples), AnyValue():
         paths = list_paths(pair, max_states)
         runs = [run_pair(pair, Draw(pair.layout, None, values)) for values in paths]
         known = {name for run in runs for name in run.model}  # another way may not have them

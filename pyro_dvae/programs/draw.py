@@ -34,6 +34,7 @@ from pyro_dvae.programs.sites import (
 from pyro_dvae.programs.summing.enumerating import Enumerate, sum_out
 
 __all__ = [
+    "AnyValue",
     "Draw",
     "Sampler",
     "Unconditioned",
@@ -159,6 +160,8 @@ class _AtAnyValue:
         for bound in bounds_of(self):  # a NaN is none, and is handed on
             possible = possible | bound.isnan()
         inside = value if low is None else torch.where(possible, value, low)
+        if _is_boolean(self):  # Torch takes no integers there
+            inside = inside.to(torch.get_default_dtype())
         log_prob = super().log_prob(inside)  # type: ignore[misc]
         return torch.where(possible, log_prob, -torch.inf)
 
@@ -187,9 +190,9 @@ def _made(kind: type, fn: Any) -> Any:
     return found
 
 
-def _at_any_value(fn: Any) -> Any:
+def _at_any_value(fn: Any, *, always: bool = False) -> Any:
     base = base_distribution(fn)
-    if not bounds_of(fn) or isinstance(base, _AtAnyValue):
+    if not (always or bounds_of(fn)) or isinstance(base, _AtAnyValue):
         return fn
     found = _made(_AtAnyValue, fn)
     base_distribution(found)._validate_args = False
@@ -200,6 +203,25 @@ def _without_path(fn: Any) -> Any:
     base = base_distribution(fn)
     has_both = getattr(base, "has_enumerate_support", False) and getattr(base, "has_rsample", False)
     return _made(_WithoutPath, fn) if has_both else fn
+
+
+def _is_boolean(fn: Any) -> bool:
+    return type(fn.support) is type(constraints.boolean)
+
+
+class AnyValue(Messenger):
+    """Lets discrete latents have values out of their support, at a density of 0.
+
+    As a guide of fewer codes has them, where the values are the model's. To be entered around a run
+    whose values are given.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if is_drawn(msg) and msg["done"] and fn.support.is_discrete:
+            is_of_kind = msg["value"].is_floating_point() or not _is_boolean(base_distribution(fn))
+            if not (is_of_kind and bool(fn.support.check(msg["value"]).all())):
+                msg["fn"] = _at_any_value(fn, always=True)
 
 
 def bounds_of(fn: Any) -> list[Tensor]:

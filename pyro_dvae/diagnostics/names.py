@@ -1,0 +1,86 @@
+"""What sites and dims are called in ArviZ, and which names clash there.
+
+NumPy alone, so this file is the same in both packages.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyro_dvae.diagnostics.arrays import NamedArray
+
+__all__ = ["Labels", "sizes_of"]
+
+
+class Labels(NamedTuple):
+    """Which groups there are to be, and what their dims and coordinates are called."""
+
+    groups: Collection[str]
+    coords: Mapping[str, Any]  # dim -> its labels
+    dims: Mapping[str, Sequence[str]]  # site -> names of its event dims
+
+    def of_site(self, name: str, site: NamedArray) -> tuple[str, ...]:
+        """Dims of a site, those of an event, where it has them, by the names that are given."""
+        names, event = self.dims.get(name), [d for d in site.dims if d.startswith(f"{name}_dim_")]
+        if names is None or not event:  # a log-likelihood has none
+            return site.dims
+        if len(names) != len(event):
+            raise ValueError(
+                f"`dims` must name the {len(event)} event dims of '{name}', {event}; got "
+                f"{list(names)}. Plates have names of their own."
+            )
+        return (*site.dims[: len(site.dims) - len(event)], *names)
+
+    def check(self, datasets: Mapping[str, Any]) -> None:
+        """Raise if a name is of nothing."""
+        sites = {name for each in datasets.values() for name in each}
+        dims = {name for each in datasets.values() for name in each.sizes}
+        for argument, names, known in (("dims", self.dims, sites), ("coords", self.coords, dims)):
+            if unknown := sorted(set(names) - known):
+                raise ValueError(f"`{argument}` has {unknown}; there are {sorted(known)}.")
+        for name, axes in self.dims.items():
+            shown = [set(each[name].dims) for each in datasets.values() if name in each]
+            if not any(set(axes) <= dims for dims in shown):
+                raise ValueError(
+                    f"`dims` names event dims of '{name}', which has none; got {list(axes)}. "
+                    "Plates have names of their own: leave it out."
+                )
+
+    def apply(self, dataset: Any) -> Any:
+        """Label a group, and give it names that a netCDF file takes for no folders."""
+        for dim, labels in self.coords.items():
+            if dim in dataset.sizes:
+                if len(labels) != dataset.sizes[dim]:
+                    raise ValueError(
+                        f"`coords` has {len(labels)} labels for '{dim}', which has "
+                        f"{dataset.sizes[dim]}."
+                    )
+                dataset = dataset.assign_coords({dim: np.asarray(labels)})
+        names = list(dict.fromkeys(str(name) for name in (*dataset.variables, *dataset.dims)))
+        renamed = {name: name.replace("/", ".") for name in names if "/" in name}
+        for name, other in renamed.items():
+            if [*names, *renamed.values()].count(other) > 1:
+                raise ValueError(
+                    f"'{name}' is '{other}' in ArviZ, as files take a \"/\" for a folder, and "
+                    "something else is called so: rename one of the two."
+                )
+        return dataset.rename(renamed)
+
+
+def sizes_of(group: str, variables: Mapping[str, tuple]) -> dict[str, int]:
+    """Sizes of the dims of a group.
+
+    Raises:
+        ValueError: If two dims have one name, or a dim that of a variable.
+    """
+    sizes: dict[str, int] = {}
+    for name, (dims, values, *_) in variables.items():
+        for dim, size in zip(dims, np.shape(values), strict=True):
+            if dims.count(dim) > 1 or dim in variables or sizes.setdefault(dim, size) != size:
+                raise ValueError(
+                    f"`{group}`: a dim of '{name}' is called '{dim}', as is something else there: "
+                    "a site, another dim, or one that ArviZ has ('chain', 'draw'). Rename the "
+                    f"plate '{dim}', or the site, or pass `groups` without '{group}'."
+                )
+    return sizes
