@@ -4,8 +4,8 @@ import importlib
 
 import numpy as np
 import pytest
-from enumerated_zoo import BY_HAND, PROGRAMS, by_states
-from host_zoo import Host, X
+from enumerated_zoo import BY_HAND, PROGRAMS, SUM, by_states
+from host_zoo import Host, X, bernoulli, seen
 from scipy import stats
 
 
@@ -134,9 +134,52 @@ def test_marked_sites_are_told_whatever_their_structure(kit, name):
         np.testing.assert_allclose(found[site].probs, expected, atol=1e-5)
 
 
-def test_a_rate_of_one_latent_among_several_is_refused(kit):
-    words = (
-        "site 'u' depends on a site that is enumerated.* Sample the enumerated site in the guide"
-    )
-    with pytest.raises(ValueError, match=words):
-        kit("latent_rates", "upstream")
+def kl(q, p):
+    return (q * np.log(q / p)).sum(-1)
+
+
+def coin(logits):
+    """Of zero and one, on the last axis."""
+    return np.stack([sigmoid(-np.asarray(logits)), sigmoid(logits)], -1)
+
+
+def test_the_rate_of_what_depends_on_a_marked_site_is_of_the_sum(kit):
+    found = kit("latent_rates", "upstream", num_draws=2000)
+    assert set(found) == {"u"}
+    prior = coin(0.2) @ coin([-0.4, 1.1])
+    assert 0 < found["u"].error < 0.01
+    assert abs(found["u"].rate - kl(coin([0.4, -0.3]), prior).mean()) < 5 * found["u"].error
+
+
+def below(ppl):
+    """Two drawn codes below a marked one, and one that is above it."""
+    with ppl.plate("data", 2):
+        v = bernoulli(ppl, "v", 0.3)
+        z = bernoulli(ppl, "z", v - 0.2, infer=dict(SUM))
+        for name, slope in (("u", 1.5), ("w", -2.0)):
+            bernoulli(ppl, name, slope * z - 0.4)
+        seen(ppl, "x", 2.0 * z - v, X)
+
+
+def below_guide(ppl):
+    with ppl.plate("data", 2):
+        for name in "wuv":  # the last is the first of the model
+            bernoulli(ppl, name, ppl.param(f"logit_{name}"))
+
+
+LOGITS = {"v": [0.7, -0.5], "u": [0.4, -0.3], "w": [-1.0, 0.2]}
+
+
+def test_latents_that_depend_on_the_same_marked_sites_have_one_rate(kit):
+    arrays = {f"logit_{name}": np.array(logits) for name, logits in LOGITS.items()}
+    found = kit.of(Host("below", below, below_guide, arrays, {}, 9), "latent_rates", num_draws=2000)
+    assert set(found) == {"v", "u, w"}
+    v, u, w = (coin(LOGITS[name]) for name in "vuw")
+    prior = np.einsum("vz,zu,zw->vuw", coin([-0.2, 0.8]), coin([-0.4, 1.1]), coin([-0.4, -2.4]))
+    q = np.einsum("nv,nu,nw->nvuw", v, u, w)
+    expected = (q * np.log(u[:, None, :, None] * w[:, None, None] / prior)).sum((1, 2, 3)).mean()
+    rate = found["u, w"]
+    assert 0 < rate.error < 0.03
+    assert abs(rate.rate - expected) < 5 * rate.error
+    assert abs(found["v"].rate - kl(v, coin(0.3)).mean()) < 1e-6
+    assert "tells no collapse" in str(rate)

@@ -77,8 +77,9 @@ EVEN = np.full((quantized.L, quantized.V), 1 / quantized.V, np.float32)
 class Moved:
     """A quantised model in which a datum is moved by one or is not: marked, or as `how` says."""
 
-    def __init__(self, kit, model, how="marked", prob=0.3):
+    def __init__(self, kit, model, how="marked", prob=0.3, method=None):
         self.kit, self.decoder, self.how, self.prob = kit, model.decoder, how, prob
+        self.method = method
 
     def __call__(self, x):
         ppl = importlib.import_module(self.kit.name)
@@ -93,7 +94,9 @@ class Moved:
                     ppl.factor("x", x_given_z.log_prob(x))
             elif self.how != "by hand":
                 infer = dict(SUM) if self.how == "marked" else {}
-                moved = ppl.sample("moved", dist.Bernoulli(array(self.prob)), infer=infer)
+                moved = ppl.sample(
+                    "moved", coin(self.kit, array(self.prob), self.method), infer=infer
+                )
                 means = means + moved[..., None, None]
                 ppl.sample("x", dist.Normal(means, 1.0).to_event(2), obs=x)
             else:
@@ -105,8 +108,8 @@ class Moved:
 class Mover:
     """A quantising guide that draws "moved", too; from what it learns, or from 1 alone."""
 
-    def __init__(self, kit, guide, *, learns):
-        self.kit, self.guide, self.learns = kit, guide, learns
+    def __init__(self, kit, guide, *, learns, method=None):
+        self.kit, self.guide, self.learns, self.method = kit, guide, learns, method
         self.encoder, self.codebook = guide.encoder, guide.codebook
 
     def __call__(self, x):
@@ -114,7 +117,15 @@ class Mover:
         prob = ppl.param("prob", 0.5 * start) if self.learns else start
         with ppl.plate("data", len(x), dim=-1):
             ppl.sample("z", self.guide.posterior(x))
-            ppl.sample("moved", ppl.distributions.Bernoulli(prob))
+            ppl.sample("moved", coin(self.kit, prob, self.method))
+
+
+def coin(kit, prob, method=None):
+    """A Bernoulli, or one that is relaxed by hand."""
+    fn = importlib.import_module(kit.name).distributions.Bernoulli(prob)
+    if method is None:
+        return fn
+    return kit.module("distributions").PathwiseBernoulli(fn.logits, method=method)
 
 
 @pytest.mark.thrifty
@@ -145,9 +156,26 @@ def test_a_draw_beside_quantised_sites_may_not_learn(kit):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
 
 
-def quantised(kit, kind, how, prob=0.3, learns=None):
+@pytest.mark.thrifty
+@pytest.mark.parametrize("method", ["reinmax", pytest.param("gumbel", marks=pytest.mark.slow)])
+def test_relaxed_sites_beside_quantised_ones_are_those_that_are_relaxed_by_hand(kit, method):
+    relax = kit.module("infer").relax
+
+    def relaxed(program):
+        return relax(program, method, sites=["moved"])
+
+    found = quantised(kit, "gradient", "drawn", learns=True, under=relaxed)
+    expected = quantised(kit, "gradient", "drawn", learns=True, method=method)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    for one, other in zip(found.grads, expected.grads, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"site 'z' is quantised.* Train the pair as it is with"):
+        quantised(kit, "gradient", "drawn", learns=True, under=lambda each: relax(each, method))
+
+
+def quantised(kit, kind, how, prob=0.3, learns=None, method=None, under=lambda each: each):
     kit.start(None, None)  # the same networks each time
     model, guide = quantized.pair(kit, kind)
-    guide = guide if learns is None else Mover(kit, guide, learns=learns)
-    run = kit.start(Moved(kit, model, how, prob), guide)
+    guide = guide if learns is None else Mover(kit, guide, learns=learns, method=method)
+    run = kit.start(under(Moved(kit, model, how, prob, method)), under(guide))
     return kit.evaluate(run, kit.module("infer").VQ_ELBO())

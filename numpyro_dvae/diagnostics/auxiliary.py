@@ -26,6 +26,7 @@ from numpyro_dvae.programs.draw import Draw, moved, run_pair
 from numpyro_dvae.programs.readers.impossible import excludes
 from numpyro_dvae.programs.record import Ledger, Reader
 from numpyro_dvae.programs.sites import Layout, Pair, Run, Site
+from numpyro_dvae.programs.summing.values import joint_latents
 
 __all__ = [
     "Alone",
@@ -47,7 +48,7 @@ class Alone(NamedTuple):
 
     auxiliary: tuple[str, ...] = ()  # those that no latent tells
     densities: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # of each other, the latents
-    # that are computed of it, whose density it has
+    # that are computed of it, whose density it has; of a sum over others, those it makes joint
     free: tuple[str, ...] = ()  # of these, discrete ones that take all their values so
 
 
@@ -63,20 +64,20 @@ def sites_alone(rng_key: Array, pair: Pair) -> Alone:
     Raises:
         ValueError: If latents are computed of more numbers than they are.
     """
-    seen: list[tuple[list[str], list[str]]] = []
+    seen: list[tuple[list[str], list[str], dict[str, tuple[str, ...]]]] = []
     has_said: list[bool] = []
 
     def look() -> None:
         run = _run(rng_key, pair, {})
-        seen.append(_alone_and_computed(run))
+        seen.append((*_alone_and_computed(run), joint_latents(run.model)))
         has_said.append(any(site.is_observed for site in run.guide.values()))
 
     jax.eval_shape(look)
-    alone, computed = seen[0]
+    alone, computed, joint = seen[0]
     told = _told(rng_key, pair, alone, computed) if alone and computed else {}
     free = _all_drawn(_run(rng_key, pair, {}), told) if told else ()
     left = () if has_said[0] else tuple(name for name in alone if name not in told)
-    return Alone(left, told, free)
+    return Alone(left, told | joint, free)
 
 
 def _alone_and_computed(run: Run) -> tuple[list[str], list[str]]:

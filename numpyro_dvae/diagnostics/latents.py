@@ -152,7 +152,8 @@ def latent_rates(
         of which a mask silences it, and draws that lack it, have a rate of 0, and no say in
         whether it has collapsed. Of a continuous latent of which the guide has one point, the
         rate is infinite. Latents that the guide computes of one draw of its own, as automatic
-        guides of a joint normal do, have one rate for all, named "a, b".
+        guides of a joint normal do, have one rate for all, named "a, b"; and so have latents that
+        depend on the same sites that are summed out: of their joint density, by their draws.
     """
     draws = collect(
         rng_key,
@@ -171,7 +172,7 @@ def latent_rates(
             threshold,
             error,
             share,
-            name in reordered,
+            not reordered.isdisjoint(name.split(", ")),
             not weighed.isdisjoint(name.split(", ")),
         )
         for name, (rate, error, share) in latent_rates_of(draws).items()

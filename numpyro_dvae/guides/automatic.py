@@ -33,10 +33,13 @@ from numpyro_dvae.guides.families import (
     count_values,
     draw_instead,
     is_ordered,
+    of_trials,
     posterior,
     probs_of,
     quantile,
     value_of,
+    why_unread,
+    with_ruled,
 )
 from numpyro_dvae.guides.places import check_site, full_sizes, reaches
 from numpyro_dvae.guides.tables import (
@@ -244,8 +247,8 @@ class AutoDiscrete(AutoGuide):
     def _known(self) -> dict[str, Latent]:
         check_known(self._latents)
         for name, latent in self._latents.items():
-            if latent.rules_out:
-                raise NotImplementedError(draw_instead(name, "cannot have all values everywhere"))
+            if reason := why_unread(latent):
+                raise NotImplementedError(draw_instead(name, reason))
         return self._latents
 
     # ------------------------------------------------------------------------------------ set-up
@@ -268,10 +271,8 @@ class AutoDiscrete(AutoGuide):
             self._latents[name] = self._latent(latent)
         self._depends = any(latent.parents for latent in sites.values())
         for name, (_, prior) in self._at_prior(rng_key, args, kwargs).items():
-            traced = isinstance(prior.probs, jax.core.Tracer)
-            rules_out = traced or bool((prior.probs == 0).any())
-            self._latents[name] = self._latents[name]._replace(rules_out=rules_out)
-            if name in self.num_values and not traced:
+            self._latents[name] = with_ruled(self._latents[name], prior)
+            if name in self.num_values and not isinstance(prior.probs, jax.core.Tracer):
                 self._note_cut_off(name, float(prior.cut_off.max()))
 
     def _check_sites(self, sites: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -307,6 +308,7 @@ class AutoDiscrete(AutoGuide):
             batch_shape=batch,
             cells=cells,
             dtype=site.value.dtype,
+            possible=None if found.looked else of_trials(site, batch, num_values),
         )
         names = [plate.name for plate in plates]
         held = [other for other in self._latents.values() if reaches(other, names)]

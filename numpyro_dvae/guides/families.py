@@ -24,12 +24,15 @@ __all__ = [
     "count_values",
     "draw_instead",
     "is_ordered",
+    "of_trials",
     "posterior",
     "prior",
     "probs_of",
     "quantile",
     "value_of",
     "vectors",
+    "why_unread",
+    "with_ruled",
 ]
 
 _BINARY = dist.BernoulliProbs | dist.BernoulliLogits
@@ -62,7 +65,8 @@ class Latent(NamedTuple):
     parents: tuple[str, ...] = ()
     table: bool = True  # whether each joint state of the parents has parameters of its own
     num_features: int = 1  # F, rows of the parameters: 1 without parents
-    rules_out: bool = False  # whether the model has ruled values out, somewhere
+    rules_out: bool | None = False  # whether the model rules values out; None if that is traced
+    possible: Any = None  # (*batch, *cells, V): values that are left, if the trials alone tell them
 
     @property
     def num_logits(self) -> int:
@@ -181,7 +185,7 @@ def posterior(latent: Latent, site: Site, logits: Float[Array, "*batch_cells P"]
     Raises:
         ValueError: If the model now gives the latent more values than the guide holds.
     """
-    if latent.rules_out or issubclass(latent.family, _BOUNDED):
+    if latent.rules_out is not False or issubclass(latent.family, _BOUNDED):
         logits = _ruled(latent, site, logits)
     fn: Any
     if issubclass(latent.family, _BINARY):
@@ -227,6 +231,35 @@ def _is_known(array: Any) -> bool:
     return not isinstance(array, jax.core.Tracer)
 
 
+def of_trials(site: Site, batch_shape: tuple[int, ...], num_values: int) -> Any:
+    """Which of V values each place of a Binomial has, ``(*batch, *cells, V)``.
+
+    None of other families, and where the trials of some places are not known: those of rows that a
+    minibatch lacks, or what is traced.
+    """
+    if not isinstance(site.base, _BOUNDED) or tuple(site.fn.batch_shape) != tuple(batch_shape):
+        return None
+    if not _is_known(site.base.total_count):
+        return None
+    possible = np.arange(num_values) <= np.asarray(site.base.total_count)[..., None]
+    return np.broadcast_to(possible, (*batch_shape, *site.fn.event_shape, num_values))
+
+
+def with_ruled(latent: Latent, seen: PriorProbs) -> Latent:
+    """A latent that knows whether the model rules values out, and whether trials alone do so.
+
+    Args:
+        latent: The latent.
+        seen: What the model says of its values, at the start.
+    """
+    if isinstance(seen.probs, jax.core.Tracer):
+        return latent._replace(rules_out=None, possible=None)
+    left, possible = np.asarray(seen.probs > 0), latent.possible
+    if possible is not None and not (possible == left).all():
+        possible = None
+    return latent._replace(rules_out=not left.all(), possible=possible)
+
+
 # ------------------------------------------------------------------------------- values and vectors
 
 
@@ -254,6 +287,8 @@ def probs_of(
     """The probabilities of the values, of a guide that has these logits."""
     if latent.num_logits == 1:
         logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
+    if latent.possible is not None:
+        logits = jnp.where(latent.possible, logits, -jnp.inf)
     return jax.nn.softmax(logits, -1)
 
 
@@ -284,6 +319,17 @@ def check_levels(quantiles: Any) -> list[float]:
             f"{quantiles!r}."
         )
     return levels
+
+
+def why_unread(latent: Latent) -> str:
+    """Why the parameters do not tell the probabilities of a latent; nothing if they do."""
+    if latent.rules_out is None:
+        return (
+            "was first seen under jax.jit (call svi.init without it), which does not tell what "
+            "values it can have"
+        )
+    ruled = latent.rules_out and latent.possible is None
+    return "cannot have all values everywhere" if ruled else ""
 
 
 def draw_instead(name: str, reason: str) -> str:

@@ -26,6 +26,7 @@ from pyro_dvae.programs.readers.impossible import excludes
 from pyro_dvae.programs.record import Ledger, Reader
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site
 from pyro_dvae.programs.structure.looking import only_looking
+from pyro_dvae.programs.summing.values import joint_latents
 
 __all__ = [
     "Alone",
@@ -47,7 +48,7 @@ class Alone(NamedTuple):
 
     auxiliary: tuple[str, ...] = ()  # those that no latent tells
     densities: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # of each other, the latents
-    # that are computed of it, whose density it has
+    # that are computed of it, whose density it has; of a sum over others, those it makes joint
     free: tuple[str, ...] = ()  # of these, discrete ones that take all their values so
 
 
@@ -69,14 +70,17 @@ def sites_alone(pair: Pair, num_runs: int) -> Alone:
 def _found_alone(pair: Pair, num_runs: int) -> Alone:
     found: dict[str, None] = {}
     densities: dict[str, tuple[str, ...]] = {}
+    joint: dict[str, tuple[str, ...]] = {}
     for run in [run_pair(pair, Draw(pair.layout, None)) for _ in range(num_runs)]:
         alone, computed = _alone_and_computed(run)
         told = _told(pair, run, alone, computed) if alone and computed else {}
         if not any(site.is_observed for site in run.guide.values()):
             found |= dict.fromkeys(name for name in alone if name not in told)
         densities |= told
+        for name, latents in joint_latents(run.model).items():
+            joint[name] = tuple(dict.fromkeys((*joint.get(name, ()), *latents)))
     free = _all_drawn(run, densities) if num_runs == 1 else ()
-    return Alone(tuple(found), densities, free)
+    return Alone(tuple(found), densities | joint, free)
 
 
 def _alone_and_computed(run: Run) -> tuple[list[str], list[str]]:

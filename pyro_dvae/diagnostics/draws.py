@@ -68,7 +68,7 @@ class Draws:
         self.plates: tuple[str, ...] = ()  # those that make a datum
         self.shared_sites: tuple[str, ...] = ()  # those that no datum owns
         self.auxiliary: tuple[str, ...] = ()  # those of the guide alone, which no latent tells
-        self.densities: Mapping[str, tuple[str, ...]] = {}  # of others, latents computed of each
+        self.densities: Mapping[str, tuple[str, ...]] = {}  # of others, latents whose density it is
         self.free: tuple[str, ...] = ()  # of these, those that take all their values
         self._readings: dict[str, dict[str, NamedArray]] = {}
         self._row_plate: str | None = None

@@ -23,7 +23,7 @@ from pyro_dvae.diagnostics.rates import expected_rate, is_reordered
 from pyro_dvae.programs.densities import entry_mask
 from pyro_dvae.programs.readers.impossible import exact_log_prob, excludes, leaves_out
 from pyro_dvae.programs.sites import Run, Site, deterministic_sites, sample_sites
-from pyro_dvae.programs.summing.values import probs_of_summed
+from pyro_dvae.programs.summing.values import joint_latents, probs_of_summed
 
 __all__ = ["READINGS", "Readings", "SiteReader", "has_data", "join_runs"]
 
@@ -40,14 +40,14 @@ READINGS = (
     "counted",  # where no mask silences an entry of a latent
     "rate",  # log q - log p of each latent, given those before it
     "reordered",  # whether the guide draws a latent before others on which the model lets it depend
-    "alone",  # log q of sites that the guide alone has
+    "alone",  # log q of sites that the guide alone has, -log p of latents that a sum makes joint
     "outside",  # whether the guide cannot draw a value that the model's distribution can
     "conditional",  # the guide's probability of each value of a discrete latent, given those before
     "summed",  # the probability of each value of a site that is summed out, given draws and data
     "subsample",  # rows of the full plate that a plate drew, without draws in front
 )
 
-_ABSENT = ("outside", "seen")  # of which a site that is not there has none
+_ABSENT = ("outside", "seen", "alone")  # of which a site that is not there has none
 
 Readings = dict[str, dict[str, NamedArray]]  # reading -> site -> array
 
@@ -66,8 +66,6 @@ class SiteReader(NamedTuple):
         latent = {name: site for name, site in sites.items() if name not in scored}
         observed = {name: site for name, site in scored.items() if has_data(site)}
         data = _data_of(run)
-        if "rate" in wanted:
-            _check_own(latent)
         summed = probs_of_summed(sites) if "summed" in wanted else {}
         of_summed = {name: site for name, (site, _) in summed.items()}
         readers: dict[str, tuple[dict[str, Site], Callable]] = {
@@ -83,8 +81,9 @@ class SiteReader(NamedTuple):
             "rate": (latent, lambda name, site: self.rate(name, run)),
             "reordered": (latent, lambda name, site: self.reordered(name, run)),
             "alone": (
-                {n: s for n, s in guide_sites.items() if n not in sites},
-                self.log_likelihood,
+                {n: s for n, s in guide_sites.items() if n not in sites}
+                | {name: sites[name] for name in joint_latents(sites)},
+                self.log_density_ratio,
             ),
             "outside": (latent, lambda name, site: self.outside(name, guide_sites[name], site)),
             "conditional": (
@@ -136,6 +135,11 @@ class SiteReader(NamedTuple):
         """Log-density of an observation; 0 where a mask silences it."""
         return self.label(name, site, _masked(site, exact_log_prob(site)), 0)
 
+    def log_density_ratio(self, name: str, site: Site) -> NamedArray:
+        """What a site that guide or model alone has adds to log q - log p."""
+        found = self.log_likelihood(name, site)
+        return replace(found, values=-found.values) if site.infer.get("_of_latents") else found
+
     def mean(self, name: str, site: Site) -> NamedArray | None:
         """Mean of the distribution, if it knows it."""
         try:
@@ -161,7 +165,9 @@ class SiteReader(NamedTuple):
         guide_site, site = run.guide[name], run.model[name]
         cells = {_num_cells(each.fn) for each in (guide_site, site)}
         num_cells = cells.pop() if len(cells) == 1 else 0
-        found = None if is_reordered(name, run) else expected_rate(guide_site, site, num_cells)
+        found = None
+        if not (site.is_joint or is_reordered(name, run)):
+            found = expected_rate(guide_site, site, num_cells)
         if found is None:
             log_q, log_p = (
                 _masked(each, _cell_log_prob(each.fn, site.value, num_cells), num_cells)
@@ -215,16 +221,6 @@ def _data_of(run: Run) -> dict[str, Site]:
     """Observed sites as the model has them, those that a sum has taken in among them."""
     sites = sample_sites(run.model_trace)
     return {n: s for n, s in sites.items() if s.is_observed and has_data(s)}
-
-
-def _check_own(latent: Mapping[str, Site]) -> None:
-    for name, site in latent.items():
-        if site.is_joint:
-            raise ValueError(
-                f"site '{name}' depends on a site that is enumerated, so that it has no rate of "
-                "its own. Sample the enumerated site in the guide as well, in the pair that is "
-                "diagnosed; `evaluate` and `importance_diagnostics` take both together."
-            )
 
 
 def has_data(site: Site) -> bool:

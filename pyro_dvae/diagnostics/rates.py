@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 from pyro_dvae.programs.densities import entry_mask, is_masked
 from pyro_dvae.programs.readers.impossible import excludes, has_zeros
 from pyro_dvae.programs.sites import Run, Site
+from pyro_dvae.programs.summing.values import joint_latents
 
 __all__ = ["expected_rate", "is_reordered"]
 
@@ -51,7 +52,8 @@ def is_reordered(name: str, run: Run) -> bool:
     values, given the other draws, is the rate; the mean over the draws is.
     """
     places = {each: place for place, each in enumerate(run.guide)}
-    before = list(run.model)[: list(run.model).index(name)]
+    joint = {n for latents in joint_latents(run.model).values() if name in latents for n in latents}
+    before = [n for n in list(run.model)[: list(run.model).index(name)] if n not in joint]
     return any(places.get(each, -1) > places[name] for each in before)
 
 

@@ -34,10 +34,13 @@ from pyro_dvae.guides.families import (
     count_values,
     draw_instead,
     is_ordered,
+    of_trials,
     posterior,
     probs_of,
     quantile,
     value_of,
+    why_unread,
+    with_ruled,
 )
 from pyro_dvae.guides.places import check_site, full_sizes, reaches
 from pyro_dvae.guides.tables import (
@@ -212,10 +215,8 @@ class AutoDiscrete(AutoGuide):
             except TypeError as error:
                 check_known(self._latents, error)
         for name, latent in self._latents.items():
-            if not latent.always:
-                raise NotImplementedError(draw_instead(name, "is not in each run"))
-            if latent.rules_out:
-                raise NotImplementedError(draw_instead(name, "cannot have all values everywhere"))
+            if reason := why_unread(latent):
+                raise NotImplementedError(draw_instead(name, reason))
         return self._latents
 
     # ------------------------------------------------------------------------------------ set-up
@@ -244,8 +245,7 @@ class AutoDiscrete(AutoGuide):
         for name, (table, prior) in starts.items():
             table = table + self.noise * torch.randn_like(table) if self.noise else table
             _set(self.logits, name, PyroParam(table.detach(), constraints.real))
-            rules_out = bool((prior.probs == 0).any())
-            self._latents[name] = self._latents[name]._replace(rules_out=rules_out)
+            self._latents[name] = with_ruled(self._latents[name], prior)
             if name in self.num_values:
                 self._note_cut_off(name, float(prior.cut_off.max()))
 
@@ -276,6 +276,7 @@ class AutoDiscrete(AutoGuide):
             batch_shape=batch,
             cells=cells,
             dtype=site.value.dtype,
+            possible=None if found.looked else of_trials(site, batch, num_values),
             always=found.reached is None,
         )
         names = [plate.name for plate in plates]

@@ -24,12 +24,15 @@ __all__ = [
     "count_values",
     "draw_instead",
     "is_ordered",
+    "of_trials",
     "posterior",
     "prior",
     "probs_of",
     "quantile",
     "value_of",
     "vectors",
+    "why_unread",
+    "with_ruled",
 ]
 
 _BINARY = torch.distributions.Bernoulli
@@ -63,6 +66,7 @@ class Latent(NamedTuple):
     table: bool = True  # whether each joint state of the parents has parameters of its own
     num_features: int = 1  # F, rows of the parameters: 1 without parents
     rules_out: bool = False  # whether the model has ruled values out, somewhere
+    possible: Any = None  # (*batch, *cells, V): values that are left, if the trials alone tell them
     always: bool = True  # whether each run has it
 
     @property
@@ -213,6 +217,32 @@ def _possible(latent: Latent, site: Site) -> Bool[Tensor, "*batch_cells V"]:
     return prior(latent, site).probs > 0
 
 
+def of_trials(site: Site, batch_shape: tuple[int, ...], num_values: int) -> Any:
+    """Which of V values each place of a Binomial has, ``(*batch, *cells, V)``.
+
+    None of other families, and where the trials of some places are not known: those of rows that a
+    minibatch lacks.
+    """
+    if not isinstance(site.base, _BOUNDED) or tuple(site.fn.batch_shape) != tuple(batch_shape):
+        return None
+    count = site.base.total_count.detach()
+    possible = torch.arange(num_values, device=count.device) <= count.unsqueeze(-1)
+    return possible.expand(*batch_shape, *site.fn.event_shape, num_values)
+
+
+def with_ruled(latent: Latent, seen: PriorProbs) -> Latent:
+    """A latent that knows whether the model rules values out, and whether trials alone do so.
+
+    Args:
+        latent: The latent.
+        seen: What the model says of its values, at the start.
+    """
+    left, possible = seen.probs > 0, latent.possible
+    if possible is not None and not bool((possible == left).all()):
+        possible = None
+    return latent._replace(rules_out=not bool(left.all()), possible=possible)
+
+
 # ------------------------------------------------------------------------------- values and vectors
 
 
@@ -240,6 +270,8 @@ def probs_of(
     """The probabilities of the values, of a guide that has these logits."""
     if latent.num_logits == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], -1)
+    if latent.possible is not None:
+        logits = torch.where(latent.possible.to(logits.device), logits, -torch.inf)
     return logits.softmax(-1)
 
 
@@ -270,6 +302,14 @@ def check_levels(quantiles: Any) -> list[float]:
             f"{quantiles!r}."
         )
     return levels
+
+
+def why_unread(latent: Latent) -> str:
+    """Why the parameters do not tell the probabilities of a latent; nothing if they do."""
+    if not latent.always:
+        return "is not in each run"
+    ruled = latent.rules_out and latent.possible is None
+    return "cannot have all values everywhere" if ruled else ""
 
 
 def draw_instead(name: str, reason: str) -> str:

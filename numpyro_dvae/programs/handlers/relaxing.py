@@ -66,7 +66,10 @@ class Relaxing(Messenger):
             return
         name, value, event = msg["name"], msg["value"], tuple(msg["fn"].event_shape)
         fits = jnp.shape(value)[jnp.ndim(value) - len(event) :] == event
-        if name in self.codes:
+        if msg.get("is_quantised"):
+            if name in self.codes:
+                raise RefusalError(_certain(name))
+        elif name in self.codes:
             if not (fits and jnp.issubdtype(value.dtype, jnp.floating)):
                 raise RefusalError(_half_relaxed(name, "relaxed", "not"))
             self.vectors[name] = event[-1]

@@ -11,7 +11,19 @@ from jaxtyping import Array
 from numpyro_dvae.programs.sites import Site
 from numpyro_dvae.programs.supports import listed_values
 
-__all__ = ["draws_of_summed", "is_scanned", "probs_of_summed"]
+__all__ = ["draws_of_summed", "is_scanned", "joint_latents", "probs_of_summed"]
+
+
+def joint_latents(sites: Mapping[str, Site]) -> dict[str, tuple[str, ...]]:
+    """By the factor that has it, the latents of which a sum over others has one density.
+
+    Args:
+        sites: Of the model, marked ones summed.
+    """
+    joint = [name for name, site in sites.items() if site.is_joint]
+    factors = {n: s.infer["_members"] for n, s in sites.items() if s.infer.get("_of_latents")}
+    found = {name: tuple(n for n in joint if n in of) for name, of in factors.items()}
+    return {name: latents for name, latents in found.items() if latents}
 
 
 def probs_of_summed(sites: Mapping[str, Site]) -> dict[str, tuple[Site, Array]]:

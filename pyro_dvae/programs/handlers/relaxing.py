@@ -56,7 +56,10 @@ class Relaxing(Messenger):
             return
         name, value, event = msg["name"], msg["value"], tuple(msg["fn"].event_shape)
         fits = tuple(value.shape[value.dim() - len(event) :]) == event
-        if name in self.codes:
+        if msg.get("is_quantised"):
+            if name in self.codes:
+                raise RefusalError(_certain(name))
+        elif name in self.codes:
             if not (fits and value.is_floating_point()):
                 raise RefusalError(_half_relaxed(name, "relaxed", "not"))
             self.vectors[name] = event[-1]

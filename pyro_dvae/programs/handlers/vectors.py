@@ -103,6 +103,7 @@ class _Giver(Messenger):
         )
         if self.is_open and inputs is not None and vectors is not None:
             msg["value"] = with_slope(vectors, inputs) if path is None else path
+            msg["is_quantised"] = True  # for handlers further in, as of `relax`
 
 
 class _Under:
