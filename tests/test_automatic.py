@@ -246,27 +246,6 @@ def test_medians_and_quantiles_are_of_numbers_and_modes_of_all(lab):
     assert found["b"].shape == (2, 3)
 
 
-def trials(ppl, x):
-    with ppl.plate("data", 3, dim=-1):
-        n = ppl.sample("n", ppl.dist.Binomial(ppl.array(np.array([2, 4, 3])), ppl.array(0.4)))
-        ppl.sample("x", ppl.dist.Normal(n * 1.0, 1.0), obs=x)
-
-
-@pytest.mark.thrifty
-def test_modes_and_quantiles_of_trials_that_differ_are_within_them(lab):
-    """What a datum cannot have has logits, too, which count nothing."""
-    guide, x = lab.guide(lab.bind(trials)), lab.array(X)
-    params = {"n": np.log(np.array([[0.2, 0.1, 0.1, 0.3, 0.4]] * 3))}
-    lab.start(guide, x)
-    assert lab.summary(guide, "mode", params, args=(x,))["n"].tolist() == [0, 4, 3]
-    found = lab.summary(guide, "quantiles", params, [0.45, 0.7, 1.0], args=(x,))["n"]
-    assert found.T.tolist() == [[0, 1, 2], [3, 3, 4], [2, 3, 3]]
-    probs = np.array([[0.5, 0.25, 0.25, 0, 0], [2, 1, 1, 3, 4], [2, 1, 1, 3, 0]])
-    posterior = lab.posterior(lab.bind(trials), guide, params, X, num_draws=2000)["n"]
-    expected = probs / probs.sum(1, keepdims=True)
-    np.testing.assert_allclose(posterior.probs, expected, atol=0.06)
-
-
 def continuous(ppl, x):
     ppl.sample(
         "x", ppl.dist.Normal(ppl.sample("loc", ppl.dist.Normal(ppl.array(0.0), 1.0)), 1.0), obs=x
@@ -405,15 +384,3 @@ def test_parameters_of_other_places_are_refused():
     np.testing.assert_allclose(loss(logits.reshape(1, 1, 2, 3)), expected, rtol=1e-5)
     with pytest.raises(ValueError, match=r"'b_auto_logits' has shape \(1, 2, 3\)"):
         loss(logits.reshape(1, 2, 3))
-
-
-def test_what_is_traced_is_not_known_to_have_all_values():
-    jax = pytest.importorskip("jax")
-    lab = make_lab("numpyro")
-    model, elbo = lab.bind(trials), lab.module("infer").Reinforce_ELBO(2)
-    guide = lab.guide(model)
-    svi = lab.module("infer").SVI(model, guide, lab.numpyro.optim.Adam(0.1), elbo)
-    state = jax.eval_shape(lambda x: svi.init(jax.random.key(0), x), lab.array(X))
-    assert state is not None
-    with pytest.raises(NotImplementedError, match=r"'n' was first seen under jax\.jit \(call svi"):
-        guide.mode({"n_auto_logits": np.zeros((3, 5))})

@@ -1,0 +1,46 @@
+"""Modes and quantiles of an automatic guide are those of the probabilities that it has."""
+
+import numpy as np
+import pytest
+from automatic_lab import lab as make_lab
+
+X = np.array([1.0, 2.0, 0.5])
+
+
+@pytest.fixture(params=["pyro", "numpyro"])
+def lab(request):
+    pytest.importorskip("torch" if request.param == "pyro" else "jax")
+    return make_lab(request.param)
+
+
+def trials(ppl, x):
+    with ppl.plate("data", 3, dim=-1):
+        n = ppl.sample("n", ppl.dist.Binomial(ppl.array(np.array([2, 4, 3])), ppl.array(0.4)))
+        ppl.sample("x", ppl.dist.Normal(n * 1.0, 1.0), obs=x)
+
+
+@pytest.mark.thrifty
+def test_modes_and_quantiles_of_trials_that_differ_are_within_them(lab):
+    """What a datum cannot have has logits, too, which count nothing."""
+    guide, x = lab.guide(lab.bind(trials)), lab.array(X)
+    params = {"n": np.log(np.array([[0.2, 0.1, 0.1, 0.3, 0.4]] * 3))}
+    lab.start(guide, x)
+    assert lab.summary(guide, "mode", params, args=(x,))["n"].tolist() == [0, 4, 3]
+    found = lab.summary(guide, "quantiles", params, [0.45, 0.7, 1.0], args=(x,))["n"]
+    assert found.T.tolist() == [[0, 1, 2], [3, 3, 4], [2, 3, 3]]
+    probs = np.array([[0.5, 0.25, 0.25, 0, 0], [2, 1, 1, 3, 4], [2, 1, 1, 3, 0]])
+    posterior = lab.posterior(lab.bind(trials), guide, params, X, num_draws=2000)["n"]
+    expected = probs / probs.sum(1, keepdims=True)
+    np.testing.assert_allclose(posterior.probs, expected, atol=0.06)
+
+
+def test_what_is_traced_is_not_known_to_have_all_values():
+    jax = pytest.importorskip("jax")
+    lab = make_lab("numpyro")
+    model, elbo = lab.bind(trials), lab.module("infer").Reinforce_ELBO(2)
+    guide = lab.guide(model)
+    svi = lab.module("infer").SVI(model, guide, lab.numpyro.optim.Adam(0.1), elbo)
+    state = jax.eval_shape(lambda x: svi.init(jax.random.key(0), x), lab.array(X))
+    assert state is not None
+    with pytest.raises(NotImplementedError, match=r"'n' was first seen under jax\.jit \(call svi"):
+        guide.mode({"n_auto_logits": np.zeros((3, 5))})
