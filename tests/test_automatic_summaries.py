@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from automatic_lab import lab as make_lab
+from scipy import stats
 
 X = np.array([1.0, 2.0, 0.5])
+STRUCTURES = ("mean_field", "model")
 
 
 @pytest.fixture(params=["pyro", "numpyro"])
@@ -27,20 +29,44 @@ def test_modes_and_quantiles_of_trials_that_differ_are_within_them(lab):
     lab.start(guide, x)
     assert lab.summary(guide, "mode", params, args=(x,))["n"].tolist() == [0, 4, 3]
     found = lab.summary(guide, "quantiles", params, [0.45, 0.7, 1.0], args=(x,))["n"]
-    assert found.T.tolist() == [[0, 1, 2], [3, 3, 4], [2, 3, 3]]
+    assert found.T.tolist() == [[0, 1, 2], [3, 4, 4], [2, 3, 3]]
     probs = np.array([[0.5, 0.25, 0.25, 0, 0], [2, 1, 1, 3, 4], [2, 1, 1, 3, 0]])
     posterior = lab.posterior(lab.bind(trials), guide, params, X, num_draws=2000)["n"]
     expected = probs / probs.sum(1, keepdims=True)
     np.testing.assert_allclose(posterior.probs, expected, atol=0.06)
 
 
+def below(ppl, x):
+    with ppl.plate("data", len(x), dim=-1):
+        b = ppl.sample("b", ppl.dist.Bernoulli(ppl.array(0.3)))
+        k = ppl.sample("k", ppl.dist.Poisson(ppl.array(1.0) + 3.0 * b))
+        ppl.sample("x", ppl.dist.Normal(k * 1.0, 1.0), obs=x)
+
+
+@pytest.mark.thrifty
+@pytest.mark.filterwarnings("ignore:`num_values`")
+def test_the_mass_that_is_cut_off_is_the_priors(lab):
+    """Not that of the draw that leaves most out; given its parents, if it has any."""
+    few, many = stats.poisson.sf(4, [1.0, 4.0])
+    guides = [lab.guide(lab.bind(below), structure=s, num_values={"k": 5}) for s in STRUCTURES]
+    for guide in guides:
+        lab.start(guide, lab.array(np.zeros(1)))
+    error = 5 * np.sqrt(0.3 * 0.7 / 64) * (many - few)
+    assert abs(guides[0].cut_off["k"] - (0.7 * few + 0.3 * many)) < error < many - few
+    assert abs(guides[1].cut_off["k"] - many) < 1e-5
+
+
 def test_what_is_traced_is_not_known_to_have_all_values():
     jax = pytest.importorskip("jax")
     lab = make_lab("numpyro")
-    model, elbo = lab.bind(trials), lab.module("infer").Reinforce_ELBO(2)
+
+    def flip(ppl, x):
+        z = ppl.sample("z", ppl.dist.Bernoulli(x[0]))
+        ppl.sample("x", ppl.dist.Normal(z * 1.0, 1.0), obs=x[1])
+
+    model, elbo = lab.bind(flip), lab.module("infer").Reinforce_ELBO(2)
     guide = lab.guide(model)
     svi = lab.module("infer").SVI(model, guide, lab.numpyro.optim.Adam(0.1), elbo)
-    state = jax.eval_shape(lambda x: svi.init(jax.random.key(0), x), lab.array(X))
-    assert state is not None
-    with pytest.raises(NotImplementedError, match=r"'n' was first seen under jax\.jit \(call svi"):
-        guide.mode({"n_auto_logits": np.zeros((3, 5))})
+    jax.eval_shape(lambda x: svi.init(jax.random.key(0), x), lab.array(np.array([0.3, 1.0])))
+    with pytest.raises(NotImplementedError, match=r"'z' was first seen under jax\.jit \(call svi"):
+        guide.mode({"z_auto_logits": np.zeros(1)})

@@ -85,8 +85,8 @@ class AutoDiscrete(AutoGuide):
             of a mixture, say, is the same for all of its components, and so a saddle.
 
     Attributes:
-        cut_off: By site of `num_values`, the mass that the prior has beyond the V numbers, the
-            largest of all places, at the first call, if that is not traced.
+        cut_off: By site of `num_values`, the share of the prior beyond the V numbers, in the mean
+            over draws; the largest of places and of states of parents. Of a call not traced.
 
     Raises:
         ValueError: If an argument cannot be used. On the first call, if the model has no discrete

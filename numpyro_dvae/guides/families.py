@@ -140,14 +140,14 @@ def _enough(site: Site) -> int:
 
 
 class PriorProbs(NamedTuple):
-    """What the model says of the values of a latent, given the draws before it."""
+    """What the model says of the values of a latent, in the mean over what it depends on."""
 
-    probs: Float[Array, "*batch_cells V"]
-    cut_off: Float[Array, "*batch_cells"]  # mass beyond the V values
+    probs: Float[Array, "*batch_cells V"]  # the least, whatever the state of its parents is
+    cut_off: Float[Array, "*batch_cells"]  # mass beyond the V values, the largest
 
 
-def prior(latent: Latent, site: Site) -> PriorProbs:
-    """Probabilities of the V values under the model, and the mass that V cuts off."""
+def prior(latent: Latent, site: Site) -> Float[Array, "*batch_cells V"]:
+    """Probabilities of the V values under the model, given the draws before them."""
     base, shape = site.base, (*site.fn.batch_shape, *latent.cells)
     if isinstance(base, _BINARY):
         probs = jnp.stack([1 - base.probs, base.probs], -1)
@@ -157,8 +157,7 @@ def prior(latent: Latent, site: Site) -> PriorProbs:
         probs = base.mean
     else:
         probs = _of_numbers(base, latent.num_values)
-    probs = jnp.broadcast_to(probs, (*shape, latent.num_values))
-    return PriorProbs(probs, jnp.maximum(1 - probs.sum(-1), 0))
+    return jnp.broadcast_to(probs, (*shape, latent.num_values))
 
 
 def _of_numbers(base: Any, num_values: int) -> Float[Array, "*batch V"]:
@@ -224,7 +223,7 @@ def _possible(latent: Latent, site: Site) -> Bool[Array, "*batch_cells V"]:
                 f"{latent.num_values} values, as its first call had. Pass "
                 f"num_values={{'{latent.name}': V}} with the V that all data need."
             )
-    return prior(latent, site).probs > 0
+    return prior(latent, site) > 0
 
 
 def _is_known(array: Any) -> bool:

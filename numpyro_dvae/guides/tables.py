@@ -178,7 +178,7 @@ def start_at_prior(
     minibatch = given_run(rng_key, model, args, kwargs, {}, {})[1]
     possible = possible_values(rng_key, model, args, kwargs, latents, minibatch)
 
-    def run(key: Array, values: Mapping[str, Array]) -> dict[str, PriorProbs]:
+    def run(key: Array, values: Mapping[str, Array]) -> dict[str, Array]:
         sites, _ = given_run(key, model, args, kwargs, values, minibatch)
         return {name: prior(latents[name], sites[name]) for name in latents}
 
@@ -198,15 +198,15 @@ def _parents(latent: Latent) -> tuple[str, ...]:
 
 def _table(
     latent: Latent,
-    found: PriorProbs,
+    found: Array,
     rows_met: np.ndarray,
     possible: Array | None,
     minibatch: Mapping[str, Array],
 ) -> tuple[Array, PriorProbs]:
     """Parameters from the probabilities ``(runs, *batch, *cells, V)``, and rows met by the runs."""
-    means = [found.probs[rows_met == row].mean(0) for row in np.unique(rows_met)]
+    means = [found[rows_met == row].mean(0) for row in np.unique(rows_met)]
     mean = jnp.stack(means)  # (rows, *batch, *cells, V)
-    seen = PriorProbs(mean.min(0), found.cut_off.max(0))
+    seen = PriorProbs(mean.min(0), jnp.maximum(1 - mean.sum(-1), 0).max(0))
     probs = jnp.where(mean > 0, mean, _LEAST_PROB)
     table = _all_rows(latent, _parameters(latent, probs), minibatch)
     if possible is None:

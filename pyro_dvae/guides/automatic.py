@@ -86,8 +86,8 @@ class AutoDiscrete(AutoGuide):
     before it: call `pyro.clear_param_store()` to start at the prior.
 
     Attributes:
-        cut_off: By site of `num_values`, the mass that the prior has beyond the V numbers, the
-            largest of all places, at the first call.
+        cut_off: By site of `num_values`, the share of the prior beyond the V numbers, in the mean
+            over draws; the largest of places and of states of parents. At the first call.
 
     Raises:
         ValueError: If an argument cannot be used. On the first call, if the model has no discrete

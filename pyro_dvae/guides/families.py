@@ -134,14 +134,14 @@ def _enough(site: Site) -> int:
 
 
 class PriorProbs(NamedTuple):
-    """What the model says of the values of a latent, given the draws before it."""
+    """What the model says of the values of a latent, in the mean over what it depends on."""
 
-    probs: Float[Tensor, "*batch_cells V"]
-    cut_off: Float[Tensor, "*batch_cells"]  # mass beyond the V values
+    probs: Float[Tensor, "*batch_cells V"]  # the least, whatever the state of its parents is
+    cut_off: Float[Tensor, "*batch_cells"]  # mass beyond the V values, the largest
 
 
-def prior(latent: Latent, site: Site) -> PriorProbs:
-    """Probabilities of the V values under the model, and the mass that V cuts off."""
+def prior(latent: Latent, site: Site) -> Float[Tensor, "*batch_cells V"]:
+    """Probabilities of the V values under the model, given the draws before them."""
     base, shape = site.base, (*site.fn.batch_shape, *latent.cells)
     if isinstance(base, _BINARY):
         probs = torch.stack([1 - base.probs, base.probs], -1)
@@ -149,8 +149,7 @@ def prior(latent: Latent, site: Site) -> PriorProbs:
         probs = base.probs
     else:
         probs = _of_numbers(base, latent.num_values)
-    probs = probs.expand(*shape, latent.num_values)
-    return PriorProbs(probs, (1 - probs.sum(-1)).clamp(min=0))
+    return probs.expand(*shape, latent.num_values)
 
 
 def _of_numbers(base: Any, num_values: int) -> Float[Tensor, "*batch V"]:
@@ -214,7 +213,7 @@ def _possible(latent: Latent, site: Site) -> Bool[Tensor, "*batch_cells V"]:
                 f"{latent.num_values} values, as its first call had. Pass "
                 f"num_values={{'{latent.name}': V}} with the V that all data need."
             )
-    return prior(latent, site).probs > 0
+    return prior(latent, site) > 0
 
 
 def of_trials(site: Site, batch_shape: tuple[int, ...], num_values: int) -> Any:

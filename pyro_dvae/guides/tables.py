@@ -208,14 +208,12 @@ class _Sums:
     """Sums over runs of the prior's probabilities, by row of a table."""
 
     def __init__(self) -> None:
-        self.cut_off: Tensor = torch.zeros(())
         self.probs: dict[int, Tensor] = {}
         self.counts: dict[int, int] = {}
 
-    def add(self, found: PriorProbs, row: int) -> None:
-        self.probs[row] = self.probs.get(row, 0) + found.probs
+    def add(self, probs: Tensor, row: int) -> None:
+        self.probs[row] = self.probs.get(row, 0) + probs
         self.counts[row] = self.counts.get(row, 0) + 1
-        self.cut_off = torch.maximum(self.cut_off.to(found.cut_off), found.cut_off)
 
 
 def _table(
@@ -227,7 +225,7 @@ def _table(
         for row in range(latent.num_features if _parents(latent) else 1)
     ]
     mean = torch.stack(means)  # (rows, *batch, *cells, V)
-    seen = PriorProbs(mean.amin(0), sums.cut_off)
+    seen = PriorProbs(mean.amin(0), (1 - mean.sum(-1)).clamp(min=0).amax(0))
     probs = torch.where(mean > 0, mean, _LEAST_PROB)
     table = _all_rows(latent, _parameters(latent, probs), minibatch)
     if possible is None:

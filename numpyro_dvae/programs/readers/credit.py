@@ -61,7 +61,7 @@ def find_influence(rng_key: Array, pair: Pair) -> Influence | None:
         now = run(**values)
         # A mask takes a draw's density out of the objective, not the draw out of what follows.
         guide = {
-            name: (site.term(), without_mask(site.fn).log_prob(site.value))
+            name: (site.term(), without_mask(site.fn).log_prob(site.value, *site.call))
             for name, site in now.guide.items()
         }
         return guide, {name: site.term() for name, site in now.model.items()}
