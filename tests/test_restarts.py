@@ -146,6 +146,27 @@ def test_restarts_are_counted(kit):
         kit.restarts(0, num_restarts=0, num_steps=5)
 
 
+def test_an_svi_is_no_function_that_makes_one(kit):
+    with pytest.raises(ValueError, match=r"`make_svi` must be a function"):
+        kit.restarts(0, kit.make_svi(), num_restarts=2, num_steps=5)
+
+
+def test_runs_that_share_what_is_trained_are_none():
+    """They agree, as each begins where the one before it has ended."""
+    torch = pytest.importorskip("torch")
+    import pyro
+
+    kit, held = pyro_kit(), torch.nn.Linear(1, 1)
+
+    def make():
+        svi = kit.make_svi()
+        svi.guide = lambda x: pyro.module("held", held) and None
+        return svi
+
+    with pytest.raises(ValueError, match=r"parameter 'held\$\$\$weight' is one tensor in several"):
+        kit.restarts(0, make, num_restarts=2, num_steps=5)
+
+
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=50))
 def test_the_recent_loss_is_a_mean_of_the_losses(losses):
     pytest.importorskip("torch")

@@ -17,6 +17,7 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro.infer import SVI
+from torch import Tensor
 
 from pyro_dvae.fit.checkpoints import CHECKPOINT
 from pyro_dvae.fit.loop import fit
@@ -68,9 +69,14 @@ def fit_restarts(
         The result of the best run; `recent_loss` of its losses is the least. Its `runs` are all.
 
     Raises:
-        ValueError: If `num_restarts` is not positive, or by `fit`.
+        ValueError: If `num_restarts` is not positive, if runs share parameters, or by `fit`.
         DivergenceError: If all runs diverge.
     """
+    if isinstance(make_svi, SVI):  # which Pyro lets be called
+        raise ValueError(
+            "`make_svi` must be a function that makes an SVI; got an SVI. Write `lambda: SVI(...)` "
+            "in which model, guide and optimiser are made, too."
+        )
     check_counts(num_restarts=num_restarts, num_steps=num_steps, log_every=log_every)
     check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
     check_counts(batch_size=batch_size)
@@ -115,6 +121,7 @@ def _best_of(num_runs: int, run: Callable[[int], FitResult]) -> FitResult:
             except DivergenceError as error:
                 diverged = error
                 continue
+        _check_apart(store["params"], [other["params"] for *_, other in found])
         found.append((recent_loss(result.losses), result, store))
         if torch.equal(before, torch.get_rng_state()):  # it drew nothing but its first values,
             torch.rand(())  # which only a look has drawn: the next run is to have others
@@ -124,3 +131,18 @@ def _best_of(num_runs: int, run: Callable[[int], FitResult]) -> FitResult:
     found.sort(key=lambda each: each[0])
     pyro.get_param_store().set_state(found[0][2])
     return replace(found[0][1], runs=tuple(result for _, result, _ in found))
+
+
+def _check_apart(params: dict[str, Tensor], others: list[dict[str, Tensor]]) -> None:
+    """Whether a run began at first values of its own.
+
+    Raises:
+        ValueError: If it has trained the tensors of another run: it began where that had ended.
+    """
+    for name, param in params.items():
+        if any(param is other.get(name) for other in others):
+            raise ValueError(
+                f"`make_svi` must make model and guide afresh for each run, but parameter '{name}' "
+                "is one tensor in several runs: each began where the one before it had ended. Make "
+                "the module that holds it, as the guide, within `make_svi`."
+            )
