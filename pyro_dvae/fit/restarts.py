@@ -72,11 +72,7 @@ def fit_restarts(
         ValueError: If `num_restarts` is not positive, if runs share parameters, or by `fit`.
         DivergenceError: If all runs diverge.
     """
-    if isinstance(make_svi, SVI):  # which Pyro lets be called
-        raise ValueError(
-            "`make_svi` must be a function that makes an SVI; got an SVI. Write `lambda: SVI(...)` "
-            "in which model, guide and optimiser are made, too."
-        )
+    _check_makes(make_svi)
     check_counts(num_restarts=num_restarts, num_steps=num_steps, log_every=log_every)
     check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
     check_counts(batch_size=batch_size)
@@ -146,3 +142,11 @@ def _check_apart(params: dict[str, Tensor], others: list[dict[str, Tensor]]) -> 
                 "is one tensor in several runs: each began where the one before it had ended. Make "
                 "the module that holds it, as the guide, within `make_svi`."
             )
+
+
+def _check_makes(make_svi: Any) -> None:
+    if isinstance(make_svi, SVI):  # which Pyro lets be called
+        raise ValueError(
+            "`make_svi` must be a function that makes an SVI; got an SVI. Write `lambda: SVI(...)` "
+            "in which model, guide and optimiser are made, too."
+        )
