@@ -14,7 +14,7 @@ def site(backend, values):
     probs = backend.asarray(np.array([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3]]))
     support = backend.asarray(np.array(values))
     base = SimpleNamespace(enumerate_support=lambda expand: support, event_shape=())
-    found = SimpleNamespace(name="z", base=base, infer={}, is_scanned=False)
+    found = SimpleNamespace(name="z", own_name="z", base=base, infer={}, is_scanned=False)
     found.infer["_probs"] = lambda: [(found, probs)]
     return found
 
@@ -91,6 +91,7 @@ class Step:
     probs: Any
     has_steps: bool
     is_scanned: bool = True
+    own_name: str = "z"
 
     @property
     def base(self):

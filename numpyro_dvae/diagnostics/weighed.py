@@ -44,11 +44,12 @@ def _read_factors(run: Run, layout: Layout, num_particles: int) -> dict[str, Arr
 
 def _read_clamped(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]:
     """Sites of the model whose values have a probability of 0 that counts; a reader."""
-    found = {}
+    found: dict[str, Array] = {}
     for name, site in run.model.items():
         is_zero = (zeros_of(site) * site.scale <= NOTHING).any()
-        for member, each in site.infer.get("_members", {name: site}).items():
-            found[member] = is_zero & has_zeros(each.fn, each.value).any()
+        for each in site.infer.get("_members", {name: site}).values():
+            is_of = is_zero & has_zeros(each.fn, each.value).any()
+            found[each.own_name] = found.get(each.own_name, jnp.zeros((), bool)) | is_of
     return found
 
 

@@ -132,6 +132,11 @@ class Site:
         return "likelihood" if self.is_observed and not self.infer.get("_of_latents") else "prior"
 
     @property
+    def own_name(self) -> str:
+        """As the program has it: the host marks the first enumerated steps of a `scan`."""
+        return self.name.replace("_PREV_", "")
+
+    @property
     def is_scanned(self) -> bool:
         """Whether it is a site of a `scan`; those of the first enumerated steps lack a dim."""
         return self.has_steps or self.name.startswith("_PREV_")

@@ -6,6 +6,8 @@ is what the likelihood takes its mean square error to be; where there is no vari
 categories, it is 1/2, so that N alone is the price.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -24,10 +26,13 @@ _UNKNOWN = 0.5  # the variance at which N / 2v is N
 def read_precision(run: Run, layout: Layout, num_particles: int) -> Float[Array, "*plates"]:
     """``N / 2v`` of each datum, over its observed entries that no mask silences; a reader."""
     ledger = Ledger(layout, run.model.values())
-    for site in (seen for each in run.model.values() for seen in _observed(each)):
-        if layout.owns(site):
-            for kind, values in zip(("entries", "variances"), _counted(site), strict=True):
-                ledger.add_bare(kind, site, _over_states(values, layout.nesting))
+    for site in run.model.values():
+        for seen in _observed(site):
+            if layout.owns(seen):
+                counted = _counted(seen) if seen is site else _in_mean(site, seen)
+                booked = seen if seen is site else _without_steps(seen)
+                for kind, values in zip(("entries", "variances"), counted, strict=True):
+                    ledger.add_bare(kind, booked, values)
     entries, variances = ledger.total("entries"), ledger.total("variances")
     variances = jnp.where(variances > 0, variances, jnp.maximum(_UNKNOWN * entries, _UNKNOWN))
     return jax.lax.stop_gradient(entries**2 / (2 * variances))
@@ -41,10 +46,16 @@ def _observed(site: Site) -> list[Site]:
     return [m for m in members.values() if m.is_observed and site.kind == "likelihood"]
 
 
-def _over_states(values: Array, num_dims: int) -> Array:
-    """The mean over states of sites that are summed out, left of all other dims."""
-    extra = values.ndim - num_dims
-    return values.mean(range(extra)) if extra > 0 else values
+def _in_mean(site: Site, seen: Site) -> Sequence[Array]:
+    """Those of a site of a factor, in the mean over the states that it sums out, given the data."""
+    means: Sequence[Array] = site.infer["_means"](seen, _counted(seen))
+    return means
+
+
+def _without_steps(site: Site) -> Site:
+    """A site whose steps in a `scan` are summed already."""
+    infer = {key: value for key, value in site.infer.items() if key != "_scan_current_index"}
+    return replace(site, infer=infer)
 
 
 def _counted(site: Site) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ from numpyro.primitives import Messenger
 
 from numpyro_dvae.programs.sites import Site, is_drawn
 
-__all__ = ["Named", "contracted", "enumerated", "named", "probs_of"]
+__all__ = ["Named", "contracted", "enumerated", "means_of", "named", "probs_of"]
 
 _TIME, _PREVIOUS = "_time", "_PREV_"
 _NOTHING = -1e20  # nats, which stand for minus infinity, whose slope is none
@@ -221,6 +221,39 @@ def probs_of(
         is_possible = total.reshape(*total.shape, *[1] * len(moved)) > _NOTHING
         found.append(jnp.where(is_possible, slope, jnp.nan))
     return found
+
+
+def means_of(
+    site: Site,
+    arrays: Sequence[Array],
+    terms: Sequence[Named],
+    contract: Callable[[Sequence[Named]], Array],
+    nesting: int,
+) -> list[Array]:
+    """Means over the states of a group, given all else, of what one of its sites has for each.
+
+    The slope of the logarithm of the sum in how much of it is added to the log-density.
+
+    Args:
+        site: Of the group.
+        arrays: Over its batch dims, those of states, and of steps, among them.
+        terms: The group.
+        contract: As `contracted`, of terms.
+        nesting: How many dims are taken by plates.
+
+    Returns:
+        ``(*batch)`` of each, the sum over steps.
+    """
+    funsor = _module("funsor")
+    possible = [t._replace(values=funsor.ops.max(t.values, _NOTHING)) for t in terms]
+    sizes = {frame.dim: frame.size for frame in site.plates.values()}
+
+    def log_sum(zeros: list[Array]) -> Array:
+        parts = [zero * array for zero, array in zip(zeros, arrays, strict=True)]
+        return contract([*possible, *(named(site, part) for part in parts)]).sum()
+
+    zeros = jnp.zeros([sizes.get(dim, 1) for dim in range(-nesting, 0)])
+    return jax.grad(log_sum)([zeros for _ in arrays])
 
 
 def _zeros(site: Site, term: Named) -> Array:

@@ -19,9 +19,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
@@ -29,8 +29,15 @@ from jaxtyping import Array
 from numpyro_dvae.distributions import PathwiseBernoulli, PathwiseCategorical
 from numpyro_dvae.programs.densities import without_mask
 from numpyro_dvae.programs.readers.impossible import has_zeros
-from numpyro_dvae.programs.sites import Layout, Site, same_scale
-from numpyro_dvae.programs.summing.contracting import contracted, enumerated, named, probs_of
+from numpyro_dvae.programs.sites import Layout, Site
+from numpyro_dvae.programs.summing.contracting import (
+    contracted,
+    enumerated,
+    means_of,
+    named,
+    probs_of,
+)
+from numpyro_dvae.programs.summing.scales import common_scale
 
 __all__ = ["check_marked", "enumerate_marked", "is_marked", "sum_out"]
 
@@ -89,7 +96,7 @@ def check_marked(site: Site) -> None:
         )
     if site.is_scanned and not isinstance(site.base, _RANGES):
         raise ValueError(
-            f"site '{_name(site)}' ({site.family}) is enumerated in a `scan`, "
+            f"site '{site.own_name}' ({site.family}) is enumerated in a `scan`, "
             "which takes values 0, 1, ... alone. Make it a Categorical, and look its values up in "
             "a table."
         )
@@ -119,7 +126,7 @@ def sum_out(sites: Mapping[str, Site], layout: Layout, *, clamped: bool = True) 
     kept |= {t.site.name: _counted_elsewhere(t.site) for t in terms if t.sums and t.is_drawn}
     unclamped = functools.cache(functools.partial(sum_out, sites, layout, clamped=False))
     for group in _groups([term for term in terms if term.sums]):
-        members = {_name(term.site): term.site for term in group}
+        members = {term.site.name: term.site for term in group}
         for factor in _factors(group, layout):
             infer = {**factor.infer, "_members": members, "_unclamped": unclamped}
             kept[factor.name] = replace(factor, infer=infer)
@@ -197,34 +204,42 @@ def _factors(group: Sequence[_Term], layout: Layout) -> list[Site]:
     _check_plates(group, {term.site.name: term.site for term in sums})
     for term in drawn:
         _check_drawn(term.site, sums[0].site)
-    likelihood, *alike = (_name(term.site) for term in observed) if observed else ("",)
-    first = _name(sums[0].site)
+    likelihood, *alike = (term.site.own_name for term in observed) if observed else ("",)
+    first = sums[0].site.own_name
     likelihood = f"{first}_observed" if alike else likelihood
-    total, probs = _contracted(group), partial(_probs_of, group, layout)
+    total = _contracted(group)
+    known = {
+        "_probs": partial(_probs_of, group, layout),
+        "_means": partial(_means_of, group, layout),
+    }
     if not drawn and observed:
-        return [_factor(likelihood, total, group, probs)]
+        return [_factor(likelihood, total, group, known)]
     if not observed:
-        return [_factor(first, total, group, probs, of_latents=True)]
+        return [_factor(first, total, group, known, of_latents=True)]
     prior = _contracted([*sums, *drawn])
     possible = prior != -jnp.inf
     rest = jnp.where(possible, total - jnp.where(possible, prior, 0.0), 0.0)
-    return [_factor(first, prior, group, of_latents=True), _factor(likelihood, rest, group, probs)]
+    return [_factor(first, prior, group, of_latents=True), _factor(likelihood, rest, group, known)]
 
 
 def _probs_of(group: Sequence[_Term], layout: Layout) -> list[tuple[Site, Array]]:
     marked = [(term.site, term.values) for term in group if term.is_summed]
 
-    def contract(terms: Sequence[Any]) -> Array:
-        owners = {term.site.name: term for term in group}
-        return _contracted([owners[t.site]._replace(values=t) for t in terms])
-
-    found = probs_of(marked, [term.values for term in group], contract, layout.nesting)
+    terms, contract = [term.values for term in group], partial(_contract, group)
+    found = probs_of(marked, terms, contract, layout.nesting)
     return [(site, probs) for (site, _), probs in zip(marked, found, strict=True)]
 
 
-def _name(site: Site) -> str:
-    """As the program has it: the host marks the first steps of a `scan`."""
-    return site.name.replace("_PREV_", "")
+def _means_of(
+    group: Sequence[_Term], layout: Layout, site: Site, arrays: Sequence[Array]
+) -> list[Array]:
+    terms = [term.values for term in group]
+    return means_of(site, arrays, terms, partial(_contract, group), layout.nesting)
+
+
+def _contract(group: Sequence[_Term], terms: Sequence[Any]) -> Array:
+    owners = {term.site.name: term for term in group}
+    return _contracted([owners[t.site]._replace(values=t) for t in terms])
 
 
 def _check_plates(group: Sequence[_Term], marked: Mapping[str, Site]) -> None:
@@ -290,7 +305,7 @@ def _factor(
     name: str,
     values: Array,
     group: Sequence[_Term],
-    probs: Any = list,
+    known: Mapping[str, Any] = MappingProxyType({}),
     *,
     of_latents: bool = False,
 ) -> Site:
@@ -302,41 +317,7 @@ def _factor(
         value=jnp.empty((*jnp.shape(values), 0), values.dtype),
         is_observed=True,
         plates=plates,
-        scale=_common_scale([term.site for term in group], plates),
-        infer={"_of_latents": of_latents, "_probs": probs},
+        scale=common_scale([term.site for term in group], plates),
+        infer={"_of_latents": of_latents, **known},
         call=(),
     )
-
-
-def _common_scale(sites: Sequence[Site], plates: Mapping[str, Any]) -> Any:
-    """What multiplies the logarithm of the sum: one number for each cell of its plates.
-
-    Raises:
-        ValueError: If the sites have several, or one that differs within what is summed.
-    """
-    scale, dims = sites[0].scale, {frame.dim for frame in plates.values()}
-    for site in sites:
-        if not same_scale(site.scale, scale):
-            raise ValueError(
-                f"enumerated sites and those that depend on them must have one scale; got "
-                f"{_shown(scale)} at '{sites[0].name}' and {_shown(site.scale)} at '{site.name}'. "
-                "Put them under the same plates and the same `handlers.scale`, or sample the "
-                "enumerated site in the guide."
-            )
-    if any(size > 1 and dim - jnp.ndim(scale) not in dims for dim, size in _dims(scale)):
-        raise ValueError(
-            f"site '{sites[0].name}' is enumerated under a scale of shape {jnp.shape(scale)}, "
-            f"which differs within plates that are summed; it must be one number for each cell of "
-            f"{sorted(plates)}. Scale the sites that are not enumerated alone, or pass a number."
-        )
-    return scale
-
-
-def _dims(scale: Any) -> list[tuple[int, int]]:
-    return list(enumerate(jnp.shape(scale)))
-
-
-def _shown(scale: Any) -> str:
-    if isinstance(scale, jax.core.Tracer):
-        return "one that is computed"
-    return f"{scale:.4g}" if isinstance(scale, float | int) else str(scale.tolist())

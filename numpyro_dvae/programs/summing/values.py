@@ -40,7 +40,7 @@ def probs_of_summed(sites: Mapping[str, Site]) -> dict[str, tuple[Site, Array]]:
     read = [site.infer["_probs"] for site in sites.values() if "_probs" in site.infer]
     found: dict[str, list[tuple[Site, Array]]] = {}
     for site, probs in (each for look in read for each in look()):
-        found.setdefault(_owner(site), []).append((site, _by_code(site, probs)))
+        found.setdefault(site.own_name, []).append((site, _by_code(site, probs)))
     return {name: _joined(parts) for name, parts in found.items()}
 
 
@@ -94,9 +94,4 @@ def _joined(parts: Sequence[tuple[Site, Array]]) -> tuple[Site, Array]:
         return site, probs
     parts = sorted(parts, key=lambda part: -part[0].name.count("_PREV_"))
     steps = [p if s.has_steps else jnp.expand_dims(p, -2) for s, p in parts]
-    return replace(parts[-1][0], name=_owner(site)), jnp.concatenate(steps, -2)
-
-
-def _owner(site: Site) -> str:
-    """As the program has it: the host marks the first steps of a `scan`."""
-    return site.name.replace("_PREV_", "")
+    return replace(parts[-1][0], name=site.own_name), jnp.concatenate(steps, -2)

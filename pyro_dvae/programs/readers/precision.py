@@ -6,6 +6,7 @@ is what the likelihood takes its mean square error to be; where there is no vari
 categories, it is 1/2, so that N alone is the price.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,10 +27,12 @@ _UNKNOWN = 0.5  # the variance at which N / 2v is N
 def read_precision(run: Run, layout: Layout, num_particles: int) -> Float[Tensor, "K *plates"]:
     """``N / 2v`` of each datum, over its observed entries that no mask silences; a reader."""
     ledger = Ledger(layout, num_particles, run.model.values())
-    for site in (seen for each in run.model.values() for seen in _observed(each)):
-        if layout.owns(site):
-            for kind, values in zip(("entries", "variances"), _counted(site), strict=True):
-                ledger.add_bare(kind, site, _over_states(values, layout.nesting + 1))
+    for site in run.model.values():
+        for seen in _observed(site):
+            if layout.owns(seen):
+                counted = _counted(seen) if seen is site else _in_mean(site, seen)
+                for kind, values in zip(("entries", "variances"), counted, strict=True):
+                    ledger.add_bare(kind, seen, values)
     entries, variances = ledger.total("entries"), ledger.total("variances")
     variances = torch.where(variances > 0, variances, (_UNKNOWN * entries).clamp(min=_UNKNOWN))
     return entries.square() / (2 * variances)
@@ -43,10 +46,10 @@ def _observed(site: Site) -> list[Site]:
     return [m for m in members.values() if m.is_observed and site.kind == "likelihood"]
 
 
-def _over_states(values: Tensor, num_dims: int) -> Tensor:
-    """The mean over states of sites that are summed out, left of all other dims."""
-    extra = values.dim() - num_dims
-    return values.mean(tuple(range(extra))) if extra > 0 else values
+def _in_mean(site: Site, seen: Site) -> Sequence[Tensor]:
+    """Those of a site of a factor, in the mean over the states that it sums out, given the data."""
+    means: Sequence[Tensor] = site.infer["_means"](seen, _counted(seen))
+    return means
 
 
 def _counted(site: Site) -> tuple[Tensor, Tensor]:

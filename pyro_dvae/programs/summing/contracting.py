@@ -22,7 +22,7 @@ from pyro_dvae.programs.densities import without_mask
 from pyro_dvae.programs.readers.impossible import has_zeros
 from pyro_dvae.programs.sites import Layout, Site
 
-__all__ = ["Symbols", "Term", "contracted", "plates_of", "probs_of", "terms_of"]
+__all__ = ["Symbols", "Term", "contracted", "means_of", "plates_of", "probs_of", "terms_of"]
 
 _PARTICLES = "particles"
 _NOTHING = -1e20  # nats, which stand for minus infinity, whose slope is none
@@ -189,6 +189,42 @@ def probs_of(
         slope = slope.reshape(slope.shape[-layout.nesting - 2 :])
         result.append((term.site, torch.where(is_possible, slope, torch.nan)))
     return result
+
+
+def means_of(
+    terms: Sequence[Term],
+    total: Tensor,
+    layout: Layout,
+    symbols: Symbols,
+    site: Site,
+    arrays: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """Means over the states of a group, given all else, of what one of its sites has for each.
+
+    The slope of the logarithm of the sum in how much of it is added to the log-density.
+
+    Args:
+        terms: The group.
+        total: The logarithm of its sum, as `contracted` has it.
+        layout: How the sites lie.
+        symbols: The letters.
+        site: Of the group.
+        arrays: Over its batch dims, those of states among them.
+
+    Returns:
+        ``(K, *batch)`` of each.
+    """
+    (term,) = (each for each in terms if each.site.name == site.name)
+    possible, first = [t._replace(values=_possible(t.values)) for t in terms], -layout.nesting - 1
+    sizes = {frame.dim: frame.size for frame in site.plates.values()}
+    sizes[first] = total.shape[first] if total.dim() >= -first else 1
+    shape = [sizes.get(dim, 1) for dim in range(first, 0)]
+    with torch.enable_grad():
+        zeros = [array.new_zeros(shape, requires_grad=True) for array in arrays]
+        parts = [zero * array.detach() for zero, array in zip(zeros, arrays, strict=True)]
+        added = [term._replace(values=packed.pack(part[...], dict(term.letters))) for part in parts]
+        found = contracted([*possible, *added], layout, symbols, {})
+        return torch.autograd.grad(found.sum(), zeros)
 
 
 def _possible(values: Any) -> Any:

@@ -17,6 +17,7 @@ import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import opt_einsum
@@ -33,16 +34,17 @@ from pyro_dvae.programs.sites import (
     Layout,
     Site,
     is_drawn,
-    same_scale,
 )
 from pyro_dvae.programs.summing.contracting import (
     Symbols,
     Term,
     contracted,
+    means_of,
     plates_of,
     probs_of,
     terms_of,
 )
+from pyro_dvae.programs.summing.scales import common_scale
 
 __all__ = [
     "Enumerate",
@@ -170,17 +172,20 @@ def _factors(group: Sequence[Term], layout: Layout, symbols: Symbols) -> list[Si
     likelihood = f"{first}_observed" if alike else likelihood
     with opt_einsum.shared_intermediates() as cache:
         total = contracted(group, layout, symbols, cache)
-        probs = partial(probs_of, group, total, layout, symbols)
+        known = {
+            "_probs": partial(probs_of, group, total, layout, symbols),
+            "_means": partial(means_of, group, total, layout, symbols),
+        }
         if not drawn and observed:
-            return [_factor(likelihood, total, group, layout, probs)]
+            return [_factor(likelihood, total, group, layout, known)]
         if not observed:
-            return [_factor(first, total, group, layout, probs, of_latents=True)]
+            return [_factor(first, total, group, layout, known, of_latents=True)]
         prior = contracted([*sums, *drawn], layout, symbols, cache)
     possible = prior != -torch.inf
     rest = torch.where(possible, total - torch.where(possible, prior, 0.0), 0.0)
     return [
         _factor(first, prior, group, layout, of_latents=True),
-        _factor(likelihood, rest, group, layout, probs),
+        _factor(likelihood, rest, group, layout, known),
     ]
 
 
@@ -228,7 +233,7 @@ def _factor(
     values: Tensor,
     group: Sequence[Term],
     layout: Layout,
-    probs: Any = list,
+    known: Mapping[str, Any] = MappingProxyType({}),
     *,
     of_latents: bool = False,
 ) -> Site:
@@ -245,42 +250,10 @@ def _factor(
         value=values.new_empty((*values.shape, 0)),
         is_observed=True,
         plates=plates,
-        scale=_common_scale([term.site for term in group], plates),
+        scale=common_scale([term.site for term in group], plates),
         mask=None,
-        infer={"_of_latents": of_latents, "_probs": probs},
+        infer={"_of_latents": of_latents, **known},
         call=((), {}),
-    )
-
-
-def _common_scale(sites: Sequence[Site], plates: Mapping[str, Any]) -> Any:
-    """What multiplies the logarithm of the sum: one number for each cell of its plates.
-
-    Raises:
-        ValueError: If the sites have several, or one that differs within what is summed.
-    """
-    scale, dims = sites[0].scale, {frame.dim for frame in plates.values()}
-    for site in sites:
-        if not same_scale(site.scale, scale):
-            raise ValueError(
-                f"enumerated sites and those that depend on them must have one scale; got "
-                f"{_shown(scale)} at '{sites[0].name}' and {_shown(site.scale)} at '{site.name}'. "
-                "Put them under the same plates and the same `poutine.scale`, or sample the "
-                "enumerated site in the guide."
-            )
-    if isinstance(scale, Tensor) and any(
-        size > 1 and dim - scale.dim() not in dims for dim, size in enumerate(scale.shape)
-    ):
-        raise ValueError(
-            f"site '{sites[0].name}' is enumerated under a scale of shape {tuple(scale.shape)}, "
-            f"which differs within plates that are summed; it must be one number for each cell of "
-            f"{sorted(plates)}. Scale the sites that are not enumerated alone, or pass a number."
-        )
-    return scale
-
-
-def _shown(scale: Any) -> str:
-    return (
-        f"{scale:.4g}" if isinstance(scale, float | int) else str(torch.as_tensor(scale).tolist())
     )
 
 
