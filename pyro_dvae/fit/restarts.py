@@ -140,7 +140,7 @@ def _check_apart(params: dict[str, Tensor], others: list[dict[str, Tensor]]) -> 
             raise ValueError(
                 f"`make_svi` must make model and guide afresh for each run, but parameter '{name}' "
                 "is one tensor in several runs: each began where the one before it had ended. Make "
-                "the module that holds it, as the guide, within `make_svi`."
+                "what holds it, as the guide, or what it starts as, within `make_svi`."
             )
 
 

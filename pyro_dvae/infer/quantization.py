@@ -181,8 +181,9 @@ def _no_gradient(name: str) -> str:
     return (
         f"VQ_ELBO has no gradient for the distribution of the guide's site '{name}': it trains "
         "codes of vectors, and draws that are reparameterised. Leave a site of finite support to "
-        'the model, marked infer={"enumerate": "parallel"}, which sums it out; or let nothing that '
-        "is learnt go into its distribution."
+        'the model, marked infer={"enumerate": "parallel"}, which sums it out; relax it in both '
+        f"programs, relax(..., sites=['{name}']); or let nothing that is learnt go into its "
+        "distribution."
     )
 
 
