@@ -133,6 +133,7 @@ def test_steps_of_a_scan_are_left_out_with_a_word():
 
     def model(x):
         k = numpyro.sample("k", dist.Bernoulli(0.3))
+        numpyro.deterministic("twice", 2.0 * k)
 
         def step(z, value):
             z = numpyro.sample("z", dist.Categorical(flip[z]), infer=MARK)
@@ -147,4 +148,6 @@ def test_steps_of_a_scan_are_left_out_with_a_word():
     with pytest.warns(UserWarning, match="`posterior_predictive`.* are left out.*`scan`"):
         found = kit(model, guide, num_draws=30)
     assert "posterior_predictive" not in found.groups()
-    assert "k" in found["posterior"]
+    with pytest.warns(UserWarning, match="deterministic sites, are left out"):
+        found = kit(model, guide, num_draws=30, groups=())
+    assert set(found["posterior"].data_vars) == {"k"}

@@ -14,7 +14,6 @@ from numpyro_dvae.diagnostics.collect import collect
 from numpyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
 from numpyro_dvae.diagnostics.importance import diagnose
 from numpyro_dvae.diagnostics.names import Labels
-from numpyro_dvae.diagnostics.simulations import OF_SCANS
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["to_arviz"]
@@ -108,8 +107,6 @@ def to_arviz(
         batch_size=batch_size,
         prior=bool(priors),
     )
-    if "predictive" in wanted and draws["observed"] and not draws["predictive"]:
-        warnings.warn(OF_SCANS, stacklevel=3)
     report, evidences = diagnose(keys[1], draws, result, data, num_draws, _GIVEN_SHARED, params)
     if evidences is not None and "log_likelihood" in groups:
         for said in [each.warning for each in (report, report.shared) if each is not None]:

@@ -3,6 +3,7 @@
 Of sites that it sums out, which have no draws, one is made for it, given the data.
 """
 
+import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -13,13 +14,13 @@ from numpyro.handlers import replay
 
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader, has_data
 from numpyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
-from numpyro_dvae.programs.sites import Pair, Run, sample_sites
+from numpyro_dvae.programs.sites import Pair, Run, deterministic_sites, sample_sites
 from numpyro_dvae.programs.summing.values import draws_of_summed, is_scanned
 
-__all__ = ["AT_DRAWS", "OF_SCANS", "at_draws", "prior_draws", "prior_sites"]
+__all__ = ["AT_DRAWS", "at_draws", "prior_draws", "prior_sites"]
 
 AT_DRAWS = {"deterministic", "predictive"}  # readings of a run that has a draw of every latent
-OF_SCANS = (
+_OF_SCANS = (
     "`posterior_predictive`, and deterministic sites, are left out: the model sums out steps of a "
     "`scan`, of which no draws are made given the data. Write the steps as a Python loop with "
     "`markov`, or sample them in the guide."
@@ -37,11 +38,15 @@ def at_draws(
     """What the model computes and simulates at the draws of a run.
 
     Sites that are summed out are drawn for it, site by site, given the data and those before; of
-    the steps of a `scan`, which cannot be, nothing is read.
+    the steps of a `scan`, which cannot be, nothing is read, with a warning.
     """
     wanted = wanted & AT_DRAWS
     readings: Readings = {reading: {} for reading in wanted}
-    if not wanted or is_scanned(run.model):
+    if not wanted:
+        return readings
+    if is_scanned(run.model):
+        if "predictive" in wanted or deterministic_sites(run.model_trace):
+            warnings.warn(_OF_SCANS, stacklevel=2)
         return readings
     drawn, values = _latent(run.guide_trace), dict(given)
     replayed = pair._replace(guide=replay(pair.guide, trace=drawn))
