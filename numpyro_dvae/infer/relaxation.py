@@ -32,7 +32,9 @@ from jaxtyping import Array
 
 from numpyro_dvae.distributions import RELAXATIONS
 from numpyro_dvae.ops.arguments import checked
-from numpyro_dvae.programs.handlers.relaxing import RefusalError, Relaxing, not_taken
+from numpyro_dvae.programs.handlers.relaxing import RefusalError, Relaxing, not_followed, not_taken
+from numpyro_dvae.programs.handlers.slopes import lost_slope
+from numpyro_dvae.programs.plans import looks
 
 __all__ = ["Relaxed", "relax", "unrelaxed"]
 
@@ -60,7 +62,8 @@ def relax(
 
     Raises:
         ValueError: If an argument is out of range; on a call, if a site of `sites` is missing,
-            observed or of another family, or if the program cannot take vectors of codes.
+            observed or of another family, if the program cannot take vectors of codes, or if it
+            computes a log-density from a draw by what has no gradient (`handlers.slopes`).
     """
     if method not in RELAXATIONS:
         raise ValueError(f"`method` must be one of {RELAXATIONS}; got {method!r}.")
@@ -89,6 +92,7 @@ class Relaxed:
     ) -> None:
         self.program, self.sites = program, None if sites is None else tuple(sites)
         self.method, self.temperature, self.num_gumbels = method, temperature, num_gumbels
+        self._checked: set[Any] = set()  # looks of calls whose gradients are known to arrive
 
     def __getattr__(self, name: str) -> Any:
         if name == "program" or name.startswith("__"):  # while being copied
@@ -110,7 +114,23 @@ class Relaxed:
             raise not_taken(handler.vectors, error) from error
         if missing := sorted(set(self.sites or ()) - handler.met):
             raise ValueError(f"`sites`: the program has no site {missing}; check the names.")
+        self._check_slopes(handler, args, kwargs)
         return result
+
+    def _check_slopes(self, handler: Relaxing, args: tuple, kwargs: dict) -> None:
+        """Once for calls that look alike: that no draw loses its gradient."""
+        call = looks((args, kwargs))
+        if call in self._checked or not handler.relaxed:
+            return
+        self._checked.add(call)
+
+        def run() -> None:
+            with Relaxing(self.sites, handler.options):
+                self.program(*args, **kwargs)
+
+        lost = lost_slope(run, handler.draws, handler.relaxed)
+        if lost is not None:
+            raise not_followed(lost)
 
     def _next_temperature(self) -> Any:
         if not callable(self.temperature):

@@ -31,7 +31,9 @@ from torch import Tensor, nn
 
 from pyro_dvae.distributions import RELAXATIONS
 from pyro_dvae.ops.arguments import checked
-from pyro_dvae.programs.handlers.relaxing import RefusalError, Relaxing, not_taken
+from pyro_dvae.programs.handlers.relaxing import RefusalError, Relaxing, not_followed, not_taken
+from pyro_dvae.programs.handlers.slopes import lost_slope
+from pyro_dvae.programs.plans import looks
 
 __all__ = ["Relaxed", "relax", "unrelaxed"]
 
@@ -59,7 +61,8 @@ def relax(
 
     Raises:
         ValueError: If an argument is out of range; on a call, if a site of `sites` is missing,
-            observed or of another family, or if the program cannot take vectors of codes.
+            observed or of another family, if the program cannot take vectors of codes, or if it
+            computes a log-density from a draw by what has no gradient (`handlers.slopes`).
     """
     if method not in RELAXATIONS:
         raise ValueError(f"`method` must be one of {RELAXATIONS}; got {method!r}.")
@@ -92,6 +95,7 @@ class Relaxed(nn.Module):
         self.method, self.temperature, self.num_gumbels = method, temperature, num_gumbels
         owner = getattr(program, "__self__", None)  # of a method
         self.owner = owner if isinstance(owner, nn.Module) else None
+        self._checked: set[Any] = set()  # looks of calls whose gradients are known to arrive
         if callable(temperature):
             self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 
@@ -118,7 +122,24 @@ class Relaxed(nn.Module):
             raise not_taken(handler.vectors, error) from error
         if missing := sorted(set(self.sites or ()) - handler.met):
             raise ValueError(f"`sites`: the program has no site {missing}; check the names.")
+        self._check_slopes(handler, args, kwargs)
         return result
+
+    def _check_slopes(self, handler: Relaxing, args: tuple, kwargs: dict) -> None:
+        """Once for calls that look alike, where a draw has a gradient: that none is lost."""
+        draws = [handler.draws[name] for name in handler.relaxed & handler.draws.keys()]
+        call = looks(args), looks(kwargs)
+        if call in self._checked or not any(draw.requires_grad for draw in draws):
+            return
+        self._checked.add(call)
+
+        def run() -> None:
+            with Relaxing(self.sites, handler.options):
+                self.program(*args, **kwargs)
+
+        lost = lost_slope(run, handler.draws, handler.relaxed)
+        if lost is not None:
+            raise not_followed(lost)
 
     def _next_temperature(self) -> Any:
         if not callable(self.temperature):

@@ -17,9 +17,10 @@ from numpyro_dvae.distributions import (
     PathwiseBernoulli,
     PathwiseCategorical,
 )
+from numpyro_dvae.programs.handlers.slopes import LostSlope
 from numpyro_dvae.programs.sites import base_distribution
 
-__all__ = ["RefusalError", "Relaxing", "not_taken", "relaxed"]
+__all__ = ["RefusalError", "Relaxing", "not_followed", "not_taken", "relaxed"]
 
 
 class RefusalError(ValueError):
@@ -40,6 +41,8 @@ class Relaxing(Messenger):
         self.met: set[str] = set()
         self.codes: set[str] = set()  # sites whose integers become vectors
         self.vectors: dict[str, int] = {}  # those that have a value, over so many codes
+        self.draws: dict[str, Any] = {}  # of all sites, and other values of statements
+        self.relaxed: set[str] = set()
 
     def process_message(self, msg: Any) -> None:
         """Replace the distribution of a site."""
@@ -57,12 +60,17 @@ class Relaxing(Messenger):
             if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs):
                 self.codes.add(name)
             msg["fn"] = fn
+            self.relaxed.add(name)
         elif self.sites is not None:
             raise RefusalError(_refused(name, msg["fn"], msg["is_observed"]))
 
     def postprocess_message(self, msg: Any) -> None:
         """Check the value of a site."""
-        if msg["type"] != "sample" or msg["is_observed"]:
+        if msg.get("is_observed") or msg.get("name") is None:
+            return
+        is_state = isinstance(msg["value"], dict)  # which the program may change
+        self.draws[msg["name"]] = dict(msg["value"]) if is_state else msg["value"]
+        if msg["type"] != "sample":
             return
         name, value, event = msg["name"], msg["value"], tuple(msg["fn"].event_shape)
         fits = jnp.shape(value)[jnp.ndim(value) - len(event) :] == event
@@ -137,4 +145,19 @@ def not_taken(vectors: dict[str, int], error: Exception) -> ValueError:
         f"(*batch, {num_codes}), in place of an integer, and the program failed with it: "
         f"{type(error).__name__}: {error} Let the program take vectors (z @ table for table[z], "
         "nets.MLPDecoder), or make the site OneHotCategorical, or leave it out of `sites`."
+    )
+
+
+def not_followed(lost: LostSlope) -> RefusalError:
+    """What to say of a program whose results do not follow the gradient of a draw.
+
+    Args:
+        lost: Which one, and where it loses it.
+    """
+    return RefusalError(
+        f"site '{lost.name}' is relaxed, and {lost.to} is computed from it by way of `{lost.by}`, "
+        "which has no gradient: what that says of the site would not train it. Compute with the "
+        "value itself: a + z * (b - a) in place of jnp.where(z == 1, b, a) or table[z.long()], "
+        "z @ table for a vector over codes; stop_gradient the result if none is wanted; or leave "
+        "the site out of `sites`, and train it by a loss for discrete latents, as Reinforce_ELBO."
     )

@@ -12,9 +12,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 from pyro_dvae.distributions import CertainCategorical, PathwiseBernoulli, PathwiseCategorical
+from pyro_dvae.programs.handlers.slopes import LostSlope
 from pyro_dvae.programs.sites import base_distribution
 
-__all__ = ["RefusalError", "Relaxing", "not_taken", "relaxed"]
+__all__ = ["RefusalError", "Relaxing", "not_followed", "not_taken", "relaxed"]
 
 
 class RefusalError(ValueError):
@@ -35,6 +36,8 @@ class Relaxing(Messenger):
         self.met: set[str] = set()
         self.codes: set[str] = set()  # sites whose integers become vectors
         self.vectors: dict[str, int] = {}  # those that have a value, over so many codes
+        self.draws: dict[str, Any] = {}  # of all sites
+        self.relaxed: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -48,11 +51,15 @@ class Relaxing(Messenger):
             if isinstance(base_distribution(msg["fn"]), torch.distributions.Categorical):
                 self.codes.add(name)
             msg["fn"] = fn
+            self.relaxed.add(name)
         elif self.sites is not None:
             raise RefusalError(_refused(name, msg["fn"], msg["is_observed"]))
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or site_is_subsample(msg):
+        if msg["is_observed"]:
+            return
+        self.draws[msg["name"]] = msg["value"]
+        if site_is_subsample(msg):
             return
         name, value, event = msg["name"], msg["value"], tuple(msg["fn"].event_shape)
         fits = tuple(value.shape[value.dim() - len(event) :]) == event
@@ -127,4 +134,19 @@ def not_taken(vectors: dict[str, int], error: Exception) -> ValueError:
         f"(*batch, {num_codes}), in place of an integer, and the program failed with it: "
         f"{type(error).__name__}: {error} Let the program take vectors (z @ table for table[z], "
         "nets.MLPDecoder), or make the site OneHotCategorical, or leave it out of `sites`."
+    )
+
+
+def not_followed(lost: LostSlope) -> RefusalError:
+    """What to say of a program whose results do not follow the gradient of a draw.
+
+    Args:
+        lost: Which one, and where it loses it.
+    """
+    return RefusalError(
+        f"site '{lost.name}' is relaxed, and {lost.to} is computed from it by way of `{lost.by}`, "
+        "which has no gradient: what that says of the site would not train it. Compute with the "
+        "value itself: a + z * (b - a) in place of torch.where(z == 1, b, a) or table[z.long()], "
+        "z @ table for a vector over codes; detach() the result if none is wanted; or leave the "
+        "site out of `sites`, and train it by a loss for discrete latents, as Reinforce_ELBO."
     )
