@@ -85,6 +85,10 @@ class _Valued(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         return None, gradient
 
+    @staticmethod
+    def jvp(ctx: Any, value: Tensor | None, surrogate: Tensor) -> Tensor:
+        return surrogate
+
 
 class ParticleELBO(NamedOptions, ELBO):
     """Base of the losses: subclass it with one method, `gain`.
@@ -197,6 +201,7 @@ class ParticleELBO(NamedOptions, ELBO):
         def evaluate(pair: Pair) -> tuple[Particles, Layout]:
             return self.run_pair(pair), pair.layout
 
+        _check_no_vmap()
         return gathered(*self._plans.run(Pair(model, guide, args, kwargs), evaluate))
 
     # ------------------------------------------------------------------------ Pyro's protocol
@@ -308,3 +313,13 @@ class ParticleELBO(NamedOptions, ELBO):
     def _current_beta(self, state: BetaState) -> float | Tensor:
         beta = current_beta(state, self.beta, self.target_rate)
         return beta if isinstance(beta, Tensor) else max(beta, self.least_beta)
+
+
+def _check_no_vmap() -> None:
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    if any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels):
+        raise ValueError(
+            "a loss looks at numbers to see how the sites lie, and within torch.func.vmap there "
+            "are none, nor within jacfwd and hessian, which use it. Loop over what is mapped; for "
+            "derivatives use torch.func.grad, jacrev (twice for second ones) or jvp."
+        )

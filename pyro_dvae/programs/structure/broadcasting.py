@@ -172,7 +172,7 @@ def _agree_on(
     alone = [_record(pair, values, k, reads) for k in range(_NUM_PARTICLES)]
     if any(len(one.extras["sites"]) != len(together.extras["sites"]) for one in alone):
         return False  # which sites there are depends on the draws
-    if noise == _noise():  # nothing else is drawn
+    if all(map(torch.equal, noise, _noise())):  # nothing else is drawn
         if not all(_agree(together, one, k, 0) for k, one in enumerate(alone)):
             return False
         moved = {name: _with_one_moved(sites[name], value) for name, value in values.items()}
@@ -195,12 +195,12 @@ def _with_one_moved(site: Site, value: Tensor) -> Tensor:
     return torch.cat([torch.where(places, value[1], value[0])[None], value[1:]])
 
 
-def _noise() -> bytes:
+def _noise() -> list[Tensor]:
     """Where the generators stand."""
     states = [torch.get_rng_state()]
     if torch.cuda.is_initialized():
         states.append(torch.cuda.get_rng_state())
-    return b"".join(state.numpy().tobytes() for state in states)
+    return states
 
 
 def _record(pair: Pair, values: dict[str, Tensor], particle: int | None, reads: Reads) -> Particles:
