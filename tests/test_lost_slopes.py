@@ -81,6 +81,7 @@ LOST = {
     "real": lambda h, z: h.real(z > 0.5),
     "argmax": lambda h, z: 2.0 * h.np.stack([1 - z, z], -1).argmax(-1),
     "one_of_two": lambda h, z: z + h.array(TABLE)[h.whole(z)],
+    "recorded": lambda h, z: h.ppl.deterministic("code", 2 * h.np.round(z)),
     "behind_softmax": lambda h, z: h.soft(h.np.stack([0 * z, h.np.round(z)], -1), -1)[..., 1],
 }
 KEPT = {
@@ -93,6 +94,7 @@ KEPT = {
     "own_derivative": lambda h, z: 2 * h.own(z),
     "straight_through": lambda h, z: h.real(z > 0.5) + z - h.stop(z),
     "detached": lambda h, z: z + h.stop(h.real(z > 0.5)),
+    "beside_a_record": lambda h, z: z + 0 * len(h.ppl.deterministic("code", h.np.round(z))),
     "no_use": lambda h, z: h.array(X),
 }
 

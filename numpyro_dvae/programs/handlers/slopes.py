@@ -95,9 +95,11 @@ class _Again(Messenger):
     def process_message(self, msg: Any) -> None:
         """Set the value, or a key."""
         msg["stop"] = True
-        if "rng_key" in msg["kwargs"] and msg["kwargs"]["rng_key"] is None:
-            msg["kwargs"]["rng_key"] = jax.random.key(0)
-        if msg.get("name") in self.values and not msg.get("is_observed"):
+        options = msg.get("kwargs", {})
+        if "rng_key" in options and options["rng_key"] is None:
+            options["rng_key"] = jax.random.key(0)
+        is_computed = msg.get("is_observed") or msg["type"] == "deterministic"
+        if msg.get("name") in self.values and not is_computed:
             value = self.values[msg["name"]]
             msg["value"] = dict(value) if isinstance(value, dict) else value
 
