@@ -36,6 +36,25 @@ def test_dead_codes_restart_at_inputs(backend, options):
 
 
 @pytest.mark.thrifty
+def test_averages_without_a_table_lose_codes_by_what_they_have_seen(backend):
+    """Of V codes, each counted as .5 at first, those unchosen are not dead at the first batch."""
+    decay, least = 0.9, 0.5
+    book = lab(backend, lambda nets: nets.Codebook(V, D, decay=decay, min_count=least))
+    counts, restarts = np.full(V, least), []
+    for _ in range(12):
+        chosen = np.bincount(book.quantize(X[:1].repeat(N, 0)).codes, minlength=V)
+        counts = decay * counts + (1 - decay) * chosen
+        share = min(counts.sum() / N, 1.0)
+        dead = counts < least * share
+        counts = np.where(dead, least * share, counts)
+        restarts.append(dead.sum())
+        np.testing.assert_allclose(book.counts(), counts, rtol=1e-5)
+        np.testing.assert_allclose(book.rows()[dead], X[:1].repeat(dead.sum(), 0), rtol=1e-5)
+    assert not any(restarts[:5])
+    assert any(restarts)
+
+
+@pytest.mark.thrifty
 @pytest.mark.parametrize("options", KINDS)
 def test_a_start_of_data_is_inputs_that_no_mask_hides(backend, options):
     mask = np.arange(N) < 20

@@ -32,7 +32,8 @@ def call(backend, name, *arrays, **options):
         state_class(*map(backend.asarray, a)) if isinstance(a, tuple) else backend.asarray(a)
         for a in arrays
     ]
-    found = compiled(backend, name)(*given, **options)
+    arrays = {k: backend.asarray(v) for k, v in options.items() if isinstance(v, np.ndarray)}
+    found = compiled(backend, name)(*given, **options | arrays)
     return tuple(map(np.asarray, found)) if isinstance(found, tuple) else np.asarray(found)
 
 
@@ -71,6 +72,18 @@ BY_HAND = {
         "restart_codes",
         [STATE, np.array([[7.0, 7], [8, 9]])],
         {"min_count": 1.5},
+        ([[1, 1], [8, 9]], [2, 1.5], [[2, 2], [12, 13.5]]),
+    ),
+    "averages of a quarter of a batch": (  # so a quarter of 1.5
+        "restart_codes",
+        [STATE, np.array([[7.0, 7], [8, 9]])],
+        {"min_count": 1.5, "num_inputs": np.array(8.0)},
+        ([[1, 1], [8, 9]], [2, 0.375], [[2, 2], [3, 3.375]]),
+    ),
+    "averages of all of a batch": (
+        "restart_codes",
+        [STATE, np.array([[7.0, 7], [8, 9]])],
+        {"min_count": 1.5, "num_inputs": np.array(1.0)},
         ([[1, 1], [8, 9]], [2, 1.5], [[2, 2], [12, 13.5]]),
     ),
     "far apart": (  # the second input, then the third: 0.95 of squared distances 1, 0, 4

@@ -12,6 +12,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Integer, Shaped
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.kl import register_kl
@@ -121,7 +122,7 @@ class UniformCategorical(_WithoutLogits):
         """``-log V``, in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        shape = broadcast_shape(value.shape, self.batch_shape)
         return self._filled(shape, -math.log(self._num_events))
 
     def entropy(self) -> Tensor:

@@ -56,6 +56,7 @@ class Codebook(Quantizer):
         min_count: Restart a code that is chosen less often than this, in inputs per batch (of all
             processes), at an input of the batch drawn with replacement; None never does. Vectors
             that learn by gradient need time: theirs counts as one per batch where it begins anew.
+            For averages without a `table` this is less until all counts are those of a batch.
         table: Vectors to start at, ``(V, D)``, as from `ops.quantizing.spread_codes`, as if each
             had been chosen `min_count` times.
         start: Without a table: "uniform" within 1 / V; "data", inputs of the first batch; or
@@ -93,7 +94,9 @@ class Codebook(Quantizer):
         self._at_data = table is None and start != "uniform"
         begun = table is not None or self.start == "uniform"
         self._learns = decay is not None or min_count is not None or not begun
-        self._credit = credit_of(decay, min_count)
+        # How often a code counts as chosen where it begins, in inputs per batch.
+        self._credit = max(min_count or 1.0, 1.0 if decay is None else 0.0)
+        self._begins_anew = decay is not None and table is None
         first = self._first(table)
         counts = torch.full_like(first[:, 0], self._credit if begun else 0.0)
         self.register_buffer("counts", counts)
@@ -193,8 +196,10 @@ class Codebook(Quantizer):
             state = CodebookState(self.table, self.counts, self.sums)
             new = update_codebook(state, counts, sums, decay=self.decay)
         if self.min_count is not None:
-            dead, new = new.counts < self.min_count, restart_codes(new, candidates, self.min_count)
-            new = new._replace(counts=torch.where(dead, self._credit, new.counts))
+            kept, num_inputs = new.counts, counts.sum() if self._begins_anew else None
+            new = restart_codes(new, candidates, self.min_count, num_inputs)
+            if self.decay is None:
+                new = new._replace(counts=torch.where(kept < self.min_count, self._credit, kept))
         table = on_sphere(new.table) if self.cosine else new.table
         self.counts.copy_(torch.where(found, new.counts, self.counts))
         if self.decay is not None or self.min_count is not None:
@@ -280,13 +285,6 @@ class FiniteScalars(Quantizer):
             vectors, codes = quantize_levels(inputs / self.scale, self.levels)
             vectors = vectors * self.scale
         return Quantized(vectors, codes, vectors.detach())
-
-
-def credit_of(decay: float | None, min_count: float | None) -> float:
-    """How often a code counts as chosen where it begins, in inputs per batch."""
-    if decay is None:
-        return max(min_count or 1.0, 1.0)
-    return min_count or 1.0
 
 
 def _taken(flat: Float[Tensor, "N D"], places: Tensor) -> Float[Tensor, "V D"]:

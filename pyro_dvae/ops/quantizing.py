@@ -162,7 +162,10 @@ def update_codebook(
 
 @checked
 def restart_codes(
-    state: CodebookState, candidates: Float[Tensor, "V D"], min_count: float
+    state: CodebookState,
+    candidates: Float[Tensor, "V D"],
+    min_count: float,
+    num_inputs: Float[Tensor, ""] | None = None,
 ) -> CodebookState:
     """Move each code chosen less often than `min_count` to its candidate, as if chosen so often.
 
@@ -170,7 +173,12 @@ def restart_codes(
         state: The codebook.
         candidates: Where each code would move to: inputs of the batch, drawn at random.
         min_count: In inputs per batch, of the moving average.
+        num_inputs: Of the batch. Where the counts are of fewer in all, as those of averages that
+            have just begun, `min_count` is as much less; None takes it as it is.
     """
+    if num_inputs is not None:
+        seen = state.counts.sum() / num_inputs.clamp(min=1)
+        min_count = min_count * seen.clamp(max=1)
     dead = state.counts < min_count
     candidates = candidates.detach().to(state.table.dtype)
     return CodebookState(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pyro import distributions as dist
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from pyro_dvae.programs.densities import entry_mask, is_masked, unexpanded
@@ -59,7 +60,7 @@ def _counted(site: Site) -> tuple[Tensor, Tensor]:
     known = known[(None,) * (event_dim - known.dim())]  # one number for all entries
     mask = unexpanded(entry_mask(site, event_dim)) if is_masked(site) else None
     small = [known] if mask is None else torch.broadcast_tensors(mask.to(known.dtype), mask * known)
-    shape = torch.broadcast_shapes(small[0].shape, site.value.shape)
+    shape = torch.Size(broadcast_shape(small[0].shape, site.value.shape))
     batch, event = shape[: len(shape) - event_dim], shape[len(shape) - event_dim :].numel()
     # What is the same along a dim of the event is counted, not copied.
     same = event / small[0].shape[small[0].dim() - event_dim :].numel()
