@@ -92,6 +92,29 @@ def test_only_whole_files_of_weights_are_read(name, tmp_path):
             export.load_weights(path, parts(name))
 
 
+def test_weights_of_other_networks_replace_none(tmp_path):
+    """Neither the model, whose own would fit, nor what fits of a guide."""
+    torch, export = importlib.import_module("torch"), importlib.import_module("pyro_dvae.fit")
+    model, guide = parts("pyro")
+    values = {"model": model.state_dict(), "guide": guide.state_dict()}
+    before = [value.clone() for state in values.values() for value in state.values()]
+    last = list(values["guide"])[-1]
+    for wrong in ({**values["guide"], last: torch.zeros(7)}, {}, 3):
+        other = {name: value + 1 for name, value in values["model"].items()}
+        torch.save({"model": other, "guide": wrong}, tmp_path / "weights")
+        with pytest.raises(ValueError, match="weights: is of other networks than these"):
+            export.load_weights(tmp_path / "weights", (model, guide))
+        after = [value for net in (model, guide) for value in net.state_dict().values()]
+        assert all(map(torch.equal, before, after))
+
+
+def test_a_pair_without_parameters_is_not_saved(tmp_path):
+    export = importlib.import_module("numpyro_dvae.fit")
+    with pytest.raises(ValueError, match="`result` must be what `fit` or `load_weights` returned"):
+        export.save_weights(tmp_path / "weights", parts("numpyro"))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.thrifty
 def test_labels_and_data_that_do_not_fit_are_named(name, tmp_path):
     export, path = importlib.import_module(f"{name}_dvae.fit"), tmp_path / "codes.npz"

@@ -57,8 +57,17 @@ def save_weights(path: str | os.PathLike[str], result: Any) -> None:
     Args:
         path: Of the file, which is replaced as a whole.
         result: What `fit` returned.
+
+    Raises:
+        ValueError: If it has no parameters, as a pair (model, guide) that was not trained.
     """
-    states = msgpack_serialize(jax.tree.map(np.asarray, dict(_as_result(result).params)))
+    params = dict(_as_result(result).params)
+    if not params:
+        raise ValueError(
+            "`result` must be what `fit` or `load_weights` returned, which has the parameters; got "
+            "none. A pair (model, guide) holds no weights here."
+        )
+    states = msgpack_serialize(jax.tree.map(np.asarray, params))
     content = states + hashlib.sha256(states).digest() + _MARK
     write_atomically(Path(path), lambda file: file.write(content))
 

@@ -10,6 +10,7 @@ Everything runs in evaluation mode and without gradients, and returns NumPy arra
 `fit` or `load_weights` returned, or a pair (model, guide).
 """
 
+import copy
 import inspect
 import io
 import os
@@ -64,7 +65,7 @@ def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
 
     Args:
         path: Of the file that `save_weights` wrote.
-        result: A pair (model, guide), or a result; its weights are replaced.
+        result: A pair (model, guide), or a result; its weights are replaced, all or none.
 
     Returns:
         The model and guide, for the calls of this module.
@@ -75,12 +76,18 @@ def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
     """
     result = _as_result(result)
     states = _read(path, _device(result.model))
+    before = {name: copy.deepcopy(getattr(result, name).state_dict()) for name in states}
     try:
-        for name, state in states.items():
-            getattr(result, name).load_state_dict(state)
-    except RuntimeError as error:
+        _load(result, states)
+    except (RuntimeError, TypeError) as error:  # some may have been replaced by then
+        _load(result, before)
         raise ValueError(f"{path}: is of other networks than these: {error}") from error
     return result
+
+
+def _load(result: FitResult, states: dict[str, Any]) -> None:
+    for name, state in states.items():
+        getattr(result, name).load_state_dict(state)
 
 
 def _read(path: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
