@@ -22,7 +22,7 @@ References:
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -176,15 +176,16 @@ def restart_codes(
         num_inputs: Of the batch. Where the counts are of fewer in all, as those of averages that
             have just begun, `min_count` is as much less; None takes it as it is.
     """
+    least: Any = min_count
     if num_inputs is not None:
         seen = state.counts.sum() / jnp.maximum(num_inputs, 1)
-        min_count = min_count * jnp.minimum(seen, 1)
-    dead = state.counts < min_count
+        least = min_count * jnp.minimum(seen, 1)
+    dead = state.counts < least
     candidates = jax.lax.stop_gradient(candidates).astype(state.table.dtype)
     return CodebookState(
         jnp.where(dead[:, None], candidates, state.table),
-        jnp.where(dead, min_count, state.counts),
-        jnp.where(dead[:, None], min_count * candidates, state.sums),
+        jnp.where(dead, least, state.counts),
+        jnp.where(dead[:, None], least * candidates, state.sums),
     )
 
 

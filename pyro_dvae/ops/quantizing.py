@@ -22,7 +22,7 @@ References:
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -176,15 +176,16 @@ def restart_codes(
         num_inputs: Of the batch. Where the counts are of fewer in all, as those of averages that
             have just begun, `min_count` is as much less; None takes it as it is.
     """
+    least: Any = min_count
     if num_inputs is not None:
         seen = state.counts.sum() / num_inputs.clamp(min=1)
-        min_count = min_count * seen.clamp(max=1)
-    dead = state.counts < min_count
+        least = min_count * seen.clamp(max=1)
+    dead = state.counts < least
     candidates = candidates.detach().to(state.table.dtype)
     return CodebookState(
         torch.where(dead[:, None], candidates, state.table),
-        torch.where(dead, min_count, state.counts),
-        torch.where(dead[:, None], min_count * candidates, state.sums),
+        torch.where(dead, least, state.counts),
+        torch.where(dead[:, None], least * candidates, state.sums),
     )
 
 
