@@ -167,3 +167,23 @@ def test_pyro_sees_what_is_filled_in_place_or_asked_for_by_python():
         assert np.isfinite(Reinforce_ELBO(4).loss(*pair, torch.as_tensor(X)))  # no gradient
         with pytest.raises(ValueError, match=why):
             Reinforce_ELBO(4).loss_and_grads(*pair, torch.as_tensor(X))
+
+
+def test_pyro_looks_at_the_parameters_that_the_run_has_had():
+    """Of handlers around it, too: none is made in the store by looking."""
+    torch, pyro = pytest.importorskip("torch"), pytest.importorskip("pyro")
+    from pyro_dvae.infer import relax
+
+    class Given(pyro.poutine.messenger.Messenger):
+        def _pyro_param(self, msg):
+            msg["value"], msg["done"] = torch.ones(3, requires_grad=True), True
+
+    def model():
+        logits = pyro.param("l", torch.zeros(3))
+        z = pyro.sample("z", pyro.distributions.Bernoulli(logits=logits).to_event(1))
+        pyro.sample("x", pyro.distributions.Normal(z, 1.0).to_event(1), obs=torch.tensor(X))
+
+    pyro.clear_param_store()
+    with Given():
+        relax(model)()
+    assert not pyro.get_param_store().keys()

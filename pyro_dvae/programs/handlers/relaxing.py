@@ -36,7 +36,7 @@ class Relaxing(Messenger):
         self.met: set[str] = set()
         self.codes: set[str] = set()  # sites whose integers become vectors
         self.vectors: dict[str, int] = {}  # those that have a value, over so many codes
-        self.draws: dict[str, Any] = {}  # of all sites
+        self.draws: dict[str, Any] = {}  # of all sites, and parameters
         self.relaxed: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -54,6 +54,9 @@ class Relaxing(Messenger):
             self.relaxed.add(name)
         elif self.sites is not None:
             raise RefusalError(_refused(name, msg["fn"], msg["is_observed"]))
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        self.draws[msg["name"]] = msg["value"]
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["is_observed"]:

@@ -56,7 +56,7 @@ def lost_slope(
 
     Args:
         run: Runs the program.
-        draws: What it has drawn, by site, or was given.
+        draws: What it has drawn, by site, or was given, its parameters among these.
         relaxed: The sites whose draws have a gradient.
     """
 
@@ -97,7 +97,7 @@ class _Marks(Messenger):
 
     def __init__(self, draws: Mapping[str, Tensor], relaxed: Collection[str]) -> None:
         super().__init__()
-        self.draws = {name: value.detach() for name, value in draws.items()}
+        self.draws = {n: v.detach() if n in relaxed else v for n, v in draws.items()}
         self.relaxed, self.names = relaxed, dict[int, str]()
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -109,6 +109,10 @@ class _Marks(Messenger):
             value = track_provenance(value, frozenset({name}))
             self.names[id(self.draws[name])] = name
         msg["value"], msg["done"] = value, True
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.draws:
+            msg["value"], msg["done"] = self.draws[msg["name"]], True
 
 
 class _Followed(TorchFunctionMode):
