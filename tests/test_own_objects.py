@@ -91,6 +91,18 @@ def test_programs_are_known_by_what_they_are_not_by_what_they_hold(host):
         np.testing.assert_allclose(found, -terms.sum(), rtol=1e-6)
 
 
+def test_a_static_method_is_a_program(host):
+    """It has a function, as a bound method does, but nothing that this is bound to."""
+
+    def guide(x):
+        with host.host.plate("data", len(X)):
+            host.host.sample("z", host.dist.Bernoulli(0.5))
+
+    model = Shifted(host.host, host.array(np.array([0.7, 1.0])))
+    found = [host.loss(each, guide) for each in (model, staticmethod(model.__call__))]
+    assert found[0] == found[1]
+
+
 def listed_pair(host, values):
     def model(x):
         with host.host.plate("data", len(X)):

@@ -151,19 +151,32 @@ def test_an_svi_is_no_function_that_makes_one(kit):
         kit.restarts(0, kit.make_svi(), num_restarts=2, num_steps=5)
 
 
-def test_runs_that_share_what_is_trained_are_none():
+@pytest.mark.parametrize("way", ["a module", "first values", "first values of NumPy"])
+def test_runs_that_share_what_is_trained_are_none(way):
     """They agree, as each begins where the one before it has ended."""
     torch = pytest.importorskip("torch")
     import pyro
 
-    kit, held = pyro_kit(), torch.nn.Linear(1, 1)
+    kit, held, start, array = pyro_kit(), torch.nn.Linear(1, 1), torch.zeros(3), np.zeros(3)
+
+    def begin():
+        if way == "a module":
+            pyro.module("held", held)
+        elif way == "first values":
+            module = torch.nn.Module()
+            module.weight = torch.nn.Parameter(start)
+            pyro.module("held", module)
+        else:
+            pyro.param("held$$$weight", torch.from_numpy(array))
 
     def make():
         svi = kit.make_svi()
-        svi.guide = lambda x: pyro.module("held", held) and None
+        svi.guide = lambda x: begin()
         return svi
 
-    with pytest.raises(ValueError, match=r"parameter 'held\$\$\$weight' is one tensor in several"):
+    with pytest.raises(
+        ValueError, match=r"parameter 'held\$\$\$weight' is the memory of one tensor"
+    ):
         kit.restarts(0, make, num_restarts=2, num_steps=5)
 
 

@@ -263,8 +263,9 @@ def check_simulates(
     factors = [f"'{name}' is a factor" for name in scored if name not in data]
     if apart or factors:
         raise ValueError(
-            f"{', '.join([*apart, *factors])}: that counts in the posterior that the guide is of, "
-            "but no data are drawn from it, so that ranks would tell of another model. Use "
-            "`posterior_gap` or `importance_diagnostics`, which count it, or pass a model, with a "
-            "guide that is meant for it, that is without."
+            f"{', '.join([*apart, *factors])}: what such a thing says of latents counts in the "
+            "posterior that the guide is of, but no data are drawn from it: ranks would tell "
+            "of another model. Use `posterior_gap` or `importance_diagnostics`, which count it, or "
+            "pass a model that is without, and a guide that is meant for it: the same guide, where "
+            "a factor is of parameters alone."
         )

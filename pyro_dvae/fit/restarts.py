@@ -133,15 +133,21 @@ def _check_apart(params: dict[str, Tensor], others: list[dict[str, Tensor]]) -> 
     """Whether a run began at first values of its own.
 
     Raises:
-        ValueError: If it has trained the tensors of another run: it began where that had ended.
+        ValueError: If it has tensors of another run, or views of these: it begins where that ends.
     """
+    taken = {_memory(param) for other in others for param in other.values() if param.numel()}
     for name, param in params.items():
-        if any(param is other.get(name) for other in others):
+        if _memory(param) in taken:
             raise ValueError(
                 f"`make_svi` must make model and guide afresh for each run, but parameter '{name}' "
-                "is one tensor in several runs: each began where the one before it had ended. Make "
-                "what holds it, as the guide, or what it starts as, within `make_svi`."
+                "is the memory of one tensor in several runs: what one of them trains, the next "
+                "starts with. Make what holds it, as the guide, or what it starts as, within "
+                "`make_svi` (or start with a `.clone()` of it)."
             )
+
+
+def _memory(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
 
 
 def _check_makes(make_svi: Any) -> None:

@@ -195,8 +195,9 @@ def same_programs(some: Sequence[Any], others: Sequence[Any]) -> bool:
 
 
 def _identity(program: Any) -> tuple[int, ...]:
+    owner = getattr(program, "__self__", None)  # of a method, which is another object each time
     method = getattr(program, "__func__", None)
-    return (id(program),) if method is None else (id(method), id(program.__self__))
+    return (id(program),) if owner is None or method is None else (id(method), id(owner))
 
 
 def same_scale(one: Any, two: Any) -> bool:
