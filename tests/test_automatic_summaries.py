@@ -35,6 +35,27 @@ def test_modes_and_quantiles_of_trials_that_differ_are_within_them(lab):
     np.testing.assert_allclose(posterior.probs, expected, atol=0.06)
 
 
+def test_modes_and_quantiles_are_within_the_trials_of_their_call():
+    """Those of the first call had been kept: two successes of one trial. NumPyro's take no data."""
+    pytest.importorskip("torch")
+    lab = make_lab("pyro")
+
+    def counts(ppl, x, trials):
+        with ppl.plate("data", 3, dim=-1):
+            n = ppl.sample("n", ppl.dist.Binomial(trials, ppl.array(0.4)))
+            ppl.sample("x", ppl.dist.Normal(n * 1.0, 1.0), obs=x)
+
+    guide, x = lab.guide(lab.bind(counts)), lab.array(X)
+    lab.start(guide, x, lab.array([2.0, 4.0, 3.0]))
+    params = {"n": np.log(np.array([[0.2, 0.1, 0.1, 0.3, 0.4]] * 3))}
+    other = (x, lab.array([4.0, 1.0, 0.0]))
+    assert lab.summary(guide, "mode", params, args=other)["n"].tolist() == [4, 0, 0]
+    found = lab.summary(guide, "quantiles", params, [0.45, 0.7, 1.0], args=other)["n"]
+    assert found.T.tolist() == [[3, 4, 4], [0, 1, 1], [0, 0, 0]]
+    with pytest.raises(ValueError, match="'n' now has numbers up to 5"):
+        lab.summary(guide, "mode", params, args=(x, lab.array([5.0, 1.0, 0.0])))
+
+
 def below(ppl, x):
     with ppl.plate("data", len(x), dim=-1):
         b = ppl.sample("b", ppl.dist.Bernoulli(ppl.array(0.3)))

@@ -34,6 +34,7 @@ from pyro_dvae.guides.families import (
     count_values,
     draw_instead,
     is_ordered,
+    of_call,
     of_trials,
     posterior,
     probs_of,
@@ -217,7 +218,10 @@ class AutoDiscrete(AutoGuide):
         for name, latent in self._latents.items():
             if reason := why_unread(latent):
                 raise NotImplementedError(draw_instead(name, reason))
-        return self._latents
+        if not (args or kwargs) or all(each.possible is None for each in self._latents.values()):
+            return self._latents
+        found = latents_and_parents(self.model, args, kwargs, _bound_of)
+        return {name: of_call(latent, found[name].site) for name, latent in self._latents.items()}
 
     # ------------------------------------------------------------------------------------ set-up
 

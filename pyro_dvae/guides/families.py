@@ -24,6 +24,7 @@ __all__ = [
     "count_values",
     "draw_instead",
     "is_ordered",
+    "of_call",
     "of_trials",
     "posterior",
     "prior",
@@ -205,6 +206,11 @@ def _ruled(latent: Latent, site: Site, logits: Tensor) -> Tensor:
 
 def _possible(latent: Latent, site: Site) -> Bool[Tensor, "*batch_cells V"]:
     """Which values the model does not rule out."""
+    _check_bound(latent, site)
+    return prior(latent, site) > 0
+
+
+def _check_bound(latent: Latent, site: Site) -> None:
     if isinstance(site.base, _BOUNDED) and latent.is_bounded_here:
         largest = int(site.base.total_count.max())
         if largest >= latent.num_values:
@@ -213,7 +219,20 @@ def _possible(latent: Latent, site: Site) -> Bool[Tensor, "*batch_cells V"]:
                 f"{latent.num_values} values, as its first call had. Pass "
                 f"num_values={{'{latent.name}': V}} with the V that all data need."
             )
-    return prior(latent, site) > 0
+
+
+def of_call(latent: Latent, site: Site) -> Latent:
+    """A latent with the trials that a call has, if it is one whose trials tell what is left.
+
+    Args:
+        latent: The latent, as the first call had it.
+        site: The site of this call; where it has other rows than all, those trials stay.
+    """
+    if latent.possible is None:
+        return latent
+    _check_bound(latent, site)
+    possible = of_trials(site, latent.batch_shape, latent.num_values)
+    return latent if possible is None else latent._replace(possible=possible)
 
 
 def of_trials(site: Site, batch_shape: tuple[int, ...], num_values: int) -> Any:
