@@ -81,6 +81,7 @@ def sizes_of(group: str, variables: Mapping[str, tuple]) -> dict[str, int]:
                 raise ValueError(
                     f"`{group}`: a dim of '{name}' is called '{dim}', as is something else there: "
                     "a site, another dim, or one that ArviZ has ('chain', 'draw'). Rename the "
-                    f"plate '{dim}', or the site, or pass `groups` without '{group}'."
+                    f"plate or what `dims` calls '{dim}', or the site, or pass `groups` without "
+                    f"'{group}'."
                 )
     return sizes

@@ -157,8 +157,8 @@ def latent_rates(
             threshold,
             error,
             share,
-            not reordered.isdisjoint(name.split(", ")),
-            not weighed.isdisjoint(name.split(", ")),
+            not reordered.isdisjoint({name, *name.split(", ")}),
+            not weighed.isdisjoint({name, *name.split(", ")}),
         )
         for name, (rate, error, share) in latent_rates_of(draws).items()
     }
