@@ -71,7 +71,7 @@ def calibrate(name, pair):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"factor": 2.0}, "'f' is a factor: that counts.*`posterior_gap`"),
+        ({"factor": 2.0}, "'f' is a factor: what .* counts .*`posterior_gap`"),
         ({"scaled": "x"}, "a scale of its own weighs '[zx]'.*`posterior_gap`"),
         ({"scaled": "z"}, "a scale of its own weighs 'z'"),
         ({"scaled": "zx"}, "a scale of its own weighs"),
