@@ -146,9 +146,12 @@ class Draws:
     @property
     def shared_weights(self) -> np.ndarray:
         """Log p - log q of what the data share, of each draw, ``(K,)``."""
-        names = ("shared_likelihood", "shared_prior", "shared_q")
-        likelihood, prior, log_q = (self.shared(name) for name in names)
-        return likelihood + prior - log_q
+        return self.shared_joint - self.shared("shared_q")
+
+    @property
+    def shared_joint(self) -> np.ndarray:
+        """Log p of what the data share, of each draw, ``(K,)``."""
+        return self.shared("shared_likelihood") + self.shared("shared_prior")
 
     @property
     def shared_importance_weights(self) -> np.ndarray:

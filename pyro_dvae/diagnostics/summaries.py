@@ -223,14 +223,17 @@ def gap_of(draws: Draws) -> PosteriorGap:
         posterior = np.exp(log_p + silenced - log_evidence)
         weights = np.subtract(log_p, log_q, out=np.zeros_like(log_p), where=possible)
         elbo = np.where(possible, np.exp(log_draw) * weights, 0.0).sum(0)
-        gap = log_evidence - elbo
         # What the ELBO is at most: the evidence, if masked latents are drawn as the model would.
         ceiling = log_sum(np.where(possible, log_p + log_draw - log_q, -np.inf))
     mass = np.where(possible, posterior, 0.0).sum(0)
     mass = np.where(np.isfinite(log_evidence), mass, np.nan)
-    is_bound = ~(ceiling > log_evidence + _ROUNDING)
-    part = draws.shared_weights[0] / draws.scale.sum()  # of what is observed beside the data
-    log_evidence, elbo = log_evidence + part, elbo + part
+    # What is observed beside the data; a factor of the guide's there is of its density alone.
+    joint, weight = (
+        each[0] / draws.scale.sum() for each in (draws.shared_joint, draws.shared_weights)
+    )
+    log_evidence, elbo, ceiling = log_evidence + joint, elbo + weight, ceiling + weight
+    with np.errstate(invalid="ignore"):
+        gap, is_bound = log_evidence - elbo, ~(ceiling > log_evidence + _ROUNDING)
     return PosteriorGap(
         log_evidence=log_evidence,
         elbo=np.asarray(elbo),
