@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_dvae.diagnostics.arrays import NamedArray
@@ -29,7 +28,14 @@ from pyro_dvae.diagnostics.simulations import AT_DRAWS, OneByOneError, at_draws
 from pyro_dvae.diagnostics.weighed import OF_WEIGHTS, with_all_names
 from pyro_dvae.infer.relaxation import unrelaxed
 from pyro_dvae.programs.codes import enumerate_draws
-from pyro_dvae.programs.draw import AnyValue, Draw, drawn_subsamples, run_pair, run_program
+from pyro_dvae.programs.draw import (
+    AnyValue,
+    Draw,
+    HeldRows,
+    drawn_subsamples,
+    run_pair,
+    run_program,
+)
 from pyro_dvae.programs.handlers.paths import list_paths
 from pyro_dvae.programs.readers.impossible import read_impossible, read_num_states, read_zeros
 from pyro_dvae.programs.record import (
@@ -72,7 +78,7 @@ __all__ = [
 class Notes(NamedTuple):
     """What is known of a pair, for all its runs."""
 
-    subsamples: Any  # those that plates of the programs drew, to be replayed
+    subsamples: Any  # those that plates of the programs drew, which all runs have; see `HeldRows`
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
     alone: Alone = Alone()  # sites that the guide alone has
 
@@ -98,7 +104,7 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
     if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(pair.layout, run))
     notes = Notes(drawn_subsamples(run), _shared_sites(pair.layout, run))
-    with torch.no_grad(), poutine.replay(trace=notes.subsamples):
+    with torch.no_grad(), HeldRows(notes.subsamples):
         alone = sites_alone(pair, 1)
     shared = without_told(notes.shared, alone)
     return pair._replace(notes=notes._replace(alone=alone, shared=shared))
@@ -113,7 +119,7 @@ def vary(pair: Pair) -> Pair:
     """The pair, of programs whose sites depend on the draws: all data make one datum then."""
     layout, notes = pair.layout._replace(plates=(), dims=()), pair.notes._replace(shared=())
     pair = pair._replace(layout=layout, structure=None, vectorize=False, notes=notes)
-    with torch.no_grad(), poutine.replay(trace=notes.subsamples):
+    with torch.no_grad(), HeldRows(notes.subsamples):
         return pair._replace(notes=notes._replace(alone=sites_alone(pair, 20)))  # some of each way
 
 
@@ -144,7 +150,7 @@ def posterior_sites(
     size = num_draws if pair.vectorize else 1
     axes = _draw_axes(pair) if "deterministic" in wanted else {}
     records, readings = [], []
-    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
+    with torch.no_grad(), HeldRows(pair.notes.subsamples):
         draw = Draw(layout, size if pair.vectorize else None, given)
         runs = [run_pair(pair, draw) for _ in range(num_draws // size)]
         if pair.structure is None:  # any of them may have the deepest plates
@@ -230,7 +236,7 @@ def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:
         ValueError: If there are continuous latents, or more than `max_states` states, or if the
             log-density of a datum changes with the draws of others.
     """
-    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples), AnyValue():
+    with torch.no_grad(), HeldRows(pair.notes.subsamples), AnyValue():
         guide_sites = sample_sites(run_program(pair.guide, pair.args, pair.kwargs))
         latent = {name: site for name, site in guide_sites.items() if not site.is_observed}
         check_discrete([name for name, site in latent.items() if not site.needs_credit])
@@ -242,7 +248,7 @@ def enumerate_states(pair: Pair, max_states: int) -> dict[str, Tensor]:
 
 def run_given(pair: Pair, values: Mapping[str, Tensor]) -> Run:
     """One run, in which some latents have these values."""
-    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
+    with torch.no_grad(), HeldRows(pair.notes.subsamples):
         return run_pair(pair, Draw(pair.layout, None, values))
 
 
@@ -253,7 +259,7 @@ def score_states(pair: Pair, values: Mapping[str, Tensor]) -> Particles:
         StructureError: If other sites than those of the pair's structure follow from some values.
     """
     num_states = max(map(len, values.values()), default=1)
-    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples), AnyValue():
+    with torch.no_grad(), HeldRows(pair.notes.subsamples), AnyValue():
         pair = pair._replace(expand=not takes_singletons(pair, values))
         reads: dict[str, Reader] = dict(_STATE_READERS)
         reads["sites"] = lambda run, *_: _check_sites(pair, run, 1)
@@ -266,7 +272,7 @@ def score_paths(pair: Pair, max_states: int) -> Particles:
     Raises:
         ValueError: If there are continuous latents, or more than `max_states` ways.
     """
-    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples), AnyValue():
+    with torch.no_grad(), HeldRows(pair.notes.subsamples), AnyValue():
         paths = list_paths(pair, max_states)
         runs = [run_pair(pair, Draw(pair.layout, None, values)) for values in paths]
         known = {name for run in runs for name in run.model}  # another way may not have them
@@ -295,7 +301,7 @@ def states_left_out(pair: Pair, num_draws: int, names: Sequence[str]) -> dict[st
     """
     size = num_draws if pair.vectorize else 1
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
+    with torch.no_grad(), HeldRows(pair.notes.subsamples):
         for _ in range(num_draws // size):
             run = run_pair(pair, Draw(pair.layout, size if pair.vectorize else None))
             for name in names:

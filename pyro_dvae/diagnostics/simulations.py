@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data, join_runs
 from pyro_dvae.diagnostics.silence import in_full
-from pyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
+from pyro_dvae.programs.draw import Draw, HeldRows, Unconditioned, run_pair, run_program
 from pyro_dvae.programs.sites import Pair, Run, sample_sites
 from pyro_dvae.programs.summing.values import draws_of_summed
 
@@ -57,7 +57,7 @@ def prior_draws(pair: Pair, num_draws: int) -> tuple[Readings, dict[str, Tensor]
     """As `prior_sites`, with the latents as `score_states` takes them."""
     size = num_draws if pair.vectorize else 1
     draw = Draw(pair.layout, size if pair.vectorize else None)
-    with torch.no_grad(), poutine.replay(trace=pair.notes.subsamples):
+    with torch.no_grad(), HeldRows(pair.notes.subsamples):
         runs = [_simulate(pair, draw, size) for _ in range(num_draws // size)]
     found = [run[1] for run in runs]
     alike = [n for n, v in found[0].items() if all(n in f and f[n].shape == v.shape for f in found)]

@@ -36,6 +36,7 @@ from pyro_dvae.programs.summing.enumerating import Enumerate, sum_out
 __all__ = [
     "AnyValue",
     "Draw",
+    "HeldRows",
     "Sampler",
     "Unconditioned",
     "bounds_of",
@@ -326,3 +327,24 @@ def drawn_subsamples(run: Run) -> poutine.Trace:
             if len(rows.indices) != rows.full_size:
                 minibatch.nodes.setdefault(name, trace.nodes[name])
     return minibatch
+
+
+class HeldRows(Messenger):
+    """Plates that subsample take the rows that they took in the first run that had them.
+
+    Args:
+        minibatch: Subsamples that runs have drawn; those of further plates are added.
+    """
+
+    def __init__(self, minibatch: poutine.Trace) -> None:
+        super().__init__()
+        self.minibatch = minibatch
+
+    def _pyro_sample(self, message: Any) -> None:
+        if message["name"] in self.minibatch and is_subsample(message):
+            message["done"] = True
+            message["value"] = self.minibatch.nodes[message["name"]]["value"]
+
+    def _pyro_post_sample(self, message: Any) -> None:
+        if is_subsample(message) and len(message["value"]) != message["fn"].size:
+            self.minibatch.nodes.setdefault(message["name"], message.copy())
