@@ -164,11 +164,28 @@ def posterior_sites(
                 reading["subsample"] = _subsamples(run.model_trace)
             reading |= at_draws(pair, given, run, reader, set(wanted))
             readings.append(reading)
+        if weighs and pair.structure is None:
+            each = zip(runs, records, strict=True)
+            records = [_with_masks(pair._replace(layout=layout), *one) for one in each]
         record = concatenate(with_all_names(records))
         if weighs and pair.structure is not None:
             if values := otherwise_drawn(runs, layout, size):
                 record = with_matters(record, score_states(pair, values))
     return record, join_runs(readings)
+
+
+def _with_masks(pair: Pair, run: Run, record: Particles) -> Particles:
+    """What is said of masked latents in `silence`, of a run that has sites of its own."""
+    nothing = torch.zeros_like(record.log_q)
+    record = record._replace(
+        extras={"unmasked": nothing, "masked_apart": nothing > 0}
+        | {name: value for name, value in record.extras.items() if value is not None}
+    )
+    values = otherwise_drawn([run], pair.layout, 1)
+    try:
+        return with_matters(record, score_states(pair, values) if values else record)
+    except ValueError:  # which latents there are depends on one under a mask
+        return record._replace(extras={**record.extras, "matters": nothing == 0})
 
 
 def _check_sites(pair: Pair, run: Run, count: int) -> None:
