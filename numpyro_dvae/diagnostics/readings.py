@@ -27,7 +27,7 @@ from numpyro_dvae.diagnostics.auxiliary import (
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader
 from numpyro_dvae.diagnostics.left_out import is_left_out
 from numpyro_dvae.diagnostics.points import OF_POINTS
-from numpyro_dvae.diagnostics.silence import OF_MASKS, latents_of, otherwise_drawn, with_matters
+from numpyro_dvae.diagnostics.silence import OF_MASKS, otherwise_drawn, with_matters
 from numpyro_dvae.diagnostics.simulations import AT_DRAWS, at_draws
 from numpyro_dvae.diagnostics.weighed import OF_WEIGHTS
 from numpyro_dvae.programs.codes import enumerate_draws
@@ -167,8 +167,8 @@ def posterior_sites(
         if "subsample" in wanted:
             readings["subsample"] = _subsamples(run.model_trace)
         readings |= at_draws(predictive_key, pair, given, run, reader, set(wanted))
-        latents = latents_of(run, place) if weighs else {}
-        return make_record(run, layout, num_draws, reads=_readers(pair)), readings, latents
+        others = otherwise_drawn(run, place) if weighs else {}
+        return make_record(run, layout, num_draws, reads=_readers(pair)), readings, others
 
     def score_one(key: Array, values: dict[str, Array]) -> Particles:
         run = run_pair(key, settled, Draw(pair.notes.subsamples, layout, values))
@@ -176,12 +176,11 @@ def posterior_sites(
 
     axes = {reading: None if reading in _UNDRAWN else 0 for reading in wanted}
     keys = jax.random.split(rng_key, num_draws)
-    particles, readings, latents = jax.vmap(run_one, out_axes=(0, axes, 0))(
+    particles, readings, others = jax.vmap(run_one, out_axes=(0, axes, 0))(
         keys, jnp.arange(num_draws)
     )
-    if latents:
-        others = jax.vmap(score_one)(keys, otherwise_drawn(latents))
-        particles = with_matters(particles, others)
+    if others:
+        particles = with_matters(particles, jax.vmap(score_one)(keys, others))
     return particles._replace(scale=jnp.asarray(particles.scale)[0]), readings
 
 

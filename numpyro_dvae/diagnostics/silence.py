@@ -8,7 +8,7 @@ all of them, the next one about half, each to another of the other values, so th
 rare nor what depends on two together stays unseen.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from numpyro_dvae.programs.draw import moved
 from numpyro_dvae.programs.record import Ledger, Particles, silenced_of
 from numpyro_dvae.programs.sites import Layout, Run, Site
 
-__all__ = ["OF_MASKS", "latents_of", "otherwise_drawn", "with_matters"]
+__all__ = ["OF_MASKS", "otherwise_drawn", "with_matters"]
 
 _ROUNDING = 1e-4  # of log-densities in single precision, as a part of themselves
 
@@ -55,10 +55,10 @@ def _read_masked_apart(run: Run, layout: Layout, num_particles: int) -> Array:
 OF_MASKS = {"unmasked": _read_unmasked, "masked_apart": _read_masked_apart}  # readers
 
 
-def latents_of(run: Run, draw: int | Array) -> dict[str, tuple[Array, Array, Array]]:
-    """The guide's latents of a draw, where no mask silences them, and other values of these.
+def otherwise_drawn(run: Run, draw: int | Array) -> dict[str, Array]:
+    """Values of all latents of the guide in a draw, those under masks moved on.
 
-    Empty if there is no mask.
+    Empty if no mask silences any.
 
     Args:
         run: Of one draw.
@@ -72,18 +72,8 @@ def latents_of(run: Run, draw: int | Array) -> dict[str, tuple[Array, Array, Arr
         if not site.is_observed
     }
     return {
-        name: (sites[0].value, _counted(sites), _moved_on(sites, draw, seed))
+        name: jnp.where(_counted(sites), sites[0].value, _moved_on(sites, draw, seed))
         for seed, (name, sites) in enumerate(latent.items())
-    }
-
-
-def otherwise_drawn(
-    latents: Mapping[str, tuple[Array, Array, Array]],
-) -> dict[str, Array]:
-    """Values of all latents of the guide, draws in front, those under masks moved on."""
-    return {
-        name: jnp.where(counted, values, other)
-        for name, (values, counted, other) in latents.items()
     }
 
 
