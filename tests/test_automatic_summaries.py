@@ -92,3 +92,33 @@ def test_what_is_traced_is_not_known_to_have_all_values():
     jax.eval_shape(lambda x: svi.init(jax.random.key(0), x), lab.array(np.array([0.3, 1.0])))
     with pytest.raises(NotImplementedError, match=r"'z' was first seen under jax\.jit \(call svi"):
         guide.mode({"z_auto_logits": np.zeros(1)})
+
+
+RARE = {
+    "Binomial": (lambda ppl: ppl.dist.Binomial(60, ppl.array(np.float32(1e-6))), 60, {}),
+    "Poisson": (lambda ppl: ppl.dist.Poisson(ppl.array(np.float32(1e-5))), 60, {"z": 61}),
+    "Bernoulli": (lambda ppl: ppl.dist.Bernoulli(logits=ppl.array(np.float32(-1000.0))), 1, {}),
+}
+
+
+@pytest.mark.thrifty
+@pytest.mark.parametrize("family", RARE)
+def test_values_too_rare_for_any_precision_are_possible_all_the_same(lab, family):
+    """The prior of the last is e^-829, e^-879 and e^-1000: the guide can have it, and starts low."""
+    prior, most, num_values = RARE[family]
+
+    def model(ppl, x):
+        z = ppl.sample("z", prior(ppl))
+        ppl.sample("x", ppl.dist.Normal(z * 1.0, 1.0), obs=x)
+
+    guide, x = lab.guide(lab.bind(model), num_values=num_values), lab.array(np.float32(most))
+    start = lab.start(guide, x)["z"]
+    low = start if most == 1 else start - start.max()
+    assert low[-1] < -65
+    logits = np.array([4.0] if most == 1 else [0.0] * most + [8.0], np.float32)
+    found = lab.summary(guide, "quantiles", {"z": logits}, [0.005, 0.5], args=(x,))["z"]
+    share = np.exp(8.0) / (np.exp(8.0) + most) if most > 1 else 1 / (1 + np.exp(-4.0))
+    first = int(np.searchsorted(np.cumsum([(1 - share) / most] * most), 0.005))
+    assert found.tolist() == [first, most]
+    drawn = lab.posterior(lab.bind(model), guide, {"z": logits}, np.float32(most), num_draws=500)
+    assert abs(drawn["z"].probs[..., -1] - share) < 5 * np.sqrt(share * (1 - share) / 500)

@@ -4,16 +4,18 @@ A latent is a site of the model. Each of its places, the cells of its plates and
 has one of V values and P parameters: a logit of a Bernoulli, V of all other families.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Integer, Num
 
 from numpyro_dvae.distributions import Categorical, Counts, OneHotCategorical
 from numpyro_dvae.programs.densities import entry_mask
+from numpyro_dvae.programs.readers.impossible import excludes
 from numpyro_dvae.programs.sites import Site
 
 __all__ = [
@@ -41,6 +43,7 @@ _ONE_HOT = OneHotCategorical
 _BOUNDED = dist.BinomialProbs | dist.BinomialLogits
 _UNBOUNDED = dist.Poisson | dist.GeometricProbs | dist.GeometricLogits
 _CERTAIN = 100.0  # logit of a Bernoulli that can have one value alone; finite, for finite slopes
+_RAREST = 1e-30  # probability of what is too rare to be told from 0, and is not
 
 
 class FullPlate(NamedTuple):
@@ -147,7 +150,7 @@ class PriorProbs(NamedTuple):
 
 
 def prior(latent: Latent, site: Site) -> Float[Array, "*batch_cells V"]:
-    """Probabilities of the V values under the model, given the draws before them."""
+    """Probabilities of the V values under the model, given the draws before: 0 if never drawn."""
     base, shape = site.base, (*site.fn.batch_shape, *latent.cells)
     if isinstance(base, _BINARY):
         probs = jnp.stack([1 - base.probs, base.probs], -1)
@@ -157,20 +160,28 @@ def prior(latent: Latent, site: Site) -> Float[Array, "*batch_cells V"]:
         probs = base.mean
     else:
         probs = _of_numbers(base, latent.num_values)
+    probs = jnp.where(_never(latent, base), 0.0, jnp.maximum(probs, _RAREST))
     return jnp.broadcast_to(probs, (*shape, latent.num_values))
 
 
+def _never(latent: Latent, base: Any) -> Bool[Array, "*batch V"]:
+    """Which of the V values are never drawn."""
+    numbers = _numbers(base, latent.num_values)
+    most = jnp.asarray(base.total_count) if isinstance(base, _BOUNDED) else numbers
+    value = value_of(latent, jnp.minimum(numbers, most))
+    return jnp.moveaxis(excludes(base, value, least=-math.inf) | (numbers > most), 0, -1)
+
+
+def _numbers(base: Any, num_values: int) -> Integer[Array, "V *ones"]:
+    return jnp.arange(num_values).reshape(-1, *[1] * len(base.batch_shape))
+
+
 def _of_numbers(base: Any, num_values: int) -> Float[Array, "*batch V"]:
-    numbers = jnp.arange(num_values).reshape(-1, *[1] * len(base.batch_shape))
+    numbers = _numbers(base, num_values)
     if isinstance(base, _BOUNDED):
-        count = jnp.asarray(base.total_count)
-        bounded = dist.BinomialProbs(base.probs, count, validate_args=False)
-        possible = numbers <= count
-        scores = bounded.log_prob(jnp.where(possible, numbers, 0))
-        probs = jnp.where(possible, jnp.exp(scores), 0.0)
-    else:
-        probs = jnp.exp(base.log_prob(numbers))
-    return jnp.moveaxis(probs, 0, -1)
+        numbers = jnp.minimum(numbers, jnp.asarray(base.total_count))
+        base = dist.BinomialProbs(base.probs, base.total_count, validate_args=False)
+    return jnp.moveaxis(jnp.exp(base.log_prob(numbers)), 0, -1)
 
 
 # ------------------------------------------------------------------------------------ the posterior

@@ -4,6 +4,7 @@ A latent is a site of the model. Each of its places, the cells of its plates and
 has one of V values and P parameters: a logit of a Bernoulli, V of all other families.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from pyro_dvae.distributions import Categorical, Counts, OneHotCategorical
 from pyro_dvae.programs.densities import entry_mask
+from pyro_dvae.programs.readers.impossible import excludes
 from pyro_dvae.programs.sites import Site
 
 __all__ = [
@@ -42,6 +44,7 @@ _ONE_HOT = torch.distributions.OneHotCategorical
 _BOUNDED = torch.distributions.Binomial
 _UNBOUNDED = (torch.distributions.Poisson, torch.distributions.Geometric)
 _CERTAIN = 100.0  # logit of a Bernoulli that can have one value alone; finite, for finite slopes
+_RAREST = 1e-30  # probability of what is too rare to be told from 0, and is not
 
 
 class FullPlate(NamedTuple):
@@ -142,7 +145,7 @@ class PriorProbs(NamedTuple):
 
 
 def prior(latent: Latent, site: Site) -> Float[Tensor, "*batch_cells V"]:
-    """Probabilities of the V values under the model, given the draws before them."""
+    """Probabilities of the V values under the model, given the draws before: 0 if never drawn."""
     base, shape = site.base, (*site.fn.batch_shape, *latent.cells)
     if isinstance(base, _BINARY):
         probs = torch.stack([1 - base.probs, base.probs], -1)
@@ -150,19 +153,29 @@ def prior(latent: Latent, site: Site) -> Float[Tensor, "*batch_cells V"]:
         probs = base.probs
     else:
         probs = _of_numbers(base, latent.num_values)
+    probs = torch.where(_never(latent, base), 0.0, probs.clamp(min=_RAREST))
     return probs.expand(*shape, latent.num_values)
 
 
-def _of_numbers(base: Any, num_values: int) -> Float[Tensor, "*batch V"]:
+def _never(latent: Latent, base: Any) -> Bool[Tensor, "*batch V"]:
+    """Which of the V values are never drawn."""
+    numbers = _numbers(base, latent.num_values)
+    most = base.total_count if isinstance(base, _BOUNDED) else numbers
+    value = value_of(latent, torch.minimum(numbers, most).long())
+    return (excludes(base, value, least=-math.inf) | (numbers > most)).movedim(0, -1)
+
+
+def _numbers(base: Any, num_values: int) -> Float[Tensor, "V *batch"]:
     parameter = next(getattr(base, name) for name in base.arg_constraints if name != "total_count")
     numbers = torch.arange(num_values, dtype=parameter.dtype, device=parameter.device)
-    numbers = numbers.reshape(-1, *[1] * len(base.batch_shape)).expand(-1, *base.batch_shape)
+    return numbers.reshape(-1, *[1] * len(base.batch_shape)).expand(-1, *base.batch_shape)
+
+
+def _of_numbers(base: Any, num_values: int) -> Float[Tensor, "*batch V"]:
+    numbers = _numbers(base, num_values)
     if isinstance(base, _BOUNDED):
-        count = base.total_count
-        bounded = _BOUNDED(count, probs=base.probs, validate_args=False)
-        possible = numbers <= count
-        scores = bounded.log_prob(torch.where(possible, numbers, 0.0))
-        return torch.where(possible, scores.exp(), 0.0).movedim(0, -1)
+        numbers = torch.minimum(numbers, base.total_count)
+        base = _BOUNDED(base.total_count, probs=base.probs, validate_args=False)
     return base.log_prob(numbers).exp().movedim(0, -1)
 
 
