@@ -108,6 +108,44 @@ def test_weights_of_other_networks_replace_none(tmp_path):
         assert all(map(torch.equal, before, after))
 
 
+def test_state_that_a_network_refuses_or_cannot_hold_replaces_none(tmp_path):
+    """An error of its own, keys that are numbers, and numbers that its dtype would cut off."""
+    torch, export = importlib.import_module("torch"), importlib.import_module("pyro_dvae.fit")
+    path = tmp_path / "weights"
+
+    class Guide(torch.nn.Linear):
+        def __init__(self, version, dtype=torch.float32):
+            super().__init__(2, 2)
+            self.version = version
+            self.register_buffer("counts", torch.tensor([1.7, 2.3]).to(dtype))
+
+        def get_extra_state(self):
+            return {self.version: 1}
+
+        def set_extra_state(self, state):
+            state[self.version]
+
+    def refused(guide, match):
+        model = torch.nn.Linear(2, 2)
+        before = [value.clone() for net in (model, guide) for value in net.parameters()]
+        with pytest.raises(ValueError, match=f"weights: is of other networks than .*{match}"):
+            export.load_weights(path, (model, guide))
+        after = [value for net in (model, guide) for value in net.parameters()]
+        assert all(map(torch.equal, before, after))
+
+    saved = torch.nn.Linear(2, 2), Guide("v1")
+    export.save_weights(path, saved)
+    refused(Guide("v2"), "v2")
+    refused(
+        Guide("v1", torch.int64), r"'counts' is of torch\.float32 in the file, and of torch.int"
+    )
+    wider = torch.nn.Linear(2, 2).double(), Guide("v1")
+    export.load_weights(path, wider)
+    assert torch.equal(wider[0].weight.float(), saved[0].weight)
+    torch.save({"model": saved[0].state_dict(), "guide": {1: torch.ones(2)}}, path)
+    refused(Guide("v1"), "startswith")
+
+
 def test_a_pair_without_parameters_is_not_saved(tmp_path):
     export = importlib.import_module("numpyro_dvae.fit")
     with pytest.raises(ValueError, match="`result` must be what `fit` or `load_weights` returned"):

@@ -79,15 +79,23 @@ def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
     before = {name: copy.deepcopy(getattr(result, name).state_dict()) for name in states}
     try:
         _load(result, states)
-    except (RuntimeError, TypeError) as error:  # some may have been replaced by then
+    except Exception as error:  # a module's own among them; some may have been replaced by then
         _load(result, before)
-        raise ValueError(f"{path}: is of other networks than these: {error}") from error
+        raise ValueError(
+            f"{path}: is of other networks than these. Build the pair as the one that was saved; "
+            f"{type(error).__name__}: {error}"
+        ) from error
     return result
 
 
 def _load(result: FitResult, states: dict[str, Any]) -> None:
     for name, state in states.items():
-        getattr(result, name).load_state_dict(state)
+        network = getattr(result, name)
+        network.load_state_dict(state)
+        for key, value in network.state_dict().items():
+            found, here = (getattr(each, "dtype", None) for each in (state.get(key), value))
+            if found and here and not torch.can_cast(found, here):  # Torch cuts its values off
+                raise TypeError(f"'{key}' is of {found} in the file, and of {here} here.")
 
 
 def _read(path: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
