@@ -104,7 +104,7 @@ RARE = {
 @pytest.mark.thrifty
 @pytest.mark.parametrize("family", RARE)
 def test_values_too_rare_for_any_precision_are_possible_all_the_same(lab, family):
-    """The prior of the last is e^-829, e^-879 and e^-1000: the guide can have it, and starts low."""
+    """The prior of the last is e^-829, e^-879 and e^-1000: the guide can have it."""
     prior, most, num_values = RARE[family]
 
     def model(ppl, x):
