@@ -160,12 +160,11 @@ def prior(latent: Latent, site: Site) -> Float[Array, "*batch_cells V"]:
         probs = base.mean
     else:
         probs = _of_numbers(base, latent.num_values)
-    probs = jnp.where(_never(latent, base), 0.0, jnp.maximum(probs, _RAREST))
+    probs = jnp.where(_never_drawn(latent, base), 0.0, jnp.maximum(probs, _RAREST))
     return jnp.broadcast_to(probs, (*shape, latent.num_values))
 
 
-def _never(latent: Latent, base: Any) -> Bool[Array, "*batch V"]:
-    """Which of the V values are never drawn."""
+def _never_drawn(latent: Latent, base: Any) -> Bool[Array, "*batch V"]:
     numbers = _numbers(base, latent.num_values)
     most = jnp.asarray(base.total_count) if isinstance(base, _BOUNDED) else numbers
     value = value_of(latent, jnp.minimum(numbers, most))

@@ -153,12 +153,11 @@ def prior(latent: Latent, site: Site) -> Float[Tensor, "*batch_cells V"]:
         probs = base.probs
     else:
         probs = _of_numbers(base, latent.num_values)
-    probs = torch.where(_never(latent, base), 0.0, probs.clamp(min=_RAREST))
+    probs = torch.where(_never_drawn(latent, base), 0.0, probs.clamp(min=_RAREST))
     return probs.expand(*shape, latent.num_values)
 
 
-def _never(latent: Latent, base: Any) -> Bool[Tensor, "*batch V"]:
-    """Which of the V values are never drawn."""
+def _never_drawn(latent: Latent, base: Any) -> Bool[Tensor, "*batch V"]:
     numbers = _numbers(base, latent.num_values)
     most = base.total_count if isinstance(base, _BOUNDED) else numbers
     value = value_of(latent, torch.minimum(numbers, most).long())
