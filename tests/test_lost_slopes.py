@@ -27,6 +27,7 @@ def host(request):
 
         def train(model, guide):
             pyro.clear_param_store()
+            pyro.set_rng_seed(2)
             relaxed = relax(model, "reinmax"), relax(guide, "reinmax")
             pyro.infer.Trace_ELBO().loss_and_grads(*relaxed, torch.as_tensor(X))
             return pyro.param("l").grad.numpy()
@@ -35,6 +36,7 @@ def host(request):
             np=torch, ppl=pyro, dist=pyro.distributions, array=torch.as_tensor, train=train,
             whole=lambda z: z.long(), real=lambda z: z.double(), stop=lambda z: z.detach(),
             own=Rounded.apply, one_hot=pyro.distributions.OneHotCategorical, soft=torch.log_softmax,
+            take=torch.take_along_dim,
         )  # fmt: skip
     jax, numpyro = pytest.importorskip("jax"), pytest.importorskip("numpyro")
     from numpyro_dvae.distributions import OneHotCategorical
@@ -46,16 +48,20 @@ def host(request):
     def train(model, guide):
         relaxed = relax(model, "reinmax"), relax(guide, "reinmax")
         key, loss = jax.random.key(0), numpyro.infer.Trace_ELBO().loss
-        return jax.grad(lambda p: loss(key, p, *relaxed, X))({})
+        start = numpyro.handlers.trace(numpyro.handlers.seed(guide, key)).get_trace(X)["l"]["value"]
+        return np.asarray(jax.grad(lambda p: loss(key, p, *relaxed, X))({"l": start})["l"])
 
     return SimpleNamespace(
         np=jax.numpy, ppl=numpyro, dist=numpyro.distributions, array=jax.numpy.asarray, train=train,
         whole=lambda z: z.astype(int), real=lambda z: z.astype(float), stop=jax.lax.stop_gradient,
         own=rounded, one_hot=OneHotCategorical, soft=jax.nn.log_softmax,
+        take=jax.numpy.take_along_axis,
     )  # fmt: skip
 
 
-def train(host, way, family=lambda host, logits: host.dist.Bernoulli(logits=logits), width=()):
+def train(
+    host, way, family=lambda host, logits: host.dist.Bernoulli(logits=logits), width=(), look=id
+):
     logits = np.linspace(-0.5, 0.8, 3 * max(1, *width, 1)).reshape(3, *width)
 
     def model(x):
@@ -65,7 +71,7 @@ def train(host, way, family=lambda host, logits: host.dist.Bernoulli(logits=logi
 
     def guide(x):
         with host.ppl.plate("data", 3):
-            host.ppl.sample("z", family(host, host.ppl.param("l", host.array(logits))))
+            look(host.ppl.sample("z", family(host, host.ppl.param("l", host.array(logits)))))
 
     return host.train(model, guide)
 
@@ -76,13 +82,13 @@ LOST = {
     "index": lambda h, z: h.array(TABLE)[h.whole(z)],
     "round": lambda h, z: 2 * h.np.round(z),
     "sign": lambda h, z: 2 * h.np.sign(z),
+    "floor_divide": lambda h, z: z // 0.7,
     "floor": lambda h, z: h.np.floor(z + 0.2),
     "heaviside": lambda h, z: h.np.heaviside(z - 0.5, h.array(np.zeros(()))),
     "real": lambda h, z: h.real(z > 0.5),
     "argmax": lambda h, z: 2.0 * h.np.stack([1 - z, z], -1).argmax(-1),
-    "one_of_two": lambda h, z: z + h.array(TABLE)[h.whole(z)],
     "recorded": lambda h, z: h.ppl.deterministic("code", 2 * h.np.round(z)),
-    "behind_softmax": lambda h, z: h.soft(h.np.stack([0 * z, h.np.round(z)], -1), -1)[..., 1],
+    "behind_softmax": lambda h, z: h.soft(h.np.stack([h.array(X), h.np.round(z)], -1), -1)[..., 1],
 }
 KEPT = {
     "choice_of_two": lambda h, z: 0.5 + z * 1.5,
@@ -92,11 +98,107 @@ KEPT = {
     "infinite": lambda h, z: h.np.where(z == np.inf, 0.0, z),
     "of_its_shape": lambda h, z: z + h.real(h.np.zeros_like(z) == 0),
     "own_derivative": lambda h, z: 2 * h.own(z),
-    "straight_through": lambda h, z: h.real(z > 0.5) + z - h.stop(z),
     "detached": lambda h, z: z + h.stop(h.real(z > 0.5)),
     "beside_a_record": lambda h, z: z + 0 * len(h.ppl.deterministic("code", h.np.round(z))),
     "no_use": lambda h, z: h.array(X),
 }
+
+
+def straight_through(h, z):
+    return h.real(z > 0.5) + z - h.stop(z)
+
+
+def units(h, z):
+    """0 and 1 of logits -2 and 2, by functions that both frameworks have."""
+    return 1 / (1 + h.np.exp(2 - 4 * z))
+
+
+def clipped(h, z):
+    norm = abs(3 * z).max()
+    return 3 * z / ((norm > 1) * norm + (norm <= 1))
+
+
+def one_of(h, on, off, z):
+    """Chosen by a number that is no draw."""
+    return h.stop(z) * on + (1 - h.stop(z)) * off
+
+
+def largest(h, pair):
+    return h.take(pair, pair.argmax(-1)[..., None], -1)[..., 0]
+
+
+def in_order(h, pair):
+    return h.take(pair, pair.argsort(-1), -1)
+
+
+BY_HAND = {
+    "of_the_draw": (straight_through, lambda h, z: z),
+    "of_a_copy": (lambda h, z: straight_through(h, 1.0 * z), lambda h, z: z),
+    "of_a_view": (
+        lambda h, z: straight_through(h, z.reshape(3, 1)).reshape(3),
+        lambda h, z: z,
+    ),
+    "of_hidden_units": (
+        lambda h, z: straight_through(h, units(h, z)),
+        lambda h, z: h.stop(z) + 4 * h.stop(units(h, z) * (1 - units(h, z))) * (z - h.stop(z)),
+    ),
+    "largest": (
+        lambda h, z: largest(h, h.np.stack([z, 1 - z], -1)),
+        lambda h, z: one_of(h, z, 1 - z, z),
+    ),
+    "sorted": (
+        lambda h, z: in_order(h, h.np.stack([z, 0 * z + 0.5], -1)) @ h.array(TABLE[1:]),
+        lambda h, z: one_of(h, 1 - z, 2 * z - 0.5, z),
+    ),
+    "clipped": (clipped, lambda h, z: 3 * z / (1 + h.stop(z).max() * (3 * z.max() - 1))),
+    "beside_what_is_lost": (
+        lambda h, z: h.own(z) + h.array(TABLE)[h.whole(z)],
+        lambda h, z: z + h.stop(2 * z),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", BY_HAND)
+def test_a_path_with_a_gradient_is_enough(host, way):
+    ours, by_hand = (train(host, one) for one in BY_HAND[way])
+    assert np.abs(by_hand).min() > 0.01
+    np.testing.assert_allclose(ours, by_hand, rtol=1e-4, atol=1e-6)
+
+
+def test_a_look_at_a_draw_is_taken(host):
+    """Python may ask for what it likes, as long as no log-density follows."""
+
+    def look(z):
+        assert (z <= 1).all()
+
+    def looking(h, z):
+        return 2 * z if (z <= 1).all() else z
+
+    plain = train(host, lambda h, z: 2 * z)
+    np.testing.assert_array_equal(train(host, lambda h, z: 2 * z, look=look), plain)
+    np.testing.assert_array_equal(train(host, looking), plain)
+    seen = train(host, lambda h, z: 2 * h.array(X) if (z <= 1).all() else z)
+    np.testing.assert_array_equal(seen, train(host, lambda h, z: 2 * h.array(X)))
+
+
+@pytest.mark.parametrize("where", ["model", "guide"])
+def test_what_python_decides_by_a_draw_is_refused(host, where):
+    """Beside other log-densities that have its gradient, too."""
+
+    def chosen(a, here):
+        return (2.0 if a > 0.5 else -1.0) if here == where else a
+
+    def model(x):
+        a = host.ppl.sample("a", host.dist.Bernoulli(logits=host.array(0.2)))
+        b = host.ppl.sample("b", host.dist.Bernoulli(logits=a))
+        host.ppl.sample("x", host.dist.Normal(b + chosen(a, "model"), 1.0), obs=x[0])
+
+    def guide(x):
+        a = host.ppl.sample("a", host.dist.Bernoulli(logits=host.ppl.param("l", host.array(0.3))))
+        host.ppl.sample("b", host.dist.Bernoulli(logits=host.array(0.1) + chosen(a, "guide")))
+
+    with pytest.raises(ValueError, match=r"'a' is relaxed, and what Python does"):
+        host.train(model, guide)
 
 
 @pytest.mark.parametrize("way", LOST)
@@ -155,7 +257,11 @@ def test_pyro_sees_what_is_filled_in_place_or_asked_for_by_python():
         with pyro.plate("data", 3):
             return pyro.sample("z", pyro.distributions.Bernoulli(logits=logits))
 
-    for way, why in ((filled, "site 'x' .*`gt`"), (asked, "what Python does")):
+    def rounded(z):
+        return z.clone().div_(0.7, rounding_mode="floor")
+
+    ways = (filled, "site 'x' .*`gt`"), (asked, "what Python does"), (rounded, "`floor_divide`")
+    for way, why in ways:
 
         def model(x, way=way):
             with pyro.plate("data", 3):
@@ -167,6 +273,36 @@ def test_pyro_sees_what_is_filled_in_place_or_asked_for_by_python():
         assert np.isfinite(Reinforce_ELBO(4).loss(*pair, torch.as_tensor(X)))  # no gradient
         with pytest.raises(ValueError, match=why):
             Reinforce_ELBO(4).loss_and_grads(*pair, torch.as_tensor(X))
+
+
+PYRO = {
+    "masked_select": lambda z: (2 * z - 1).masked_select(z > 0.5).sum(),
+    "boolean_index": lambda z: (2 * z - 1)[z > 0.5].sum(),
+}
+
+
+@pytest.mark.parametrize("way", PYRO)
+def test_pyro_takes_a_mask_that_chooses_among_what_has_the_gradient(way):
+    torch, pyro = pytest.importorskip("torch"), pytest.importorskip("pyro")
+    from pyro_dvae.infer import relax
+
+    slopes = []
+    for chosen in (PYRO[way], lambda z: ((2 * z - 1) * z.detach()).sum()):
+
+        def model(chosen=chosen):
+            z = pyro.sample("z", pyro.distributions.Bernoulli(torch.full((3,), 0.4)).to_event(1))
+            pyro.sample("x", pyro.distributions.Normal(chosen(z), 1.0), obs=torch.tensor(0.7))
+
+        def guide():
+            logits = pyro.param("l", torch.linspace(-0.5, 0.8, 3))
+            z = pyro.sample("z", pyro.distributions.Bernoulli(logits=logits).to_event(1))
+            z.mean().item(), z.detach().tolist()
+
+        pyro.clear_param_store()
+        pyro.set_rng_seed(2)
+        pyro.infer.Trace_ELBO().loss_and_grads(relax(model, "reinmax"), relax(guide, "reinmax"))
+        slopes.append(pyro.param("l").grad)
+    torch.testing.assert_close(*slopes)
 
 
 def test_pyro_looks_at_the_parameters_that_the_run_has_had():

@@ -2,13 +2,14 @@
 
 A program that compares a draw, rounds it or takes it as an index goes on with numbers that have no
 gradient: its value is right, and nothing says that the draw learns nothing of what these lead to.
-So it is traced once more, at the draws that it has had, and its operations say of each number which
-of them it comes from, and by which operation the gradient of one was lost.
+So it is traced once more, at the draws that it has had. Its operations say of each number which of
+them it comes from, by which operation the gradient of one was lost, and of which it has a gradient.
+What a log-density is computed from, and has no gradient of, by no path at all, is lost. What is
+behind `stop_gradient` comes from no draw: so the program says. A function with a derivative of its
+own, by `jax.custom_jvp` or `jax.custom_vjp`, is its own affair, too.
 
-Some operations lose nothing that would be missed: a comparison that chooses between what has the
-gradient (``where(h > 0, h, a * h)``, ``h * (h > 0)``), or looks for NaN and infinities; what is
-behind `stop_gradient` by the program's own words. A function with a derivative of its own, by
-`jax.custom_jvp` or `jax.custom_vjp`, is its own affair, too.
+What Python asks for, by `if`, is followed no further: in a program that does, each draw is changed,
+and lost if a log-density changes with it that has no gradient of it.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,12 +27,10 @@ from numpyro_dvae.programs.sites import sample_sites
 __all__ = ["LostSlope", "lost_slope"]
 
 _FLAT = {"ceil", "floor", "floor_divide", "heaviside", "round", "sign"}
-_GATES = {"mul", "select_n"}
 _OWN = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
-# Of a draw's name: itself, the name and None; what has its gradient, the name alone; what has lost
-# it, the name and an operation, "" where it is the draw that is stopped: the program sees to it.
+# Of a draw: what has its gradient, its name; what has lost it by some path, its name and operation.
 _Marks = frozenset
 _NONE: _Marks = frozenset()
 
@@ -55,34 +54,72 @@ def lost_slope(
         relaxed: The sites whose draws have a gradient.
     """
     names = sorted(name for name in relaxed if name in draws)
-    sites: list[tuple[str, int]] = []  # and how many arrays each log-density is computed from
+    values, given = [draws[name] for name in names], [frozenset({name}) for name in names]
+    read = _Read(run, draws, names)
+    try:
+        try:
+            marks = read.by_site(_through(jax.make_jaxpr(read)(values).jaxpr, given))
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+            return _lost_in_python(read, dict(zip(names, values, strict=True)))
+    except Exception:  # what a program says of another run
+        return None
+    for to, each in marks.items():
+        joined = _NONE.union(*each)
+        for name, by in sorted(mark for mark in joined if isinstance(mark, tuple)):
+            if name not in joined:
+                return LostSlope(name, by, f"the log-density of site '{to}'")
+    return None
 
-    def read(values: Sequence[Array]) -> list[Array]:
-        again = _Again({**draws, **dict(zip(names, values, strict=True))})
+
+class _Read:
+    """What the log-densities of a program are computed from, at draws: arrays, site by site."""
+
+    def __init__(self, run: Callable, draws: Mapping[str, Any], names: Sequence[str]) -> None:
+        self.run, self.draws, self.names = run, draws, names
+        self.counts: dict[str, int] = {}  # of arrays, in the last run
+        self.vectors: set[str] = set()  # sites whose draws are over codes
+
+    def __call__(self, values: Sequence[Array]) -> list[Array]:
+        again = _Again({**self.draws, **dict(zip(self.names, values, strict=True))})
         with again, trace() as messages:
-            run()
+            self.run()
         found: list[Array] = []
+        self.counts = {}
         for site in sample_sites(messages).values():
             leaves = jax.tree.leaves((site.fn, site.scale, site.value if site.is_observed else ()))
             arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
-            sites.append((site.name, len(arrays)))
+            self.counts[site.name] = len(arrays)
             found += arrays
+            self.vectors |= {site.name} if site.base.event_shape else set()
         return found
 
-    try:
-        program = jax.make_jaxpr(read)([draws[name] for name in names])
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-        return LostSlope("', '".join(names), "bool, int or float", "what Python does")
-    except Exception:  # what a program says of another run
-        return None
-    given = [frozenset({name, (name, None)}) for name in names]
-    marks = _through(program.jaxpr, given)
-    for to, count in sites:
-        joined, marks = _NONE.union(*marks[:count]), marks[count:]
-        for name, by in sorted(m for m in joined if isinstance(m, tuple) and m[1]):
-            if (name, "") not in joined:
-                return LostSlope(name, by, f"the log-density of site '{to}'")
+    def by_site(self, found: Sequence[Any]) -> dict[str, list[Any]]:
+        """What belongs to the arrays of each site."""
+        left = iter(found)
+        return {name: [next(left) for _ in range(count)] for name, count in self.counts.items()}
+
+
+def _lost_in_python(read: _Read, draws: Mapping[str, Array]) -> LostSlope | None:
+    values = list(draws.values())
+    found, slope = jax.linearize(read, values)
+    before = read.by_site(found)
+    given = [frozenset({name}) for name in draws]
+    slopes = read.by_site(_through(jax.make_jaxpr(slope)(values).jaxpr, given))
+    for name in draws:
+        without = [to for to, each in slopes.items() if name not in _NONE.union(*each)]
+        value = draws[name]
+        other = jnp.roll(value, 1, -1) if name in read.vectors else 1 - value
+        after = read.by_site(read(list({**draws, name: other}.values())))
+        if any(not _same(before[to], after.get(to)) for to in without):
+            return LostSlope(name, "bool, int or float", "what Python does")
     return None
+
+
+def _same(some: list[Array], others: list[Array] | None) -> bool:
+    if others is None or len(some) != len(others):
+        return False
+    pairs = list(zip(some, others, strict=True))
+    return all(x.shape == y.shape and jnp.allclose(x, y, equal_nan=True) for x, y in pairs)
 
 
 class _Again(Messenger):
@@ -123,16 +160,13 @@ def _through(jaxpr: Any, given: Sequence[_Marks]) -> list[_Marks]:
 def _after(step: Any, given: list[_Marks]) -> list[_Marks]:
     name, joined = step.primitive.name, _NONE.union(*given)
     name = name if step.params.get("name") not in _FLAT else step.params["name"]  # a function's
-    if not joined or _says_nothing(step):
+    if not joined or name == "stop_gradient" or _says_nothing(step):
         return [_NONE] * len(step.outvars)
     if name in _LOOPS:
         return _LOOPS[name](step, given)
     is_known = name in _OWN or name in _FLAT
     for inner in (step.params[key] for key in _INNER if key in step.params and not is_known):
         return _through(getattr(inner, "jaxpr", inner), given)
-    if name == "stop_gradient":
-        stopped = frozenset((m[0], "") for m in joined if isinstance(m, tuple) and m[1] is None)
-        return [stopped] * len(step.outvars)
     return [_marks_by(name, joined, variable.aval.dtype) for variable in step.outvars]
 
 
@@ -146,13 +180,9 @@ def _says_nothing(step: Any) -> bool:
 
 def _marks_by(by: str, marks: _Marks, dtype: Any) -> _Marks:
     """Of the result of an operation, from those of what it is computed from."""
-    marks = frozenset(m for m in marks if isinstance(m, str) or m[1] is not None)
-    names = frozenset(mark for mark in marks if isinstance(mark, str))
-    if by in _FLAT or not jnp.issubdtype(dtype, jnp.inexact):
-        return (marks - names) | {(name, by) for name in names}
-    if by in _GATES:
-        return frozenset(m for m in marks if isinstance(m, str) or m[0] not in names or not m[1])
-    return marks
+    if by not in _FLAT and jnp.issubdtype(dtype, jnp.inexact):
+        return marks
+    return frozenset((mark, by) if isinstance(mark, str) else mark for mark in marks)
 
 
 def _scan(step: Any, given: list[_Marks]) -> list[_Marks]:

@@ -2,13 +2,14 @@
 
 A program that compares a draw, rounds it or takes it as an index goes on with numbers that have no
 gradient: its value is right, and nothing says that the draw learns nothing of what these lead to.
-So it is run once more, at the draws that it has had, and the provenance of each number says which
-of them it comes from, and by which operation the gradient of one was lost [1].
+So it is run once more, at the draws that it has had. The provenance of each number says which of
+them it comes from, and by which operation the gradient of one was lost [1]; what autograd has noted
+of a log-density says of which it has a gradient. One that comes from a draw and has no gradient of
+it, by no path at all, is lost. What is detached, or computed without gradients, comes from no draw:
+so the program says.
 
-Some operations lose nothing that would be missed: a comparison that chooses between what has the
-gradient (``where(h > 0, h, a * h)``, ``h * (h > 0)``), or looks for NaN and infinities; what is
-detached by the program's own words. What it computes without gradients, as within an
-`autograd.Function`, is its own affair, too.
+What Python asks for, by `item` or `if`, is followed no further: a draw that is asked for is
+changed, and lost if another log-density changes with it that has no gradient of it.
 
 References:
     [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic
@@ -18,6 +19,7 @@ References:
 import math
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyro
@@ -30,13 +32,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from pyro_dvae.programs.sites import Site, sample_sites
-from pyro_dvae.programs.structure.looking import only_looking, raise_slip
+from pyro_dvae.programs.structure.looking import only_looking, raise_slip, same_but_rounding
 from pyro_dvae.programs.structure.tracking import Exits
 
 __all__ = ["LostSlope", "lost_slope"]
 
-_FLAT = set("bernoulli ceil fix floor floor_divide heaviside round sgn sign trunc".split())
-_GATES = set("masked_fill mul multiply rmul imul setitem where".split())
+_FLAT = set("bernoulli ceil fix floor floor_divide floordiv heaviside poisson".split())
+_FLAT |= set("rfloordiv round sgn sign trunc".split())
 _OF_FIRST = set("expand_as reshape_as to type_as view_as".split())  # the rest says how alone
 _NO_CODES = set("isfinite isinf isnan isneginf isposinf isreal".split())
 
@@ -57,58 +59,114 @@ def lost_slope(
     Args:
         run: Runs the program.
         draws: What it has drawn, by site, or was given, its parameters among these.
-        relaxed: The sites whose draws have a gradient.
+        relaxed: The sites whose draws are relaxed; of those that have a gradient, it can be lost.
     """
+    names = {name for name in relaxed if name in draws and draws[name].requires_grad}
 
-    def look() -> LostSlope | None:
-        tracer, exits, marks = poutine.trace(), Exits(), _Marks(draws, relaxed)
+    def look(others: Mapping[str, Tensor] = MappingProxyType({})) -> _Seen:
+        tracer, exits = poutine.trace(), Exits()
         with torch.enable_grad(), pyro.validation_enabled(False), poutine.block():
-            with tracer, marks, exits, _Followed(marks.names):
+            given = _Given({**draws, **others}, names)
+            with tracer, given, exits, _Followed():
                 run()
-            sites = sample_sites(tracer.trace).values()
-            found = {site.name: get_provenance(_term(site)) for site in sites}
-        return _first(found, exits.names)
+            sites = sample_sites(tracer.trace)
+            terms = {name: _Term.of(site, given.starts) for name, site in sites.items()}
+        return _Seen(sites, terms, _names(exits.names))
 
     try:
-        return only_looking(look)
+        return _first(only_looking(look), lambda others: only_looking(partial(look, others)))
     except Exception as error:  # what a program says of tensors that are followed
         raise_slip(error)
         return None
 
 
-def _term(site: Site) -> Any:
-    return site.log_prob(), site.scale, site.mask
+class _Term(NamedTuple):
+    """A log-density, the marks of the draws that it comes from, and those it has a gradient of."""
+
+    value: Tensor
+    marks: frozenset
+    slopes: frozenset[str]
+
+    @classmethod
+    def of(cls, site: Site, starts: Mapping[Any, str]) -> "_Term":
+        term = site.log_prob(), site.scale, site.mask
+        return cls(detach_provenance(site.term()), get_provenance(term), _slopes(term, starts))
 
 
-def _first(found: Mapping[str, frozenset], asked: Collection[Any]) -> LostSlope | None:
-    for to, marks in found.items():
-        for name, by in sorted(mark for mark in marks if isinstance(mark, tuple) and mark[1]):
-            if (name, "") not in marks:
+class _Seen(NamedTuple):
+    """What a run shows: its sites, their log-densities, and the draws that Python has asked for."""
+
+    sites: Mapping[str, Site]
+    terms: Mapping[str, _Term]
+    asked: frozenset[str]
+
+
+def _slopes(values: tuple, starts: Mapping[Any, str]) -> frozenset[str]:
+    """The draws that autograd's graph leads to, by no operation whose gradient is 0."""
+    left = [value.grad_fn for value in values if isinstance(value, Tensor)]
+    seen, found = set[Any](), set[str]()
+    while left:
+        node = left.pop()
+        if node in starts:
+            found.add(starts[node])
+        elif node is not None and node not in seen and not _is_flat(node):
+            seen.add(node)
+            left += [before for before, _ in node.next_functions]
+    return frozenset(found)
+
+
+def _is_flat(node: Any) -> bool:
+    name, rounds = node.name(), getattr(node, "_saved_rounding_mode", None) is not None
+    return rounds or "NotImplemented" in name or name.partition("Backward")[0].lower() in _FLAT
+
+
+def _names(marks: Collection[Any]) -> frozenset[str]:
+    """Of draws, without those that the program has detached."""
+    return frozenset(m if isinstance(m, str) else m[0] for m in marks if isinstance(m, str) or m[1])
+
+
+def _first(seen: _Seen, again: Callable[[Mapping[str, Tensor]], _Seen]) -> LostSlope | None:
+    for to, term in seen.terms.items():
+        for name, by in sorted(mark for mark in term.marks if isinstance(mark, tuple) and mark[1]):
+            if name not in term.slopes:
                 return LostSlope(name, by, f"the log-density of site '{to}'")
-    carried = {m for to, marks in found.items() for m in marks if isinstance(m, str) and m != to}
-    names = {mark if isinstance(mark, str) else mark[0] for mark in asked}
-    for name in sorted(names - carried):
-        return LostSlope(name, "bool, int or float", "what Python does")
+    for name in sorted(seen.asked):
+        site = seen.sites[name]
+        value = detach_provenance(site.value)
+        other = value.roll(1, -1) if site.base.event_shape else 1 - value
+        terms = again({name: other}).terms
+        if any(_follows(one, terms.get(to), name) for to, one in seen.terms.items() if to != name):
+            return LostSlope(name, "bool, int or float", "what Python does")
     return None
 
 
-class _Marks(Messenger):
-    """Gives sites their draws, and marks those that are relaxed by their names."""
+def _follows(one: _Term, other: _Term | None, name: str) -> bool:
+    """Whether a log-density changes with a draw, and neither has its gradient nor detaches it."""
+    if name in one.slopes or (name, "") in one.marks:
+        return False
+    is_like = other is not None and one.value.shape == other.value.shape
+    return other is None or not (is_like and same_but_rounding(one.value, other.value))
+
+
+class _Given(Messenger):
+    """Gives sites their draws, and marks those that are relaxed by their names.
+
+    `starts` are the nodes of autograd's graph that what is computed from these leads back to.
+    """
 
     def __init__(self, draws: Mapping[str, Tensor], relaxed: Collection[str]) -> None:
         super().__init__()
-        self.draws = {n: v.detach() if n in relaxed else v for n, v in draws.items()}
-        self.relaxed, self.names = relaxed, dict[int, str]()
+        self.draws = {n: v.clone() if n in relaxed else v for n, v in draws.items()}
+        self.relaxed = relaxed
+        self.starts = {self.draws[name].grad_fn: name for name in relaxed}
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
         if name not in self.draws or msg["is_observed"]:
             return
         value = self.draws[name]
-        if name in self.relaxed:
-            value = track_provenance(value, frozenset({name}))
-            self.names[id(self.draws[name])] = name
-        msg["value"], msg["done"] = value, True
+        marks = frozenset({name} if name in self.relaxed else ())
+        msg["value"], msg["done"] = track_provenance(value, marks), True
 
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.draws:
@@ -116,22 +174,17 @@ class _Marks(Messenger):
 
 
 class _Followed(TorchFunctionMode):
-    """Says by which operation the mark of a draw, its name, becomes that of a lost gradient.
+    """Says by which operation the mark of a draw, its name, becomes that of a lost gradient."""
 
-    Args:
-        names: Of the draws themselves, by their ids: what they are detached to is marked
-            ``(name, "")``, since a program that does that sees to their gradient.
-    """
-
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.names = names
         self.filled: dict[int, tuple[Tensor, frozenset]] = {}  # in place, by their ids
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "").strip("_")
+        kwargs, own = kwargs or {}, getattr(func, "__name__", "")
+        name = "floor_divide" if kwargs.get("rounding_mode") else own.strip("_")
         if name == "broadcast_tensors":
             given = zip(func(*map(detach_provenance, args)), args, strict=True)
             return tuple(track_provenance(one, get_provenance(arg)) for one, arg in given)
@@ -139,15 +192,17 @@ class _Followed(TorchFunctionMode):
             args = (args[0], *map(detach_provenance, args[1:]))
         args, kwargs = tree_map_only(Tensor, self._filled, (args, kwargs))
         found = func(*args, **kwargs)
-        if not torch.is_grad_enabled() or not (marks := get_provenance((args, kwargs))):
+        if not (marks := get_provenance((args, kwargs))):
             return found
-        if func.__name__ in ("__setitem__", f"{name}_"):
+        if not torch.is_grad_enabled():
+            return detach_provenance(found)
+        if own == "__setitem__" or (own.endswith("_") and not own.endswith("__")):
             target = detach_provenance(args[0])
             self.filled[id(target)] = target, _marks_by(name, marks, True)
             return found
         if name == "detach" or func == Tensor.data.__get__:  # type: ignore[attr-defined]
-            own = self.names.get(id(detach_provenance(args[0])))
-            return track_provenance(detach_provenance(found), frozenset({(own, "")} if own else ()))
+            meant = frozenset((mark if isinstance(mark, str) else mark[0], "") for mark in marks)
+            return track_provenance(detach_provenance(found), meant)
         if _says_nothing(name, args):
             return detach_provenance(found)
         return tree_map_only(Tensor, partial(_marked, name), found)
@@ -165,16 +220,12 @@ def _says_nothing(name: str, args: tuple) -> bool:
 
 
 def _marked(by: str, value: Tensor) -> Tensor:
-    has_slope = value.is_floating_point() or value.is_complex()
-    marks = _marks_by(by, get_provenance(value), has_slope)
+    marks = _marks_by(by, get_provenance(value), value.requires_grad)
     return track_provenance(detach_provenance(value), marks)
 
 
 def _marks_by(by: str, marks: frozenset, has_slope: bool) -> frozenset:
     """Of the result of an operation, from those of what it is computed from."""
-    names = frozenset(mark for mark in marks if isinstance(mark, str))
-    if by in _FLAT or not has_slope:
-        return (marks - names) | {(name, by) for name in names}
-    if by in _GATES:
-        return frozenset(m for m in marks if isinstance(m, str) or m[0] not in names or not m[1])
-    return marks
+    if has_slope and by not in _FLAT:
+        return marks
+    return frozenset((mark, by) if isinstance(mark, str) else mark for mark in marks)
