@@ -11,8 +11,13 @@ from any_numpyro import KEY, quiet  # noqa: E402
 from numpyro import handlers  # noqa: E402
 from numpyro.infer import Trace_ELBO, autoguide  # noqa: E402
 from numpyro_shim import quickly  # noqa: E402
+from scipy import stats  # noqa: E402
 
+from numpyro_dvae.diagnostics import evaluate, importance_diagnostics  # noqa: E402
+from numpyro_dvae.guides import AutoDiscrete  # noqa: E402
 from numpyro_dvae.infer import DAPS_ELBO, SVI, VIMCO_ELBO, Exact_ELBO, Reinforce_ELBO  # noqa: E402
+from numpyro_dvae.programs.densities import given_steps, has_inverse, steps_of  # noqa: E402
+from numpyro_dvae.programs.sites import Site  # noqa: E402
 
 X = np.array([0.0, 1.0, 3.0])
 OPTIONS = {
@@ -112,3 +117,56 @@ def test_beside_a_discrete_site(name):
     if name not in FAST:
         losses = (*losses, DAPS_ELBO(4), VIMCO_ELBO(4))
     assert_as_the_host(f"{name} beside", model, guide, losses)
+
+
+@pytest.mark.slow
+def test_a_draw_of_a_flow_without_an_inverse_is_given_with_how_it_was_drawn():
+    """Its density, given later, is that of the draw; beside it nothing is given."""
+    guide = auto_of("AutoBNAFNormal", alone)
+    run = {n: m for n, m in of_guide(guide).items() if m["type"] == "sample"}
+    site = Site.of(run["_auto_latent"])
+    assert not has_inverse(site)
+    message = {"name": site.name, "fn": site.fn}
+    steps = given_steps(message, steps_of(site))
+    assert site.fn.log_prob(site.value, steps) == site.log_prob()
+    assert given_steps({**message, "name": "other"}, steps_of(site)) == []
+
+
+def of_guide(guide):
+    return handlers.trace(handlers.seed(guide, KEY)).get_trace(X)
+
+
+def evidence_of_coins():
+    """Of `coins`, by quadrature in the mean and the logarithm of the scale."""
+    mean, log = np.linspace(-5, 5, 401)[:, None, None], np.linspace(-2, 2, 321)[:, None]
+    each = 0.7 * stats.norm.pdf(X, mean, np.exp(log)) + 0.3 * stats.norm.pdf(
+        X, mean + 1, np.exp(log)
+    )
+    joint = stats.norm.pdf(mean) * stats.norm.pdf(log, 0, 0.3) * each.prod(-1, keepdims=True)
+    return np.log(joint.sum() * (10 / 400) * (4 / 320))
+
+
+def coins(x):
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    scale = numpyro.sample("scale", dist.LogNormal(0.0, 0.3))
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        numpyro.sample("x", dist.Normal(mean + z, scale), obs=x)
+
+
+@pytest.mark.slow
+def test_diagnostics_of_a_flow_without_an_inverse_that_the_data_share():
+    hidden = handlers.block(coins, hide=["z"])
+    guide = autoguide.AutoGuideList(hidden)
+    guide.append(AutoDiscrete(coins))
+    guide.append(autoguide.AutoBNAFNormal(hidden, **OPTIONS["AutoBNAFNormal"]))
+    svi = SVI(coins, guide, numpyro.optim.Adam(0.02), Reinforce_ELBO(4))
+    state, update = svi.init(KEY, X), jax.jit(svi.update)
+    for _ in range(300):
+        state, _ = update(state, X)
+    options = {"params": {**svi.get_params(state), **(state.mutable_state or {})}}
+    whole = importance_diagnostics(KEY, (coins, guide), X, num_particles=200, **options).whole
+    assert abs(whole.iwae - evidence_of_coins()) < 5 * whole.iwae_error
+    assert whole.elbo < whole.iwae
+    found = evaluate(KEY, (coins, guide), X, num_particles=50, **options)
+    assert abs(found.elbo * 3 - whole.elbo) < 5 * np.hypot(3 * found.elbo_error, whole.elbo_error)

@@ -31,6 +31,7 @@ from numpyro_dvae.diagnostics.silence import OF_MASKS, otherwise_drawn, with_mat
 from numpyro_dvae.diagnostics.simulations import AT_DRAWS, at_draws
 from numpyro_dvae.diagnostics.weighed import OF_WEIGHTS
 from numpyro_dvae.programs.codes import enumerate_draws
+from numpyro_dvae.programs.densities import has_inverse, steps_of
 from numpyro_dvae.programs.draw import Draw, run_pair
 from numpyro_dvae.programs.readers.impossible import read_impossible, read_num_states, read_zeros
 from numpyro_dvae.programs.record import Particles, Reader, make_record, read_codes, read_silenced
@@ -172,7 +173,7 @@ def posterior_sites(
 
     def score_one(key: Array, values: dict[str, Array]) -> Particles:
         run = run_pair(key, settled, Draw(pair.notes.subsamples, layout, values))
-        return make_record(run, layout, num_draws)
+        return make_record(run._replace(guide={}), layout, num_draws)  # the model's tell
 
     axes = {reading: None if reading in _UNDRAWN else 0 for reading in wanted}
     keys = jax.random.split(rng_key, num_draws)
@@ -185,9 +186,12 @@ def posterior_sites(
 
 
 def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Array]:
-    """Values of the guide's sites that the data share; a reader."""
+    """Values of the guide's sites that the data share, and how flows drew them; a reader."""
     sites = {n: s for n, s in run.guide.items() if not (layout.owns(s) or s.is_observed)}
-    return {name: site.value for name, site in sites.items()}
+    found = {name: site.value for name, site in sites.items()}
+    for site in sites.values():
+        found |= {} if has_inverse(site) else steps_of(site)
+    return found
 
 
 def _readers(pair: Pair) -> dict[str, Reader]:

@@ -10,8 +10,10 @@ rounding.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Bool
@@ -27,8 +29,10 @@ __all__ = [
     "entropy_of",
     "entry_mask",
     "fast_log_prob",
+    "given_steps",
     "has_inverse",
     "is_masked",
+    "steps_of",
     "without_mask",
 ]
 
@@ -170,3 +174,23 @@ def has_inverse(site: Site) -> bool:
     except NotImplementedError:
         return False
     return True
+
+
+def steps_of(site: Site) -> dict[str, Array]:
+    """What a flow has computed of its draw, by names under which it is given with the value."""
+    return {f"{site.name}[{i}]": leaf for i, leaf in enumerate(jax.tree.leaves(site.call))}
+
+
+def given_steps(message: Any, values: Mapping[str, Array]) -> Any:
+    """What `steps_of` has found of a site, as its log-density takes it; nothing if it is not given.
+
+    Args:
+        message: The site's.
+        values: What is given, by name.
+    """
+    name, fn = message["name"], message["fn"]
+    if f"{name}[0]" not in values:
+        return []
+    drawn = jax.eval_shape(lambda key: fn.sample_with_intermediates(key)[1], jax.random.key(0))
+    leaves, tree = jax.tree.flatten(drawn)
+    return jax.tree.unflatten(tree, [values[f"{name}[{i}]"] for i in range(len(leaves))])

@@ -21,6 +21,7 @@ from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions import CertainCategorical, UniformCategorical, sample_codes
 from numpyro_dvae.distributions.codes import OneHotCategorical
+from numpyro_dvae.programs.densities import given_steps
 from numpyro_dvae.programs.sites import (
     Layout,
     Pair,
@@ -103,7 +104,7 @@ class Draw(Messenger):
         if by_sampler:
             msg["infer"] = {**msg["infer"], "_by_sampler": True}
         if msg["name"] in self.values:
-            msg["value"] = self._given(msg)
+            msg["value"], msg["intermediates"] = self._given(msg), given_steps(msg, self.values)
             return
         site = Site.of(msg)
         if self.sampler is not None and self.particle is not None and by_sampler:
