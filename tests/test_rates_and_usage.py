@@ -91,3 +91,29 @@ def test_rates_say_that_a_scale_is_left_out(name):
         np.testing.assert_allclose(found.rate, rate, rtol=1e-5)
         assert found.weighed is weighed
         assert ("these rates are without" in str(found)) is weighed
+
+
+@pytest.mark.parametrize("name", ["pyro", "numpyro"])
+def test_a_prior_of_all_data_is_summed_over(name):
+    """Its values have fewer batch dims than those of the guide: they were taken for others."""
+    host = pytest.importorskip(name)
+    diagnostics = pytest.importorskip(f"{name}_dvae.diagnostics")
+    dist = importlib.import_module(f"{name}.distributions")
+    is_pyro = name == "pyro"
+    array = importlib.import_module("torch").tensor if is_pyro else np.asarray
+    probs = np.array([0.2, 0.7, 0.9])
+
+    def model(x):
+        with host.plate("data", 3):
+            z = host.sample("z", dist.Bernoulli(0.3))
+            host.sample("x", dist.Normal(1.0 * z, 1.0), obs=x)
+
+    def guide(x):
+        with host.plate("data", 3):
+            host.sample("z", dist.Bernoulli(array(probs)))
+
+    key = () if is_pyro else (importlib.import_module("jax").random.key(0),)
+    found = diagnostics.latent_rates(*key, (model, guide), array(np.zeros(3)), num_draws=2)["z"]
+    expected = probs * np.log(probs / 0.3) + (1 - probs) * np.log((1 - probs) / 0.7)
+    np.testing.assert_allclose(found.rate, expected.mean(), rtol=1e-6)
+    assert found.error == 0.0

@@ -88,15 +88,18 @@ def _by_values(q: Any, p: Any) -> tuple | None:
 
 
 def _values(fn: Any) -> np.ndarray | None:
+    """Those of a family, ``(V, *event)``; None where they cannot be listed, or differ by datum."""
     try:
         with jax.ensure_compile_time_eval():
-            return np.asarray(fn.enumerate_support(expand=False))
+            values = np.asarray(fn.enumerate_support(expand=False))
     except (
         NotImplementedError,
         jax.errors.ConcretizationTypeError,
         jax.errors.TracerArrayConversionError,
     ):
         return None
+    shape = (len(values), *fn.event_shape)
+    return values.reshape(shape) if values.size == math.prod(shape) else None
 
 
 def _are_among(values: np.ndarray, others: np.ndarray) -> bool:
