@@ -228,6 +228,18 @@ def test_half_a_pair_is_named(shim):
         case.run(shim.stock("Trace_ELBO"))
 
 
+@pytest.mark.parametrize("program", [BINARY, CODES], ids=lambda program: program.name)
+def test_a_guide_alone_is_relaxed_if_the_model_has_a_density_at_its_draws(shim, program):
+    elbo = shim.module("infer.reinforce").Reinforce_ELBO(2, beta=1.0)
+    half = shim.Case(program, guide=relaxed(shim, program.guide))
+    with pytest.raises(ValueError, match=r"'z' is relaxed in the guide and .* Relax"):
+        half.run(elbo)
+    if program is BINARY:
+        at_codes = shim.Case(program, guide=relaxed(shim, program.guide, "reinmax"))
+        both = case_of(shim, program, "reinmax")
+        np.testing.assert_allclose(at_codes.run(elbo)[0], both.run(elbo)[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("sites", "message"),
     [

@@ -162,6 +162,11 @@ class PathwiseBernoulli(dist.TorchDistribution):
         super().__init__(logits.shape, validate_args=validate_args)
 
     @property
+    def method(self) -> str:
+        """How it draws, one of `RELAXATIONS`."""
+        return self._codes.method
+
+    @property
     def mean(self) -> Tensor:
         """Probability of a 1."""
         return self.logits.sigmoid()

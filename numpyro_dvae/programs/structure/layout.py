@@ -18,7 +18,11 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.ops.provenance import eval_provenance
 
-from numpyro_dvae.distributions import PathwiseBernoulli, PathwiseCategorical
+from numpyro_dvae.distributions import (
+    OneHotCategorical,
+    PathwiseBernoulli,
+    PathwiseCategorical,
+)
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.handlers.rows import check_guide
 from numpyro_dvae.programs.record import in_batch_dims
@@ -33,7 +37,8 @@ __all__ = [
 ]
 
 # With a gradient through their draws, or at a point, but with log-probabilities, not densities.
-_OF_PROBABILITIES = dist.Delta, PathwiseBernoulli, PathwiseCategorical
+_RELAXED = PathwiseBernoulli, PathwiseCategorical
+_OF_PROBABILITIES = dist.Delta, *_RELAXED
 # Of values of some sites, a run in which they are given: what depends on them shows in it.
 _Rerun = Callable[[Mapping[str, Array]], Run]
 
@@ -184,6 +189,7 @@ def _check_match(run: Run) -> None:
             )
         _check_plates(name, site.plates, run.model[name].plates)
         _check_families(site, run.model[name])
+        _check_relaxed(site, run.model[name])
         _check_shapes(site, run.model[name])
     if missing := sorted(latent - run.guide.keys()):
         raise ValueError(
@@ -226,6 +232,18 @@ def _check_families(guide: Site, model: Site) -> None:
             f"guide ({guide.family}): its draws have a gradient, and its values cannot be listed. "
             "Write a family with has_enumerate_support there, too; for a gradient through its "
             "draws, relax(model) and relax(guide), with Trace_ELBO."
+        )
+
+
+def _check_relaxed(guide: Site, model: Site) -> None:
+    if not isinstance(guide.base, _RELAXED) or not model.has_finite_support:
+        return
+    is_linear = isinstance(model.base, OneHotCategorical)  # as the relaxed densities are
+    is_between = guide.base.method == "gumbel" and not is_linear
+    if is_between or guide.fn.event_shape != model.fn.event_shape:
+        raise ValueError(
+            f"site '{guide.name}' is relaxed in the guide and not in the model, whose family, "
+            f"{model.family}, takes codes alone. Relax both, with the same `sites`, or neither."
         )
 
 

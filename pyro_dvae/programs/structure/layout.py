@@ -31,7 +31,8 @@ from pyro_dvae.programs.summing.enumerating import is_marked
 __all__ = ["common_layout", "find_layout", "independent_sites"]
 
 # With a gradient through their draws, or at a point, but with log-probabilities, not densities.
-_OF_PROBABILITIES = dist.Delta, PathwiseBernoulli, PathwiseCategorical
+_RELAXED = PathwiseBernoulli, PathwiseCategorical
+_OF_PROBABILITIES = dist.Delta, *_RELAXED
 
 
 def find_layout(pair: Pair, max_plate_nesting: float = math.inf) -> tuple[Layout, tuple]:
@@ -225,6 +226,7 @@ def _check_match(run: Run) -> None:
             )
         _check_plates(name, site.plates, run.model[name].plates)
         _check_families(site, run.model[name])
+        _check_relaxed(site, run.model[name])
         _check_shapes(site, run.model[name])
     if missing := sorted(latent - run.guide.keys()):
         raise ValueError(
@@ -267,6 +269,17 @@ def _check_families(guide: Site, model: Site) -> None:
             f"guide ({guide.family}): its draws have a gradient, and its values cannot be listed. "
             "Write a family with has_enumerate_support there, too; for a gradient through its "
             "draws, relax(model) and relax(guide), with Trace_ELBO."
+        )
+
+
+def _check_relaxed(guide: Site, model: Site) -> None:
+    if not isinstance(guide.base, _RELAXED) or not model.has_finite_support:
+        return
+    is_between = guide.base.method == "gumbel"  # its draws lie between the codes
+    if is_between or guide.fn.event_shape != model.fn.event_shape:
+        raise ValueError(
+            f"site '{guide.name}' is relaxed in the guide and not in the model, whose family, "
+            f"{model.family}, takes codes alone. Relax both, with the same `sites`, or neither."
         )
 
 
