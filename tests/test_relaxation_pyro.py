@@ -14,7 +14,7 @@ from pyro.infer import SVI, Trace_ELBO  # noqa: E402
 from test_elbo_module import IMAGES, make_pair  # noqa: E402
 
 from pyro_dvae.fit import fit  # noqa: E402
-from pyro_dvae.infer import relax  # noqa: E402
+from pyro_dvae.infer import Reinforce_ELBO, relax  # noqa: E402
 
 
 def relaxed_pair(**options):
@@ -29,6 +29,22 @@ def test_a_module_has_the_parameters_of_the_program():
     found = list(elbo.parameters())
     assert len(found) == 9
     assert all(parameter.grad is not None for parameter in found)
+
+
+def test_a_vector_of_codes_is_relaxed_in_both_programs():
+    """Torch's density of a one-hot vector has no slope, so that the prior would not train q."""
+    prior = torch.tensor([0.3, 0.7])
+
+    def model():
+        pyro.sample("z", dist.OneHotCategorical(prior))
+
+    def guide():
+        logits = pyro.param("logits", torch.zeros(2))
+        pyro.sample("z", dist.OneHotCategorical(logits=logits))
+
+    half = model, relax(guide, "straight_through")
+    with pytest.raises(ValueError, match="'z' is relaxed in the guide and not in the model"):
+        Reinforce_ELBO(1).loss(*half)
 
 
 def test_a_schedule_counts_training_calls_and_is_saved():

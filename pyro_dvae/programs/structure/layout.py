@@ -275,8 +275,8 @@ def _check_families(guide: Site, model: Site) -> None:
 def _check_relaxed(guide: Site, model: Site) -> None:
     if not isinstance(guide.base, _RELAXED) or not model.has_finite_support:
         return
-    is_between = guide.base.method == "gumbel"  # its draws lie between the codes
-    if is_between or guide.fn.event_shape != model.fn.event_shape:
+    at_codes = guide.base.method != "gumbel"  # others lie between them
+    if not (at_codes and isinstance(model.base, dist.Bernoulli)):  # whose density has the slope
         raise ValueError(
             f"site '{guide.name}' is relaxed in the guide and not in the model, whose family, "
             f"{model.family}, takes codes alone. Relax both, with the same `sites`, or neither."
