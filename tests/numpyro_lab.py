@@ -52,10 +52,18 @@ def network(net, *inputs, dtype="float64"):
 
 def params_of(program, *args, **kwargs):
     """Fresh parameters of a program, whose draws are thrown away."""
+    return _values_of("param", program, args, kwargs)
 
+
+def state_of(program, *args, **kwargs):
+    """The mutable state that a program starts with."""
+    return _values_of("mutable", program, args, kwargs)
+
+
+def _values_of(kind, program, args, kwargs):
     def make(key):
         trace = handlers.trace(handlers.seed(program, key)).get_trace(*args, **kwargs)
-        return {k: site["value"] for k, site in trace.items() if site["type"] == "param"}
+        return {k: site["value"] for k, site in trace.items() if site["type"] == kind}
 
     return jax.jit(make)(next_key())
 

@@ -241,7 +241,7 @@ def guided(shim, kind):
         return (), (model, guide), x, {}
     lab = importlib.import_module("numpyro_lab")
     lab.reset()
-    params = lab.params_of(guide, x) | lab.params_of(model, x)
+    params = lab.params_of(guide, x) | lab.params_of(model, x) | lab.state_of(guide, x)
     return (lab.next_key(),), (model, guide), x, params
 
 

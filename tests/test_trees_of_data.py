@@ -95,8 +95,10 @@ def test_a_dict_is_cut_as_its_arrays_are(programs, batch_size):
 
 
 def test_arrays_that_are_not_of_the_rows_are_named(programs):
-    data = {"x": programs.array(X), "means": programs.array(MEANS)}
-    with pytest.raises(ValueError, match=r"got sizes 5 \(argument 0\['x'\]\), 2 \(argument 0\['me"):
+    data = {"means": programs.array(MEANS), "x": programs.array(X)}  # in JAX's order
+    with pytest.raises(
+        ValueError, match=r"got sizes 2 \(argument 0\['means'\]\), 5 \(argument 0\['x"
+    ):
         programs("evaluate", of_tables, data, batch_size=2)
     with pytest.raises(ValueError, match="got sizes of no array"):
         programs("evaluate", lambda none: (X, MEANS, SEEN), None, batch_size=2)
