@@ -163,7 +163,8 @@ class SiteReader(NamedTuple):
         """Of size 1 in event dims that the mask does not tell apart."""
         event_dim = site.fn.event_dim
         found = entry_mask(site, event_dim)
-        if (extra := found.ndim - event_dim - self.nesting) > 0:  # of enumerated sites
+        own = max(jnp.ndim(site.value), event_dim + self.nesting)  # the steps of a `scan`, too
+        if (extra := found.ndim - own) > 0:  # of enumerated sites
             found = found.any(tuple(range(extra)))
         return self.label(name, site, found, event_dim)
 
