@@ -72,8 +72,8 @@ def test_states_count_as_they_are_probable(name):
     np.testing.assert_allclose(found, 2**2 / (2 * variances), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marked", [False, True])
-@pytest.mark.thrifty
 def test_steps_of_a_scan_are_entries(marked):
     kit = Kit("numpyro")
     scan = importlib.import_module("numpyro.contrib.control_flow").scan
@@ -113,3 +113,13 @@ def test_steps_of_a_scan_are_entries(marked):
         weights /= weights.sum(0)
         expected = 9 / (2 * (weights * (spread**2).sum(1)[:, None]).sum(0))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_funsor_may_compute_with_torch_before():
+    """Pyro's part of funsor takes its backend for all, where one process has both packages."""
+    for library in ("torch", "jax"):
+        pytest.importorskip(library)
+    funsor = pytest.importorskip("funsor")
+    importlib.import_module("numpyro.contrib.funsor")
+    funsor.set_backend("torch")
+    test_steps_of_a_scan_are_entries(True)

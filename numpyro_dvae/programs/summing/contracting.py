@@ -57,6 +57,7 @@ def enumerated(
         check: Refuses a site that cannot be summed out.
     """
     host = _module("numpyro.contrib.funsor")
+    _module("funsor").set_backend("jax")  # Pyro's part of funsor may have been imported since
     first = -nesting - 1 if nesting else None
     with (
         _fresh_dims(),
