@@ -216,7 +216,8 @@ def _says_nothing(name: str, args: tuple) -> bool:
     """Whether a result holds none of the numbers that it is computed from."""
     if name.endswith("_like") or name.startswith("new_") or name in _NO_CODES:
         return True
-    return any(isinstance(value, float) and math.isinf(value) for value in args) and name in "eqne"
+    compares = name in ("eq", "ne")
+    return compares and any(isinstance(each, float) and math.isinf(each) for each in args)
 
 
 def _marked(by: str, value: Tensor) -> Tensor:
