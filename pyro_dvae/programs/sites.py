@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Independent, TransformedDistribution
 
 __all__ = [
     "Layout",
@@ -129,7 +129,16 @@ class Site:
     def log_prob(self) -> Tensor:
         """Log-density of its value, over its batch dims; neither scaled nor masked by handlers."""
         args, kwargs = self.call
-        return self.fn.log_prob(self.value, *args, **kwargs)
+        try:
+            return self.fn.log_prob(self.value, *args, **kwargs)
+        except KeyError as error:
+            if not isinstance(self.base, TransformedDistribution):
+                raise
+            raise ValueError(
+                f"{self.name!r} is drawn by a flow without an inverse, which knows the density of "
+                "its last draw alone: take one that has an inverse, as `affine_autoregressive` "
+                f"and `spline_autoregressive` do. It said: {error}"
+            ) from error
 
     def term(self) -> Tensor:
         """What it adds to the objective: handlers may weigh or mask it as other draws say."""
