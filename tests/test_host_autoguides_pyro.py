@@ -1,5 +1,7 @@
 """Pyro's autoguides, alone and beside a discrete site: the value that Pyro's own loss has."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -8,8 +10,10 @@ pyro = pytest.importorskip("pyro")
 import pyro.distributions as dist  # noqa: E402
 from any_pyro import fresh, quiet  # noqa: E402
 from pyro import poutine  # noqa: E402
+from pyro.distributions.transforms import block_autoregressive, iterated  # noqa: E402
 from pyro.infer import Trace_ELBO, autoguide  # noqa: E402
 
+from pyro_dvae.guides import AutoDiscrete  # noqa: E402
 from pyro_dvae.infer import DAPS_ELBO, VIMCO_ELBO, Exact_ELBO, Reinforce_ELBO  # noqa: E402
 
 __all__ = ["fresh"]  # a fixture of every test here
@@ -117,3 +121,22 @@ def test_in_a_list_with_the_hosts_own_discrete_guide(name):
     guide.append(getattr(autoguide, name)(poutine.block(model, hide=["z"])))
     guide.append(autoguide.AutoDiscreteParallel(poutine.block(model, expose=["z"])))
     assert_as_the_host(model, guide, (Reinforce_ELBO(4), Exact_ELBO()))
+
+
+def test_a_flow_without_an_inverse_is_refused_by_name():
+    """It has the density of its last draw alone, and programs are run more than once."""
+
+    def model():
+        locs = pyro.sample("locs", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(locs[0] + z, 1.0), obs=torch.tensor(0.5))
+
+    make = partial(iterated, 1, block_autoregressive)
+    guide = autoguide.AutoGuideList(model)
+    guide.append(autoguide.AutoNormalizingFlow(poutine.block(model, hide=["z"]), make))
+    guide.append(AutoDiscrete(model))
+    assert np.isfinite(Trace_ELBO().loss(model, guide))
+    with pytest.raises(
+        ValueError, match=r"latent' is drawn by a flow without an inverse.*affine_aut"
+    ):
+        Reinforce_ELBO(2).loss(model, guide)

@@ -25,6 +25,9 @@ def host(request):
             def backward(ctx, slope):
                 return slope
 
+        class Round(Rounded):
+            pass
+
         def train(model, guide):
             pyro.clear_param_store()
             pyro.set_rng_seed(2)
@@ -35,7 +38,7 @@ def host(request):
         return SimpleNamespace(
             np=torch, ppl=pyro, dist=pyro.distributions, array=torch.as_tensor, train=train,
             whole=lambda z: z.long(), real=lambda z: z.double(), stop=lambda z: z.detach(),
-            own=Rounded.apply, one_hot=pyro.distributions.OneHotCategorical, soft=torch.log_softmax,
+            own=Rounded.apply, called=Round.apply, one_hot=pyro.distributions.OneHotCategorical, soft=torch.log_softmax,
             take=torch.take_along_dim,
         )  # fmt: skip
     jax, numpyro = pytest.importorskip("jax"), pytest.importorskip("numpyro")
@@ -44,6 +47,10 @@ def host(request):
 
     rounded = jax.custom_jvp(jax.numpy.round)
     rounded.defjvp(lambda primals, slopes: (rounded(*primals), slopes[0]))
+
+    @jax.jit
+    def floor(z):
+        return z + jax.lax.stop_gradient(jax.numpy.floor(z) - z)
 
     def train(model, guide):
         relaxed = relax(model, "reinmax"), relax(guide, "reinmax")
@@ -54,7 +61,7 @@ def host(request):
     return SimpleNamespace(
         np=jax.numpy, ppl=numpyro, dist=numpyro.distributions, array=jax.numpy.asarray, train=train,
         whole=lambda z: z.astype(int), real=lambda z: z.astype(float), stop=jax.lax.stop_gradient,
-        own=rounded, one_hot=OneHotCategorical, soft=jax.nn.log_softmax,
+        own=rounded, called=floor, one_hot=OneHotCategorical, soft=jax.nn.log_softmax,
         take=jax.numpy.take_along_axis,
     )  # fmt: skip
 
@@ -86,6 +93,7 @@ LOST = {
     "floor": lambda h, z: h.np.floor(z + 0.2),
     "heaviside": lambda h, z: h.np.heaviside(z - 0.5, h.array(np.zeros(()))),
     "real": lambda h, z: h.real(z > 0.5),
+    "copysign": lambda h, z: h.np.copysign(2 * h.np.ones_like(z), z - 0.5),
     "argmax": lambda h, z: 2.0 * h.np.stack([1 - z, z], -1).argmax(-1),
     "recorded": lambda h, z: h.ppl.deterministic("code", 2 * h.np.round(z)),
     "behind_softmax": lambda h, z: h.soft(h.np.stack([h.array(X), h.np.round(z)], -1), -1)[..., 1],
@@ -98,6 +106,7 @@ KEPT = {
     "infinite": lambda h, z: h.np.where(z == np.inf, 0.0, z),
     "of_its_shape": lambda h, z: z + h.real(h.np.zeros_like(z) == 0),
     "own_derivative": lambda h, z: 2 * h.own(z),
+    "own_function": lambda h, z: 2 * h.called(z),
     "detached": lambda h, z: z + h.stop(h.real(z > 0.5)),
     "beside_a_record": lambda h, z: z + 0 * len(h.ppl.deterministic("code", h.np.round(z))),
     "no_use": lambda h, z: h.array(X),
@@ -207,6 +216,26 @@ def test_what_loses_the_gradient_of_a_draw_is_refused(host, way):
         train(host, LOST[way])
 
 
+@pytest.mark.thrifty
+def test_what_a_family_rounds_by_itself_is_seen(host):
+    class Rounding(host.dist.Normal):
+        def log_prob(self, value):
+            return host.dist.Normal(host.np.round(self.loc), 1.0).log_prob(value)
+
+    def model(x):
+        with host.ppl.plate("data", 3):
+            z = host.ppl.sample("z", host.dist.Bernoulli(logits=host.array(0.2)))
+            host.ppl.sample("x", Rounding(z, 1.0), obs=x)
+
+    def guide(x):
+        with host.ppl.plate("data", 3):
+            logits = host.ppl.param("l", host.array(np.linspace(-0.5, 0.8, 3)))
+            host.ppl.sample("z", host.dist.Bernoulli(logits=logits))
+
+    with pytest.raises(ValueError, match="by way of `round`"):
+        host.train(model, guide)
+
+
 @pytest.mark.parametrize("way", KEPT)
 def test_what_keeps_it_or_is_meant_is_not(host, way):
     train(host, KEPT[way])
@@ -260,7 +289,8 @@ def test_pyro_sees_what_is_filled_in_place_or_asked_for_by_python():
     def rounded(z):
         return z.clone().div_(0.7, rounding_mode="floor")
 
-    ways = (filled, "site 'x' .*`gt`"), (asked, "what Python does"), (rounded, "`floor_divide`")
+    ways = [(filled, "site 'x' .*`gt`"), (asked, "what Python does"), (rounded, "`floor_divide`")]
+    ways.append((lambda z: torch.normal(2 * z, 0.1), "`normal`"))
     for way, why in ways:
 
         def model(x, way=way):

@@ -12,6 +12,7 @@ What Python asks for, by `if`, is followed no further: in a program that does, e
 and lost if a log-density changes with it that has no gradient of it.
 """
 
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +27,8 @@ from numpyro_dvae.programs.sites import sample_sites
 
 __all__ = ["LostSlope", "lost_slope"]
 
-_FLAT = {"ceil", "floor", "floor_divide", "heaviside", "round", "sign"}
+_FLAT = {"ceil", "floor", "heaviside", "round", "sign"}
+_HEAVISIDE = inspect.unwrap(jnp.heaviside).__code__.co_filename
 _OWN = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
@@ -86,7 +88,7 @@ class _Read:
         found: list[Array] = []
         self.counts = {}
         for site in sample_sites(messages).values():
-            leaves = jax.tree.leaves((site.fn, site.scale, site.value if site.is_observed else ()))
+            leaves = site.log_prob(), site.scale
             arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
             self.counts[site.name] = len(arrays)
             found += arrays
@@ -158,8 +160,7 @@ def _through(jaxpr: Any, given: Sequence[_Marks]) -> list[_Marks]:
 
 
 def _after(step: Any, given: list[_Marks]) -> list[_Marks]:
-    name, joined = step.primitive.name, _NONE.union(*given)
-    name = name if step.params.get("name") not in _FLAT else step.params["name"]  # a function's
+    name, joined = _operation(step), _NONE.union(*given)
     if not joined or name == "stop_gradient" or _says_nothing(step):
         return [_NONE] * len(step.outvars)
     if name in _LOOPS:
@@ -168,6 +169,14 @@ def _after(step: Any, given: list[_Marks]) -> list[_Marks]:
     for inner in (step.params[key] for key in _INNER if key in step.params and not is_known):
         return _through(getattr(inner, "jaxpr", inner), given)
     return [_marks_by(name, joined, variable.aval.dtype) for variable in step.outvars]
+
+
+def _operation(step: Any) -> str:
+    """A primitive's name, but JAX's `heaviside`, whose slope at NaN is 1, has one of its own."""
+    if step.params.get("name") == "heaviside":
+        source = step.params["jaxpr"].jaxpr.debug_info.func_src_info or ""
+        return "heaviside" if _HEAVISIDE in source else step.primitive.name
+    return step.primitive.name
 
 
 def _says_nothing(step: Any) -> bool:

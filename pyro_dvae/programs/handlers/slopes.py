@@ -28,6 +28,7 @@ from pyro import poutine
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -37,8 +38,9 @@ from pyro_dvae.programs.structure.tracking import Exits
 
 __all__ = ["LostSlope", "lost_slope"]
 
-_FLAT = set("bernoulli ceil fix floor floor_divide floordiv heaviside poisson".split())
-_FLAT |= set("rfloordiv round sgn sign trunc".split())
+_FLAT = set("bernoulli binomial ceil fix floor floor_divide floordiv heaviside normal".split())
+_FLAT |= set("poisson rfloordiv round sgn sign trunc".split())
+_FLAT_OF_SECOND = {"copysign"}
 _OF_FIRST = set("expand_as reshape_as to type_as view_as".split())  # the rest says how alone
 _NO_CODES = set("isfinite isinf isnan isneginf isposinf isreal".split())
 
@@ -67,10 +69,12 @@ def lost_slope(
         tracer, exits = poutine.trace(), Exits()
         with torch.enable_grad(), pyro.validation_enabled(False), poutine.block():
             given = _Given({**draws, **others}, names)
-            with tracer, given, exits, _Followed():
+            followed = _Followed()
+            with tracer, given, exits, followed:
                 run()
             sites = sample_sites(tracer.trace)
-            terms = {name: _Term.of(site, given.starts) for name, site in sites.items()}
+            with followed:
+                terms = {name: _Term.of(site, given.starts) for name, site in sites.items()}
         return _Seen(sites, terms, _names(exits.names))
 
     try:
@@ -111,13 +115,20 @@ def _slopes(values: tuple, starts: Mapping[Any, str]) -> frozenset[str]:
             found.add(starts[node])
         elif node is not None and node not in seen and not _is_flat(node):
             seen.add(node)
-            left += [before for before, _ in node.next_functions]
+            before = [one for one, _ in node.next_functions]
+            left += before[:1] if _operation(node) in _FLAT_OF_SECOND else before
     return frozenset(found)
 
 
 def _is_flat(node: Any) -> bool:
-    name, rounds = node.name(), getattr(node, "_saved_rounding_mode", None) is not None
-    return rounds or "NotImplemented" in name or name.partition("Backward")[0].lower() in _FLAT
+    if isinstance(node, BackwardCFunction):  # a derivative of the program's own
+        return False
+    rounds = getattr(node, "_saved_rounding_mode", None) is not None
+    return rounds or "NotImplemented" in node.name() or _operation(node) in _FLAT
+
+
+def _operation(node: Any) -> str:
+    return node.name().partition("Backward")[0].lower()
 
 
 def _names(marks: Collection[Any]) -> frozenset[str]:
@@ -191,6 +202,8 @@ class _Followed(TorchFunctionMode):
         if name in _OF_FIRST and args:
             args = (args[0], *map(detach_provenance, args[1:]))
         args, kwargs = tree_map_only(Tensor, self._filled, (args, kwargs))
+        if name in _FLAT_OF_SECOND:
+            args = (args[0], *tree_map_only(Tensor, partial(_marked, name, False), args[1:]))
         found = func(*args, **kwargs)
         if not (marks := get_provenance((args, kwargs))):
             return found
@@ -205,7 +218,7 @@ class _Followed(TorchFunctionMode):
             return track_provenance(detach_provenance(found), meant)
         if _says_nothing(name, args):
             return detach_provenance(found)
-        return tree_map_only(Tensor, partial(_marked, name), found)
+        return tree_map_only(Tensor, partial(_marked, name, True), found)
 
     def _filled(self, value: Tensor) -> Tensor:
         _, marks = self.filled.get(id(detach_provenance(value)), (None, frozenset()))
@@ -220,8 +233,8 @@ def _says_nothing(name: str, args: tuple) -> bool:
     return compares and any(isinstance(each, float) and math.isinf(each) for each in args)
 
 
-def _marked(by: str, value: Tensor) -> Tensor:
-    marks = _marks_by(by, get_provenance(value), value.requires_grad)
+def _marked(by: str, has_slope: bool, value: Tensor) -> Tensor:
+    marks = _marks_by(by, get_provenance(value), has_slope and value.requires_grad)
     return track_provenance(detach_provenance(value), marks)
 
 
