@@ -133,10 +133,8 @@ def test_a_flow_without_an_inverse_is_refused_by_name():
 
     make = partial(iterated, 1, block_autoregressive)
     guide = autoguide.AutoGuideList(model)
-    guide.append(autoguide.AutoNormalizingFlow(poutine.block(model, hide=["z"]), make))
     guide.append(AutoDiscrete(model))
+    guide.append(autoguide.AutoNormalizingFlow(poutine.block(model, hide=["z"]), make))
     assert np.isfinite(Trace_ELBO().loss(model, guide))
-    with pytest.raises(
-        ValueError, match=r"latent' is drawn by a flow without an inverse.*affine_aut"
-    ):
+    with pytest.raises(ValueError, match=r"latent' is drawn by a flow without an inverse"):
         Reinforce_ELBO(2).loss(model, guide)

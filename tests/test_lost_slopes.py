@@ -38,8 +38,8 @@ def host(request):
         return SimpleNamespace(
             np=torch, ppl=pyro, dist=pyro.distributions, array=torch.as_tensor, train=train,
             whole=lambda z: z.long(), real=lambda z: z.double(), stop=lambda z: z.detach(),
-            own=Rounded.apply, called=Round.apply, one_hot=pyro.distributions.OneHotCategorical, soft=torch.log_softmax,
-            take=torch.take_along_dim,
+            own=Rounded.apply, called=Round.apply, one_hot=pyro.distributions.OneHotCategorical,
+            soft=torch.log_softmax, take=torch.take_along_dim,
         )  # fmt: skip
     jax, numpyro = pytest.importorskip("jax"), pytest.importorskip("numpyro")
     from numpyro_dvae.distributions import OneHotCategorical

@@ -208,6 +208,6 @@ def has_inverse(site: Site) -> bool:
     """Whether a site's log-density can be told of a value without how that was drawn."""
     try:
         site.fn.log_prob(site.value.clone())
-    except NotImplementedError:
+    except (NotImplementedError, KeyError):  # Pyro's flows look for what they have drawn
         return False
     return True
