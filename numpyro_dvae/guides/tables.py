@@ -250,6 +250,11 @@ def _all_rows(latent: Latent, table: Array, rows: Mapping[str, Array]) -> Array:
     for plate in latent.plates:
         dim = _dim(latent, plate.dim)
         held = table.shape[dim]
+        if not held:
+            raise ValueError(
+                f"plate '{plate.name}' has no rows in the guide's first call, which makes its "
+                "parameters. Let the first call have all rows."
+            )
         index = jnp.arange(plate.size) % held
         if plate.name in rows:
             index = index.at[rows[plate.name]].set(jnp.arange(held))

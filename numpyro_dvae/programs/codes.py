@@ -161,9 +161,9 @@ def _check_dims(site: Site) -> None:
 
 
 def _check_plates(layout: Layout, sites: Mapping[str, Site]) -> None:
-    if not sites:
+    if all(0 in site.value.shape for site in sites.values()):
         raise ValueError(
-            "the model has no discrete latent site in this call, so there are no states to keep. "
+            "the model has no discrete latent in this call, so there are no states to keep. "
             "Use a loss that samples, such as Reinforce_ELBO, with a guide for its other latents."
         )
     if not layout.plates:

@@ -22,6 +22,7 @@ from numpyro.primitives import Messenger
 from numpyro_dvae.distributions import CertainCategorical, UniformCategorical, sample_codes
 from numpyro_dvae.distributions.codes import OneHotCategorical
 from numpyro_dvae.programs.densities import given_steps
+from numpyro_dvae.programs.handlers.without_rows import RowsChecked
 from numpyro_dvae.programs.sites import (
     Layout,
     Pair,
@@ -206,7 +207,7 @@ def run_pair(rng_key: Array, pair: Pair, draw: Draw) -> Run:
     return run._replace(model=sum_out(run.model, pair.layout)) if summed else run
 
 
-class StepsChecked(Messenger):
+class StepsChecked(RowsChecked):
     """Refuses what NumPyro's `scan` and `cond` keep from all handlers around them.
 
     A parameter in a step has its first value for ever, and no gradient; mutable state is lost; the

@@ -6,6 +6,7 @@ plate into it. What is outside of them, a global continuous latent say, is kept 
 well, since importance weights want the datum's own nats.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -259,5 +260,9 @@ def read_codes(run: Run, layout: Layout, num_particles: int) -> Integer[Array, "
         value = site.value.reshape((1,) * missing + site.value.shape)
         kept = [dim - site.fn.event_dim for dim in layout.dims]
         value = jnp.moveaxis(value, kept, range(len(kept)))
-        rows.append(value.reshape(*value.shape[: len(kept)], -1).astype(int))
+        rows.append(
+            value.reshape(*value.shape[: len(kept)], math.prod(value.shape[len(kept) :])).astype(
+                int
+            )
+        )
     return jnp.concatenate(rows, -1) if rows else None

@@ -3,7 +3,8 @@
 NumPy alone, so this file is the same in both packages.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 __all__ = [
     "NamedArray",
+    "check_entries",
     "codes_that_occur",
     "count_codes",
     "log_sum",
@@ -30,12 +32,27 @@ class NamedArray:
     num_codes: int = 0  # values 0, 1, ... of a discrete site that has finitely many
 
 
+def check_entries(sites: Mapping[str, NamedArray]) -> None:
+    """Refuse sites without a value, of which there is no mean.
+
+    Raises:
+        ValueError: Which names the site.
+    """
+    for name, site in sites.items():
+        shape = site.values.shape[1:]
+        if 0 in shape:
+            raise ValueError(
+                f"site '{name}' has no values, of which to count or average: its shape is {shape}. "
+                "Pass data that give it some, or leave the site out of model and guide for these."
+            )
+
+
 def split_data(array: NamedArray, plates: tuple[str, ...]) -> np.ndarray:
     """View ``(K, N, *within)``: draws, data, and what a datum has of the array."""
     axes = [1 + array.dims.index(plate) for plate in plates]
     values = np.moveaxis(array.values, axes, range(1, 1 + len(axes)))
     within = values.shape[1 + len(axes) :]
-    return values.reshape(len(values), -1, *within)
+    return values.reshape(len(values), math.prod(values.shape[1 : 1 + len(axes)]), *within)
 
 
 def codes_that_occur(array: NamedArray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pyro_dvae.diagnostics.arrays import NamedArray, shares_of
+from pyro_dvae.diagnostics.arrays import NamedArray, check_entries, shares_of
 from pyro_dvae.diagnostics.averaging import (
     Weighted,
     in_dims,
@@ -239,6 +239,7 @@ def posterior_of(
     log_weights, tables = log_weights_of(draws), draws["conditional"]
     weighted = weighted_draws(draws, log_weights, report) if corrected else None
     drawn = [n for n in names if n not in few["summed"]]
+    check_entries({name: draws["latent"][name] for name in drawn})
     codes = {n: _codes(n, draws["latent"][n], listed.get(n)) for n in drawn}
     found = {n: _of_summed(n, draws, weighted) for n in names if n in few["summed"]}
     for name, (dims, values) in codes.items():

@@ -13,6 +13,7 @@ import numpy as np
 
 from pyro_dvae.diagnostics.arrays import (
     NamedArray,
+    check_entries,
     codes_that_occur,
     count_codes,
     shares_of,
@@ -73,6 +74,7 @@ def is_restricted(draws: Draws) -> np.ndarray:
 def usage_of(draws: Draws) -> dict[str, CodeUsage]:
     """How often each code of each discrete site occurs; of large tables, each that occurs."""
     found = {}
+    check_entries(draws["code"])
     for name, drawn in draws["code"].items():
         site = _in_use(draws, name, drawn)
         top = draws["top"][name].values.max() if name in draws["top"] else site.num_codes - 1
@@ -126,6 +128,7 @@ def latent_rates_of(draws: Draws) -> dict[str, tuple[np.ndarray, np.ndarray, np.
     silences it. Where it does not count, its rate is 0.
     """
     sites, found = dict(draws["rate"]), {}
+    check_entries(sites)
     groups = []
     for latents, alone in _computed_together(draws.densities):
         one, other = sites[latents[0]], draws["alone"][alone[0]]
@@ -206,6 +209,7 @@ def variances_of(draws: Draws, plates: tuple[str, ...]) -> dict[str, tuple[np.nd
         plates: Those that make a datum.
     """
     sites, found = {**draws["latent"], **draws["code"]}, {}
+    check_entries(sites)
     for name, site in sites.items():
         if plates and set(plates) <= set(site.dims):
             top, some = draws["top"].get(name), _in_use(draws, name, site)

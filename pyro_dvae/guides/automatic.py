@@ -227,7 +227,8 @@ class AutoDiscrete(AutoGuide):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
-            with suppress(NotImplementedError):  # Pyro's guides know no loops over plates
+            # Pyro's guides know no loops over plates; one without rows is refused below
+            with suppress(NotImplementedError, ZeroDivisionError):
                 super()._setup_prototype(*args, **kwargs)
             self._set_up(args, kwargs)
         except BaseException:  # the next call begins anew

@@ -156,7 +156,7 @@ def credited(
         scores = fill_impossible(credit.log_likelihood + beta * credit.negative_rate)
         cells = (advantages(scores) * credit.log_draw).mean(0)
         data = particles.log_draw.shape[1:]
-        value = value + cells.reshape(*data, -1).sum(-1)
+        value = value + cells.reshape(*data, math.prod(cells.shape[len(data) :])).sum(-1)
     return value
 
 

@@ -47,7 +47,8 @@ def fast_log_prob(site: Site) -> Tensor:
         fn = fn.base_dist
     kind = getattr(type(fn), "log_prob", None)
     within = all(inner == num_dims and isinstance(mask, Tensor) for mask, inner in masks)
-    if kind not in (_NORMAL, _BERNOULLI) or not num_dims or not within or len(masks) > 1:
+    is_plain = kind in (_NORMAL, _BERNOULLI) and within and len(masks) < 2
+    if not (is_plain and num_dims and fn.batch_shape.numel()):
         return site.log_prob()
     if site.is_observed and fn._validate_args and not _is_real(fn, site.value):
         fn._validate_sample(site.value)

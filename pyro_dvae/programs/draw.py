@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
+from pyro_dvae.programs.handlers.without_rows import RowsChecked
 from pyro_dvae.programs.processes import drawing, hidden
 from pyro_dvae.programs.sites import (
     Layout,
@@ -111,23 +112,21 @@ class Draw(Messenger):
             msg["done"] = True
         elif self.num_draws is not None:
             with drawing(msg):
-                msg["value"] = self._draw(msg, self.num_draws)
-            msg["done"] = True
+                msg["value"], msg["done"] = self._draw(msg, self.num_draws), True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not self.pathwise and is_drawn(msg) and self.layout.owns(Site.of(msg)):
             msg["value"] = msg["value"].detach()
 
     def _given(self, msg: Any) -> Tensor:
-        value = self.values[msg["name"]]
+        name = msg["name"]
+        value = self.values[name]
         shape = (*msg["fn"].batch_shape, *msg["fn"].event_shape)  # as the program would draw it
         if self.num_draws is not None:
             return value.expand(broadcast_shape(value.shape, shape)) if self.expand else value
         value = value.reshape(value.shape[value.dim() - len(shape) :])
         if any(size not in (1, wanted) for size, wanted in zip(value.shape, shape, strict=True)):
-            raise no_one_list(
-                f"'{msg['name']}' has other values or sizes in some runs", self.values
-            )
+            raise no_one_list(f"'{name}' has other values or sizes in some runs", self.values)
         return value.expand(shape)
 
     def _draw(self, msg: Any, num_draws: int) -> Tensor:
@@ -239,10 +238,11 @@ def run_program(program: Any, args: tuple, kwargs: dict) -> poutine.Trace:
     plain trace would hold the model's observations, too.
     """
     handler = poutine.unwrap(program)
-    if isinstance(handler, GuideMessenger):
-        program(*args, **kwargs)
-        return handler.get_traces()[1]
-    return poutine.trace(program).get_trace(*args, **kwargs)
+    with RowsChecked():
+        if isinstance(handler, GuideMessenger):
+            program(*args, **kwargs)
+            return handler.get_traces()[1]
+        return poutine.trace(program).get_trace(*args, **kwargs)
 
 
 def run_pair(pair: Pair, draw: Draw) -> Run:

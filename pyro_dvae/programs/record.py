@@ -6,6 +6,7 @@ plate into it. What is outside of them, a global continuous latent say, is kept 
 well, since importance weights want the datum's own nats.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -332,5 +333,7 @@ def read_codes(
         value = site.value.reshape((1,) * missing + site.value.shape)
         kept = [0, *(dim - site.fn.event_dim for dim in layout.dims)]
         value = value.movedim(kept, tuple(range(len(kept))))
-        rows.append(value.reshape(*value.shape[: len(kept)], -1).long())
+        rows.append(
+            value.reshape(*value.shape[: len(kept)], math.prod(value.shape[len(kept) :])).long()
+        )
     return torch.cat(rows, -1) if rows else None

@@ -95,7 +95,7 @@ def _are_apart(rng_key: Array, pair: Pair, values: Mapping[str, Array]) -> bool:
         return jnp.stack([getattr(record, kind) for kind in _KINDS])
 
     sizes = jax.eval_shape(by_datum, one).shape[1:]
-    if np.prod(sizes) == 1:
+    if np.prod(sizes) <= 1:
         return True
     some = {n: np.asarray(v)[few] for n, v in values.items()}
     wide = {n: _mixed(v, np.zeros(sizes, int), pair.layout, dims[n]) for n, v in some.items()}
@@ -189,6 +189,6 @@ def _mixed(
     missing = index.ndim - (value.ndim - 1)
     index = index.reshape(*[1] * -missing, *index.shape)  # steps of a `scan` lead
     value = value.reshape(len(value), *[1] * missing, *value.shape[1:])
-    shape = [max(pair) for pair in zip(value.shape[1:], index.shape, strict=True)]
-    index, value = np.broadcast_to(index, shape), np.broadcast_to(value, (len(value), *shape))
+    whole = np.broadcast_shapes(value.shape[1:], index.shape)
+    index, value = np.broadcast_to(index, whole), np.broadcast_to(value, (len(value), *whole))
     return np.take_along_axis(value, index[None], 0)[0]

@@ -3,6 +3,7 @@
 - `vectors`: a model gets the vectors of codes in place of the codes (`VQ_ELBO`);
 - `relaxing`: draws have a gradient (`relax`);
 - `slopes`: whether what is computed from such draws keeps it (`relax`);
+- `without_rows`: where a plate has none (every run);
 - `rows`: whether the data are those of the rows that plates draw (guides of each datum's own);
 - `swapping`: a model runs as a guide of its discrete latents (`AutoDiscrete`);
 - `elsewhere`: at other parameters than its own, to see what holds at all of them (`AutoDiscrete`);

@@ -172,6 +172,6 @@ def _mixed(
     index = places.reshape(*shape, *[1] * event_dim)
     missing = index.dim() - (value.dim() - 1)
     value = value.reshape(len(value), *[1] * missing, *value.shape[1:])
-    shape = [max(pair) for pair in zip(value.shape[1:], index.shape, strict=True)]
-    index, value = index.expand(shape).to(value.device), value.expand(len(value), *shape)
+    whole = torch.broadcast_shapes(value.shape[1:], index.shape)
+    index, value = index.expand(whole).to(value.device), value.expand(len(value), *whole)
     return value.gather(0, index[None])[0]
