@@ -140,9 +140,9 @@ def test_a_context_of_a_grid(lab, monkeypatch):
 
 def test_wrong_grids_and_images_are_named(lab):
     guides, x = lab.module("guides"), images(lab)
-    wrong_side = guides.IndependentGuide(down(lab), grid=(H, W), channels_first=not is_torch(lab))
+    wrong_grid = guides.IndependentGuide(down(lab), grid=(H, W + 1), channels_first=is_torch(lab))
     with pytest.raises(ValueError, match=r"channels_first=.*on the other side"):
-        lab.sites(wrong_side, x)
+        lab.sites(wrong_grid, x)
     with pytest.raises(ValueError, match=r"`grid` must be sizes of at least 1"):
         guides.IndependentGuide(down(lab), grid=(0, 2))
     with pytest.raises(ValueError, match="`channels_first` is of a grid"):
@@ -156,3 +156,45 @@ def test_wrong_grids_and_images_are_named(lab):
     z = lab.asarray(np.zeros((2, L + 1), int))
     with pytest.raises(ValueError, match=r"has 6 places, but a datum has 7 latents"):
         lab.bind(model.reconstruct, z)(z)
+
+
+def in_turn(lab, *layers):
+    if is_torch(lab):
+        import torch
+
+        return torch.nn.Sequential(*layers)
+    from flax import linen as nn
+
+    return nn.Sequential(layers)
+
+
+def elementwise(lab):
+    if is_torch(lab):
+        import torch
+
+        return [torch.nn.ReLU(), torch.nn.Tanh()]
+    from flax import linen as nn
+
+    return [nn.relu, nn.tanh]
+
+
+def test_the_side_of_channels_is_that_of_convolutions(lab):
+    """Where the width is that of the grid's sides, no size tells that it is on the wrong one."""
+    nets, guides = map(lab.module, ("nets", "guides"))
+    book, side = nets.Codebook(V, D), {"grid": (D, D), "channels_first": not is_torch(lab)}
+    ends = in_turn(lab, in_turn(lab, down(lab)), *elementwise(lab))
+    begins = in_turn(lab, *elementwise(lab), up(lab))
+    made = [
+        lambda **o: guides.VectorQuantizedGuide(ends, book, **o),
+        lambda **o: guides.IndependentGuide(ends, **o),
+        lambda **o: nets.CodebookEncoder(ends, book, **o),
+        lambda **o: nets.CodebookDecoder(book, begins, **o),
+    ]
+    says = f"have channels {'before' if is_torch(lab) else 'behind'} the grid. Pass channels_first"
+    for make in made:
+        with pytest.raises(ValueError, match=says):
+            make(**side)
+        make(**side | {"channels_first": is_torch(lab)})
+    moves = nets.MLPEncoder((D, D), D, D, hidden=(3,))  # a layer of another kind tells nothing
+    guides.IndependentGuide(in_turn(lab, down(lab), moves), **side)
+    nets.CodebookDecoder(book, in_turn(lab, moves, up(lab)), **side)

@@ -49,7 +49,7 @@ class AutoregressiveGuide(AmortisedGuide):
         channels_first: bool = False,
     ) -> None:
         self.encoder, self.transformer = encoder, transformer
-        self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
+        self.grid, self.channels_first = check_grid(grid, channels_first, encoder), channels_first
 
     def posterior(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
         """q(z | x), the joint distribution of the codes."""

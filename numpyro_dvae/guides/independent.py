@@ -42,7 +42,7 @@ class IndependentGuide(AmortisedGuide):
         channels_first: bool = False,
     ) -> None:
         self.encoder, self.binary = encoder, binary
-        self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
+        self.grid, self.channels_first = check_grid(grid, channels_first, encoder), channels_first
 
     def posterior(self, x: Shaped[Array | np.ndarray, "*batch_event"]) -> Distribution:
         """q(z | x), one factor per latent."""

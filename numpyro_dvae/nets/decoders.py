@@ -46,7 +46,8 @@ class CodebookDecoder:
         channels_first: bool = False,
     ) -> None:
         self.codebook, self.network = codebook, network
-        self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
+        self.grid = check_grid(grid, channels_first, network, at_end=False)
+        self.channels_first = channels_first
 
     def __call__(self, z: Shaped[Array, "*batch_latents"]) -> Float[Array, "*batch_output"]:
         """Outputs for codes ``(*batch, L)`` or ``(*batch, *grid)``, or for what stands for them."""

@@ -57,7 +57,7 @@ class CodebookEncoder:
     ) -> None:
         check_head(codebook, scale)
         self.network, self.codebook = network, codebook
-        self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
+        self.grid, self.channels_first = check_grid(grid, channels_first, network), channels_first
         self.scale = scale
         self.name: str | None = None
 

@@ -42,7 +42,7 @@ class IndependentGuide(AmortisedGuide):
     ) -> None:
         super().__init__()
         self.encoder, self.binary = encoder, binary
-        self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
+        self.grid, self.channels_first = check_grid(grid, channels_first, encoder), channels_first
 
     def posterior(self, x: Shaped[Tensor, "*batch_event"]) -> Distribution:
         """q(z | x), one factor per latent."""

@@ -70,7 +70,7 @@ class VectorQuantizedGuide(AmortisedGuide):
     ) -> None:
         super().__init__()
         self.encoder, self.codebook = encoder, codebook
-        self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
+        self.grid, self.channels_first = check_grid(grid, channels_first, encoder), channels_first
         check_entropy(entropy, entropy_scale)
         if not 0.0 <= noise_variance < math.inf:
             raise ValueError(

@@ -93,8 +93,13 @@ class GaussianLikelihood(nn.Module):
 
     def forward(self, outputs: Tensor, event_dim: int) -> Distribution:
         """p(x | z), with the last `event_dim` dims independent."""
-        scale = self.variance.sqrt().expand(outputs.shape[outputs.dim() - event_dim :])
-        return dist.Normal(precise(outputs), scale).to_event(event_dim)
+        mean, scale = precise(outputs), self.variance.sqrt()
+        copies = scale.expand(outputs.shape[outputs.dim() - event_dim :])
+        if not (dist.Normal._validate_args and _are_in_order(mean, scale)):
+            return dist.Normal(mean, copies).to_event(event_dim)
+        fn = dist.Normal(mean, copies, validate_args=False)
+        fn._validate_args = True  # of its values
+        return fn.to_event(event_dim)
 
     def link(self, mean: Float[Tensor, "*event"]) -> Float[Tensor, "*event"]:
         """Outputs at which x has this mean: the mean."""
@@ -116,3 +121,8 @@ class GaussianLikelihood(nn.Module):
         """The raw parameter of the mean square error; the old one where nothing is observed."""
         total, count = total.sum_to_size(old.shape), count.sum_to_size(old.shape)
         return torch.where(count > 0, raw_of(total / count, self.bounds), old)
+
+
+def _are_in_order(mean: Tensor, scale: Tensor) -> bool:
+    """Whether Pyro would take them, told by less than its look at each number and each copy."""
+    return bool(~mean.detach().sum().isnan() & (scale.detach() > 0).all())

@@ -46,7 +46,8 @@ class CodebookDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.codebook, self.network = codebook, network
-        self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
+        self.grid = check_grid(grid, channels_first, network, at_end=False)
+        self.channels_first = channels_first
 
     def forward(self, z: Shaped[Tensor, "*batch_latents"]) -> Float[Tensor, "*batch_output"]:
         """Outputs for codes ``(*batch, L)`` or ``(*batch, *grid)``, or for what stands for them."""

@@ -9,18 +9,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_dvae.ops.arguments import is_count
 
 __all__ = ["check_grid", "from_grid", "to_grid"]
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_HAS_CHANNELS_FIRST = True  # each of these
+_ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
 
-def check_grid(grid: Sequence[int] | None, channels_first: bool) -> tuple[int, ...] | None:
+
+def check_grid(
+    grid: Sequence[int] | None, channels_first: bool, network: Any = None, *, at_end: bool = True
+) -> tuple[int, ...] | None:
     """A grid as a tuple.
 
+    Args:
+        grid: Its sizes.
+        channels_first: Whether the network has the width before it.
+        network: What lies on the grid at one end of it, if it is known.
+        at_end: Whether these are its outputs.
+
     Raises:
-        ValueError: If a size is below 1, or channels are first of no grid.
+        ValueError: If a size is below 1, or channels are first of no grid, or on the other side of
+            the network's layer there, which sizes do not tell where all of them are equal.
     """
     if grid is None:
         if channels_first:
@@ -28,7 +42,27 @@ def check_grid(grid: Sequence[int] | None, channels_first: bool) -> tuple[int, .
         return None
     if not _are_sizes(grid):
         raise ValueError(f"`grid` must be sizes of at least 1, as (8, 8); got {grid}.")
+    layer = _layer_at(network, at_end)
+    if type(layer) in _CONVOLUTIONS and channels_first is not _HAS_CHANNELS_FIRST:
+        raise ValueError(
+            f"channels_first={channels_first}, but {'outputs' if at_end else 'inputs'} of the "
+            f"network's {type(layer).__name__} have channels "
+            f"{'before' if _HAS_CHANNELS_FIRST else 'behind'} the grid. Pass "
+            f"channels_first={_HAS_CHANNELS_FIRST}."
+        )
     return tuple(grid)
+
+
+def _layer_at(network: Any, at_end: bool) -> Any:
+    """The last or first layer that is no function of each number alone."""
+    layers = [network]
+    while layers:
+        layer = layers.pop()
+        if type(layer) is nn.Sequential:
+            layers += layer if at_end else reversed(layer)
+        elif getattr(layer, "__module__", None) not in _ELEMENTWISE:
+            return layer
+    return None
 
 
 def _are_sizes(grid: Any) -> bool:

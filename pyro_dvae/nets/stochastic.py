@@ -62,7 +62,7 @@ class CodebookEncoder(nn.Module):
         super().__init__()
         check_head(codebook, scale)
         self.network, self.codebook = network, codebook
-        self.grid, self.channels_first = check_grid(grid, channels_first), channels_first
+        self.grid, self.channels_first = check_grid(grid, channels_first, network), channels_first
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale or 1.0)))
         self._scale = scale
         self.register_buffer("is_known", torch.tensor(False))

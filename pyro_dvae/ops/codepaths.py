@@ -60,10 +60,10 @@ def rotation_trick(inputs: Float[Tensor, "*batch D"], vectors: Float[Tensor, "*b
     fixed = inputs.detach(), vectors.detach()
     sizes = [_norm(array) for array in fixed]
     a, b = (_unit(array, size) for array, size in zip(fixed, sizes, strict=True))
-    c = _unit(a + b, _norm(a + b))
-    turned = inputs - 2 * _dot(inputs, c) * c + 2 * _dot(inputs, a) * b
-    ratio = torch.where(sizes[0] > 0, sizes[1] / torch.where(sizes[0] > 0, sizes[0], 1.0), 1.0)
-    turned = torch.where(sizes[0] > 0, ratio * turned, inputs)
+    sum_of_both, is_zero = a + b, sizes[0] == 0
+    c = torch.where(is_zero, 0.0, _unit(sum_of_both, _norm(sum_of_both)))
+    ratio = torch.where(is_zero, 1.0, sizes[1] / sizes[0])
+    turned = ratio * (inputs - _dot(inputs, c) * (2 * c) + _dot(inputs, a) * (2 * b))
     return Route(with_slope(vectors, turned), inputs, vectors)
 
 
@@ -100,7 +100,7 @@ def _norm(array: Tensor) -> Tensor:
 
 def _unit(array: Tensor, size: Tensor) -> Tensor:
     """The direction; 0 has none."""
-    return torch.where(size == 0, 0.0, array / torch.where(size == 0, 1.0, size))
+    return array / torch.where(size == 0, 1.0, size)
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ def squared_distances(
     norms = inputs.square().sum(-1, keepdim=True)
     with torch.autocast(inputs.device.type, enabled=False):
         products = inputs @ table.T
-    return (norms - 2 * products + table.square().sum(-1)).clamp(min=0)
+    # In the memory of the products, which is that of all codes for each input.
+    return products.mul_(-2).add_(norms).add_(table.square().sum(-1)).clamp_(min=0)
 
 
 def nearest_codes(
