@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pyro = pytest.importorskip("pyro")
 
+from pyro import distributions as dist  # noqa: E402
 from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO  # noqa: E402
 
 from pyro_dvae.guides import IndependentGuide  # noqa: E402
@@ -142,3 +143,20 @@ def test_the_variance_now_is_an_attribute():
         likelihood.raw.data.fill_(raw)
         assert likelihood.variance.item() == pytest.approx(bound)
     assert not list(GaussianLikelihood(learn=False).parameters())
+
+
+def test_a_gaussian_likelihood_is_checked_as_a_normal_is():
+    means, wide = torch.zeros(3, 2, 2), torch.full((3, 2, 2), 3e38)
+    likelihood = GaussianLikelihood(variance=0.25, learn=False)
+    for outputs in (means, wide, wide * torch.tensor([1.0, -2.0]), means.log()):
+        fn, stock = likelihood(outputs, 2), dist.Normal(outputs, 0.5).to_event(2)
+        torch.testing.assert_close(fn.log_prob(means), stock.log_prob(means))
+        with pytest.raises(ValueError, match="within the support"):
+            fn.log_prob(means * torch.nan)
+    with pytest.raises(ValueError, match="parameter loc"):
+        likelihood(means * torch.nan, 2)
+    likelihood.raw.fill_(torch.nan)
+    with pytest.raises(ValueError, match="parameter scale"):
+        likelihood(means, 2)
+    with pyro.validation_enabled(False):
+        assert likelihood(means, 2).log_prob(means).isnan().all()
