@@ -15,8 +15,10 @@ from pyro_dvae.ops.arguments import is_count
 
 __all__ = ["check_grid", "from_grid", "to_grid"]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CONVOLUTIONS += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 _HAS_CHANNELS_FIRST = True  # each of these
 _ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
 
