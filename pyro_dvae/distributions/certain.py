@@ -70,7 +70,7 @@ class _WithoutLogits(dist.Categorical):
         """As all distributions do; integers in the batch shape are seen to be codes by less."""
         seen = isinstance(value, Tensor) and not value.is_floating_point() and value.numel()
         if seen and value.shape[value.dim() - len(self.batch_shape) :] == self.batch_shape:
-            low, high = value.aminmax()
+            low, high = (bound.item() for bound in value.aminmax())
             if low >= 0 and high < self._num_events:
                 return
         super()._validate_sample(value)
@@ -177,7 +177,7 @@ class CertainCategorical(_WithoutLogits):
         """0 of the codes, -inf of all others."""
         if self._validate_args:
             self._validate_sample(value)
-        found = torch.where(value.long() == self._codes(), 0.0, -math.inf)
+        found = (value.long() == self._codes()).log()
         return found if self.source is None else refuse_gradient(found, self.source, _NO_GRADIENT)
 
     def entropy(self) -> Tensor:

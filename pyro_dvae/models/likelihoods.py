@@ -125,4 +125,4 @@ class GaussianLikelihood(nn.Module):
 
 def _are_in_order(mean: Tensor, scale: Tensor) -> bool:
     """Whether Pyro would take them, told by less than its look at each number and each copy."""
-    return bool(~mean.detach().sum().isnan() & (scale.detach() > 0).all())
+    return not math.isnan(mean.detach().sum().item()) and scale.detach().min().item() > 0

@@ -63,7 +63,8 @@ def rotation_trick(inputs: Float[Tensor, "*batch D"], vectors: Float[Tensor, "*b
     sum_of_both, is_zero = a + b, sizes[0] == 0
     c = torch.where(is_zero, 0.0, _unit(sum_of_both, _norm(sum_of_both)))
     ratio = torch.where(is_zero, 1.0, sizes[1] / sizes[0])
-    turned = ratio * (inputs - _dot(inputs, c) * (2 * c) + _dot(inputs, a) * (2 * b))
+    turned = torch.addcmul(inputs, _dot(inputs, c), -2 * c)
+    turned = ratio * torch.addcmul(turned, _dot(inputs, a), 2 * b)
     return Route(with_slope(vectors, turned), inputs, vectors)
 
 

@@ -77,9 +77,9 @@ def squared_distances(
     inputs, table = inputs - middle, table - middle
     norms = inputs.square().sum(-1, keepdim=True)
     with torch.autocast(inputs.device.type, enabled=False):
-        products = inputs @ table.T
+        products = inputs @ (-2 * table).T
     # In the memory of the products, which is that of all codes for each input.
-    return products.mul_(-2).add_(norms).add_(table.square().sum(-1)).clamp_(min=0)
+    return products.add_(norms).add_(table.square().sum(-1)).clamp_(min=0)
 
 
 def nearest_codes(

@@ -163,9 +163,11 @@ class Plans:
         A number may choose a branch, or count the steps: once there are several, the plan of the
         last one is tried. A plan that was made before any run is of the way of the first one.
         """
-        key, before = self._key(call), self._key(call._replace(way=None))
-        if key not in self._plans and before in self._plans:
-            self._plans[key] = self._plans.pop(before)
+        key = self._key(call)
+        if call.way is not None and key not in self._plans:
+            before = self._key(call._replace(way=None))
+            if before in self._plans:
+                self._plans[key] = self._plans.pop(before)
         plans = self._plans.get(key, [])
         same = [plan for plan in plans if plan.numbers == call.numbers]
         if not same and len({plan.numbers for plan in plans}) >= _ENOUGH:
