@@ -4,7 +4,7 @@ A patch, less its mean, is a sum of atoms of a dictionary, one for each binary l
 Each of the 63001 overlapping patches has a truncated posterior of 8 states, which the E-step
 evolves by flips that follow the slope of the log joint; the gradient moves the atoms, and noise
 and prior have closed forms. A pixel is the mean of what all patches that cover it make of it.
-`examples/tools/denoise.py` does more: errors of the model, colour, missing pixels.
+`examples/tools/denoise.py` does more: classes of patches, colour, missing pixels.
 """
 
 import sys

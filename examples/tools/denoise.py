@@ -3,11 +3,12 @@
 All overlapping patches of the noisy image, less their brightness, are the data; nothing else is
 learned from. A patch is a sum of atoms of a dictionary, one per binary latent, or what a perceptron
 makes of them. Each patch gets a truncated posterior, evolved by flips that follow the slope of the
-log joint, while the dictionary and the prior are learned [1]. What that leaves of a patch is noise,
-whose level the patches tell, and an error of the model; the patches that use a latent tell how the
-error is distributed, so it has a posterior mean as well [2]. A pixel is the mean of the estimates
-of all patches that cover it. Missing pixels leave the likelihood. A second stage compares that
-pilot with itself, see `nonlocal_bayes.py`; `--rounds 0` leaves it out.
+log joint, while the dictionary and the prior are learned [1]. That estimate starts a mixture of the
+patches, each of one of many classes with a Gaussian each, a latent that is summed out exactly, see
+`patch_classes.py`. A pixel is the mean of the estimates of all patches that cover it. Missing
+pixels leave the likelihood; then the errors that the model leaves, whose Gaussians the patches that
+use a latent tell, have posterior means as well [2]. A second stage compares that pilot with
+itself, see `nonlocal_bayes.py`; `--rounds 0` leaves it out.
 
     python examples/tools/denoise.py photo.png --noisy
     python examples/tools/denoise.py --sigma 25

@@ -29,10 +29,10 @@ import numpy as np
 from patches import places
 from scipy import sparse
 
-__all__ = ["refine"]
+__all__ = ["LEAST_NOISE", "refine"]
 
+LEAST_NOISE = 0.3  # standard deviation on the scale 0 to 255: pixels are rounded to a step of 1
 _BAND = 2**21  # distances, and twice the pixels of groups, that are held at once
-_LEAST_NOISE = 0.3  # standard deviation on the scale 0 to 255: pixels are rounded to a step of 1
 
 
 class _Settings(NamedTuple):
@@ -69,7 +69,7 @@ def refine(
     """
     size = min(size, *given.shape[:2])
     settings, turn = _Settings(size, reach, count, stride), _colours(given.shape[-1])
-    sigma, mask = max(sigma, _LEAST_NOISE), None
+    sigma, mask = max(sigma, LEAST_NOISE), None
     if observed is not None and not observed.all():
         mask = observed.astype(np.float32)
     noisy, clean = (np.asarray(image @ turn, np.float32) for image in (given, pilot))

@@ -1,4 +1,4 @@
-"""From noisy pixels to restored ones: a model of the patches, then non-local Bayes.
+"""From noisy pixels to restored ones: models of the patches, then non-local Bayes.
 
 An image beyond the size of a tile is restored tile by tile, each with a model of its own; tiles
 overlap, and are blended where they do. So memory is bounded by a tile: about 5 kB for each of its
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import nonlocal_bayes
 import numpy as np
+import patch_classes
 from backends import Backend
 from noise_levels import noise_level, noise_variance
 from patches import cut, first_atoms, join, model_errors, patch_means
@@ -141,6 +142,10 @@ def _pilot(
         log_every=10,
     )
     found, uses, variance = estimate(backend, model, guide, data)
+    if sigma is not None and task.observed.all():
+        first = center + scale * join(found + means, unit.shape, args.stride)
+        settings = {"size": args.patch, "stride": args.stride, "seed": args.seed}
+        return patch_classes.refine(task.given, first, sigma, **settings), sigma
     residuals = np.where(masks, patches - found, 0.0)
     if sigma is not None:
         variance = (sigma / scale) ** 2
