@@ -284,8 +284,8 @@ class AutoDiscrete(AutoGuide):
                 )
         if not sites:
             raise ValueError(
-                f"the model has no discrete latent for AutoDiscrete to guide: it has "
-                f"{sorted(found) or 'no latent'}. For continuous ones use NumPyro's autoguides."
+                f"the model has no discrete latent for AutoDiscrete: {sorted(found) or 'none'}. "
+                "For continuous ones use NumPyro's autoguides, for other families your own."
             )
         if odd := sorted(self.num_values.keys() - sites.keys()):
             raise ValueError(

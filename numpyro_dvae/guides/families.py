@@ -294,7 +294,7 @@ def probs_of(
     latent: Latent, logits: Float[Array, "*batch_cells P"]
 ) -> Float[Array, "*batch_cells V"]:
     """The probabilities of the values, of a guide that has these logits."""
-    if latent.num_logits == 1:
+    if latent.num_logits < latent.num_values:
         logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
     if latent.possible is not None:
         logits = jnp.where(latent.possible, logits, -jnp.inf)

@@ -220,7 +220,7 @@ def _table(
 def _parameters(latent: Latent, probs: Array) -> Array:
     """Of probabilities; those of 0 stay so in each precision, and their logits are finite."""
     logits = jnp.log(probs / probs.sum(-1, keepdims=True)).clip(_NEVER)
-    logits = logits[..., 1:] - logits[..., :1] if latent.num_logits == 1 else logits
+    logits = logits[..., 1:] - logits[..., :1] if latent.num_logits < latent.num_values else logits
     if latent.parents:
         logits = jnp.moveaxis(logits, 0, len(latent.batch_shape))
         logits = logits.reshape(*logits.shape[: len(latent.batch_shape) + 1], -1)

@@ -257,8 +257,8 @@ class AutoDiscrete(AutoGuide):
     def _check_sites(self, sites: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         if not sites:
             raise ValueError(
-                f"the model has no discrete latent for AutoDiscrete to guide: it has "
-                f"{sorted(found) or 'no latent'}. For continuous ones use Pyro's autoguides."
+                f"the model has no discrete latent for AutoDiscrete: {sorted(found) or 'none'}. "
+                "For continuous ones use Pyro's autoguides, for other families your own."
             )
         if odd := sorted(self.num_values.keys() - sites.keys()):
             raise ValueError(

@@ -298,7 +298,7 @@ def probs_of(
     latent: Latent, logits: Float[Tensor, "*batch_cells P"]
 ) -> Float[Tensor, "*batch_cells V"]:
     """The probabilities of the values, of a guide that has these logits."""
-    if latent.num_logits == 1:
+    if latent.num_logits < latent.num_values:
         logits = torch.cat([torch.zeros_like(logits), logits], -1)
     if latent.possible is not None:
         logits = torch.where(latent.possible.to(logits.device), logits, -torch.inf)

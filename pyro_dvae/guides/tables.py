@@ -239,7 +239,7 @@ def _table(
 def _parameters(latent: Latent, probs: Tensor) -> Tensor:
     """Of probabilities; those of 0 stay so in each precision, and their logits are finite."""
     logits = (probs / probs.sum(-1, keepdim=True)).log().clamp(min=_NEVER)
-    logits = logits[..., 1:] - logits[..., :1] if latent.num_logits == 1 else logits
+    logits = logits[..., 1:] - logits[..., :1] if latent.num_logits < latent.num_values else logits
     if latent.parents:
         logits = logits.movedim(0, len(latent.batch_shape)).flatten(len(latent.batch_shape) + 1)
         if not latent.table:

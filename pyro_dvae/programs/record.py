@@ -301,6 +301,7 @@ def in_batch_dims(site: Site, values: Tensor, nesting: int, num_particles: int) 
                 f"dim={dim}, or write the program so that it broadcasts over a particle axis left "
                 "of all plates (x[..., i], sum(-1), no bare reshape)."
             )
+    shape = shape[-nesting - 1 :]  # without the dim of a marked site of one value
     return values.reshape((1,) * (nesting + 1 - len(shape)) + shape)
 
 

@@ -38,6 +38,7 @@ from numpyro_dvae.programs.summing.contracting import (
     probs_of,
 )
 from numpyro_dvae.programs.summing.scales import common_scale
+from numpyro_dvae.programs.supports import listed_values
 
 __all__ = ["check_marked", "enumerate_marked", "is_marked", "sum_out"]
 
@@ -93,6 +94,12 @@ def check_marked(site: Site) -> None:
             f"site '{site.name}' ({site.family}) is marked infer={{'enumerate': 'parallel'}}, but "
             "its .to_event makes one value of several. Put its entries under a plate, or sample "
             "it in the guide."
+        )
+    if len(listed_values(site)) == 1:
+        raise ValueError(
+            f"site '{site.name}' ({site.family}) is marked infer={{'enumerate': 'parallel'}}, but "
+            "has one value, of which the host's sum makes no dim. Sample it in the guide as well, "
+            "which changes no loss, or compute with that value."
         )
     if site.is_scanned and not isinstance(site.base, _RANGES):
         raise ValueError(

@@ -233,7 +233,15 @@ def _check_match(run: Run) -> None:
             f"sites {missing} of the model are neither observed nor sampled by the guide, which "
             f"has {sorted(run.guide)}. Sample them in the guide, observe or marginalise them, or "
             "mark discrete ones infer={'enumerate': 'parallel'}, to have them summed out."
+            + (_BELOW_OBS_MASK if any(name.endswith("_unobserved") for name in missing) else "")
         )
+
+
+_BELOW_OBS_MASK = (
+    " Pyro's `obs_mask` hands no mark on: give it to the site that it makes, around the statement, "
+    "with poutine.infer_config(config_fn=lambda site: {'enumerate': 'parallel'} if site['name'] == "
+    "'..._unobserved' else {})."
+)
 
 
 def _check_plates(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
