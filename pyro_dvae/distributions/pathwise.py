@@ -114,6 +114,7 @@ class PathwiseCategorical(dist.TorchDistribution):
         """``Σ_v value_v log p_v``, in nats."""
         if self._validate_args:
             self._validate_sample(value)
+        getattr(value, "_met", []).append(self.method)  # a guide's under `relax` asks for it
         return relaxing.linear_log_prob(self.logits, value)
 
     def entropy(self) -> Tensor:

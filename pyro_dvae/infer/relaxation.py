@@ -123,6 +123,7 @@ class Relaxed(nn.Module):
         if missing := sorted(set(self.sites or ()) - handler.met):
             raise ValueError(f"`sites`: the program has no site {missing}; check the names.")
         self._check_slopes(handler, args, kwargs)
+        handler.expect_twin()
         return result
 
     def _check_slopes(self, handler: Relaxing, args: tuple, kwargs: dict) -> None:

@@ -4,6 +4,7 @@ Each chosen site that is not observed draws from the relaxed form of its distrib
 `PathwiseBernoulli` or a `PathwiseCategorical`. Codes, which are integers, become vectors.
 """
 
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -38,6 +39,7 @@ class Relaxing(Messenger):
         self.vectors: dict[str, int] = {}  # those that have a value, over so many codes
         self.draws: dict[str, Any] = {}  # of all sites, and parameters
         self.relaxed: set[str] = set()
+        self.vectored: dict[str, Any] = {}  # distributions of those that are vectors over codes
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -65,6 +67,9 @@ class Relaxing(Messenger):
         if site_is_subsample(msg):
             return
         name, value, event = msg["name"], msg["value"], tuple(msg["fn"].event_shape)
+        is_vector = isinstance(base_distribution(msg["fn"]), PathwiseCategorical)
+        if name in self.relaxed and is_vector and not msg["infer"].get("is_auxiliary"):
+            self.vectored[name] = msg["fn"]
         fits = tuple(value.shape[value.dim() - len(event) :]) == event
         if msg.get("is_quantised"):
             if name in self.codes:
@@ -75,6 +80,27 @@ class Relaxing(Messenger):
             self.vectors[name] = event[-1]
         elif not fits and getattr(msg["fn"].support, "is_discrete", False):
             raise RefusalError(_half_relaxed(name, f"{_family(msg['fn'])}, not relaxed", "relaxed"))
+
+    def expect_twin(self) -> None:
+        """Let Pyro's losses say so where a draw of a guide meets a model that is not relaxed.
+
+        Pyro's one-hot densities look up where the largest entry is, and hand the vector no
+        gradient. Losses of Pyro ask the guide's distributions for the parts of a score once the
+        model has been run.
+        """
+        for name, fn in self.vectored.items():
+            value = self.draws[name]
+            if hasattr(value, "_met"):  # of a guide's run before this one, the model's
+                value._met.append(name)
+            else:
+                value._met = []
+                fn.score_parts = partial(_parts_of_twin, fn, name)
+
+
+def _parts_of_twin(fn: Any, name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+    if value.requires_grad and not getattr(value, "_met", True):
+        raise RefusalError(_alone(name))
+    return type(fn).score_parts(fn, value, *args, **kwargs)
 
 
 def relaxed(fn: Any, options: dict[str, Any]) -> Any:
@@ -112,6 +138,14 @@ def _certain(name: str) -> str:
         f"site '{name}' is quantised: its guide has one state, and no relaxation gives that a "
         "gradient. Train the pair as it is with VQ_ELBO, or relax a guide that draws codes, as "
         "IndependentGuide."
+    )
+
+
+def _alone(name: str) -> str:
+    return (
+        f"site '{name}' is relaxed in the guide, but not in the model, whose density of it hands "
+        "no gradient on: what the prior says of the site would not train the guide. Relax both, "
+        "relax(model) and relax(guide), with the same `sites`, or neither."
     )
 
 
