@@ -198,3 +198,30 @@ def test_rows_of_a_mask(backend):
     np.testing.assert_array_equal(call(backend, "rows_of_mask", mask, uniforms), [1, 1, 3, 4, 4])
     found = call(backend, "rows_of_mask", np.zeros(5, bool), uniforms)
     assert ((found >= 0) & (found < V)).all()
+
+
+@pytest.mark.thrifty
+def test_the_usage_of_stacks_is_that_of_each_table(kit):
+    """Of two tables of 5 codes the second uses one, whose number the first uses as well."""
+    first = np.linspace(-0.5, 0.5, 5, dtype=np.float32)[:, None].repeat(3, 1)
+    tables = [first, np.array([0.0, 50, 60, 70, 80], np.float32)[:, None].repeat(3, 1)]
+    nets, models, guides = map(kit.module, ("nets", "models", "guides"))
+    books = [nets.Codebook(5, 3, table=kit.asarray(table), decay=None) for table in tables]
+    book = nets.ResidualCodebook(books)
+    network = nets.MLPDecoder(2 * 3, None, (3, 2), hidden=())
+    likelihood = models.GaussianLikelihood(variance=1.0, learn=False)
+    model = models.DiscreteVAE(
+        nets.CodebookDecoder(book, network), models.UniformPrior(4, 5), likelihood
+    )
+    guide = guides.VectorQuantizedGuide(nets.MLPEncoder((3, 2), 2, 3, hidden=()), book)
+    elbo = kit.module("infer").VQ_ELBO()
+    run = kit.start(model, guide)
+    kit.train(run, elbo, 1)
+    codes, _ = kit.codes_and_means(run)
+    parts = codes[:, :2], codes[:, 2:]
+    usage = np.mean([len(np.unique(part)) for part in parts]) / 5
+    assert len(np.unique(parts[1])) == 1 < len(np.unique(parts[0]))
+    shares = np.unique(parts[0], return_counts=True)[1] / parts[0].size
+    perplexity = (np.exp(-(shares * np.log(shares)).sum()) + 1) / 2
+    found = kit.info(run, elbo)
+    np.testing.assert_allclose([found.usage, found.perplexity], [usage, perplexity], rtol=1e-5)

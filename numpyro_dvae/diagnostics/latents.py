@@ -24,6 +24,8 @@ from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["active_latents", "code_usage", "latent_rates"]
 
+_FEWEST_DRAWS = 8  # whose spread tells their error: fewer may agree by chance
+
 
 @checked
 def code_usage(
@@ -79,7 +81,8 @@ def active_latents(
         rng_key: Key of the draws.
         result: What `fit` returned, or a pair (model, guide).
         *data: What model and guide are called with.
-        num_draws: Draws per datum, at least 2.
+        num_draws: Draws per datum, at least 2; of fewer than 8 no latent is called active, since
+            draws that happen to agree would show no error.
         threshold: Variance above which a latent is called active.
         params: Parameters by name, in place of those of `result`.
         batch_size: Rows of the data that go through the programs at once; all by default.
@@ -115,7 +118,11 @@ def active_latents(
             "observed, have in common. Put those of a datum under one plate, or use "
             "`discrete_posterior`, which takes each site by itself."
         )
-    return {name: ActiveLatents(each, threshold, error) for name, (each, error) in found.items()}
+    margin = 0.0 if num_draws >= _FEWEST_DRAWS else np.inf
+    return {
+        name: ActiveLatents(each, threshold, error + margin)
+        for name, (each, error) in found.items()
+    }
 
 
 @checked
