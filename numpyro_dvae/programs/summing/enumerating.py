@@ -95,17 +95,17 @@ def check_marked(site: Site) -> None:
             "its .to_event makes one value of several. Put its entries under a plate, or sample "
             "it in the guide."
         )
-    if len(listed_values(site)) == 1:
-        raise ValueError(
-            f"site '{site.name}' ({site.family}) is marked infer={{'enumerate': 'parallel'}}, but "
-            "has one value, of which the host's sum makes no dim. Sample it in the guide as well, "
-            "which changes no loss, or compute with that value."
-        )
     if site.is_scanned and not isinstance(site.base, _RANGES):
         raise ValueError(
             f"site '{site.own_name}' ({site.family}) is enumerated in a `scan`, "
             "which takes values 0, 1, ... alone. Make it a Categorical, and look its values up in "
             "a table."
+        )
+    if len(listed_values(site)) == 1:
+        raise ValueError(
+            f"site '{site.name}' ({site.family}) is marked infer={{'enumerate': 'parallel'}}, but "
+            "has one value, of which the host's sum makes no dim. Sample it in the guide as well, "
+            "which changes no loss, or compute with that value."
         )
 
 
