@@ -78,6 +78,34 @@ def test_the_mass_that_is_cut_off_is_the_priors(lab, structure):
     assert abs(guide.cut_off["k"] - expected) < error
 
 
+LARGE = {
+    "Poisson": (lambda ppl: ppl.dist.Poisson(ppl.array(np.float32(1000))), stats.poisson(1000)),
+    "Geometric": (
+        lambda ppl: ppl.dist.Geometric(ppl.array(np.float32(0.01))),
+        stats.geom(np.float32(0.01), -1),
+    ),
+}
+
+
+@pytest.mark.thrifty
+@pytest.mark.filterwarnings("ignore:`num_values`")
+@pytest.mark.parametrize("family", LARGE)
+def test_the_mass_that_is_cut_off_is_no_rounding_of_many_probabilities(lab, family):
+    prior, known = LARGE[family]
+
+    def model(ppl, x):
+        k = ppl.sample("k", prior(ppl))
+        ppl.sample("x", ppl.dist.Normal(k * 1.0, 10.0), obs=x)
+
+    guide = lab.guide(lab.bind(model), num_values={"k": 1100})
+    lab.start(guide, lab.array(np.float32(1000)))
+    np.testing.assert_allclose(guide.cut_off["k"], known.sf(1099), rtol=2e-3)
+    least = int(known.isf(1e-6)) + 1
+    enough = next(2**n for n in range(30) if 2**n >= least)
+    with pytest.raises(ValueError, match=f"V such as {enough}, beyond"):
+        lab.start(lab.guide(lab.bind(model)), lab.array(np.float32(1000)))
+
+
 def test_what_is_traced_is_not_known_to_have_all_values():
     jax = pytest.importorskip("jax")
     lab = make_lab("numpyro")

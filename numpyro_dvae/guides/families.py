@@ -11,9 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Bool, Float, Integer, Num
+from jaxtyping import Array, Bool, Float, Num
 
 from numpyro_dvae.distributions import Categorical, Counts, OneHotCategorical
+from numpyro_dvae.guides.counts import (
+    BOUNDED,
+    UNBOUNDED,
+    enough_numbers,
+    mass_beyond,
+    numbers_of,
+    probs_of_numbers,
+)
 from numpyro_dvae.programs.densities import entry_mask
 from numpyro_dvae.programs.readers.impossible import excludes
 from numpyro_dvae.programs.sites import Site
@@ -28,7 +36,7 @@ __all__ = [
     "is_ordered",
     "of_trials",
     "posterior",
-    "prior",
+    "prior_and_beyond",
     "probs_of",
     "quantile",
     "value_of",
@@ -40,8 +48,6 @@ __all__ = [
 _BINARY = dist.BernoulliProbs | dist.BernoulliLogits
 _CODES = dist.CategoricalProbs | dist.CategoricalLogits
 _ONE_HOT = OneHotCategorical
-_BOUNDED = dist.BinomialProbs | dist.BinomialLogits
-_UNBOUNDED = dist.Poisson | dist.GeometricProbs | dist.GeometricLogits
 _CERTAIN = 100.0  # logit of a Bernoulli that can have one value alone; finite, for finite slopes
 _RAREST = 1e-30  # probability of what is too rare to be told from 0, and is not
 
@@ -93,10 +99,10 @@ def count_values(site: Site, bound: int | None, depends: bool) -> int:
         number = 2
     elif isinstance(base, _CODES | _ONE_HOT):
         number = int(base.logits.shape[-1])
-    elif isinstance(base, _BOUNDED):
+    elif isinstance(base, BOUNDED):
         known = not (depends or isinstance(base.total_count, jax.core.Tracer))
         number = int(np.asarray(base.total_count).max()) + 1 if known else None
-    elif not isinstance(base, _UNBOUNDED):
+    elif not isinstance(base, UNBOUNDED):
         raise ValueError(
             f"site '{site.name}' ({site.family}) cannot be guided by AutoDiscrete, which takes "
             "Bernoulli, Categorical, OneHotCategorical, Binomial, Poisson and Geometric. Give it a "
@@ -116,27 +122,14 @@ def count_values(site: Site, bound: int | None, depends: bool) -> int:
 def _no_bound(site: Site) -> str:
     reason = "depends on other latents, or on what is traced"
     advice = "the largest number that it can be, plus one"
-    if isinstance(site.base, _UNBOUNDED):
-        reason, size = "is infinite", _enough(site)
+    if isinstance(site.base, UNBOUNDED):
+        reason, size = "is infinite", enough_numbers(site.base)
         advice = f"{size}, beyond which the prior has 1e-6 or less" if size else "the data suggest"
     return (
         f"site '{site.name}' ({site.family}): the number of its values {reason}, and the guide "
         f"must know how many to hold. Pass num_values={{'{site.name}': V}} for 0, ..., V - 1, with "
         f"V such as {advice}."
     )
-
-
-def _enough(site: Site) -> int:
-    """V that leaves 1e-6 of the prior out, a power of two; 0 if that is traced."""
-    size = 2
-    while size < 2**20:
-        mass = (1 - _of_numbers(site.base, size).sum(-1)).max()
-        if isinstance(mass, jax.core.Tracer):
-            return 0
-        if mass <= 1e-6:
-            break
-        size *= 2
-    return size
 
 
 # ---------------------------------------------------------------------------------------- the prior
@@ -149,6 +142,15 @@ class PriorProbs(NamedTuple):
     cut_off: Float[Array, "*batch_cells"]  # mass beyond the V values, the largest
 
 
+def prior_and_beyond(latent: Latent, site: Site) -> Float[Array, "*batch_cells V+1"]:
+    """Probabilities of the V values under the model, given the draws before, and of all others."""
+    base, probs = site.base, prior(latent, site)
+    if not isinstance(base, UNBOUNDED):
+        return jnp.concatenate([probs, jnp.maximum(1 - probs.sum(-1, keepdims=True), 0)], -1)
+    beyond = jnp.broadcast_to(mass_beyond(base, latent.num_values), probs.shape[:-1])
+    return jnp.concatenate([probs, beyond[..., None]], -1)
+
+
 def prior(latent: Latent, site: Site) -> Float[Array, "*batch_cells V"]:
     """Probabilities of the V values under the model, given the draws before: 0 if never drawn."""
     base, shape = site.base, (*site.fn.batch_shape, *latent.cells)
@@ -159,28 +161,16 @@ def prior(latent: Latent, site: Site) -> Float[Array, "*batch_cells V"]:
     elif isinstance(base, _ONE_HOT):
         probs = base.mean
     else:
-        probs = _of_numbers(base, latent.num_values)
+        probs = probs_of_numbers(base, latent.num_values)
     probs = jnp.where(_never_drawn(latent, base), 0.0, jnp.maximum(probs, _RAREST))
     return jnp.broadcast_to(probs, (*shape, latent.num_values))
 
 
 def _never_drawn(latent: Latent, base: Any) -> Bool[Array, "*batch V"]:
-    numbers = _numbers(base, latent.num_values)
-    most = jnp.asarray(base.total_count) if isinstance(base, _BOUNDED) else numbers
+    numbers = numbers_of(base, latent.num_values)
+    most = jnp.asarray(base.total_count) if isinstance(base, BOUNDED) else numbers
     value = value_of(latent, jnp.minimum(numbers, most))
     return jnp.moveaxis(excludes(base, value, least=-math.inf) | (numbers > most), 0, -1)
-
-
-def _numbers(base: Any, num_values: int) -> Integer[Array, "V *ones"]:
-    return jnp.arange(num_values).reshape(-1, *[1] * len(base.batch_shape))
-
-
-def _of_numbers(base: Any, num_values: int) -> Float[Array, "*batch V"]:
-    numbers = _numbers(base, num_values)
-    if isinstance(base, _BOUNDED):
-        numbers = jnp.minimum(numbers, jnp.asarray(base.total_count))
-        base = dist.BinomialProbs(base.probs, base.total_count, validate_args=False)
-    return jnp.moveaxis(jnp.exp(base.log_prob(numbers)), 0, -1)
 
 
 # ------------------------------------------------------------------------------------ the posterior
@@ -194,7 +184,7 @@ def posterior(latent: Latent, site: Site, logits: Float[Array, "*batch_cells P"]
     Raises:
         ValueError: If the model now gives the latent more values than the guide holds.
     """
-    if latent.rules_out is not False or issubclass(latent.family, _BOUNDED):
+    if latent.rules_out is not False or issubclass(latent.family, BOUNDED):
         logits = _ruled(latent, site, logits)
     fn: Any
     if issubclass(latent.family, _BINARY):
@@ -213,7 +203,7 @@ def posterior(latent: Latent, site: Site, logits: Float[Array, "*batch_cells P"]
 
 def _ruled(latent: Latent, site: Site, logits: Array) -> Array:
     possible = jax.lax.stop_gradient(_possible(latent, site))
-    if issubclass(latent.family, _BOUNDED) and latent.is_bounded_here:
+    if issubclass(latent.family, BOUNDED) and latent.is_bounded_here:
         held = jnp.asarray(site.base.total_count) < latent.num_values
         logits = jnp.where(held[..., None], logits, jnp.nan)  # traced, it cannot be refused
     if issubclass(latent.family, _BINARY):
@@ -225,7 +215,7 @@ def _ruled(latent: Latent, site: Site, logits: Array) -> Array:
 
 def _possible(latent: Latent, site: Site) -> Bool[Array, "*batch_cells V"]:
     """Which values the model does not rule out."""
-    if isinstance(site.base, _BOUNDED) and latent.is_bounded_here:
+    if isinstance(site.base, BOUNDED) and latent.is_bounded_here:
         largest = np.asarray(site.base.total_count).max() if _is_known(site.base.total_count) else 0
         if largest >= latent.num_values:
             raise ValueError(
@@ -246,7 +236,7 @@ def of_trials(site: Site, batch_shape: tuple[int, ...], num_values: int) -> Any:
     None of other families, and where the trials of some places are not known: those of rows that a
     minibatch lacks, or what is traced.
     """
-    if not isinstance(site.base, _BOUNDED) or tuple(site.fn.batch_shape) != tuple(batch_shape):
+    if not isinstance(site.base, BOUNDED) or tuple(site.fn.batch_shape) != tuple(batch_shape):
         return None
     if not _is_known(site.base.total_count):
         return None

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from numpyro_dvae.guides.families import Latent, PriorProbs, prior, vectors
+from numpyro_dvae.guides.families import Latent, PriorProbs, prior_and_beyond, vectors
 from numpyro_dvae.guides.joint_states import (
     LARGEST_TABLE,
     choose_states,
@@ -180,7 +180,7 @@ def start_at_prior(
 
     def run(key: Array, values: Mapping[str, Array]) -> dict[str, Array]:
         sites, _ = given_run(key, model, args, kwargs, values, minibatch)
-        return {name: prior(latents[name], sites[name]) for name in latents}
+        return {name: prior_and_beyond(latents[name], sites[name]) for name in latents}
 
     found = jax.jit(jax.vmap(run))(jax.random.split(rng_key, num_runs), values)
     tables = {}
@@ -203,10 +203,11 @@ def _table(
     possible: Array | None,
     minibatch: Mapping[str, Array],
 ) -> tuple[Array, PriorProbs]:
-    """Parameters from the probabilities ``(runs, *batch, *cells, V)``, and rows met by the runs."""
+    """Parameters from probabilities ``(runs, *batch, *cells, V + 1)``, and rows met by the runs."""
     means = [found[rows_met == row].mean(0) for row in np.unique(rows_met)]
-    mean = jnp.stack(means)  # (rows, *batch, *cells, V)
-    seen = PriorProbs(mean.min(0), jnp.maximum(1 - mean.sum(-1), 0).max(0))
+    stacked = jnp.stack(means)  # (rows, *batch, *cells, V + 1)
+    mean, beyond = stacked[..., :-1], stacked[..., -1]
+    seen = PriorProbs(mean.min(0), beyond.max(0))
     probs = jnp.where(mean > 0, mean, _LEAST_PROB)
     table = _all_rows(latent, _parameters(latent, probs), minibatch)
     if possible is None:

@@ -14,6 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_dvae.distributions import Categorical, Counts, OneHotCategorical
+from pyro_dvae.guides.counts import (
+    BOUNDED,
+    UNBOUNDED,
+    enough_numbers,
+    mass_beyond,
+    numbers_of,
+    probs_of_numbers,
+)
 from pyro_dvae.programs.densities import entry_mask
 from pyro_dvae.programs.readers.impossible import excludes
 from pyro_dvae.programs.sites import Site
@@ -29,7 +37,7 @@ __all__ = [
     "of_call",
     "of_trials",
     "posterior",
-    "prior",
+    "prior_and_beyond",
     "probs_of",
     "quantile",
     "value_of",
@@ -41,8 +49,6 @@ __all__ = [
 _BINARY = torch.distributions.Bernoulli
 _CODES = torch.distributions.Categorical
 _ONE_HOT = torch.distributions.OneHotCategorical
-_BOUNDED = torch.distributions.Binomial
-_UNBOUNDED = (torch.distributions.Poisson, torch.distributions.Geometric)
 _CERTAIN = 100.0  # logit of a Bernoulli that can have one value alone; finite, for finite slopes
 _RAREST = 1e-30  # probability of what is too rare to be told from 0, and is not
 
@@ -95,9 +101,9 @@ def count_values(site: Site, bound: int | None, depends: bool) -> int:
         number = 2
     elif isinstance(base, _CODES | _ONE_HOT):
         number = int(base.probs.shape[-1])
-    elif isinstance(base, _BOUNDED):
+    elif isinstance(base, BOUNDED):
         number = None if depends else int(base.total_count.max()) + 1
-    elif not isinstance(base, _UNBOUNDED):
+    elif not isinstance(base, UNBOUNDED):
         raise ValueError(
             f"site '{site.name}' ({site.family}) cannot be guided by AutoDiscrete, which takes "
             "Bernoulli, Categorical, OneHotCategorical, Binomial, Poisson and Geometric. Give it a "
@@ -117,21 +123,14 @@ def count_values(site: Site, bound: int | None, depends: bool) -> int:
 
 def _no_bound(site: Site) -> str:
     reason, advice = "depends on other latents", "the largest number that it can be, plus one"
-    if isinstance(site.base, _UNBOUNDED):
-        reason, advice = "is infinite", f"{_enough(site)}, beyond which the prior has 1e-6 or less"
+    if isinstance(site.base, UNBOUNDED):
+        reason = "is infinite"
+        advice = f"{enough_numbers(site.base)}, beyond which the prior has 1e-6 or less"
     return (
         f"site '{site.name}' ({site.family}): the number of its values {reason}, and the guide "
         f"must know how many to hold. Pass num_values={{'{site.name}': V}} for 0, ..., V - 1, with "
         f"V such as {advice}."
     )
-
-
-def _enough(site: Site) -> int:
-    """V that leaves 1e-6 of the prior out, a power of two."""
-    size = 2
-    while size < 2**20 and float((1 - _of_numbers(site.base, size).sum(-1)).max()) > 1e-6:
-        size *= 2
-    return size
 
 
 # ---------------------------------------------------------------------------------------- the prior
@@ -144,6 +143,15 @@ class PriorProbs(NamedTuple):
     cut_off: Float[Tensor, "*batch_cells"]  # mass beyond the V values, the largest
 
 
+def prior_and_beyond(latent: Latent, site: Site) -> Float[Tensor, "*batch_cells V+1"]:
+    """Probabilities of the V values under the model, given the draws before, and of all others."""
+    base, probs = site.base, prior(latent, site)
+    if not isinstance(base, UNBOUNDED):
+        return torch.cat([probs, (1 - probs.sum(-1, keepdim=True)).clamp(min=0)], -1)
+    beyond = mass_beyond(base, latent.num_values).expand(probs.shape[:-1])
+    return torch.cat([probs, beyond[..., None]], -1)
+
+
 def prior(latent: Latent, site: Site) -> Float[Tensor, "*batch_cells V"]:
     """Probabilities of the V values under the model, given the draws before: 0 if never drawn."""
     base, shape = site.base, (*site.fn.batch_shape, *latent.cells)
@@ -152,30 +160,16 @@ def prior(latent: Latent, site: Site) -> Float[Tensor, "*batch_cells V"]:
     elif isinstance(base, _CODES | _ONE_HOT):
         probs = base.probs
     else:
-        probs = _of_numbers(base, latent.num_values)
+        probs = probs_of_numbers(base, latent.num_values)
     probs = torch.where(_never_drawn(latent, base), 0.0, probs.clamp(min=_RAREST))
     return probs.expand(*shape, latent.num_values)
 
 
 def _never_drawn(latent: Latent, base: Any) -> Bool[Tensor, "*batch V"]:
-    numbers = _numbers(base, latent.num_values)
-    most = base.total_count if isinstance(base, _BOUNDED) else numbers
+    numbers = numbers_of(base, latent.num_values)
+    most = base.total_count if isinstance(base, BOUNDED) else numbers
     value = value_of(latent, torch.minimum(numbers, most).long())
     return (excludes(base, value, least=-math.inf) | (numbers > most)).movedim(0, -1)
-
-
-def _numbers(base: Any, num_values: int) -> Float[Tensor, "V *batch"]:
-    parameter = next(getattr(base, name) for name in base.arg_constraints if name != "total_count")
-    numbers = torch.arange(num_values, dtype=parameter.dtype, device=parameter.device)
-    return numbers.reshape(-1, *[1] * len(base.batch_shape)).expand(-1, *base.batch_shape)
-
-
-def _of_numbers(base: Any, num_values: int) -> Float[Tensor, "*batch V"]:
-    numbers = _numbers(base, num_values)
-    if isinstance(base, _BOUNDED):
-        numbers = torch.minimum(numbers, base.total_count)
-        base = _BOUNDED(base.total_count, probs=base.probs, validate_args=False)
-    return base.log_prob(numbers).exp().movedim(0, -1)
 
 
 # ------------------------------------------------------------------------------------ the posterior
@@ -189,7 +183,7 @@ def posterior(latent: Latent, site: Site, logits: Float[Tensor, "*batch_cells P"
     Raises:
         ValueError: If the model now gives the latent more values than the guide holds.
     """
-    if latent.rules_out or issubclass(latent.family, _BOUNDED):
+    if latent.rules_out or issubclass(latent.family, BOUNDED):
         logits = _ruled(latent, site, logits)
     fn: Any
     if issubclass(latent.family, _BINARY):
@@ -223,7 +217,7 @@ def _possible(latent: Latent, site: Site) -> Bool[Tensor, "*batch_cells V"]:
 
 
 def _check_bound(latent: Latent, site: Site) -> None:
-    if isinstance(site.base, _BOUNDED) and latent.is_bounded_here:
+    if isinstance(site.base, BOUNDED) and latent.is_bounded_here:
         largest = int(site.base.total_count.max())
         if largest >= latent.num_values:
             raise ValueError(
@@ -253,7 +247,7 @@ def of_trials(site: Site, batch_shape: tuple[int, ...], num_values: int) -> Any:
     None of other families, and where the trials of some places are not known: those of rows that a
     minibatch lacks.
     """
-    if not isinstance(site.base, _BOUNDED) or tuple(site.fn.batch_shape) != tuple(batch_shape):
+    if not isinstance(site.base, BOUNDED) or tuple(site.fn.batch_shape) != tuple(batch_shape):
         return None
     count = site.base.total_count.detach()
     possible = torch.arange(num_values, device=count.device) <= count.unsqueeze(-1)

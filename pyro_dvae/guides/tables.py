@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from pyro_dvae.guides.families import Latent, PriorProbs, prior, vectors
+from pyro_dvae.guides.families import Latent, PriorProbs, prior_and_beyond, vectors
 from pyro_dvae.guides.joint_states import (
     LARGEST_TABLE,
     choose_states,
@@ -191,11 +191,11 @@ def _start(
         for name, latent in latents.items():
             if name in sites:
                 sums.setdefault(name, _Sums()).add(
-                    prior(latent, sites[name]), row_of(_parents(latent), latents, chosen)
+                    prior_and_beyond(latent, sites[name]), row_of(_parents(latent), latents, chosen)
                 )
     for name in reached.keys() - sums.keys():
         sites, _ = given_run(model, args, kwargs, reached[name], minibatch)
-        sums.setdefault(name, _Sums()).add(prior(latents[name], sites[name]), 0)
+        sums.setdefault(name, _Sums()).add(prior_and_beyond(latents[name], sites[name]), 0)
     return {n: _table(latents[n], sums[n], possible.get(n), minibatch) for n in latents}
 
 
@@ -224,8 +224,9 @@ def _table(
         sums.probs[row] / sums.counts[row] if row in sums.probs else whole
         for row in range(latent.num_features if _parents(latent) else 1)
     ]
-    mean = torch.stack(means)  # (rows, *batch, *cells, V)
-    seen = PriorProbs(mean.amin(0), (1 - mean.sum(-1)).clamp(min=0).amax(0))
+    stacked = torch.stack(means)  # (rows, *batch, *cells, V + 1)
+    mean, beyond = stacked[..., :-1], stacked[..., -1]
+    seen = PriorProbs(mean.amin(0), beyond.amax(0))
     probs = torch.where(mean > 0, mean, _LEAST_PROB)
     table = _all_rows(latent, _parameters(latent, probs), minibatch)
     if possible is None:
