@@ -42,7 +42,20 @@ _FLAT = set("bernoulli binomial ceil fix floor floor_divide floordiv heaviside n
 _FLAT |= set("poisson rfloordiv round sgn sign trunc".split())
 _FLAT_OF_SECOND = {"copysign"}
 _OF_FIRST = set("expand_as reshape_as to type_as view_as".split())  # the rest says how alone
+_OVERWRITE = set("copy fill zero".split())
+_EACH_OF_ITS_OWN = set("broadcast_tensors meshgrid".split())
+_ASK = set("allclose argwhere equal masked_select nonzero unique unique_consecutive".split())
 _NO_CODES = set("isfinite isinf isnan isneginf isposinf isreal".split())
+
+
+class _Mark(NamedTuple):
+    """That a number comes from a relaxed draw: with its gradient, or not, by an operation.
+
+    The provenance of a number can hold other marks, of the loss that runs the program.
+    """
+
+    name: str
+    by: str | None = None  # the operation that lost it; "" if the program has detached it
 
 
 class LostSlope(NamedTuple):
@@ -75,7 +88,7 @@ def lost_slope(
             sites = sample_sites(tracer.trace)
             with followed:
                 terms = {name: _Term.of(site, given.starts) for name, site in sites.items()}
-        return _Seen(sites, terms, _names(exits.names))
+        return _Seen(sites, terms, _names(exits.names | followed.asked))
 
     try:
         return _first(only_looking(look), lambda others: only_looking(partial(look, others)))
@@ -88,13 +101,13 @@ class _Term(NamedTuple):
     """A log-density, the marks of the draws that it comes from, and those it has a gradient of."""
 
     value: Tensor
-    marks: frozenset
+    marks: frozenset[_Mark]
     slopes: frozenset[str]
 
     @classmethod
     def of(cls, site: Site, starts: Mapping[Any, str]) -> "_Term":
         term = site.log_prob(), site.scale, site.mask
-        return cls(detach_provenance(site.term()), get_provenance(term), _slopes(term, starts))
+        return cls(detach_provenance(site.term()), _marks(term), _slopes(term, starts))
 
 
 class _Seen(NamedTuple):
@@ -131,14 +144,18 @@ def _operation(node: Any) -> str:
     return node.name().partition("Backward")[0].lower()
 
 
+def _marks(values: Any) -> frozenset[_Mark]:
+    return frozenset(mark for mark in get_provenance(values) if isinstance(mark, _Mark))
+
+
 def _names(marks: Collection[Any]) -> frozenset[str]:
     """Of draws, without those that the program has detached."""
-    return frozenset(m if isinstance(m, str) else m[0] for m in marks if isinstance(m, str) or m[1])
+    return frozenset(m.name for m in marks if isinstance(m, _Mark) and m.by != "")
 
 
 def _first(seen: _Seen, again: Callable[[Mapping[str, Tensor]], _Seen]) -> LostSlope | None:
     for to, term in seen.terms.items():
-        for name, by in sorted(mark for mark in term.marks if isinstance(mark, tuple) and mark[1]):
+        for name, by in sorted((mark.name, mark.by) for mark in term.marks if mark.by):
             if name not in term.slopes:
                 return LostSlope(name, by, f"the log-density of site '{to}'")
     for name in sorted(seen.asked):
@@ -153,7 +170,7 @@ def _first(seen: _Seen, again: Callable[[Mapping[str, Tensor]], _Seen]) -> LostS
 
 def _follows(one: _Term, other: _Term | None, name: str) -> bool:
     """Whether a log-density changes with a draw, and neither has its gradient nor detaches it."""
-    if name in one.slopes or (name, "") in one.marks:
+    if name in one.slopes or _Mark(name, "") in one.marks:
         return False
     is_like = other is not None and one.value.shape == other.value.shape
     return other is None or not (is_like and same_but_rounding(one.value, other.value))
@@ -176,7 +193,7 @@ class _Given(Messenger):
         if name not in self.draws or msg["is_observed"]:
             return
         value = self.draws[name]
-        marks = frozenset({name} if name in self.relaxed else ())
+        marks = frozenset({_Mark(name)} if name in self.relaxed else ())
         msg["value"], msg["done"] = track_provenance(value, marks), True
 
     def _pyro_param(self, msg: Any) -> None:
@@ -189,15 +206,16 @@ class _Followed(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.filled: dict[int, tuple[Tensor, frozenset]] = {}  # in place, by their ids
+        self.filled: dict[int, tuple[Tensor, frozenset]] = {}  # in place, by their memory
+        self.asked: set[_Mark] = set()  # by how many there are, or whether all are
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs, own = kwargs or {}, getattr(func, "__name__", "")
         name = "floor_divide" if kwargs.get("rounding_mode") else own.strip("_")
-        if name == "broadcast_tensors":
-            given = zip(func(*map(detach_provenance, args)), args, strict=True)
+        if name in _EACH_OF_ITS_OWN:
+            given = zip(func(*map(detach_provenance, args), **kwargs), args, strict=True)
             return tuple(track_provenance(one, get_provenance(arg)) for one, arg in given)
         if name in _OF_FIRST and args:
             args = (args[0], *map(detach_provenance, args[1:]))
@@ -205,24 +223,47 @@ class _Followed(TorchFunctionMode):
         if name in _FLAT_OF_SECOND:
             args = (args[0], *tree_map_only(Tensor, partial(_marked, name, False), args[1:]))
         found = func(*args, **kwargs)
-        if not (marks := get_provenance((args, kwargs))):
+        if not (marks := _marks((args, kwargs))):
             return found
         if not torch.is_grad_enabled():
             return detach_provenance(found)
-        if own == "__setitem__" or (own.endswith("_") and not own.endswith("__")):
-            target = detach_provenance(args[0])
-            self.filled[id(target)] = target, _marks_by(name, marks, True)
+        if name in _ASK or (own == "__getitem__" and _is_mask(args[1])):
+            self.asked |= marks
+        in_place = own == "__setitem__" or (own.endswith("_") and not own.endswith("__"))
+        if in_place or isinstance(kwargs.get("out"), Tensor):
+            self._fill(kwargs["out"] if "out" in kwargs else args[0], name, args)
             return found
         if name == "detach" or func == Tensor.data.__get__:  # type: ignore[attr-defined]
-            meant = frozenset((mark if isinstance(mark, str) else mark[0], "") for mark in marks)
-            return track_provenance(detach_provenance(found), meant)
+            meant = frozenset(_Mark(mark.name, "") for mark in marks)
+            copied = detach_provenance(found).clone()  # of memory that has marks, perhaps
+            return track_provenance(copied, meant)
         if _says_nothing(name, args):
             return detach_provenance(found)
         return tree_map_only(Tensor, partial(_marked, name, True), found)
 
+    def _fill(self, target: Tensor, by: str, args: tuple) -> None:
+        """Mark all of the memory that an operation has written to."""
+        target = detach_provenance(target)
+        is_whole = target.nbytes == target.untyped_storage().nbytes()
+        read = args[1:] if is_whole and by in _OVERWRITE else args
+        self.filled[_memory(target)] = target, _marks_by(by, _marks(read), target.requires_grad)
+
     def _filled(self, value: Tensor) -> Tensor:
-        _, marks = self.filled.get(id(detach_provenance(value)), (None, frozenset()))
-        return track_provenance(value, marks)
+        bare = detach_provenance(value)
+        _, marks = self.filled.get(_memory(bare), (None, None))
+        return value if marks is None else track_provenance(bare, marks)
+
+
+def _memory(value: Tensor) -> int:
+    try:
+        return value.untyped_storage().data_ptr() or id(value)
+    except (NotImplementedError, RuntimeError):  # of a transform, as `torch.vmap`
+        return id(value)
+
+
+def _is_mask(index: Any) -> bool:
+    each = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(one, Tensor) and one.dtype == torch.bool for one in each)
 
 
 def _says_nothing(name: str, args: tuple) -> bool:
@@ -234,12 +275,12 @@ def _says_nothing(name: str, args: tuple) -> bool:
 
 
 def _marked(by: str, has_slope: bool, value: Tensor) -> Tensor:
-    marks = _marks_by(by, get_provenance(value), has_slope and value.requires_grad)
+    marks = _marks_by(by, _marks(value), has_slope and value.requires_grad)
     return track_provenance(detach_provenance(value), marks)
 
 
-def _marks_by(by: str, marks: frozenset, has_slope: bool) -> frozenset:
+def _marks_by(by: str, marks: frozenset[_Mark], has_slope: bool) -> frozenset[_Mark]:
     """Of the result of an operation, from those of what it is computed from."""
     if has_slope and by not in _FLAT:
         return marks
-    return frozenset((mark, by) if isinstance(mark, str) else mark for mark in marks)
+    return frozenset(_Mark(m.name, by) if m.by is None else m for m in marks)
