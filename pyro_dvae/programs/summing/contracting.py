@@ -127,6 +127,7 @@ def _packed(site: Site, values: Tensor, letters: Mapping[int, str]) -> Tensor:
 
 def contracted(terms: Sequence[Term], layout: Layout, symbols: Symbols, cache: dict) -> Tensor:
     """The logarithm of the sum, over the batch dims of the plates that all terms share."""
+    _check_no_transform(terms)
     alike: dict[tuple[frozenset[str], frozenset[str]], list[Tensor]] = {}
     sizes: dict[str, int] = {}
     for term in terms:
@@ -155,6 +156,17 @@ def contracted(terms: Sequence[Term], layout: Layout, symbols: Symbols, cache: d
     letters = {symbols[name, dim]: dim for name, dim in outer}
     letters[symbols[_PARTICLES]] = -layout.nesting - 1
     return packed.unpack(part, letters)
+
+
+def _check_no_transform(terms: Sequence[Term]) -> None:
+    """Logarithms of Pyro's contraction have a derivative of their own, for autograd alone."""
+    if torch._C._functorch.get_interpreter_stack():
+        names = sorted(set().union(*(term.sums for term in terms)))
+        raise ValueError(
+            f"{len(names)} sites are summed out by Pyro's contraction, which torch.func cannot "
+            "differentiate. Take torch.autograd.grad of the loss at tensors with "
+            "requires_grad, or sample these sites in the guide."
+        )
 
 
 def probs_of(
