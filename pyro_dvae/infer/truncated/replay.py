@@ -111,7 +111,7 @@ class _Step(NamedTuple):
 
     @property
     def is_constant(self) -> bool:
-        """As long as nothing changes it later."""
+        """Whether the result is the same at each repetition, unless a later step writes to it."""
         return not self.reads or self.func._schema.name in _OF_SHAPES
 
     @property
