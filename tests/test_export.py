@@ -108,6 +108,17 @@ def test_weights_of_other_networks_replace_none(tmp_path):
         assert all(map(torch.equal, before, after))
 
 
+def test_a_network_without_shapes_stays_so_if_the_other_is_refused(tmp_path):
+    torch, export = importlib.import_module("torch"), importlib.import_module("pyro_dvae.fit")
+    make, path = torch.nn.Linear, tmp_path / "weights"
+    export.save_weights(path, (make(3, 2), make(3, 2)))
+    lazy = torch.nn.LazyLinear(2)
+    with pytest.raises(ValueError, match="weights: is of other networks than these"):
+        export.load_weights(path, (lazy, make(3, 4)))
+    assert torch.nn.parameter.is_lazy(lazy.weight)
+    assert export.load_weights(path, (lazy, make(3, 2))).model.weight.shape == (2, 3)
+
+
 def test_state_that_a_network_refuses_or_cannot_hold_replaces_none(tmp_path):
     """An error of its own, keys that are numbers, and numbers that its dtype would cut off."""
     torch, export = importlib.import_module("torch"), importlib.import_module("pyro_dvae.fit")

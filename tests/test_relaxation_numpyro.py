@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.contrib.control_flow import scan
 from numpyro.infer import Trace_ELBO
 
 from numpyro_dvae.infer import SVI, Reinforce_ELBO, relax
@@ -48,3 +50,27 @@ def test_a_schedule_counts_steps_in_the_mutable_state(loss):
 
     np.testing.assert_allclose(draw(jnp.array(2)), 0.5, atol=1e-4)
     np.testing.assert_allclose(np.abs(draw(jnp.array(3)) - 0.5), 0.5, atol=1e-4)
+
+
+@pytest.mark.parametrize("sites", [None, ["z"]])
+def test_discrete_latents_in_the_steps_of_a_scan_are_refused(sites):
+    """Their draws would be the plain ones, without a gradient; what is continuous may be there."""
+
+    def steps(family):
+        def step(carry, x):
+            z = numpyro.sample("z", family)
+            numpyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=x)
+            return carry, None
+
+        scan(step, 0.0, X[:, 0])
+
+    relaxed = handlers.seed(relax(steps, sites=sites), 0)
+    with pytest.raises(ValueError, match=r"'z' is drawn within `scan` or `cond`.* Loop over"):
+        relaxed(dist.Bernoulli(0.3))
+    if sites is None:
+        relaxed(dist.Normal(0.0, 1.0))
+
+
+def test_logits_may_be_plain_numbers():
+    draw = handlers.seed(relax(lambda: numpyro.sample("z", dist.Bernoulli(logits=0))), 0)()
+    assert jnp.issubdtype(draw.dtype, jnp.floating)

@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--wheels", type=Path, help="folder of pure wheels that are missing here")
     parser.add_argument("--smoke", action="store_true", help="all of it in small, on a CPU")
     args = parser.parse_args()
+    args.out, args.data_root = args.out.resolve(), args.data_root.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     report, end = Report(args.out / "gpu.json"), time.monotonic() + 60 * args.minutes
     where, wanted = environment(args.out, args.wheels, args.smoke), set(PARTS) - set(args.skip)

@@ -51,7 +51,8 @@ def _torch_wait(backend: Any) -> Callable[[Any], Any]:
 
 
 def seconds_of(call: Callable[[], Any], wait: Callable[[Any], Any], repeats: int) -> float:
-    """Seconds of one call, after one that is not counted."""
+    """Seconds of a call, after two that are not counted: the first may change what is compiled."""
+    wait(call())
     wait(call())
     start = time.perf_counter()
     for _ in range(repeats):

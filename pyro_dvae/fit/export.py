@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import Integer, Shaped
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pyro_dvae.distributions import AutoregressiveCategorical, CertainCategorical
 from pyro_dvae.fit.checkpoints import damage_of
@@ -76,8 +77,11 @@ def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
     """
     result = _as_result(result)
     states = _read(path, _device(result.model))
-    before = {name: copy.deepcopy(getattr(result, name).state_dict()) for name in states}
+    lazy = _are_lazy(result)
+    before = {} if lazy else {n: copy.deepcopy(getattr(result, n).state_dict()) for n in states}
     try:
+        if lazy:
+            _load(_as_result(copy.deepcopy((result.model, result.guide))), states)
         _load(result, states)
     except Exception as error:  # a module's own among them; some may have been replaced by then
         _load(result, before)
@@ -86,6 +90,12 @@ def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
             f"{type(error).__name__}: {error}"
         ) from error
     return result
+
+
+def _are_lazy(result: FitResult) -> bool:
+    """Whether loading gives a parameter its shape, which it could not lose again."""
+    parameters = (*result.model.parameters(), *result.guide.parameters())
+    return any(is_lazy(value) for value in parameters)
 
 
 def _load(result: FitResult, states: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ their posterior alone:
 - `hierarchical`: the same at several scales, each given those that are coarser.
 
 For any model there is `automatic`, without networks: `AutoDiscrete`. Of its parts `families` has
-the kinds of latents, `places` where these are, `tables` the parameters, `ruling` what the data rule
-out of them, by `joint_states`.
+the kinds of latents, `counts` the numbers of those that count, `places` where these are, `tables`
+the parameters, `ruling` what the data rule out of them, by `joint_states`.
 
 The room may import `ops`, `distributions`, `nets`, `models` and `programs`, and nothing of the
 package that is above it.

@@ -55,6 +55,8 @@ class Relaxing(Messenger):
         if isinstance(base_distribution(msg["fn"]), CertainCategorical):
             raise RefusalError(_certain(name))
         fn = None if msg["is_observed"] else relaxed(msg["fn"], self.options)
+        if fn is not None and msg.get("_control_flow_done"):  # and its draw is the plain one's
+            raise RefusalError(_in_steps(name))
         if fn is not None:
             base = base_distribution(msg["fn"])
             if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs):
@@ -97,9 +99,9 @@ def relaxed(fn: Any, options: dict[str, Any]) -> Any:
         base = relaxed(fn.base_dist, options)
         return base if base is None else base.expand(fn.batch_shape)
     if isinstance(fn, dist.BernoulliLogits | dist.BernoulliProbs):
-        return PathwiseBernoulli(fn.logits, **options)
+        return PathwiseBernoulli(1.0 * jnp.asarray(fn.logits), **options)
     if isinstance(fn, dist.CategoricalLogits | dist.CategoricalProbs | OneHotCategorical):
-        return PathwiseCategorical(fn.logits, **options)
+        return PathwiseCategorical(1.0 * jnp.asarray(fn.logits), **options)
     return None
 
 
@@ -120,6 +122,14 @@ def _certain(name: str) -> str:
         f"site '{name}' is quantised: its guide has one state, and no relaxation gives that a "
         "gradient. Train the pair as it is with VQ_ELBO, or relax a guide that draws codes, as "
         "IndependentGuide."
+    )
+
+
+def _in_steps(name: str) -> str:
+    return (
+        f"site '{name}' is drawn within `scan` or `cond`, where `relax` does not reach: its draws "
+        "would have no gradient. Loop over the steps in Python, with a name for each, or leave "
+        "the site out of `sites` and train it by a loss for discrete latents, as Reinforce_ELBO."
     )
 
 
