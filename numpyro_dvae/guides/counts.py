@@ -16,8 +16,8 @@ __all__ = [
     "probs_of_numbers",
 ]
 
-BOUNDED = dist.BinomialProbs | dist.BinomialLogits
-UNBOUNDED = dist.Poisson | dist.GeometricProbs | dist.GeometricLogits
+BOUNDED = (dist.BinomialProbs, dist.BinomialLogits)
+UNBOUNDED = (dist.Poisson, dist.GeometricProbs, dist.GeometricLogits)
 
 
 def mass_beyond(base: Any, num_values: int) -> Float[Array, "*batch"]:

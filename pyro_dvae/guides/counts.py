@@ -15,7 +15,7 @@ __all__ = [
     "probs_of_numbers",
 ]
 
-BOUNDED = torch.distributions.Binomial
+BOUNDED = (torch.distributions.Binomial,)
 UNBOUNDED = (torch.distributions.Poisson, torch.distributions.Geometric)
 
 
@@ -49,5 +49,5 @@ def probs_of_numbers(base: Any, num_values: int) -> Float[Tensor, "*batch V"]:
     numbers = numbers_of(base, num_values)
     if isinstance(base, BOUNDED):
         numbers = torch.minimum(numbers, base.total_count)
-        base = BOUNDED(base.total_count, probs=base.probs, validate_args=False)
+        base = torch.distributions.Binomial(base.total_count, probs=base.probs, validate_args=False)
     return base.log_prob(numbers).exp().movedim(0, -1)
