@@ -42,6 +42,7 @@ def classes_of(means, covariances):
 
 def test_classes_are_summed_out_exactly(monkeypatch):
     monkeypatch.setattr(patch_classes, "_LEAST_SHARE", 0.0)
+    monkeypatch.setattr(patch_classes, "_AT_ONCE", 4)
     means, covariances, noisy = draw(np.random.default_rng(0), 10)
     joint, given, freedom = [], [], []
     for mean, covariance, share in zip(means, covariances, (0.25, 0.75), strict=True):

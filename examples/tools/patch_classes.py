@@ -88,10 +88,9 @@ def _lines(rng: np.random.Generator, clean: np.ndarray, sigma: float) -> sparse.
     lines = clean[rng.choice(len(clean), count, replace=False, p=energies / energies.sum())]
     for _ in range(_LINE_ROUNDS):
         lines = lines / np.maximum(np.linalg.norm(lines, axis=1, keepdims=True), 1e-12)
-        places = clean @ lines.T
-        nearest = np.abs(places).argmax(1)
-        entries = places[everyone, nearest], (nearest, everyone)
-        lines = sparse.csr_matrix(entries, places.shape[::-1]) @ clean
+        nearest = np.concatenate([np.abs(few @ lines.T).argmax(1) for few in _portions(clean)])
+        along = np.einsum("nd,nd->n", clean, lines[nearest])
+        lines = sparse.csr_matrix((along, (nearest, everyone)), (count, len(clean))) @ clean
     nearest[energies < clean.shape[1] * (_FLAT * sigma) ** 2] = count
     ones = np.ones(len(clean), np.float32)
     return sparse.csc_matrix((ones, (everyone, nearest)), (len(clean), count + 1))
@@ -122,13 +121,18 @@ def _members(shares: sparse.csc_matrix) -> Iterator[tuple[np.ndarray, np.ndarray
 def _posterior(noisy: np.ndarray, classes: list[_Class], variance: float) -> sparse.csc_matrix:
     """The E-step: the probability of each class, ``(N, K)``."""
     found = []
-    for start in range(0, len(noisy), _AT_ONCE):
-        few = noisy[start : start + _AT_ONCE]
+    for few in _portions(noisy):
         scores = np.stack([_score(few, each, variance) for each in classes], 1)
         scores = np.exp(scores - scores.max(1, keepdims=True))
         scores[scores < _LEAST_SHARE * scores.sum(1, keepdims=True)] = 0.0
         found.append(sparse.csr_matrix(scores / scores.sum(1, keepdims=True)))
     return sparse.vstack(found).tocsc()
+
+
+def _portions(vectors: np.ndarray) -> Iterator[np.ndarray]:
+    """Some of the vectors at a time, as their products with all classes take memory."""
+    for start in range(0, len(vectors), _AT_ONCE):
+        yield vectors[start : start + _AT_ONCE]
 
 
 def _score(noisy: np.ndarray, which: _Class, variance: float) -> np.ndarray:
