@@ -37,7 +37,8 @@ from scipy import sparse
 
 __all__ = ["refine"]
 
-_MOST = 1000  # classes
+_STRONG = 40.0  # noise from which on patches are larger, as BM3D's are, and classes fewer
+_LARGER, _MOST = 2, (1000, 400)  # pixels; classes, at weak noise and at strong
 _FLAT = 0.3  # of the noise: a pilot's patch of a lesser standard deviation is of the last class
 _LEAST_SHARE = 1e-3  # of a patch in a class, to count
 _AT_ONCE = 4096  # patches, whose shares in all classes are held
@@ -60,15 +61,18 @@ def refine(
         given: The noisy image ``(H, W, C)``, on the scale 0 to 255.
         pilot: An estimate of the clean one.
         sigma: Standard deviation of the noise, 0 or more.
-        size: Side of a patch.
+        size: Side of a patch, where the noise is not strong.
         stride: From a patch to the next, rows and columns.
         seed: Of the choice of the first classes.
     """
+    sigma, strong = max(sigma, LEAST_NOISE), bool(sigma >= _STRONG)
+    size = min(size + _LARGER * strong, *given.shape[:2])
     noisy, clean = (cut(image.astype(np.float32), size, stride) for image in (given, pilot))
     levels = patch_means(clean, np.ones(clean.shape, bool))
     noisy, clean = ((values - levels).reshape(len(values), -1) for values in (noisy, clean))
-    sigma = max(sigma, LEAST_NOISE)
-    shares, variance = _lines(np.random.default_rng(seed), clean, sigma), sigma**2
+    # each class of as many patches as these have pixels
+    count = int(np.clip(len(clean) // clean.shape[1], 1, _MOST[strong]))
+    shares, variance = _lines(np.random.default_rng(seed), clean, count, sigma), sigma**2
     for _ in range(_ROUNDS):
         classes = _classes(noisy, shares, variance)
         shares = _posterior(noisy, classes, variance)
@@ -78,12 +82,11 @@ def refine(
     return join(found, given.shape, stride) / join(weights, (*given.shape[:2], 1), stride)
 
 
-def _lines(rng: np.random.Generator, clean: np.ndarray, sigma: float) -> sparse.csc_matrix:
-    """Classes ``(N, K)`` of vectors ``(N, D)``: near a line through zero each, and near zero.
-
-    As many as leave each so many vectors as these have entries.
-    """
-    count, everyone = int(np.clip(len(clean) // clean.shape[1], 1, _MOST)), np.arange(len(clean))
+def _lines(
+    rng: np.random.Generator, clean: np.ndarray, count: int, sigma: float
+) -> sparse.csc_matrix:
+    """Classes ``(N, count + 1)`` of vectors ``(N, D)``: near a line through zero, and near zero."""
+    everyone = np.arange(len(clean))
     energies = np.square(clean).sum(1) + np.finfo(np.float32).eps
     lines = clean[rng.choice(len(clean), count, replace=False, p=energies / energies.sum())]
     for _ in range(_LINE_ROUNDS):
