@@ -241,14 +241,14 @@ class ClosedForms:
             due[id(form.target)] = form, total + before[0], count + before[1]
         self._due = list(due.values())
 
-    @torch.no_grad()
     def set(self) -> None:
         """Move the parameters."""
-        for form, total, count in self._due:
-            total, count = summed_over(total), summed_over(count)
-            step = form.solve(total, count, form.target) - form.target
-            form.target.add_(RATE * torch.where(step.isfinite(), step, 0.0))
-        self._due = []
+        due, self._due = self._due, []
+        for form, total, count in due:
+            with torch.no_grad():
+                total, count = summed_over(total), summed_over(count)
+                step = form.solve(total, count, form.target) - form.target
+                form.target.add_(RATE * torch.where(step.isfinite(), step, 0.0))
 
 
 class TruncatedMemory(NamedTuple):

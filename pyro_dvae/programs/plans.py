@@ -125,8 +125,10 @@ class Plans:
             if planned is None:
                 raise
             return None, planned
+        if not is_open or path.taken == known.path:
+            return result, None
         plans = self._plans[self._key(call)]
-        if not is_open or any((*known.how, path.taken) == (*p.how, p.path) for p in plans):
+        if any((*known.how, path.taken) == (*p.how, p.path) for p in plans):
             return result, None
         of_way = [plan for plan in plans if plan.path == path.taken]
         if of_way:

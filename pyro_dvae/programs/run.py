@@ -14,6 +14,7 @@ References:
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -86,8 +87,10 @@ def run_particles(
         one = {name: value[k if len(value) > 1 else 0] for name, value in given.items()}
         draw = Draw(layout, None, one, sampler=sampler, particle=k, pathwise=pathwise)
         # Every particle sees the same subsample; a step is one, whatever the number of runs.
-        with poutine.replay(trace=minibatch), statistics_kept(k > 0):
+        with poutine.replay(trace=minibatch) if k else nullcontext(), statistics_kept(k > 0):
             runs.append(run_pair(pair, draw))
+        if num_particles == 1:
+            break
         rows = _check_rows(rows, runs[-1])
         minibatch.nodes |= drawn_subsamples(runs[-1]).nodes  # a particle may lack a plate
     layout = check_structure(pair, runs, given)
