@@ -11,7 +11,7 @@ import numpy as np
 from numpyro_dvae.diagnostics.draws import Draws
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
-__all__ = ["Weighted", "in_dims", "log_weights_of", "mean_probs", "weighted_draws"]
+__all__ = ["Weighted", "joint_log_weights_of", "mean_probs", "weighted_draws", "weights_in_dims"]
 
 
 class Weighted(NamedTuple):
@@ -23,7 +23,7 @@ class Weighted(NamedTuple):
     plates: tuple[str, ...]
 
 
-def log_weights_of(draws: Draws) -> np.ndarray:
+def joint_log_weights_of(draws: Draws) -> np.ndarray:
     """Of each datum; where the data share latents, of all together, the same for each datum."""
     log_weights = draws.importance_weights
     is_drawn = any((site.values != site.values[:1]).any() for site in draws["given"].values())
@@ -56,7 +56,9 @@ def _normalised(log_weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum(0)
 
 
-def in_dims(weights: np.ndarray, plates: tuple[str, ...], dims: tuple[str, ...]) -> np.ndarray:
+def weights_in_dims(
+    weights: np.ndarray, plates: tuple[str, ...], dims: tuple[str, ...]
+) -> np.ndarray:
     """Weights ``(K, *plates)`` in the dims of a site, 1 where it has more.
 
     Where it has fewer, as a site that the data share, those of one datum: they are those of all
@@ -81,6 +83,8 @@ def mean_probs(name: str, draws: Draws, weighted: Weighted | None) -> np.ndarray
     if weighted is None:
         weights = possible.astype(np.float64)
     else:
-        weights = in_dims(weighted.weights, weighted.plates, site.dims[:-1])[..., None] * possible
+        weights = (
+            weights_in_dims(weighted.weights, weighted.plates, site.dims[:-1])[..., None] * possible
+        )
     with np.errstate(invalid="ignore"):  # where no draw is possible
         return np.asarray((weights * np.where(possible, values, 0.0)).sum(0) / weights.sum(0))

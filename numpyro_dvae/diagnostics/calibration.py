@@ -42,7 +42,7 @@ from numpyro_dvae.diagnostics.uniformity import (
     Calibration,
     Simulated,
     Tally,
-    check_counts,
+    check_bins,
     choose_simulations,
     on_simulated_data,
     settled,
@@ -122,7 +122,7 @@ def simulation_based_calibration(
         ValueError: If an argument cannot be used, if a site observes none of them as it is, or if
             it is not clear which; if the model sums sites out, or has a factor or a scale.
     """
-    check_counts(num_simulations, num_draws, num_bins)
+    check_bins(num_simulations, num_draws, num_bins)
     trained = as_trained(result, params)
     called = trained.arguments(args)
     pair = trained.pair(rng_key, called)

@@ -20,7 +20,7 @@ from numpyro_dvae.diagnostics.draws import (
     Chunk,
     Draws,
     check_data,
-    count_values,
+    count_numbers,
     cut_draws,
     cut_rows,
 )
@@ -145,7 +145,7 @@ def _fill(
 ) -> None:
     """Run the pair until the draws of these rows are there."""
     (arrays, template), params = split(Batch(args, {})), trained.params
-    for i, (some, size) in enumerate(cut_draws(draws.num_draws, count_values(args))):
+    for i, (some, size) in enumerate(cut_draws(draws.num_draws, count_numbers(args))):
         key = jax.random.fold_in(rng_key, i)
         found = jax.device_get(run(key, params, arrays, template, size, dict(given)))
         outside = found[1].get("outside", {})
@@ -184,7 +184,7 @@ def collect_states(
             num_states = max(map(len, states.values()), default=1)
             draws, run = Draws(num_states, num_rows), _compiled_scores(trained, pair)
         arrays, template = split(Batch(part, {}))
-        for chosen, size in cut_draws(num_states, count_values(part)):
+        for chosen, size in cut_draws(num_states, count_numbers(part)):
             index = np.minimum(np.arange(chosen.start, chosen.start + size), num_states - 1)
             some = {name: values[index] for name, values in states.items()}
             record = jax.device_get(run(rng_key, trained.params, arrays, template, some))

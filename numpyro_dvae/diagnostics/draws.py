@@ -20,7 +20,7 @@ __all__ = [
     "Chunk",
     "Draws",
     "check_data",
-    "count_values",
+    "count_numbers",
     "cut_draws",
     "cut_rows",
 ]
@@ -315,7 +315,7 @@ def _place_of(path: tuple) -> str:
     return f"argument {path[0]}" + "".join(f"[{key!r}]" for key in path[1:])
 
 
-def count_values(data: Any) -> int:
+def count_numbers(data: Any) -> int:
     """Numbers in the arrays of a tree of tuples, lists and dicts."""
     return sum(math.prod(array.shape) for _, array in arrays_in(data))
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpyro_dvae.diagnostics.arguments import named_leaves
 from numpyro_dvae.diagnostics.arrays import NamedArray, split_data
 from numpyro_dvae.diagnostics.draws import Draws
-from numpyro_dvae.diagnostics.names import Labels, sizes_of
+from numpyro_dvae.diagnostics.names import Labels, sizes_of_dims
 from numpyro_dvae.diagnostics.notes import KINDS
 from numpyro_dvae.diagnostics.usage import OF_USAGE, frequencies_of, usage_of
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
@@ -203,7 +203,7 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
     for key in sorted({key for row in rows for key in row}):
         values = np.array([row.get(key, np.nan) for row in rows], np.float64)
         variables[f"log_{key}"] = (("log_row",), values)
-    sizes_of("vi_stats", variables)
+    sizes_of_dims("vi_stats", variables)
     attributes = {name: getattr(report, name) for name in ("num_particles", "khat_threshold")}
     notes = {name: ", ".join(getattr(report, name)) for name in KINDS}
     attributes |= {name: names for name, names in notes.items() if names}
@@ -244,7 +244,7 @@ def _dataset(group: str, sites: Mapping[str, NamedArray], draws: Draws, labels: 
         else (("chain", "draw", *labels.of_site(name, site)), site.values[None])
         for name, site in sites.items()
     }
-    sizes = sizes_of(group, variables)
+    sizes = sizes_of_dims(group, variables)
     coords = {dim: np.arange(size) for dim, size in sizes.items()} | _coords(draws)
     coords = {dim: values for dim, values in coords.items() if dim in sizes}
     return xarray.Dataset(variables, coords)

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array
 
 from numpyro_dvae.diagnostics.collect import collect, collect_given_shared
-from numpyro_dvae.diagnostics.draws import Draws, count_values
+from numpyro_dvae.diagnostics.draws import Draws, count_numbers
 from numpyro_dvae.diagnostics.errors import bound_error, mean_and_error
 from numpyro_dvae.diagnostics.usage import States, is_restricted, states_of
 from numpyro_dvae.diagnostics.verdicts import Given, ImportanceDiagnostics, WholeBounds
@@ -45,7 +45,6 @@ from numpyro_dvae.ops.tempering import effective_sample_size
 
 __all__ = [
     "NUM_SHARED",
-    "bound_and_sample_size",
     "diagnose",
     "diagnose_weights",
     "importance_diagnostics",
@@ -188,13 +187,6 @@ def _judge(log_weights: np.ndarray, states: States) -> ImportanceDiagnostics:
     )
 
 
-def bound_and_sample_size(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The importance-weighted bound of K draws in nats, and their effective sample size."""
-    centred, origin = _centred(log_weights)
-    bound, ess = jax.device_get(_weigh(jnp.asarray(centred)))
-    return np.asarray(bound + origin), ess
-
-
 def _centred(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log weights less the largest of each datum, and that; 0 where none is finite."""
     largest = np.max(log_weights, axis=0)
@@ -204,7 +196,7 @@ def _centred(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _wanted(data: tuple, num_particles: int) -> tuple[str, ...]:
     """Latents are kept for expectations, unless they may be too many."""
-    few = count_values(data) * num_particles <= _MOST_KEPT
+    few = count_numbers(data) * num_particles <= _MOST_KEPT
     return ("outside", "latent") if few else ("outside",)
 
 
@@ -214,11 +206,6 @@ def _check_count(name: str, count: int) -> None:
             f"`{name}` must be at least {_LEAST_PARTICLES}, for the largest weights to be a "
             f"tail; got {count}."
         )
-
-
-@jax.jit
-def _weigh(log_weights: Array) -> tuple[Array, Array]:
-    return importance_weighted_bound(log_weights), effective_sample_size(log_weights)
 
 
 @jax.jit

@@ -10,7 +10,7 @@ import numpy as np
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
 
-__all__ = ["Labels", "sizes_of"]
+__all__ = ["Labels", "sizes_of_dims"]
 
 
 class Labels(NamedTuple):
@@ -68,7 +68,7 @@ class Labels(NamedTuple):
         return dataset.rename(renamed)
 
 
-def sizes_of(group: str, variables: Mapping[str, tuple]) -> dict[str, int]:
+def sizes_of_dims(group: str, variables: Mapping[str, tuple]) -> dict[str, int]:
     """Sizes of the dims of a group.
 
     Raises:

@@ -26,7 +26,7 @@ __all__ = [
     "Calibration",
     "Simulated",
     "Tally",
-    "check_counts",
+    "check_bins",
     "choose_simulations",
     "on_simulated_data",
     "settled",
@@ -254,7 +254,7 @@ def settled(
     )
 
 
-def check_counts(num_simulations: int | None, num_draws: int, num_bins: int) -> None:
+def check_bins(num_simulations: int | None, num_draws: int, num_bins: int) -> None:
     """Raise unless the ranks fill the bins evenly."""
     if num_simulations is not None and num_simulations < 1:
         raise ValueError(f"`num_simulations` must be at least 1; got {num_simulations}.")

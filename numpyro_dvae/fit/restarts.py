@@ -27,7 +27,7 @@ from numpyro_dvae.fit.svi import trained_parameters
 from numpyro_dvae.infer.svi import with_memory
 from numpyro_dvae.ops.arguments import check_counts, checked
 
-__all__ = ["fit_restarts", "recent_loss"]
+__all__ = ["fit_restarts"]
 
 _RECORD = "_restarts"  # in the mutable state
 
@@ -106,13 +106,6 @@ def fit_restarts(
     return replace(best, runs=runs.results(best))
 
 
-def recent_loss(losses: Float[np.ndarray, "steps"]) -> float:
-    """Exponential average of the losses, with the last tenth of the steps as its time constant."""
-    decay = math.exp(-10.0 / len(losses))
-    weights = decay ** np.arange(len(losses))[::-1]
-    return float(np.average(losses, weights=weights))
-
-
 class _SideBySide(SVI):
     """Runs of one `SVI` with stacked states; `fit` reads out that of the best run."""
 
@@ -159,7 +152,7 @@ class _SideBySide(SVI):
         """Of each run that is in, the best first."""
         assert self._last is not None
         states, record = _take_out(self._last)
-        recent = np.asarray(record.losses / jnp.maximum(record.weights, 1e-9))
+        recent = np.asarray(_recent_losses(record))
         order = [i for i in np.argsort(recent, kind="stable") if bool(record.sound[i])]
         others = [jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in order[1:]]
         plain = replace(best, losses=np.zeros(0), history=[], svi_state=None)
@@ -192,9 +185,13 @@ def _take_out(svi_state: SVIState) -> tuple[SVIState, _Record]:
     return svi_state._replace(mutable_state=mutable or None), record
 
 
+def _recent_losses(record: _Record) -> Float[Array, "R"]:
+    """Exponential averages of the losses, with a tenth of the steps as their time constant."""
+    return record.losses / jnp.maximum(record.weights, 1e-9)
+
+
 def _best(record: _Record) -> Array:
-    recent = record.losses / jnp.maximum(record.weights, 1e-9)
-    return jnp.argmin(jnp.where(record.sound, recent, jnp.inf))
+    return jnp.argmin(jnp.where(record.sound, _recent_losses(record), jnp.inf))
 
 
 def _choose(sound: Bool[Array, "R"], new: Array, old: Array) -> Array:

@@ -15,7 +15,7 @@ import numpyro
 from jaxtyping import Array, Bool, Int, Integer, Shaped
 from numpyro.distributions import Distribution
 
-from numpyro_dvae.models.plates import check_rows, data_plate
+from numpyro_dvae.models.plates import check_index, data_plate
 from numpyro_dvae.nets.grids import from_grid
 
 __all__ = ["AmortisedGuide"]
@@ -85,7 +85,7 @@ def _check_data(
             "sample from the prior, call the model alone."
         )
     if index is not None:
-        check_rows(x, index, num_data)
+        check_index(x, index, num_data)
     elif num_data not in (None, len(x)):
         raise ValueError(
             f"`num_data` is for sampling without `x`, or beside `index`; got {num_data} with "

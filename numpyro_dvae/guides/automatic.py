@@ -35,7 +35,7 @@ from numpyro_dvae.guides.families import (
     is_ordered,
     of_trials,
     posterior,
-    probs_of,
+    probs_of_values,
     quantile,
     value_of,
     why_unread,
@@ -205,7 +205,7 @@ class AutoDiscrete(AutoGuide):
         values: dict[str, Array] = {}
         for name, latent in self._known().items():
             logits = given_parents(latent, _held(latent, params), self._latents, values)
-            values[name] = value_of(latent, probs_of(latent, logits).argmax(-1))
+            values[name] = value_of(latent, probs_of_values(latent, logits).argmax(-1))
         return values
 
     def median(self, params: Mapping[str, Array]) -> dict[str, Array]:
@@ -240,7 +240,7 @@ class AutoDiscrete(AutoGuide):
             if latent.parents:
                 raise NotImplementedError(draw_instead(name, "depends on other latents"))
             if is_ordered(latent):
-                probs = probs_of(latent, _held(latent, params))
+                probs = probs_of_values(latent, _held(latent, params))
                 found[name] = jnp.stack([quantile(latent, probs, level) for level in levels])
         return found
 

@@ -37,7 +37,7 @@ __all__ = [
     "of_trials",
     "posterior",
     "prior_and_beyond",
-    "probs_of",
+    "probs_of_values",
     "quantile",
     "value_of",
     "vectors",
@@ -280,7 +280,7 @@ def value_of(latent: Latent, codes: Array) -> Array:
     return codes.astype(latent.dtype)
 
 
-def probs_of(
+def probs_of_values(
     latent: Latent, logits: Float[Array, "*batch_cells P"]
 ) -> Float[Array, "*batch_cells V"]:
     """The probabilities of the values, of a guide that has these logits."""

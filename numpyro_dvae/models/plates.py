@@ -7,7 +7,7 @@ import numpyro
 from jaxtyping import Array
 from numpyro.handlers import substitute
 
-__all__ = ["check_rows", "data_plate", "plate_size"]
+__all__ = ["check_index", "data_plate", "plate_size"]
 
 
 def data_plate(size: int, index: Any) -> numpyro.plate:
@@ -31,7 +31,7 @@ def plate_size(x: Array | None, index: Any, num_data: int | None, name: str) -> 
         ValueError: If the three contradict each other, or the number of data is not told.
     """
     if index is not None:
-        return check_rows(x, index, num_data)
+        return check_index(x, index, num_data)
     if x is None and num_data is None:
         raise ValueError(
             f"Without `{name}` the model must be told `num_data`, how many data to sample."
@@ -46,7 +46,7 @@ def plate_size(x: Array | None, index: Any, num_data: int | None, name: str) -> 
     return size
 
 
-def check_rows(x: Any, index: Any, num_data: int | None) -> int:
+def check_index(x: Any, index: Any, num_data: int | None) -> int:
     """The number of all data, of which `index` says the rows that the batch `x` holds.
 
     Raises:

@@ -43,7 +43,7 @@ from pyro_dvae.diagnostics.uniformity import (
     Calibration,
     Simulated,
     Tally,
-    check_counts,
+    check_bins,
     choose_simulations,
     on_simulated_data,
     settled,
@@ -94,7 +94,7 @@ def simulation_based_calibration(
         ValueError: If an argument cannot be used, if a site observes none of them as it is, or if
             it is not clear which; if the model sums sites out, or has a factor or a scale.
     """
-    check_counts(num_simulations, num_draws, num_bins)
+    check_bins(num_simulations, num_draws, num_bins)
     trained = as_trained(result, params)
     called = trained.arguments(args)
     with trained.at_parameters():

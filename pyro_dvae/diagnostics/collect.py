@@ -18,7 +18,7 @@ from pyro_dvae.diagnostics.draws import (
     Chunk,
     Draws,
     check_data,
-    count_values,
+    count_numbers,
     cut_draws,
     cut_rows,
 )
@@ -159,7 +159,7 @@ def _fill(
     prior: bool = False,
 ) -> None:
     """Run the pair until the draws of these rows are there."""
-    blocks = cut_draws(draws.num_draws, count_values(pair.args))
+    blocks = cut_draws(draws.num_draws, count_numbers(pair.args))
     if pair.structure is None:  # all draws together tell which sites there are
         blocks = iter([(slice(0, draws.num_draws), draws.num_draws)])
     for some, size in blocks:
@@ -225,7 +225,7 @@ def _scores(pair: Pair, max_states: int) -> Iterator[tuple[_Part, Particles]]:
         return
     states = enumerate_states(pair, max_states)
     num_states = max(map(len, states.values()), default=1)
-    for part, _ in cut_draws(num_states, count_values(pair.args)):
+    for part, _ in cut_draws(num_states, count_numbers(pair.args)):
         some = {name: values[part] for name, values in states.items()}
         yield _Part(part, num_states), score_states(pair, some)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pyro_dvae.diagnostics.collect import collect, collect_given_shared
-from pyro_dvae.diagnostics.draws import Draws, count_values
+from pyro_dvae.diagnostics.draws import Draws, count_numbers
 from pyro_dvae.diagnostics.errors import bound_error, mean_and_error
 from pyro_dvae.diagnostics.usage import States, is_restricted, states_of
 from pyro_dvae.diagnostics.verdicts import Given, ImportanceDiagnostics, WholeBounds
@@ -44,7 +44,6 @@ from pyro_dvae.ops.tempering import effective_sample_size
 
 __all__ = [
     "NUM_SHARED",
-    "bound_and_sample_size",
     "diagnose",
     "diagnose_weights",
     "importance_diagnostics",
@@ -155,8 +154,10 @@ def diagnose_weights(draws: Draws) -> ImportanceDiagnostics:
 
 def _judge(log_weights: np.ndarray, states: States) -> ImportanceDiagnostics:
     """A report of log weights ``(K, *shape)``; the whole is the mean of one, if that is all."""
-    bound, ess = bound_and_sample_size(log_weights)
-    tail = pareto_tail(torch.from_numpy(_centred(log_weights)[0]))
+    centred, origin = _centred(log_weights)
+    weights = torch.from_numpy(centred)
+    bound = np.asarray(importance_weighted_bound(weights).numpy() + origin)
+    ess, tail = effective_sample_size(weights).numpy(), pareto_tail(weights)
     elbo, elbo_error = mean_and_error(log_weights)
     is_one = (states.num == 1) & ~states.is_sole & ~states.restricted
     iwae_error = bound_error(ess, len(log_weights), np.asarray(is_one))
@@ -180,14 +181,6 @@ def _judge(log_weights: np.ndarray, states: States) -> ImportanceDiagnostics:
     )
 
 
-def bound_and_sample_size(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The importance-weighted bound of K draws in nats, and their effective sample size."""
-    centred, origin = _centred(log_weights)
-    weights = torch.from_numpy(centred)
-    bound = np.asarray(importance_weighted_bound(weights).numpy() + origin)
-    return bound, effective_sample_size(weights).numpy()
-
-
 def _centred(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log weights less the largest of each datum, and that; 0 where none is finite."""
     largest = np.max(log_weights, axis=0)
@@ -197,7 +190,7 @@ def _centred(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _wanted(data: tuple, num_particles: int) -> tuple[str, ...]:
     """Latents are kept for expectations, unless they may be too many."""
-    few = count_values(data) * num_particles <= _MOST_KEPT
+    few = count_numbers(data) * num_particles <= _MOST_KEPT
     return ("outside", "latent") if few else ("outside",)
 
 

@@ -17,10 +17,10 @@ import numpy as np
 from pyro_dvae.diagnostics.arrays import NamedArray, check_entries, shares_of
 from pyro_dvae.diagnostics.averaging import (
     Weighted,
-    in_dims,
-    log_weights_of,
+    joint_log_weights_of,
     mean_probs,
     weighted_draws,
+    weights_in_dims,
 )
 from pyro_dvae.diagnostics.draws import Draws
 from pyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
@@ -236,7 +236,7 @@ def posterior_of(
             f"`corrected`: draws of site '{relaxed[0]}' are relaxed, and have no weights. Pass "
             "the model and guide that were relaxed, as a pair, or corrected=False."
         )
-    log_weights, tables = log_weights_of(draws), draws["conditional"]
+    log_weights, tables = joint_log_weights_of(draws), draws["conditional"]
     weighted = weighted_draws(draws, log_weights, report) if corrected else None
     drawn = [n for n in names if n not in few["summed"]]
     check_entries({name: draws["latent"][name] for name in drawn})
@@ -253,7 +253,7 @@ def posterior_of(
             if weighted is not None:
                 site = replace(draws["latent"][name], values=weighted.latents[name])
                 some = _codes(name, site, listed.get(name))[1]
-                share = in_dims(weighted.weights, weighted.plates, dims)
+                share = weights_in_dims(weighted.weights, weighted.plates, dims)
             probs = shares_of(some, size, share)
         found[name] = SitePosterior(dims, probs, values, _counted(draws, name, values))
     complete = not relaxed and set(draws["latent"]) <= set(_discrete(few))
@@ -313,6 +313,6 @@ def _joint(
     best = draws.log_joint.argmax(0)[None]  # (1, *plates)
     found = {}
     for name, (dims, values) in codes.items():
-        place = np.broadcast_to(in_dims(best, draws.plates, dims), (1, *values.shape[1:]))
+        place = np.broadcast_to(weights_in_dims(best, draws.plates, dims), (1, *values.shape[1:]))
         found[name] = np.asarray(np.take_along_axis(values, place, 0)[0])
     return found

@@ -24,7 +24,7 @@ from pyro_dvae.fit.loop import fit
 from pyro_dvae.fit.result import DivergenceError, FitResult
 from pyro_dvae.ops.arguments import check_counts, checked
 
-__all__ = ["fit_restarts", "recent_loss"]
+__all__ = ["fit_restarts"]
 
 
 @checked
@@ -66,7 +66,8 @@ def fit_restarts(
         checkpoint_every: As in `fit`.
 
     Returns:
-        The result of the best run; `recent_loss` of its losses is the least. Its `runs` are all.
+        The result of the best run: the exponential average of its losses is the least, with a tenth
+        of the steps as its time constant. Its `runs` are all.
 
     Raises:
         ValueError: If `num_restarts` is not positive, if runs share parameters, or by `fit`.
@@ -98,7 +99,7 @@ def fit_restarts(
     return _best_of(num_restarts, run)
 
 
-def recent_loss(losses: Float[np.ndarray, "steps"]) -> float:
+def _recent_loss(losses: Float[np.ndarray, "steps"]) -> float:
     """Exponential average of the losses, with the last tenth of the steps as its time constant."""
     decay = math.exp(-10.0 / len(losses))
     weights = decay ** np.arange(len(losses))[::-1]
@@ -118,7 +119,7 @@ def _best_of(num_runs: int, run: Callable[[int], FitResult]) -> FitResult:
                 diverged = error
                 continue
         _check_apart(store["params"], [other["params"] for *_, other in found])
-        found.append((recent_loss(result.losses), result, store))
+        found.append((_recent_loss(result.losses), result, store))
         if torch.equal(before, torch.get_rng_state()):  # it drew nothing but its first values,
             torch.rand(())  # which only a look has drawn: the next run is to have others
     if not found:

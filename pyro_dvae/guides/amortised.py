@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, Integer, Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_dvae.models.plates import check_rows, data_plate
+from pyro_dvae.models.plates import check_index, data_plate
 from pyro_dvae.nets import register
 from pyro_dvae.nets.grids import from_grid
 from pyro_dvae.ops.arguments import checked
@@ -86,7 +86,7 @@ def _check_data(x: Tensor | None, index: Tensor | None, num_data: int | None) ->
             "sample from the prior, call the model alone."
         )
     if index is not None:
-        check_rows(x, index, num_data)
+        check_index(x, index, num_data)
     elif num_data not in (None, len(x)):
         raise ValueError(
             f"`num_data` is for sampling without `x`, or beside `index`; got {num_data} with "

@@ -37,7 +37,7 @@ from pyro_dvae.guides.families import (
     of_call,
     of_trials,
     posterior,
-    probs_of,
+    probs_of_values,
     quantile,
     value_of,
     why_unread,
@@ -171,7 +171,7 @@ class AutoDiscrete(AutoGuide):
         values: dict[str, Tensor] = {}
         for name, latent in self._known(args, kwargs).items():
             logits = given_parents(latent, self._table(latent), self._latents, values)
-            values[name] = value_of(latent, probs_of(latent, logits).argmax(-1))
+            values[name] = value_of(latent, probs_of_values(latent, logits).argmax(-1))
         return values
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -205,7 +205,7 @@ class AutoDiscrete(AutoGuide):
             if latent.parents:
                 raise NotImplementedError(draw_instead(name, "depends on other latents"))
             if is_ordered(latent):
-                probs = probs_of(latent, self._table(latent))
+                probs = probs_of_values(latent, self._table(latent))
                 found[name] = torch.stack([quantile(latent, probs, level) for level in levels])
         return found
 

@@ -38,7 +38,7 @@ __all__ = [
     "of_trials",
     "posterior",
     "prior_and_beyond",
-    "probs_of",
+    "probs_of_values",
     "quantile",
     "value_of",
     "vectors",
@@ -288,7 +288,7 @@ def value_of(latent: Latent, codes: Tensor) -> Tensor:
     return codes.to(latent.dtype)
 
 
-def probs_of(
+def probs_of_values(
     latent: Latent, logits: Float[Tensor, "*batch_cells P"]
 ) -> Float[Tensor, "*batch_cells V"]:
     """The probabilities of the values, of a guide that has these logits."""

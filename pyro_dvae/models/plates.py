@@ -3,7 +3,7 @@
 import pyro
 from torch import Tensor
 
-__all__ = ["check_rows", "data_plate", "plate_size"]
+__all__ = ["check_index", "data_plate", "plate_size"]
 
 
 def data_plate(size: int, index: Tensor | None) -> pyro.plate:
@@ -24,7 +24,7 @@ def plate_size(x: Tensor | None, index: Tensor | None, num_data: int | None, nam
         ValueError: If the three contradict each other, or the number of data is not told.
     """
     if index is not None:
-        return check_rows(x, index, num_data)
+        return check_index(x, index, num_data)
     if x is None and num_data is None:
         raise ValueError(
             f"Without `{name}` the model must be told `num_data`, how many data to sample."
@@ -39,7 +39,7 @@ def plate_size(x: Tensor | None, index: Tensor | None, num_data: int | None, nam
     return size
 
 
-def check_rows(x: Tensor | None, index: Tensor, num_data: int | None) -> int:
+def check_index(x: Tensor | None, index: Tensor, num_data: int | None) -> int:
     """The number of all data, of which `index` says the rows that the batch `x` holds.
 
     Raises:

@@ -43,10 +43,10 @@ __all__ = [
     "bounds_of",
     "drawn_subsamples",
     "moved",
-    "run_given",
     "run_pair",
     "run_program",
     "run_traces",
+    "run_with_draws",
 ]
 
 
@@ -258,7 +258,7 @@ def run_pair(pair: Pair, draw: Draw) -> Run:
     return run._replace(model=sum_out(run.model, layout)) if layout.summed else run
 
 
-def run_given(program: Any, drawn: poutine.Trace, args: tuple, kwargs: dict) -> poutine.Trace:
+def run_with_draws(program: Any, drawn: poutine.Trace, args: tuple, kwargs: dict) -> poutine.Trace:
     """One run of a program with these draws; handlers around see the rows that it draws."""
 
     def hide(msg: Any) -> bool:

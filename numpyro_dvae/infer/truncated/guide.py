@@ -44,7 +44,7 @@ from numpyro_dvae.infer.truncated.scoring import (
     ModelCall,
     Scorer,
     check_apart,
-    silenced_of,
+    score_silenced,
     with_drawn,
 )
 from numpyro_dvae.ops.arguments import checked
@@ -124,7 +124,7 @@ class TruncatedGuide:
         states = decode(call.space, codes, call.batch.sizes)
         drawn, log_weights = sample_members(call, states, in_dims(scores, call))
         if call.batch.drawn is not None:
-            add_silenced(call, log_weights, in_dims(silenced_of(call, codes), call))
+            add_silenced(call, log_weights, in_dims(score_silenced(call, codes), call))
         return values | drawn
 
     def posterior(self, *args: Any, **kwargs: Any) -> TruncatedPosterior:

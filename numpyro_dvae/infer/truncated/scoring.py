@@ -39,7 +39,7 @@ __all__ = [
     "log_weights",
     "masked_matter",
     "run_states",
-    "silenced_of",
+    "score_silenced",
     "with_drawn",
 ]
 
@@ -151,7 +151,7 @@ def _with_silenced(particles: Particles, drawn: Bool[Array, "B"]) -> Particles:
     return particles._replace(log_prior=log_prior + silenced)
 
 
-def silenced_of(call: ModelCall, states: Integer[Array, "S B H"]) -> Float[Array, "S B"]:
+def score_silenced(call: ModelCall, states: Integer[Array, "S B H"]) -> Float[Array, "S B"]:
     """The log-density that masks silence in states of data whose masked latents are drawn."""
     assert call.batch.drawn is not None
     particles, _ = run_states(call, states, {"silenced": read_silenced})

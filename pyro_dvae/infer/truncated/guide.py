@@ -46,7 +46,7 @@ from pyro_dvae.infer.truncated.scoring import (
     ModelCall,
     Scorer,
     given_values,
-    silenced_of,
+    score_silenced,
     with_drawn,
 )
 from pyro_dvae.ops.arguments import checked
@@ -54,7 +54,7 @@ from pyro_dvae.ops.noise import alike, current_share
 from pyro_dvae.ops.processes import all_rows, as_first
 from pyro_dvae.ops.sets.evolution import Operator, union
 from pyro_dvae.programs.codes import Space, a_few, latents_of
-from pyro_dvae.programs.draw import run_given, run_program
+from pyro_dvae.programs.draw import run_program, run_with_draws
 from pyro_dvae.programs.plans import Plans
 from pyro_dvae.programs.processes import hidden
 from pyro_dvae.programs.sites import Layout, Pair, sample_sites
@@ -156,7 +156,7 @@ class TruncatedGuide(nn.Module):
         values = {name: site.value for name, site in sample_sites(tracer.trace).items()}
         drawn, log_weights = sample_members(call, values_of(call, words), log_weights)
         if call.batch.drawn is not None:
-            silenced = _stacked([in_dims(silenced_of(one, words), call) for one in calls])
+            silenced = _stacked([in_dims(score_silenced(one, words), call) for one in calls])
             add_silenced(call, log_weights, silenced)
         return values | drawn
 
@@ -255,7 +255,7 @@ class TruncatedGuide(nn.Module):
             self._space = self._known(args, kwargs).structure
         rest_trace = particles_of(rest_trace, self._space.layout.nesting)[0]
         with Path() as path:
-            trace = run_given(self.model, rest_trace, args, kwargs)
+            trace = run_with_draws(self.model, rest_trace, args, kwargs)
         known = self._known(args, kwargs, path.taken)
         batch = read_minibatch(trace, self._space)
         space = known.structure

@@ -39,7 +39,7 @@ __all__ = [
     "log_weights",
     "masked_matter",
     "run_states",
-    "silenced_of",
+    "score_silenced",
     "with_drawn",
 ]
 
@@ -158,7 +158,7 @@ def _with_silenced(particles: Particles, drawn: Bool[Tensor, "B"]) -> Particles:
     return particles._replace(log_prior=log_prior + silenced)
 
 
-def silenced_of(call: ModelCall, states: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
+def score_silenced(call: ModelCall, states: Int32[Tensor, "S B W"]) -> Float[Tensor, "S B"]:
     """The log-density that masks silence in states of data whose masked latents are drawn."""
     assert call.batch.drawn is not None
     codes = unpack(states, call.space.cardinalities)

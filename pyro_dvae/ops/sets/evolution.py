@@ -31,7 +31,7 @@ from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.noise import drawn_for_rows
 from pyro_dvae.ops.sets.hashing import hash_words
 from pyro_dvae.ops.sets.packing import pack, unpack
-from pyro_dvae.ops.sets.ranking import rows_at, take_rows, top_indices
+from pyro_dvae.ops.sets.ranking import rows_at, take_flat_rows, top_indices
 from pyro_dvae.ops.sets.states import change_latents, distinct_latents, perturb
 
 __all__ = [
@@ -135,8 +135,8 @@ def select(num_parents: int, temperature: float = 1.0) -> Operator:
                 f"{num_parents}."
             )
         rows = rows_at(top_indices(perturb(scores, temperature), num_parents))
-        words, scores = take_rows(population.words, rows), take_rows(scores, rows)
-        hashes = None if hashes is None else take_rows(hashes, rows)
+        words, scores = take_flat_rows(population.words, rows), take_flat_rows(scores, rows)
+        hashes = None if hashes is None else take_flat_rows(hashes, rows)
         cardinalities, context = population.cardinalities, population.context
         return Population.packed(words, scores, cardinalities, hashes, context)
 

@@ -27,7 +27,7 @@ __all__ = [
     "keep_best",
     "merge_best",
     "rows_at",
-    "take_rows",
+    "take_flat_rows",
     "take_states",
     "top_indices",
     "without_nan",
@@ -65,7 +65,7 @@ def keep_best(
         )
     index = top_indices(scores, num_states)
     rows = rows_at(index)
-    return Survivors(take_rows(states, rows), take_rows(scores, rows), index)
+    return Survivors(take_flat_rows(states, rows), take_flat_rows(scores, rows), index)
 
 
 def merge_best(
@@ -97,7 +97,7 @@ def take_states(
     states: Shaped[Tensor, "S B *H"], index: Int64[Tensor, "P B"]
 ) -> Shaped[Tensor, "P B *H"]:
     """What stands at `index` in the set of each datum: codes, words, or a number a state."""
-    return take_rows(states, rows_at(index))
+    return take_flat_rows(states, rows_at(index))
 
 
 def rows_at(index: Int64[Tensor, "P B"]) -> Int64[Tensor, "P B"]:
@@ -105,7 +105,7 @@ def rows_at(index: Int64[Tensor, "P B"]) -> Int64[Tensor, "P B"]:
     return index * index.shape[1] + torch.arange(index.shape[1], device=index.device)
 
 
-def take_rows(
+def take_flat_rows(
     states: Shaped[Tensor, "S B *H"], rows: Int64[Tensor, "P B"]
 ) -> Shaped[Tensor, "P B *H"]:
     """What stands at `rows_at`: to take several arrays at one index costs one of these."""
