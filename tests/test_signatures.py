@@ -172,3 +172,36 @@ def test_no_run_overwrites_an_argument(shim, name):
         shim.Case(program, model=model).run(elbo)
     shim.Case(program).run(elbo)
     assert {knob: getattr(elbo, knob) for knob in parameters(loss)} == before
+
+
+def pair_of(shim, name):
+    """A model of eight data of three numbers, and a guide that goes with the loss."""
+    infer, nets, models = (shim.module(room) for room in ("infer", "nets", "models"))
+    likelihood = models.GaussianLikelihood(variance=1.0, learn=False)
+    if name == "Truncated_ELBO":
+        prior, decoder = models.BernoulliPrior(4), nets.MLPDecoder(4, None, (3,), hidden=())
+        model = models.DiscreteVAE(decoder, prior, likelihood)
+        return model, infer.TruncatedGuide(model, 2)
+    codebook = nets.Codebook(5, 3)
+    decoder = nets.CodebookDecoder(codebook, nets.MLPDecoder(6, None, (3,), hidden=()))
+    model = models.DiscreteVAE(decoder, models.UniformPrior(2, 5), likelihood)
+    encoder = nets.MLPEncoder((3,), 2, 3, hidden=())
+    return model, shim.module("guides").VectorQuantizedGuide(encoder, codebook)
+
+
+@pytest.mark.parametrize("name", ["VQ_ELBO", "Truncated_ELBO"])
+def test_no_training_overwrites_an_argument(thrifty_shim, name):
+    """The same of the two losses that need a guide of their own."""
+    shim, x = thrifty_shim, np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    loss = shim.module("infer").__dict__[name]
+    elbo = loss()
+    before = {knob: getattr(elbo, knob) for knob in parameters(loss)}
+    pair, fit = pair_of(shim, name), functools.partial(shim.module("fit").fit, progress=False)
+    if hasattr(shim, "torch"):
+        shim.pyro.clear_param_store()
+        svi = shim.pyro.infer.SVI(*pair, shim.pyro.optim.Adam({"lr": 0.01}), elbo)
+        fit(svi, shim.torch.asarray(x), num_steps=2)
+    else:
+        svi = shim.module("infer").SVI(*pair, shim.numpyro.optim.Adam(0.01), elbo)
+        fit(shim.jax.random.key(0), svi, x, num_steps=2)
+    assert {knob: getattr(elbo, knob) for knob in parameters(loss)} == before

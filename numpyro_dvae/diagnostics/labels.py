@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints
-from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 from numpyro.util import not_jax_tracer
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
@@ -23,7 +21,7 @@ from numpyro_dvae.diagnostics.conditionals import value_probs
 from numpyro_dvae.diagnostics.points import is_pinned
 from numpyro_dvae.diagnostics.rates import expected_rate, is_reordered
 from numpyro_dvae.distributions import OneHotCategorical
-from numpyro_dvae.programs.densities import entry_mask
+from numpyro_dvae.programs.densities import cell_log_prob, count_cells, entry_mask
 from numpyro_dvae.programs.readers.impossible import exact_log_prob, excludes, leaves_out
 from numpyro_dvae.programs.sites import Run, Site, deterministic_sites, sample_sites
 from numpyro_dvae.programs.summing.values import joint_latents, probs_of_summed
@@ -175,14 +173,14 @@ class SiteReader(NamedTuple):
         and these are all that the model lets the site depend on.
         """
         guide_site, site = run.guide[name], run.model[name]
-        cells = {_num_cells(each.fn) for each in (guide_site, site)}
+        cells = {count_cells(each.fn) for each in (guide_site, site)}
         num_cells = cells.pop() if len(cells) == 1 else 0
         found = None
         if not (site.is_joint or is_reordered(name, run)):
             found = expected_rate(guide_site, site, num_cells)
         if found is None:
             log_q, log_p = (
-                _cell_log_prob(each.fn, site.value, num_cells) for each in (guide_site, site)
+                cell_log_prob(each.fn, site.value, num_cells) for each in (guide_site, site)
             )
             found = log_q - log_p
         return self.label(name, site, found, num_cells)
@@ -270,28 +268,3 @@ def _innermost(support: Any) -> Any:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support
-
-
-def _num_cells(fn: Any) -> int:
-    """Event dims whose entries have a log-density of their own."""
-    if isinstance(fn, MaskedDistribution | ExpandedDistribution):
-        return _num_cells(fn.base_dist)
-    if isinstance(fn, dist.Independent):
-        return fn.reinterpreted_batch_ndims + _num_cells(fn.base_dist)
-    return 1 if hasattr(fn, "conditional_log_prob") else 0
-
-
-def _cell_log_prob(fn: Any, value: Array, num_cells: int) -> Array:
-    """Log-density of each cell, of which the last dims have `num_cells`."""
-    if not num_cells:
-        return fn.log_prob(value)
-    if isinstance(fn, MaskedDistribution):
-        mask = jnp.asarray(fn._mask)
-        scores = _cell_log_prob(fn.base_dist, value, num_cells)
-        return jnp.where(mask.reshape(mask.shape + (1,) * num_cells), scores, 0.0)
-    if isinstance(fn, ExpandedDistribution):
-        return _cell_log_prob(fn.base_dist, value, num_cells)
-    if isinstance(fn, dist.Independent):
-        num_cells = num_cells - fn.reinterpreted_batch_ndims
-        return _cell_log_prob(fn.base_dist, value, num_cells)
-    return fn.conditional_log_prob(value)

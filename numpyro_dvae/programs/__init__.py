@@ -20,8 +20,11 @@ The folders hold what is beside that way, and say so in their first lines:
 - `readers`: what some algorithms read of a run beside its log-densities;
 - `handlers`: programs that run otherwise than they are written, for one purpose each.
 
-A mask is the distribution's own in NumPyro, a handler's too, and applied by its `log_prob`, or by
-the fast way of `densities`. Draws are never masked (`record.draw_log_prob`).
+A mask is the distribution's own in NumPyro, a handler's too. It is applied by its `log_prob`, and
+by `densities` where that is taken apart: by entry, by cell, or for an entropy. Who only asks where
+a mask is asks `densities` (`entry_mask`, `is_masked`, `without_mask`); `hosts`, `handlers.relaxing`
+and `readers.impossible` alone open masked distributions beside it, to make the like of them or to
+look within. Draws are never masked (`record.draw_log_prob`).
 
 It imports `ops` and `distributions`. Its words:
 

@@ -25,13 +25,16 @@ from numpyro_dvae.ops.bounds import bernoulli_entropy, categorical_entropy
 from numpyro_dvae.programs.sites import Site
 
 __all__ = [
+    "cell_log_prob",
     "changed",
+    "count_cells",
     "entropy_of",
     "entry_mask",
     "fast_log_prob",
     "given_steps",
     "has_inverse",
     "is_masked",
+    "may_silence",
     "steps_of",
     "without_mask",
 ]
@@ -97,6 +100,31 @@ def _both(mask: Array, other: bool | Array, missing: int) -> Array:
     return mask & other.reshape((*other.shape, *[1] * missing))
 
 
+def count_cells(fn: Any) -> int:
+    """Event dims whose entries have a log-density of their own."""
+    if isinstance(fn, MaskedDistribution | ExpandedDistribution):
+        return count_cells(fn.base_dist)
+    if isinstance(fn, dist.Independent):
+        return fn.reinterpreted_batch_ndims + count_cells(fn.base_dist)
+    return 1 if hasattr(fn, "conditional_log_prob") else 0
+
+
+def cell_log_prob(fn: Any, value: Array, num_cells: int) -> Array:
+    """Log-density of each cell, over the last `num_cells` dims; 0 where `fn` masks it itself."""
+    if not num_cells:
+        return fn.log_prob(value)
+    if isinstance(fn, MaskedDistribution):
+        mask = jnp.asarray(fn._mask)
+        scores = cell_log_prob(fn.base_dist, value, num_cells)
+        return jnp.where(mask.reshape(mask.shape + (1,) * num_cells), scores, 0.0)
+    if isinstance(fn, ExpandedDistribution):
+        return cell_log_prob(fn.base_dist, value, num_cells)
+    if isinstance(fn, dist.Independent):
+        num_cells = num_cells - fn.reinterpreted_batch_ndims
+        return cell_log_prob(fn.base_dist, value, num_cells)
+    return fn.conditional_log_prob(value)
+
+
 def without_mask(fn: Any) -> Any:
     """The distribution that draws are made from."""
     if isinstance(fn, MaskedDistribution):
@@ -114,6 +142,16 @@ def without_mask(fn: Any) -> Any:
 def is_masked(site: Site) -> bool:
     """Whether a site is under a mask, whatever it silences."""
     return without_mask(site.fn) is not site.fn
+
+
+def may_silence(site: Site) -> bool:
+    """Whether a site is under a mask other than that of `mask=True`, which silences nothing."""
+    fn = site.fn
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            return True
+        fn = fn.base_dist
+    return False
 
 
 def changed(one: Array, two: Array, in_single: float) -> Bool[Array, "..."]:

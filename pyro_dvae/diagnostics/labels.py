@@ -10,9 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from pyro import distributions as dist
 from pyro.distributions import constraints
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import OneHotCategorical
 
@@ -20,7 +18,7 @@ from pyro_dvae.diagnostics.arrays import NamedArray
 from pyro_dvae.diagnostics.conditionals import value_probs
 from pyro_dvae.diagnostics.points import is_pinned
 from pyro_dvae.diagnostics.rates import expected_rate, is_reordered
-from pyro_dvae.programs.densities import entry_mask
+from pyro_dvae.programs.densities import cell_log_prob, count_cells, entry_mask
 from pyro_dvae.programs.readers.impossible import exact_log_prob, excludes, leaves_out
 from pyro_dvae.programs.sites import Run, Site, deterministic_sites, sample_sites
 from pyro_dvae.programs.summing.values import joint_latents, probs_of_summed
@@ -133,7 +131,7 @@ class SiteReader(NamedTuple):
 
     def log_likelihood(self, name: str, site: Site) -> NamedArray:
         """Log-density of an observation; 0 where a mask silences it."""
-        return self.label(name, site, _masked(site, exact_log_prob(site)), 0)
+        return self.label(name, site, site.scaled(exact_log_prob(site), 1.0), 0)
 
     def log_density_ratio(self, name: str, site: Site) -> NamedArray:
         """What a site that guide or model alone has adds to log q - log p."""
@@ -163,14 +161,14 @@ class SiteReader(NamedTuple):
         and these are all that the model lets the site depend on.
         """
         guide_site, site = run.guide[name], run.model[name]
-        cells = {_num_cells(each.fn) for each in (guide_site, site)}
+        cells = {count_cells(each.fn) for each in (guide_site, site)}
         num_cells = cells.pop() if len(cells) == 1 else 0
         found = None
         if not (site.is_joint or is_reordered(name, run)):
             found = expected_rate(guide_site, site, num_cells)
         if found is None:
             log_q, log_p = (
-                _masked(each, _cell_log_prob(each.fn, site.value, num_cells), num_cells)
+                each.scaled(cell_log_prob(each.fn, site.value, num_cells), 1.0, num_cells)
                 for each in (guide_site, site)
             )
             found = log_q - log_p
@@ -240,38 +238,6 @@ def _num_codes(support: Any) -> int:
         return 0
     low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))
     return int(high.max()) + 1 if bool((low == 0).all()) else 0
-
-
-def _masked(site: Site, values: Tensor, num_cells: int = 0) -> Tensor:
-    mask = site.mask
-    if isinstance(mask, Tensor):
-        mask = mask.reshape(mask.shape + (1,) * num_cells)
-    return scale_and_mask(values, 1.0, mask)
-
-
-def _num_cells(fn: Any) -> int:
-    """Event dims whose entries have a log-density of their own."""
-    if isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
-        return _num_cells(fn.base_dist)
-    if isinstance(fn, dist.Independent):
-        return fn.reinterpreted_batch_ndims + _num_cells(fn.base_dist)
-    return 1 if hasattr(fn, "conditional_log_prob") else 0
-
-
-def _cell_log_prob(fn: Any, value: Tensor, num_cells: int) -> Tensor:
-    """Log-density of each cell, of which the last dims have `num_cells`."""
-    if not num_cells:
-        return fn.log_prob(value)
-    if isinstance(fn, dist.MaskedDistribution):
-        mask = torch.as_tensor(fn._mask)
-        scores = _cell_log_prob(fn.base_dist, value, num_cells)
-        return torch.where(mask.reshape(mask.shape + (1,) * num_cells), scores, 0.0)
-    if isinstance(fn, dist.ExpandedDistribution):
-        return _cell_log_prob(fn.base_dist, value, num_cells)
-    if isinstance(fn, dist.Independent):
-        num_cells = num_cells - fn.reinterpreted_batch_ndims
-        return _cell_log_prob(fn.base_dist, value, num_cells)
-    return fn.conditional_log_prob(value)
 
 
 def join_runs(readings: Sequence[Readings]) -> Readings:

@@ -21,8 +21,12 @@ The folders hold what is beside that way, and say so in their first lines:
 - `readers`: what some algorithms read of a run beside its log-densities;
 - `handlers`: programs that run otherwise than they are written, for one purpose each;
 
-A mask is applied in one place, `Site.scaled`, on the way to the sums of `record.Ledger`; a
-distribution's own is part of its log-density. Draws are never masked (`record.draw_log_prob`).
+A handler's mask is applied in one place, `Site.scaled`, on the way to the sums of `record.Ledger`,
+and to what diagnostics read of a site. A distribution's own is applied by its `log_prob`, and by
+`densities` where that is taken apart: by entry, by cell, or for an entropy. Who only asks where
+a mask is asks `densities` (`entry_mask`, `is_masked`, `without_mask`); `draw`, `handlers.relaxing`
+and `readers.impossible` alone open masked distributions beside it, to make the like of them or to
+look within. Draws are never masked (`record.draw_log_prob`).
 
 It imports `ops` and `distributions`. Its words:
 

@@ -23,7 +23,9 @@ from torch.nn import functional
 from pyro_dvae.programs.sites import Site
 
 __all__ = [
+    "cell_log_prob",
     "changed",
+    "count_cells",
     "entropy_of",
     "entry_mask",
     "fast_log_prob",
@@ -146,6 +148,31 @@ def _both(mask: Tensor, other: bool | Tensor, missing: int) -> Tensor:
     """Two masks, the other with `missing` event dims fewer."""
     other = torch.as_tensor(other, dtype=torch.bool)
     return mask.to(other.device) & other.reshape((*other.shape, *[1] * missing))
+
+
+def count_cells(fn: Any) -> int:
+    """Event dims whose entries have a log-density of their own."""
+    if isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
+        return count_cells(fn.base_dist)
+    if isinstance(fn, dist.Independent):
+        return fn.reinterpreted_batch_ndims + count_cells(fn.base_dist)
+    return 1 if hasattr(fn, "conditional_log_prob") else 0
+
+
+def cell_log_prob(fn: Any, value: Tensor, num_cells: int) -> Tensor:
+    """Log-density of each cell, over the last `num_cells` dims; 0 where `fn` masks it itself."""
+    if not num_cells:
+        return fn.log_prob(value)
+    if isinstance(fn, dist.MaskedDistribution):
+        mask = torch.as_tensor(fn._mask)
+        scores = cell_log_prob(fn.base_dist, value, num_cells)
+        return torch.where(mask.reshape(mask.shape + (1,) * num_cells), scores, 0.0)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return cell_log_prob(fn.base_dist, value, num_cells)
+    if isinstance(fn, dist.Independent):
+        num_cells = num_cells - fn.reinterpreted_batch_ndims
+        return cell_log_prob(fn.base_dist, value, num_cells)
+    return fn.conditional_log_prob(value)
 
 
 def without_mask(fn: Any) -> Any:

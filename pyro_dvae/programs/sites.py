@@ -144,9 +144,12 @@ class Site:
         """What it adds to the objective: handlers may weigh or mask it as other draws say."""
         return self.scaled(self.log_prob(), self.scale)
 
-    def scaled(self, values: Tensor, scale: Any) -> Tensor:
-        """Numbers over its batch dims, weighed by `scale`, 0 where a handler masks the site."""
-        return scale_and_mask(values, scale, self.mask)
+    def scaled(self, values: Tensor, scale: Any, num_cells: int = 0) -> Tensor:
+        """Numbers over its batch dims and `num_cells` more, weighed, 0 where a handler masks it."""
+        mask = self.mask
+        if isinstance(mask, Tensor):
+            mask = mask.reshape(mask.shape + (1,) * num_cells)
+        return scale_and_mask(values, scale, mask)
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Site]:

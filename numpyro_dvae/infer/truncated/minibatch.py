@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jaxtyping import Array, Bool, Float, Int
-from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import substitute
 
 from numpyro_dvae.infer.closed_forms import closed_forms_of
 from numpyro_dvae.programs.codes import CodedSite, Space, by_datum, find_space
-from numpyro_dvae.programs.densities import entry_mask
+from numpyro_dvae.programs.densities import entry_mask, may_silence
 from numpyro_dvae.programs.handlers.rows import check_rows
 from numpyro_dvae.programs.sites import Rows, Site, rows_of_plates, sample_sites
 
@@ -155,21 +154,13 @@ def _unmasked(
     latents: dict[str, Site], space: Space, sizes: tuple[int, ...]
 ) -> Bool[Array, "B H"] | None:
     """Where no mask takes a latent out of the model."""
-    if not any(_has_mask(latents[site.name].fn) for site in space.sites):
+    if not any(may_silence(latents[site.name]) for site in space.sites):
         return None
     parts = []
     for site in space.sites:
         mask = entry_mask(latents[site.name], len(site.cells))
         parts.append(by_datum(mask[None], site, space.layout, sizes, 0)[0])
     return jnp.concatenate(parts, -1)
-
-
-def _has_mask(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
-            return True
-        fn = fn.base_dist
-    return False
 
 
 def prior_probs(latents: dict[str, Site], space: Space) -> Float[Array, "H V"]:
