@@ -8,13 +8,12 @@ References:
     [1] Alemi, Poole, Fischer, Dillon, Saurous & Murphy. Fixing a broken ELBO. ICML, 2018.
 """
 
-import math
-
 import numpy as np
 
 from numpyro_dvae.diagnostics.costs import SharedCost, WholeCost
 from numpyro_dvae.diagnostics.draws import Draws
 from numpyro_dvae.diagnostics.errors import mean_and_error
+from numpyro_dvae.ops.bounds import NATS_PER_BIT
 
 __all__ = [
     "beta_elbo_of",
@@ -40,7 +39,7 @@ def rates_of(draws: Draws) -> np.ndarray:
     """
     log_q = draws.record("log_q").astype(np.float64)
     shared = draws.shared("shared_q") - draws.shared("shared_prior")
-    return (log_q - draws.record("log_prior") + _part(draws, shared)) / math.log(2)
+    return (log_q - draws.record("log_prior") + _part(draws, shared)) / NATS_PER_BIT
 
 
 def distortions_of(draws: Draws) -> np.ndarray:
@@ -68,7 +67,7 @@ def shared_cost_of(draws: Draws) -> SharedCost | None:
     """What the data share costs; None if they share no site."""
     if not draws.shared_sites:
         return None
-    rates = (draws.shared("shared_q") - draws.shared("shared_prior")) / math.log(2)
+    rates = (draws.shared("shared_q") - draws.shared("shared_prior")) / NATS_PER_BIT
     rate, rate_error = mean_and_error(rates)
     distortion, distortion_error = mean_and_error(0.0 - draws.shared("shared_likelihood"))
     numbers = (rate, distortion, rate_error, distortion_error)
@@ -84,4 +83,4 @@ def whole_cost_of(draws: Draws) -> WholeCost:
 
 def beta_elbo_of(draws: Draws, beta: float) -> np.ndarray:
     """The ELBO of each datum in nats, its rate weighed by `beta`."""
-    return np.asarray(-distortion_of(draws) - beta * math.log(2) * rate_of(draws))
+    return np.asarray(-distortion_of(draws) - beta * NATS_PER_BIT * rate_of(draws))

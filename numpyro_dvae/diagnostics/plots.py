@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from numpyro_dvae.ops.bounds import NATS_PER_BIT
+
 __all__ = [
     "plot_calibration",
     "plot_codes",
@@ -131,8 +133,9 @@ def plot_rates(rates: Mapping[str, Any]) -> Any:
     """Bits that each latent carries: collapsed ones in red, in gray where noise leaves it open."""
     figure, axes = _axes(len(rates))
     for axis, (name, each) in zip(axes, rates.items(), strict=True):
-        bits, places = np.ravel(each.rate) / np.log(2), np.arange(np.size(each.rate))
-        errors = np.broadcast_to(np.ravel(each.error), bits.shape) / np.log(2)
+        bits = np.ravel(each.rate).astype(float) / NATS_PER_BIT
+        places = np.arange(bits.size)
+        errors = np.broadcast_to(np.ravel(each.error).astype(float), bits.shape) / NATS_PER_BIT
         collapsed, unclear = np.ravel(each.collapsed), np.ravel(each.undecided)
         colours = np.select([collapsed, unclear], [_BAD, _GRAY], _GOOD)
         finite = np.isfinite(bits)

@@ -162,7 +162,7 @@ class Renaming(NamedTuple):
         return permuted(value, self.codes.axes.get(name, ()), self.permutation)
 
     def of_values(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Latents, of which some are codes."""
+        """The values of latents once the codes among them have been renamed by this permutation."""
         found = {name: self.of_array(name, value) for name, value in values.items()}
         for name in self.codes.sites:
             if name in self.codes.one_hot:

@@ -42,6 +42,7 @@ from numpyro_dvae.infer.objective import (
 )
 from numpyro_dvae.infer.options import NamedOptions
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.ops.bounds import NATS_PER_BIT
 from numpyro_dvae.programs.draw import Sampler
 from numpyro_dvae.programs.plans import Plans
 from numpyro_dvae.programs.record import Particles, Reader
@@ -297,7 +298,7 @@ class ParticleELBO(NamedOptions, ELBO):
         info = {
             "elbo": expected.elbo.mean(),
             "beta_elbo": expected.beta_elbo.mean(),
-            "rate": rate / math.log(2),
+            "rate": rate / NATS_PER_BIT,
             "beta": beta,
         }
         scale = particles.scale

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.ops.bounds import NATS_PER_BIT
 from numpyro_dvae.ops.weighting import fill_impossible
 from numpyro_dvae.programs.record import Particles
 
@@ -219,7 +220,7 @@ def next_beta(
     """What the step after needs, of a step with this rate in nats per datum."""
     if target_rate is None:
         return BetaState(state.step + 1, state.log_beta)
-    excess = jnp.asarray(rate) / (target_rate * math.log(2)) - 1.0
+    excess = jnp.asarray(rate) / (target_rate * NATS_PER_BIT) - 1.0
     excess = jnp.where(jnp.isfinite(excess), excess, 0.0)  # a bad batch is not remembered
     return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * jnp.clip(excess, -1, 1))
 

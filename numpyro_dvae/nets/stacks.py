@@ -53,7 +53,7 @@ class Stack(Quantizer):
         return next((decay for decay in decays if decay is not None), None)
 
     def rows(self) -> Array:
-        """There is no one table."""
+        """Refuse: there are several codebooks, with a table each; ask `codebooks`."""
         raise ValueError(
             f"{type(self).__name__} has no table of all its codes: ask its `codebooks`."
         )
@@ -195,6 +195,7 @@ def stacked(found: Sequence[Quantized]) -> Quantized:
 
 
 def check_parts(codebooks: Sequence[Quantizer]) -> None:
+    """Refuse codebooks of several sizes or scales, or one of moving averages twice."""
     found = [(part.num_codes, part.embed_dim, part.code_dim) for part in codebooks]
     if len(found) < 2 or len(set(found)) > 1:
         raise ValueError(

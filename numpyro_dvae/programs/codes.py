@@ -211,7 +211,10 @@ def decode(space: Space, codes: Num[Array, "S B H"], sizes: tuple[int, ...]) -> 
 
 
 def a_few(space: Space) -> dict[str, Array]:
-    """Three joint values of a datum's discrete sites, singletons in the shared plates' dims."""
+    """Three assignments of all discrete sites of a datum, to try a program with.
+
+    Dims of plates that data share have size 1.
+    """
     largest = np.array(space.cardinalities) - 1
     codes = np.stack([0 * largest, largest, np.arange(len(largest)) % (largest + 1)])
     with jax.ensure_compile_time_eval():  # they are known, whatever is traced

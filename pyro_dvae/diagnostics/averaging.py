@@ -24,7 +24,10 @@ class Weighted(NamedTuple):
 
 
 def joint_log_weights_of(draws: Draws) -> np.ndarray:
-    """Of each datum; where the data share latents, of all together, the same for each datum."""
+    """Log importance weight of each draw, of each datum.
+
+    Where data share latents, the weight of all together, repeated for each datum.
+    """
     log_weights = draws.importance_weights
     is_drawn = any((site.values != site.values[:1]).any() for site in draws["given"].values())
     if not is_drawn and np.ptp(draws.shared_importance_weights) == 0:

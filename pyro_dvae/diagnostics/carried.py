@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyro_dvae.ops.bounds import NATS_PER_BIT
+
 __all__ = ["ActiveLatents", "CodeUsage", "LatentRates"]
 
 _WEIGHED = (
@@ -140,7 +142,8 @@ class LatentRates(NamedTuple):
 
     def __repr__(self) -> str:
         """A line with the rates."""
-        bits, error = self.rate / np.log(2), np.max(self.error) / np.log(2)
+        bits, error = np.asarray(self.rate, float), float(np.max(self.error))
+        bits, error = bits / NATS_PER_BIT, error / NATS_PER_BIT
         unclear = _unclear("have", self.undecided)
         noise = f" (± {error:.2g} at most)" * bool(error > 1e-6)  # less is of rounding
         collapse = f"{self.collapsed.sum()} of {bits.size} latents have collapsed{unclear}"

@@ -69,7 +69,7 @@ OF_WEIGHTS = {  # readers
 
 
 def with_all_names(records: Sequence[Particles]) -> list[Particles]:
-    """Records of runs that have other sites each, as if each had those of all."""
+    """Give every record an entry for each site that any run has, so that they can be stacked."""
     found = []
     for record in records:
         no = torch.zeros(len(record.log_q), dtype=torch.bool)

@@ -37,6 +37,7 @@ from pyro_dvae.infer.objective import (
 )
 from pyro_dvae.infer.options import NamedOptions
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.bounds import NATS_PER_BIT
 from pyro_dvae.programs.draw import Sampler, run_traces
 from pyro_dvae.programs.plans import Plans
 from pyro_dvae.programs.processes import gathered
@@ -279,7 +280,7 @@ class ParticleELBO(NamedOptions, ELBO):
         info = {
             "elbo": expected.elbo.detach().mean(),
             "beta_elbo": expected.beta_elbo.detach().mean(),
-            "rate": rate / math.log(2),
+            "rate": rate / NATS_PER_BIT,
             "beta": beta,
         }
         scale = particles.scale

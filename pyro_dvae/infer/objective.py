@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.bounds import NATS_PER_BIT
 from pyro_dvae.ops.weighting import fill_impossible
 from pyro_dvae.programs.record import Particles
 
@@ -208,6 +209,6 @@ def next_beta(
     """What the step after needs, of a step with this rate in nats per datum."""
     if target_rate is None:
         return BetaState(state.step + 1, state.log_beta)
-    excess = torch.as_tensor(rate) / (target_rate * math.log(2)) - 1.0
+    excess = torch.as_tensor(rate) / (target_rate * NATS_PER_BIT) - 1.0
     excess = torch.where(excess.isfinite(), excess, 0.0)  # a bad batch is not remembered
     return BetaState(state.step + 1, state.log_beta + _RATE_GAIN * excess.clamp(-1, 1))

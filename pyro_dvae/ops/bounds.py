@@ -6,7 +6,7 @@ log w estimates the ELBO, the log of the mean of w the tighter importance-weight
 (0 · log 0 = 0), with the true gradients there, so a saturated network trains on.
 
 Shapes: particles lead, as in ``(K, *batch)``; the codes of a categorical come last; a
-Bernoulli's functions work elementwise. All values are in nats.
+Bernoulli's functions work elementwise. All values are in nats, of which a bit is `NATS_PER_BIT`.
 
 References:
     [1] Burda, Grosse & Salakhutdinov. Importance weighted autoencoders. ICLR, 2016.
@@ -20,12 +20,15 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 __all__ = [
+    "NATS_PER_BIT",
     "bernoulli_entropy",
     "bernoulli_kl",
     "categorical_entropy",
     "categorical_kl",
     "importance_weighted_bound",
 ]
+
+NATS_PER_BIT = math.log(2)
 
 
 def importance_weighted_bound(

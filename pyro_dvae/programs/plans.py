@@ -64,7 +64,7 @@ class _Call(NamedTuple):
     way: int | None
 
     def planned_as(self, plan: _Plan) -> Pair:
-        """With the arguments of the call."""
+        """The pair as the plan wants it run, with the arguments of this call."""
         return plan.pair._replace(args=self.pair.args, kwargs=self.pair.kwargs)
 
 

@@ -142,7 +142,7 @@ def latents_and_parents(
 def terms_and_draws(
     rng_key: Array, model: Callable, args: tuple, kwargs: dict
 ) -> dict[str, frozenset[str]]:
-    """The draws that what each site adds to the objective is computed from, its own among them.
+    """For each site, names of the draws that what it adds to the objective depends on; its own too.
 
     Without another draw in between, as in `latents_and_parents`; of observed sites, too.
 

@@ -20,7 +20,7 @@ __all__ = ["RefusalError", "Relaxing", "not_followed", "not_taken", "relaxed"]
 
 
 class RefusalError(ValueError):
-    """An error that is explained already."""
+    """A refusal whose message tells the user what to do; callers pass it on unchanged."""
 
 
 class Relaxing(Messenger):

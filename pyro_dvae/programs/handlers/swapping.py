@@ -223,7 +223,7 @@ def _check_alike(one: Site, other: Site) -> None:
 
 
 def terms_and_draws(model: Callable, args: tuple, kwargs: dict) -> dict[str, frozenset[str]]:
-    """The draws that what each site adds to the objective is computed from, its own among them.
+    """For each site, names of the draws that what it adds to the objective depends on; its own too.
 
     Without another draw in between, as in `latents_and_parents`; of observed sites, too. None is
     known where Python asks for draws, as others then tell what a site is computed from.

@@ -24,7 +24,7 @@ def joint_latents(sites: Mapping[str, Site]) -> dict[str, tuple[str, ...]]:
 
 
 def probs_of_summed(sites: Mapping[str, Site]) -> dict[str, tuple[Site, Tensor]]:
-    """Of each site that `sum_out` has summed, itself, and what all others say of its values.
+    """Give each site that `sum_out` has summed, and the probabilities of its values given all else.
 
     Args:
         sites: Of the model, marked ones summed.
