@@ -28,7 +28,7 @@ __all__ = [
     "importance_weighted_bound",
 ]
 
-NATS_PER_BIT = math.log(2)
+NATS_PER_BIT = math.log(2)  # a number of bits times this is one of nats
 
 
 def importance_weighted_bound(
