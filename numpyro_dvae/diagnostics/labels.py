@@ -158,7 +158,7 @@ class SiteReader(NamedTuple):
         return self.label(name, site, value, site.fn.event_dim)
 
     def seen(self, name: str, site: Site) -> NamedArray:
-        """Of size 1 in event dims that the mask does not tell apart."""
+        """Whether a mask lets entries count; of size 1 in event dims it does not tell apart."""
         event_dim = site.fn.event_dim
         found = entry_mask(site, event_dim)
         own = max(jnp.ndim(site.value), event_dim + self.nesting)  # the steps of a `scan`, too

@@ -156,7 +156,7 @@ def _mask_of_data(site: Site) -> Bool[Array, "*batch"]:
 def sums(
     statistic: Statistic | Factors, weights: Float[Array, "S *plates"], shape: tuple[int, ...]
 ) -> tuple[Array, Array]:
-    """Of q's mean statistic, and of the entries that no mask takes out, over data.
+    """Sum q's mean statistic over data, and the number of entries that no mask takes out.
 
     Args:
         statistic: Of all states.

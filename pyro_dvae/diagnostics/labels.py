@@ -147,7 +147,7 @@ class SiteReader(NamedTuple):
         return self.label(name, site, value, site.fn.event_dim)
 
     def seen(self, name: str, site: Site) -> NamedArray:
-        """Of size 1 in event dims that the mask does not tell apart."""
+        """Whether a mask lets entries count; of size 1 in event dims it does not tell apart."""
         event_dim = site.fn.event_dim
         found = entry_mask(site, event_dim)
         if (extra := found.dim() - event_dim - self.nesting - 1) > 0:  # of enumerated sites

@@ -122,7 +122,7 @@ class Symmetries:
         return codes._replace(axes={**codes.axes, **trial.computed(codes, outputs)})
 
     def why(self, site: str) -> str:
-        """That a site's codes have names of their own, in words."""
+        """Say why a site's codes cannot be renamed."""
         return f"the model is not symmetric in its {self.sizes[site]} codes"
 
     def run(

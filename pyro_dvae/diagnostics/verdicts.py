@@ -214,7 +214,7 @@ class ImportanceDiagnostics(NamedTuple):
 
     @property
     def has_few_states(self) -> np.ndarray:
-        """Of which data few states were drawn, of more that the guide can draw."""
+        """Whether few states were drawn of each datum, of more that the guide can draw."""
         return are_few(self.num_states, self.num_possible)
 
     @property

@@ -92,7 +92,7 @@ def _with_means(report: ImportanceDiagnostics) -> ImportanceDiagnostics:
 def with_loss(
     report: ImportanceDiagnostics, weights: np.ndarray, log_weights: np.ndarray
 ) -> ImportanceDiagnostics:
-    """Of the log weights of the loss, if those that were judged are others, the ELBO."""
+    """Put the ELBO of the loss into a report of weights that may be others than the loss's."""
     elbo, elbo_error = mean_and_error(log_weights)
     is_bound = is_bound_of(weights, log_weights)
     return report._replace(elbo=elbo, elbo_error=elbo_error, is_bound=is_bound)

@@ -49,7 +49,7 @@ class _WithoutLogits(dist.Categorical):
 
     @property
     def param_shape(self) -> torch.Size:
-        """That of the logits."""
+        """The shape of the logits."""
         return torch.Size((*self.batch_shape, self._num_events))
 
     @lazy_property

@@ -34,12 +34,12 @@ class Stack(Quantizer):
 
     @property
     def code_dim(self) -> int:
-        """That of all parts."""
+        """The width of a code, which all parts have."""
         return self.codebooks[0].code_dim
 
     @property
     def decay(self) -> float | None:
-        """That of a part whose table is moving averages."""
+        """The decay of the first part whose table is moving averages; None without one."""
         decays = (getattr(codebook, "decay", None) for codebook in self.codebooks)
         return next((decay for decay in decays if decay is not None), None)
 
@@ -62,7 +62,7 @@ class Stack(Quantizer):
     def logits(
         self, inputs: Float[Tensor, "*batch n d"], scale: float | Float[Tensor, ""]
     ) -> Float[Tensor, "*batch n V"]:
-        """Those of each part, of inputs that `quantize` has returned."""
+        """The logits of each part, of inputs that `quantize` has returned."""
         parts = zip(self.codebooks, self._split(inputs, -2), strict=True)
         return torch.cat([codebook.logits(block, scale) for codebook, block in parts], -2)
 
@@ -72,7 +72,7 @@ class Stack(Quantizer):
         scale: float | Float[Tensor, ""],
         mask: Bool[Tensor, "*#batch"] | None = None,
     ) -> Float[Tensor, "*batch n"]:
-        """Those of each part, of inputs that `quantize` has returned."""
+        """The entropies of each part, of inputs that `quantize` has returned."""
         parts = zip(self.codebooks, self._split(inputs, -2), strict=True)
         return torch.cat([codebook.entropies(block, scale, mask) for codebook, block in parts], -1)
 

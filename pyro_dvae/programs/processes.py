@@ -68,7 +68,7 @@ class Sharded(Messenger):
         self.share, self.plates, self.sees = share, plates, sees
 
     def weight(self, plates: Mapping[str, Any]) -> float:
-        """By what the scale of a site under these plates is to be multiplied."""
+        """The factor by which the scale of a site under these plates is to be multiplied."""
         is_whole = any(self.plates.get(name, False) for name in plates)
         return 1.0 if is_whole else 1.0 / self.share.size
 
@@ -240,7 +240,7 @@ class OwnRows(NamedTuple):
 
 
 def part_of(particles: Any, array: Tensor) -> Tensor:
-    """Of an array ``(K, *plates)`` on all rows of a record, the part on this process's own."""
+    """Cut this process's own rows out of an array ``(K, *plates)`` of all rows of a record."""
     part = particles.extras.get("own_rows")
     return array if part is None else array.narrow(part.axis, part.start, part.length)
 

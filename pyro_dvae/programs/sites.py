@@ -325,6 +325,6 @@ def _described(sites: Mapping[str, Site]) -> tuple:
 
 
 def sizes_of(site: Site) -> tuple:
-    """Its event shape, its number of values, and its plates with their sizes."""
+    """The event shape of a site, its number of values, and its plates with their sizes."""
     frames = ((frame.name, frame.dim, frame.size) for frame in site.plates.values())
     return tuple(site.fn.event_shape), site.num_values, tuple(frames)

@@ -64,7 +64,7 @@ TruncatedInfo = info_type(__name__, "TruncatedInfo", "ess", "replaced")
 
 
 class TruncatedValues(NamedTuple):
-    """Of each datum, what its set of states makes, in nats."""
+    """What the set of states of each datum makes, in nats."""
 
     bound: Float[Array, "*plates"]  # of the beta-ELBO, with its gradient
     elbo: Float[Array, "*plates"]

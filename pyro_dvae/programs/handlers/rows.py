@@ -134,7 +134,7 @@ class Subsampling(Messenger):
             self.taken.setdefault(msg["name"], (len(msg["value"]), msg["fn"].size))
 
     def stand_for(self, num_rows: int, num_parts: int = 1) -> int:
-        """Of how many data the loss of some rows is: of all that a plate takes these of.
+        """Count the data that some rows stand for: all that a plate takes these of.
 
         Args:
             num_rows: Rows.

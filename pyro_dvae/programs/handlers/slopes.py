@@ -59,7 +59,7 @@ class _Mark(NamedTuple):
 
 
 class LostSlope(NamedTuple):
-    """Of which draw, by which operation, and on the way to which log-density."""
+    """A gradient that is lost: of which draw, by which operation, and to which log-density."""
 
     name: str
     by: str

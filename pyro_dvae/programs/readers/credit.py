@@ -60,7 +60,7 @@ def find_influence(pair: Pair) -> Influence | None:
     sources = find_sources(pair, found, latent)
 
     def draws_of(site: Site, draws: frozenset[str]) -> Draws:
-        """Those that Python asks for, or that lead here unseen, may come from any cell."""
+        """Place draws that lead to a site; those that Python asks for, or unseen, in any cell."""
         seen = get_provenance(site.log_prob()) | {site.name}
         anywhere = found.exits | (draws - seen)
         return _draws_in_cells(site, draws, sources.guide, run.guide, layout, anywhere)

@@ -12,7 +12,7 @@ __all__ = ["draws_of_summed", "joint_latents", "probs_of_summed"]
 
 
 def joint_latents(sites: Mapping[str, Site]) -> dict[str, tuple[str, ...]]:
-    """By the factor that has it, the latents of which a sum over others has one density.
+    """Find the factors that are one density of several latents, others summed out, and name these.
 
     Args:
         sites: Of the model, marked ones summed.
