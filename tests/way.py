@@ -9,6 +9,7 @@ do the checks of arguments. In Pyro it is the fourth step that is counted, when 
 like is known; in NumPyro one that is traced, as a compiled one meets no file.
 """
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -100,7 +101,9 @@ def calls_of_numpyro():
 
 
 if __name__ == "__main__":
-    name = sys.argv[1]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("package", choices=["pyro", "numpyro"])
+    name = parser.parse_args().package
     for title, call in {"pyro": calls_of_pyro, "numpyro": calls_of_numpyro}[name]():
         met = files(f"{name}_dvae", call)
         print(f"{title}: {len(met)} files\n   ", "\n    ".join(met))
