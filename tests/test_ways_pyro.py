@@ -20,7 +20,7 @@ from pyro_dvae.diagnostics import (  # noqa: E402
 )
 from pyro_dvae.guides import AutoDiscrete  # noqa: E402
 from pyro_dvae.infer import DAPS_ELBO, Exact_ELBO, Reinforce_ELBO  # noqa: E402
-from pyro_dvae.programs.structure.looking import numbers_of  # noqa: E402
+from pyro_dvae.programs.structure.looking import numbers_within  # noqa: E402
 from pyro_dvae.programs.structure.ways import _states  # noqa: E402
 
 __all__ = ["fresh"]  # a fixture of every test here
@@ -304,5 +304,5 @@ def test_the_values_of_a_draw_are_listed_where_they_are_few():
 
 
 def test_numbers_of_arguments_are_found_in_arrays_of_one():
-    found = numbers_of({"a": (np.array(2.5), np.bool_(True)), "b": [3, True, np.ones(2)]})
+    found = numbers_within({"a": (np.array(2.5), np.bool_(True)), "b": [3, True, np.ones(2)]})
     assert list(found) == [2.5, True, 3]

@@ -26,7 +26,7 @@ from pyro_dvae.programs.structure.looking import (
     Path,
     is_ours,
     modules_noted,
-    numbers_of,
+    numbers_within,
     uncompiled,
 )
 
@@ -105,7 +105,7 @@ class Plans:
             self._modules, self._has_warned, self._in_vain = {}, False, 0
         given = [v for v in (*pair.args, *pair.kwargs.values()) if not isinstance(v, Tensor)]
         around = settings_of(pair.model, pair.guide, *given)
-        call = _Call(pair, (*numbers_of((pair.args, pair.kwargs)), *around), way)
+        call = _Call(pair, (*numbers_within((pair.args, pair.kwargs)), *around), way)
         if (known := self._known(call)) is not None:
             result, planned = self._as_known(call, known, evaluate)
             return result if planned is None else self._anew(call, planned, evaluate)

@@ -24,7 +24,7 @@ __all__ = [
     "Path",
     "is_ours",
     "modules_noted",
-    "numbers_of",
+    "numbers_within",
     "only_looking",
     "raise_slip",
     "same_but_rounding",
@@ -187,7 +187,7 @@ def _raised_in(error: Exception) -> str:
     return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
 
 
-def numbers_of(value: Any) -> Iterator[float]:
+def numbers_within(value: Any) -> Iterator[float]:
     """The numbers among the arguments; a single one in a tensor or an array is like any."""
     if isinstance(value, Mapping):
         value = tuple(value.values())
@@ -195,7 +195,7 @@ def numbers_of(value: Any) -> Iterator[float]:
         value = [getattr(value, field.name) for field in dataclasses.fields(value)]
     if isinstance(value, list | tuple):
         for entry in value:
-            yield from numbers_of(entry)
+            yield from numbers_within(entry)
     elif isinstance(value, Real) and not isinstance(value, bool | Enum):
         yield value  # type: ignore[misc]
     elif isinstance(value, np.bool_) or (isinstance(value, np.ndarray) and value.ndim == 0):
