@@ -1,8 +1,8 @@
 """From noisy pixels to restored ones: models of the patches, then non-local Bayes.
 
 An image beyond the size of a tile is restored tile by tile, each with a model of its own; tiles
-overlap, and are blended where they do. So memory is bounded by a tile: about 5 kB for each of its
-patches, 0.3 GB for 256 x 256 pixels. The second stage goes over the whole image in bands.
+overlap, and are blended where they do. So memory is bounded by a tile: about 6 kB for each of its
+patches, 0.4 GB for 256 x 256 pixels. The second stage goes over the whole image in bands.
 """
 
 import math
