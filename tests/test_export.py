@@ -157,6 +157,35 @@ def test_state_that_a_network_refuses_or_cannot_hold_replaces_none(tmp_path):
     refused(Guide("v1"), "startswith")
 
 
+def test_weights_of_functions_are_those_of_the_store(tmp_path):
+    """They are refused, and what the words say to do brings them back."""
+    torch, pyro = importlib.import_module("torch"), importlib.import_module("pyro")
+    export, path = importlib.import_module("pyro_dvae.fit"), tmp_path / "weights"
+    diagnostics = importlib.import_module("pyro_dvae.diagnostics")
+    auto, loss = (importlib.import_module(f"pyro_dvae.{n}") for n in ("guides", "infer"))
+    dist, x = pyro.distributions, torch.tensor([0.5, -1.0])
+
+    def model(x):
+        means = pyro.param("means", torch.tensor([1.0, -1.0]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+            pyro.sample("x", dist.Normal(means[z], 1.0), obs=x)
+
+    pyro.clear_param_store()
+    guide, optim = auto.AutoDiscrete(model), pyro.optim.Adam({"lr": 0.1})
+    svi = pyro.infer.SVI(model, guide, optim, loss.Exact_ELBO())
+    result = export.fit(svi, x, num_steps=3, progress=False)
+    with pytest.raises(ValueError, match=r"`save_weights` .* the model is a function\. Pyro's "):
+        export.save_weights(path, result)
+    with pytest.raises(ValueError, match=r"`load_weights` .* the guide is a function\. Pyro's "):
+        export.load_weights(path, (torch.nn.Linear(1, 1), model))
+    pyro.get_param_store().save(path)  # as the message says
+    pyro.clear_param_store()
+    pyro.get_param_store().load(path)
+    again = diagnostics.posterior_gap((model, auto.AutoDiscrete(model)), x)
+    np.testing.assert_allclose(again.gap, diagnostics.posterior_gap(result, x).gap, atol=1e-6)
+
+
 def test_a_pair_without_parameters_is_not_saved(tmp_path):
     export = importlib.import_module("numpyro_dvae.fit")
     with pytest.raises(ValueError, match="`result` must be what `fit` or `load_weights` returned"):

@@ -188,3 +188,15 @@ def test_a_model_that_tells_codes_apart_is_not_renamed(kit):
     found = symmetries(kit, kit.named, kit.own_rows, SQUARE)
     assert found.groups() == []
     assert "not symmetric in its 3 codes" in found.why("z")
+
+
+def test_parameters_that_have_a_gradient_are_read():
+    """Those of an automatic guide, which are its distributions' own logits."""
+    pytest.importorskip("torch")
+    made = programs("pyro")
+    made.package = "pyro_dvae"
+    made.module = importlib.import_module("pyro_dvae.diagnostics.symmetry")
+    auto = importlib.import_module("pyro_dvae.guides").AutoDiscrete(made.a_sum)
+    (codes,) = symmetries(made, made.a_sum, auto, X[:3]).groups()
+    assert codes.sites == ("z", "u")
+    assert axes_of(codes) == {"mu": {-1}}

@@ -135,7 +135,7 @@ class Symmetries:
             params = {name: renaming.of_array(name, value) for name, value in params.items()}
         with self._trained._replace(params=params).at_parameters(), torch.no_grad():
             run = run_given(self._pair, values)
-        record = make_record(run, self._pair.layout, 1)
+            record = make_record(run, self._pair.layout, 1)
         log_p, log_q = record.scale * record.log_p, record.scale * record.log_q
         shared_p = record.shared_likelihood + record.shared_prior
         return run, Densities(_flat(log_p, shared_p), _flat(log_q, record.shared_q))

@@ -44,6 +44,11 @@ __all__ = [
     "save_weights",
 ]
 
+_STORE = (
+    "Pyro's store has all parameters: pyro.get_param_store().save(path), and .load(path) before "
+    "these programs run; so has the checkpoint of fit(..., folder=...)."
+)
+
 
 @checked
 def save_weights(path: str | os.PathLike[str], result: Any) -> None:
@@ -51,9 +56,13 @@ def save_weights(path: str | os.PathLike[str], result: Any) -> None:
 
     Args:
         path: Of the file, which is replaced as a whole.
-        result: What `fit` returned, or a pair (model, guide).
+        result: What `fit` returned, or a pair (model, guide); both are modules.
+
+    Raises:
+        ValueError: If the model or the guide is no module.
     """
     result = _as_result(result)
+    _check_modules(result, "save_weights")
     states = {name: getattr(result, name).state_dict() for name in ("model", "guide")}
     content = io.BytesIO()
     torch.save(states, content)
@@ -73,9 +82,10 @@ def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
 
     Raises:
         ValueError: If the file is no whole one of `save_weights`, or the weights are of other
-            networks.
+            networks, or the model or the guide is no module.
     """
     result = _as_result(result)
+    _check_modules(result, "load_weights")
     states = _read(path, _device(result.model))
     lazy = _are_lazy(result)
     before = {} if lazy else {n: copy.deepcopy(getattr(result, n).state_dict()) for n in states}
@@ -90,6 +100,14 @@ def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
             f"{type(error).__name__}: {error}"
         ) from error
     return result
+
+
+def _check_modules(result: FitResult, call: str) -> None:
+    for name in ("model", "guide"):
+        if not isinstance(program := getattr(result, name), nn.Module):
+            raise ValueError(
+                f"`{call}` is for modules; the {name} is a {type(program).__name__}. {_STORE}"
+            )
 
 
 def _are_lazy(result: FitResult) -> bool:
