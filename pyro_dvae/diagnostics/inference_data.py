@@ -49,9 +49,10 @@ def to_arviz(
       says where their weights tell that they are not (see `shared_verdict`), and of how many data
       `marginal` is not the evidence, as the guide cannot draw all states, or none (see `verdict`);
       both warn of weights with a high k̂. There is none where the guide has one point of a
-      continuous latent of a datum. Where a datum has latents, that of an observation has a high k̂
-      in itself: without the datum, they are another's. What a mask silences is not among them: the
-      dim is then "x_seen", of what is left;
+      continuous latent of a datum. Trained parameters are not integrated over: of the data that
+      they were fitted to, both favour the larger model. Where a datum has latents, that of an
+      observation has a high k̂ in itself: without the datum, they are another's. What a mask
+      silences is not among them: the dim is then "x_seen", of what is left;
     - sample_stats: of each draw and datum, `lp` (log p), `log_q`, and `log_weight`, their
       difference; of what the data share, the same (`lp_shared`), and of all, where they share
       sites or have a scale, `log_weight_whole`, whose mean is minus the loss;
