@@ -56,3 +56,31 @@ def test_a_plate_of_all_rows_is_refused_and_the_fix_works(name):
     fixed = train(name, *programs_of(name, as_advised=True), batch_size=20)
     assert fixed.losses[0] == pytest.approx(whole.losses[0], rel=1e-6)
     assert len(train(name, *programs_of(name, as_advised=True), batch_size=5).losses) == 2
+
+
+@pytest.mark.parametrize("name", ["pyro", "numpyro"])
+def test_parameters_of_rows_want_to_know_whose_they_are(name):
+    """A plate that has as many rows as whatever batch says nothing of them."""
+    host, package = pytest.importorskip(name), f"{name}_dvae"
+    dist = importlib.import_module(f"{name}.distributions")
+    auto = importlib.import_module(f"{package}.guides").AutoDiscrete
+    truncated = importlib.import_module(f"{package}.infer").TruncatedGuide
+
+    def model(x):
+        with host.plate("data", len(x)):
+            bit = host.sample("bit", dist.Bernoulli(0.5))
+            host.sample("x", dist.Normal(9.0 * bit, 1.0), obs=x)
+
+    said = r"`batch_size`: plate 'data' of site 'bit' has the 5 rows of a batch, whosever they are"
+    for guide in (auto(model), truncated(model, 2)):
+        with pytest.raises(ValueError, match=f"{said}, but {type(guide).__name__} has param"):
+            train(name, model, guide, batch_size=5)
+    assert len(train(name, model, auto(model), batch_size=None).losses) == 2
+
+    def shared(x):
+        with host.plate("five", 5):  # as many as the batch has by chance
+            bits = host.sample("bits", dist.Bernoulli(0.5))
+        with host.plate("data", 20, subsample_size=len(x)):
+            host.sample("x", dist.Normal(bits.sum(-1)[..., None] - 1.0, 1.0), obs=x)
+
+    assert len(train(name, shared, auto(shared), batch_size=5).losses) == 2

@@ -109,6 +109,10 @@ class ArrayBatches:
             rows[i] = self._order[place * self._batch_size :][: self._batch_size]
         return rows
 
+    def first_rows(self, num_rows: int) -> Batch:
+        """Return the first rows of the data."""
+        return self.template.join(take_rows(self.arrays, jnp.arange(num_rows)))
+
     def state(self) -> dict[str, Any]:
         """Return the number of rows: the step and the key give the rest."""
         return {"size": self._size}
@@ -175,6 +179,10 @@ class IterableBatches:
     def in_order(self) -> Iterator[tuple[int, Batch]]:
         """Yield nothing: the rows of an iterable are not known."""
         yield from ()
+
+    def first_rows(self, num_rows: int) -> Batch:
+        """Raise, as the rows of an iterable are not known."""
+        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         """Return the batches used in this epoch, and the generators at its start and now."""

@@ -88,6 +88,7 @@ class Training:
 
     def begin(self, init_state: SVIState | None, saved: Checkpoint | None) -> None:
         """Make the first state, or take the one that is given or saved."""
+        self.steps.check_plates(self.svi.guide)
         if saved is not None:
             self.steps.batches.check(saved.run.data)
             check_same_run(saved.identity, self.identity)

@@ -29,6 +29,9 @@ from numpyro_dvae.fit.identity import described
 from numpyro_dvae.fit.svi import check_loss, is_sound, scalar_fields, take_step
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.fit.transform import transformed
+from numpyro_dvae.guides import AutoDiscrete
+from numpyro_dvae.infer import TruncatedGuide
+from numpyro_dvae.programs.handlers.rows import check_plates_of_batches
 
 __all__ = ["Steps"]
 
@@ -73,7 +76,26 @@ class Steps:
 
     def first(self) -> Batch:
         """Return the batch of the first step as the model gets it, without using it up."""
-        batch = self.batches.first()
+        return self._ready(self.batches.first())
+
+    def check_plates(self, guide: Any) -> None:
+        """Refuse parts of a guide that keep something by rows, where a batch does not say whose.
+
+        Raises:
+            ValueError: If there is such a part.
+        """
+        few, size = self.batches.parted or (0, 0)
+        rng_key = self._devices.local(self._rng_key)
+        for part in getattr(guide, "_guides", [guide]) if few < size else ():
+            if isinstance(part, AutoDiscrete | TruncatedGuide):
+                name = type(part).__name__
+                check_plates_of_batches(rng_key, part.model, self._some, few, size, name)
+
+    def _some(self, num_rows: int) -> Batch:
+        return self._ready(self.batches.first_rows(num_rows))
+
+    def _ready(self, batch: Batch) -> Batch:
+        """A batch, transformed as the first one is."""
         if self._transform is None:
             return batch
         rng_key = jax.random.fold_in(self._devices.local(self._rng_key), 0)

@@ -56,7 +56,8 @@ Judge = Callable[[np.ndarray, States], ImportanceDiagnostics]  # of log weights 
 def is_separable(draws: Draws) -> bool:
     """Whether the weight of what the data share is one for draws of the data's own latents."""
     weights = draws.shared_importance_weights
-    spread = np.abs(weights - weights[0])
+    with np.errstate(invalid="ignore"):  # of draws that are impossible
+        spread = np.abs(weights - weights[0])
     return bool((spread <= _ROUNDING * (1 + np.abs(weights[0]))).all()) or bool(
         (weights == weights[0]).all()
     )

@@ -37,6 +37,9 @@ class Batches(Protocol):
     def in_order(self) -> Iterator[tuple[int, Batch]]:
         """Yield all data once, each batch with the row of its first datum, if rows are known."""
 
+    def first_rows(self, num_rows: int) -> Batch:
+        """Return the first rows of the data; if rows are known."""
+
     def state(self) -> dict[str, Any]:
         """Return the position, as plain values."""
 
@@ -97,6 +100,10 @@ class ArrayBatches:
         for start in range(0, self._size, size):
             yield start, Batch(take_rows(self._arrays, slice(start, start + size)), {})
 
+    def first_rows(self, num_rows: int) -> Batch:
+        """Return the first rows of the data."""
+        return Batch(take_rows(self._arrays, slice(0, num_rows)), {})
+
     def state(self) -> dict[str, Any]:
         """Return the order of this epoch and how far it is used."""
         return {"size": self._size, "order": self._order, "cursor": self._cursor}
@@ -154,6 +161,10 @@ class IterableBatches:
     def in_order(self) -> Iterator[tuple[int, Batch]]:
         """Yield nothing: the rows of an iterable are not known."""
         yield from ()
+
+    def first_rows(self, num_rows: int) -> Batch:
+        """Raise, as the rows of an iterable are not known."""
+        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         """Return the batches used in this epoch and the generators at its start."""
