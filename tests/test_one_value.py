@@ -142,3 +142,29 @@ def test_a_tree_of_pyro_is_listed():
     sums = np.array([sum(map(sum, tree)) for tree in sorted(trees)])
     right = -(weights / weights.sum()) @ normal(1.0, sums)
     np.testing.assert_allclose(found, right, rtol=1e-6)
+
+
+def test_a_tree_of_pyro_is_diagnosed_draw_by_draw():
+    pyro, torch = pytest.importorskip("pyro"), pytest.importorskip("torch")
+    from pyro_dvae.diagnostics import importance_diagnostics, latent_rates, posterior_gap
+
+    families = [
+        pyro.distributions.SpanningTree(torch.tensor(logits))
+        for logits in ([0.1, 0.2, 0.7], [0.5, -0.2, 0.1])
+    ]
+
+    def guide():
+        pyro.sample("tree", families[1])
+
+    def model():
+        tree = pyro.sample("tree", families[0])
+        mean = tree.sum().to(torch.get_default_dtype())
+        pyro.sample("x", pyro.distributions.Normal(mean, 1.0), obs=torch.tensor(1.0))
+
+    p, q = (torch.stack([f.log_prob(t) for t in f.enumerate_support()]) for f in families)
+    rate = float((q.exp() * (q - p)).sum())
+    found = latent_rates((model, guide))["tree"].rate.sum()  # by a sum over the trees
+    np.testing.assert_allclose(found, rate, rtol=1e-5)
+    gap = posterior_gap((model, guide))
+    report = importance_diagnostics((model, guide), num_particles=400)
+    assert abs(float(report.whole_elbo) - gap.whole_elbo) < 5 * float(report.whole_elbo_error)

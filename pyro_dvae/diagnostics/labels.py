@@ -190,7 +190,10 @@ class SiteReader(NamedTuple):
             own = getattr(site.fn, "counted_elsewhere", site.fn)
             missing = self.nesting + 1 - len(own.batch_shape)
             shape = torch.Size((self.num_draws, *[1] * (missing - 1)) if missing > 0 else ())
-            found = excludes(guide_site.fn, site.fn.sample(shape))
+            try:
+                found = excludes(guide_site.fn, site.fn.sample(shape))
+            except NotImplementedError:  # of a family without batches, which is run draw by draw
+                found = excludes(guide_site.fn, site.fn.sample()).reshape(shape)
         if (extra := found.dim() - self.nesting - 1) > 0:  # for some values of enumerated sites
             found = found.any(tuple(range(extra)))
         return self.label(name, site, found, 0)

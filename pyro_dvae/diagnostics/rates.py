@@ -1,5 +1,6 @@
 """The rate of a latent without the noise of its own draw: KL(q ‖ p) given the draws before it."""
 
+import math
 from typing import Any
 
 import torch
@@ -68,13 +69,16 @@ def _by_values(q: Any, p: Any) -> tuple | None:
     except NotImplementedError:
         return None
     num_batch = max(len(fn.batch_shape) for fn in (q, p))
-    if len(values) * max(fn.batch_shape.numel() for fn in (q, p)) > _MOST_VALUES:
+    if len(values) * max(math.prod(fn.batch_shape) for fn in (q, p)) > _MOST_VALUES:
         return None
     values = values.reshape(len(values), *[1] * num_batch, *q.event_shape)
     if not bool(p.support.check(values).all()):
         return None
-    log_q, never = q.log_prob(values), excludes(q, values)
-    log_p = torch.where(has_zeros(p, values), -torch.inf, p.log_prob(values))
+    try:
+        log_q, never = q.log_prob(values), excludes(q, values)
+        log_p = torch.where(has_zeros(p, values), -torch.inf, p.log_prob(values))
+    except NotImplementedError:  # of a family without batches, as trees
+        return None
     probs = torch.where(never, 0.0, log_q.exp())
     log_q, log_p = (torch.where(probs > 0, each, 0.0) for each in (log_q, log_p))
     return (probs * log_q).sum(0), (probs * log_p).sum(0)
