@@ -279,8 +279,9 @@ class AutoDiscrete(AutoGuide):
         for name, latent in sites.items():
             if latent.site.is_scanned:
                 raise ValueError(
-                    f"site '{name}' is drawn in a `scan`, where it cannot be drawn from a guide. "
-                    "Write the steps as a Python loop, with a site for each."
+                    f"site '{name}' is drawn in a `scan`, which AutoDiscrete has no guide for. Mark "
+                    'it with infer={"enumerate": "parallel"}, write the steps as a Python loop with '
+                    "a site for each, or hide it and draw it in a `scan` of a guide of your own."
                 )
         if not sites:
             raise ValueError(
