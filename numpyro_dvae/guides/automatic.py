@@ -279,9 +279,8 @@ class AutoDiscrete(AutoGuide):
         for name, latent in sites.items():
             if latent.site.is_scanned:
                 raise ValueError(
-                    f"site '{name}' is drawn in a `scan`, which AutoDiscrete has no guide for. Mark "
-                    'it with infer={"enumerate": "parallel"}, write the steps as a Python loop with '
-                    "a site for each, or hide it and draw it in a `scan` of a guide of your own."
+                    f"site '{name}' is drawn in a `scan`, for which AutoDiscrete is no guide: mark "
+                    'it infer={"enumerate": "parallel"}, or give it a `scan` in a guide of your own.'
                 )
         if not sites:
             raise ValueError(
