@@ -280,7 +280,7 @@ class AutoDiscrete(AutoGuide):
             if latent.site.is_scanned:
                 raise ValueError(
                     f"site '{name}' is drawn in a `scan`, for which AutoDiscrete is no guide: mark "
-                    'it infer={"enumerate": "parallel"}, or give it a `scan` in a guide of your own.'
+                    'it infer={"enumerate": "parallel"}, or give it a `scan` in a guide of yours.'
                 )
         if not sites:
             raise ValueError(
