@@ -83,7 +83,7 @@ class SiteReader(NamedTuple):
             "log_likelihood": (scored, self.log_likelihood),
             "mean": (observed, self.mean),
             "seen": (scored | data, self.seen),
-            "counted": (latent, self.seen),
+            "counted": (latent | of_summed, self.seen),
             "summed": (of_summed, lambda name, site: self.summed(name, site, summed[name][1])),
             "rate": (latent, lambda name, site: self.rate(name, run)),
             "reordered": (latent, lambda name, site: self.reordered(name, run)),
