@@ -87,6 +87,7 @@ def test_automatic_guides_take_a_category_of_one_value(backend):
 
 def test_an_observed_mask_in_pyro_and_the_advice_for_it():
     pyro, torch = pytest.importorskip("pyro"), pytest.importorskip("torch")
+    from pyro_dvae.diagnostics import discrete_posterior
     from pyro_dvae.infer import Exact_ELBO
 
     dist, mark = pyro.distributions, {"enumerate": "parallel"}
@@ -110,7 +111,8 @@ def test_an_observed_mask_in_pyro_and_the_advice_for_it():
     x = torch.tensor(X)
     with pytest.raises(ValueError, match=r"obs_mask.*poutine.infer_config\(config_fn"):
         Exact_ELBO().loss(model, guide, x)
-    found = Exact_ELBO().loss(pyro.poutine.infer_config(model, config_fn=config), guide, x)
+    marked = pyro.poutine.infer_config(model, config_fn=config)
+    found = Exact_ELBO().loss(marked, guide, x)
     u, a = np.arange(2), np.arange(2)[:, None]
     cells = normal(X[:, None, None], 0.7 * a + u) + np.log(
         np.where(a, 0.4 + 0.2 * u, 0.6 - 0.2 * u)
@@ -118,6 +120,8 @@ def test_an_observed_mask_in_pyro_and_the_advice_for_it():
     summed = np.logaddexp(cells[1, 0], cells[1, 1])
     likelihood = np.stack([cells[0, 1], summed, cells[2, 0]])
     np.testing.assert_allclose(found, loss_by_hand(likelihood), rtol=1e-6)
+    posterior = discrete_posterior((marked, guide), x, num_draws=25)["a_unobserved"]
+    assert posterior.counted.tolist() == [False, True, False]  # data are in place of the others
 
 
 def test_a_tree_of_pyro_is_listed():
