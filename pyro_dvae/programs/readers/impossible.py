@@ -94,7 +94,8 @@ def excludes(fn: Any, value: Tensor, *, least: float = _HOPELESS) -> Bool[Tensor
     if hasattr(fn, "conditional_log_prob"):  # a network's softmax leaves nothing out
         return torch.zeros(value.shape[: value.dim() - fn.event_dim], dtype=torch.bool)
     inside = fn.support.check(value)
-    if finer := inside.dim() - max(0, value.dim() - fn.event_dim):  # entry by entry, as of trees
+    finer = inside.dim() - max(0, value.dim() - fn.event_dim)
+    if finer > 0:  # entry by entry, as of trees; below 0 it is of all values, as of matchings
         inside = inside.flatten(-finer).all(-1)
     if not bool(inside.all()):
         value = torch.where(_over_event(inside, fn.event_dim), value, fn.sample())
