@@ -65,7 +65,13 @@ GIVEN = {
 
 
 @pytest.mark.parametrize(
-    ("model", "is_hidden"), [(chain, True), (series, True), (series, False), (chosen, False)]
+    ("model", "is_hidden"),
+    [
+        pytest.param(chain, True, marks=pytest.mark.slow),
+        pytest.param(series, True, marks=pytest.mark.slow),
+        (series, False),
+        (chosen, False),
+    ],
 )
 def test_it_starts_at_the_prior_beside_a_loop_of_jax(model, is_hidden):
     guide = AutoDiscrete(block(model, hide=["z"]) if is_hidden else model)

@@ -196,6 +196,7 @@ JOINS = {
 }
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 @pytest.mark.parametrize("kind", JOINS)
 def test_data_that_an_argument_joins_later_are_found(backend, kind):

@@ -50,6 +50,7 @@ def run(convolves, monkeypatch, platform):
     return result.losses, result.params, sum(apart)
 
 
+@pytest.mark.slow
 def test_steps_with_convolutions_are_dispatched_one_by_one(monkeypatch):
     losses, params, apart = run(True, monkeypatch, "cpu")
     in_a_loop, same, together = run(True, monkeypatch, "gpu")

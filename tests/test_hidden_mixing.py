@@ -65,6 +65,7 @@ def enumerated():
     return loss, slope
 
 
+@pytest.mark.thrifty
 def test_exact_values_and_gradients_of_hidden_mixing(lab):
     loss = importlib.import_module(f"{lab.name}_dvae.infer").Exact_ELBO
     wanted, slope = enumerated()

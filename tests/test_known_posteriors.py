@@ -66,6 +66,7 @@ def test_the_sample_size_is_that_of_the_exact_weights(thrifty_shim, name):
     np.testing.assert_allclose(report_of(thrifty_shim, name).ess / K, expected, atol=0.12)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("name", LOCAL)
 def test_the_gap_is_exact_where_states_are_listed(shim, name):
     known = BY_NAME[name]

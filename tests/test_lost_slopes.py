@@ -167,6 +167,7 @@ BY_HAND = {
 }
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("way", BY_HAND)
 def test_a_path_with_a_gradient_is_enough(host, way):
     ours, by_hand = (train(host, one) for one in BY_HAND[way])

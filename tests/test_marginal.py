@@ -275,6 +275,7 @@ def of_vectors(ppl, data):
         ppl.sample("z", ppl.dist.Bernoulli(logits=data["x"].sum(-1)))
 
 
+@pytest.mark.thrifty
 def test_dims_of_an_event_are_named_in_all_groups_that_have_them(shim):
     case = shim.Case(program_of(vectors, of_vectors, {}, {"x": np.arange(6.0).reshape(3, 2)}))
     idata = diagnose(shim, "to_arviz", case, num_draws=4, dims={"x": ["pixel"]})

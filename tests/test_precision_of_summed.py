@@ -115,6 +115,7 @@ def test_steps_of_a_scan_are_entries(marked):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_funsor_may_compute_with_torch_before():
     """Pyro's part of funsor takes its backend for all, where one process has both packages."""
     for library in ("torch", "jax"):

@@ -224,6 +224,7 @@ def within(ppl, y):
         ppl.sample("y", ppl.dist.Uniform(low - 100.0 * z, high + 100.0 * z), obs=y)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize(("model", "is_ruled"), [(inflated, True), (within, False)])
 def test_what_is_impossible_whatever_a_continuous_latent_is_is_ruled_out(lab, model, is_ruled):
     y = np.array([[0.0, 3.0, 1.0], [0.0, 0.0, 5.0]])

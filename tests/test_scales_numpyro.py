@@ -339,6 +339,7 @@ def test_masked_latents_that_nothing_depends_on_leave_the_evidence():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_evidence_of_an_impossible_datum_is_minus_infinity():
     def model(x):
         with numpyro.plate("data", len(x)):

@@ -65,6 +65,7 @@ def test_a_setting_is_seen(way):
     assert settings_of(program) == before
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("lab", [_Pyro, _NumPyro], ids=["pyro", "numpyro"])
 @pytest.mark.parametrize("kind", ["another", "changed"])
 def test_a_setting_of_an_argument_is_seen(lab, kind):

@@ -160,6 +160,7 @@ def pixel_model(ppl, data):
         ppl.sample("x", ppl.dist.Normal(loc, 1.0).to_event(1), obs=data["x"])
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("VQ_ELBO", "Truncated_ELBO")])
 def test_no_run_overwrites_an_argument(shim, name):
     """Neither on a program that takes particles nor on one that is run in a loop."""

@@ -150,6 +150,7 @@ def test_a_table_of_moves_has_two_axes_of_codes(kit):
     assert axes_of(codes) == expected
 
 
+@pytest.mark.thrifty
 def test_features_as_many_as_codes_keep_their_names(kit):
     (codes,) = symmetries(kit, kit.in_space, kit.encoder, SQUARE).groups()
     assert axes_of(codes) == {"means": {-2}, "turned": {-2}, "weight": {-1}, "bias": {-1}}

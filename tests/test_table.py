@@ -66,6 +66,7 @@ def test_leave_one_out(shim, cell, closed_form_entropy):
     assert_beta_elbo(mean_gradient(case, elbo, all_draws(case.program, 2, 2)), cell)
 
 
+@pytest.mark.thrifty
 @cells
 @pytest.mark.parametrize("baseline", ["no_baseline", "moving_average"])
 def test_one_particle_with_other_baselines(shim, cell, baseline):

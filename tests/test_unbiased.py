@@ -53,6 +53,7 @@ def test_enumeration_gives_the_exact_loss_and_gradient(shim, name):
     assert_exact(grads, program)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("closed_form_entropy", [False, True])
 @pytest.mark.parametrize("name", BY_NAME)
 def test_leave_one_out_is_unbiased(shim, name, closed_form_entropy):
@@ -64,6 +65,7 @@ def test_leave_one_out_is_unbiased(shim, name, closed_form_entropy):
     assert_exact(grads, program)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("baseline", ["no_baseline", "moving_average"])
 @pytest.mark.parametrize("name", BY_NAME)
 def test_other_baselines_are_unbiased(shim, name, baseline):

@@ -143,6 +143,7 @@ def test_weights_of_a_chain_tend_to_the_evidence():
     assert report.is_bound.all()
 
 
+@pytest.mark.slow
 def test_steps_are_a_dim_of_their_own():
     data = to_arviz(KEY, PAIR, Y, num_draws=25)
     assert data.posterior["z"].dims == ("chain", "draw", "series", "z_step")

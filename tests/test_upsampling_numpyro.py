@@ -12,7 +12,10 @@ from numpyro_dvae.nets import Upsampling  # noqa: E402
 X = jax.numpy.asarray(np.random.default_rng(0).normal(size=(2, 4, 5, 3)))
 
 
-@pytest.mark.parametrize(("stride", "dims"), [(2, 2), (3, 2), (2, 1)])
+OTHERS = [pytest.param(3, 2, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("stride", "dims"), [(2, 2), *OTHERS])
 def test_the_same_numbers_as_of_flax(stride, dims):
     ours = Upsampling(6, stride, dims)
     theirs = nn.ConvTranspose(6, (2 * stride,) * dims, (stride,) * dims)

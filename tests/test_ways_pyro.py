@@ -226,7 +226,10 @@ def nested(y):
     pyro.sample("y", dist.Normal(loc - v, 1.0), obs=y)
 
 
-@pytest.mark.parametrize("structure", ["mean_field", "chain", "model"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("mean_field", "chain")]
+
+
+@pytest.mark.parametrize("structure", [*OTHERS, "model"])
 def test_an_automatic_guide_has_all_sites_that_come_and_go(structure):
     """The loss beside the sum over all ways; it starts at the prior, whatever is drawn first."""
     parents = {"chain": ("z", "z", "w"), "model": ("z", "z", "zw")}.get(structure, ("", "", ""))

@@ -48,6 +48,7 @@ def train(name, model, guide, batch_size):
     return fit.fit(key, svi, X, num_steps=2, batch_size=batch_size, progress=False)
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("name", ["pyro", "numpyro"])
 def test_a_plate_of_all_rows_is_refused_and_the_fix_works(name):
     with pytest.raises(ValueError, match=SAID):
@@ -58,6 +59,7 @@ def test_a_plate_of_all_rows_is_refused_and_the_fix_works(name):
     assert len(train(name, *programs_of(name, as_advised=True), batch_size=5).losses) == 2
 
 
+@pytest.mark.thrifty
 @pytest.mark.parametrize("name", ["pyro", "numpyro"])
 def test_parameters_of_rows_want_to_know_whose_they_are(name):
     """A plate that has as many rows as whatever batch says nothing of them."""
