@@ -29,6 +29,7 @@ from numpyro_dvae.diagnostics.verdicts import Given, ImportanceDiagnostics, Whol
 from numpyro_dvae.diagnostics.weighing import (
     as_whole,
     evidences,
+    is_given,
     is_separable,
     over_shared,
     weighted,
@@ -128,7 +129,7 @@ def diagnose(
         return report, None if no_evidence else evidences(draws.importance_weights, report)
     if draws["given"]:
         num_shared = min(num_shared, draws.num_draws)
-        look = partial(_given_shared, max(1, _PICKED // num_shared))
+        look = partial(_given_shared, max(1, _PICKED // num_shared), draws)
         found = collect_given_shared(
             rng_key, result, data, draws, num_shared, num_draws, look, params=params
         )
@@ -144,9 +145,11 @@ def diagnose(
     return with_notes(draws, report)._replace(draws=weighted(draws, weights)), None
 
 
-def _given_shared(count: int, draws: Draws, place: int) -> ImportanceDiagnostics | None:
+def _given_shared(
+    count: int, outer: Draws, draws: Draws, place: int
+) -> ImportanceDiagnostics | None:
     """A report given what the data share; None if a datum has no weight of its own then."""
-    if not is_separable(draws):
+    if not (is_given(draws, outer, place) and is_separable(draws)):
         return None
     report = with_halves(draws, diagnose_weights(draws))
     return with_picked(count, draws, report, place)

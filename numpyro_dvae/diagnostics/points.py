@@ -11,7 +11,12 @@ from numpyro import distributions as dist
 
 from numpyro_dvae.programs.sites import Layout, Run, Site
 
-__all__ = ["OF_POINTS", "is_pinned"]
+__all__ = ["OF_POINTS", "computed_sites", "is_pinned"]
+
+
+def computed_sites(run: Run) -> tuple[str, ...]:
+    """Sites of the guide that it computes, of its other sites or of parameters."""
+    return tuple(name for name, site in run.guide.items() if isinstance(site.base, dist.Delta))
 
 
 def is_pinned(guide_site: Site, site: Site) -> bool:

@@ -26,7 +26,7 @@ from numpyro_dvae.diagnostics.auxiliary import (
 )
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader
 from numpyro_dvae.diagnostics.left_out import is_left_out
-from numpyro_dvae.diagnostics.points import OF_POINTS
+from numpyro_dvae.diagnostics.points import OF_POINTS, computed_sites
 from numpyro_dvae.diagnostics.silence import OF_MASKS, otherwise_drawn, with_matters
 from numpyro_dvae.diagnostics.simulations import AT_DRAWS, at_draws
 from numpyro_dvae.diagnostics.weighed import OF_WEIGHTS
@@ -69,6 +69,7 @@ class Notes(NamedTuple):
 
     subsamples: Array  # the key of those that plates draw, as `run_particles` has it of a key
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
+    computed: tuple[str, ...] = ()  # sites of the guide whose values others tell
     alone: Alone = Alone()  # sites that the guide alone has
 
 
@@ -90,18 +91,19 @@ def prepare_pair(
     pair = pair._replace(layout=with_mixed_together(rng_key, pair))
     if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(rng_key, pair))
-    pair = pair._replace(notes=Notes(jax.random.split(rng_key)[0], _shared_sites(rng_key, pair)))
+    pair = pair._replace(notes=_notes(rng_key, pair))
     alone = sites_alone(rng_key, pair)
     shared = without_told(pair.notes.shared, alone)
     return pair._replace(notes=pair.notes._replace(alone=alone, shared=shared))
 
 
-def _shared_sites(rng_key: Array, pair: Pair) -> tuple[str, ...]:
-    def read(run: Run) -> list[str]:
+def _notes(rng_key: Array, pair: Pair) -> Notes:
+    def read(run: Run) -> tuple[tuple[str, ...], tuple[str, ...]]:
         sites = [*run.guide.values(), *run.model.values()]
-        return [site.name for site in sites if not pair.layout.owns(site)]
+        shared = dict.fromkeys(site.name for site in sites if not pair.layout.owns(site))
+        return tuple(shared), computed_sites(run)
 
-    return tuple(dict.fromkeys(_read_abstractly(read, rng_key, pair)))
+    return Notes(jax.random.split(rng_key)[0], *_read_abstractly(read, rng_key, pair))
 
 
 def constraints_of(
@@ -152,13 +154,15 @@ def posterior_sites(
     """Draw from the guide, score the draws, and read `wanted`, some of `READINGS`.
 
     The log-densities are those of the same draws. What the data share is drawn with each, unless
-    its values are `given`; the record has them as "given". If it `weighs` draws, it has what is
-    said of masked latents in `silence`, too.
+    its values are `given`; what the guide computes of others is computed again, as a point has no
+    density a rounding away. The record has all of them as "given". If it `weighs` draws, it has
+    what is said of masked latents in `silence`, too.
     """
     layout, settled = (
         pair.layout,
         pair._replace(guide=block(pair.guide, hide_fn=is_mutable)),
     )  # what it learns is its own
+    given = _without_computed(pair, given)
 
     def run_one(key: Array, place: Array) -> tuple[Particles, Readings, Any]:
         pair_key, predictive_key, reader_key = jax.random.split(key, 3)
@@ -183,6 +187,10 @@ def posterior_sites(
     if others:
         particles = with_matters(particles, jax.vmap(score_one)(keys, others))
     return particles._replace(scale=jnp.asarray(particles.scale)[0]), readings
+
+
+def _without_computed(pair: Pair, given: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: value for name, value in given.items() if name not in pair.notes.computed}
 
 
 def _read_given(run: Run, layout: Layout, num_draws: int) -> dict[str, Array]:

@@ -36,6 +36,7 @@ __all__ = [
     "Judge",
     "as_whole",
     "evidences",
+    "is_given",
     "is_separable",
     "over_shared",
     "weighted",
@@ -48,7 +49,7 @@ __all__ = [
 
 _LEAST_REST = 1e-15  # share of all weight: rounding of the largest
 _SPREAD = 1e-9  # nats, far more than rounding and far less than any error
-_ROUNDING = 1e-4  # nats, of sums in single precision, relative to their size
+_ROUNDING = 1e-4  # of sums in single precision, relative to their size
 
 Judge = Callable[[np.ndarray, States], ImportanceDiagnostics]  # of log weights and their states
 
@@ -56,10 +57,14 @@ Judge = Callable[[np.ndarray, States], ImportanceDiagnostics]  # of log weights 
 def is_separable(draws: Draws) -> bool:
     """Whether the weight of what the data share is one for draws of the data's own latents."""
     weights = draws.shared_importance_weights
-    with np.errstate(invalid="ignore"):  # of draws that are impossible
-        spread = np.abs(weights - weights[0])
-    return bool((spread <= _ROUNDING * (1 + np.abs(weights[0]))).all()) or bool(
-        (weights == weights[0]).all()
+    return bool(np.allclose(weights, weights[0], rtol=_ROUNDING, atol=_ROUNDING))
+
+
+def is_given(draws: Draws, outer: Draws, place: int) -> bool:
+    """Whether draws have all that one of the outer draws has given, what is computed of it, too."""
+    return all(
+        np.allclose(site.values, outer["given"][name].values[place], _ROUNDING, _ROUNDING)
+        for name, site in draws["given"].items()
     )
 
 

@@ -12,7 +12,12 @@ from torch import Tensor
 from pyro_dvae.diagnostics.silence import in_full
 from pyro_dvae.programs.sites import Layout, Run, Site
 
-__all__ = ["OF_POINTS", "is_pinned"]
+__all__ = ["OF_POINTS", "computed_sites", "is_pinned"]
+
+
+def computed_sites(run: Run) -> tuple[str, ...]:
+    """Sites of the guide that it computes, of its other sites or of parameters."""
+    return tuple(name for name, site in run.guide.items() if isinstance(site.base, dist.Delta))
 
 
 def is_pinned(guide_site: Site, site: Site) -> bool:

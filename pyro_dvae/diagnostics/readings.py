@@ -22,7 +22,7 @@ from pyro_dvae.diagnostics.auxiliary import (
 )
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, join_runs
 from pyro_dvae.diagnostics.left_out import is_left_out
-from pyro_dvae.diagnostics.points import OF_POINTS
+from pyro_dvae.diagnostics.points import OF_POINTS, computed_sites
 from pyro_dvae.diagnostics.silence import OF_MASKS, in_full, otherwise_drawn, with_matters
 from pyro_dvae.diagnostics.simulations import AT_DRAWS, OneByOneError, at_draws
 from pyro_dvae.diagnostics.weighed import OF_WEIGHTS, with_all_names
@@ -80,6 +80,7 @@ class Notes(NamedTuple):
 
     subsamples: Any  # those that plates of the programs drew, which all runs have; see `HeldRows`
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
+    computed: tuple[str, ...] = ()  # sites of the guide whose values others tell
     alone: Alone = Alone()  # sites that the guide alone has
 
 
@@ -103,7 +104,8 @@ def prepare_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) ->
         pair = pair._replace(vectorize=takes_particles(pair, warn=False))
     if not pair.layout.credited:
         pair = pair._replace(layout=_without_discrete(pair.layout, run))
-    notes = Notes(drawn_subsamples(run), _shared_sites(pair.layout, run))
+    shared = _shared_sites(pair.layout, run)
+    notes = Notes(drawn_subsamples(run), shared, computed_sites(run))
     with torch.no_grad(), HeldRows(notes.subsamples):
         alone = sites_alone(pair, 1)
     shared = without_told(notes.shared, alone)
@@ -143,10 +145,11 @@ def posterior_sites(
     """Draw from the guide, score the draws, and read `wanted`, some of `READINGS`.
 
     The log-densities are those of the same draws. What the data share is drawn with each, unless
-    its values are `given`; the record has them as "given". If it `weighs` draws, it has what is
-    said of masked latents in `silence`, too.
+    its values are `given`; what the guide computes of others is computed again, as a point has no
+    density a rounding away. The record has all of them as "given". If it `weighs` draws, it has
+    what is said of masked latents in `silence`, too.
     """
-    layout = pair.layout
+    layout, given = pair.layout, _without_computed(pair, given)
     size = num_draws if pair.vectorize else 1
     axes = _draw_axes(pair) if "deterministic" in wanted else {}
     records, readings = [], []
@@ -172,6 +175,10 @@ def posterior_sites(
             if values := otherwise_drawn(runs, layout, size):
                 record = with_matters(record, score_states(pair, values))
     return record, join_runs(readings)
+
+
+def _without_computed(pair: Pair, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in given.items() if name not in pair.notes.computed}
 
 
 def _with_masks(pair: Pair, run: Run, record: Particles) -> Particles:
