@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import re
 
 import numpy as np
 import pytest
@@ -239,6 +240,38 @@ def test_a_guide_without_an_encoder_is_named(name):
     model, _ = parts(name)
     with pytest.raises(ValueError, match="needs a guide with an encoder"):
         export.encode_data((model, infer.TruncatedGuide(model, 4)), X)
+
+
+def test_a_model_without_a_decoder_is_named(name):
+    """A function and a class of one's own; the words say how to draw of it."""
+    room = importlib.import_module(f"{name}_dvae.fit")
+    host = importlib.import_module(name)
+    key = () if name == "pyro" else (importlib.import_module("jax").random.key(0),)
+
+    def model(x):
+        host.sample("x", host.distributions.Normal(0.0, np.float32(1.0) + 0 * x), obs=x)
+
+    class Model:
+        __call__ = staticmethod(model)
+
+    for each in (model, Model()):
+        calls = [lambda p: room.reconstruct_data(p, np.zeros((2, 1), int))]
+        calls.append(lambda p: room.sample_data(*key, p, 3))
+        for call in calls:
+            with pytest.raises(ValueError, match="needs a model with `prior` and `recon") as error:
+                call((each, model))
+            with pytest.raises(ValueError, match="`result` must be a FitResult, or a pair"):
+                call((each,))
+        words = re.search(r"by the prior they are (\S.*)\.$", str(error.value)).group(1)
+        names = {"pyro": None, "numpyro": None, "model": each, "result": room.FitResult}
+        names |= {name: host, "data": (host_array(name),), "rng_key": (*key, None)[0]}
+        names["result"] = room.FitResult(each, each, {}, np.zeros(0))
+        assert eval(words, names)["x"].shape == (64, 2)
+
+
+def host_array(name):
+    module = importlib.import_module("torch" if name == "pyro" else "jax.numpy")
+    return module.asarray(np.zeros(2, np.float32))
 
 
 @pytest.mark.thrifty

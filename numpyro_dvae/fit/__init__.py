@@ -28,11 +28,9 @@ holds the *run state* (losses, log, position in the data) and the leaves of the 
 
 from numpyro_dvae.fit.export import (
     encode_data,
-    load_weights,
     reconstruct_data,
     sample_data,
     save_codes,
-    save_weights,
 )
 from numpyro_dvae.fit.loop import fit
 from numpyro_dvae.fit.optimisers import adamw, averaged
@@ -44,6 +42,7 @@ from numpyro_dvae.fit.schedules import (
     linear_schedule,
     warmup_schedule,
 )
+from numpyro_dvae.fit.weights import load_weights, save_weights
 
 __all__ = [
     "DivergenceError",

@@ -1,6 +1,5 @@
-"""The way out of training: weights, codes, reconstructions and samples, one call each.
+"""The way out of training: codes, reconstructions and samples, one call each.
 
-    save_weights("weights.msgpack", result)              # and load_weights(path, (model, guide))
     codes = encode_data(result, x)                       # by the encoder alone, (N, L)
     save_codes("codes.npz", result, x, labels)           # of a whole data set
     means = reconstruct_data(result, codes)              # by the decoder alone
@@ -10,7 +9,6 @@ Everything runs with the parameters of `result`, which is what `fit` or `load_we
 returns NumPy arrays.
 """
 
-import hashlib
 import inspect
 import io
 import os
@@ -22,93 +20,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from flax.serialization import msgpack_restore, msgpack_serialize
 from jaxtyping import Array, Integer, Shaped
 from numpyro.handlers import substitute, trace
 
 from numpyro_dvae.distributions import AutoregressiveCategorical, CertainCategorical
 from numpyro_dvae.fit.data import as_batch
 from numpyro_dvae.fit.files import write_atomically
-from numpyro_dvae.fit.result import FitResult
+from numpyro_dvae.fit.result import FitResult, as_result
 from numpyro_dvae.nets import decode_codes
 from numpyro_dvae.nets.inputs import check_codes
 from numpyro_dvae.ops.arguments import check_counts, checked
 from numpyro_dvae.programs.draw import seeded
 from numpyro_dvae.programs.sites import base_distribution, sample_sites
 
-__all__ = [
-    "encode_data",
-    "load_weights",
-    "reconstruct_data",
-    "sample_data",
-    "save_codes",
-    "save_weights",
-]
-
-
-_MARK = b"numpyro_dvae weights, sha256"  # at the end, after the sum of what is before
-_SUM_SIZE = hashlib.sha256().digest_size
-
-
-@checked
-def save_weights(path: str | os.PathLike[str], result: Any) -> None:
-    """Write what was trained to a file: parameters, and the tables of codebooks.
-
-    Args:
-        path: Of the file, which is replaced as a whole.
-        result: What `fit` returned.
-
-    Raises:
-        ValueError: If it has no parameters, as a pair (model, guide) that was not trained.
-    """
-    params = dict(_as_result(result).params)
-    if not params:
-        raise ValueError(
-            "`result` must be what `fit` or `load_weights` returned, which has the parameters; got "
-            "none. A pair (model, guide) holds no weights here."
-        )
-    states = msgpack_serialize(jax.tree.map(np.asarray, params))
-    content = states + hashlib.sha256(states).digest() + _MARK
-    write_atomically(Path(path), lambda file: file.write(content))
-
-
-@checked
-def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
-    """Read the weights of a model and guide that are built as those that were saved.
-
-    Args:
-        path: Of the file that `save_weights` wrote.
-        result: A pair (model, guide), or a result; its weights are left as they are.
-
-    Returns:
-        The model and guide, for the calls of this module.
-
-    Raises:
-        ValueError: If the file is no whole one of `save_weights`; on a call, if the weights are of
-            other networks.
-    """
-    params = jax.tree.map(jnp.asarray, msgpack_restore(_read(path)))
-    found = _as_result(result)
-    return FitResult(found.model, found.guide, params, np.zeros(0))
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
-    """The parameters in a file whose checksum holds."""
-    content = Path(path).read_bytes()
-    if not content.endswith(_MARK):
-        raise _not_whole(path, "it is cut off, or has no checksum as those of `save_weights` have")
-    content = content[: -len(_MARK)]
-    states, found = content[:-_SUM_SIZE], content[-_SUM_SIZE:]
-    if hashlib.sha256(states).digest() != found:
-        raise _not_whole(path, "its checksum does not hold")
-    return states
-
-
-def _not_whole(path: str | os.PathLike[str], reason: str) -> ValueError:
-    return ValueError(
-        f"`path`: {str(path)!r} cannot be read as weights: {reason}. Put a copy in its place, or "
-        "write it again with `save_weights`."
-    )
+__all__ = ["encode_data", "reconstruct_data", "sample_data", "save_codes"]
 
 
 @checked
@@ -126,7 +51,7 @@ def encode_data(
         ValueError: If the guide has no encoder, or if what it returns is NaN; if `x` is empty, or
             `batch_size` below 1.
     """
-    result = _as_result(result)
+    result = as_result(result)
     posterior = getattr(result.guide, "posterior", None)
     if posterior is None or not callable(posterior) or hasattr(result.guide, "for_data"):
         raise ValueError(
@@ -189,10 +114,10 @@ def reconstruct_data(
         batch_size: Codes that go through the decoder at once.
 
     Raises:
-        ValueError: If some are no codes of the model; if there are none, or `batch_size`
-            is below 1.
+        ValueError: If the model has no decoder; if some are no codes of the model; if there are
+            none, or `batch_size` is below 1.
     """
-    result = _as_result(result)
+    result = _with_decoder(result, "reconstruct_data")
     codes = _rows_of(codes, batch_size, "codes")
     check_codes(
         as_batch((codes,), "`codes`").args[0], getattr(result.model, "num_codes", None), "codes"
@@ -217,10 +142,11 @@ def sample_data(
         labels: The class of each, for a prior of classes.
 
     Raises:
-        ValueError: If `num_data` is below 1, or `labels` are given to a prior that takes none.
+        ValueError: If the model has no prior and decoder, if `num_data` is below 1, or `labels`
+            are given to a prior that takes none.
     """
     check_counts(num_data=num_data)
-    result = _as_result(result)
+    result = _with_decoder(result, "sample_data")
     if labels is not None and not inspect.signature(result.model.prior).parameters:
         raise ValueError(
             "`labels` are for a prior of classes, as AutoregressivePrior(..., num_classes=10); the "
@@ -232,11 +158,19 @@ def sample_data(
     return reconstruct_data(result, drawn["z"].value)
 
 
-def _as_result(result: Any) -> FitResult:
-    if not isinstance(result, tuple):
-        return result
-    model, guide = result
-    return FitResult(model, guide, {}, np.zeros(0))
+def _with_decoder(result: Any, call: str) -> FitResult:
+    """A result whose model is as DiscreteVAE."""
+    result, names = as_result(result), ("prior", "reconstruct")
+    model = result.model
+    if not all(callable(getattr(model, name, None)) for name in names):
+        raise ValueError(
+            f"`{call}` needs a model with `prior` and `reconstruct`, as DiscreteVAE has them; "
+            f"the model is a {type(model).__name__}. Of any model, `diagnostics.to_arviz` has "
+            "draws of data by the posterior; by the prior they are "
+            "numpyro.infer.Predictive(numpyro.handlers.uncondition(model), num_samples=64, "
+            "params=result.params)(rng_key, *data)."
+        )
+    return result
 
 
 def _rows_of(data: Any, batch_size: int, name: str) -> Any:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from numpyro.infer.svi import SVIState
 
-__all__ = ["DivergenceError", "FitInterrupt", "FitResult"]
+__all__ = ["DivergenceError", "FitInterrupt", "FitResult", "as_result"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,6 +61,21 @@ class FitResult:
         if self.folder is not None:
             parts.append(f"folder {str(self.folder)!r}")
         return f"FitResult({', '.join(parts)})"
+
+
+def as_result(result: Any) -> FitResult:
+    """Take what has a model and a guide, or a pair of them.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(result, tuple) and len(result) == 2 and all(map(callable, result)):
+        return FitResult(*result, {}, np.zeros(0))
+    if not (hasattr(result, "model") and hasattr(result, "guide")):
+        raise ValueError(
+            f"`result` must be a FitResult, or a pair (model, guide); got {type(result).__name__}."
+        )
+    return result
 
 
 class DivergenceError(FloatingPointError):

@@ -58,7 +58,8 @@ class _Fitted(Trained):
 def as_trained(result: Any, params: Mapping[str, Tensor] | None) -> Trained:
     """Take a `FitResult`, or a (model, guide) pair with or without parameters.
 
-    A pair has the parameters of Pyro's store, less those that are given.
+    A pair, or what `load_weights` returned, has its modules' and those of Pyro's store, less those
+    that are given.
 
     Raises:
         ValueError: If it is neither, or if a parameter has a NaN.
@@ -70,6 +71,8 @@ def as_trained(result: Any, params: Mapping[str, Tensor] | None) -> Trained:
             f"`result` must be a FitResult, or a pair (model, guide); got {type(result).__name__}."
         )
     params = result.params if params is None else {**result.params, **params}
+    if not result.params:  # of `load_weights`, which has put all where the programs find it
+        return Trained(result.model, result.guide, _numbers(params))
     return _Fitted(result.model, result.guide, _numbers(params))
 
 

@@ -29,11 +29,9 @@ modules, optimisers, the state of the loss, generators).
 
 from pyro_dvae.fit.export import (
     encode_data,
-    load_weights,
     reconstruct_data,
     sample_data,
     save_codes,
-    save_weights,
 )
 from pyro_dvae.fit.loop import fit
 from pyro_dvae.fit.optimisers import adamw, averaged
@@ -45,6 +43,7 @@ from pyro_dvae.fit.schedules import (
     linear_schedule,
     warmup_schedule,
 )
+from pyro_dvae.fit.weights import load_weights, save_weights
 
 __all__ = [
     "DivergenceError",

@@ -1,6 +1,5 @@
-"""The way out of training: weights, codes, reconstructions and samples, one call each.
+"""The way out of training: codes, reconstructions and samples, one call each.
 
-    save_weights("weights.pt", result)                   # and load_weights(path, (model, guide))
     codes = encode_data(result, x)                       # by the encoder alone, (N, L)
     save_codes("codes.npz", result, x, labels)           # of a whole data set
     means = reconstruct_data(result, codes)              # by the decoder alone
@@ -10,7 +9,6 @@ Everything runs in evaluation mode and without gradients, and returns NumPy arra
 `fit` or `load_weights` returned, or a pair (model, guide).
 """
 
-import copy
 import inspect
 import io
 import os
@@ -23,128 +21,18 @@ import numpy as np
 import torch
 from jaxtyping import Integer, Shaped
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from pyro_dvae.distributions import AutoregressiveCategorical, CertainCategorical
-from pyro_dvae.fit.checkpoints import damage_of
 from pyro_dvae.fit.data import as_batch
 from pyro_dvae.fit.files import write_atomically
-from pyro_dvae.fit.result import FitResult
+from pyro_dvae.fit.result import FitResult, as_result
+from pyro_dvae.fit.svi import device_of
 from pyro_dvae.nets import decode_codes
 from pyro_dvae.nets.inputs import check_codes
 from pyro_dvae.ops.arguments import check_counts, checked
 from pyro_dvae.programs.sites import base_distribution
 
-__all__ = [
-    "encode_data",
-    "load_weights",
-    "reconstruct_data",
-    "sample_data",
-    "save_codes",
-    "save_weights",
-]
-
-_STORE = (
-    "Pyro's store has all parameters: pyro.get_param_store().save(path), and .load(path) before "
-    "these programs run; so has the checkpoint of fit(..., folder=...)."
-)
-
-
-@checked
-def save_weights(path: str | os.PathLike[str], result: Any) -> None:
-    """Write what was trained to a file: parameters, and the tables of codebooks.
-
-    Args:
-        path: Of the file, which is replaced as a whole.
-        result: What `fit` returned, or a pair (model, guide); both are modules.
-
-    Raises:
-        ValueError: If the model or the guide is no module.
-    """
-    result = _as_result(result)
-    _check_modules(result, "save_weights")
-    states = {name: getattr(result, name).state_dict() for name in ("model", "guide")}
-    content = io.BytesIO()
-    torch.save(states, content)
-    write_atomically(Path(path), lambda file: file.write(content.getvalue()))
-
-
-@checked
-def load_weights(path: str | os.PathLike[str], result: Any) -> FitResult:
-    """Read the weights of a model and guide that are built as those that were saved.
-
-    Args:
-        path: Of the file that `save_weights` wrote.
-        result: A pair (model, guide), or a result; its weights are replaced, all or none.
-
-    Returns:
-        The model and guide, for the calls of this module.
-
-    Raises:
-        ValueError: If the file is no whole one of `save_weights`, or the weights are of other
-            networks, or the model or the guide is no module.
-    """
-    result = _as_result(result)
-    _check_modules(result, "load_weights")
-    states = _read(path, _device(result.model))
-    lazy = _are_lazy(result)
-    before = {} if lazy else {n: copy.deepcopy(getattr(result, n).state_dict()) for n in states}
-    try:
-        if lazy:
-            _load(_as_result(copy.deepcopy((result.model, result.guide))), states)
-        _load(result, states)
-    except Exception as error:  # a module's own among them; some may have been replaced by then
-        _load(result, before)
-        raise ValueError(
-            f"{path}: is of other networks than these. Build the pair as the one that was saved; "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    return result
-
-
-def _check_modules(result: FitResult, call: str) -> None:
-    for name in ("model", "guide"):
-        if not isinstance(program := getattr(result, name), nn.Module):
-            raise ValueError(
-                f"`{call}` is for modules; the {name} is a {type(program).__name__}. {_STORE}"
-            )
-
-
-def _are_lazy(result: FitResult) -> bool:
-    """Whether loading gives a parameter its shape, which it could not lose again."""
-    parameters = (*result.model.parameters(), *result.guide.parameters())
-    return any(is_lazy(value) for value in parameters)
-
-
-def _load(result: FitResult, states: dict[str, Any]) -> None:
-    for name, state in states.items():
-        network = getattr(result, name)
-        network.load_state_dict(state)
-        for key, value in network.state_dict().items():
-            found, here = (getattr(each, "dtype", None) for each in (state.get(key), value))
-            if found and here and not torch.can_cast(found, here):  # Torch cuts its values off
-                raise TypeError(f"'{key}' is of {found} in the file, and of {here} here.")
-
-
-def _read(path: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
-    """The states of model and guide, of a file whose checksums hold."""
-    content = Path(path).read_bytes()
-    if (damage := damage_of(io.BytesIO(content), len(content))) is not None:
-        raise _not_whole(path, damage)
-    try:
-        states = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    except Exception:  # whatever it says, the fix is not to trust the file
-        raise _not_whole(path, "it holds more than tensors and plain values") from None
-    if not isinstance(states, dict) or states.keys() != {"model", "guide"}:
-        raise _not_whole(path, "it does not hold the states of a model and a guide")
-    return states
-
-
-def _not_whole(path: str | os.PathLike[str], reason: str) -> ValueError:
-    return ValueError(
-        f"`path`: {str(path)!r} cannot be read as weights: {reason}. Put a copy in its place, or "
-        "write it again with `save_weights`."
-    )
+__all__ = ["encode_data", "reconstruct_data", "sample_data", "save_codes"]
 
 
 @checked
@@ -162,7 +50,7 @@ def encode_data(
         ValueError: If the guide has no encoder, or if what it returns is NaN; if `x` is empty, or
             `batch_size` below 1.
     """
-    result = _as_result(result)
+    result = as_result(result)
     posterior = getattr(result.guide, "posterior", None)
     if posterior is None or not callable(posterior) or hasattr(result.guide, "for_data"):
         raise ValueError(
@@ -225,10 +113,10 @@ def reconstruct_data(
         batch_size: Codes that go through the decoder at once.
 
     Raises:
-        ValueError: If some are no codes of the model; if there are none, or `batch_size`
-            is below 1.
+        ValueError: If the model has no decoder; if some are no codes of the model; if there are
+            none, or `batch_size` is below 1.
     """
-    result = _as_result(result)
+    result = _with_decoder(result, "reconstruct_data")
     codes = _rows_of(codes, batch_size, "codes")
     check_codes(
         as_batch((codes,), "`codes`").args[0], getattr(result.model, "num_codes", None), "codes"
@@ -248,10 +136,11 @@ def sample_data(
         labels: The class of each, for a prior of classes.
 
     Raises:
-        ValueError: If `num_data` is below 1, or `labels` are given to a prior that takes none.
+        ValueError: If the model has no prior and decoder, if `num_data` is below 1, or `labels`
+            are given to a prior that takes none.
     """
     check_counts(num_data=num_data)
-    result = _as_result(result)
+    result = _with_decoder(result, "sample_data")
     if labels is not None and not inspect.signature(result.model.prior.forward).parameters:
         raise ValueError(
             "`labels` are for a prior of classes, as AutoregressivePrior(..., num_classes=10); the "
@@ -261,16 +150,23 @@ def sample_data(
         if labels is None:
             codes = result.model.prior().sample((num_data,))
         else:
-            labels = torch.as_tensor(labels, device=_device(result.model))
+            labels = torch.as_tensor(labels, device=_device(result))
             codes = result.model.prior(labels.expand(num_data)).sample()
     return reconstruct_data(result, codes)
 
 
-def _as_result(result: Any) -> FitResult:
-    if not isinstance(result, tuple):
-        return result
-    model, guide = result
-    return FitResult(model, guide, {}, np.zeros(0))
+def _with_decoder(result: Any, call: str) -> FitResult:
+    """A result whose model is as DiscreteVAE."""
+    result, names = as_result(result), ("prior", "reconstruct")
+    model = result.model
+    if not all(callable(getattr(model, name, None)) for name in names):
+        raise ValueError(
+            f"`{call}` needs a model with `prior` and `reconstruct`, as DiscreteVAE has them; "
+            f"the model is a {type(model).__name__}. Of any model, `diagnostics.to_arviz` has "
+            "draws of data by the posterior; by the prior they are "
+            "pyro.infer.Predictive(pyro.poutine.uncondition(model), num_samples=64)(*data)."
+        )
+    return result
 
 
 def _rows_of(data: Any, batch_size: int, name: str) -> Any:
@@ -318,7 +214,7 @@ def _in_batches(
     result: FitResult, function: Callable[[Tensor], Tensor], data: Any, batch_size: int, name: str
 ) -> np.ndarray:
     """A function of rows of data, some at a time."""
-    data, device, found = _rows_of(data, batch_size, name), _device(result.model), []
+    data, device, found = _rows_of(data, batch_size, name), _device(result), []
     with _evaluating(result):
         for start in range(0, len(data), batch_size):
             rows = as_batch((data[start : start + batch_size],), f"`{name}`").args[0]
@@ -341,5 +237,5 @@ def _evaluating(result: FitResult) -> Iterator[None]:
             module.training = mode
 
 
-def _device(program: Any) -> torch.device:
-    return next((p.device for p in program.parameters()), torch.device("cpu"))
+def _device(result: FitResult) -> torch.device:
+    return device_of(result, result.params.values()) or torch.device("cpu")
