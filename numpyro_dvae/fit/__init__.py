@@ -10,7 +10,7 @@ loss. Start with `loop`, which holds `fit` and its arguments; `run` is the loop 
 - `transform`, `steps`: the user's change of a batch, and the compiled steps;
 - `templates`, `compiled`: batches taken apart for whatever compiles; programs compiled once;
 - `svi`: what an `SVI` holds, and its state;
-- `export`: the way out, weights, codes, reconstructions and samples;
+- `weights`, `export`: the way out, weights, codes, reconstructions and samples;
 - `devices`: one training on several devices, which share the rows of each batch;
 - `evaluation`: the loss on held-out data; `losses`: the check that all is finite;
   `impossible`: which data have probability 0;

@@ -10,7 +10,7 @@ with `loop`, which holds `fit` and its arguments; `run` is the loop itself.
 - `capture`: networks compiled for a training;
 - `transform`, `steps`: the user's change of a batch, and batches made ready for a step;
 - `svi`: what an `SVI` holds, the modules behind its programs included;
-- `export`: the way out, weights, codes, reconstructions and samples;
+- `weights`, `export`: the way out, weights, codes, reconstructions and samples;
 - `devices`: one training on several devices, which share the rows of each batch;
 - `evaluation`: the loss on held-out data; `losses`: the check that all is finite;
   `impossible`: which data have probability 0;
