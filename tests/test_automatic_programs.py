@@ -3,6 +3,8 @@
 The densities of the list are those of the library's own traces, in double precision.
 """
 
+import warnings
+
 import numpy as np
 import pytest
 from automatic_lab import lab as make_lab
@@ -233,6 +235,16 @@ def test_losses_and_posteriors_are_those_of_all_states(lab, program):
             off = np.abs(found[name].probs.reshape(probs.shape) - probs) / error
             rows = COUNTED.get(name, slice(None)) if program in MASKED else ...
             assert (off[rows] < 1.0).all(), (name, corrected, found[name].probs, probs)
+
+
+@pytest.mark.thrifty
+def test_what_the_guide_asks_of_a_support_is_no_question_of_the_program(lab):
+    """Each datum keeps a weight of its own, and no warning says otherwise."""
+    model, guide, args, params = pair_of(lab, trials_of_a_latent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = lab.loss(lab.exact(), model, guide, params, *args)[0]
+    assert np.isfinite(loss)
 
 
 @pytest.mark.thrifty

@@ -73,6 +73,7 @@ class SiteReader(NamedTuple):
         data = _data_of(run)
         summed = probs_of_summed(sites) if "summed" in wanted else {}
         of_summed = {name: site for name, (site, _) in summed.items()}
+        at_once = {name: site for name, site in of_summed.items() if not site.is_scanned}
         readers: dict[str, tuple[dict[str, Site], Callable]] = {
             "latent": (latent, self.value),
             "code": (latent, self.code),
@@ -83,7 +84,7 @@ class SiteReader(NamedTuple):
             "log_likelihood": (scored, self.log_likelihood),
             "mean": (observed, self.mean),
             "seen": (scored | data, self.seen),
-            "counted": (latent | of_summed, self.seen),
+            "counted": (latent | at_once, self.seen),
             "summed": (of_summed, lambda name, site: self.summed(name, site, summed[name][1])),
             "rate": (latent, lambda name, site: self.rate(name, run)),
             "reordered": (latent, lambda name, site: self.reordered(name, run)),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from pyro import distributions as dist
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 from pyro_dvae.distributions import CertainCategorical, UniformCategorical
@@ -97,7 +98,7 @@ def excludes(fn: Any, value: Tensor, *, least: float = _HOPELESS) -> Bool[Tensor
     finer = inside.dim() - max(0, value.dim() - fn.event_dim)
     if finer > 0:  # entry by entry, as of trees; below 0 it is of all values, as of matchings
         inside = inside.flatten(-finer).all(-1)
-    if not bool(inside.all()):
+    if not bool(detach_provenance(inside).all()):  # the answer is the same either way
         value = torch.where(_over_event(inside, fn.event_dim), value, fn.sample())
     unlikely = fn.log_prob(value) <= least  # minus infinity among them
     if isinstance(fn, torch.distributions.Binomial):
