@@ -214,14 +214,22 @@ def test_the_usage_of_stacks_is_that_of_each_table(kit):
         nets.CodebookDecoder(book, network), models.UniformPrior(4, 5), likelihood
     )
     guide = guides.VectorQuantizedGuide(nets.MLPEncoder((3, 2), 2, 3, hidden=()), book)
-    elbo = kit.module("infer").VQ_ELBO()
+    elbo, half = kit.module("infer").VQ_ELBO(), np.arange(len(X)) < len(X) // 2
     run = kit.start(model, guide)
     kit.train(run, elbo, 1)
     codes, _ = kit.codes_and_means(run)
-    parts = codes[:, :2], codes[:, 2:]
-    usage = np.mean([len(np.unique(part)) for part in parts]) / 5
-    assert len(np.unique(parts[1])) == 1 < len(np.unique(parts[0]))
-    shares = np.unique(parts[0], return_counts=True)[1] / parts[0].size
-    perplexity = (np.exp(-(shares * np.log(shares)).sum()) + 1) / 2
-    found = kit.info(run, elbo)
-    np.testing.assert_allclose([found.usage, found.perplexity], [usage, perplexity], rtol=1e-5)
+
+    def check(codes):
+        parts = codes[:, :2], codes[:, 2:]
+        usage = np.mean([len(np.unique(part)) for part in parts]) / 5
+        assert len(np.unique(parts[1])) == 1 < len(np.unique(parts[0]))
+        shares = np.unique(parts[0], return_counts=True)[1] / parts[0].size
+        perplexity = (np.exp(-(shares * np.log(shares)).sum()) + 1) / 2
+        found = kit.info(run, elbo)
+        np.testing.assert_allclose([found.usage, found.perplexity], [usage, perplexity], rtol=1e-5)
+
+    check(codes)
+    for mask in (None, half):  # in a function, under a handler
+        run = kit.start(kit.masked(model, mask), kit.masked(lambda *args: guide(*args), mask))
+        kit.train(run, elbo, 1)
+        check(codes if mask is None else codes[mask])

@@ -122,9 +122,15 @@ class CertainCategorical(_WithoutLogits):
         source: What the codes were computed from. A loss that asks for its gradient through their
             log-probability is told that there is none, instead of training nothing.
         validate_args: Whether to check values; None is NumPyro's own setting.
+        tables: How many latents, in a row, are of each table of a codebook of several; None is one
+            table. `VQ_ELBO` counts the usage of each table by itself.
+
+    Raises:
+        ValueError: If `tables` have another number of latents than `codes`.
     """
 
     pytree_data_fields = ("codes", "source")
+    pytree_aux_fields = ("tables",)
 
     @checked
     def __init__(
@@ -133,8 +139,15 @@ class CertainCategorical(_WithoutLogits):
         codes: Integer[Array, "*batch"],
         source: Float[Array, "..."] | None = None,
         validate_args: bool | None = None,
+        tables: Sequence[int] | None = None,
     ) -> None:
         self.codes, self.source = codes, source
+        self.tables = None if tables is None else tuple(tables)
+        if self.tables is not None and sum(self.tables) != codes.shape[-1]:
+            raise ValueError(
+                f"`tables` must have as many latents as `codes`; got {tables} for codes of shape "
+                f"{tuple(codes.shape)}."
+            )
         self._begin(num_codes, jnp.zeros(codes.shape, jnp.float32), validate_args)
 
     @lazy_property

@@ -113,8 +113,10 @@ class VectorQuantizedGuide(AmortisedGuide):
                 "z.penalty",
                 self.entropy * self.codebook.entropies(quantized.inputs, self.entropy_scale, mask),
             )
-        codes = quantized.codes
-        return CertainCategorical(self.codebook.num_codes, codes, quantized.inputs).to_event(1)
+        codes, num_codes = quantized.codes, self.codebook.num_codes
+        tables = [block.shape[-1] for block in self.codebook.blocks(codes)]
+        found = CertainCategorical(num_codes, codes, quantized.inputs, tables=tables)
+        return found.to_event(1)
 
 
 def route_of(gradient: Gradient | None, codebook: Quantizer) -> Callable[[Array, Array], Route]:

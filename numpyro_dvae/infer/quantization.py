@@ -28,7 +28,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -37,7 +37,6 @@ from jaxtyping import Array, Bool, Float
 
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import Gain, Objective, info_type
-from numpyro_dvae.nets import Quantizer
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.refusing import refuse_gradient
 from numpyro_dvae.ops.usage import codes_in_use
@@ -130,7 +129,6 @@ class VQ_ELBO(ParticleELBO):
             raise ValueError(f"`commitment` must be finite and not negative; got {commitment}.")
         self.commitment = commitment
         self._link: VectorLink | None = None
-        self._codebook: Any = None  # of the guide
         super().__init__(1, beta=beta, target_rate=target_rate, max_plate_nesting=max_plate_nesting)
 
     def run(
@@ -145,7 +143,7 @@ class VQ_ELBO(ParticleELBO):
         """Run the programs, the model with the guide's vectors in place of its codes."""
         if self._link is None or not self._link.joins(model, guide):
             check_codebooks(model, guide)
-            self._link, self._codebook = VectorLink(model, guide), getattr(guide, "codebook", None)
+            self._link = VectorLink(model, guide)
         with self._link:
             return super().run(rng_key, params, self._link.model, self._link.guide, args, kwargs)
 
@@ -182,7 +180,7 @@ class VQ_ELBO(ParticleELBO):
             value,
             {
                 "distance": squares / jnp.maximum(num_vectors, 1),
-                **_usage_of(quantized, self._codebook),
+                **_usage_of(quantized),
             },
         )
 
@@ -232,25 +230,13 @@ def _number_of_latents(inputs: Array, mask: Array | None) -> int | Array:
     return jnp.broadcast_to(mask[..., 0], inputs.shape[:-1]).sum()
 
 
-def _usage_of(quantized: dict[str, QuantizedSite], codebook: Any) -> dict[str, Array]:
+def _usage_of(quantized: dict[str, QuantizedSite]) -> dict[str, Array]:
     """Share of the codes that the batch uses, and their perplexity, in the mean over the tables."""
     found = [
         (*codes_in_use(codes, mask), site.num_codes.mean())
         for site in quantized.values()
-        for codes, mask in _by_table(site, codebook)
+        for codes, mask in site.tables
     ]
     shares, perplexities = zip(*((used / size, each) for used, each, size in found), strict=True)
     names = {"usage": shares, "perplexity": perplexities}
     return {name: jnp.stack(list(values)).mean() for name, values in names.items()}
-
-
-def _by_table(site: QuantizedSite, codebook: Any) -> Iterable[tuple[Array, Array | None]]:
-    """The codes of each table, and which of them count; of a codebook of one's own, all."""
-    blocks = codebook.blocks if isinstance(codebook, Quantizer) else lambda values: [values]
-    found, mask = blocks(site.codes[..., 0]), site.mask
-    masks = (
-        [None] * len(found)
-        if mask is None
-        else blocks(jnp.broadcast_to(mask, site.codes.shape)[..., 0])
-    )
-    return zip(found, masks, strict=True)

@@ -142,9 +142,14 @@ class CertainCategorical(_WithoutLogits):
         source: What the codes were computed from. A loss that asks for its gradient through their
             log-probability is told that there is none, instead of training nothing.
         validate_args: Whether to check values; None is Pyro's own setting.
+        tables: How many latents, in a row, are of each table of a codebook of several; None is one
+            table. `VQ_ELBO` counts the usage of each table by itself.
+
+    Raises:
+        ValueError: If `tables` have another number of latents than `codes`.
     """
 
-    _names = ("_num_events", "_like", "codes", "source")
+    _names = ("_num_events", "_like", "codes", "source", "tables")
 
     @checked
     def __init__(
@@ -153,8 +158,15 @@ class CertainCategorical(_WithoutLogits):
         codes: Integer[Tensor, "*batch"],
         source: Float[Tensor, "..."] | None = None,
         validate_args: bool | None = None,
+        tables: Sequence[int] | None = None,
     ) -> None:
         self.codes, self.source = codes, source
+        self.tables = None if tables is None else tuple(tables)
+        if self.tables is not None and sum(self.tables) != codes.shape[-1]:
+            raise ValueError(
+                f"`tables` must have as many latents as `codes`; got {tables} for codes of shape "
+                f"{tuple(codes.shape)}."
+            )
         like = torch.zeros((), device=codes.device).expand(codes.shape)
         self._begin(num_codes, like, validate_args)
 

@@ -28,7 +28,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -37,7 +37,6 @@ from torch import Tensor
 
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective, info_type
-from pyro_dvae.nets import Quantizer
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.refusing import refuse_gradient
 from pyro_dvae.ops.usage import codes_in_use
@@ -129,7 +128,6 @@ class VQ_ELBO(ParticleELBO):
             raise ValueError(f"`commitment` must be finite and not negative; got {commitment}.")
         self.commitment = commitment
         self._link: VectorLink | None = None
-        self._codebook: Any = None  # of the guide
         super().__init__(
             1,
             beta=beta,
@@ -142,7 +140,7 @@ class VQ_ELBO(ParticleELBO):
         """Run the programs, the model with the guide's vectors in place of its codes."""
         if self._link is None or not self._link.joins(model, guide):
             check_codebooks(model, guide)
-            self._link, self._codebook = VectorLink(model, guide), getattr(guide, "codebook", None)
+            self._link = VectorLink(model, guide)
         with self._link:
             return super().run(self._link.model, self._link.guide, args, kwargs)
 
@@ -175,7 +173,7 @@ class VQ_ELBO(ParticleELBO):
         for name, log_q in particles.extras["drawn"].items():
             value = value + refuse_gradient(value.new_zeros(()), log_q, _no_gradient(name))
         distance = squares / num_vectors.clamp(min=1)
-        return Gain(value, {"distance": distance, **_usage_of(quantized, self._codebook)})
+        return Gain(value, {"distance": distance, **_usage_of(quantized)})
 
 
 def _no_gradient(name: str) -> str:
@@ -220,21 +218,13 @@ def _number_of_latents(inputs: Tensor, mask: Tensor | None) -> int | Tensor:
     return mask[..., 0].expand(inputs.shape[:-1]).sum()
 
 
-def _usage_of(quantized: dict[str, QuantizedSite], codebook: Any) -> dict[str, Tensor]:
+def _usage_of(quantized: dict[str, QuantizedSite]) -> dict[str, Tensor]:
     """Share of the codes that the batch uses, and their perplexity, in the mean over the tables."""
     found = [
         (*codes_in_use(codes, mask), site.num_codes)
         for site in quantized.values()
-        for codes, mask in _by_table(site, codebook)
+        for codes, mask in site.tables
     ]
     shares, perplexities = zip(*((used / size, each) for used, each, size in found), strict=True)
     names = {"usage": shares, "perplexity": perplexities}
     return {name: torch.stack(list(values)).mean() for name, values in names.items()}
-
-
-def _by_table(site: QuantizedSite, codebook: Any) -> Iterable[tuple[Tensor, Tensor | None]]:
-    """The codes of each table, and which of them count; of a codebook of one's own, all."""
-    blocks = codebook.blocks if isinstance(codebook, Quantizer) else lambda values: [values]
-    found, mask = blocks(site.codes[..., 0]), site.mask
-    masks = [None] * len(found) if mask is None else blocks(mask.expand(site.codes.shape)[..., 0])
-    return zip(found, masks, strict=True)

@@ -11,15 +11,23 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions import precise
 from numpyro_dvae.ops.relaxing import with_slope
 from numpyro_dvae.programs.densities import entry_mask, is_masked
-from numpyro_dvae.programs.sites import Layout, Run, same_programs
+from numpyro_dvae.programs.sites import Layout, Run, Site, same_programs
 
 __all__ = ["QuantizedSite", "VectorLink", "read_drawn", "read_vectors"]
+
+
+class CodesOfTable(NamedTuple):
+    """The codes of one table, and which of them no mask silences; None is all."""
+
+    codes: Integer[Array, "*plates l 1"]
+    mask: Bool[Array, "*plates l 1"] | None
 
 
 class QuantizedSite(NamedTuple):
@@ -29,7 +37,7 @@ class QuantizedSite(NamedTuple):
     vectors: Float[Array, "*plates L D"]  # after
     penalty: Float[Array, "*plates #L 1"] | None  # the guide's own, if it has one
     mask: Bool[Array, "*#plates #L 1"] | None  # which latents no mask silences; None is all
-    codes: Integer[Array, "*plates L 1"]
+    tables: tuple["CodesOfTable", ...]  # of each table of a codebook
     num_codes: Float[Array, ""]  # values of a code, V
 
 
@@ -139,10 +147,28 @@ def read_vectors(run: Run, layout: Layout, num_particles: int) -> dict[str, Quan
             stated = computed.get(f"{name}.penalty")
             penalty = None if stated is None else _unmasked(stated.value[..., None], mask, layout)
             before, after = (_unmasked(each.value, mask, layout) for each in (inputs, vectors))
-            codes = _by_datum(site.value[..., None], layout)
             num_codes = jnp.full((), _num_codes_of(site.base), float)
-            pairs[name] = QuantizedSite(before, after, penalty, mask, codes, num_codes)
+            pairs[name] = QuantizedSite(
+                before, after, penalty, mask, _by_table(site, layout), num_codes
+            )
     return pairs or None
+
+
+def _by_table(site: Site, layout: Layout) -> tuple[CodesOfTable, ...]:
+    sizes = getattr(site.base, "tables", None)
+    sizes = site.value.shape[-1:] if sizes is None else sizes
+
+    def apart(values: Array) -> list[Array]:
+        return [
+            _by_datum(part[..., None], layout)
+            for part in jnp.split(values, np.cumsum(sizes)[:-1], -1)
+        ]
+
+    codes = apart(site.value)
+    if not is_masked(site):
+        return tuple(CodesOfTable(part, None) for part in codes)
+    mask = jnp.broadcast_to(entry_mask(site, site.fn.event_dim), site.value.shape)
+    return tuple(map(CodesOfTable, codes, apart(mask)))
 
 
 def read_drawn(run: Run, layout: Layout, num_particles: int) -> dict[str, Float[Array, ""]]:

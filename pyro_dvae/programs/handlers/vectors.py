@@ -18,9 +18,16 @@ from torch import Tensor
 from pyro_dvae.distributions import precise
 from pyro_dvae.ops.relaxing import with_slope
 from pyro_dvae.programs.densities import entry_mask, is_masked
-from pyro_dvae.programs.sites import Layout, Run, same_programs
+from pyro_dvae.programs.sites import Layout, Run, Site, same_programs
 
 __all__ = ["QuantizedSite", "VectorLink", "read_drawn", "read_vectors"]
+
+
+class CodesOfTable(NamedTuple):
+    """The codes of one table, and which of them no mask silences; None is all."""
+
+    codes: Integer[Tensor, "K *plates l 1"]
+    mask: Bool[Tensor, "K *plates l 1"] | None
 
 
 class QuantizedSite(NamedTuple):
@@ -30,7 +37,7 @@ class QuantizedSite(NamedTuple):
     vectors: Float[Tensor, "K *plates L D"]  # after
     penalty: Float[Tensor, "K *plates #L 1"] | None  # the guide's own, if it has one
     mask: Bool[Tensor, "K *#plates #L 1"] | None  # which latents no mask silences; None is all
-    codes: Integer[Tensor, "*plates L 1"]
+    tables: tuple["CodesOfTable", ...]  # of each table of a codebook
     num_codes: Float[Tensor, ""]  # values of a code, V
 
 
@@ -131,10 +138,25 @@ def read_vectors(run: Run, layout: Layout, num_particles: int) -> dict[str, Quan
             stated = computed.get(f"{name}.penalty")
             penalty = None if stated is None else _unmasked(stated.value[..., None], mask, layout)
             before, after = (_unmasked(each.value, mask, layout) for each in (inputs, vectors))
-            codes = _by_datum(site.value[..., None], layout)
             num_codes = before.new_full((), _num_codes_of(site.base), dtype=torch.float32)
-            pairs[name] = QuantizedSite(before, after, penalty, mask, codes, num_codes)
+            pairs[name] = QuantizedSite(
+                before, after, penalty, mask, _by_table(site, layout), num_codes
+            )
     return pairs or None
+
+
+def _by_table(site: Site, layout: Layout) -> tuple[CodesOfTable, ...]:
+    sizes = getattr(site.base, "tables", None)
+    sizes = site.value.shape[-1:] if sizes is None else sizes
+
+    def apart(values: Tensor) -> list[Tensor]:
+        return [_by_datum(part[..., None], layout) for part in values.split(sizes, -1)]
+
+    codes = apart(site.value)
+    if not is_masked(site):
+        return tuple(CodesOfTable(part, None) for part in codes)
+    mask = entry_mask(site, site.fn.event_dim).expand(site.value.shape)
+    return tuple(map(CodesOfTable, codes, apart(mask)))
 
 
 def read_drawn(run: Run, layout: Layout, num_particles: int) -> dict[str, Float[Tensor, ""]]:
