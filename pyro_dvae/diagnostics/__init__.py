@@ -26,7 +26,8 @@ Which file to open: for a site of the guide alone, `auxiliary`; for states that 
 `left_out`; for a mask, `programs.densities` says where it is in a program, and `summaries` and
 `usage` what it leaves out; for what `to_arviz` puts in a group, `groups`; for how a value of a site
 is read, `readings`, and for what a model simulates, `simulations`; for an average over draws,
-`summaries`; for how many draws go through the programs at once, `collect`; for a rate without the
+`summaries`; for how many draws go through the programs at once, `collect`, and how long
+they take one by one, `patience`; for a rate without the
 noise of its own draw, `rates` and `conditionals`; for the probabilities of a discrete latent,
 `posteriors` and `averaging`; for whether ranks are uniform, `uniformity`; for how good gradients
 are, `quality`; for a standard error, `errors` and `expectations`; for what the data share, `costs`;

@@ -22,6 +22,7 @@ from pyro_dvae.diagnostics.draws import (
     cut_draws,
     cut_rows,
 )
+from pyro_dvae.diagnostics.patience import Patience
 from pyro_dvae.diagnostics.readings import (
     Pair,
     Readings,
@@ -82,8 +83,10 @@ def collect(
     num_rows = check_data(args, batch_size)
 
     def run(mode: Mode) -> Draws:
-        draws = Draws(num_draws, num_rows)
-        for rows, pair in _pairs(trained, args, cut_rows(num_rows, batch_size), mode):
+        draws, parts = Draws(num_draws, num_rows), list(cut_rows(num_rows, batch_size))
+        patience = Patience(len(parts) * num_draws)
+        for rows, pair in _pairs(trained, args, parts, mode):
+            pair = _patient(pair, patience)
             _fill(draws, rows, pair, wanted, prior=prior)
         return draws
 
@@ -138,6 +141,7 @@ def collect_given_shared(
     found = []
     with trained.at_parameters():
         for _, pair in _pairs(trained, args, [None]):
+            pair = _patient(pair, Patience(num_shared * num_draws))
             for place in range(num_shared):
                 given = {
                     name: torch.from_numpy(site.values[place : place + 1]).to(device)
@@ -147,6 +151,13 @@ def collect_given_shared(
                 _fill(draws, None, pair, wanted, given)
                 found.append(summarize(draws, place))
     return found
+
+
+def _patient(pair: Pair, patience: Patience) -> Pair:
+    """The pair, of which is told how long it takes if it is run draw by draw."""
+    if pair.vectorize:
+        return pair
+    return pair._replace(notes=pair.notes._replace(patience=patience))
 
 
 def _fill(

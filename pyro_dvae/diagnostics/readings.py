@@ -22,6 +22,7 @@ from pyro_dvae.diagnostics.auxiliary import (
 )
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, join_runs
 from pyro_dvae.diagnostics.left_out import is_left_out
+from pyro_dvae.diagnostics.patience import Patience
 from pyro_dvae.diagnostics.points import OF_POINTS, computed_sites
 from pyro_dvae.diagnostics.silence import OF_MASKS, in_full, otherwise_drawn, with_matters
 from pyro_dvae.diagnostics.simulations import AT_DRAWS, OneByOneError, at_draws
@@ -82,6 +83,7 @@ class Notes(NamedTuple):
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
     computed: tuple[str, ...] = ()  # sites of the guide whose values others tell
     alone: Alone = Alone()  # sites that the guide alone has
+    patience: Patience | None = None  # with programs that take draws one by one
 
 
 _STATE_READERS = {
@@ -155,7 +157,9 @@ def posterior_sites(
     records, readings = [], []
     with torch.no_grad(), HeldRows(pair.notes.subsamples):
         draw = Draw(layout, size if pair.vectorize else None, given)
-        runs = [run_pair(pair, draw) for _ in range(num_draws // size)]
+        patience, count = pair.notes.patience, num_draws // size
+        places = patience.over(count) if patience else range(count)
+        runs = [run_pair(pair, draw) for _ in places]
         if pair.structure is None:  # any of them may have the deepest plates
             layout = layout._replace(nesting=common_layout(runs).nesting)
         for run in runs:
