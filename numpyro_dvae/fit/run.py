@@ -100,6 +100,7 @@ class Training:
             if parted:
                 check_whole_plates(self.rng_key, self.svi.model, *batch, *parted)
             raise
+        self.steps.check_parameters(self.svi, state)
         if saved is not None:
             self._resume(state, saved)
         else:  # copied, as steps give their state away, and it may hold the user's own arrays

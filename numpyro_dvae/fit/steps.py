@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.infer import SVI
+from numpyro.infer.autoguide import AutoContinuous, AutoDelta, AutoNormal
 from numpyro.infer.svi import SVIState
 
 from numpyro_dvae.fit.batches import ArrayBatches, IterableBatches
@@ -31,9 +32,21 @@ from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.fit.transform import transformed
 from numpyro_dvae.guides import AutoDiscrete
 from numpyro_dvae.infer import TruncatedGuide
-from numpyro_dvae.programs.handlers.rows import check_plates_of_batches
+from numpyro_dvae.programs.handlers.batches import (
+    Keeper,
+    check_parameters_of_batches,
+    check_plates_of_batches,
+)
 
 __all__ = ["Steps"]
+
+_KEEPERS = AutoContinuous, AutoDelta, AutoNormal, AutoDiscrete, TruncatedGuide
+_PLATES = (
+    "Take AutoNormal, pass the rows along with the data, and make the plate of them in the guide, "
+    "too: AutoNormal(model, create_plates=plate), with `def plate(x, rows):` and in it `with "
+    'numpyro.handlers.substitute(data={{"{1}": rows}}): return numpyro.plate("{1}", {0}, '
+    "subsample_size=len(rows))`."
+)
 
 Transform = Callable[..., Any] | None
 
@@ -87,9 +100,24 @@ class Steps:
         few, size = self.batches.parted or (0, 0)
         rng_key = self._devices.local(self._rng_key)
         for part in getattr(guide, "_guides", [guide]) if few < size else ():
-            if isinstance(part, AutoDiscrete | TruncatedGuide):
-                name = type(part).__name__
-                check_plates_of_batches(rng_key, part.model, self._some, few, size, name)
+            if isinstance(part, _KEEPERS):
+                keeper = _keeper(part, guide)
+                check_plates_of_batches(rng_key, keeper, self._some, few, size)
+
+    def check_parameters(self, svi: SVI, svi_state: SVIState) -> None:
+        """Refuse parameters that have as many rows as whatever batch.
+
+        Raises:
+            ValueError: If there is such a parameter.
+        """
+        few, size = self.batches.parted or (0, 0)
+        leaves = jax.tree.leaves(svi.get_params(svi_state))
+        if few >= size or not any(few in jnp.shape(leaf) for leaf in leaves):
+            return
+        rng_key = self._devices.local(self._rng_key)
+        for kind in ("guide", "model"):
+            program = getattr(svi, kind)
+            check_parameters_of_batches(rng_key, program, self._some, few, size, kind)
 
     def _some(self, num_rows: int) -> Batch:
         return self._ready(self.batches.first_rows(num_rows))
@@ -256,3 +284,10 @@ def _one_step(svi: SVI, transform: Transform, devices: Devices) -> Compiled:
         return svi_state, *devices.kept_on_all(found)
 
     return Compiled(step, static=(3,), donated=(0,))
+
+
+def _keeper(part: Any, guide: Any) -> Keeper:
+    """A guide that makes its parameters of the latents that its model has."""
+    is_discrete = isinstance(part, AutoDiscrete | TruncatedGuide)
+    known = is_discrete or part.create_plates or getattr(guide, "create_plates", None)
+    return Keeper(type(part).__name__, part.model, is_discrete, "" if known else _PLATES)

@@ -77,7 +77,7 @@ class Training:
 
     def begin(self, resume: bool) -> None:
         """Go on from the folder's checkpoint, or set an earlier run aside."""
-        self.steps.check_plates(self.svi.guide)
+        self.steps.check_plates(self.svi.model, self.svi.guide)
         if self.folder is None:
             return
         folder = self.folder

@@ -5,6 +5,13 @@ from typing import Any
 
 import torch
 from pyro.infer import SVI
+from pyro.infer.autoguide import (
+    AutoContinuous,
+    AutoDelta,
+    AutoDiscreteParallel,
+    AutoGuide,
+    AutoNormal,
+)
 from torch import Tensor, nn
 
 from pyro_dvae.fit.batches import Batches
@@ -14,9 +21,20 @@ from pyro_dvae.fit.svi import check_loss, device_of, parameters
 from pyro_dvae.fit.transform import transformed
 from pyro_dvae.guides import AutoDiscrete
 from pyro_dvae.infer import TruncatedGuide
-from pyro_dvae.programs.handlers.rows import check_plates_of_batches
+from pyro_dvae.programs.handlers.batches import (
+    Keeper,
+    check_parameters_of_batches,
+    check_plates_of_batches,
+)
 
 __all__ = ["Steps"]
+
+_KEEPERS = AutoContinuous, AutoDelta, AutoNormal, AutoDiscrete, AutoDiscreteParallel, TruncatedGuide
+_PLATES = (
+    "Pass the rows along with the data, and make the plate of them in the guide, too: "
+    'AutoNormal(model, create_plates=lambda x, rows: pyro.plate("{1}", {0}, subsample=rows)).'
+)
+_ONE_BY_ONE = "It has a parameter of each place in a batch. Take AutoNormal. " + _PLATES
 
 
 class Steps:
@@ -39,17 +57,21 @@ class Steps:
             return batch, torch.tensor(True)
         return batch, is_finite(batch)
 
-    def check_plates(self, guide: Any) -> None:
-        """Refuse parts of a guide that keep something by rows, where a batch does not say whose.
+    def check_plates(self, model: Any, guide: Any) -> None:
+        """Refuse programs that keep something by rows, where a batch does not say whose.
 
         Raises:
-            ValueError: If there is such a part.
+            ValueError: If there is such a part of the guide, or such a parameter.
         """
         few, size = self.batches.parted or (0, 0)
-        for part in guide.modules() if few < size and isinstance(guide, nn.Module) else ():
-            if isinstance(part, AutoDiscrete | TruncatedGuide):
-                name = type(part).__name__
-                check_plates_of_batches(part.model, self._some, few, size, name)
+        if few >= size:
+            return
+        parts = guide.modules() if isinstance(guide, nn.Module) else ()
+        for keeper in map(_keeper, (part for part in parts if isinstance(part, _KEEPERS))):
+            check_plates_of_batches(keeper, self._some, few, size)
+        if not isinstance(guide, AutoGuide):
+            check_parameters_of_batches(guide, self._some, few, size, "guide")
+        check_parameters_of_batches(model, self._some, few, size, "model")
 
     def _some(self, num_rows: int) -> Batch:
         return self._ready(self.batches.first_rows(num_rows))
@@ -60,3 +82,14 @@ class Steps:
         if self._transform is None:
             return batch
         return to_device(transformed(self._transform, batch), self._device)
+
+
+def _keeper(part: Any) -> Keeper:
+    """A guide that makes its parameters of the latents that its model has."""
+    advice, master = "", getattr(part, "master", None)
+    if isinstance(part, AutoContinuous):
+        advice = _ONE_BY_ONE
+    elif not isinstance(part, AutoDiscrete | TruncatedGuide):
+        advice = "" if (master() if master else part).create_plates else _PLATES
+    is_discrete = isinstance(part, AutoDiscrete | AutoDiscreteParallel | TruncatedGuide)
+    return Keeper(type(part).__name__, part.model, is_discrete, advice)

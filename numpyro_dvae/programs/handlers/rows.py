@@ -16,12 +16,18 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.programs.draw import Draw, run_program
-from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, rows_of_plates, sample_sites
+from numpyro_dvae.programs.sites import (
+    Layout,
+    Pair,
+    Run,
+    Site,
+    rows_of_plates,
+    sample_sites,
+)
 
 __all__ = [
     "Subsampling",
     "check_guide",
-    "check_plates_of_batches",
     "check_rows",
     "check_whole_plates",
 ]
@@ -204,50 +210,3 @@ def check_whole_plates(
             f'make that plate in numpyro.handlers.substitute(data={{"{name}": rows}}). Or leave '
             "`batch_size` out."
         )
-
-
-def check_plates_of_batches(
-    rng_key: Array,
-    model: Callable,
-    batches: Callable[[int], tuple[tuple, dict]],
-    few: int,
-    size: int,
-    guide: str,
-) -> None:
-    """Refuse latents of a guide by rows, under a plate that has as many rows as whatever batch.
-
-    Args:
-        rng_key: Key of the runs.
-        model: The model, with the latents of the guide alone.
-        batches: Of a number of rows, what the model is called with.
-        few: Rows of the batch.
-        size: Rows of the data.
-        guide: What it is called.
-
-    Raises:
-        ValueError: If there is such a plate.
-    """
-
-    def sizes(num_rows: int) -> dict[tuple[str, str], int]:
-        sites = dict[str, Site]()
-        with suppress(Exception):
-            args, kwargs = batches(num_rows)
-            with block(), Draw(rng_key, Layout()):
-                jax.eval_shape(
-                    lambda: sites.update(sample_sites(run_program(rng_key, model, args, kwargs)))
-                )
-        latent = [s for s in sites.values() if s.is_credited]
-        return {(s.name, f.name): f.full_size for s in latent for f in s.plates.values()}
-
-    grown = sizes(few), sizes(few + 1)
-    for (site, name), count in grown[0].items():
-        if (count, grown[1].get((site, name))) == (few, few + 1):
-            raise ValueError(
-                f"`batch_size`: plate '{name}' of site '{site}' has the {few} rows of a batch, "
-                f"whosever they are, but {guide} has parameters of each row, and would take them "
-                f"for others'. Pass the rows along with the data, as in fit(rng_key, svi, x, "
-                f"jnp.arange({size}), batch_size={few}), and make the plate of them, `with "
-                f'numpyro.handlers.substitute(data={{"{name}": rows}}): plate = numpyro.plate('
-                f'"{name}", {size}, subsample_size={few})`; or leave `batch_size` out, or take a '
-                "guide with an encoder."
-            )

@@ -30,7 +30,6 @@ from pyro_dvae.programs.structure.tracking import Exits
 __all__ = [
     "Subsampling",
     "check_guide",
-    "check_plates_of_batches",
     "check_rows",
     "check_whole_plates",
 ]
@@ -181,41 +180,3 @@ def check_whole_plates(model: Callable, args: tuple, kwargs: dict, few: int, siz
             f'pyro.plate("{name}", {size}, subsample=rows), and pass the rows along, fit(svi, x, '
             f"torch.arange({size}), batch_size={few}). Or leave `batch_size` out."
         )
-
-
-def check_plates_of_batches(
-    model: Callable, batches: Callable[[int], tuple[tuple, dict]], few: int, size: int, guide: str
-) -> None:
-    """Refuse latents of a guide by rows, under a plate that has as many rows as whatever batch.
-
-    Args:
-        model: The model, with the latents of the guide alone.
-        batches: Of a number of rows, what the model is called with.
-        few: Rows of the batch.
-        size: Rows of the data.
-        guide: What it is called.
-
-    Raises:
-        ValueError: If there is such a plate.
-    """
-
-    def sizes(num_rows: int) -> dict[tuple[str, str], int]:
-        found: dict[tuple[str, str], int] = {}
-        with pyro.validation_enabled(False), hidden(), suppress(Exception):
-            args, kwargs = batches(num_rows)
-            for site in sample_sites(run_program(model, args, kwargs)).values():
-                if site.is_credited:
-                    frames = site.plates.values()
-                    found |= {(site.name, f.name): f.full_size or f.size for f in frames}
-        return found
-
-    grown = only_looking(lambda: (sizes(few), sizes(few + 1)))
-    for (site, name), count in grown[0].items():
-        if (count, grown[1].get((site, name))) == (few, few + 1):
-            raise ValueError(
-                f"`batch_size`: plate '{name}' of site '{site}' has the {few} rows of a batch, "
-                f"whosever they are, but {guide} has parameters of each row, and would take them "
-                f"for others'. Pass the rows along with the data, as in fit(svi, x, "
-                f'torch.arange({size}), batch_size={few}), and write pyro.plate("{name}", {size}, '
-                "subsample=rows); or leave `batch_size` out, or take a guide with an encoder."
-            )

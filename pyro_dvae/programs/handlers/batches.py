@@ -1,0 +1,149 @@
+"""Whether what programs keep by rows is kept by the rows of the data, whatever batch they are in.
+
+A plate that has as many rows as a batch, and a parameter that has, take the data at a place of the
+batch for one and the same. What is seen with two numbers of rows tells.
+"""
+
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+
+from pyro_dvae.programs.draw import run_program
+from pyro_dvae.programs.processes import hidden
+from pyro_dvae.programs.sites import sample_sites
+from pyro_dvae.programs.structure.looking import only_looking
+
+__all__ = ["Keeper", "check_parameters_of_batches", "check_plates_of_batches"]
+
+
+class Keeper(NamedTuple):
+    """A part of a guide that keeps parameters of each row."""
+
+    name: str
+    model: Callable  # with its latents alone
+    is_discrete: bool  # whether these are the discrete ones
+    advice: str = ""  # what to write where a plate takes some rows; "" if it knows whose they are
+
+
+def check_plates_of_batches(
+    keeper: Keeper, batches: Callable[[int], tuple[tuple, dict]], few: int, size: int
+) -> None:
+    """Refuse latents of a guide by rows, where a batch does not say whose rows it has.
+
+    Args:
+        keeper: The guide.
+        batches: Of a number of rows, what the model is called with.
+        few: Rows of the batch.
+        size: Rows of the data.
+
+    Raises:
+        ValueError: If a plate has as many rows as whatever batch, or takes some of its rows and
+            the guide does not know which.
+    """
+
+    def frames(num_rows: int) -> dict[tuple[str, str], tuple[int, int]]:
+        args, kwargs = batches(num_rows)
+        found = {}
+        for site in sample_sites(run_program(keeper.model, args, kwargs)).values():
+            if site.is_observed:
+                site.log_prob()  # fails if the data are not those of the plate
+            if not site.is_observed and site.needs_credit == keeper.is_discrete:
+                for frame in site.plates.values():
+                    found[site.name, frame.name] = frame.size, frame.full_size or frame.size
+        return found
+
+    grown, num_rows = _at_two_sizes(frames, few, size)
+    for (site, name), (taken, full) in grown[0].items():
+        if taken < full and keeper.advice:
+            raise ValueError(
+                f"`batch_size`: plate '{name}' of site '{site}' takes {taken} of {full} rows, but "
+                f"{keeper.name} does not know which these are. {keeper.advice.format(full, name)}"
+            )
+        _, other = grown[1].get((site, name), (taken, full))
+        if full * num_rows == other * few and full != other:
+            raise ValueError(
+                f"`batch_size`: plate '{name}' of site '{site}' has the {few} rows of a batch, "
+                f"whosever they are, but {keeper.name} has parameters of each row, and would take "
+                f"them for others'. {_whose(name, few, size)}"
+            )
+        if not num_rows and full == few:
+            warnings.warn(
+                f"`batch_size`: plate '{name}' of site '{site}' has {few} rows, as the batch has, "
+                "and the model fails with another number of rows, so that these may be the data, "
+                f"of which {keeper.name} has parameters of each. {_whose(name, few, size)}",
+                stacklevel=2,
+            )
+
+
+def check_parameters_of_batches(
+    program: Callable, batches: Callable[[int], tuple[tuple, dict]], few: int, size: int, kind: str
+) -> None:
+    """Refuse parameters that have as many rows as whatever batch.
+
+    Args:
+        program: A model or guide.
+        batches: Of a number of rows, what it is called with.
+        few: Rows of the batch.
+        size: Rows of the data.
+        kind: "model" or "guide".
+
+    Raises:
+        ValueError: If there is such a parameter.
+    """
+    store = pyro.get_param_store()
+
+    def shapes(num_rows: int) -> dict[str, torch.Size]:
+        args, kwargs = batches(num_rows)
+        with store.scope():
+            run_program(program, args, kwargs)
+            return {name: value.shape for name, value in store.items()}
+
+    grown, _ = _at_two_sizes(shapes, few, size, needed=lambda shape: few in shape)
+    dict(store.items())  # marks again what leaving the scope unmarked
+    for name, shape in grown[0].items():
+        other = grown[1].get(name, shape)
+        if shape != other:
+            raise ValueError(
+                f"`batch_size`: parameter ['{name}'] of the {kind} has the shape {tuple(shape)} "
+                f"with the {few} rows of a batch, and {tuple(other)} with others: it is of rows, "
+                "whosever they are, and would take them for others'. Make it one of all data, "
+                f"pass the rows along, as in fit(svi, x, torch.arange({size}), "
+                f"batch_size={few}), and take those of the rows, parameter[rows]; or leave "
+                "`batch_size` out, or compute what is of a row from its data."
+            )
+
+
+def _at_two_sizes(
+    look: Callable[[int], dict[Any, Any]],
+    few: int,
+    size: int,
+    needed: Callable[[Any], bool] = lambda _: True,
+) -> tuple[list[dict[Any, Any]], int]:
+    """What is seen with the rows of a batch, and with the first other number of rows that runs.
+
+    And this number; 0 if none does, or if nothing of what is seen needs to be compared.
+    """
+
+    def tried(num_rows: int) -> dict[Any, Any] | None:
+        with pyro.validation_enabled(False), hidden(), suppress(Exception):
+            return only_looking(lambda: look(num_rows))
+        return None
+
+    found = tried(few) or {}
+    others = [few + 1, few - 1, 2 * few, size] if any(map(needed, found.values())) else []
+    for num_rows in (n for n in others if 1 < n <= size and n != few):  # one row would broadcast
+        if (other := tried(num_rows)) is not None:
+            return [found, other], num_rows
+    return [found, {}], 0
+
+
+def _whose(name: str, few: int, size: int) -> str:
+    return (
+        f"Pass the rows along with the data, as in fit(svi, x, torch.arange({size}), "
+        f'batch_size={few}), and write pyro.plate("{name}", {size}, subsample=rows); or leave '
+        "`batch_size` out, or take a guide with an encoder."
+    )
