@@ -31,7 +31,7 @@ def programs(index, shared):
     return model, guide
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_long_time_is_told(monkeypatch, shared):
     """How many runs, and what to write; not of programs that take all draws at once."""
     monkeypatch.setattr(patience, "_LOOKED", 0.0)
