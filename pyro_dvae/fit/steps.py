@@ -1,5 +1,6 @@
 """What a step gets: the next batch, on the device of the parameters, transformed and checked."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,7 @@ class Steps:
 
     def next(self) -> tuple[Batch, Tensor]:
         """Return the next batch as the model gets it, and whether all its values are finite."""
-        batch = self._ready(self.batches.next())
+        batch = self._ready(self.batches.next(), self._transform)
         if self._transform is None and self.batches.checked:
             return batch, torch.tensor(True)
         return batch, is_finite(batch)
@@ -74,14 +75,15 @@ class Steps:
         check_parameters_of_batches(model, self._some, few, size, "model")
 
     def _some(self, num_rows: int) -> Batch:
-        return self._ready(self.batches.first_rows(num_rows))
+        """The first rows; no transform that counts its calls is to notice."""
+        return self._ready(self.batches.first_rows(num_rows), copy.deepcopy(self._transform))
 
-    def _ready(self, batch: Batch) -> Batch:
+    def _ready(self, batch: Batch, transform: Callable[..., Any] | None) -> Batch:
         """A batch on the device, transformed."""
         batch = to_device(batch, self._device)
-        if self._transform is None:
+        if transform is None:
             return batch
-        return to_device(transformed(self._transform, batch), self._device)
+        return to_device(transformed(transform, batch), self._device)
 
 
 def _keeper(part: Any) -> Keeper:
