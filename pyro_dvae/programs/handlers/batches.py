@@ -58,25 +58,27 @@ def check_plates_of_batches(
 
     grown, num_rows = _at_two_sizes(frames, few, size)
     for (site, name), (taken, full) in grown[0].items():
+        other = grown[1].get((site, name), (taken, full))[1]
+        plate = f"`batch_size`: plate '{name}' of site '{site}'"
         if taken < full and keeper.advice:
             raise ValueError(
-                f"`batch_size`: plate '{name}' of site '{site}' takes {taken} of {full} rows, but "
-                f"{keeper.name} does not know which these are. {keeper.advice.format(full, name)}"
+                f"{plate} takes {taken} of {full} rows, but {keeper.name} does not know which "
+                f"these are. {keeper.advice.format(full, name)}"
             )
-        _, other = grown[1].get((site, name), (taken, full))
         if full * num_rows == other * few and full != other:
             raise ValueError(
-                f"`batch_size`: plate '{name}' of site '{site}' has the {few} rows of a batch, "
-                f"whosever they are, but {keeper.name} has parameters of each row, and would take "
-                f"them for others'. {_whose(name, few, size)}"
+                f"{plate} has the {few} rows of a batch, whosever they are, but {keeper.name} has "
+                f"parameters of each row, and would take them for others'. {_whose(name, few, size)}"
             )
         if not num_rows and full == few:
-            warnings.warn(
-                f"`batch_size`: plate '{name}' of site '{site}' has {few} rows, as the batch has, "
-                "and the model fails with another number of rows, so that these may be the data, "
-                f"of which {keeper.name} has parameters of each. {_whose(name, few, size)}",
-                stacklevel=2,
-            )
+            warnings.warn(f"{plate} {_perhaps(keeper)} {_whose(name, few, size)}", stacklevel=2)
+
+
+def _perhaps(keeper: Keeper) -> str:
+    return (
+        "has as many rows as the batch, and the model fails with another number of rows, so that "
+        f"these may be the data, of which {keeper.name} has parameters of each."
+    )
 
 
 def check_parameters_of_batches(
