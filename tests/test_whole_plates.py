@@ -170,7 +170,5 @@ def test_a_model_of_one_number_of_rows_is_told_of(name):
             bit = host.sample("bit", dist.Bernoulli(0.5))
             host.sample("x", dist.Normal(9.0 * bit, 1.0), obs=x)
 
-    with pytest.warns(
-        UserWarning, match=r"has as many rows as the batch, and the model fails with"
-    ):
+    with pytest.warns(UserWarning, match="has as many rows as the batch, and the model fails"):
         train(name, model, auto(model), batch_size=5)

@@ -26,14 +26,13 @@ Which file to open: for a site of the guide alone, `auxiliary`; for states that 
 `left_out`; for a mask, `programs.densities` says where it is in a program, and `summaries` and
 `usage` what it leaves out; for what `to_arviz` puts in a group, `groups`; for how a value of a site
 is read, `readings`, and for what a model simulates, `simulations`; for an average over draws,
-`summaries`; for how many draws go through the programs at once, `collect`, and how long
-they take one by one, `patience`; for a rate without the
+`summaries`; for how many draws go through the programs at once, `collect`; for a rate without the
 noise of its own draw, `rates` and `conditionals`; for the probabilities of a discrete latent,
 `posteriors` and `averaging`; for whether ranks are uniform, `uniformity`; for how good gradients
 are, `quality`; for a standard error, `errors` and `expectations`; for what the data share, `costs`;
 for what a bound is not, `notes`, and why, `points` (a guide without a distribution), `weighed` (a
 scaled density) and `silence` (a latent under a mask); for arguments, `trees` and `arguments`, and
-`arrays` for named dims.
+`arrays` for named dims; for how long draws take that Pyro runs one by one, its `patience`.
 
 Words: a *reading* is one thing that can be read of a site, such as its values or its rate; the
 *record* has the log-densities of each draw and datum; a *datum* is one cell of the *plates* that

@@ -68,7 +68,8 @@ def check_plates_of_batches(
         if full * num_rows == other * few and full != other:
             raise ValueError(
                 f"{plate} has the {few} rows of a batch, whosever they are, but {keeper.name} has "
-                f"parameters of each row, and would take them for others'. {_whose(name, few, size)}"
+                f"parameters of each row, and would take them for others'. "
+                f"{_whose(name, few, size)}"
             )
         if not num_rows and full == few:
             warnings.warn(f"{plate} {_perhaps(keeper)} {_whose(name, few, size)}", stacklevel=2)
