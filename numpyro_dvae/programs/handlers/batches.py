@@ -50,20 +50,7 @@ def check_plates_of_batches(
     """
 
     def frames(num_rows: int) -> dict[tuple[str, str], tuple[int, int]]:
-        args, kwargs = batches(num_rows)
-        sites, found = dict[str, Site](), {}
-
-        def look() -> list[Array]:
-            sites.update(sample_sites(run_program(rng_key, keeper.model, args, kwargs)))
-            return [site.log_prob() for site in sites.values() if site.is_observed]
-
-        with block(), Draw(rng_key, Layout()):
-            jax.eval_shape(look)  # fails if the data are not those of the plate
-        for site in sites.values():
-            if not site.is_observed and site.needs_credit == keeper.is_discrete:
-                for frame in site.plates.values():
-                    found[site.name, frame.name] = frame.size, frame.full_size
-        return found
+        return _frames_of(rng_key, keeper, *batches(num_rows))
 
     grown, num_rows = _at_two_sizes(frames, few, size)
     for (site, name), (taken, full) in grown[0].items():
@@ -82,6 +69,25 @@ def check_plates_of_batches(
             )
         if not num_rows and full == few:
             warnings.warn(f"{plate} {_perhaps(keeper)} {_whose(name, few, size)}", stacklevel=2)
+
+
+def _frames_of(
+    rng_key: Array, keeper: Keeper, args: tuple, kwargs: dict
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """Of each plate of the latents, how many rows it takes, of how many."""
+    sites, found = dict[str, Site](), {}
+
+    def look() -> list[Array]:
+        sites.update(sample_sites(run_program(rng_key, keeper.model, args, kwargs)))
+        return [site.log_prob() for site in sites.values() if site.is_observed]
+
+    with block(), Draw(rng_key, Layout()):
+        jax.eval_shape(look)  # fails if the data are not those of the plate
+    for site in sites.values():
+        if not site.is_observed and site.needs_credit == keeper.is_discrete:
+            for frame in site.plates.values():
+                found[site.name, frame.name] = frame.size, frame.full_size
+    return found
 
 
 def _perhaps(keeper: Keeper) -> str:

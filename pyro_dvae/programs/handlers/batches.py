@@ -46,15 +46,7 @@ def check_plates_of_batches(
     """
 
     def frames(num_rows: int) -> dict[tuple[str, str], tuple[int, int]]:
-        args, kwargs = batches(num_rows)
-        found = {}
-        for site in sample_sites(run_program(keeper.model, args, kwargs)).values():
-            if site.is_observed:
-                site.log_prob()  # fails if the data are not those of the plate
-            if not site.is_observed and site.needs_credit == keeper.is_discrete:
-                for frame in site.plates.values():
-                    found[site.name, frame.name] = frame.size, frame.full_size or frame.size
-        return found
+        return _frames_of(keeper, *batches(num_rows))
 
     grown, num_rows = _at_two_sizes(frames, few, size)
     for (site, name), (taken, full) in grown[0].items():
@@ -73,6 +65,18 @@ def check_plates_of_batches(
             )
         if not num_rows and full == few:
             warnings.warn(f"{plate} {_perhaps(keeper)} {_whose(name, few, size)}", stacklevel=2)
+
+
+def _frames_of(keeper: Keeper, args: tuple, kwargs: dict) -> dict[tuple[str, str], tuple[int, int]]:
+    """Of each plate of the latents, how many rows it takes, of how many."""
+    found = {}
+    for site in sample_sites(run_program(keeper.model, args, kwargs)).values():
+        if site.is_observed:
+            site.log_prob()  # fails if the data are not those of the plate
+        if not site.is_observed and site.needs_credit == keeper.is_discrete:
+            for frame in site.plates.values():
+                found[site.name, frame.name] = frame.size, frame.full_size or frame.size
+    return found
 
 
 def _perhaps(keeper: Keeper) -> str:
