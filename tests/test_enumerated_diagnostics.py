@@ -134,6 +134,25 @@ def test_marked_sites_are_told_whatever_their_structure(kit, name):
         np.testing.assert_allclose(found[site].probs, expected, atol=1e-5)
 
 
+def test_arviz_has_the_probabilities_of_marked_sites(kit):
+    """Given draws, in the mean over these; where all is marked, those of a sum over states."""
+    probs = np.exp(states_of_upstream())
+    given = probs / probs.sum(-1, keepdims=True)  # of z, given u
+    expected = (coin([0.4, -0.3])[..., None] * given).sum(1)
+    groups = {"groups": ("vi_stats",)}
+    table = kit("to_arviz", "upstream", num_draws=2000, **groups)["vi_stats"]
+    assert table["z_probs"].dims == ("data", "z_code")
+    error = np.ptp(given, 1) / 2 / np.sqrt(2000)
+    assert (np.abs(table["z_probs"].values - expected) < 5 * error + 1e-6).all()
+    np.testing.assert_allclose(table["z_code_share"], table["z_probs"].mean("data"), rtol=1e-6)
+    np.testing.assert_array_equal(table["z_most_likely"], expected.argmax(-1))
+    host = next(each for each in PROGRAMS if each.name == "all_marked")
+    found = kit.of(host, "discrete_posterior", num_draws=25)
+    table = kit.of(host, "to_arviz", num_draws=25, **groups)["vi_stats"]
+    for site, each in by_states(host, found).items():
+        np.testing.assert_allclose(table[f"{site}_probs"], each, atol=1e-5)
+
+
 def kl(q, p):
     return (q * np.log(q / p)).sum(-1)
 

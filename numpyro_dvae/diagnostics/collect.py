@@ -144,6 +144,7 @@ def _fill(
     given: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
     """Run the pair until the draws of these rows are there."""
+    draws.summed_sites = pair.layout.summed
     (arrays, template), params = split(Batch(args, {})), trained.params
     for i, (some, size) in enumerate(cut_draws(draws.num_draws, count_numbers(args))):
         key = jax.random.fold_in(rng_key, i)

@@ -67,6 +67,7 @@ class Draws:
         self.num_draws, self.num_rows = num_draws, num_rows
         self.plates: tuple[str, ...] = ()  # those that make a datum
         self.shared_sites: tuple[str, ...] = ()  # those that no datum owns
+        self.summed_sites: tuple[str, ...] = ()  # those that the model sums out
         self.auxiliary: tuple[str, ...] = ()  # those of the guide alone, which no latent tells
         self.densities: Mapping[str, tuple[str, ...]] = {}  # of others, latents whose density it is
         self.free: tuple[str, ...] = ()  # of these, those that take all their values

@@ -16,6 +16,7 @@ from numpyro_dvae.diagnostics.arrays import NamedArray, split_data
 from numpyro_dvae.diagnostics.draws import Draws
 from numpyro_dvae.diagnostics.names import Labels, sizes_of_dims
 from numpyro_dvae.diagnostics.notes import KINDS
+from numpyro_dvae.diagnostics.posteriors import SitePosterior
 from numpyro_dvae.diagnostics.usage import OF_USAGE, frequencies_of, usage_of
 from numpyro_dvae.diagnostics.verdicts import ImportanceDiagnostics
 
@@ -73,6 +74,7 @@ def make_groups(
     result: Any,
     data: tuple,
     labels: Labels,
+    summed: Mapping[str, SitePosterior],
 ) -> Any:
     """Arrange what was drawn in groups, in the container of the installed ArviZ."""
     groups = labels.groups
@@ -93,7 +95,7 @@ def make_groups(
     for group in datasets.keys() & {"observed_data", "posterior_predictive"}:
         datasets[group] = _marked(datasets[group], draws, labels)
     if "vi_stats" in groups:
-        datasets["vi_stats"] = _vi_stats(draws, report, result)
+        datasets["vi_stats"] = _vi_stats(draws, report, result, summed)
     labels.check(datasets)
     datasets = {group: labels.apply(datasets[group]) for group in GROUPS if group in datasets}
     return _assemble(datasets)
@@ -177,7 +179,9 @@ def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
     return np.array_equal(np.ravel(one), np.ravel(other), equal_nan=True)
 
 
-def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
+def _vi_stats(
+    draws: Draws, report: ImportanceDiagnostics, result: Any, summed: Mapping[str, SitePosterior]
+) -> Any:
     """How the training went, and what the weights of the draws say of the guide."""
     import xarray
 
@@ -197,6 +201,8 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
         if not usage.is_open:
             variables |= frequencies_of(draws, name, usage)
             coords |= {} if usage.codes is None else {f"{name}_code": usage.codes}
+    for name, site in summed.items():
+        variables |= _of_summed(name, site, draws.plates)
     losses, rows = np.asarray(getattr(result, "losses", ())), getattr(result, "history", ())
     if losses.size:
         variables["loss"], coords["step"] = (("step",), losses), np.arange(1, 1 + losses.size)
@@ -208,6 +214,19 @@ def _vi_stats(draws: Draws, report: ImportanceDiagnostics, result: Any) -> Any:
     notes = {name: ", ".join(getattr(report, name)) for name in KINDS}
     attributes |= {name: names for name, names in notes.items() if names}
     return xarray.Dataset(variables, coords, attributes)
+
+
+def _of_summed(name: str, site: SitePosterior, plates: tuple[str, ...]) -> dict[str, tuple]:
+    """The same as of a site that is drawn; no place that a mask silences has a share."""
+    dim, counted = f"{name}_code", site.counted[..., None] & ~np.isnan(site.probs)
+    axes = tuple(i for i, each in enumerate(site.dims) if each in plates)
+    within = [each for each in site.dims if each not in plates]
+    total = np.where(counted, site.probs, 0.0).sum(axes)
+    return {
+        f"{name}_code_share": ((*within, dim), total / np.maximum(counted.sum(axes), 1)),
+        f"{name}_probs": ((*site.dims, dim), site.probs),
+        f"{name}_most_likely": (site.dims, site.most_likely),
+    }
 
 
 def _marked(dataset: Any, draws: Draws, labels: Labels) -> Any:

@@ -32,6 +32,8 @@ __all__ = [
     "check_posterior",
     "choose_sites",
     "is_affordable",
+    "most_draws",
+    "of_summed",
     "posterior_of",
 ]
 
@@ -192,6 +194,11 @@ def are_summed(few: Draws, names: Sequence[str], num_draws: int) -> bool:
     return bool(found)
 
 
+def most_draws(few: Draws) -> int:
+    """Of how many draws the probabilities of all sites that are summed out can be kept."""
+    return _MOST_NUMBERS // max(1, sum(table.values[0].size for table in few["summed"].values()))
+
+
 def _is_few(tables: Iterable[NamedArray], num_draws: int) -> bool:
     return num_draws * sum(table.values[0].size for table in tables) <= _MOST_NUMBERS
 
@@ -241,7 +248,7 @@ def posterior_of(
     drawn = [n for n in names if n not in few["summed"]]
     check_entries({name: draws["latent"][name] for name in drawn})
     codes = {n: _codes(n, draws["latent"][n], listed.get(n)) for n in drawn}
-    found = {n: _of_summed(n, draws, weighted) for n in names if n in few["summed"]}
+    found = {n: of_summed(n, draws, weighted) for n in names if n in few["summed"]}
     for name, (dims, values) in codes.items():
         if weighted is None and name in tables and not np.isnan(tables[name].values).any():
             probs = tables[name].values.mean(0, dtype=np.float64)
@@ -262,7 +269,8 @@ def posterior_of(
     return DiscretePosterior(found, joint, log_weights, draws.plates, corrected, report)
 
 
-def _of_summed(name: str, draws: Draws, weighted: Weighted | None) -> SitePosterior:
+def of_summed(name: str, draws: Draws, weighted: Weighted | None) -> SitePosterior:
+    """The posterior of a site that is summed out, in the mean over draws."""
     site, probs = draws["summed"][name], mean_probs(name, draws, weighted)
     return SitePosterior(site.dims[:-1], probs, None, _counted(draws, name, site.values[..., 0]))
 

@@ -9,15 +9,18 @@ from pyro_dvae.diagnostics.collect import collect
 from pyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
 from pyro_dvae.diagnostics.posteriors import (
     DiscretePosterior,
+    SitePosterior,
     are_summed,
     check_posterior,
     choose_sites,
     is_affordable,
+    most_draws,
+    of_summed,
     posterior_of,
 )
 from pyro_dvae.ops.arguments import checked
 
-__all__ = ["discrete_posterior"]
+__all__ = ["discrete_posterior", "summed_posteriors"]
 
 
 @checked
@@ -68,3 +71,23 @@ def discrete_posterior(
     draws = collect(result, data, num_draws, wanted, **options)
     report, _ = diagnose(draws, result, data, NUM_SHARED, num_draws, params)
     return posterior_of(draws, few, names, report, corrected=corrected)
+
+
+def summed_posteriors(
+    result: Any, data: tuple, num_draws: int, **options: Any
+) -> dict[str, SitePosterior]:
+    """The posterior of each site that the model sums out, in the mean over draws of the others.
+
+    Of as many draws as can be kept; of very large tables there is none.
+
+    Args:
+        result: What `fit` returned, or a pair (model, guide).
+        data: What model and guide are called with.
+        num_draws: Draws of the others.
+        **options: `params` and `batch_size`, as of `discrete_posterior`.
+    """
+    few = collect(result, data, 1, ("summed",), **options)
+    if not (count := min(num_draws, most_draws(few))):
+        return {}
+    draws = collect(result, data, count, ("summed", "counted"), **options)
+    return {name: of_summed(name, draws, None) for name in draws["summed"]}

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_dvae.diagnostics.collect import collect
+from pyro_dvae.diagnostics.discrete import summed_posteriors
 from pyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
 from pyro_dvae.diagnostics.importance import diagnose
 from pyro_dvae.diagnostics.names import Labels
@@ -66,7 +67,7 @@ def to_arviz(
       `whole_elbo`, of which each datum's `elbo` has its part; `given_elbo` is without), see
       `importance_diagnostics`; of each discrete latent, the share of each code in all data
       (`z_code_share`), and by place its probabilities and most likely value (`z_probs`,
-      `z_most_likely`, but of tables of more than 2^26 entries).
+      `z_most_likely`, but of tables of more than 2^26 entries), also of those that are summed out.
 
     A "/" in a name, as of NumPyro's `scope`, is a "." in ArviZ: files would take it for a folder.
 
@@ -107,4 +108,8 @@ def to_arviz(
         for said in [each.warning for each in (report, report.shared) if each is not None]:
             if said:
                 warnings.warn(said, stacklevel=3)
-    return make_groups(draws, report, evidences, result, data, labels)
+    summed = {}
+    if draws.summed_sites and "vi_stats" in groups:
+        options = {"params": params, "batch_size": batch_size}
+        summed = summed_posteriors(result, data, num_draws, **options)
+    return make_groups(draws, report, evidences, result, data, labels, summed)

@@ -101,7 +101,8 @@ class SiteReader(NamedTuple):
         support = site.fn.support
         found = self.label(name, site, site.value, site.fn.event_dim)
         discrete = bool(support.is_discrete)
-        return replace(found, discrete=discrete, num_codes=_num_codes(support))
+        num_codes = _num_codes(support) or getattr(site.base, "num_vertices", 0)  # of trees
+        return replace(found, discrete=discrete, num_codes=num_codes)
 
     def code(self, name: str, site: Site) -> NamedArray | None:
         """The code of a discrete latent: its value, or where the 1 is of a one-hot vector."""
