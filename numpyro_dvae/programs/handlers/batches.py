@@ -129,18 +129,32 @@ def check_parameters_of_batches(
             found = jax.tree_util.tree_leaves_with_path(jax.eval_shape(params))
         return {jax.tree_util.keystr(path): leaf.shape for path, leaf in found}
 
-    grown, _ = _at_two_sizes(shapes, few, size, needed=lambda shape: few in shape)
+    grown, num_rows = _at_two_sizes(shapes, few, size, needed=lambda shape: few in shape)
+    odd = [name for name, shape in grown[0].items() if few in shape][:5]
+    if odd and not num_rows:
+        warnings.warn(
+            f"`batch_size`: the {kind} fails with another number of rows than a batch has, {few}, "
+            f"and has parameters of so many entries, {', '.join(odd)}: they may be of rows, "
+            f"whosever they are. {_of_all(few, size)}",
+            stacklevel=2,
+        )
     for name, shape in grown[0].items():
         other = grown[1].get(name, shape)
         if shape != other:
             raise ValueError(
                 f"`batch_size`: parameter {name} of the {kind} has the shape {tuple(shape)} with "
                 f"the {few} rows of a batch, and {tuple(other)} with others: it is of rows, "
-                "whosever they are, and would take them for others'. Make it one of all data, "
-                f"pass the rows along, as in fit(rng_key, svi, x, jnp.arange({size}), "
-                f"batch_size={few}), and take those of the rows, parameter[rows]; or leave "
-                "`batch_size` out, or compute what is of a row from its data."
+                f"whosever they are, and would take them for others'. {_of_all(few, size)}"
             )
+
+
+def _of_all(few: int, size: int) -> str:
+    return (
+        "Make such a parameter one of all data, pass the rows along, as in "
+        f"fit(rng_key, svi, x, jnp.arange({size}), batch_size={few}), "
+        "and take those of the rows, parameter[rows]; or leave `batch_size` out, or compute what "
+        "is of a row from its data."
+    )
 
 
 def _at_two_sizes(

@@ -109,19 +109,33 @@ def check_parameters_of_batches(
             run_program(program, args, kwargs)
             return {name: value.shape for name, value in store.items()}
 
-    grown, _ = _at_two_sizes(shapes, few, size, needed=lambda shape: few in shape)
+    grown, num_rows = _at_two_sizes(shapes, few, size, needed=lambda shape: few in shape)
     dict(store.items())  # marks again what leaving the scope unmarked
+    odd = [name for name, shape in grown[0].items() if few in shape][:5]
+    if odd and not num_rows:
+        warnings.warn(
+            f"`batch_size`: the {kind} fails with another number of rows than a batch has, {few}, "
+            f"and has parameters of so many entries, {', '.join(odd)}: they may be of rows, "
+            f"whosever they are. {_of_all(few, size)}",
+            stacklevel=2,
+        )
     for name, shape in grown[0].items():
         other = grown[1].get(name, shape)
         if shape != other:
             raise ValueError(
-                f"`batch_size`: parameter ['{name}'] of the {kind} has the shape {tuple(shape)} "
-                f"with the {few} rows of a batch, and {tuple(other)} with others: it is of rows, "
-                "whosever they are, and would take them for others'. Make it one of all data, "
-                f"pass the rows along, as in fit(svi, x, torch.arange({size}), "
-                f"batch_size={few}), and take those of the rows, parameter[rows]; or leave "
-                "`batch_size` out, or compute what is of a row from its data."
+                f"`batch_size`: parameter '{name}' of the {kind} has the shape {tuple(shape)} with "
+                f"the {few} rows of a batch, and {tuple(other)} with others: it is of rows, "
+                f"whosever they are, and would take them for others'. {_of_all(few, size)}"
             )
+
+
+def _of_all(few: int, size: int) -> str:
+    return (
+        "Make such a parameter one of all data, pass the rows along, as in "
+        f"fit(svi, x, torch.arange({size}), batch_size={few}), "
+        "and take those of the rows, parameter[rows]; or leave `batch_size` out, or compute what "
+        "is of a row from its data."
+    )
 
 
 def _at_two_sizes(
