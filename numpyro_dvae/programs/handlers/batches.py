@@ -140,7 +140,11 @@ def check_parameters_of_batches(
         )
     for name, shape in grown[0].items():
         other = grown[1].get(name, shape)
-        if shape != other:
+        grows = (
+            one * num_rows == two * few and one != two
+            for one, two in zip(shape, other, strict=False)
+        )
+        if len(shape) == len(other) and any(grows):
             raise ValueError(
                 f"`batch_size`: parameter {name} of the {kind} has the shape {tuple(shape)} with "
                 f"the {few} rows of a batch, and {tuple(other)} with others: it is of rows, "
