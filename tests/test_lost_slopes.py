@@ -113,6 +113,37 @@ KEPT = {
 }
 
 
+def asked(z):
+    """Python asks for a number, and goes on as before."""
+    return z + 0 * int((z > 0.5).any())
+
+
+ASKED = {  # and what else is computed, with the draw's gradient or without
+    "stopped": lambda h, z: 2 * h.stop(asked(z)),
+    "stopped_later": lambda h, z: h.stop(2.0 * (asked(z) > 0.5)),
+    "of_what_is_stopped": lambda h, z: 2.0 if (h.stop(z) > 0.5).any() else 1.0,
+    "kept": lambda h, z: 2 * asked(z) if (h.stop(z) > 0.5).any() else 2 * z,
+}
+ASKED_AND_LOST = {
+    "where": lambda h, z: h.np.where(asked(z) == 1, 2.0, 0.0),
+    "beside_what_is_stopped": lambda h, z: h.stop(z) + (2.0 if (z > 0.5).any() else 1.0),
+}
+
+
+@pytest.mark.parametrize("way", ASKED)
+def test_what_python_asks_for_changes_nothing_of_the_rest(host, way):
+    found = train(host, ASKED[way])
+    stop = (lambda z: z) if way == "kept" else host.stop
+    by_hand = train(host, lambda h, z: h.array(ASKED[way](h, stop(z))))
+    np.testing.assert_allclose(found, by_hand, rtol=1e-12)
+
+
+@pytest.mark.parametrize("way", ASKED_AND_LOST)
+def test_what_python_asks_for_hides_nothing_of_the_rest(host, way):
+    with pytest.raises(ValueError, match=r"site 'z' is relaxed, and"):
+        train(host, ASKED_AND_LOST[way])
+
+
 def straight_through(h, z):
     return h.real(z > 0.5) + z - h.stop(z)
 

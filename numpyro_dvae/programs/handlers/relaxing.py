@@ -168,6 +168,7 @@ def not_followed(lost: LostSlope) -> RefusalError:
         f"site '{lost.name}' is relaxed, and {lost.to} is computed from it by way of `{lost.by}`, "
         "which has no gradient: what that says of the site would not train it. Compute with the "
         "value itself: a + z * (b - a) in place of jnp.where(z == 1, b, a) or table[z.long()], "
-        "z @ table for a vector over codes; stop_gradient the result if none is wanted; or leave "
-        "the site out of `sites`, and train it by a loss for discrete latents, as Reinforce_ELBO."
+        "z @ table for a vector over codes; stop_gradient the result, or what Python asks for, if "
+        "none is wanted; or leave the site out of `sites`, and train it by a loss for discrete "
+        "latents, as Reinforce_ELBO."
     )

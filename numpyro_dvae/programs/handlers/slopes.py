@@ -8,17 +8,22 @@ What a log-density is computed from, and has no gradient of, by no path at all, 
 behind `stop_gradient` comes from no draw: so the program says. A function with a derivative of its
 own, by `jax.custom_jvp` or `jax.custom_vjp`, is its own affair, too.
 
-What Python asks for, by `if`, is followed no further: in a program that does, each draw is changed,
-and lost if a log-density changes with it that has no gradient of it.
+What Python asks for, by `if`, cannot be traced: such a program is run at its numbers, operation by
+operation. Its draws stay, but Python is shown what another value of a draw leads to, and a draw is
+lost if a log-density changes with that which has no gradient of it.
 """
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Trace, Tracer
+from jax.extend.core import set_current_trace, take_current_trace
 from jaxtyping import Array
 from numpyro.handlers import trace
 from numpyro.primitives import Messenger
@@ -65,6 +70,10 @@ def lost_slope(
             return _lost_in_python(read, dict(zip(names, values, strict=True)))
     except Exception:  # what a program says of another run
         return None
+    return _first(marks)
+
+
+def _first(marks: Mapping[str, Sequence[_Marks]]) -> LostSlope | None:
     for to, each in marks.items():
         joined = _NONE.union(*each)
         for name, by in sorted(mark for mark in joined if isinstance(mark, tuple)):
@@ -102,19 +111,24 @@ class _Read:
 
 
 def _lost_in_python(read: _Read, draws: Mapping[str, Array]) -> LostSlope | None:
-    values = list(draws.values())
-    found, slope = jax.linearize(read, values)
-    before = read.by_site(found)
-    given = [frozenset({name}) for name in draws]
-    slopes = read.by_site(_through(jax.make_jaxpr(slope)(values).jaxpr, given))
-    for name in draws:
-        without = [to for to, each in slopes.items() if name not in _NONE.union(*each)]
-        value = draws[name]
-        other = jnp.roll(value, 1, -1) if name in read.vectors else 1 - value
-        after = read.by_site(read(list({**draws, name: other}.values())))
-        if any(not _same(before[to], after.get(to)) for to in without):
-            return LostSlope(name, "bool, int or float", "what Python does")
+    before, marks = _at_numbers(read, draws, draws)
+    if lost := _first(marks):
+        return lost
+    for name, value in draws.items():
+        without = [to for to, each in marks.items() if name not in _NONE.union(*each)]
+        for other in _others(value, name in read.vectors):
+            after, _ = _at_numbers(read, draws, {**draws, name: other})
+            if any(not _same(before[to], after.get(to)) for to in without):
+                return LostSlope(name, "bool, int or float", "what Python does")
     return None
+
+
+def _others(value: Array, is_vector: bool) -> tuple[Array, ...]:
+    """Values in which each entry is another, and in which all are the same."""
+    if not is_vector:
+        return 1 - value, jnp.zeros_like(value), jnp.ones_like(value)
+    first = jnp.zeros_like(value).at[..., 0].set(1)
+    return jnp.roll(value, 1, -1), first, jnp.roll(first, -1, -1)
 
 
 def _same(some: list[Array], others: list[Array] | None) -> bool:
@@ -141,6 +155,106 @@ class _Again(Messenger):
         if msg.get("name") in self.values and not is_computed:
             value = self.values[msg["name"]]
             msg["value"] = dict(value) if isinstance(value, dict) else value
+
+
+# ------------------------------------------------------------------------------------- at numbers
+
+
+def _at_numbers(
+    read: _Read, draws: Mapping[str, Array], seen: Mapping[str, Array]
+) -> tuple[dict[str, list[Array]], dict[str, list[_Marks]]]:
+    """What is read at draws, where Python sees others in their place; and its marks."""
+    with take_current_trace() as parent:
+        trace = _AtNumbers(parent)
+        numbers = [_Number(trace, v, seen[n], frozenset({n})) for n, v in draws.items()]
+        with set_current_trace(trace):
+            found = [trace.parts(each) for each in read(numbers)]
+    return read.by_site([value for value, _, _ in found]), read.by_site([m for _, _, m in found])
+
+
+class _Number(Tracer):
+    """A number, with what Python sees in its place, and its marks."""
+
+    __slots__ = ["marks", "seen", "value"]
+
+    def __init__(self, trace: Trace, value: Array, seen: Array, marks: _Marks) -> None:
+        super().__init__(trace, jax.typeof(value))
+        self.value, self.seen, self.marks = value, seen, marks
+
+    def to_concrete_value(self) -> Any:
+        """What Python asks for, in most of its ways."""
+        return self.seen.to_concrete_value() if isinstance(self.seen, Tracer) else self.seen
+
+    def __float__(self) -> float:
+        return float(self.seen)
+
+    def __complex__(self) -> complex:
+        return complex(self.seen)
+
+    def __array__(self, *args: Any, **options: Any) -> np.ndarray:
+        return np.asarray(self.seen, *args, **options)
+
+    def item(self, *args: Any) -> Any:
+        """One number."""
+        return self.seen.item(*args)
+
+    def tolist(self) -> Any:
+        """All of them."""
+        return self.seen.tolist()
+
+
+class _AtNumbers(Trace):
+    """Computes each operation twice, and hands the marks on."""
+
+    def __init__(self, parent: Any) -> None:
+        super().__init__()
+        self.parent = parent
+
+    def parts(self, value: Any) -> tuple[Any, Any, _Marks]:
+        is_own = isinstance(value, _Number)
+        return (value.value, value.seen, value.marks) if is_own else (value, value, _NONE)
+
+    def stage_value(self, value: Any) -> Any:
+        """An array of what Python has."""
+        return value if isinstance(value, _Number) else self.parent.stage_value(value)
+
+    def process_primitive(self, primitive: Any, args: Sequence[Any], params: Any, /) -> Any:
+        """Of numbers that come from a draw; others are none of ours."""
+        return self._computed(primitive, args, params, partial(primitive.bind, **params))
+
+    def process_custom_jvp_call(self, primitive: Any, fun: Any, *rest: Any, **_: Any) -> Any:
+        """A function with a derivative of its own, by either way."""
+        with set_current_trace(self.parent):
+            traced = jax.make_jaxpr(fun.call_wrapped)(*(self.parts(each)[0] for each in rest[-1]))
+        run = partial(jax.core.eval_jaxpr, traced.jaxpr, traced.consts)
+        return self._computed(primitive, rest[-1], {}, run)
+
+    process_custom_vjp_call = process_custom_jvp_call
+
+    def _computed(
+        self, primitive: Any, args: Sequence[Any], params: Any, run: Callable[..., Any]
+    ) -> Any:
+        values, seen, given = zip(*map(self.parts, args), strict=True) if args else ((), (), ())
+        with set_current_trace(self.parent):
+            found = run(*values)
+            if not _NONE.union(*given):
+                return found
+            shown = run(*seen)
+        several = primitive.multiple_results
+        found, shown = (found, shown) if several else ([found], [shown])
+        step = _step(primitive, params, args, found)
+        marked = [
+            _Number(self, value, other, marks) if marks else value
+            for value, other, marks in zip(found, shown, _after(step, list(given)), strict=True)
+        ]
+        return marked if several else marked[0]
+
+
+def _step(primitive: Any, params: Any, args: Sequence[Any], found: Sequence[Any]) -> Any:
+    """An operation as a jaxpr has it."""
+    given = [v if isinstance(v, Tracer) or np.ndim(v) else SimpleNamespace(val=v) for v in args]
+    results = [SimpleNamespace(aval=jax.typeof(value)) for value in found]
+    return SimpleNamespace(primitive=primitive, params=params, invars=given, outvars=results)
 
 
 # ------------------------------------------------------------------------- through the operations

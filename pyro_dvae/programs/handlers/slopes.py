@@ -9,7 +9,8 @@ it, by no path at all, is lost. What is detached, or computed without gradients,
 so the program says.
 
 What Python asks for, by `item` or `if`, is followed no further: a draw that is asked for is
-changed, and lost if another log-density changes with it that has no gradient of it.
+changed, and lost if another log-density changes with it that has no gradient of it, where what is
+detached stays.
 
 References:
     [1] Wingate, Goodman, Stuhlmüller & Siskind. Nonstandard interpretations of probabilistic
@@ -78,16 +79,19 @@ def lost_slope(
     """
     names = {name for name in relaxed if name in draws and draws[name].requires_grad}
 
+    silent: list[Tensor] = []  # in the first run, which others have again
+
     def look(others: Mapping[str, Tensor] = MappingProxyType({})) -> _Seen:
         tracer, exits = poutine.trace(), Exits()
         with torch.enable_grad(), pyro.validation_enabled(False), poutine.block():
             given = _Given({**draws, **others}, names)
-            followed = _Followed()
+            followed = _Followed(list(silent) if others else None)
             with tracer, given, exits, followed:
                 run()
             sites = sample_sites(tracer.trace)
             with followed:
                 terms = {name: _Term.of(site, given.starts) for name, site in sites.items()}
+        silent.extend(followed.silent)
         return _Seen(sites, terms, _names(exits.names | followed.asked))
 
     try:
@@ -160,20 +164,25 @@ def _first(seen: _Seen, again: Callable[[Mapping[str, Tensor]], _Seen]) -> LostS
                 return LostSlope(name, by, f"the log-density of site '{to}'")
     for name in sorted(seen.asked):
         site = seen.sites[name]
-        value = detach_provenance(site.value)
-        other = value.roll(1, -1) if site.base.event_shape else 1 - value
-        terms = again({name: other}).terms
-        if any(_follows(one, terms.get(to), name) for to, one in seen.terms.items() if to != name):
-            return LostSlope(name, "bool, int or float", "what Python does")
+        without = {to: one for to, one in seen.terms.items() if name not in one.slopes}
+        for other in _others(detach_provenance(site.value), bool(site.base.event_shape)):
+            terms = again({name: other}).terms
+            if any(not _same(one, terms.get(to)) for to, one in without.items() if to != name):
+                return LostSlope(name, "bool, int or float", "what Python does")
     return None
 
 
-def _follows(one: _Term, other: _Term | None, name: str) -> bool:
-    """Whether a log-density changes with a draw, and neither has its gradient nor detaches it."""
-    if name in one.slopes or _Mark(name, "") in one.marks:
-        return False
+def _others(value: Tensor, is_vector: bool) -> tuple[Tensor, ...]:
+    """Values in which each entry is another, and in which all are the same."""
+    if not is_vector:
+        return 1 - value, torch.zeros_like(value), torch.ones_like(value)
+    first = torch.zeros_like(value).index_fill(-1, torch.tensor(0, device=value.device), 1)
+    return value.roll(1, -1), first, first.roll(-1, -1)
+
+
+def _same(one: _Term, other: _Term | None) -> bool:
     is_like = other is not None and one.value.shape == other.value.shape
-    return other is None or not (is_like and same_but_rounding(one.value, other.value))
+    return other is not None and is_like and same_but_rounding(one.value, other.value)
 
 
 class _Given(Messenger):
@@ -202,10 +211,16 @@ class _Given(Messenger):
 
 
 class _Followed(TorchFunctionMode):
-    """Says by which operation the mark of a draw, its name, becomes that of a lost gradient."""
+    """Says by which operation the mark of a draw, its name, becomes that of a lost gradient.
 
-    def __init__(self) -> None:
+    Args:
+        before: Of a run at other draws, what the first has found without gradient, as was meant.
+    """
+
+    def __init__(self, before: list[Tensor] | None = None) -> None:
         super().__init__()
+        self.silent: list[Tensor] = []
+        self.before = before
         self.filled: dict[int, tuple[Tensor, frozenset]] = {}  # in place, by their memory
         self.asked: set[_Mark] = set()  # by how many there are, or whether all are
 
@@ -226,7 +241,7 @@ class _Followed(TorchFunctionMode):
         if not (marks := _marks((args, kwargs))):
             return found
         if not torch.is_grad_enabled():
-            return detach_provenance(found)
+            return tree_map_only(Tensor, self._as_before, found)
         if name in _ASK or (own == "__getitem__" and _is_mask(args[1])):
             self.asked |= marks
         in_place = own == "__setitem__" or (own.endswith("_") and not own.endswith("__"))
@@ -235,11 +250,20 @@ class _Followed(TorchFunctionMode):
             return found
         if name == "detach" or func == Tensor.data.__get__:  # type: ignore[attr-defined]
             meant = frozenset(_Mark(mark.name, "") for mark in marks)
-            copied = detach_provenance(found).clone()  # of memory that has marks, perhaps
+            copied = self._as_before(found).clone()  # of memory that has marks, perhaps
             return track_provenance(copied, meant)
         if _says_nothing(name, args):
             return detach_provenance(found)
         return tree_map_only(Tensor, partial(_marked, name, True), found)
+
+    def _as_before(self, value: Tensor) -> Tensor:
+        """What has no gradient, as was meant: in another run, what it was in the first."""
+        value = detach_provenance(value)
+        if self.before is None:
+            self.silent.append(value.clone())
+            return value
+        before = self.before.pop(0) if self.before else value
+        return before if before.shape == value.shape and before.dtype == value.dtype else value
 
     def _fill(self, target: Tensor, by: str, args: tuple) -> None:
         """Mark all of the memory that an operation has written to."""
