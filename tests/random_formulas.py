@@ -171,7 +171,8 @@ def _ascended(found, beta, baseline, with_entropy):
     """Score function, per particle."""
     f = _integrand(found, beta, with_entropy)
     if baseline == "others":
-        baseline = (fixed(f).sum(1, keepdims=True) - fixed(f)) / (f.shape[1] - 1)
+        others = max(1, f.shape[1] - 1)  # none where nothing is drawn
+        baseline = (fixed(f).sum(1, keepdims=True) - fixed(f)) / others
     return (fixed(f) - baseline) * found.draw + f
 
 
@@ -234,7 +235,7 @@ def _multisample(found, beta):
     scores = found.likelihood / beta - found.rate
     now, count = fixed(scores), scores.shape[1]
     signal = np.zeros_like(now)
-    for k in range(count):
+    for k in range(count if count > 1 else 0):
         others = np.delete(now, k, 1)
         replaced = np.concatenate([others, others.mean(1, keepdims=True)], 1)
         signal[:, k] = (_log_mean_exp(now) - _log_mean_exp(replaced))[:, 0]

@@ -47,6 +47,19 @@ def test_forty_programs_agree_with_the_sum_over_states(package, capsys):
     assert not scarce
 
 
+@pytest.mark.parametrize(
+    ("seed", "name"),
+    [pytest.param(700403, "credit", marks=pytest.mark.slow), (700632, "Exact_ELBO")],
+)
+def test_a_plate_that_only_some_of_all_states_have(seed, name):
+    """Deeper than those of the draws by which the structure was found."""
+    pytest.importorskip("pyro")
+    package = importlib.import_module("random_pyro")
+    tally = try_program(package, spec_of(seed, package.takes_python), seed, [name], (0, 1))
+    assert_right(tally)
+    assert tally.agreed[name] == 2
+
+
 @pytest.mark.slow
 def test_a_thousand_programs(package):
     @settings(max_examples=1000, **SETTINGS)

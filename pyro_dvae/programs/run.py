@@ -132,7 +132,9 @@ def check_structure(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor
     if values:
         _refuse_values(pair, runs, values)
         if pair.structure is None:  # of a model whose latents are all given
-            return pair.layout
+            sites = (site for run in runs for site in (*run.guide.values(), *run.model.values()))
+            depths = [-frame.dim for site in sites for frame in site.plates.values()]
+            return pair.layout._replace(nesting=max([pair.layout.nesting, *depths]))
     if pair.structure is not None and len(structures) == 1:
         raise StructureError("the programs have other sites than before")
     return common_layout(runs)
