@@ -119,6 +119,7 @@ def prelude(package):
 def quiet(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The inplace keyword")  # ArviZ's, of pandas
         yield
 
 

@@ -4,12 +4,14 @@ A docstring of the packages is written to be read in the source. An indented blo
 paragraph is a formula or a program there, and `name` may be an argument as well as an object.
 """
 
+import functools
 import inspect
 import re
 import sys
 from typing import Any
 
 from docutils import nodes
+from reference import ROOMS, names_by_module
 from sphinx.application import Sphinx
 from sphinx.util.inspect import stringify_signature
 from sphinx.util.nodes import make_refnode
@@ -73,8 +75,11 @@ def clean_docstring(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
     """Before Napoleon reads it."""
-    lines[:] = list_entries(mark_literal_blocks([escape_stars(line) for line in lines]))
-    package = name.partition(".")[0]  # both have errors of these names
+    package = name.partition(".")[0]
+    known = None if what == "module" else public_names(package) - words_of(obj)
+    told = [as_words(escape_stars(line), known) for line in lines]
+    lines[:] = list_entries(mark_literal_blocks(told))
+    # Both packages have errors of these names.
     errors = re.compile(r"^    (DivergenceError|FitInterrupt):")
     lines[:] = [errors.sub(rf"    {package}.fit.\1:", line) for line in lines]
 
@@ -83,6 +88,31 @@ def escape_stars(line: str) -> str:
     """Stars of paths and of shapes, outside of backticks, open no emphasis."""
     parts = re.split(r"(`+[^`]*`+)", line)
     parts[::2] = [re.sub(r"(?<=[/(])\*", r"\\*", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+@functools.cache
+def public_names(package: str) -> frozenset[str]:
+    """What a docstring may mean by a name without a dot: rooms, and what is shown of them."""
+    shown = [names_by_module(f"{package}.{room}").values() for room in ROOMS]
+    return frozenset(ROOMS).union(*(names for each in shown for names in each))
+
+
+def words_of(obj: Any) -> frozenset[str]:
+    """The arguments of a function or class, which are no links even if something is called so."""
+    try:
+        return frozenset(inspect.signature(obj).parameters)
+    except (TypeError, ValueError):
+        return frozenset()
+
+
+def as_words(line: str, known: frozenset[str] | None) -> str:
+    """Names that are not known, as code: `step` of a log is no method of a network's block."""
+    parts = re.split(r"(`+[^`]*`+)", line)
+    for i in range(1, len(parts), 2):
+        found = re.fullmatch(r"`([a-zA-Z_]\w*)`", parts[i])
+        if found and known is not None and found[1] not in known and not parts[i - 1].endswith(":"):
+            parts[i] = f"`{parts[i]}`"
     return "".join(parts)
 
 
@@ -116,8 +146,14 @@ def find_name(app: Sphinx, env: Any, node: Any, contnode: nodes.Element) -> node
     target, domain = node["reftarget"].lstrip("."), env.get_domain("py")
     package = (node.get("py:module") or "").partition(".")[0]
     ending = re.compile(rf"(^|\.){re.escape(target)}$")
+    apart = ("attribute", "method", "property") if "." not in target else ()
     found = sorted(
-        (n for n in domain.objects if n.startswith(f"{package}.") and ending.search(n)), key=len
+        (
+            n
+            for n, each in domain.objects.items()
+            if n.startswith(f"{package}.") and ending.search(n) and each.objtype not in apart
+        ),
+        key=len,
     )
     if package and found:
         place = domain.objects[found[0]]
