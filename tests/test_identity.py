@@ -90,3 +90,23 @@ def test_the_first_difference_is_told(identity, saved, here, words):
     with pytest.raises(ValueError, match=words):
         identity.check_same_run(saved, here)
     identity.check_same_run(saved, saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "words"),
+    [
+        ("step_size", (-0.02, -0.05), "`optim`: its learning rate is 0.05, .* a run with 0.02"),
+        ("step_size", (0.02, 0.05), "`optim`: its step_size is 0.05, .* a run with 0.02"),
+        ("b1", (0.9, 0.8), "`optim`: its b1 is 0.8, .* a run with 0.9"),
+    ],
+)
+def test_a_number_deep_within_an_optimiser_has_a_name_of_one_word(identity, name, numbers, words):
+    """Optax holds it at `init_fn.transformation.update.update_fns[1].tx.update.step_size`."""
+
+    def nested(number):
+        step = {"tx": {"update": {name: number}}}
+        return {"init_fn": {"transformation": {"update": {"update_fns": [{}, step]}}}}
+
+    saved, here = ({"optim": nested(number)} for number in numbers)
+    with pytest.raises(ValueError, match=words):
+        identity.check_same_run(saved, here)

@@ -135,11 +135,18 @@ def test_compare_ranks_as_the_exact_evidence_does(thrifty_shim):
         np.testing.assert_allclose(table.loc[name, "elpd_loo"], value, atol=0.1)
 
 
-def test_what_no_one_has_seen_is_not_among_the_log_likelihoods(thrifty_shim):
+@pytest.mark.parametrize(
+    "names", [None, pytest.param(np.array([*"abcdefghij"]), marks=pytest.mark.slow)]
+)
+def test_what_no_one_has_seen_is_not_among_the_log_likelihoods(thrifty_shim, names):
     known = BY_NAME["unknown means, masks"]
-    idata = diagnose(thrifty_shim, "to_arviz", thrifty_shim.Case(known.program), num_draws=60)
     seen = known.data["weight"] > 0
+    labels = np.arange(len(seen)) if names is None else names[: len(seen)]
+    options = {"num_draws": 60, "coords": None if names is None else {"data": labels}}
+    idata = diagnose(thrifty_shim, "to_arviz", thrifty_shim.Case(known.program), **options)
     likelihoods = idata["log_likelihood"]
+    for dim in ("x_seen", "marginal_seen"):
+        assert likelihoods[dim].values.tolist() == labels[seen].tolist()
     assert likelihoods["x"].dims == ("chain", "draw", "x_seen")
     assert likelihoods["x"].shape[-1] == likelihoods["marginal"].shape[-1] == seen.sum() == 5
     z, mu = (idata["posterior"][name].values[0] for name in ("z", "mu"))

@@ -135,3 +135,66 @@ def test_impossible_data_are_told_apart_from_the_means_of_the_others(shim):
     assert exact == "Log evidence -inf per datum: the model allows no state."
     weighed, exact = reports_of(shim, [False, False, False])
     assert "inf" not in weighed + exact
+
+
+# What tells what draws do not
+
+
+def sure_guide(size, shares):
+    """A model, and a guide that always draws one state, of `size` codes or bits."""
+
+    def latents(ppl, logits):
+        if shares:
+            ppl.sample("level", ppl.dist.Normal(ppl.zeros(()) + (3.0 if logits else 0.0), 0.5))
+        with ppl.plate("data", 3):
+            if size < 10:
+                one = np.eye(size)[0] * logits
+                return ppl.sample("z", ppl.dist.Categorical(logits=ppl.zeros((3, size)) + one))
+            fn = ppl.dist.Bernoulli(logits=ppl.zeros((3, size)) - logits)
+            return ppl.sample("z", fn.to_event(1))[..., 0]
+
+    def model(ppl, data):
+        z = latents(ppl, 0.0)
+        with ppl.plate("data", 3):
+            ppl.sample("x", ppl.dist.Normal(1.0 * z, 1.0), obs=data["x"])
+
+    return program_of(model, lambda ppl, data: latents(ppl, 40.0), {}, {"x": X})
+
+
+@pytest.mark.parametrize(
+    ("size", "shares", "refusal"),
+    [(3, False, None), (3, True, "continuous"), (17, False, "max_states")],
+)
+def test_the_gap_is_said_to_tell_where_it_can_be_had(thrifty_shim, size, shares, refusal):
+    case = thrifty_shim.Case(sure_guide(size, shares))
+    options = {"num_particles": 25, "num_shared": 25}
+    found = diagnose(thrifty_shim, "importance_diagnostics", case, **options)
+    assert list(found.verdicts) == ["one state"] * 3
+    assert ("`posterior_gap` tells" in str(found)) == (refusal is None)
+    assert ("more draws may." in str(found)) == (refusal is not None)
+    if refusal is None:
+        assert diagnose(thrifty_shim, "posterior_gap", case).log_evidence.shape == (3,)
+    else:
+        with pytest.raises(ValueError, match=refusal):
+            diagnose(thrifty_shim, "posterior_gap", case)
+    if shares:
+        assert found.shared.verdict in ("off", "unreliable")
+        assert 'sum discrete ones of the data out, by marks in the model (`infer={"' in str(found)
+        assert "`posterior`, and `marginal`, which" in found.shared.warning
+
+
+def test_small_misses_of_a_datum_add_up(shim):
+    """300 data that miss .004 each miss 1.2, and not 0.00."""
+    verdicts = shim.module("diagnostics.verdicts")
+    report = verdicts.ImportanceDiagnostics(
+        *[np.zeros(3)] * 2,
+        *[np.ones(3)] * 6,
+        num_particles=100,
+        khat_threshold=0.7,
+        elbo_error=np.zeros(3),
+        iwae_error=np.zeros(3),
+        whole=verdicts.WholeBounds(-1.2, 0.0, 0.0, 0.0),
+        given=verdicts.Given(np.full(3, -0.004), np.zeros(3), 0.0),
+        shared=verdicts.SharedDiagnostics(("level",), 0.0, ess=100.0, num_draws=100),
+    )
+    assert "the guide misses at least 0.004 nats per datum" in str(report)

@@ -85,13 +85,16 @@ def make_groups(
     if "constant_data" in groups:
         arrays["constant_data"] = _constant_data(draws, result, data)
     arrays["sample_stats"] = _sample_stats(draws)
+    places: dict[str, np.ndarray] = {}
     if "log_likelihood" in groups:
-        arrays["log_likelihood"] = _log_likelihoods(draws, evidences)
+        arrays["log_likelihood"], places = _log_likelihoods(draws, evidences, labels)
     datasets = {
         group: _dataset(group, sites, draws, labels)
         for group, sites in arrays.items()
         if sites and group in groups
     }
+    if "log_likelihood" in datasets:
+        datasets["log_likelihood"] = datasets["log_likelihood"].assign_coords(places)
     for group in datasets.keys() & {"observed_data", "posterior_predictive"}:
         datasets[group] = _marked(datasets[group], draws, labels)
     if "vi_stats" in groups:
@@ -114,12 +117,17 @@ def _sample_stats(draws: Draws) -> dict[str, NamedArray]:
     return stats
 
 
-def _log_likelihoods(draws: Draws, evidences: np.ndarray | None) -> dict[str, NamedArray]:
-    """Of each site, and of each datum without its latents; of what no mask silences alone."""
-    found, seen = {}, np.zeros(draws.shape[1:], bool)
+def _log_likelihoods(
+    draws: Draws, evidences: np.ndarray | None, labels: Labels
+) -> tuple[dict[str, NamedArray], dict[str, np.ndarray]]:
+    """Of each site, and of each datum without its latents; of what no mask silences alone.
+
+    And, by the dim of what is left of a site, the labels of this.
+    """
+    found, masks, seen = {}, {}, np.zeros(draws.shape[1:], bool)
     for name, site in draws["log_likelihood"].items():
-        cells = _is_seen(draws, name, site)
-        found[name] = _only_seen(name, site, cells)
+        masks[name] = cells = _is_seen(draws, name, site)
+        found[name] = site
         if set(draws.plates) <= set(site.dims):
             seen |= (
                 split_data(NamedArray(site.dims, cells[None]), draws.plates)[0]
@@ -132,9 +140,21 @@ def _log_likelihoods(draws: Draws, evidences: np.ndarray | None) -> dict[str, Na
                 f"`log_likelihood` has the evidence of each datum as '{_MARGINAL}', the name of a "
                 "site that the model observes: rename the site, or pass `groups` without it."
             )
-        evidence = NamedArray(draws.plates, evidences)
-        found[_MARGINAL] = _only_seen(_MARGINAL, evidence, seen)
-    return {name: site for name, site in found.items() if site.values.size}
+        found[_MARGINAL], masks[_MARGINAL] = NamedArray(draws.plates, evidences), seen
+    own = _coords(draws) | {dim: np.asarray(each) for dim, each in labels.coords.items()}
+    places = {
+        f"{name}_seen": _places(site, masks[name], own)
+        for name, site in found.items()
+        if not masks[name].all() and masks[name].any()
+    }
+    left = {name: _only_seen(name, site, masks[name]) for name, site in found.items()}
+    return {name: site for name, site in left.items() if site.values.size}, places
+
+
+def _places(site: NamedArray, seen: np.ndarray, own: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Labels of the cells that are left: those of the one dim; of several, places row by row."""
+    known = own.get(site.dims[0], np.arange(0)) if len(site.dims) == 1 else np.arange(0)
+    return known[seen] if len(known) == seen.size else np.flatnonzero(seen)
 
 
 def _is_seen(draws: Draws, name: str, site: NamedArray) -> np.ndarray:

@@ -24,7 +24,7 @@ from jaxtyping import Array
 from numpyro_dvae.diagnostics.collect import collect, collect_given_shared
 from numpyro_dvae.diagnostics.draws import Draws, count_numbers
 from numpyro_dvae.diagnostics.errors import bound_error, mean_and_error
-from numpyro_dvae.diagnostics.usage import States, is_restricted, states_of
+from numpyro_dvae.diagnostics.usage import MOST_LISTED, States, is_restricted, states_of
 from numpyro_dvae.diagnostics.verdicts import Given, ImportanceDiagnostics, WholeBounds
 from numpyro_dvae.diagnostics.weighing import (
     as_whole,
@@ -77,7 +77,7 @@ def importance_diagnostics(
         result: What `fit` returned, or a pair (model, guide).
         *data: What model and guide are called with.
         num_particles: K, draws per datum; at least 25. More show rarer states.
-        num_shared: Draws of what the data share, if they share latents; at least 25.
+        num_shared: Draws of what the data share, if they share latents; 100, or at least 25.
         params: Parameters by name, in place of those of `result`.
         batch_size: Rows of the data that go through the programs at once, for data of many rows;
             all by default. Latents must be those of a row, under one plate.
@@ -180,6 +180,7 @@ def _judge(log_weights: np.ndarray, states: States) -> ImportanceDiagnostics:
         num_states=states.num,
         num_possible=states.possible,
         is_sole=states.is_sole,
+        is_listable=np.asarray(states.of_model <= MOST_LISTED),
         restricted=states.restricted,
         num_particles=len(log_weights),
         khat_threshold=khat_threshold(len(log_weights)),

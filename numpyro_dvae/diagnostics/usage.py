@@ -25,6 +25,7 @@ from numpyro_dvae.diagnostics.errors import mean_and_error
 from numpyro_dvae.diagnostics.reports import CodeUsage
 
 __all__ = [
+    "MOST_LISTED",
     "OF_USAGE",
     "States",
     "frequencies_of",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 OF_USAGE = ("code", "top", "least", "counted")  # readings that it is read off
+MOST_LISTED = 2**16  # states of a datum that are listed, unless more are asked for
 _MOST_COUNTS = 2**24  # of all codes of all latents: of more, those that occur are counted
 _MOST_PROBS = 2**26  # of all codes of all data
 
@@ -48,6 +50,7 @@ class States(NamedTuple):
     possible: Any = np.asarray(np.inf)  # that the guide can draw; inf where that is not known
     restricted: Any = np.asarray(False)  # whether the model has others than the guide
     is_sole: Any = np.asarray(False)  # whether neither has another than the one that was drawn
+    of_model: Any = np.asarray(np.inf)  # that the model has; inf where that is not known
 
 
 def states_of(draws: Draws) -> States:
@@ -59,7 +62,7 @@ def states_of(draws: Draws) -> States:
         logs = [draws.record(f"states_of_{name}").max(0) for name in ("guide", "model")]
         with np.errstate(over="ignore"):
             sizes = np.exp(np.stack(logs).astype(np.float64)).round(6)
-    return States(num, sizes[0], is_restricted(draws), (sizes == 1).all(0))
+    return States(num, sizes[0], is_restricted(draws), (sizes == 1).all(0), sizes[1])
 
 
 def is_restricted(draws: Draws) -> np.ndarray:

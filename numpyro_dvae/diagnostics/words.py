@@ -15,7 +15,8 @@ __all__ = [
     "if_shown",
     "in_words",
     "lines_of",
-    "unless_few",
+    "of_shared",
+    "told_apart",
     "with_error",
 ]
 
@@ -44,12 +45,23 @@ _VERDICTS = {  # worst first
     "is uneven in these weights: more `num_particles`, or a nearer guide of these latents, tells",
     "one state": "undecided, as the guide drew one state only and cannot show what it misses: "
     "`posterior_gap` tells",
+    "one state, unlisted": "undecided, as the guide drew one state only and cannot show what it "
+    "misses: more draws may",
     "restricted": "undecided, the weights being even on a set of states beyond which the guide "
     "cannot draw: `posterior_gap` tells",
+    "restricted, unlisted": "undecided, the weights being even on a set of states beyond which the "
+    "guide cannot draw: more states",
     "point": "no verdict, the guide having a point and no distribution: give it one",
     "close": f"close to the posterior, within {CLOSE:.2f} nats by these draws{{}}",
 }
-NOT_EVIDENCE = ("off, restricted", "restricted", "broken")  # verdicts of which no bound is it
+NOT_EVIDENCE = (  # verdicts of which no bound is it
+    *("off, restricted", "restricted", "restricted, unlisted", "broken"),
+)
+_OF_SHARED = (
+    "train longer; if that does not mend it, what is shared and the latents of the data are not as "
+    "independent as the guide has them: sum discrete ones of the data out, by marks in the model "
+    '(`infer={"enumerate": "parallel"}`), or let the guide draw the ones given the others'
+)
 
 
 def with_error(error: float, least: str = "") -> str:
@@ -62,11 +74,23 @@ def if_shown(error: float, is_settled: bool) -> str:
     return with_error(error, "" if is_settled else AT_LEAST) if error >= SHOWN else ""
 
 
-def unless_few(verdicts: np.ndarray, ess: np.ndarray, restricted: np.ndarray) -> np.ndarray:
-    """Tell apart what is off, with few draws that carry weight, and on some states alone."""
-    off = verdicts == "off"
+def told_apart(
+    verdicts: np.ndarray, ess: np.ndarray, restricted: np.ndarray, listable: np.ndarray
+) -> np.ndarray:
+    """Tell apart what is off, with few draws that carry weight, and on some states alone.
+
+    And what `posterior_gap` does not tell, where states cannot be listed.
+    """
+    off, unlisted = verdicts == "off", ~np.asarray(listable)
     return np.select(
-        [off & restricted, off & (ess < ENOUGH)], ["off, restricted", "off, thin"], verdicts
+        [
+            off & restricted,
+            off & (ess < ENOUGH),
+            unlisted & (verdicts == "one state"),
+            unlisted & (verdicts == "restricted"),
+        ],
+        ["off, restricted", "off, thin", "one state, unlisted", "restricted, unlisted"],
+        verdicts,
     )
 
 
@@ -75,7 +99,15 @@ def in_words(verdict: str) -> str:
     return _VERDICTS[verdict].format(_UNSEEN)
 
 
-def lines_of(verdicts: np.ndarray) -> list[str]:
+def of_shared(verdict: str) -> str:
+    """What a verdict on what the data share means, and what to do."""
+    meaning, _, remedy = in_words(verdict).rpartition(": ")
+    if verdict in ("unreliable", "off, thin"):
+        return f"{meaning}: {_OF_SHARED}"
+    return f"{meaning}: {remedy}; or {_OF_SHARED}" if verdict == "off" else in_words(verdict)
+
+
+def lines_of(verdicts: np.ndarray, is_listable: bool = True) -> list[str]:
     """What verdicts mean, one a line with how many there are of it, the worst first.
 
     What no draw shows of any of them stands once, below.
@@ -84,8 +116,9 @@ def lines_of(verdicts: np.ndarray) -> list[str]:
     width = len(str(verdicts.size))
     lines = [f"  {n:{width}} {_VERDICTS[word].format('')}." for word, n in counts.items() if n]
     if counts["off"] or counts["close"]:
+        others = ", `posterior_gap`" if is_listable else ""
         lines.append(
-            "Draws cannot show a mode or tail that the guide hardly ever draws: calibration, "
-            "`posterior_gap` or restarts may."
+            "Draws cannot show a mode or tail that the guide hardly ever draws: "
+            f"calibration{others} or restarts may."
         )
     return lines

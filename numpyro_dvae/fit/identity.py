@@ -23,6 +23,7 @@ _DEPTH = 16  # of a description
 _CHUNK = 2**24  # bytes of data that are summed at once
 _SAMPLED = 4096  # values of each array of a batch that are summed
 _SHOWN = 60  # characters of a value in a message
+_DEEP = 3  # names that are too many to tell a user anything
 
 
 def described_data(data: Iterable[Any]) -> list[Any]:
@@ -167,7 +168,7 @@ def check_same_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """
     for name in (*here, *(name for name in saved if name not in here)):
         if found := _difference(saved.get(name), here.get(name), ""):
-            place, before, now = found
+            place, before, now = _plainer(*found) if name == "optim" else found
             raise ValueError(
                 f"`{name}`{place} is {_shown(now)}, but the checkpoint in `folder` is of a run "
                 f"with {_shown(before)}. Resume with what the run began with, or choose another "
@@ -194,6 +195,17 @@ def _difference(saved: Any, here: Any, place: str) -> tuple[str, Any, Any] | Non
         pairs = ((before.strip(), now.strip()) for before, now in lines if before != now)
         return (place, *next(pairs, (saved, here)))
     return place, saved, here
+
+
+def _plainer(place: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """A place deep within an optimiser, by its last name; optax has minus the learning rate."""
+    outer, _, last = place.rpartition(".")
+    if outer.count(".") < _DEEP or "[" in last:
+        return place, before, now
+    is_step = last == "step_size" and isinstance(before, float) and isinstance(now, float)
+    if is_step and max(before, now) <= 0:
+        return ": its learning rate", -before, -now
+    return f": its {last}", before, now
 
 
 def _shown(value: Any) -> str:

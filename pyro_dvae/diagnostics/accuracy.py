@@ -13,6 +13,7 @@ from pyro_dvae.diagnostics.arguments import check_data_range
 from pyro_dvae.diagnostics.collect import collect, collect_states
 from pyro_dvae.diagnostics.reports import PosteriorGap, RateDistortion
 from pyro_dvae.diagnostics.summaries import gap_of, rate_distortion_of
+from pyro_dvae.diagnostics.usage import MOST_LISTED
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["posterior_gap", "rate_distortion"]
@@ -59,7 +60,7 @@ def rate_distortion(
 def posterior_gap(
     result: Any,
     *data: Any,
-    max_states: int = 2**16,
+    max_states: int = MOST_LISTED,
     params: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
 ) -> PosteriorGap:
@@ -71,7 +72,7 @@ def posterior_gap(
     Args:
         result: What `fit` returned, or a pair (model, guide), without continuous latents.
         *data: What model and guide are called with.
-        max_states: Largest number of joint states of a datum that is accepted.
+        max_states: Largest number of joint states of a datum that is accepted; 65536 by default.
         params: Parameters by name, in place of those of `result`.
         batch_size: Rows of the data that go through the programs at once; all by default.
 

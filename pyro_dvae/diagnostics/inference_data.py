@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_dvae.diagnostics.collect import collect
 from pyro_dvae.diagnostics.discrete import summed_posteriors
 from pyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
-from pyro_dvae.diagnostics.importance import diagnose
+from pyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
 from pyro_dvae.diagnostics.names import Labels
 from pyro_dvae.ops.arguments import checked
 
@@ -53,7 +53,8 @@ def to_arviz(
       continuous latent of a datum. Trained parameters are not integrated over: of the data that
       they were fitted to, both favour the larger model. Where a datum has latents, that of an
       observation has a high k̂ in itself: without the datum, they are another's. What a mask
-      silences is not among them: the dim is then "x_seen", of what is left;
+      silences is not among them: the dim is then "x_seen", whose labels are the places
+      of what is left: numbers, or labels, of the rows of a plate, and else places row by row;
     - sample_stats: of each draw and datum, `lp` (log p), `log_q`, and `log_weight`, their
       difference; of what the data share, the same (`lp_shared`), and of all, where they share
       sites or have a scale, `log_weight_whole`, whose mean is minus the loss;
@@ -103,7 +104,8 @@ def to_arviz(
         batch_size=batch_size,
         prior=bool(priors),
     )
-    report, evidences = diagnose(draws, result, data, num_draws, _GIVEN_SHARED, params)
+    most = num_draws if "log_likelihood" in groups else NUM_SHARED  # it has an evidence of each
+    report, evidences = diagnose(draws, result, data, most, _GIVEN_SHARED, params)
     if evidences is not None and "log_likelihood" in groups:
         for said in [each.warning for each in (report, report.shared) if each is not None]:
             if said:

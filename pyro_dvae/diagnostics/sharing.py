@@ -16,7 +16,7 @@ import numpy as np
 from pyro_dvae.diagnostics.costs import SHOWN
 from pyro_dvae.diagnostics.errors import is_unsettled
 from pyro_dvae.diagnostics.notes import listed
-from pyro_dvae.diagnostics.words import CLOSE, if_shown, in_words, unless_few
+from pyro_dvae.diagnostics.words import CLOSE, if_shown, of_shared, told_apart
 
 __all__ = ["SharedDiagnostics", "agreed_part"]
 
@@ -65,15 +65,16 @@ class SharedDiagnostics(NamedTuple):
         if self.num_draws == 1 or self.verdict not in _WARNED:
             return ""
         return (
-            "`marginal`, which `arviz.loo` and `arviz.compare` take, is given the guide's draws of "
-            f"{listed(self.sites)} as if they were the posterior's. Verdict on these: "
-            f"{self._words}. No k̂ of ArviZ shows that."
+            "`posterior`, and `marginal`, which `arviz.loo` and `arviz.compare` take, have the "
+            f"guide's draws of {listed(self.sites)} as if they were the posterior's: means, `sd` "
+            f"and `hdi` are the guide's. Verdict on these: {self._words}. No R-hat and no k̂ of "
+            "ArviZ shows that."
         )
 
     @property
     def _words(self) -> str:
-        found = unless_few(np.array(self.verdict), np.array(self.ess), np.array(False))
-        return in_words(str(found))
+        no = np.array(False)
+        return of_shared(str(told_apart(np.array(self.verdict), np.array(self.ess), no, no)))
 
     @property
     def _may_be_noise(self) -> bool:

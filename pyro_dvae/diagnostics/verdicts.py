@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyro_dvae.diagnostics.costs import AT_LEAST
+from pyro_dvae.diagnostics.costs import AT_LEAST, SHOWN
 from pyro_dvae.diagnostics.errors import are_few, is_unsettled
 from pyro_dvae.diagnostics.expectations import WeightedDraws
 from pyro_dvae.diagnostics.notes import NO_BOUND, notes_in
@@ -20,7 +20,7 @@ from pyro_dvae.diagnostics.words import (
     if_shown,
     in_words,
     lines_of,
-    unless_few,
+    told_apart,
     with_error,
 )
 
@@ -138,6 +138,7 @@ class ImportanceDiagnostics(NamedTuple):
     num_possible: np.ndarray = np.asarray(np.inf)  # states that the guide can draw, however rarely;
     # inf where that is not known
     is_sole: np.ndarray = np.asarray(False)  # whether neither guide nor model has a second state
+    is_listable: np.ndarray = np.asarray(False)  # whether `posterior_gap` can list the states
 
     def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
         """The posterior mean of a function of the latents, by the weighted draws.
@@ -194,7 +195,7 @@ class ImportanceDiagnostics(NamedTuple):
     @property
     def warning(self) -> str:
         """What to say where weighted bounds are not the evidence of some data; nothing else."""
-        words = unless_few(self.verdicts, self.ess, np.asarray(self.restricted))
+        words = self._told_apart
         found = words[np.isin(words, NOT_EVIDENCE)]
         if not found.size:
             return ""
@@ -269,7 +270,8 @@ class ImportanceDiagnostics(NamedTuple):
             return ""  # of bounds that are both infinite
         if not loose:
             noise = if_shown(error, self.whole.is_settled and self.whole.is_elbo_settled)
-            return f": the guide misses at least {gap:z.2f}{noise}{unit}"
+            digits = 3 if unit and gap < SHOWN else 2
+            return f": the guide misses at least {gap:z.{digits}f}{noise}{unit}"
         if unit or self.auxiliary or self.weighed:
             return ""  # it is said elsewhere
         some = f"Of {loose} data the ELBO" if self.ess.ndim else "The ELBO"
@@ -295,7 +297,11 @@ class ImportanceDiagnostics(NamedTuple):
         return f"k̂ applies to {khat.size} data ({middle}){others}."
 
     def _verdict(self, title: str) -> list[str]:
-        words = unless_few(self.verdicts, self.ess, np.asarray(self.restricted))
+        words = self._told_apart
         if not words.ndim:
             return [f"{title}: {in_words(str(words))}."]
-        return [f"{title}, the worst first:", *lines_of(words)]
+        return [f"{title}, the worst first:", *lines_of(words, bool(np.any(self.is_listable)))]
+
+    @property
+    def _told_apart(self) -> np.ndarray:
+        return told_apart(self.verdicts, self.ess, np.asarray(self.restricted), self.is_listable)
