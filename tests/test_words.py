@@ -179,7 +179,7 @@ def test_the_gap_is_said_to_tell_where_it_can_be_had(thrifty_shim, size, shares,
             diagnose(thrifty_shim, "posterior_gap", case)
     if shares:
         assert found.shared.verdict in ("off", "unreliable")
-        assert 'sum discrete ones of the data out, by marks in the model (`infer={"' in str(found)
+        assert 'summed out by marks in the model (`infer={"enumerate"' in str(found)
         assert "`posterior`, and `marginal`, which" in found.shared.warning
 
 

@@ -16,6 +16,9 @@ from jaxtyping import Array, Float
 
 from numpyro_dvae.diagnostics.readings import run_given
 from numpyro_dvae.diagnostics.trained import Trained
+from numpyro_dvae.fit.compiled import Compiled
+from numpyro_dvae.fit.data import Batch
+from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.programs.record import make_record
 from numpyro_dvae.programs.sites import Run, Site, deterministic_sites
 from numpyro_dvae.programs.supports import listed_values
@@ -58,7 +61,9 @@ class Symmetries:
     def __init__(self, rng_key: Array, trained: Trained, args: tuple) -> None:
         self._trained = trained
         self._pair, self._key = trained.pair(rng_key, args), rng_key
-        run, _ = self.run({})
+        self._arrays, self._template = split(Batch(args, {}))
+        self._compiled = Compiled(self._tried, static=(3,))
+        run = run_given(rng_key, self._pair, {})
         self.latents = {n: s.value for n, s in run.guide.items() if not s.is_observed}
         counts = {n: _num_codes(s) for n, s in run.guide.items() if s.is_credited}
         self.sizes = {name: count for name, count in counts.items() if count > 1}
@@ -126,18 +131,29 @@ class Symmetries:
 
     def run(
         self, values: Mapping[str, Array], renaming: "Renaming | None" = None
-    ) -> tuple[Run, Densities]:
-        """A run at values and parameters, or at these with their codes called otherwise."""
+    ) -> tuple[dict[str, Array], Densities]:
+        """Deterministic sites and densities at values, or at these with codes called otherwise."""
         params = self._trained.params
         if renaming is not None:
             values = renaming.of_values(values)
             params = {name: renaming.of_array(name, value) for name, value in params.items()}
+        computed, of_model, of_guide = self._compiled(
+            dict(values), params, self._arrays, self._template
+        )
+        return computed, Densities(_flat(*of_model), _flat(*of_guide))
+
+    def _tried(
+        self, values: dict[str, Array], params: Any, arrays: tuple[Array, ...], template: Template
+    ) -> tuple[dict[str, Array], tuple[Array, Array], tuple[Array, Array]]:
+        """Compiled, as it runs some hundred times."""
         model, guide = self._trained.substituted(params)
-        run = run_given(self._key, self._pair._replace(model=model, guide=guide), values)
-        record = make_record(run, self._pair.layout, 1)
+        args = template.join(arrays).args
+        pair = self._pair._replace(model=model, guide=guide, args=args)
+        run = run_given(self._key, pair, values)
+        record = make_record(run, pair.layout, 1)
         log_p, log_q = record.scale * record.log_p, record.scale * record.log_q
         shared_p = record.shared_likelihood + record.shared_prior
-        return run, Densities(_flat(log_p, shared_p), _flat(log_q, record.shared_q))
+        return _computed(run), (log_p, shared_p), (log_q, record.shared_q)
 
     def _shapes(self, run: Run) -> dict[str, tuple[int, ...]]:
         """Of parameters, of latents that data share and have no codes, and deterministic sites."""
@@ -207,8 +223,8 @@ class _Trial:
         """The axes of deterministic sites that go by the codes, as few as may be."""
         runs = zip(self._states, self._runs, strict=True)
         pairs = [
-            (permutation, _computed(run), _computed(self._renamed(values, codes, permutation)[0]))
-            for values, (run, _) in (runs if outputs else ())
+            (permutation, before, self._renamed(values, codes, permutation)[0])
+            for values, (before, _) in (runs if outputs else ())
             for permutation in self._all
         ]
         found: dict[str, tuple[int, ...]] = {}
@@ -229,7 +245,7 @@ class _Trial:
 
     def _renamed(
         self, values: Mapping[str, Array], codes: Codes, permutation: np.ndarray
-    ) -> tuple[Run, Densities]:
+    ) -> tuple[dict[str, Array], Densities]:
         return self._symmetries.run(values, Renaming(codes, permutation))
 
 

@@ -58,9 +58,9 @@ NOT_EVIDENCE = (  # verdicts of which no bound is it
     *("off, restricted", "restricted", "restricted, unlisted", "broken"),
 )
 _OF_SHARED = (
-    "train longer; if that does not mend it, what is shared and the latents of the data are not as "
-    "independent as the guide has them: sum discrete ones of the data out, by marks in the model "
-    '(`infer={"enumerate": "parallel"}`), or let the guide draw the ones given the others'
+    "train longer; if that does not mend it, a guide of another shape may: one of what is shared "
+    "alone, discrete latents of the data being summed out by marks in the model "
+    '(`infer={"enumerate": "parallel"}`), or one that draws the ones given the others'
 )
 
 
