@@ -143,22 +143,23 @@ def test_impossible_data_are_told_apart_from_the_means_of_the_others(shim):
 def sure_guide(size, shares):
     """A model, and a guide that always draws one state, of `size` codes or bits."""
 
-    def latents(ppl, logits):
+    def latents(ppl, logits, level):
         if shares:
-            ppl.sample("level", ppl.dist.Normal(ppl.zeros(()) + (3.0 if logits else 0.0), 0.5))
+            ppl.sample("level", ppl.dist.Normal(ppl.zeros(()) + level, 0.5))
         with ppl.plate("data", 3):
             if size < 10:
-                one = np.eye(size)[0] * logits
-                return ppl.sample("z", ppl.dist.Categorical(logits=ppl.zeros((3, size)) + one))
-            fn = ppl.dist.Bernoulli(logits=ppl.zeros((3, size)) - logits)
-            return ppl.sample("z", fn.to_event(1))[..., 0]
+                return ppl.sample("z", ppl.dist.Categorical(logits=logits))
+            return ppl.sample("z", ppl.dist.Bernoulli(logits=logits).to_event(1))[..., 0]
 
     def model(ppl, data):
-        z = latents(ppl, 0.0)
+        z = latents(ppl, 0.0 * data["sure"], 0.0)
         with ppl.plate("data", 3):
             ppl.sample("x", ppl.dist.Normal(1.0 * z, 1.0), obs=data["x"])
 
-    return program_of(model, lambda ppl, data: latents(ppl, 40.0), {}, {"x": X})
+    sure = np.full((3, size), -40.0)
+    sure[:, 0] = 40.0
+    data = {"x": X, "sure": sure}
+    return program_of(model, lambda ppl, data: latents(ppl, data["sure"], 3.0), {}, data)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,8 @@ def test_small_misses_of_a_datum_add_up(shim):
     verdicts = shim.module("diagnostics.verdicts")
     report = verdicts.ImportanceDiagnostics(
         *[np.zeros(3)] * 2,
-        *[np.ones(3)] * 6,
+        *[np.ones(3)] * 5,
+        restricted=np.zeros(3, bool),
         num_particles=100,
         khat_threshold=0.7,
         elbo_error=np.zeros(3),
