@@ -1,5 +1,7 @@
 """Sentences of verdicts on guides that are off where they cannot draw, or that drew one state."""
 
+import functools
+
 import numpy as np
 import pytest
 from test_diagnostics import diagnose, program_of
@@ -143,23 +145,23 @@ def test_impossible_data_are_told_apart_from_the_means_of_the_others(shim):
 def sure_guide(size, shares):
     """A model, and a guide that always draws one state, of `size` codes or bits."""
 
-    def latents(ppl, logits, level):
+    def run(ppl, data, observes):
         if shares:
-            ppl.sample("level", ppl.dist.Normal(ppl.zeros(()) + level, 0.5))
+            ppl.sample("level", ppl.dist.Normal(ppl.zeros(()) + 3.0 * (not observes), 0.5))
+        logits = (0.0 if observes else 1.0) * data["sure"]
         with ppl.plate("data", 3):
             if size < 10:
-                return ppl.sample("z", ppl.dist.Categorical(logits=logits))
-            return ppl.sample("z", ppl.dist.Bernoulli(logits=logits).to_event(1))[..., 0]
-
-    def model(ppl, data):
-        z = latents(ppl, 0.0 * data["sure"], 0.0)
-        with ppl.plate("data", 3):
-            ppl.sample("x", ppl.dist.Normal(1.0 * z, 1.0), obs=data["x"])
+                z = ppl.sample("z", ppl.dist.Categorical(logits=logits))
+            else:
+                z = ppl.sample("z", ppl.dist.Bernoulli(logits=logits).to_event(1))[..., 0]
+            if observes:
+                ppl.sample("x", ppl.dist.Normal(1.0 * z, 1.0), obs=data["x"])
 
     sure = np.full((3, size), -40.0)
     sure[:, 0] = 40.0
     data = {"x": X, "sure": sure}
-    return program_of(model, lambda ppl, data: latents(ppl, data["sure"], 3.0), {}, data)
+    model = functools.partial(run, observes=True)
+    return program_of(model, functools.partial(run, observes=False), {}, data)
 
 
 @pytest.mark.parametrize(
