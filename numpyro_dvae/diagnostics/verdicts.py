@@ -138,7 +138,8 @@ class ImportanceDiagnostics(NamedTuple):
     num_possible: np.ndarray = np.asarray(np.inf)  # states that the guide can draw, however rarely;
     # inf where that is not known
     is_sole: np.ndarray = np.asarray(False)  # whether neither guide nor model has a second state
-    is_listable: np.ndarray = np.asarray(False)  # whether `posterior_gap` can list the states
+    is_listable: np.ndarray = np.asarray(False)  # whether the model's states are few enough
+    # for `posterior_gap`, which takes no continuous latents, though
 
     def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
         """The posterior mean of a function of the latents, by the weighted draws.
@@ -300,8 +301,13 @@ class ImportanceDiagnostics(NamedTuple):
         words = self._told_apart
         if not words.ndim:
             return [f"{title}: {in_words(str(words))}."]
-        return [f"{title}, the worst first:", *lines_of(words, bool(np.any(self.is_listable)))]
+        return [f"{title}, the worst first:", *lines_of(words, bool(np.any(self._has_gap)))]
 
     @property
     def _told_apart(self) -> np.ndarray:
-        return told_apart(self.verdicts, self.ess, np.asarray(self.restricted), self.is_listable)
+        return told_apart(self.verdicts, self.ess, np.asarray(self.restricted), self._has_gap)
+
+    @property
+    def _has_gap(self) -> np.ndarray:
+        """Of which data `posterior_gap` tells."""
+        return np.asarray(self.is_listable & (not (self.has_shared_latents or self.auxiliary)))

@@ -158,7 +158,6 @@ def over_shared(
         num_states=np.max([part.num_states for part in parts], axis=0),
         num_possible=np.max([part.num_possible for part in parts], axis=0),
         is_sole=np.all([part.is_sole for part in parts], axis=0),
-        is_listable=np.asarray(False),  # with what is shared
         restricted=np.any([part.restricted for part in parts], axis=0),
         is_bound=np.all([part.is_bound for part in parts], axis=0),
         given=_given([part.given for part in parts]),
@@ -327,8 +326,7 @@ def with_notes(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnos
         shared = shared._replace(points=tuple(n for n in shared.sites if n in draws.points))
     notes = draws.notes
     is_bound = np.asarray(report.is_bound & (not notes["auxiliary"]) & (not notes["weighed"]))
-    listable = np.asarray(report.is_listable & (not notes["auxiliary"]))
-    return report._replace(shared=shared, is_bound=is_bound, is_listable=listable, **notes)
+    return report._replace(shared=shared, is_bound=is_bound, **notes)
 
 
 def _pick(site: NamedArray, plates: tuple[str, ...], places: np.ndarray) -> np.ndarray:
