@@ -28,6 +28,7 @@ from pyro_dvae.programs.sites import (
     Site,
     base_distribution,
     is_drawn,
+    is_flow,
     is_subsample,
     no_one_list,
     rows_of_plates,
@@ -110,13 +111,17 @@ class Draw(Messenger):
             with drawing(msg):
                 msg["value"] = self.sampler(Site.of(msg), shape, self.particle)
             msg["done"] = True
-        elif self.num_draws is not None:
+        elif self.num_draws is not None or is_flow(msg["fn"]):
             with drawing(msg):
-                msg["value"], msg["done"] = self._draw(msg, self.num_draws), True
+                msg["value"], msg["done"] = self._draw(msg), True
+            if is_flow(msg["fn"]):  # which may have no density of any other value
+                density = msg["fn"], msg["fn"].log_prob(msg["value"])
+                msg["infer"] = {**msg["infer"], "_density": density}
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not self.pathwise and is_drawn(msg) and self.layout.owns(Site.of(msg)):
             msg["value"] = msg["value"].detach()
+            msg["infer"].pop("_density", None)
 
     def _given(self, msg: Any) -> Tensor:
         name = msg["name"]
@@ -129,8 +134,10 @@ class Draw(Messenger):
             raise no_one_list(f"'{name}' has other values or sizes in some runs", self.values)
         return value.expand(shape)
 
-    def _draw(self, msg: Any, num_draws: int) -> Tensor:
-        batch = msg["fn"].batch_shape
+    def _draw(self, msg: Any) -> Tensor:
+        batch, num_draws = msg["fn"].batch_shape, self.num_draws
+        if num_draws is None:
+            return msg["fn"]()
         missing = self.layout.nesting + 1 - len(batch)
         if missing > 0:
             return msg["fn"](torch.Size((num_draws, *[1] * (missing - 1))))
@@ -148,10 +155,7 @@ class Draw(Messenger):
 
 
 class _AtAnyValue:
-    """A distribution that has a density at all values: 0 out of its bounds, where Torch refuses.
-
-    The bounds may be other draws: a count that was observed has no more trials than some have.
-    """
+    """A distribution that has a density at all values: 0 out of its bounds, often other draws."""
 
     support: Any
 
@@ -212,8 +216,7 @@ def _is_boolean(fn: Any) -> bool:
 class AnyValue(Messenger):
     """Lets discrete latents have values out of their support, at a density of 0.
 
-    As a guide of fewer codes has them, where the values are the model's. To be entered around a run
-    whose values are given.
+    As a guide of fewer codes has them, where the values are the model's. For runs at given values.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -316,10 +319,7 @@ def _steps(by: int | Tensor, size: int | Tensor) -> Tensor:
 
 
 def drawn_subsamples(run: Run) -> poutine.Trace:
-    """The subsamples that a run has drawn, to be replayed.
-
-    A plate that has all its rows is left out: how many these are may depend on the draws.
-    """
+    """The subsamples that a run has drawn, to be replayed; not all rows, however many they are."""
     minibatch = poutine.Trace()
     for trace in (run.guide_trace, run.model_trace):
         taken = rows_of_plates(trace)

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Independent, TransformedDistribution
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "base_distribution",
     "deterministic_sites",
     "is_drawn",
+    "is_flow",
     "is_subsample",
     "no_one_list",
     "param_values",
@@ -129,15 +130,19 @@ class Site:
     def log_prob(self) -> Tensor:
         """Log-density of its value, over its batch dims; neither scaled nor masked by handlers."""
         args, kwargs = self.call
+        fn, density = self.infer.get("_density", (None, None))  # a replayed site has the guide's
+        if fn is self.fn and not self.is_observed:
+            return density
         try:
             return self.fn.log_prob(self.value, *args, **kwargs)
         except KeyError as error:
-            if not isinstance(self.base, TransformedDistribution):
+            if not is_flow(self.fn):
                 raise
             raise ValueError(
                 f"{self.name!r} is drawn by a flow without an inverse, which knows the density of "
-                "its last draw alone: take one that has an inverse, as `affine_autoregressive` "
-                f"and `spline_autoregressive` do. It said: {error}"
+                "its last draw alone, and here that of other values, or for other parameters, is "
+                "asked for: take one that has an inverse, as `affine_autoregressive` and "
+                f"`spline_autoregressive` do. It said: {error}"
             ) from error
 
     def term(self) -> Tensor:
@@ -227,6 +232,14 @@ def is_subsample(message: Any) -> bool:
 def is_drawn(message: Any) -> bool:
     """Whether a message is of a latent that the program draws."""
     return not message["is_observed"] and not site_is_subsample(message)
+
+
+def is_flow(fn: Any) -> bool:
+    """Whether draws of a distribution are those of a network, which may have no inverse."""
+    base = base_distribution(fn)
+    return isinstance(base, TransformedDistribution) and any(
+        isinstance(transform, nn.Module) for transform in base.transforms
+    )
 
 
 def base_distribution(fn: Any) -> Any:

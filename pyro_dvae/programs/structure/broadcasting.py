@@ -23,9 +23,10 @@ from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_dvae.programs.densities import has_inverse
 from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair
 from pyro_dvae.programs.record import Particles, draw_log_prob, in_batch_dims, make_record
-from pyro_dvae.programs.sites import Layout, Pair, Run, Site, deterministic_sites
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site, deterministic_sites, is_flow
 from pyro_dvae.programs.structure.looking import only_looking, raise_slip, same_but_rounding
 from pyro_dvae.programs.structure.owners import Owners
 
@@ -47,6 +48,10 @@ _COMPARED = (
 Reads = dict[str, Callable[[Run, Layout, int], list[Tensor]]]  # what else is compared
 
 
+class _NoInverseError(Exception):
+    """A flow has no density of the values that would be compared, and the user no other way."""
+
+
 def takes_particles(
     pair: Pair, *, warn: bool = True, computed: Mapping[str, int] | None = None
 ) -> bool:
@@ -62,7 +67,7 @@ def takes_particles(
     if computed is not None:
         reads = {"sites": partial(_read_all_sites, computed)}
     trouble = _trouble(pair, reads)
-    if trouble is not None and warn:
+    if trouble and warn:
         warnings.warn(
             "model or guide does not broadcast over a particle axis left of all plates: "
             f"{trouble}. It will run once per particle, with the right result but slower. Index "
@@ -78,6 +83,8 @@ def _trouble(pair: Pair, reads: Reads) -> str | None:
     try:
         if only_looking(lambda: _keeps_apart(pair, reads)):
             return None
+    except _NoInverseError:
+        return ""
     except Exception as error:  # whatever a program says of an axis that it does not know
         raise_slip(error)
         return (str(error) or type(error).__name__).splitlines()[0]
@@ -125,6 +132,8 @@ def _keeps_apart(pair: Pair, reads: Reads) -> bool:
     drawn = {name: site for name, site in first.guide.items() if not site.is_observed}
     if any(site.value.shape[:1] != (_NUM_PARTICLES,) for site in drawn.values()):
         return False
+    if any(is_flow(site.fn) and not has_inverse(site) for site in drawn.values()):
+        raise _NoInverseError
     count = _num_particles(first, pair.layout)
     told = {name: telling_values(site) for name, site in drawn.items()}
     values = {name: _of_size(value, count) for name, value in told.items() if value is not None}

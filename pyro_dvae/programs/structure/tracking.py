@@ -22,8 +22,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pyro_dvae.programs.densities import has_inverse
 from pyro_dvae.programs.draw import Draw, moved, run_pair
-from pyro_dvae.programs.sites import Layout, Pair, Run, Site, is_drawn
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site, is_drawn, is_flow
 from pyro_dvae.programs.structure.looking import only_looking, raise_slip
 
 __all__ = ["Exits", "Sources", "TrackDraws", "Tracked", "find_sources", "tracked"]
@@ -149,15 +150,18 @@ def find_sources(
         dims: Batch dims whose cells are to be independent of each other.
     """
     run, every = found.run, frozenset(draws)
+    sites = [run.guide[name] for name in every]
+    flows = {site.name for site in sites if is_flow(site.fn) and not has_inverse(site)}
     sides: dict[str, Mapping[str, Site]] = {"guide": run.guide, "model": run.model}
     known = {
-        (side, name): (get_provenance(site.term()) | found.exits | {name}) & every
+        (side, name): (get_provenance(site.term()) | found.exits | flows | {name}) & every
         for side, sites in sides.items()
         for name, site in sites.items()
     }
     mixed = False
     if any(names != every for names in known.values()):
-        hidden, mixed = only_looking(lambda: _hidden(pair, run, known, every, dims))
+        tried = every - flows  # which have no density of other draws: all may depend on theirs
+        hidden, mixed = only_looking(lambda: _hidden(pair, run, known, tried, dims))
         known |= dict.fromkeys(hidden, every)
     guide, model = ({n: known[side, n] for n in sites} for side, sites in sides.items())
     return Sources(guide, model, mixed)
