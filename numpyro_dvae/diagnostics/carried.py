@@ -25,6 +25,7 @@ class CodeUsage(NamedTuple):
     is_open: bool = False  # whether there is no largest code: counts end with the largest drawn
     num_codes: int | None = None  # of the table; None if all are counted
     codes: np.ndarray | None = None  # whose counts these are; None if they are 0, 1, ...
+    tables: np.ndarray | None = None  # (*latents,), of which table; None if all share one
 
     @property
     def has_all_codes(self) -> bool:
@@ -43,27 +44,29 @@ class CodeUsage(NamedTuple):
 
     @property
     def table_share_used(self) -> float:
-        """Share of the codes that occur in any latent: of the table that latents share."""
-        return float((self._of_table > 0).sum() / self._size)
+        """Share of the codes that occur in any latent of a table, in the mean over tables."""
+        return float((self._by_table > 0).sum(-1).mean() / self._size)
 
     @property
     def table_perplexity(self) -> float:
-        """The perplexity of the codes of all latents together."""
-        return float(_perplexity(self._of_table))
+        """The perplexity of the codes of all latents of a table, in the mean over tables."""
+        return float(_perplexity(self._by_table).mean())
 
     @property
     def _size(self) -> int:
         return self.num_codes or self.counts.shape[-1]
 
     @property
-    def _of_table(self) -> np.ndarray:
-        return self.counts.reshape(-1, self.counts.shape[-1]).sum(0)
+    def _by_table(self) -> np.ndarray:
+        counts = self.counts.reshape(-1, self.counts.shape[-1])
+        tables = np.zeros(len(counts)) if self.tables is None else self.tables.reshape(-1)
+        return np.stack([counts[tables == table].sum(0) for table in np.unique(tables)])
 
     def _percent(self, share: float) -> str:
         return f"{share:.0%}" if self.has_all_codes else f"{100 * share:.2g}%"
 
     def __repr__(self) -> str:
-        """A line with shares and perplexities; of several latents, of their table as well."""
+        """A line with shares and perplexities; of several latents, of their tables as well."""
         if self.is_open:
             return (
                 f"Values up to {self._size - 1} were drawn, of no largest one; "
@@ -77,8 +80,10 @@ class CodeUsage(NamedTuple):
         )
         if self.perplexity.size == 1:
             return line
+        num_tables = len(self._by_table)
+        whose = "All latents" if num_tables == 1 else f"The latents of each of {num_tables} tables"
         return (
-            f"{line} All latents together use {self._percent(self.table_share_used)} of the codes, "
+            f"{line} {whose} together use {self._percent(self.table_share_used)} of the codes, "
             f"perplexity {self.table_perplexity:.1f}."
         )
 

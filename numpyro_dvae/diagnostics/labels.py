@@ -40,6 +40,7 @@ READINGS = (
     "log_likelihood",  # of each observation
     "seen",  # where no mask silences an entry of an observation
     "mean",  # of the distribution of each observation
+    "table",  # of a codebook of several, of which of them a latent is
     "counted",  # where no mask silences an entry of a latent
     "rate",  # log q - log p of each latent, given those before it
     "reordered",  # whether the guide draws a latent before others on which the model lets it depend
@@ -84,6 +85,7 @@ class SiteReader(NamedTuple):
             "log_likelihood": (scored, self.log_likelihood),
             "mean": (observed, self.mean),
             "seen": (scored | data, self.seen),
+            "table": (latent, lambda name, _: self.table(name, guide_sites[name])),
             "counted": (latent | at_once, self.seen),
             "summed": (of_summed, lambda name, site: self.summed(name, site, summed[name][1])),
             "rate": (latent, lambda name, site: self.rate(name, run)),
@@ -134,6 +136,18 @@ class SiteReader(NamedTuple):
         least = None if self.top(name, site) is None else jnp.min(jnp.asarray(low))
         fill = jnp.full(site.fn.batch_shape, 0 if least is None else least)
         return None if least is None else self.label(name, site, fill, 0)
+
+    def table(self, name: str, guide_site: Site) -> NamedArray | None:
+        """Of which table of a codebook each latent is; None if all are of one."""
+        sizes = getattr(guide_site.base, "tables", None) or ()
+        if len(sizes) < 2:
+            return None
+        return self.label(
+            name,
+            guide_site,
+            jnp.repeat(jnp.arange(len(sizes)), jnp.asarray(sizes), total_repeat_length=sum(sizes)),
+            1,
+        )
 
     def deterministic(self, name: str, site: Site) -> NamedArray:
         """The value of a deterministic site, whose event dims are not declared."""

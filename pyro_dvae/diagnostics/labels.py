@@ -35,6 +35,7 @@ READINGS = (
     "log_likelihood",  # of each observation
     "seen",  # where no mask silences an entry of an observation
     "mean",  # of the distribution of each observation
+    "table",  # of a codebook of several, of which of them a latent is
     "counted",  # where no mask silences an entry of a latent
     "rate",  # log q - log p of each latent, given those before it
     "reordered",  # whether the guide draws a latent before others on which the model lets it depend
@@ -74,6 +75,7 @@ class SiteReader(NamedTuple):
             "log_likelihood": (scored, self.log_likelihood),
             "mean": (observed, self.mean),
             "seen": (scored | data, self.seen),
+            "table": (latent, lambda name, _: self.table(name, guide_sites[name])),
             "counted": (latent | of_summed, self.seen),
             "summed": (of_summed, lambda name, site: self.label(name, site, summed[name][1], 1)),
             "rate": (latent, lambda name, site: self.rate(name, run)),
@@ -116,6 +118,15 @@ class SiteReader(NamedTuple):
         """The value of an observed site, without draws in front."""
         found = self.value(name, site)
         return replace(found, values=found.values[0])
+
+    def table(self, name: str, guide_site: Site) -> NamedArray | None:
+        """Of which table of a codebook each latent is; None if all are of one."""
+        sizes = getattr(guide_site.base, "tables", None) or ()
+        if len(sizes) < 2:
+            return None
+        return self.label(
+            name, guide_site, torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)), 1
+        )
 
     def deterministic(self, name: str, site: Site) -> NamedArray:
         """The value of a deterministic site; under no plate, all dims are the value's own."""

@@ -60,8 +60,8 @@ class Evaluation(NamedTuple):
     psnr: float  # of one reconstruction of each datum, at most 100, decibels
     ess: float  # effective sample size of the K draws, as a share of K
     usage: float  # share of the codes that occur, in the mean over the latents
-    table_usage: float  # share of the codes that occur in any latent of a site
-    table_perplexity: float  # of the codes of all latents of a site together
+    table_usage: float  # share of the codes that occur in any latent of a table
+    table_perplexity: float  # of the codes of all latents of a table together
     beta: float
     num_particles: int  # K
     data_range: float  # span of the data, to which the PSNR refers

@@ -37,7 +37,7 @@ __all__ = [
     "variances_of",
 ]
 
-OF_USAGE = ("code", "top", "least", "counted")  # readings that it is read off
+OF_USAGE = ("code", "top", "least", "table", "counted")  # readings that it is read off
 MOST_LISTED = 2**16  # states of a datum that are listed, unless more are asked for
 _MOST_COUNTS = 2**24  # of all codes of all latents: of more, those that occur are counted
 _MOST_PROBS = 2**26  # of all codes of all data
@@ -89,8 +89,19 @@ def usage_of(draws: Draws) -> dict[str, CodeUsage]:
         is_large = num_latents * size > _MOST_COUNTS
         codes = codes_that_occur(site) if is_large else least + np.arange(size)
         counts = count_codes(site, draws.plates, codes)
-        found[name] = CodeUsage(counts, is_open, size, codes if is_large or least else None)
+        known = codes if is_large or least else None
+        found[name] = CodeUsage(counts, is_open, size, known, _tables_of(draws, name))
     return found
+
+
+def _tables_of(draws: Draws, name: str) -> np.ndarray | None:
+    """Of which table each latent of a site is; None if all share one."""
+    site = draws["table"].get(name)
+    if site is None:
+        return None
+    of_data = tuple(i for i, dim in enumerate(site.dims) if dim in draws.plates)
+    place = tuple(0 if i in of_data else slice(None) for i in range(len(site.dims)))
+    return site.values[0][place]
 
 
 def _in_use(draws: Draws, name: str, site: NamedArray) -> NamedArray:
