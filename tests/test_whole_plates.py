@@ -114,6 +114,9 @@ def test_guides_of_the_host_want_to_know_whose_rows_they_have(name):
     for kind in kinds:
         with pytest.raises(ValueError, match=f"{said}, but {kind.__name__} has parameters"):
             train(name, model, kind(model), 5, **loss)
+    hidden = auto.AutoNormal(model)
+    with pytest.raises(ValueError, match="'z' has the rows of a batch in the model, but in the g"):
+        train(name, model, lambda *args: hidden(*args), 5, **loss)
     with_rows = {"data": (X, np.arange(20)), **loss}
     said = r"plate 'data' of site 'z' takes 5 of 20 rows, but Auto\w+ does not know which these are"
     for kind in kinds:

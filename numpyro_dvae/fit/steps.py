@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.infer import SVI
-from numpyro.infer.autoguide import AutoContinuous, AutoDelta, AutoNormal
+from numpyro.infer.autoguide import AutoContinuous, AutoDelta, AutoGuide, AutoNormal
 from numpyro.infer.svi import SVIState
 
 from numpyro_dvae.fit.batches import ArrayBatches, IterableBatches
@@ -36,6 +36,7 @@ from numpyro_dvae.programs.handlers.batches import (
     Keeper,
     check_parameters_of_batches,
     check_plates_of_batches,
+    check_rows_of_pair,
 )
 
 __all__ = ["Steps"]
@@ -118,6 +119,8 @@ class Steps:
         for kind in ("guide", "model"):
             program = getattr(svi, kind)
             check_parameters_of_batches(rng_key, program, self._some, few, size, kind)
+        if not isinstance(svi.guide, AutoGuide | TruncatedGuide):
+            check_rows_of_pair(rng_key, svi.model, svi.guide, self._some, few, size)
 
     def _some(self, num_rows: int) -> Batch:
         return self._ready(self.batches.first_rows(num_rows))

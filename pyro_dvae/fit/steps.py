@@ -26,6 +26,7 @@ from pyro_dvae.programs.handlers.batches import (
     Keeper,
     check_parameters_of_batches,
     check_plates_of_batches,
+    check_rows_of_pair,
 )
 
 __all__ = ["Steps"]
@@ -70,8 +71,9 @@ class Steps:
         parts = guide.modules() if isinstance(guide, nn.Module) else ()
         for keeper in map(_keeper, (part for part in parts if isinstance(part, _KEEPERS))):
             check_plates_of_batches(keeper, self._some, few, size)
-        if not isinstance(guide, AutoGuide):
-            check_parameters_of_batches(guide, self._some, few, size, "guide")
+        if not isinstance(guide, AutoGuide | TruncatedGuide):
+            if check_parameters_of_batches(guide, self._some, few, size, "guide"):
+                check_rows_of_pair(model, guide, self._some, few, size)
         check_parameters_of_batches(model, self._some, few, size, "model")
 
     def _some(self, num_rows: int) -> Batch:

@@ -16,7 +16,12 @@ from numpyro.handlers import block
 from numpyro_dvae.programs.draw import Draw, run_program
 from numpyro_dvae.programs.sites import Layout, Site, param_values, sample_sites
 
-__all__ = ["Keeper", "check_parameters_of_batches", "check_plates_of_batches"]
+__all__ = [
+    "Keeper",
+    "check_parameters_of_batches",
+    "check_plates_of_batches",
+    "check_rows_of_pair",
+]
 
 
 class Keeper(NamedTuple):
@@ -24,7 +29,7 @@ class Keeper(NamedTuple):
 
     name: str
     model: Callable  # with its latents alone
-    is_discrete: bool  # whether these are the discrete ones
+    is_discrete: bool | None  # whether these are the discrete ones; None is all
     advice: str = ""  # what to write where a plate takes some rows; "" if it knows whose they are
 
 
@@ -84,7 +89,7 @@ def _frames_of(
     with block(), Draw(rng_key, Layout()):
         jax.eval_shape(look)  # fails if the data are not those of the plate
     for site in sites.values():
-        if not site.is_observed and site.needs_credit == keeper.is_discrete:
+        if not site.is_observed and keeper.is_discrete in (None, site.needs_credit):
             for frame in site.plates.values():
                 found[site.name, frame.name] = frame.size, frame.full_size
     return found
@@ -149,6 +154,46 @@ def check_parameters_of_batches(
                 f"`batch_size`: parameter {name} of the {kind} has the shape {tuple(shape)} with "
                 f"the {few} rows of a batch, and {tuple(other)} with others: it is of rows, "
                 f"whosever they are, and would take them for others'. {_of_all(few, size)}"
+            )
+
+
+def check_rows_of_pair(
+    rng_key: Array,
+    model: Callable,
+    guide: Callable,
+    batches: Callable[[int], tuple[tuple, dict]],
+    few: int,
+    size: int,
+) -> None:
+    """Refuse a guide whose plates have the rows of its first batch, whatever a batch has.
+
+    Args:
+        rng_key: Key of the runs.
+        model: The model.
+        guide: The guide.
+        batches: Of a number of rows, what they are called with.
+        few: Rows of the batch.
+        size: Rows of the data.
+
+    Raises:
+        ValueError: If there is such a plate.
+    """
+
+    def frames(num_rows: int) -> dict[tuple[str, ...], int]:
+        found = dict[tuple[str, ...], int]()
+        for kind, program in (("guide", guide), ("model", model)):
+            frames = _frames_of(rng_key, Keeper(kind, program, None), *batches(num_rows))
+            found |= {(kind, *place): full for place, (_, full) in frames.items()}
+        return found
+
+    grown, num_rows = _at_two_sizes(frames, few, size)
+    for kind, site, name in grown[0]:
+        ends = [grown[1].get((each, site, name)) for each in ("model", "guide")]
+        if (kind, grown[0][kind, site, name], *ends) == ("guide", few, num_rows, few):
+            raise ValueError(
+                f"`batch_size`: plate '{name}' of site '{site}' has the rows of a batch in the "
+                f"model, but in the guide {few} whatever a batch has, as its parameters are of "
+                f"places in the first one. {_whose(name, few, size)}"
             )
 
 

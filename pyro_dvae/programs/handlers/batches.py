@@ -17,7 +17,12 @@ from pyro_dvae.programs.processes import hidden
 from pyro_dvae.programs.sites import sample_sites
 from pyro_dvae.programs.structure.looking import only_looking
 
-__all__ = ["Keeper", "check_parameters_of_batches", "check_plates_of_batches"]
+__all__ = [
+    "Keeper",
+    "check_parameters_of_batches",
+    "check_plates_of_batches",
+    "check_rows_of_pair",
+]
 
 
 class Keeper(NamedTuple):
@@ -25,7 +30,7 @@ class Keeper(NamedTuple):
 
     name: str
     model: Callable  # with its latents alone
-    is_discrete: bool  # whether these are the discrete ones
+    is_discrete: bool | None  # whether these are the discrete ones; None is all
     advice: str = ""  # what to write where a plate takes some rows; "" if it knows whose they are
 
 
@@ -73,7 +78,7 @@ def _frames_of(keeper: Keeper, args: tuple, kwargs: dict) -> dict[tuple[str, str
     for site in sample_sites(run_program(keeper.model, args, kwargs)).values():
         if site.is_observed:
             site.log_prob()  # fails if the data are not those of the plate
-        if not site.is_observed and site.needs_credit == keeper.is_discrete:
+        if not site.is_observed and keeper.is_discrete in (None, site.needs_credit):
             for frame in site.plates.values():
                 found[site.name, frame.name] = frame.size, frame.full_size or frame.size
     return found
@@ -88,7 +93,7 @@ def _perhaps(keeper: Keeper) -> str:
 
 def check_parameters_of_batches(
     program: Callable, batches: Callable[[int], tuple[tuple, dict]], few: int, size: int, kind: str
-) -> None:
+) -> bool:
     """Refuse parameters that have as many rows as whatever batch.
 
     Args:
@@ -97,6 +102,9 @@ def check_parameters_of_batches(
         few: Rows of the batch.
         size: Rows of the data.
         kind: "model" or "guide".
+
+    Returns:
+        Whether a parameter has as many entries on an axis as the batch has rows.
 
     Raises:
         ValueError: If there is such a parameter.
@@ -130,6 +138,45 @@ def check_parameters_of_batches(
                 f"`batch_size`: parameter '{name}' of the {kind} has the shape {tuple(shape)} with "
                 f"the {few} rows of a batch, and {tuple(other)} with others: it is of rows, "
                 f"whosever they are, and would take them for others'. {_of_all(few, size)}"
+            )
+    return bool(odd)
+
+
+def check_rows_of_pair(
+    model: Callable,
+    guide: Callable,
+    batches: Callable[[int], tuple[tuple, dict]],
+    few: int,
+    size: int,
+) -> None:
+    """Refuse a guide whose plates have the rows of its first batch, whatever a batch has.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        batches: Of a number of rows, what they are called with.
+        few: Rows of the batch.
+        size: Rows of the data.
+
+    Raises:
+        ValueError: If there is such a plate.
+    """
+
+    def frames(num_rows: int) -> dict[tuple[str, ...], int]:
+        found = dict[tuple[str, ...], int]()
+        for kind, program in (("guide", guide), ("model", model)):
+            frames = _frames_of(Keeper(kind, program, None), *batches(num_rows))
+            found |= {(kind, *place): full for place, (_, full) in frames.items()}
+        return found
+
+    grown, num_rows = _at_two_sizes(frames, few, size)
+    for kind, site, name in grown[0]:
+        ends = [grown[1].get((each, site, name)) for each in ("model", "guide")]
+        if (kind, grown[0][kind, site, name], *ends) == ("guide", few, num_rows, few):
+            raise ValueError(
+                f"`batch_size`: plate '{name}' of site '{site}' has the rows of a batch in the "
+                f"model, but in the guide {few} whatever a batch has, as its parameters are of "
+                f"places in the first one. {_whose(name, few, size)}"
             )
 
 
