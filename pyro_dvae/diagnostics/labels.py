@@ -63,7 +63,6 @@ class SiteReader(NamedTuple):
         guide_sites, sites = run.guide, run.model
         scored = {name: site for name, site in sites.items() if site.is_observed}
         latent = {name: site for name, site in sites.items() if name not in scored}
-        observed = {name: site for name, site in scored.items() if has_data(site)}
         data = _data_of(run)
         summed = probs_of_summed(sites) if "summed" in wanted else {}
         of_summed = {name: site for name, (site, _) in summed.items()}
@@ -73,7 +72,7 @@ class SiteReader(NamedTuple):
             "deterministic": (deterministic_sites(run.model_trace), self.deterministic),
             "observed": (data, SiteReader(self.nesting, 1).data),
             "log_likelihood": (scored, self.log_likelihood),
-            "mean": (observed, self.mean),
+            "mean": ({n: s for n, s in scored.items() if has_data(s)}, self.mean),
             "seen": (scored | data, self.seen),
             "table": (latent, lambda name, _: self.table(name, guide_sites[name])),
             "counted": (latent | of_summed, self.seen),
