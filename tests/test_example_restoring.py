@@ -85,6 +85,23 @@ def test_nonlocal_bayes_is_that_of_the_paper(monkeypatch, channels, missing, ban
     np.testing.assert_allclose(found, by_hand(given, pilot, 20.0, observed, turn), atol=2e-3)
 
 
+def test_holes_are_filled_by_what_is_alike():
+    """Regular texture, of which half is gone; the groups for noise fill it less well."""
+    rng, (rows, columns) = np.random.default_rng(0), np.indices((48, 48))
+    clean = (120.0 + 60.0 * np.sin(0.9 * rows) + 40.0 * np.sin(0.6 * columns))[..., None]
+    observed = rng.random(clean.shape[:2]) >= 0.5
+    given = np.where(observed[..., None], clean, 0.0)
+    task = restoring.Task(given, observed, clean, exact=True)
+    start = restoring._kept(task, clean + 20.0 * rng.standard_normal(clean.shape))
+    found = []
+    for has_holes in (True, False):
+        image = start
+        for _ in range(3):
+            image = restoring._kept(task, restoring._refined(task, image, 0.0, has_holes))
+        found.append(patches.psnr(image, clean) - patches.psnr(start, clean))
+    assert found[0] > max(10.0, found[1] + 5.0)
+
+
 def test_what_is_missing_is_not_looked_at():
     rng = np.random.default_rng(1)
     clean, given = scene(rng)

@@ -66,6 +66,58 @@ def tvo_step(
     return step
 
 
+def tvo_bars(
+    model: str, images: Any, seed: int, *, num_latents: int, num_states: int, epochs: int
+) -> tuple[Any, ...]:
+    """What it learns of images of bars ``(N, D)`` by the settings of its authors' bars test.
+
+    2 generations of 5 parents and 3 children of each, from atoms at the mean of the images; the
+    parameters as `bars_beside.py` has them.
+    """
+    try:
+        import torch
+        from tvo.models import BSC, NoisyOR
+        from tvo.trainer import Trainer
+        from tvo.utils.data import TVODataLoader
+        from tvo.utils.param_init import init_sigma2_default, init_W_data_mean
+        from tvo.variational import EVOVariationalStates
+    except ImportError as error:
+        raise _missing("tvo", error) from None
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    data, is_network = torch.as_tensor(np.array(images, np.float32)), model == "noisy-OR"
+    (num_data, num_pixels), precision, cpu = data.shape, data.dtype, torch.device("cpu")
+    atoms = init_W_data_mean(data, num_latents, dtype=precision, device=cpu).contiguous()
+    sizes = {"H": num_latents, "D": num_pixels, "precision": precision}
+    prior = torch.full((num_latents,), 1 / num_latents)
+    if is_network:
+        program = NoisyOR(W_init=atoms.clamp(0.01, 0.99), pi_init=prior, **sizes)
+        data = data.to(torch.uint8)
+    else:
+        noise = init_sigma2_default(data, precision, cpu)
+        program = BSC(W_init=atoms, sigma2_init=noise, pies_init=prior, **sizes)
+    sets = EVOVariationalStates(
+        num_data,
+        num_latents,
+        num_states,
+        precision,
+        "batch_fitparents",
+        "randflip",
+        n_parents=5,
+        n_children=3,
+        n_generations=2,
+    )
+    trainer = Trainer(program, TVODataLoader(data, batch_size=BATCH, shuffle=True), sets)
+    for _ in range(epochs):
+        trainer.em_step()
+    found = {name: value.double().numpy() for name, value in program.theta.items()}
+    if is_network:
+        certain = 1e-7  # as far from 0 and 1 as it keeps all probabilities
+        weight = found["W"].T.clip(0.0, 1 - certain)
+        return found["pies"], np.full(num_pixels, certain), weight
+    return found["W"].T, 0.0, float(found["sigma2"][0]), found["pies"]
+
+
 def jadex_step(x: Any) -> Callable[[], object]:
     """One step of DAPS on images ``(N, 28, 28)`` by its authors' MNIST configuration, jitted.
 

@@ -88,7 +88,7 @@ def make_parser() -> Parser:
     add("--latents", type=positive, default=128, help="binary latents per patch")
     add("--states", type=positive, default=16, help="states per patch")
     add("--hidden", type=int, nargs="*", default=[], help="widths of hidden layers, if any")
-    add("--rounds", type=int, default=3, help="of the second stage; 0: without")
+    add("--rounds", type=int, default=3, help="of the second stage, twice for holes; 0: without")
     add("--epochs", type=positive, help="default: 20, fewer for a large image, at least 6")
     add("--batch-size", type=positive, default=256)
     add("--learning-rate", type=float, default=3e-2, help="falls to a tenth")

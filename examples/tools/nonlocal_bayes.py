@@ -11,7 +11,7 @@ weighted by how little the noise could say of its group: one over 1 + tr(C (C + 
 posterior variance of a patch in units of the noise's, and of the mean (1 in [1]). The second step
 of [1], for a pilot of whatever origin; the result may be the pilot of another round. Where pixels
 are missing, the Gaussian is conditioned on the others, for the first patch of each group, and all
-estimates count alike.Colours are turned to uncorrelated
+estimates count alike. Colours are turned to uncorrelated
 ones first, which have a filter each and one group.
 
 Arrays of NumPy throughout, images ``(H, W, C)``. The work goes over the image in bands of rows, so

@@ -20,7 +20,10 @@ from tqdm import tqdm
 __all__ = ["Restored", "Task", "restore"]
 
 _PATCHES_AT_ONCE = 2048  # when estimating
-_GROUPS = (5, 14), (11, 30)  # of the second stage: sides of patches, and how many are alike
+# Of the second stage: sides of patches, how many are alike, and from one group to the next.
+_GROUPS = (5, 14, 2), (11, 30, 2)
+# Of holes in weak noise: the noise at least, as few patches tell little of the others of a group.
+_WEAK, _LEAST, _OF_HOLES = 10.0, 3.0, ((7, 60, 3), (11, 120, 4))
 _STEPS, _EPOCHS = 2400, (6, 20)  # of training, if not told
 
 
@@ -66,15 +69,18 @@ def restore(backend: Backend, task: Task, args: Any) -> Restored:
         found.append(noise)
     pilot = image = _kept(task, total / weight[..., None])
     noise = float(np.mean(found))
-    for _ in range(args.rounds):
-        image = _kept(task, _refined(task, image, 0.0 if task.exact else noise))
+    has_holes = not task.observed.all()  # which are filled from round to round
+    for _ in range(args.rounds * (2 if has_holes else 1)):
+        image = _kept(task, _refined(task, image, 0.0 if task.exact else noise, has_holes))
     return Restored(image, pilot, noise)
 
 
-def _refined(task: Task, pilot: np.ndarray, sigma: float) -> np.ndarray:
+def _refined(task: Task, pilot: np.ndarray, sigma: float, has_holes: bool) -> np.ndarray:
     """The mean over groups of small patches and of large ones."""
-    total = np.zeros(task.given.shape)
-    for size, count in _GROUPS:
+    total, groups = np.zeros(task.given.shape), _GROUPS
+    if has_holes and sigma < _WEAK:
+        sigma, groups = max(sigma, _LEAST), _OF_HOLES
+    for size, count, stride in groups:
         name = f"non-local Bayes, {size} x {size}"
         with tqdm(total=100, desc=name, bar_format="{desc}: {n:.0f} %{bar}") as bar:
             total += nonlocal_bayes.refine(
@@ -84,9 +90,10 @@ def _refined(task: Task, pilot: np.ndarray, sigma: float) -> np.ndarray:
                 task.observed,
                 size=size,
                 count=count,
+                stride=stride,
                 progress=lambda share, bar=bar: bar.update(100 * share - bar.n),
             )
-    return total / len(_GROUPS)
+    return total / len(groups)
 
 
 def _kept(task: Task, image: np.ndarray) -> np.ndarray:
