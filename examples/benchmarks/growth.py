@@ -25,8 +25,8 @@ from backends import Backend, get_backend
 from cli import Parser, positive, run_main
 
 _PIXELS, _BATCH, _STATES = 64, 1000, 32
-_NUM_DATA, _AT = (50_000, 100_000, 200_000), 128  # numbers of data, and of latents beside them
-_LATENTS, _OF = (250, 500, 1000), 10_000  # numbers of latents, and of data beside them
+_NUM_DATA, _AT = (100_000, 200_000, 400_000), 128  # numbers of data, and of latents beside them
+_LATENTS, _OF = (250, 500, 1000), 50_000  # numbers of latents, and of data beside them
 
 
 def main(arguments: list[str]) -> None:
@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> None:
     if args.size:
         print(json.dumps(measure(get_backend(args.backend, "cpu"), *args.size, args.seed)))
         return
-    by_data = [(number // (50 if args.smoke else 1), _AT) for number in _NUM_DATA]
-    by_latents = [(_OF // (10 if args.smoke else 1), number) for number in _LATENTS]
+    by_data = [(number // (100 if args.smoke else 1), _AT) for number in _NUM_DATA]
+    by_latents = [(_OF // (50 if args.smoke else 1), number) for number in _LATENTS]
     print(
         "| data | latents | CPU s an epoch | memory, MiB | nats an image, first and second epoch |"
     )
