@@ -1,9 +1,10 @@
-"""How often does one start of binary sparse coding, or of a noisy-OR network, find its bars?
+"""How often does one start of a sparse code, or of a noisy-OR network, find the bars of its images?
 
 Images of 4 x 4 pixels, as in the bars test of the TVAE authors: each of 8 bars is there with
-probability 1/4. Sums of bars and noise of standard deviation .1 for sparse coding, and for the
-network pixels that each bar over them switches on with probability .8. A run has arrived where the
-exact log-likelihood of what it learnt is at least that of the parameters that made the images.
+probability 1/4. Sums of bars and noise of standard deviation .1 for sparse coding, with normal
+amplitudes for spikes and slabs, and for the network pixels that each bar over them switches on with
+probability .8. A run has arrived where the exact log-likelihood of what it learnt is at least that
+of the parameters that made the images.
 For sparse coding half of the steps have the noise level known and the rate weighted by beta, which
 falls from 50 to 1; "at once" is without these. A row for each, of as many seeds; with
 ``--beside tvo`` the authors' library on the same images with sets of as many states, else by the
@@ -28,12 +29,14 @@ import noisy_or
 from backends import Backend, get_backend
 from beside import tvo_bars
 from cli import Parser, positive, run_main
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
 
 _LATENTS, _CHANCE = 8, 0.25
 _NOISE, _STRENGTH = 0.1, 0.8  # of a pixel; of a bar on the pixels under it
 _START = 50.0  # beta at first, and how much less than the images' variance the noise's is
 _EPOCHS = 40  # of the authors' test
-_STATES = {"sparse coding": 10, "noisy-OR": 32}  # of each image's set; 10 in the authors' test
+_STATES = {"sparse coding": 10, "spike and slab": 16, "noisy-OR": 32}  # of a set; theirs have 10
 
 
 class Task(NamedTuple):
@@ -58,7 +61,8 @@ def main(arguments: list[str]) -> None:
         args.seeds, args.num_data, args.steps = 1, 40, 4
     print("| model | by | arrived | nats per image beside the truth, median | CPU s |")
     print("|---|---|---:|---:|---:|")
-    for name, make in {"sparse coding": sparse_coding, "noisy-OR": network}.items():
+    tasks = {"sparse coding": sparse_coding, "spike and slab": slabs, "noisy-OR": network}
+    for name, make in tasks.items():
         for method, learn in methods(name, args).items():
             gaps, seconds = [], []
             for seed in range(args.seed, args.seed + args.seeds):
@@ -86,6 +90,31 @@ def sparse_coding(rng: np.random.Generator, num_data: int) -> Task:
     return Task(images.astype(np.float32), likelihood, truth)
 
 
+def slabs(rng: np.random.Generator, num_data: int) -> Task:
+    """Sums of bars with normal amplitudes, and noise."""
+    atoms = bars.make_bars(_LATENTS).reshape(_LATENTS, -1)
+    amplitudes = (rng.random((num_data, _LATENTS)) < _CHANCE) * rng.standard_normal(
+        (num_data, _LATENTS)
+    )
+    images = amplitudes @ atoms + _NOISE * rng.standard_normal((num_data, atoms.shape[1]))
+    states = bars.every_state(_LATENTS)
+
+    def likelihood(
+        atoms: np.ndarray, mean: np.ndarray, spread: np.ndarray, variance: float, prior: np.ndarray
+    ) -> float:
+        there = states[..., None] * atoms  # (states, H, pixels)
+        covariances = np.swapaxes(there, 1, 2) @ spread @ there + variance * np.eye(len(images[0]))
+        scores = [
+            multivariate_normal(mean @ each, covariance).logpdf(images)
+            for each, covariance in zip(there, covariances, strict=True)
+        ]
+        log_prior = states @ np.log(prior) + (1 - states) @ np.log1p(-prior)
+        return float(logsumexp(np.stack(scores, 1) + log_prior, axis=1).mean())
+
+    truth = atoms, np.zeros(_LATENTS), np.eye(_LATENTS), _NOISE**2, np.full(_LATENTS, _CHANCE)
+    return Task(images.astype(np.float32), likelihood, truth)
+
+
 def network(rng: np.random.Generator, num_data: int) -> Task:
     """Pixels that bars switch on."""
     atoms = bars.make_bars(_LATENTS).reshape(_LATENTS, -1)
@@ -104,6 +133,8 @@ def methods(name: str, args: Any) -> dict[str, Callable]:
     backend, found = get_backend(args.backend, "cpu"), {}
     if name == "noisy-OR":
         found[args.backend] = lambda images, seed: learn_network(backend, images, seed, args.steps)
+    elif name == "spike and slab":
+        found[args.backend] = lambda images, seed: learn_slabs(backend, images, seed, args.steps)
     else:
         for method, betas in {
             f"{args.backend}, at once": (1.0,),
@@ -165,6 +196,74 @@ def learn_atoms(
         means, noise, prior = backend.conditional(result.model, states)
         atoms, variance = means[1:] - means[0], _START * float(np.mean(noise))
     return atoms, means[0], float(np.mean(noise)), prior[0]
+
+
+def learn_slabs(backend: Backend, images: np.ndarray, seed: int, num_steps: int) -> tuple:
+    """Atoms, means and covariance of amplitudes, variance of the noise and prior, by the gradient.
+
+    The atoms are some of the images at first; amplitudes, with the mean 0 and the variance 1, are
+    summed out.
+    """
+    infer, evolution = backend.module("infer"), backend.module("ops.evolution")
+    backend.seed(seed)
+    start = images[np.random.default_rng(seed).permutation(len(images))[:_LATENTS]]
+    model = _SLABS[backend.name](backend.array(start))
+    result = backend.train(
+        model,
+        infer.TruncatedGuide(model, _STATES["spike and slab"]),
+        infer.Truncated_ELBO(evolution.chain(evolution.select(4), evolution.flip(4))),
+        images,
+        learning_rate=0.03,
+        num_steps=3 * num_steps,
+        log_every=3 * num_steps,
+        progress=False,
+    )
+    found = {name: np.asarray(value, np.float64) for name, value in result.params.items()}
+    variance = float(found["noise"]) ** 2
+    return found["atoms"], np.zeros(_LATENTS), np.eye(_LATENTS), variance, found["prior"]
+
+
+def pyro_slabs(start: Any) -> Callable:
+    """Spike-and-slab sparse coding from these atoms, in Pyro."""
+    import pyro
+    import pyro.distributions as dist
+    import torch
+
+    from pyro_dvae.distributions import NormalAtoms
+
+    def model(images: Any) -> None:
+        between, positive = dist.constraints.unit_interval, dist.constraints.positive
+        atoms = pyro.param("atoms", start)
+        prior = pyro.param("prior", torch.full((_LATENTS,), _CHANCE), constraint=between)
+        noise = pyro.param("noise", torch.tensor(0.5), constraint=positive)
+        with pyro.plate("images", len(images)):
+            spikes = pyro.sample("spikes", dist.Bernoulli(prior).to_event(1))
+            pyro.sample("image", NormalAtoms(spikes[..., None] * atoms, noise), obs=images)
+
+    return model
+
+
+def numpyro_slabs(start: Any) -> Callable:
+    """The same in NumPyro."""
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+
+    from numpyro_dvae.distributions import NormalAtoms
+
+    def model(images: Any) -> None:
+        between, positive = dist.constraints.unit_interval, dist.constraints.positive
+        atoms = numpyro.param("atoms", start)
+        prior = numpyro.param("prior", jnp.full(_LATENTS, _CHANCE), constraint=between)
+        noise = numpyro.param("noise", 0.5, constraint=positive)
+        with numpyro.plate("images", len(images)):
+            spikes = numpyro.sample("spikes", dist.Bernoulli(prior).to_event(1))
+            numpyro.sample("image", NormalAtoms(spikes[..., None] * atoms, noise), obs=images)
+
+    return model
+
+
+_SLABS = {"pyro": pyro_slabs, "numpyro": numpyro_slabs}
 
 
 def learn_network(

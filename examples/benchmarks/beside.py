@@ -76,7 +76,7 @@ def tvo_bars(
     """
     try:
         import torch
-        from tvo.models import BSC, NoisyOR
+        from tvo.models import BSC, SSSC, NoisyOR
         from tvo.trainer import Trainer
         from tvo.utils.data import TVODataLoader
         from tvo.utils.param_init import init_sigma2_default, init_W_data_mean
@@ -95,7 +95,8 @@ def tvo_bars(
         data = data.to(torch.uint8)
     else:
         noise = init_sigma2_default(data, precision, cpu)
-        program = BSC(W_init=atoms, sigma2_init=noise, pies_init=prior, **sizes)
+        which = SSSC if model == "spike and slab" else BSC
+        program = which(W_init=atoms, sigma2_init=noise, pies_init=prior, **sizes)
     sets = EVOVariationalStates(
         num_data,
         num_latents,
@@ -115,7 +116,8 @@ def tvo_bars(
         certain = 1e-7  # as far from 0 and 1 as it keeps all probabilities
         weight = found["W"].T.clip(0.0, 1 - certain)
         return found["pies"], np.full(num_pixels, certain), weight
-    return found["W"].T, 0.0, float(found["sigma2"][0]), found["pies"]
+    of_slabs = (found["mus"], found["Psi"]) if model == "spike and slab" else (0.0,)
+    return found["W"].T, *of_slabs, float(found["sigma2"][0]), found["pies"]
 
 
 def jadex_step(x: Any) -> Callable[[], object]:
