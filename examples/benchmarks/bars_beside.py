@@ -8,7 +8,7 @@ of the parameters that made the images.
 For sparse coding half of the steps have the noise level known and the rate weighted by beta, which
 falls from 50 to 1; "at once" is without these. A row for each, of as many seeds; with
 ``--beside tvo`` the authors' library on the same images with sets of as many states, else by the
-settings of its own test, and after 5 times its epochs.
+settings of its own test (40 epochs), and after 5 times its epochs.
 
     python examples/benchmarks/bars_beside.py --backend numpyro
 """
@@ -35,7 +35,6 @@ from scipy.stats import multivariate_normal
 _LATENTS, _CHANCE = 8, 0.25
 _NOISE, _STRENGTH = 0.1, 0.8  # of a pixel; of a bar on the pixels under it
 _START = 50.0  # beta at first, and how much less than the images' variance the noise's is
-_EPOCHS = 40  # of the authors' test
 _STATES = {"sparse coding": 10, "spike and slab": 16, "noisy-OR": 32}  # of a set; theirs have 10
 
 
@@ -55,14 +54,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--steps", type=positive, default=100, help="of noisy-OR, 100 images each, 8 times as many"
     )
+    parser.add_argument("--models", choices=list(_STATES), nargs="+", default=list(_STATES))
     parser.add_argument("--beside", choices=["tvo"], help="another library, installed by you")
+    parser.add_argument("--epochs", type=positive, nargs="+", default=[40, 200], help="of it")
     args = parser.parse_args(arguments)
     if args.smoke:
         args.seeds, args.num_data, args.steps = 1, 40, 4
     print("| model | by | arrived | nats per image beside the truth, median | CPU s |")
     print("|---|---|---:|---:|---:|")
     tasks = {"sparse coding": sparse_coding, "spike and slab": slabs, "noisy-OR": network}
-    for name, make in tasks.items():
+    for name in args.models:
+        make = tasks[name]
         for method, learn in methods(name, args).items():
             gaps, seconds = [], []
             for seed in range(args.seed, args.seed + args.seeds):
@@ -143,7 +145,7 @@ def methods(name: str, args: Any) -> dict[str, Callable]:
             found[method] = lambda images, seed, betas=betas: learn_atoms(
                 backend, images, seed, args.steps, betas
             )
-    for epochs in (_EPOCHS, 5 * _EPOCHS) if args.beside else ():
+    for epochs in args.epochs if args.beside else ():
         found[f"tvo, {epochs} epochs"] = lambda images, seed, epochs=epochs: tvo_bars(
             name, images, seed, num_latents=_LATENTS, num_states=_STATES[name], epochs=epochs
         )

@@ -58,20 +58,23 @@ def simulate(rng: np.random.Generator, network: Network, num_patients: int) -> n
 
 
 def make_pyro_model(num_causes: int) -> Callable:
-    """The network as one would write it in Pyro."""
+    """The network as one would write it in Pyro; causes start as some patients' symptoms."""
     import pyro
     import pyro.distributions as dist
     import torch
     from pyro.distributions import constraints
 
     def model(symptoms: torch.Tensor) -> None:
-        def probability(name: str, start: torch.Tensor) -> torch.Tensor:
+        def probability(name: str, start: Any) -> torch.Tensor:
             return pyro.param(name, start, constraint=constraints.unit_interval)
 
+        def first_weight() -> torch.Tensor:
+            return 0.1 + 0.6 * symptoms[torch.randperm(num_patients)[:num_causes]]
+
         num_patients, num_symptoms = symptoms.shape
-        prior = probability("prior", torch.full((num_causes,), 0.2))
+        prior = probability("prior", torch.full((num_causes,), 0.1))
         leak = probability("leak", torch.full((num_symptoms,), 0.05))
-        weight = probability("weight", 0.1 + 0.4 * torch.rand(num_causes, num_symptoms))
+        weight = probability("weight", first_weight)
         with pyro.plate("patients", num_patients, subsample_size=_BATCH_SIZE) as rows:
             causes = pyro.sample("causes", dist.Bernoulli(prior).to_event(1))
             rate = -torch.log1p(-leak) - causes @ torch.log1p(-weight)  # exp(-rate): no symptom
@@ -94,10 +97,10 @@ def make_numpyro_model(num_causes: int) -> Callable:
             return numpyro.param(name, start, constraint=constraints.unit_interval)
 
         def first_weight(key: jax.Array) -> jax.Array:
-            return jax.random.uniform(key, (num_causes, num_symptoms), minval=0.1, maxval=0.5)
+            return 0.1 + 0.6 * symptoms[jax.random.permutation(key, num_patients)[:num_causes]]
 
         num_patients, num_symptoms = symptoms.shape
-        prior = probability("prior", jnp.full(num_causes, 0.2))
+        prior = probability("prior", jnp.full(num_causes, 0.1))
         leak = probability("leak", jnp.full(num_symptoms, 0.05))
         weight = probability("weight", first_weight)
         with numpyro.plate("patients", num_patients, subsample_size=_BATCH_SIZE) as rows:
@@ -166,7 +169,7 @@ def train(backend: Backend, symptoms: np.ndarray, args: Any) -> Any:
         make,
         symptoms,
         num_restarts=args.restarts,
-        learning_rate=0.05,
+        learning_rate=0.1,
         decay=0.1,
         num_steps=args.steps,
         log_every=max(1, args.steps // 20),
