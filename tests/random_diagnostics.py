@@ -113,7 +113,7 @@ def _check_gap(package, program, seed):
 
 def _check_arviz(package, program, seed):
     with warnings.catch_warnings():  # of draws of what is shared, which may be off
-        warnings.filterwarnings("ignore", "`marginal`")
+        warnings.filterwarnings("ignore", "`posterior`, and `marginal`")
         idata = package.diagnose("to_arviz", program, seed, num_draws=60)
     stats = idata["vi_stats"]
     weights = idata["sample_stats"]["log_weight"].values

@@ -80,7 +80,7 @@ def test_models_and_the_way_out_refuse_what_are_no_codes(backend, found):
     with refused("z", found):
         called(backend, lambda: model.reconstruct(bad))
     with refused("codes", found):
-        backend.module("fit").reconstruct_data((model, None), BAD[found])
+        backend.module("fit").reconstruct_data((model, lambda x: None), BAD[found])
     with refused("codes", found):
         called(backend, lambda: models.CodeModel(prior)(bad))
 

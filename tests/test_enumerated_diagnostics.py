@@ -50,7 +50,7 @@ def test_the_gap_is_that_of_a_sum_by_hand(kit):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:`marginal`")  # the guide of what is shared is a rough one
+@pytest.mark.filterwarnings("ignore:`posterior`, and `marg")  # a rough guide of what is shared
 def test_arviz_has_the_data_and_what_the_sum_says_of_them(kit):
     groups = ("posterior", "log_likelihood", "observed_data", "posterior_predictive")
     options = {"num_draws": 40, "groups": groups}
