@@ -183,17 +183,19 @@ def test_a_latent_that_is_computed_of_what_is_given_has_its_density():
             z = numpyro.sample("z", dist.Bernoulli(a))
             numpyro.sample("x", dist.Normal(z + b, 1.0), obs=x)
 
+    data = np.asarray(X, np.float32)
     jax.config.update("jax_enable_x64", False)
     try:
+        key = jax.random.key(0)
         hidden = handlers.block(model, hide=["z"])
         guide = autoguide.AutoGuideList(hidden)
         guide.append(AutoDiscrete(model))
         guide.append(autoguide.AutoNormal(hidden))
         svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Exact_ELBO())
-        params = svi.get_params(svi.init(KEY, X))
-        outer = collect(KEY, (model, guide), (X,), 60, ("latent",), params=params)
+        params = svi.get_params(svi.init(key, data))
+        outer = collect(key, (model, guide), (data,), 60, ("latent",), params=params)
         found = collect_given_shared(
-            *(KEY, (model, guide), (X,), outer, 60, 2, lambda d, _: d.shared_importance_weights),
+            *(key, (model, guide), (data,), outer, 60, 2, lambda d, _: d.shared_importance_weights),
             params=params,
         )
     finally:
