@@ -25,12 +25,7 @@ from numpyro_dvae.programs.sites import (
     sample_sites,
 )
 
-__all__ = [
-    "Subsampling",
-    "check_guide",
-    "check_rows",
-    "check_whole_plates",
-]
+__all__ = ["Subsampling", "check_guide", "check_rows", "check_whole_plates"]
 
 
 class _Rows(Messenger):

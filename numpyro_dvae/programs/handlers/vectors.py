@@ -37,7 +37,7 @@ class QuantizedSite(NamedTuple):
     vectors: Float[Array, "*plates L D"]  # after
     penalty: Float[Array, "*plates #L 1"] | None  # the guide's own, if it has one
     mask: Bool[Array, "*#plates #L 1"] | None  # which latents no mask silences; None is all
-    tables: tuple["CodesOfTable", ...]  # of each table of a codebook
+    tables: tuple[CodesOfTable, ...]  # of each table of a codebook
     num_codes: Float[Array, ""]  # values of a code, V
 
 

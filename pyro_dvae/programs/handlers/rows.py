@@ -27,12 +27,7 @@ from pyro_dvae.programs.sites import (
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import Exits
 
-__all__ = [
-    "Subsampling",
-    "check_guide",
-    "check_rows",
-    "check_whole_plates",
-]
+__all__ = ["Subsampling", "check_guide", "check_rows", "check_whole_plates"]
 
 
 class _Rows(Messenger):
