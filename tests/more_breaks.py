@@ -216,8 +216,8 @@ REST = [
         "tests/test_structure_pyro.py::test_no_draw_changes_the_weight_of_a_datum",
     ),
     *pyro(
-        "programs/draw.py",
-        "if len(rows.indices) != rows.full_size:",
+        "programs/handlers/subsamples.py",
+        "if not rows.are_all:",
         "if True:",
         "tests/test_ways_pyro.py",
     ),

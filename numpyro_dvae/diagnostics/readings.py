@@ -33,17 +33,11 @@ from numpyro_dvae.diagnostics.weighed import OF_WEIGHTS
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.densities import has_inverse, steps_of
 from numpyro_dvae.programs.draw import Draw, run_pair
+from numpyro_dvae.programs.messages import is_mutable, param_constraints, rows_of_plates
 from numpyro_dvae.programs.readers.impossible import read_impossible, read_num_states, read_zeros
 from numpyro_dvae.programs.record import Particles, Reader, make_record, read_codes, read_silenced
 from numpyro_dvae.programs.run import run_particles
-from numpyro_dvae.programs.sites import (
-    Layout,
-    Pair,
-    Run,
-    is_mutable,
-    param_constraints,
-    rows_of_plates,
-)
+from numpyro_dvae.programs.sites import Layout, Pair, Run
 from numpyro_dvae.programs.structure.broadcasting import takes_singletons
 from numpyro_dvae.programs.structure.cells import check_cells
 from numpyro_dvae.programs.structure.layout import find_layout

@@ -22,6 +22,7 @@ from numpyro.handlers import block, replay, trace
 
 from numpyro_dvae.ops.arguments import shown_count
 from numpyro_dvae.programs.draw import Draw, run_program
+from numpyro_dvae.programs.messages import is_among, is_observed
 from numpyro_dvae.programs.sites import Layout, Pair, Site, sample_sites
 from numpyro_dvae.programs.structure.layout import find_layout
 from numpyro_dvae.programs.supports import listed_values
@@ -118,16 +119,12 @@ def latents_of(model: Callable, rest: Callable | None) -> Callable:
             if rest is not None:
                 rest(*args, **kwargs)
         with (
-            block(hide_fn=lambda msg: msg.get("name") in nodes or _is_observed(msg)),
+            block(hide_fn=lambda msg: is_among(msg, nodes) or is_observed(msg)),
             replay(trace=nodes),
         ):
             model(*args, **kwargs)
 
     return program
-
-
-def _is_observed(msg: Any) -> bool:
-    return msg["type"] == "sample" and msg["is_observed"]
 
 
 def _check_latents(latents: Mapping[str, Site], rest: set[str]) -> None:

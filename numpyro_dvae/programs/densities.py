@@ -219,16 +219,16 @@ def steps_of(site: Site) -> dict[str, Array]:
     return {f"{site.name}[{i}]": leaf for i, leaf in enumerate(jax.tree.leaves(site.call))}
 
 
-def given_steps(message: Any, values: Mapping[str, Array]) -> Any:
+def given_steps(site: Site, values: Mapping[str, Array]) -> Any:
     """What `steps_of` has found of a site, as its log-density takes it; nothing if it is not given.
 
     Args:
-        message: The site's.
+        site: A site.
         values: What is given, by name.
     """
-    name, fn = message["name"], message["fn"]
+    name = site.name
     if f"{name}[0]" not in values:
         return []
-    drawn = jax.eval_shape(lambda key: fn.sample_with_intermediates(key)[1], jax.random.key(0))
+    drawn = jax.eval_shape(lambda key: site.fn.sample_with_intermediates(key)[1], jax.random.key(0))
     leaves, tree = jax.tree.flatten(drawn)
     return jax.tree.unflatten(tree, [values[f"{name}[{i}]"] for i in range(len(leaves))])

@@ -23,14 +23,21 @@ from numpyro_dvae.distributions import CertainCategorical, UniformCategorical, s
 from numpyro_dvae.distributions.codes import OneHotCategorical
 from numpyro_dvae.programs.densities import given_steps
 from numpyro_dvae.programs.handlers.without_rows import RowsChecked
+from numpyro_dvae.programs.messages import (
+    is_drawn,
+    is_observed,
+    is_subsample,
+    mutable_values,
+    with_values,
+)
 from numpyro_dvae.programs.sites import (
     Layout,
     Pair,
     Run,
     Site,
     base_distribution,
-    is_drawn,
-    mutable_values,
+    deterministic_sites,
+    sample_sites,
 )
 from numpyro_dvae.programs.summing.enumerating import enumerate_marked, sum_out
 
@@ -93,7 +100,7 @@ class Draw(Messenger):
 
     def process_message(self, msg: Any) -> None:
         """Set the value of a latent site, or the key of a plate."""
-        if msg["type"] == "plate" and msg["value"] is None:
+        if is_subsample(msg) and msg["value"] is None:
             msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, _number(msg["name"]))
         if msg["type"] == "control_flow" and self.values:
             steps = ("substitute", self._given_steps)
@@ -104,10 +111,10 @@ class Draw(Messenger):
         by_sampler = self.sampler is not None and self.sampler.draws(msg["name"])
         if by_sampler:
             msg["infer"] = {**msg["infer"], "_by_sampler": True}
-        if msg["name"] in self.values:
-            msg["value"], msg["intermediates"] = self._given(msg), given_steps(msg, self.values)
-            return
         site = Site.of(msg)
+        if site.name in self.values:
+            msg["value"], msg["intermediates"] = self._given(site), given_steps(site, self.values)
+            return
         if self.sampler is not None and self.particle is not None and by_sampler:
             msg["value"] = self.sampler(site, site.fn.shape(), self.particle)
         else:
@@ -127,8 +134,8 @@ class Draw(Messenger):
                 "use Reinforce_ELBO, VIMCO_ELBO or DAPS_ELBO."
             )
 
-    def _given(self, msg: Any) -> Array:
-        value, shape = self.values[msg["name"]], Site.of(msg).fn.shape()
+    def _given(self, site: Site) -> Array:
+        value, shape = self.values[site.name], site.fn.shape()
         value = value.reshape(value.shape[value.ndim - len(shape) :])
         return jnp.broadcast_to(value, shape) if self.expand else value
 
@@ -249,18 +256,15 @@ def _turned(msg: Any, given: tuple[str, Any]) -> tuple[str, Any]:
         of_all = num_dims is None or jnp.ndim(value) > num_dims
         return jnp.flip(value, 0) if has_steps and of_all else value
 
-    def substitute(site: Any) -> Array | None:
-        value = values(site) if callable(values) else values.get(site["name"])
-        num_dims = len(Site.of(site).fn.shape())
+    def substitute(msg: Any) -> Array | None:
+        value = values(msg) if callable(values) else values.get(msg["name"])
+        num_dims = len(Site.of(msg).fn.shape())
         return None if value is None else turned(value, num_dims)
 
     if kind != "replay":
         return kind, substitute
-    drawn = {
-        n: {**s, "value": turned(s["value"])} if s["type"] in ("sample", "deterministic") else s
-        for n, s in values.items()
-    }
-    return kind, drawn
+    sites = sample_sites(values) | deterministic_sites(values)
+    return kind, with_values(values, {name: turned(site.value) for name, site in sites.items()})
 
 
 class _Inside(Messenger):
@@ -301,7 +305,7 @@ class Unconditioned(uncondition):
 
     def process_message(self, msg: Any) -> None:
         """Take the observation away."""
-        observed = msg["type"] == "sample" and msg["is_observed"]
+        observed = is_observed(msg)
         super().process_message(msg)
         if observed:
             msg["infer"] = {**msg["infer"], "was_observed": True}

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 from numpyro.handlers import replay, trace, uncondition
 
 from numpyro_dvae.programs.draw import Draw, Sampler, run_pair, seeded
+from numpyro_dvae.programs.messages import with_values
 from numpyro_dvae.programs.record import Ledger, Particles, Reader, make_record
 from numpyro_dvae.programs.sites import Pair, sample_sites
 from numpyro_dvae.programs.structure.stand_ins import with_stand_ins
@@ -139,8 +140,8 @@ def _dreamt(rng_key: Array, pair: Pair) -> tuple[dict[str, Any], dict[str, Any]]
     """A run of the model in which its data are drawn, too; and these."""
     simulated = uncondition(seeded(pair.model, rng_key))
     model_trace = trace(simulated).get_trace(*pair.args, **pair.kwargs)
-    for name in sample_sites(model_trace):
-        model_trace[name]["value"] = jax.lax.stop_gradient(model_trace[name]["value"])
+    drawn = {n: jax.lax.stop_gradient(s.value) for n, s in sample_sites(model_trace).items()}
+    model_trace = with_values(model_trace, drawn)
     sites = sample_sites(model_trace)
     return model_trace, {n: s.value for n, s in sites.items() if s.infer.get("was_observed")}
 

@@ -1,8 +1,11 @@
 """One typed view of a sample site, of a run, and of a pair of programs.
 
 A `Site` is read once from its message: the rest of the package asks it for what it wants to know
-and meets no dictionary of NumPyro's. A `Pair` is a model and its guide, with what both are called
-with, how their sites lie (`Layout`) and how they are run; a `Run` is what one run of both has left.
+and meets no dictionary of NumPyro's. Handlers alone read messages raw, since they change them; rows
+of plates, and what else no site tells of a trace, `messages` reads.
+
+A `Pair` is a model and its guide, with what both are called with, how their sites lie
+(`Layout`) and how they are run; a `Run` is what one run of both has left.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,26 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array
-from numpyro.distributions import constraints
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
 from numpyro_dvae.programs.hosts import sound
+from numpyro_dvae.programs.messages import is_drawn, mutable_values, rows_of_plates
 
 __all__ = [
     "Layout",
     "Pair",
-    "Rows",
     "Run",
     "Site",
     "base_distribution",
     "deterministic_sites",
-    "is_drawn",
-    "is_mutable",
-    "is_of_run",
-    "mutable_values",
-    "param_constraints",
-    "param_values",
-    "rows_of_plates",
     "same_programs",
     "same_scale",
     "sample_sites",
@@ -204,47 +199,8 @@ def deterministic_sites(trace: Mapping[str, Any]) -> dict[str, Site]:
 
 
 def _sites(trace: Mapping[str, Any], kind: str) -> dict[str, Site]:
-    full_sizes = {name: m["args"][0] for name, m in trace.items() if m["type"] == "plate"}
+    full_sizes = {name: rows.full_size for name, rows in rows_of_plates(trace).items()}
     return {name: Site.of(m, full_sizes) for name, m in trace.items() if m["type"] == kind}
-
-
-def mutable_values(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """The mutable state that a run has left, by name."""
-    return {name: m["value"] for name, m in trace.items() if m["type"] == "mutable"}
-
-
-def is_mutable(message: Any) -> bool:
-    """Whether a message is of state that a program changes."""
-    return message["type"] == "mutable"
-
-
-def param_constraints(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """The constraint of each parameter of a run, by name."""
-    params = {name: m["kwargs"] for name, m in trace.items() if m["type"] == "param"}
-    return {name: options.get("constraint", constraints.real) for name, options in params.items()}
-
-
-def param_values(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a run, by name."""
-    return {name: m["value"] for name, m in trace.items() if m["type"] == "param"}
-
-
-class Rows(NamedTuple):
-    """The rows that a plate of a run has taken of the data."""
-
-    indices: Any
-    full_size: int  # of all rows
-
-
-def rows_of_plates(trace: Mapping[str, Any]) -> dict[str, Rows]:
-    """What the plates of a run have taken, by name."""
-    plates = {name: message for name, message in trace.items() if message["type"] == "plate"}
-    return {name: Rows(plate["value"], plate["args"][0]) for name, plate in plates.items()}
-
-
-def is_of_run(message: Any) -> bool:
-    """Whether a message concerns one run only; parameters, state and rows are the program's."""
-    return message["type"] not in ("param", "mutable", "plate")
 
 
 def same_programs(some: Sequence[Any], others: Sequence[Any]) -> bool:
@@ -263,11 +219,6 @@ def same_scale(one: Any, two: Any) -> bool:
     if isinstance(one, jax.core.Tracer) or isinstance(two, jax.core.Tracer):
         return one is two
     return jnp.shape(one) == jnp.shape(two) and bool(np.all(np.asarray(one) == np.asarray(two)))
-
-
-def is_drawn(message: Any) -> bool:
-    """Whether a message is of a latent that the program draws."""
-    return message["type"] == "sample" and not message["is_observed"]
 
 
 def base_distribution(fn: Any) -> Any:

@@ -32,12 +32,12 @@ from pyro_dvae.programs.codes import enumerate_draws
 from pyro_dvae.programs.draw import (
     AnyValue,
     Draw,
-    HeldRows,
-    drawn_subsamples,
     run_pair,
     run_program,
 )
 from pyro_dvae.programs.handlers.paths import list_paths
+from pyro_dvae.programs.handlers.subsamples import HeldRows, drawn_subsamples
+from pyro_dvae.programs.messages import rows_of_plates
 from pyro_dvae.programs.readers.impossible import read_impossible, read_num_states, read_zeros
 from pyro_dvae.programs.record import (
     Particles,
@@ -54,7 +54,6 @@ from pyro_dvae.programs.sites import (
     Run,
     StructureError,
     deterministic_sites,
-    rows_of_plates,
     sample_sites,
 )
 from pyro_dvae.programs.structure.broadcasting import takes_particles, takes_singletons

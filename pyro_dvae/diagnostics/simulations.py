@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.labels import Readings, SiteReader, has_data, join_runs
 from pyro_dvae.diagnostics.silence import in_full
-from pyro_dvae.programs.draw import Draw, HeldRows, Unconditioned, run_pair, run_program
+from pyro_dvae.programs.draw import Draw, Unconditioned, run_pair, run_program
+from pyro_dvae.programs.handlers.subsamples import HeldRows
 from pyro_dvae.programs.sites import Pair, Run, sample_sites
 from pyro_dvae.programs.summing.values import draws_of_summed
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pyro_dvae.fit import rng
 from pyro_dvae.fit.identity import described
 from pyro_dvae.ops.processes import total_gradients
-from pyro_dvae.programs.sites import param_values
+from pyro_dvae.programs.messages import param_values
 
 __all__ = [
     "check_loss",

@@ -4,6 +4,7 @@ The files of the room are the way from a program to arrays. Read them in this or
 
 - `sites`: one typed view of a sample site, made once from Pyro's message; a pair of model and
   guide, how its sites lie, and what a run of it left;
+- `messages`: what no site tells: rows of plates, and values by name;
 - `draw`: the handler that draws all particles at once or takes values, and what runs a program;
 - `run`: particles of a pair, at once or one by one; dreams;
 - `plans`: whether a call is like one before, so that its structure is known;

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pyro_dvae.ops.arguments import shown_count
 from pyro_dvae.programs.draw import Draw, run_program
+from pyro_dvae.programs.messages import is_among, is_observed
 from pyro_dvae.programs.processes import hidden
 from pyro_dvae.programs.sites import Layout, Pair, Site, no_one_list, sample_sites
 from pyro_dvae.programs.structure.layout import find_layout
@@ -109,16 +110,12 @@ def latents_of(model: Callable, rest: Callable | None) -> Callable:
                 rest(*args, **kwargs)
         nodes = tracer.trace.nodes
         with (
-            hidden(lambda msg: msg["name"] in nodes or _is_observed(msg)),
+            hidden(lambda msg: is_among(msg, nodes) or is_observed(msg)),
             poutine.replay(trace=tracer.trace),
         ):
             model(*args, **kwargs)
 
     return program
-
-
-def _is_observed(msg: Any) -> bool:
-    return msg["type"] == "sample" and msg["is_observed"]
 
 
 def _check_latents(latents: Mapping[str, Site], rest: set[str]) -> None:

@@ -20,6 +20,12 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from pyro_dvae.programs.handlers.without_rows import RowsChecked
+from pyro_dvae.programs.messages import (
+    is_among,
+    is_computed,
+    is_drawn,
+    is_subsample,
+)
 from pyro_dvae.programs.processes import drawing, hidden
 from pyro_dvae.programs.sites import (
     Layout,
@@ -27,22 +33,17 @@ from pyro_dvae.programs.sites import (
     Run,
     Site,
     base_distribution,
-    is_drawn,
     is_flow,
-    is_subsample,
     no_one_list,
-    rows_of_plates,
 )
 from pyro_dvae.programs.summing.enumerating import Enumerate, sum_out
 
 __all__ = [
     "AnyValue",
     "Draw",
-    "HeldRows",
     "Sampler",
     "Unconditioned",
     "bounds_of",
-    "drawn_subsamples",
     "moved",
     "run_pair",
     "run_program",
@@ -135,15 +136,16 @@ class Draw(Messenger):
         return value.expand(shape)
 
     def _draw(self, msg: Any) -> Tensor:
-        batch, num_draws = msg["fn"].batch_shape, self.num_draws
+        fn, num_draws = msg["fn"], self.num_draws
         if num_draws is None:
-            return msg["fn"]()
+            return fn()
+        batch = fn.batch_shape
         missing = self.layout.nesting + 1 - len(batch)
         if missing > 0:
-            return msg["fn"](torch.Size((num_draws, *[1] * (missing - 1))))
+            return fn(torch.Size((num_draws, *[1] * (missing - 1))))
         if batch[0] == 1 < num_draws:  # an axis the program made, not yet the particles'
-            msg["fn"] = msg["fn"].expand((num_draws, *batch[1:]))
-        return msg["fn"]()
+            fn = msg["fn"] = fn.expand((num_draws, *batch[1:]))
+        return fn()
 
     def _shape(self, fn: Any) -> tuple[int, ...]:
         """Of one particle's value, as it lies right of the particles."""
@@ -265,7 +267,7 @@ def run_with_draws(program: Any, drawn: poutine.Trace, args: tuple, kwargs: dict
     """One run of a program with these draws; handlers around see the rows that it draws."""
 
     def hide(msg: Any) -> bool:
-        return not is_subsample(msg) or msg["name"] in drawn.nodes
+        return not is_subsample(msg) or is_among(msg, drawn.nodes)
 
     with torch.no_grad(), hidden(hide), poutine.replay(trace=drawn):
         return run_program(program, args, kwargs)
@@ -281,7 +283,7 @@ class Unconditioned(UnconditionMessenger):
     """Draws what is observed, and marks it; what is computed, which Pyro has as observed, stays."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not (msg["infer"] or {}).get("_deterministic"):
+        if not is_computed(msg):
             super()._pyro_sample(msg)
 
 
@@ -316,35 +318,3 @@ def moved(site: Site, value: Tensor, by: int | Tensor) -> Tensor | None:
 def _steps(by: int | Tensor, size: int | Tensor) -> Tensor:
     others = torch.as_tensor(size - 1).clamp(min=1)
     return 1 + (torch.as_tensor(by, device=others.device) - 1) % others
-
-
-def drawn_subsamples(run: Run) -> poutine.Trace:
-    """The subsamples that a run has drawn, to be replayed; not all rows, however many they are."""
-    minibatch = poutine.Trace()
-    for trace in (run.guide_trace, run.model_trace):
-        taken = rows_of_plates(trace)
-        for name, rows in taken.items():
-            if len(rows.indices) != rows.full_size:
-                minibatch.nodes.setdefault(name, trace.nodes[name])
-    return minibatch
-
-
-class HeldRows(Messenger):
-    """Plates that subsample take the rows that they took in the first run that had them.
-
-    Args:
-        minibatch: Subsamples that runs have drawn; those of further plates are added.
-    """
-
-    def __init__(self, minibatch: poutine.Trace) -> None:
-        super().__init__()
-        self.minibatch = minibatch
-
-    def _pyro_sample(self, message: Any) -> None:
-        if message["name"] in self.minibatch and is_subsample(message):
-            message["done"] = True
-            message["value"] = self.minibatch.nodes[message["name"]]["value"]
-
-    def _pyro_post_sample(self, message: Any) -> None:
-        if is_subsample(message) and len(message["value"]) != message["fn"].size:
-            self.minibatch.nodes.setdefault(message["name"], message.copy())

@@ -19,16 +19,12 @@ import torch
 from pyro import get_param_store, poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_dvae.ops.noise import Share, draws_of_rows, sharing
 from pyro_dvae.ops.processes import all_rows, among_all, summed
-from pyro_dvae.programs.sites import (
-    Layout,
-    Site,
-    sample_sites,
-)
+from pyro_dvae.programs.messages import is_subsample
+from pyro_dvae.programs.sites import Layout, Site, sample_sites
 from pyro_dvae.programs.structure.looking import only_looking
 
 __all__ = [
@@ -75,14 +71,14 @@ class Sharded(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if self.sees is not None and not self.sees(msg):
             return
-        if site_is_subsample(msg):
+        if is_subsample(msg):
             self._subsample(msg)
             return
-        plates = {f.name: f for f in msg["cond_indep_stack"] if f.vectorized}
-        self._check(msg["name"], plates)
-        if (weight := self.weight(plates)) != 1.0:
-            msg["scale"] = msg["scale"] * weight
-        if not (msg["done"] or msg["is_observed"] or msg["value"] is not None):
+        site = Site.of(msg)
+        self._check(site)
+        if (weight := self.weight(site.plates)) != 1.0:
+            msg["scale"] = site.scale * weight
+        if not (msg["done"] or site.is_observed or site.value is not None):
             with drawing(msg):
                 msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
 
@@ -94,12 +90,12 @@ class Sharded(Messenger):
             everyone = type(fn)(fn.size, share.rows * share.size, device=fn.device)()
             msg["value"] = everyone[share.rank * share.rows :][: share.rows]
 
-    def _check(self, name: str, plates: Mapping[str, Any]) -> None:
-        for plate, frame in plates.items():
+    def _check(self, site: Site) -> None:
+        for plate, frame in site.plates.items():
             is_known = plate in self.plates or plate == _PARTICLES
-            if not is_known and frame.size == self.share.rows and name not in self.plates:
+            if not is_known and frame.size == self.share.rows and site.name not in self.plates:
                 raise ValueError(
-                    f"site '{name}' is under plate '{plate}', which has as many rows, "
+                    f"site '{site.name}' is under plate '{plate}', which has as many rows, "
                     f"{frame.size}, as the data of each process, but is none of the model's plates "
                     f"of data, {sorted(self.plates)}. Give it another `batch_size`, or put the "
                     "site under one of these."
@@ -136,10 +132,11 @@ def drawing(msg: Any) -> Any:
     found = current_sharding()
     if found is None:
         return nullcontext()
-    dims = [f.dim for f in msg["cond_indep_stack"] if f.vectorized and f.name in found.plates]
+    site = Site.of(msg)
+    dims = [frame.dim for name, frame in site.plates.items() if name in found.plates]
     if not dims:
         return nullcontext()
-    event_dim = msg["fn"].event_dim
+    event_dim = site.fn.event_dim
     return draws_of_rows(dims[0] - event_dim, dims[0] - event_dim + 1, dims[0])
 
 

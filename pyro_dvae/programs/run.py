@@ -24,16 +24,16 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dvae.programs.draw import Draw, Sampler, drawn_subsamples, run_pair, run_program
+from pyro_dvae.programs.draw import Draw, Sampler, run_pair, run_program
+from pyro_dvae.programs.handlers.subsamples import drawn_subsamples
+from pyro_dvae.programs.messages import Rows, rows_of_plates
 from pyro_dvae.programs.record import Ledger, Particles, Reader, make_record, make_records
 from pyro_dvae.programs.sites import (
     Layout,
     Pair,
-    Rows,
     Run,
     StructureError,
     no_one_list,
-    rows_of_plates,
     sample_sites,
     sizes_of,
 )

@@ -1,8 +1,11 @@
 """One typed view of a sample site, of a run, and of a pair of programs.
 
 A `Site` is read once from its message: the rest of the package asks it for what it wants to know
-and meets no dictionary of Pyro's. A `Pair` is a model and its guide, with what both are called
-with, how their sites lie (`Layout`) and how they are run; a `Run` is what one run of both has left.
+and meets no dictionary of Pyro's. Handlers alone read messages raw, since they change them; rows
+of plates, and what else no site tells of a trace, `messages` reads.
+
+A `Pair` is a model and its guide, with what both are called with, how their sites lie
+(`Layout`) and how they are run; a `Run` is what one run of both has left.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -13,30 +16,25 @@ from typing import Any, NamedTuple
 import pyro.distributions as dist
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Independent, TransformedDistribution
+
+from pyro_dvae.programs.messages import is_computed, is_subsample
 
 __all__ = [
     "Layout",
     "Pair",
-    "Rows",
     "Run",
     "Site",
     "StructureError",
     "base_distribution",
     "deterministic_sites",
-    "is_drawn",
     "is_flow",
-    "is_subsample",
     "no_one_list",
-    "param_values",
-    "rows_of_plates",
     "same_programs",
     "same_scale",
     "sample_sites",
     "sizes_of",
-    "with_values",
 ]
 
 
@@ -169,41 +167,9 @@ def deterministic_sites(trace: poutine.Trace) -> dict[str, Site]:
 
 def _sites(trace: poutine.Trace, *, deterministic: bool) -> Iterator[Site]:
     for message in trace.nodes.values():
-        if message["type"] == "sample" and not site_is_subsample(message):
-            if bool((message["infer"] or {}).get("_deterministic")) == deterministic:
+        if message["type"] == "sample" and not is_subsample(message):
+            if is_computed(message) == deterministic:
                 yield Site.of(message)
-
-
-class Rows(NamedTuple):
-    """The rows that a plate of a run has taken of the data."""
-
-    indices: Any
-    full_size: int  # of all rows
-
-
-def rows_of_plates(trace: poutine.Trace) -> dict[str, Rows]:
-    """What the plates that may subsample have taken in a run, by name."""
-    messages: dict[str, Any] = dict(trace.nodes)
-    return {
-        name: Rows(message["value"], message["fn"].size)
-        for name, message in messages.items()
-        if is_subsample(message)
-    }
-
-
-def param_values(trace: poutine.Trace) -> dict[str, Any]:
-    """The parameters of a run, by name."""
-    messages: dict[str, Any] = dict(trace.nodes)
-    return {name: m["value"] for name, m in messages.items() if m["type"] == "param"}
-
-
-def with_values(trace: poutine.Trace, values: Mapping[str, Any]) -> poutine.Trace:
-    """A run with other values at some of its sites, to be replayed."""
-    changed, messages = poutine.Trace(), dict(trace.nodes)
-    for name, message in messages.items():
-        value = {"value": values[name]} if name in values else {}
-        changed.nodes[name] = {**message, **value}  # type: ignore[typeddict-item]
-    return changed
 
 
 def same_programs(some: Sequence[Any], others: Sequence[Any]) -> bool:
@@ -222,16 +188,6 @@ def same_scale(one: Any, two: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         return one is two or (one.shape == two.shape and bool((one == two).all()))
     return type(one) is type(two) and one == two
-
-
-def is_subsample(message: Any) -> bool:
-    """Whether a message is of the rows that a plate takes."""
-    return message["type"] == "sample" and site_is_subsample(message)
-
-
-def is_drawn(message: Any) -> bool:
-    """Whether a message is of a latent that the program draws."""
-    return not message["is_observed"] and not site_is_subsample(message)
 
 
 def is_flow(fn: Any) -> bool:

@@ -47,12 +47,13 @@ from numpyro_dvae.infer.truncated.scoring import (
     score_silenced,
     with_drawn,
 )
-from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.ops.arguments import check_counts, checked
 from numpyro_dvae.ops.sets.evolution import Operator, union
 from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
 from numpyro_dvae.programs.codes import CodedSite, decode
 from numpyro_dvae.programs.draw import Draw, FixedKeys, run_pair
-from numpyro_dvae.programs.sites import Pair, is_of_run, mutable_values, param_values, sample_sites
+from numpyro_dvae.programs.messages import is_of_run, mutable_values, param_values
+from numpyro_dvae.programs.sites import Pair, sample_sites
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
 
@@ -102,9 +103,7 @@ class TruncatedGuide:
         probs: float | Float[Array, "H"] | None = None,
         vectorize_particles: bool = True,
     ) -> None:
-        for name, count in {"num_states": num_states, "num_data": num_data}.items():
-            if count is not None and (not isinstance(count, int) or count < 1):
-                raise ValueError(f"`{name}` must be an integer of at least 1; got {count!r}.")
+        check_counts(num_states=num_states, num_data=num_data)
         self.model, self.num_states, self.num_data, self.probs = model, num_states, num_data, probs
         self.rest, self.vectorize_particles = rest, vectorize_particles
         self.words, self.site = None, "guide.words"

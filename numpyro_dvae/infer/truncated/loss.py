@@ -47,7 +47,7 @@ from numpyro_dvae.infer.objective import (
 from numpyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
 from numpyro_dvae.infer.truncated.guide import TruncatedGuide
 from numpyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
-from numpyro_dvae.ops.arguments import checked
+from numpyro_dvae.ops.arguments import check_counts, checked
 from numpyro_dvae.ops.sets.evolution import Operator
 from numpyro_dvae.programs.record import Particles
 
@@ -143,8 +143,7 @@ class Truncated_ELBO(ParticleELBO):
         beta: float | Callable[[int], float] = 1.0,
         target_rate: float | None = None,
     ) -> None:
-        if not isinstance(generations, int) or generations < 1:
-            raise ValueError(f"`generations` must be an integer of at least 1; got {generations}.")
+        check_counts(generations=generations)
         if not callable(sweeps) and (not isinstance(sweeps, int) or sweeps < 0):
             raise ValueError(f"`sweeps` must be 0 or more, or a schedule; got {sweeps}.")
         if not callable(beta) and not beta > 0:

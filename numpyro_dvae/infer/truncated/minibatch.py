@@ -19,7 +19,8 @@ from numpyro_dvae.infer.closed_forms import closed_forms_of
 from numpyro_dvae.programs.codes import CodedSite, Space, by_datum, find_space
 from numpyro_dvae.programs.densities import entry_mask, may_silence
 from numpyro_dvae.programs.handlers.rows import check_rows
-from numpyro_dvae.programs.sites import Rows, Site, rows_of_plates, sample_sites
+from numpyro_dvae.programs.messages import Rows, rows_of_plates
+from numpyro_dvae.programs.sites import Site, sample_sites
 
 __all__ = [
     "Minibatch",

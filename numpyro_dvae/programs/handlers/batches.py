@@ -14,7 +14,8 @@ from jaxtyping import Array
 from numpyro.handlers import block
 
 from numpyro_dvae.programs.draw import Draw, run_program
-from numpyro_dvae.programs.sites import Layout, Site, param_values, sample_sites
+from numpyro_dvae.programs.messages import param_values
+from numpyro_dvae.programs.sites import Layout, Site, sample_sites
 
 __all__ = [
     "Keeper",

@@ -18,7 +18,7 @@ from numpyro_dvae.distributions import (
     PathwiseCategorical,
 )
 from numpyro_dvae.programs.handlers.slopes import LostSlope
-from numpyro_dvae.programs.sites import base_distribution
+from numpyro_dvae.programs.sites import Site
 
 __all__ = ["RefusalError", "Relaxing", "not_followed", "not_taken", "relaxed"]
 
@@ -52,19 +52,19 @@ class Relaxing(Messenger):
         if self.sites is not None and name not in self.sites:
             return
         self.met.add(name)
-        if isinstance(base_distribution(msg["fn"]), CertainCategorical):
+        site = Site.of(msg)
+        if isinstance(site.base, CertainCategorical):
             raise RefusalError(_certain(name))
-        fn = None if msg["is_observed"] else relaxed(msg["fn"], self.options)
+        fn = None if site.is_observed else relaxed(msg["fn"], self.options)
         if fn is not None and msg.get("_control_flow_done"):  # and its draw is the plain one's
             raise RefusalError(_in_steps(name))
         if fn is not None:
-            base = base_distribution(msg["fn"])
-            if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs):
+            if isinstance(site.base, dist.CategoricalLogits | dist.CategoricalProbs):
                 self.codes.add(name)
             msg["fn"] = fn
             self.relaxed.add(name)
         elif self.sites is not None:
-            raise RefusalError(_refused(name, msg["fn"], msg["is_observed"]))
+            raise RefusalError(_refused(site))
 
     def postprocess_message(self, msg: Any) -> None:
         """Check the value of a site."""
@@ -74,7 +74,8 @@ class Relaxing(Messenger):
         self.draws[msg["name"]] = dict(msg["value"]) if is_state else msg["value"]
         if msg["type"] != "sample":
             return
-        name, value, event = msg["name"], msg["value"], tuple(msg["fn"].event_shape)
+        site = Site.of(msg)
+        name, value, event = site.name, site.value, tuple(site.fn.event_shape)
         fits = jnp.shape(value)[jnp.ndim(value) - len(event) :] == event
         if msg.get("is_quantised"):
             if name in self.codes:
@@ -83,8 +84,8 @@ class Relaxing(Messenger):
             if not (fits and jnp.issubdtype(value.dtype, jnp.floating)):
                 raise RefusalError(_half_relaxed(name, "relaxed", "not"))
             self.vectors[name] = event[-1]
-        elif not fits and getattr(msg["fn"].support, "is_discrete", False):
-            raise RefusalError(_half_relaxed(name, f"{_family(msg['fn'])}, not relaxed", "relaxed"))
+        elif not fits and getattr(site.fn.support, "is_discrete", False):
+            raise RefusalError(_half_relaxed(name, f"{site.family}, not relaxed", "relaxed"))
 
 
 def relaxed(fn: Any, options: dict[str, Any]) -> Any:
@@ -105,15 +106,12 @@ def relaxed(fn: Any, options: dict[str, Any]) -> Any:
     return None
 
 
-def _family(fn: Any) -> str:
-    return type(base_distribution(fn)).__name__
-
-
-def _refused(name: str, fn: Any, is_observed: bool) -> str:
-    found = "observed" if is_observed else f"of the family {_family(fn)}"
+def _refused(site: Site) -> str:
+    found = "observed" if site.is_observed else f"of the family {site.family}"
     return (
-        f"`sites`: '{name}' cannot be relaxed, it is {found}. Only latent Bernoulli, Categorical "
-        "and OneHotCategorical sites can; leave it out and use a loss for discrete latents."
+        f"`sites`: '{site.name}' cannot be relaxed, it is {found}. Only latent Bernoulli, "
+        "Categorical and OneHotCategorical sites can; leave it out and use a loss for discrete "
+        "latents."
     )
 
 

@@ -16,14 +16,8 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.programs.draw import Draw, run_program
-from numpyro_dvae.programs.sites import (
-    Layout,
-    Pair,
-    Run,
-    Site,
-    rows_of_plates,
-    sample_sites,
-)
+from numpyro_dvae.programs.messages import Rows, is_subsample, rows_of_plates
+from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, sample_sites
 
 __all__ = ["Subsampling", "check_guide", "check_rows", "check_whole_plates"]
 
@@ -38,7 +32,7 @@ class _Rows(Messenger):
 
     def process_message(self, msg: Any) -> None:
         """Note that nothing has said the rows of a plate."""
-        if msg["type"] == "plate" and msg["value"] is None:
+        if is_subsample(msg) and msg["value"] is None:
             self._wanted.add(msg["name"])
 
     def postprocess_message(self, msg: Any) -> None:
@@ -49,8 +43,8 @@ class _Rows(Messenger):
         """
         if msg["type"] == "param" and msg["value"] is None:
             raise LookupError(f"param '{msg['name']}' has no start.")
-        if msg["type"] == "plate" and msg["name"] in self._wanted:
-            self.drawn[msg["name"]] = len(msg["value"]), msg["args"][0]
+        if is_subsample(msg) and msg["name"] in self._wanted:
+            self.drawn[msg["name"]] = Rows.of(msg).sizes
 
 
 def check_rows(
@@ -98,7 +92,7 @@ def check_guide(rng_key: Array, pair: Pair, run: Run) -> None:
         ValueError: If the guide's draws depend on rows that a plate draws, and data do not.
     """
     taken = rows_of_plates(run.guide_trace).values()
-    if all(len(rows.indices) == rows.full_size for rows in taken):
+    if all(rows.are_all for rows in taken):
         return
     args = pair.args, pair.kwargs
     _, drawn, led_to = _looked(rng_key, pair.guide, *args)
@@ -160,8 +154,8 @@ class Subsampling(Messenger):
 
     def postprocess_message(self, msg: Any) -> None:
         """Note a plate."""
-        if msg["type"] == "plate":
-            self.taken.setdefault(msg["name"], (len(msg["value"]), msg["args"][0]))
+        if is_subsample(msg):
+            self.taken.setdefault(msg["name"], Rows.of(msg).sizes)
 
     def stand_for(self, num_rows: int, num_parts: int = 1) -> int:
         """Count the data that some rows stand for: all that a plate takes these of.

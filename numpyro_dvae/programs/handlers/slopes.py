@@ -28,6 +28,7 @@ from jaxtyping import Array
 from numpyro.handlers import trace
 from numpyro.primitives import Messenger
 
+from numpyro_dvae.programs.messages import is_among, is_computed
 from numpyro_dvae.programs.sites import sample_sites
 
 __all__ = ["LostSlope", "lost_slope"]
@@ -151,8 +152,8 @@ class _Again(Messenger):
         options = msg.get("kwargs", {})
         if "rng_key" in options and options["rng_key"] is None:
             options["rng_key"] = jax.random.key(0)
-        is_computed = msg.get("is_observed") or msg["type"] == "deterministic"
-        if msg.get("name") in self.values and not is_computed:
+        is_known = msg.get("is_observed") or is_computed(msg)
+        if is_among(msg, self.values) and not is_known:
             value = self.values[msg["name"]]
             msg["value"] = dict(value) if isinstance(value, dict) else value
 

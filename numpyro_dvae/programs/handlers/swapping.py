@@ -18,7 +18,8 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.programs.draw import Draw, run_program, seeded
-from numpyro_dvae.programs.sites import Layout, Site, is_drawn, sample_sites
+from numpyro_dvae.programs.messages import Rows, is_among, is_drawn, is_subsample, rows_of_plates
+from numpyro_dvae.programs.sites import Layout, Site, sample_sites
 
 __all__ = [
     "Choose",
@@ -56,17 +57,17 @@ class _Swap(Messenger):
         if not is_drawn(msg) or not is_discrete(site := Site.of(msg, self.full_sizes)):
             return
         msg["fn"] = self.choose(site, self.values, self.rows)
-        msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
+        msg["infer"] = {k: v for k, v in site.infer.items() if k != "enumerate"}
         if self.rng_key is not None:  # one that the model brings may be the same at each call
-            number = zlib.crc32(msg["name"].encode())
+            number = zlib.crc32(site.name.encode())
             msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, number)
-        self.values[msg["name"]] = msg["value"]
+        self.values[site.name] = site.value
 
     def postprocess_message(self, msg: Any) -> None:
         """Note the rows of a plate, or the value of a site."""
-        if msg["type"] == "plate":
-            self.rows[msg["name"]], self.full_sizes[msg["name"]] = msg["value"], msg["args"][0]
-        elif msg.get("name") in self.values:
+        if is_subsample(msg):
+            self.rows[msg["name"]], self.full_sizes[msg["name"]] = Rows.of(msg)
+        elif is_among(msg, self.values):
             self.values[msg["name"]] = msg["value"]
 
 
@@ -90,7 +91,7 @@ def swap_sites(model: Callable, args: tuple, kwargs: dict, choose: Choose) -> di
 
     def hide(msg: Any) -> bool:
         is_plain = msg["type"] in ("plate", "param", "prng_key")
-        return not is_plain and msg.get("name") not in swap.values  # a loop of JAX has no name
+        return not is_plain and not is_among(msg, swap.values)
 
     with block(hide_fn=hide), swap:
         model(*args, **kwargs)
@@ -193,9 +194,8 @@ def given_run(
     draw = Draw(rng_key, Layout(), values, expand=True)
     with _only_params(), numpyro.validation_enabled(False), trace() as found, draw:
         seeded(substitute(model, data=dict(rows)), rng_key)(*args, **kwargs)
-    return sample_sites(found), {
-        name: msg["value"] for name, msg in found.items() if msg["type"] == "plate"
-    }
+    taken = rows_of_plates(found)
+    return sample_sites(found), {name: rows.indices for name, rows in taken.items()}
 
 
 def sample_many(

@@ -18,6 +18,7 @@ from numpyro.primitives import Messenger
 from numpyro_dvae.distributions import precise
 from numpyro_dvae.ops.relaxing import with_slope
 from numpyro_dvae.programs.densities import entry_mask, is_masked
+from numpyro_dvae.programs.messages import is_computed
 from numpyro_dvae.programs.sites import Layout, Run, Site, same_programs
 
 __all__ = ["QuantizedSite", "VectorLink", "read_drawn", "read_vectors"]
@@ -85,7 +86,7 @@ class _Noter(Messenger):
 
     def postprocess_message(self, msg: Any) -> None:
         """Keep the value of a deterministic site."""
-        if msg["type"] == "deterministic":
+        if is_computed(msg):
             self.vectors[msg["name"]] = msg["value"]
 
 

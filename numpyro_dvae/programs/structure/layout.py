@@ -25,8 +25,9 @@ from numpyro_dvae.distributions import (
 )
 from numpyro_dvae.programs.draw import Draw, run_pair, run_program
 from numpyro_dvae.programs.handlers.rows import check_guide
+from numpyro_dvae.programs.messages import rows_of_plates
 from numpyro_dvae.programs.record import in_batch_dims
-from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, rows_of_plates, sample_sites
+from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, sample_sites
 from numpyro_dvae.programs.summing.agreeing import check_agreement
 from numpyro_dvae.programs.summing.enumerating import is_marked
 

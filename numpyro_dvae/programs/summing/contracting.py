@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.primitives import Messenger
 
-from numpyro_dvae.programs.sites import Site, is_drawn
+from numpyro_dvae.programs.messages import is_drawn
+from numpyro_dvae.programs.sites import Site
 
 __all__ = ["Named", "contracted", "enumerated", "means_of", "named", "probs_of"]
 

@@ -49,7 +49,7 @@ from pyro_dvae.infer.truncated.scoring import (
     score_silenced,
     with_drawn,
 )
-from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.arguments import check_counts, checked
 from pyro_dvae.ops.noise import alike, current_share
 from pyro_dvae.ops.processes import all_rows, as_first
 from pyro_dvae.ops.sets.evolution import Operator, union
@@ -111,9 +111,7 @@ class TruncatedGuide(nn.Module):
         vectorize_particles: bool = True,
     ) -> None:
         super().__init__()
-        for name, count in {"num_states": num_states, "num_data": num_data}.items():
-            if count is not None and (not isinstance(count, int) or count < 1):
-                raise ValueError(f"`{name}` must be an integer of at least 1; got {count!r}.")
+        check_counts(num_states=num_states, num_data=num_data)
         self.num_states, self.num_data, self.probs = num_states, num_data, probs
         self.rest, self.vectorize_particles = rest, vectorize_particles
         self._programs = (model,)  # not as a submodule: its parameters are not the guide's

@@ -38,7 +38,7 @@ from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.infer.truncated.estep import Evolved, distinct, evolve_sets
 from pyro_dvae.infer.truncated.guide import TruncatedGuide
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer, log_weights, run_states
-from pyro_dvae.ops.arguments import checked
+from pyro_dvae.ops.arguments import check_counts, checked
 from pyro_dvae.ops.sets.evolution import Operator
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.processes import gathered, part_of
@@ -122,8 +122,7 @@ class Truncated_ELBO(ParticleELBO):
         beta: float | Callable[[int], float] = 1.0,
         target_rate: float | None = None,
     ) -> None:
-        if not isinstance(generations, int) or generations < 1:
-            raise ValueError(f"`generations` must be an integer of at least 1; got {generations}.")
+        check_counts(generations=generations)
         if not callable(sweeps) and (not isinstance(sweeps, int) or sweeps < 0):
             raise ValueError(f"`sweeps` must be 0 or more, or a schedule; got {sweeps}.")
         if not callable(beta) and not beta > 0:

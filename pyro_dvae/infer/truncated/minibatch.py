@@ -18,8 +18,9 @@ from pyro_dvae.infer.closed_forms import closed_forms_of
 from pyro_dvae.programs.codes import CodedSite, Space, by_datum, find_space, shape_in_datum
 from pyro_dvae.programs.densities import entry_mask
 from pyro_dvae.programs.handlers.rows import check_rows
+from pyro_dvae.programs.messages import rows_of_plates
 from pyro_dvae.programs.processes import plate_of_all
-from pyro_dvae.programs.sites import Site, rows_of_plates, sample_sites
+from pyro_dvae.programs.sites import Site, sample_sites
 
 __all__ = [
     "Minibatch",

@@ -20,7 +20,8 @@ from pyro_dvae.infer.truncated.minibatch import open_plates
 from pyro_dvae.infer.truncated.scoring import ModelCall, Scorer
 from pyro_dvae.ops.sets.packing import unpack
 from pyro_dvae.programs.codes import decode
-from pyro_dvae.programs.sites import sample_sites, with_values
+from pyro_dvae.programs.messages import with_values
+from pyro_dvae.programs.sites import sample_sites
 
 __all__ = [
     "add_silenced",

@@ -5,6 +5,7 @@
 - `slopes`: whether what is computed from such draws keeps it (`relax`);
 - `without_rows`: where a plate has none (every run);
 - `rows`: whether the data are those of the rows that plates draw (guides of each datum's own);
+- `subsamples`: rows that plates have drawn, in other runs (particles one by one, diagnostics);
 - `batches`: whether parameters are of the rows of the data, not of places in a batch (`fit`);
 - `swapping`: a model runs as a guide of its discrete latents (`AutoDiscrete`);
 - `elsewhere`: at other parameters than its own, to see what holds at all of them (`AutoDiscrete`);

@@ -13,7 +13,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_dvae.programs.draw import run_program
-from pyro_dvae.programs.sites import Pair, Site, is_drawn
+from pyro_dvae.programs.messages import is_drawn
+from pyro_dvae.programs.sites import Pair, Site
 from pyro_dvae.programs.supports import listed_values
 
 __all__ = ["list_paths"]

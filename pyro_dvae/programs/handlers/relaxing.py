@@ -10,11 +10,11 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 
 from pyro_dvae.distributions import CertainCategorical, PathwiseBernoulli, PathwiseCategorical
 from pyro_dvae.programs.handlers.slopes import LostSlope
-from pyro_dvae.programs.sites import base_distribution
+from pyro_dvae.programs.messages import is_subsample
+from pyro_dvae.programs.sites import Site
 
 __all__ = ["RefusalError", "Relaxing", "not_followed", "not_taken", "relaxed"]
 
@@ -43,19 +43,20 @@ class Relaxing(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
-        if site_is_subsample(msg) or (self.sites is not None and name not in self.sites):
+        if is_subsample(msg) or (self.sites is not None and name not in self.sites):
             return
         self.met.add(name)
-        if isinstance(base_distribution(msg["fn"]), CertainCategorical):
+        site = Site.of(msg)
+        if isinstance(site.base, CertainCategorical):
             raise RefusalError(_certain(name))
-        fn = None if msg["is_observed"] else relaxed(msg["fn"], self.options)
+        fn = None if site.is_observed else relaxed(site.fn, self.options)
         if fn is not None:
-            if isinstance(base_distribution(msg["fn"]), torch.distributions.Categorical):
+            if isinstance(site.base, torch.distributions.Categorical):
                 self.codes.add(name)
             msg["fn"] = fn
             self.relaxed.add(name)
         elif self.sites is not None:
-            raise RefusalError(_refused(name, msg["fn"], msg["is_observed"]))
+            raise RefusalError(_refused(site))
 
     def _pyro_post_param(self, msg: Any) -> None:
         self.draws[msg["name"]] = msg["value"]
@@ -64,12 +65,13 @@ class Relaxing(Messenger):
         if msg["is_observed"]:
             return
         self.draws[msg["name"]] = msg["value"]
-        if site_is_subsample(msg):
+        if is_subsample(msg):
             return
-        name, value, event = msg["name"], msg["value"], tuple(msg["fn"].event_shape)
-        is_vector = isinstance(base_distribution(msg["fn"]), PathwiseCategorical)
-        if name in self.relaxed and is_vector and not msg["infer"].get("is_auxiliary"):
-            self.vectored[name] = msg["fn"]
+        site = Site.of(msg)
+        name, value, event = site.name, site.value, tuple(site.fn.event_shape)
+        is_vector = isinstance(site.base, PathwiseCategorical)
+        if name in self.relaxed and is_vector and not site.is_auxiliary:
+            self.vectored[name] = site.fn
         fits = tuple(value.shape[value.dim() - len(event) :]) == event
         if msg.get("is_quantised"):
             if name in self.codes:
@@ -78,8 +80,8 @@ class Relaxing(Messenger):
             if not (fits and value.is_floating_point()):
                 raise RefusalError(_half_relaxed(name, "relaxed", "not"))
             self.vectors[name] = event[-1]
-        elif not fits and getattr(msg["fn"].support, "is_discrete", False):
-            raise RefusalError(_half_relaxed(name, f"{_family(msg['fn'])}, not relaxed", "relaxed"))
+        elif not fits and getattr(site.fn.support, "is_discrete", False):
+            raise RefusalError(_half_relaxed(name, f"{site.family}, not relaxed", "relaxed"))
 
     def expect_twin(self) -> None:
         """Let Pyro's losses say so where a draw of a guide meets a model that is not relaxed.
@@ -121,15 +123,12 @@ def relaxed(fn: Any, options: dict[str, Any]) -> Any:
     return None
 
 
-def _family(fn: Any) -> str:
-    return type(base_distribution(fn)).__name__
-
-
-def _refused(name: str, fn: Any, is_observed: bool) -> str:
-    found = "observed" if is_observed else f"of the family {_family(fn)}"
+def _refused(site: Site) -> str:
+    found = "observed" if site.is_observed else f"of the family {site.family}"
     return (
-        f"`sites`: '{name}' cannot be relaxed, it is {found}. Only latent Bernoulli, Categorical "
-        "and OneHotCategorical sites can; leave it out and use a loss for discrete latents."
+        f"`sites`: '{site.name}' cannot be relaxed, it is {found}. Only latent Bernoulli, "
+        "Categorical and OneHotCategorical sites can; leave it out and use a loss for discrete "
+        "latents."
     )
 
 

@@ -15,15 +15,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_dvae.programs.draw import run_program
+from pyro_dvae.programs.messages import Rows, is_subsample, rows_of_plates
 from pyro_dvae.programs.processes import hidden
-from pyro_dvae.programs.sites import (
-    Pair,
-    Run,
-    Site,
-    is_subsample,
-    rows_of_plates,
-    sample_sites,
-)
+from pyro_dvae.programs.sites import Pair, Run, Site, sample_sites
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import Exits
 
@@ -44,9 +38,9 @@ class _Rows(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
-        if is_subsample(msg) and name not in self._given and len(msg["value"]) != msg["fn"].size:
-            self.drawn[name] = len(msg["value"]), msg["fn"].size
-            msg["value"] = track_provenance(msg["value"], frozenset({name}))
+        if is_subsample(msg) and name not in self._given and not (rows := Rows.of(msg)).are_all:
+            self.drawn[name] = rows.sizes
+            msg["value"] = track_provenance(rows.indices, frozenset({name}))
 
 
 def check_rows(
@@ -99,7 +93,7 @@ def check_guide(pair: Pair, run: Run) -> None:
         ValueError: If the guide's draws depend on rows that a plate draws, and data do not.
     """
     taken = rows_of_plates(run.guide_trace).values()
-    if all(len(rows.indices) == rows.full_size for rows in taken):
+    if all(rows.are_all for rows in taken):
         return
 
     def look() -> tuple[dict[str, Site], _Rows]:
@@ -131,7 +125,7 @@ class Subsampling(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if is_subsample(msg):
-            self.taken.setdefault(msg["name"], (len(msg["value"]), msg["fn"].size))
+            self.taken.setdefault(msg["name"], Rows.of(msg).sizes)
 
     def stand_for(self, num_rows: int, num_parts: int = 1) -> int:
         """Count the data that some rows stand for: all that a plate takes these of.

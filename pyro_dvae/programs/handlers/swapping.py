@@ -12,12 +12,12 @@ import torch
 from pyro import poutine
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_dvae.programs.draw import run_program
+from pyro_dvae.programs.messages import Rows, is_among, is_drawn, is_subsample
 from pyro_dvae.programs.processes import hidden
-from pyro_dvae.programs.sites import Site, is_drawn, sample_sites
+from pyro_dvae.programs.sites import Site, sample_sites
 from pyro_dvae.programs.structure.layout import Exits
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.ways import ways_through
@@ -56,16 +56,16 @@ class _Swap(Messenger):
         self.rows: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
+        if is_subsample(msg):
             self._take_rows(msg)
         elif is_drawn(msg) and is_discrete(site := Site.of(msg)):
             msg["fn"] = self.choose(site, self.values, self.rows)
-            msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
-            self.values[msg["name"]] = msg["value"]
+            msg["infer"] = {k: v for k, v in site.infer.items() if k != "enumerate"}
+            self.values[site.name] = site.value
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            if msg["infer"].get("_chosen") or len(msg["value"]) != msg["fn"].size:
+        if is_subsample(msg):
+            if msg["infer"].get("_chosen") or not Rows.of(msg).are_all:
                 self.rows[msg["name"]] = msg["value"]
         elif msg["name"] in self.values:
             self.values[msg["name"]] = msg["value"]
@@ -114,9 +114,7 @@ def swap_sites(
     swap, known = _Swap(choose, until, rows or {}), (rows or {}).keys()
 
     def hide(msg: Any) -> bool:
-        if msg["type"] == "sample" and site_is_subsample(msg):
-            return msg["name"] in known
-        return msg["name"] not in swap.values
+        return is_among(msg, known) if is_subsample(msg) else not is_among(msg, swap.values)
 
     with hidden(hide):
         try:

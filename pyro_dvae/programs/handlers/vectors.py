@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_dvae.distributions import precise
 from pyro_dvae.ops.relaxing import with_slope
 from pyro_dvae.programs.densities import entry_mask, is_masked
+from pyro_dvae.programs.messages import is_computed
 from pyro_dvae.programs.sites import Layout, Run, Site, same_programs
 
 __all__ = ["QuantizedSite", "VectorLink", "read_drawn", "read_vectors"]
@@ -84,7 +85,7 @@ class _Noter(Messenger):
         self.vectors = vectors
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if (msg["infer"] or {}).get("_deterministic"):
+        if is_computed(msg):
             self.vectors[msg["name"]] = msg["value"]
 
 

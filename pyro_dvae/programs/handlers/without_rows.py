@@ -4,7 +4,7 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 
-from pyro_dvae.programs.sites import is_subsample
+from pyro_dvae.programs.messages import is_subsample
 
 __all__ = ["RowsChecked"]
 

@@ -24,7 +24,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_dvae.programs.densities import has_inverse
-from pyro_dvae.programs.draw import Draw, drawn_subsamples, run_pair
+from pyro_dvae.programs.draw import Draw, run_pair
+from pyro_dvae.programs.handlers.subsamples import drawn_subsamples
 from pyro_dvae.programs.record import Particles, draw_log_prob, in_batch_dims, make_record
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, deterministic_sites, is_flow
 from pyro_dvae.programs.structure.looking import only_looking, raise_slip, same_but_rounding

@@ -20,8 +20,9 @@ from torch import Tensor
 from pyro_dvae.distributions import PathwiseBernoulli, PathwiseCategorical
 from pyro_dvae.programs.draw import bounds_of, run_program
 from pyro_dvae.programs.handlers.rows import check_guide
+from pyro_dvae.programs.messages import rows_of_plates
 from pyro_dvae.programs.record import in_batch_dims
-from pyro_dvae.programs.sites import Layout, Pair, Run, Site, rows_of_plates, sample_sites
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site, sample_sites
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import Exits, TrackDraws, Tracked, find_sources, tracked
 from pyro_dvae.programs.structure.ways import ways_through

@@ -24,7 +24,8 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_dvae.programs.densities import has_inverse
 from pyro_dvae.programs.draw import Draw, moved, run_pair
-from pyro_dvae.programs.sites import Layout, Pair, Run, Site, is_drawn, is_flow
+from pyro_dvae.programs.messages import is_drawn
+from pyro_dvae.programs.sites import Layout, Pair, Run, Site, is_flow
 from pyro_dvae.programs.structure.looking import only_looking, raise_slip
 
 __all__ = ["Exits", "Sources", "TrackDraws", "Tracked", "find_sources", "tracked"]

@@ -29,12 +29,9 @@ from torch import Tensor
 
 from pyro_dvae.distributions import PathwiseBernoulli, PathwiseCategorical
 from pyro_dvae.programs.densities import without_mask
+from pyro_dvae.programs.messages import is_drawn
 from pyro_dvae.programs.processes import current_sharding
-from pyro_dvae.programs.sites import (
-    Layout,
-    Site,
-    is_drawn,
-)
+from pyro_dvae.programs.sites import Layout, Site
 from pyro_dvae.programs.summing.contracting import (
     Symbols,
     Term,
