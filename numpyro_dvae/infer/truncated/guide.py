@@ -104,7 +104,8 @@ class TruncatedGuide:
         vectorize_particles: bool = True,
     ) -> None:
         check_counts(num_states=num_states, num_data=num_data)
-        self.model, self.num_states, self.num_data, self.probs = model, num_states, num_data, probs
+        self.num_states, self.num_data, self.probs = int(num_states), num_data, probs
+        self.model = model
         self.rest, self.vectorize_particles = rest, vectorize_particles
         self.words, self.site = None, "guide.words"
         self._sites: tuple[CodedSite, ...] | None = None  # that the states are of

@@ -112,7 +112,7 @@ class TruncatedGuide(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(num_states=num_states, num_data=num_data)
-        self.num_states, self.num_data, self.probs = num_states, num_data, probs
+        self.num_states, self.num_data, self.probs = int(num_states), num_data, probs
         self.rest, self.vectorize_particles = rest, vectorize_particles
         self._programs = (model,)  # not as a submodule: its parameters are not the guide's
         self._space: Space | None = None  # of the first call, whose states the sets hold
