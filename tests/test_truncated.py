@@ -99,7 +99,7 @@ def test_a_loop_over_states_gives_the_same(shim):
 
 
 def test_weights_are_the_posterior_renormalised_and_the_gap_its_missing_mass(shim):
-    sets = shim.Sets(CAUSES_PROGRAM, 5)
+    sets = shim.Sets(CAUSES_PROGRAM, np.int64(5))  # a count of NumPy's is a count
     values, weights, bound = sets.posterior()
     codes = np.moveaxis(sets.codes(), 0, 1)
     np.testing.assert_array_equal(values["z"], codes)

@@ -11,6 +11,7 @@ from numpyro.handlers import substitute
 
 from numpyro_dvae.diagnostics.readings import Pair, constraints_of, prepare_pair
 from numpyro_dvae.fit.data import as_batch
+from numpyro_dvae.fit.result import is_pair
 from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.infer.relaxation import unrelaxed
 
@@ -64,12 +65,8 @@ def as_trained(result: Any, params: Mapping[str, Any] | None) -> Trained:
     Raises:
         ValueError: If it is neither, or if a parameter has a NaN.
     """
-    if isinstance(result, tuple) and len(result) == 2 and all(map(callable, result)):
+    if is_pair(result):
         return Trained(*result, _numbers({} if params is None else _as_arrays(params)))
-    if not (hasattr(result, "model") and hasattr(result, "guide")):
-        raise ValueError(
-            f"`result` must be a FitResult, or a pair (model, guide); got {type(result).__name__}."
-        )
     params = result.params if params is None else {**result.params, **params}
     return Trained(result.model, result.guide, _numbers(_as_arrays(params)))
 

@@ -123,6 +123,7 @@ class Steps:
             check_rows_of_pair(rng_key, svi.model, svi.guide, self._some, few, size)
 
     def _some(self, num_rows: int) -> Batch:
+        """The first rows."""
         return self._ready(self.batches.first_rows(num_rows))
 
     def _ready(self, batch: Batch) -> Batch:

@@ -27,6 +27,7 @@ from numpyro_dvae.guides.joint_states import (
     value_of_state,
 )
 from numpyro_dvae.guides.ruling import possible_values
+from numpyro_dvae.programs.handlers.rows import check_indices
 from numpyro_dvae.programs.handlers.swapping import given_run
 
 __all__ = [
@@ -123,7 +124,7 @@ def of_rows(latent: Latent, table: Array, rows: Mapping[str, Array]) -> Array:
     """
     for plate in latent.plates:
         if plate.name in rows:
-            _check_rows(plate.name, rows[plate.name], plate.size)
+            check_indices(plate.name, rows[plate.name], plate.size)
             axis = _dim(latent, plate.dim)
             table = jnp.take(table, rows[plate.name], axis, mode="fill", fill_value=jnp.nan)
     return table
@@ -132,17 +133,6 @@ def of_rows(latent: Latent, table: Array, rows: Mapping[str, Array]) -> Array:
 def _dim(latent: Latent, dim: int) -> int:
     """The place of a batch dim in the parameters."""
     return len(latent.batch_shape) + dim
-
-
-def _check_rows(name: str, index: Array, size: int) -> None:
-    """Under jit rows are not known: those out of range turn the loss into NaN."""
-    if not isinstance(index, jax.core.Tracer) and len(index):
-        low, high = np.asarray(index).min(), np.asarray(index).max()
-        if low < 0 or high >= size:
-            raise ValueError(
-                f"plate '{name}' has size {size}, so its rows are from 0 to {size - 1}; got rows "
-                f"from {low} to {high}. Check `subsample`, the rows of this minibatch."
-            )
 
 
 # -------------------------------------------------------------------------------------- the start

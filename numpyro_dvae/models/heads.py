@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import Distribution
 
 from numpyro_dvae.distributions import DiscretizedLogistic, precise
-from numpyro_dvae.models.variances import raw_of, variance_of
+from numpyro_dvae.models.variances import check_variance, raw_of, variance_of
 from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["GaussianHeads", "LogisticHeads"]
@@ -40,12 +40,7 @@ class GaussianHeads(nn.Module):
     bounds: tuple[float, float] | None = (1e-4, 1e2)
 
     def __post_init__(self) -> None:
-        low, high = (0.0, math.inf) if self.bounds is None else self.bounds
-        if not 0.0 <= low < self.variance < high:
-            raise ValueError(
-                f"`variance` must lie strictly between the `bounds`, at least (0, inf); got "
-                f"{self.variance} and {self.bounds}."
-            )
+        check_variance(self.variance, self.bounds)
         super().__post_init__()
 
     def __call__(self, outputs: Array, event_dim: int) -> Distribution:

@@ -1,6 +1,5 @@
 """Likelihoods p(x | z): what the outputs of a decoder say of a datum."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from typing import Protocol, runtime_checkable
@@ -15,7 +14,7 @@ from numpyro.distributions import Distribution
 
 from numpyro_dvae.distributions import precise
 from numpyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn
-from numpyro_dvae.models.variances import raw_of, variance_of
+from numpyro_dvae.models.variances import check_variance, raw_of, variance_of
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["BernoulliLikelihood", "GaussianLikelihood", "Likelihood"]
@@ -85,12 +84,7 @@ class GaussianLikelihood(nn.Module):
     def __post_init__(self) -> None:
         check_learn(self.learn)
         object.__setattr__(self, "shape", tuple(self.shape))
-        low, high = (0.0, math.inf) if self.bounds is None else self.bounds
-        if not 0.0 <= low < self.variance < high:
-            raise ValueError(
-                f"`variance` must lie strictly between the `bounds`, at least (0, inf); got "
-                f"{self.variance} and {self.bounds}."
-            )
+        check_variance(self.variance, self.bounds)
         super().__post_init__()
 
     def __call__(

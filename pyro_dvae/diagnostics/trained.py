@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_dvae.fit.data import as_batch, to_device
+from pyro_dvae.fit.result import is_pair
 from pyro_dvae.fit.svi import device_of, evaluation_mode
 from pyro_dvae.programs.handlers.parameters import AtParameters
 
@@ -64,12 +65,8 @@ def as_trained(result: Any, params: Mapping[str, Tensor] | None) -> Trained:
     Raises:
         ValueError: If it is neither, or if a parameter has a NaN.
     """
-    if isinstance(result, tuple) and len(result) == 2 and all(map(callable, result)):
+    if is_pair(result):
         return Trained(*result, _numbers({} if params is None else params))
-    if not (hasattr(result, "model") and hasattr(result, "guide")):
-        raise ValueError(
-            f"`result` must be a FitResult, or a pair (model, guide); got {type(result).__name__}."
-        )
     params = result.params if params is None else {**result.params, **params}
     if not result.params:  # of `load_weights`, which has put all where the programs find it
         return Trained(result.model, result.guide, _numbers(params))

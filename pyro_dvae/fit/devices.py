@@ -22,7 +22,7 @@ from torch.utils.data import DistributedSampler
 from pyro_dvae.fit import rng
 from pyro_dvae.fit.data import Batch, num_rows
 from pyro_dvae.fit.files import folder_of_run
-from pyro_dvae.fit.identity import described_data
+from pyro_dvae.fit.identity import described_data, shown
 from pyro_dvae.fit.svi import loss_of, modules_of, parameters, take_step
 from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.ops.noise import Share
@@ -39,7 +39,6 @@ from pyro_dvae.programs.processes import find_plates, sharded
 
 __all__ = ["Devices"]
 
-_SHOWN = 60  # characters of a value in a message
 _DROPOUT = ("native_dropout", "bernoulli_", "rrelu_with_noise", "rrelu_with_noise_functional")
 
 
@@ -94,8 +93,8 @@ class Devices:
             if different:
                 raise ValueError(
                     f"process {rank} trains with another {different[0]!r} than process "
-                    f"{self.rank}: {_shown(other.get(different[0]))} in place of "
-                    f"{_shown(identity[different[0]])}. Start all of them with the same program, "
+                    f"{self.rank}: {shown(other.get(different[0]))} in place of "
+                    f"{shown(identity[different[0]])}. Start all of them with the same program, "
                     "data and seeds: `fit` gives each process its rows by itself."
                 )
 
@@ -253,8 +252,3 @@ def _rows_of(batch: Batch, start: int, count: int, size: int) -> Batch:
 
     kwargs = {name: take(value) for name, value in batch.kwargs.items()}
     return Batch(tuple(map(take, batch.args)), kwargs)
-
-
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

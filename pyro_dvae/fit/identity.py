@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_same_run", "described", "described_batch", "described_data"]
+__all__ = ["check_same_run", "described", "described_batch", "described_data", "shown"]
 
 _DEPTH = 16  # of a description
 _CHUNK = 2**24  # bytes of data that are summed at once
@@ -170,8 +170,8 @@ def check_same_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         if found := _difference(saved.get(name), here.get(name), ""):
             place, before, now = _plainer(*found) if name == "optim" else found
             raise ValueError(
-                f"`{name}`{place} is {_shown(now)}, but the checkpoint in `folder` is of a run "
-                f"with {_shown(before)}. Resume with what the run began with, or choose another "
+                f"`{name}`{place} is {shown(now)}, but the checkpoint in `folder` is of a run "
+                f"with {shown(before)}. Resume with what the run began with, or choose another "
                 "folder."
             )
 
@@ -208,6 +208,7 @@ def _plainer(place: str, before: Any, now: Any) -> tuple[str, Any, Any]:
     return f": its {last}", before, now
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in a message, cut off where it is long."""
     text = str(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from torch import Tensor
 
-__all__ = ["DivergenceError", "FitInterrupt", "FitResult", "as_result"]
+__all__ = ["DivergenceError", "FitInterrupt", "FitResult", "as_result", "is_pair"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,13 +64,22 @@ def as_result(result: Any) -> FitResult:
     Raises:
         ValueError: If it is neither.
     """
+    return FitResult(*result, {}, np.zeros(0)) if is_pair(result) else result
+
+
+def is_pair(result: Any) -> TypeGuard[tuple[Any, Any]]:
+    """Whether it is a pair (model, guide); else it has both.
+
+    Raises:
+        ValueError: If it is neither.
+    """
     if isinstance(result, tuple) and len(result) == 2 and all(map(callable, result)):
-        return FitResult(*result, {}, np.zeros(0))
+        return True
     if not (hasattr(result, "model") and hasattr(result, "guide")):
         raise ValueError(
             f"`result` must be a FitResult, or a pair (model, guide); got {type(result).__name__}."
         )
-    return result
+    return False
 
 
 class DivergenceError(FloatingPointError):

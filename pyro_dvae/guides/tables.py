@@ -27,6 +27,7 @@ from pyro_dvae.guides.joint_states import (
     value_of_state,
 )
 from pyro_dvae.guides.ruling import possible_values
+from pyro_dvae.programs.handlers.rows import check_indices
 from pyro_dvae.programs.handlers.swapping import given_run
 from pyro_dvae.programs.structure.looking import only_looking
 
@@ -125,7 +126,7 @@ def of_rows(latent: Latent, table: Tensor, rows: Mapping[str, Tensor]) -> Tensor
     for plate in latent.plates:
         if plate.name in rows:
             index = torch.as_tensor(rows[plate.name]).to(table.device)
-            _check_rows(plate.name, index, plate.size)
+            check_indices(plate.name, index, plate.size)
             table = table.index_select(_dim(latent, plate.dim), index)
     return table
 
@@ -133,17 +134,6 @@ def of_rows(latent: Latent, table: Tensor, rows: Mapping[str, Tensor]) -> Tensor
 def _dim(latent: Latent, dim: int) -> int:
     """The place of a batch dim in the parameters."""
     return len(latent.batch_shape) + dim
-
-
-def _check_rows(name: str, index: Tensor, size: int) -> None:
-    """On a CPU: another device would have to be waited for."""
-    if index.device.type == "cpu" and len(index):
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= size:
-            raise ValueError(
-                f"plate '{name}' has size {size}, so its rows are from 0 to {size - 1}; got rows "
-                f"from {low} to {high}. Check `subsample`, the rows of this minibatch."
-            )
 
 
 # -------------------------------------------------------------------------------------- the start

@@ -35,6 +35,7 @@ from pyro_dvae.infer.elbo import ParticleELBO
 from pyro_dvae.infer.objective import Gain, Objective, info_type
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.tempering import (
+    check_target_ess,
     effective_sample_size,
     solve_kl_temperature,
     solve_temperature,
@@ -162,10 +163,7 @@ class DAPS_ELBO(ParticleELBO):
         max_plate_nesting: float = math.inf,
         vectorize_particles: bool = True,
     ) -> None:
-        if not 0.0 < target_ess < 1.0:
-            raise ValueError(
-                f"`target_ess` is a fraction of K, strictly in (0, 1); got {target_ess}."
-            )
+        check_target_ess(target_ess)
         if kl_bound is not None and not kl_bound > 0:
             raise ValueError(f"`kl_bound` must be positive, in nats per datum; got {kl_bound}.")
         self.target_ess, self.kl_bound, self.per_datum = target_ess, kl_bound, per_datum

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_dvae.distributions import DiscretizedLogistic, precise
-from pyro_dvae.models.variances import raw_of, variance_of
+from pyro_dvae.models.variances import check_variance, raw_of, variance_of
 from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["GaussianHeads", "LogisticHeads"]
@@ -38,12 +38,7 @@ class GaussianHeads(nn.Module):
         self, *, variance: float = 0.5, bounds: tuple[float, float] | None = (1e-4, 1e2)
     ) -> None:
         super().__init__()
-        low, high = (0.0, math.inf) if bounds is None else bounds
-        if not 0.0 <= low < variance < high:
-            raise ValueError(
-                f"`variance` must lie strictly between the `bounds`, at least (0, inf); got "
-                f"{variance} and {bounds}."
-            )
+        check_variance(variance, bounds)
         self.variance, self.bounds = variance, bounds
 
     def forward(self, outputs: Tensor, event_dim: int) -> Distribution:

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from pyro_dvae.distributions import precise
 from pyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn
-from pyro_dvae.models.variances import raw_of, variance_of
+from pyro_dvae.models.variances import check_variance, raw_of, variance_of
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["BernoulliLikelihood", "GaussianLikelihood", "Likelihood"]
@@ -81,12 +81,7 @@ class GaussianLikelihood(nn.Module):
     ) -> None:
         super().__init__()
         check_learn(learn)
-        low, high = (0.0, math.inf) if bounds is None else bounds
-        if not 0.0 <= low < variance < high:
-            raise ValueError(
-                f"`variance` must lie strictly between the `bounds`, at least (0, inf); got "
-                f"{variance} and {bounds}."
-            )
+        check_variance(variance, bounds)
         self.bounds, self.learn = bounds, learn
         raw = raw_of(torch.full(tuple(shape), variance), bounds)
         self.raw = nn.Parameter(raw) if learn is True else nn.Buffer(raw)

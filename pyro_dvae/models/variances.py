@@ -7,7 +7,21 @@ from torch import Tensor
 
 from pyro_dvae.models.closed_forms import finite_logit
 
-__all__ = ["raw_of", "variance_of"]
+__all__ = ["check_variance", "raw_of", "variance_of"]
+
+
+def check_variance(variance: float, bounds: tuple[float, float] | None) -> None:
+    """Check that a variance is within its bounds; None is all that is positive.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    low, high = (0.0, math.inf) if bounds is None else bounds
+    if not 0.0 <= low < variance < high:
+        raise ValueError(
+            f"`variance` must lie strictly between the `bounds`, at least (0, inf); got "
+            f"{variance} and {bounds}."
+        )
 
 
 def variance_of(

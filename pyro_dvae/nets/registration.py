@@ -64,7 +64,7 @@ def register(name: str, net: nn.Module) -> nn.Module:
 
 
 def run_encoder(encoder: nn.Module, x: Tensor) -> Tensor:
-    """What an encoder makes of data.
+    """What the encoder of a guide makes of data.
 
     Raises:
         ValueError: If it fails, with what data it was given.

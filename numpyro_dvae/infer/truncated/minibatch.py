@@ -8,9 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.handlers import substitute
@@ -18,7 +16,7 @@ from numpyro.handlers import substitute
 from numpyro_dvae.infer.closed_forms import closed_forms_of
 from numpyro_dvae.programs.codes import CodedSite, Space, by_datum, find_space
 from numpyro_dvae.programs.densities import entry_mask, may_silence
-from numpyro_dvae.programs.handlers.rows import check_rows
+from numpyro_dvae.programs.handlers.rows import check_indices, check_rows
 from numpyro_dvae.programs.messages import Rows, rows_of_plates
 from numpyro_dvae.programs.sites import Site, sample_sites
 
@@ -75,7 +73,7 @@ def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:
     num_data, rows, in_range = 1, jnp.zeros(1, int), jnp.ones(1, bool)
     for name in space.layout.plates:
         indices, full = subsamples[name], full_sizes[name]
-        _check_rows(name, indices, full)
+        check_indices(name, indices, full)
         in_range = (in_range[:, None] & (indices >= 0) & (indices < full)).ravel()
         rows, num_data = (rows[:, None] * full + indices).ravel(), num_data * full
     sizes = tuple(len(subsamples[name]) for name in space.layout.plates)
@@ -124,31 +122,25 @@ def check_sites(begun: Sequence[CodedSite], now: Sequence[CodedSite]) -> None:
         pair = known.get(name), next((site for site in now if site.name == name), None)
         shapes = [site and (*site.batch_shape, *site.event_shape) for site in pair]
         if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"site '{name}' had shape {shapes[0]} per datum when its states were made, and is "
-                f"now {shapes[1]}. All data must have the same discrete sites; pad them, and mask "
-                "the padding."
-            )
+            raise _other_shape(name, *shapes)
         sizes = [len(site.support) for site in pair if site is not None]
         if sizes[0] != sizes[-1]:
-            raise ValueError(
-                f"site '{name}' had {sizes[0]} values when its states were made, and now has "
-                f"{sizes[-1]}. Give it the largest number in each call, with logits of -inf where "
-                "a value cannot be, or make a guide for each number."
-            )
+            raise _other_number(name, sizes[0], sizes[-1])
 
 
-def _check_rows(name: str, indices: Array, full: int) -> None:
-    """Under jit rows are not known: those out of range turn the loss into NaN."""
-    if isinstance(indices, jax.core.Tracer) or not len(indices):
-        return
-    found = np.asarray(indices)
-    low, high = found.min(), found.max()
-    if low < 0 or high >= full:
-        raise ValueError(
-            f"plate '{name}' has size {full}, so its rows are from 0 to {full - 1}; got "
-            f"rows from {low} to {high}. Check `subsample`, the rows of this minibatch."
-        )
+def _other_shape(name: str, before: Any, now: Any) -> ValueError:
+    return ValueError(
+        f"site '{name}' had shape {before} per datum when its states were made, and is now {now}. "
+        "All data must have the same discrete sites; pad them, and mask the padding."
+    )
+
+
+def _other_number(name: str, before: int, now: int | None) -> ValueError:
+    return ValueError(
+        f"site '{name}' had {before} values when its states were made, and now has {now}. Give it "
+        "the largest number in each call, with logits of -inf where a value cannot be, or make a "
+        "guide for each number."
+    )
 
 
 def _unmasked(

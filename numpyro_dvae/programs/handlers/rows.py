@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 from numpyro.handlers import block, substitute
 from numpyro.ops.provenance import eval_provenance
@@ -19,7 +20,7 @@ from numpyro_dvae.programs.draw import Draw, run_program
 from numpyro_dvae.programs.messages import Rows, is_subsample, rows_of_plates
 from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, sample_sites
 
-__all__ = ["Subsampling", "check_guide", "check_rows", "check_whole_plates"]
+__all__ = ["Subsampling", "check_guide", "check_indices", "check_rows", "check_whole_plates"]
 
 
 class _Rows(Messenger):
@@ -199,3 +200,20 @@ def check_whole_plates(
             f'make that plate in numpyro.handlers.substitute(data={{"{name}": rows}}). Or leave '
             "`batch_size` out."
         )
+
+
+def check_indices(name: str, indices: Array, size: int) -> None:
+    """Check that the rows which a plate takes are its own, where they are known.
+
+    Under jit they are not: those out of range turn the loss into NaN.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if not isinstance(indices, jax.core.Tracer) and len(indices):
+        low, high = np.asarray(indices).min(), np.asarray(indices).max()
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"plate '{name}' has size {size}, so its rows are from 0 to {size - 1}; got rows "
+                f"from {low} to {high}. Check `subsample`, the rows of this minibatch."
+            )

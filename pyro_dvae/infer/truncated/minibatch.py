@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_dvae.infer.closed_forms import closed_forms_of
 from pyro_dvae.programs.codes import CodedSite, Space, by_datum, find_space, shape_in_datum
 from pyro_dvae.programs.densities import entry_mask
-from pyro_dvae.programs.handlers.rows import check_rows
+from pyro_dvae.programs.handlers.rows import check_indices, check_rows
 from pyro_dvae.programs.messages import rows_of_plates
 from pyro_dvae.programs.processes import plate_of_all
 from pyro_dvae.programs.sites import Site, sample_sites
@@ -98,18 +98,11 @@ def _check_sites(sites: dict[str, Site], latents: dict[str, Site], space: Space)
         found = latents.get(site.name)
         shapes = found and (shape_in_datum(found, space.layout), tuple(found.fn.event_shape))
         if shapes != (site.batch_shape, site.event_shape):
-            raise ValueError(
-                f"site '{site.name}' had shape {(*site.batch_shape, *site.event_shape)} per datum "
-                f"when its states were made, and is now {shapes and (*shapes[0], *shapes[1])}. "
-                "All data must have the same discrete sites; pad them, and mask the padding."
-            )
+            before = (*site.batch_shape, *site.event_shape)
+            raise _other_shape(site.name, before, shapes and (*shapes[0], *shapes[1]))
         num_values = None if found is None else _num_values(found)
         if num_values not in (None, len(site.support)):
-            raise ValueError(
-                f"site '{site.name}' had {len(site.support)} values when its states were made, and "
-                f"now has {num_values}. Give it the largest number in each call, with "
-                "logits of -inf where a value cannot be, or make a guide for each number."
-            )
+            raise _other_number(site.name, len(site.support), num_values)
 
 
 def check_sites(begun: Sequence[CodedSite], now: Sequence[CodedSite]) -> None:
@@ -123,18 +116,25 @@ def check_sites(begun: Sequence[CodedSite], now: Sequence[CodedSite]) -> None:
         pair = known.get(name), next((site for site in now if site.name == name), None)
         shapes = [site and (*site.batch_shape, *site.event_shape) for site in pair]
         if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"site '{name}' had shape {shapes[0]} per datum when its states were made, and is "
-                f"now {shapes[1]}. All data must have the same discrete sites; pad them, and mask "
-                "the padding."
-            )
+            raise _other_shape(name, *shapes)
         sizes = [len(site.support) for site in pair if site is not None]
         if sizes[0] != sizes[-1]:
-            raise ValueError(
-                f"site '{name}' had {sizes[0]} values when its states were made, and now has "
-                f"{sizes[-1]}. Give it the largest number in each call, with logits of -inf where "
-                "a value cannot be, or make a guide for each number."
-            )
+            raise _other_number(name, sizes[0], sizes[-1])
+
+
+def _other_shape(name: str, before: Any, now: Any) -> ValueError:
+    return ValueError(
+        f"site '{name}' had shape {before} per datum when its states were made, and is now {now}. "
+        "All data must have the same discrete sites; pad them, and mask the padding."
+    )
+
+
+def _other_number(name: str, before: int, now: int | None) -> ValueError:
+    return ValueError(
+        f"site '{name}' had {before} values when its states were made, and now has {now}. Give it "
+        "the largest number in each call, with logits of -inf where a value cannot be, or make a "
+        "guide for each number."
+    )
 
 
 def _num_values(site: Site) -> int | None:
@@ -158,20 +158,8 @@ def _rows_of(trace: poutine.Trace, frame: Any) -> Tensor:
             )
         return torch.arange(full)
     indices = torch.as_tensor(taken.indices)
-    _check_rows(frame.name, indices, full)
+    check_indices(frame.name, indices, full)
     return indices.long()
-
-
-def _check_rows(name: str, indices: Tensor, full: int) -> None:
-    """On a CPU: another device would have to be waited for."""
-    if indices.device.type != "cpu" or not len(indices):
-        return
-    low, high = int(indices.min()), int(indices.max())
-    if low < 0 or high >= full:
-        raise ValueError(
-            f"plate '{name}' has size {full}, so its rows are from 0 to {full - 1}; got "
-            f"rows from {low} to {high}. Check `subsample`, the rows of this minibatch."
-        )
 
 
 def _unmasked(

@@ -21,7 +21,7 @@ from pyro_dvae.programs.sites import Pair, Run, Site, sample_sites
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import Exits
 
-__all__ = ["Subsampling", "check_guide", "check_rows", "check_whole_plates"]
+__all__ = ["Subsampling", "check_guide", "check_indices", "check_rows", "check_whole_plates"]
 
 
 class _Rows(Messenger):
@@ -169,3 +169,20 @@ def check_whole_plates(model: Callable, args: tuple, kwargs: dict, few: int, siz
             f'pyro.plate("{name}", {size}, subsample=rows), and pass the rows along, fit(svi, x, '
             f"torch.arange({size}), batch_size={few}). Or leave `batch_size` out."
         )
+
+
+def check_indices(name: str, indices: Tensor, size: int) -> None:
+    """Check that the rows which a plate takes are its own, where they are on a CPU.
+
+    Another device would have to be waited for.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if indices.device.type == "cpu" and len(indices):
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"plate '{name}' has size {size}, so its rows are from 0 to {size - 1}; got rows "
+                f"from {low} to {high}. Check `subsample`, the rows of this minibatch."
+            )
