@@ -12,6 +12,7 @@ from pyro import poutine  # noqa: E402
 
 from pyro_dvae.infer import Truncated_ELBO, TruncatedGuide  # noqa: E402
 from pyro_dvae.infer.truncated import minibatch  # noqa: E402
+from pyro_dvae.programs.handlers.rows import check_indices  # noqa: E402
 
 X = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
 
@@ -59,10 +60,10 @@ def test_rows_of_a_plate_from_elsewhere():
 
 
 def test_no_rows_are_in_range():
-    minibatch._check_rows("data", torch.zeros(0, dtype=torch.long), 3)
+    check_indices("data", torch.zeros(0, dtype=torch.long), 3)
     for rows in ([0, 3], [-1]):
         with pytest.raises(ValueError, match=f"from 0 to 2; got rows from {min(rows)} to"):
-            minibatch._check_rows("data", torch.tensor(rows), 3)
+            check_indices("data", torch.tensor(rows), 3)
 
 
 def test_without_gradient_a_step_leaves_the_state():
