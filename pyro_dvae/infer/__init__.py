@@ -14,11 +14,12 @@ Swap them as the loss of an `SVI` or as an `ELBOModule`:
 `relax` gives the draws of a program a gradient instead: Gumbel-softmax and its like, for any loss.
 
 To read one, open its file with the paper in hand: a pure function of arrays is the algorithm, a
-class of a few lines calls it (DAPS: `daps`, and `ops.tempering` for its temperature). To write one,
-subclass `ParticleELBO` and return a `Gain`, as examples/*/own_estimator.py does; `elbo` has the
-contract, and makes loss, surrogate, scale, rate, beta and info; `options` refuses what a loss does
-not take; `closed_forms` keeps parameters whose optimum has a closed form; `truncated` is a room of
-its own. This room imports all before it and meets no trace. Its words:
+class of a few lines calls it with the fields of `Particles` (DAPS: `daps`, with its weights in
+`ops.weighting` and its temperature in `ops.tempering`). To write one, subclass `ParticleELBO` and
+return a `Gain`, as examples/*/own_estimator.py does; `elbo` has the contract, and makes loss,
+surrogate, scale, rate, beta and info; `options` refuses what a loss does not take; `closed_forms`
+keeps parameters whose optimum has a closed form; `truncated` is a room of its own. This room
+imports all before it and meets no trace. Its words:
 
 - *objective*: ELBO and beta-ELBO of each particle; *gain*: what an algorithm ascends for a datum;
 - *surrogate*: a number whose gradient is the estimator's; the loss itself is minus the ELBO;

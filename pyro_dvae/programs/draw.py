@@ -105,17 +105,17 @@ class Draw(Messenger):
         by_sampler = self.sampler is not None and self.sampler.draws(msg["name"])
         if by_sampler:
             msg["infer"] = {**msg["infer"], "_by_sampler": True}
-        if msg["name"] in self.values:
-            msg["value"], msg["done"] = self._given(msg), True
+        site = Site.of(msg)
+        if site.name in self.values:
+            msg["value"], msg["done"] = self._given(site), True
         elif self.sampler is not None and by_sampler:
-            shape = self._shape(msg["fn"])
-            with drawing(msg):
-                msg["value"] = self.sampler(Site.of(msg), shape, self.particle)
+            with drawing(site):
+                msg["value"] = self.sampler(site, self._shape(site.fn), self.particle)
             msg["done"] = True
-        elif self.num_draws is not None or is_flow(msg["fn"]):
-            with drawing(msg):
+        elif self.num_draws is not None or is_flow(site.fn):
+            with drawing(site):
                 msg["value"], msg["done"] = self._draw(msg), True
-            if is_flow(msg["fn"]):  # which may have no density of any other value
+            if is_flow(site.fn):  # which may have no density of any other value
                 density = msg["fn"], msg["fn"].log_prob(msg["value"])
                 msg["infer"] = {**msg["infer"], "_density": density}
 
@@ -124,15 +124,14 @@ class Draw(Messenger):
             msg["value"] = msg["value"].detach()
             msg["infer"].pop("_density", None)
 
-    def _given(self, msg: Any) -> Tensor:
-        name = msg["name"]
-        value = self.values[name]
-        shape = (*msg["fn"].batch_shape, *msg["fn"].event_shape)  # as the program would draw it
+    def _given(self, site: Site) -> Tensor:
+        value = self.values[site.name]
+        shape = (*site.fn.batch_shape, *site.fn.event_shape)  # as the program would draw it
         if self.num_draws is not None:
             return value.expand(broadcast_shape(value.shape, shape)) if self.expand else value
         value = value.reshape(value.shape[value.dim() - len(shape) :])
         if any(size not in (1, wanted) for size, wanted in zip(value.shape, shape, strict=True)):
-            raise no_one_list(f"'{name}' has other values or sizes in some runs", self.values)
+            raise no_one_list(f"'{site.name}' has other values or sizes in some runs", self.values)
         return value.expand(shape)
 
     def _draw(self, msg: Any) -> Tensor:

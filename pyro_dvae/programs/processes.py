@@ -79,7 +79,7 @@ class Sharded(Messenger):
         if (weight := self.weight(site.plates)) != 1.0:
             msg["scale"] = site.scale * weight
         if not (msg["done"] or site.is_observed or site.value is not None):
-            with drawing(msg):
+            with drawing(site):
                 msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
 
     def _subsample(self, msg: Any) -> None:
@@ -127,12 +127,11 @@ def current_sharding() -> Sharded | None:
     return next((h for h in reversed(_PYRO_STACK) if isinstance(h, Sharded)), None)
 
 
-def drawing(msg: Any) -> Any:
+def drawing(site: Site) -> Any:
     """A block that draws a site: in it, each row gets what one process would draw for it."""
     found = current_sharding()
     if found is None:
         return nullcontext()
-    site = Site.of(msg)
     dims = [frame.dim for name, frame in site.plates.items() if name in found.plates]
     if not dims:
         return nullcontext()
