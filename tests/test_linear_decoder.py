@@ -150,6 +150,7 @@ def test_a_gradient_is_far_behind_in_as_many_steps(train):
     assert closed < learnt - 5.0
 
 
+@pytest.mark.thrifty
 def test_other_losses_average_moments(train):
     found = train(1, truncated=False)["raw"]
     q = np.prod(np.where(STATES == 1, Q, 1 - Q), 1)
@@ -159,6 +160,23 @@ def test_other_losses_average_moments(train):
     np.testing.assert_allclose(found, (1 - RATE) * START * start + RATE * batch, rtol=1e-5)
 
 
+@pytest.mark.parametrize("package", ["pyro_dvae", "numpyro_dvae"])
+def test_another_likelihood_is_refused(package):
+    """Least squares are of a Gaussian one: of logits they would be no M-step."""
+    pytest.importorskip("torch" if package == "pyro_dvae" else "jax")
+    models = importlib.import_module(f"{package}.models")
+    dist = importlib.import_module(f"{package.removesuffix('_dvae')}.distributions")
+    xp = importlib.import_module("torch" if package == "pyro_dvae" else "jax.numpy")
+    decoder = models.LinearDecoder(xp.asarray(ATOMS), learn="closed_form")
+    form = decoder.closed_form if package == "pyro_dvae" else decoder.closed_form("decoder")
+    x, latents = xp.asarray(X), {"z": xp.zeros((N, L))}
+    form.statistic(dist.Normal(x, 1.0).to_event(1), x, latents)
+    words = r'LinearDecoder\(learn="closed_form"\) is for data as of GaussianLikelihood; got Bern'
+    with pytest.raises(ValueError, match=words):
+        form.statistic(dist.Bernoulli(logits=x).to_event(1), x, latents)
+
+
+@pytest.mark.thrifty
 def test_missing_entries_are_refused(train):
     with pytest.raises(ValueError, match="'x' has a closed form that sees latents"):
         train(1, observed=np.ones(X.shape, bool))

@@ -51,9 +51,7 @@ def main(arguments: list[str]) -> None:
     parser = Parser(__doc__, out=None)
     parser.add_argument("--seeds", type=positive, default=20)
     parser.add_argument("--num-data", type=positive, default=500)
-    parser.add_argument(
-        "--steps", type=positive, default=100, help="of noisy-OR, 100 images each, 8 times as many"
-    )
+    parser.add_argument("--steps", type=positive, default=100, help="of all images")
     parser.add_argument("--models", choices=list(_STATES), nargs="+", default=list(_STATES))
     parser.add_argument("--beside", choices=["tvo"], help="another library, installed by you")
     parser.add_argument("--epochs", type=positive, nargs="+", default=[40, 200], help="of it")
@@ -271,13 +269,11 @@ _SLABS = {"pyro": pyro_slabs, "numpyro": numpyro_slabs}
 def learn_network(
     backend: Backend, images: np.ndarray, seed: int, num_steps: int
 ) -> noisy_or.Network:
-    """A noisy-OR network by the gradient of the bound, in minibatches of 100."""
+    """A noisy-OR network, its weights in closed form."""
     backend.seed(seed)
-    args = Namespace(causes=_LATENTS, states=_STATES["noisy-OR"], restarts=1, steps=8 * num_steps)
-    result = noisy_or.train(backend, images, args)
-    return noisy_or.Network(
-        *(np.asarray(result.params[name], np.float64) for name in noisy_or.Network._fields)
-    )
+    args = Namespace(causes=_LATENTS, states=_STATES["noisy-OR"], restarts=1, steps=num_steps)
+    result = noisy_or.train(backend, images, args, np.random.default_rng(seed))
+    return noisy_or.learnt(backend, result.model, _LATENTS)
 
 
 if __name__ == "__main__":

@@ -286,7 +286,7 @@ class Backend(backends.Backend):
             program = poutine.condition(model, {"z": z})
             sites = poutine.trace(program).get_trace(num_data=len(codes)).nodes
             found = (sites["x"]["fn"].mean, sites["x"]["fn"].variance, sites["z"]["fn"].mean)
-        return tuple(value.cpu().numpy() for value in found)
+        return tuple(value.detach().cpu().numpy() for value in found)
 
     def gradients(
         self, model: Any, guide: Any, loss: Any, images: np.ndarray

@@ -8,14 +8,13 @@ its leak nor any cause that is there,
 
 Only symptoms are observed; priors, leaks and weights are learned. The causes explain each other
 away, so that they are not independent given the symptoms, as an encoder would have it: here every
-patient has a truncated posterior over sets of causes. The model and its parameters are all there is
-to write, and the inference is that of the discrete VAEs. The patients are simulated, so the result
-is compared with the truth, by exact sums over all sets of causes.
+patient has a truncated posterior over sets of causes, and given their probabilities weights and
+leaks have a closed form, `NoisyOrDecoder`. Priors follow the gradient, slowly. The patients are
+simulated, so the result is compared with the truth, by exact sums over all sets of causes.
 
     python examples/tools/noisy_or.py --backend numpyro
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,9 @@ from pictures import save_weights
 from scipy.optimize import linear_sum_assignment
 
 _MOST_CAUSES = 12  # 2 ** H sets of causes are summed over
-_BATCH_SIZE = 100
+_CERTAIN = 1e-7  # how far from 1 a weight stays
+_APART = 0.2  # by how much of the mean the causes differ at first
+_RATE = 0.02  # of the prior's logits: slow, so that causes are told apart before some are given up
 
 
 class Network(NamedTuple):
@@ -57,62 +58,16 @@ def simulate(rng: np.random.Generator, network: Network, num_patients: int) -> n
     return (rng.random(log_absent.shape) > np.exp(log_absent)).astype(np.float32)
 
 
-def make_pyro_model(num_causes: int) -> Callable:
-    """The network as one would write it in Pyro; causes start as some patients' symptoms."""
-    import pyro
-    import pyro.distributions as dist
-    import torch
-    from pyro.distributions import constraints
-
-    def model(symptoms: torch.Tensor) -> None:
-        def probability(name: str, start: Any) -> torch.Tensor:
-            return pyro.param(name, start, constraint=constraints.unit_interval)
-
-        def first_weight() -> torch.Tensor:
-            return 0.1 + 0.6 * symptoms[torch.randperm(num_patients)[:num_causes]]
-
-        num_patients, num_symptoms = symptoms.shape
-        prior = probability("prior", torch.full((num_causes,), 0.1))
-        leak = probability("leak", torch.full((num_symptoms,), 0.05))
-        weight = probability("weight", first_weight)
-        with pyro.plate("patients", num_patients, subsample_size=_BATCH_SIZE) as rows:
-            causes = pyro.sample("causes", dist.Bernoulli(prior).to_event(1))
-            rate = -torch.log1p(-leak) - causes @ torch.log1p(-weight)  # exp(-rate): no symptom
-            present = dist.Bernoulli(logits=rate + torch.log(-torch.expm1(-rate)))
-            pyro.sample("symptoms", present.to_event(1), obs=symptoms[rows])
-
-    return model
-
-
-def make_numpyro_model(num_causes: int) -> Callable:
-    """The same in NumPyro."""
-    import jax
-    import jax.numpy as jnp
-    import numpyro
-    import numpyro.distributions as dist
-    from numpyro.distributions import constraints
-
-    def model(symptoms: jax.Array) -> None:
-        def probability(name: str, start: Any) -> jax.Array:
-            return numpyro.param(name, start, constraint=constraints.unit_interval)
-
-        def first_weight(key: jax.Array) -> jax.Array:
-            return 0.1 + 0.6 * symptoms[jax.random.permutation(key, num_patients)[:num_causes]]
-
-        num_patients, num_symptoms = symptoms.shape
-        prior = probability("prior", jnp.full(num_causes, 0.1))
-        leak = probability("leak", jnp.full(num_symptoms, 0.05))
-        weight = probability("weight", first_weight)
-        with numpyro.plate("patients", num_patients, subsample_size=_BATCH_SIZE) as rows:
-            causes = numpyro.sample("causes", dist.Bernoulli(prior).to_event(1))
-            rate = -jnp.log1p(-leak) - causes @ jnp.log1p(-weight)  # exp(-rate): no symptom
-            present = dist.Bernoulli(logits=rate + jnp.log(-jnp.expm1(-rate)))
-            numpyro.sample("symptoms", present.to_event(1), obs=symptoms[rows])
-
-    return model
-
-
-_MODELS = {"pyro": make_pyro_model, "numpyro": make_numpyro_model}
+def make_model(
+    backend: Backend, symptoms: np.ndarray, num_causes: int, rng: np.random.Generator
+) -> Any:
+    """A network to learn: all causes start near the mean of the symptoms."""
+    models, size = backend.module("models"), (num_causes, symptoms.shape[1])
+    weights = symptoms.mean(0) * (1 + _APART * rng.standard_normal(size))
+    weights = weights.clip(0.01, 0.99).astype(np.float32)
+    decoder = models.NoisyOrDecoder(backend.array(weights), leak=0.05, learn="closed_form")
+    prior = models.BernoulliPrior(num_causes, probability=0.1, learn=True)
+    return models.DiscreteVAE(decoder, prior, models.BernoulliLikelihood())
 
 
 def main(arguments: list[str]) -> None:
@@ -122,13 +77,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--symptoms", type=positive, default=24, help="D")
     parser.add_argument("--num-patients", type=positive, default=2000)
     parser.add_argument("--states", type=positive, default=32, help="sets of causes per patient")
-    parser.add_argument("--restarts", type=positive, default=8, help="starts, the best is kept")
-    parser.add_argument("--steps", type=positive, default=400)
+    parser.add_argument("--restarts", type=positive, default=4, help="starts, the best is kept")
+    parser.add_argument("--steps", type=positive, default=150)
     args = parser.parse_args(arguments)
     if args.causes > _MOST_CAUSES:
         raise CommandError(f"--causes {args.causes}: at most {_MOST_CAUSES}")
-    if args.num_patients < _BATCH_SIZE:
-        raise CommandError(f"--num-patients {args.num_patients}: takes at least {_BATCH_SIZE}")
     if args.smoke:
         args.causes, args.states, args.steps, args.restarts = 3, 4, 10, 2
     backend, out = get_backend(args.backend, "cpu"), open_folder(args.out)
@@ -136,9 +89,8 @@ def main(arguments: list[str]) -> None:
     truth = make_network(rng, args.causes, args.symptoms)
     symptoms = simulate(rng, truth, args.num_patients)
     backend.seed(args.seed)
-    result = train(backend, symptoms, args)
-    found = Network(*(np.asarray(result.params[name], np.float64) for name in Network._fields))
-    found = matched(found, truth)
+    result = train(backend, symptoms, args, rng)
+    found = matched(learnt(backend, result.model, args.causes), truth)
     likelihood, best = (log_likelihood(network, symptoms) for network in (found, truth))
     picture = out / "noisy_or.png"
     save_weights(picture, {"true weights": truth.weight, "learned weights": found.weight})
@@ -155,12 +107,12 @@ def main(arguments: list[str]) -> None:
     finish(summary, out, show=args.json, name="noisy_or.json")
 
 
-def train(backend: Backend, symptoms: np.ndarray, args: Any) -> Any:
+def train(backend: Backend, symptoms: np.ndarray, args: Any, rng: np.random.Generator) -> Any:
     """Keep the best of several starts."""
     infer, evolution = backend.module("infer"), backend.module("ops.evolution")
 
     def make() -> Programs:
-        model = _MODELS[backend.name](args.causes)
+        model = make_model(backend, symptoms, args.causes, rng)
         parents = evolution.select(min(4, args.states))
         loss = infer.Truncated_ELBO(evolution.chain(parents, evolution.flip(3)))
         return model, infer.TruncatedGuide(model, args.states), loss
@@ -169,11 +121,18 @@ def train(backend: Backend, symptoms: np.ndarray, args: Any) -> Any:
         make,
         symptoms,
         num_restarts=args.restarts,
-        learning_rate=0.1,
-        decay=0.1,
+        learning_rate=_RATE,
         num_steps=args.steps,
         log_every=max(1, args.steps // 20),
     )
+
+
+def learnt(backend: Backend, model: Any, num_causes: int) -> Network:
+    """The probabilities of a model, read off what it says of no cause and of each alone."""
+    alone = np.concatenate([np.zeros((1, num_causes)), np.eye(num_causes)]).astype(np.float32)
+    on, _, prior = (np.asarray(a, np.float64) for a in backend.conditional(model, alone))
+    weight = 1 - (1 - on[1:]) / (1 - on[0])
+    return Network(prior[0], on[0], weight.clip(0.0, 1 - _CERTAIN))
 
 
 def log_likelihood(network: Network, symptoms: np.ndarray) -> float:

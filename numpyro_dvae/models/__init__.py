@@ -9,9 +9,9 @@ Start with `vae`: `DiscreteVAE` is the model, and its parts are arguments.
 - a *likelihood* turns these outputs into p(x | z), the distribution of a datum; `Likelihood` is the
   contract, `likelihoods` has some, and `heads` those that read two numbers for each entry.
 
-`closed_forms` is for parameters that follow from a posterior without a gradient, `linear` a decoder
-that has one. `plates` has the plate "data" that a model and its guide have in common, `variances`
-keeps numbers within bounds.
+`closed_forms` is for parameters that follow from a posterior without a gradient; `linear` and
+`noisy_or` have a decoder each whose parameters do. `plates` has the plate "data" that a model and
+its guide have in common, `variances` keeps numbers within bounds.
 
 The room may import `ops`, `distributions` and `nets`, and nothing of the package that is above it.
 
@@ -28,6 +28,7 @@ from numpyro_dvae.models.closed_forms import ClosedForm
 from numpyro_dvae.models.heads import GaussianHeads, LogisticHeads
 from numpyro_dvae.models.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from numpyro_dvae.models.linear import LinearDecoder
+from numpyro_dvae.models.noisy_or import NoisyOrDecoder
 from numpyro_dvae.models.priors import (
     AutoregressivePrior,
     BernoulliPrior,
@@ -51,6 +52,7 @@ __all__ = [
     "Likelihood",
     "LinearDecoder",
     "LogisticHeads",
+    "NoisyOrDecoder",
     "Prior",
     "UniformPrior",
     "mnist_vae",

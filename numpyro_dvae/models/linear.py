@@ -22,10 +22,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
-from numpyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn
+from numpyro_dvae.models.closed_forms import ClosedForm, Learn, check_family, check_learn
 from numpyro_dvae.nets.mlp import Constant
 from numpyro_dvae.ops.arguments import checked
 
@@ -47,7 +48,7 @@ class LinearDecoder(nn.Module):
 
     Raises:
         ValueError: If `learn` is out of its range; under a loss, if the closed form meets missing
-            entries, which least squares of whole data do not take.
+            entries, which least squares of whole data do not take, or another likelihood.
     """
 
     atoms: Float[Array | np.ndarray, "L *shape"] | Constant
@@ -87,8 +88,9 @@ class LinearDecoder(nn.Module):
         return ClosedForm(f"{name}$raw", self._factors, solve_moments, sees_latents=True)
 
     @nn.nowrap
-    def _factors(self, _: Any, x: Array, latents: Mapping[str, Array]) -> tuple[Array, Array]:
+    def _factors(self, fn: Any, x: Array, latents: Mapping[str, Array]) -> tuple[Array, Array]:
         """The latents and a 1; and the datum beside them."""
+        check_family(fn, dist.Normal, "LinearDecoder", "GaussianLikelihood")
         z = latents["z"].astype(jnp.result_type(float))
         features = jnp.concatenate([z, jnp.ones_like(z[..., :1])], -1)
         x = x.reshape(*x.shape[: x.ndim - len(self._shape)], math.prod(self._shape))

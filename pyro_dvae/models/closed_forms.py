@@ -9,10 +9,14 @@ prior or a likelihood that is built with ``learn="closed_form"`` says so to the 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-__all__ = ["ClosedForm", "check_learn", "finite_logit", "logit_of_mean"]
+__all__ = ["ClosedForm", "check_family", "check_learn", "finite_logit", "logit_of_mean"]
+
+_WRAPPERS = dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution
 
 Learn = bool | Literal["closed_form"]
 
@@ -47,6 +51,27 @@ def check_learn(learn: bool | str) -> None:
     """
     if learn not in (True, False, "closed_form"):
         raise ValueError(f'`learn` must be True, False or "closed_form"; got {learn!r}.')
+
+
+def check_family(fn: Distribution, family: Any, decoder: str, likelihood: str) -> None:
+    """Check that a site has the distribution whose optimum a decoder's closed form is.
+
+    Args:
+        fn: The site's distribution, which may be wrapped.
+        family: Its class without what wraps it, or several.
+        decoder: The name of the decoder's class.
+        likelihood: The name of one that has such a distribution.
+
+    Raises:
+        ValueError: If the distribution is of another class.
+    """
+    while isinstance(fn, _WRAPPERS):
+        fn = fn.base_dist
+    if not isinstance(fn, family):
+        raise ValueError(
+            f'{decoder}(learn="closed_form") is for data as of {likelihood}; got '
+            f"{type(fn).__name__}. Take that one, or learn the decoder by gradient."
+        )
 
 
 def finite_logit(probs: Tensor) -> Tensor:

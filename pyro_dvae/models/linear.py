@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from pyro_dvae.models.closed_forms import ClosedForm, Learn, check_learn
+from pyro_dvae.models.closed_forms import ClosedForm, Learn, check_family, check_learn
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["LinearDecoder", "least_squares", "moments_of", "solve_moments"]
@@ -42,7 +42,7 @@ class LinearDecoder(nn.Module):
 
     Raises:
         ValueError: If `learn` is out of its range; under a loss, if the closed form meets missing
-            entries, which least squares of whole data do not take.
+            entries, which least squares of whole data do not take, or another likelihood.
     """
 
     @checked
@@ -68,8 +68,9 @@ class LinearDecoder(nn.Module):
             return None
         return ClosedForm(self.raw, self._factors, solve_moments, sees_latents=True)
 
-    def _factors(self, _: Any, x: Tensor, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _factors(self, fn: Any, x: Tensor, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The latents and a 1; and the datum beside them."""
+        check_family(fn, torch.distributions.Normal, "LinearDecoder", "GaussianLikelihood")
         z = latents["z"].to(self.raw.dtype)
         features = torch.cat([z, torch.ones_like(z[..., :1])], -1)
         x = x.reshape(*x.shape[: x.dim() - len(self.shape)], math.prod(self.shape))
