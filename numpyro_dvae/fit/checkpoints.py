@@ -29,7 +29,7 @@ from numpyro_dvae.fit.svi import parameters
 __all__ = ["CHECKPOINT", "Checkpoint", "RunState", "load_checkpoint", "restore", "save_checkpoint"]
 
 CHECKPOINT = "checkpoint"
-_FORMAT = 3  # of folders of this package, unlike the files of Pyro: raised apart
+_FORMAT = 3  # raised with what is written, apart from that of Pyro
 _FIELDS = {  # of what the JSON part holds
     "step": int,
     "seconds": float,

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 CHECKPOINT = "checkpoint.pt"
-_FORMAT = 2  # of files of this package, unlike those of NumPyro: raised apart
+_FORMAT = 2  # raised with what is written, apart from that of NumPyro
 _FIELDS = {  # of what a checkpoint holds
     "format": int,
     "step": int,
