@@ -20,7 +20,14 @@ from numpyro_dvae.programs.draw import Draw, run_program
 from numpyro_dvae.programs.messages import Rows, is_subsample, rows_of_plates
 from numpyro_dvae.programs.sites import Layout, Pair, Run, Site, sample_sites
 
-__all__ = ["Subsampling", "check_guide", "check_indices", "check_rows", "check_whole_plates"]
+__all__ = [
+    "Subsampling",
+    "check_guide",
+    "check_indices",
+    "check_rows",
+    "check_whole_plates",
+    "names_in",
+]
 
 
 class _Rows(Messenger):
@@ -77,7 +84,7 @@ def check_rows(
         few, size = drawn[name]
         known = [n for n, site in sites.items() if site.is_observed and n in led_to]
         seen = [n for n in known if name in sites[n].plates]
-        if seen and not any(name in _union(led_to[site]) for site in seen):
+        if seen and not any(name in names_in(led_to[site]) for site in seen):
             raise ValueError(_refusal(name, few, size, seen, guide))
 
 
@@ -97,7 +104,7 @@ def check_guide(rng_key: Array, pair: Pair, run: Run) -> None:
         return
     args = pair.args, pair.kwargs
     _, drawn, led_to = _looked(rng_key, pair.guide, *args)
-    kept = drawn.keys() & frozenset[str]().union(*map(_union, led_to.values()))
+    kept = drawn.keys() & frozenset[str]().union(*map(names_in, led_to.values()))
     if kept:
         check_rows(rng_key, pair.model, *args, kept, "the guide")
 
@@ -128,7 +135,8 @@ def _looked(
     return sites, drawn, led_to
 
 
-def _union(parts: Any) -> frozenset[str]:
+def names_in(parts: Any) -> frozenset[str]:
+    """The names in a tree of sets, as `eval_provenance` has one for each array."""
     leaves = jax.tree.leaves(parts, is_leaf=lambda part: isinstance(part, frozenset))
     return frozenset[str]().union(*leaves)
 

@@ -18,6 +18,7 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.programs.draw import Draw, run_program, seeded
+from numpyro_dvae.programs.handlers.rows import names_in
 from numpyro_dvae.programs.messages import Rows, is_among, is_drawn, is_subsample, rows_of_plates
 from numpyro_dvae.programs.sites import Layout, Site, sample_sites
 
@@ -136,7 +137,7 @@ def latents_and_parents(
     found: dict[str, Found] = {}
     for name, site in sites.items():
         parents, looked = depends.get(name, (frozenset(), frozenset()))
-        found[name] = Found(site, _union(parents) - {name}, _union(looked), frozenset(found))
+        found[name] = Found(site, names_in(parents) - {name}, names_in(looked), frozenset(found))
     return found
 
 
@@ -160,7 +161,7 @@ def terms_and_draws(
 
     sites = _run_at(rng_key, model, args, kwargs, {})
     drawn = {n: s.value for n, s in sites.items() if not (s.is_scanned or s.is_observed)}
-    return {name: _union(parts) for name, parts in eval_provenance(terms, **drawn).items()}
+    return {name: names_in(parts) for name, parts in eval_provenance(terms, **drawn).items()}
 
 
 def _run_at(
@@ -169,11 +170,6 @@ def _run_at(
     """The sites of a run in which some latents have these values."""
     with _only_params(), Draw(rng_key, Layout(), draws):
         return sample_sites(run_program(rng_key, model, args, kwargs))
-
-
-def _union(parts: Any) -> frozenset[str]:
-    leaves = jax.tree.leaves(parts, is_leaf=lambda part: isinstance(part, frozenset))
-    return frozenset[str]().union(*leaves)
 
 
 def given_run(
