@@ -119,6 +119,20 @@ def test_frozen_codebooks_stay(backend):
     np.testing.assert_allclose(book.rows(), X[:V] + 50)
 
 
+@pytest.mark.parametrize("start", ["uniform", "data", "k_means"])
+def test_parameters_frozen_as_in_torch_stay(start):
+    """Dead codes of a table that takes no gradient do not restart, and it starts at no data."""
+    torch = pytest.importorskip("torch")
+    codebook = pytest.importorskip("pyro_dvae.nets").Codebook(V, D, start=start, min_count=2.0 * N)
+    before = codebook.requires_grad_(False).table.clone()
+    for _ in range(3):
+        codebook.quantize(torch.asarray(X), learn=True)
+        codebook.begin(torch.asarray(X))
+    assert torch.equal(codebook.table, before)
+    codebook.requires_grad_(True).quantize(torch.asarray(X), learn=True)  # the negative control
+    assert not torch.equal(codebook.table, before)
+
+
 def test_a_linear_codebook_is_fixed_vectors_through_a_matrix(backend):
     """SimVQ: all rows are of one linear map of vectors that are the same in every codebook."""
     one, two = (lab(backend, lambda nets: nets.LinearCodebook(9, D)) for _ in range(2))

@@ -152,6 +152,11 @@ def test_wrong_grids_and_images_are_named(lab):
         lab.sites(right, lab.asarray(np.moveaxis(lab.numpy(x), 1, -1).copy()))
     with pytest.raises(ValueError, match=r"`encoder` failed on data of shape .*uint8"):
         lab.sites(right, lab.asarray(lab.numpy(x).astype(np.uint8)))
+    wide = lab.module("nets").Codebook(V, D + 1)
+    head = lab.module("nets").CodebookEncoder(down(lab), wide)
+    for without in (guides.VectorQuantizedGuide(down(lab), wide), guides.IndependentGuide(head)):
+        with pytest.raises(ValueError, match=r"as wide as the codebook's.*, 5\).*`grid`"):
+            lab.sites(without, x)
     model, _ = parts(lab)
     z = lab.asarray(np.zeros((2, L + 1), int))
     with pytest.raises(ValueError, match=r"has 6 places, but a datum has 7 latents"):

@@ -17,6 +17,7 @@ from numpyro_dvae.guides.quantised import Gradient, VectorQuantizedGuide
 from numpyro_dvae.nets import register
 from numpyro_dvae.nets.grids import from_grid, to_grid
 from numpyro_dvae.nets.hierarchical import HierarchicalCodebook, check_grids
+from numpyro_dvae.nets.inputs import check_width
 from numpyro_dvae.nets.registration import mask_of_latents
 from numpyro_dvae.nets.stacks import stacked
 from numpyro_dvae.ops.arguments import checked
@@ -84,6 +85,7 @@ class HierarchicalGuide(VectorQuantizedGuide):
         for place, (encoder, codebook, grid) in enumerate(scales):
             inputs = register(f"guide.encoder.{place}", encoder, x, *above)(x, *above)
             inputs = from_grid(inputs, grid, self.channels_first, "encoder")
+            check_width(inputs, codebook.embed_dim, "encoder")
             parts.append(codebook.quantize(inputs, learn=learn, mask=mask))
             routes.append(self._route(parts[-1], learn))
             vectors = codebook.join(routes[-1].path)

@@ -14,6 +14,7 @@ from numpyro_dvae.distributions import CertainCategorical
 from numpyro_dvae.guides.amortised import AmortisedGuide
 from numpyro_dvae.nets import Quantized, Quantizer
 from numpyro_dvae.nets.grids import check_grid
+from numpyro_dvae.nets.inputs import check_width
 from numpyro_dvae.nets.registration import mask_of_latents, run_encoder
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.ops.codepaths import Route, diveq, rotation_trick, straight_through_codes
@@ -92,6 +93,7 @@ class VectorQuantizedGuide(AmortisedGuide):
         """What `posterior` returns; if `learn`, the state of the codebook advances."""
         x = jnp.asarray(x)
         inputs = self.by_latent(run_encoder(self.encoder, x))
+        check_width(inputs, self.codebook.embed_dim, "encoder")
         mask = mask_of_latents()
         quantized = self.codebook.quantize(inputs, learn=learn, mask=mask)
         return self.publish(quantized, self._route(quantized, learn), mask)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from numpyro_dvae.nets.codebooks import Codebook
 from numpyro_dvae.nets.grids import check_grid, from_grid
+from numpyro_dvae.nets.inputs import check_width
 from numpyro_dvae.nets.quantizers import Quantizer
 from numpyro_dvae.nets.registration import declare, mask_of_latents, own_name, run_encoder
 from numpyro_dvae.ops.arguments import checked
@@ -65,6 +66,7 @@ class CodebookEncoder:
         """Logits of every code of every latent."""
         outputs = run_encoder(self.network, x)
         vectors = from_grid(outputs, self.grid, self.channels_first, "network")
+        check_width(vectors, self.codebook.embed_dim, "network")
         mask = mask_of_latents()
         if isinstance(self.codebook, Codebook):
             self.codebook.begin(vectors, mask)

@@ -101,5 +101,6 @@ def _check_shape(posterior: Distribution, x: Tensor) -> None:
         raise ValueError(
             f'q(z | x) at site "z" must have batch shape ({len(x)},) and event shape (latents,); '
             f"got {tuple(posterior.batch_shape)} and {tuple(posterior.event_shape)}. Let the "
-            "encoder return (*batch, latents, codes), or (*batch, latents) with `binary`."
+            "encoder return (*batch, latents, codes), or (*batch, latents) with `binary`; one that "
+            "leaves the latents on a grid, as convolutions do, wants the guide's `grid`."
         )

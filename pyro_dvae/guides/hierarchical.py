@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 from pyro_dvae.guides.quantised import Gradient, VectorQuantizedGuide
 from pyro_dvae.nets.grids import from_grid, to_grid
 from pyro_dvae.nets.hierarchical import HierarchicalCodebook, check_grids
+from pyro_dvae.nets.inputs import check_width
 from pyro_dvae.nets.registration import mask_of_latents
 from pyro_dvae.nets.stacks import stacked
 from pyro_dvae.ops.arguments import checked
@@ -81,6 +82,7 @@ class HierarchicalGuide(VectorQuantizedGuide):
         for encoder, codebook, grid in scales:
             inputs = encoder(x, *above)
             inputs = from_grid(inputs, grid, self.channels_first, "encoder")
+            check_width(inputs, codebook.embed_dim, "encoder")
             parts.append(codebook.quantize(inputs, learn=learn, mask=mask))
             routes.append(self._route(parts[-1], learn))
             vectors = codebook.join(routes[-1].path)

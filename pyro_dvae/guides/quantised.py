@@ -13,6 +13,7 @@ from pyro_dvae.distributions import CertainCategorical
 from pyro_dvae.guides.amortised import AmortisedGuide
 from pyro_dvae.nets import Quantized, Quantizer
 from pyro_dvae.nets.grids import check_grid
+from pyro_dvae.nets.inputs import check_width
 from pyro_dvae.nets.registration import mask_of_latents, run_encoder
 from pyro_dvae.ops.arguments import checked
 from pyro_dvae.ops.codepaths import Route, diveq, rotation_trick, straight_through_codes
@@ -91,6 +92,7 @@ class VectorQuantizedGuide(AmortisedGuide):
     def quantized(self, x: Tensor, *, learn: bool) -> Distribution:
         """What `posterior` returns; if `learn`, the state of the codebook advances."""
         inputs = self.by_latent(run_encoder(self.encoder, x))
+        check_width(inputs, self.codebook.embed_dim, "encoder")
         mask = mask_of_latents()
         quantized = self.codebook.quantize(inputs, learn=learn, mask=mask)
         return self.publish(quantized, self._route(quantized, learn), mask)

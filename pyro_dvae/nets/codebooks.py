@@ -46,7 +46,8 @@ class Codebook(Quantizer):
     """A table of vectors, learnt by gradient or as moving averages of its inputs [1].
 
     Moving averages, and the counts of dead codes, advance as batch normalisation does: whenever a
-    guide runs in training mode with gradients enabled.
+    guide runs in training mode with gradients enabled. A parameter that is frozen, as by
+    ``codebook.requires_grad_(False)``, stays as it is: dead codes do not restart.
 
     Args:
         num_codes: Vectors in the table, V, at least 2.
@@ -133,7 +134,7 @@ class Codebook(Quantizer):
         vectors where `mask` is False.
         """
         inputs = on_sphere(inputs) if self.cosine else inputs
-        learn = learn and self.training and self._learns
+        learn = learn and self._may_move and self._learns
         if learn:
             candidates = self._candidates(inputs, mask)
             self._begin(inputs, candidates, mask)
@@ -144,11 +145,15 @@ class Codebook(Quantizer):
             self._follow(quantized, candidates, mask)
         return quantized
 
+    @property
+    def _may_move(self) -> bool:
+        return self.training and (self.decay is not None or self.table.requires_grad)
+
     def begin(
         self, inputs: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*#batch"] | None = None
     ) -> None:
         """Start at inputs, unless a table or the start "uniform" was asked for; in training."""
-        if self.training and self._at_data:
+        if self._may_move and self._at_data:
             self._start_at(inputs, self._candidates(inputs, mask), mask)
             self._has_begun = True
 

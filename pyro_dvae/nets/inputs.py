@@ -15,6 +15,7 @@ __all__ = [
     "check_codebook",
     "check_codes",
     "check_floats",
+    "check_width",
     "flat_start",
     "nan_beyond",
     "not_encoded",
@@ -142,6 +143,19 @@ def check_codebook(
         raise ValueError(f'`start` must be "uniform", "data" or "k_means"; got {start!r}.')
     if start is not None and table is not None:
         raise ValueError(f"`start` is for a codebook without `table`; got both, {start!r}.")
+
+
+def check_width(vectors: Tensor, width: int, name: str) -> None:
+    """Whether the vectors of a network are as wide as those of a codebook.
+
+    Raises:
+        ValueError: If not.
+    """
+    if vectors.shape[-1] != width:
+        raise ValueError(
+            f"`{name}` must return vectors as wide as the codebook's, (*batch, latents, {width}); "
+            f"got {tuple(vectors.shape)}. Of a grid, as convolutions return one, pass `grid`."
+        )
 
 
 def check_levels(levels: Sequence[int]) -> tuple[int, ...]:

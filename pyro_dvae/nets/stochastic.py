@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pyro_dvae.nets.codebooks import Codebook
 from pyro_dvae.nets.grids import check_grid, from_grid
+from pyro_dvae.nets.inputs import check_width
 from pyro_dvae.nets.quantizers import Quantizer
 from pyro_dvae.nets.registration import mask_of_latents, run_encoder
 from pyro_dvae.ops.arguments import checked
@@ -72,6 +73,7 @@ class CodebookEncoder(nn.Module):
         """Logits of every code of every latent."""
         outputs = run_encoder(self.network, x)
         vectors = from_grid(outputs, self.grid, self.channels_first, "network")
+        check_width(vectors, self.codebook.embed_dim, "network")
         if self.training and torch.is_grad_enabled():
             self._begin(vectors)
         return self.codebook.logits(vectors, self.log_scale.exp())
