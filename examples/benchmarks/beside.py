@@ -9,7 +9,7 @@ PYTHONPATH.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -120,10 +120,19 @@ def tvo_bars(
     return found["W"].T, *of_slabs, float(found["sigma2"][0]), found["pies"]
 
 
-def jadex_step(x: Any) -> Callable[[], object]:
-    """One step of DAPS on images ``(N, 28, 28)`` by its authors' MNIST configuration, jitted.
+class Daps(NamedTuple):
+    """DAPS as its authors have it: what is jitted is pure, and takes the state first."""
 
-    The autoregressive guide, 8 codes of 256 values, as many draws as there; sampling included.
+    init: Callable[[Any], Any]  # key -> state
+    update: Callable[[Any, Any], tuple[Any, Any]]  # state, images -> state, metrics
+    predict: Callable[[Any, Any, Any], Any]  # state, images, key -> metrics, as they validate
+    config: Any
+
+
+def jadex_daps(data: str, num_data: int, *settings: str) -> Daps:
+    """DAPS of their library by its configuration of "mnist" or "cifar", with the autoregressive guide.
+
+    `settings` are theirs, as in "train.batch_size=8"; sampling is part of the update.
     """
     try:
         import jadex
@@ -140,26 +149,36 @@ def jadex_step(x: Any) -> Callable[[], object]:
     register_networks()
     configs = Path(jadex.__path__[0]) / "algorithms" / "vae" / "configs"
     with initialize_config_dir(str(configs.resolve()), version_base=None):
-        config = compose("vae_config", overrides=["model=daps", "dataset=mnist"])
+        config = compose("vae_config", overrides=["model=daps", f"dataset={data}", *settings])
     with open_dict(config):
-        config.dataset.num_train, config.dataset.in_memory = 60_000, True
+        config.dataset.num_train, config.dataset.in_memory = num_data, True
         config.pop("hydra", None)
     OmegaConf.set_struct(config, False)
     merge_nn_cfg(config)
     model = DAPSModel.create(config)
-    images = jax.numpy.asarray(np.asarray(x)[..., None], model.x_dist.dtype)
 
-    @jax.jit
-    def update(state: Any) -> Any:
+    def update(state: Any, images: Any) -> tuple[Any, Any]:
         rng_key, key, update_key = jax.random.split(state.rng_key, 3)
         arguments = model.get_loss_args(state, {"x": images}, key)
-        state, _ = state.perform_gradient_update(arguments, update_key)
-        return state.replace(rng_key=rng_key)
+        state, metrics = state.perform_gradient_update(arguments, update_key)
+        return state.replace(rng_key=rng_key), metrics
 
-    carry = [model.init(jax.random.PRNGKey(0))]
+    def predict(state: Any, images: Any, rng_key: Any) -> Any:
+        return model.get_predictions(state, {"x": images}, rng_key)
+
+    return Daps(model.init, jax.jit(update), jax.jit(predict), config)
+
+
+def jadex_step(x: Any) -> Callable[[], object]:
+    """One step of DAPS on images ``(N, 28, 28)``: 8 codes of 256 values, as many draws as there."""
+    import jax
+
+    daps = jadex_daps("mnist", 60_000)
+    images = jax.numpy.asarray(np.asarray(x)[..., None], jax.numpy.int32)
+    carry = [daps.init(jax.random.PRNGKey(0))]
 
     def step() -> None:
-        carry[0] = jax.block_until_ready(update(carry[0]))
+        carry[0], _ = jax.block_until_ready(daps.update(carry[0], images))
 
     return step
 
