@@ -88,6 +88,32 @@ def test_errors_of_few_states_are_at_least_what_they_show(lab):
     assert "at least" not in str(many)
 
 
+@pytest.mark.thrifty
+@pytest.mark.parametrize("family", ["Binomial", "BetaBinomial", "DiscreteUniform"])
+def test_values_of_a_range_are_counted(lab, family):
+    """Of three values, each drawn many times, none is missing."""
+    dist, array = lab.primitives.dist, lab.primitives.array
+    if not hasattr(dist, family):
+        pytest.skip("a family of NumPyro's alone")
+    made = {
+        "Binomial": lambda: dist.Binomial(total_count=2, probs=array(0.6)),
+        "BetaBinomial": lambda: dist.BetaBinomial(array(2.0), array(1.0), total_count=2),
+        "DiscreteUniform": lambda: dist.DiscreteUniform(3, 5),
+    }[family]
+
+    def model(x):
+        z = lab.primitives.sample("z", made())
+        lab.primitives.sample("x", dist.Normal(1.0 * z, 1.0), obs=x)
+
+    def guide(x):
+        lab.primitives.sample("z", made())
+
+    key = () if lab.name == "pyro" else (lab.jax.random.key(0),)
+    cost = lab.module("diagnostics").rate_distortion
+    found = [cost(*key, (model, guide), array(0.5), num_draws=n) for n in (2, 400)]
+    assert [each.whole.is_settled for each in found] == [False, True]
+
+
 FAMILIES = ("logits", "probs", "codes", "code_probs", "one_hot", "counts")
 
 

@@ -110,6 +110,24 @@ def test_what_is_computed_is_refused(programs, observe):
         programs.calibrate(programs.pair(observe, exact), X, ZEROS, data="targets")
 
 
+def test_an_argument_of_two_sites_is_named(programs):
+    """What is simulated of one cannot be that of the other."""
+    ppl, dist = programs.ppl, programs.dist
+
+    def model(x):
+        with ppl.plate("data", len(x)):
+            z = ppl.sample("z", dist.Bernoulli(0.4))
+            for name in ("x", "again"):
+                ppl.sample(name, dist.Normal(2.0 * z, 1.0), obs=x)
+
+    def guide(x):
+        with ppl.plate("data", len(x)):
+            ppl.sample("z", dist.Bernoulli(logits=x))
+
+    with pytest.raises(ValueError, match=r"'(x|again)' and '(x|again)' observe the same .* 'x'"):
+        programs.calibrate((model, guide), X)
+
+
 def test_what_may_be_either_is_asked_for(programs):
     pair = programs.pair(lambda i, t: t + i, exact)  # with zeros for the other, it is as it is
     with pytest.raises(ValueError, match=r"any of \['inputs', 'targets'\].*data='inputs'"):

@@ -130,7 +130,7 @@ class Daps(NamedTuple):
 
 
 def jadex_daps(data: str, num_data: int, *settings: str) -> Daps:
-    """DAPS of their library by its configuration of "mnist" or "cifar", with the autoregressive guide.
+    """DAPS of their library as configured for "mnist" or "cifar", with an autoregressive guide.
 
     `settings` are theirs, as in "train.batch_size=8"; sampling is part of the update.
     """

@@ -24,6 +24,7 @@ from numpyro_dvae.diagnostics.arguments import (
     find_places,
     named_leaves,
     names_for,
+    refuse_places,
     refuse_twin,
     twins,
 )
@@ -145,8 +146,7 @@ def simulation_based_calibration(
             matches, simulated = _simulated(key, simulate, rank, called, places, seen)
         for site, matching in matches.items():
             if not matching:
-                leaves = {each.name: ((), np.empty(0)) for each in places[site]}
-                check_places(site, [], [], leaves, None)
+                refuse_places(site, places)
         tally.add(simulated)
     return tally.report()
 

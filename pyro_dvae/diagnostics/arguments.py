@@ -23,6 +23,7 @@ __all__ = [
     "find_places",
     "named_leaves",
     "names_for",
+    "refuse_places",
     "refuse_twin",
     "twins",
 ]
@@ -177,6 +178,20 @@ def refuse_twin(site: str, place: Place, twin: Place, sites: Sequence[str]) -> N
         f"holds the same numbers. Say whether it is the data again, {_said_of(site, both, sites)}, "
         f"or not, {_said_of(site, one, sites)}."
     )
+
+
+def refuse_places(site: str, places: Mapping[str, Sequence[Place]]) -> None:
+    """Raise, as a site does not observe the simulated data that were put in its places."""
+    own = {place.path for place in places[site]}
+    for other, several in places.items():
+        for place in several:
+            if other != site and place.path in own:
+                raise ValueError(
+                    f"sites '{site}' and '{other}' observe the same argument {place.name!r}, which "
+                    "cannot hold what the model simulates of both. Give the model an argument for "
+                    "each of them, with the same data."
+                )
+    check_places(site, [], [], {place.name: ((), np.empty(0)) for place in places[site]}, None)
 
 
 def _said_of(site: str, names: str | tuple[str, ...], sites: Sequence[str]) -> str:

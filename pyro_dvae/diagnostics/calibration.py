@@ -24,6 +24,7 @@ from pyro_dvae.diagnostics.arguments import (
     find_places,
     named_leaves,
     names_for,
+    refuse_places,
     refuse_twin,
     twins,
 )
@@ -109,7 +110,11 @@ def simulation_based_calibration(
         tally = Tally(pair.layout.plates, latents, count, num_draws, num_bins, rng)
         for _ in range(count):
             with on_simulated_data():
-                tally.add(_simulated(pair, places, seen, num_draws))
+                matches, simulated = _simulated(pair, places, seen, num_draws)
+            for site, matching in matches.items():
+                if not matching:
+                    refuse_places(site, places)
+            tally.add(simulated)
     return tally.report()
 
 
@@ -164,8 +169,8 @@ def _is_read_by_guide(pair: Pair, seen: Readings, site: str, place: Place) -> bo
 
 def _simulated(
     pair: Pair, places: Mapping[str, Sequence[Place]], seen: Readings, num_draws: int
-) -> Simulated:
-    """One simulation: the truth, and draws of the guide given the data that it made."""
+) -> tuple[dict[str, bool], Simulated]:
+    """One simulation: which sites observe it, the truth, and draws of the guide given its data."""
     state = pyro.util.get_rng_state()
 
     def draw(args: tuple) -> tuple[Readings, dict[str, Tensor]]:
@@ -181,11 +186,9 @@ def _simulated(
     pair = pair._replace(args=args)
     wanted = ("latent", "counted", "observed")
     record, readings = posterior_sites(pair, num_draws, wanted)
-    for site in places:
-        if not _is_as_simulated(site, readings, simulated["predictive"], seen):
-            check_places(
-                site, [], [], {each.name: ((), np.empty(0)) for each in places[site]}, None
-            )
+    matches = {
+        site: _is_as_simulated(site, readings, simulated["predictive"], seen) for site in places
+    }
     true = score_states(pair, truth)
     latents = {
         name: NamedArray(array.dims, _stacked(simulated["latent"][name].values, array.values))
@@ -196,7 +199,8 @@ def _simulated(
         for name, array in readings["counted"].items()
     }
     shared = [each.shared_likelihood + each.shared_prior for each in (true, record)]
-    return Simulated(latents, counted, _stacked(true.log_p, record.log_p), _stacked(*shared))
+    log_p = _stacked(true.log_p, record.log_p)
+    return matches, Simulated(latents, counted, log_p, _stacked(*shared))
 
 
 def _changes(

@@ -185,9 +185,17 @@ def _log_num_values(fn: Any) -> Float[Array, "*batch"]:
         never = _failures(base)
         found = jnp.where(never[0] | never[1], 0.0, jnp.log1p(jnp.asarray(base.total_count)))
     else:
-        found = jnp.asarray(jnp.inf)
+        found = _log_length(base)
     found = jnp.broadcast_to(found, shape)
     return found.sum(tuple(range(-num_event, 0))) if num_event else found
+
+
+def _log_length(base: Any) -> Float[Array, "*batch"]:
+    """Log of how many integers the support of a distribution has; inf where it is no range."""
+    low, high = (getattr(base.support, f"{side}_bound", None) for side in ("lower", "upper"))
+    if not base.has_enumerate_support or low is None or high is None:
+        return jnp.asarray(jnp.inf)
+    return jnp.log1p(jnp.asarray(high) - low)
 
 
 def has_zeros(fn: Any, value: Array) -> Bool[Array, "*batch"]:

@@ -188,9 +188,17 @@ def _log_num_values(fn: Any) -> Float[Tensor, "*batch"]:
     elif table is not None:
         found = torch.log((~table).sum(-1).float())
     else:
-        found = torch.full((), torch.inf)
+        found = _log_length(base)
     found = found.expand(shape)
     return found.flatten(-num_event).sum(-1) if num_event else found
+
+
+def _log_length(base: Any) -> Float[Tensor, "*batch"]:
+    """Log of how many integers the support of a distribution has; inf where it is no range."""
+    low, high = (getattr(base.support, f"{side}_bound", None) for side in ("lower", "upper"))
+    if not base.has_enumerate_support or low is None or high is None:
+        return torch.full((), torch.inf)
+    return torch.log1p(torch.as_tensor(high).float() - low)
 
 
 def has_zeros(fn: Any, value: Tensor) -> Bool[Tensor, "*batch"]:
