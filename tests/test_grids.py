@@ -203,3 +203,16 @@ def test_the_side_of_channels_is_that_of_convolutions(lab):
     moves = nets.MLPEncoder((D, D), D, D, hidden=(3,))  # a layer of another kind tells nothing
     guides.IndependentGuide(in_turn(lab, down(lab), moves), **side)
     nets.CodebookDecoder(book, in_turn(lab, moves, up(lab)), **side)
+
+
+@pytest.mark.slow  # to import nnx
+def test_the_side_of_channels_is_that_of_nnx_and_of_ours():
+    nets, nnx = pytest.importorskip("numpyro_dvae.nets"), pytest.importorskip("flax.nnx")
+    layer = nnx.Conv(1, D, (2, 2), 2, rngs=nnx.Rngs(0))
+    ends, book = nnx.Sequential(nnx.Sequential(layer), nnx.relu), nets.Codebook(V, D)
+    guides = pytest.importorskip("numpyro_dvae.guides")
+    with pytest.raises(ValueError, match="network's Conv have channels behind the grid"):
+        guides.VectorQuantizedGuide(ends, book, grid=(D, D), channels_first=True)
+    with pytest.raises(ValueError, match="network's Upsampling have channels behind the grid"):
+        nets.CodebookDecoder(book, nets.Upsampling(1), grid=(D, D), channels_first=True)
+    guides.VectorQuantizedGuide(ends, book, grid=(D, D))

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from flax import linen as nn
 from flax.linen import activation
 from jaxtyping import Array, Shaped
 
@@ -17,7 +16,7 @@ from numpyro_dvae.ops.arguments import is_count
 
 __all__ = ["check_grid", "from_grid", "to_grid"]
 
-_CONVOLUTIONS = (nn.Conv, nn.ConvTranspose, nn.ConvLocal)
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvLocal", "Upsampling")
 _HAS_CHANNELS_FIRST = False  # each of these
 _ELEMENTWISE = tuple(vars(activation).values())
 
@@ -44,7 +43,7 @@ def check_grid(
     if not _are_sizes(grid):
         raise ValueError(f"`grid` must be sizes of at least 1, as (8, 8); got {grid}.")
     layer = _layer_at(network, at_end)
-    if type(layer) in _CONVOLUTIONS and channels_first is not _HAS_CHANNELS_FIRST:
+    if _kind_of(layer) in _CONVOLUTIONS and channels_first is not _HAS_CHANNELS_FIRST:
         raise ValueError(
             f"channels_first={channels_first}, but {'outputs' if at_end else 'inputs'} of the "
             f"network's {type(layer).__name__} have channels "
@@ -59,11 +58,17 @@ def _layer_at(network: Any, at_end: bool) -> Any:
     layers = [network]
     while layers:
         layer = layers.pop()
-        if type(layer) is nn.Sequential:
+        if _kind_of(layer) == "Sequential":
             layers += layer.layers if at_end else reversed(layer.layers)
-        elif type(layer) is not nn.Dropout and not any(layer is each for each in _ELEMENTWISE):
+        elif _kind_of(layer) != "Dropout" and not any(layer is each for each in _ELEMENTWISE):
             return layer
     return None
+
+
+def _kind_of(layer: Any) -> str:
+    """The name of a layer of flax, be it of linen or of nnx (slow to import), or of ours."""
+    kind = type(layer)
+    return kind.__name__ if kind.__module__.partition(".")[0] in ("flax", "numpyro_dvae") else ""
 
 
 def _are_sizes(grid: Any) -> bool:
