@@ -108,6 +108,8 @@ def test_denoise(result_of, tmp_path, backend, sigma):
     settings = (*settings, "--states", "8", "--backend", backend, "--json", "--out", tmp_path)
     result = result_of("denoise.py", tmp_path / "mine.png", *settings)
     assert 15.0 < result["psnr_noisy"] < result["psnr_pilot"] - 5.0 < result["psnr"] - 5.0
+    assert 0.0 < result["ssim_noisy"] < result["ssim_pilot"] < result["ssim"] < 1.0
+    assert (result["sigma_found"] == 0.0) == (sigma == "0")  # holes alone: no noise to be found
     assert Path(result["picture"]).exists()
     restored = io.imread(result["restored"])
     assert (restored.shape, restored.dtype) == ((24, 24, 3), np.uint8)

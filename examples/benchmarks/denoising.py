@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import denoise
 from backends import get_backend
 from cli import run_main
-from patches import psnr
+from patches import psnr, similarity
 from restoring import Task, restore
 
 
@@ -45,9 +45,10 @@ def main(arguments: list[str]) -> None:
         task = denoise.make_task(picture, args)
         backend.seed(args.seed)
         for name, image, seconds in images(backend, task, args):
+            alike = similarity(image, task.clean)
             print(
                 f"| {args.sigma:g} | {name} | {psnr(image, task.clean):.2f} | "
-                f"{similarity(image, task.clean):.3f} | {seconds:.1f} |",
+                f"{'-' if alike is None else f'{alike:.3f}'} | {seconds:.1f} |",
                 flush=True,
             )
 
@@ -87,13 +88,6 @@ def block_matching(noisy: np.ndarray, sigma: float) -> np.ndarray:
     if noisy.shape[-1] == 3:
         return bm3d.bm3d_rgb(noisy, sigma)
     return bm3d.bm3d(noisy[..., 0], sigma)
-
-
-def similarity(image: np.ndarray, clean: np.ndarray) -> float:
-    """SSIM on the scale 0 to 255."""
-    from skimage.metrics import structural_similarity
-
-    return structural_similarity(clean, image, data_range=255, channel_axis=-1)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 from backends import get_backend
 from cli import CommandError, Parser, finish, open_folder, positive, run_main
-from patches import psnr
+from patches import psnr, similarity
 from pictures import save_restored
 from raster import Picture, save_picture
-from restoring import Task, restore
+from restoring import Restored, Task, restore
 from untrusted import GIGABYTES, read_picture
 
 
@@ -58,17 +58,17 @@ def main(arguments: list[str]) -> None:
     seconds = time.perf_counter() - start
     found: dict[str, Any] = {"sigma_found": restored.sigma, "seconds": seconds}
     if task.clean is not None:
-        decibels = [psnr(each, task.clean) for each in (task.given, restored.pilot, restored.image)]
-        found |= dict(zip(("psnr_noisy", "psnr_pilot", "psnr"), decibels, strict=True))
-        print(" -> ".join(f"{value:.2f} dB" for value in decibels), f"in {seconds:.0f} s")
+        found |= compare(task, restored)
+        print(shown_gains(found), f"in {seconds:.0f} s")
     figure, shown = out / "denoised.png", np.where(task.observed[..., None], task.given, np.nan)
     save_restored(figure, task.clean, shown, restored.image)
     pixels = (restored.image / 255).reshape(picture.pixels.shape)
     path = save_picture(out, "restored", picture._replace(pixels=pixels))
     found |= {"picture": figure, "restored": path}
     found |= {"backend": backend.name, "seed": args.seed}
-    noise = "known" if args.sigma_known is not None else "found"
-    print(f"noise {noise} {restored.sigma:.1f}; restored: {path}; beside what was given: {figure}")
+    noise = f"noise {'found' if args.sigma_known is None else 'known'} {restored.sigma:.1f}"
+    noise = "no noise" if task.exact else noise
+    print(f"{noise}; restored: {path}; beside what was given: {figure}")
     finish(found, out, show=args.json, name="denoise.json")
 
 
@@ -103,8 +103,12 @@ def check(args: Any) -> None:
         raise CommandError("--noisy takes the image as it is: leave out --sigma and --missing")
     if args.noisy and args.image is None:
         raise CommandError("--noisy needs the image to restore: give its path")
-    if not (args.sigma or 0.0) >= 0 or not 0 <= args.missing < 1:
-        raise CommandError("--sigma must be 0 or more and --missing in [0, 1)")
+    if not 0 <= (args.sigma or 0.0) < np.inf:
+        raise CommandError(f"--sigma {args.sigma}: must be 0 or more, and finite")
+    if not 0 <= args.missing < 1:
+        raise CommandError(f"--missing {args.missing}: a fraction, in [0, 1)")
+    if args.sigma == 0 and not args.missing:
+        raise CommandError("--sigma 0 takes holes to fill: give --missing, or leave it out")
     if args.sigma_known is not None and not 0 < args.sigma_known < np.inf:
         raise CommandError(f"--sigma-known {args.sigma_known}: must be positive")
     if args.rounds < 0:
@@ -130,6 +134,23 @@ def make_task(picture: Picture, args: Any) -> Task:
         raise CommandError(f"--missing {args.missing}: not one pixel is left")
     given = np.where(observed[..., None], given, given[observed].mean(0))
     return Task(given, observed, image, exact=sigma == 0)
+
+
+def compare(task: Task, restored: Restored) -> dict[str, float]:
+    """PSNR and, where it can be had, SSIM of what was given, of the first stage and in the end."""
+    images = {"_noisy": task.given, "_pilot": restored.pilot, "": restored.image}
+    found = {f"psnr{name}": psnr(image, task.clean) for name, image in images.items()}
+    alike = {f"ssim{name}": similarity(image, task.clean) for name, image in images.items()}
+    return found | {name: value for name, value in alike.items() if value is not None}
+
+
+def shown_gains(found: dict[str, Any]) -> str:
+    """The same in one line."""
+    steps = []
+    for name in ("_noisy", "_pilot", ""):
+        alike = f" (SSIM {found[f'ssim{name}']:.3f})" if f"ssim{name}" in found else ""
+        steps.append(f"{found[f'psnr{name}']:.2f} dB{alike}")
+    return " -> ".join(steps)
 
 
 def halved(picture: Picture, times: int) -> Picture:

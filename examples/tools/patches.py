@@ -20,12 +20,14 @@ __all__ = [
     "patch_means",
     "places",
     "psnr",
+    "similarity",
     "wiener",
 ]
 
 _LEAST_USE = 0.01  # of a latent by a patch, to count
 _SPREAD = 0.3  # of that bound, which only the largest of the variances come near
 _ROUNDS = 20  # of filling in what is missing
+_WINDOW = 7  # side of the windows of SSIM, in pixels
 
 
 def cut(image: np.ndarray, size: int, stride: int = 1) -> np.ndarray:
@@ -138,3 +140,17 @@ def psnr(found: np.ndarray, clean: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB on the scale 0 to 255, not clipped."""
     error = float(np.mean((found - clean) ** 2))
     return 20 * math.log10(255) - 10 * math.log10(error) if error > 0 else math.inf
+
+
+def similarity(found: np.ndarray, clean: np.ndarray) -> float | None:
+    """SSIM on the scale 0 to 255, by scikit-image, in its windows of 7 x 7 pixels, not clipped.
+
+    None without scikit-image, and of an image that is smaller than a window.
+    """
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError:
+        return None
+    if min(clean.shape[:2]) < _WINDOW:
+        return None
+    return float(structural_similarity(clean, found, data_range=255, channel_axis=-1))

@@ -41,7 +41,7 @@ class Restored(NamedTuple):
 
     image: np.ndarray  # (H, W, C)
     pilot: np.ndarray  # the same, of the first stage alone
-    sigma: float  # standard deviation of the noise that was found, or known
+    sigma: float  # standard deviation of the noise that was found, or known; 0 where there is none
 
 
 def restore(backend: Backend, task: Task, args: Any) -> Restored:
@@ -68,10 +68,10 @@ def restore(backend: Backend, task: Task, args: Any) -> Restored:
         weight[rows, columns] += share
         found.append(noise)
     pilot = image = _kept(task, total / weight[..., None])
-    noise = float(np.mean(found))
+    noise = 0.0 if task.exact else float(np.mean(found))
     has_holes = not task.observed.all()  # which are filled from round to round
     for _ in range(args.rounds * (2 if has_holes else 1)):
-        image = _kept(task, _refined(task, image, 0.0 if task.exact else noise, has_holes))
+        image = _kept(task, _refined(task, image, noise, has_holes))
     return Restored(image, pilot, noise)
 
 
