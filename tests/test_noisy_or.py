@@ -199,6 +199,23 @@ def test_what_the_closed_form_is_not_of_is_refused(train):
         train(1, likelihood="GaussianLikelihood")
 
 
+@pytest.mark.slow
+def test_a_start_is_not_asked_for_once_it_is_held(monkeypatch):
+    """As a constant of the steps it would have them compiled anew for each start."""
+    jax, numpyro = pytest.importorskip("jax"), importlib.import_module("numpyro")
+    infer = importlib.import_module("numpyro_dvae.infer")
+    models = importlib.import_module("numpyro_dvae.models")
+    decoder = models.NoisyOrDecoder(WEIGHTS, leak=LEAK, learn="closed_form")
+    model = models.DiscreteVAE(decoder, models.BernoulliPrior(L), models.BernoulliLikelihood())
+    guide, adam = infer.TruncatedGuide(model, 4), numpyro.optim.Adam(0.01)
+    svi = infer.SVI(model, guide, adam, infer.Truncated_ELBO())
+    state, asked = jax.jit(svi.init)(jax.random.key(0), X), []
+    start = models.NoisyOrDecoder.start
+    monkeypatch.setattr(models.NoisyOrDecoder, "start", lambda self: asked.append(1) or start(self))
+    jax.jit(svi.update).lower(state, X)
+    assert not asked
+
+
 def xp_of(package):
     return importlib.import_module("torch" if package == "pyro_dvae" else "jax.numpy")
 

@@ -51,7 +51,9 @@ def main(arguments: list[str]) -> None:
     parser = Parser(__doc__, out=None)
     parser.add_argument("--seeds", type=positive, default=20)
     parser.add_argument("--num-data", type=positive, default=500)
-    parser.add_argument("--steps", type=positive, default=100, help="of all images")
+    parser.add_argument(
+        "--steps", type=positive, default=100, help="of all images; of noisy-OR .6 times as many"
+    )
     parser.add_argument("--models", choices=list(_STATES), nargs="+", default=list(_STATES))
     parser.add_argument("--beside", choices=["tvo"], help="another library, installed by you")
     parser.add_argument("--epochs", type=positive, nargs="+", default=[40, 200], help="of it")
@@ -271,7 +273,9 @@ def learn_network(
 ) -> noisy_or.Network:
     """A noisy-OR network, its weights in closed form."""
     backend.seed(seed)
-    args = Namespace(causes=_LATENTS, states=_STATES["noisy-OR"], restarts=1, steps=num_steps)
+    args = Namespace(
+        causes=_LATENTS, states=_STATES["noisy-OR"], restarts=1, steps=6 * num_steps // 10
+    )
     result = noisy_or.train(backend, images, args, np.random.default_rng(seed))
     return noisy_or.learnt(backend, result.model, _LATENTS)
 

@@ -210,9 +210,16 @@ def _infer(parts: Mapping[str, Any]) -> Any:
 
 
 def _held(name: str, part: Any) -> tuple[Array, ...]:
-    """The parameter of a part that has a closed form: it is in the mutable state."""
+    """The parameter of a part that has a closed form: it is in the mutable state.
+
+    Where it is held already, its start stays out of the program that is compiled: a program of
+    another start is then the same.
+    """
     form = _closed_form(name, part)
-    return () if form is None else (mutable(form.target, part.start()),)
+    if form is None:
+        return ()
+    held = mutable(form.target)
+    return (mutable(form.target, part.start()) if held is None else held,)
 
 
 def _closed_form(name: str, part: Any) -> ClosedForm | None:
