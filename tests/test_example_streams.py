@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 from backends import get_backend
 from cli import CommandError
 from configs import Config
-from memory import memory_explained
+from out_of_memory import memory_explained
 from run_examples import output_of, result_of
 from streams import PictureBatches, load_stream
 from test_example_data import write_pictures

@@ -18,7 +18,7 @@ from backends import METHODS, QUANTIZERS, Programs
 from cli import CommandError, Parser, finish, positive, run_main
 from configs import CONFIGS
 from data import NAMES
-from memory import memory_explained
+from out_of_memory import memory_explained
 from pictures import save_curves, save_reconstructions, save_samples
 from quality import check_extractor, epoch_usage, load_extractor, quality
 from second_stage import fit_prior
