@@ -63,6 +63,12 @@ from run_examples import run  # noqa: E402
         (("compare.py", "--out", "{file}/below"), "cannot be written to"),
         (("diagnose.py", "{out}"), "is not a folder of train.py's"),
         (("diagnose.py", "--num-draws", "3"), "--num-draws must be at least 25"),
+        (("bars.py", "--noise", "-1"), "--noise -1.0: from 1e-06 to 1e+06"),
+        (("bars.py", "--noise", "0"), "--noise 0.0: from 1e-06 to 1e+06"),
+        (("bars.py", "--noise", "nan"), "--noise nan: from 1e-06 to 1e+06"),
+        (("bars.py", "--noise", "inf"), "--noise inf: from 1e-06 to 1e+06"),
+        (("bars.py", "--latents", "4"), "--states 64: at most 16 with --latents 4"),
+        (("noisy_or.py", "--causes", "4"), "--states 32: at most 16 with --causes 4"),
         (("bars.py", "--backend", "jax"), "--backend: invalid choice: 'jax'"),
     ],
 )

@@ -25,6 +25,7 @@ from pictures import save_bars
 _START = 50.0  # beta at first
 _BLURRED = 0.625  # share of the epochs in which beta falls to 1
 _EVERY = 6  # epochs per E-step
+_NOISE = 1e-6, 1e6  # bars are 1: no more is left of the noise, or of the bars, in float32
 _MOST_LATENTS = 12  # 2 ** H states are summed over
 
 
@@ -43,6 +44,11 @@ def main(arguments: list[str]) -> None:
         raise CommandError(f"--latents {args.latents}: an even number from 4 to {_MOST_LATENTS}")
     if args.smoke:
         args.num_data, args.epochs, args.restarts, args.states = 50, 4, 2, 16
+    if not _NOISE[0] <= args.noise <= _NOISE[1]:
+        raise CommandError(f"--noise {args.noise}: from {_NOISE[0]:g} to {_NOISE[1]:g}")
+    if args.states > 2**args.latents:
+        most = f"at most {2**args.latents} with --latents {args.latents}"
+        raise CommandError(f"--states {args.states}: {most}")
     if args.batch_size > args.num_data:
         raise CommandError(f"--batch-size {args.batch_size}: there are {args.num_data} images")
     backend, out = get_backend(args.backend), open_folder(args.out)
@@ -103,7 +109,7 @@ def train(backend: Backend, images: np.ndarray, args: Any) -> Any:
             models.GaussianLikelihood(variance=float(images.var()) / _START, learn="closed_form"),
         )
         loss = infer.Truncated_ELBO(
-            evolution.chain(evolution.select(4), evolution.flip(4)),
+            evolution.chain(evolution.select(min(4, args.states)), evolution.flip(4)),
             sweeps=lambda step: step // per_epoch % _EVERY == 0,
             beta=backend.schedule(_START, 1.0, blurred),
             closed_form=lambda step: step >= blurred,  # noise and prior are held till then

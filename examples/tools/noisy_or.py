@@ -84,6 +84,9 @@ def main(arguments: list[str]) -> None:
         raise CommandError(f"--causes {args.causes}: at most {_MOST_CAUSES}")
     if args.smoke:
         args.causes, args.states, args.steps, args.restarts = 3, 4, 10, 2
+    if args.states > 2**args.causes:
+        most = f"at most {2**args.causes} with --causes {args.causes}"
+        raise CommandError(f"--states {args.states}: {most}")
     backend, out = get_backend(args.backend, "cpu"), open_folder(args.out)
     rng = np.random.default_rng(args.seed)
     truth = make_network(rng, args.causes, args.symptoms)
