@@ -27,9 +27,9 @@ def pyro_kit():
 
     fit = importlib.import_module("pyro_dvae.fit")
 
-    def make_svi(where=None):
+    def make_svi(where=None, start=None):
         def model(x):
-            m = pyro.param("m", lambda: torch.randn(()))
+            m = pyro.param("m", lambda: torch.randn(()) if start is None else torch.tensor(start))
             pyro.factor("well", wells(m, where) - x.sum())
 
         return SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
@@ -63,9 +63,9 @@ def numpyro_kit():
 
     fit = importlib.import_module("numpyro_dvae.fit")
 
-    def make_svi(where=None):
+    def make_svi(where=None, start=None):
         def model(x):
-            m = numpyro.param("m", lambda key: jax.random.normal(key))
+            m = numpyro.param("m", jax.random.normal if start is None else jax.numpy.array(start))
             numpyro.factor("well", wells(m, where) - x.sum())
 
         return SVI(model, lambda x: None, numpyro.optim.Adam(0.1), Trace_ELBO())
@@ -110,6 +110,15 @@ def test_the_best_run_is_kept(kit):
     np.testing.assert_allclose(found.losses[-1], best.losses[-1], rtol=1e-6)
     if hasattr(kit, "left"):
         assert kit.left() == pytest.approx(float(best.params["m"]))
+
+
+def test_each_run_starts_where_its_programs_do(kit):
+    """They may hold their first values: the run that starts at the lower optimum stays there."""
+    starts = iter([-1.0, 1.0])
+    make = lambda: kit.make_svi(start=next(starts))  # noqa: E731
+    found = kit.restarts(3, make, num_restarts=2, num_steps=STEPS)
+    ends = [float(run.params["m"]) for run in found.runs]
+    np.testing.assert_allclose(ends, [1.036, -0.960], atol=0.02)  # where the slope is 0
 
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
@@ -157,6 +166,13 @@ def test_restarts_are_counted(kit):
 def test_an_svi_is_no_function_that_makes_one(kit):
     with pytest.raises(ValueError, match=r"`make_svi` must be a function"):
         kit.restarts(0, kit.make_svi(), num_restarts=2, num_steps=5)
+
+
+def test_runs_side_by_side_are_alike():
+    pytest.importorskip("jax")
+    kit, starts = numpyro_kit(), iter([[1.0], [1.0, 2.0]])
+    with pytest.raises(ValueError, match=r"of the state is \(1,\) in run 0 and \(2,\) in run 1"):
+        kit.restarts(0, lambda: kit.make_svi(start=next(starts)), num_restarts=2, num_steps=5)
 
 
 @pytest.mark.parametrize("way", ["a module", "first values", "first values of NumPy"])

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Bool, Float
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
@@ -57,7 +58,8 @@ def fit_restarts(
 
     Args:
         rng_key: Split among the runs, which differ in their first values and in their draws.
-        make_svi: Makes model, guide and their `SVI`; called once.
+        make_svi: Makes model, guide and their `SVI`, afresh for each run, whose first values it may
+            hold, as `NoisyOrDecoder` does; all else, and what is not trained, is as in the first.
         *data: As in `fit`.
         num_restarts: Runs.
         num_steps: Steps of each run.
@@ -79,13 +81,15 @@ def fit_restarts(
         `runs` are all, the others without losses of their own.
 
     Raises:
-        ValueError: If `num_restarts` is not positive, or by `fit`.
+        ValueError: If `num_restarts` is not positive, if runs differ in their parameters' names or
+            shapes, or by `fit`.
         DivergenceError: If all runs diverge.
     """
     check_counts(num_restarts=num_restarts, num_steps=num_steps, log_every=log_every)
     check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
     check_counts(batch_size=batch_size)
-    runs = _SideBySide(make_svi(), num_restarts, math.exp(-10.0 / max(num_steps, 1)))
+    svis = [make_svi() for _ in range(num_restarts)]
+    runs = _SideBySide(svis, math.exp(-10.0 / max(num_steps, 1)))
     best = fit(
         rng_key,
         runs,
@@ -107,18 +111,21 @@ def fit_restarts(
 
 
 class _SideBySide(SVI):
-    """Runs of one `SVI` with stacked states; `fit` reads out that of the best run."""
+    """Runs of the first `SVI` with stacked states; `fit` reads out that of the best run."""
 
-    def __init__(self, svi: SVI, num_runs: int, decay: float) -> None:
-        self.__dict__.update(svi.__dict__)
-        self._svi, self._num_runs, self._decay = svi, num_runs, decay
+    def __init__(self, svis: Sequence[SVI], decay: float) -> None:
+        self.__dict__.update(svis[0].__dict__)
+        self._svi, self._svis, self._num_runs, self._decay = svis[0], svis, len(svis), decay
         self._last: SVIState | None = None  # whose best run was asked for
 
     def init(self, rng_key: Array, *args: Any, **kwargs: Any) -> SVIState:
-        """The first states, stacked."""
-        keys = jax.random.split(rng_key, self._num_runs)
-        states = [with_memory(self._svi.init(key, *args, **kwargs), self.loss) for key in keys]
+        """The first states, each by its own `SVI`, stacked."""
+        states = [
+            with_memory(svi.init(key, *args, **kwargs), svi.loss)
+            for svi, key in zip(self._svis, jax.random.split(rng_key, self._num_runs), strict=True)
+        ]
         self.constrain_fn = self._svi.constrain_fn
+        _check_alike(states)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         zeros = jnp.zeros(self._num_runs)
         record = _Record(zeros, zeros, jnp.ones(self._num_runs, bool))
@@ -172,6 +179,23 @@ class _Record(NamedTuple):
     losses: Float[Array, "R"]
     weights: Float[Array, "R"]
     sound: Bool[Array, "R"]
+
+
+def _check_alike(states: Sequence[SVIState]) -> None:
+    """Whether one program takes all the states."""
+    shapes = [
+        {keystr(path): jnp.shape(leaf) for path, leaf in tree_leaves_with_path(state)}
+        for state in states
+    ]
+    for i, found in enumerate(shapes):
+        differ = sorted(name for name, _ in found.items() ^ shapes[0].items())
+        if differ:
+            first, other = (each.get(differ[0], "nothing") for each in (shapes[0], found))
+            raise ValueError(
+                "`make_svi` must make the same programs for each run, with parameters of the same "
+                f"names and shapes; `{differ[0]}` of the state is {first} in run 0 and {other} in "
+                f"run {i}. Make them alike, or call `fit` for each."
+            )
 
 
 def _put_in(svi_state: SVIState, record: _Record) -> SVIState:
