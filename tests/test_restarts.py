@@ -175,6 +175,31 @@ def test_runs_side_by_side_are_alike():
         kit.restarts(0, lambda: kit.make_svi(start=next(starts)), num_restarts=2, num_steps=5)
 
 
+@pytest.mark.slow
+def test_runs_side_by_side_start_at_weights_of_their_own():
+    """Those that a decoder in closed form is given, which are in the mutable state."""
+    jax = pytest.importorskip("jax")
+    import numpyro
+
+    from numpyro_dvae import infer, models
+    from numpyro_dvae.fit.restarts import _SideBySide
+
+    rng, starts = np.random.default_rng(0), []
+    x = (rng.random((60, 5)) < 0.4).astype(np.float32)
+
+    def make():
+        starts.append(rng.uniform(0.1, 0.9, (3, 5)).astype(np.float32))
+        decoder = models.NoisyOrDecoder(starts[-1], learn="closed_form")
+        model = models.DiscreteVAE(decoder, models.BernoulliPrior(3), models.BernoulliLikelihood())
+        guide, loss = infer.TruncatedGuide(model, 4), infer.Truncated_ELBO()
+        return infer.SVI(model, guide, numpyro.optim.Adam(1e-3), loss=loss)
+
+    state = _SideBySide([make() for _ in range(3)], 10).init(jax.random.key(0), x)
+    uses = np.asarray(state.mutable_state["model.decoder$raw"])
+    found = uses[..., :-1] / uses[..., -1:]
+    np.testing.assert_allclose(found[:, :3], starts, rtol=1e-5)
+
+
 @pytest.mark.parametrize("way", ["a module", "first values", "first values of NumPy"])
 def test_runs_that_share_what_is_trained_are_none(way):
     """They agree, as each begins where the one before it has ended."""

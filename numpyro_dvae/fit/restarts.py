@@ -88,8 +88,7 @@ def fit_restarts(
     check_counts(num_restarts=num_restarts, num_steps=num_steps, log_every=log_every)
     check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
     check_counts(batch_size=batch_size)
-    svis = [make_svi() for _ in range(num_restarts)]
-    runs = _SideBySide(svis, math.exp(-10.0 / max(num_steps, 1)))
+    runs = _SideBySide([make_svi() for _ in range(num_restarts)], num_steps)
     best = fit(
         rng_key,
         runs,
@@ -113,9 +112,10 @@ def fit_restarts(
 class _SideBySide(SVI):
     """Runs of the first `SVI` with stacked states; `fit` reads out that of the best run."""
 
-    def __init__(self, svis: Sequence[SVI], decay: float) -> None:
+    def __init__(self, svis: Sequence[SVI], num_steps: int) -> None:
         self.__dict__.update(svis[0].__dict__)
-        self._svi, self._svis, self._num_runs, self._decay = svis[0], svis, len(svis), decay
+        self._svi, self._svis, self._num_runs = svis[0], svis, len(svis)
+        self._decay = math.exp(-10.0 / max(num_steps, 1))
         self._last: SVIState | None = None  # whose best run was asked for
 
     def init(self, rng_key: Array, *args: Any, **kwargs: Any) -> SVIState:
