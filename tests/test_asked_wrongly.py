@@ -114,6 +114,27 @@ def test_values_of_a_range_are_counted(lab, family):
     assert [each.whole.is_settled for each in found] == [False, True]
 
 
+@pytest.mark.thrifty
+def test_as_many_states_as_are_listed_may_be_listed(lab):
+    """16^4, whose logarithm is rounded: `posterior_gap` takes them, and the report says so."""
+    prior, dist = lab.module("models").UniformPrior(4, 16), lab.primitives.dist
+
+    def guide(x):
+        with lab.primitives.plate("data", 2):
+            lab.primitives.sample("z", prior())
+
+    def model(x):
+        with lab.primitives.plate("data", 2):
+            z = lab.primitives.sample("z", prior())
+            lab.primitives.sample("x", dist.Normal(0.1 * z.sum(-1), 1.0), obs=x)
+
+    key = () if lab.name == "pyro" else (lab.jax.random.key(0),)
+    diagnostics = lab.module("diagnostics")
+    report = diagnostics.importance_diagnostics(*key, (model, guide), lab.array([0.5, 1.0]))
+    assert report.is_listable.all()
+    assert "`posterior_gap` or restarts may" in str(report)
+
+
 FAMILIES = ("logits", "probs", "codes", "code_probs", "one_hot", "counts")
 
 

@@ -174,7 +174,7 @@ def _judge(log_weights: np.ndarray, states: States) -> ImportanceDiagnostics:
         num_states=states.num,
         num_possible=states.possible,
         is_sole=states.is_sole,
-        is_listable=np.asarray(states.of_model <= MOST_LISTED),
+        is_listable=np.rint(states.of_model) <= MOST_LISTED,  # to the digits of single precision
         restricted=states.restricted,
         num_particles=len(log_weights),
         khat_threshold=khat_threshold(len(log_weights)),
