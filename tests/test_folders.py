@@ -178,3 +178,20 @@ def test_a_result_says_only_what_it_has(backend, tmp_path):
         "FitResult(3 steps in 1.2 s, 1 parameters (6 values), mean loss 1.5, "
         f"eval loss per datum 0.5, folder {str(tmp_path)!r})"
     )
+
+
+def test_what_no_gradient_learns_is_counted_beside_parameters(backend):
+    """Of a closed form "0 parameters (0 values)" was all, and in NumPyro one parameter."""
+    decoder = backend.module("models").LinearDecoder(
+        backend.asarray(np.ones((2, 3))), learn="closed_form"
+    )
+    params, state = {}, {}
+    if backend.name == "numpyro":
+        from numpyro.infer.svi import SVIState
+
+        params = {"model.decoder$raw": decoder.start()}
+        state = {"svi_state": SVIState(None, params, None)}
+    found = backend.module("fit").FitResult(decoder, "guide", params, np.ones(3), **state)
+    kind = {"pyro": "buffers", "numpyro": "of mutable state"}[backend.name]
+    assert f"0 parameters (0 values) and 1 {kind} (18 values)" in repr(found)
+    assert ("2 latents, outputs (3,)" if not state else "an array (2, 3)") in repr(decoder)

@@ -98,6 +98,7 @@ def train_pyro(
     data = [torch.asarray(each) if each is not None else None for each in (x, *more)]
     losses = [svi.step(*data) for _ in range(steps)]
     found = {"raw": decoder.raw.detach(), "probs": model.prior.logits.sigmoid()}
+    found |= {"weights": decoder.weights.detach(), "leak": decoder.leak.detach()}
     return {name: value.numpy() for name, value in found.items()} | {"losses": np.array(losses)}
 
 
@@ -111,7 +112,7 @@ def train_numpyro(
     from quick_numpyro import QuickSVI
 
     infer = importlib.import_module("numpyro_dvae.infer")
-    model, _ = parts("numpyro_dvae", jnp.asarray, learn, likelihood)
+    model, decoder = parts("numpyro_dvae", jnp.asarray, learn, likelihood)
 
     def guide(x, *rest):
         with numpyro.plate("data", len(x)):
@@ -131,7 +132,7 @@ def train_numpyro(
     kept = state.mutable_state
     found = {"raw": kept.get("model.decoder$raw"), "losses": np.array(losses)}
     found["probs"] = 1 / (1 + np.exp(-kept["model.prior$logits"]))
-    return found
+    return found | decoder.learnt({**svi.get_params(state), **kept})
 
 
 TRAIN = {"pyro": train_pyro, "numpyro": train_numpyro}
@@ -149,14 +150,11 @@ def package(request):
     return request.param
 
 
-def weights_of(raw):
-    return raw[:, :-1] / raw[:, -1:]
-
-
 @pytest.mark.thrifty
 def test_truncated_posteriors_maximise_as_by_hand(train):
     found, (weights, probs, evidences) = train(4), maximised(4)
-    np.testing.assert_allclose(weights_of(found["raw"]), weights, atol=2e-5)
+    np.testing.assert_allclose(found["weights"], weights[:-1], atol=2e-5)
+    np.testing.assert_allclose(found["leak"], weights[-1], atol=2e-5)
     np.testing.assert_allclose(found["probs"], probs, rtol=1e-4)
     np.testing.assert_allclose(-found["losses"], evidences, rtol=1e-5)
     assert (np.diff(found["losses"]) < 0.0).all()
@@ -228,12 +226,20 @@ def test_chances_are_those_of_causes_at_work(package, learn):
         weights.reshape(L, 2, D // 2), leak=LEAK, learn=learn
     )
     if package == "pyro_dvae":
-        logits = decoder(states).detach()
+        logits, shown = decoder(states).detach(), [decoder.weights.detach(), decoder.leak.detach()]
     else:  # what is learnt by gradient is a parameter, what is held comes with the call
         held = (decoder.start(),) if learn == "closed_form" else ()
         logits = decoder.apply({"params": {"raw": decoder.start()}}, states, *held)
+        trained = {"net$raw": decoder.start(), "net$params": {"raw": decoder.start()}}
+        shown = decoder.learnt(trained, name="net").values()
+        if learn is not False:
+            with pytest.raises(ValueError, match=r"`params` must hold 'model.decoder\$.*net\$raw"):
+                decoder.learnt(trained)
     on, _ = at_work(np.concatenate([WEIGHTS, np.full((1, D), LEAK)]))
     assert logits.shape == (2**L, 2, D // 2)
+    for each, first in zip(shown, (WEIGHTS.reshape(L, 2, -1), LEAK), strict=True):
+        np.testing.assert_allclose(each, np.broadcast_to(first, each.shape), rtol=1e-5)
+    assert [each.shape for each in shown] == [(L, 2, D // 2), (2, D // 2)]
     found = 1 / (1 + np.exp(-np.asarray(logits, np.float64).reshape(on.shape)))
     np.testing.assert_allclose(found, on, rtol=1e-5)
 

@@ -11,7 +11,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.handlers import substitute
 from numpyro.optim import Adam
 
 from numpyro_dvae.diagnostics import posterior_gap
@@ -52,9 +51,8 @@ def main(num_steps: int = 100, num_images: int = 500) -> dict[str, float]:
     found["evidence of the truth"] = float(true_evidence(images))
     print(", ".join(f"{name} {value:.3f}" for name, value in found.items()), "nats per image")
     found["bound at first"] = -result.history[0]["mean_loss"] / num_images
-    decode = substitute(model.reconstruct, data=result.params)
-    learnt = decode(jnp.eye(len(atoms))) - decode(jnp.zeros((1, len(atoms))))
-    show([f"{p:.0%} on" for p in jax.nn.sigmoid(result.params["model.prior$logits"])], learnt)
+    chances = jax.nn.sigmoid(result.params["model.prior$logits"])
+    show([f"{p:.0%} on" for p in chances], model.decoder.learnt(result.params)["atoms"])
     return found
 
 

@@ -18,8 +18,9 @@ class FitResult:
     Attributes:
         model: The model, as given to the `SVI`.
         guide: The guide, as given to the `SVI`.
-        params: Trained values by site name, constrained, and the mutable state of the programs:
-            what `Predictive(..., params=result.params)` takes.
+        params: Trained values by site name, constrained, and the mutable state of the programs,
+            in which is what is learnt without a gradient, by a closed form, an E-step or a moving
+            average: what `Predictive(..., params=result.params)` takes.
         losses: Loss of every step, in nats, as the `SVI`'s loss scales it.
         history: One dict per log row: `step`, `loss`, `mean_loss` since the row before, the
             scalars of the loss's `info`, `eval_loss` at some, `seconds`, `steps_per_second`.
@@ -48,12 +49,7 @@ class FitResult:
         return [row for row in self.history if "eval_loss" in row]
 
     def __repr__(self) -> str:
-        values = jax.tree.leaves(self.params)
-        size = sum(np.size(value) for value in values)
-        parts = [
-            f"{self.num_steps} steps in {self.seconds:.1f} s",
-            f"{len(values)} parameters ({size} values)",
-        ]
+        parts = [f"{self.num_steps} steps in {self.seconds:.1f} s", self._sizes()]
         if self.history:
             parts.append(f"mean loss {self.history[-1]['mean_loss']:.4g}")
         if self.evaluations:
@@ -61,6 +57,15 @@ class FitResult:
         if self.folder is not None:
             parts.append(f"folder {str(self.folder)!r}")
         return f"FitResult({', '.join(parts)})"
+
+    def _sizes(self) -> str:
+        state = (self.svi_state and self.svi_state.mutable_state) or {}
+        sizes: dict[bool, list[int]] = {True: [], False: []}
+        for name, tree in self.params.items():
+            sizes[name in state] += [np.size(value) for value in jax.tree.leaves(tree)]
+        held = f" and {len(sizes[True])} of mutable state ({sum(sizes[True])} values)"
+        found = f"{len(sizes[False])} parameters ({sum(sizes[False])} values)"
+        return found + held if sizes[True] else found
 
 
 def as_result(result: Any) -> FitResult:

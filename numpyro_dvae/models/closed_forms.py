@@ -6,13 +6,15 @@ prior or a likelihood that is built with ``learn="closed_form"`` says so to the 
 `ClosedForm`; what it takes to solve one is here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import Distribution, ExpandedDistribution, MaskedDistribution
+
+from numpyro_dvae.nets.registration import own_name
 
 __all__ = ["ClosedForm", "check_family", "check_learn", "finite_logit", "logit_of_mean"]
 
@@ -72,6 +74,25 @@ def check_family(fn: Distribution, family: Any, decoder: str, likelihood: str) -
             f'{decoder}(learn="closed_form") is for data as of {likelihood}; got '
             f"{type(fn).__name__}. Take that one, or learn the decoder by gradient."
         )
+
+
+def raw_of(decoder: Any, params: Mapping[str, Any], name: str) -> Array:
+    """The array that a decoder of this name learns, among trained values.
+
+    Raises:
+        ValueError: If they are not those of a program with the decoder.
+    """
+    if decoder.learn is False:
+        return decoder.start()
+    name = own_name(decoder, name)
+    in_closed_form = decoder.learn == "closed_form"
+    key = f"{name}$raw" if in_closed_form else f"{name}$params"
+    if key not in params:
+        raise ValueError(
+            f"`params` must hold '{key}', as `result.params` of a training of this decoder does; "
+            f"got {sorted(params)}. Pass `name`, what is before the $, if it is called otherwise."
+        )
+    return jnp.asarray(params[key] if in_closed_form else params[key]["raw"])
 
 
 def finite_logit(probs: Array) -> Array:

@@ -26,7 +26,13 @@ import numpyro.distributions as dist
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
-from numpyro_dvae.models.closed_forms import ClosedForm, Learn, check_family, check_learn
+from numpyro_dvae.models.closed_forms import (
+    ClosedForm,
+    Learn,
+    check_family,
+    check_learn,
+    raw_of,
+)
 from numpyro_dvae.nets.mlp import Constant
 from numpyro_dvae.ops.arguments import checked
 
@@ -43,8 +49,8 @@ class LinearDecoder(nn.Module):
     Args:
         atoms: Where the atoms start, one for each of L latents; the offset starts at zero.
         learn: True, by gradient; "closed_form", by least squares for a Gaussian likelihood under
-            the posterior, see `ClosedForm`; False: they stay. What is learnt in closed form is in
-            the mutable state "model.decoder$raw".
+            the posterior, see `ClosedForm`; False: they stay. What is learnt is read by `learnt`;
+            of a closed form it is in the mutable state "model.decoder$raw".
 
     Raises:
         ValueError: If `learn` is out of its range; under a loss, if the closed form meets missing
@@ -79,6 +85,22 @@ class LinearDecoder(nn.Module):
         rows = rows.reshape(len(rows), -1)
         raw = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])
         return moments_of(raw) if self.learn == "closed_form" else raw
+
+    @nn.nowrap
+    def learnt(self, params: Mapping[str, Any], *, name: str = "model.decoder") -> dict[str, Array]:
+        """The "atoms" ``(L, *shape)`` and the "offset" ``shape`` after a training.
+
+        Args:
+            params: Trained values, as `result.params` of `fit` has them.
+            name: What the decoder is called there; that of a `DiscreteVAE` by default.
+
+        Raises:
+            ValueError: If `params` lacks what this decoder learns.
+        """
+        raw = raw_of(self, params, name)
+        found = least_squares(raw) if self.learn == "closed_form" else raw
+        found = found.reshape(-1, *self._shape)
+        return {"atoms": found[:-1], "offset": found[-1]}
 
     @nn.nowrap
     def closed_form(self, name: str) -> ClosedForm | None:

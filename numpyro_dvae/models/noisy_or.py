@@ -36,6 +36,7 @@ from numpyro_dvae.models.closed_forms import (
     check_family,
     check_learn,
     finite_logit,
+    raw_of,
 )
 from numpyro_dvae.nets.mlp import Constant
 from numpyro_dvae.ops.arguments import checked
@@ -56,8 +57,8 @@ class NoisyOrDecoder(nn.Module):
             they start; all probabilities stay one rounding error away from 0 and 1.
         leak: Probability that an entry is on without any latent, in (0, 1), where it starts.
         learn: True, by gradient; "closed_form", by the fixed point of expectation maximisation for
-            a Bernoulli likelihood, see `ClosedForm`; False: they stay. What is learnt in closed
-            form is in the mutable state "model.decoder$raw".
+            a Bernoulli likelihood, see `ClosedForm`; False: they stay. What is learnt is read by
+            `learnt`; of a closed form it is in the mutable state "model.decoder$raw".
 
     Raises:
         ValueError: If an argument is out of its range; under a loss, if the closed form meets
@@ -99,6 +100,22 @@ class NoisyOrDecoder(nn.Module):
         rows = 1.0 * rows.reshape(len(rows), -1)
         raw = jnp.concatenate([rows, jnp.full_like(rows[:1], self.leak)])
         return uses_of(raw) if self.learn == "closed_form" else finite_logit(raw)
+
+    @nn.nowrap
+    def learnt(self, params: Mapping[str, Any], *, name: str = "model.decoder") -> dict[str, Array]:
+        """The "weights" ``(L, *shape)`` and the "leak" ``shape`` after a training.
+
+        Args:
+            params: Trained values, as `result.params` of `fit` has them.
+            name: What the decoder is called there; that of a `DiscreteVAE` by default.
+
+        Raises:
+            ValueError: If `params` lacks what this decoder learns.
+        """
+        raw = raw_of(self, params, name)
+        found = chances_of(raw) if self.learn == "closed_form" else jax.nn.sigmoid(raw)
+        found = found.reshape(-1, *self._shape)
+        return {"weights": found[:-1], "leak": found[-1]}
 
     @nn.nowrap
     def closed_form(self, name: str) -> ClosedForm | None:

@@ -80,6 +80,9 @@ class Constant:
     def __init__(self, value: Float[Array | np.ndarray, "..."]) -> None:
         self.value = value
 
+    def __repr__(self) -> str:
+        return f"an array {tuple(self.value.shape)}"
+
 
 @checked
 class MLPDecoder(nn.Module):

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
+
+from pyro_dvae.fit.svi import modules_of
 
 __all__ = ["DivergenceError", "FitInterrupt", "FitResult", "as_result", "is_pair"]
 
@@ -17,7 +19,9 @@ class FitResult:
     Attributes:
         model: The model, as given to the `SVI`.
         guide: The guide, as given to the `SVI`.
-        params: Trained values by their name in the parameter store, constrained and detached.
+        params: Trained values by their name in the parameter store, constrained and detached. What
+            is learnt without a gradient, by a closed form, an E-step or a moving average, is in
+            buffers of the modules themselves.
         losses: Loss of every step, in nats, as the `SVI`'s loss scales it.
         history: One dict per log row: `step`, `loss`, `mean_loss` since the row before, the
             scalars of the loss's `info`, `eval_loss` at some, `seconds`, `steps_per_second`.
@@ -44,11 +48,7 @@ class FitResult:
         return [row for row in self.history if "eval_loss" in row]
 
     def __repr__(self) -> str:
-        size = sum(value.numel() for value in self.params.values())
-        parts = [
-            f"{self.num_steps} steps in {self.seconds:.1f} s",
-            f"{len(self.params)} parameters ({size} values)",
-        ]
+        parts = [f"{self.num_steps} steps in {self.seconds:.1f} s", self._sizes()]
         if self.history:
             parts.append(f"mean loss {self.history[-1]['mean_loss']:.4g}")
         if self.evaluations:
@@ -56,6 +56,16 @@ class FitResult:
         if self.folder is not None:
             parts.append(f"folder {str(self.folder)!r}")
         return f"FitResult({', '.join(parts)})"
+
+    def _sizes(self) -> str:
+        held: dict[int, Tensor] = {}
+        for module in modules_of(self).values():
+            state = module.state_dict(keep_vars=True).values()
+            held |= {id(each): each for each in state if isinstance(each, Tensor)}
+        sizes = [each.numel() for each in held.values() if not isinstance(each, nn.Parameter)]
+        buffers = f" and {len(sizes)} buffers ({sum(sizes)} values)" if sizes else ""
+        size = sum(value.numel() for value in self.params.values())
+        return f"{len(self.params)} parameters ({size} values){buffers}"
 
 
 def as_result(result: Any) -> FitResult:

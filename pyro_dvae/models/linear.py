@@ -40,6 +40,10 @@ class LinearDecoder(nn.Module):
         learn: True, by gradient; "closed_form", by least squares for a Gaussian likelihood under
             the posterior, see `ClosedForm`; False: they stay.
 
+    Attributes:
+        atoms: What each latent adds, ``(L, *shape)``, as it is now.
+        offset: What is there without any latent, ``shape``, as it is now.
+
     Raises:
         ValueError: If `learn` is out of its range; under a loss, if the closed form meets missing
             entries, which least squares of whole data do not take, or another likelihood.
@@ -57,7 +61,7 @@ class LinearDecoder(nn.Module):
 
     def forward(self, z: Shaped[Tensor, "*batch L"]) -> Float[Tensor, "*batch_event"]:
         """Outputs ``(*batch, *shape)`` of latents ``(*batch, L)``."""
-        weights = least_squares(self.raw) if self.learn == "closed_form" else self.raw
+        weights = self._weights
         found = z.to(weights.dtype) @ weights[:-1] + weights[-1]
         return found.reshape(*z.shape[:-1], *self.shape)
 
@@ -67,6 +71,24 @@ class LinearDecoder(nn.Module):
         if self.learn != "closed_form":
             return None
         return ClosedForm(self.raw, self._factors, solve_moments, sees_latents=True)
+
+    @property
+    def atoms(self) -> Float[Tensor, "L *shape"]:
+        """What each latent adds."""
+        return self._weights[:-1].reshape(-1, *self.shape)
+
+    @property
+    def offset(self) -> Float[Tensor, "*shape"]:
+        """What is there without any latent."""
+        return self._weights[-1].reshape(self.shape)
+
+    def extra_repr(self) -> str:
+        """Sizes, and how it learns."""
+        return f"{len(self.raw) - 1} latents, outputs {self.shape}, learn={self.learn!r}"
+
+    @property
+    def _weights(self) -> Tensor:
+        return least_squares(self.raw) if self.learn == "closed_form" else self.raw
 
     def _factors(self, fn: Any, x: Tensor, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The latents and a 1; and the datum beside them."""

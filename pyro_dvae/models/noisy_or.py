@@ -52,6 +52,10 @@ class NoisyOrDecoder(nn.Module):
         learn: True, by gradient; "closed_form", by the fixed point of expectation maximisation for
             a Bernoulli likelihood, see `ClosedForm`; False: they stay.
 
+    Attributes:
+        weights: Probability that a latent switches an entry on, ``(L, *shape)``, as it is now.
+        leak: Probability that an entry is on without any latent, ``shape``, as it is now.
+
     Raises:
         ValueError: If an argument is out of its range; under a loss, if the closed form meets
             missing entries, which its means of whole data do not take, or another likelihood.
@@ -91,6 +95,24 @@ class NoisyOrDecoder(nn.Module):
         if self.learn != "closed_form":
             return None
         return ClosedForm(self.raw, self._factors, solve_uses, sees_latents=True)
+
+    @property
+    def weights(self) -> Float[Tensor, "L *shape"]:
+        """Probability that a latent switches an entry on."""
+        return self._chances[:-1].reshape(-1, *self.shape)
+
+    @property
+    def leak(self) -> Float[Tensor, "*shape"]:
+        """Probability that an entry is on without any latent."""
+        return self._chances[-1].reshape(self.shape)
+
+    def extra_repr(self) -> str:
+        """Sizes, and how it learns."""
+        return f"{len(self.raw) - 1} latents, outputs {self.shape}, learn={self.learn!r}"
+
+    @property
+    def _chances(self) -> Tensor:
+        return chances_of(self.raw) if self.learn == "closed_form" else self.raw.sigmoid()
 
     def _factors(self, fn: Any, x: Tensor, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The latents and a 1; and ``x / N`` and a 1."""
