@@ -236,4 +236,5 @@ def test_schedules_refuse_what_is_not_finite(backend):
 def test_a_divergence_tells_what_is_likely_by_its_step(kit):
     early, late = (str(kit.package.DivergenceError(step, 1.0, None, [])) for step in (2, 40))
     assert "the program is the likelier cause" in early
+    assert "say so by a factor of -inf, and mask the density there" in early
     assert "a lower learning rate" in late

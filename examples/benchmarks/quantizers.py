@@ -112,8 +112,11 @@ def load(path: str | None) -> Arrays:
     if path is None:
         images = photographs()
     else:
-        with np.load(path) as file:
-            images = file["x"]
+        try:
+            with np.load(path) as file:
+                images = file["x"]
+        except FileNotFoundError:
+            raise SystemExit(f"error: no such file: {path}") from None
         if images.shape[1:] != (SIDE, SIDE, 3):
             raise SystemExit(
                 f"error: --data {path}: `x` must be images of 32 x 32 in colour, (N, 32, 32, 3), "

@@ -116,9 +116,10 @@ def load(
     if path.is_dir():
         images = read_pictures(path, size, gigabytes)
         return Dataset(path.name, *_split(images, seed, fraction=0.1))
+    found = "is neither a .npz file nor a folder" if path.exists() else "no such folder"
     raise ValueError(
-        f"data {name_or_path!r}: choose one of {', '.join(NAMES)}, or give a .npz file or a folder "
-        "of pictures"
+        f"data {name_or_path!r}: {found}; choose one of {', '.join(NAMES)}, or give a .npz file "
+        "or a folder of pictures"
     )
 
 

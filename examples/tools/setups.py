@@ -8,7 +8,7 @@ import numpy as np
 from backends import QUANTIZERS, RELAXATIONS, Backend, get_backend
 from cli import CommandError, open_folder
 from configs import CONFIGS, Config
-from data import Dataset, load
+from data import NAMES, Dataset, load
 from networks import HEADS
 from sequences import load_sequences
 from streams import PictureBatches, load_stream
@@ -121,6 +121,12 @@ def to_units(images: np.ndarray, *, likelihood: str, offset: Any, scale: float) 
     return images.astype(np.float32)
 
 
+def _check_folder(data: str, option: str) -> None:
+    if not Path(data).is_dir():
+        found = "is none" if data in NAMES or Path(data).exists() else "does not exist"
+        raise CommandError(f"{option} is an option of a folder of pictures; --data {data} {found}")
+
+
 def load_data(args: Any) -> tuple[Dataset, list[Path] | None]:
     """Images, or sequences where the config is one of them; paths of those read as needed."""
     frames = CONFIGS[args.config].frames if args.config else None
@@ -128,12 +134,11 @@ def load_data(args: Any) -> tuple[Dataset, list[Path] | None]:
         if args.frames:
             raise CommandError("--frames is an option of sequences, as of --config motion")
         found = {"gigabytes": args.most_gigabytes, "seed": args.seed}
-        if args.image_size and not Path(args.data).is_dir():
-            raise CommandError("--image-size is an option of a folder of pictures")
+        if args.image_size:
+            _check_folder(args.data, "--image-size")
         if args.workers is None:
             return load(args.data, args.data_root, size=args.image_size, **found), None
-        if not Path(args.data).is_dir():
-            raise CommandError("--workers is an option of a folder of pictures")
+        _check_folder(args.data, "--workers")
         if args.image_size is None:
             raise CommandError("--workers needs --image-size: all pictures of one size")
         return load_stream(Path(args.data), args.image_size, **found)

@@ -48,9 +48,7 @@ def read_arrays(path: Path, names: tuple[str, ...], gigabytes: float) -> dict[st
     except _RefusedError as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # whatever a header makes of a reader
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        reason = reason or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as a .npz file of arrays ({reason})") from None
+        raise _unreadable(path, "a .npz file of arrays", error) from None
 
 
 def read_array(path: Path, gigabytes: float) -> np.ndarray:
@@ -68,13 +66,19 @@ def read_array(path: Path, gigabytes: float) -> np.ndarray:
     except _RefusedError as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # whatever a header makes of a reader
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        reason = reason or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as a .npy file of an array ({reason})") from None
+        raise _unreadable(path, "a .npy file of an array", error) from None
 
 
 class _RefusedError(Exception):
     """What is wrong with a file is known."""
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> ValueError:
+    if isinstance(error, FileNotFoundError):
+        return ValueError(f"no such file: {path}")
+    reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
+    reason = "no format is known" if "cannot identify" in reason else reason
+    return ValueError(f"{path}: cannot be read as {kind} ({reason})")
 
 
 def _check_sizes(
@@ -133,10 +137,7 @@ def read_picture(path: Path, gigabytes: float) -> Picture:
     except Image.DecompressionBombError:
         raise ValueError(f"{path}: has more pixels than Pillow opens") from None
     except Exception as error:  # whatever a broken file makes of a reader
-        if "cannot identify" in str(error):
-            raise ValueError(f"{path}: cannot be read as an image (no format is known)") from None
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise ValueError(f"{path}: cannot be read as an image ({reason})") from None
+        raise _unreadable(path, "an image", error) from None
 
 
 def _picture(path: Path, gigabytes: float) -> Picture:

@@ -62,9 +62,10 @@ def to_arviz(
       difference; of what the data share, the same (`lp_shared`), and of all, where they share
       sites or have a scale, `log_weight_whole`, whose mean is minus the loss;
     - observed_data: what the model observes, NaN where a mask silences it, as `x_seen` says here
-      and beside the posterior predictive draws; constant_data: the other arrays of the arguments,
-      also those within dicts, and all that hold the very numbers that are observed, if they are
-      more than the sites; no dim of theirs is taken for a plate, unless `dims` names it;
+      and beside the posterior predictive draws (`arviz.plot_ppc` wants what is seen alone: see
+      "ArviZ" in docs/diagnostics.md); constant_data: the other arrays of the arguments, also those
+      within dicts, and all that hold the very numbers that are observed, if they are more than the
+      sites; no dim of theirs is taken for a plate, unless `dims` names it;
     - vi_stats: the loss over the steps and the rows of the log; of each datum, ELBO and
       importance-weighted bound, effective sample size, k̂, largest weight and verdict of the
       draws, and of what they share, in the attribute "given", and the whole (`shared_verdict`,

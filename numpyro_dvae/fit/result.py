@@ -126,7 +126,10 @@ def _likely_fixes(step: int) -> str:
         return (
             "So early the program is the likelier cause: a gradient of 0 / 0 or 0 * inf, as at a "
             "rate or a scale of exactly 0, or within the branch that `jnp.where` leaves out. "
-            "Keep its argument away from there on both branches; else lower the learning rate."
+            "Where a state cannot be, as counts of what is absent, say so by a factor of -inf, and "
+            "mask the density there, `mask(mask=is_there)`: a small rate instead is learnt from, "
+            "as a state of some 60 nats. Elsewhere keep the argument away on both branches; else "
+            "lower the learning rate."
         )
     return (
         "Likely fixes: a lower learning rate, gradient clipping (`numpyro.optim.ClippedAdam`), "
