@@ -19,6 +19,7 @@ IDENTICAL = {
     "diagnostics/carried.py",
     "diagnostics/costing.py",
     "diagnostics/costs.py",
+    "diagnostics/cutting.py",
     "diagnostics/draws.py",
     "diagnostics/errors.py",
     "diagnostics/expectations.py",

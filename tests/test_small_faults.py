@@ -32,7 +32,7 @@ def test_the_variance_of_active_latents_is_not_biased(backend):
     """Draws that all agree: the covariance of two halves is the variance over N - 1 data."""
     named = backend.module("diagnostics.arrays").NamedArray
     values = np.tile(np.array([0.0, 1.0, 1.0])[:, None], (4, 1, 1))  # draws, data, one latent
-    draws = backend.module("diagnostics.draws").Draws(4, 3)
+    draws = backend.module("diagnostics.draws").Draws(4)
     draws.plates = ("data",)
     draws._readings["latent"] = {"z": named(("data", "z_dim_0"), values)}
     found = backend.module("diagnostics.usage").variances_of(draws, draws.plates)

@@ -14,15 +14,14 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.batches import rows_of
 from numpyro_dvae.diagnostics.draws import (
     PRIOR_NAMES,
     RECORD,
     Chunk,
     Draws,
-    check_data,
     count_numbers,
     cut_draws,
-    cut_rows,
 )
 from numpyro_dvae.diagnostics.readings import (
     Pair,
@@ -35,7 +34,6 @@ from numpyro_dvae.diagnostics.readings import (
 from numpyro_dvae.diagnostics.reports import CodeUsage
 from numpyro_dvae.diagnostics.simulations import prior_sites
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
-from numpyro_dvae.diagnostics.trees import with_rows
 from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.templates import Template, split
@@ -83,10 +81,10 @@ def collect(
         raise ValueError(f"`num_draws` must be at least 1; got {num_draws}.")
     trained = as_trained(result, params)
     args = trained.arguments(data)
-    num_rows = check_data(args, batch_size)
-    draws, pair, run = Draws(num_draws, num_rows), None, None
-    for i, rows in enumerate(cut_rows(num_rows, batch_size)):
-        part = args if rows is None else with_rows(args, rows)
+    cut, pair, run = rows_of(rng_key, trained, args, batch_size), None, None
+    draws = Draws(num_draws, cut)
+    for i, rows in enumerate(cut.parts):
+        part = cut.of(args, rows)
         if pair is None or run is None:
             pair = trained.pair(rng_key, part)
             run = _compiled(trained, pair, frozenset(wanted), prior)
@@ -122,12 +120,12 @@ def collect_given_shared(
     wanted = ("outside", "latent", *(["summed"] if outer["summed"] else []))
     trained = as_trained(result, params)
     args = trained.arguments(data)
-    num_rows, keys = check_data(args, None), jax.random.split(rng_key, num_shared + 1)
+    keys = jax.random.split(rng_key, num_shared + 1)
     pair, found = trained.pair(keys[0], args), []
     run = _compiled(trained, pair, frozenset(wanted), False)
     for place, key in enumerate(keys[1:]):
         given = {name: np.asarray(site.values[place]) for name, site in outer["given"].items()}
-        draws = Draws(num_draws, num_rows)
+        draws = Draws(num_draws)
         _fill(draws, None, pair, run, key, trained, args, given)
         found.append(summarize(draws, place))
     return found
@@ -175,15 +173,14 @@ def collect_states(
     """Score every joint state of a datum's latents, in place of draws; arguments as `collect`'s."""
     trained = as_trained(result, params)
     args = trained.arguments(data)
-    num_rows = check_data(args, batch_size)
-    draws: Draws | None = None
-    for rows in cut_rows(num_rows, batch_size):
-        part = args if rows is None else with_rows(args, rows)
+    draws, cut = None, rows_of(rng_key, trained, args, batch_size)
+    for rows in cut.parts:
+        part = cut.of(args, rows)
         if draws is None:
             pair = trained.pair(rng_key, part)
             states = enumerate_states(rng_key, pair, max_states)
             num_states = max(map(len, states.values()), default=1)
-            draws, run = Draws(num_states, num_rows), _compiled_scores(trained, pair)
+            draws, run = Draws(num_states, cut), _compiled_scores(trained, pair)
         arrays, template = split(Batch(part, {}))
         for chosen, size in cut_draws(num_states, count_numbers(part)):
             index = np.minimum(np.arange(chosen.start, chosen.start + size), num_states - 1)
@@ -220,7 +217,7 @@ def _compiled(
         size: int,
         given: dict[str, Array],
     ) -> tuple[Record, Readings, Readings]:
-        now = _at(trained, pair, params, template.join(arrays))
+        now = trained.at(pair, params, template.join(arrays))
         posterior_key, prior_key = jax.random.split(rng_key)
         particles, readings = posterior_sites(posterior_key, now, size, wanted, given, weighs=True)
         record = _record_of(particles, RECORD)
@@ -236,7 +233,7 @@ def _compiled_left_out(
         rng_key: Array, params: Any, arrays: tuple[Array, ...], template: Template, size: int
     ) -> dict[str, Array]:
         return states_left_out(
-            rng_key, _at(trained, pair, params, template.join(arrays)), size, names
+            rng_key, trained.at(pair, params, template.join(arrays)), size, names
         )
 
     return Compiled(run, static=(3, 4))
@@ -246,16 +243,10 @@ def _compiled_scores(trained: Trained, pair: Pair) -> Callable[..., Record]:
     def run(
         rng_key: Array, params: Any, arrays: tuple[Array, ...], template: Template, states: Any
     ) -> Record:
-        now = _at(trained, pair, params, template.join(arrays))
+        now = trained.at(pair, params, template.join(arrays))
         return _record_of(score_states(rng_key, now, states), _OF_STATES)
 
     return Compiled(run, static=(3,))
-
-
-def _at(trained: Trained, pair: Pair, params: Any, batch: Batch) -> Pair:
-    """The pair with parameters and arguments that may be traced."""
-    model, guide = trained.substituted(params)
-    return pair._replace(model=model, guide=guide, args=batch.args)
 
 
 def _record_of(particles: Particles, names: tuple[str, ...]) -> Record:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
+from numpyro_dvae.diagnostics.cutting import RowsCut
 from numpyro_dvae.diagnostics.trees import arrays_in
 
 __all__ = [
@@ -19,10 +20,8 @@ __all__ = [
     "RECORD",
     "Chunk",
     "Draws",
-    "check_data",
     "count_numbers",
     "cut_draws",
-    "cut_rows",
 ]
 
 PRIOR_NAMES = {"latent": "prior", "predictive": "prior_predictive"}  # of draws of the model alone
@@ -60,11 +59,12 @@ class Draws:
 
     Args:
         num_draws: K, of all blocks together; states that are listed count as draws.
-        num_rows: Rows of the data, of all blocks together.
+        cut: How the data are cut into rows, if they are.
     """
 
-    def __init__(self, num_draws: int, num_rows: int) -> None:
-        self.num_draws, self.num_rows = num_draws, num_rows
+    def __init__(self, num_draws: int, cut: RowsCut | None = None) -> None:
+        self.num_draws = num_draws
+        self._cut = cut or RowsCut(0, 0)
         self.plates: tuple[str, ...] = ()  # those that make a datum
         self.shared_sites: tuple[str, ...] = ()  # those that no datum owns
         self.summed_sites: tuple[str, ...] = ()  # those that the model sums out
@@ -72,7 +72,6 @@ class Draws:
         self.densities: Mapping[str, tuple[str, ...]] = {}  # of others, latents whose density it is
         self.free: tuple[str, ...] = ()  # of these, those that take all their values
         self._readings: dict[str, dict[str, NamedArray]] = {}
-        self._row_plate: str | None = None
         self._points: dict[tuple[str, int], Any] = {}  # by site and first row: of the first draw
         self._moving: set[str] = set()
         self._noted: dict[str, dict[str, None]] = {"weighed": {}, "factors": {}, "clamped": {}}
@@ -137,7 +136,7 @@ class Draws:
         """
         if not self.shared_sites:
             return np.zeros(self.num_draws)
-        if self._row_plate is not None:
+        if self._cut.plate is not None:
             raise ValueError(
                 f"`batch_size`: the data share the sites {list(self.shared_sites)}, whose draws "
                 "must be the same for all rows. Leave `batch_size` out, to run all rows at once."
@@ -196,7 +195,6 @@ class Draws:
         if not self.plates:
             self.plates, self.shared_sites = plates, shared
             self.auxiliary, self.densities, self.free = alone or ((), {}, ())
-            self._row_plate = _row_plate(block, plates, sizes)
         for name in _DATA:
             if record.get(name) is not None:
                 self.add(block, "record", name, NamedArray(plates, record[name]))
@@ -208,7 +206,7 @@ class Draws:
         for kind, noted in self._noted.items():
             found = (record.get(kind) or {}).items()
             noted.update(dict.fromkeys(name for name, is_so in found if np.any(is_so)))
-        scale = np.broadcast_to(record["scale"], sizes)
+        scale = np.broadcast_to(record["scale"], sizes) * self._cut.share(block.rows)
         self.add(block, "scale", "scale", NamedArray(plates, scale))
         if shared and block.rows is None:
             for name in _SHARED:
@@ -233,7 +231,7 @@ class Draws:
         shape = [self.num_draws, *values.shape[1:]] if is_drawn else list(values.shape)
         if block.rows is not None and reading not in _UNROWED:
             axis = len(where) + self._row_axis(name, array.dims)
-            shape[axis] = self.num_rows
+            shape[axis] = self._cut.num_rows
             where += [slice(None)] * (axis - len(where)) + [block.rows]
         values = values[: block.draws.stop - block.draws.start] if is_drawn else values
         target = self._target(reading, name, replace(array, values=values), shape)
@@ -251,13 +249,13 @@ class Draws:
         return target
 
     def _row_axis(self, name: str, dims: tuple[str, ...]) -> int:
-        if self._row_plate not in dims:
+        if self._cut.plate not in dims:
             raise ValueError(
                 f"`batch_size`: site '{name}' is not under the plate "
-                f"'{self._row_plate}' of the data's rows, so its value is one for all of them. "
+                f"'{self._cut.plate}' of the data's rows, so its value is one for all of them. "
                 "Leave `batch_size` out, to run all rows at once."
             )
-        return dims.index(self._row_plate)
+        return dims.index(self._cut.plate)
 
 
 def _without_clamps(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,58 +280,9 @@ def cut_draws(num_draws: int, num_values: int) -> Iterator[tuple[slice, int]]:
         yield slice(start, min(start + size, num_draws)), size
 
 
-def cut_rows(num_rows: int, batch_size: int | None) -> list[slice | None]:
-    """Cut the rows of the data; [None] is all of them, uncut."""
-    if batch_size is None or batch_size >= num_rows:
-        return [None]
-    starts = range(0, num_rows, batch_size)
-    return [slice(start, min(start + batch_size, num_rows)) for start in starts]
-
-
-def check_data(args: tuple, batch_size: int | None) -> int:
-    """Rows of the data: the leading axis, which all arrays share if they are to be cut.
-
-    Raises:
-        ValueError: If they cannot be.
-    """
-    sizes = {path: array.shape[0] for path, array in arrays_in(args) if len(array.shape)}
-    num_rows = next(iter(sizes.values()), 1)
-    if batch_size is None:
-        return num_rows
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
-    if len(set(sizes.values())) != 1:
-        of_each = ", ".join(f"{size} ({_place_of(path)})" for path, size in sizes.items())
-        raise ValueError(
-            "`batch_size` cuts the leading axis that all arrays share; got sizes "
-            f"{of_each or 'of no array'}. Bind what is not of the rows to model and guide, as by "
-            "`functools.partial`, or leave `batch_size` out, to run all data at once."
-        )
-    return num_rows
-
-
-def _place_of(path: tuple) -> str:
-    return f"argument {path[0]}" + "".join(f"[{key!r}]" for key in path[1:])
-
-
 def count_numbers(data: Any) -> int:
     """Numbers in the arrays of a tree of tuples, lists and dicts."""
     return sum(math.prod(array.shape) for _, array in arrays_in(data))
-
-
-def _row_plate(block: Chunk, plates: tuple[str, ...], shape: tuple[int, ...]) -> str | None:
-    """The plate whose size is that of the block's rows."""
-    if block.rows is None:
-        return None
-    num_rows = block.rows.stop - block.rows.start
-    fitting = [plate for plate, size in zip(plates, shape, strict=True) if size == num_rows]
-    if not fitting:
-        sizes = dict(zip(plates, shape, strict=True))
-        raise ValueError(
-            f"`batch_size`: {num_rows} rows of the data make plates of sizes {sizes}, none of "
-            "which is that of the rows. Leave `batch_size` out, to run all rows at once."
-        )
-    return fitting[0]
 
 
 def _as_integers(values: np.ndarray) -> np.ndarray:

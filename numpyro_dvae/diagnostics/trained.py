@@ -10,7 +10,7 @@ from jaxtyping import Array
 from numpyro.handlers import substitute
 
 from numpyro_dvae.diagnostics.readings import Pair, constraints_of, prepare_pair
-from numpyro_dvae.fit.data import as_batch
+from numpyro_dvae.fit.data import Batch, as_batch
 from numpyro_dvae.fit.result import is_pair
 from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.infer.relaxation import unrelaxed
@@ -40,6 +40,11 @@ class Trained(NamedTuple):
         copied = jax.tree.map(lambda leaf: leaf, params)  # a guide's codebook moves when it runs
         model, guide = unrelaxed(self.model), unrelaxed(self.guide)
         return substitute(model, data=params), substitute(guide, data=copied)
+
+    def at(self, pair: Pair, params: Any, batch: Batch) -> Pair:
+        """The pair with parameters and arguments that may be traced."""
+        model, guide = self.substituted(params)
+        return pair._replace(model=model, guide=guide, args=batch.args)
 
     def pair(self, rng_key: Array, args: tuple) -> Pair:
         """Read the structure of the programs, and see that no parameter is left to chance.

@@ -3,7 +3,7 @@
 NumPy alone, so this file is the same in both packages.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 __all__ = ["TreePath", "arrays_in", "replaced", "with_rows"]
@@ -34,9 +34,8 @@ def replaced(tree: Any, path: TreePath, change: Callable[[Any], Any]) -> Any:
     return type(tree)(*changed) if hasattr(tree, "_fields") else type(tree)(changed)
 
 
-def with_rows(tree: Any, rows: slice) -> Any:
-    """A copy of a tree with some rows of every array that has any."""
-    for path, array in arrays_in(tree):
-        if len(array.shape):
-            tree = replaced(tree, path, lambda leaf: leaf[rows])
+def with_rows(tree: Any, rows: Any, paths: Sequence[TreePath]) -> Any:
+    """A copy of a tree with some rows of the arrays at these places."""
+    for path in paths:
+        tree = replaced(tree, path, lambda leaf: leaf[rows])
     return tree

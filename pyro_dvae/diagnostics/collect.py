@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, distributed
 
 from pyro_dvae.diagnostics.arrays import NamedArray
+from pyro_dvae.diagnostics.batches import rows_of
+from pyro_dvae.diagnostics.cutting import RowsCut
 from pyro_dvae.diagnostics.draws import (
     PRIOR_NAMES,
     RECORD,
     Chunk,
     Draws,
-    check_data,
     count_numbers,
     cut_draws,
-    cut_rows,
 )
 from pyro_dvae.diagnostics.patience import Patience
 from pyro_dvae.diagnostics.readings import (
@@ -37,7 +37,6 @@ from pyro_dvae.diagnostics.readings import (
 from pyro_dvae.diagnostics.reports import CodeUsage
 from pyro_dvae.diagnostics.simulations import OneByOneError, prior_sites
 from pyro_dvae.diagnostics.trained import Trained, as_trained
-from pyro_dvae.diagnostics.trees import with_rows
 from pyro_dvae.fit.svi import device_of
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.sites import StructureError
@@ -80,12 +79,11 @@ def collect(
         raise ValueError(f"`num_draws` must be at least 1; got {num_draws}.")
     trained = as_trained(result, params)
     args = trained.arguments(data)
-    num_rows = check_data(args, batch_size)
 
     def run(mode: Mode) -> Draws:
-        draws, parts = Draws(num_draws, num_rows), list(cut_rows(num_rows, batch_size))
-        patience = Patience(len(parts) * num_draws)
-        for rows, pair in _pairs(trained, args, parts, mode):
+        cut = rows_of(trained, args, batch_size)
+        draws, patience = Draws(num_draws, cut), Patience(len(cut.parts) * num_draws)
+        for rows, pair in _pairs(trained, args, cut, mode):
             pair = _patient(pair, patience)
             _fill(draws, rows, pair, wanted, prior=prior)
         return draws
@@ -137,17 +135,17 @@ def collect_given_shared(
     wanted = ("outside", "latent", *(["summed"] if outer["summed"] else []))
     trained = as_trained(result, params)
     args = trained.arguments(data)
-    num_rows, device = check_data(args, None), device_of(trained, trained.params.values())
+    device = device_of(trained, trained.params.values())
     found = []
     with trained.at_parameters():
-        for _, pair in _pairs(trained, args, [None]):
+        for _, pair in _pairs(trained, args, RowsCut(0, 0)):
             pair = _patient(pair, Patience(num_shared * num_draws))
             for place in range(num_shared):
                 given = {
                     name: torch.from_numpy(site.values[place : place + 1]).to(device)
                     for name, site in outer["given"].items()
                 }
-                draws = Draws(num_draws, num_rows)
+                draws = Draws(num_draws)
                 _fill(draws, None, pair, wanted, given)
                 found.append(summarize(draws, place))
     return found
@@ -207,13 +205,12 @@ def collect_states(
     """Score every joint state of a datum's latents, in place of draws; arguments as `collect`'s."""
     trained = as_trained(result, params)
     args = trained.arguments(data)
-    num_rows = check_data(args, batch_size)
 
     def run(mode: Mode) -> Draws:
-        draws: Draws | None = None
-        for rows, pair in _pairs(trained, args, cut_rows(num_rows, batch_size), mode):
+        draws, cut = None, rows_of(trained, args, batch_size)
+        for rows, pair in _pairs(trained, args, cut, mode):
             for part, record in _scores(pair, max_states):
-                draws = draws or Draws(part.num_states, num_rows)
+                draws = draws or Draws(part.num_states, cut)
                 _add_record(draws, Chunk(part.states, rows), pair, record, _OF_STATES)
         assert draws is not None
         return draws
@@ -261,13 +258,13 @@ def _summed(counts: np.ndarray) -> np.ndarray:
 
 
 def _pairs(
-    trained: Trained, args: tuple, parts: list[slice | None], mode: Mode = lambda pair: pair
+    trained: Trained, args: tuple, cut: RowsCut, mode: Mode = lambda pair: pair
 ) -> Iterator[tuple[slice | None, Pair]]:
     """The pair with the arguments of each part of the rows; its structure is read once a size."""
     pair: Pair | None = None
     size: int | None = None
-    for rows in parts:
-        some = args if rows is None else with_rows(args, rows)
+    for rows in cut.parts:
+        some = cut.of(args, rows)
         count = None if rows is None else rows.stop - rows.start
         if pair is None or count != size:  # the last part may have fewer rows
             pair, size = mode(prepare_pair(trained.model, trained.guide, some, {})), count

@@ -26,7 +26,9 @@ def drawn_subsamples(run: Run) -> poutine.Trace:
 
 
 class HeldRows(Messenger):
-    """Plates that subsample take the rows that they took in the first run that had them.
+    """Plates that subsample take the rows that they drew in the first run that had them.
+
+    Rows that a program gives to a plate are those of its arguments, which may be others by then.
 
     Args:
         minibatch: Subsamples that runs have drawn; those of further plates are added.
@@ -37,7 +39,7 @@ class HeldRows(Messenger):
         self.minibatch = minibatch
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_among(msg, self.minibatch.nodes) and is_subsample(msg):
+        if msg["value"] is None and is_among(msg, self.minibatch.nodes) and is_subsample(msg):
             msg["value"] = Rows.of(self.minibatch.nodes[msg["name"]]).indices
             msg["done"] = True
 
