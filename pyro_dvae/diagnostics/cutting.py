@@ -82,11 +82,16 @@ def find_rows(looks: Looks, args: tuple, batch_size: int | None) -> RowsCut:
         batch_size: Rows of a batch; None to cut nothing.
 
     Raises:
-        ValueError: If `batch_size` is not positive, or no arrays can be cut.
+        ValueError: If `batch_size` is not positive, or there is no array that can be cut.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
     sizes = {path: array.shape[0] for path, array in arrays_in(args) if len(array.shape)}
+    if batch_size is not None and not sizes:
+        raise ValueError(
+            "`batch_size` cuts the rows of arrays among the arguments, of which there are none. "
+            "Leave it out, or pass the data as arguments."
+        )
     failure = None
     for cut in _candidates(sizes, batch_size):
         try:
