@@ -216,3 +216,45 @@ def test_what_leads_to_others_by_a_code_in_the_middle_is_found(lab):
 
     with pytest.warns(UserWarning, match=OTHERS):
         assert lab.plates(rows, np.zeros((3, 5)), DATA[:3]) == ()
+
+
+COUNTS = {  # by what `c` is in the guide: none that any particle is likely to draw is 0
+    "Binomial": lambda dist, c: dist.Binomial(2, probs=0.9 + 0.05 * c),
+    "of other trials": lambda dist, c: dist.Binomial(3 + c, probs=0.9 + 0.0 * c),
+    "Poisson": lambda dist, c: dist.Poisson(8.0 + c),
+}
+
+
+@pytest.mark.parametrize("family", COUNTS)
+def test_counts_that_depend_on_others_are_tried_low_and_high(family):
+    """Their largest number, which other draws may say, has the particles' axis in Pyro."""
+    lab = _Pyro()
+    torch, dist = lab.torch, lab.dist
+
+    def programs(is_model):
+        c = lab.sample("c", dist.Bernoulli(torch.tensor(0.5 if is_model else 0.4)))
+        n = lab.sample(
+            "n", COUNTS[family](dist, 0.5 if is_model and family != "of other trials" else c)
+        )
+        if is_model:
+            mean = 1.0 if n.sum() > 0 else -3.0
+            lab.sample("x", dist.Normal(mean, 1.0), obs=torch.tensor(0.5))
+
+    infer = importlib.import_module("pyro_dvae.infer")
+    loss = infer.Exact_ELBO() if family == "Binomial" else infer.Reinforce_ELBO(2)
+    with pytest.warns(UserWarning, match="does not broadcast"):
+        found = loss.loss(lambda: programs(True), lambda: programs(False))
+    if family == "Binomial":
+        assert float(found) == pytest.approx(two_counts(), rel=1e-6)
+
+
+def two_counts():
+    """Minus the ELBO of the first of `COUNTS`, by hand."""
+    loss = 0.0
+    for c, n in itertools.product((0, 1), (0, 1, 2)):
+        ways, q, p = (1, 2, 1)[n], 0.9 + 0.05 * c, 0.925
+        q = (0.4 if c else 0.6) * ways * q**n * (1 - q) ** (2 - n)
+        p = 0.5 * ways * p**n * (1 - p) ** (2 - n)
+        log_x = -0.5 * (0.5 - (1.0 if n else -3.0)) ** 2 - 0.5 * np.log(2 * np.pi)
+        loss -= q * (log_x + np.log(p / q))
+    return loss

@@ -140,11 +140,11 @@ def _keeps_apart(pair: Pair, reads: Reads) -> bool:
     values = {name: _of_size(value, count) for name, value in told.items() if value is not None}
     with poutine.replay(trace=drawn_subsamples(first)):
         try:
-            if len(values) < len(drawn):  # the rest follows from these
+            for name in [name for name, value in told.items() if value is None]:
                 rest = run_pair(pair, Draw(pair.layout, count, values)).guide
                 if drawn.keys() - rest.keys():  # which sites there are depends on the draws
                     return False
-                values = {name: rest[name].value for name in drawn}
+                values[name] = _of_size(telling_values(rest[name], given=True), count)
             return _agree_on(pair, values, drawn, reads)
         except Exception as error:  # of values that the program never draws
             raise_slip(error)
@@ -262,44 +262,44 @@ def _agree(first: Particles, second: Particles, place: int, other: int) -> bool:
     return all(one.shape == two.shape and same_but_rounding(one, two) for one, two in pairs)
 
 
-def telling_values(site: Site) -> Tensor | None:
+def telling_values(site: Site, *, given: bool = False) -> Tensor | None:
     """Values like those drawn, in which particles differ as much as the support lets them.
 
-    None where other draws say what the largest is.
+    None where other draws say what the largest is, unless these are `given`: each particle's then
+    has the largest of its own.
     """
     support = site.fn.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     value, kind = site.value, type(support)
     if support is constraints.boolean or kind is type(constraints.boolean):
-        return _spread(value, lambda shape: torch.zeros(shape), lambda shape: torch.ones(shape))
+        return _spread(torch.zeros_like(value), torch.ones_like(value))
+    if kind is type(constraints.nonnegative_integer):  # there is no largest one
+        low = torch.full_like(value, support.lower_bound)
+        return _spread(low, torch.maximum(value.amax(0, keepdim=True), low + 1))
     if kind is constraints.integer_interval:
-        low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))
-        if high.dim() > value.dim() - 1:
-            return None
-        return _spread(value, lambda shape: low.expand(shape), lambda shape: high.expand(shape))
+        ends = support.lower_bound, support.upper_bound
+        low, high = (torch.as_tensor(end).to(value).expand(value.shape) for end in ends)
+        are_one = all(bool((end == end[:1]).all()) for end in (low, high))
+        return _spread(low, high) if given or are_one else None
     if kind is type(constraints.one_hot):
+        codes = value.argmax(-1)
         size = value.shape[-1]
-        codes = _spread(
-            value.argmax(-1),
-            lambda shape: torch.zeros(shape),
-            lambda shape: torch.full(shape, size - 1),
-        )
+        codes = _spread(torch.zeros_like(codes), torch.full_like(codes, size - 1))
         return torch.nn.functional.one_hot(codes, size).to(value)
     return value
 
 
-def _spread(value: Tensor, lowest: Callable, highest: Callable) -> Tensor:
+def _spread(low: Tensor, high: Tensor) -> Tensor:
     """The highest values, the lowest, and some of each: which, tells the places of a few apart.
 
     A program that reads the first particle finds more than nothing.
     """
-    shape = value.shape[1:]
-    low, high = lowest(shape).to(value), highest(shape).to(value)
-    places = torch.arange(shape.numel(), device=value.device).reshape(shape)
+    shape = low.shape[1:]
+    places = torch.arange(shape.numel(), device=low.device).reshape(shape)
     if shape.numel() > 2**_NUM_MIXED:
         places = torch.randint_like(places, 2**_NUM_MIXED)
     # One of them the other way round: no count that some particles have is that of all.
-    ways = [(places >> bit) % 2 == int(bit != 1) for bit in range(_NUM_MIXED)]
-    mixed = [torch.where(way, high, low) for way in ways]
-    return torch.stack([high, low, *mixed])
+    mixed = [(places >> bit) % 2 == int(bit != 1) for bit in range(_NUM_MIXED)]
+    are_high = torch.stack([places >= 0, places < 0, *mixed])
+    return torch.where(are_high, high[:_NUM_PARTICLES], low[:_NUM_PARTICLES])
