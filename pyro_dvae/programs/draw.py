@@ -93,6 +93,11 @@ class Draw(Messenger):
         self.layout, self.num_draws, self.values = layout, num_draws, values or {}
         self.sampler, self.particle, self.pathwise = sampler, particle, pathwise
         self.expand = expand
+        self._seed = 0
+
+    def __enter__(self) -> Any:
+        self._seed = torch.initial_seed()
+        return super().__enter__()
 
     def _pyro_sample(self, msg: Any) -> None:
         known = self.layout.bounded
@@ -108,7 +113,10 @@ class Draw(Messenger):
         site = Site.of(msg)
         if site.name in self.values:
             msg["value"], msg["done"] = self._given(site), True
-        elif self.sampler is not None and by_sampler:
+            return
+        if torch.initial_seed() != self._seed:
+            raise _seeded(site)
+        if self.sampler is not None and by_sampler:
             with drawing(site):
                 msg["value"] = self.sampler(site, self._shape(site.fn), self.particle)
             msg["done"] = True
@@ -153,6 +161,14 @@ class Draw(Messenger):
             return shape
         missing = self.layout.nesting + 1 - len(fn.batch_shape)
         return (*[1] * (missing - 1), *shape) if missing > 0 else shape[1:]
+
+
+def _seeded(site: Site) -> ValueError:
+    return ValueError(
+        f"site '{site.name}' is drawn after the program has seeded Torch's generator, so that each "
+        "run would draw the same. Hand the program over without poutine.seed, and call "
+        "pyro.set_rng_seed or torch.manual_seed before training, outside of it."
+    )
 
 
 class _AtAnyValue:

@@ -17,6 +17,7 @@ __all__ = [
     "is_computed",
     "is_drawn",
     "is_observed",
+    "is_of_store",
     "is_subsample",
     "param_values",
     "rows_of_plates",
@@ -80,7 +81,12 @@ def rows_of_plates(trace: poutine.Trace) -> dict[str, Rows]:
 def param_values(trace: poutine.Trace) -> dict[str, Any]:
     """The parameters of a run, by name."""
     messages: dict[str, Any] = dict(trace.nodes)
-    return {name: m["value"] for name, m in messages.items() if m["type"] == "param"}
+    return {name: m["value"] for name, m in messages.items() if is_of_store(m)}
+
+
+def is_of_store(message: Mapping[str, Any]) -> bool:
+    """Whether it is of a parameter, and no handler has put a value in its place."""
+    return message["type"] == "param" and hasattr(message["value"], "unconstrained")
 
 
 def with_values(trace: poutine.Trace, values: Mapping[str, Any]) -> poutine.Trace:

@@ -9,6 +9,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_dvae.programs.messages import is_of_store
+
 __all__ = ["Elsewhere", "draws_elsewhere"]
 
 
@@ -43,6 +45,8 @@ class Elsewhere(Messenger):
         super().__exit__(*exc)
 
     def _pyro_post_param(self, msg: Any) -> None:
+        if not is_of_store(msg):
+            return
         tensor = msg["value"].unconstrained()  # a module computes with it, too
         if id(tensor) not in self._values:
             self._values[id(tensor)] = tensor, tensor.detach().clone()

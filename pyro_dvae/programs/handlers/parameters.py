@@ -10,6 +10,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
+from pyro_dvae.programs.messages import is_of_store
+
 __all__ = ["AtParameters"]
 
 
@@ -53,6 +55,8 @@ class AtParameters(Messenger):
 
     def _pyro_post_param(self, msg: Any) -> None:
         name, value, store = msg["name"], msg["value"], pyro.get_param_store()
+        if not is_of_store(msg):
+            return None
         tensor = value.unconstrained()
         if isinstance(tensor, nn.Parameter) and id(tensor) not in self._gradients:
             self._gradients[id(tensor)] = tensor, tensor.grad
