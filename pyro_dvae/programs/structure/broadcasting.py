@@ -144,7 +144,9 @@ def _keeps_apart(pair: Pair, reads: Reads) -> bool:
                 rest = run_pair(pair, Draw(pair.layout, count, values)).guide
                 if drawn.keys() - rest.keys():  # which sites there are depends on the draws
                     return False
-                values[name] = _of_size(telling_values(rest[name], given=True), count)
+                value = telling_values(rest[name], given=True)
+                assert value is not None
+                values[name] = _of_size(value, count)
             return _agree_on(pair, values, drawn, reads)
         except Exception as error:  # of values that the program never draws
             raise_slip(error)
