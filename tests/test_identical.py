@@ -36,6 +36,7 @@ IDENTICAL = {
     "diagnostics/uniformity.py",
     "diagnostics/usage.py",
     "diagnostics/verdicts.py",
+    "diagnostics/waiting.py",
     "diagnostics/weighing.py",
     "diagnostics/words.py",
     "fit/files.py",

@@ -73,6 +73,9 @@ def test_leaving_out_data_is_warned_of_where_shared_draws_are_wrong(thrifty_shim
     diagnose(thrifty_shim, "to_arviz", case_of(thrifty_shim, 0.0, 0.0), **options)
     with pytest.warns(UserWarning, match="draws of 'level' as if they were the posterior's"):
         diagnose(thrifty_shim, "to_arviz", case_of(thrifty_shim, 3.0, 0.0), **options)
+    with pytest.warns(UserWarning, match="^`posterior` has the guide's draws of 'level' as if"):
+        diagnose(thrifty_shim, "to_arviz", case_of(thrifty_shim, 3.0, 0.0), groups=["posterior"])
+    diagnose(thrifty_shim, "to_arviz", case_of(thrifty_shim, 0.0, 0.0), groups=["posterior"])
 
 
 def judged(sharing, truth, halves):

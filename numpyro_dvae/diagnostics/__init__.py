@@ -32,8 +32,8 @@ noise of its own draw, `rates` and `conditionals`; for the probabilities of a di
 are, `quality`; for a standard error, `errors` and `expectations`; for what the data share, `costs`;
 for what a bound is not, `notes`, and why, `points` (a guide without a distribution), `weighed` (a
 scaled density) and `silence` (a latent under a mask); for arguments, `trees` and `arguments`, and
-`arrays` for named dims; for what `batch_size` cuts, `cutting` and `batches`; for how long draws
-take that Pyro runs one by one, its `patience`.
+`arrays` for named dims; for what `batch_size` cuts, `cutting` and `batches`; for progress bars,
+`waiting`; for how long draws take that Pyro runs one by one, its `patience`.
 
 Words: a *reading* is one thing that can be read of a site, such as its values or its rate; the
 *record* has the log-densities of each draw and datum; a *datum* is one cell of the *plates* that

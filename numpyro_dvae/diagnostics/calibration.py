@@ -49,6 +49,7 @@ from numpyro_dvae.diagnostics.uniformity import (
     settled,
     shared_latents,
 )
+from numpyro_dvae.diagnostics.waiting import waited
 from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.templates import split
 from numpyro_dvae.ops.arguments import checked
@@ -141,7 +142,7 @@ def simulation_based_calibration(
     rank = programs.compiled(
         partial(_ranked, score_key=rng_key, places=tuple(places), num_draws=num_draws)
     )
-    for key in jax.random.split(rng_key, count):
+    for key in waited(jax.random.split(rng_key, count), "simulations", count):
         with on_simulated_data():
             matches, simulated = _simulated(key, simulate, rank, called, places, seen)
         for site, matching in matches.items():

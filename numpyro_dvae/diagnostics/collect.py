@@ -34,6 +34,7 @@ from numpyro_dvae.diagnostics.readings import (
 from numpyro_dvae.diagnostics.reports import CodeUsage
 from numpyro_dvae.diagnostics.simulations import prior_sites
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
+from numpyro_dvae.diagnostics.waiting import waited
 from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.templates import Template, split
@@ -83,7 +84,7 @@ def collect(
     args = trained.arguments(data)
     cut, pair, run = rows_of(rng_key, trained, args, batch_size), None, None
     draws = Draws(num_draws, cut)
-    for i, rows in enumerate(cut.parts):
+    for i, rows in enumerate(waited(cut.parts, "batches")):
         part = cut.of(args, rows)
         if pair is None or run is None:
             pair = trained.pair(rng_key, part)
@@ -123,7 +124,7 @@ def collect_given_shared(
     keys = jax.random.split(rng_key, num_shared + 1)
     pair, found = trained.pair(keys[0], args), []
     run = _compiled(trained, pair, frozenset(wanted), False)
-    for place, key in enumerate(keys[1:]):
+    for place, key in enumerate(waited(keys[1:], "draws of what the data share", num_shared)):
         given = {name: np.asarray(site.values[place]) for name, site in outer["given"].items()}
         draws = Draws(num_draws)
         _fill(draws, None, pair, run, key, trained, args, given)
@@ -144,7 +145,8 @@ def _fill(
     """Run the pair until the draws of these rows are there."""
     draws.summed_sites = pair.layout.summed
     (arrays, template), params = split(Batch(args, {})), trained.params
-    for i, (some, size) in enumerate(cut_draws(draws.num_draws, count_numbers(args))):
+    blocks = list(cut_draws(draws.num_draws, count_numbers(args)))
+    for i, (some, size) in enumerate(waited(blocks, "blocks of draws")):
         key = jax.random.fold_in(rng_key, i)
         found = jax.device_get(run(key, params, arrays, template, size, dict(given)))
         outside = found[1].get("outside", {})
@@ -174,7 +176,7 @@ def collect_states(
     trained = as_trained(result, params)
     args = trained.arguments(data)
     draws, cut = None, rows_of(rng_key, trained, args, batch_size)
-    for rows in cut.parts:
+    for rows in waited(cut.parts, "batches"):
         part = cut.of(args, rows)
         if draws is None:
             pair = trained.pair(rng_key, part)
@@ -182,7 +184,8 @@ def collect_states(
             num_states = max(map(len, states.values()), default=1)
             draws, run = Draws(num_states, cut), _compiled_scores(trained, pair)
         arrays, template = split(Batch(part, {}))
-        for chosen, size in cut_draws(num_states, count_numbers(part)):
+        blocks = list(cut_draws(num_states, count_numbers(part)))
+        for chosen, size in waited(blocks, "blocks of states"):
             index = np.minimum(np.arange(chosen.start, chosen.start + size), num_states - 1)
             some = {name: values[index] for name, values in states.items()}
             record = jax.device_get(run(rng_key, trained.params, arrays, template, some))

@@ -20,6 +20,7 @@ from numpyro.distributions import biject_to
 from numpyro_dvae.diagnostics.readings import constraints_of
 from numpyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
+from numpyro_dvae.diagnostics.waiting import waited
 from numpyro_dvae.fit.data import Batch
 from numpyro_dvae.fit.plain import dotted
 from numpyro_dvae.fit.templates import Template, split
@@ -71,7 +72,7 @@ def gradient_variance(
     args = trained.arguments(data)
     moments = {
         name: _moments(jax.random.fold_in(rng_key, i), loss, trained, args, num_repeats, select)
-        for i, (name, loss) in enumerate(losses.items())
+        for i, (name, loss) in enumerate(waited(losses.items(), "losses"))
     }
     return gradient_quality(moments, num_repeats)
 

@@ -113,10 +113,11 @@ def to_arviz(
     )
     most = num_draws if "log_likelihood" in groups else NUM_SHARED  # it has an evidence of each
     report, evidences = diagnose(keys[1], draws, result, data, most, _GIVEN_SHARED, params)
-    if evidences is not None and "log_likelihood" in groups:
-        for said in [each.warning for each in (report, report.shared) if each is not None]:
-            if said:
-                warnings.warn(said, stacklevel=3)
+    told = set(groups) - (set() if evidences is not None else {"log_likelihood"})
+    of_data = report.warning if "log_likelihood" in told else ""
+    of_shared = report.shared.warning_in(told) if report.shared else ""
+    for said in filter(None, (of_data, of_shared)):
+        warnings.warn(said, stacklevel=3)
     summed = {}
     if draws.summed_sites and "vi_stats" in groups:
         options = {"params": params, "batch_size": batch_size}

@@ -9,6 +9,7 @@ tails. Two halves of the draws have noise of their own: what they agree on is no
 NumPy alone, so but for the package's name this file is the same in both packages.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,10 @@ __all__ = ["SharedDiagnostics", "agreed_part"]
 _LEAST_NOISE = 1e-3  # variance of log weights that no verdict hangs on
 _MOST_NOISE = 2.5  # times what the delta method tells, that noise is where tails are heavy
 _WARNED = ("off", "unreliable", "point", "broken")
+_WITH_DRAWS = {  # what groups of ArviZ have of these draws
+    "posterior": "`posterior`",
+    "log_likelihood": "`marginal`, which `arviz.loo` and `arviz.compare` take,",
+}
 _MOST, _HALF = 0.9, 0.5  # parts of the spread that halves agree on
 
 
@@ -59,16 +64,15 @@ class SharedDiagnostics(NamedTuple):
         words = ["broken", "point", "noisy", "unreliable", "off"]
         return str(np.select([*conditions, apart > CLOSE], words, "close"))
 
-    @property
-    def warning(self) -> str:
-        """What to say where draws stand for the posterior's that are not; nothing else."""
-        if self.num_draws == 1 or self.verdict not in _WARNED:
+    def warning_in(self, groups: Collection[str]) -> str:
+        """What to say where draws in such groups stand for the posterior's that are not."""
+        found = [name for group, name in _WITH_DRAWS.items() if group in groups]
+        if self.num_draws == 1 or self.verdict not in _WARNED or not found:
             return ""
         return (
-            "`posterior`, and `marginal`, which `arviz.loo` and `arviz.compare` take, have the "
-            f"guide's draws of {listed(self.sites)} as if they were the posterior's: means, `sd` "
-            f"and `hdi` are the guide's. Verdict on these: {self._words}. No R-hat and no k̂ of "
-            "ArviZ shows that."
+            f"{', and '.join(found)} {'have' if len(found) > 1 else 'has'} the guide's draws of "
+            f"{listed(self.sites)} as if they were the posterior's: means, `sd` and `hdi` are the "
+            f"guide's. Verdict on these: {self._words}. No R-hat and no k̂ of ArviZ shows that."
         )
 
     @property

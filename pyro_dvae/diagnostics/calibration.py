@@ -50,6 +50,7 @@ from pyro_dvae.diagnostics.uniformity import (
     settled,
     shared_latents,
 )
+from pyro_dvae.diagnostics.waiting import waited
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["simulation_based_calibration"]
@@ -108,7 +109,7 @@ def simulation_based_calibration(
         count = choose_simulations(num_simulations, record.log_p[0].numel(), latents)
         rng = np.random.default_rng(int(torch.randint(2**31, ())))
         tally = Tally(pair.layout.plates, latents, count, num_draws, num_bins, rng)
-        for _ in range(count):
+        for _ in waited(range(count), "simulations"):
             with on_simulated_data():
                 matches, simulated = _simulated(pair, places, seen, num_draws)
             for site, matching in matches.items():

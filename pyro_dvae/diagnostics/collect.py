@@ -37,6 +37,7 @@ from pyro_dvae.diagnostics.readings import (
 from pyro_dvae.diagnostics.reports import CodeUsage
 from pyro_dvae.diagnostics.simulations import OneByOneError, prior_sites
 from pyro_dvae.diagnostics.trained import Trained, as_trained
+from pyro_dvae.diagnostics.waiting import waited
 from pyro_dvae.fit.svi import device_of
 from pyro_dvae.programs.record import Particles
 from pyro_dvae.programs.sites import StructureError
@@ -83,7 +84,8 @@ def collect(
     def run(mode: Mode) -> Draws:
         cut = rows_of(trained, args, batch_size)
         draws, patience = Draws(num_draws, cut), Patience(len(cut.parts) * num_draws)
-        for rows, pair in _pairs(trained, args, cut, mode):
+        pairs = _pairs(trained, args, cut, mode)
+        for rows, pair in waited(pairs, "batches", len(cut.parts)):
             pair = _patient(pair, patience)
             _fill(draws, rows, pair, wanted, prior=prior)
         return draws
@@ -140,7 +142,7 @@ def collect_given_shared(
     with trained.at_parameters():
         for _, pair in _pairs(trained, args, RowsCut(0, 0)):
             pair = _patient(pair, Patience(num_shared * num_draws))
-            for place in range(num_shared):
+            for place in waited(range(num_shared), "draws of what the data share"):
                 given = {
                     name: torch.from_numpy(site.values[place : place + 1]).to(device)
                     for name, site in outer["given"].items()
@@ -172,7 +174,7 @@ def _fill(
     blocks = cut_draws(draws.num_draws, count_numbers(pair.args))
     if pair.structure is None:  # all draws together tell which sites there are
         blocks = iter([(slice(0, draws.num_draws), draws.num_draws)])
-    for some, size in blocks:
+    for some, size in waited(list(blocks), "blocks of draws"):
         block = Chunk(some, rows)
         record, readings = posterior_sites(pair, size, wanted, given, weighs=True)
         _add_record(draws, block, pair, record, RECORD)
@@ -208,7 +210,8 @@ def collect_states(
 
     def run(mode: Mode) -> Draws:
         draws, cut = None, rows_of(trained, args, batch_size)
-        for rows, pair in _pairs(trained, args, cut, mode):
+        pairs = _pairs(trained, args, cut, mode)
+        for rows, pair in waited(pairs, "batches", len(cut.parts)):
             for part, record in _scores(pair, max_states):
                 draws = draws or Draws(part.num_states, cut)
                 _add_record(draws, Chunk(part.states, rows), pair, record, _OF_STATES)
@@ -234,7 +237,8 @@ def _scores(pair: Pair, max_states: int) -> Iterator[tuple[_Part, Particles]]:
         return
     states = enumerate_states(pair, max_states)
     num_states = max(map(len, states.values()), default=1)
-    for part, _ in cut_draws(num_states, count_numbers(pair.args)):
+    parts = list(cut_draws(num_states, count_numbers(pair.args)))
+    for part, _ in waited(parts, "blocks of states"):
         some = {name: values[part] for name, values in states.items()}
         yield _Part(part, num_states), score_states(pair, some)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
 from pyro_dvae.diagnostics.trained import Trained, as_trained
+from pyro_dvae.diagnostics.waiting import waited
 from pyro_dvae.fit.svi import loss_unchanged
 from pyro_dvae.ops.arguments import checked
 
@@ -78,7 +79,7 @@ def _moments(
     """Mean of each parameter's gradient, and the trace of its covariance."""
     sums: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
-    for _ in range(num_repeats):
+    for _ in waited(range(num_repeats), "gradients"):
         for name, gradient in _gradients(loss, trained, args).items():
             if select is None or select(name):
                 sums[name] = sums.get(name, 0.0) + gradient

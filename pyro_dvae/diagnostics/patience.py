@@ -4,6 +4,8 @@ import time
 import warnings
 from collections.abc import Iterator
 
+from pyro_dvae.diagnostics.waiting import waited
+
 __all__ = ["Patience"]
 
 _LOOKED = 3.0  # seconds, after which the rest can be told
@@ -24,7 +26,7 @@ class Patience:
     def over(self, num_runs: int) -> Iterator[int]:
         """Number some of the runs, which are made on the way."""
         begin = self._begin = time.perf_counter() if self._begin is None else self._begin
-        for i in range(num_runs):
+        for i in waited(range(num_runs), "draws"):
             yield i
             self._done += 1
             seconds = time.perf_counter() - begin
