@@ -142,6 +142,9 @@ def test_what_is_said_is_true(thrifty_shim, name):
     else:
         assert len(misses) == 1
         assert misses[0] < true_gap / size + 5 * found.elbo_error.mean() + 0.01
+        together = numbers_after("[0-9], together", text)
+        assert len(together) == (size > 1)
+        np.testing.assert_allclose(together, [found.gap.sum()][: size > 1], atol=0.006)
     check_verdicts(known, found)
 
 

@@ -254,25 +254,29 @@ class ImportanceDiagnostics(NamedTuple):
     def _gaps(self) -> str:
         possible = np.isfinite(self.iwae)
         if possible.all():
-            return self._misses(self.gap.mean(), self.mean_errors.gap)
+            return self._misses(self.gap.mean(), self.mean_errors.gap, size=possible.size)
         without = f"{(~possible).sum()} of {possible.size} data"
         if not possible.any():
             return f", as no draw of {without if possible.ndim else 'it'} is possible (or a NaN)"
         elbo, iwae = self.elbo[possible], self.iwae[possible]
-        misses = self._misses((iwae - elbo).mean(), np.nan)
+        misses = self._misses((iwae - elbo).mean(), np.nan, size=elbo.size)
         return (
             f", as no draw of {without} is possible (or a NaN). Of the others: ELBO "
             f"{elbo.mean():z.2f}, bound {iwae.mean():z.2f}{misses}"
         )
 
-    def _misses(self, gap: float, error: float, unit: str = "") -> str:
+    def _misses(self, gap: float, error: float, unit: str = "", size: int = 1) -> str:
         loose = int((~np.asarray(self.is_bound)).sum())
         if np.isnan(gap):
             return ""  # of bounds that are both infinite
         if not loose:
-            noise = if_shown(error, self.whole.is_settled and self.whole.is_elbo_settled)
-            digits = 3 if unit and gap < SHOWN else 2
-            return f": the guide misses at least {gap:z.{digits}f}{noise}{unit}"
+            settled = self.whole.is_settled and self.whole.is_elbo_settled
+            noise, digits = if_shown(error, settled), 3 if unit and gap < SHOWN else 2
+            together = f", together {size * gap:z.2f}{if_shown(size * error, settled)}"
+            return (
+                f": the guide misses at least {gap:z.{digits}f}{noise}{unit}"
+                f"{together if size > 1 else ''}"  # verdicts are of each datum: small misses add up
+            )
         if unit or self.auxiliary or self.weighed:
             return ""  # it is said elsewhere
         some = f"Of {loose} data the ELBO" if self.ess.ndim else "The ELBO"

@@ -196,7 +196,7 @@ class PosteriorGap(NamedTuple):
             )
         evidence, elbo = self.log_evidence[possible].mean(), self.elbo[possible].mean()
         gap, mass = self.gap[possible], self.support_mass[possible].mean()
-        largest = f" (largest {gap.max():z.3f})" if self.gap.ndim else ""
+        largest = f" (largest {gap.max():z.3f}, together {gap.sum():z.2f})" if self.gap.ndim else ""
         return (
             f"{title} {evidence:z.3f}, ELBO {elbo:z.3f}, gap {gap.mean():z.3f} nats {each}"
             f"{largest}; the guide can draw {mass:.1%} of the posterior"
