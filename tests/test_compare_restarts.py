@@ -143,6 +143,7 @@ def test_the_runs_are_kept_the_best_first(kit):
     np.testing.assert_array_equal(*(np.asarray(r.params["means"]) for r in (kit.result, runs[0])))
     orders = {tuple(np.argsort(np.asarray(run.params["means"]))) for run in runs}
     assert len(orders) == 3  # else there would be nothing to align
+    assert kit.result.alike == ("logits",)
 
 
 @pytest.mark.thrifty
@@ -214,20 +215,21 @@ def test_what_cannot_be_compared_is_refused(kit):
 def test_runs_differ_by_more_than_the_noise_of_few_draws():
     """Equal runs are told apart as rarely as is said; what is one to rounding never."""
     pytest.importorskip("torch")
-    module = importlib.import_module("pyro_dvae.diagnostics.restarts")
+    module = importlib.import_module("pyro_dvae.diagnostics.agreement")
     rng = np.random.default_rng(0)
     runs = rng.gamma(2.0, size=(500, 3, 40))
-    assert np.mean([module._differ_in_mean(each) for each in runs]) < 0.03
-    limit = module._noise_of_rhat(3, 40, 1)
+    assert np.mean([module.differ_in_mean(each) for each in runs]) < 0.03
+    limit = module.noise_of_rhat(3, 40, 1)
     rhats = np.array([module.rhat_of(each) for each in runs[:200]])
     assert (rhats > 1.01).mean() > 0.3  # as is said of long chains
     assert (rhats > limit).mean() < 0.03
+    assert module.rhat_of(np.tile([0.0, 1.0], (3, 20))) < limit  # folded, they are all one value
     apart = runs[0] + np.array([[0.0], [0.0], [2.5]])
-    assert module._differ_in_mean(apart)
+    assert module.differ_in_mean(apart)
     assert module.rhat_of(apart) > limit
     exact = np.float32([[-812.4413], [-812.4412], [-812.4413]]).repeat(40, 1)
-    assert not module._differ_in_mean(exact)
-    assert module._differ_in_mean(exact + np.float32([[0.0], [0.1], [0.0]]))
+    assert not module.differ_in_mean(exact)
+    assert module.differ_in_mean(exact + np.float32([[0.0], [0.1], [0.0]]))
 
 
 def test_weights_that_differ_are_not_said_to_agree(kit):
@@ -241,7 +243,12 @@ def test_weights_that_differ_are_not_said_to_agree(kit):
     assert "a larger `num_draws` would tell" in undecided
     assert "agree," not in undecided
     assert "Runs differ in z" in differ
-    limit = max(1.01, importlib.import_module(type(found).__module__)._noise_of_rhat(3, 50, 1))
+    spread = np.ptp(found.params["means"], 0).max()
+    size = np.sqrt(np.mean(np.square(found.params["means"])))
+    assert f"(root mean square): means {spread:.2g} of {size:.2g}, logits" in agree
+    assert "All runs began at the same values of logits, as their programs give" in agree
+    agreement = type(found).__module__.replace("restarts", "agreement")
+    limit = max(1.01, importlib.import_module(agreement).noise_of_rhat(3, 50, 1))
     assert found.undecided == (not found.differs and found.rhat["evidence"] > limit)
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = "pyro_dvae", "numpyro_dvae"
 IDENTICAL = {
     "diagnostics/__init__.py",
+    "diagnostics/agreement.py",
     "diagnostics/arguments.py",
     "diagnostics/arrays.py",
     "diagnostics/averaging.py",

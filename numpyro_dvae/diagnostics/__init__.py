@@ -19,8 +19,9 @@ at the trained parameters, and leave everything as it was. Start with `evaluate`
 Behind them, `trained` takes a result apart, `readings` runs its programs, `labels` reads the sites,
 `collect` fills `draws` with that, `weighing`, `costing`, `summaries` and `usage` have the formulas
 on these, `reports`, `carried`, `verdicts` and `sharing` what is returned, in the `words` of all;
-`symmetry` tries what codes may be called otherwise; `groups` alone meets ArviZ, with `names` that
-do not clash there. This room may import `fit` and all rooms below it.
+`symmetry` tries what codes may be called otherwise, `agreement` tells whether runs agree; `groups`
+alone meets ArviZ, with `names` that do not clash there. This room may import `fit` and all rooms
+below it.
 
 Which file to open: for a site of the guide alone, `auxiliary`; for states that it cannot draw,
 `left_out`; for a mask, `programs.densities` says where it is in a program, and `summaries` and

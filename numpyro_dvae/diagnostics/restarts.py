@@ -12,7 +12,6 @@ References:
         Analysis, 2021.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,11 +20,17 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import f as variance_ratio
-from scipy.stats import norm
+from tqdm.auto import tqdm
 
+from numpyro_dvae.diagnostics.agreement import (
+    evidence_of,
+    line_of_params,
+    line_of_starts,
+    rhats_of,
+    told_apart,
+)
 from numpyro_dvae.diagnostics.costs import AT_LEAST
-from numpyro_dvae.diagnostics.groups import as_chains, rhat_of
+from numpyro_dvae.diagnostics.groups import as_chains
 from numpyro_dvae.diagnostics.inference_data import to_arviz
 from numpyro_dvae.diagnostics.notes import KINDS, notes_of
 from numpyro_dvae.diagnostics.symmetry import Codes, Renaming, Symmetries
@@ -35,10 +40,7 @@ from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["RestartComparison", "align_codes", "compare_restarts"]
 
-_EVIDENCE = "evidence"
 _GROUPS = ("posterior", "sample_stats", "observed_data", "vi_stats")
-_AGREES = 1.01  # R-hat below which runs are not told apart [2]
-_CHANCE = 0.01  # that runs which agree are said to differ in a quantity
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,6 +66,7 @@ class RestartComparison:
         chains: The runs as the chains of ArviZ data: see `to_arviz`.
         undecided: Whether the weights of the draws differ between runs, by the R-hat of the
             evidence, while the errors of the ELBOs are too wide to tell these apart.
+        alike: Parameters that began at the same values in all runs: see `FitResult`.
     """
 
     elbo: Float[np.ndarray, "R"]
@@ -77,6 +80,7 @@ class RestartComparison:
     params: Mapping[str, np.ndarray]
     chains: Any
     undecided: bool = False
+    alike: tuple[str, ...] = ()
 
     def _verdict(self) -> str:
         if self.differs:
@@ -113,6 +117,8 @@ class RestartComparison:
             + ". "
             + self._verdict()
         )
+        lines += line_of_params(self.params)
+        lines += line_of_starts(self.alike)
         noted = {kind: str(self.chains["vi_stats"].attrs.get(kind, "")) for kind in KINDS}
         sites = {kind: tuple(filter(None, names.split(", "))) for kind, names in noted.items()}
         return "\n".join([*lines, *notes_of(sites)])
@@ -127,6 +133,7 @@ def compare_restarts(
     align: Mapping[str, Collection[str]] | None = None,
     quantities: Sequence[str] | None = None,
     batch_size: int | None = None,
+    progress: bool = True,
 ) -> RestartComparison:
     """Put the runs of `fit_restarts` side by side, with their labels aligned where they may be.
 
@@ -140,6 +147,7 @@ def compare_restarts(
             is tried. By default what each site needs is searched for; ``{}`` aligns none.
         quantities: Names of the posterior's variables whose R-hat is wanted; by default all.
         batch_size: As in `to_arviz`.
+        progress: Show a progress bar: the runs that have been drawn from.
 
     Raises:
         ValueError: If `result` has fewer than two runs, if the model is not symmetric in what
@@ -147,9 +155,10 @@ def compare_restarts(
     """
     check_counts(num_draws=num_draws, batch_size=batch_size)
     runs = _runs_of(result)
+    keys = jax.random.split(rng_key, len(runs))
     tables = [
         to_arviz(key, run, *data, num_draws=num_draws, batch_size=batch_size, groups=_GROUPS)
-        for key, run in zip(jax.random.split(rng_key, len(runs)), runs, strict=True)
+        for key, run in zip(keys, tqdm(runs, disable=not progress), strict=True)
     ]
     trained = [as_trained(run, None) for run in runs]
     symmetries = Symmetries(rng_key, trained[0], trained[0].arguments(data))
@@ -160,19 +169,20 @@ def compare_restarts(
         kept = symmetries.sizes.keys() - found.permutations.keys()
         found.unaligned.update({name: symmetries.why(name) for name in sorted(kept)})
     chains = as_chains(tables)
-    evidence, few = _evidence(chains), chains["vi_stats"]["has_few_states"]
-    rhats, limits = _rhats(chains, evidence, quantities)
+    evidence, few = evidence_of(chains), chains["vi_stats"]["has_few_states"]
+    rhats, limits = rhats_of(chains, evidence, quantities)
     return RestartComparison(
         elbo=evidence.mean(1),
         elbo_error=evidence.std(1, ddof=1) / num_draws**0.5,
         is_settled=np.logical_not(np.asarray(few).reshape(len(runs), -1).any(1)),
         rhat=rhats,
-        **_told_apart(evidence, rhats, limits),
+        **told_apart(evidence, rhats, limits),
         permutations=found.permutations,
         agreement=found.agreement,
         unaligned=found.unaligned,
         params=_stacked(found.params),
         chains=chains,
+        alike=getattr(result, "alike", ()),
     )
 
 
@@ -279,63 +289,6 @@ def _rename(renaming: Renaming, table: Any) -> None:
 def _set(dataset: Any, name: str, values: np.ndarray) -> None:
     before = dataset[name]
     dataset[name] = (before.dims, values.astype(before.dtype), before.attrs)
-
-
-def _evidence(chains: Any) -> Float[np.ndarray, "R K"]:
-    """Log weight of all data and of what they share, of each draw; its mean is the ELBO."""
-    stats = chains["sample_stats"]
-    name = "log_weight_whole" if "log_weight_whole" in stats else "log_weight"
-    values = np.asarray(stats[name])
-    return values.reshape(*values.shape[:2], -1).sum(-1)
-
-
-def _told_apart(
-    evidence: np.ndarray, rhats: Mapping[str, float], limits: Mapping[str, float]
-) -> dict[str, Any]:
-    """The quantities in which runs differ, and whether only the ELBOs' errors hide it."""
-    beyond = [name for name, value in rhats.items() if not value <= limits[name]]
-    others = [name for name in beyond if name != _EVIDENCE]
-    differs = (_EVIDENCE, *others) if _differ_in_mean(evidence) else tuple(others)
-    return {"differs": differs, "undecided": not differs and _EVIDENCE in beyond}
-
-
-def _differ_in_mean(evidence: Float[np.ndarray, "R K"]) -> bool:
-    """Whether means of two runs differ by more than their errors, or rounding, explain."""
-    means, errors = evidence.mean(1), evidence.std(1, ddof=1) / evidence.shape[1] ** 0.5
-    pairs = math.comb(len(means), 2)
-    noise = norm.isf(_CHANCE / 2 / pairs) * np.hypot(errors[:, None], errors)
-    rounding = 64 * np.finfo(evidence.dtype).eps * np.abs(means).max()
-    return bool((np.abs(means[:, None] - means) > np.maximum(noise, rounding)).any())
-
-
-def _rhats(
-    chains: Any, evidence: np.ndarray, quantities: Sequence[str] | None
-) -> tuple[dict[str, float], dict[str, float]]:
-    """The largest R-hat of each quantity's entries, and what it is at most where runs agree."""
-    posterior = chains["posterior"]
-    known = [str(name) for name in posterior.data_vars]
-    names = known if quantities is None else list(quantities)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"`quantities` has {unknown}; the posterior has {known}.")
-    arrays = {_EVIDENCE: evidence} | {name: np.asarray(posterior[name]) for name in names}
-    found, limits = {}, {}
-    for name, values in arrays.items():
-        cells = values.reshape(*values.shape[:2], -1).astype(float)
-        each = [rhat_of(cells[..., i]) for i in range(cells.shape[-1])]
-        found[name] = float(np.max(each)) if each else 1.0
-        limits[name] = max(_AGREES, _noise_of_rhat(*cells.shape))
-    return found, limits
-
-
-def _noise_of_rhat(num_runs: int, num_draws: int, num_entries: int) -> float:
-    """The largest R-hat of entries of runs that do not differ; all but one time in a hundred.
-
-    Of the halves of all runs, a variance between over one within; twice, as R-hat is also folded.
-    """
-    num_halves, size = 2 * num_runs, max(num_draws // 2, 2)
-    chance = _CHANCE / 2 / max(num_entries, 1)
-    ratio = variance_ratio.isf(chance, num_halves - 1, num_halves * (size - 1))
-    return float(((size - 1 + ratio) / size) ** 0.5)
 
 
 def _stacked(params: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

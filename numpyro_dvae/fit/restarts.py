@@ -106,7 +106,7 @@ def fit_restarts(
         devices=devices,
         capture=capture,
     )
-    return replace(best, runs=runs.results(best))
+    return replace(best, runs=runs.results(best), alike=runs.alike)
 
 
 class _SideBySide(SVI):
@@ -117,6 +117,7 @@ class _SideBySide(SVI):
         self._svi, self._svis, self._num_runs = svis[0], svis, len(svis)
         self._decay = math.exp(-10.0 / max(num_steps, 1))
         self._last: SVIState | None = None  # whose best run was asked for
+        self.alike: tuple[str, ...] = ()  # parameters that begin at the same values in all runs
 
     def init(self, rng_key: Array, *args: Any, **kwargs: Any) -> SVIState:
         """The first states, each by its own `SVI`, stacked."""
@@ -126,6 +127,7 @@ class _SideBySide(SVI):
         ]
         self.constrain_fn = self._svi.constrain_fn
         _check_alike(states)
+        self.alike = _started_alike([self._svi.get_params(state) for state in states])
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         zeros = jnp.zeros(self._num_runs)
         record = _Record(zeros, zeros, jnp.ones(self._num_runs, bool))
@@ -196,6 +198,20 @@ def _check_alike(states: Sequence[SVIState]) -> None:
                 f"names and shapes; `{differ[0]}` of the state is {first} in run 0 and {other} in "
                 f"run {i}. Make them alike, or call `fit` for each."
             )
+
+
+def _started_alike(params: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Names of what has the same values in all runs, unless these are being traced."""
+    if len(params) < 2 or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params)):
+        return ()
+
+    def is_alike(name: str) -> bool:
+        first, *others = (jax.tree.leaves(each[name]) for each in params)
+        return all(
+            np.array_equal(*both) for each in others for both in zip(first, each, strict=True)
+        )
+
+    return tuple(filter(is_alike, params[0]))
 
 
 def _put_in(svi_state: SVIState, record: _Record) -> SVIState:

@@ -29,6 +29,8 @@ class FitResult:
         folder: Where the checkpoint and the log are, if anywhere.
         runs: Of `fit_restarts`, the result of each run that did not diverge, the best first; for
             `compare_restarts`.
+        alike: Of `fit_restarts`, names of parameters that began at the same values in all runs, as
+            far as it is known.
         svi_state: The state after the last step; `fit(..., init_state=...)` goes on from it.
     """
 
@@ -41,6 +43,7 @@ class FitResult:
     seconds: float = 0.0
     folder: Path | None = None
     runs: tuple["FitResult", ...] = ()
+    alike: tuple[str, ...] = ()
     svi_state: SVIState | None = None
 
     @property

@@ -347,4 +347,5 @@ def rhat_of(values: np.ndarray) -> float:
         return 1.0
     if (np.ptp(values, axis=1) == 0).all():
         return np.inf
-    return float(_arviz().rhat(values))
+    with np.errstate(invalid="ignore", divide="ignore"):  # of chains that are folded to one value
+        return float(_arviz().rhat(values))

@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_dvae.fit.checkpoints import CHECKPOINT
 from pyro_dvae.fit.loop import fit
 from pyro_dvae.fit.result import DivergenceError, FitResult
+from pyro_dvae.fit.svi import keep_start, start_of
 from pyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["fit_restarts"]
@@ -78,23 +79,26 @@ def fit_restarts(
     check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
     check_counts(batch_size=batch_size)
 
-    def run(i: int) -> FitResult:
+    def run(i: int) -> tuple[FitResult, dict[str, bytes]]:
         place = None if folder is None else Path(folder) / f"restart-{i}"
-        return fit(
-            make_svi(),
+        goes_on = resume and (place is None or (place / CHECKPOINT).exists())
+        svi = make_svi() if goes_on else keep_start(make_svi())
+        result = fit(
+            svi,
             *data,
             num_steps=num_steps,
             batch_size=batch_size,
             transform=transform,
             eval_data=eval_data,
             folder=place,
-            resume=resume and (place is None or (place / CHECKPOINT).exists()),
+            resume=goes_on,
             progress=progress,
             log_every=log_every,
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
             capture=capture,
         )
+        return result, start_of(svi)
 
     return _best_of(num_restarts, run)
 
@@ -106,20 +110,22 @@ def _recent_loss(losses: Float[np.ndarray, "steps"]) -> float:
     return float(np.average(losses, weights=weights))
 
 
-def _best_of(num_runs: int, run: Callable[[int], FitResult]) -> FitResult:
+def _best_of(num_runs: int, run: Callable[[int], tuple[FitResult, dict[str, bytes]]]) -> FitResult:
     """Make the runs, each in a parameter store of its own, and leave that of the best."""
     found: list[tuple[float, FitResult, Any]] = []
+    starts: list[dict[str, bytes]] = []
     diverged: DivergenceError | None = None
     for i in range(num_runs):
         before = torch.get_rng_state()
         with pyro.get_param_store().scope() as store:
             try:
-                result = run(i)
+                result, start = run(i)
             except DivergenceError as error:
                 diverged = error
                 continue
         _check_apart(store["params"], [other["params"] for *_, other in found])
         found.append((_recent_loss(result.losses), result, store))
+        starts.append(start)
         if torch.equal(before, torch.get_rng_state()):  # it drew nothing but its first values,
             torch.rand(())  # which only a look has drawn: the next run is to have others
     if not found:
@@ -127,7 +133,9 @@ def _best_of(num_runs: int, run: Callable[[int], FitResult]) -> FitResult:
         raise diverged
     found.sort(key=lambda each: each[0])
     pyro.get_param_store().set_state(found[0][2])
-    return replace(found[0][1], runs=tuple(result for _, result, _ in found))
+    alike = [n for n, value in starts[0].items() if all(each.get(n) == value for each in starts)]
+    runs = tuple(result for _, result, _ in found)
+    return replace(found[0][1], runs=runs, alike=tuple(alike) if len(runs) > 1 else ())
 
 
 def _check_apart(params: dict[str, Tensor], others: list[dict[str, Tensor]]) -> None:

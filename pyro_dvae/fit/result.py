@@ -30,6 +30,8 @@ class FitResult:
         folder: Where the checkpoint and the log are, if anywhere.
         runs: Of `fit_restarts`, the result of each run that did not diverge, the best first; for
             `compare_restarts`.
+        alike: Of `fit_restarts`, names of parameters that began at the same values in all runs, as
+            far as it is known.
     """
 
     model: Any
@@ -41,6 +43,7 @@ class FitResult:
     seconds: float = 0.0
     folder: Path | None = None
     runs: tuple["FitResult", ...] = ()
+    alike: tuple[str, ...] = ()
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:

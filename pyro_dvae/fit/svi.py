@@ -5,6 +5,7 @@ or a trained pair. Modules are found in a model or guide that is a module or a m
 does not know those of a module in a closure.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -27,17 +28,21 @@ __all__ = [
     "described_svi",
     "device_of",
     "evaluation_mode",
+    "keep_start",
     "loss_of",
     "loss_scalars",
     "loss_unchanged",
     "modules_of",
     "non_finite",
     "parameters",
+    "start_of",
     "take_step",
     "trained_parameters",
     "unchanged",
     "watches_loss",
 ]
+
+_START = "_pyro_dvae_start"  # attribute of an `SVI`: digests of what its parameters start at
 
 
 def check_loss(svi: SVI) -> None:
@@ -126,14 +131,32 @@ def take_step(svi: SVI, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     else:
         with poutine.trace(param_only=True) as capture:
             loss = svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
-        found = [value.unconstrained() for value in param_values(capture.trace).values()]
-        total_gradients(dict.fromkeys(found))
-        params = set(found)
+        values = {n: value.unconstrained() for n, value in param_values(capture.trace).items()}
+        if getattr(svi, _START, None) == {}:
+            setattr(svi, _START, {name: _digest(value) for name, value in values.items()})
+        total_gradients(dict.fromkeys(values.values()))
+        params = set(values.values())
         svi.optim(params)
         zero_grads(params)
     if isinstance(svi.optim, PyroLRScheduler) and not watches_loss(svi):
         svi.optim.step()
     return loss[0] if isinstance(loss, tuple) else loss  # wake-sleep: the model's own loss
+
+
+def keep_start(svi: SVI) -> SVI:
+    """Let the next step of an `SVI`, which is its first, note what its parameters start at."""
+    setattr(svi, _START, {})
+    return svi
+
+
+def start_of(svi: SVI) -> dict[str, bytes]:
+    """Digests of the values that parameters started at, by name, where they were noted."""
+    return dict(getattr(svi, _START, {}))
+
+
+def _digest(value: Tensor) -> bytes:
+    plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(plain.numpy().tobytes()).digest()
 
 
 def watches_loss(svi: SVI) -> bool:

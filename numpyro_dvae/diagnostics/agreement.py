@@ -1,0 +1,113 @@
+"""Whether runs agree: R-hat of each quantity, what it is by noise alone, and spreads of parameters.
+
+NumPy alone, so but for the package's name this file is the same in both packages.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import f as variance_ratio
+from scipy.stats import norm
+
+from numpyro_dvae.diagnostics.groups import rhat_of
+
+__all__ = [
+    "differ_in_mean",
+    "evidence_of",
+    "line_of_params",
+    "line_of_starts",
+    "noise_of_rhat",
+    "rhats_of",
+    "told_apart",
+]
+
+_EVIDENCE = "evidence"
+_AGREES = 1.01  # R-hat below which runs are not told apart (Vehtari et al.)
+_CHANCE = 0.01  # that runs which agree are said to differ in a quantity
+_MOST_SHOWN = 8  # parameters
+
+
+def evidence_of(chains: Any) -> Float[np.ndarray, "R K"]:
+    """Log weight of all data and of what they share, of each draw; its mean is the ELBO."""
+    stats = chains["sample_stats"]
+    name = "log_weight_whole" if "log_weight_whole" in stats else "log_weight"
+    values = np.asarray(stats[name])
+    return values.reshape(*values.shape[:2], -1).sum(-1)
+
+
+def told_apart(
+    evidence: np.ndarray, rhats: Mapping[str, float], limits: Mapping[str, float]
+) -> dict[str, Any]:
+    """The quantities in which runs differ, and whether only the ELBOs' errors hide it."""
+    beyond = [name for name, value in rhats.items() if not value <= limits[name]]
+    others = [name for name in beyond if name != _EVIDENCE]
+    differs = (_EVIDENCE, *others) if differ_in_mean(evidence) else tuple(others)
+    return {"differs": differs, "undecided": not differs and _EVIDENCE in beyond}
+
+
+def differ_in_mean(evidence: Float[np.ndarray, "R K"]) -> bool:
+    """Whether means of two runs differ by more than their errors, or rounding, explain."""
+    means, errors = evidence.mean(1), evidence.std(1, ddof=1) / evidence.shape[1] ** 0.5
+    pairs = math.comb(len(means), 2)
+    noise = norm.isf(_CHANCE / 2 / pairs) * np.hypot(errors[:, None], errors)
+    rounding = 64 * np.finfo(evidence.dtype).eps * np.abs(means).max()
+    return bool((np.abs(means[:, None] - means) > np.maximum(noise, rounding)).any())
+
+
+def rhats_of(
+    chains: Any, evidence: np.ndarray, quantities: Sequence[str] | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The largest R-hat of each quantity's entries, and what it is at most where runs agree."""
+    posterior = chains["posterior"]
+    known = [str(name) for name in posterior.data_vars]
+    names = known if quantities is None else list(quantities)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"`quantities` has {unknown}; the posterior has {known}.")
+    arrays = {_EVIDENCE: evidence} | {name: np.asarray(posterior[name]) for name in names}
+    found, limits = {}, {}
+    for name, values in arrays.items():
+        cells = values.reshape(*values.shape[:2], -1).astype(float)
+        each = [rhat_of(cells[..., i]) for i in range(cells.shape[-1])]
+        found[name] = float(np.max(each)) if each else 1.0
+        limits[name] = max(_AGREES, noise_of_rhat(*cells.shape))
+    return found, limits
+
+
+def noise_of_rhat(num_runs: int, num_draws: int, num_entries: int) -> float:
+    """The largest R-hat of entries of runs that do not differ; all but one time in a hundred.
+
+    Of the halves of all runs, a variance between over one within; twice, as R-hat is also folded.
+    """
+    num_halves, size = 2 * num_runs, max(num_draws // 2, 2)
+    chance = _CHANCE / 2 / max(num_entries, 1)
+    ratio = variance_ratio.isf(chance, num_halves - 1, num_halves * (size - 1))
+    return float(((size - 1 + ratio) / size) ** 0.5)
+
+
+def line_of_params(params: Mapping[str, np.ndarray]) -> list[str]:
+    """How far parameters of the runs lie apart, beside their size; those of few entries first."""
+    names = sorted((n for n, v in params.items() if v.size), key=lambda n: params[n].size)
+    shown = [
+        f"{name} {np.ptp(params[name], 0).max():.2g} of {np.sqrt(np.mean(params[name] ** 2)):.2g}"
+        for name in names[:_MOST_SHOWN]
+    ]
+    more = f", and {len(names) - len(shown)} more in `params`" if len(names) > len(shown) else ""
+    return [
+        "Parameters, which have no draws to be judged by, differ between runs by at most, beside "
+        f"their size (root mean square): {', '.join(shown)}{more}."
+    ][: len(shown)]
+
+
+def line_of_starts(alike: Sequence[str]) -> list[str]:
+    """Which parameters began at the same values in all runs, that is, did not start anew."""
+    if not alike:
+        return []
+    more = f" and {len(alike) - _MOST_SHOWN} more" if len(alike) > _MOST_SHOWN else ""
+    return [
+        f"All runs began at the same values of {', '.join(alike[:_MOST_SHOWN])}{more}, as their "
+        'programs give them: starts that are drawn, by a function in `param("name", ...)`, would '
+        "search further."
+    ]
