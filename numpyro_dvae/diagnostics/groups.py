@@ -339,10 +339,7 @@ def _put(table: Any, group: str, dataset: Any) -> None:
 
 
 def rhat_of(values: np.ndarray) -> float:
-    """R-hat of a number of each chain and draw.
-
-    1 where all draws are one, infinite where each chain has a value of its own.
-    """
+    """R-hat of a number: 1 where all draws are one, infinite where each chain has its own value."""
     if np.ptp(values) == 0:
         return 1.0
     if (np.ptp(values, axis=1) == 0).all():
