@@ -16,12 +16,12 @@ from numpyro_dvae.diagnostics.groups import rhat_of
 
 __all__ = [
     "differ_in_mean",
+    "differences_of",
     "evidence_of",
     "line_of_params",
     "line_of_starts",
     "noise_of_rhat",
     "rhats_of",
-    "told_apart",
 ]
 
 _EVIDENCE = "evidence"
@@ -38,7 +38,7 @@ def evidence_of(chains: Any) -> Float[np.ndarray, "R K"]:
     return values.reshape(*values.shape[:2], -1).sum(-1)
 
 
-def told_apart(
+def differences_of(
     evidence: np.ndarray, rhats: Mapping[str, float], limits: Mapping[str, float]
 ) -> dict[str, Any]:
     """The quantities in which runs differ, and whether only the ELBOs' errors hide it."""

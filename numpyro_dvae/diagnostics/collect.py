@@ -261,14 +261,21 @@ def _add(
 ) -> None:
     notes = pair.notes
     draws.add_record(block, pair.layout.plates, record, notes.shared, notes.alone)
-    _add_readings(draws, block, readings, {})
-    _add_readings(draws, block, priors, PRIOR_NAMES)
+    _add_readings(draws, block, readings, {}, notes.order)
+    _add_readings(draws, block, priors, PRIOR_NAMES, notes.order)
 
 
-def _add_readings(draws: Draws, block: Chunk, readings: Readings, names: Mapping[str, str]) -> None:
-    """Add what was read; `names` renames readings."""
+def _add_readings(
+    draws: Draws,
+    block: Chunk,
+    readings: Readings,
+    names: Mapping[str, str],
+    order: tuple[str, ...],
+) -> None:
+    """Add what was read, in the order of the program; `names` renames readings."""
+    places = {name: place for place, name in enumerate(order)}
     for reading, sites in readings.items():
-        for name, array in sites.items():
+        for name, array in sorted(sites.items(), key=lambda each: places.get(each[0], len(order))):
             values = np.asarray(array.values)
             array = NamedArray(array.dims, values, array.discrete, array.num_codes)
             draws.add(block, names.get(reading, reading), name, array)

@@ -65,6 +65,7 @@ class Notes(NamedTuple):
     shared: tuple[str, ...]  # sites that no datum owns, as the data share them
     computed: tuple[str, ...] = ()  # sites of the guide whose values others tell
     alone: Alone = Alone()  # sites that the guide alone has
+    order: tuple[str, ...] = ()  # of sites in the programs; what is compiled sorts them by name
 
 
 _STATE_READERS = {
@@ -92,12 +93,14 @@ def prepare_pair(
 
 
 def _notes(rng_key: Array, pair: Pair) -> Notes:
-    def read(run: Run) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def read(run: Run) -> Notes:
         sites = [*run.guide.values(), *run.model.values()]
         shared = dict.fromkeys(site.name for site in sites if not pair.layout.owns(site))
-        return tuple(shared), computed_sites(run)
+        order = tuple(dict.fromkeys([*run.guide, *run.model_trace]))
+        return Notes(key, tuple(shared), computed_sites(run), order=order)
 
-    return Notes(jax.random.split(rng_key)[0], *_read_abstractly(read, rng_key, pair))
+    key = jax.random.split(rng_key)[0]
+    return _read_abstractly(read, rng_key, pair)
 
 
 def constraints_of(

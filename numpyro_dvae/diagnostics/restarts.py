@@ -23,11 +23,11 @@ from scipy.optimize import linear_sum_assignment
 from tqdm.auto import tqdm
 
 from numpyro_dvae.diagnostics.agreement import (
+    differences_of,
     evidence_of,
     line_of_params,
     line_of_starts,
     rhats_of,
-    told_apart,
 )
 from numpyro_dvae.diagnostics.costs import AT_LEAST
 from numpyro_dvae.diagnostics.groups import as_chains
@@ -176,11 +176,8 @@ def compare_restarts(
         elbo_error=evidence.std(1, ddof=1) / num_draws**0.5,
         is_settled=np.logical_not(np.asarray(few).reshape(len(runs), -1).any(1)),
         rhat=rhats,
-        **told_apart(evidence, rhats, limits),
-        permutations=found.permutations,
-        agreement=found.agreement,
-        unaligned=found.unaligned,
-        params=_stacked(found.params),
+        **differences_of(evidence, rhats, limits),
+        **found.told(),
         chains=chains,
         alike=getattr(result, "alike", ()),
     )
@@ -216,6 +213,10 @@ class _Aligned(NamedTuple):
     agreement: dict[str, np.ndarray]
     unaligned: dict[str, str]
     params: list[dict[str, Any]]  # by run
+
+    def told(self) -> dict[str, Any]:
+        """The same as a comparison has it."""
+        return self._asdict() | {"params": _stacked(self.params)}
 
 
 def _asked(symmetries: Symmetries, align: Mapping[str, Collection[str]]) -> list[Codes]:

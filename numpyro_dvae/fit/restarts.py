@@ -86,8 +86,7 @@ def fit_restarts(
         DivergenceError: If all runs diverge.
     """
     check_counts(num_restarts=num_restarts, num_steps=num_steps, log_every=log_every)
-    check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
-    check_counts(batch_size=batch_size)
+    check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every, batch_size=batch_size)
     runs = _SideBySide([make_svi() for _ in range(num_restarts)], num_steps)
     best = fit(
         rng_key,

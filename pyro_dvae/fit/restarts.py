@@ -76,14 +76,13 @@ def fit_restarts(
     """
     _check_makes(make_svi)
     check_counts(num_restarts=num_restarts, num_steps=num_steps, log_every=log_every)
-    check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every)
-    check_counts(batch_size=batch_size)
+    check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every, batch_size=batch_size)
 
-    def run(i: int) -> tuple[FitResult, dict[str, bytes]]:
+    def run(i: int) -> tuple[SVI, FitResult]:
         place = None if folder is None else Path(folder) / f"restart-{i}"
         goes_on = resume and (place is None or (place / CHECKPOINT).exists())
         svi = make_svi() if goes_on else keep_start(make_svi())
-        result = fit(
+        return svi, fit(
             svi,
             *data,
             num_steps=num_steps,
@@ -98,7 +97,6 @@ def fit_restarts(
             checkpoint_every=checkpoint_every,
             capture=capture,
         )
-        return result, start_of(svi)
 
     return _best_of(num_restarts, run)
 
@@ -110,7 +108,7 @@ def _recent_loss(losses: Float[np.ndarray, "steps"]) -> float:
     return float(np.average(losses, weights=weights))
 
 
-def _best_of(num_runs: int, run: Callable[[int], tuple[FitResult, dict[str, bytes]]]) -> FitResult:
+def _best_of(num_runs: int, run: Callable[[int], tuple[SVI, FitResult]]) -> FitResult:
     """Make the runs, each in a parameter store of its own, and leave that of the best."""
     found: list[tuple[float, FitResult, Any]] = []
     starts: list[dict[str, bytes]] = []
@@ -119,13 +117,13 @@ def _best_of(num_runs: int, run: Callable[[int], tuple[FitResult, dict[str, byte
         before = torch.get_rng_state()
         with pyro.get_param_store().scope() as store:
             try:
-                result, start = run(i)
+                svi, result = run(i)
             except DivergenceError as error:
                 diverged = error
                 continue
         _check_apart(store["params"], [other["params"] for *_, other in found])
         found.append((_recent_loss(result.losses), result, store))
-        starts.append(start)
+        starts.append(start_of(svi))
         if torch.equal(before, torch.get_rng_state()):  # it drew nothing but its first values,
             torch.rand(())  # which only a look has drawn: the next run is to have others
     if not found:
