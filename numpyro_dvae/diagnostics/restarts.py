@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 from scipy.optimize import linear_sum_assignment
-from tqdm.auto import tqdm
 
 from numpyro_dvae.diagnostics.agreement import (
     differences_of,
@@ -35,6 +34,7 @@ from numpyro_dvae.diagnostics.inference_data import to_arviz
 from numpyro_dvae.diagnostics.notes import KINDS, notes_of
 from numpyro_dvae.diagnostics.symmetry import Codes, Renaming, Symmetries
 from numpyro_dvae.diagnostics.trained import as_trained
+from numpyro_dvae.diagnostics.waiting import waited
 from numpyro_dvae.diagnostics.words import with_error
 from numpyro_dvae.ops.arguments import check_counts, checked
 
@@ -133,7 +133,6 @@ def compare_restarts(
     align: Mapping[str, Collection[str]] | None = None,
     quantities: Sequence[str] | None = None,
     batch_size: int | None = None,
-    progress: bool = True,
 ) -> RestartComparison:
     """Put the runs of `fit_restarts` side by side, with their labels aligned where they may be.
 
@@ -147,7 +146,6 @@ def compare_restarts(
             is tried. By default what each site needs is searched for; ``{}`` aligns none.
         quantities: Names of the posterior's variables whose R-hat is wanted; by default all.
         batch_size: As in `to_arviz`.
-        progress: Show a progress bar: the runs that have been drawn from.
 
     Raises:
         ValueError: If `result` has fewer than two runs, if the model is not symmetric in what
@@ -158,7 +156,7 @@ def compare_restarts(
     keys = jax.random.split(rng_key, len(runs))
     tables = [
         to_arviz(key, run, *data, num_draws=num_draws, batch_size=batch_size, groups=_GROUPS)
-        for key, run in zip(keys, tqdm(runs, disable=not progress), strict=True)
+        for key, run in zip(keys, waited(runs, "runs"), strict=True)
     ]
     trained = [as_trained(run, None) for run in runs]
     symmetries = Symmetries(rng_key, trained[0], trained[0].arguments(data))

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 from scipy.optimize import linear_sum_assignment
-from tqdm.auto import tqdm
 
 from pyro_dvae.diagnostics.agreement import (
     differences_of,
@@ -34,6 +33,7 @@ from pyro_dvae.diagnostics.inference_data import to_arviz
 from pyro_dvae.diagnostics.notes import KINDS, notes_of
 from pyro_dvae.diagnostics.symmetry import Codes, Renaming, Symmetries
 from pyro_dvae.diagnostics.trained import as_trained
+from pyro_dvae.diagnostics.waiting import waited
 from pyro_dvae.diagnostics.words import with_error
 from pyro_dvae.ops.arguments import check_counts, checked
 
@@ -131,7 +131,6 @@ def compare_restarts(
     align: Mapping[str, Collection[str]] | None = None,
     quantities: Sequence[str] | None = None,
     batch_size: int | None = None,
-    progress: bool = True,
 ) -> RestartComparison:
     """Put the runs of `fit_restarts` side by side, with their labels aligned where they may be.
 
@@ -144,7 +143,6 @@ def compare_restarts(
             is tried. By default what each site needs is searched for; ``{}`` aligns none.
         quantities: Names of the posterior's variables whose R-hat is wanted; by default all.
         batch_size: As in `to_arviz`.
-        progress: Show a progress bar: the runs that have been drawn from.
 
     Raises:
         ValueError: If `result` has fewer than two runs, if the model is not symmetric in what
@@ -154,7 +152,7 @@ def compare_restarts(
     runs = _runs_of(result)
     tables = [
         to_arviz(run, *data, num_draws=num_draws, batch_size=batch_size, groups=_GROUPS)
-        for run in tqdm(runs, disable=not progress)
+        for run in waited(runs, "runs")
     ]
     trained = [as_trained(run, None) for run in runs]
     symmetries = Symmetries(trained[0], trained[0].arguments(data))

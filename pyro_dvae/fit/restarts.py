@@ -80,8 +80,7 @@ def fit_restarts(
 
     def run(i: int) -> tuple[SVI, FitResult]:
         place = None if folder is None else Path(folder) / f"restart-{i}"
-        goes_on = resume and (place is None or (place / CHECKPOINT).exists())
-        svi = make_svi() if goes_on else keep_start(make_svi())
+        svi = keep_start(make_svi())
         return svi, fit(
             svi,
             *data,
@@ -90,7 +89,7 @@ def fit_restarts(
             transform=transform,
             eval_data=eval_data,
             folder=place,
-            resume=goes_on,
+            resume=resume and (place is None or (place / CHECKPOINT).exists()),
             progress=progress,
             log_every=log_every,
             eval_every=eval_every,
