@@ -51,3 +51,11 @@ def test_names_that_clash(name, options, words):
 def test_groups_without_the_clash_are_there(name):
     found = to_arviz(name, observed="marginal", groups=("posterior", "observed_data"))
     assert set(found["observed_data"].data_vars) == {"marginal", "u"}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_sites_are_in_the_order_of_the_program(name):
+    """NumPyro's were in that of the alphabet."""
+    found = to_arviz(name, latents=("z", "a"), groups=("posterior", "observed_data"))
+    assert list(found["posterior"].data_vars) == ["z", "a"]
+    assert list(found["observed_data"].data_vars) == ["y", "u"]
