@@ -20,7 +20,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from numpyro_dvae.distributions import precise
-from numpyro_dvae.nets.layers import layer_norm, xavier_dense
+from numpyro_dvae.nets.layers import LayerNorm, xavier_dense
 
 __all__ = ["Block", "Cache", "KeysValues"]
 
@@ -73,15 +73,15 @@ class Block(nn.Module):
     def setup(self) -> None:
         """Make the layers."""
         width, dense = self.embed_dim, partial(xavier_dense, dtype=self.dtype)
-        self.self_norm = layer_norm()
+        self.self_norm = LayerNorm()
         self.self_qkv = dense(3 * width, use_bias=False)
         self.self_out = dense(width, use_bias=False)
         if self.cross_attention:
-            self.cross_norm = layer_norm()
+            self.cross_norm = LayerNorm()
             self.cross_q = dense(width, use_bias=False)
             self.cross_kv = dense(2 * width, use_bias=False)
             self.cross_out = dense(width, use_bias=False)
-        self.mlp_norm = layer_norm()
+        self.mlp_norm = LayerNorm()
         self.mlp_in = dense(self.mlp_ratio * width)
         self.mlp_out = dense(width)
 
@@ -89,11 +89,11 @@ class Block(nn.Module):
         self, x: Float[Array, "K B L D"], context: Float[Array, "B P D"] | None = None
     ) -> Float[Array, "K B L D"]:
         """All tokens at once."""
-        queries, keys, values = self._project(x.reshape(-1, *x.shape[2:]))
+        queries, *context_of_itself = self._project(x.reshape(-1, *x.shape[2:]))
         length = x.shape[2]
         visible = jnp.tril(jnp.ones((length, length), bool)) if self.causal else None
-        attended = _attend(queries[None], _heads_first(keys, values), visible)
-        x = x + self.self_out(attended.reshape(-1, self.embed_dim)).reshape(x.shape)
+        attended = _attend(queries, KeysValues(*context_of_itself), visible)
+        x = x + self.self_out(self._merge(attended)).reshape(x.shape)
         if context is not None:
             x = x + self._cross(x, self.context_keys_values(context))
         return x + self._mlp(x)
@@ -106,12 +106,12 @@ class Block(nn.Module):
         past = KeysValues(
             *(
                 jax.lax.dynamic_update_slice_in_dim(old, entry, position, axis=2)
-                for old, entry in zip(cache.past, _heads_first(*new), strict=True)
+                for old, entry in zip(cache.past, new, strict=True)
             )
         )
         visible = jnp.arange(past.keys.shape[2]) <= position
-        attended = _attend(queries[None], past, visible)
-        x = x + self.self_out(attended.reshape(x.shape))
+        attended = _attend(queries, past, visible)
+        x = x + self.self_out(self._merge(attended)).reshape(x.shape)
         if cache.context is not None:
             x = x + self._cross(x, cache.context)
         return x + self._mlp(x), cache._replace(past=past)
@@ -119,7 +119,7 @@ class Block(nn.Module):
     def context_keys_values(self, context: Float[Array, "B P D"]) -> KeysValues:
         """The keys and values of a context ``(B, P, D)``, once per datum."""
         keys, values = jnp.split(self.cross_kv(context), 2, axis=-1)
-        return _heads_first(self._split(keys), self._split(values))
+        return KeysValues(self._split(keys), self._split(values))
 
     def empty_cache(self, num_sequences: int, length: int, context: Array | None) -> Cache:
         """Room for `length` tokens of each sequence, and the context's keys and values."""
@@ -136,34 +136,52 @@ class Block(nn.Module):
 
     def _cross(self, x: Array, context: KeysValues) -> Array:
         """Attend to the context; the particles of a datum are more queries of its own."""
-        queries = self.cross_q(self.cross_norm(x.reshape(-1, self.embed_dim)))
-        attended = _attend(self._split(queries.reshape(x.shape)), context)
-        return self.cross_out(attended.reshape(-1, self.embed_dim)).reshape(x.shape)
+        particles, batch, length, width = x.shape
+        queries = self.cross_q(self.cross_norm(x.reshape(-1, width)))
+        queries = queries.reshape(x.shape).swapaxes(0, 1).reshape(batch, -1, width)
+        attended = self._merge(_attend(self._split(queries), context))
+        found = self.cross_out(attended).reshape(batch, particles, length, width)
+        return found.swapaxes(0, 1)
 
     def _mlp(self, x: Array) -> Array:
         """On flat tokens, whose gradient costs half of that of the same product in four dims."""
         tokens = x.reshape(-1, self.embed_dim)
         return self.mlp_out(nn.relu(self.mlp_in(self.mlp_norm(tokens)))).reshape(x.shape)
 
-    def _split(self, x: Array) -> Array:
-        """(..., D) -> (..., heads, D / heads)."""
-        return x.reshape(*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
+    def _split(self, x: Float[Array, "N L D"]) -> Float[Array, "N heads L width"]:
+        return x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
-
-def _heads_first(keys: Array, values: Array) -> KeysValues:
-    """From (N, length, heads, D / heads), as they are projected."""
-    return KeysValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
+    def _merge(self, x: Float[Array, "N heads L width"]) -> Float[Array, "tokens D"]:
+        return x.swapaxes(1, 2).reshape(-1, self.embed_dim)
 
 
 def _attend(
-    queries: Float[Array, "K N L heads width"],
+    queries: Float[Array, "N heads L width"],
     context: KeysValues,
     visible: Array | None = None,
-) -> Float[Array, "K N L heads width"]:
-    """Scaled dot-product attention; K particles of a sequence share its keys and values."""
+) -> Float[Array, "N heads L width"]:
+    """Scaled dot-product attention."""
     scale = 1.0 / math.sqrt(queries.shape[-1])
-    scores = jnp.einsum("knlhd,nhpd->nhklp", queries * scale, context.keys)
+    scores = queries * scale @ context.keys.swapaxes(-1, -2)
     if visible is not None:
         scores = jnp.where(visible, scores, -jnp.inf)
-    weights = jax.nn.softmax(precise(scores)).astype(context.values.dtype)
-    return jnp.einsum("nhklp,nhpd->knlhd", weights, context.values)
+    return _softmax(precise(scores)).astype(context.values.dtype) @ context.values
+
+
+@jax.custom_vjp
+def _softmax(scores: Array) -> Array:
+    """Along the last axis; for its gradient, it keeps what it returns and no more."""
+    return jax.nn.softmax(scores)
+
+
+def _softmax_forward(scores: Array) -> tuple[Array, Array]:
+    weights = jax.nn.softmax(scores)
+    return weights, weights
+
+
+def _softmax_backward(weights: Array, slope: Array) -> tuple[Array]:
+    mean = (weights * slope).sum(-1, keepdims=True)
+    return (weights * (slope - mean),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)

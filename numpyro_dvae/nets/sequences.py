@@ -25,9 +25,9 @@ from numpyro_dvae.nets.halving import resampling, split_shape
 from numpyro_dvae.nets.inputs import batch_shape_of, codes_or_beyond, flat_start
 from numpyro_dvae.nets.latents import latents_batch
 from numpyro_dvae.nets.layers import (
+    LayerNorm,
     check_dtype,
     dense,
-    layer_norm,
     sinusoids,
     widened,
     xavier_dense,
@@ -93,7 +93,7 @@ class SequenceEncoder(nn.Module):
         sizes = {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio, "dtype": self.dtype}
         block = nn.remat(Block) if self.recompute else Block
         self.blocks = [block(self.embed_dim, **sizes) for _ in range(self.num_layers)]
-        self.norm = layer_norm()
+        self.norm = LayerNorm()
         if self.num_codes is not None:
             self.head = xavier_dense(self.num_codes, dtype=self.dtype)
 
@@ -174,7 +174,7 @@ class SequenceDecoder(nn.Module):
         sizes = {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio, "dtype": self.dtype}
         block = nn.remat(Block) if self.recompute else Block
         self.blocks = [block(self.width, **sizes) for _ in range(self.num_layers)]
-        self.norm = layer_norm()
+        self.norm = LayerNorm()
         self.resample = _Resampling(self.width, length, self.dtype)
         start = nn.initializers.variance_scaling(_OUTPUT_SCALE**2, "fan_avg", "uniform")
         self.head = dense(channels, kernel_init=start, dtype=self.dtype)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Integer, Shaped
 from numpyro_dvae.distributions import precise_dtype, sample_codes, split_shared
 from numpyro_dvae.nets.attention import Block, Cache
 from numpyro_dvae.nets.inputs import batch_shape_of
-from numpyro_dvae.nets.layers import check_dtype, layer_norm, sinusoids, widened, xavier_dense
+from numpyro_dvae.nets.layers import LayerNorm, check_dtype, sinusoids, widened, xavier_dense
 from numpyro_dvae.ops.arguments import check_counts, checked
 
 __all__ = ["CausalTransformer", "PatchEncoder"]
@@ -92,7 +92,7 @@ class PatchEncoder(nn.Module):
         sizes = {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio, "dtype": self.dtype}
         block = nn.remat(Block) if self.recompute else Block
         self.blocks = [block(self.embed_dim, **sizes) for _ in range(self.num_layers)]
-        self.norm = layer_norm()
+        self.norm = LayerNorm()
 
     def __call__(self, x: Shaped[Array, "*batch_input"]) -> Float[Array, "*batch P D"]:
         """One vector per patch."""
@@ -162,7 +162,7 @@ class CausalTransformer(nn.Module):
         sizes |= {"causal": True, "cross_attention": self.cross_attention}
         block = nn.remat(Block) if self.recompute else Block
         self.blocks = [block(self.embed_dim, **sizes) for _ in range(self.num_layers)]
-        self.norm = layer_norm()
+        self.norm = LayerNorm()
         self.head = xavier_dense(self.num_codes, dtype=self.dtype)
 
     def __call__(
