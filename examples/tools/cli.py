@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["CommandError", "Parser", "finish", "open_folder", "positive", "run_main"]
+__all__ = ["CommandError", "Parser", "finish", "old_folder", "open_folder", "positive", "run_main"]
 
 
 class CommandError(Exception):
@@ -43,6 +43,13 @@ def positive(text: str) -> int:
     if value >= 2**31:
         raise argparse.ArgumentTypeError(f"expected a whole number below {2**31}, got {text!r}")
     return value
+
+
+def old_folder(text: str) -> Path:
+    """Parse the path of a folder that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"no such folder: {text}")
+    return Path(text)
 
 
 def open_folder(path: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import train
 from backends import RELAXATIONS, Backend
-from cli import CommandError, Parser, finish, open_folder, positive, run_main
+from cli import CommandError, Parser, finish, old_folder, open_folder, positive, run_main
 from configs import Config
 from page import Page
 from setups import make_setup
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     """Load or train, diagnose, write."""
     parser = Parser(__doc__, out=None)
     add = parser.add_argument
-    add("run", nargs="?", type=Path, help="folder of train.py's; default: one is made")
+    add("run", nargs="?", type=old_folder, help="folder of train.py's; default: one is made")
     add("--num-data", type=positive, default=300, help="held-out images to diagnose on")
     add("--num-draws", type=positive, default=1000, help="draws of the guide per image")
     add("--num-repeats", type=positive, default=50, help="gradients of each loss")

@@ -213,8 +213,6 @@ def save_arguments(args: Any, out: Path) -> None:
 def load_arguments(out: Path) -> Any:
     """The arguments of a run, those that came later at their defaults."""
     parser = make_parser()
-    if not out.is_dir():
-        raise CommandError(f"no such folder: {out}")
     try:
         plain = json.loads((out / ARGUMENTS).read_text(encoding="utf-8"))
         args = parser.parse_args(_as_options(parser, plain))
