@@ -247,6 +247,9 @@ def test_weights_that_differ_are_not_said_to_agree(kit):
     size = np.sqrt(np.mean(np.square(found.params["means"])))
     assert f"(root mean square): means {spread:.2g} of {size:.2g}, logits" in agree
     assert "All runs began at the same values of logits, as their programs give" in agree
+    packed = {"words": np.array([[1, 2], [3, 4]], np.uint32), "seen": np.array([[True], [False]])}
+    assert str(dataclasses.replace(found, params=found.params | packed)) == str(found)
+    assert "Parameters" not in str(dataclasses.replace(found, params=packed))
     agreement = type(found).__module__.replace("restarts", "agreement")
     limit = max(1.01, importlib.import_module(agreement).noise_of_rhat(3, 50, 1))
     assert found.undecided == (not found.differs and found.rhat["evidence"] > limit)

@@ -89,7 +89,8 @@ def noise_of_rhat(num_runs: int, num_draws: int, num_entries: int) -> float:
 
 def line_of_params(params: Mapping[str, np.ndarray]) -> list[str]:
     """How far parameters of the runs lie apart, beside their size; those of few entries first."""
-    names = sorted((n for n, v in params.items() if v.size), key=lambda n: params[n].size)
+    numbers = {n: v for n, v in params.items() if v.size and v.dtype.kind == "f"}
+    names = sorted(numbers, key=lambda name: numbers[name].size)
     shown = [
         f"{name} {np.ptp(params[name], 0).max():.2g} of {np.sqrt(np.mean(params[name] ** 2)):.2g}"
         for name in names[:_MOST_SHOWN]
