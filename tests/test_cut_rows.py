@@ -209,6 +209,23 @@ def test_what_depends_on_other_rows_is_refused(language, name):
     language.gap(pair, (X,), None)
 
 
+@pytest.mark.slow
+def test_data_that_share_their_state_are_not_cut(language):
+    def guide(x):
+        return language.ppl.sample("z", language.dist.Categorical(tables(language)[0]))
+
+    def model(x):
+        loc = tables(language)[1][guide(x)]
+        with language.ppl.plate("data", len(x)):
+            language.ppl.sample("x", language.dist.Normal(loc, 1.0), obs=x)
+
+    expected = np.log((WEIGHTS * np.exp((joint(WEIGHTS) - np.log(WEIGHTS)).sum(0))).sum())
+    found = language.gap((model, guide), (X,), None)
+    np.testing.assert_allclose(found.log_evidence, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="all data are one datum, so that 2 rows are no plate"):
+        language.gap((model, guide), (X,), 2)
+
+
 @pytest.mark.parametrize("batch_size", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_plate_of_all_data_weighs_them_once(language, batch_size):
     """A batch is a third of it, or a half, and stands for more; all batches are all data."""

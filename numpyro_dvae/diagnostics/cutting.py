@@ -69,8 +69,8 @@ class Looks(NamedTuple):
     # many rows, with arguments, the number of a draw, and values of latents
 
 
-class _OtherwiseError(Exception):
-    """A datum is otherwise beside other rows."""
+class _RefusedError(Exception):
+    """What is wrong with a choice of arrays, beside errors of the programs."""
 
 
 def find_rows(looks: Looks, args: tuple, batch_size: int | None) -> RowsCut:
@@ -130,7 +130,8 @@ def _tried(looks: Looks, args: tuple, cut: RowsCut) -> RowsCut:
         sizes = dict(zip(seen.plates, _shape(seen), strict=True))
         fitting = [p for p in fitting or sizes if sizes[p] == len(one)]
         if not fitting:
-            raise ValueError(f"{len(one)} of them make plates of sizes {sizes}")
+            among = f"a datum has plates of sizes {sizes}" if sizes else "all data are one datum"
+            raise _RefusedError(f"{among}, so that {len(one)} rows are no plate")
         for rows in (rows for rows in others if len(rows) in known):
             run = partial(looks.run, known[len(rows)], some(rows), i)
             slips = {plate: _slip(seen, run, one, rows, plate) for plate in fitting}
@@ -155,7 +156,8 @@ def _spread(count: int, num_rows: int) -> np.ndarray:
 
 def _places(one: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Where in a batch the rows of another are; of others, the first."""
-    return np.array([list(one).index(row) if row in one else 0 for row in rows])
+    found = np.minimum(np.searchsorted(one, rows), len(one) - 1)
+    return np.where(one[found] == rows, found, 0)
 
 
 def _shape(seen: Seen) -> tuple[int, ...]:
@@ -192,7 +194,8 @@ def _slip(
         same = np.isclose(wanted, found, _SAME, _SAME, equal_nan=True)
         if not same.all():
             place = np.argmin(same)
-            return _OtherwiseError(f"{kind} {wanted.flat[place]:.5g} or {found.flat[place]:.5g}")
+            apart = f"{kind} {wanted.flat[place]:.5g} or {found.flat[place]:.5g}"
+            return _RefusedError(f"beside other rows a datum is otherwise ({apart})")
     return None
 
 
@@ -201,8 +204,8 @@ def _refusal(model: Callable, args: tuple, cut: RowsCut, error: Exception) -> st
     arrays = ", ".join(names[path] for path in cut.paths)
     said = str(error).partition("\n")[0]
     found = f"with {cut.batch_size} of these rows the programs fail ({said})"
-    if isinstance(error, _OtherwiseError):
-        found = f"beside other rows a datum is otherwise ({said})"
+    if isinstance(error, _RefusedError):
+        found = said
     return (
         f"`batch_size` cuts arrays with a row for each datum: {arrays}, of {cut.num_rows} rows, "
         f"but {found}, and no other choice of arrays is right. Let what a program computes of a "
