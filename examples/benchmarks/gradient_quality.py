@@ -24,7 +24,7 @@ sys.path.insert(0, str(TOOLS))
 
 import train  # noqa: E402
 from backends import RELAXATIONS, Backend  # noqa: E402
-from cli import CommandError, Parser, finish, old_folder, open_folder, positive, run_main  # noqa: E402
+from cli import CommandError, Parser, check_folder, finish, open_folder, positive, run_main  # noqa: E402
 from diagnose import Run, load_run  # noqa: E402
 
 _GROUPS = 10  # of gradients, by which a bias is told from noise
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
     """Train or load, draw gradients, print the table, draw the bars."""
     parser = Parser(__doc__, out=None)
     add = parser.add_argument
-    add("run", nargs="?", type=old_folder, help="folder of train.py's; default: one is made")
+    add("run", nargs="?", type=Path, help="folder of train.py's; default: one is made")
     add("--data", default="mnist", metavar="mnist|digits|PATH.npz", help="images")
     add("--data-root", type=Path, default=Path("data"), help="where downloads are kept")
     add("--steps", type=positive, default=2000, help="of the training, without RUN")
@@ -95,6 +95,7 @@ def main(arguments: list[str]) -> None:
     if args.smoke:
         args.num_repeats = args.reference_repeats = 2 * _GROUPS
     check(args)
+    check_folder(args.run)
     out = open_folder(args.out or args.run or Path("runs") / "gradient_quality")
     run = load_run(args.run or make_run(args, out))
     if run.config.prior != "bernoulli":

@@ -8,7 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["CommandError", "Parser", "finish", "old_folder", "open_folder", "positive", "run_main"]
+__all__ = [
+    "CommandError",
+    "Parser",
+    "check_folder",
+    "finish",
+    "open_folder",
+    "positive",
+    "run_main",
+]
 
 
 class CommandError(Exception):
@@ -45,11 +53,10 @@ def positive(text: str) -> int:
     return value
 
 
-def old_folder(text: str) -> Path:
-    """Parse the path of a folder that is there."""
-    if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"no such folder: {text}")
-    return Path(text)
+def check_folder(path: Path | None) -> None:
+    """Check that a folder is there, if one is given."""
+    if path is not None and not path.is_dir():
+        raise CommandError(f"no such folder: {path}")
 
 
 def open_folder(path: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import train
 from backends import RELAXATIONS, Backend
-from cli import CommandError, Parser, finish, old_folder, open_folder, positive, run_main
+from cli import CommandError, Parser, check_folder, finish, open_folder, positive, run_main
 from configs import Config
 from page import Page
 from setups import make_setup
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     """Load or train, diagnose, write."""
     parser = Parser(__doc__, out=None)
     add = parser.add_argument
-    add("run", nargs="?", type=old_folder, help="folder of train.py's; default: one is made")
+    add("run", nargs="?", type=Path, help="folder of train.py's; default: one is made")
     add("--num-data", type=positive, default=300, help="held-out images to diagnose on")
     add("--num-draws", type=positive, default=1000, help="draws of the guide per image")
     add("--num-repeats", type=positive, default=50, help="gradients of each loss")
@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> None:
         vars(args).update(_SMOKE)
     if args.num_draws < 25 or args.num_repeats < 2:
         raise CommandError("--num-draws must be at least 25, and --num-repeats at least 2")
+    check_folder(args.run)
     out = open_folder(args.out or (args.run or Path("runs") / "diagnosed") / "diagnosis")
     run = load_run(args.run or make_run(args, out))
     run.backend.seed_draws(args.seed)
