@@ -122,6 +122,9 @@ APART = {
     "normalised": lambda torch, z: torch.layer_norm(torch.stack([z, -z], -1), (2,))[:, 0],
     "attended to": lambda torch, z: _attention(torch, z[:, None, None].expand(-1, 3, 2))[:, 0, 0],
     "rows of made": lambda torch, z: torch.stack([z, -z], -1)[torch.arange(CELLS), [1] * CELLS],
+    "the largest of each": lambda torch, z: torch.stack([z, -z], -1).topk(1, -1).values[:, 0],
+    "counted in each": lambda torch, z: torch.stack([z, z], -1).count_nonzero(-1),
+    "masked": lambda torch, z: torch.stack([z, z], -1)[:, torch.tensor([True, False])][:, 0],
     "contracted": lambda torch, z: torch.einsum("i,ij->i", z, torch.ones(CELLS, 4)),
 }
 MIXING = {
@@ -145,6 +148,13 @@ MIXING = {
     "moved by padding": lambda torch, z: torch.nn.functional.pad(z, (1, 0))[:-1],
     "selected": lambda torch, z: z.index_select(0, ORDER(torch)),
     "gathered": lambda torch, z: z.gather(0, ORDER(torch)),
+    "counted": lambda torch, z: z + (z == SUM).count_nonzero(),
+    "summed where it is so": lambda torch, z: z + z[z == SUM].sum(),
+    "at places": lambda torch, z: z + (z == SUM).nonzero().sum(),
+    "in bins": lambda torch, z: z + 0 * z.long().bincount(minlength=CELLS),
+    "the largest few": lambda torch, z: z + 0 * z.topk(2, -1).values.sum(),
+    "the least and the most": lambda torch, z: z + 0 * torch.stack(z.aminmax())[0],
+    "by a loss of all": lambda torch, z: z + 0 * torch.nn.functional.mse_loss(z, z + 1),
     "through an index": lambda torch, z: torch.tensor([0.0, 0.0])[z.long().flip(0)],
 }
 
@@ -258,3 +268,56 @@ def two_counts():
         log_x = -0.5 * (0.5 - (1.0 if n else -3.0)) ** 2 - 0.5 * np.log(2 * np.pi)
         loss -= q * (log_x + np.log(p / q))
     return loss
+
+
+ASKS = {  # of two latents of three codes, of which no particle that is tried has the middle one
+    "if": lambda z: 2.0 if (z == 1).sum() >= 1 else 0.0,
+    "in a list": lambda z: 2.0 * (1 in z.flatten().tolist()),
+    "a count of what is not zero": lambda z: 2.0 * ((z == 1).count_nonzero() >= 1),
+    "a sum where it is so": lambda z: 2.0 * (z[z == 1].sum() >= 1),
+}
+
+
+@pytest.mark.parametrize("way", ASKS)
+def test_a_code_in_the_middle_of_other_particles_is_found(way):
+    """Python goes one way for all particles; an operation may count them all."""
+    lab = _Pyro()
+    torch, dist = lab.torch, lab.dist
+    q = np.array([0.5, 0.1, 0.4])
+
+    def programs(is_model):
+        probs = torch.ones(3) / 3 if is_model else torch.tensor(q)
+        z = lab.sample("z", dist.Categorical(probs.expand(2, 3)).to_event(1))
+        if is_model:
+            lab.sample("x", dist.Normal(ASKS[way](z) + z[..., 0], 1.0), obs=torch.tensor(0.5))
+
+    wanted = 0.0
+    for row in itertools.product(range(3), repeat=2):
+        weight = q[list(row)].prod()
+        log_x = -0.5 * (0.5 - 2.0 * (1 in row) - row[0]) ** 2 - 0.5 * np.log(2 * np.pi)
+        wanted -= weight * (log_x - 2 * np.log(3) - np.log(weight))
+    loss = importlib.import_module("pyro_dvae.infer").Exact_ELBO()
+    with pytest.warns(UserWarning, match="does not broadcast"):
+        found = loss.loss(lambda: programs(True), lambda: programs(False))
+    assert float(found) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_python_asks_no_draw_of_all_particles():
+    """Their sum is above 0 in all that the guide draws at first, and in half of them later."""
+    lab = _Pyro()
+    torch, dist = lab.torch, lab.dist
+    loc = torch.tensor(9.0)
+
+    def model():
+        y = lab.sample("y", dist.Normal(0.0, 1.0))
+        lab.sample("x", dist.Normal(3.0 if y.sum() > 0 else -3.0, 1.0), obs=torch.tensor(0.5))
+
+    def guide():
+        lab.sample("y", dist.Normal(loc, 1.0))
+
+    loss = importlib.import_module("pyro_dvae.infer").Reinforce_ELBO(500)
+    with pytest.warns(UserWarning, match="does not broadcast.*Python asks"):
+        loss.loss(model, guide)
+    loc.fill_(0.0)  # half of 2.5 and half of 3.5 away
+    wanted = 0.25 * (2.5**2 + 3.5**2) + 0.5 * np.log(2 * np.pi)
+    assert float(loss.loss(model, guide)) == pytest.approx(wanted, abs=5 * 1.5 / 500**0.5)

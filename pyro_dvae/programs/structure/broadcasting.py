@@ -13,9 +13,11 @@ from one to another (`owners`), as a count of a code in the middle does, which n
 
 import itertools
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import pyro
 import torch
@@ -30,9 +32,11 @@ from pyro_dvae.programs.record import Particles, draw_log_prob, in_batch_dims, m
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, deterministic_sites, is_flow
 from pyro_dvae.programs.structure.looking import only_looking, raise_slip, same_but_rounding
 from pyro_dvae.programs.structure.owners import Owners
+from pyro_dvae.programs.structure.tracking import Exits
 
 __all__ = ["takes_particles", "takes_singletons", "telling_values"]
 
+_PACKAGE = __name__.partition(".")[0]
 _NUM_MIXED = 3  # of the particles, which have low and high codes
 _NUM_PARTICLES = 2 + _NUM_MIXED
 _COMPARED = (
@@ -51,6 +55,10 @@ Reads = dict[str, Callable[[Run, Layout, int], list[Tensor]]]  # what else is co
 
 class _NoInverseError(Exception):
     """A flow has no density of the values that would be compared, and the user no other way."""
+
+
+class _AsksError(Exception):
+    """Python asks for values, so that it may go a way that is right for some of the particles."""
 
 
 def takes_particles(
@@ -72,8 +80,8 @@ def takes_particles(
         warnings.warn(
             "model or guide does not broadcast over a particle axis left of all plates: "
             f"{trouble}. It will run once per particle, with the right result but slower. Index "
-            "from the right (x[..., i], sum(-1)) to have particles vectorised, or pass "
-            "vectorize_particles=False to silence this.",
+            "from the right (x[..., i], sum(-1)) and write torch.where for `if` to have particles "
+            "vectorised, or pass vectorize_particles=False to silence this.",
             stacklevel=7,
         )
     return trouble is None
@@ -86,6 +94,8 @@ def _trouble(pair: Pair, reads: Reads) -> str | None:
             return None
     except _NoInverseError:
         return ""
+    except _AsksError:
+        return "Python asks for the values of draws (`if`, .item(), NumPy), of all at once"
     except Exception as error:  # whatever a program says of an axis that it does not know
         raise_slip(error)
         return (str(error) or type(error).__name__).splitlines()[0]
@@ -148,6 +158,8 @@ def _keeps_apart(pair: Pair, reads: Reads) -> bool:
                 assert value is not None
                 values[name] = _of_size(value, count)
             return _agree_on(pair, values, drawn, reads)
+        except _AsksError:
+            raise
         except Exception as error:  # of values that the program never draws
             raise_slip(error)
             values = {name: _of_size(site.value, count) for name, site in drawn.items()}
@@ -177,6 +189,8 @@ def _agree_on(
         for name, value in values.items():
             values[name] = value.clone()  # one of its own
             owners.give(values[name], 0)
+        if _asks(pair, values, owners):
+            raise _AsksError
         together, noise = _record(pair, values, None, reads), _noise()
         read = [*(getattr(together, name) for name in _COMPARED), *together.extras["sites"]]
         if any(owners.has_others(value, 0) for value in read):
@@ -195,6 +209,20 @@ def _agree_on(
         moved = {name: torch.cat([value[1:2], value[1:]]) for name, value in values.items()}
     moved_together = _record(pair, moved, None, reads)
     return all(_agree(together, moved_together, k, k) for k in range(1, _NUM_PARTICLES))
+
+
+def _asks(pair: Pair, values: dict[str, Tensor], owners: Owners) -> bool:
+    """Whether Python asks for numbers of the particles, which are of all then, and go unseen."""
+    if not pair.layout.asks:
+        return False
+
+    def sources(asked: Any) -> list[str]:
+        of_program = sys._getframe(2).f_globals.get("__name__", "").partition(".programs.")
+        return ["draws"] if owners.are_known(asked) and of_program[0] != _PACKAGE else []
+
+    with pyro.validation_enabled(False), Exits(sources) as exits:
+        run_pair(pair, Draw(pair.layout, max(map(len, values.values())), values))
+    return bool(exits.names)
 
 
 def _with_one_moved(site: Site, value: Tensor) -> Tensor:

@@ -26,11 +26,12 @@ _LIKE_ELEMENTS = """_to_copy alias binary_cross_entropy_with_logits bernoulli cl
 _MOVING = """_unsafe_view as_strided cat constant_pad_nd diagonal expand flip index_put index_put_
     permute repeat roll select slice split split_with_sizes squeeze squeeze_ stack t
     t_ transpose transpose_ tril triu unbind unfold unsqueeze unsqueeze_ view""".split()
-_REDUCING = """all amax amin any argmax argmin linalg_vector_norm logsumexp max mean median min norm
-    prod std sum var""".split()
-_ALONG = (
-    "_log_softmax _safe_softmax _softmax cummax cummin cumprod cumsum logcumsumexp sort".split()
-)
+_REDUCING = """all amax amin aminmax any argmax argmin count_nonzero kthvalue linalg_vector_norm
+    logsumexp max mean median min mode nansum norm prod std std_mean sum var var_mean""".split()
+_ALONG = """_log_softmax _safe_softmax _softmax cummax cummin cumprod cumsum logcumsumexp sort
+    topk""".split()
+_WHOLE = """binary_cross_entropy dist histc huber_loss mse_loss nll_loss_forward smooth_l1_loss
+    soft_margin_loss trace""".split()
 _OF_ROWS = """_adaptive_avg_pool2d avg_pool2d convolution max_pool2d_with_indices native_group_norm
     upsample_bilinear2d upsample_nearest1d upsample_nearest2d""".split()
 _OF_TOKENS = """_scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention
@@ -53,6 +54,7 @@ class Owners(TorchDispatchMode):
         self.size = size
         self._marks = tuple(WeakTensorKeyDictionary() for _ in range(2))
         self._made = WeakTensorKeyDictionary()  # from nothing that was given
+        self._has_sized = False  # whether draws of all say how many numbers there are
 
     def give(self, value: Tensor, axis: int) -> None:
         """The cells along an axis own a value."""
@@ -66,9 +68,13 @@ class Owners(TorchDispatchMode):
         cells = torch.arange(self.size, device=value.device)
         cells = cells.reshape(-1, *[1] * (value.dim() - axis % value.dim() - 1))
         found = zip(self._marks, (1, -1), strict=True)
-        return any(
+        return self._has_sized or any(
             value in marks and bool((marks[value] > sign * cells).any()) for marks, sign in found
         )
+
+    def are_known(self, values: Any) -> bool:
+        """Whether a number among these is known to be computed from the draws of any cell."""
+        return any(isinstance(v, Tensor) and v in self._marks[0] for v in tree_leaves(values))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -81,6 +87,10 @@ class Owners(TorchDispatchMode):
         for marks in self._marks:
             if any(value in marks for value in given):
                 self._follow(marks, func, args, kwargs, found)
+        if torch.Tag.dynamic_output_shape in func.tags:
+            if func.overloadpacket.__name__ == "index":
+                given = [i for i in args[1] if i is not None and i.dtype == torch.bool]
+            self._has_sized = self._has_sized or any(value in self._marks[0] for value in given)
         return found
 
     def _follow(self, marks: Any, func: Any, args: tuple, kwargs: dict, found: Any) -> None:
@@ -159,7 +169,16 @@ def _reducing(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) 
 
 def _along(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
     marks, dim = mark(args[0]), _argument(func, args, kwargs, "dim")
-    return marks.amax(dim, True).expand(marks.shape).contiguous() if marks.numel() else None
+    result = found if isinstance(found, Tensor) else found[0]
+    return marks.amax(dim, True).expand(result.shape).contiguous() if marks.numel() else None
+
+
+def _whole(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
+    """Of all that is given, unless the result is number by number, as a loss without a mean is."""
+    given = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.numel()]
+    result = found if isinstance(found, Tensor) else found[0]
+    most = torch.stack([mark(value).amax() for value in given]).amax()
+    return None if result.shape == given[0].shape != () else most.expand(result.shape).contiguous()
 
 
 def _of_rows(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
@@ -236,6 +255,7 @@ _RULES: Sequence[tuple[Sequence[str], _Rule]] = (
     (_MOVING, _moving),
     (_REDUCING, _reducing),
     (_ALONG, _along),
+    (_WHOLE, _whole),
     (_PRODUCTS, _product),
     (_OF_ROWS, _of_rows),
     (_OF_TOKENS, _of_tokens),
