@@ -22,7 +22,7 @@ PROGRAMS = [
     ),
     *pyro(
         "programs/structure/owners.py",
-        "return marks.amax(dim, True).expand(marks.shape).contiguous() if marks.numel() else None",
+        "return marks.amax(dim, True).expand(result.shape).contiguous() if marks.numel() else None",
         "return marks",
         TOLD,
     ),

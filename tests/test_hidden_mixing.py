@@ -123,6 +123,12 @@ APART = {
     "attended to": lambda torch, z: _attention(torch, z[:, None, None].expand(-1, 3, 2))[:, 0, 0],
     "rows of made": lambda torch, z: torch.stack([z, -z], -1)[torch.arange(CELLS), [1] * CELLS],
     "the largest of each": lambda torch, z: torch.stack([z, -z], -1).topk(1, -1).values[:, 0],
+    "one-hot by hand": lambda torch, z: torch.zeros(CELLS, 4).index_put(
+        (torch.arange(CELLS), z.long()), torch.ones(())
+    )[:, SUM],
+    "added in each": lambda torch, z: torch.stack([z, z], -1).index_add(
+        1, torch.tensor([0]), z[:, None]
+    )[:, 0],
     "counted in each": lambda torch, z: torch.stack([z, z], -1).count_nonzero(-1),
     "masked": lambda torch, z: torch.stack([z, z], -1)[:, torch.tensor([True, False])][:, 0],
     "contracted": lambda torch, z: torch.einsum("i,ij->i", z, torch.ones(CELLS, 4)),
@@ -151,6 +157,12 @@ MIXING = {
     "counted": lambda torch, z: z + (z == SUM).count_nonzero(),
     "summed where it is so": lambda torch, z: z + z[z == SUM].sum(),
     "at places": lambda torch, z: z + (z == SUM).nonzero().sum(),
+    "counted by places": lambda torch, z: (
+        z + torch.zeros(4).index_put((z.long(),), torch.ones(CELLS), True)[SUM]
+    ),
+    "added at places": lambda torch, z: (
+        z + torch.zeros(4).index_add(0, z.long(), torch.ones(CELLS))[SUM]
+    ),
     "in bins": lambda torch, z: z + 0 * z.long().bincount(minlength=CELLS),
     "the largest few": lambda torch, z: z + 0 * z.topk(2, -1).values.sum(),
     "the least and the most": lambda torch, z: z + 0 * torch.stack(z.aminmax())[0],
@@ -273,6 +285,7 @@ def two_counts():
 ASKS = {  # of two latents of three codes, of which no particle that is tried has the middle one
     "if": lambda z: 2.0 if (z == 1).sum() >= 1 else 0.0,
     "in a list": lambda z: 2.0 * (1 in z.flatten().tolist()),
+    "in its data": lambda z: 2.0 if 1 in z.data.numpy() else 0.0,
     "a count of what is not zero": lambda z: 2.0 * ((z == 1).count_nonzero() >= 1),
     "a sum where it is so": lambda z: 2.0 * (z[z == 1].sum() >= 1),
 }

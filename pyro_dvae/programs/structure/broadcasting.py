@@ -8,16 +8,15 @@ compared with a run of its own. Where a dim has size five, there are more: a pro
 size of a dim does not find by chance what it looks for. Where a program is noisy by itself
 (dropout), one particle is changed while the others and the noise stay: they must not notice. Nor
 may they where it is changed in one place alone, as a parity of all would. And no operation may lead
-from one to another (`owners`), as a count of a code in the middle does, which none of them has.
+from one to another (`owners`), as a count of a code in the middle does, which none of them has; nor
+may Python ask for a number that is of draws, and go one way for all.
 """
 
 import itertools
 import math
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import pyro
 import torch
@@ -32,11 +31,10 @@ from pyro_dvae.programs.record import Particles, draw_log_prob, in_batch_dims, m
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, deterministic_sites, is_flow
 from pyro_dvae.programs.structure.looking import only_looking, raise_slip, same_but_rounding
 from pyro_dvae.programs.structure.owners import Owners
-from pyro_dvae.programs.structure.tracking import Exits
+from pyro_dvae.programs.structure.tracking import Exits, TrackDraws
 
 __all__ = ["takes_particles", "takes_singletons", "telling_values"]
 
-_PACKAGE = __name__.partition(".")[0]
 _NUM_MIXED = 3  # of the particles, which have low and high codes
 _NUM_PARTICLES = 2 + _NUM_MIXED
 _COMPARED = (
@@ -185,12 +183,12 @@ def _of_size(value: Tensor, count: int) -> Tensor:
 def _agree_on(
     pair: Pair, values: dict[str, Tensor], sites: Mapping[str, Site], reads: Reads
 ) -> bool:
+    if _asks(pair, values):
+        raise _AsksError
     with Owners(max(map(len, values.values()), default=_NUM_PARTICLES)) as owners:
         for name, value in values.items():
             values[name] = value.clone()  # one of its own
             owners.give(values[name], 0)
-        if _asks(pair, values, owners):
-            raise _AsksError
         together, noise = _record(pair, values, None, reads), _noise()
         read = [*(getattr(together, name) for name in _COMPARED), *together.extras["sites"]]
         if any(owners.has_others(value, 0) for value in read):
@@ -211,17 +209,13 @@ def _agree_on(
     return all(_agree(together, moved_together, k, k) for k in range(1, _NUM_PARTICLES))
 
 
-def _asks(pair: Pair, values: dict[str, Tensor], owners: Owners) -> bool:
+def _asks(pair: Pair, values: dict[str, Tensor]) -> bool:
     """Whether Python asks for numbers of the particles, which are of all then, and go unseen."""
     if not pair.layout.asks:
         return False
-
-    def sources(asked: Any) -> list[str]:
-        of_program = sys._getframe(2).f_globals.get("__name__", "").partition(".programs.")
-        return ["draws"] if owners.are_known(asked) and of_program[0] != _PACKAGE else []
-
-    with pyro.validation_enabled(False), Exits(sources) as exits:
-        run_pair(pair, Draw(pair.layout, max(map(len, values.values())), values))
+    draw = Draw(pair.layout, max(map(len, values.values())), values)
+    with pyro.validation_enabled(False), TrackDraws(), Exits() as exits:
+        run_pair(pair, draw)
     return bool(exits.names)
 
 

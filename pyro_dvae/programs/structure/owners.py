@@ -37,6 +37,7 @@ _OF_ROWS = """_adaptive_avg_pool2d avg_pool2d convolution max_pool2d_with_indice
 _OF_TOKENS = """_scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention
     _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable
     """.split()
+_ADDING = "index_add index_add_ index_copy index_copy_ index_fill index_fill_ put put_".split()
 _PRODUCTS = "addmm addmv baddbmm bmm dot mm mv".split()
 
 Marks = Integer[Tensor, "*shape"]  # of several owners the largest mark stays
@@ -71,10 +72,6 @@ class Owners(TorchDispatchMode):
         return self._has_sized or any(
             value in marks and bool((marks[value] > sign * cells).any()) for marks, sign in found
         )
-
-    def are_known(self, values: Any) -> bool:
-        """Whether a number among these is known to be computed from the draws of any cell."""
-        return any(isinstance(v, Tensor) and v in self._marks[0] for v in tree_leaves(values))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -154,7 +151,13 @@ def _moving(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) ->
     given = {name: value for name, value in kwargs.items() if name != "value"}
     if func.overloadpacket.__name__ == "constant_pad_nd":
         return func(*moved[:2], _NOBODY)
-    return func(*moved, **given)
+    found = func(*moved, **given)
+    if func.overloadpacket.__name__.startswith("index_put"):
+        places = [i for i in args[1] if i is not None and i.dtype != torch.bool]
+        least = [_of_all(index, mark) for index in places]
+        if least and min(map(int, least)) != _NOBODY:  # no other index says whose they are
+            return _largest([found, *least], found.shape)
+    return found
 
 
 def _reducing(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
@@ -203,6 +206,19 @@ def _scattered(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any)
     shape = tuple(1 if dim == args[1] % found.dim() else n for dim, n in enumerate(found.shape))
     put = [mark(value).amax(args[1], True) for value in args[2:] if isinstance(value, Tensor)]
     return _largest([mark(args[0]), *(each.expand(shape) for each in put)], found.shape)
+
+
+def _added(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
+    """Along the dim, or anywhere, at places that may have owners, who are of all then."""
+    is_put = func.overloadpacket.__name__.startswith("put")
+    index, *values = [v for v in args[1 if is_put else 2 :] if isinstance(v, Tensor)]
+    given = [mark(v) for v in values if v.numel() and v.dim()]
+    given = [m.amax() if is_put else m.amax(args[1], True) for m in given]
+    return _largest([mark(args[0]), _of_all(index, mark), *given], found.shape)
+
+
+def _of_all(value: Tensor, mark: Callable) -> Marks:
+    return mark(value).amax() if value.numel() else torch.tensor(_NOBODY, device=value.device)
 
 
 def _product(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
@@ -260,6 +276,7 @@ _RULES: Sequence[tuple[Sequence[str], _Rule]] = (
     (_OF_ROWS, _of_rows),
     (_OF_TOKENS, _of_tokens),
     (("native_layer_norm",), _normalized),
+    (_ADDING, _added),
     (("scatter", "scatter_", "scatter_add", "scatter_add_"), _scattered),
     (("embedding", "gather", "index", "index_select"), _picking),
 )

@@ -75,21 +75,18 @@ class Exits(TorchFunctionMode):
 
     What distributions make of their parameters, tensors of one shape and type, are each of one
     parameter: the trials of a binomial whose probability is drawn are not drawn.
-
-    Args:
-        sources: The draws that tensors among these are computed from; by their provenance.
     """
 
-    def __init__(self, sources: Callable[[Any], Collection[str]] = get_provenance) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.sources, self.names = sources, set[str]()
+        self.names: set[str] = set()
         self.any = False
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         if func in _EXITS:
-            self.names.update(self.sources(args))
+            self.names |= get_provenance(args)
             self.any = True
         if func is torch.functional.broadcast_tensors:
             found = func(*map(detach_provenance, args))
