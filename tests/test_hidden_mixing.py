@@ -334,3 +334,16 @@ def test_python_asks_no_draw_of_all_particles():
     loc.fill_(0.0)  # half of 2.5 and half of 3.5 away
     wanted = 0.25 * (2.5**2 + 3.5**2) + 0.5 * np.log(2 * np.pi)
     assert float(loss.loss(model, guide)) == pytest.approx(wanted, abs=5 * 1.5 / 500**0.5)
+
+
+def test_python_may_ask_for_data_where_nothing_is_drawn():
+    """No warning, which would be an error here."""
+    lab = _Pyro()
+    x = lab.torch.tensor([0.5, 1.0])
+
+    def model():
+        lab.sample("x", lab.dist.Normal(1.0 if x.sum() > 0 else 0.0, 1.0).expand([2]), obs=x)
+
+    loss = importlib.import_module("pyro_dvae.infer").Reinforce_ELBO(2)
+    wanted = 0.125 + np.log(2 * np.pi)
+    assert float(loss.loss(model, lambda: None)) == pytest.approx(wanted, rel=1e-6)

@@ -211,7 +211,7 @@ def _agree_on(
 
 def _asks(pair: Pair, values: dict[str, Tensor]) -> bool:
     """Whether Python asks for numbers of the particles, which are of all then, and go unseen."""
-    if not pair.layout.asks:
+    if not (pair.layout.asks and values):
         return False
     draw = Draw(pair.layout, max(map(len, values.values())), values)
     with pyro.validation_enabled(False), TrackDraws(), Exits() as exits:
