@@ -342,7 +342,8 @@ def test_python_may_ask_for_data_where_nothing_is_drawn():
     x = lab.torch.tensor([0.5, 1.0])
 
     def model():
-        lab.sample("x", lab.dist.Normal(1.0 if x.sum() > 0 else 0.0, 1.0).expand([2]), obs=x)
+        mean = lab.torch.ones(2) if x.sum() > 0 else lab.torch.zeros(2)
+        lab.sample("x", lab.dist.Normal(mean, 1.0).to_event(1), obs=x)
 
     loss = importlib.import_module("pyro_dvae.infer").Reinforce_ELBO(2)
     wanted = 0.125 + np.log(2 * np.pi)
