@@ -132,6 +132,13 @@ APART = {
     "counted in each": lambda torch, z: torch.stack([z, z], -1).count_nonzero(-1),
     "masked": lambda torch, z: torch.stack([z, z], -1)[:, torch.tensor([True, False])][:, 0],
     "contracted": lambda torch, z: torch.einsum("i,ij->i", z, torch.ones(CELLS, 4)),
+    "on a diagonal": lambda torch, z: torch.diag_embed(z[:, None])[:, 0, 0],
+    "far from points": lambda torch, z: torch.cdist(z[:, None], torch.ones(3, 1))[:, 1],
+    "among some": lambda torch, z: z + torch.isin(z, torch.tensor([1.0, 3.0])),
+    "transformed in each": lambda torch, z: torch.fft.fft(torch.stack([z, z], -1)).abs()[:, 0],
+    "stretched in each": lambda torch, z: torch.nn.functional.interpolate(
+        torch.stack([z, z], -1)[:, None], size=4, mode="linear"
+    )[:, 0, 0],
 }
 MIXING = {
     "one sum": lambda torch, z: z + (z.sum() == SUM),
@@ -167,6 +174,13 @@ MIXING = {
     "the largest few": lambda torch, z: z + 0 * z.topk(2, -1).values.sum(),
     "the least and the most": lambda torch, z: z + 0 * torch.stack(z.aminmax())[0],
     "by a loss of all": lambda torch, z: z + 0 * torch.nn.functional.mse_loss(z, z + 1),
+    "all are among": lambda torch, z: z + torch.isin(torch.tensor([9.0]), z),
+    "far from each other": lambda torch, z: z + 0 * torch.cdist(z[:, None], z[:, None])[:, 1],
+    "far from all others": lambda torch, z: z + 0 * torch.pdist(z[:, None])[0],
+    "transformed": lambda torch, z: z + 0 * torch.fft.fft(z).abs(),
+    "stretched": lambda torch, z: torch.nn.functional.interpolate(
+        z[None, None], size=CELLS, mode="linear"
+    )[0, 0],
     "through an index": lambda torch, z: torch.tensor([0.0, 0.0])[z.long().flip(0)],
 }
 

@@ -28,12 +28,15 @@ _MOVING = """_unsafe_view as_strided cat constant_pad_nd diagonal expand flip in
     t_ transpose transpose_ tril triu unbind unfold unsqueeze unsqueeze_ view""".split()
 _REDUCING = """all amax amin aminmax any argmax argmin count_nonzero kthvalue linalg_vector_norm
     logsumexp max mean median min mode nansum norm prod std std_mean sum var var_mean""".split()
-_ALONG = """_log_softmax _safe_softmax _softmax cummax cummin cumprod cumsum logcumsumexp sort
-    topk""".split()
-_WHOLE = """binary_cross_entropy dist histc huber_loss mse_loss nll_loss_forward smooth_l1_loss
-    soft_margin_loss trace""".split()
-_OF_ROWS = """_adaptive_avg_pool2d avg_pool2d convolution max_pool2d_with_indices native_group_norm
-    upsample_bilinear2d upsample_nearest1d upsample_nearest2d""".split()
+_ALONG = """_fft_c2c _fft_c2r _fft_r2c _log_softmax _safe_softmax _softmax cummax cummin cumprod
+    cumsum logcumsumexp sort topk""".split()
+_WHOLE = """_pdist_forward binary_cross_entropy dist histc huber_loss mse_loss nll_loss_forward
+    smooth_l1_loss soft_margin_loss trace""".split()
+_OF_ROWS = """_adaptive_avg_pool2d _adaptive_avg_pool3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
+    _upsample_nearest_exact1d _upsample_nearest_exact2d adaptive_max_pool2d avg_pool2d avg_pool3d
+    convolution max_pool2d_with_indices max_pool3d_with_indices native_group_norm
+    upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d upsample_trilinear3d""".split()
 _OF_TOKENS = """_scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention
     _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable
     """.split()
@@ -160,6 +163,10 @@ def _moving(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) ->
     return found
 
 
+def _on_diagonal(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
+    return func(mark(args[0]) - _NOBODY, *args[1:], **kwargs) + _NOBODY
+
+
 def _reducing(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
     dims = _argument(func, args, kwargs, "dim")
     dims = [dims] if isinstance(dims, int) else dims
@@ -230,6 +237,19 @@ def _product(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -
     return _largest([rows, two.amax(0 if is_vector else -2, not is_vector), *added], found.shape)
 
 
+def _between(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
+    """Distances of the rows of one to those of another."""
+    one, two = (mark(value).amax(-1) for value in args[:2])
+    return _largest([one[..., None], two[..., None, :]], found.shape)
+
+
+def _among(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
+    """Whether each of one is any of another."""
+    given = [mark(args[0])] if isinstance(args[0], Tensor) else []
+    given += [_of_all(args[1], mark)] if isinstance(args[1], Tensor) else []
+    return _largest(given, found.shape)
+
+
 def _indices(func: Any, args: tuple, kwargs: dict) -> Iterator[tuple[int, Tensor]]:
     """What an operation picks by: the dim, and the index."""
     name = func.overloadpacket.__name__
@@ -275,6 +295,9 @@ _RULES: Sequence[tuple[Sequence[str], _Rule]] = (
     (_PRODUCTS, _product),
     (_OF_ROWS, _of_rows),
     (_OF_TOKENS, _of_tokens),
+    (("_cdist_forward",), _between),
+    (("diag_embed",), _on_diagonal),
+    (("isin",), _among),
     (("native_layer_norm",), _normalized),
     (_ADDING, _added),
     (("scatter", "scatter_", "scatter_add", "scatter_add_"), _scattered),
