@@ -32,11 +32,13 @@ _ALONG = """_fft_c2c _fft_c2r _fft_r2c _log_softmax _safe_softmax _softmax cumma
     cumsum logcumsumexp sort topk""".split()
 _WHOLE = """_pdist_forward binary_cross_entropy dist histc huber_loss mse_loss nll_loss_forward
     smooth_l1_loss soft_margin_loss trace""".split()
-_OF_ROWS = """_adaptive_avg_pool2d _adaptive_avg_pool3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
-    _upsample_nearest_exact1d _upsample_nearest_exact2d adaptive_max_pool2d avg_pool2d avg_pool3d
-    convolution max_pool2d_with_indices max_pool3d_with_indices native_group_norm
-    upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
-    upsample_nearest3d upsample_trilinear3d""".split()
+_OF_ROWS = """
+    _adaptive_avg_pool2d _adaptive_avg_pool3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
+    _upsample_nearest_exact1d _upsample_nearest_exact2d adaptive_max_pool2d avg_pool2d
+    avg_pool3d convolution max_pool2d_with_indices max_pool3d_with_indices native_group_norm
+    upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_trilinear3d
+""".split()
 _OF_TOKENS = """_scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention
     _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable
     """.split()
