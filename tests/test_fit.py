@@ -83,6 +83,14 @@ def test_each_epoch_visits_rows_once_and_drops_the_remainder(kit):
     assert not np.array_equal(np.concatenate(found[:4]), np.concatenate(found[4:]))
 
 
+def test_the_environment_may_hide_the_bar(kit, monkeypatch):
+    """tqdm takes `TQDM_DISABLE` only where `disable` is not passed."""
+    loop = importlib.import_module(f"{kit.package.__name__}.loop")
+    monkeypatch.setattr(loop, "tqdm", dict)
+    assert "disable" not in loop._bar(3, 0, True)
+    assert loop._bar(3, 0, False)["disable"] is True
+
+
 def test_tuples_dicts_and_constants_reach_the_model(kit):
     seen, settings = [], {"num_steps": 1, "progress": False}
     x = kit.asarray(np.ones(4))

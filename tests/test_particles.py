@@ -303,7 +303,8 @@ def test_infinite_support_cannot_be_enumerated(shim):
             ppl.sample("z", ppl.dist.Poisson(ppl.zeros(2) + 1.0))
 
     case = shim.Case(VAE, model=program, guide=program)
-    with pytest.raises(ValueError, match=r"site 'z' \(Poisson\) has no finite support"):
+    message = r"site 'z' \(Poisson\) has no finite support.* Binomial.* importance_diagnostics"
+    with pytest.raises(ValueError, match=message):
         case.run(shim.module("infer.exact").Exact_ELBO())
 
 

@@ -20,6 +20,7 @@ from pyro_dvae.diagnostics import (
     rate_distortion,
     to_arviz,
 )
+from pyro_dvae.infer import Reinforce_ELBO
 from pyro_dvae.programs.sites import Pair
 from pyro_dvae.programs.structure.broadcasting import takes_particles
 from pyro_dvae.programs.structure.layout import find_layout
@@ -141,3 +142,18 @@ def test_a_way_that_no_particle_goes_at_first_is_tried(is_noisy):
     with pytest.warns(UserWarning, match="Python asks for the values of"):
         layout, _ = find_layout(pair)
     assert not takes_particles(pair._replace(layout=layout), warn=False)
+
+
+def test_a_shared_draw_with_dims_of_its_own_is_told_in_one_sentence():
+    def marked(y, guided=False):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        if not guided:
+            with pyro.plate("data", 2):
+                chance = dist.Bernoulli(logits=a[..., None, None])  # particles lie left of these
+                z = pyro.sample("z", chance, infer={"enumerate": "parallel"})
+                pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    loss = Reinforce_ELBO(num_particles=2)
+    told = r"put the site under a plate with dim=-\d\. It will run .* add no dims to a draw"
+    with pytest.warns(UserWarning, match=told):
+        loss.loss(marked, lambda y: marked(y, guided=True), torch.zeros(2))

@@ -188,7 +188,7 @@ def test_a_guide_that_tells_codes_apart_loses_its_names(kit):
 def test_a_model_that_tells_codes_apart_is_not_renamed(kit):
     found = symmetries(kit, kit.named, kit.own_rows, SQUARE)
     assert found.groups() == []
-    assert "not symmetric in its 3 codes" in found.why("z")
+    assert "not found to be the same with its 3 codes renamed" in found.why("z")
 
 
 def test_parameters_that_have_a_gradient_are_read():

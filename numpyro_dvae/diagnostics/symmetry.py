@@ -127,7 +127,7 @@ class Symmetries:
 
     def why(self, site: str) -> str:
         """Say why a site's codes cannot be renamed."""
-        return f"the model is not symmetric in its {self.sizes[site]} codes"
+        return f"the model is not found to be the same with its {self.sizes[site]} codes renamed"
 
     def run(
         self, values: Mapping[str, Array], renaming: "Renaming | None" = None

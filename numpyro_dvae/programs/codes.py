@@ -25,7 +25,7 @@ from numpyro_dvae.programs.draw import Draw, run_program
 from numpyro_dvae.programs.messages import is_among, is_observed
 from numpyro_dvae.programs.sites import Layout, Pair, Site, sample_sites
 from numpyro_dvae.programs.structure.layout import find_layout
-from numpyro_dvae.programs.supports import listed_values
+from numpyro_dvae.programs.supports import listed_values, no_end
 
 __all__ = [
     "CodedSite",
@@ -320,11 +320,7 @@ def _space_of_draws(
         for site in credited:
             _check_dims(site)
             if not site.has_finite_support:
-                raise ValueError(
-                    f"site '{site.name}' ({site.family}) has no finite support to enumerate. Give "
-                    "it a distribution with has_enumerate_support, or sample it: DAPS_ELBO, "
-                    "Reinforce_ELBO."
-                )
+                raise no_end(site)
         spaces.append(Space(layout, tuple(_code_site(site, layout) for site in credited)))
 
     with block():

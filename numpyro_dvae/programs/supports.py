@@ -5,7 +5,7 @@ import numpy as np
 
 from numpyro_dvae.programs.sites import Site
 
-__all__ = ["listed_values", "no_one_support"]
+__all__ = ["listed_values", "no_end", "no_one_support"]
 
 
 def listed_values(site: Site) -> np.ndarray:
@@ -28,6 +28,16 @@ def listed_values(site: Site) -> np.ndarray:
     if not (found == found[:, :1]).all():
         raise no_one_support(site)
     return found[:, 0]
+
+
+def no_end(site: Site) -> ValueError:
+    """What to say of a site whose values have no end."""
+    return ValueError(
+        f"site '{site.name}' ({site.family}) has no finite support to enumerate. Give it a "
+        "distribution with has_enumerate_support, such as Binomial, or sample it: DAPS_ELBO, "
+        "Reinforce_ELBO; a report is then importance_diagnostics, as posterior_gap lists the "
+        "states of the model, whichever the guide has."
+    )
 
 
 def no_one_support(site: Site) -> ValueError:

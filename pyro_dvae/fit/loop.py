@@ -113,7 +113,8 @@ def fit(
 
 
 def _bar(num_steps: int, step: int, shown: bool) -> tqdm:
-    return tqdm(total=num_steps, initial=step, disable=not shown, dynamic_ncols=True)
+    hidden = {} if shown else {"disable": True}  # else TQDM_DISABLE of the environment says it
+    return tqdm(total=num_steps, initial=step, dynamic_ncols=True, **hidden)
 
 
 def _intervals(log_every: int, eval_every: int, checkpoint_every: int) -> Intervals:

@@ -30,7 +30,7 @@ from pyro_dvae.programs.structure.layout import find_layout
 from pyro_dvae.programs.structure.looking import only_looking
 from pyro_dvae.programs.structure.tracking import Exits, TrackDraws
 from pyro_dvae.programs.structure.ways import ways_through
-from pyro_dvae.programs.supports import listed_values, no_one_support
+from pyro_dvae.programs.supports import listed_values, no_end, no_one_support
 
 __all__ = [
     "CodedSite",
@@ -284,11 +284,7 @@ def enumerate_draws(
     only_looking(lambda: _check_supports(program, args, kwargs, credited))
     for site in credited:
         if not site.has_finite_support:
-            raise ValueError(
-                f"site '{site.name}' ({site.family}) has no finite support to enumerate. Give it "
-                "a distribution with has_enumerate_support, or sample it: DAPS_ELBO, "
-                "Reinforce_ELBO."
-            )
+            raise no_end(site)
     space = Space(layout, tuple(_code_site(site, layout) for site in credited))
     num_states = math.prod(space.cardinalities)
     if num_states > max_states:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from pyro_dvae.programs.sites import Site
 
-__all__ = ["listed_values", "no_one_support"]
+__all__ = ["listed_values", "no_end", "no_one_support"]
 
 
 def listed_values(site: Site) -> Tensor:
@@ -22,6 +22,16 @@ def listed_values(site: Site) -> Tensor:
     if not bool((found == found[:, :1]).all()):
         raise no_one_support(site)
     return found[:, 0]
+
+
+def no_end(site: Site) -> ValueError:
+    """What to say of a site whose values have no end."""
+    return ValueError(
+        f"site '{site.name}' ({site.family}) has no finite support to enumerate. Give it a "
+        "distribution with has_enumerate_support, such as Binomial, or sample it: DAPS_ELBO, "
+        "Reinforce_ELBO; a report is then importance_diagnostics, as posterior_gap lists the "
+        "states of the model, whichever the guide has."
+    )
 
 
 def no_one_support(site: Site) -> ValueError:

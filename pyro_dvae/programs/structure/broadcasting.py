@@ -78,8 +78,9 @@ def takes_particles(
         warnings.warn(
             "model or guide does not broadcast over a particle axis left of all plates: "
             f"{trouble}. It will run once per particle, with the right result but slower. Index "
-            "from the right (x[..., i], sum(-1)) and write torch.where for `if` to have particles "
-            "vectorised, or pass vectorize_particles=False to silence this.",
+            "from the right (x[..., i], sum(-1)), add no dims to a draw that data share "
+            "(z[..., None]) and write torch.where for `if` to have particles vectorised, or pass "
+            "vectorize_particles=False to silence this.",
             stacklevel=7,
         )
     return trouble is None
@@ -96,7 +97,7 @@ def _trouble(pair: Pair, reads: Reads) -> str | None:
         return "Python asks for the values of draws (`if`, .item(), NumPy), of all at once"
     except Exception as error:  # whatever a program says of an axis that it does not know
         raise_slip(error)
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
     return "its log-densities change with a particle axis"
 
 
