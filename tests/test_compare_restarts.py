@@ -206,7 +206,7 @@ def test_what_cannot_be_compared_is_refused(kit):
         kit.compare(kit.result, num_draws=5, align={"y": ()})
     with pytest.raises(ValueError, match=r"`align`: \['x'\] have no axis of the 3 codes"):
         kit.compare(kit.result, num_draws=5, align={"z": ("x",)})
-    with pytest.raises(ValueError, match=r"`align`: the model is not symmetric"):
+    with pytest.raises(ValueError, match=r"`align`: the model is not found to be the same"):
         kit.compare(kit.result, num_draws=5, align={"z": ()})  # without its means
     with pytest.raises(ValueError, match=r"`quantities` has \['w'\]; the posterior has"):
         kit.compare(kit.result, num_draws=5, quantities=["w"])
@@ -253,6 +253,24 @@ def test_weights_that_differ_are_not_said_to_agree(kit):
     agreement = type(found).__module__.replace("restarts", "agreement")
     limit = max(1.01, importlib.import_module(agreement).noise_of_rhat(3, 50, 1))
     assert found.undecided == (not found.differs and found.rhat["evidence"] > limit)
+
+
+@pytest.mark.parametrize("package", ["pyro", "numpyro"])
+def test_latents_are_mirrored_where_two_codes_change_places(package):
+    pytest.importorskip("torch" if package == "pyro" else "jax")
+    xarray = pytest.importorskip("xarray")
+    module = importlib.import_module(f"{package}_dvae.diagnostics.restarts")
+    codes = module.Codes(("z",), 2, {"share": (1,), "level": (0,)}, frozenset(), ())
+    posterior = {"z": ("n", [0, 1, 1]), "share": ("d", [0.2, 0.9]), "level": ("d", [1.5, -2.0])}
+    stats = {"z_most_likely": ("n", [0, 1, 1]), "z_code_share": ("v", [0.3, 0.7])}
+    stats["z_probs"] = ("n", "v"), [[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]
+    table = {"posterior": xarray.Dataset(posterior), "vi_stats": xarray.Dataset(stats)}
+    module._rename(module.Renaming(codes, np.array([0, 1])), table)
+    np.testing.assert_allclose(table["posterior"]["share"], [0.2, 0.9])
+    module._rename(module.Renaming(codes, np.array([1, 0])), table)
+    np.testing.assert_allclose(table["posterior"]["z"], [1, 0, 0])
+    np.testing.assert_allclose(table["posterior"]["share"], [0.8, 0.1])
+    np.testing.assert_allclose(table["posterior"]["level"], [-1.5, 2.0])
 
 
 @settings(max_examples=30)

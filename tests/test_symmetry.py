@@ -20,6 +20,12 @@ PARAMS = {
     "others": RNG.normal(size=(3, 3)),
     "weight": RNG.normal(size=(3, 3)),
     "bias": RNG.normal(size=3),
+    "chance": np.array(0.3),
+    "moving": np.array([0.2, 0.7]),
+    "level": np.array(-1.5),
+    "size": np.array(0.8),
+    "two": RNG.normal(size=2),
+    "tilts": RNG.normal(size=3),
 }
 
 
@@ -30,14 +36,14 @@ def programs(backend):
         import pyro.distributions as dist
         import torch
 
-        array, concatenate = torch.as_tensor, torch.cat
+        array, concatenate, place = torch.as_tensor, torch.cat, torch.Tensor.long
         even = torch.ones(3) / 3
     else:
         import jax.numpy as jnp
         import numpyro as host
         import numpyro.distributions as dist
 
-        array, concatenate = jnp.asarray, jnp.concatenate
+        array, concatenate, place = jnp.asarray, jnp.concatenate, lambda z: z
         even = jnp.ones(3) / 3
 
     def param(name):
@@ -92,6 +98,25 @@ def programs(backend):
     def encoder(x):
         with host.plate("data", len(x)):
             draw("z", x @ param("weight") + param("bias"))
+
+    def coins(x):  # of a learnt chance, and of one that goes by the first coin
+        size, chance, moving = param("size"), param("chance"), param("moving")
+        host.deterministic("tails", 1.0 - chance)
+        with host.plate("data", len(x)):
+            z = host.sample("z", dist.Bernoulli(chance))
+            u = host.sample("u", dist.Bernoulli(moving[place(z)]))
+            host.sample("x", dist.Normal(param("two")[place(z)], size), obs=x[:, 0])
+            host.sample("y", dist.Normal(param("two")[place(u)], size), obs=x[:, 1])
+
+    def signed(x):  # a logit that goes by the data, and an effect that changes its sign
+        with host.plate("data", len(x)):
+            z = host.sample("z", dist.Bernoulli(logits=x @ param("tilts") + param("level")))
+            see("x", param("size") * (2.0 * z - 1.0), x[:, 0])
+
+    def of_coins(x, names=("z", "u")):
+        with host.plate("data", len(x)):
+            for name, rows in zip(names, ("rows", "others"), strict=False):
+                host.sample(name, dist.Bernoulli(logits=param(rows)[: len(x), 0]))
 
     def ordered(x):  # says more of some codes than of others
         bias = param("bias")
@@ -183,6 +208,23 @@ def test_a_guide_that_tells_codes_apart_loses_its_names(kit):
     (codes,) = symmetries(kit, kit.in_space, kit.ordered, SQUARE).groups()
     assert axes_of(codes) == {"means": {-2}, "turned": {-2}}
     assert codes.lost == ("bias",)
+
+
+@pytest.mark.thrifty
+def test_a_learnt_chance_is_mirrored(kit):
+    (codes,) = symmetries(kit, kit.coins, kit.of_coins, SQUARE).groups()
+    assert codes.sites == ("z", "u")
+    expected = {"chance": {1}, "moving": {-1, 1}, "two": {-1}, "rows": {0}, "others": {0}}
+    assert axes_of(codes) == {**expected, "tails": {1}}
+    renaming = kit.module.Renaming(codes, np.array([1, 0]))
+    moved = renaming.of_array("moving", kit.array(PARAMS["moving"].astype(np.float32)))
+    np.testing.assert_allclose(moved, [0.3, 0.8], rtol=1e-6)
+
+
+@pytest.mark.thrifty
+def test_logits_and_signs_are_mirrored(kit):
+    (codes,) = symmetries(kit, kit.signed, lambda x: kit.of_coins(x, ("z",)), SQUARE).groups()
+    assert axes_of(codes) == {"tilts": {0}, "level": {0}, "size": {0}, "rows": {0}}
 
 
 def test_a_model_that_tells_codes_apart_is_not_renamed(kit):

@@ -139,8 +139,9 @@ def compare_restarts(
         *data: What model and guide are called with.
         num_draws: Draws of each run.
         align: What is permuted together with a discrete site of the guide: names of other such
-            sites, and of parameters or shared latents with axes of its codes; which axes these are
-            is tried. By default what each site needs is searched for; ``{}`` aligns none.
+            sites, and of parameters or shared latents with axes of its codes, or that are mirrored
+            (1 - v, -v) where two codes change places; which these are is tried. By default what
+            each site needs is searched for; ``{}`` aligns none.
         quantities: Names of the posterior's variables whose R-hat is wanted; by default all.
         batch_size: As in `to_arviz`.
 
@@ -277,7 +278,10 @@ def _rename(renaming: Renaming, table: Any) -> None:
         if name in posterior:
             values = np.asarray(posterior[name])
             for axis in axes:
-                values = values.take(old, axis)
+                if axis < 0:
+                    values = values.take(old, axis)
+                elif permutation[0]:
+                    values = axis - values
             _set(posterior, name, values)
 
 

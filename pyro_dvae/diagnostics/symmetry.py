@@ -3,7 +3,9 @@
 Codes, and the axes of parameters and latents that go by them, are permuted together: by a swap and
 by a cycle, which make up all permutations. The model's joint density is to stay as it is, of each
 datum, and so is the guide's. Which axes go by the codes is not told by their length, as features
-or data may be as many: it is searched for, and so is which sites are renamed together.
+or data may be as many: it is searched for, and so is which sites are renamed together. Where two
+codes change places, a chance may become 1 less itself, and a logit its negative: the entries of an
+array are mirrored about 1/2 or 0.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,8 +27,9 @@ __all__ = ["Codes", "Renaming", "Symmetries", "permuted"]
 
 _TRIALS = 2
 _SAME = 1e-4  # of a log-density and of 1 nat: more than single precision loses
-_MOST_TRIED = 64  # sets of axes
+_MOST_TRIED = 256  # sets of axes
 _MOST_APART = 6  # sites that are tried apart from others of as many codes
+_MIRRORS = (0, 1)  # in the place of an axis: entries v become 0 - v, or 1 - v
 ArrayAxis = tuple[str, int]  # name of an array, and an axis of it, counted from the right
 
 
@@ -35,7 +38,7 @@ class Codes(NamedTuple):
 
     sites: tuple[str, ...]
     size: int  # number of codes
-    axes: Mapping[str, tuple[int, ...]]  # of parameters, latents and deterministic sites
+    axes: Mapping[str, tuple[int, ...]]  # of parameters, latents, deterministic sites; or mirrors
     one_hot: frozenset[str]  # of the sites, those whose values are vectors
     lost: tuple[str, ...]  # parameters of the guide whose axes of the codes are not found
 
@@ -65,7 +68,9 @@ class Symmetries:
         self.sizes = {name: count for name, count in counts.items() if count > 1}
         self._one_hot = frozenset(n for n in self.sizes if run.guide[n].base.event_dim)
         self._computed = _computed(run).keys()
-        self.shapes = self._shapes(run)
+        arrays = self._arrays_of(run)
+        self.shapes = {name: tuple(value.shape) for name, value in arrays.items()}
+        self._mirrors = {name: _mirrors_of(value) for name, value in arrays.items()}
 
     def groups(self) -> list[Codes]:
         """The sites that may be renamed: each alone, or with the fewest others that it needs."""
@@ -89,11 +94,11 @@ class Symmetries:
             raise ValueError(f"`align`: '{name}' is no site with codes; there are {known}.")
         size = self.sizes[name]
         sites = [n for n, c in self.sizes.items() if n == name or (n in names and c == size)]
-        arrays = {n for n in set(names) - set(sites) if size in self.shapes.get(n, ())}
+        fit = {name for name, _ in self._places(self.shapes, size)}
+        arrays = (set(names) - set(sites)) & fit
         if odd := sorted(set(names) - set(sites) - arrays):
             raise ValueError(
-                f"`align`: {odd} have no axis of the {size} codes of '{name}'; these have: "
-                f"{sorted(n for n, shape in self.shapes.items() if size in shape)}."
+                f"`align`: {odd} have no axis of the {size} codes of '{name}'; {sorted(fit)} do."
             )
         return self.of(sites, arrays)
 
@@ -106,7 +111,7 @@ class Symmetries:
         """
         size, one_hot = self.sizes[sites[0]], self._one_hot & set(sites)
         trial = _Trial(self, Codes(tuple(sites), size, {}, one_hot, ()))
-        places = list(_places(self.shapes, set(names) - self._computed, size))
+        places = list(self._places(set(names) - self._computed, size))
         moving = [place for place in places if trial.moves("model", place)]
         model = trial.search("model", moving, ())
         if model is None:
@@ -116,10 +121,17 @@ class Symmetries:
         lost = tuple(dict.fromkeys(name for name, _ in others)) if guide is None else ()
         codes = trial.codes._replace(axes=_axes([*model, *(guide or ())]), lost=lost)
         outputs = {
-            name: [axis for _, axis in _places(self.shapes, [name], size)]
+            name: [axis for _, axis in self._places([name], size)]
             for name in self._computed & set(names)
         }
         return codes._replace(axes={**codes.axes, **trial.computed(codes, outputs)})
+
+    def _places(self, names: Collection[str], size: int) -> Iterator[ArrayAxis]:
+        """Axes of a length, counted from the right; and mirrors, of two codes."""
+        for name, shape in self.shapes.items():
+            if name in names:
+                yield from ((name, axis) for axis in range(-len(shape), 0) if shape[axis] == size)
+                yield from ((name, about) for about in self._mirrors[name] if size == 2)
 
     def why(self, site: str) -> str:
         """Say why a site's codes cannot be renamed."""
@@ -140,7 +152,7 @@ class Symmetries:
         shared_p = record.shared_likelihood + record.shared_prior
         return run, Densities(_flat(log_p, shared_p), _flat(log_q, record.shared_q))
 
-    def _shapes(self, run: Run) -> dict[str, tuple[int, ...]]:
+    def _arrays_of(self, run: Run) -> dict[str, Any]:
         """Of parameters, of latents that data share and have no codes, and deterministic sites."""
         data = {plate for name in self.sizes for plate in run.guide[name].plates}
         shared = {
@@ -149,7 +161,7 @@ class Symmetries:
             if name not in self.sizes and not set(run.guide[name].plates) & data
         }
         values = {**self._trained.params, **shared, **_computed(run)}
-        return {name: tuple(v.shape) for name, v in values.items() if hasattr(v, "shape")}
+        return {name: value for name, value in values.items() if hasattr(value, "shape")}
 
 
 class Renaming(NamedTuple):
@@ -194,9 +206,13 @@ class _Trial:
     def search(
         self, whose: str, places: Sequence[ArrayAxis], beside: Sequence[ArrayAxis]
     ) -> tuple[ArrayAxis, ...] | None:
-        """The most of these axes that, renamed with the sites, leave a density as it is."""
-        tried = _subsets(places, range(len(places), -1, -1))
-        for some in islice(tried, _MOST_TRIED):
+        """The most of these axes that, renamed with the sites, leave a density as it is.
+
+        Of mirrors they are the fewest.
+        """
+        usual = {place for place in places if place[1] < 0}
+        for odd in islice(_subsets(places, range(len(places) + 1)), _MOST_TRIED):
+            some = tuple(place for place in places if (place in usual) != (place in odd))
             codes = self.codes._replace(axes=_axes([*beside, *some]))
             if self._stays(whose, codes, self._all):
                 return some
@@ -223,7 +239,10 @@ class _Trial:
     def _stays(self, whose: str, codes: Codes, permutations: Sequence[np.ndarray]) -> bool:
         for values, (_, before) in zip(self._states, self._runs, strict=True):
             for permutation in permutations:
-                _, after = self._renamed(values, codes, permutation)
+                try:
+                    _, after = self._renamed(values, codes, permutation)
+                except (ValueError, RuntimeError):  # a mirrored scale, say, is refused
+                    return False
                 if not _alike(getattr(before, whose), getattr(after, whose)):
                     return False
         return True
@@ -253,15 +272,6 @@ def _subsets(items: Sequence[Any], sizes: Iterable[int]) -> Iterator[tuple]:
     return (some for size in sizes for some in combinations(items, size))
 
 
-def _places(
-    shapes: Mapping[str, tuple[int, ...]], names: Collection[str], size: int
-) -> Iterator[ArrayAxis]:
-    """Axes of a length, counted from the right."""
-    for name, shape in shapes.items():
-        if name in names:
-            yield from ((name, axis) for axis in range(-len(shape), 0) if shape[axis] == size)
-
-
 def _axes(places: Iterable[ArrayAxis]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for name, axis in places:
@@ -270,11 +280,21 @@ def _axes(places: Iterable[ArrayAxis]) -> dict[str, tuple[int, ...]]:
 
 
 def permuted(value: Any, axes: Iterable[int], permutation: np.ndarray) -> Any:
-    """An array whose entries along some axes are called otherwise."""
+    """An array whose entries along some axes are called otherwise, or that is mirrored."""
     old = np.argsort(permutation)  # what has each name now
     for axis in axes:
-        value = value.index_select(axis, torch.as_tensor(old, device=value.device))
+        if axis < 0:
+            value = value.index_select(axis, torch.as_tensor(old, device=value.device))
+        elif permutation[0]:
+            value = axis - value
     return value
+
+
+def _mirrors_of(value: Tensor) -> tuple[int, ...]:
+    """About what an array may be mirrored."""
+    if not value.is_floating_point():
+        return ()
+    return _MIRRORS[: 1 + bool(((value >= 0) & (value <= 1)).all())]
 
 
 def _computed(run: Run) -> dict[str, Tensor]:
