@@ -73,6 +73,21 @@ def test_a_guide_that_seeds_its_draws_is_refused(loss, vectorize):
             loss(2, vectorize_particles=vectorize).loss(coins, seeded, torch.tensor(X))
 
 
+@pytest.mark.parametrize("loss", [Reinforce_ELBO, DAPS_ELBO])
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_a_guide_that_seeds_by_the_seed_of_the_generator_is_refused(loss, vectorize):
+    def own(x):
+        pyro.set_rng_seed(3)
+        return guide(x)
+
+    for seeded in (poutine.seed(guide, 3), own):
+        pyro.set_rng_seed(3)
+        losses = loss(2, vectorize_particles=vectorize)
+        with pytest.raises(ValueError, match=r"'z' is drawn after the program has seeded"):
+            for _ in range(2):
+                losses.loss(coins, seeded, torch.tensor(X))
+
+
 def test_a_model_that_is_seeded_and_draws_nothing_counts_as_it_is():
     found = Exact_ELBO().loss(poutine.seed(coins, 3), guide, torch.tensor(X))
     assert float(found) == pytest.approx(-evidence([0.0, 1.0])[1].sum(), rel=1e-6)

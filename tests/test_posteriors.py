@@ -170,7 +170,7 @@ def test_beside_continuous_latents_and_with_dependence(lab):
     assert posterior.most_likely is None
     assert set(posterior.sites) == {"z"}
     for names, message in [
-        (["u"], r"'u' is continuous.*discrete sites, \['z'\]"),
+        (["u"], r"'u' has no discrete .support.*discrete sites, \['z'\]"),
         (["v"], r"'v' is not a latent site.*\['u', 'z'\]"),
     ]:
         with pytest.raises(ValueError, match=message):

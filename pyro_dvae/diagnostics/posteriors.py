@@ -163,12 +163,14 @@ def choose_sites(draws: Draws, sites: Sequence[str] | None) -> tuple[str, ...]:
             )
         if name not in discrete:
             raise ValueError(
-                f"`sites`: '{name}' is continuous, so that its values have no probabilities: its "
-                f"draws are in `to_arviz`. Name some of the discrete sites, {sorted(discrete)}."
+                f"`sites`: '{name}' has no discrete `support`, so that its values have no "
+                "probabilities to be listed: its draws are in `to_arviz`. Name some of the discrete "
+                f"sites, {sorted(discrete)}."
             )
     if not discrete:
         raise ValueError(
-            f"the model has no discrete latent site: it has {sorted(latent)}. Use `to_arviz`."
+            f"the model has no latent site of discrete `support`: it has {sorted(latent)}. Use "
+            "`to_arviz`, or draw the site before its transform."
         )
     return discrete if sites is None else tuple(sites)
 

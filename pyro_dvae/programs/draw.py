@@ -94,10 +94,19 @@ class Draw(Messenger):
         self.sampler, self.particle, self.pathwise = sampler, particle, pathwise
         self.expand = expand
         self._seed = 0
+        self._entered = self._state = torch.empty(0)  # of Torch's generator
+        self._moved: Site | None = None  # whose draw was the first to move it
 
     def __enter__(self) -> Any:
-        self._seed = torch.initial_seed()
+        self._seed, self._entered, self._moved = torch.initial_seed(), torch.get_rng_state(), None
         return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        left = super().__exit__(*error)
+        is_back = self._moved is not None and torch.equal(torch.get_rng_state(), self._entered)
+        if is_back and error[0] is None:  # by the seed that it had
+            raise _seeded(self._moved)
+        return left
 
     def _pyro_sample(self, msg: Any) -> None:
         known = self.layout.bounded
@@ -116,6 +125,8 @@ class Draw(Messenger):
             return
         if torch.initial_seed() != self._seed:
             raise _seeded(site)
+        if self._moved is None:
+            self._state = torch.get_rng_state()
         if self.sampler is not None and by_sampler:
             with drawing(site):
                 msg["value"] = self.sampler(site, self._shape(site.fn), self.particle)
@@ -128,6 +139,9 @@ class Draw(Messenger):
                 msg["infer"] = {**msg["infer"], "_density": density}
 
     def _pyro_post_sample(self, msg: Any) -> None:
+        if self._moved is None and is_drawn(msg) and msg["name"] not in self.values:
+            is_moved = not torch.equal(torch.get_rng_state(), self._state)
+            self._moved = Site.of(msg) if is_moved else None
         if not self.pathwise and is_drawn(msg) and self.layout.owns(Site.of(msg)):
             msg["value"] = msg["value"].detach()
             msg["infer"].pop("_density", None)
@@ -165,9 +179,9 @@ class Draw(Messenger):
 
 def _seeded(site: Site) -> ValueError:
     return ValueError(
-        f"site '{site.name}' is drawn after the program has seeded Torch's generator, so that each "
-        "run would draw the same. Hand the program over without poutine.seed, and call "
-        "pyro.set_rng_seed or torch.manual_seed before training, outside of it."
+        f"site '{site.name}' is drawn after the program has seeded Torch's generator, or put it "
+        "back, so that each run would draw the same. Hand the program over without poutine.seed, "
+        "and call pyro.set_rng_seed or torch.manual_seed before training, outside of it."
     )
 
 
