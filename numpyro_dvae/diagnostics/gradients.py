@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import biject_to
 
-from numpyro_dvae.diagnostics.readings import constraints_of
 from numpyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
 from numpyro_dvae.diagnostics.waiting import waited
@@ -86,10 +85,8 @@ def _moments(
     select: Callable[[str], bool] | None,
 ) -> dict[str, tuple[np.ndarray, float]]:
     """Mean of each parameter's gradient, and the trace of its covariance."""
-    transforms = {
-        name: biject_to(constraint)
-        for name, constraint in constraints_of(rng_key, *trained.substituted(), args, {})[0].items()
-    }
+    constraints = trained.constraints(rng_key, args)
+    transforms = {name: biject_to(constraint) for name, constraint in constraints.items()}
     trainable = {
         name: jax.tree.map(transform.inv, trained.params[name])
         for name, transform in transforms.items()

@@ -52,8 +52,16 @@ class Trained(NamedTuple):
         Raises:
             ValueError: If a parameter, or mutable state, is missing.
         """
-        model, guide = self.substituted()
-        params, state = constraints_of(rng_key, model, guide, args, {})
+        self.constraints(rng_key, args)
+        return prepare_pair(rng_key, *self.substituted(), args, {})
+
+    def constraints(self, rng_key: Array, args: tuple) -> dict[str, Any]:
+        """Of each parameter of the programs, all of which it has.
+
+        Raises:
+            ValueError: If a parameter, or mutable state, is missing.
+        """
+        params, state = constraints_of(rng_key, *self.substituted(), args, {})
         missing = {*params, *state} - self.params.keys()
         if missing:
             with_state = " | svi_state.mutable_state" if state else ""
@@ -61,7 +69,7 @@ class Trained(NamedTuple):
                 f"`params` lacks {sorted(missing)[:5]}, so that these would be initial values. "
                 f"Pass the FitResult, or `params=svi.get_params(svi_state){with_state}`."
             )
-        return prepare_pair(rng_key, model, guide, args, {})
+        return params
 
 
 def as_trained(result: Any, params: Mapping[str, Any] | None) -> Trained:

@@ -164,8 +164,8 @@ def choose_sites(draws: Draws, sites: Sequence[str] | None) -> tuple[str, ...]:
         if name not in discrete:
             raise ValueError(
                 f"`sites`: '{name}' has no discrete `support`, so that its values have no "
-                "probabilities to be listed: its draws are in `to_arviz`. Name some of the discrete "
-                f"sites, {sorted(discrete)}."
+                "probabilities to be listed: its draws are in `to_arviz`. Name some of the "
+                f"discrete sites, {sorted(discrete)}."
             )
     if not discrete:
         raise ValueError(
