@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import optax
 from quick_numpyro import QuickSVI
 
-from numpyro_dvae.diagnostics import importance_diagnostics
+from numpyro_dvae.diagnostics import gradient_variance, importance_diagnostics
 from numpyro_dvae.fit import fit
 from numpyro_dvae.infer import Reinforce_ELBO
 
@@ -35,6 +35,11 @@ def guide(x):
 def test_missing_parameters_are_named():
     with pytest.raises(ValueError, match=r"`params` lacks \['logits', 'mean'\]"):
         importance_diagnostics(jax.random.key(0), (model, guide), X)
+    losses = {"leave-one-out": Reinforce_ELBO(2)}
+    with pytest.raises(ValueError, match=r"`params` lacks \['logits'\]"):
+        gradient_variance(
+            jax.random.key(0), (model, guide), X, losses=losses, params={"mean": np.ones(2)}
+        )
 
 
 @pytest.mark.slow
