@@ -103,9 +103,9 @@ class Draw(Messenger):
 
     def __exit__(self, *error: Any) -> Any:
         left = super().__exit__(*error)
-        is_back = self._moved is not None and torch.equal(torch.get_rng_state(), self._entered)
-        if is_back and error[0] is None:  # by the seed that it had
-            raise _seeded(self._moved)
+        if error[0] is None and self._moved is not None:
+            if torch.equal(torch.get_rng_state(), self._entered):  # by the seed that it had
+                raise _seeded(self._moved)
         return left
 
     def _pyro_sample(self, msg: Any) -> None:
