@@ -20,12 +20,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from pyro_dvae.programs.handlers.without_rows import RowsChecked
-from pyro_dvae.programs.messages import (
-    is_among,
-    is_computed,
-    is_drawn,
-    is_subsample,
-)
+from pyro_dvae.programs.messages import is_among, is_computed, is_drawn, is_subsample
 from pyro_dvae.programs.processes import drawing, hidden
 from pyro_dvae.programs.sites import (
     Layout,
@@ -93,19 +88,19 @@ class Draw(Messenger):
         self.layout, self.num_draws, self.values = layout, num_draws, values or {}
         self.sampler, self.particle, self.pathwise = sampler, particle, pathwise
         self.expand = expand
-        self._seed = 0
-        self._entered = self._state = torch.empty(0)  # of Torch's generator
+        self._seed, self._entered = 0, torch.empty(0)
+        self._state: Tensor | None = None  # of Torch's generator, before a draw
         self._moved: Site | None = None  # whose draw was the first to move it
 
     def __enter__(self) -> Any:
-        self._seed, self._entered, self._moved = torch.initial_seed(), torch.get_rng_state(), None
+        self._seed, self._entered = torch.initial_seed(), torch.get_rng_state()
+        self._state = self._moved = None
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> Any:
         left = super().__exit__(*error)
-        if error[0] is None and self._moved is not None:
-            if torch.equal(torch.get_rng_state(), self._entered):  # by the seed that it had
-                raise _seeded(self._moved)
+        if error[0] is None and self._moved is not None and _is_at(self._entered):
+            raise _seeded(self._moved)  # by the seed that it had
         return left
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -139,9 +134,8 @@ class Draw(Messenger):
                 msg["infer"] = {**msg["infer"], "_density": density}
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if self._moved is None and is_drawn(msg) and msg["name"] not in self.values:
-            is_moved = not torch.equal(torch.get_rng_state(), self._state)
-            self._moved = Site.of(msg) if is_moved else None
+        if self._state is not None and is_drawn(msg):
+            self._moved, self._state = None if _is_at(self._state) else Site.of(msg), None
         if not self.pathwise and is_drawn(msg) and self.layout.owns(Site.of(msg)):
             msg["value"] = msg["value"].detach()
             msg["infer"].pop("_density", None)
@@ -175,6 +169,12 @@ class Draw(Messenger):
             return shape
         missing = self.layout.nesting + 1 - len(fn.batch_shape)
         return (*[1] * (missing - 1), *shape) if missing > 0 else shape[1:]
+
+
+def _is_at(state: Tensor) -> bool:
+    """Whether Torch's generator is; handlers of functions see nothing of it."""
+    with torch._C.DisableTorchFunction():
+        return torch.equal(torch.get_rng_state(), state)
 
 
 def _seeded(site: Site) -> ValueError:
