@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from numpyro_dvae.nets import CausalTransformer
 from numpyro_dvae.nets.attention import _softmax
 from numpyro_dvae.nets.layers import LayerNorm
 from numpyro_dvae.nets.products import product
@@ -95,6 +96,22 @@ def test_softmax_with_tokens_that_are_not_seen_has_jax_s_gradient():
         for by in (_softmax, jax.nn.softmax)
     ]
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (0, 2, 3)])
+def test_a_transformer_takes_no_data_and_no_particles(shape):
+    network = CausalTransformer(3, 5, embed_dim=8, num_heads=2)
+    context = jnp.ones((shape[-2], 4, 8))
+    codes = jnp.zeros(shape, int)
+    params = network.init(jax.random.key(0), jnp.zeros((2, 3), int), jnp.ones((2, 4, 8)))
+    assert network.apply(params, codes, context).shape == (*shape, 5)
+
+    torch = pytest.importorskip("torch")
+    from pyro_dvae.nets import CausalTransformer as OfTorch
+
+    of_torch = OfTorch(3, 5, embed_dim=8, num_heads=2)
+    codes, context = torch.zeros(shape, dtype=torch.long), torch.ones(shape[-2], 4, 8)
+    assert of_torch(codes, context).shape == (*shape, 5)
 
 
 def _all_steps(jaxpr):

@@ -138,7 +138,7 @@ class Block(nn.Module):
         """Attend to the context; the particles of a datum are more queries of its own."""
         particles, batch, length, width = x.shape
         queries = self.cross_q(self.cross_norm(x.reshape(-1, width)))
-        queries = queries.reshape(x.shape).swapaxes(0, 1).reshape(batch, -1, width)
+        queries = queries.reshape(x.shape).swapaxes(0, 1).reshape(batch, particles * length, width)
         attended = self._merge(_attend(self._split(queries), context))
         found = self.cross_out(attended).reshape(batch, particles, length, width)
         return found.swapaxes(0, 1)
@@ -149,7 +149,7 @@ class Block(nn.Module):
         return self.mlp_out(nn.relu(self.mlp_in(self.mlp_norm(tokens)))).reshape(x.shape)
 
     def _split(self, x: Float[Array, "N L D"]) -> Float[Array, "N heads L width"]:
-        return x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+        return x.reshape(*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads).swapaxes(1, 2)
 
     def _merge(self, x: Float[Array, "N heads L width"]) -> Float[Array, "tokens D"]:
         return x.swapaxes(1, 2).reshape(-1, self.embed_dim)

@@ -12,6 +12,7 @@ References:
         policy search. ICLR, 2026.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from typing import Any
@@ -268,7 +269,8 @@ def _fold(codes: Array, context: Array | None) -> tuple[Array, Array | None]:
     context = split_shared(context, shape, 2)[0]
     context = context.reshape(-1, *context.shape[-2:])
     codes = jnp.broadcast_to(codes, (*shape, codes.shape[-1]))
-    return codes.reshape(-1, context.shape[0], codes.shape[-1]), context
+    particles = math.prod(shape) // max(context.shape[0], 1)
+    return codes.reshape(particles, context.shape[0], codes.shape[-1]), context
 
 
 def _patch_grid(

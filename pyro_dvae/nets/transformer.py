@@ -265,7 +265,8 @@ def _fold(codes: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]
     shape = torch.broadcast_shapes(codes.shape[:-1], context.shape[:-2])
     context = split_shared(context, shape, 2)[0].reshape(-1, *context.shape[-2:])
     codes = codes.expand(*shape, codes.shape[-1])
-    return codes.reshape(-1, context.shape[0], codes.shape[-1]), context
+    particles = math.prod(shape) // max(context.shape[0], 1)
+    return codes.reshape(particles, context.shape[0], codes.shape[-1]), context
 
 
 def _patch_grid(
