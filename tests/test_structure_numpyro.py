@@ -43,6 +43,8 @@ from numpyro_dvae.infer import (
 )
 
 # ------------------------------------------------------------------- structure is what a call has
+from numpyro_dvae.programs.sites import Pair
+from numpyro_dvae.programs.structure.path import path_taken
 
 
 def chain(x):
@@ -367,3 +369,16 @@ def test_sets_of_states_of_a_chain_in_a_scan():
     np.testing.assert_allclose(report.whole.elbo, -result.losses[-1], rtol=1e-10)
     draws = to_arviz(KEY, result, SERIES, num_draws=25, groups=["posterior"]).posterior["z"]
     assert draws.dims == ("chain", "draw", "series", "z_step")
+
+
+def test_ways_that_pad_by_one_less_are_told_apart():
+    """The shapes are the same, and -1 and -2 have one hash in Python."""
+    ways = []
+    for pads in ((-1, -2), (-2, -1), (-1, -2)):
+
+        def model(pads=pads):
+            x = jax.lax.pad(jnp.arange(5.0), 0.0, [(*pads, 0)])
+            numpyro.sample("x", dist.Normal(x, 1.0).to_event(1))
+
+        ways.append(path_taken(KEY, Pair(model, lambda: None, (), {})))
+    assert ways[0] == ways[2] != ways[1]

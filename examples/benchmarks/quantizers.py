@@ -6,7 +6,10 @@ The same small convolutional networks code 32 x 32 colour images as 64 codes of 
 the codes that they use, the CPU time of a step, and the error of each seed:
 
     python examples/benchmarks/quantizers.py [--backend pyro|numpyro] [--data FILE.npz]
-        [--num-steps 500] [--seeds 0 1 2] [--rows NAME ...]
+        [--num-steps 500] [--seeds 0 1 2] [--rows NAME ...] [--turns 200]
+
+With `--turns N` nothing is trained to its end: Pyro's steps and the library's are taken in turn, N
+of each, and the medians of their CPU times are printed with their ratio.
 
 The data are `x` of an .npz file, (N, 32, 32, 3) uint8; by default patches of the photographs that
 scikit-learn and scikit-image ship.
@@ -173,8 +176,8 @@ def torch_networks(width: int, decoded: int | None = None) -> tuple[Any, Any]:
     return encoder, decoder
 
 
-def run_library(method: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
-    """The library's quantiser, in the loss that its users write."""
+def library_step(method: str, seed: int) -> tuple[Any, Any, Any]:
+    """A step by the library's quantiser in the loss that its users write, and how to quantise."""
     torch = importlib.import_module("torch")
     torch.manual_seed(seed)
     encoder, decoder = torch_networks(len(LEVELS) if method == "fsq" else WIDTH)
@@ -188,13 +191,22 @@ def run_library(method: str, data: Arrays, num_steps: int, seed: int) -> Outcome
         loss = rest[0].sum() if rest else 0.0
         return decoder(vectors.transpose(1, 2).unflatten(2, GRID)), codes, loss
 
-    start = time.process_time()
-    for rows in batches(data[0], num_steps, seed):
-        x = torch.as_tensor(rows)
+    def step(x: Any) -> None:
         outputs, _, loss = quantize(x)
         optim.zero_grad()
         ((outputs - x).square().mean() + loss).backward()
         optim.step()
+
+    return step, quantize, parts
+
+
+def run_library(method: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
+    """Train by the library, and reconstruct what is held out."""
+    torch = importlib.import_module("torch")
+    step, quantize, parts = library_step(method, seed)
+    start = time.process_time()
+    for rows in batches(data[0], num_steps, seed):
+        step(torch.as_tensor(rows))
     seconds = (time.process_time() - start) / num_steps
     parts.eval()
     with torch.no_grad():
@@ -269,19 +281,25 @@ def encoder_width(row: str) -> int:
     return {"fsq": len(LEVELS), "gumbel": NUM_CODES}.get(row, WIDTH)
 
 
-def run_pyro(row: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
-    """Train by SVI, and reconstruct what is held out from its likeliest codes."""
-    pyro, torch = importlib.import_module("pyro"), importlib.import_module("torch")
+def pyro_svi(row: str, seed: int) -> Any:
+    """Our programs, loss and optimiser of a row."""
+    pyro, fit = importlib.import_module("pyro"), importlib.import_module("pyro_dvae.fit")
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     networks = torch_networks(encoder_width(row), len(LEVELS) if row == "fsq" else WIDTH)
     model, guide, loss = our_programs("pyro", row, networks, True)
-    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": RATE}), loss)
+    return pyro.infer.SVI(model, guide, fit.adamw(RATE), loss)
+
+
+def run_pyro(row: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
+    """Train by SVI, and reconstruct what is held out from its likeliest codes."""
+    torch = importlib.import_module("torch")
+    svi = pyro_svi(row, seed)
     start = time.process_time()
     for rows in batches(data[0], num_steps, seed):
         svi.step(torch.as_tensor(rows))
     seconds = (time.process_time() - start) / num_steps
-    model, guide = (getattr(program, "program", program) for program in (model, guide))
+    model, guide = (getattr(program, "program", program) for program in (svi.model, svi.guide))
     with torch.no_grad():
         x = torch.as_tensor(data[1])
         codes = guide.eval().posterior(x).base_dist.logits.argmax(-1)
@@ -350,14 +368,34 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--turns", type=int, help="time so many steps of each, in turn")
     options = parser.parse_args()
     data, ours = load(options.data), {"pyro": run_pyro, "numpyro": run_numpyro}[options.backend]
     beside = importlib.util.find_spec("vector_quantize_pytorch") is not None
     print(f"{len(data[0])} images to train with, {len(data[1])} held out", flush=True)
     for row in options.rows:
+        if options.turns is not None:
+            if beside and ROWS[row][0] is not None:
+                take_turns(row, ROWS[row][0], data, options.turns)
+            continue
         show(row, options.backend, ours, row, data, options)
         if beside and ROWS[row][0] is not None:
             show(row, "library", run_library, ROWS[row][0], data, options)
+
+
+def take_turns(row: str, method: str, data: Arrays, turns: int) -> None:
+    """Steps of ours and of the library one after the other, on the same machine."""
+    torch = importlib.import_module("torch")
+    steps = pyro_svi(row, 0).step, library_step(method, 0)[0]
+    spent: tuple[list[float], list[float]] = [], []
+    for turn, rows in enumerate(batches(data[0], turns, 0)):
+        x = torch.as_tensor(rows)
+        for whose in (0, 1) if turn % 2 else (1, 0):
+            start = time.process_time()
+            steps[whose](x)
+            spent[whose].append(time.process_time() - start)
+    ours, theirs = (1000 * float(np.median(times[turns // 10 :])) for times in spent)
+    print(f"{row:26} {ours:6.1f} ms, the library {theirs:6.1f} ms: {ours / theirs:.2f}", flush=True)
 
 
 def show(

@@ -34,7 +34,7 @@ def _read_weighed(run: Run, layout: Layout, num_particles: int) -> dict[str, Arr
 def _of_plates(site: Site) -> float:
     """What the rows of its plates stand for."""
     plates = site.plates.values()
-    return math.prod(plate.full_size / plate.size for plate in plates)
+    return float(math.prod(plate.full_size / plate.size for plate in plates))
 
 
 def _read_factors(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]:

@@ -142,7 +142,7 @@ class PriorProbs(NamedTuple):
     cut_off: Float[Array, "*batch_cells"]  # mass beyond the V values, the largest
 
 
-def prior_and_beyond(latent: Latent, site: Site) -> Float[Array, "*batch_cells V+1"]:
+def prior_and_beyond(latent: Latent, site: Site) -> Float[Array, "*batch_cells values"]:
     """Probabilities of the V values under the model, given the draws before, and of all others."""
     base, probs = site.base, prior(latent, site)
     if not isinstance(base, UNBOUNDED):

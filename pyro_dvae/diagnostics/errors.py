@@ -29,7 +29,7 @@ def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(values.mean(0)), np.asarray(spread / np.sqrt(count))
 
 
-def are_few(num_states: np.ndarray, num_possible: np.ndarray) -> np.ndarray:
+def are_few(num_states: np.ndarray, num_possible: np.ndarray | float) -> np.ndarray:
     """Whether few states were drawn of each datum, of more that the guide can draw.
 
     Standard errors of means over these draws are at least what they show.

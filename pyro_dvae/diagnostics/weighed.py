@@ -36,7 +36,9 @@ def _read_weighed(run: Run, layout: Layout, num_particles: int) -> dict[str, Ten
 def _of_plates(site: Site) -> float:
     """What the rows of its plates stand for."""
     plates = site.plates.values()
-    return math.prod((p.size if p.full_size is None else p.full_size) / p.size for p in plates)
+    return float(
+        math.prod((p.size if p.full_size is None else p.full_size) / p.size for p in plates)
+    )
 
 
 def _read_factors(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor]:

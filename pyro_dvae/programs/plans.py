@@ -29,6 +29,7 @@ from pyro_dvae.programs.structure.looking import (
     numbers_within,
     uncompiled,
 )
+from pyro_dvae.programs.structure.plain import made_of
 
 __all__ = ["Plans", "looks"]
 
@@ -90,6 +91,7 @@ class Plans:
         self._programs: tuple[Any, ...] = ()
         self._plans: dict[Any, list[_Plan]] = {}
         self._modules: dict[nn.Module, bool] = {}  # of the last plan
+        self._gone: set[tuple] = set()  # made of what asks no draw, calls like which, and the way
         self._has_warned, self._in_vain = False, 0
 
     def run(self, pair: Pair, evaluate: Callable[[Pair], T], way: int | None = None) -> T:
@@ -103,6 +105,7 @@ class Plans:
         if not same_programs(self._programs, (pair.model, pair.guide)):
             self._programs, self._plans = (pair.model, pair.guide), {}
             self._modules, self._has_warned, self._in_vain = {}, False, 0
+            self._gone = set()
         given = [v for v in (*pair.args, *pair.kwargs.values()) if not isinstance(v, Tensor)]
         around = settings_of(pair.model, pair.guide, *given)
         call = _Call(pair, (*numbers_within((pair.args, pair.kwargs)), *around), way)
@@ -116,7 +119,9 @@ class Plans:
     ) -> tuple[Any, Pair | None]:
         """What programs evaluate to as a plan has them, or another plan if that is not theirs."""
         is_open = call.way is None and known.has_one_way and self._in_vain < _ENOUGH
-        path = Path(is_open)
+        made = made_of(call.pair) if is_open else None
+        gone = made, self._key(call), known.path
+        path = Path(is_open and gone not in self._gone)
         pair = call.planned_as(known)._replace(watch=path)
         try:
             result = evaluate(pair)
@@ -125,7 +130,9 @@ class Plans:
             if planned is None:
                 raise
             return None, planned
-        if not is_open or path.taken == known.path:
+        if not path.is_noted or path.taken == known.path:
+            if path.is_noted and made is not None:
+                self._gone = {gone} | (self._gone if len(self._gone) < _MOST_PLANS else set())
             return result, None
         plans = self._plans[self._key(call)]
         if any((*known.how, path.taken) == (*p.how, p.path) for p in plans):

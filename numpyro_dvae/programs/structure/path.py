@@ -61,4 +61,6 @@ def _parameter(value: Any) -> Iterator[Any]:
 
 
 def _static(value: Any) -> Any:
+    if type(value) is int and value == -1:
+        return "-1"  # whose hash is that of -2
     return value if isinstance(value, _STATIC) else type(value).__name__

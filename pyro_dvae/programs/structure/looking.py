@@ -159,6 +159,8 @@ def _static(value: Any) -> Any:
         return kind, *map(_static, value)
     if kind is slice:
         return kind, *map(_static, (value.start, value.stop, value.step))
+    if kind is int and value == -1:
+        return "-1"  # whose hash is that of -2
     return value if kind in _STATIC or isinstance(value, Enum) else kind
 
 

@@ -45,7 +45,7 @@ _OF_TOKENS = """_scaled_dot_product_efficient_attention _scaled_dot_product_flas
 _ADDING = "index_add index_add_ index_copy index_copy_ index_fill index_fill_ put put_".split()
 _PRODUCTS = "addmm addmv baddbmm bmm dot mm mv".split()
 
-Marks = Integer[Tensor, "*shape"]  # of several owners the largest mark stays
+Marks = Integer[Tensor, "..."]  # of several owners the largest mark stays
 
 
 class Owners(TorchDispatchMode):
