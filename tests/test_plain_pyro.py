@@ -3,6 +3,7 @@
 What others wrote is watched wherever it is, and so is a program that is made anew between steps.
 """
 
+import enum
 import functools
 import importlib
 import warnings
@@ -11,7 +12,10 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from pyro import poutine
+from pyro.nn.module import to_pyro_module_
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pyro_dvae.guides import IndependentGuide, VectorQuantizedGuide
 from pyro_dvae.infer import DAPS_ELBO, VQ_ELBO, Reinforce_ELBO
@@ -23,6 +27,31 @@ from pyro_dvae.programs.structure.plain import made_of
 
 CODES, WIDTH, LATENTS = 4, 2, 3
 X = torch.tensor(np.random.default_rng(0).integers(0, 2, (5, 6)), dtype=torch.float32)
+
+
+class Colour(enum.Enum):
+    """A setting by name."""
+
+    RED = 1
+    BLUE = 2
+
+
+class OwnWeights(nn.Linear):
+    """One that says nothing of how it runs, but computes what it runs with."""
+
+    def __getattr__(self, name):
+        return super().__getattr__(name)
+
+
+class OwnTensor(torch.Tensor):
+    """A tensor that may do what it likes."""
+
+
+class OwnMode(TorchFunctionMode):
+    """All operations of someone's."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
 
 
 class Own(nn.Linear):
@@ -88,6 +117,9 @@ def test_settings_tell_makes_apart():
     assert made(model, guide) != first
     assert made(model, guide, X, 1) != made(model, guide, X, 2)
     assert made(model, guide, X, 0.1) == made(model, guide, X, 0.2)  # a temperature, say
+    values = 0.0, 0.1, 1.0, torch.relu, torch.flipud, Colour.RED, Colour.BLUE
+    kinds = pyro.distributions.Normal, pyro.distributions.Laplace
+    assert len({made(model, guide, X, [value]) for value in (*values, *kinds)}) == 9
 
 
 def hooked(model, guide):
@@ -138,6 +170,17 @@ def with_a_subclass_that_runs(model, guide):
     guide.encoder[0] = OwnForward(6, LATENTS * WIDTH)
 
 
+def with_one_that_pyro_made_its_own(model, guide):
+    network = nn.Sequential(nn.Flatten(-1), OwnWeights(LATENTS * WIDTH, 6))
+    to_pyro_module_(network)
+    model.decoder.network = network
+
+
+def with_a_tensor_of_ones_own(model, guide):
+    weight = model.decoder.network[1].weight
+    model.decoder.network[1].weight = nn.Parameter(weight.detach().as_subclass(OwnTensor))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -152,6 +195,8 @@ def with_a_subclass_that_runs(model, guide):
         pytest.param(with_a_script, marks=pytest.mark.filterwarnings("ignore::FutureWarning")),
         with_a_subclass,
         with_a_subclass_that_runs,
+        with_one_that_pyro_made_its_own,
+        with_a_tensor_of_ones_own,
     ],
 )
 def test_what_others_wrote_is_found_wherever_it_is(change):
@@ -170,6 +215,8 @@ def test_functions_handlers_and_arguments_of_others_are_found():
     with OwnHandler():
         assert made(model, guide) is None
     with pyro.poutine.block(hide_fn=lambda msg: False):
+        assert made(model, guide) is None
+    with OwnMode():
         assert made(model, guide) is None
     hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, outputs: None)
     assert made(model, guide) is None
@@ -243,6 +290,63 @@ def losses(is_watched, loss, programs, operations):
     found.append(float(svi.step(X)))
     assert (len(operations) > before) == is_watched
     return found
+
+
+def picked(x):
+    """A model whose data say whether it mixes particles."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", pyro.distributions.Categorical(torch.ones(LATENTS, CODES)).to_event(1))
+        h = z.float()
+        h = h - h.mean(0) if x.sum() > 100 else h
+        pyro.sample("x", pyro.distributions.Normal(h.sum(-1), 1.0), obs=x.mean(-1))
+
+
+@pytest.mark.parametrize(
+    "decorate",
+    [
+        poutine.scale(scale=0.5),
+        poutine.mask(mask=torch.tensor(True)),
+        poutine.trace(param_only=True),
+    ],
+    ids=["scale", "mask", "trace"],
+)
+def test_what_a_handler_decorates_is_looked_at(decorate):
+    """A handler that is called with a program, as a decorator is, hides it in a slot."""
+    guide = policy()[1]
+    assert made(decorate(picked), guide) is None
+    assert made(decorate(policy()[0]), guide) is not None
+
+
+@pytest.mark.parametrize("change", ["data", "statistics"])
+def test_what_mixes_after_some_steps_has_the_credit_of_what_mixes(change):
+    """The gradient is that of a loss that meets the program as it is by now."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(3)
+    model, guide = policy()
+    x, program = X, poutine.scale(scale=0.5)(picked)
+    if change == "statistics":
+        model.decoder.network[1] = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))
+        program = model.eval()
+
+    def gradient(loss):
+        pyro.set_rng_seed(4)
+        guide.zero_grad()
+        value = loss.loss_and_grads(program, guide, x)
+        return [value, *(p.grad.numpy().copy() for p in guide.parameters())]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        old = Reinforce_ELBO(3)
+        for _ in range(6):
+            gradient(old)
+        if change == "data":
+            x = X + 10.0
+        else:
+            norm = model.decoder.network[1][1]
+            norm.running_mean = norm.running_var = None  # the batch's, from now on
+        found, right = ([gradient(loss) for _ in range(2)][1] for loss in (old, Reinforce_ELBO(3)))
+    for one, other in zip(found, right, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("programs", [quantised, policy])

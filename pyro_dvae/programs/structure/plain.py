@@ -6,11 +6,11 @@ within, need not be watched as it runs, which costs a tiny step a tenth of its t
 that it went when it was made of the same things.
 """
 
-import builtins
+import sys
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from pyro_dvae.programs.sites import Pair
 
@@ -29,7 +31,7 @@ _KNOWN = (f"{__name__.partition('.')[0]}.", "pyro.", "torch.nn.", "torch.distrib
 _CHECKS = "jaxtyping."  # which wraps functions whose types are checked
 _STATIC = frozenset((bool, int, str, type(None), torch.dtype))  # may choose the way
 _DATA = (float, complex, bytes, Tensor, np.ndarray, np.generic, torch.device, torch.Generator)
-_DATA_TYPES = frozenset((*_DATA, nn.Parameter, BuiltinFunctionType))
+_DATA_TYPES = frozenset((*_DATA, nn.Parameter))
 _LISTS = frozenset((list, tuple, set, frozenset, torch.Size))
 _MAPS = frozenset((dict, OrderedDict))
 _OF_MODULES = frozenset(vars(nn.Module()))  # attributes that each has
@@ -47,26 +49,40 @@ def made_of(pair: Pair) -> tuple | None:
     """
     if hooks._has_any_global_hook():
         return None
-    queue: list[Any] = [pair.model, pair.guide, pair.args, pair.kwargs, *_PYRO_STACK]
+    modes = (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack())
+    queue: list[Any] = [pair.model, pair.guide, pair.args, pair.kwargs, *_PYRO_STACK, *modes]
     found, seen = list[Any](), set[int]()
     while queue:
         thing = queue.pop()
         kind = type(thing)
         if kind in _STATIC:
             found.append(thing)
+        elif kind is float:  # a branch may be where it is none, or one
+            found.append(thing if thing in (0.0, 1.0) else (float, thing > 0.0))
+        elif kind is BuiltinFunctionType:
+            found.append(thing)
         elif kind not in _DATA_TYPES and id(thing) not in seen:
             seen.add(id(thing))
             within = _within(thing)
             if within is None:
                 return None
-            found.append(id(thing.__code__) if kind is FunctionType else kind)
+            found.append(_told(thing))
             queue += within
     return tuple(found)
 
 
+def _told(thing: Any) -> Any:
+    """What of a thing itself may choose the way."""
+    if isinstance(thing, FunctionType):
+        return id(thing.__code__)
+    if isinstance(thing, Enum):
+        return type(thing), thing.name
+    return thing if isinstance(thing, type) else type(thing)
+
+
 def _within(thing: Any) -> Iterable[Any] | None:
     """What a thing holds; None if it is of others, or one cannot tell."""
-    kind = type(thing)
+    kind: Any = type(thing)
     if kind in _LISTS:
         return (len(thing), *thing)
     if kind in _MAPS:
@@ -76,30 +92,58 @@ def _within(thing: Any) -> Iterable[Any] | None:
         if not _is_known(kind) or not _runs_known(kind.forward) or any(map(held.get, _HOOKS)):
             return None
         own = [value for name, value in held.items() if name not in _OF_MODULES]
-        return (held["training"], *held["_modules"].values(), *own)
+        tensors = (*held["_parameters"].values(), *held["_buffers"].values())
+        lacks = [value is None for value in tensors]  # without statistics, it takes a batch's
+        others = [value for value in tensors if type(value) not in _DATA_TYPES]
+        return (held["training"], *held["_modules"].values(), *own, *lacks, *others)
     if kind is FunctionType:
         if not _runs_known(thing):
             return None
         if _module_of(thing).startswith(_CHECKS):
             return [thing.__wrapped__]
         filled = (cell.cell_contents for cell in thing.__closure__ or () if _is_filled(cell))
-        return (*filled, *(thing.__defaults__ or ()))
+        return *filled, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()
     if kind is MethodType:
         return thing.__func__, thing.__self__
-    if kind is partial:
+    if isinstance(thing, partial) and (kind is partial or _is_known(kind)):
         return thing.func, thing.args, thing.keywords
-    if isinstance(thing, type):
-        return () if _is_known(thing) or thing.__module__ == builtins.__name__ else None
-    if isinstance(thing, (*_DATA, Enum)):
+    if issubclass(kind, type):
+        return () if _is_known(thing) or thing.__module__ == object.__module__ else None
+    if isinstance(thing, Enum):
         return ()
-    if isinstance(thing, tuple):
-        return tuple(thing)
-    return getattr(thing, "__dict__", {}).values() if _is_known(kind) else None
+    if isinstance(thing, _DATA) and not isinstance(thing, Tensor):
+        return ()
+    return tuple(_held(thing)) if _is_known(kind) else None
 
 
+def _held(thing: Any) -> Iterator[Any]:
+    """What an object of a known kind keeps: attributes, with and without slots, and entries."""
+    yield from getattr(thing, "__dict__", {}).values()
+    kind: Any = type(thing)
+    yield from (getattr(thing, name) for name in _slots_of(kind) if hasattr(thing, name))
+    if isinstance(thing, dict):
+        yield from (*thing.keys(), *thing.values())
+    elif isinstance(thing, list | tuple | set | frozenset):
+        yield from (len(thing), *thing)
+
+
+@lru_cache(maxsize=1024)
+def _slots_of(kind: type) -> tuple[str, ...]:
+    slots = [vars(each).get("__slots__", ()) for each in kind.__mro__]
+    return tuple(n for names in slots for n in ((names,) if isinstance(names, str) else names))
+
+
+@lru_cache(maxsize=1024)
 def _is_known(kind: type) -> bool:
-    """Whether a class is of those that ask no draw."""
-    return str(kind.__module__).startswith(_KNOWN)
+    """Whether a class is of those that ask no draw, and so are all that it inherits from.
+
+    What Pyro makes of someone's layer, `PyroModule[Layer]`, says that it is Pyro's.
+    """
+    own, *inherited = (str(each.__module__) for each in kind.__mro__)
+    return own.startswith(_KNOWN) and all(
+        name.startswith(_KNOWN) or name.partition(".")[0] in sys.stdlib_module_names
+        for name in inherited
+    )
 
 
 def _runs_known(function: Any) -> bool:
