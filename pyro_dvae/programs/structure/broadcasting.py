@@ -31,6 +31,7 @@ from pyro_dvae.programs.record import Particles, draw_log_prob, in_batch_dims, m
 from pyro_dvae.programs.sites import Layout, Pair, Run, Site, deterministic_sites, is_flow
 from pyro_dvae.programs.structure.looking import only_looking, raise_slip, same_but_rounding
 from pyro_dvae.programs.structure.owners import Owners
+from pyro_dvae.programs.structure.plain import keeps_draws_apart
 from pyro_dvae.programs.structure.tracking import Exits, TrackDraws
 
 __all__ = ["takes_particles", "takes_singletons", "telling_values"]
@@ -71,6 +72,8 @@ def takes_particles(
             compared as well: of those not named, each particle has the value of all.
     """
     reads: Reads = _READ
+    if computed is None and keeps_draws_apart(pair):
+        return True
     if computed is not None:
         reads = {"sites": partial(_read_all_sites, computed)}
     trouble = _trouble(pair, reads)

@@ -37,6 +37,7 @@ from pyro_dvae.programs.sites import Layout, Pair, Run, Site
 from pyro_dvae.programs.structure.broadcasting import telling_values
 from pyro_dvae.programs.structure.looking import only_looking, raise_slip
 from pyro_dvae.programs.structure.owners import Owners
+from pyro_dvae.programs.structure.plain import keeps_draws_apart
 from pyro_dvae.programs.structure.tracking import find_sources, tracked
 
 __all__ = ["with_mixed_together"]
@@ -63,7 +64,7 @@ def with_mixed_together(pair: Pair) -> Layout:
         pair: The programs, with their layout.
     """
     layout = pair.layout
-    if not layout.credited or layout.asked:
+    if not layout.credited or layout.asked or keeps_draws_apart(pair):
         return layout
     mixed = only_looking(lambda: _mixed_plates(pair))
     if not mixed:

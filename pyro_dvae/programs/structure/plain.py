@@ -4,11 +4,14 @@ Models, guides, networks and quantisers of this package, of Pyro and of `torch.n
 way to go. A program of these alone, with no function, hook, handler or argument of others anywhere
 within, need not be watched as it runs, which costs a tiny step a tenth of its time: it goes the way
 that it went when it was made of the same things.
+
+Nor are there trials of a pair whose parts are all known to keep draws apart, as perceptrons and
+tables do: a first step is then little more than a step.
 """
 
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import lru_cache, partial
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import _get_current_function_mode_stack
@@ -24,7 +28,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from pyro_dvae.programs.sites import Pair
 
-__all__ = ["made_of"]
+__all__ = ["keeps_draws_apart", "made_of"]
 
 # Not all of Torch: scripts and what `torch.compile` makes have code of others within.
 _KNOWN = (f"{__name__.partition('.')[0]}.", "pyro.", "torch.nn.", "torch.distributions.")
@@ -37,6 +41,45 @@ _MAPS = frozenset((dict, OrderedDict))
 _OF_MODULES = frozenset(vars(nn.Module()))  # attributes that each has
 _HOOKS = tuple(name for name in _OF_MODULES if name.endswith("_hooks"))
 
+_GLOBAL_HOOKS = tuple(
+    name for name in vars(hooks) if name.startswith("_global_") and name.endswith("_hooks")
+)
+# Parts in which no draw of a datum or particle meets that of another, and their parts that no draw
+# enters at all: an encoder sees data.
+_APART: dict[str, tuple[str, ...]] = {
+    f"{_KNOWN[0]}guides.autoregressive.AutoregressiveGuide": ("encoder",),
+    f"{_KNOWN[0]}guides.independent.IndependentGuide": ("encoder",),
+    f"{_KNOWN[0]}models.likelihoods.BernoulliLikelihood": (),
+    f"{_KNOWN[0]}models.likelihoods.GaussianLikelihood": (),
+    f"{_KNOWN[0]}models.priors.AutoregressivePrior": (),
+    f"{_KNOWN[0]}models.priors.BernoulliPrior": (),
+    f"{_KNOWN[0]}models.priors.CategoricalPrior": (),
+    f"{_KNOWN[0]}models.priors.UniformPrior": (),
+    f"{_KNOWN[0]}models.vae.DiscreteVAE": (),
+    f"{_KNOWN[0]}nets.attention.Block": (),
+    f"{_KNOWN[0]}nets.codebooks.Codebook": (),
+    f"{_KNOWN[0]}nets.codebooks.FiniteScalars": (),
+    f"{_KNOWN[0]}nets.decoders.CodebookDecoder": (),
+    f"{_KNOWN[0]}nets.implicit.BinaryCodes": (),
+    f"{_KNOWN[0]}nets.implicit.LinearCodebook": (),
+    f"{_KNOWN[0]}nets.mlp.MLPDecoder": (),
+    f"{_KNOWN[0]}nets.transformer.CausalTransformer": (),
+}
+_OF_TORCH = frozenset(  # by element, or along the last dim
+    getattr(nn, name)
+    for name in (
+        "CELU ELU Embedding GELU Hardshrink Hardsigmoid Hardswish Hardtanh Identity LayerNorm "
+        "LeakyReLU Linear LogSigmoid Mish ModuleDict ModuleList ReLU ReLU6 RMSNorm SELU Sequential "
+        "SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold"
+    ).split()
+)
+
+_SETTINGS: tuple[Callable[[Any], bool], ...] = (  # of those of Torch
+    lambda layer: len(getattr(layer, "normalized_shape", (1,))) == 1,
+    lambda layer: getattr(layer, "max_norm", None) is None,
+    lambda layer: not getattr(layer, "scale_grad_by_freq", False),
+)
+
 
 def made_of(pair: Pair) -> tuple | None:
     """What stands for the code that a call runs; None where some of it may ask the draws.
@@ -47,10 +90,9 @@ def made_of(pair: Pair) -> tuple | None:
     Returns:
         The kinds of modules, functions, and the settings of both: whole numbers, words and flags.
     """
-    if hooks._has_any_global_hook():
-        return None
+    around = [hook for name in _GLOBAL_HOOKS for hook in vars(hooks)[name].values()]
     modes = (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack())
-    queue: list[Any] = [pair.model, pair.guide, pair.args, pair.kwargs, *_PYRO_STACK, *modes]
+    queue = [pair.model, pair.guide, pair.args, pair.kwargs, *_PYRO_STACK, *modes, *around]
     found, seen = list[Any](), set[int]()
     while queue:
         thing = queue.pop()
@@ -78,6 +120,37 @@ def _told(thing: Any) -> Any:
     if isinstance(thing, Enum):
         return type(thing), thing.name
     return thing if isinstance(thing, type) else type(thing)
+
+
+def keeps_draws_apart(pair: Pair) -> bool:
+    """Whether all parts of a pair are known to keep the draws of particles and of data apart.
+
+    Args:
+        pair: Model, guide and arguments; handlers around are looked at as well.
+    """
+    programs = pair.model, pair.guide
+    if not all(isinstance(program, nn.Module) for program in programs):
+        return False
+    is_bare = all(type(handler) is TraceMessenger for handler in _PYRO_STACK)
+    return is_bare and all(map(_is_apart, programs)) and made_of(pair) is not None
+
+
+def _is_apart(module: nn.Module) -> bool:
+    """Whether a module and all parts of it that draws enter are known, and it calls no function."""
+    kind = type(module)
+    if any(callable(own) for name, own in vars(module).items() if name not in _OF_MODULES):
+        return False
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if kind in _OF_TORCH:
+        unseen: tuple[str, ...] = ()
+        if not all(is_known(module) for is_known in _SETTINGS):
+            return False
+    elif name in _APART:
+        unseen = _APART[name]
+    else:
+        return False
+    parts = [part for part_of, part in module._modules.items() if part_of not in unseen]
+    return all(part is None or _is_apart(part) for part in parts)
 
 
 def _within(thing: Any) -> Iterable[Any] | None:
