@@ -128,11 +128,11 @@ def keeps_draws_apart(pair: Pair) -> bool:
     Args:
         pair: Model, guide and arguments; handlers around are looked at as well.
     """
-    programs = pair.model, pair.guide
-    if not all(isinstance(program, nn.Module) for program in programs):
+    if not all(type(handler) is TraceMessenger for handler in _PYRO_STACK):
         return False
-    is_bare = all(type(handler) is TraceMessenger for handler in _PYRO_STACK)
-    return is_bare and all(map(_is_apart, programs)) and made_of(pair) is not None
+    programs = pair.model, pair.guide
+    are_apart = all(isinstance(p, nn.Module) and _is_apart(p) for p in programs)
+    return are_apart and made_of(pair) is not None
 
 
 def _is_apart(module: nn.Module) -> bool:
