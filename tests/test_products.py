@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from numpyro_dvae.nets import CausalTransformer
+from numpyro_dvae.nets import CausalTransformer, PatchEncoder
 from numpyro_dvae.nets.attention import _softmax
 from numpyro_dvae.nets.layers import LayerNorm
 from numpyro_dvae.nets.products import product
@@ -112,6 +112,18 @@ def test_a_transformer_takes_no_data_and_no_particles(shape):
     of_torch = OfTorch(3, 5, embed_dim=8, num_heads=2)
     codes, context = torch.zeros(shape, dtype=torch.long), torch.ones(shape[-2], 4, 8)
     assert of_torch(codes, context).shape == (*shape, 5)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (3, 8, 8), (8, 8, 3)])
+def test_an_encoder_of_patches_takes_no_data(shape):
+    network = PatchEncoder(shape, 4, embed_dim=8, num_heads=2)
+    params = network.init(jax.random.key(0), jnp.zeros((2, *shape)))
+    assert network.apply(params, jnp.zeros((0, *shape))).shape == (0, 4, 8)
+
+    torch = pytest.importorskip("torch")
+    from pyro_dvae.nets import PatchEncoder as OfTorch
+
+    assert OfTorch(shape, 4, embed_dim=8, num_heads=2)(torch.zeros(0, *shape)).shape == (0, 4, 8)
 
 
 def _all_steps(jaxpr):

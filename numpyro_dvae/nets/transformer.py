@@ -107,10 +107,11 @@ class PatchEncoder(nn.Module):
     def patches(self, x: Shaped[Array, "N *input"]) -> Float[Array, "N P width"]:
         """Flat patches, row by row, zero-padded at the bottom and right if need be."""
         (rows, columns), (height, width) = self.grid, self.patch_shape
-        x = x.reshape(*x.shape[:3], -1)
+        channels = math.prod(x.shape[3:])
+        x = x.reshape(*x.shape[:3], channels)
         pad = [(0, 0), (0, rows * height - x.shape[1]), (0, columns * width - x.shape[2]), (0, 0)]
-        x = jnp.pad(x, pad).reshape(len(x), rows, height, columns, width, -1)
-        return x.swapaxes(2, 3).reshape(len(x), rows * columns, -1)
+        x = jnp.pad(x, pad).reshape(len(x), rows, height, columns, width, channels)
+        return x.swapaxes(2, 3).reshape(len(x), rows * columns, height * width * channels)
 
 
 @checked

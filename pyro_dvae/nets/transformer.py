@@ -107,7 +107,7 @@ class PatchEncoder(nn.Module):
     def patches(self, x: Shaped[Tensor, "N *input"]) -> Float[Tensor, "N P width"]:
         """Flat patches, row by row, zero-padded at the bottom and right if need be."""
         (rows, columns), (height, width) = self.grid, self.patch_shape
-        x = x.reshape(*x.shape[:3], -1)
+        x = x.reshape(*x.shape[:3], math.prod(x.shape[3:]))
         pad = (0, 0, 0, columns * width - x.shape[2], 0, rows * height - x.shape[1])
         x = functional.pad(x, pad).unflatten(2, (columns, width)).unflatten(1, (rows, height))
         return x.transpose(2, 3).flatten(start_dim=3).flatten(1, 2)
