@@ -52,13 +52,13 @@ def test_the_table(thrifty_shim):
     assert lines[2] == "beta-ELBO (0.1)                -1.26 nats"
     assert [line.split()[0] for line in lines[3:]] == [
         *("importance-weighted", "rate", "distortion", "PSNR", "effective", "codes"),
-        *("codes", "perplexity,", "error", "standard"),
+        *("codes", "perplexity,", "error", "error"),
     ]
     assert lines[-5].endswith(" 66.67 %")
     # What was not seen in 3 draws may have a third of the mass, for each of 5 data.
     assert lines[-2:] == [
         "error of ELBO, at least         0.00 nats",
-        "standard error, bound           0.15 nats",
+        "error of bound, at least        0.15 nats",
     ]
 
 

@@ -48,7 +48,7 @@ T = TypeVar("T")
 _OF_DRAWS = ("given", "points", "unmasked", "matters", "auxiliary", "shared_auxiliary")
 _OF_STATES = (
     *(n for n in RECORD if n not in _OF_DRAWS),
-    *("log_draw", "silenced", "impossible"),
+    *("log_draw", "silenced", "impossible", "counted_impossible"),
 )
 
 Record = dict[str, Any]  # log-densities and codes of each draw and datum
@@ -155,10 +155,13 @@ def _fill(
         if names:  # of these, states of a datum only if the model may have one of them
             confirm = _compiled_left_out(trained, pair, names)
             left_out = jax.device_get(confirm(key, params, arrays, template, size))
-        for name in outside:
-            each = left_out.get(name, np.zeros(found[0]["log_q"].shape[1:], bool))
-            values = np.broadcast_to(each, (size, *each.shape))
-            outside[name] = NamedArray(pair.layout.plates, values)
+        nothing, plates = np.zeros(found[0]["log_q"].shape[1:], bool), pair.layout.plates
+        for place, reading in enumerate(("outside", "outside_silent")):  # the latter with masked
+            parts = {n: left_out[n][place] if n in left_out else nothing for n in outside}
+            found[1][reading] = {
+                name: NamedArray(plates, np.broadcast_to(part, (size, *part.shape)))
+                for name, part in parts.items()
+            }
         _add(draws, Chunk(some, rows), pair, *found)
 
 
@@ -231,10 +234,10 @@ def _compiled(
 
 def _compiled_left_out(
     trained: Trained, pair: Pair, names: tuple[str, ...]
-) -> Callable[..., dict[str, Array]]:
+) -> Callable[..., dict[str, tuple[Array, Array]]]:
     def run(
         rng_key: Array, params: Any, arrays: tuple[Array, ...], template: Template, size: int
-    ) -> dict[str, Array]:
+    ) -> dict[str, tuple[Array, Array]]:
         return states_left_out(
             rng_key, trained.at(pair, params, template.join(arrays)), size, names
         )

@@ -10,16 +10,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from numpyro_dvae.diagnostics.silence import counted_entries, has_mask
 from numpyro_dvae.programs.draw import Draw, run_pair
-from numpyro_dvae.programs.readers.impossible import NOTHING, left_out_values, read_zeros
+from numpyro_dvae.programs.readers.impossible import (
+    NOTHING,
+    excludes,
+    left_out_values,
+    read_zeros,
+)
 from numpyro_dvae.programs.record import Ledger, Particles, make_record
-from numpyro_dvae.programs.sites import Pair, Run
+from numpyro_dvae.programs.sites import Pair, Run, Site
 
 __all__ = ["is_left_out"]
 
 
-def is_left_out(rng_key: Array, pair: Pair, run: Run, name: str) -> Array:
+def is_left_out(rng_key: Array, pair: Pair, run: Run, name: str) -> tuple[Array, Array]:
     """For which data a state is found that the guide leaves out, and the model may have.
+
+    Of latents that no mask silences, and of all.
 
     Args:
         rng_key: Key of the state.
@@ -39,9 +47,22 @@ def is_left_out(rng_key: Array, pair: Pair, run: Run, name: str) -> Array:
         if each.name in run.model and not each.is_observed:
             given[each.name] = each.value
     value = jnp.asarray(site.value)
-    given[name], moves = left_out_values(keys[0], run.guide[name].fn, site.fn, value)
+    other, moves = left_out_values(keys[0], run.guide[name].fn, site.fn, value)
+    every = _are_possible(keys[1], pair, run, given | {name: other}, site, moves)
+    if not has_mask(run, name):
+        return every, every
+    other = jnp.where(counted_entries(run, name), other, value)
+    moves = excludes(run.guide[name].fn, other)
+    return _are_possible(keys[1], pair, run, given | {name: other}, site, moves), every
+
+
+def _are_possible(
+    rng_key: Array, pair: Pair, run: Run, given: dict[str, Array], site: Site, moves: Array
+) -> Array:
+    """For which data the model may have given values, of those where a site moves."""
+    layout = pair.layout
     draw = Draw(pair.notes.subsamples, layout, given)
-    other = run_pair(keys[1], pair._replace(guide=None), draw)
+    other = run_pair(rng_key, pair._replace(guide=None), draw)
     ledger = Ledger(layout, [*run.guide.values(), *run.model.values()])
     for each in run.model.values():  # all have their plates in it
         ledger.add_bare("all", each, jnp.zeros(each.fn.batch_shape))

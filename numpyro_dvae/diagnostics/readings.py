@@ -27,7 +27,12 @@ from numpyro_dvae.diagnostics.auxiliary import (
 from numpyro_dvae.diagnostics.labels import Readings, SiteReader
 from numpyro_dvae.diagnostics.left_out import is_left_out
 from numpyro_dvae.diagnostics.points import OF_POINTS, computed_sites
-from numpyro_dvae.diagnostics.silence import OF_MASKS, otherwise_drawn, with_matters
+from numpyro_dvae.diagnostics.silence import (
+    OF_MASKS,
+    otherwise_drawn,
+    read_counted_impossible,
+    with_matters,
+)
 from numpyro_dvae.diagnostics.simulations import AT_DRAWS, at_draws
 from numpyro_dvae.diagnostics.weighed import OF_WEIGHTS
 from numpyro_dvae.programs.codes import enumerate_draws
@@ -72,6 +77,7 @@ _STATE_READERS = {
     "codes": read_codes,
     "silenced": read_silenced,
     "impossible": read_impossible,
+    "counted_impossible": read_counted_impossible,
     "zeros": read_zeros,
     **OF_WEIGHTS,
 }
@@ -256,8 +262,10 @@ def _subsamples(trace: Mapping[str, Any]) -> dict[str, NamedArray]:
 
 def states_left_out(
     rng_key: Array, pair: Pair, num_draws: int, names: Sequence[str]
-) -> dict[str, Array]:
+) -> dict[str, tuple[Array, Array]]:
     """Of each site, for which data the guide leaves out a state that the model may have.
+
+    Of latents that no mask silences, and of all.
 
     Args:
         rng_key: Key of the tries.
@@ -267,10 +275,10 @@ def states_left_out(
     """
     settled = pair._replace(guide=block(pair.guide, hide_fn=is_mutable))
 
-    def run_one(key: Array) -> dict[str, Array]:
+    def run_one(key: Array) -> dict[str, tuple[Array, Array]]:
         keys = jax.random.split(key)
         run = run_pair(keys[0], settled, Draw(pair.notes.subsamples, pair.layout))
         return {name: is_left_out(keys[1], pair, run, name) for name in names}
 
     found = jax.vmap(run_one)(jax.random.split(rng_key, num_draws))
-    return {name: each.any(0) for name, each in found.items()}
+    return {name: (one.any(0), other.any(0)) for name, (one, other) in found.items()}

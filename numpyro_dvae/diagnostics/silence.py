@@ -8,7 +8,8 @@ all of them, the next one about half, each to another of the other values, so th
 rare nor what depends on two together stays unseen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,18 @@ from numpyro import distributions as dist
 
 from numpyro_dvae.programs.densities import changed, entry_mask, is_masked
 from numpyro_dvae.programs.draw import moved
-from numpyro_dvae.programs.record import Ledger, Particles, silenced_of
+from numpyro_dvae.programs.readers.impossible import read_impossible
+from numpyro_dvae.programs.record import Ledger, Particles, read_codes, silenced_of
 from numpyro_dvae.programs.sites import Layout, Run, Site
 
-__all__ = ["OF_MASKS", "otherwise_drawn", "with_matters"]
+__all__ = [
+    "OF_MASKS",
+    "counted_entries",
+    "has_mask",
+    "otherwise_drawn",
+    "read_counted_impossible",
+    "with_matters",
+]
 
 _ROUNDING = 1e-4  # of log-densities in single precision, as a part of themselves
 
@@ -52,7 +61,49 @@ def _read_masked_apart(run: Run, layout: Layout, num_particles: int) -> Array:
     return ledger.total("apart") > 0
 
 
-OF_MASKS = {"unmasked": _read_unmasked, "masked_apart": _read_masked_apart}  # readers
+def _read_counted_codes(run: Run, layout: Layout, num_particles: int) -> Array | None:
+    """As `read_codes`, with 0 where a mask silences a code; None without masks; a reader."""
+    if not _has_masks(run):
+        return None
+    return read_codes(_with_silent(run, lambda s: jnp.zeros_like(s.value)), layout, num_particles)
+
+
+def read_counted_impossible(run: Run, layout: Layout, num_particles: int) -> Array | None:
+    """As `read_impossible`, of the latents that no mask silences; None without masks; a reader."""
+    if not _has_masks(run):
+        return None
+    return read_impossible(_with_silent(run, _drawn), layout, num_particles)
+
+
+OF_MASKS = {  # readers
+    "unmasked": _read_unmasked,
+    "masked_apart": _read_masked_apart,
+    "counted_codes": _read_counted_codes,
+}
+
+
+def _with_silent(run: Run, other: Callable[[Site], Array]) -> Run:
+    """A run in which latents of the guide have other values where a mask silences them."""
+    guide = dict(run.guide)
+    for name, site in run.guide.items():
+        if not site.is_observed and has_mask(run, name):
+            value = jnp.where(counted_entries(run, name), site.value, other(site))
+            guide[name] = replace(site, value=value)
+    return run._replace(guide=guide)
+
+
+def has_mask(run: Run, name: str) -> bool:
+    """Whether a latent of the guide is under a mask in guide or model."""
+    return any(map(is_masked, _both(run, name)))
+
+
+def counted_entries(run: Run, name: str) -> Array:
+    """Where no mask silences an entry of a latent of the guide."""
+    return _counted(_both(run, name))
+
+
+def _both(run: Run, name: str) -> list[Site]:
+    return [run.guide[name], *(run.model[n] for n in [name] if n in run.model)]
 
 
 def otherwise_drawn(run: Run, draw: int | Array) -> dict[str, Array]:
@@ -104,6 +155,12 @@ def with_matters(record: Particles, other: Particles) -> Particles:
     changes = changed(record.log_p, other.log_p, _ROUNDING)
     matters = changes | record.extras["masked_apart"]
     return record._replace(extras={**record.extras, "matters": matters})
+
+
+def _drawn(site: Site) -> Array:
+    if hasattr(site.fn, "conditional_log_prob"):  # a network's, which leaves nothing out
+        return site.value
+    return site.fn.sample(jax.random.key(0)).astype(site.value.dtype)
 
 
 def _has_masks(run: Run) -> bool:

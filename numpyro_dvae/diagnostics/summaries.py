@@ -226,6 +226,12 @@ def gap_of(draws: Draws) -> PosteriorGap:
         # What the ELBO is at most: the evidence, if masked latents are drawn as the model would.
         ceiling = log_sum(np.where(possible, log_p + log_draw - log_q, -np.inf))
     mass = np.where(possible, posterior, 0.0).sum(0)
+    if "counted_impossible" in draws["record"]:
+        counted = np.isfinite(log_q) & ~draws.record("counted_impossible")
+        of_counted = np.where(counted, posterior, 0.0).sum(0)
+        with np.errstate(invalid="ignore"):  # which is so if nothing depends on the others
+            is_mass = np.abs(np.exp(ceiling - log_evidence) - of_counted) < _ROUNDING
+        mass = np.where(is_mass, of_counted, mass)
     mass = np.where(np.isfinite(log_evidence), mass, np.nan)
     # What is observed beside the data; a factor of the guide's there is of its density alone.
     joint, weight = (

@@ -57,20 +57,24 @@ def states_of(draws: Draws) -> States:
     """Count states that were drawn, and those that guide and model have."""
     num, sizes = np.full(draws.shape[1:], draws.num_draws), np.full((2, *draws.shape[1:]), np.inf)
     if "state" in draws["record"]:
-        states = np.sort(draws.record("state"), axis=0)
+        states = np.sort(draws.of_latents("state"), axis=0)
         num = np.asarray(1 + (states[1:] != states[:-1]).sum(0))
-        logs = [draws.record(f"states_of_{name}").max(0) for name in ("guide", "model")]
+        logs = [draws.of_latents(f"states_of_{name}").max(0) for name in ("guide", "model")]
         with np.errstate(over="ignore"):
-            sizes = np.exp(np.stack(logs).astype(np.float64)).round(6)
+            sizes = np.rint(np.exp(np.stack(logs).astype(np.float64)))
     return States(num, sizes[0], is_restricted(draws), (sizes == 1).all(0), sizes[1])
 
 
 def is_restricted(draws: Draws) -> np.ndarray:
-    """Whether the guide leaves out states of a datum that the model has."""
+    """Whether the guide leaves out states of a datum that the model has.
+
+    Of latents under a mask it may, unless what counts depends on them.
+    """
     restricted = np.zeros(draws.shape[1:], bool)
-    for outside in [site for name, site in draws["outside"].items() if name not in draws.free]:
-        axes = [i for i, dim in enumerate(outside.dims, 1) if dim not in draws.plates]
-        restricted |= outside.values.any((0, *axes))
+    for reading, counts in (("outside", True), ("outside_silent", draws.matters)):
+        for outside in [site for n, site in draws[reading].items() if n not in draws.free]:
+            axes = [i for i, dim in enumerate(outside.dims, 1) if dim not in draws.plates]
+            restricted |= outside.values.any((0, *axes)) & counts
     return restricted
 
 

@@ -74,7 +74,7 @@ def with_whole(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagnos
     shared, share = draws.shared_weights[0], draws.shared_weights[0] / draws.scale.sum()
     bound = (draws.scale * report.iwae).sum() + shared
     bound_error = np.sqrt(((draws.scale * report.iwae_error) ** 2).sum())
-    settled = _is_settled(report.verdicts), not report.has_few_states.any()
+    settled = _is_settled(report), not report.has_few_states.any()
     whole = WholeBounds(float(elbo), float(error), float(bound), float(bound_error), *settled)
     row = SharedDiagnostics(draws.shared_sites, float(shared)) if draws.shared_sites else None
     return _with_means(report)._replace(
@@ -115,7 +115,7 @@ def with_halves(draws: Draws, report: ImportanceDiagnostics) -> ImportanceDiagno
 def as_whole(report: ImportanceDiagnostics) -> ImportanceDiagnostics:
     """Add the bounds on all data, of weights that are one for all of them."""
     elbo, bound = (report.elbo, report.elbo_error), (report.iwae, report.iwae_error)
-    return _with_means(report)._replace(whole=_whole(elbo, bound, _is_settled(report.verdicts)))
+    return _with_means(report)._replace(whole=_whole(elbo, bound, _is_settled(report)))
 
 
 def _whole(elbo: Sequence[Any], bound: Sequence[Any], is_settled: bool) -> WholeBounds:
@@ -167,7 +167,7 @@ def over_shared(
         draws=_joined(parts, totals["iwae"]),
         mean_errors=_errors_of_means(totals, bound, scale.sum(), is_all),
     )
-    settled = _is_settled(found.verdicts) and _is_settled(of_shared.verdicts)
+    settled = _is_settled(found) and _is_settled(of_shared)
     whole = _whole(mean_and_error(totals["elbo"]), bound, settled)
     return found._replace(whole=whole._replace(is_elbo_settled=not found.has_few_states.any()))
 
@@ -266,9 +266,9 @@ def _with_noise(
     return shared._replace(noise=float(errors.mean()), agreed=agreed)
 
 
-def _is_settled(verdicts: np.ndarray) -> bool:
-    """Whether no weighted bound hangs on a few draws, which would not show its error."""
-    return not np.isin(verdicts, ("unreliable", "broken")).any()
+def _is_settled(report: ImportanceDiagnostics) -> bool:
+    """Whether no weighted bound hangs on few draws or states, which would not show its error."""
+    return not (np.isin(report.verdicts, ("unreliable", "broken")) | report.has_few_states).any()
 
 
 def evidences(log_weights: np.ndarray, report: ImportanceDiagnostics) -> np.ndarray:

@@ -51,7 +51,7 @@ Mode = Callable[[Pair], Pair]  # how a pair is run
 _OF_DRAWS = ("given", "points", "unmasked", "matters", "auxiliary", "shared_auxiliary")
 _OF_STATES = (
     *(n for n in RECORD if n not in _OF_DRAWS),
-    *("log_draw", "silenced", "impossible"),
+    *("log_draw", "silenced", "impossible", "counted_impossible"),
 )
 
 
@@ -178,22 +178,29 @@ def _fill(
         block = Chunk(some, rows)
         record, readings = posterior_sites(pair, size, wanted, given, weighs=True)
         _add_record(draws, block, pair, record, RECORD)
-        _confirm(pair, size, record.log_q.shape[1:], readings.get("outside", {}))
+        _confirm(pair, size, record.log_q.shape[1:], readings)
         _add_readings(draws, block, readings, {})
         if prior:
             _add_readings(draws, block, prior_sites(pair, size), PRIOR_NAMES)
 
 
-def _confirm(pair: Pair, num_draws: int, shape: torch.Size, outside: dict[str, NamedArray]) -> None:
-    """Keep that a guide leaves out states of a datum only if the model may have one of them."""
-    if pair.structure is None:
+def _confirm(pair: Pair, num_draws: int, shape: torch.Size, readings: Readings) -> None:
+    """Keep that a guide leaves out states of a datum only if the model may have one of them.
+
+    "outside_silent" is of latents under a mask as well, which count if others depend on them.
+    """
+    outside = readings.get("outside", {})
+    if pair.structure is None or not outside:
         return
     names = [name for name, each in outside.items() if bool(each.values.any())]
     found = states_left_out(pair, num_draws, names) if names else {}
-    nothing = torch.zeros(shape, dtype=torch.bool)
-    for name in outside:
-        values = found.get(name, nothing)
-        outside[name] = NamedArray(pair.layout.plates, values.expand(num_draws, *values.shape))
+    nothing, plates = torch.zeros(shape, dtype=torch.bool), pair.layout.plates
+    for place, reading in enumerate(("outside", "outside_silent")):
+        values = {name: found[name][place] if name in found else nothing for name in outside}
+        readings[reading] = {
+            name: NamedArray(plates, each.expand(num_draws, *each.shape))
+            for name, each in values.items()
+        }
 
 
 def collect_states(

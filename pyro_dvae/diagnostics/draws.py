@@ -27,11 +27,12 @@ __all__ = [
 PRIOR_NAMES = {"latent": "prior", "predictive": "prior_predictive"}  # of draws of the model alone
 _DATA = (  # of draw and datum
     *("log_likelihood", "log_prior", "log_q", "log_draw"),
-    *("silenced", "impossible", "unmasked", "matters", "auxiliary"),
+    *("silenced", "impossible", "counted_impossible", "unmasked", "matters", "auxiliary"),
 )
 _SHARED = ("shared_likelihood", "shared_prior", "shared_q", "shared_auxiliary")  # of each draw
 RECORD = (
     *("log_likelihood", "log_prior", "log_q", "codes", *_SHARED, "scale", "given"),
+    "counted_codes",  # as "codes", 0 where a mask silences them
     "points",  # numbers that move with the points of the guide, if they do
     *("weighed", "factors", "clamped"),  # whether sites are, by name
     "zeros",  # what probabilities of 0 take off log-densities that clamp them
@@ -119,9 +120,22 @@ class Draws:
         """
         weights, record = self.log_weights, self["record"]
         if "matters" in record:
-            matters = self.record("matters").any(0)
-            weights = weights + np.where(matters, self.record("unmasked"), 0.0)
+            weights = weights + np.where(self.matters, self.record("unmasked"), 0.0)
         return weights + self.record("auxiliary") if "auxiliary" in record else weights
+
+    @property
+    def matters(self) -> np.ndarray:
+        """Of which data what counts depends on latents under a mask, ``(*plates)``."""
+        if "matters" not in self["record"]:
+            return np.zeros(self.shape[1:], bool)
+        return np.asarray(self.record("matters").any(0))
+
+    def of_latents(self, name: str) -> np.ndarray:
+        """One of the record, without latents under a mask on which nothing depends."""
+        found = self.record(name)
+        if "counted_state" not in self["record"]:
+            return found
+        return np.where(self.matters, found, self.record(f"counted_{name}"))
 
     @property
     def scale(self) -> np.ndarray:
@@ -200,8 +214,9 @@ class Draws:
                 self.add(block, "record", name, NamedArray(plates, record[name]))
         for name, values in (record.get("num_states") or {}).items():
             self.add(block, "record", name, NamedArray(plates, values))
-        if record["codes"] is not None:
-            self.add(block, "record", "state", NamedArray(plates, _hash(record["codes"])))
+        for name in ("", "counted_"):
+            if (codes := record.get(f"{name}codes")) is not None:
+                self.add(block, "record", f"{name}state", NamedArray(plates, _hash(codes)))
         self._note_points(block, record.get("points") or {})
         for kind, noted in self._noted.items():
             found = (record.get(kind) or {}).items()

@@ -12,18 +12,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyro_dvae.diagnostics.silence import in_full
+from pyro_dvae.diagnostics.silence import counted_entries, has_mask, in_full
 from pyro_dvae.programs.draw import Draw, run_pair
-from pyro_dvae.programs.readers.impossible import NOTHING, left_out_values, read_zeros
+from pyro_dvae.programs.readers.impossible import NOTHING, excludes, left_out_values, read_zeros
 from pyro_dvae.programs.record import Ledger, Particles, make_record
-from pyro_dvae.programs.sites import Pair, Run
+from pyro_dvae.programs.sites import Pair, Run, Site
 from pyro_dvae.programs.structure.looking import raise_slip
 
 __all__ = ["is_left_out"]
 
 
-def is_left_out(pair: Pair, run: Run, name: str, size: int) -> Tensor:
+def is_left_out(pair: Pair, run: Run, name: str, size: int) -> tuple[Tensor, Tensor]:
     """For which draws and data a state is found that the guide leaves out, and the model may have.
+
+    Of latents that no mask silences, and of all.
 
     Args:
         pair: With its layout.
@@ -44,11 +46,24 @@ def is_left_out(pair: Pair, run: Run, name: str, size: int) -> Tensor:
         if each.name in run.model and not each.is_observed:
             given[each.name] = in_full(each, layout.nesting, size)
     value = in_full(site, layout.nesting, size)
-    given[name], moves = left_out_values(run.guide[name].fn, site.fn, value)
+    other, moves = left_out_values(run.guide[name].fn, site.fn, value)
+    every = _are_possible(pair, run, size, given | {name: other}, site, moves)
+    if not has_mask(run, name):
+        return every, every
+    other = torch.where(counted_entries(run, name), other, value)
+    moves = excludes(run.guide[name].fn, other)
+    return _are_possible(pair, run, size, given | {name: other}, site, moves), every
+
+
+def _are_possible(
+    pair: Pair, run: Run, size: int, given: dict[str, Tensor], site: Site, moves: Tensor
+) -> Tensor:
+    """For which draws and data the model may have given values, of those where a site moves."""
+    layout, value = pair.layout, given[site.name]
     ledger = Ledger(layout, size, [*run.guide.values(), *run.model.values()])
     for each in run.model.values():  # all have their plates in it
         ledger.add_bare("all", each, torch.zeros(each.fn.batch_shape, device=value.device))
-    ledger.add_bare("moved", replace(site, value=given[name]), moves.float())
+    ledger.add_bare("moved", replace(site, value=value), moves.float())
     moved = (ledger.total("moved") > 0) | _of_data(ledger.total_shared("moved") > 0, layout.plates)
     draw = Draw(layout, size if pair.vectorize else None, given)
     try:

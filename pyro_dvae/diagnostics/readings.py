@@ -24,7 +24,13 @@ from pyro_dvae.diagnostics.labels import Readings, SiteReader, join_runs
 from pyro_dvae.diagnostics.left_out import is_left_out
 from pyro_dvae.diagnostics.patience import Patience
 from pyro_dvae.diagnostics.points import OF_POINTS, computed_sites
-from pyro_dvae.diagnostics.silence import OF_MASKS, in_full, otherwise_drawn, with_matters
+from pyro_dvae.diagnostics.silence import (
+    OF_MASKS,
+    in_full,
+    otherwise_drawn,
+    read_counted_impossible,
+    with_matters,
+)
 from pyro_dvae.diagnostics.simulations import AT_DRAWS, OneByOneError, at_draws
 from pyro_dvae.diagnostics.weighed import OF_WEIGHTS, with_all_names
 from pyro_dvae.infer.relaxation import unrelaxed
@@ -89,6 +95,7 @@ _STATE_READERS = {
     "codes": read_codes,
     "silenced": read_silenced,
     "impossible": read_impossible,
+    "counted_impossible": read_counted_impossible,
     "zeros": read_zeros,
     **OF_WEIGHTS,
 }
@@ -318,8 +325,10 @@ def _subsamples(trace: Any) -> dict[str, NamedArray]:
     }
 
 
-def states_left_out(pair: Pair, num_draws: int, names: Sequence[str]) -> dict[str, Tensor]:
+def states_left_out(pair: Pair, num_draws: int, names: Sequence[str]) -> dict[str, list[Tensor]]:
     """Of each site, for which data the guide leaves out a state that the model may have.
+
+    Of latents that no mask silences, and of all.
 
     Args:
         pair: With its layout and notes.
@@ -327,10 +336,11 @@ def states_left_out(pair: Pair, num_draws: int, names: Sequence[str]) -> dict[st
         names: Sites of which the guide leaves out what the model's distribution has.
     """
     size = num_draws if pair.vectorize else 1
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
     with torch.no_grad(), HeldRows(pair.notes.subsamples):
         for _ in range(num_draws // size):
             run = run_pair(pair, Draw(pair.layout, size if pair.vectorize else None))
             for name in names:
                 found[name].append(is_left_out(pair, run, name, size))
-    return {name: torch.cat(parts).any(0) for name, parts in found.items()}
+    both = {name: zip(*parts, strict=True) for name, parts in found.items()}
+    return {name: [torch.cat(each).any(0) for each in parts] for name, parts in both.items()}

@@ -169,7 +169,8 @@ class PosteriorGap(NamedTuple):
     log_evidence: np.ndarray  # log p(x), nats; latents under a mask are drawn as the model would
     elbo: np.ndarray  # nats
     gap: np.ndarray  # log evidence - ELBO: KL(q ‖ posterior), where the ELBO is a bound
-    support_mass: np.ndarray  # posterior mass of the states that the guide can draw, in [0, 1]
+    support_mass: np.ndarray  # posterior mass of the states that the guide can draw, in [0, 1];
+    # latents under a mask, on which nothing depends, have no states
     is_bound: np.ndarray  # whether the ELBO is: not where sites outside of a mask depend on
     # latents under it, which the guide draws otherwise than the model
     whole_log_evidence: float  # of all data and what is observed beside them, as the loss sums them

@@ -8,7 +8,8 @@ all of them, the next one about half, each to another of the other values, so th
 rare nor what depends on two together stays unseen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from pyro import distributions as dist
@@ -16,10 +17,19 @@ from torch import Tensor
 
 from pyro_dvae.programs.densities import changed, entry_mask, is_masked
 from pyro_dvae.programs.draw import moved
-from pyro_dvae.programs.record import Ledger, Particles, silenced_of
+from pyro_dvae.programs.readers.impossible import read_impossible
+from pyro_dvae.programs.record import Ledger, Particles, read_codes, silenced_of
 from pyro_dvae.programs.sites import Layout, Run, Site
 
-__all__ = ["OF_MASKS", "in_full", "otherwise_drawn", "with_matters"]
+__all__ = [
+    "OF_MASKS",
+    "counted_entries",
+    "has_mask",
+    "in_full",
+    "otherwise_drawn",
+    "read_counted_impossible",
+    "with_matters",
+]
 
 _ROUNDING = 1e-4  # of log-densities in single precision, as a part of themselves
 
@@ -51,7 +61,49 @@ def _read_masked_apart(run: Run, layout: Layout, num_particles: int) -> Tensor:
     return ledger.total("apart") > 0
 
 
-OF_MASKS = {"unmasked": _read_unmasked, "masked_apart": _read_masked_apart}  # readers
+def _read_counted_codes(run: Run, layout: Layout, num_particles: int) -> Tensor | None:
+    """As `read_codes`, with 0 where a mask silences a code; None without masks; a reader."""
+    if not _has_masks(run):
+        return None
+    return read_codes(_with_silent(run, lambda s: torch.zeros_like(s.value)), layout, num_particles)
+
+
+def read_counted_impossible(run: Run, layout: Layout, num_particles: int) -> Tensor | None:
+    """As `read_impossible`, of the latents that no mask silences; None without masks; a reader."""
+    if not _has_masks(run):
+        return None
+    return read_impossible(_with_silent(run, _drawn), layout, num_particles)
+
+
+OF_MASKS = {  # readers
+    "unmasked": _read_unmasked,
+    "masked_apart": _read_masked_apart,
+    "counted_codes": _read_counted_codes,
+}
+
+
+def _with_silent(run: Run, other: Callable[[Site], Tensor]) -> Run:
+    """A run in which latents of the guide have other values where a mask silences them."""
+    guide = dict(run.guide)
+    for name, site in run.guide.items():
+        if not site.is_observed and has_mask(run, name):
+            value = torch.where(counted_entries(run, name), site.value, other(site))
+            guide[name] = replace(site, value=value)
+    return run._replace(guide=guide)
+
+
+def has_mask(run: Run, name: str) -> bool:
+    """Whether a latent of the guide is under a mask in guide or model."""
+    return any(map(is_masked, _both(run, name)))
+
+
+def counted_entries(run: Run, name: str) -> Tensor:
+    """Where no mask silences an entry of a latent of the guide."""
+    return _counted(_both(run, name))
+
+
+def _both(run: Run, name: str) -> list[Site]:
+    return [run.guide[name], *(run.model[n] for n in [name] if n in run.model)]
 
 
 def otherwise_drawn(runs: Sequence[Run], layout: Layout, num_draws: int) -> dict[str, Tensor]:
@@ -108,6 +160,13 @@ def in_full(site: Site, nesting: int, num_draws: int) -> Tensor:
     """The value with its draws in front of all batch dims."""
     value = site.value.reshape((1,) * (nesting + 1 - site.num_batch_dims) + site.value.shape)
     return value.expand(num_draws, *value.shape[1:])
+
+
+def _drawn(site: Site) -> Tensor:
+    if hasattr(site.fn, "conditional_log_prob"):  # a network's, which leaves nothing out
+        return site.value
+    with torch.random.fork_rng([site.value.device] if site.value.is_cuda else []):
+        return site.fn.sample().to(site.value.dtype)  # beside the draws
 
 
 def _has_masks(run: Run) -> bool:

@@ -40,7 +40,8 @@ class WholeBounds(NamedTuple):
     elbo_error: float  # standard error; at least that, unless it is settled
     iwae: float  # importance-weighted bound, nats
     iwae_error: float  # at least that, unless it is settled
-    is_settled: bool = True  # whether the weights are such that draws show the error of the bound
+    is_settled: bool = True  # whether the weights are such that draws show the error of the bound,
+    # and no datum drew few states of more
     is_elbo_settled: bool = True  # whether draws show that of the ELBO: not where a datum drew few
     # states of more that the guide can draw
 

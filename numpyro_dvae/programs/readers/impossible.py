@@ -6,6 +6,7 @@ what such a distribution leaves out.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistr
 from numpyro.util import not_jax_tracer
 
 from numpyro_dvae.distributions import CertainCategorical, OneHotCategorical, UniformCategorical
+from numpyro_dvae.programs.densities import entry_mask
 from numpyro_dvae.programs.record import Ledger
 from numpyro_dvae.programs.sites import Layout, Run, Site, base_distribution
 
@@ -159,20 +161,45 @@ def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Array,
 
 
 def read_num_states(run: Run, layout: Layout, num_particles: int) -> dict[str, Array]:
-    """Log of how many states of a datum guide and model have; inf where not known; a reader."""
+    """Log of how many states of a datum guide and model have; inf where not known; a reader.
+
+    And of the "counted" ones, of entries that no mask silences.
+    """
     ledger = Ledger(layout, ())
     for site in run.guide.values():
         if layout.owns(site) and not site.is_observed:
-            ledger.add_bare("guide", site, _log_num_values(site.fn))
-            other = run.model.get(site.name, site)
-            unknown = jnp.full(site.fn.batch_shape, jnp.inf)
-            found = unknown if other.is_joint else _log_num_values(other.fn)
-            ledger.add_bare("model", site if other.is_joint else other, found)
-    return {f"states_of_{name}": ledger.total(name) for name in ("guide", "model")}
+            other, logs = run.model.get(site.name, site), _log_num_values(site.fn)
+            found = {"guide": (site, logs), "model": (site, jnp.full_like(logs, jnp.inf))}
+            if not other.is_joint:
+                found["model"] = other, _log_num_values(other.fn)
+            for name, (each, logs) in found.items():
+                counted = jnp.where(_counted_cells(each, (site, other)), logs, 0.0)
+                for kind, values in ((name, logs), (f"counted_{name}", counted)):
+                    ledger.add_bare(kind, each, _sum_of_cells(values, each.fn))
+    return {
+        f"{kind}states_of_{name}": ledger.total(f"{kind}{name}")
+        for kind in ("", "counted_")
+        for name in ("guide", "model")
+    }
 
 
-def _log_num_values(fn: Any) -> Float[Array, "*batch"]:
-    """Log of how many values a distribution draws; inf where that is not known."""
+def _counted_cells(site: Site, both: Sequence[Site]) -> Bool[Array, "*batch_cells"]:
+    """Where no mask silences a cell of a site, be it of the guide or of the model."""
+    num_cells = _num_wrapped(site.fn)
+    counted = entry_mask(site, num_cells)
+    for each in both:
+        if _num_wrapped(each.fn) == num_cells:
+            counted = counted & entry_mask(each, num_cells)
+    return counted
+
+
+def _sum_of_cells(values: Array, fn: Any) -> Array:
+    num_cells = _num_wrapped(fn)
+    return values.sum(tuple(range(-num_cells, 0))) if num_cells else values
+
+
+def _log_num_values(fn: Any) -> Float[Array, "*batch_cells"]:
+    """Log of how many values a distribution draws, cell by cell; inf where that is not known."""
     base, num_event = base_distribution(fn), _num_wrapped(fn)
     shape = (*fn.batch_shape, *fn.event_shape[:num_event])
     known = isinstance(base, CertainCategorical | UniformCategorical)
@@ -186,8 +213,7 @@ def _log_num_values(fn: Any) -> Float[Array, "*batch"]:
         found = jnp.where(never[0] | never[1], 0.0, jnp.log1p(jnp.asarray(base.total_count)))
     else:
         found = _log_length(base)
-    found = jnp.broadcast_to(found, shape)
-    return found.sum(tuple(range(-num_event, 0))) if num_event else found
+    return jnp.broadcast_to(found, shape)
 
 
 def _log_length(base: Any) -> Float[Array, "*batch"]:

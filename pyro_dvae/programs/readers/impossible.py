@@ -6,6 +6,7 @@ what such a distribution leaves out.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 from pyro_dvae.distributions import CertainCategorical, UniformCategorical
+from pyro_dvae.programs.densities import entry_mask
 from pyro_dvae.programs.record import Ledger
 from pyro_dvae.programs.sites import Layout, Run, Site, base_distribution
 
@@ -165,20 +167,46 @@ def read_impossible(run: Run, layout: Layout, num_particles: int) -> Bool[Tensor
 
 
 def read_num_states(run: Run, layout: Layout, num_particles: int) -> dict[str, Tensor]:
-    """Log of how many states of a datum guide and model have; inf where not known; a reader."""
+    """Log of how many states of a datum guide and model have; inf where not known; a reader.
+
+    And of the "counted" ones, of entries that no mask silences.
+    """
     ledger = Ledger(layout, num_particles, ())
     for site in run.guide.values():
         if layout.owns(site) and not site.is_observed:
-            ledger.add_bare("guide", site, _log_num_values(site.fn).to(site.value.device))
-            other = run.model.get(site.name, site)
-            unknown = torch.full(site.fn.batch_shape, torch.inf)
-            found = unknown if other.is_joint else _log_num_values(other.fn)
-            ledger.add_bare("model", site if other.is_joint else other, found.to(site.value.device))
-    return {f"states_of_{name}": ledger.total(name) for name in ("guide", "model")}
+            other, logs = run.model.get(site.name, site), _log_num_values(site.fn)
+            found = {"guide": (site, logs), "model": (site, torch.full_like(logs, torch.inf))}
+            if not other.is_joint:
+                found["model"] = other, _log_num_values(other.fn)
+            for name, (each, logs) in found.items():
+                counted = torch.where(_counted_cells(each, (site, other)), logs, 0.0)
+                for kind, values in ((name, logs), (f"counted_{name}", counted)):
+                    values = _sum_of_cells(values, each.fn)
+                    ledger.add_bare(kind, each, values.to(site.value.device))
+    return {
+        f"{kind}states_of_{name}": ledger.total(f"{kind}{name}")
+        for kind in ("", "counted_")
+        for name in ("guide", "model")
+    }
 
 
-def _log_num_values(fn: Any) -> Float[Tensor, "*batch"]:
-    """Log of how many values a distribution draws; inf where that is not known."""
+def _counted_cells(site: Site, both: Sequence[Site]) -> Bool[Tensor, "*batch_cells"]:
+    """Where no mask silences a cell of a site, be it of the guide or of the model."""
+    num_cells = _num_wrapped(site.fn)
+    counted = entry_mask(site, num_cells)
+    for each in both:
+        if _num_wrapped(each.fn) == num_cells:
+            counted = counted & entry_mask(each, num_cells)
+    return counted
+
+
+def _sum_of_cells(values: Tensor, fn: Any) -> Tensor:
+    num_cells = _num_wrapped(fn)
+    return values.flatten(-num_cells).sum(-1) if num_cells else values
+
+
+def _log_num_values(fn: Any) -> Float[Tensor, "*batch_cells"]:
+    """Log of how many values a distribution draws, cell by cell; inf where that is not known."""
     base, num_event = base_distribution(fn), _num_wrapped(fn)
     shape = torch.Size((*fn.batch_shape, *fn.event_shape[:num_event]))
     known = isinstance(base, CertainCategorical | UniformCategorical)
@@ -189,8 +217,7 @@ def _log_num_values(fn: Any) -> Float[Tensor, "*batch"]:
         found = torch.log((~table).sum(-1).float())
     else:
         found = _log_length(base)
-    found = found.expand(shape)
-    return found.flatten(-num_event).sum(-1) if num_event else found
+    return found.expand(shape)
 
 
 def _log_length(base: Any) -> Float[Tensor, "*batch"]:
