@@ -12,28 +12,39 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Integer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyro_dvae.programs.structure.layers import (
+    NOBODY,
+    RULES,
+    Marks,
+    Rule,
+    argument_of,
+    largest,
+    of_all,
+)
+
 __all__ = ["Owners"]
 
-_NOBODY = -(2**40)
 _LIKE_ELEMENTS = """_to_copy alias binary_cross_entropy_with_logits bernoulli clone copy_ detach
-    lift_fresh""".split()
+    lift_fresh polar""".split()
 _MOVING = """_unsafe_view as_strided cat constant_pad_nd diagonal expand flip index_put index_put_
-    permute repeat roll select slice split split_with_sizes squeeze squeeze_ stack t
-    t_ transpose transpose_ tril triu unbind unfold unsqueeze unsqueeze_ view""".split()
+    permute pixel_shuffle pixel_unshuffle repeat roll rot90 select slice split split_with_sizes
+    squeeze squeeze_ stack t t_ transpose transpose_ tril triu unbind unfold unsafe_chunk
+    unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_ view""".split()
 _REDUCING = """all amax amin aminmax any argmax argmin count_nonzero kthvalue linalg_vector_norm
-    logsumexp max mean median min mode nansum norm prod std std_mean sum var var_mean""".split()
+    logsumexp max mean median min mode nanmedian nansum norm prod std std_mean sum var
+    var_mean""".split()
 _ALONG = """_fft_c2c _fft_c2r _fft_r2c _log_softmax _safe_softmax _softmax cummax cummin cumprod
     cumsum logcumsumexp sort topk""".split()
 _WHOLE = """_pdist_forward binary_cross_entropy dist histc huber_loss mse_loss nll_loss_forward
-    smooth_l1_loss soft_margin_loss trace""".split()
+    smooth_l1_loss soft_margin_loss trace vdot""".split()
 _OF_ROWS = """
-    _adaptive_avg_pool2d _adaptive_avg_pool3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
+    _adaptive_avg_pool2d _adaptive_avg_pool3d _transformer_encoder_layer_fwd col2im im2col
+    _upsample_bicubic2d_aa _upsample_bilinear2d_aa
     _upsample_nearest_exact1d _upsample_nearest_exact2d adaptive_max_pool2d avg_pool2d
     avg_pool3d convolution max_pool2d_with_indices max_pool3d_with_indices native_group_norm
     upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
@@ -42,10 +53,11 @@ _OF_ROWS = """
 _OF_TOKENS = """_scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention
     _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable
     """.split()
-_ADDING = "index_add index_add_ index_copy index_copy_ index_fill index_fill_ put put_".split()
+_ADDING = """index_add index_add_ index_copy index_copy_ index_fill index_fill_ index_reduce
+    index_reduce_ put put_""".split()
+_SCATTERING = """scatter scatter_ scatter_add scatter_add_ scatter_reduce
+    scatter_reduce_""".split()
 _PRODUCTS = "addmm addmv baddbmm bmm dot mm mv".split()
-
-Marks = Integer[Tensor, "..."]  # of several owners the largest mark stays
 
 
 class Owners(TorchDispatchMode):
@@ -100,7 +112,7 @@ class Owners(TorchDispatchMode):
 
         def mark(value: Tensor) -> Marks:
             if value not in marks:
-                return torch.tensor(_NOBODY, device=value.device).expand(value.shape)
+                return torch.tensor(NOBODY, device=value.device).expand(value.shape)
             found = marks[value]
             for dim, _ in given if value is args[0] and value.numel() else ():
                 found = found.amax(dim, True).expand(found.shape)  # any of these may be picked
@@ -123,27 +135,17 @@ class Owners(TorchDispatchMode):
                 marks[result] = one
 
 
-_Rule = Callable[[Any, tuple, dict, Callable[[Tensor], Marks], Any], Any]
-
-
-def _rule_of(func: Any) -> _Rule | None:
+def _rule_of(func: Any) -> Rule | None:
     name = func.overloadpacket.__name__
     if torch.Tag.pointwise in func.tags or name in _LIKE_ELEMENTS:
         return _like_elements
     return next((rule for names, rule in _RULES if name in names), None)
 
 
-def _largest(marks: Sequence[Marks], shape: torch.Size) -> Marks:
-    found = marks[0].expand(shape)
-    for other in marks[1:]:
-        found = torch.maximum(found, other)
-    return found.contiguous()
-
-
 def _like_elements(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
     given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     result = found if isinstance(found, Tensor) else found[0]
-    return _largest([mark(value) for value in given], result.shape)
+    return largest([mark(value) for value in given], result.shape)
 
 
 def _moving(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
@@ -155,24 +157,24 @@ def _moving(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) ->
         moved[0] = moved[0].clone()
     given = {name: value for name, value in kwargs.items() if name != "value"}
     if func.overloadpacket.__name__ == "constant_pad_nd":
-        return func(*moved[:2], _NOBODY)
+        return func(*moved[:2], NOBODY)
     found = func(*moved, **given)
     if func.overloadpacket.__name__.startswith("index_put"):
         places = [i for i in args[1] if i is not None and i.dtype != torch.bool]
-        least = [_of_all(index, mark) for index in places]
-        if least and min(map(int, least)) != _NOBODY:  # no other index says whose they are
-            return _largest([found, *least], found.shape)
+        least = [of_all(index, mark) for index in places]
+        if least and min(map(int, least)) != NOBODY:  # no other index says whose they are
+            return largest([found, *least], found.shape)
     return found
 
 
 def _on_diagonal(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
-    return func(mark(args[0]) - _NOBODY, *args[1:], **kwargs) + _NOBODY
+    return func(mark(args[0]) - NOBODY, *args[1:], **kwargs) + NOBODY
 
 
 def _reducing(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
-    dims = _argument(func, args, kwargs, "dim")
+    dims = argument_of(func, args, kwargs, "dim")
     dims = [dims] if isinstance(dims, int) else dims
-    keepdim = bool(_argument(func, args, kwargs, "keepdim"))
+    keepdim = bool(argument_of(func, args, kwargs, "keepdim"))
     marks = mark(args[0])
     if marks.numel() == 0:
         return None
@@ -180,7 +182,7 @@ def _reducing(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) 
 
 
 def _along(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
-    marks, dim = mark(args[0]), _argument(func, args, kwargs, "dim")
+    marks, dim = mark(args[0]), argument_of(func, args, kwargs, "dim")
     result = found if isinstance(found, Tensor) else found[0]
     return marks.amax(dim, True).expand(result.shape).contiguous() if marks.numel() else None
 
@@ -202,19 +204,19 @@ def _of_rows(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -
 
 def _of_tokens(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
     """Attention, which joins the last two axes of queries, keys and values."""
-    return _largest([mark(value).amax((-2, -1), True) for value in args[:3]], found[0].shape)
+    return largest([mark(value).amax((-2, -1), True) for value in args[:3]], found[0].shape)
 
 
 def _normalized(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
     marks = mark(args[0])
-    return _largest([marks.amax(tuple(range(-len(args[1]), 0)), True)], marks.shape)
+    return largest([marks.amax(tuple(range(-len(args[1]), 0)), True)], marks.shape)
 
 
 def _scattered(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
     """Anywhere along the dim, by an index that has owners, too."""
     shape = tuple(1 if dim == args[1] % found.dim() else n for dim, n in enumerate(found.shape))
     put = [mark(value).amax(args[1], True) for value in args[2:] if isinstance(value, Tensor)]
-    return _largest([mark(args[0]), *(each.expand(shape) for each in put)], found.shape)
+    return largest([mark(args[0]), *(each.expand(shape) for each in put)], found.shape)
 
 
 def _added(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
@@ -223,11 +225,7 @@ def _added(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> 
     index, *values = [v for v in args[1 if is_put else 2 :] if isinstance(v, Tensor)]
     given = [mark(v) for v in values if v.numel() and v.dim()]
     given = [m.amax() if is_put else m.amax(args[1], True) for m in given]
-    return _largest([mark(args[0]), _of_all(index, mark), *given], found.shape)
-
-
-def _of_all(value: Tensor, mark: Callable) -> Marks:
-    return mark(value).amax() if value.numel() else torch.tensor(_NOBODY, device=value.device)
+    return largest([mark(args[0]), of_all(index, mark), *given], found.shape)
 
 
 def _product(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
@@ -236,20 +234,20 @@ def _product(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -
         return None
     is_vector = two.dim() == 1
     rows = one.amax(-1, keepdim=not is_vector)
-    return _largest([rows, two.amax(0 if is_vector else -2, not is_vector), *added], found.shape)
+    return largest([rows, two.amax(0 if is_vector else -2, not is_vector), *added], found.shape)
 
 
 def _between(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
     """Distances of the rows of one to those of another."""
     one, two = (mark(value).amax(-1) for value in args[:2])
-    return _largest([one[..., None], two[..., None, :]], found.shape)
+    return largest([one[..., None], two[..., None, :]], found.shape)
 
 
 def _among(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
     """Whether each of one is any of another."""
     given = [mark(args[0])] if isinstance(args[0], Tensor) else []
-    given += [_of_all(args[1], mark)] if isinstance(args[1], Tensor) else []
-    return _largest(given, found.shape)
+    given += [of_all(args[1], mark)] if isinstance(args[1], Tensor) else []
+    return largest(given, found.shape)
 
 
 def _indices(func: Any, args: tuple, kwargs: dict) -> Iterator[tuple[int, Tensor]]:
@@ -277,19 +275,12 @@ def _picking(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -
         return None
     start = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
     shape = torch.broadcast_shapes(*[index.shape for index in indices])
-    joined = _largest([mark(index) for index in indices], shape)
+    joined = largest([mark(index) for index in indices], shape)
     after = picked.dim() - start - len(shape)
     return torch.maximum(picked, joined.reshape(*shape, *[1] * after))
 
 
-def _argument(func: Any, args: tuple, kwargs: dict, name: str) -> Any:
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.name == name:
-            return args[place] if place < len(args) else kwargs.get(name, argument.default_value)
-    return None
-
-
-_RULES: Sequence[tuple[Sequence[str], _Rule]] = (
+_RULES: Sequence[tuple[Sequence[str], Rule]] = (
     (_MOVING, _moving),
     (_REDUCING, _reducing),
     (_ALONG, _along),
@@ -302,6 +293,7 @@ _RULES: Sequence[tuple[Sequence[str], _Rule]] = (
     (("isin",), _among),
     (("native_layer_norm",), _normalized),
     (_ADDING, _added),
-    (("scatter", "scatter_", "scatter_add", "scatter_add_"), _scattered),
+    (_SCATTERING, _scattered),
     (("embedding", "gather", "index", "index_select"), _picking),
+    *RULES,
 )
