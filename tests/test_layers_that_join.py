@@ -150,6 +150,28 @@ LOOKED_AT = {
         (0,),
         (0,),
     ),
+    "columns": (
+        lambda x: torch.linalg.solve_triangular(LOWER, x, upper=False),
+        (4, 3),
+        (0, 1),
+        (0, 1),
+    ),
+    "rows": (
+        lambda x: torch.linalg.solve_triangular(LOWER, x, upper=False, left=False),
+        (3, 4),
+        (0, 1),
+        (0, 1),
+    ),
+    "right sides": (lambda x: torch.cholesky_solve(x, LOWER), (2, 4, 3), (0, 1, 2), (0, 1, 2)),
+    "many": (lambda x: torch.linalg.solve(LOWER, x), (2, 4, 3), (0, 1, 2), (0, 1, 2)),
+    "density": (
+        lambda x: torch.distributions.MultivariateNormal(torch.zeros(4), scale_tril=LOWER).log_prob(
+            x
+        ),
+        (5, 4),
+        (0,),
+        (0,),
+    ),
     "renorm": (lambda x: x.renorm(2, 0, 0.1), (3, 4), (0, 1), (0, 1)),
     "addbmm": (lambda x: torch.addbmm(x[0], x, x), (3, 4, 4), (0, 1), (0, 0)),
     "addr": (lambda x: torch.addr(x, x[:, 0], x[0]), (4, 4), (0, 1), (0, 1)),
@@ -161,7 +183,6 @@ LOOKED_AT = {
         (0, 1),
         (0, 1),
     ),
-    "taken": (lambda x: x.take(torch.arange(12)).reshape(3, 4), (3, 4), (), ()),
     "encoder": (
         nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval(),
         (3, 5, 4),
@@ -169,6 +190,7 @@ LOOKED_AT = {
         (0, 1),
     ),
 }  # what it does, the shape, and the axes of the cells in what is given and in what comes out
+LOWER = torch.eye(4) + torch.ones(4, 4).tril()
 BILINEAR = nn.Bilinear(WIDTH, WIDTH, 2)
 
 

@@ -9,6 +9,7 @@ Start with `layout`, a plain run that reads how the sites lie.
 - `ways`: all ways through a program whose sites depend on its draws;
 - `mixing`: plates whose cells are led by the draws of others, which share one weight;
 - `owners`: whose draws each number is computed from, followed through operations;
+- `layers`: the same, of those of networks and of matrices;
 - `looking`: runs that only look, without gradient and with the generators as they were;
 - `plain`: what a program is made of, where none of it asks the draws which way to go.
 """

@@ -21,10 +21,10 @@ _RECURRENT = "_cudnn_rnn miopen_rnn mkldnn_rnn_layer".split()
 _OF_SEVERAL_ROWS = "_thnn_fused_gru_cell _thnn_fused_lstm_cell _trilinear".split()
 _PADDING = """reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
     replication_pad2d replication_pad3d""".split()
-_OF_MATRICES = """_linalg_det _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd
-    cholesky_inverse cholesky_solve linalg_cholesky_ex linalg_eig linalg_inv_ex linalg_lu
-    linalg_lu_factor_ex linalg_lu_solve linalg_matrix_exp linalg_qr linalg_solve_triangular
-    """.split()
+_OF_MATRICES = """_linalg_det _linalg_eigh _linalg_slogdet _linalg_svd cholesky_inverse
+    linalg_cholesky_ex linalg_eig linalg_inv_ex linalg_lu linalg_lu_factor_ex linalg_matrix_exp
+    linalg_qr""".split()
+_SOLVING = "_linalg_solve_ex linalg_solve_triangular cholesky_solve linalg_lu_solve".split()
 
 Marks = Integer[Tensor, "..."]  # of several owners the largest mark stays
 Rule = Callable[[Any, tuple, dict, Callable[[Tensor], Marks], Any], Any]
@@ -100,15 +100,23 @@ def _of_several_rows(func: Any, args: tuple, kwargs: dict, mark: Callable, found
 
 def _of_matrices(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
     """What joins the last two axes, of each matrix by itself."""
-    given = [v for v in _tensors(args) if v.numel()]
-    first = given[0].shape
-    dims = [v.dim() - (1 if v.shape == first[:-1] else 2) for v in given]
-    marks = [mark(v).flatten(max(0, n)).amax(-1) for v, n in zip(given, dims, strict=True)]
-    rows = largest(marks, torch.broadcast_shapes(*(each.shape for each in marks)))
+    rows = mark(args[0]).flatten(-2).amax(-1)
     return [
         rows.reshape(*rows.shape, *[1] * (v.dim() - rows.dim())).expand(v.shape).contiguous()
         for v in _tensors(found)
     ]
+
+
+def _solving(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
+    """Each column is of that of the right side, or each row where the matrix is behind it."""
+    is_cholesky = func.overloadpacket.__name__ == "cholesky_solve"
+    right, matrix = args[:2] if is_cholesky else (_tensors(args)[-1], args[0])
+    results = tree_leaves(found)
+    is_vector = right.shape == matrix.shape[:-1]
+    axis = -2 if not is_vector and argument_of(func, args, kwargs, "left") is not False else -1
+    joined, of_matrix = mark(right).amax(axis, True), mark(matrix).amax((-2, -1))
+    of_matrix = of_matrix[..., None] if is_vector else of_matrix[..., None, None]
+    return [largest([joined, of_matrix], results[0].shape), *[None] * (len(results) - 1)]
 
 
 def _padding(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -> Any:
@@ -155,6 +163,7 @@ RULES: Sequence[tuple[Sequence[str], Rule]] = (
     (_RECURRENT, _recurrent),
     (_OF_SEVERAL_ROWS, _of_several_rows),
     (_OF_MATRICES, _of_matrices),
+    (_SOLVING, _solving),
     (_PADDING, _padding),
     (("glu",), _halved),
     (("renorm",), _scaled),
