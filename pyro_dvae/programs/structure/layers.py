@@ -12,7 +12,7 @@ from jaxtyping import Integer
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["NOBODY", "RULES", "Marks", "Rule", "argument_of", "largest", "of_all"]
+__all__ = ["NOBODY", "RULES", "Marks", "argument_of", "largest", "of_all"]
 
 NOBODY = -(2**40)
 _NORMS = """_batch_norm_no_update _batch_norm_with_update _native_batch_norm_legit batch_norm
@@ -27,7 +27,7 @@ _OF_MATRICES = """_linalg_det _linalg_eigh _linalg_slogdet _linalg_svd cholesky_
 _SOLVING = "_linalg_solve_ex linalg_solve_triangular cholesky_solve linalg_lu_solve".split()
 
 Marks = Integer[Tensor, "..."]  # of several owners the largest mark stays
-Rule = Callable[[Any, tuple, dict, Callable[[Tensor], Marks], Any], Any]
+_Rule = Callable[[Any, tuple, dict, Callable[[Tensor], Marks], Any], Any]
 
 
 def largest(marks: Sequence[Marks], shape: torch.Size) -> Marks:
@@ -158,7 +158,7 @@ def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-RULES: Sequence[tuple[Sequence[str], Rule]] = (
+RULES: Sequence[tuple[Sequence[str], _Rule]] = (
     (_NORMS, _of_channels),
     (_RECURRENT, _recurrent),
     (_OF_SEVERAL_ROWS, _of_several_rows),

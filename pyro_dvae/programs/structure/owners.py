@@ -21,7 +21,6 @@ from pyro_dvae.programs.structure.layers import (
     NOBODY,
     RULES,
     Marks,
-    Rule,
     argument_of,
     largest,
     of_all,
@@ -135,7 +134,7 @@ class Owners(TorchDispatchMode):
                 marks[result] = one
 
 
-def _rule_of(func: Any) -> Rule | None:
+def _rule_of(func: Any) -> Callable | None:
     name = func.overloadpacket.__name__
     if torch.Tag.pointwise in func.tags or name in _LIKE_ELEMENTS:
         return _like_elements
@@ -280,7 +279,7 @@ def _picking(func: Any, args: tuple, kwargs: dict, mark: Callable, found: Any) -
     return torch.maximum(picked, joined.reshape(*shape, *[1] * after))
 
 
-_RULES: Sequence[tuple[Sequence[str], Rule]] = (
+_RULES: Sequence[tuple[Sequence[str], Callable]] = (
     (_MOVING, _moving),
     (_REDUCING, _reducing),
     (_ALONG, _along),
