@@ -195,7 +195,7 @@ def _with_masks(pair: Pair, run: Run, record: Particles) -> Particles:
     """What is said of masked latents in `silence`, of a run that has sites of its own."""
     nothing = torch.zeros_like(record.log_q)
     record = record._replace(
-        extras={"unmasked": nothing, "masked_apart": nothing > 0}
+        extras={"unmasked": nothing, "masked_apart": nothing > 0, "counted_codes": None}
         | {name: value for name, value in record.extras.items() if value is not None}
     )
     values = otherwise_drawn([run], pair.layout, 1)
