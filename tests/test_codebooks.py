@@ -185,6 +185,9 @@ BAD = {
         (8.0, 5)
     ),
     r"`levels` must be .* as \(8, 6, 5\); got 8\.": lambda nets, table: nets.FiniteScalars(8),
+    r"`levels` must have at most \d+ codes, which .* of 10{24}\.": lambda nets, table: (
+        nets.FiniteScalars([1000] * 8)
+    ),
     "`table` must hold floating-point numbers": lambda nets, table: nets.Codebook(
         V, D, table=table > 0
     ),

@@ -299,3 +299,26 @@ def test_a_variance_is_not_negative(backend):
     nets, guides = backend.module("nets"), backend.module("guides")
     with pytest.raises(ValueError, match="`noise_variance`"):
         guides.VectorQuantizedGuide(identity(backend), nets.Codebook(4, 2), noise_variance=-0.1)
+
+
+BAD_ROUTES = {
+    r"got (Tensor|\w*Tracer|ArrayImpl)\. Of z and e": lambda paths, z, e: e,
+    r"got \[\(1, 4\), \(7, 1, 4\)": lambda paths, z, e: paths.Route(e[0], z, e),
+}
+
+
+@pytest.mark.parametrize("message", BAD_ROUTES)
+def test_a_gradient_of_ones_own_returns_a_route(backend, message, monkeypatch):
+    nets, guides, paths = map(backend.module, ("nets", "guides", "ops.codepaths"))
+    x, table = draw(6, N, 1, D), draw(7, V, D)
+    codebook = nets.Codebook(V, D, table=backend.asarray(table))
+
+    def guide(gradient):
+        return guides.VectorQuantizedGuide(identity(backend), codebook, gradient=gradient)
+
+    vectors = table[np.linalg.norm(x - table, axis=-1).argmin(-1)][:, None]
+    own = guide(lambda z, e: paths.Route(2 * e, z, e))
+    np.testing.assert_allclose(run_with(backend, own, x, None, monkeypatch), 2 * vectors)
+    bad = guide(lambda z, e: BAD_ROUTES[message](paths, z, e))
+    with pytest.raises(ValueError, match=f"`gradient` must return a Route of .*{message}"):
+        run_with(backend, bad, x, None, monkeypatch)

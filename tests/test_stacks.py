@@ -81,6 +81,22 @@ BAD = {
         [nets.Codebook(V, D), nets.Codebook(V + 1, D)]
     ),
     "two or more": lambda nets: nets.GroupedCodebook([nets.Codebook(V, D)]),
+    "`codebooks` must be a list of two or more; got Codebook": lambda nets: nets.ResidualCodebook(
+        nets.Codebook(V, D)
+    ),
+    r"`codebooks` must be quantisers, .* got \['MLPDecoder'\]": lambda nets: nets.GroupedCodebook(
+        [nets.Codebook(V, D), nets.MLPDecoder(L, V, (3,))]
+    ),
+    r"`sizes` .* as \(16, 64\) for .*; got \(\(2, 2\), \(4, 4\)\)": (
+        lambda nets: nets.HierarchicalCodebook(two(nets), ((2, 2), (4, 4)))
+    ),
+    "`sizes` must be one positive .*; got 4": lambda nets: nets.HierarchicalCodebook(two(nets), 4),
+    r"`sizes` must be .*; got \(4.0, 16.5\)": lambda nets: nets.HierarchicalCodebook(
+        two(nets), (4.0, 16.5)
+    ),
+    r"`grids` must be .* places, as .*; got \(4, 4\)": lambda nets: nets.HierarchicalDecoder(
+        nets.HierarchicalCodebook(two(nets), (4, 16)), nets.MLPDecoder(L, V, (3,)), grids=(4, 4)
+    ),
     "`sizes` must be one positive": lambda nets: nets.HierarchicalCodebook(
         [nets.Codebook(V, D), nets.Codebook(V, D)], (4,)
     ),
@@ -105,6 +121,10 @@ BAD = {
         nets.MLPEncoder((3,), L, D), nets.Codebook(V, D), scale=0.0
     ),
 }
+
+
+def two(nets):
+    return [nets.Codebook(V, D), nets.Codebook(V, D)]
 
 
 def moving(nets):
@@ -230,6 +250,8 @@ def test_scales_and_encoders_go_together(kit):
     encoders, network = scales(kit, nets, book)
     with pytest.raises(ValueError, match="`encoders` must be one for each of 2 scales; got 1"):
         guides.HierarchicalGuide(encoders[:1], book)
+    with pytest.raises(ValueError, match=f"2 scales; got {type(encoders[0]).__name__}"):
+        guides.HierarchicalGuide(encoders[0], book)
     with pytest.raises(ValueError, match=r"`grids` must be one for each scale, of \(1, 4\) places"):
         nets.HierarchicalDecoder(book, network, grids=((1, 1), (2, 3)))
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ class VectorQuantizedGuide(AmortisedGuide):
         if key is not None:
             noise = math.sqrt(self.noise_variance) * jax.random.normal(key, quantized.vectors.shape)
             return diveq(quantized.inputs, quantized.vectors, noise)
-        return self.gradient(quantized.inputs, quantized.vectors)
+        return _routed(self.gradient(quantized.inputs, quantized.vectors), quantized.vectors.shape)
 
     def publish(self, quantized: Quantized, route: Route, mask: Array | None) -> Distribution:
         """Say what `VQ_ELBO` is to know."""
@@ -138,6 +139,24 @@ def route_of(gradient: Gradient | None, codebook: Quantizer) -> Callable[[Array,
             f"to a Route; got {gradient!r}."
         )
     return named[gradient]
+
+
+def _routed(route: Any, shape: tuple[int, ...]) -> Route:
+    """What a function that was passed for `gradient` returns.
+
+    Raises:
+        ValueError: If that is no Route, or one of other vectors.
+    """
+    if not isinstance(route, Route):
+        found = type(route).__name__
+    elif any(array.shape != shape for array in route):
+        found = str([tuple(array.shape) for array in route])
+    else:
+        return route
+    raise ValueError(
+        f"`gradient` must return a Route of three arrays {tuple(shape)}, of `ops.codepaths`; got "
+        f"{found}. Of z and e, and a path of the decoder's: Route(path, z, e)."
+    )
 
 
 def check_entropy(entropy: float, entropy_scale: float) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Shaped
 
 from numpyro_dvae.ops.arguments import is_count
 
-__all__ = ["check_grid", "from_grid", "to_grid"]
+__all__ = ["are_sizes", "check_grid", "from_grid", "to_grid"]
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvLocal", "Upsampling")
 _HAS_CHANNELS_FIRST = False  # each of these
@@ -40,7 +40,7 @@ def check_grid(
         if channels_first:
             raise ValueError("`channels_first` is of a grid; give `grid` too, as in grid=(8, 8).")
         return None
-    if not _are_sizes(grid):
+    if not are_sizes(grid):
         raise ValueError(f"`grid` must be sizes of at least 1, as (8, 8); got {grid}.")
     layer = _layer_at(network, at_end)
     if _kind_of(layer) in _CONVOLUTIONS and channels_first is not _HAS_CHANNELS_FIRST:
@@ -71,7 +71,7 @@ def _kind_of(layer: Any) -> str:
     return kind.__name__ if kind.__module__.partition(".")[0] in ("flax", "numpyro_dvae") else ""
 
 
-def _are_sizes(grid: Any) -> bool:
+def are_sizes(grid: Any) -> bool:
     """Whether a grid is one or more whole numbers of at least 1."""
     if not isinstance(grid, Sequence) or not grid:
         return False

@@ -1,5 +1,6 @@
 """Checks of what a network is given, with errors in the words of its user."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ __all__ = [
     "nan_beyond",
     "not_encoded",
 ]
+
+_MOST_CODES = 2**30  # that an int32 holds
 
 
 def batch_shape_of(x: Array, input_shape: Sequence[int]) -> Sequence[int]:
@@ -168,12 +171,18 @@ def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
     """The levels of finite scalars, as a tuple.
 
     Raises:
-        ValueError: If they are not one whole number of at least 2 for each channel.
+        ValueError: If they are not one whole number of at least 2 for each channel, or an integer
+            does not hold their codes.
     """
     found = tuple(levels) if isinstance(levels, Iterable) else ()
     if not found or not all(is_count(each) and each >= 2 for each in found):
         raise ValueError(
             f"`levels` must be numbers of at least 2, one for each channel, as (8, 6, 5); got "
             f"{levels}."
+        )
+    if math.prod(found) > _MOST_CODES:
+        raise ValueError(
+            f"`levels` must have at most {_MOST_CODES} codes, which an integer holds; got "
+            f"{levels}, of {math.prod(found)}. Use several codebooks, grouped, for more."
         )
     return found

@@ -196,6 +196,15 @@ def stacked(found: Sequence[Quantized]) -> Quantized:
 
 def check_parts(codebooks: Sequence[Quantizer]) -> None:
     """Refuse codebooks of several sizes or scales, or one of moving averages twice."""
+    if not isinstance(codebooks, Sequence):
+        raise ValueError(
+            f"`codebooks` must be a list of two or more; got {type(codebooks).__name__}."
+        )
+    others = [type(part).__name__ for part in codebooks if not isinstance(part, Quantizer)]
+    if others:
+        raise ValueError(
+            f"`codebooks` must be quantisers, as Codebook or FiniteScalars; got {others}."
+        )
     found = [(part.num_codes, part.embed_dim, part.code_dim) for part in codebooks]
     if len(found) < 2 or len(set(found)) > 1:
         raise ValueError(

@@ -59,10 +59,11 @@ class HierarchicalGuide(VectorQuantizedGuide):
         channels_first: bool = False,
     ) -> None:
         self.grids = check_grids(grids, codebook.sizes, channels_first)
-        if len(encoders) != len(codebook.sizes):
+        is_list = isinstance(encoders, Sequence | nn.ModuleList)
+        if not is_list or len(encoders) != len(codebook.sizes):
             raise ValueError(
                 f"`encoders` must be one for each of {len(codebook.sizes)} scales; got "
-                f"{len(encoders)}."
+                f"{len(encoders) if is_list else type(encoders).__name__}."
             )
         super().__init__(
             nn.ModuleList(encoders),

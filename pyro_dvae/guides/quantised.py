@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro
 import torch
@@ -102,7 +103,7 @@ class VectorQuantizedGuide(AmortisedGuide):
         if self.gradient is diveq and learn:
             noise = math.sqrt(self.noise_variance) * torch.randn_like(quantized.vectors)
             return diveq(quantized.inputs, quantized.vectors, noise)
-        return self.gradient(quantized.inputs, quantized.vectors)
+        return _routed(self.gradient(quantized.inputs, quantized.vectors), quantized.vectors.shape)
 
     def publish(self, quantized: Quantized, route: Route, mask: Tensor | None) -> Distribution:
         """Say what `VQ_ELBO` is to know."""
@@ -136,6 +137,24 @@ def route_of(gradient: Gradient | None, codebook: Quantizer) -> Callable[[Tensor
             f"to a Route; got {gradient!r}."
         )
     return named[gradient]
+
+
+def _routed(route: Any, shape: tuple[int, ...]) -> Route:
+    """What a function that was passed for `gradient` returns.
+
+    Raises:
+        ValueError: If that is no Route, or one of other vectors.
+    """
+    if not isinstance(route, Route):
+        found = type(route).__name__
+    elif any(array.shape != shape for array in route):
+        found = str([tuple(array.shape) for array in route])
+    else:
+        return route
+    raise ValueError(
+        f"`gradient` must return a Route of three arrays {tuple(shape)}, of `ops.codepaths`; got "
+        f"{found}. Of z and e, and a path of the decoder's: Route(path, z, e)."
+    )
 
 
 def check_entropy(entropy: float, entropy_scale: float) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_dvae.ops.arguments import is_count
 
-__all__ = ["check_grid", "from_grid", "to_grid"]
+__all__ = ["are_sizes", "check_grid", "from_grid", "to_grid"]
 
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -42,7 +42,7 @@ def check_grid(
         if channels_first:
             raise ValueError("`channels_first` is of a grid; give `grid` too, as in grid=(8, 8).")
         return None
-    if not _are_sizes(grid):
+    if not are_sizes(grid):
         raise ValueError(f"`grid` must be sizes of at least 1, as (8, 8); got {grid}.")
     layer = _layer_at(network, at_end)
     if type(layer) in _CONVOLUTIONS and channels_first is not _HAS_CHANNELS_FIRST:
@@ -67,7 +67,7 @@ def _layer_at(network: Any, at_end: bool) -> Any:
     return None
 
 
-def _are_sizes(grid: Any) -> bool:
+def are_sizes(grid: Any) -> bool:
     """Whether a grid is one or more whole numbers of at least 1."""
     if not isinstance(grid, Sequence) or not grid:
         return False

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pyro_dvae.nets.decoders import CodebookDecoder, folded
-from pyro_dvae.nets.grids import check_grid, to_grid
+from pyro_dvae.nets.grids import are_sizes, check_grid, to_grid
 from pyro_dvae.nets.quantizers import Quantized, Quantizer
 from pyro_dvae.nets.stacks import Stack, check_parts, stacked
 from pyro_dvae.ops.arguments import checked
@@ -40,10 +40,10 @@ class HierarchicalCodebook(Stack):
 
     def __init__(self, codebooks: Sequence[Quantizer], sizes: Sequence[int]) -> None:
         check_parts(codebooks)
-        if len(sizes) != len(codebooks) or min(sizes) < 1:
+        if not are_sizes(sizes) or len(sizes) != len(codebooks):
             raise ValueError(
                 f"`sizes` must be one positive number of latents for each of {len(codebooks)} "
-                f"codebooks; got {tuple(sizes)}."
+                f"codebooks, as (16, 64) for grids of 4 x 4 and 8 x 8; got {sizes}."
             )
         super().__init__(codebooks, codebooks[0].embed_dim)
         self.sizes = tuple(sizes)
@@ -124,9 +124,11 @@ def check_grids(
     if grids is None:
         check_grid(None, channels_first)
         return (None,) * len(sizes)
-    found = tuple(check_grid(grid, channels_first) for grid in grids)
-    if tuple(math.prod(grid or ()) for grid in found) != tuple(sizes):
-        raise ValueError(
-            f"`grids` must be one for each scale, of {tuple(sizes)} places; got {found}."
-        )
-    return found
+    if isinstance(grids, Sequence) and all(grid is None or are_sizes(grid) for grid in grids):
+        found = tuple(check_grid(grid, channels_first) for grid in grids)
+        if tuple(math.prod(grid or ()) for grid in found) == tuple(sizes):
+            return found
+    raise ValueError(
+        f"`grids` must be one for each scale, of {tuple(sizes)} places, as ((4, 4), (8, 8)) is of "
+        f"(16, 64); got {grids}."
+    )
