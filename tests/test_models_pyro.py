@@ -19,6 +19,7 @@ from pyro_dvae.models import (  # noqa: E402
     mnist_vae,
 )
 from pyro_dvae.nets import MLPDecoder, MLPEncoder, register  # noqa: E402
+from pyro_dvae.nets.registration import run_encoder  # noqa: E402
 
 SHAPE, L, V = (3, 2), 4, 5
 
@@ -160,3 +161,14 @@ def test_a_gaussian_likelihood_is_checked_as_a_normal_is():
         likelihood(means, 2)
     with pyro.validation_enabled(False):
         assert likelihood(means, 2).log_prob(means).isnan().all()
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Linear(3, 2), torch.nn.Conv2d(3, 2, 1)])
+def test_data_in_another_precision_than_the_encoder_are_told_what_to_do(layer):
+    x = torch.zeros(4, 3) if isinstance(layer, torch.nn.Linear) else torch.zeros(4, 3, 5, 5)
+    with pytest.raises(
+        ValueError, match=r"float64: .* one precision: x\.float\(\), or encoder\.to"
+    ):
+        run_encoder(layer, x.double())
+    with pytest.raises(ValueError, match="x / 255 of bytes"):
+        run_encoder(layer, x.byte())

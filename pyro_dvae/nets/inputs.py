@@ -105,11 +105,15 @@ def flat_start(start: Tensor, output_shape: Sequence[int]) -> Tensor:
 
 def not_encoded(x: Tensor, error: Exception) -> ValueError:
     """What to say of an encoder that failed."""
-    return ValueError(
-        f"`encoder` failed on data of shape {tuple(x.shape)} and {x.dtype}: {error} Convolutions "
-        "take floating-point numbers (x / 255 of bytes), and have the channels of an image "
-        "first, (N, C, H, W), in Torch."
+    advice = (
+        "Convolutions take floating-point numbers (x / 255 of bytes), and have the channels of an "
+        "image first, (N, C, H, W), in Torch."
     )
+    of_types = any(words in str(error) for words in ("same dtype", "bias type"))
+    if x.is_floating_point() and of_types:
+        advice = "Give data and networks one precision: x.float(), or encoder.to(x.dtype)."
+    failed = f"`encoder` failed on data of shape {tuple(x.shape)} and {x.dtype}"
+    return ValueError(f"{failed}: {str(error).rstrip('.')}. {advice}")
 
 
 def check_codebook(
