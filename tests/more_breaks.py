@@ -331,7 +331,7 @@ REST = [
     ),
     *pyro(
         "programs/plans.py",
-        "if not is_open or path.taken == known.path:",
+        "if not path.is_noted or path.taken == known.path:",
         "if True:",
         "tests/test_branches.py",
     ),
