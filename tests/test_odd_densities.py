@@ -47,7 +47,10 @@ def test_states_are_counted(lab, impossible):
     count = impossible._log_num_values
     binomial = lab.stock.Binomial(lab.asarray(np.array(4.0)), probs=lab.asarray(P))
     np.testing.assert_allclose(lab.numpy(count(binomial)), [0, np.log(5), 0], rtol=1e-6)
-    np.testing.assert_allclose(lab.numpy(count(binomial.to_event(1))), np.log(5), rtol=1e-6)
+    event = binomial.to_event(1)
+    np.testing.assert_allclose(lab.numpy(count(event)), [0, np.log(5), 0], rtol=1e-6)
+    total = impossible._sum_of_cells(count(event), event)
+    np.testing.assert_allclose(lab.numpy(total), np.log(5), rtol=1e-6)
     certain = lab.module("distributions").CertainCategorical(3, lab.asarray(np.array([0, 2])))
     np.testing.assert_array_equal(lab.numpy(count(certain)), [0, 0])
     np.testing.assert_array_equal(lab.numpy(count(lab.stock.Poisson(lab.asarray(P + 1)))), np.inf)

@@ -22,7 +22,7 @@ __all__ = [
     "not_encoded",
 ]
 
-_MOST_CODES = 2**30  # that an int32 holds
+_MOST_CODES, _MOST_OF_X64 = 2**30, 2**62  # that an integer holds
 
 
 def batch_shape_of(x: Array, input_shape: Sequence[int]) -> Sequence[int]:
@@ -180,9 +180,10 @@ def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
             f"`levels` must be numbers of at least 2, one for each channel, as (8, 6, 5); got "
             f"{levels}."
         )
-    if math.prod(found) > _MOST_CODES:
+    most = _MOST_OF_X64 if jax.config.jax_enable_x64 else _MOST_CODES
+    if math.prod(found) > most:
         raise ValueError(
-            f"`levels` must have at most {_MOST_CODES} codes, which an integer holds; got "
+            f"`levels` must have at most {most} codes, which an integer holds; got "
             f"{levels}, of {math.prod(found)}. Use several codebooks, grouped, for more."
         )
     return found
