@@ -180,7 +180,7 @@ def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
             f"`levels` must be numbers of at least 2, one for each channel, as (8, 6, 5); got "
             f"{levels}."
         )
-    is_wide = jnp.zeros((), jnp.int_).dtype.itemsize > 4
+    is_wide = jnp.arange(1).dtype.itemsize > 4
     most = _MOST_OF_X64 if is_wide else _MOST_CODES
     if math.prod(found) > most:
         raise ValueError(
