@@ -11,6 +11,8 @@ import itertools
 import pyro
 import pytest
 import torch
+from pyro import distributions as dist
+from pyro.nn import PyroModule, PyroSample
 from test_plain_pyro import CODES, LATENTS, WIDTH, Own, Watched, X, policy
 from torch import nn
 
@@ -108,8 +110,8 @@ def test_parts_that_are_said_to_keep_draws_apart_do_so_in_all_trials(
 def test_each_part_that_is_said_to_keep_draws_apart_exists():
     for name, unseen in plain._APART.items():
         module, _, kind = name.rpartition(".")
-        found = getattr(importlib.import_module(module), kind)
-        assert found.__module__ == module
+        found = getattr(importlib.import_module(f"pyro_dvae.{module}"), kind)
+        assert found.__module__ == f"pyro_dvae.{module}"
         for part in unseen:
             assert f"self.{part}" in inspect.getsource(found), (name, part)
 
@@ -183,6 +185,15 @@ def test_what_others_add_to_parts_is_tried():
     hook.remove()
     model.decoder.network[1].forward = lambda x: x
     assert not apart(model)
+
+
+def test_an_encoder_whose_weights_are_drawn_is_tried():
+    """Its draws have the particle axis in front, which no layer of Torch takes: one by one."""
+    model, guide = policy()
+    layer = PyroModule[nn.Linear](6, LATENTS * CODES)
+    layer.weight = PyroSample(dist.Normal(0.0, 1.0).expand([LATENTS * CODES, 6]).to_event(2))
+    guide.encoder[0] = layer
+    assert not keeps_draws_apart(Pair(model, guide, (X,), {}))
 
 
 def test_a_first_step_of_known_parts_is_little_more_than_a_step(monkeypatch):

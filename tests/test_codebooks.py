@@ -185,7 +185,7 @@ BAD = {
         (8.0, 5)
     ),
     r"`levels` must be .* as \(8, 6, 5\); got 8\.": lambda nets, table: nets.FiniteScalars(8),
-    r"`levels` must have at most \d+ codes, which .* of 10{24}\.": lambda nets, table: (
+    r"`levels` make 10{24} codes, but an integer holds no more than \d+\.": lambda nets, table: (
         nets.FiniteScalars([1000] * 8)
     ),
     "`table` must hold floating-point numbers": lambda nets, table: nets.Codebook(

@@ -24,6 +24,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from small_networks import flax_networks, torch_networks
+from timing import side_by_side, summary, table
 
 SIDE, WIDTH, NUM_CODES, GRID, BATCH, RATE = 32, 8, 256, (8, 8), 32, 1e-3
 LEVELS = (8, 6, 5)
@@ -154,26 +156,6 @@ def batches(x: np.ndarray, num_steps: int, seed: int) -> Any:
     rng = np.random.default_rng(seed)
     for _ in range(num_steps):
         yield x[rng.integers(len(x), size=BATCH)]
-
-
-def torch_networks(width: int, decoded: int | None = None) -> tuple[Any, Any]:
-    """An encoder to (N, width, 8, 8), and a decoder of vectors as wide, or of others."""
-    nn = importlib.import_module("torch").nn
-    encoder = nn.Sequential(
-        nn.Conv2d(3, 32, 4, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 4, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(64, width, 1),
-    )
-    decoder = nn.Sequential(
-        nn.Conv2d(decoded or width, 64, 3, 1, 1),
-        nn.ReLU(),
-        nn.ConvTranspose2d(64, 32, 4, 2, 1),
-        nn.ReLU(),
-        nn.ConvTranspose2d(32, 3, 4, 2, 1),
-    )
-    return encoder, decoder
 
 
 def library_step(method: str, seed: int) -> tuple[Any, Any, Any]:
@@ -337,29 +319,6 @@ def run_numpyro(row: str, data: Arrays, num_steps: int, seed: int) -> Outcome:
     return float(jnp.square(outputs - held_out).mean()), len(jnp.unique(codes)), seconds
 
 
-def flax_networks(width: int, decoded: int | None = None) -> tuple[Any, Any]:
-    """As `torch_networks`, to (N, 8, 8, width), and with the start that Torch's layers have."""
-    jax, nn, nets = map(importlib.import_module, ("jax", "flax.linen", "numpyro_dvae.nets"))
-    start = nn.initializers.variance_scaling
-
-    def convolution(width: int, size: int, stride: int, channels: int) -> Any:
-        most = (size * size * channels) ** -0.5
-
-        def bias(rng_key: Any, shape: Any, dtype: Any) -> Any:
-            return jax.random.uniform(rng_key, shape, dtype, -most, most)
-
-        kernel = start(1 / 3, "fan_in", "uniform")
-        return nn.Conv(width, (size, size), stride, kernel_init=kernel, bias_init=bias)
-
-    def upsampling(width: int) -> Any:
-        return nets.Upsampling(width, kernel_init=start(1 / 3, "fan_out", "uniform"))
-
-    layers = [convolution(32, 4, 2, 3), nn.relu, convolution(64, 4, 2, 32), nn.relu]
-    encoder = nn.Sequential([*layers, convolution(width, 1, 1, 64)])
-    layers = [convolution(64, 3, 1, decoded or width), nn.relu, upsampling(32), nn.relu]
-    return encoder, nn.Sequential([*layers, upsampling(3)])
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -373,29 +332,24 @@ def main() -> None:
     data, ours = load(options.data), {"pyro": run_pyro, "numpyro": run_numpyro}[options.backend]
     beside = importlib.util.find_spec("vector_quantize_pytorch") is not None
     print(f"{len(data[0])} images to train with, {len(data[1])} held out", flush=True)
+    if options.turns is not None:
+        known = [(row, ROWS[row][0]) for row in options.rows if beside]
+        rows = [take_turns(r, method, data, options.turns) for r, method in known if method]
+        print(table(rows, "the library's"))
+        return
     for row in options.rows:
-        if options.turns is not None:
-            if beside and ROWS[row][0] is not None:
-                take_turns(row, ROWS[row][0], data, options.turns)
-            continue
         show(row, options.backend, ours, row, data, options)
         if beside and ROWS[row][0] is not None:
             show(row, "library", run_library, ROWS[row][0], data, options)
 
 
-def take_turns(row: str, method: str, data: Arrays, turns: int) -> None:
-    """Steps of ours and of the library one after the other, on the same machine."""
-    torch = importlib.import_module("torch")
-    steps = pyro_svi(row, 0).step, library_step(method, 0)[0]
-    spent: tuple[list[float], list[float]] = [], []
-    for turn, rows in enumerate(batches(data[0], turns, 0)):
-        x = torch.as_tensor(rows)
-        for whose in (0, 1) if turn % 2 else (1, 0):
-            start = time.process_time()
-            steps[whose](x)
-            spent[whose].append(time.process_time() - start)
-    ours, theirs = (1000 * float(np.median(times[turns // 10 :])) for times in spent)
-    print(f"{row:26} {ours:6.1f} ms, the library {theirs:6.1f} ms: {ours / theirs:.2f}", flush=True)
+def take_turns(row: str, method: str, data: Arrays, turns: int) -> dict:
+    """Time steps of ours and of the library one after the other, on the same batch."""
+    x = importlib.import_module("torch").as_tensor(data[0][:BATCH])
+    svi, theirs = pyro_svi(row, 0), library_step(method, 0)[0]
+    steps = {"library": lambda: theirs(x), row: lambda: svi.step(x)}
+    seconds = side_by_side(steps, rounds=turns, repeats=1)
+    return summary(seconds, "library")[1]
 
 
 def show(

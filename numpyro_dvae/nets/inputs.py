@@ -1,6 +1,5 @@
 """Checks of what a network is given, with errors in the words of its user."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
 
 from numpyro_dvae.ops.arguments import check_counts, is_count
+from numpyro_dvae.ops.quantizing import check_codes_fit
 
 __all__ = [
     "batch_shape_of",
@@ -21,8 +21,6 @@ __all__ = [
     "nan_beyond",
     "not_encoded",
 ]
-
-_MOST_CODES, _MOST_OF_X64 = 2**30, 2**62  # that an integer holds
 
 
 def batch_shape_of(x: Array, input_shape: Sequence[int]) -> Sequence[int]:
@@ -180,11 +178,5 @@ def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
             f"`levels` must be numbers of at least 2, one for each channel, as (8, 6, 5); got "
             f"{levels}."
         )
-    is_wide = jnp.arange(1).dtype.itemsize > 4
-    most = _MOST_OF_X64 if is_wide else _MOST_CODES
-    if math.prod(found) > most:
-        raise ValueError(
-            f"`levels` must have at most {most} codes, which an integer holds; got "
-            f"{levels}, of {math.prod(found)}. Use several codebooks, grouped, for more."
-        )
+    check_codes_fit(found)
     return found

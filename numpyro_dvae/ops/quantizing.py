@@ -34,6 +34,7 @@ from numpyro_dvae.ops.relaxing import with_slope
 
 __all__ = [
     "CodebookState",
+    "check_codes_fit",
     "code_counts",
     "code_sums",
     "codes_to_levels",
@@ -271,7 +272,7 @@ def levels_to_codes(
             codes.
     """
     _check_levels(places, levels)
-    _check_codes_fit(levels)
+    check_codes_fit(levels)
     return jnp.sum(places * jnp.array(_strides(levels), places.dtype), -1)
 
 
@@ -279,7 +280,7 @@ def codes_to_levels(
     codes: Integer[Array, "*batch"], levels: Sequence[int]
 ) -> Integer[Array, "*batch C"]:
     """The inverse of `levels_to_codes`."""
-    _check_codes_fit(levels)
+    check_codes_fit(levels)
     strides, sizes = jnp.array(_strides(levels), codes.dtype), jnp.array(tuple(levels), codes.dtype)
     return codes[..., None] // strides % sizes
 
@@ -311,8 +312,12 @@ def _check_levels(array: Array, levels: Sequence[int]) -> None:
         )
 
 
-def _check_codes_fit(levels: Sequence[int]) -> None:
-    """Whether an integer holds every code."""
+def check_codes_fit(levels: Sequence[int]) -> None:
+    """Check that an integer holds every code.
+
+    Raises:
+        ValueError: If it does not.
+    """
     most = jnp.iinfo(jnp.zeros((), int).dtype).max
     if math.prod(levels) - 1 > most:
         raise ValueError(

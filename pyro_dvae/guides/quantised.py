@@ -147,8 +147,8 @@ def _routed(route: Any, shape: tuple[int, ...]) -> Route:
     """
     if not isinstance(route, Route):
         found = type(route).__name__
-    elif any(array.shape != shape for array in route):
-        found = str([tuple(array.shape) for array in route])
+    elif any(getattr(array, "shape", None) != shape for array in route):
+        found = str([tuple(getattr(array, "shape", ())) for array in route])
     else:
         return route
     raise ValueError(

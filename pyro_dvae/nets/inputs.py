@@ -1,6 +1,5 @@
 """Checks of what a network is given, with errors in the words of its user."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from pyro.ops.provenance import ProvenanceTensor
 from torch import Tensor
 
 from pyro_dvae.ops.arguments import check_counts, is_count
+from pyro_dvae.ops.quantizing import check_codes_fit
 
 __all__ = [
     "batch_shape_of",
@@ -21,8 +21,6 @@ __all__ = [
     "nan_beyond",
     "not_encoded",
 ]
-
-_MOST_CODES = 2**62  # that an int64 holds
 
 
 def batch_shape_of(x: Tensor, input_shape: Sequence[int]) -> Sequence[int]:
@@ -178,9 +176,5 @@ def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
             f"`levels` must be numbers of at least 2, one for each channel, as (8, 6, 5); got "
             f"{levels}."
         )
-    if math.prod(found) > _MOST_CODES:
-        raise ValueError(
-            f"`levels` must have at most {_MOST_CODES} codes, which an integer holds; got "
-            f"{levels}, of {math.prod(found)}. Use several codebooks, grouped, for more."
-        )
+    check_codes_fit(found)
     return found

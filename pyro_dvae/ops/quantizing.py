@@ -34,6 +34,7 @@ from pyro_dvae.ops.relaxing import with_slope
 
 __all__ = [
     "CodebookState",
+    "check_codes_fit",
     "code_counts",
     "code_sums",
     "codes_to_levels",
@@ -270,7 +271,7 @@ def levels_to_codes(
             codes.
     """
     _check_levels(places, levels)
-    _check_codes_fit(levels)
+    check_codes_fit(levels)
     return (places * places.new_tensor(_strides(levels))).sum(-1)
 
 
@@ -278,7 +279,7 @@ def codes_to_levels(
     codes: Integer[Tensor, "*batch"], levels: Sequence[int]
 ) -> Integer[Tensor, "*batch C"]:
     """The inverse of `levels_to_codes`."""
-    _check_codes_fit(levels)
+    check_codes_fit(levels)
     strides = codes.new_tensor(_strides(levels))
     return codes[..., None] // strides % codes.new_tensor(tuple(levels))
 
@@ -310,8 +311,12 @@ def _check_levels(array: Tensor, levels: Sequence[int]) -> None:
         )
 
 
-def _check_codes_fit(levels: Sequence[int]) -> None:
-    """Whether an integer holds every code."""
+def check_codes_fit(levels: Sequence[int]) -> None:
+    """Check that an integer holds every code.
+
+    Raises:
+        ValueError: If it does not.
+    """
     most = torch.iinfo(torch.int64).max
     if math.prod(levels) - 1 > most:
         raise ValueError(

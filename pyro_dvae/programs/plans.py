@@ -132,7 +132,9 @@ class Plans:
             return None, planned
         if not path.is_noted or path.taken == known.path:
             if path.is_noted and made is not None:
-                self._gone = {gone} | (self._gone if len(self._gone) < _MOST_PLANS else set())
+                if len(self._gone) >= _MOST_PLANS:
+                    self._gone.clear()
+                self._gone.add(gone)
             return result, None
         plans = self._plans[self._key(call)]
         if any((*known.how, path.taken) == (*p.how, p.path) for p in plans):

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.nn import PyroModule
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ from pyro_dvae.programs.sites import Pair
 __all__ = ["keeps_draws_apart", "made_of"]
 
 # Not all of Torch: scripts and what `torch.compile` makes have code of others within.
-_KNOWN = (f"{__name__.partition('.')[0]}.", "pyro.", "torch.nn.", "torch.distributions.")
+_OURS = f"{__name__.partition('.')[0]}."
+_KNOWN = (_OURS, "pyro.", "torch.nn.", "torch.distributions.")
 _CHECKS = "jaxtyping."  # which wraps functions whose types are checked
 _STATIC = frozenset((bool, int, str, type(None), torch.dtype))  # may choose the way
 _DATA = (float, complex, bytes, Tensor, np.ndarray, np.generic, torch.device, torch.Generator)
@@ -40,30 +42,29 @@ _LISTS = frozenset((list, tuple, set, frozenset, torch.Size))
 _MAPS = frozenset((dict, OrderedDict))
 _OF_MODULES = frozenset(vars(nn.Module()))  # attributes that each has
 _HOOKS = tuple(name for name in _OF_MODULES if name.endswith("_hooks"))
-
 _GLOBAL_HOOKS = tuple(
     name for name in vars(hooks) if name.startswith("_global_") and name.endswith("_hooks")
 )
 # Parts in which no draw of a datum or particle meets that of another, and their parts that no draw
 # enters at all: an encoder sees data.
 _APART: dict[str, tuple[str, ...]] = {
-    f"{_KNOWN[0]}guides.autoregressive.AutoregressiveGuide": ("encoder",),
-    f"{_KNOWN[0]}guides.independent.IndependentGuide": ("encoder",),
-    f"{_KNOWN[0]}models.likelihoods.BernoulliLikelihood": (),
-    f"{_KNOWN[0]}models.likelihoods.GaussianLikelihood": (),
-    f"{_KNOWN[0]}models.priors.AutoregressivePrior": (),
-    f"{_KNOWN[0]}models.priors.BernoulliPrior": (),
-    f"{_KNOWN[0]}models.priors.CategoricalPrior": (),
-    f"{_KNOWN[0]}models.priors.UniformPrior": (),
-    f"{_KNOWN[0]}models.vae.DiscreteVAE": (),
-    f"{_KNOWN[0]}nets.attention.Block": (),
-    f"{_KNOWN[0]}nets.codebooks.Codebook": (),
-    f"{_KNOWN[0]}nets.codebooks.FiniteScalars": (),
-    f"{_KNOWN[0]}nets.decoders.CodebookDecoder": (),
-    f"{_KNOWN[0]}nets.implicit.BinaryCodes": (),
-    f"{_KNOWN[0]}nets.implicit.LinearCodebook": (),
-    f"{_KNOWN[0]}nets.mlp.MLPDecoder": (),
-    f"{_KNOWN[0]}nets.transformer.CausalTransformer": (),
+    "guides.autoregressive.AutoregressiveGuide": ("encoder",),
+    "guides.independent.IndependentGuide": ("encoder",),
+    "models.likelihoods.BernoulliLikelihood": (),
+    "models.likelihoods.GaussianLikelihood": (),
+    "models.priors.AutoregressivePrior": (),
+    "models.priors.BernoulliPrior": (),
+    "models.priors.CategoricalPrior": (),
+    "models.priors.UniformPrior": (),
+    "models.vae.DiscreteVAE": (),
+    "nets.attention.Block": (),
+    "nets.codebooks.Codebook": (),
+    "nets.codebooks.FiniteScalars": (),
+    "nets.decoders.CodebookDecoder": (),
+    "nets.implicit.BinaryCodes": (),
+    "nets.implicit.LinearCodebook": (),
+    "nets.mlp.MLPDecoder": (),
+    "nets.transformer.CausalTransformer": (),
 }
 _OF_TORCH = frozenset(  # by element, or along the last dim
     getattr(nn, name)
@@ -73,7 +74,6 @@ _OF_TORCH = frozenset(  # by element, or along the last dim
         "SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold"
     ).split()
 )
-
 _SETTINGS: tuple[Callable[[Any], bool], ...] = (  # of those of Torch
     lambda layer: len(getattr(layer, "normalized_shape", (1,))) == 1,
     lambda layer: getattr(layer, "max_norm", None) is None,
@@ -113,15 +113,6 @@ def made_of(pair: Pair) -> tuple | None:
     return tuple(found)
 
 
-def _told(thing: Any) -> Any:
-    """What of a thing itself may choose the way."""
-    if isinstance(thing, FunctionType):
-        return id(thing.__code__)
-    if isinstance(thing, Enum):
-        return type(thing), thing.name
-    return thing if isinstance(thing, type) else type(thing)
-
-
 def keeps_draws_apart(pair: Pair) -> bool:
     """Whether all parts of a pair are known to keep the draws of particles and of data apart.
 
@@ -130,9 +121,21 @@ def keeps_draws_apart(pair: Pair) -> bool:
     """
     if not all(type(handler) is TraceMessenger for handler in _PYRO_STACK):
         return False
-    programs = pair.model, pair.guide
-    are_apart = all(isinstance(p, nn.Module) and _is_apart(p) for p in programs)
-    return are_apart and made_of(pair) is not None
+    for program in (pair.model, pair.guide):
+        if not isinstance(program, nn.Module) or not _is_apart(program):
+            return False
+        if any(isinstance(part, PyroModule) for part in program.modules()):
+            return False  # an encoder whose weights are drawn sees draws
+    return made_of(pair) is not None
+
+
+def _told(thing: Any) -> Any:
+    """What of a thing itself may choose the way."""
+    if isinstance(thing, FunctionType):
+        return id(thing.__code__)
+    if isinstance(thing, Enum):
+        return type(thing), thing.name
+    return thing if isinstance(thing, type) else type(thing)
 
 
 def _is_apart(module: nn.Module) -> bool:
@@ -145,8 +148,8 @@ def _is_apart(module: nn.Module) -> bool:
         unseen: tuple[str, ...] = ()
         if not all(is_known(module) for is_known in _SETTINGS):
             return False
-    elif name in _APART:
-        unseen = _APART[name]
+    elif name.startswith(_OURS) and name.removeprefix(_OURS) in _APART:
+        unseen = _APART[name.removeprefix(_OURS)]
     else:
         return False
     parts = [part for part_of, part in module._modules.items() if part_of not in unseen]
