@@ -40,6 +40,7 @@ class Influence(NamedTuple):
 
     guide: Mapping[str, Draws]
     model: Mapping[str, Draws]
+    chained: frozenset[str]  # whose entropies are computed from their own draws, step by step
 
 
 class Credit(NamedTuple):
@@ -57,24 +58,27 @@ def find_influence(rng_key: Array, pair: Pair) -> Influence | None:
     def run(**values: Array) -> Run:
         return run_pair(rng_key, pair, Draw(rng_key, Layout(), values))
 
-    def log_probs(**values: Array) -> tuple[dict[str, Any], dict[str, Array]]:
+    def log_probs(**values: Array) -> tuple[dict[str, Any], dict[str, Array], dict[str, Any]]:
         now = run(**values)
         # A mask takes a draw's density out of the objective, not the draw out of what follows.
         guide = {
             name: (site.term(), without_mask(site.fn).log_prob(site.value, *site.call))
             for name, site in now.guide.items()
         }
-        return guide, {name: site.term() for name, site in now.model.items()}
+        drawn = {name: now.guide[name] for name in pair.layout.credited}
+        entropies = {name: entropy_of(site.fn, site.value) for name, site in drawn.items()}
+        return guide, {name: site.term() for name, site in now.model.items()}, entropies
 
     def inspect() -> None:
         first = run()
         latent = {name: site for name, site in first.guide.items() if not site.is_observed}
         # A flow may have no inverse: it is drawn again, which goes through what it depends on.
         draws = {name: site.value for name, site in latent.items() if has_inverse(site)}
-        densities, model = eval_provenance(log_probs, **draws)
+        densities, model, entropies = eval_provenance(log_probs, **draws)
         guide = {name: frozenset().union(*both) for name, both in densities.items()}
         unseen = any(guide[name] for name in latent.keys() - draws.keys())
-        found.append(None if unseen else _influence(first, pair.layout, guide, model))
+        chained = frozenset(n for n, sources in entropies.items() if sources and n in sources)
+        found.append(None if unseen else _influence(first, pair.layout, guide, model, chained))
 
     jax.eval_shape(inspect)
     return found[0]
@@ -85,12 +89,10 @@ def _influence(
     layout: Layout,
     guide: Mapping[str, frozenset[str]],
     model: Mapping[str, frozenset[str]],
+    chained: frozenset[str],
 ) -> Influence | None:
     """From the draws that terms are computed from without another draw in between."""
-    above: dict[str, frozenset[str]] = {}  # of each draw, all that it is computed from
-    for name in run.guide:
-        direct = guide[name] - {name}
-        above[name] = direct.union(*(above.get(other, frozenset()) for other in direct))
+    above = _all_above({name: guide[name] - {name} for name in run.guide})
 
     def draws_of(site: Site, direct: frozenset[str]) -> Draws:
         """Its own draw among them, even where its log-density is the same for all."""
@@ -101,8 +103,17 @@ def _influence(
     influence = Influence(
         {name: draws_of(run.guide[name], draws) for name, draws in guide.items()},
         {name: draws_of(run.model[name], draws) for name, draws in model.items()},
+        chained,
     )
     return _if_needed(influence, run, layout)
+
+
+def _all_above(direct: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    """Of each draw, all that it is computed from; sites of a scan may lead to one another."""
+    above = dict(direct)
+    for _ in direct:  # the longest way passes each draw once
+        above = {name: found.union(*(above[n] for n in found)) for name, found in above.items()}
+    return above
 
 
 def _draws_in_cells(
@@ -197,7 +208,7 @@ def _terms(run: Run, layout: Layout, influence: Influence, with_entropy: bool) -
     for name, site in run.guide.items():
         entropy, draws = entropies.get(name), influence.guide[name]
         if in_closed_form and entropy is not None:
-            itself = set() if _is_sequential(site.base) else {name}
+            itself = set() if name in influence.chained else {name}
             add("rate", site, entropy, {n: dims for n, dims in draws.items() if n not in itself})
         else:
             add("rate", site, -site.log_prob(), draws)
@@ -220,8 +231,3 @@ def _data_first(values: Array, layout: Layout) -> Array:
     """The plates of a datum first, all others behind."""
     places = [values.ndim + dim for dim in layout.dims]
     return jnp.moveaxis(values, places, list(range(len(places))))
-
-
-def _is_sequential(base: object) -> bool:
-    """Whether the entropy of a site depends on its own draw."""
-    return hasattr(base, "conditional_entropy")
