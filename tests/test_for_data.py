@@ -22,8 +22,8 @@ def evidence(x):
     return np.logaddexp.reduce(scores - 0.5 * D * np.log(2 * np.pi), 1)
 
 
-def with_pyro(extra=(), **options):
-    """Of a guide of new data: bounds and words."""
+def made_in_pyro(extra=(), **options):
+    """A model, the guide of new data, and these."""
     import pyro
     import pyro.distributions as dist
     import torch
@@ -41,16 +41,21 @@ def with_pyro(extra=(), **options):
 
     guide, data = TruncatedGuide(model, 2**H), [*map(torch.asarray, extra), torch.asarray(NEW)]
     guide(torch.asarray(OLD))
-    other = guide.for_data(*data, **options)
+    return model, guide.for_data(*data, **options), data
+
+
+def with_pyro(**options):
+    """Of a guide of new data: bounds and words."""
+    _, other, data = made_in_pyro(**options)
     return other.posterior(*data).bound.numpy(), other.words.numpy()
 
 
-def with_numpyro(extra=(), **options):
+def made_in_numpyro(extra=(), **options):
     import jax
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
-    from numpyro.handlers import seed, substitute, trace
+    from numpyro.handlers import seed, trace
 
     from numpyro_dvae.infer import TruncatedGuide
 
@@ -64,7 +69,13 @@ def with_numpyro(extra=(), **options):
     found = trace(seed(guide, key)).get_trace(jnp.asarray(OLD))
     params = {guide.site: found[guide.site]["value"]}
     data = [*map(jnp.asarray, extra), jnp.asarray(NEW)]
-    other = guide.for_data(key, params, *data, **options)
+    return model, guide.for_data(key, params, *data, **options), data
+
+
+def with_numpyro(**options):
+    from numpyro.handlers import substitute
+
+    _, other, data = made_in_numpyro(**options)
     return substitute(other.posterior, data={})(*data).bound, np.asarray(other.words)
 
 
@@ -105,3 +116,14 @@ def test_of_nothing_new_nothing_is_replaced(package):
     assert float(estep.share_replaced(xp.ones((7, 999_983), dtype=bool), xp.float32)) == 0.0
     half = xp.asarray(np.arange(20).reshape(4, 5) % 2 == 0)
     assert float(estep.share_replaced(half, xp.float32)) == 0.5
+
+
+def test_reports_of_the_sets_of_new_data(run):
+    """They are no state that a guide wants to be given, nor one of the user's own around it."""
+    is_pyro = run is with_pyro
+    model, other, data = (made_in_pyro if is_pyro else made_in_numpyro)(num_sweeps=1)
+    evaluate = importlib.import_module(f"{run.__name__[5:]}_dvae.diagnostics").evaluate
+    key = () if is_pyro else (importlib.import_module("jax").random.key(0),)
+    for guide in (other, lambda *args: other(*args)):
+        found = evaluate(*key, (model, guide), *data, num_particles=2)
+        np.testing.assert_allclose(found.elbo, evidence(NEW).mean(), rtol=1e-5)

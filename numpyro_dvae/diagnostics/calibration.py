@@ -232,7 +232,7 @@ def _simulated(
     called: tuple,
     places: Mapping[str, Sequence[Place]],
     seen: Readings,
-) -> tuple[dict[str, Array], Simulated]:
+) -> tuple[dict[str, np.ndarray], Simulated]:
     """One simulation: which sites observe it, and what `_ranked` makes of it."""
     prior_key, draw_key = jax.random.split(rng_key)
     made, truth, filled = settled(

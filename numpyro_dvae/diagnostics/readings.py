@@ -38,7 +38,12 @@ from numpyro_dvae.diagnostics.weighed import OF_WEIGHTS
 from numpyro_dvae.programs.codes import enumerate_draws
 from numpyro_dvae.programs.densities import has_inverse, steps_of
 from numpyro_dvae.programs.draw import Draw, run_pair
-from numpyro_dvae.programs.messages import is_mutable, param_constraints, rows_of_plates
+from numpyro_dvae.programs.messages import (
+    first_made,
+    is_mutable,
+    param_constraints,
+    rows_of_plates,
+)
 from numpyro_dvae.programs.readers.impossible import read_impossible, read_num_states, read_zeros
 from numpyro_dvae.programs.record import Particles, Reader, make_record, read_codes, read_silenced
 from numpyro_dvae.programs.run import run_particles
@@ -112,11 +117,11 @@ def _notes(rng_key: Array, pair: Pair) -> Notes:
 def constraints_of(
     rng_key: Array, model: Callable, guide: Callable, args: tuple, kwargs: dict
 ) -> tuple[dict[str, Any], set[str]]:
-    """The parameters of a pair by name, and the constraint of each; and names of mutable state."""
+    """The parameters of a pair by name, and the constraint of each; and the state that it makes."""
 
     def read(run: Run) -> tuple[dict[str, Any], set[str]]:
         params = param_constraints(run.guide_trace) | param_constraints(run.model_trace)
-        return params, set(run.mutable())
+        return params, first_made(run.guide_trace) | first_made(run.model_trace)
 
     return _read_abstractly(read, rng_key, Pair(model, guide, args, kwargs))
 

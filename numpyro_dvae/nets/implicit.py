@@ -82,7 +82,7 @@ class BinaryCodes(Quantizer):
         self,
         inputs: Float[Array, "*batch n D"],
         scale: float | Float[Array, ""],
-        mask: Bool[Array, "*#batch"] | None = None,
+        mask: Bool[Array, "*#batch #n"] | None = None,
     ) -> Float[Array, "*batch n"]:
         """The same as of a table, from the bits: no input has a number for each code."""
         log_odds = inputs * (2 * self.height / scale**2)

@@ -124,7 +124,7 @@ class Quantizer:
         self,
         inputs: Float[Array, "*batch n d"],
         scale: float | Float[Array, ""],
-        mask: Bool[Array, "*#batch"] | None = None,
+        mask: Bool[Array, "*#batch #n"] | None = None,
     ) -> Float[Array, "*batch n"]:
         """The entropy of each latent's code, less that of the mean code of its table, in nats.
 

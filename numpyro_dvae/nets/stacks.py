@@ -79,7 +79,7 @@ class Stack(Quantizer):
         self,
         inputs: Float[Array, "*batch n d"],
         scale: float | Float[Array, ""],
-        mask: Bool[Array, "*#batch"] | None = None,
+        mask: Bool[Array, "*#batch #n"] | None = None,
     ) -> Float[Array, "*batch n"]:
         """The entropies of each part, of inputs that `quantize` has returned."""
         parts = zip(self.codebooks, self._split(inputs, -2), strict=True)
@@ -139,7 +139,7 @@ class ResidualCodebook(Stack):
         inputs: Float[Array, "*batch L D"],
         *,
         learn: bool = False,
-        mask: Bool[Array, "*#batch"] | None = None,
+        mask: Bool[Array, "*#batch #L"] | None = None,
     ) -> Quantized:
         """What each stage is given, its codes and vectors."""
         found = []
@@ -173,7 +173,7 @@ class GroupedCodebook(Stack):
         inputs: Float[Array, "*batch L D"],
         *,
         learn: bool = False,
-        mask: Bool[Array, "*#batch"] | None = None,
+        mask: Bool[Array, "*#batch #L"] | None = None,
     ) -> Quantized:
         """The channels of each group, their codes and vectors."""
         _check_groups(inputs.shape[-1], self.embed_dim, len(self.codebooks))

@@ -9,9 +9,11 @@ from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 from numpyro.distributions import constraints
+from numpyro.primitives import Messenger, mutable
 
 __all__ = [
     "Rows",
+    "first_made",
     "is_among",
     "is_computed",
     "is_drawn",
@@ -19,6 +21,7 @@ __all__ = [
     "is_observed",
     "is_of_run",
     "is_subsample",
+    "known_state",
     "mutable_values",
     "param_constraints",
     "param_values",
@@ -103,6 +106,26 @@ def param_constraints(trace: Mapping[str, Any]) -> dict[str, Any]:
 def mutable_values(trace: Mapping[str, Any]) -> dict[str, Any]:
     """The mutable state that a run has left, by name."""
     return {name: m["value"] for name, m in trace.items() if m["type"] == "mutable"}
+
+
+class _Known(Messenger):
+    """Marks state whose first value its owner has."""
+
+    def process_message(self, msg: Any) -> None:
+        if is_mutable(msg):
+            msg["infer"] = {"is_known": True}
+
+
+def known_state(name: str, value: Any) -> Any:
+    """Declare mutable state whose first value, if any, is its owner's, and not left to chance."""
+    with _Known():
+        return mutable(name, value)
+
+
+def first_made(trace: Mapping[str, Any]) -> set[str]:
+    """Names of the mutable state whose first value a run makes, as a network's."""
+    states = {name: m for name, m in trace.items() if is_mutable(m)}
+    return {name for name, m in states.items() if "is_known" not in m.get("infer", {})}
 
 
 def with_values(trace: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def save_codes(
     path: str | os.PathLike[str],
     result: Any,
     x: Shaped[np.ndarray | Tensor, "N *event"],
-    labels: Shaped[np.ndarray, "N"] | None = None,
+    labels: Shaped[np.ndarray, "..."] | None = None,
     *,
     batch_size: int = 256,
 ) -> np.ndarray:

@@ -82,7 +82,7 @@ class BinaryCodes(Quantizer):
         self,
         inputs: Float[Tensor, "*batch n D"],
         scale: float | Float[Tensor, ""],
-        mask: Bool[Tensor, "*#batch"] | None = None,
+        mask: Bool[Tensor, "*#batch #n"] | None = None,
     ) -> Float[Tensor, "*batch n"]:
         """The same as of a table, from the bits: no input has a number for each code."""
         log_odds = inputs * (2 * self.height / scale**2)

@@ -116,7 +116,7 @@ class Quantizer(nn.Module):
         self,
         inputs: Float[Tensor, "*batch n d"],
         scale: float | Float[Tensor, ""],
-        mask: Bool[Tensor, "*#batch"] | None = None,
+        mask: Bool[Tensor, "*#batch #n"] | None = None,
     ) -> Float[Tensor, "*batch n"]:
         """The entropy of each latent's code, less that of the mean code of its table, in nats.
 

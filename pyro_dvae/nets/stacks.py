@@ -70,7 +70,7 @@ class Stack(Quantizer):
         self,
         inputs: Float[Tensor, "*batch n d"],
         scale: float | Float[Tensor, ""],
-        mask: Bool[Tensor, "*#batch"] | None = None,
+        mask: Bool[Tensor, "*#batch #n"] | None = None,
     ) -> Float[Tensor, "*batch n"]:
         """The entropies of each part, of inputs that `quantize` has returned."""
         parts = zip(self.codebooks, self._split(inputs, -2), strict=True)
@@ -127,7 +127,7 @@ class ResidualCodebook(Stack):
         inputs: Float[Tensor, "*batch L D"],
         *,
         learn: bool = False,
-        mask: Bool[Tensor, "*#batch"] | None = None,
+        mask: Bool[Tensor, "*#batch #L"] | None = None,
     ) -> Quantized:
         """What each stage is given, its codes and vectors."""
         found = []
@@ -160,7 +160,7 @@ class GroupedCodebook(Stack):
         inputs: Float[Tensor, "*batch L D"],
         *,
         learn: bool = False,
-        mask: Bool[Tensor, "*#batch"] | None = None,
+        mask: Bool[Tensor, "*#batch #L"] | None = None,
     ) -> Quantized:
         """The channels of each group, their codes and vectors."""
         _check_groups(inputs.shape[-1], self.embed_dim, len(self.codebooks))

@@ -52,7 +52,7 @@ from numpyro_dvae.ops.sets.evolution import Operator, union
 from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
 from numpyro_dvae.programs.codes import CodedSite, decode
 from numpyro_dvae.programs.draw import Draw, FixedKeys, run_pair
-from numpyro_dvae.programs.messages import is_of_run, mutable_values, param_values
+from numpyro_dvae.programs.messages import is_of_run, known_state, mutable_values, param_values
 from numpyro_dvae.programs.sites import Pair, sample_sites
 
 __all__ = ["TruncatedGuide", "TruncatedPosterior"]
@@ -283,7 +283,7 @@ class TruncatedGuide:
         return jax.jit(score)(self._declare_words(call))  # compiled as one where nothing else is
 
     def _declare_words(self, call: ModelCall) -> UInt32[Array, "N S W"]:
-        words = numpyro.primitives.mutable(self.site, self.words)
+        words = known_state(self.site, self.words)
         if words is not None:
             return words
         rng_key = numpyro.prng_key() if numpyro.primitives._PYRO_STACK else None

@@ -8,7 +8,7 @@ all data have one weight.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -97,7 +97,7 @@ def _bounded(found: Tracked) -> tuple[str, ...] | None:
 def _all_runs(pair: Pair, found: Tracked) -> list[Run]:
     """Runs that have all sites that draws which Python asks for lead to; the run that was found."""
 
-    def run(values: Mapping[str, Tensor]) -> tuple[Mapping[str, Site], frozenset[str], Run]:
+    def run(values: Mapping[str, Tensor]) -> tuple[Mapping[str, Site], Collection[str], Run]:
         again = tracked(pair, TrackNonReparam(), values)
         return again.run.guide, again.exits & again.run.guide.keys(), again.run
 
