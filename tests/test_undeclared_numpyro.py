@@ -17,6 +17,7 @@ from numpyro_dvae.diagnostics import (  # noqa: E402
     code_usage,
     discrete_posterior,
     importance_diagnostics,
+    posterior_gap,
     to_arviz,
 )
 from numpyro_dvae.infer import DAPS_ELBO, Exact_ELBO, Reinforce_ELBO  # noqa: E402
@@ -141,6 +142,23 @@ def test_weights_of_a_chain_tend_to_the_evidence():
     apart = np.abs(report.iwae - evidence())
     assert (apart < 5 * report.iwae_error + 1e-4).all(), (report.iwae, evidence())
     assert report.is_bound.all()
+
+
+def beside_a_switch(y, is_model):
+    with numpyro.plate("series", 4):
+        on = numpyro.sample("on", dist.Bernoulli(0.5))
+        if is_model:
+            numpyro.sample("told", dist.Normal(on, 1.0), obs=jnp.zeros(4))
+    chain(y, is_model)
+
+
+@pytest.mark.slow
+def test_states_of_a_chain_are_listed_beside_those_of_another_latent():
+    """Here one is the same for all series, the other's steps are apart in each."""
+    pair = (lambda y: beside_a_switch(y, True)), (lambda y: beside_a_switch(y, False))
+    report = posterior_gap(KEY, pair, Y)
+    told = np.logaddexp.reduce(normal(0.0, np.arange(2))) - np.log(2)
+    np.testing.assert_allclose(report.log_evidence, evidence() + told, rtol=1e-5)
 
 
 @pytest.mark.slow

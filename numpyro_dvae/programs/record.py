@@ -265,4 +265,6 @@ def read_codes(run: Run, layout: Layout, num_particles: int) -> Integer[Array, "
                 int
             )
         )
+    leading = jnp.broadcast_shapes(*(row.shape[:-1] for row in rows))  # 1 where all data have it
+    rows = [jnp.broadcast_to(row, (*leading, row.shape[-1])) for row in rows]
     return jnp.concatenate(rows, -1) if rows else None

@@ -105,7 +105,7 @@ def variance_of_mean(
         return _covariance([values])
     missing, codes = np.isnan(values), codes_that_occur(array)
     total, error = _covariance(np.where(missing, np.nan, values == code) for code in codes)
-    return total / 2, error / 2
+    return np.asarray(total / 2), np.asarray(error / 2)
 
 
 def _covariance(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

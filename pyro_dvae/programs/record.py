@@ -337,4 +337,6 @@ def read_codes(
         rows.append(
             value.reshape(*value.shape[: len(kept)], math.prod(value.shape[len(kept) :])).long()
         )
+    leading = torch.broadcast_shapes(*(row.shape[:-1] for row in rows))  # 1 where all data have it
+    rows = [row.expand(*leading, -1) for row in rows]
     return torch.cat(rows, -1) if rows else None
