@@ -103,6 +103,35 @@ def test_a_branch_on_a_draw_is_refused_in_words():
         DAPS_ELBO(4).loss(KEY, {}, model, guide)
 
 
+def counts(of_count):
+    def step(before, logit):
+        n = numpyro.sample("n", of_count(logit))
+        return n, None
+
+    scan(step, 0, jnp.array([0.3, -0.5]))
+
+
+def test_counts_of_a_scan_are_listed_as_categories():
+    """NumPyro makes an array of the numbers of trials of all steps; the advice works."""
+    with pytest.raises(ValueError, match=r"'n' .Binomial.* in a `scan`.*p\[..., None\]"):
+        Exact_ELBO().loss(KEY, {}, *[lambda: counts(lambda p: dist.Binomial(2, logits=p))] * 2)
+
+    def as_categories(shift):
+        def of_count(p):
+            binomial = dist.Binomial(2, logits=p[..., None] + shift)
+            return dist.Categorical(logits=binomial.log_prob(jnp.arange(3)))
+
+        return lambda: counts(of_count)
+
+    def probs(shift):
+        p = 1 / (1 + np.exp(-np.array([[0.3], [-0.5]]) - shift))
+        return np.concatenate([(1 - p) ** 2, 2 * p * (1 - p), p**2], -1)
+
+    expected = (probs(0.4) * np.log(probs(0.4) / probs(0.0))).sum()
+    found = Exact_ELBO().loss(KEY, {}, as_categories(0.0), as_categories(0.4))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
 # ---------------------------------------------------------------------- diagnostics of a scan
 
 CHANCES = np.array([[0.8, 0.2], [0.3, 0.7]])

@@ -42,6 +42,14 @@ def no_end(site: Site) -> ValueError:
 
 def no_one_support(site: Site) -> ValueError:
     """What to say of a site that has other values for some data or draws."""
+    if site.is_scanned:
+        return ValueError(
+            f"site '{site.name}' ({site.family}) is drawn in a `scan`, which has an array of the "
+            "numbers that its values end at, one for each step, so its states cannot be listed. "
+            "Write it as a Categorical of as many values at each step, in model and guide, with "
+            "logits such as dist.Binomial(n, p[..., None]).log_prob(jnp.arange(n + 1)), or use a "
+            "loss that samples: DAPS_ELBO, Reinforce_ELBO."
+        )
     return ValueError(
         f"site '{site.name}' ({site.family}) may have other values for each datum or draw, so "
         "its states cannot be listed. Give it the largest number of them as a constant, as a "
