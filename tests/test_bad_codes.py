@@ -98,3 +98,18 @@ def test_a_table_of_no_numbers_is_refused(backend):
     table = backend.asarray(np.full((V, D), np.nan, np.float32))
     with pytest.raises(ValueError, match="`table` must hold finite numbers"):
         backend.module("nets").Codebook(V, D, table=table)
+
+
+@pytest.mark.parametrize("kind", ["table", "averages"])
+def test_a_table_of_other_sizes_is_refused(kind):
+    """As of weights that another codebook was saved with; Torch refuses them as it loads them."""
+    pytest.importorskip("jax")
+    nets = pytest.importorskip("numpyro_dvae.nets")
+    book = lab(numpyro_backend(nets), BOOKS[kind])
+    decay = book.codebook.decay
+    other = lab(numpyro_backend(nets), lambda nets: nets.Codebook(2 * V, D, decay=decay))
+    book.values = other.values
+    with pytest.raises(ValueError, match=rf"must have shape \({V}, {D}\); got \({2 * V}, {D}\)"):
+        book.call("__call__", np.array([[0, V - 1]]))
+    with pytest.raises(ValueError, match=rf"must have shape \({V}, {D}\); got \({2 * V}, {D}\)"):
+        book.quantize(np.zeros((3, D), np.float32), learn=True)

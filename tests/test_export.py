@@ -235,6 +235,31 @@ def test_data_without_codes_are_named(name):
         export.encode_data(result, spoilt)
 
 
+@pytest.mark.thrifty
+def test_what_is_not_a_datum_in_each_row_is_named(name):
+    """Of as many values as latents, real numbers would be taken for relaxed codes of one datum."""
+    export, models, nets = (
+        importlib.import_module(f"{name}_dvae.{room}") for room in ("fit", "models", "nets")
+    )
+    result, _ = train(name, num_steps=1)
+    codes = export.encode_data(result, X)
+    for call, data, some in (
+        (export.encode_data, X, "x"),
+        (export.reconstruct_data, codes, "codes"),
+    ):
+        one = call(result, data[:1])
+        assert len(one) == 1
+        message = rf"`{some}` must have a datum in each row.*, give {some}\[None\]"
+        with pytest.raises(ValueError, match=message):
+            call(result, data[0])
+    codebook = nets.Codebook(L, D)
+    decoder = nets.CodebookDecoder(codebook, nets.MLPDecoder(L * D, None, (3, 2), hidden=()))
+    square = models.DiscreteVAE(decoder, models.UniformPrior(L, L), models.GaussianLikelihood())
+    for model in (result.model, square):
+        with pytest.raises(ValueError, match=r"`codes` must be integers \(N, L\), or .*astype"):
+            export.reconstruct_data((model, result.guide), np.zeros((L, L), np.float32))
+
+
 def test_a_guide_without_an_encoder_is_named(name):
     export, infer = (importlib.import_module(f"{name}_dvae.{room}") for room in ("fit", "infer"))
     model, _ = parts(name)

@@ -48,8 +48,8 @@ def encode_data(
         batch_size: Data that go through the encoder at once.
 
     Raises:
-        ValueError: If the guide has no encoder, or if what it returns is NaN; if `x` is empty, or
-            `batch_size` below 1.
+        ValueError: If the guide has no encoder, or if what it returns is NaN; if `x` is empty or
+            one datum without an axis of rows, or `batch_size` below 1.
     """
     result = as_result(result)
     posterior = getattr(result.guide, "posterior", None)
@@ -114,14 +114,13 @@ def reconstruct_data(
         batch_size: Codes that go through the decoder at once.
 
     Raises:
-        ValueError: If the model has no decoder; if some are no codes of the model; if there are
-            none, or `batch_size` is below 1.
+        ValueError: If the model has no decoder; if some are no codes of the model, or real numbers
+            without an axis of the values that they are relaxed over; if there are none, or
+            `batch_size` is below 1.
     """
     result = _with_decoder(result, "reconstruct_data")
     codes = _rows_of(codes, batch_size, "codes")
-    check_codes(
-        as_batch((codes,), "`codes`").args[0], getattr(result.model, "num_codes", None), "codes"
-    )
+    _check_codes(as_batch((codes,), "`codes`").args[0], getattr(result.model, "num_codes", None))
     return _in_batches(result, result.model.reconstruct, codes, batch_size, "codes")
 
 
@@ -171,6 +170,16 @@ def _with_decoder(result: Any, call: str) -> FitResult:
             "params=result.params)(rng_key, *data)."
         )
     return result
+
+
+def _check_codes(codes: Array, num_codes: int | None) -> None:
+    """Whether codes are those of a model; of real numbers, a table would take each row for one."""
+    check_codes(codes, num_codes, "codes")
+    if num_codes is not None and jnp.issubdtype(codes.dtype, jnp.floating) and codes.ndim < 3:
+        raise ValueError(
+            f"`codes` must be integers (N, L), or relaxed codes (N, L, {num_codes}); got real "
+            f"numbers of shape {tuple(codes.shape)}. Make integers of them: codes.astype(int)."
+        )
 
 
 def _rows_of(data: Any, batch_size: int, name: str) -> Any:
@@ -228,4 +237,15 @@ def _in_batches(
     run = jax.jit(lambda params, rows: substitute(function, data=params)(rows))
     starts = range(0, len(data), batch_size)
     rows = (as_batch((data[start : start + batch_size],), f"`{name}`").args[0] for start in starts)
-    return np.concatenate([np.asarray(run(dict(result.params), some)) for some in rows])
+    found = (_checked_rows(run(dict(result.params), some), some, name) for some in rows)
+    return np.concatenate(list(found))
+
+
+def _checked_rows(found: Array, rows: Array, name: str) -> np.ndarray:
+    """What became of rows, if there is something for each of them."""
+    if found.shape[:1] != rows.shape[:1]:
+        raise ValueError(
+            f"`{name}` must have a datum in each row; {len(rows)} rows, {tuple(rows.shape)}, "
+            f"became an array of shape {tuple(found.shape)}. Of one datum, give {name}[None]."
+        )
+    return np.asarray(found)

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from numpyro.primitives import mutable
 
 from numpyro_dvae.distributions import precise
-from numpyro_dvae.nets.inputs import check_codebook, check_levels, nan_beyond
+from numpyro_dvae.nets.inputs import check_codebook, check_levels, nan_beyond, of_sizes
 from numpyro_dvae.nets.quantizers import Quantized, Quantizer
 from numpyro_dvae.nets.registration import declare, find_state, own_name
 from numpyro_dvae.ops.arguments import checked
@@ -108,7 +108,8 @@ class Codebook(Quantizer):
         """The vectors of all codes, within a program that has them."""
         name = f"{own_name(self, 'codebook')}$state"
         if self.decay is not None:
-            return mutable(name, self._first_state())["table"]
+            held = mutable(name, self._first_state())
+            return of_sizes(name, held["table"], (self.num_codes, self.embed_dim))
         state = find_state(name)
         table = self._declare() if state is None else self._declare() + state["moved"]
         return on_sphere(table) if self.cosine else table
@@ -239,12 +240,7 @@ class Codebook(Quantizer):
         """The table that is a parameter, as it stands there."""
         name = f"{own_name(self, 'codebook')}$table"
         table = declare(name, self._first, needs_key=self._given is None)
-        if jnp.shape(table) != (self.num_codes, self.embed_dim):
-            raise ValueError(
-                f"`{name}` must have shape ({self.num_codes}, {self.embed_dim}); got "
-                f"{jnp.shape(table)}. Build the codebook with the sizes it was trained with."
-            )
-        return table
+        return of_sizes(name, table, (self.num_codes, self.embed_dim))
 
     def _first(self, rng_key: Array | None) -> Array:
         """The table before the first batch."""
@@ -260,8 +256,13 @@ class Codebook(Quantizer):
     def _state_to_learn(self) -> dict[str, Any] | None:
         """The program's state; None where it makes its first one, which is no step of training."""
         first = self._first_state()
-        state = mutable(f"{own_name(self, 'codebook')}$state", first)
-        return None if state is first else state
+        name = f"{own_name(self, 'codebook')}$state"
+        state = mutable(name, first)
+        if state is first:
+            return None
+        table = state["moved" if self.decay is None else "table"]
+        of_sizes(name, table, (self.num_codes, self.embed_dim))
+        return state
 
     def _first_state(self) -> dict[str, Any]:
         """What is known before the first batch."""

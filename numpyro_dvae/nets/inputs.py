@@ -165,6 +165,20 @@ def check_width(vectors: Array, width: int, name: str) -> None:
         )
 
 
+def of_sizes(name: str, table: Array, sizes: tuple[int, int]) -> Array:
+    """A table that a program holds by this name.
+
+    Raises:
+        ValueError: If it is of a codebook of other sizes.
+    """
+    if jnp.shape(table) != sizes:
+        raise ValueError(
+            f"`{name}` must have shape {sizes}; got {jnp.shape(table)}. Build the codebook with "
+            "the sizes it was trained with."
+        )
+    return table
+
+
 def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
     """The levels of finite scalars, as a tuple.
 

@@ -47,8 +47,8 @@ def encode_data(
         batch_size: Data that go through the encoder at once.
 
     Raises:
-        ValueError: If the guide has no encoder, or if what it returns is NaN; if `x` is empty, or
-            `batch_size` below 1.
+        ValueError: If the guide has no encoder, or if what it returns is NaN; if `x` is empty or
+            one datum without an axis of rows, or `batch_size` below 1.
     """
     result = as_result(result)
     posterior = getattr(result.guide, "posterior", None)
@@ -113,14 +113,13 @@ def reconstruct_data(
         batch_size: Codes that go through the decoder at once.
 
     Raises:
-        ValueError: If the model has no decoder; if some are no codes of the model; if there are
-            none, or `batch_size` is below 1.
+        ValueError: If the model has no decoder; if some are no codes of the model, or real numbers
+            without an axis of the values that they are relaxed over; if there are none, or
+            `batch_size` is below 1.
     """
     result = _with_decoder(result, "reconstruct_data")
     codes = _rows_of(codes, batch_size, "codes")
-    check_codes(
-        as_batch((codes,), "`codes`").args[0], getattr(result.model, "num_codes", None), "codes"
-    )
+    _check_codes(as_batch((codes,), "`codes`").args[0], getattr(result.model, "num_codes", None))
     return _in_batches(result, result.model.reconstruct, codes, batch_size, "codes")
 
 
@@ -167,6 +166,16 @@ def _with_decoder(result: Any, call: str) -> FitResult:
             "pyro.infer.Predictive(pyro.poutine.uncondition(model), num_samples=64)(*data)."
         )
     return result
+
+
+def _check_codes(codes: Tensor, num_codes: int | None) -> None:
+    """Whether codes are those of a model; of real numbers, a table would take each row for one."""
+    check_codes(codes, num_codes, "codes")
+    if num_codes is not None and codes.is_floating_point() and codes.ndim < 3:
+        raise ValueError(
+            f"`codes` must be integers (N, L), or relaxed codes (N, L, {num_codes}); got real "
+            f"numbers of shape {tuple(codes.shape)}. Make integers of them: codes.astype(int)."
+        )
 
 
 def _rows_of(data: Any, batch_size: int, name: str) -> Any:
@@ -218,8 +227,18 @@ def _in_batches(
     with _evaluating(result):
         for start in range(0, len(data), batch_size):
             rows = as_batch((data[start : start + batch_size],), f"`{name}`").args[0]
-            found.append(function(rows.to(device)).cpu().numpy())
+            found.append(_checked_rows(function(rows.to(device)), rows, name))
     return np.concatenate(found)
+
+
+def _checked_rows(found: Tensor, rows: Tensor, name: str) -> np.ndarray:
+    """What became of rows, if there is something for each of them."""
+    if found.shape[:1] != rows.shape[:1]:
+        raise ValueError(
+            f"`{name}` must have a datum in each row; {len(rows)} rows, {tuple(rows.shape)}, "
+            f"became an array of shape {tuple(found.shape)}. Of one datum, give {name}[None]."
+        )
+    return found.cpu().numpy()
 
 
 @contextmanager
