@@ -83,12 +83,11 @@ def test_data_that_share_statistics_have_no_states_of_their_own(torch_parts):
     assert found == pytest.approx(sampled, rel=0.02)
 
 
-def test_nnx_statistics_advance_once_a_step():
-    jax = pytest.importorskip("jax")
-    import numpyro
+def nnx_programs():
+    """A model, and a guide whose network has statistics and dropout."""
     from flax import nnx
 
-    from numpyro_dvae import guides, infer, models, nets
+    from numpyro_dvae import guides, models, nets
 
     class Encoder(nnx.Module):
         def __init__(self, rngs):
@@ -100,10 +99,18 @@ def test_nnx_statistics_advance_once_a_step():
         def __call__(self, x):
             return self.last(self.drop(self.norm(self.first(x)))).reshape(-1, L, V)
 
-    encoder = Encoder(nnx.Rngs(0))
     decoder = nets.MLPDecoder(L, V, (WIDTH,), 4, (8,))
     model = models.DiscreteVAE(decoder, models.UniformPrior(L, V), models.GaussianLikelihood())
-    guide, x = guides.IndependentGuide(encoder), jax.numpy.asarray(X)
+    return model, guides.IndependentGuide(Encoder(nnx.Rngs(0)))
+
+
+def test_nnx_statistics_advance_once_a_step():
+    jax = pytest.importorskip("jax")
+    import numpyro
+
+    from numpyro_dvae import infer
+
+    (model, guide), x = nnx_programs(), jax.numpy.asarray(X)
     from quick_numpyro import QuickSVI
 
     svi = QuickSVI(model, guide, numpyro.optim.Adam(1e-2), infer.DAPS_ELBO(3))
@@ -115,6 +122,44 @@ def test_nnx_statistics_advance_once_a_step():
         state, _ = jax.jit(svi.update)(state, x)
         after = state.mutable_state["guide.encoder$state"]["state"]["norm"]["mean"]
         np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["reports", pytest.param("ways out", marks=pytest.mark.slow)])
+def test_nnx_networks_are_evaluated_without_dropout_at_what_they_have_learnt(what):
+    """Each datum for itself, whichever mode the network is left in."""
+    jax = pytest.importorskip("jax")
+    import numpyro
+
+    from numpyro_dvae import diagnostics, fit, infer
+
+    (model, guide), x = nnx_programs(), np.float32(X)
+    svi = infer.SVI(model, guide, numpyro.optim.Adam(0.1), infer.DAPS_ELBO(100))
+    key = jax.random.key(0)
+    result = fit.fit(key, svi, x, num_steps=40, eval_data=x, eval_every=40, progress=False)
+    encoder, half = guide.encoder, len(x) // 2
+    modes = encoder.norm.use_running_average, encoder.drop.deterministic
+    params, state = (result.params[f"guide.encoder${name}"] for name in ("params", "state"))
+    first, norm, last = (params[name] for name in ("first", "norm", "last"))
+    seen = state["state"]["norm"]
+    hidden = x @ first["kernel"] + first["bias"] - seen["mean"]
+    hidden = hidden / np.sqrt(seen["var"] + 1e-5) * norm["scale"] + norm["bias"]
+    logits = (hidden @ last["kernel"] + last["bias"]).reshape(-1, L, V)
+    if what == "ways out":
+        codes = fit.encode_data(result, x)
+        np.testing.assert_array_equal(codes, logits.argmax(-1))
+        np.testing.assert_array_equal(codes[:half], fit.encode_data(result, x[:half]))
+    else:
+        found = diagnostics.posterior_gap(key, result, x)
+        probs = jax.nn.softmax(logits, -1)
+        entropy = -(probs * np.log(probs)).sum((1, 2))
+        rates = diagnostics.latent_rates(key, result, x)["z"].rate
+        np.testing.assert_allclose(rates.sum(), L * np.log(V) - entropy.mean(), rtol=1e-4)
+        part = diagnostics.posterior_gap(key, result, x[:half])
+        np.testing.assert_allclose(found.elbo[:half], part.elbo, rtol=1e-5)
+        loss = -found.whole_elbo / len(x)
+        drawn = result.history[-1]["eval_loss"]  # of 100 draws
+        np.testing.assert_allclose(drawn, loss, rtol=0.003)
+    assert (encoder.norm.use_running_average, encoder.drop.deterministic) == modes
 
 
 @pytest.mark.parametrize(

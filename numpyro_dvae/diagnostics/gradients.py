@@ -25,6 +25,7 @@ from numpyro_dvae.fit.plain import dotted
 from numpyro_dvae.fit.templates import Template, split
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import LOSS_MEMORY
+from numpyro_dvae.nets.evaluating import Evaluating
 from numpyro_dvae.ops.arguments import checked
 from numpyro_dvae.programs.plans import explained
 
@@ -119,9 +120,10 @@ def _compiled(
                 name: jax.tree.map(transforms[name], tree) for name, tree in trainable.items()
             }
             args, kwargs = template.join(arrays)
-            return loss.loss_with_mutable_state(
-                key, {**fixed, **constrained}, trained.model, trained.guide, *args, **kwargs
-            )["loss"]
+            with Evaluating():
+                return loss.loss_with_mutable_state(
+                    key, {**fixed, **constrained}, trained.model, trained.guide, *args, **kwargs
+                )["loss"]
 
         return _sums(jax.grad(value), keys, trainable)
 

@@ -14,6 +14,7 @@ from numpyro_dvae.fit.data import Batch, as_batch
 from numpyro_dvae.fit.result import is_pair
 from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.infer.relaxation import unrelaxed
+from numpyro_dvae.nets.evaluating import Evaluating
 
 __all__ = ["Trained", "as_trained"]
 
@@ -35,10 +36,10 @@ class Trained(NamedTuple):
         return tuple(jax.tree.map(traceable, as_batch(data).args))
 
     def substituted(self, params: Mapping[str, Any] | None = None) -> tuple[Callable, Callable]:
-        """The programs, without `relax`, with their parameters, or with others."""
+        """The programs, without `relax`, in evaluation mode, with their parameters or others."""
         params = self.params if params is None else params
         copied = jax.tree.map(lambda leaf: leaf, params)  # a guide's codebook moves when it runs
-        model, guide = unrelaxed(self.model), unrelaxed(self.guide)
+        model, guide = Evaluating(unrelaxed(self.model)), Evaluating(unrelaxed(self.guide))
         return substitute(model, data=params), substitute(guide, data=copied)
 
     def at(self, pair: Pair, params: Any, batch: Batch) -> Pair:

@@ -15,6 +15,7 @@ from numpyro_dvae.fit.compiled import Compiled
 from numpyro_dvae.fit.data import Batch, as_arrays, as_batch, is_iterable_of_batches, num_rows
 from numpyro_dvae.fit.devices import Devices
 from numpyro_dvae.fit.templates import Template, split
+from numpyro_dvae.nets.evaluating import Evaluating
 from numpyro_dvae.programs.handlers.rows import Subsampling
 
 __all__ = ["HeldOut"]
@@ -81,7 +82,7 @@ def _evaluate(
     params = {**svi.get_params(svi_state), **(svi_state.mutable_state or {})}
     kwargs = {**kwargs, **svi.static_kwargs}
     few, plates = num_rows((*args, *kwargs.values())), Subsampling()
-    with plates:
+    with plates, Evaluating():
         loss = svi.loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs)
     return devices.kept_on_all(loss * few / plates.stand_for(few))
 

@@ -28,6 +28,7 @@ from numpyro_dvae.fit.data import as_batch
 from numpyro_dvae.fit.files import write_atomically
 from numpyro_dvae.fit.result import FitResult, as_result
 from numpyro_dvae.nets import decode_codes
+from numpyro_dvae.nets.evaluating import Evaluating
 from numpyro_dvae.nets.inputs import check_codes
 from numpyro_dvae.ops.arguments import check_counts, checked
 from numpyro_dvae.programs.draw import seeded
@@ -152,7 +153,7 @@ def sample_data(
             f"model has a {type(result.model.prior).__name__}. Leave them out."
         )
     labelled = {} if labels is None else {"labels": jnp.broadcast_to(jnp.asarray(labels), num_data)}
-    program = seeded(substitute(result.model, data=result.params), rng_key)
+    program = seeded(substitute(Evaluating(result.model), data=result.params), rng_key)
     drawn = sample_sites(trace(program).get_trace(num_data=num_data, **labelled))
     return reconstruct_data(result, drawn["z"].value)
 
@@ -234,7 +235,7 @@ def _in_batches(
 ) -> np.ndarray:
     """A function of rows of data, compiled, some at a time."""
     data = _rows_of(data, batch_size, name)
-    run = jax.jit(lambda params, rows: substitute(function, data=params)(rows))
+    run = jax.jit(lambda params, rows: substitute(Evaluating(function), data=params)(rows))
     starts = range(0, len(data), batch_size)
     rows = (as_batch((data[start : start + batch_size],), f"`{name}`").args[0] for start in starts)
     found = (_checked_rows(run(dict(result.params), some), some, name) for some in rows)

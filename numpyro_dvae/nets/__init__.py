@@ -18,9 +18,9 @@ All but codebooks are flax (linen) modules, whose parameters live outside.
 - `grids`: codes and vectors that lie on a grid, in a row;
 - `upsampling`: `Upsampling`, flax's `ConvTranspose` with gradients that are fast on a CPU.
 
-Three files are no networks: `decoding` searches for the most likely codes of an autoregressive
-distribution, `registration` ties a network to NumPyro's parameters, and `products` multiplies by a
-matrix so that the gradient is fast.
+Four files are no networks: `decoding` searches for the most likely codes of an autoregressive
+distribution, `registration` ties a network to NumPyro's parameters, `evaluating` switches dropout
+and statistics of a batch off, and `products` multiplies by a matrix so that the gradient is fast.
 
 The room may import `ops` and `distributions`, and nothing of the package that is above it.
 

@@ -28,6 +28,7 @@ from flax.errors import FlaxError, InvalidRngError
 from jaxtyping import Array, Bool, Float
 from numpyro.handlers import scope, substitute, trace
 
+from numpyro_dvae.nets.evaluating import in_mode_of_run
 from numpyro_dvae.nets.inputs import not_encoded
 from numpyro_dvae.ops.arguments import checked
 
@@ -305,7 +306,7 @@ def _register_other(name: str, net: Any) -> Any:
     if any(base.__module__.startswith("flax.nnx") for base in type(net).__mro__):
         from numpyro.contrib.module import nnx_module  # needs nnx, which is slow to import
 
-        return nnx_module(own_name(net, name), net)
+        return nnx_module(own_name(net, name), in_mode_of_run(net))
     return net
 
 
