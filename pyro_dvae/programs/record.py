@@ -57,12 +57,12 @@ class Particles(NamedTuple):
     extras: Mapping[str, Any] = MappingProxyType({})  # what the algorithm's readers made
 
     @property
-    def log_p(self) -> Float[Tensor, "K *plates"]:
+    def log_p(self) -> Float[Tensor, "*K_plates"]:
         """Log joint density of each datum."""
         return self.log_likelihood + self.log_prior
 
     @property
-    def log_q(self) -> Float[Tensor, "K *plates"]:
+    def log_q(self) -> Float[Tensor, "*K_plates"]:
         """Log density of each datum's latents under the guide."""
         return self.log_q_discrete + self.log_q_pathwise
 
