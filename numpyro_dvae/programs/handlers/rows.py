@@ -79,11 +79,10 @@ def check_rows(
     Raises:
         ValueError: If a plate draws rows, and nothing that is observed under it depends on them.
     """
-    sites, drawn, led_to = _looked(rng_key, model, args, kwargs)
+    observed, drawn, led_to = _looked(rng_key, model, args, kwargs)
     for name in (name for name in plates if name in drawn):
         few, size = drawn[name]
-        known = [n for n, site in sites.items() if site.is_observed and n in led_to]
-        seen = [n for n in known if name in sites[n].plates]
+        seen = [n for n, under in observed.items() if n in led_to and name in under]
         if seen and not any(name in names_in(led_to[site]) for site in seen):
             raise ValueError(_refusal(name, few, size, seen, guide))
 
@@ -111,8 +110,8 @@ def check_guide(rng_key: Array, pair: Pair, run: Run) -> None:
 
 def _looked(
     rng_key: Array, program: Any, args: tuple, kwargs: dict
-) -> tuple[dict[str, Site], dict[str, tuple[int, int]], dict[str, Any]]:
-    """The sites of a program, the rows that plates draw, and which of these lead to which site.
+) -> tuple[dict[str, frozenset[str]], dict[str, tuple[int, int]], dict[str, Any]]:
+    """The plates of observed sites, the rows that plates draw, and which of these lead to what.
 
     Nothing of a program that must know its rows, or whose parameters have no start.
     """
@@ -124,15 +123,19 @@ def _looked(
     def looks(**rows: Array) -> dict[str, Any]:
         return {n: (s.value, s.term()) for n, s in run(rows).items() if not s.is_scanned}
 
-    found, sites = _Rows(), dict[str, Site]()
+    def notes() -> None:
+        sites = run({}).items()
+        observed.update({n: frozenset(s.plates) for n, s in sites if s.is_observed})
+
+    found, observed = _Rows(), dict[str, frozenset[str]]()
     try:
-        jax.eval_shape(lambda: sites.update(run({})))
+        jax.eval_shape(notes)
         drawn = {name: sizes for name, sizes in found.drawn.items() if sizes[0] < sizes[1]}
         rows = {name: jnp.arange(few) for name, (few, _) in drawn.items()}
         led_to = eval_provenance(looks, **rows) if rows else {}
     except (jax.errors.JAXTypeError, LookupError):
         return {}, {}, {}
-    return sites, drawn, led_to
+    return observed, drawn, led_to
 
 
 def names_in(parts: Any) -> frozenset[str]:
