@@ -34,6 +34,10 @@ CASES = {
         0.3 * BITS,
     ),
     "masked": (dist.Normal(MEANS, 0.3).mask(X[0] > 0).to_event(2), X),
+    "data masked": (dist.Normal(MEANS, 0.3).mask(X[:, :1, :1] > 0).to_event(2), X),
+    "one number for a row": (dist.Normal(0.0, 0.3).expand([5, 4, 3]).to_event(2), X[:, :, :1]),
+    "one number for all": (dist.Normal(MEANS, 0.3).to_event(2), X[0, 0, 0]),
+    "one bit for a datum": (dist.Bernoulli(logits=LOGITS[2:].repeat(2)).to_event(1), BITS[:, :1]),
     "no event": (dist.Normal(MEANS[:, 0, 0], 0.3), X[:, 0, 0]),
 }
 

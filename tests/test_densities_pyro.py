@@ -28,6 +28,26 @@ CASES = {
     ),
     "bits of each datum": (lambda s: dist.Bernoulli(logits=s * MEANS[..., 0]).to_event(1), BITS),
     "masked": (lambda s: dist.Normal(MEANS, s * ONE).mask(X[0] > 0).to_event(2), X),
+    "masked, one scale per row": (
+        lambda s: dist.Normal(MEANS, s * X[:, :, :1].exp()).mask(X[0, :1] > 0).to_event(2),
+        X,
+    ),
+    "data masked": (lambda s: dist.Normal(MEANS, s * ONE).mask(X[:, :1, :1] > 0).to_event(2), X),
+    "rows masked": (lambda s: dist.Normal(MEANS, s * ONE).mask(X[:, :, :1] > 0).to_event(2), X),
+    "all masked alike": (
+        lambda s: dist.Normal(MEANS, s * ONE).mask(torch.tensor(True)).to_event(2),
+        X,
+    ),
+    "data of bits masked": (
+        lambda s: dist.Bernoulli(logits=s * LOGITS).mask(X[:, 0, :1] > 0).to_event(1),
+        BITS,
+    ),
+    "one number for a row": (lambda s: dist.Normal(MEANS, s * ONE).to_event(2), X[:, :, :1]),
+    "one bit for a datum": (lambda s: dist.Bernoulli(logits=s * LOGITS).to_event(1), BITS[:, :1]),
+    "one bit for all": (
+        lambda s: dist.Bernoulli(logits=s * LOGITS).mask(LOGITS > 0).to_event(1),
+        BITS[0, 0],
+    ),
     "masked bits": (lambda s: dist.Bernoulli(logits=s * LOGITS).mask(LOGITS > 0).to_event(1), BITS),
     "no event": (lambda s: dist.Normal(MEANS[:, 0, 0], s * ONE), X[:, 0, 0]),
 }

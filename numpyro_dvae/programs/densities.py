@@ -49,6 +49,7 @@ def fast_log_prob(site: Site) -> Array:
     if type(fn) not in (dist.Normal, dist.BernoulliLogits) or not num_dims:
         return site.log_prob()
     value, dims = jnp.asarray(site.value), tuple(range(-num_dims, 0))
+    value = jnp.broadcast_to(value, jnp.broadcast_shapes(value.shape, site.fn.event_shape))
     if type(fn) is dist.Normal:
         found = _normal(jnp.asarray(fn.loc), jnp.asarray(fn.scale), value, dims)
     else:

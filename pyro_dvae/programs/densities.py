@@ -55,10 +55,11 @@ def fast_log_prob(site: Site) -> Tensor:
     if site.is_observed and fn._validate_args and not _is_real(fn, site.value):
         fn._validate_sample(site.value)
     mask = unexpanded(masks[0][0]) if masks else None
+    value = site.value.expand(broadcast_shape(site.value.shape, site.fn.event_shape))
     if kind is _NORMAL:
-        value = _normal(fn.loc, fn.scale, site.value, mask, num_dims)
+        value = _normal(fn.loc, fn.scale, value, mask, num_dims)
     else:
-        value = _bernoulli(fn.logits, site.value, mask, num_dims)
+        value = _bernoulli(fn.logits, value, mask, num_dims)
     return value.expand(broadcast_shape(value.shape, site.fn.batch_shape))
 
 
@@ -84,11 +85,10 @@ def _normal(
         return _affine(square.flatten(-num_dims), weights.contiguous().flatten(), -offset)
     if num_scales > 1:
         square = square / scale.square()
-    if mask is None:
-        square, log_norm = square.sum(dims), log_norm.sum(dims) * (event.numel() / num_scales)
-    else:
-        square = torch.where(mask, square, 0.0).sum(dims)
-        log_norm = torch.where(mask, log_norm, 0.0).sum(dims)
+    if mask is not None:  # which, as a scale, may be one for several entries
+        square, log_norm = (torch.where(mask, each, 0.0) for each in (square, log_norm))
+    num_copies = square.shape[-num_dims:].numel() / log_norm.shape[-num_dims:].numel()
+    square, log_norm = square.sum(dims), log_norm.sum(dims) * num_copies
     if num_scales == 1:
         square = square / scale.square().sum(dims)
     return -0.5 * square - log_norm
