@@ -217,6 +217,7 @@ def test_a_truncated_guide_is_not_called_close(thrifty_shim):
     np.testing.assert_allclose(found.ess, found.num_particles, rtol=1e-6)
     assert (found.verdicts == "restricted").all()
     assert "6 undecided, the weights being even on a set" in str(found)
+    assert "`posterior_gap` tells" in str(found)  # which lists the model's states
     gap = thrifty_shim.diagnose_sets(program, num_states=5, name="posterior_gap")
     evidence = oracles.log_evidence(program.log_joint(program.params, CAUSES_DATA))
     np.testing.assert_allclose(gap.log_evidence, evidence, rtol=1e-8)

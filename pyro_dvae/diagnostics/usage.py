@@ -59,6 +59,7 @@ def states_of(draws: Draws) -> States:
     if "state" in draws["record"]:
         states = np.sort(draws.of_latents("state"), axis=0)
         num = np.asarray(1 + (states[1:] != states[:-1]).sum(0))
+    if "states_of_model" in draws["record"]:
         logs = [draws.of_latents(f"states_of_{name}").max(0) for name in ("guide", "model")]
         with np.errstate(over="ignore"):
             sizes = np.rint(np.exp(np.stack(logs).astype(np.float64)))
