@@ -53,6 +53,12 @@ def test_history(plots, tmp_path):
     assert len(drawn(plots.plot_history(history, ["beta"]), tmp_path)) == 1
     with pytest.raises(ValueError, match="`history` is empty"):
         plots.plot_history([])
+    with pytest.raises(ValueError, match=r"`keys` must be entries.*'eval_loss'.*got \['loss_'\]"):
+        plots.plot_history(history, ["loss_"])
+    nothing = [{"step": 1, "mean_loss": 5.0, "eval_loss": np.nan}]
+    assert [axis.get_title() for axis in plots.plot_history(nothing).axes] == [
+        "loss of a step, nats"
+    ]
 
 
 def importance(verdicts, **changes):
@@ -94,8 +100,15 @@ def test_importance_where_nothing_can_be_said(plots, verdicts, tmp_path):
     given = verdicts.Given(np.full(50, -np.inf), np.full(50, -np.inf))
     broken = importance(verdicts, ess=nothing, khat=nothing, given=given)
     drawn(plots.plot_importance(broken), tmp_path)
+    axes = plots.plot_importance(broken).axes
+    assert all("without 50 of 50 data" in axes[i].get_title() for i in (0, 2))
     tied = importance(verdicts, khat=nothing, num_states=np.ones(50))
-    drawn(plots.plot_importance(tied), tmp_path)
+    assert (
+        "within 0.001 nats" in drawn(plots.plot_importance(tied), tmp_path)[1].texts[0].get_text()
+    )
+    exact = importance(verdicts, given=verdicts.Given(np.zeros(50), RNG.normal(size=50) * 1e-14))
+    heights = [bar.get_height() for bar in plots.plot_importance(exact).axes[2].patches]
+    assert sum(height > 0 for height in heights) == len(np.unique(exact.verdicts))  # no rounding
 
 
 def test_codes_and_rates(plots, reports, tmp_path):
@@ -123,6 +136,20 @@ def test_codes_and_rates(plots, reports, tmp_path):
     open_ended = {"n": reports.CodeUsage(np.array([5, 3, 1]), True)}
     axes = drawn(plots.plot_codes(open_ended), tmp_path)
     assert axes[0].get_title() == "n: values without a largest one"
+    nothing = {"z": reports.CodeUsage(np.zeros((2, 3), int))}
+    assert drawn(plots.plot_codes(nothing), tmp_path)[0].get_title() == "z: no latent counts"
+    flat = {"z": reports.LatentRates(np.zeros(2), 0.01)}
+    assert drawn(plots.plot_rates(flat), tmp_path)[0].get_ylim() == (0, 1)
+
+
+def test_codes_that_are_masked_in_all_data_are_no_dead_ones(reports):
+    """As the last places of sequences that are all shorter."""
+    usage = reports.CodeUsage(np.array([[2, 2, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]))
+    assert usage.mean_share_used == 0.75
+    assert list(usage.in_use) == [True, True, False]
+    words = "75% of 4 codes occur in the mean of 2 latents (least 50%); perplexity 3.0 (least 2.0)."
+    assert str(usage).startswith(f"{words} 1 more is masked in all data.")
+    assert str(usage._replace(counts=np.zeros((3, 4)))) == "All 3 latents are masked in all data."
 
 
 def test_gradients(plots, reports, tmp_path):
@@ -150,3 +177,6 @@ def test_images(plots, tmp_path):
     axes = drawn(plots.plot_images(rows), tmp_path)
     assert len(axes) == 32
     assert [bool(axis.images) for axis in axes] == [True] * 19 + [False] * 13
+    for wrong in ({}, {"a": RNG.random((3, 64))}, {"a": RNG.random((0, 8, 8))}):
+        with pytest.raises(ValueError, match=r"`rows` must have images \(N, H, W\)"):
+            plots.plot_images(wrong)

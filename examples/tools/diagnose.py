@@ -192,7 +192,7 @@ def summarize(reports: dict[str, Any]) -> dict[str, Any]:
         "rate_bits": accuracy.rate.mean(),
         "mse": accuracy.mse.mean(),
         "psnr": accuracy.psnr.mean(),
-        "code_usage": np.mean([each.share_used.mean() for each in reports["usage"].values()]),
+        "code_usage": np.mean([each.mean_share_used for each in reports["usage"].values()]),
         "active": np.mean([each.active.mean() for each in reports["active"].values()]),
         "collapsed": np.mean([each.collapsed.mean() for each in reports["rates"].values()]),
     }

@@ -38,9 +38,20 @@ class CodeUsage(NamedTuple):
         return np.asarray((self.counts > 0).sum(-1) / self._size)
 
     @property
+    def mean_share_used(self) -> float:
+        """In the mean over the latents that are in use."""
+        return float(self.share_used[self.in_use].mean())
+
+    @property
     def perplexity(self) -> np.ndarray:
         """How many equally frequent codes would have the entropy of each latent's."""
         return _perplexity(self.counts)
+
+    @property
+    def in_use(self) -> np.ndarray:
+        """Which latents are: not masked in all data. All, if none is."""
+        found = np.asarray(self.counts.sum(-1) > 0)
+        return found if found.any() else ~found
 
     @property
     def table_share_used(self) -> float:
@@ -67,16 +78,18 @@ class CodeUsage(NamedTuple):
 
     def __repr__(self) -> str:
         """A line with shares and perplexities; of several latents, of their tables as well."""
+        share, perplexity = self.share_used[self.in_use], self.perplexity[self.in_use]
+        even = f"perplexity {perplexity.mean():.1f} (least {perplexity.min():.1f})"
+        if not self.counts.any():
+            return f"All {self.perplexity.size} latents are masked in all data."
         if self.is_open:
-            return (
-                f"Values up to {self._size - 1} were drawn, of no largest one; "
-                f"perplexity {self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})."
-            )
-        mean, least = self._percent(self.share_used.mean()), self._percent(self.share_used.min())
-        even = f"perplexity {self.perplexity.mean():.1f} (least {self.perplexity.min():.1f})"
+            return f"Values up to {self._size - 1} were drawn, of no largest one; {even}."
+        mean, least = self._percent(self.mean_share_used), self._percent(share.min())
+        masked = self.perplexity.size - perplexity.size
+        others = f" {masked} more {'is' if masked == 1 else 'are'} masked in all data."
         line = (
-            f"{mean} of {self._size} codes occur in the mean of {self.perplexity.size} latents "
-            f"(least {least}); {even}."
+            f"{mean} of {self._size} codes occur in the mean of {perplexity.size} latents "
+            f"(least {least}); {even}.{others * bool(masked)}"
         )
         if self.perplexity.size == 1:
             return line

@@ -35,10 +35,14 @@ _LABELS = {
 }
 _TIMES = {"step", "loss", "seconds", "steps_per_second"}  # not worth a curve
 _LOGARITHMIC = {"beta", "temperature"}
-_NO_TAIL = "not applicable: all tails have\nfewer than 5 distinct weights"
+_NO_TAIL = (
+    "not applicable: all tails have\nfewer than 5 distinct weights,\nor weights within 0.001 nats"
+)
 _EXACT = 1e4  # signal-to-noise ratio above which noise is rounding
 _ROUNDING = 1e-6  # bits of an error that is none
+_DIGITS = 6  # behind the point, of nats: less is of rounding
 _MOST_IMAGES = 16  # in a row
+_WIDTH_OF_LETTER = 0.1  # inches
 _LEAST_BARS = 4  # for which there is room, so that one bar is no wall
 
 
@@ -53,6 +57,9 @@ def plot_history(history: Sequence[Mapping[str, Any]], keys: Sequence[str] | Non
         raise ValueError("`history` is empty: the training wrote no row of the log.")
     entries = dict.fromkeys(key for row in history for key in row if key not in _TIMES)
     names = list(keys or filter(partial(_tells_something, history), entries))
+    known = {key for row in history for key in row}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"`keys` must be entries of the log, {sorted(known)}; got {unknown}.")
     figure, axes = _axes(len(names))
     for axis, name in zip(axes, names, strict=True):
         rows = [(row["step"], row[name]) for row in history if name in row]
@@ -69,7 +76,8 @@ def _tells_something(history: Sequence[Mapping[str, Any]], key: str) -> bool:
     """Whether a curve has more than one value, and another one than the ELBO's."""
     values = [row.get(key) for row in history]
     same = key == "beta_elbo" and values == [row.get("elbo") for row in history]
-    return not same and (len(history) == 1 or len(set(values)) > 1)
+    there = np.isfinite([np.nan if value is None else value for value in values]).any()
+    return bool(there and not same and (len(history) == 1 or len(set(values)) > 1))
 
 
 def plot_importance(report: Any) -> Any:
@@ -85,7 +93,8 @@ def plot_importance(report: Any) -> Any:
         ess.hist(parts, np.linspace(0, 1, 21), stacked=True, color=colours, label=finite)
         ess.margins(y=0.3)  # room for the legend
         ess.legend(frameon=False, loc="upper center", ncols=3, fontsize="small", columnspacing=1.0)
-    ess.set(xlabel="effective sample size / K", ylabel="data", title="draws worth exact ones")
+    ess.set(xlabel="effective sample size / K", ylabel="data")
+    ess.set_title(f"draws worth exact ones{_left_out(fraction)}")
     applies = np.isfinite(np.ravel(report.khat))
     have = f"\n{applies.sum()} of {applies.size} data have one" if applies.size > 1 else ""
     khat.set_title(f"$\\hat{{k}}$ of the weights' tail{have}")
@@ -99,16 +108,22 @@ def plot_importance(report: Any) -> Any:
         khat.text(0.5, 0.5, _NO_TAIL, ha="center", va="center", transform=khat.transAxes)
         khat.axis("off")
     with np.errstate(invalid="ignore"):
-        missed = np.ravel(report.gap)
+        missed = np.round(np.ravel(report.gap), _DIGITS) + 0.0
     finite = [word for word in shown if np.isfinite(missed[verdicts == word]).any()]
     parts = [missed[(verdicts == word) & np.isfinite(missed)] for word in finite]
     if parts:
         gap.hist(parts, 30, stacked=True, color=[_COLOURS[word] for word in finite])
     gap.set(xlabel="importance-weighted bound - ELBO, nats", ylabel="data")
-    gap.set_title("what the guide misses, at least")
+    gap.set_title(f"what the guide misses, at least{_left_out(missed)}")
     for axis, which in ((ess, "y"), (khat, "x"), (gap, "y")):
         _count_on(axis, which)
     return figure
+
+
+def _left_out(numbers: np.ndarray) -> str:
+    """How many data have no number to show."""
+    count = (~np.isfinite(numbers)).sum()
+    return f"\nwithout {count} of {numbers.size} data, which have none" if count else ""
 
 
 def plot_codes(usage: Mapping[str, Any]) -> Any:
@@ -116,15 +131,18 @@ def plot_codes(usage: Mapping[str, Any]) -> Any:
     figure, axes = _axes(len(usage), width=5.0)
     for axis, (name, each) in zip(axes, usage.items(), strict=True):
         counts = each.counts.reshape(-1, each.counts.shape[-1])
-        shares = np.sort(counts / counts.sum(-1, keepdims=True), axis=-1)[:, ::-1]
-        top = max(float(shares.max()), 1e-12)
+        totals = np.maximum(counts.sum(-1, keepdims=True), 1)  # 0 of a latent that is masked
+        shares = np.sort(counts / totals, axis=-1)[:, ::-1]
+        top = float(shares.max()) or 1.0
         image = axis.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=top)
         image.axes.figure.colorbar(image, ax=axis, label="share of draws")
         axis.set(xlabel="code, most frequent first", ylabel="latent")
         _count_on(axis, "x")
         _count_on(axis, "y")
-        used = f"{each.share_used.mean():.0%} of the codes occur"
-        axis.set_title(f"{name}: {'values without a largest one' if each.is_open else used}")
+        used = "values without a largest one"
+        if not each.is_open:
+            used = f"{each.mean_share_used:.0%} of the codes occur"
+        axis.set_title(f"{name}: {used if counts.any() else 'no latent counts'}")
         axis.spines[["top", "right"]].set_visible(True)
     return figure
 
@@ -147,8 +165,8 @@ def plot_rates(rates: Mapping[str, Any]) -> Any:
         room = max(bits.size, _LEAST_BARS) / 2 + 0.2
         middle = (bits.size - 1) / 2
         axis.set(xlabel="latent", ylabel="bits", xlim=(middle - room, middle + room))
-        if not finite.any():
-            axis.set(ylim=(0, 1), yticks=())
+        if not bits[finite].any():
+            axis.set(ylim=(0, 1), yticks=(0,) if finite.any() else ())
         _count_on(axis, "x")
         if bits.size < _LEAST_BARS:
             axis.set_xticks(places)
@@ -219,8 +237,15 @@ def plot_images(rows: Mapping[str, np.ndarray], value_range: tuple[float, float]
     """
     from matplotlib.figure import Figure
 
-    num_columns = min(_MOST_IMAGES, max(len(images) for images in rows.values()))
-    figure = Figure(figsize=(1.6 + 0.7 * num_columns, 0.75 * len(rows)), layout="constrained")
+    shapes = {label: np.shape(images) for label, images in rows.items()}
+    if not shapes or not all(map(_are_images, shapes.values())):
+        raise ValueError(
+            "`rows` must have images (N, H, W) or (N, H, W, C), at least one, of 1, 3 or 4 "
+            f"channels; got {shapes}."
+        )
+    num_columns = min(_MOST_IMAGES, max(shape[0] for shape in shapes.values()))
+    room = max(1.6, _WIDTH_OF_LETTER * max(map(len, rows)))
+    figure = Figure(figsize=(room + 0.7 * num_columns, 0.75 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), num_columns, squeeze=False)
     low, high = value_range
     for axes, (label, images) in zip(grid, rows.items(), strict=True):
@@ -234,6 +259,10 @@ def plot_images(rows: Mapping[str, np.ndarray], value_range: tuple[float, float]
         axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
         axes[0].spines[:].set_visible(False)
     return figure
+
+
+def _are_images(shape: tuple[int, ...]) -> bool:
+    return 0 not in shape and (len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3, 4)))
 
 
 def _count_on(axis: Any, which: str) -> None:

@@ -198,8 +198,8 @@ def _bound_error(per_datum: PerDatum, elbo_error: float, weights: ImportanceDiag
 
 def _usages(usages: Mapping[str, CodeUsage]) -> dict[str, Any]:
     """How much of the codes, and of the tables that latents share, is in use, over all sites."""
-    finite = [usage for usage in usages.values() if not usage.is_open]
-    shares = [np.ravel(each.share_used) for each in finite]
+    finite = [usage for usage in usages.values() if usage.counts.any() and not usage.is_open]
+    shares = [each.share_used[each.in_use] for each in finite]
     return {
         "usage": _mean_if_any(np.concatenate([np.zeros(0), *shares])),
         "table_usage": _mean_if_any(np.array([each.table_share_used for each in finite])),
