@@ -232,6 +232,41 @@ def test_runs_differ_by_more_than_the_noise_of_few_draws():
     assert module.differ_in_mean(exact + np.float32([[0.0], [0.1], [0.0]]))
 
 
+def test_what_ties_but_for_rounding_is_no_difference():
+    """Log weights of equal runs, one mirrored, are summed in single precision in another order."""
+    pytest.importorskip("torch")
+    xarray = pytest.importorskip("xarray")
+    module = importlib.import_module("pyro_dvae.diagnostics.agreement")
+    rng = np.random.default_rng(0)
+    same = np.array([0.2, 0.2 + 1e-8])[:, None, None] * np.array([1.0, 2.0])
+    broken = np.full((2, 400), np.nan)
+    posterior = xarray.Dataset(
+        {
+            "same": (("chain", "draw", "d"), np.tile(same, (1, 400, 1))),
+            "broken": (("chain", "draw"), broken),
+        }
+    )
+
+    def told(evidence):
+        found = module.rhats_of({"posterior": posterior}, evidence, None)
+        return found[0], module.differences_of(evidence, *found)
+
+    exact = -43.34 + np.array([[0.0], [1e-6]]) + rng.normal(0, 1e-7, (2, 400))
+    others = rng.permuted(np.tile(np.repeat([0.0, -3.0], [360, 40]), (2, 1)), axis=1)
+    for evidence in (exact, exact + others):
+        rhats, verdict = told(evidence)
+        assert rhats["evidence"] < 1.01
+        assert rhats["same"] == 1.0
+        assert np.isnan(rhats["broken"])
+        assert verdict == {"differs": (), "undecided": False}
+    assert told(exact + np.array([[0.0], [0.002]]))[1]["differs"] == ("evidence",)
+    impossible = np.where(np.arange(400) == 7, -np.inf, exact)
+    with np.errstate(invalid="ignore"):
+        assert not told(impossible)[1]["differs"]
+        impossible[0] = exact[0]
+        assert told(impossible)[1]["differs"] == ("evidence",)
+
+
 def test_weights_that_differ_are_not_said_to_agree(kit):
     """Heavy tails hide a difference of the means, and not that of the distributions."""
     found = kit.compare(kit.result, num_draws=50)

@@ -43,6 +43,7 @@ _OF_SHARED = (
     *("ess", "khat", "largest_weight", "num_draws"),
 )
 _OF_WHOLE = ("elbo", "elbo_error", "iwae", "iwae_error")
+_SAME = 8 * float(np.finfo(np.float32).eps)  # relative: rounding in single precision
 _MARGINAL = "marginal"  # evidence of a datum, among the log-likelihoods of the sites
 _SEEN = {"log_likelihood", "observed_data", "posterior_predictive"}  # which masks concern
 _READINGS = {  # group -> readings of the sites
@@ -340,7 +341,9 @@ def _put(table: Any, group: str, dataset: Any) -> None:
 
 def rhat_of(values: np.ndarray) -> float:
     """R-hat of a number: 1 where all draws are one, infinite where each chain has its own value."""
-    if np.ptp(values) == 0:
+    if not np.isfinite(values).all():
+        return np.nan
+    if np.ptp(values) <= _SAME * np.abs(values).max():
         return 1.0
     if (np.ptp(values, axis=1) == 0).all():
         return np.inf

@@ -52,10 +52,12 @@ class RestartComparison:
             result of `fit_restarts`.
         elbo_error: Its standard error.
         is_settled: Whether that is its error; else it is at least that, few states being drawn.
-        rhat: The largest R-hat of the entries of each quantity, "evidence" among them.
+        rhat: The largest R-hat of the entries of each quantity, "evidence" among them; NaN where
+            draws are not finite.
         differs: The quantities in which runs differ by more than the noise of these draws: the
-            evidence by the standard errors of its means, others by what R-hat is without a
-            difference in one comparison of a hundred, and above 1.01.
+            evidence by the standard errors of its means, and by more than 0.001 nats and the
+            rounding of single precision, others by what R-hat is without a difference in one
+            comparison of a hundred, and above 1.01.
         permutations: Of each aligned site, by run, the code that each code is called now.
         agreement: Of each aligned site, by run, the share of responsibilities that agree with those
             of the best run.

@@ -28,6 +28,8 @@ _EVIDENCE = "evidence"
 _AGREES = 1.01  # R-hat below which runs are not told apart (Vehtari et al.)
 _CHANCE = 0.01  # that runs which agree are said to differ in a quantity
 _MOST_SHOWN = 8  # parameters
+_TIE = 1e-3  # nats of an evidence that are no difference
+_ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of sums in single precision, relative
 
 
 def evidence_of(chains: Any) -> Float[np.ndarray, "R K"]:
@@ -42,19 +44,41 @@ def differences_of(
     evidence: np.ndarray, rhats: Mapping[str, float], limits: Mapping[str, float]
 ) -> dict[str, Any]:
     """The quantities in which runs differ, and whether only the ELBOs' errors hide it."""
-    beyond = [name for name, value in rhats.items() if not value <= limits[name]]
+    beyond = [name for name, value in rhats.items() if value > limits[name]]
     others = [name for name in beyond if name != _EVIDENCE]
     differs = (_EVIDENCE, *others) if differ_in_mean(evidence) else tuple(others)
     return {"differs": differs, "undecided": not differs and _EVIDENCE in beyond}
 
 
 def differ_in_mean(evidence: Float[np.ndarray, "R K"]) -> bool:
-    """Whether means of two runs differ by more than their errors, or rounding, explain."""
+    """Whether means of two runs differ by more than their errors, ties or rounding explain.
+
+    Runs of which a draw is impossible, with a mean of -inf, differ from those of which none is.
+    """
+    possible = np.isfinite(evidence).all(1)
+    if not possible.all():
+        return bool(possible.any())
     means, errors = evidence.mean(1), evidence.std(1, ddof=1) / evidence.shape[1] ** 0.5
     pairs = math.comb(len(means), 2)
     noise = norm.isf(_CHANCE / 2 / pairs) * np.hypot(errors[:, None], errors)
-    rounding = 64 * np.finfo(evidence.dtype).eps * np.abs(means).max()
-    return bool((np.abs(means[:, None] - means) > np.maximum(noise, rounding)).any())
+    return bool((np.abs(means[:, None] - means) > np.maximum(noise, _step_of(means))).any())
+
+
+def _step_of(numbers: np.ndarray) -> float:
+    """Nats by which evidences are told apart."""
+    return max(_TIE, _ROUNDING * float(np.abs(numbers).max()))
+
+
+def _in_steps(evidence: Float[np.ndarray, "R K"]) -> Float[np.ndarray, "R K"]:
+    """Evidences that are tied, but for rounding, as one number: R-hat is of ranks.
+
+    Steps have the median in their middle, since most ties are there.
+    """
+    if not np.isfinite(evidence).all():
+        return evidence
+    middle = np.quantile(evidence, 0.5, method="lower")
+    step = _step_of(evidence)
+    return np.asarray(middle + step * np.round((evidence - middle) / step))
 
 
 def rhats_of(
@@ -66,12 +90,15 @@ def rhats_of(
     names = known if quantities is None else list(quantities)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"`quantities` has {unknown}; the posterior has {known}.")
-    arrays = {_EVIDENCE: evidence} | {name: np.asarray(posterior[name]) for name in names}
+    arrays = {_EVIDENCE: _in_steps(evidence)} | {
+        name: np.asarray(posterior[name]) for name in names
+    }
     found, limits = {}, {}
     for name, values in arrays.items():
         cells = values.reshape(*values.shape[:2], -1).astype(float)
-        each = [rhat_of(cells[..., i]) for i in range(cells.shape[-1])]
-        found[name] = float(np.max(each)) if each else 1.0
+        each = np.array([rhat_of(cells[..., i]) for i in range(cells.shape[-1])])
+        known = each[~np.isnan(each)]  # others have draws that are not finite
+        found[name] = float(known.max()) if known.size else (np.nan if each.size else 1.0)
         limits[name] = max(_AGREES, noise_of_rhat(*cells.shape))
     return found, limits
 
