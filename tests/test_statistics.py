@@ -1,5 +1,7 @@
 """Batch normalisation and dropout in the networks of models and guides: once a step, or refused."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -160,6 +162,56 @@ def test_nnx_networks_are_evaluated_without_dropout_at_what_they_have_learnt(wha
         drawn = result.history[-1]["eval_loss"]  # of 100 draws
         np.testing.assert_allclose(drawn, loss, rtol=0.003)
     assert (encoder.norm.use_running_average, encoder.drop.deterministic) == modes
+
+
+@pytest.mark.slow
+def test_nnx_networks_have_gradients_without_dropout_at_what_they_have_learnt():
+    """An exact loss has no noise, and the gradient that enumeration gives."""
+    jax = pytest.importorskip("jax")
+    from numpyro.handlers import seed, substitute
+    from numpyro.infer.util import log_density
+
+    from numpyro_dvae import diagnostics, infer
+
+    (model, guide), x, key = nnx_programs(), np.float32(X), jax.random.key(0)
+    svi = infer.SVI(model, guide, numpyro_adam(), infer.Exact_ELBO())
+    state = svi.init(key, x)
+    params = svi.get_params(state) | state.mutable_state
+    name = "guide.encoder$params"
+    found = diagnostics.gradient_variance(
+        key,
+        (model, guide),
+        x,
+        losses={"exact": infer.Exact_ELBO()},
+        num_repeats=3,
+        select=lambda each: each == f"{name}.last.bias",
+        params=params,
+    )
+    first, norm, last = (params[name][part] for part in ("first", "norm", "last"))
+    seen = params["guide.encoder$state"]["state"]["norm"]
+    hidden = (x @ first["kernel"] + first["bias"] - seen["mean"]) / np.sqrt(seen["var"] + 1e-5)
+    logits = (hidden * norm["scale"] + norm["bias"]) @ last["kernel"] + last["bias"]
+    log_q = np.asarray(jax.nn.log_softmax(logits.reshape(-1, L, V), -1), np.float64)
+
+    def log_joint(z):
+        given = seed(substitute(model, data={**params, "z": np.tile(z, (B, 1))}), key)
+        sites = log_density(given, (x,), {}, {})[1]
+        return sum(np.asarray(sites[n]["fn"].log_prob(sites[n]["value"])) for n in ("z", "x"))
+
+    states = list(itertools.product(range(V), repeat=L))
+    rows = np.stack([log_q[:, range(L), z].sum(-1) for z in states])
+    q, gain = np.exp(rows), np.stack([log_joint(z) for z in states]) - rows
+    is_code = np.array([[[z[i] == v for v in range(V)] for i in range(L)] for z in states])
+    slope = np.einsum("sn,sn,slv->nlv", q, gain, is_code)
+    slope = slope - np.exp(log_q) * (q * gain).sum(0)[:, None, None]
+    np.testing.assert_allclose(found.signal, np.linalg.norm(slope.sum(0)), rtol=1e-4)
+    assert found.noise == pytest.approx(0.0, abs=1e-4)
+
+
+def numpyro_adam():
+    import numpyro
+
+    return numpyro.optim.Adam(1e-2)
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,9 @@ def rhats_of(
     found, limits = {}, {}
     for name, values in arrays.items():
         cells = values.reshape(*values.shape[:2], -1).astype(float)
-        each = np.array([rhat_of(cells[..., i]) for i in range(cells.shape[-1])])
-        known = each[~np.isnan(each)]  # others have draws that are not finite
-        found[name] = float(known.max()) if known.size else (np.nan if each.size else 1.0)
+        known = [cells[..., i] for i in range(cells.shape[-1]) if np.isfinite(cells[..., i]).all()]
+        none = np.nan if cells.size else 1.0
+        found[name] = float(np.max([rhat_of(each) for each in known])) if known else none
         limits[name] = max(_AGREES, noise_of_rhat(*cells.shape))
     return found, limits
 
