@@ -96,9 +96,9 @@ def rhats_of(
     found, limits = {}, {}
     for name, values in arrays.items():
         cells = values.reshape(*values.shape[:2], -1).astype(float)
-        known = [cells[..., i] for i in range(cells.shape[-1]) if np.isfinite(cells[..., i]).all()]
-        none = np.nan if cells.size else 1.0
-        found[name] = float(np.max([rhat_of(each) for each in known])) if known else none
+        entries = np.moveaxis(cells, -1, 0)
+        each = [rhat_of(entry) for entry in entries if np.isfinite(entry).all()]
+        found[name] = max(each, default=np.nan if cells.size else 1.0)
         limits[name] = max(_AGREES, noise_of_rhat(*cells.shape))
     return found, limits
 
