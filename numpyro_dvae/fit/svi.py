@@ -18,7 +18,7 @@ from numpyro_dvae.fit.identity import described
 from numpyro_dvae.fit.plain import dotted
 from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.infer.svi import loss_info, with_memory
-from numpyro_dvae.programs.draw import StepsChecked
+from numpyro_dvae.programs.handlers.steps import StepsChecked
 
 __all__ = [
     "best_state",

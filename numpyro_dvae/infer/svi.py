@@ -23,7 +23,7 @@ from numpyro.infer.svi import SVIState
 from numpyro_dvae.infer.elbo import ParticleELBO
 from numpyro_dvae.infer.objective import LOSS_MEMORY
 from numpyro_dvae.nets.codebooks import settle_tables
-from numpyro_dvae.programs.draw import StepsChecked
+from numpyro_dvae.programs.handlers.steps import StepsChecked
 
 __all__ = ["SVI", "loss_info", "loss_state", "with_memory"]
 

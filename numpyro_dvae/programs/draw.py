@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -21,14 +22,13 @@ from numpyro.primitives import Messenger
 
 from numpyro_dvae.distributions import CertainCategorical, UniformCategorical, sample_codes
 from numpyro_dvae.distributions.codes import OneHotCategorical
-from numpyro_dvae.programs.densities import given_steps
-from numpyro_dvae.programs.handlers.without_rows import RowsChecked
+from numpyro_dvae.programs.densities import given_steps, has_inverse
+from numpyro_dvae.programs.handlers.steps import StepsChecked, turned
 from numpyro_dvae.programs.messages import (
     is_drawn,
     is_observed,
     is_subsample,
     mutable_values,
-    with_values,
 )
 from numpyro_dvae.programs.sites import (
     Layout,
@@ -36,8 +36,6 @@ from numpyro_dvae.programs.sites import (
     Run,
     Site,
     base_distribution,
-    deterministic_sites,
-    sample_sites,
 )
 from numpyro_dvae.programs.summing.enumerating import enumerate_marked, sum_out
 
@@ -45,7 +43,6 @@ __all__ = [
     "Draw",
     "FixedKeys",
     "Sampler",
-    "StepsChecked",
     "Unconditioned",
     "moved",
     "run_pair",
@@ -102,9 +99,11 @@ class Draw(Messenger):
         """Set the value of a latent site, or the key of a plate."""
         if is_subsample(msg) and msg["value"] is None:
             msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, _number(msg["name"]))
-        if msg["type"] == "control_flow" and self.values:
-            steps = ("substitute", self._given_steps)
-            msg["kwargs"]["substitute_stack"].append(_turned(msg, steps))
+        if msg["type"] == "control_flow":
+            stack = msg["kwargs"]["substitute_stack"]
+            if self.values:
+                stack.append(turned(msg, ("substitute", self._given_steps)))
+            stack.append(("substitute", self._drawn_in_step))
         if not is_drawn(msg) or msg["value"] is not None:
             self._check_path(msg)
             return
@@ -123,11 +122,12 @@ class Draw(Messenger):
             msg["value"], msg["intermediates"] = jax.lax.stop_gradient(msg["value"]), []
 
     def _check_path(self, msg: Any) -> None:
-        """What a `scan` has drawn keeps its gradient."""
+        """What a `scan` has drawn keeps its gradient, where its density needs all of the draw."""
         if self.pathwise or not is_drawn(msg):
             return
         site = Site.of(msg)
-        if site.is_scanned and self.layout.owns(site) and not site.needs_credit:
+        has_path = self.layout.owns(site) and not site.needs_credit
+        if site.is_scanned and has_path and not has_inverse(site):
             raise ValueError(
                 f"site '{site.name}' ({site.family}) is drawn in a `scan`, with a gradient that "
                 "this loss cannot stop. Write the steps as a Python loop, with a site for each, or "
@@ -144,8 +144,19 @@ class Draw(Messenger):
         if msg["name"] not in self.values:
             return None
         value, shape = self.values[msg["name"]], Site.of(msg).fn.shape()
-        value = value.reshape(value.shape[0], *value.shape[value.ndim - len(shape) :])
+        inner = value.shape[max(1, value.ndim - len(shape)) :]
+        value = value.reshape(value.shape[0], *[1] * (len(shape) - len(inner)), *inner)
         return jnp.broadcast_to(value, (len(value), *shape))
+
+    def _drawn_in_step(self, msg: Any) -> Array | None:
+        """A draw of a step of a `scan` without its gradient, where it is to have none."""
+        if msg["value"] is not None or not is_drawn(msg):
+            return None
+        site, value = Site.of(msg), msg["fn"](**msg["kwargs"])
+        stops = not self.pathwise and self.layout.owns(site)
+        if not site.needs_credit and not (stops and has_inverse(replace(site, value=value))):
+            return None
+        return jax.lax.stop_gradient(value)
 
     def _draw(self, msg: Any) -> None:
         fn, options = msg["fn"], msg["kwargs"]
@@ -212,83 +223,6 @@ def run_pair(rng_key: Array, pair: Pair, draw: Draw) -> Run:
                 model_trace = trace(replayed).get_trace(*pair.args, **pair.kwargs)
             run = Run.of(guide_trace, model_trace)
     return run._replace(model=sum_out(run.model, pair.layout)) if summed else run
-
-
-class StepsChecked(RowsChecked):
-    """Refuses what NumPyro's `scan` and `cond` keep from all handlers around them.
-
-    A parameter in a step has its first value for ever, and no gradient; mutable state is lost; the
-    guide's draws do not get into the branches of a `cond`. The steps of a backward `scan` take the
-    values that they are given in their own order.
-    """
-
-    def __init__(self, fn: Any = None) -> None:
-        super().__init__(fn)
-        self.backward = False
-
-    def process_message(self, msg: Any) -> None:
-        """Run each step, or branch, under a handler that sees its sites."""
-        if msg.get("_control_flow_done") and msg["type"] == "sample":  # all steps of the last scan
-            msg["infer"] = {**msg["infer"], "_backward": self.backward}
-        if msg["type"] != "control_flow":
-            return
-        operator = msg["fn"].__name__.removesuffix("_wrapper")
-        steps = (0,) if operator == "scan" else (1, 2)
-        msg["args"] = tuple(
-            _Inside(program, operator=operator) if place in steps else program
-            for place, program in enumerate(msg["args"])
-        )
-        self.backward = operator == "scan" and bool(msg["args"][-1])
-        stack = msg["kwargs"].get("substitute_stack", [])
-        stack[:] = [_turned(msg, given) for given in stack]
-
-
-def _turned(msg: Any, given: tuple[str, Any]) -> tuple[str, Any]:
-    """Values for a `scan`; for one from the last step to the first, which counts these from 0."""
-    kind, values = given
-    if not msg["fn"].__name__.startswith("scan") or not msg["args"][-1]:
-        return given
-    _, _, inputs, length, _ = msg["args"]
-    length = jax.tree.leaves(inputs)[0].shape[0] if length is None else length
-
-    def turned(value: Array, num_dims: int | None = None) -> Array:
-        has_steps = jnp.ndim(value) and jnp.shape(value)[0] == length
-        of_all = num_dims is None or jnp.ndim(value) > num_dims
-        return jnp.flip(value, 0) if has_steps and of_all else value
-
-    def substitute(msg: Any) -> Array | None:
-        value = values(msg) if callable(values) else values.get(msg["name"])
-        num_dims = len(Site.of(msg).fn.shape())
-        return None if value is None else turned(value, num_dims)
-
-    if kind != "replay":
-        return kind, substitute
-    sites = sample_sites(values) | deterministic_sites(values)
-    return kind, with_values(values, {name: turned(site.value) for name, site in sites.items()})
-
-
-class _Inside(Messenger):
-    """See `StepsChecked`."""
-
-    def __init__(self, fn: Any, *, operator: str) -> None:
-        super().__init__(fn)
-        self.operator = operator
-
-    def postprocess_message(self, msg: Any) -> None:
-        """Once handlers around have observed what they do."""
-        if msg["type"] in ("param", "mutable"):
-            raise ValueError(
-                f"'{msg['name']}' ({msg['type']}) is declared in a `{self.operator}`, which keeps "
-                "its value from NumPyro's handlers: it would never be trained, or be lost. Declare "
-                "it, or the module that it is of, before the "
-                f"`{self.operator}`, and use its value inside."
-            )
-        if self.operator == "cond" and msg["type"] == "sample" and is_drawn(msg):
-            raise ValueError(
-                f"site '{msg['name']}' is drawn in a branch of `cond`, to which the guide's draws "
-                "do not get. Draw it outside, with parameters that jnp.where chooses, and let the "
-                "branches compute or observe."
-            )
 
 
 class FixedKeys(Messenger):

@@ -1,5 +1,6 @@
 """What NumPyro's densities get wrong, and these get right."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
-__all__ = ["sound"]
+__all__ = ["in_steps", "sound"]
 
 
 class _Bernoulli(dist.BernoulliLogits):
@@ -56,6 +57,53 @@ def sound(fn: Any) -> Any:
     if isinstance(fn, ExpandedDistribution):
         return base.expand(fn.batch_shape)
     return base.to_event(fn.reinterpreted_batch_ndims)
+
+
+def in_steps(fn: Any, value: Any, others: Any) -> tuple[Any, Any, Any]:
+    """A distribution and its value of all steps of a `scan`, of as many batch dims.
+
+    NumPyro puts the steps in front of the dims that either has in a step, which may be fewer than
+    the other's; the steps of the one would then meet another dim of the other.
+
+    Args:
+        fn: The distribution.
+        value: A value of all steps, or none yet.
+        others: Arrays of the dims of the value.
+    """
+    is_factor = isinstance(_innermost(fn), dist.Unit)
+    if value is None or is_factor or jnp.shape(value)[:1] != fn.batch_shape[:1]:
+        return fn, value, others
+    missing = jnp.ndim(value) - fn.event_dim - len(fn.batch_shape)
+    if missing > 0:
+        return _with_dims(fn, missing), value, others
+    reshape = partial(_behind_steps, count=-missing)
+    return (fn, reshape(value), jax.tree.map(reshape, others)) if missing else (fn, value, others)
+
+
+def _behind_steps(array: Array, count: int) -> Array:
+    shape = jnp.shape(array)
+    return jnp.reshape(array, (*shape[:1], *[1] * count, *shape[1:]))
+
+
+def _with_dims(fn: Any, count: int) -> Any:
+    """The distribution with so many more dims behind the steps."""
+    if isinstance(fn, dist.Independent):
+        return _with_dims(fn.base_dist, count).to_event(fn.reinterpreted_batch_ndims)
+    shape = (*fn.batch_shape[:1], *[1] * count, *fn.batch_shape[1:])
+    if isinstance(fn, ExpandedDistribution):
+        return _with_dims(fn.base_dist, count).expand(shape)
+    if isinstance(fn, MaskedDistribution):
+        mask = fn._mask if isinstance(fn._mask, bool) else _behind_steps(fn._mask, count)
+        return _with_dims(fn.base_dist, count).mask(mask)
+    found = jax.tree.map(partial(_behind_steps, count=count), fn)
+    found._batch_shape = shape
+    return found
+
+
+def _innermost(fn: Any) -> Any:
+    while isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def _may_be_nan(parameter: Any) -> bool:

@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
-from numpyro_dvae.programs.hosts import sound
+from numpyro_dvae.programs.hosts import in_steps, sound
 from numpyro_dvae.programs.messages import is_drawn, mutable_values, rows_of_plates
 
 __all__ = [
@@ -66,16 +66,19 @@ class Site:
     @classmethod
     def of(cls, message: Any, full_sizes: Mapping[str, int] = MappingProxyType({})) -> "Site":
         """Read a message of NumPyro's; full sizes of plates that subsample are of its trace."""
-        frames = message["cond_indep_stack"]
+        frames, infer = message["cond_indep_stack"], message.get("infer") or {}
+        fn, value, steps = _in_shape(message), message["value"], message.get("intermediates")
+        if _is_of_all_steps(message["name"], infer) and "dim_to_name" not in infer:
+            fn, value, steps = in_steps(fn, value, steps)
         return cls(
             name=message["name"],
-            fn=_in_shape(message),
-            value=message["value"],
+            fn=fn,
+            value=value,
             is_observed=message.get("is_observed", False),
             plates={f.name: _Plate.of(f, full_sizes) for f in frames},
             scale=1.0 if message.get("scale") is None else message["scale"],
-            infer=message.get("infer") or {},
-            call=(message["intermediates"],) if message.get("intermediates") else (),
+            infer=infer,
+            call=(steps,) if steps else (),
         )
 
     @property
@@ -139,9 +142,7 @@ class Site:
     @property
     def has_steps(self) -> bool:
         """Whether it is a site of several steps of a `scan`, which lead its batch dims."""
-        # The host writes a step into what may be the `infer` of others; a scan leaves none.
-        of_all = self.infer.get("_scan_current_index", 0) is None
-        return of_all and not self.name.startswith("_PREV_")
+        return _is_of_all_steps(self.name, self.infer)
 
     @property
     def is_joint(self) -> bool:
@@ -180,6 +181,11 @@ class Site:
     def scaled(self, values: Array, scale: Any) -> Array:
         """Numbers over its batch dims, weighed by `scale`; its masks are the distribution's."""
         return values * scale
+
+
+def _is_of_all_steps(name: str, infer: Mapping[str, Any]) -> bool:
+    # The host writes a step into what may be the `infer` of others; a scan leaves none.
+    return infer.get("_scan_current_index", 0) is None and not name.startswith("_PREV_")
 
 
 def _in_shape(message: Any) -> Any:

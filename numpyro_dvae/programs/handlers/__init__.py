@@ -4,6 +4,7 @@
 - `relaxing`: draws have a gradient (`relax`);
 - `slopes`: whether what is computed from such draws keeps it (`relax`);
 - `without_rows`: where a plate has none (every run);
+- `steps`: what a `scan` keeps to itself, and the order of its steps (every run);
 - `rows`: whether the data are those of the rows that plates draw (guides of each datum's own);
 - `batches`: whether parameters are of the rows of the data, not of places in a batch (`fit`);
 - `swapping`: a model runs as a guide of its discrete latents (`AutoDiscrete`);

@@ -1,0 +1,105 @@
+"""What NumPyro's `scan` and `cond` keep from all handlers around them, and the order of steps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro.primitives import Messenger
+
+from numpyro_dvae.programs.handlers.without_rows import RowsChecked
+from numpyro_dvae.programs.messages import is_drawn, with_values
+from numpyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
+
+__all__ = ["StepsChecked", "turned"]
+
+
+class StepsChecked(RowsChecked):
+    """Refuses what NumPyro's `scan` and `cond` keep from all handlers around them.
+
+    A parameter in a step has its first value for ever, and no gradient; mutable state is lost; the
+    guide's draws do not get into the branches of a `cond`. The steps of a backward `scan` take the
+    values that they are given in their own order.
+    """
+
+    def __init__(self, fn: Any = None) -> None:
+        super().__init__(fn)
+        self.backward = False
+
+    def process_message(self, msg: Any) -> None:
+        """Run each step, or branch, under a handler that sees its sites."""
+        if msg.get("_control_flow_done") and msg["type"] == "sample":  # all steps of the last scan
+            msg["infer"] = {**msg["infer"], "_backward": self.backward}
+        if msg["type"] != "control_flow":
+            return
+        operator = msg["fn"].__name__.removesuffix("_wrapper")
+        steps = (0,) if operator == "scan" else (1, 2)
+        msg["args"] = tuple(
+            _Inside(program, operator=operator) if place in steps else program
+            for place, program in enumerate(msg["args"])
+        )
+        self.backward = operator == "scan" and bool(msg["args"][-1])
+        stack = msg["kwargs"].get("substitute_stack", [])
+        stack[:] = [turned(msg, given) for given in stack]
+
+
+def turned(msg: Any, given: tuple[str, Any]) -> tuple[str, Any]:
+    """Values for a `scan`; for one from the last step to the first, which counts these from 0."""
+    kind, values = given
+    if not msg["fn"].__name__.startswith("scan") or not msg["args"][-1]:
+        return given
+    _, _, inputs, length, _ = msg["args"]
+    length = jax.tree.leaves(inputs)[0].shape[0] if length is None else length
+
+    def in_order(value: Array, num_dims: int | None = None) -> Array:
+        has_steps = jnp.ndim(value) and jnp.shape(value)[0] == length
+        of_all = num_dims is None or jnp.ndim(value) > num_dims
+        return jnp.flip(value, 0) if has_steps and of_all else value
+
+    def substitute(msg: Any) -> Array | None:
+        value = values(msg) if callable(values) else values.get(msg["name"])
+        num_dims = len(Site.of(msg).fn.shape())
+        return None if value is None else in_order(value, num_dims)
+
+    if kind != "replay":
+        return kind, substitute
+    sites = sample_sites(values) | deterministic_sites(values)
+    return kind, with_values(values, {name: in_order(site.value) for name, site in sites.items()})
+
+
+class _Inside(Messenger):
+    """See `StepsChecked`."""
+
+    def __init__(self, fn: Any, *, operator: str) -> None:
+        super().__init__(fn)
+        self.operator = operator
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Once handlers around have observed what they do."""
+        if msg["type"] in ("param", "mutable"):
+            raise ValueError(
+                f"'{msg['name']}' ({msg['type']}) is declared in a `{self.operator}`, which keeps "
+                "its value from NumPyro's handlers: it would never be trained, or be lost. Declare "
+                "it, or the module that it is of, before the "
+                f"`{self.operator}`, and use its value inside."
+            )
+        step = (msg.get("infer") or {}).get("_scan_current_index")
+        if msg["type"] == "sample" and _is_of_trace(msg["scale"], step):
+            raise ValueError(
+                f"site '{msg['name']}' is weighed in a step of a `scan`, by an array of that step, "
+                "which NumPyro loses. Put handlers.scale(scale=weights) around the `scan`, with "
+                "weights of all steps in their first dim; or, of what is observed, add the weighed "
+                "log-density as numpyro.factor(name, weight * fn.log_prob(x))."
+            )
+        if self.operator == "cond" and msg["type"] == "sample" and is_drawn(msg):
+            raise ValueError(
+                f"site '{msg['name']}' is drawn in a branch of `cond`, to which the guide's draws "
+                "do not get. Draw it outside, with parameters that jnp.where chooses, and let the "
+                "branches compute or observe."
+            )
+
+
+def _is_of_trace(one: Any, other: Any) -> bool:
+    """Whether two arrays are of one trace, and so of no other."""
+    both = isinstance(one, jax.core.Tracer) and isinstance(other, jax.core.Tracer)
+    return both and one._trace is other._trace
