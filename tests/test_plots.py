@@ -51,6 +51,9 @@ def test_history(plots, tmp_path):
     np.testing.assert_array_equal(axes[0].lines[0].get_xydata(), [[10, 5.0], [20, 4.0]])
     assert axes[1].get_yscale() == "log"
     assert len(drawn(plots.plot_history(history, ["beta"]), tmp_path)) == 1
+    sets = [{"step": 1, "ess": 2.3, "replaced": 0.1}]  # of truncated posteriors
+    titles = [axis.get_title() for axis in plots.plot_history(sets).axes if axis.lines]
+    assert titles == ["effective number of states", "share of a set replaced"]
     with pytest.raises(ValueError, match="`history` is empty"):
         plots.plot_history([])
     with pytest.raises(ValueError, match=r"`keys` must be entries.*'eval_loss'.*got \['loss_'\]"):

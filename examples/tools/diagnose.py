@@ -111,7 +111,8 @@ def write_page(page: Page, run: Run, args: Any) -> dict[str, Any]:
     page.table(_rows(found))
     page.text("Training")
     page.picture("history", plots.plot_history(run.result.history))
-    page.text("Is the guide near the posterior?", _IMPORTANCE)
+    seen_by = _SEEN_BY if run.config.amortized else _NOT_SEEN
+    page.text("Is the guide near the posterior?", f"{_IMPORTANCE}{seen_by}")
     page.picture("importance", plots.plot_importance(reports["importance"]))
     if run.config.amortized:
         page.text("Is it calibrated?", reports["calibration"], _CALIBRATION)
@@ -135,7 +136,11 @@ _IMPORTANCE = (
     "The weights p / q of the guide's draws would all be equal if it were exact. Their effective "
     "sample size says how many of the draws count; k̂ says whether the largest weights are settled, "
     "where there are enough distinct ones to say so. What the guide hardly ever draws does not "
-    "show in them: see the calibration."
+    "show in them"
+)
+_SEEN_BY = ": see the calibration."
+_NOT_SEEN = (
+    ", nor what a truncated one leaves out: see the exact gap, where the states can be listed."
 )
 _CALIBRATION = (
     "Latents and images simulated from the model itself, and the ranks of the true codes among the "
@@ -241,7 +246,7 @@ def _states(run: Run) -> int:
 def _rows(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The table: name -> value and meaning."""
     num_images = sum(found["verdicts"].values())
-    khat, of = "not applicable", "no image has 5 distinct weights in the tail"
+    khat, of = "not applicable", "no image has 5 distinct weights in the tail, 0.001 nats apart"
     if found["khat"] is not None:
         some = f"{found['khat_applies'] * num_images:.0f} images of {num_images}"
         khat, of = f"{found['khat']:.2f}", f"median of the {some} that have one"

@@ -33,6 +33,7 @@ _LABELS = {
     "rate": "rate, bits per datum",
     "elbo": "ELBO, nats per datum",
 }
+_OF_SETS = {"ess": "effective number of states", "replaced": "share of a set replaced"}
 _TIMES = {"step", "loss", "seconds", "steps_per_second"}  # not worth a curve
 _LOGARITHMIC = {"beta", "temperature"}
 _NO_TAIL = (
@@ -64,7 +65,8 @@ def plot_history(history: Sequence[Mapping[str, Any]], keys: Sequence[str] | Non
     for axis, name in zip(axes, names, strict=True):
         rows = [(row["step"], row[name]) for row in history if name in row]
         axis.plot(*zip(*rows, strict=True), ".-" if len(rows) < 30 else "-", color=_GOOD)
-        axis.set(xlabel="step", title=_LABELS.get(name, name.replace("_", " ")))
+        labels = _LABELS | (_OF_SETS if "replaced" in known else {})
+        axis.set(xlabel="step", title=labels.get(name, name.replace("_", " ")))
         _count_on(axis, "x")
         values = [value for _, value in rows]
         if name in _LOGARITHMIC and min(values) > 0 and max(values) > 3 * min(values):
