@@ -210,6 +210,13 @@ def test_expectations_that_mix_are_refused_whatever_their_shape(backend, plates)
     log_weights = rng.normal(size=(4, *plates))
     draws = backend.module("diagnostics.verdicts").WeightedDraws(values, log_weights, axes)
     weights = np.exp(log_weights) / np.exp(log_weights).sum(0)
+    with pytest.raises(ValueError, match=r"`fn` asks for 'y'; the latents are \['mu', 'z'\]"):
+        draws.expectation(lambda v: v["y"])
+    with pytest.raises(ValueError, match="`fn` must be a function of the latents; got 3"):
+        draws.expectation(3)
+    none = draws._replace(log_weights=np.where(np.arange(2) == 1, -np.inf, log_weights[..., :2]))
+    if plates == (2, 2):  # of data of which no draw is possible there is nothing
+        assert np.isnan(none.expectation(lambda v: v["z"])[:, 1]).all()
     kept = draws.expectation(lambda v: v["z"] == 1)
     np.testing.assert_allclose(kept, (weights[..., None] * (values["z"] == 1)).sum(0))
     wide = (slice(None), *[None] * len(plates))
@@ -267,6 +274,25 @@ def test_dims_and_coords_have_the_names_that_are_given(shim):
         diagnose(shim, "to_arviz", case, **options, dims={"x": ["a", "b"]})
     with pytest.raises(ValueError, match=r"of 'z', which has none; got \['a'\]"):
         diagnose(shim, "to_arviz", case, **options, dims={"z": ["a"]})
+
+
+def test_names_and_labels_are_lists(backend):
+    labels_of = backend.module("diagnostics.names").labels_of
+    for groups in ("posterior", None, 3, [3]):
+        with pytest.raises(ValueError, match=r'`groups` must be names, as in `\("posterior",\)`'):
+            labels_of(groups, None, None)
+    for coords in ("abc", 3, None, np.zeros((3, 2)), (i for i in range(3))):
+        with pytest.raises(ValueError, match="`coords` must have a list of labels for 'data'; got"):
+            labels_of((), {"data": coords}, None)
+    for dims in ("pixel", [3], None, 3):
+        with pytest.raises(ValueError, match=r"`dims` must have a list of names for 'x', as `\["):
+            labels_of((), None, {"x": dims})
+    for wrong in ([("data", [0, 1])], "data"):
+        with pytest.raises(ValueError, match="`coords` must be a dict of lists"):
+            labels_of((), wrong, None)
+        with pytest.raises(ValueError, match="`dims` must be a dict of lists"):
+            labels_of((), None, wrong)
+    assert labels_of(("prior",), {"data": range(3)}, {"x": ("a", "b")}).dims == {"x": ("a", "b")}
 
 
 def vectors(ppl, data):

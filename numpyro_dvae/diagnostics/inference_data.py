@@ -14,7 +14,7 @@ from numpyro_dvae.diagnostics.collect import collect
 from numpyro_dvae.diagnostics.discrete import summed_posteriors
 from numpyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
 from numpyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
-from numpyro_dvae.diagnostics.names import Labels
+from numpyro_dvae.diagnostics.names import labels_of
 from numpyro_dvae.ops.arguments import checked
 
 __all__ = ["to_arviz"]
@@ -97,7 +97,7 @@ def to_arviz(
         ValueError: If an argument cannot be used, if model and guide do not match, or if names of
             sites and plates clash with each other, or with ArviZ's, in a group.
     """
-    labels = Labels(groups, coords or {}, dims or {})
+    labels = labels_of(groups, coords, dims)
     wanted = readings_for(groups)
     priors = wanted & {"prior", "prior_predictive"}
     keys = jax.random.split(rng_key)

@@ -10,7 +10,7 @@ import numpy as np
 
 from numpyro_dvae.diagnostics.arrays import NamedArray
 
-__all__ = ["Labels", "sizes_of_dims"]
+__all__ = ["Labels", "labels_of", "sizes_of_dims"]
 
 
 class Labels(NamedTuple):
@@ -66,6 +66,34 @@ class Labels(NamedTuple):
                     "something else is called so: rename one of the two."
                 )
         return dataset.rename(renamed)
+
+
+def labels_of(groups: Any, coords: Any, dims: Any) -> Labels:
+    """What was asked for, as it may be.
+
+    Raises:
+        ValueError: If one of it is no collection of names, or no mapping to lists.
+    """
+    if not _are_names(groups):
+        raise ValueError(f'`groups` must be names, as in `("posterior",)`; got {groups!r}.')
+    coords, dims = ({} if each is None else each for each in (coords, dims))
+    for argument, each in (("coords", coords), ("dims", dims)):
+        if not isinstance(each, Mapping):
+            raise ValueError(f"`{argument}` must be a dict of lists, by name; got {each!r}.")
+    for dim, labels in coords.items():
+        if np.ndim(labels) != 1:
+            raise ValueError(f"`coords` must have a list of labels for '{dim}'; got {labels!r}.")
+    for name, axes in dims.items():
+        if not _are_names(axes):
+            raise ValueError(
+                f"`dims` must have a list of names for '{name}', as `[\"pixel\"]`; got {axes!r}."
+            )
+    return Labels(groups, coords, dims)
+
+
+def _are_names(given: Any) -> bool:
+    is_list = isinstance(given, Collection) and not isinstance(given, str)
+    return is_list and all(isinstance(each, str) for each in given)
 
 
 def sizes_of_dims(group: str, variables: Mapping[str, tuple]) -> dict[str, int]:

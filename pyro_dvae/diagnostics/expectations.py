@@ -12,6 +12,13 @@ import numpy as np
 __all__ = ["WeightedDraws"]
 
 
+class _ByName(dict):
+    """Values by site, which say what there is where another one is asked for."""
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise ValueError(f"`fn` asks for '{name}'; the latents are {sorted(self)}.")
+
+
 class WeightedDraws(NamedTuple):
     """Draws of all latents with their weights."""
 
@@ -23,7 +30,9 @@ class WeightedDraws(NamedTuple):
 
     def expectation(self, fn: Callable[[Mapping[str, np.ndarray]], Any]) -> np.ndarray:
         """As `ImportanceDiagnostics.expectation`."""
-        found, plates = np.asarray(fn(self.values)), self.log_weights.shape
+        if not callable(fn):
+            raise ValueError(f"`fn` must be a function of the latents; got {fn!r}.")
+        found, plates = np.asarray(fn(_ByName(self.values))), self.log_weights.shape
         if found.shape[: len(plates)] != plates:
             raise ValueError(
                 f"`fn` must return an array of shape {plates} and more: draws, then data, which "
@@ -36,7 +45,8 @@ class WeightedDraws(NamedTuple):
                     f"first changes with the others, though its shape {found.shape} is that of "
                     "draws, then data. Reduce over later axes alone."
                 )
-        weights = np.exp(self.log_weights - self.log_weights.max(0))
+        with np.errstate(invalid="ignore"):  # of a datum of which no draw is possible
+            weights = np.exp(self.log_weights - self.log_weights.max(0))
         weights = (weights / weights.sum(0)).reshape(*plates, *[1] * (found.ndim - len(plates)))
         return np.asarray((weights * found).sum(0))
 

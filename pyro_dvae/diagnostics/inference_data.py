@@ -13,7 +13,7 @@ from pyro_dvae.diagnostics.collect import collect
 from pyro_dvae.diagnostics.discrete import summed_posteriors
 from pyro_dvae.diagnostics.groups import GROUPS, make_groups, readings_for
 from pyro_dvae.diagnostics.importance import NUM_SHARED, diagnose
-from pyro_dvae.diagnostics.names import Labels
+from pyro_dvae.diagnostics.names import labels_of
 from pyro_dvae.ops.arguments import checked
 
 __all__ = ["to_arviz"]
@@ -93,7 +93,7 @@ def to_arviz(
         ValueError: If an argument cannot be used, if model and guide do not match, or if names of
             sites and plates clash with each other, or with ArviZ's, in a group.
     """
-    labels = Labels(groups, coords or {}, dims or {})
+    labels = labels_of(groups, coords, dims)
     wanted = readings_for(groups)
     priors = wanted & {"prior", "prior_predictive"}
     draws = collect(
