@@ -66,6 +66,26 @@ def test_a_class_is_no_loss():
             fit(*key, svi, X, num_steps=1, progress=False)
 
 
+def test_losses_sites_and_parameters_that_are_none_are_refused(backend):
+    """By name, before anything runs."""
+    loss = backend.module("infer").Reinforce_ELBO(num_particles=2)
+    diagnostics = backend.module("diagnostics")
+    call = () if backend.name == "pyro" else (importlib.import_module("jax").random.key(0),)
+    pair, x = (lambda x: None, lambda x: None), backend.asarray(X)
+    for losses in ([loss], loss, {}):
+        with pytest.raises(ValueError, match="`losses` must name at least one loss, as in"):
+            diagnostics.gradient_variance(*call, pair, x, losses=losses)
+    for losses in ({"a": 3}, {1: loss}, {"a": type(loss)}):
+        with pytest.raises(ValueError, match=r"`losses` must have losses, as `Reinforce_ELBO\(\)`"):
+            diagnostics.gradient_variance(*call, pair, x, losses=losses)
+    with pytest.raises(ValueError, match="`params` must be a dict of parameters by name; got"):
+        diagnostics.evaluate(*call, pair, x, params=[1])
+    choose_sites = backend.module("diagnostics.posteriors").choose_sites
+    for sites in (3, "z", [], {"z": 1}):
+        with pytest.raises(ValueError, match="`sites` must be a sequence of names, at least one"):
+            choose_sites(None, sites)
+
+
 @pytest.mark.thrifty
 def test_errors_of_few_states_are_at_least_what_they_show(lab):
     """A datum has four states: of three draws some are missing, of 400 none."""

@@ -99,6 +99,16 @@ def test_a_guide_that_reads_the_other_one_is_asked_about(programs, name):
         assert "log_p" in one.miscalibrated
 
 
+def test_a_name_that_cannot_be_of_the_data_is_refused(programs):
+    """It was left out without a word, and the guide then read other data than were simulated."""
+    pair, data = programs.pair(targets, by_inputs), ARGUMENTS["wider"]
+    with pytest.raises(ValueError, match=r"`data` names 'inputs', of shape \(5, 3\).*shape \(5,\)"):
+        programs.calibrate(programs.pair(targets, exact), *data, data=("targets", "inputs"))
+    for wrong in (3, [3]):
+        with pytest.raises(ValueError, match="`data` must be the name of an argument, a sequence"):
+            programs.calibrate(pair, *ARGUMENTS["others"], data=wrong)
+
+
 @pytest.mark.parametrize(
     "observe",
     [lambda i, t: 2.0 * t, lambda i, t: t + 1.0, lambda i, t: -t, lambda i, t: t[::1] * i],

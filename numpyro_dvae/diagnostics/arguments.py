@@ -6,7 +6,7 @@ alone, so this file is the same in both packages.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +72,17 @@ def names_for(site: str, data: DataNames, sites: Sequence[str]) -> Sequence[str]
         if unknown := sorted(set(data) - set(sites)):
             raise ValueError(f"`data` names sites {unknown}, but the model observes {list(sites)}.")
         data = data.get(site)
-    return [data] if isinstance(data, str) else data
+    names = [data] if isinstance(data, str) else data
+    if not (names is None or (isinstance(names, Collection) and _all_are(str, names))):
+        raise ValueError(
+            f"`data` must be the name of an argument, a sequence of names, or a dict of these by "
+            f"site; got {data!r}."
+        )
+    return None if names is None else list(names)
+
+
+def _all_are(kind: type, values: Collection[Any]) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 def find_places(
@@ -94,9 +104,17 @@ def find_places(
     Raises:
         ValueError: If a name is of no array.
     """
-    wanted = list(leaves) if wanted is None else _spelled_out(site, wanted, leaves)
-    places = [_place(each, observed, *leaves[each], subsamples) for each in wanted]
-    return [place for place in places if place is not None]
+    tried = list(leaves) if wanted is None else _spelled_out(site, wanted, leaves)
+    places = {each: _place(each, observed, *leaves[each], subsamples) for each in tried}
+    found = [place for place in places.values() if place is not None]
+    for name in wanted or ():
+        if found and places.get(name, found) is None:
+            raise ValueError(
+                f"`data` names {name!r}, of shape {np.shape(leaves[name][1])}, among the arguments "
+                f"that hold the data of site '{site}', of shape {np.shape(observed.values)}: leave "
+                "it out."
+            )
+    return found
 
 
 def check_places(

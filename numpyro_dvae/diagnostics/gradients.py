@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import biject_to
 
-from numpyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
+from numpyro_dvae.diagnostics.quality import GradientQuality, check_losses, gradient_quality
 from numpyro_dvae.diagnostics.trained import Trained, as_trained
 from numpyro_dvae.diagnostics.waiting import waited
 from numpyro_dvae.fit.data import Batch
@@ -63,11 +63,7 @@ def gradient_variance(
     Raises:
         ValueError: If there are no losses, fewer than 2 repeats, or no parameter is selected.
     """
-    if not losses or num_repeats < 2:
-        raise ValueError(
-            "`losses` must name at least one loss, and `num_repeats` be at least 2; got "
-            f"{sorted(losses)} and {num_repeats}."
-        )
+    check_losses(losses, num_repeats, "loss_with_mutable_state")
     trained = as_trained(result, params)
     args = trained.arguments(data)
     moments = {

@@ -149,7 +149,8 @@ def choose_sites(draws: Draws, sites: Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         ValueError: If they are not a sequence, one is missing or continuous, or there is none.
     """
-    if isinstance(sites, str) or (sites is not None and not len(sites)):
+    is_list = isinstance(sites, Sequence) and not isinstance(sites, str) and len(sites) > 0
+    if sites is not None and not is_list:
         raise ValueError(
             f"`sites` must be a sequence of names, at least one; got {sites!r}. Write ['z'] for "
             "one site, and leave it out for all."

@@ -17,7 +17,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_dvae.diagnostics.reports import GradientQuality, gradient_quality
+from pyro_dvae.diagnostics.quality import GradientQuality, check_losses, gradient_quality
 from pyro_dvae.diagnostics.trained import Trained, as_trained
 from pyro_dvae.diagnostics.waiting import waited
 from pyro_dvae.fit.svi import loss_unchanged
@@ -54,11 +54,7 @@ def gradient_variance(
     Raises:
         ValueError: If there are no losses, fewer than 2 repeats, or no parameter is selected.
     """
-    if not losses or num_repeats < 2:
-        raise ValueError(
-            "`losses` must name at least one loss, and `num_repeats` be at least 2; got "
-            f"{sorted(losses)} and {num_repeats}."
-        )
+    check_losses(losses, num_repeats, "loss_and_grads")
     trained = as_trained(result, params)
     args = trained.arguments(data)
     with trained.at_parameters(), _gradients_unchanged():

@@ -4,11 +4,11 @@ NumPy alone, so this file is the same in both packages.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["GradientQuality", "gradient_quality"]
+__all__ = ["GradientQuality", "check_losses", "gradient_quality"]
 
 
 class GradientQuality(NamedTuple):
@@ -36,6 +36,22 @@ class GradientQuality(NamedTuple):
             cells = (self.signal[i], self.noise[i], self.snr[i], *self.cosine[i])
             lines.append(f"{name:<{width}}" + "".join(f"{cell:>{width + 4}.4g}" for cell in cells))
         return "\n".join(lines)
+
+
+def check_losses(losses: Any, num_repeats: int, method: str) -> None:
+    """Raise unless losses have names, and the method by which they are evaluated, often enough."""
+    if not isinstance(losses, Mapping) or not losses or num_repeats < 2:
+        names = list(losses) if isinstance(losses, Mapping) else losses
+        raise ValueError(
+            '`losses` must name at least one loss, as in `{"reinforce": Reinforce_ELBO()}`, and '
+            f"`num_repeats` be at least 2; got {names} and {num_repeats}."
+        )
+    for name, loss in losses.items():
+        if not isinstance(name, str) or isinstance(loss, type) or not hasattr(loss, method):
+            raise ValueError(
+                f"`losses` must have losses, as `Reinforce_ELBO()`, by names; got {loss!r} as "
+                f"{name!r}."
+            )
 
 
 def gradient_quality(

@@ -65,6 +65,8 @@ def as_trained(result: Any, params: Mapping[str, Tensor] | None) -> Trained:
     Raises:
         ValueError: If it is neither, or if a parameter has a NaN.
     """
+    if not (params is None or isinstance(params, Mapping)):
+        raise ValueError(f"`params` must be a dict of parameters by name; got {params!r}.")
     if is_pair(result):
         return Trained(*result, _numbers({} if params is None else params))
     params = result.params if params is None else {**result.params, **params}
