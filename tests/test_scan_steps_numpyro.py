@@ -80,7 +80,7 @@ def test_dims_of_a_step_may_differ_in_guide_and_model(of_model, of_guide, turned
     np.testing.assert_allclose(loss, -(np.exp(of_q(turned)) * terms(turned)).sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("of_model", "of_guide"), [((1, 1), ()), ((), (1,))])
+@pytest.mark.parametrize(("of_model", "of_guide"), [((1, 1), ()), ((), (1,)), ((1,), (1, 1))])
 def test_dims_of_a_step_may_differ_where_draws_are_credited(of_model, of_guide):
     found = Reinforce_ELBO(2, closed_form_entropy=False).loss(
         KEY, {}, *programs(of_model, of_guide, False)

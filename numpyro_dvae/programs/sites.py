@@ -68,7 +68,7 @@ class Site:
         """Read a message of NumPyro's; full sizes of plates that subsample are of its trace."""
         frames, infer = message["cond_indep_stack"], message.get("infer") or {}
         fn, value, steps = _in_shape(message), message["value"], message.get("intermediates")
-        if _is_of_all_steps(message["name"], infer) and "dim_to_name" not in infer:
+        if message.get("_control_flow_done") and "dim_to_name" not in infer:  # all steps of a scan
             fn, value, steps = in_steps(fn, value, steps)
         return cls(
             name=message["name"],
@@ -142,7 +142,9 @@ class Site:
     @property
     def has_steps(self) -> bool:
         """Whether it is a site of several steps of a `scan`, which lead its batch dims."""
-        return _is_of_all_steps(self.name, self.infer)
+        # The host writes a step into what may be the `infer` of others; a scan leaves none.
+        of_all = self.infer.get("_scan_current_index", 0) is None
+        return of_all and not self.name.startswith("_PREV_")
 
     @property
     def is_joint(self) -> bool:
@@ -181,11 +183,6 @@ class Site:
     def scaled(self, values: Array, scale: Any) -> Array:
         """Numbers over its batch dims, weighed by `scale`; its masks are the distribution's."""
         return values * scale
-
-
-def _is_of_all_steps(name: str, infer: Mapping[str, Any]) -> bool:
-    # The host writes a step into what may be the `infer` of others; a scan leaves none.
-    return infer.get("_scan_current_index", 0) is None and not name.startswith("_PREV_")
 
 
 def _in_shape(message: Any) -> Any:
