@@ -129,11 +129,13 @@ def main():
     parser.add_argument("--backend", choices=["pyro", "numpyro"], default="pyro")
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--scans", action="store_true", help="programs with a `scan` alone")
     args = parser.parse_args()
     package, reasons, failures = importlib.import_module(f"random_{args.backend}"), Counter(), 0
     for seed in range(args.start, args.start + args.count):
         try:
-            spec = spec_of(seed, package.takes_python)[0]
+            scans = "all" if args.scans else package.takes_scans
+            spec = spec_of(seed, package.takes_python, scans=scans)[0]
             reasons.update((name, text[:90]) for name, text in try_diagnostics(package, spec, seed))
         except Exception:
             failures += 1

@@ -278,7 +278,7 @@ def mean_of_pairs(spec, data, draws, plates, paired, beta=1.0):
         rest = rest + np.real(guide[name].bare[0]).reshape(f.shape[1], -1).sum(1)  # each once
     log_pair = rest[:, None] + rest[None]
     for name in paired:
-        log_pair = log_pair + _log_of_pairs(spec[name], draws.codes[name], guide[name])
+        log_pair = log_pair + _log_of_pairs(_in_order(spec, name, draws.codes[name]), guide[name])
     probs = np.exp(log_pair)
     gap = fixed(f)[0][:, None] - fixed(f)[0][None]  # [z, z', *plates]
     weights = (probs.reshape(*probs.shape, *[1] * (gap.ndim - 2)) * gap).sum(1)
@@ -291,7 +291,14 @@ def _is_scored(spec, name):
     return spec[name].is_discrete or spec[name].kind == "score_normal"
 
 
-def _log_of_pairs(site, codes, term):
+def _in_order(spec, name, codes):
+    """Codes ``[R, *plates, ...]`` with the plates in the order of the spec."""
+    own = spec[name].plates
+    places = [1 + own.index(plate.name) for plate in spec.plates if plate.name in own]
+    return codes.transpose(0, *places, *range(1 + len(places), codes.ndim))
+
+
+def _log_of_pairs(codes, term):
     """Log-probability of all pairs ``[R, R]``: of z by u < p, of z' by 1 - u < p."""
     p = term.probs  # [cells]
     codes = codes.reshape(len(codes), -1)

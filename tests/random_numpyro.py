@@ -1,7 +1,9 @@
 """Random programs written out in NumPyro, and one way to run a loss on them and see its draws."""
 
 import contextlib
+import itertools
 import os
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,7 +17,8 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from random_checks import RefusedError
 from random_evaluating import evaluated
-from random_specs import TABLED, TOTAL, make_data, make_params
+from random_scans_numpyro import Scanned
+from random_specs import STEPS, TABLED, TOTAL, make_data, make_params
 from random_watching_numpyro import Held, quiet, watched
 
 from numpyro_dvae import diagnostics, infer
@@ -28,6 +31,7 @@ __all__ = ["Program", "baselines", "infer"]
 
 name = "numpyro"
 takes_python = False  # a traced program cannot ask for values
+takes_scans = True
 EVENT_WEIGHTS = np.array([1.0, 0.5])
 
 
@@ -40,7 +44,7 @@ class ScoreNormal(dist.Normal):
     reparametrized_params = []  # noqa: RUF012
 
 
-class Program:
+class Program(Scanned):
     """A model and a guide, which are called with the data of a spec."""
 
     def __init__(self, spec):
@@ -78,14 +82,14 @@ class Program:
         found = {}
         for site in self.spec.of_guide():
             if site.guide.by_table:
-                table = params[f"guide.{site.name}.table"]
+                shape, table = self._own_shape(site), params[f"guide.{site.name}.table"]
                 rows = {n: np.arange(table.shape[i]) for i, n in enumerate(site.plates)}
                 inner = table.ndim - len(site.plates)
                 placed = self._in_dims(site, table, rows, inner)
                 if site.kind == "bernoulli":
                     placed = placed[..., None]
                 # A parent's sum over plates that keeps their dims leaves dims of size 1.
-                found[f"{site.name}_auto_logits"] = placed.reshape(self._own_shape(site))
+                found[f"{site.name}_auto_logits"] = placed.reshape(shape)
         return found
 
     def _own_shape(self, site):
@@ -105,8 +109,12 @@ class Program:
         values, plates = {}, {}
         outer = handlers.scale(scale=self.spec.scale or 1.0)
         with outer if self.spec.scale else contextlib.nullcontext():
-            for site in sites:
-                values[site.name] = self._sample(side, site, data, values, plates)
+            for in_scan, group in itertools.groupby(sites, lambda site: site.in_scan):
+                if in_scan:
+                    values |= self._scan(side, list(group), data, values, plates)
+                    continue
+                for site in group:
+                    values[site.name] = self._sample(side, site, data, values, plates)
             if side == "guide" and self.spec.baseline is not None:
                 self._predict(plates, data)
         return values
@@ -143,24 +151,26 @@ class Program:
 
             if part.mask in ("handler", "all"):
                 mask = data[f"mask.{key}"]
-                mask = cells(mask) if part.mask == "handler" else bool(mask)
+                mask = bool(mask) if part.mask == "all" else self._weight(part, mask, cells)
                 stack.enter_context(handlers.mask(mask=mask))
             if site.in_round:  # NumPyro has no plates that are loops
                 stack.enter_context(handlers.scale(scale=2.0))
             if part.scale_by_cell:
-                stack.enter_context(handlers.scale(scale=cells(data[f"scale.{key}"])))
+                scale = self._weight(part, data[f"scale.{key}"], cells)
+                stack.enter_context(handlers.scale(scale=scale))
             elif part.scale:
                 stack.enter_context(handlers.scale(scale=part.scale))
-            lean = numpyro.param(f"{key}.slope") * cells(data[f"x.{site.name}"])
+            lean = self._param(f"{key}.slope", data) * cells(data[f"x.{site.name}"])
             for index, link in enumerate(part.links):
-                weight = numpyro.param(f"{key}.link_{index}")
-                lean = lean + self._linked(site, link, weight, values[link.parent])
+                weight = self._param(f"{key}.link_{index}", data)
+                lean = lean + self._linked(site, link, weight, values, data)
             if site.kind == "factor":
-                numpyro.factor(site.name, numpyro.param(f"{key}.bias") + lean)
+                numpyro.factor(site.name, self._param(f"{key}.bias", data) + lean)
                 return None
-            fn = self._distribution(key, site, lean)
+            fn = self._distribution(key, site, lean, data)
             if part.mask == "distribution":
-                fn = fn.mask(cells(data[f"mask.{key}"], 1 if site.event else 0))
+                mask = data[f"mask.{key}"]
+                fn = fn.mask(mask if part.by_step else cells(mask, int(site.event)))
             fn = fn.to_event(1) if site.event else fn
             observed = side == "model" and not self.spec.is_latent(site)
             obs = cells(data[f"obs.{site.name}"], int(site.event)) if observed else None
@@ -168,6 +178,13 @@ class Program:
             if site.model is None:
                 infer["is_auxiliary"] = True
             return numpyro.sample(site.name, fn, obs=obs, infer=infer)
+
+    def _param(self, key, data):
+        return data["params"][key] if "params" in data else numpyro.param(key)
+
+    @staticmethod
+    def _weight(part, array, cells):
+        return array if part.by_step else cells(array)
 
     def _in_dims(self, site, array, rows, inner):
         """An array over the site's plates in their batch dims."""
@@ -181,40 +198,47 @@ class Program:
         shape = [sizes.get(dim, 1) for dim in range(min(dims, default=0), 0)]
         return array.reshape([*shape, *array.shape[array.ndim - inner :]])
 
-    def _linked(self, site, link, weight, value):
+    def _linked(self, site, link, weight, values, data):
         parent = self.spec[link.parent]
+        value = data["carry"][link.parent] if link.earlier else values[link.parent]
+        after = parent.in_scan and "params" not in data  # a site after the scan
+        if link.how == "last":
+            value = values[f"last.{link.parent}"]
         if parent.kind in TABLED:
             value, weight = weight[value], 1.0
         if parent.event:
             value = (value * EVENT_WEIGHTS).sum(-1)
-        lost = [self.spec.plate(n).dim for n in parent.plates if n not in site.plates]
-        return weight * self._reduced(value, lost, link.how)
+        over_steps = after and link.how in ("sum", "max", "kept")
+        value = self._over_steps(value, link.how) if over_steps else value
+        names = [n for n in parent.plates if n not in (*site.plates, STEPS)]
+        lost = [self.spec.plate(n).dim for n in names]
+        return weight * self._reduced(value, lost, link.how, bool(lost) or after)
 
-    def _reduced(self, value, dims, how):
+    def _reduced(self, value, dims, how, is_bare):
         if how == "prod":
             return (1 - 0.5 * value).prod()
-        if not dims:
+        if not is_bare:
             return value
-        if how == "sum":
-            return value.sum(dims, keepdims=True)
+        if how in ("sum", "last", "kept"):
+            return value.sum(tuple(dims), keepdims=True)
         if how == "max":
-            return value.max(dims, keepdims=True)
+            return value.max(tuple(dims), keepdims=True)
         if how == "first":
             return value[0]
         return value.sum() if how == "bare_sum" else value.max()
 
-    def _distribution(self, key, site, lean):
-        bias = numpyro.param(f"{key}.bias")
+    def _distribution(self, key, site, lean, data):
+        bias = self._param(f"{key}.bias", data)
         if site.kind in TABLED:  # NumPyro has no one-hot kind
             lean = lean[..., None, None] if site.event else lean[..., None]
-            return dist.Categorical(logits=bias + numpyro.param(f"{key}.lift") * lean)
+            return dist.Categorical(logits=bias + self._param(f"{key}.lift", data) * lean)
         lean = bias + (lean[..., None] if site.event else lean)
         if site.kind == "bernoulli":
             return dist.Bernoulli(logits=lean)
         if site.kind == "binomial":
             return dist.Binomial(TOTAL, logits=lean)
         kind = ScoreNormal if site.kind == "score_normal" else dist.Normal
-        return kind(lean, jnp.exp(numpyro.param(f"{key}.log_scale")))
+        return kind(lean, jnp.exp(self._param(f"{key}.log_scale", data)))
 
     # ---------------------------------------------------------------------------------- losses
 
@@ -228,6 +252,12 @@ class Program:
 
     def _in_place(self, key, array):
         site = self.spec[key]
+        if site.in_scan:
+            here = replace(site, plates=site.plates[1:])
+            return np.stack([self._placed(here, row) for row in array])
+        return self._placed(site, array)
+
+    def _placed(self, site, array):
         rows = {n: np.arange(self.spec.plate(n).size) for n in site.plates}
         return evaluated(lambda array: self._in_dims(site, array, rows, int(site.event)))(array)
 
@@ -255,7 +285,7 @@ class Program:
             params = {**params, **self.tables(params), **(mutable or {}), LOSS_MEMORY: memory}
             found = elbo.loss_with_mutable_state(jax.random.key(seed), params, *programs, self.data)
             particles, dream = heard["particles"], self.last if self.has_dreamt else {}
-            dream = {key: value for key, value in dream.items() if value is not None}
+            dream = {key: value for key, value in dream.items() if self._is_site(key, value)}
             seen = particles.extras.get("seen", {}) | more()
             particles = particles._replace(extras={"seen": seen, "dream": dream})
             return found["loss"], (found["mutable_state"][LOSS_MEMORY], particles)
@@ -269,7 +299,8 @@ class Program:
         elbo.state, info = memory
         seen, self.dream = particles.extras["seen"], particles.extras["dream"]
         self.seen = {key: np.asarray(v) for key, v in seen.items() if not key.startswith("rows.")}
-        self.rows = {key: np.asarray(v)[0] for key, v in seen.items() if key.startswith("rows.")}
+        rows = {key: np.asarray(v)[0] for key, v in seen.items() if key.startswith("rows.")}
+        self.rows = self._given_rows() | rows  # those of plates within a `scan` are not told
         return SimpleNamespace(
             loss=float(loss),
             grads={key: np.asarray(value) for key, value in grads.items()},
@@ -278,6 +309,9 @@ class Program:
             notes=heard.get("notes"),
             info=info,
         )
+
+    def _given_rows(self):
+        return {key: value for key, value in self.arrays.items() if key.startswith("rows.")}
 
     def value(self, elbo, seed=0):
         """The loss without gradient, which is the same run in this package."""
@@ -331,22 +365,6 @@ class Program:
         if dreamt:
             seen = {key: np.asarray(value)[None] for key, value in self.dream.items()}
         return {key: self._own(key, value) for key, value in seen.items()}
-
-    def _own(self, key, value):
-        """From the dims of the framework to ``[rows, *plates, event]``."""
-        site = self.spec[key]
-        shape = tuple(self.spec.plate(n).size for n in site.plates)
-        inner = int(site.event)
-        batch = value.ndim - 1 - inner
-        depth = max((-self.spec.plate(n).dim for n in site.plates), default=0)
-        value = value.reshape((len(value), *[1] * (depth - batch), *value.shape[1:]))
-        batch = value.ndim - 1 - inner
-        axes = [0] + [1 + batch + self.spec.plate(n).dim for n in site.plates]
-        others = [a for a in range(1 + batch) if a not in axes]
-        value = value.transpose(axes + others + list(range(1 + batch, value.ndim)))
-        event = value.shape[len(axes) + len(others) :]
-        value = value.reshape(*value.shape[: len(axes)], *event)
-        return np.broadcast_to(value, (len(value), *shape, *event))
 
 
 def diagnose(name, program, seed, **options):

@@ -2,14 +2,16 @@
 
 Arrays have the axes ``[P, R, *plates of the spec, event]``: P - 1 parameters, each moved by an
 imaginary step (the first entry is where they are), R rows of draws. A number's gradient is then
-``imag / STEP``, to the last digit.
+``imag / STEP``, to the last digit. The steps of a `scan` are the last of the plates, which makes no
+data; what a site takes of the step before it is moved along them.
 """
 
 import itertools
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from random_specs import NUM_CODES, NUM_EVENTS, TABLED, TOTAL, make_params
+from random_specs import NUM_CODES, NUM_EVENTS, STEPS, TABLED, TOTAL, make_params
 
 __all__ = ["STEP", "Draws", "Term", "evaluate", "gradient", "perturbed", "states"]
 
@@ -74,7 +76,7 @@ class _Run:
 
     def __init__(self, spec, data, theta, draws):
         self.spec, self.data, self.theta, self.draws = spec, data, theta, draws
-        self.values, self.alive, self.frozen = {}, {}, set()
+        self.values, self.alive, self.frozen, self.before = {}, {}, set(), {}
         self.num_rows = max(
             [draws.count, *map(len, draws.codes.values()), *map(len, draws.normals.values())]
         )
@@ -118,7 +120,8 @@ class _Run:
         return total
 
     def linked(self, site, link, weight):
-        parent, value = self.spec[link.parent], self.values[link.parent]
+        parent = self.spec[link.parent]
+        value = self.earlier(parent) if link.earlier else self.values[link.parent]
         flat = (len(weight),) + (1,) * (value.ndim - 1)
         if parent.kind in TABLED:
             table = sum(weight[:, v].reshape(flat) * (value == v) for v in range(NUM_CODES))
@@ -127,8 +130,37 @@ class _Run:
             value = value @ EVENT_WEIGHTS
         lost = set(parent.plates) - set(site.plates)
         axes = tuple(2 + i for i, p in enumerate(self.spec.plates) if p.name in lost)
+        if link.how == "last":
+            place = 0 if self.spec.scan.reverse else -1
+            value = value.take([place], 1 + len(self.spec.plates))
         value = _reduced(value, axes, link.how)
         return weight.reshape(-1, *[1] * (value.ndim - 1)) * value
+
+    def earlier(self, site):
+        """A site's value in the step before, in the order of the `scan`; 0 in the first."""
+        value = self.before.get(site.name)
+        if value is None:
+            return np.zeros((1,) * (2 + len(self.spec.plates)) + (NUM_EVENTS,) * site.event)
+        axis, is_turned = 1 + len(self.spec.plates), self.spec.scan.reverse
+        moved = np.roll(value, -1 if is_turned else 1, axis)
+        first = np.arange(value.shape[axis]) == (value.shape[axis] - 1 if is_turned else 0)
+        first = first.reshape(-1, *[1] * (value.ndim - axis - 1))
+        return np.where(first, 0, moved)
+
+    def scanned(self, side, sites):
+        """Sites in the body of a `scan`: after as many rounds as there are steps, all are right.
+
+        In the first round the values of the step before are known in the first step alone, in the
+        next one in the second as well, and so on.
+        """
+        own = [s.name for s in sites if s.name in self.draws.normals] if side == "guide" else []
+        terms = {}
+        for _ in range(self.spec.plate(STEPS).size):
+            self.before = dict(self.values)
+            for name in own:
+                self.values.pop(name, None)
+            terms = {s.name: self.term(side, s, getattr(s, side)) for s in sites}
+        return terms
 
     def term(self, side, site, part):
         """Draw or look up the site's value, and its log-density."""
@@ -244,7 +276,7 @@ class _Run:
         mask = self.data[f"mask.{side}.{site.name}"]
         if part.mask == "all":
             return mask.reshape(1)
-        mask = self.cells(site, mask)
+        mask = self.cells(_of_steps(site) if part.by_step else site, mask)
         inner = part.mask == "distribution" and site.event
         return mask if inner else mask[..., None]
 
@@ -258,10 +290,15 @@ class _Run:
         if site.in_round:
             scale = scale * 2
         if part.scale_by_cell:
-            scale = scale * self.cells(site, self.data[f"scale.{side}.{site.name}"])
+            of_cells = _of_steps(site) if part.by_step else site
+            scale = scale * self.cells(of_cells, self.data[f"scale.{side}.{site.name}"])
         elif part.scale:
             scale = scale * part.scale
         return scale
+
+
+def _of_steps(site):
+    return replace(site, plates=(STEPS,))
 
 
 def _reduced(value, axes, how):
@@ -290,10 +327,12 @@ def evaluate(spec, data, theta, draws, frozen=()):
     """
     run, found = _Run(spec, data, theta, draws), {"guide": {}, "model": {}}
     run.frozen = set(frozen)
-    for site in spec.of_guide():
-        found["guide"][site.name] = run.term("guide", site, site.guide)
-    for site in spec.of_model():
-        found["model"][site.name] = run.term("model", site, site.model)
+    for side, sites in (("guide", spec.of_guide()), ("model", spec.of_model())):
+        for in_scan, group in itertools.groupby(sites, lambda site: site.in_scan):
+            if in_scan:
+                found[side] |= run.scanned(side, list(group))
+            else:
+                found[side] |= {s.name: run.term(side, s, getattr(s, side)) for s in group}
     return found
 
 

@@ -1,7 +1,7 @@
 """Try random programs on every loss, and count what agrees and what is refused, and why.
 
     python tests/random_programs.py --backend pyro --count 200
-    python tests/random_programs.py --backend numpyro --count 1000 --losses 4 --calls 1
+    python tests/random_programs.py --backend numpyro --count 1000 --losses 4 --calls 1 --scans
 
 Prints each failure with the seed that repeats it (`--start SEED --count 1`), then the counts.
 """
@@ -147,6 +147,7 @@ def main():
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--losses", type=int, default=len(ALL), help="of a program, in turn")
     parser.add_argument("--calls", type=int, default=3, help="of a program by a loss")
+    parser.add_argument("--scans", action="store_true", help="programs with a `scan` alone")
     parser.add_argument("--trace", action="store_true", help="where each failure comes from")
     options = parser.parse_args()
     warnings.simplefilter("error")
@@ -155,7 +156,9 @@ def main():
     for seed in range(options.start, options.start + options.count):
         losses = in_turn(seed, options.losses)
         order = (0, 1, 0)[: options.calls] if options.calls > 1 else (seed // len(ALL) % 2,)
-        tally = try_program(package, spec_of(seed, package.takes_python), seed, losses, order)
+        scans = "all" if options.scans else package.takes_scans
+        calls = spec_of(seed, package.takes_python, scans=scans)
+        tally = try_program(package, calls, seed, losses, order)
         total.add(tally)
         for name, label, error in tally.failed:
             text = " ".join(str(error).split())[:300]

@@ -1,6 +1,7 @@
 """Random programs written out in Pyro, and one way to run a loss on them and see its draws."""
 
 import contextlib
+import itertools
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,7 +11,8 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from random_checks import RefusedError
-from random_specs import TABLED, TOTAL, make_data, make_params
+from random_scans_pyro import Looped
+from random_specs import STEPS, TABLED, TOTAL, make_data, make_params
 from random_watching_pyro import Watch, quiet, watched
 
 from pyro_dvae import diagnostics, infer
@@ -22,6 +24,7 @@ __all__ = ["Program", "baselines", "infer"]
 
 name = "pyro"
 takes_python = True
+takes_scans = True  # as loops
 EVENT_WEIGHTS = torch.tensor([1.0, 0.5], dtype=torch.float64)
 
 
@@ -34,7 +37,7 @@ class ScoreNormal(dist.Normal):
     has_rsample = False
 
 
-class Program:
+class Program(Looped):
     """A model and a guide, which are called with the data of a spec.
 
     `calls` is set before each run: what the programs are to be, as code would be.
@@ -90,15 +93,20 @@ class Program:
             with poutine.block(), torch.enable_grad(), torch.random.fork_rng():
                 self.automatic(data)
             for site in self.spec.of_guide():
-                table = self.params[f"guide.{site.name}.table"]
-                rows = {n: torch.arange(table.shape[i]) for i, n in enumerate(site.plates)}
-                inner = table.dim() - len(site.plates)
-                with torch.enable_grad():
-                    placed = self._in_dims(site, table, rows, inner)
-                own = getattr(self.automatic.logits, f"{site.name}_unconstrained")
-                own.data.copy_(placed.detach().reshape(own.shape))
-                own.register_hook(partial(_pass_on, placed))
+                self._set_logits(site)
         self.automatic(data)
+
+    def _set_logits(self, site):
+        """Let parameters of an automatic guide be those of the spec."""
+        for name, t in self._labels(site.name):
+            with torch.enable_grad():
+                table = self.params[f"guide.{site.name}.table"]
+                here, table = (site, table) if t is None else (self._in_step(site), table[t])
+                rows = {n: torch.arange(table.shape[i]) for i, n in enumerate(here.plates)}
+                placed = self._in_dims(here, table, rows, table.dim() - len(here.plates))
+            own = getattr(self.automatic.logits, f"{name}_unconstrained")
+            own.data.copy_(placed.detach().reshape(own.shape))
+            own.register_hook(partial(_pass_on, placed))
 
     def rest(self, data):
         """The continuous sites of the guide alone."""
@@ -115,14 +123,13 @@ class Program:
             poutine.scale(scale=self.spec.scale) if self.spec.scale else contextlib.nullcontext()
         )
         with outer:
-            for site in sites:
-                if site.after and not (
-                    site.after in values and values[site.after].sum().item() > 0
-                ):
+            for in_scan, group in itertools.groupby(sites, lambda site: site.in_scan):
+                if in_scan:
+                    values |= self._loop(side, list(group), data, values, plates)
                     continue
-                turns = pyro.plate(f"turns.{site.name}", 2, 1) if site.in_round else [None]
-                for _ in turns:
-                    values[site.name] = self._sample(side, site, data, values, plates)
+                for site in group:
+                    if not site.after or _is_on(values.get(site.after)):
+                        values[site.name] = self._sample(side, site, data, values, plates)
             if side == "guide" and self.spec.baseline is not None:
                 self._predict(plates, data)
 
@@ -144,7 +151,14 @@ class Program:
             plates[name] = pyro.plate(name, plate.full or plate.size, size, rows, dim=dim)
         return plates[name]
 
-    def _sample(self, side, site, data, values, plates):
+    def _sample(self, side, site, data, values, plates, name=None):
+        """A site, under another name in each step of a loop."""
+        name = name or site.name
+        for _ in pyro.plate(f"turns.{name}", 2, 1) if site.in_round else [None]:
+            value = self._sample_once(side, site, data, values, plates, name)
+        return value
+
+    def _sample_once(self, side, site, data, values, plates, name):
         part, key = getattr(site, side), f"{side}.{site.name}"
         with contextlib.ExitStack() as stack:
             rows = {n: stack.enter_context(self._plate(n, plates, data)) for n in site.plates}
@@ -154,23 +168,25 @@ class Program:
 
             if part.mask in ("handler", "all"):
                 mask = data[f"mask.{key}"]
-                mask = cells(mask) if part.mask == "handler" else bool(mask)
+                mask = bool(mask) if part.mask == "all" else self._weight(part, mask, cells)
                 stack.enter_context(poutine.mask(mask=mask))
             if part.scale_by_cell:
-                stack.enter_context(poutine.scale(scale=cells(data[f"scale.{key}"])))
+                scale = self._weight(part, data[f"scale.{key}"], cells)
+                stack.enter_context(poutine.scale(scale=scale))
             elif part.scale:
                 stack.enter_context(poutine.scale(scale=part.scale))
             lean = self.params[f"{key}.slope"] * cells(data[f"x.{site.name}"])
             for index, link in enumerate(part.links):
                 weight = self.params[f"{key}.link_{index}"]
-                lean = lean + self._linked(site, link, weight, values[link.parent])
+                lean = lean + self._linked(site, link, weight, values, data)
             if site.kind == "factor":
                 weight = self.params[f"{key}.bias"] + lean
-                pyro.factor(site.name, weight, has_rsample=True if side == "guide" else None)
+                pyro.factor(name, weight, has_rsample=True if side == "guide" else None)
                 return None
             fn = self._distribution(key, site, lean)
             if part.mask == "distribution":
-                fn = fn.mask(cells(data[f"mask.{key}"], 1 if site.event else 0))
+                mask = data[f"mask.{key}"]
+                fn = fn.mask(mask if part.by_step else cells(mask, int(site.event)))
             fn = fn.to_event(1) if site.event else fn
             infer = {"enumerate": "parallel"} if self.spec.marked and site.is_discrete else {}
             if site.model is None:
@@ -178,9 +194,13 @@ class Program:
             observed = side == "model" and not self.spec.is_latent(site)
             obs = self._observed(site, data, cells) if observed else None
             if observed and self.spec.conditioned:
-                with poutine.condition(data={site.name: obs}):
-                    return pyro.sample(site.name, fn)
-            return pyro.sample(site.name, fn, obs=obs, infer=infer)
+                with poutine.condition(data={name: obs}):
+                    return pyro.sample(name, fn)
+            return pyro.sample(name, fn, obs=obs, infer=infer)
+
+    @staticmethod
+    def _weight(part, array, cells):
+        return array if part.by_step else cells(array)
 
     def _in_dims(self, site, array, rows, inner):
         """An array over the site's plates in their batch dims."""
@@ -199,27 +219,34 @@ class Program:
             return torch.nn.functional.one_hot(value, 3).double()
         return value if site.kind in TABLED or value.is_floating_point() else value.double()
 
-    def _linked(self, site, link, weight, value):
-        parent = self.spec[link.parent]
+    def _linked(self, site, link, weight, values, data):
+        parent, in_step = self.spec[link.parent], "carry" in data
+        value = self._before(parent, data["carry"]) if link.earlier else values[link.parent]
+        if link.how == "last":
+            value = values[f"last.{link.parent}"]
         if parent.kind == "categorical":
             value, weight = weight[value.long()], 1.0
         elif parent.kind == "onehot":
             value, weight = (value * weight).sum(-1), 1.0
         if parent.event:
             value = (value * EVENT_WEIGHTS).sum(-1)
-        lost = [self.spec.plate(n).dim for n in parent.plates if n not in site.plates]
-        return weight * self._reduced(value, lost, link.how)
+        after = parent.in_scan and not in_step
+        over_steps = after and link.how in ("sum", "max", "kept")
+        value = self._over_steps(value, link.how) if over_steps else value
+        names = [n for n in parent.plates if n not in (*site.plates, STEPS)]
+        lost = [self.spec.plate(n).dim for n in names]
+        return weight * self._reduced(value, lost, link.how, bool(lost) or after)
 
-    def _reduced(self, value, dims, how):
+    def _reduced(self, value, dims, how, is_lost):
         if how == "item":
             return float(value.sum().item())
         if how == "if":
             return 1.0 if value.sum() > 0 else -1.0
         if how == "prod":
             return (1 - 0.5 * value).prod()
-        if not dims:
+        if not is_lost or (how in ("sum", "max", "last", "kept") and not dims):
             return value
-        if how == "sum":
+        if how in ("sum", "last", "kept"):
             return value.sum(dims, keepdim=True)
         if how == "max":
             return value.amax(dims, keepdim=True)
@@ -249,12 +276,19 @@ class Program:
         if draws is None:
             self.noise = None
             return
-        self.noise = {key: self._in_place(key, value[0]) for key, value in draws.normals.items()}
+        self.noise = {}
+        for key, value in draws.normals.items():
+            self.noise |= self._in_place(key, value[0])
 
     def _in_place(self, key, array):
-        site = self.spec[key]
-        rows = {n: torch.arange(self.spec.plate(n).size) for n in site.plates}
-        return self._in_dims(site, torch.tensor(array), rows, int(site.event))
+        """By the names of the program's sites."""
+        site, array = self.spec[key], torch.tensor(array)
+        here = self._in_step(site) if site.in_scan else site
+        rows = {n: torch.arange(self.spec.plate(n).size) for n in here.plates}
+        return {
+            name: self._in_dims(here, array if t is None else array[t], rows, int(site.event))
+            for name, t in self._labels(key)
+        }
 
     @staticmethod
     def moved(fn, noise):
@@ -313,21 +347,6 @@ class Program:
         guide = infer.TruncatedGuide(self.model, spec.num_states_under(layout.plates), rest=rest)
         return layout.plates, self.run(elbo, guide, seed)
 
-    def set_draws(self, draws, rows):
-        """Let the guide draw these rows of states, one in each run of a loss; None: at random."""
-        if draws is None:
-            self.given = None
-            return
-        self.given = {}
-        for key, value in draws.codes.items():
-            placed = [self._in_place(key, value[row]) for row in rows]
-            site = self.spec[key]
-            if site.kind == "onehot":
-                placed = [torch.nn.functional.one_hot(v, 3).double() for v in placed]
-            elif site.kind != "categorical":
-                placed = [v.double() for v in placed]
-            self.given[key] = placed
-
     def drawn(self, num_particles, dreamt=False):
         """Values of the last call's particles, ``[K, *plates of the site, event]``.
 
@@ -338,36 +357,13 @@ class Program:
             seen = seen[:-1]
         alone = dreamt or not self.vectorized
         rows = seen[-num_particles:] if alone else seen[-1:]
-        names, count = dict.fromkeys(key for row in rows for key in row), num_particles
+        names, count = {key for row in rows for key in row}, num_particles
         count = count if len(rows) == 1 else 1
         return {
-            key: np.concatenate([self._own(key, row.get(key), count) for row in rows])
-            for key in names
+            site.name: np.concatenate([self._own(site.name, row, count) for row in rows])
+            for site in self.spec.sites
+            if names & {name for name, _ in self._labels(site.name)}
         }
-
-    def _own(self, key, value, num_rows):
-        """From the dims of the framework to ``[rows, *plates, event]``."""
-        site = self.spec[key]
-        shape = tuple(self.spec.plate(n).size for n in site.plates)
-        event = (2,) if site.event else ()
-        if value is None:
-            return np.zeros((num_rows, *shape, *event))
-        if site.kind == "onehot":
-            value = value.argmax(-1)
-        inner = len(event)
-        sizes = value.shape[value.ndim - inner :]
-        dims = [self.spec.plate(n).dim for n in site.plates]
-        batch = value.shape[: value.ndim - inner]
-        depth = max((-dim for dim in dims), default=0)
-        rows = batch[0] if len(batch) > depth else 1
-        batch = batch[1:] if len(batch) > depth else batch
-        batch = batch[len(batch) - depth :] if depth else ()  # dims of other plates are 1
-        value = value.reshape((rows, *(1,) * (depth - len(batch)), *batch, *sizes))
-        axes = [0] + [1 + depth + dim for dim in dims]
-        others = [a for a in range(1 + depth) if a not in axes]
-        value = value.transpose(axes + others + list(range(1 + depth, value.ndim)))
-        value = value.reshape(*value.shape[: len(axes)], *sizes)
-        return np.broadcast_to(value, (num_rows, *shape, *event))
 
 
 def _pass_on(placed, slope):

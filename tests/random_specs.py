@@ -6,13 +6,18 @@ ELBO is summed over all states by `random_oracle`, which knows neither. They are
 
 A site's logit or location is ``bias + slope x + sum of what its links say of earlier sites``. A
 link reduces its parent over the plates that the child is not under, in the way `how` says.
+
+The steps of a `scan` are written as a plate, `STEPS`, of the sites in its body, which is none: it
+makes no data, and is last among the plates and first among those of a site.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-__all__ = ["Link", "Part", "Plate", "Site", "Spec", "make_data", "make_params"]
+__all__ = ["STEPS", "Link", "Part", "Plate", "Scan", "Site", "Spec", "make_data", "make_params"]
+
+STEPS = "steps"
 
 TABLED = ("categorical", "onehot")  # kinds whose values are codes of a table
 NUM_CODES = 3
@@ -40,11 +45,13 @@ class Link:
     """What a site takes of an earlier one; `how` reduces the plates that it is not under.
 
     "sum" and "max" keep dims, as vectorised programs must; "bare_sum", "bare_max", "prod" and
-    "first" mix particles; "item" and "if" pass through Python.
+    "first" mix particles; "item" and "if" pass through Python. Of the steps of a `scan`, "last" is
+    the last one, and "kept" a sum that keeps them as a dim.
     """
 
     parent: str
     how: str = "sum"
+    earlier: bool = False  # what the parent was in the step before, by the carry; 0 in the first
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Part:
     scale: float | None = None
     scale_by_cell: bool = False
     mask: str = "none"  # "handler", "all" (False for the whole site), "distribution"
+    by_step: bool = False  # a mask or scale by cell is one number a step of a `scan`
     by_table: bool = False  # of an automatic guide: logits of each cell, scaled and masked as the
     # model's half is
 
@@ -75,12 +83,24 @@ class Site:
     after: str | None = None  # it is there if that earlier site is not 0, in Python
 
     @property
+    def in_scan(self):
+        return STEPS in self.plates
+
+    @property
     def is_discrete(self):
         return self.kind in ("bernoulli", "categorical", "onehot", "binomial")
 
     @property
     def num_values(self):
         return {"bernoulli": 2, "binomial": TOTAL + 1}.get(self.kind, NUM_CODES)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """How the sites of `STEPS` are run, one step after another."""
+
+    reverse: bool = False
+    plates: str = "inside"  # opened anew in each step; or "before", and entered in each
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,7 @@ class Spec:
     marked: bool = False  # discrete sites are marked for enumeration, which must not matter
     conditioned: bool = False  # data are given by `condition`, not by `obs`
     finds_dims: bool = False  # plates have no `dim`, and find those that they are said to have
+    scan: Scan | None = None  # of NumPyro; a loop in Pyro
 
     def __getitem__(self, name):
         return next(site for site in self.sites if site.name == name)
@@ -123,6 +144,15 @@ class Spec:
     def num_cells(self, site):
         sizes = [self.plate(name).size for name in site.plates]
         return int(np.prod(sizes)) * (NUM_EVENTS if site.event else 1)
+
+    def is_by_step(self, side, sites, key):
+        """Whether an array of the data has the steps of some sites of a `scan` in front."""
+        kind, *rest = key.split(".")
+        names = {site.name for site in sites}
+        if kind in ("mask", "scale"):
+            part = rest[0] == side and rest[1] in names and getattr(self[rest[1]], side)
+            return bool(part) and not (kind == "mask" and part.mask == "all")
+        return kind in ("x", "obs") and rest[0] in names
 
     @property
     def num_states(self):
@@ -190,18 +220,20 @@ def of_bits(spec):
 
 def of_one_plate(spec):
     """The program with all of its sites under its first plate, or as it is if others lie there."""
-    if not spec.plates or sum(p.dim == spec.plates[0].dim for p in spec.plates) > 1:
+    of_data = [plate for plate in spec.plates if plate.name != STEPS]
+    if not of_data or sum(p.dim == of_data[0].dim for p in of_data) > 1:
         return spec
-    first = spec.plates[0].name
+    first = of_data[0].name
 
     def moved_part(part):
-        ways = {"max": "max"}
+        ways = {"max": "max", "last": "last"}
         links = tuple(replace(link, how=ways.get(link.how, "sum")) for link in part.links)
         return replace(part, links=links)
 
     def moved(site):
         halves = {s: p and moved_part(p) for s, p in (("model", site.model), ("guide", site.guide))}
-        plates = (first, *(name for name in site.plates if name != first))
+        others = [name for name in site.plates if name != first]
+        plates = (*others[: site.in_scan], first, *others[site.in_scan :])
         return replace(site, plates=plates, after=None, **halves)
 
     return replace(spec, sites=tuple(map(moved, spec.sites)))
@@ -276,9 +308,11 @@ def make_data(spec):
             part = getattr(site, side)
             if part is not None and part.mask != "none":
                 inner = event if part.mask == "distribution" else []
-                shape = [] if part.mask == "all" else full + inner
+                cells = full[:1] if part.by_step else full
+                shape = [] if part.mask == "all" else cells + inner
                 kept = rng.random(size=shape) < 0.6
                 data[f"mask.{side}.{site.name}"] = np.zeros(shape, bool) if not shape else kept
             if part is not None and part.scale_by_cell:
-                data[f"scale.{side}.{site.name}"] = rng.uniform(0.5, 2.0, size=full)
+                cells = full[:1] if part.by_step else full
+                data[f"scale.{side}.{site.name}"] = rng.uniform(0.5, 2.0, size=cells)
     return data

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from random_specs import Link, Part, Plate, Site, Spec
+from random_specs import STEPS, Link, Part, Plate, Scan, Site, Spec
 
 __all__ = ["spec_of", "specs"]
 
 MOST_STATES = 128
+MOST_STATES_OF_SCANS = 256
 FORMS = {  # of plates, and which of them a site can be under
     "none": ((), ((),)),
     "data": ((("data", -1),), (("data",), ())),
@@ -29,6 +30,8 @@ FORMS = {  # of plates, and which of them a site can be under
     ),
     "apart": ((("left", -1), ("right", -1)), (("left",), ("right",), ())),
 }
+# Before, inside and after it.
+LATENTS_OF_SCANS = ((0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1), (1, 0, 0), (1, 2, 0), (1, 1, 1))
 KINDS = ("bernoulli", "categorical", "normal", "onehot", "binomial")
 REDUCTIONS = ("sum", "max", "bare_sum", "bare_max", "prod", "first", "item", "if")
 ELEMENTWISE = ("sum",)
@@ -51,7 +54,7 @@ class Chooser:
         return self.rare and self.maybe(8)
 
 
-def _plates(chooser, form):
+def plates_of(chooser, form):
     plates = []
     for name, dim in FORMS[form][0]:
         size, full, rows = chooser.choose((2, 2, 2, 3, 1)), None, "given"
@@ -61,17 +64,24 @@ def _plates(chooser, form):
     return tuple(plates)
 
 
-def _part(chooser, earlier, site):
+def part_of(chooser, earlier, site, body=()):
+    """One half of a site; `body` are sites of a `scan`, of which it may take the step before."""
     links = []
     for parent in [s for s in earlier if s.kind != "factor"][-3:]:
         if chooser.choose((True, False)):
             links.append(Link(parent.name, _how(chooser, parent, site)))
+    for parent in [s for s in body if s.kind != "factor"]:
+        if chooser.maybe(3):
+            links.append(Link(parent.name, _how(chooser, parent, site), earlier=True))
     kind = chooser.often("none", "some")
     mask = chooser.choose(("handler", "distribution", "all")) if kind == "some" else "none"
     if site.kind == "factor" and mask == "distribution":
         mask = "handler"
     scale = chooser.choose((0.5, 3.0)) if chooser.maybe(6) else None
-    return Part(tuple(links), scale, scale is not None and chooser.maybe(3), mask)
+    by_cell = scale is not None and chooser.maybe(3)
+    by_cell = by_cell and not (site.in_scan and chooser.choose((True, True, False)))  # refused
+    by_step = site.in_scan and (by_cell or mask == "handler") and chooser.maybe(3)
+    return Part(tuple(links), scale, by_cell, mask, by_step)
 
 
 def _how(chooser, parent, site):
@@ -81,6 +91,8 @@ def _how(chooser, parent, site):
     ways = ["sum", "sum"]
     if lost:
         ways.append("max")
+    if STEPS in lost:
+        ways += ["last", "kept"]
     if bare and parent.plates and not parent.event:
         ways += ["bare_sum", "bare_max", "prod"] + ["first"] * (len(parent.plates) == 1)
     if bare and parent.kind in ("bernoulli", "binomial") and chooser.python:
@@ -88,13 +100,13 @@ def _how(chooser, parent, site):
     return chooser.choose(tuple(ways))
 
 
-def _latent(chooser, name, form, earlier):
-    kind, under = chooser.choose(KINDS), chooser.choose(FORMS[form][1])
+def latent(chooser, name, form, earlier, steps=()):
+    kind, under = chooser.choose(KINDS), (*steps, *chooser.choose(FORMS[form][1]))
     if kind == "normal" and chooser.maybe(6):
         kind = "score_normal"
     event = kind in ("bernoulli", "normal", "categorical") and chooser.maybe()
     site = Site(name, kind, under, event)
-    site = replace(site, model=_part(chooser, earlier, site))
+    site = replace(site, model=part_of(chooser, earlier, site, _body(earlier, site)))
     site = replace(site, in_round=chooser.rarely())
     if chooser.maybe(6):
         site = replace(site, labelled=True)
@@ -108,19 +120,24 @@ def _latent(chooser, name, form, earlier):
     return site
 
 
-def _closing(chooser, name, form, earlier):
+def _body(earlier, site):
+    """Of a site in a `scan`: the others there, and itself."""
+    return [*(s for s in earlier if s.in_scan), site] if site.in_scan else []
+
+
+def closing(chooser, name, form, earlier, steps=()):
     kind = chooser.choose(("normal", "bernoulli", "categorical", "factor", "normal"))
-    under = chooser.choose(FORMS[form][1])
+    under = (*steps, *chooser.choose(FORMS[form][1]))
     event = kind == "normal" and chooser.maybe()
     site = Site(name, kind, under, event)
-    site = replace(site, model=_part(chooser, earlier, site))
+    site = replace(site, model=part_of(chooser, earlier, site, _body(earlier, site)))
     switches = [s for s in earlier if s.kind == "bernoulli" and not s.event]
     if switches and chooser.python and chooser.maybe(6):
         site = replace(site, after=switches[0].name, needs=switches[0].needs)
     return site
 
 
-def _there(sites):
+def there(sites):
     """Without links to sites that may be absent while the child is there."""
     by_name = {s.name: s for s in sites}
 
@@ -136,7 +153,7 @@ def _there(sites):
     return [replace(s, model=kept(s, s.model)) if s.model else s for s in sites]
 
 
-def _guides(chooser, form, sites):
+def guides_of(chooser, form, sites):
     """Guide halves, in an order of their own, some after an auxiliary site."""
     latent = [s for s in sites if s.guide is None and s.name.startswith("z")]
     free = not any(s.after for s in latent)
@@ -145,55 +162,101 @@ def _guides(chooser, form, sites):
     if chooser.rarely():
         extra = [Site("a", "bernoulli", chooser.choose(FORMS[form][1]), model=None, guide=Part())]
     for site in order:
-        earlier = [
-            s
-            for s in extra + done
-            if s.after in (None, site.after)
-            and s.needs in (None, site.needs)
-            and not (s.labelled and not site.labelled)
-        ]
-        part = _part(chooser, earlier, site)
+
+        def is_known(other, site=site):
+            is_there = other.after in (None, site.after) and other.needs in (None, site.needs)
+            return is_there and not (other.labelled and not site.labelled)
+
+        earlier = list(filter(is_known, extra + done))
+        body = [s for s in latent if s.in_scan and is_known(s)] if site.in_scan else []
+        part = part_of(chooser, earlier, site, body)
         found[site.name] = replace(site, guide=part)
         done.append(site)
     names = tuple(s.name for s in extra + order)
     return extra + [found.get(s.name, s) for s in sites], names
 
 
-def build(chooser):
-    """One spec and another call of it: other sizes, flags and labels."""
-    form = chooser.choose(tuple(FORMS))
+def _plain(chooser, form):
+    """Sites of a model."""
     sites = []
     for index in range(chooser.choose((1, 2, 3))):
-        sites.append(_latent(chooser, f"z{index}", form, sites))
+        sites.append(latent(chooser, f"z{index}", form, sites))
     for index in range(chooser.choose((1, 2))):
-        sites.append(_closing(chooser, f"y{index}", form, sites))
-    sites, order = _guides(chooser, form, _there(sites))
+        sites.append(closing(chooser, f"y{index}", form, sites))
+    return sites
+
+
+def _scanned(chooser, form):
+    """Sites of a model, one to three of them in the body of a `scan`."""
+    before, inside, after = chooser.choose(LATENTS_OF_SCANS)
+    seen = chooser.choose((1, 1, 2) if inside < 2 else (1, 0))
+    makers = [("z", latent)] * inside + [("y", closing)] * seen
+    makers = makers[::-1] if chooser.maybe() else makers
+    outside = [("z", latent)] * after + [("y", closing)] * chooser.choose((0, 1) if seen else (1,))
+    sites = []
+    for place, (letter, make) in enumerate([("z", latent)] * before + makers + outside):
+        steps = (STEPS,) if before <= place < before + len(makers) else ()
+        sites.append(make(chooser, f"{letter}{place}", form, sites, steps))
+    body = [site for site in sites if site.in_scan and site.kind != "factor"]
+    if len(body) > 1 and chooser.maybe():  # the first takes what the last was
+        first, last = body[0], body[-1]
+        link = Link(last.name, _how(chooser, last, first), earlier=True)
+        part = replace(first.model, links=(*first.model.links, link))
+        sites[sites.index(first)] = replace(first, model=part)
+    return sites
+
+
+def build(chooser, scans=False):
+    """One spec and another call of it: other sizes, flags and labels; with a `scan`, or without."""
+    chooser.python = chooser.python and not scans
+    form = chooser.choose(tuple(FORMS))
+    sites = _scanned(chooser, form) if scans else _plain(chooser, form)
+    sites, order = guides_of(chooser, form, there(sites))
     if chooser.maybe(8):
         factor = Site("g", "factor", model=None)
         earlier = [s for s in sites if s.name in order and not (s.after or s.needs or s.labelled)]
-        sites.append(replace(factor, guide=_part(chooser, earlier, factor)))
+        sites.append(replace(factor, guide=part_of(chooser, earlier, factor)))
         order = (*order, "g")
     seed, scale = chooser.choose(tuple(range(50))), 0.5 if chooser.maybe(6) else None
     flags = ("flag",) if chooser.choose((True, False)) else ()
-    first = Spec(_plates(chooser, form), tuple(sites), order, scale, flags, False, seed)
+    first = Spec(plates_of(chooser, form), tuple(sites), order, scale, flags, False, seed)
     finds_dims = form in ("data", "inner", "apart") and chooser.choose((False, True))
     first = replace(first, marked=chooser.rarely())
     plates = next(site for site in sites if site.model).plates
+    plates = tuple(name for name in plates if name != STEPS)
     baseline = chooser.choose((plates, None, ()))
     first = replace(first, baseline=baseline)
     first = replace(first, conditioned=chooser.maybe(), finds_dims=finds_dims)
     other = replace(
         first,
-        plates=_plates(chooser, form),
+        plates=plates_of(chooser, form),
         flags=("flag",) if chooser.choose((True, False)) else (),
         has_labels=chooser.choose((True, False)),
     )
+    if scans:
+        first, other = _with_steps(chooser, first, other)
     smallest = (
         replace(s, plates=tuple(replace(p, size=1) for p in s.plates)) for s in (first, other)
     )
-    if max(spec.num_states for spec in smallest) > MOST_STATES:
+    if max(spec.num_states for spec in smallest) > _most_states(first):
         first, other = _without_events(first), _without_events(other)
     return shrunk(first), shrunk(other)
+
+
+def _with_steps(chooser, *calls):
+    """Rows that are drawn are those of all steps where their plate is made before."""
+    drawn = any(plate.full and plate.rows == "drawn" for spec in calls for plate in spec.plates)
+    where = "before" if drawn else chooser.choose(("inside", "before"))
+    scan = Scan(chooser.maybe(), where)
+    steps = [Plate(STEPS, 0, chooser.choose((2, 2, 3))) for _ in calls]
+    return [
+        replace(spec, scan=scan, plates=(*spec.plates, plate))
+        for spec, plate in zip(calls, steps, strict=True)
+    ]
+
+
+def _most_states(spec):
+    return MOST_STATES_OF_SCANS if spec.scan else MOST_STATES
 
 
 def _smallest(spec):
@@ -206,25 +269,26 @@ def _without_events(spec):
 
 def shrunk(spec):
     """With as few cells as it takes to list the states."""
-    while spec.num_states > MOST_STATES:
+    while spec.num_states > _most_states(spec):
         large = [p for p in spec.plates if p.size > 1]
-        plate = max(large, key=lambda p: p.size)
+        plate = max(large, key=lambda p: (p.name != STEPS, p.size))
         small = replace(plate, size=plate.size - 1)
         spec = replace(spec, plates=tuple(small if p is plate else p for p in spec.plates))
     return spec
 
 
 @st.composite
-def specs(draw, python=True, rare=True):
+def specs(draw, python=True, rare=True, scans=False):
     """A program and two calls of it; with Python's `if` on draws and rare kinds, or without."""
-    return build(Chooser(lambda options: draw(st.sampled_from(options)), python, rare))
+    chooser = Chooser(lambda options: draw(st.sampled_from(options)), python, rare)
+    return build(chooser, scans and chooser.maybe())
 
 
-def spec_of(seed, python=True, rare=True):
-    """The same by a seed, as a command needs it."""
+def spec_of(seed, python=True, rare=True, scans=False):
+    """The same by a seed, as a command needs it; a `scan` is in every fifth."""
     rng = np.random.default_rng(seed)
 
     def choose(options: tuple) -> Any:
         return options[rng.integers(len(options))]
 
-    return build(Chooser(choose, python, rare))
+    return build(Chooser(choose, python, rare), scans == "all" or (scans and seed % 5 == 4))

@@ -35,7 +35,7 @@ def test_forty_programs_agree_with_the_sum_over_states(package, capsys):
     """Three of the losses each, so that each loss meets seven programs, most of which it takes."""
     total = Tally()
     for seed in range(40):
-        calls = spec_of(seed, package.takes_python, rare=False)
+        calls = spec_of(seed, package.takes_python, rare=False, scans=package.takes_scans)
         order = (0, 1) if package.name == "pyro" else (seed // len(ALL) % 2,)
         total.add(try_program(package, calls, seed, in_turn(seed, AT_ONCE), order))
     with capsys.disabled():
@@ -63,7 +63,7 @@ def test_a_plate_that_only_some_of_all_states_have(seed, name):
 @pytest.mark.slow
 def test_a_thousand_programs(package):
     @settings(max_examples=1000, **SETTINGS)
-    @given(specs(package.takes_python), st.integers(0, 10**6))
+    @given(specs(package.takes_python, scans=package.takes_scans), st.integers(0, 10**6))
     def run(calls, seed):
         order = (0, 1) if package.name == "pyro" else (seed % 2,)
         assert_right(try_program(package, calls, seed, in_turn(seed, AT_ONCE), order))
