@@ -38,6 +38,16 @@ CASES = {
     "one number for a row": (dist.Normal(0.0, 0.3).expand([5, 4, 3]).to_event(2), X[:, :, :1]),
     "one number for all": (dist.Normal(MEANS, 0.3).to_event(2), X[0, 0, 0]),
     "one bit for a datum": (dist.Bernoulli(logits=LOGITS[2:].repeat(2)).to_event(1), BITS[:, :1]),
+    "a location per row": (dist.Normal(MEANS[..., :1], 0.3).to_event(2), X),
+    "a location and scale per row": (
+        dist.Normal(MEANS[..., :1], np.exp(X[0, :, :1])).to_event(2),
+        X,
+    ),
+    "a location and scale per datum": (
+        dist.Normal(MEANS[:, :1, :1], np.exp(X[:, :1, :1])).to_event(2),
+        X,
+    ),
+    "bits of one chance": (dist.Bernoulli(logits=LOGITS[2:3]).to_event(1), BITS),
     "no event": (dist.Normal(MEANS[:, 0, 0], 0.3), X[:, 0, 0]),
 }
 

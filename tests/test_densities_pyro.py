@@ -49,6 +49,23 @@ CASES = {
         BITS[0, 0],
     ),
     "masked bits": (lambda s: dist.Bernoulli(logits=s * LOGITS).mask(LOGITS > 0).to_event(1), BITS),
+    "a location per row": (lambda s: dist.Normal(MEANS[..., :1], s * ONE).to_event(2), X),
+    "a location and scale per row": (
+        lambda s: dist.Normal(MEANS[..., :1], s * X[0, :, :1].exp()).to_event(2),
+        X,
+    ),
+    "a location and scale per datum": (
+        lambda s: dist.Normal(MEANS[:, :1, :1], s * X[:, :1, :1].exp()).to_event(2),
+        X,
+    ),
+    "a location per row, masked": (
+        lambda s: dist.Normal(MEANS[..., :1], s * ONE).mask(X[:, :, :1] > 0).to_event(2),
+        X,
+    ),
+    "bits of one chance, as it is": (
+        lambda s: dist.Bernoulli(logits=s * LOGITS[:1]).to_event(1),
+        BITS,
+    ),
     "no event": (lambda s: dist.Normal(MEANS[:, 0, 0], s * ONE), X[:, 0, 0]),
 }
 

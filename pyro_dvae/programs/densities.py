@@ -73,9 +73,10 @@ def _is_real(fn: Any, value: Tensor) -> bool:
 def _normal(
     loc: Tensor, scale: Tensor, value: Tensor, mask: Tensor | None, num_dims: int
 ) -> Tensor:
-    dims, scale, event = tuple(range(-num_dims, 0)), unexpanded(scale), loc.shape[-num_dims:]
+    dims, scale = tuple(range(-num_dims, 0)), unexpanded(scale)
     num_scales = scale.shape[-num_dims:].numel()
-    value, loc = torch.broadcast_tensors(value, loc)
+    value, loc = torch.broadcast_tensors(value, loc)  # in which either may be one for several
+    event = loc.shape[-num_dims:]
     square = functional.mse_loss(loc, value, reduction="none")  # fused, in one piece of memory
     log_norm = scale.log() + 0.5 * math.log(2 * math.pi)
     has_gradient = square.requires_grad or scale.requires_grad
