@@ -9,14 +9,18 @@ jax = pytest.importorskip("jax")
 numpyro = pytest.importorskip("numpyro")
 import jax.numpy as jnp  # noqa: E402
 import numpyro.distributions as dist  # noqa: E402
+import optax  # noqa: E402
 from any_numpyro import KEY, assert_mean, draws_of, normal  # noqa: E402
 from numpyro import handlers  # noqa: E402
 from numpyro.contrib.control_flow import scan  # noqa: E402
 
 from numpyro_dvae.infer import (  # noqa: E402
     DAPS_ELBO,
+    SVI,
     Exact_ELBO,
     Reinforce_ELBO,
+    Truncated_ELBO,
+    TruncatedGuide,
     WakeSleep_ELBO,
 )
 
@@ -224,3 +228,68 @@ def test_weights_of_a_step_are_refused_and_the_advice_works(loss):
         else:
             shares = -np.array([0.0, 0.5, 1.0]) * (seen[1] - seen[0]) - seen[0]
             assert np.abs(shares - found).min() < 1e-4
+
+
+# ------------------------------------------------------------------------- rows of a minibatch
+
+
+ALIKE = np.array([[3.0, -3.0, 3.0, -3.0], [-3.0, 3.0, 3.0, -3.0]])  # steps, data
+
+
+def of_rows(where, slope, *, is_model=False):
+    """Codes of a datum that say its sign, one a step, of one row of four that a plate draws."""
+    before = numpyro.plate("data", 4, 1) if where == "before" else None
+
+    def step(carry, x):
+        with before or numpyro.plate("data", 4, 1) as rows:
+            z = numpyro.sample("z", dist.Bernoulli(logits=slope * x[rows]))
+            if is_model:
+                numpyro.sample("x", dist.Normal(6.0 * z - 3.0, 1.0), obs=x[rows])
+        return carry, None
+
+    scan(step, 0.0, jnp.asarray(ALIKE))
+
+
+def minus_log_joint(apart):
+    """Of a code and its number, `apart` from where the code says that it is; eight of them."""
+    return -8 * (np.log(0.5) + normal(apart, 0.0))
+
+
+@pytest.mark.parametrize("where", ["before", "inside"])
+@pytest.mark.parametrize("loss", [Exact_ELBO(), DAPS_ELBO(2)])
+def test_rows_that_a_step_draws_are_those_of_both_programs(where, loss):
+    """NumPyro draws others in each step of each program, so that codes were those of other data."""
+    programs = (lambda: of_rows(where, 0.0, is_model=True)), (lambda: of_rows(where, 3.0))
+    found = jax.jit(lambda keys: jax.lax.map(lambda key: loss.loss(key, {}, *programs), keys))(
+        jax.random.split(KEY, 8)
+    )
+    np.testing.assert_allclose(found, minus_log_joint(0.0), rtol=0.01)  # a wrong one adds 18
+
+
+def test_rows_of_dreams_are_those_of_both_programs():
+    def slope(key):
+        def value(slope):
+            programs = (
+                (lambda: of_rows("inside", 1.0, is_model=True)),
+                (lambda: of_rows("inside", slope)),
+            )
+            options = {"sleep": 1.0, "replace_data": lambda made, args, kwargs: (args, kwargs)}
+            return WakeSleep_ELBO(2, **options).loss(key, {}, *programs)
+
+        return jax.grad(value)(0.1)
+
+    q, p = (1 / (1 + np.exp(-slope * ALIKE)) for slope in (0.1, 1.0))
+    assert_mean(draws_of("dreams of rows", slope, 2000), (ALIKE * (q - p)).sum())
+
+
+def loss_of_sets(where):
+    model = lambda: of_rows(where, 0.0, is_model=True)  # noqa: E731
+    svi = SVI(model, TruncatedGuide(model, 4), optax.sgd(0.0), Truncated_ELBO())
+    return jax.jit(lambda key: svi.evaluate(svi.init(key)))(KEY)
+
+
+def test_sets_of_rows_want_their_plate_before_the_steps():
+    with pytest.raises(ValueError, match=r"'data' is opened in a `scan`.*Make it before"):
+        loss_of_sets("inside")
+    both = np.logaddexp(-minus_log_joint(0.0) / 8, -minus_log_joint(6.0) / 8)
+    np.testing.assert_allclose(loss_of_sets("before"), -8 * both, rtol=1e-5)

@@ -5,7 +5,6 @@ other values than those that it has drawn, for trials of what depends on them.
 """
 
 import math
-import zlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,11 +22,10 @@ from numpyro.primitives import Messenger
 from numpyro_dvae.distributions import CertainCategorical, UniformCategorical, sample_codes
 from numpyro_dvae.distributions.codes import OneHotCategorical
 from numpyro_dvae.programs.densities import given_steps, has_inverse
-from numpyro_dvae.programs.handlers.steps import StepsChecked, turned
+from numpyro_dvae.programs.handlers.steps import StepsChecked, share_rows, turned
 from numpyro_dvae.programs.messages import (
     is_drawn,
     is_observed,
-    is_subsample,
     mutable_values,
 )
 from numpyro_dvae.programs.sites import (
@@ -97,8 +95,7 @@ class Draw(Messenger):
 
     def process_message(self, msg: Any) -> None:
         """Set the value of a latent site, or the key of a plate."""
-        if is_subsample(msg) and msg["value"] is None:
-            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, _number(msg["name"]))
+        share_rows(msg, self.rng_key)
         if msg["type"] == "control_flow":
             stack = msg["kwargs"]["substitute_stack"]
             if self.values:
@@ -168,11 +165,6 @@ class Draw(Messenger):
         else:
             drawn = fn(sample_intermediates=True, **options)
             msg["value"], msg["intermediates"] = drawn
-
-
-def _number(name: str) -> int:
-    """That stands for a name in a key."""
-    return zlib.crc32(name.encode())
 
 
 def _draw_codes(rng_key: Array, logits: Array, shape: tuple[int, ...]) -> Array:

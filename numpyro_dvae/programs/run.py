@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from numpyro.handlers import replay, trace, uncondition
 
 from numpyro_dvae.programs.draw import Draw, Sampler, run_pair, seeded
-from numpyro_dvae.programs.handlers.steps import StepsChecked
+from numpyro_dvae.programs.handlers.steps import SharedRows, StepsChecked
 from numpyro_dvae.programs.messages import with_values
 from numpyro_dvae.programs.record import Ledger, Particles, Reader, make_record
 from numpyro_dvae.programs.sites import Pair, sample_sites
@@ -156,11 +156,12 @@ def dream(rng_key: Array, pair: Pair, replace_data: ReplaceData) -> Float[Array,
         replace_data: Maps (made data by site, args, kwargs) to the guide's (args, kwargs).
     """
     model_key, guide_key = jax.random.split(rng_key)
-    model_trace, made = _dreamt(model_key, pair)
+    with SharedRows(model_key):
+        model_trace, made = _dreamt(model_key, pair)
     sites = sample_sites(model_trace)
     args, kwargs = replace_data(made, pair.args, pair.kwargs)
     replayed = replay(seeded(pair.guide, guide_key), trace=model_trace)
-    with StepsChecked():
+    with SharedRows(model_key), StepsChecked():
         dreamt = sample_sites(trace(replayed).get_trace(*args, **kwargs))
     latent = [site for name, site in dreamt.items() if name in sites]
     ledger = Ledger(pair.layout, latent)

@@ -68,6 +68,7 @@ class Site:
         """Read a message of NumPyro's; full sizes of plates that subsample are of its trace."""
         frames, infer = message["cond_indep_stack"], message.get("infer") or {}
         fn, value, steps = _in_shape(message), message["value"], message.get("intermediates")
+        sizes = {**infer.get("_full_sizes", {}), **full_sizes}
         if message.get("_control_flow_done") and "dim_to_name" not in infer:  # all steps of a scan
             fn, value, steps = in_steps(fn, value, steps)
         return cls(
@@ -75,7 +76,7 @@ class Site:
             fn=fn,
             value=value,
             is_observed=message.get("is_observed", False),
-            plates={f.name: _Plate.of(f, full_sizes) for f in frames},
+            plates={f.name: _Plate.of(f, sizes) for f in frames},
             scale=1.0 if message.get("scale") is None else message["scale"],
             infer=infer,
             call=(steps,) if steps else (),

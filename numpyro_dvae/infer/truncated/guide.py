@@ -52,6 +52,7 @@ from numpyro_dvae.ops.sets.evolution import Operator, union
 from numpyro_dvae.ops.sets.packing import num_words, pack, unpack
 from numpyro_dvae.programs.codes import CodedSite, decode
 from numpyro_dvae.programs.draw import Draw, FixedKeys, run_pair
+from numpyro_dvae.programs.handlers.steps import StepsChecked
 from numpyro_dvae.programs.messages import is_of_run, known_state, mutable_values, param_values
 from numpyro_dvae.programs.sites import Pair, sample_sites
 
@@ -105,8 +106,7 @@ class TruncatedGuide:
     ) -> None:
         check_counts(num_states=num_states, num_data=num_data)
         self.num_states, self.num_data, self.probs = int(num_states), num_data, probs
-        self.model = model
-        self.rest, self.vectorize_particles = rest, vectorize_particles
+        self.model, self.rest, self.vectorize_particles = model, rest, vectorize_particles
         self.words, self.site = None, "guide.words"
         self._sites: tuple[CodedSite, ...] | None = None  # that the states are of
         self._apart = set[Any]()  # how calls look whose data keep apart
@@ -248,7 +248,7 @@ class TruncatedGuide:
 
     def _read_here(self, rest_trace: Mapping[str, Any], args: tuple, kwargs: dict) -> ModelCall:
         """What this call is about, among handlers: they see parameters, mutable state, plates."""
-        with block(hide_fn=is_of_run), FixedKeys():
+        with block(hide_fn=is_of_run), FixedKeys(), StepsChecked():
             plain = trace(replay(self.model, trace=rest_trace)).get_trace(*args, **kwargs)
         found = {**rest_trace, **plain}
         params = jax.lax.stop_gradient(param_values(found) | mutable_values(found))

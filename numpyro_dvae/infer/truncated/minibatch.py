@@ -67,7 +67,8 @@ def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:
     sites = sample_sites(trace)
     latents = {name: site for name, site in sites.items() if not site.is_observed}
     _check_observed(sites, latents)
-    plates = _scanned_plates(sites) | rows_of_plates(trace)
+    plates = rows_of_plates(trace)
+    plates = _scanned_plates(sites, plates) | plates
     full_sizes = {name: plate.full_size for name, plate in plates.items()}
     subsamples = {name: plate.indices for name, plate in plates.items()}
     num_data, rows, in_range = 1, jnp.zeros(1, int), jnp.ones(1, bool)
@@ -90,15 +91,16 @@ def read_minibatch(trace: Mapping[str, Any], space: Space) -> Minibatch:
     )
 
 
-def _scanned_plates(sites: Mapping[str, Site]) -> dict[str, Rows]:
+def _scanned_plates(sites: Mapping[str, Site], known: Mapping[str, Rows]) -> dict[str, Rows]:
     """Of plates that are opened in the steps of a `scan`, which keeps their rows to itself."""
     frames = [f for site in sites.values() if site.is_scanned for f in site.plates.values()]
+    frames = [frame for frame in frames if frame.name not in known]
     for frame in frames:
         if frame.size != frame.full_size:
             raise ValueError(
                 f"plate '{frame.name}' is opened in a `scan` and subsamples, so that the rows of a "
-                "minibatch are not known. Open it around the `scan`'s data, as "
-                f"rows = numpyro.plate('{frame.name}', ...), or pass the size of the minibatch."
+                f"minibatch are not known. Make it before the `scan`, as data = numpyro.plate("
+                f"'{frame.name}', ...), and enter it in each step: `with data as rows:`."
             )
     return {frame.name: Rows(jnp.arange(frame.size), frame.full_size) for frame in frames}
 

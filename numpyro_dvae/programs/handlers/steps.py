@@ -1,5 +1,6 @@
 """What NumPyro's `scan` and `cond` keep from all handlers around them, and the order of steps."""
 
+import zlib
 from typing import Any
 
 import jax
@@ -8,10 +9,10 @@ from jaxtyping import Array
 from numpyro.primitives import Messenger
 
 from numpyro_dvae.programs.handlers.without_rows import RowsChecked
-from numpyro_dvae.programs.messages import is_drawn, with_values
+from numpyro_dvae.programs.messages import is_drawn, is_subsample, with_values
 from numpyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
-__all__ = ["StepsChecked", "turned"]
+__all__ = ["SharedRows", "StepsChecked", "share_rows", "turned"]
 
 
 class StepsChecked(RowsChecked):
@@ -24,18 +25,19 @@ class StepsChecked(RowsChecked):
 
     def __init__(self, fn: Any = None) -> None:
         super().__init__(fn)
-        self.backward = False
+        self.backward, self.full_sizes = False, dict[str, int]()
 
     def process_message(self, msg: Any) -> None:
         """Run each step, or branch, under a handler that sees its sites."""
         if msg.get("_control_flow_done") and msg["type"] == "sample":  # all steps of the last scan
-            msg["infer"] = {**msg["infer"], "_backward": self.backward}
+            found = {"_backward": self.backward, "_full_sizes": self.full_sizes}
+            msg["infer"] = {**msg["infer"], **found}
         if msg["type"] != "control_flow":
             return
         operator = msg["fn"].__name__.removesuffix("_wrapper")
         steps = (0,) if operator == "scan" else (1, 2)
         msg["args"] = tuple(
-            _Inside(program, operator=operator) if place in steps else program
+            _Inside(program, self.full_sizes, operator=operator) if place in steps else program
             for place, program in enumerate(msg["args"])
         )
         self.backward = operator == "scan" and bool(msg["args"][-1])
@@ -70,9 +72,14 @@ def turned(msg: Any, given: tuple[str, Any]) -> tuple[str, Any]:
 class _Inside(Messenger):
     """See `StepsChecked`."""
 
-    def __init__(self, fn: Any, *, operator: str) -> None:
+    def __init__(self, fn: Any, full_sizes: dict[str, int], *, operator: str) -> None:
         super().__init__(fn)
-        self.operator = operator
+        self.full_sizes, self.operator = full_sizes, operator
+
+    def process_message(self, msg: Any) -> None:
+        """Note the plates, of which a loop of JAX tells nothing."""
+        if is_subsample(msg):
+            self.full_sizes[msg["name"]] = msg["args"][0]
 
     def postprocess_message(self, msg: Any) -> None:
         """Once handlers around have observed what they do."""
@@ -103,3 +110,48 @@ def _is_of_trace(one: Any, other: Any) -> bool:
     """Whether two arrays are of one trace, and so of no other."""
     both = isinstance(one, jax.core.Tracer) and isinstance(other, jax.core.Tracer)
     return both and one._trace is other._trace
+
+
+# --------------------------------------------------------------------------- rows of a minibatch
+
+
+def share_rows(msg: Any, rng_key: Array) -> None:
+    """One minibatch for both programs, all particles and all steps of a `scan`.
+
+    Args:
+        msg: A message, of a plate or a loop of JAX if it is to be changed.
+        rng_key: Key of all rows.
+    """
+    if is_subsample(msg) and msg["value"] is None:
+        msg["kwargs"]["rng_key"] = _key_of(msg, rng_key)
+    if msg["type"] == "control_flow" and msg["fn"].__name__.startswith("scan"):
+        msg["args"] = (_RowsOfStep(msg["args"][0], rng_key), *msg["args"][1:])
+
+
+class SharedRows(Messenger):
+    """See `share_rows`."""
+
+    def __init__(self, rng_key: Array) -> None:
+        super().__init__()
+        self.rng_key = rng_key
+
+    def process_message(self, msg: Any) -> None:
+        """Once the program has a key of its own."""
+        share_rows(msg, self.rng_key)
+
+
+class _RowsOfStep(Messenger):
+    """Draws rows within a step, whose key NumPyro makes anew."""
+
+    def __init__(self, fn: Any, rng_key: Array) -> None:
+        super().__init__(fn)
+        self.rng_key = rng_key
+
+    def process_message(self, msg: Any) -> None:
+        if is_subsample(msg) and msg["value"] is None:
+            msg["value"] = msg["fn"](*msg["args"], rng_key=_key_of(msg, self.rng_key))
+
+
+def _key_of(msg: Any, rng_key: Array) -> Array:
+    """A key of a plate's own, by its name."""
+    return jax.random.fold_in(rng_key, zlib.crc32(msg["name"].encode()))
