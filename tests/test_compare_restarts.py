@@ -247,8 +247,16 @@ def test_what_ties_but_for_rounding_is_no_difference():
         }
     )
 
+    counted = np.array([[True, False]] * 2)  # the draws of "z" under a mask stand for nothing
+    draws = rng.integers(2, size=(2, 400, 2))
+    draws[1, :, 1] = 1
+    posterior["z"] = ("chain", "draw", "z_dim_0"), draws
+    chains = {"posterior": posterior, "vi_stats": {"z_counted": counted}}
+    assert module.rhats_of(chains, np.zeros((2, 400)), ["z"])[0]["z"] < 1.01
+    assert module.rhats_of({"posterior": posterior}, np.zeros((2, 400)), ["z"])[0]["z"] > 1.1
+
     def told(evidence):
-        found = module.rhats_of({"posterior": posterior}, evidence, None)
+        found = module.rhats_of(chains, evidence, None)
         return found[0], module.differences_of(evidence, *found)
 
     exact = -43.34 + np.array([[0.0], [1e-6]]) + rng.normal(0, 1e-7, (2, 400))
@@ -288,6 +296,19 @@ def test_weights_that_differ_are_not_said_to_agree(kit):
     agreement = type(found).__module__.replace("restarts", "agreement")
     limit = max(1.01, importlib.import_module(agreement).noise_of_rhat(3, 50, 1))
     assert found.undecided == (not found.differs and found.rhat["evidence"] > limit)
+
+
+@pytest.mark.parametrize("package", ["pyro_dvae", "numpyro_dvae"])
+def test_places_that_are_masked_neither_agree_nor_differ(package):
+    """They are rows of zeros."""
+    pytest.importorskip("torch" if package == "pyro_dvae" else "jax")
+    probs = np.array([[0.9, 0.1], [0.0, 0.0], [0.2, 0.8], [0.0, 0.0]])
+    permutation, agreement = _align(package)(probs[:, ::-1], probs)
+    assert list(permutation) == [1, 0]
+    assert agreement == pytest.approx(1.0)
+    _, agreement = _align(package)(probs, np.array([[0.8, 0.2], [0.0, 0.0], [0.2, 0.8], [0, 0]]))
+    assert agreement == pytest.approx(0.95)
+    assert _align(package)(np.zeros((3, 2)), np.zeros((3, 2)))[1] == 1.0
 
 
 @pytest.mark.parametrize("package", ["pyro", "numpyro"])

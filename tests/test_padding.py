@@ -108,3 +108,11 @@ def test_what_is_under_a_mask_has_states_if_it_matters(thrifty_shim):
     first = np.array([1.0, 1.0, prior[0]])
     np.testing.assert_allclose(mass, of_last[:, 0] / of_last.sum(1), atol=1e-12)
     np.testing.assert_allclose(found.support_mass, mass * middle * first, atol=1e-10)
+
+
+@pytest.mark.thrifty
+def test_arviz_data_tell_which_codes_count(shim):
+    case = shim.Case(program(EVEN, FIRST))
+    stats = diagnose(shim, "to_arviz", case, num_draws=25, groups=("vi_stats",))["vi_stats"]
+    assert stats["z_counted"].dims == stats["z_most_likely"].dims == ("data", "z_dim_0")
+    np.testing.assert_array_equal(stats["z_counted"], KNOWN)

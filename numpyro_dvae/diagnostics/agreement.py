@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.stats import f as variance_ratio
 from scipy.stats import norm
 
@@ -96,11 +96,22 @@ def rhats_of(
     found, limits = {}, {}
     for name, values in arrays.items():
         cells = values.reshape(*values.shape[:2], -1).astype(float)
-        entries = np.moveaxis(cells, -1, 0)
+        entries = np.moveaxis(cells, -1, 0)[_counted(chains, name, values.shape[2:])]
         each = [rhat_of(entry) for entry in entries if np.isfinite(entry).all()]
         found[name] = max(each, default=np.nan if cells.size else 1.0)
         limits[name] = max(_AGREES, noise_of_rhat(*cells.shape))
     return found, limits
+
+
+def _counted(chains: Any, name: str, shape: tuple[int, ...]) -> Bool[np.ndarray, "entries"]:
+    """Entries of a quantity but for places of a latent that a mask silences in a run."""
+    stats, table = chains["vi_stats"] if "vi_stats" in chains else {}, f"{name}_counted"
+    counted = np.ones(shape, bool)
+    if table in stats:
+        places = np.asarray(stats[table]).all(0)
+        if shape[: places.ndim] == places.shape:  # a vector is one code
+            counted &= places.reshape(*places.shape, *[1] * (len(shape) - places.ndim))
+    return counted.ravel()
 
 
 def noise_of_rhat(num_runs: int, num_draws: int, num_entries: int) -> float:

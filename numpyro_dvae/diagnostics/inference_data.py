@@ -72,7 +72,9 @@ def to_arviz(
       `whole_elbo`, of which each datum's `elbo` has its part; `given_elbo` is without), see
       `importance_diagnostics`; of each discrete latent, the share of each code in all data
       (`z_code_share`), and by place its probabilities and most likely value (`z_probs`,
-      `z_most_likely`, but of tables of more than 2^26 entries), also of those that are summed out.
+      `z_most_likely`, but of tables of more than 2^26 entries), also of those that are summed out;
+      where a mask silences some places, which are as the guide draws them, `z_counted` says which
+      it does not.
 
     A "/" in a name, as of NumPyro's `scope`, is a "." in ArviZ: files would take it for a folder.
 

@@ -186,12 +186,12 @@ def align_codes(
     """The names of codes under which responsibilities agree best with others.
 
     Args:
-        probs: Of each place, the probabilities of its codes.
+        probs: Of each place, the probabilities of its codes; all 0 where a mask silences it.
         reference: The same of the run whose names are taken.
 
     Returns:
         The new name of each code, and the share of responsibilities that then agree, the mean over
-        places of ``Σ min(p, q)``.
+        places that no mask silences of ``Σ min(p, q)``.
 
     Example:
         >>> align_codes(np.array([[0.9, 0.1], [0.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 0.0]]))
@@ -199,8 +199,10 @@ def align_codes(
     """
     rows, names = linear_sum_assignment(probs.T @ reference, maximize=True)
     permutation = names[np.argsort(rows)]
+    counted = (probs.sum(1) > 0) & (reference.sum(1) > 0)
     renamed = probs[:, np.argsort(permutation)]
-    return permutation, float(np.minimum(renamed, reference).sum(1).mean())
+    shares = np.minimum(renamed, reference).sum(1)[counted]
+    return permutation, float(shares.mean()) if shares.size else 1.0
 
 
 class _Aligned(NamedTuple):
@@ -260,8 +262,13 @@ def _align(codes: Codes, tables: list[Any], found: _Aligned) -> None:
 
 
 def _responsibilities(codes: Codes, table: Any) -> np.ndarray:
-    probs = [np.asarray(table["vi_stats"][f"{name}_probs"]) for name in codes.sites]
-    return np.concatenate([each.reshape(-1, codes.size) for each in probs])
+    found = []
+    for name in codes.sites:
+        probs, counted = np.asarray(table["vi_stats"][f"{name}_probs"]), f"{name}_counted"
+        if counted in table["vi_stats"]:
+            probs = np.where(np.asarray(table["vi_stats"][counted])[..., None], probs, 0.0)
+        found.append(probs.reshape(-1, codes.size))
+    return np.concatenate(found)
 
 
 def _rename(renaming: Renaming, table: Any) -> None:

@@ -123,7 +123,8 @@ def _in_use(draws: Draws, name: str, site: NamedArray) -> NamedArray:
 def frequencies_of(draws: Draws, name: str, usage: CodeUsage) -> dict[str, tuple]:
     """How often each code occurs, in all and of each datum, and which one most often.
 
-    Variables of a data set, with their dims. A very large table of each datum's is left out.
+    Variables of a data set, with their dims. A very large table of each datum's is left out. Where
+    a mask silences places, which draw all the same, there is one of the places that count.
     """
     site, dim, size = draws["code"][name], f"{name}_code", usage.counts.shape[-1]
     within = [each for each in site.dims if each not in draws.plates]
@@ -136,7 +137,8 @@ def frequencies_of(draws: Draws, name: str, usage: CodeUsage) -> dict[str, tuple
     probs = shares_of(places, size, None)
     variables[f"{name}_probs"] = ((*site.dims, dim), probs)
     variables[f"{name}_most_likely"] = (site.dims, codes[probs.argmax(-1)])
-    return variables
+    counted = ~np.isnan(_in_use(draws, name, site).values).all(0)
+    return variables | ({} if counted.all() else {f"{name}_counted": (site.dims, counted)})
 
 
 def latent_rates_of(draws: Draws) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
