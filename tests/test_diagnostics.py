@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 import pytest
 from scipy.special import gammaln
-from truncated_zoo import CAUSES_DATA, CAUSES_PROGRAM
+from truncated_zoo import CAUSES_DATA, CAUSES_PROGRAM, NESTED_PROGRAM
 from zoo import PROGRAMS, VAE_DATA, Program, vae_terms
 
 BY_NAME = {program.name: program for program in PROGRAMS}
@@ -225,6 +225,17 @@ def test_a_truncated_guide_is_not_called_close(thrifty_shim):
     np.testing.assert_allclose(gap.elbo, found.elbo, rtol=1e-6)
     assert (gap.gap > 0).all()
     assert gap.gap.max() > 0.1  # of sets that are drawn
+
+
+def test_where_cells_lead_each_other_the_gap_is_not_named(thrifty_shim):
+    """`posterior_gap` refuses these, as no datum has states of its own."""
+    with pytest.warns(UserWarning, match="under plate .'words'. the log-density of a cell changes"):
+        found = thrifty_shim.diagnose_sets(
+            NESTED_PROGRAM, num_states=2, name="importance_diagnostics"
+        )
+    assert not found.is_listable.any()
+    assert "2 undecided, the weights being even on a set" in str(found)
+    assert "posterior_gap" not in str(found)
 
 
 def test_a_truncated_guide_in_arviz(thrifty_shim):

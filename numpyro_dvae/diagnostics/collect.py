@@ -144,6 +144,7 @@ def _fill(
 ) -> None:
     """Run the pair until the draws of these rows are there."""
     draws.summed_sites = pair.layout.summed
+    draws.is_mixed = bool(pair.layout.mixed)
     (arrays, template), params = split(Batch(args, {})), trained.params
     blocks = list(cut_draws(draws.num_draws, count_numbers(args)))
     for i, (some, size) in enumerate(waited(blocks, "blocks of draws")):

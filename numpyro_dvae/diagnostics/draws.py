@@ -69,6 +69,7 @@ class Draws:
         self.plates: tuple[str, ...] = ()  # those that make a datum
         self.shared_sites: tuple[str, ...] = ()  # those that no datum owns
         self.summed_sites: tuple[str, ...] = ()  # those that the model sums out
+        self.is_mixed = False  # whether draws of a cell lead to what is in others
         self.auxiliary: tuple[str, ...] = ()  # those of the guide alone, which no latent tells
         self.densities: Mapping[str, tuple[str, ...]] = {}  # of others, latents whose density it is
         self.free: tuple[str, ...] = ()  # of these, those that take all their values

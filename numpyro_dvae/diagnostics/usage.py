@@ -63,7 +63,8 @@ def states_of(draws: Draws) -> States:
         logs = [draws.of_latents(f"states_of_{name}").max(0) for name in ("guide", "model")]
         with np.errstate(over="ignore"):
             sizes = np.rint(np.exp(np.stack(logs).astype(np.float64)))
-    return States(num, sizes[0], is_restricted(draws), (sizes == 1).all(0), sizes[1])
+    listed = np.where(draws.is_mixed, np.inf, sizes[1])  # no datum has states of its own then
+    return States(num, sizes[0], is_restricted(draws), (sizes == 1).all(0), listed)
 
 
 def is_restricted(draws: Draws) -> np.ndarray:

@@ -171,6 +171,7 @@ def _fill(
 ) -> None:
     """Run the pair until the draws of these rows are there."""
     draws.summed_sites = pair.layout.summed
+    draws.is_mixed = bool(pair.layout.mixed)
     blocks = cut_draws(draws.num_draws, count_numbers(pair.args))
     if pair.structure is None:  # all draws together tell which sites there are
         blocks = iter([(slice(0, draws.num_draws), draws.num_draws)])
