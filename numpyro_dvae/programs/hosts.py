@@ -70,14 +70,33 @@ def in_steps(fn: Any, value: Any, others: Any) -> tuple[Any, Any, Any]:
         value: A value of all steps, or none yet.
         others: Arrays of the dims of the value.
     """
-    is_factor = isinstance(_innermost(fn), dist.Unit)
-    if value is None or is_factor or jnp.shape(value)[:1] != fn.batch_shape[:1]:
+    if value is None:
+        return fn, value, others
+    if isinstance(_innermost(fn), dist.Unit):
+        fn = _factor_of_steps(fn, len(value))
+        return fn, jnp.empty((*fn.batch_shape, 0)), others
+    if jnp.shape(value)[:1] != fn.batch_shape[:1]:
         return fn, value, others
     missing = jnp.ndim(value) - fn.event_dim - len(fn.batch_shape)
     if missing > 0:
         return _with_dims(fn, missing), value, others
     reshape = partial(_behind_steps, count=-missing)
     return (fn, reshape(value), jax.tree.map(reshape, others)) if missing else (fn, value, others)
+
+
+def _factor_of_steps(fn: Any, num_steps: int) -> Any:
+    """A factor of all steps, which in NumPyro has the batch dims of one."""
+    if isinstance(fn, MaskedDistribution):
+        return _factor_of_steps(fn.base_dist, num_steps).mask(fn._mask)
+    log_factor = _innermost(fn).log_factor
+    if isinstance(fn, ExpandedDistribution):  # to the plates of a step, by dims before the steps
+        shape = jnp.shape(log_factor)
+        if num_steps not in shape:  # a value that was drawn, of which none is asked
+            return fn
+        log_factor = jnp.reshape(log_factor, shape[shape.index(num_steps) :])
+        log_factor = _behind_steps(log_factor, 1 + len(fn.batch_shape) - jnp.ndim(log_factor))
+        log_factor = jnp.broadcast_to(log_factor, (num_steps, *fn.batch_shape))
+    return dist.Unit(log_factor)
 
 
 def _behind_steps(array: Array, count: int) -> Array:
