@@ -275,7 +275,7 @@ REST = [
         "tests/test_wrapped_draws.py",
     ),
     *numpyro(
-        "programs/draw.py",
+        "programs/handlers/steps.py",
         'if msg["type"] in ("param", "mutable"):',
         'if msg["type"] == "mutable":',
         "tests/test_structure_numpyro.py::test_a_parameter_in_a_scan_or_a_cond_is_refused",
