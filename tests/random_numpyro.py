@@ -149,18 +149,25 @@ class Program(Scanned):
             def cells(array, inner=0):
                 return self._in_dims(site, array, rows, inner)
 
+            def weights(array, inner=0):
+                if part.by_row and "carry" in data:  # a number a step
+                    return array
+                row = replace(site, plates=site.plates[:1]) if part.by_row else site
+                return self._in_dims(row, array, rows, inner)
+
             if part.mask in ("handler", "all"):
                 mask = data[f"mask.{key}"]
-                mask = bool(mask) if part.mask == "all" else self._weight(part, mask, cells)
+                mask = bool(mask) if part.mask == "all" else weights(mask)
                 stack.enter_context(handlers.mask(mask=mask))
             if site.in_round:  # NumPyro has no plates that are loops
                 stack.enter_context(handlers.scale(scale=2.0))
             if part.scale_by_cell:
-                scale = self._weight(part, data[f"scale.{key}"], cells)
+                scale = weights(data[f"scale.{key}"])
                 stack.enter_context(handlers.scale(scale=scale))
             elif part.scale:
                 stack.enter_context(handlers.scale(scale=part.scale))
-            lean = self._param(f"{key}.slope", data) * cells(data[f"x.{site.name}"])
+            lean = self._param(f"{key}.slope", data)
+            lean = lean if part.flat else lean * cells(data[f"x.{site.name}"])
             for index, link in enumerate(part.links):
                 weight = self._param(f"{key}.link_{index}", data)
                 lean = lean + self._linked(site, link, weight, values, data)
@@ -170,10 +177,12 @@ class Program(Scanned):
             fn = self._distribution(key, site, lean, data)
             if part.mask == "distribution":
                 mask = data[f"mask.{key}"]
-                fn = fn.mask(mask if part.by_step else cells(mask, int(site.event)))
+                fn = fn.mask(weights(mask, int(site.event)))
             fn = fn.to_event(1) if site.event else fn
             observed = side == "model" and not self.spec.is_latent(site)
-            obs = cells(data[f"obs.{site.name}"], int(site.event)) if observed else None
+            obs = data[f"obs.{site.name}"] if observed else None
+            if observed and not site.one_number:
+                obs = cells(obs, int(site.event))
             infer = {"enumerate": "parallel"} if self.spec.marked and site.is_discrete else {}
             if site.model is None:
                 infer["is_auxiliary"] = True
@@ -181,10 +190,6 @@ class Program(Scanned):
 
     def _param(self, key, data):
         return data["params"][key] if "params" in data else numpyro.param(key)
-
-    @staticmethod
-    def _weight(part, array, cells):
-        return array if part.by_step else cells(array)
 
     def _in_dims(self, site, array, rows, inner):
         """An array over the site's plates in their batch dims."""

@@ -114,7 +114,8 @@ class _Run:
     def lean(self, side, site, part):
         """``slope x + links``."""
         key = f"{side}.{site.name}"
-        total = self.param(f"{key}.slope") * self.cells(site, self.data[f"x.{site.name}"])
+        x = self.cells(site, self.data[f"x.{site.name}"])
+        total = self.param(f"{key}.slope") * (np.ones_like(x) if part.flat else x)
         for index, link in enumerate(part.links):
             total = total + self.linked(site, link, self.theta[f"{key}.link_{index}"])
         return total
@@ -246,8 +247,15 @@ class _Run:
             if site.name in self.draws.codes:
                 self.values[site.name] = self.draw(site, self.draws.codes[site.name])
             else:
-                self.values[site.name] = self.cells(site, self.data[f"obs.{site.name}"])
+                self.values[site.name] = self.observed(site)
         return self.values[site.name]
+
+    def observed(self, site):
+        value = self.data[f"obs.{site.name}"]
+        if site.one_number:
+            shape = self.cells(site, self.data[f"x.{site.name}"]).shape
+            return np.broadcast_to(value, (*shape, *value.shape))
+        return self.cells(site, value)
 
     def normal(self, key, site, lean, side):
         bias = self.param(f"{key}.bias", 1 if site.event else 0)
@@ -255,7 +263,7 @@ class _Run:
         log_scale = self.param(f"{key}.log_scale", 1 if site.event else 0)
         if site.name not in self.values:
             if site.name not in self.draws.normals:
-                self.values[site.name] = self.cells(site, self.data[f"obs.{site.name}"])
+                self.values[site.name] = self.observed(site)
             else:
                 value = self.draw(site, self.draws.normals[site.name])
                 if site.kind == "normal" and side == "guide":
@@ -276,7 +284,7 @@ class _Run:
         mask = self.data[f"mask.{side}.{site.name}"]
         if part.mask == "all":
             return mask.reshape(1)
-        mask = self.cells(_of_steps(site) if part.by_step else site, mask)
+        mask = self.cells(_of_rows(site) if part.by_row else site, mask)
         inner = part.mask == "distribution" and site.event
         return mask if inner else mask[..., None]
 
@@ -290,15 +298,15 @@ class _Run:
         if site.in_round:
             scale = scale * 2
         if part.scale_by_cell:
-            of_cells = _of_steps(site) if part.by_step else site
+            of_cells = _of_rows(site) if part.by_row else site
             scale = scale * self.cells(of_cells, self.data[f"scale.{side}.{site.name}"])
         elif part.scale:
             scale = scale * part.scale
         return scale
 
 
-def _of_steps(site):
-    return replace(site, plates=(STEPS,))
+def _of_rows(site):
+    return replace(site, plates=site.plates[:1])
 
 
 def _reduced(value, axes, how):

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -166,16 +167,23 @@ class Program(Looped):
             def cells(array, inner=0):
                 return self._in_dims(site, array, rows, inner)
 
+            def weights(array, inner=0):
+                if part.by_row and "carry" in data:  # a number a step
+                    return array
+                row = replace(site, plates=site.plates[:1]) if part.by_row else site
+                return self._in_dims(row, array, rows, inner)
+
             if part.mask in ("handler", "all"):
                 mask = data[f"mask.{key}"]
-                mask = bool(mask) if part.mask == "all" else self._weight(part, mask, cells)
+                mask = bool(mask) if part.mask == "all" else weights(mask)
                 stack.enter_context(poutine.mask(mask=mask))
             if part.scale_by_cell:
-                scale = self._weight(part, data[f"scale.{key}"], cells)
+                scale = weights(data[f"scale.{key}"])
                 stack.enter_context(poutine.scale(scale=scale))
             elif part.scale:
                 stack.enter_context(poutine.scale(scale=part.scale))
-            lean = self.params[f"{key}.slope"] * cells(data[f"x.{site.name}"])
+            lean = self.params[f"{key}.slope"]
+            lean = lean if part.flat else lean * cells(data[f"x.{site.name}"])
             for index, link in enumerate(part.links):
                 weight = self.params[f"{key}.link_{index}"]
                 lean = lean + self._linked(site, link, weight, values, data)
@@ -186,7 +194,7 @@ class Program(Looped):
             fn = self._distribution(key, site, lean)
             if part.mask == "distribution":
                 mask = data[f"mask.{key}"]
-                fn = fn.mask(mask if part.by_step else cells(mask, int(site.event)))
+                fn = fn.mask(weights(mask, int(site.event)))
             fn = fn.to_event(1) if site.event else fn
             infer = {"enumerate": "parallel"} if self.spec.marked and site.is_discrete else {}
             if site.model is None:
@@ -197,10 +205,6 @@ class Program(Looped):
                 with poutine.condition(data={name: obs}):
                     return pyro.sample(name, fn)
             return pyro.sample(name, fn, obs=obs, infer=infer)
-
-    @staticmethod
-    def _weight(part, array, cells):
-        return array if part.by_step else cells(array)
 
     def _in_dims(self, site, array, rows, inner):
         """An array over the site's plates in their batch dims."""
@@ -214,7 +218,8 @@ class Program(Looped):
         return array.reshape([*shape, *array.shape[array.dim() - inner :]])
 
     def _observed(self, site, data, cells):
-        value = cells(data[f"obs.{site.name}"], 1 if site.event else 0)
+        value = data[f"obs.{site.name}"]
+        value = value if site.one_number else cells(value, int(site.event))
         if site.kind == "onehot":
             return torch.nn.functional.one_hot(value, 3).double()
         return value if site.kind in TABLED or value.is_floating_point() else value.double()

@@ -62,7 +62,9 @@ class Part:
     scale: float | None = None
     scale_by_cell: bool = False
     mask: str = "none"  # "handler", "all" (False for the whole site), "distribution"
-    by_step: bool = False  # a mask or scale by cell is one number a step of a `scan`
+    by_row: bool = False  # a mask or scale by cell is one number a row of the site's first plate
+    of_events: bool = True  # a mask inside a distribution has a number for each event
+    flat: bool = False  # the same in all cells, but for what links say: no data, no batch dims
     by_table: bool = False  # of an automatic guide: logits of each cell, scaled and masked as the
     # model's half is
 
@@ -81,6 +83,7 @@ class Site:
     needs: str | None = None  # it is there if a flag of the data is set
     in_round: bool = False  # in one of two rounds of a loop, which is subsampled
     after: str | None = None  # it is there if that earlier site is not 0, in Python
+    one_number: bool = False  # what is observed is the same in all cells, without their dims
 
     @property
     def in_scan(self):
@@ -152,7 +155,8 @@ class Spec:
         if kind in ("mask", "scale"):
             part = rest[0] == side and rest[1] in names and getattr(self[rest[1]], side)
             return bool(part) and not (kind == "mask" and part.mask == "all")
-        return kind in ("x", "obs") and rest[0] in names
+        here = [site for site in sites if not (kind == "obs" and site.one_number)]
+        return kind in ("x", "obs") and rest[0] in {site.name for site in here}
 
     @property
     def num_states(self):
@@ -243,10 +247,9 @@ def of_automatic(spec):
     """The program with an automatic guide of its latents, all of which are discrete."""
 
     def guided(site):
-        part = site.model
         if not site.is_discrete or site.guide is None:
             return replace(site, guide=None, labelled=False, after=None)
-        guide = Part((), part.scale, part.scale_by_cell, part.mask, by_table=True)
+        guide = replace(site.model, links=(), by_table=True, flat=False)
         return replace(site, guide=guide, after=None)
 
     sites = tuple(guided(site) for site in spec.sites if site.model is not None)
@@ -300,19 +303,21 @@ def make_data(spec):
         full = [spec.plate(name).full or spec.plate(name).size for name in site.plates]
         event = [NUM_EVENTS] if site.event else []
         data[f"x.{site.name}"] = rng.normal(size=full)
+        seen = event if site.one_number else full + event
         if site.kind in ("normal", "score_normal"):
-            data[f"obs.{site.name}"] = rng.normal(size=full + event)
+            data[f"obs.{site.name}"] = rng.normal(size=seen)
         elif site.is_discrete:
-            data[f"obs.{site.name}"] = rng.integers(site.num_values, size=full + event)
+            data[f"obs.{site.name}"] = rng.integers(site.num_values, size=seen)
         for side in ("model", "guide"):
             part = getattr(site, side)
             if part is not None and part.mask != "none":
                 inner = event if part.mask == "distribution" else []
-                cells = full[:1] if part.by_step else full
+                inner = inner if part.of_events else [1] * len(inner)
+                cells = full[:1] if part.by_row else full
                 shape = [] if part.mask == "all" else cells + inner
                 kept = rng.random(size=shape) < 0.6
                 data[f"mask.{side}.{site.name}"] = np.zeros(shape, bool) if not shape else kept
             if part is not None and part.scale_by_cell:
-                cells = full[:1] if part.by_step else full
+                cells = full[:1] if part.by_row else full
                 data[f"scale.{side}.{site.name}"] = rng.uniform(0.5, 2.0, size=cells)
     return data

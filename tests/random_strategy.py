@@ -40,8 +40,8 @@ ELEMENTWISE = ("sum",)
 class Chooser:
     """Choices one after another: `choose` takes options, the simplest first."""
 
-    def __init__(self, choose, python=True, rare=True):
-        self.choose, self.python, self.rare = choose, python, rare
+    def __init__(self, choose, python=True, rare=True, wide=True):
+        self.choose, self.python, self.rare, self.wide = choose, python, rare, wide
 
     def often(self, first, second):
         """The second in one case of four."""
@@ -80,8 +80,8 @@ def part_of(chooser, earlier, site, body=()):
     scale = chooser.choose((0.5, 3.0)) if chooser.maybe(6) else None
     by_cell = scale is not None and chooser.maybe(3)
     by_cell = by_cell and not (site.in_scan and chooser.choose((True, True, False)))  # refused
-    by_step = site.in_scan and (by_cell or mask == "handler") and chooser.maybe(3)
-    return Part(tuple(links), scale, by_cell, mask, by_step)
+    by_row = site.in_scan and (by_cell or mask == "handler") and chooser.maybe(3)
+    return Part(tuple(links), scale, by_cell, mask, by_row)
 
 
 def _how(chooser, parent, site):
@@ -233,6 +233,9 @@ def build(chooser, scans=False):
         flags=("flag",) if chooser.choose((True, False)) else (),
         has_labels=chooser.choose((True, False)),
     )
+    if chooser.wide:
+        sites = _widened(chooser, first.sites)
+        first, other = replace(first, sites=sites), replace(other, sites=sites)
     if scans:
         first, other = _with_steps(chooser, first, other)
     smallest = (
@@ -241,6 +244,30 @@ def build(chooser, scans=False):
     if max(spec.num_states for spec in smallest) > _most_states(first):
         first, other = _without_events(first), _without_events(other)
     return shrunk(first), shrunk(other)
+
+
+def _widened(chooser, sites):
+    """The sites, some of whose parts and data have fewer dims than their cells."""
+    parts = [part for site in sites for part in (site.model, site.guide) if part]
+    parents = {link.parent for part in parts for link in part.links} | {s.after for s in sites}
+    return tuple(_wide(chooser, site, site.name not in parents) for site in sites)
+
+
+def _wide(chooser, site, is_leaf):
+    def wide(part):
+        part = replace(part, flat=chooser.maybe(5))
+        if site.event and part.mask == "none" and chooser.maybe(3):
+            part = replace(part, mask="distribution")
+        if site.event and part.mask == "distribution":
+            part = replace(part, of_events=chooser.choose((True, False)))
+        is_weighed = part.scale_by_cell or part.mask in ("handler", "distribution")
+        if is_weighed and site.plates and not site.in_scan:
+            part = replace(part, by_row=chooser.maybe(3))
+        return part
+
+    halves = {side: wide(part) for side in ("model", "guide") if (part := getattr(site, side))}
+    is_seen = is_leaf and site.guide is None and not site.in_scan and site.kind != "factor"
+    return replace(site, **halves, one_number=is_seen and chooser.maybe(5))
 
 
 def _with_steps(chooser, *calls):
@@ -284,11 +311,11 @@ def specs(draw, python=True, rare=True, scans=False):
     return build(chooser, scans and chooser.maybe())
 
 
-def spec_of(seed, python=True, rare=True, scans=False):
+def spec_of(seed, python=True, rare=True, scans=False, wide=True):
     """The same by a seed, as a command needs it; a `scan` is in every fifth."""
     rng = np.random.default_rng(seed)
 
     def choose(options: tuple) -> Any:
         return options[rng.integers(len(options))]
 
-    return build(Chooser(choose, python, rare), scans == "all" or (scans and seed % 5 == 4))
+    return build(Chooser(choose, python, rare, wide), scans == "all" or (scans and seed % 5 == 4))

@@ -55,7 +55,8 @@ def test_a_plate_that_only_some_of_all_states_have(seed, name):
     """Deeper than those of the draws by which the structure was found."""
     pytest.importorskip("pyro")
     package = importlib.import_module("random_pyro")
-    tally = try_program(package, spec_of(seed, package.takes_python), seed, [name], (0, 1))
+    calls = spec_of(seed, package.takes_python, wide=False)
+    tally = try_program(package, calls, seed, [name], (0, 1))
     assert_right(tally)
     assert tally.agreed[name] == 2
 

@@ -194,10 +194,12 @@ def _without_computed(pair: Pair, given: Mapping[str, Tensor]) -> dict[str, Tens
 def _with_masks(pair: Pair, run: Run, record: Particles) -> Particles:
     """What is said of masked latents in `silence`, of a run that has sites of its own."""
     nothing = torch.zeros_like(record.log_q)
-    record = record._replace(
-        extras={"unmasked": nothing, "masked_apart": nothing > 0, "counted_codes": None}
-        | {name: value for name, value in record.extras.items() if value is not None}
-    )
+    extras = {"unmasked": nothing, "masked_apart": nothing > 0} | {
+        name: value
+        for name, value in record.extras.items()
+        if value is not None or name not in ("unmasked", "masked_apart")
+    }
+    record = record._replace(extras={"counted_codes": None} | extras)
     values = otherwise_drawn([run], pair.layout, 1)
     try:
         return with_matters(record, score_states(pair, values) if values else record)
