@@ -12,6 +12,8 @@ A loss that raises `RefusedError`, a ValueError of its own, refuses; all else is
 """
 
 import itertools
+import traceback
+from pathlib import Path
 
 import numpy as np
 from random_formulas import (
@@ -68,6 +70,14 @@ SHARE_OF_FALSE_ALARMS = 1e-9
 
 class RefusedError(Exception):
     """A loss has refused a program, for this reason."""
+
+    @classmethod
+    def of(cls, error):
+        """Of a ValueError that packages or hosts raise on purpose; any other one is a failure."""
+        where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if not {"pyro_dvae", "numpyro_dvae", "pyro", "numpyro"} & set(where.parts):
+            raise error
+        return cls(str(error))
 
 
 def make(package, name, beta, **more):

@@ -299,7 +299,7 @@ class Program(Scanned):
             try:
                 found = evaluated(jax.value_and_grad(loss_fn, has_aux=True))(self.params)
             except ValueError as error:
-                raise RefusedError(str(error)) from error
+                raise RefusedError.of(error) from error
         (loss, (memory, particles)), grads = found
         elbo.state, info = memory
         seen, self.dream = particles.extras["seen"], particles.extras["dream"]
@@ -339,7 +339,7 @@ class Program(Scanned):
                 jax.eval_shape(lambda: spaces.append(find()))
                 layout = spaces[0].layout
         except ValueError as error:
-            raise RefusedError(str(error)) from error
+            raise RefusedError.of(error) from error
         guide = infer.TruncatedGuide(self.model, spec.num_states_under(layout.plates), rest=rest)
         calls, read = [], guide.read
 
@@ -361,7 +361,7 @@ class Program(Scanned):
             with quiet():
                 words = evaluated(start)()
         except ValueError as error:
-            raise RefusedError(str(error)) from error
+            raise RefusedError.of(error) from error
         return layout.plates, self.run(elbo, guide, seed, {guide.site: words}, rows)
 
     def drawn(self, num_particles, dreamt=False):

@@ -316,7 +316,7 @@ class Program(Looped):
             try:
                 loss = elbo.loss_and_grads(self.model, guide or self.guide, self.data)
             except ValueError as error:
-                raise RefusedError(str(error)) from error
+                raise RefusedError.of(error) from error
         self.vectorized = heard.get("vectorize", True)
         self.has_dreamt = bool(getattr(elbo, "sleep", 0))
         return SimpleNamespace(
@@ -348,7 +348,7 @@ class Program(Looped):
             with quiet():
                 layout = find_space(self.model, rest, (self.data,), {}).layout
         except ValueError as error:
-            raise RefusedError(str(error)) from error
+            raise RefusedError.of(error) from error
         guide = infer.TruncatedGuide(self.model, spec.num_states_under(layout.plates), rest=rest)
         return layout.plates, self.run(elbo, guide, seed)
 

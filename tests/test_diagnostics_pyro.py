@@ -98,6 +98,20 @@ def test_a_pair_is_taken_as_it_is_or_with_parameters(model):
         check(idata)  # negative control: these are the live ones
 
 
+def test_parameters_that_no_program_asks_for_are_refused(model):
+    for result in ((model, guide), FitResult(model, guide, TRAINED, np.zeros(0))):
+        with pytest.raises(
+            ValueError, match=r"`params` has \['shfit'\], for which neither .*'scale'"
+        ):
+            to_arviz(result, X, num_draws=20, params={"shfit": torch.tensor(1.0)})
+    moved = {"shift": TRAINED["shift"] + 1.0}
+    idata = to_arviz(FitResult(model, guide, TRAINED, np.zeros(0)), X, num_draws=20, params=moved)
+    z = torch.from_numpy(idata.posterior["z"].values[0])
+    mean = z[..., None] * TRAINED["model$$$net.weight"][:, 0] + TRAINED["model$$$net.bias"]
+    expected = dist.Normal(mean + 1.25, 2.0).log_prob(X).sum(-1)
+    np.testing.assert_allclose(idata.log_likelihood["x"].values[0], expected, rtol=1e-5)
+
+
 def test_a_program_that_does_not_broadcast_is_run_draw_by_draw(model):
     def narrow(x):
         with pyro.plate("data", len(x)):

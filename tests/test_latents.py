@@ -135,6 +135,11 @@ def test_a_latent_without_information_has_collapsed(thrifty_shim):
     sure = found(thrifty_shim, "latent_rates", "sure", num_draws=2)["z"]
     np.testing.assert_allclose(sure.rate, np.log(3))
     assert str(sure).startswith("0 of 2 latents have collapsed; rates from 1.58 to 1.58 bits")
+    whole = type(sure)(np.full(1, 0.5), 0.01)  # of one latent, or of several together
+    assert str(whole).startswith("As a whole, it has not collapsed; rates from 0.72 to 0.72 bits")
+    assert str(whole._replace(rate=np.zeros(1))).startswith("As a whole, it has collapsed")
+    unclear = whole._replace(rate=np.full(1, 0.01), error=np.full(1, 0.1))
+    assert str(unclear).startswith("As a whole, it may have collapsed (more draws tell)")
 
 
 def test_rate_and_distortion(thrifty_shim):

@@ -1,5 +1,6 @@
 """Steps of a `scan`: the dims of what is in them, draws without a gradient, weights of a step."""
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -14,6 +15,7 @@ from any_numpyro import KEY, assert_mean, draws_of, normal  # noqa: E402
 from numpyro import handlers  # noqa: E402
 from numpyro.contrib.control_flow import scan  # noqa: E402
 
+from numpyro_dvae.diagnostics import importance_diagnostics  # noqa: E402
 from numpyro_dvae.infer import (  # noqa: E402
     DAPS_ELBO,
     SVI,
@@ -293,3 +295,34 @@ def test_sets_of_rows_want_their_plate_before_the_steps():
         loss_of_sets("inside")
     both = np.logaddexp(-minus_log_joint(0.0) / 8, -minus_log_joint(6.0) / 8)
     np.testing.assert_allclose(loss_of_sets("before"), -8 * both, rtol=1e-5)
+
+
+@pytest.mark.parametrize("under", ["data", None])
+def test_a_mask_that_is_one_word_in_all_steps(under):
+    """What it silences is silenced in each step, as by a mask that has the steps as a dim."""
+    x = jnp.asarray([0.4, -0.9, 1.2])
+
+    def program(masks, is_model):
+        def step(carry, now):
+            mask, x = now
+            one = numpyro.plate("data", 1) if under else contextlib.nullcontext()
+            mask = handlers.mask(mask=False if mask is None else mask)
+            with one, contextlib.nullcontext() if is_model else mask:
+                z = numpyro.sample("z", dist.Bernoulli(0.3 if is_model else 0.6))
+                if is_model:
+                    z = numpyro.sample("x", dist.Normal(1.0 * z, 1.0), obs=x)
+            return carry, z
+
+        scan(step, 0, (masks, x), length=3)
+
+    def elbo(masks):
+        pair = tuple(lambda is_model=is_model: program(masks, is_model) for is_model in (1, 0))
+        report = importance_diagnostics(KEY, pair, num_particles=400)
+        return float(report.whole.elbo if not under else report.elbo.sum())
+
+    found = elbo(None)
+    np.testing.assert_allclose(found, elbo(jnp.zeros(3, bool)), rtol=1e-12)
+    each = [np.log([0.7, 0.3]) + [normal(y, mean) for mean in (0.0, 1.0)] for y in np.asarray(x)]
+    exact = sum(scores @ [0.4, 0.6] for scores in each)
+    spread = np.sqrt(sum(0.24 * (scores[1] - scores[0]) ** 2 for scores in each) / 400)
+    assert abs(found - exact) < 5 * spread

@@ -70,6 +70,8 @@ def test_each_result_stands_for_itself():
     moved = {name: value + 0.25 for name, value in results[2].params.items()}
     check(results[2], params=moved)
     check(FitResult(*mixture(2), given, np.zeros(0)))  # arrays of NumPy, as from a file
+    with pytest.raises(ValueError, match=r"`params` has \['lok'\], for which neither .*'loc'"):
+        check(results[2], params={"lok": given["loc"]})
     lacking = {name: value for name, value in given.items() if name != "scale"}
     with pytest.raises(ValueError, match=r"`params` lacks \['scale'\]"):
         check(FitResult(*mixture(2), lacking, np.zeros(0)))

@@ -309,3 +309,29 @@ def test_the_values_of_a_draw_are_listed_where_they_are_few():
 def test_numbers_of_arguments_are_found_in_arrays_of_one():
     found = numbers_within({"a": (np.array(2.5), np.bool_(True)), "b": [3, True, np.ones(2)]})
     assert list(found) == [2.5, True, 3]
+
+
+def test_a_guide_holds_trials_that_python_could_not_have_chosen():
+    """What Python asks of a draw decides what comes later, and nothing that came before."""
+
+    def asks(y, late):
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        n = pyro.sample("n", dist.Binomial(2, 0.4)) if late else None
+        shift = 1.0 if z.item() else -0.5
+        n = pyro.sample("n", dist.Binomial(2, 0.4)) if n is None else n
+        pyro.sample("y", dist.Normal(shift + n, 1.0), obs=y)
+
+    guide = AutoDiscrete(late := lambda y: asks(y, True))
+    log_p = {
+        (z, n): np.log(0.3 if z else 0.7)
+        + stats.binom.logpmf(n, 2, 0.4)
+        + stats.norm.logpdf(1.3, (1.0 if z else -0.5) + n)
+        for z, n in itertools.product((0, 1), range(3))
+    }
+    log_q = {
+        (z, n): np.log(0.3 if z else 0.7) + stats.binom.logpmf(n, 2, 0.4) for z, n in log_p
+    }  # which starts at the prior
+    expected = -sum(np.exp(log_q[state]) * (log_p[state] - log_q[state]) for state in log_p)
+    np.testing.assert_allclose(quiet(lambda: Exact_ELBO().loss(late, guide, Y)), expected)
+    with pytest.raises(ValueError, match=r"'n' \(Binomial\): the number of its values depends"):
+        AutoDiscrete(lambda y: asks(y, False))(Y)

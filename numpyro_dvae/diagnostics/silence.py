@@ -56,6 +56,7 @@ def _read_masked_apart(run: Run, layout: Layout, num_particles: int) -> Array:
             continue
         if layout.owns(site) and (is_masked(site) or is_masked(model)):
             apart = entry_mask(site, event_dim) != entry_mask(model, event_dim)
+            apart = apart | jnp.zeros(jnp.shape(site.value), bool)  # of all steps of a `scan`
             cells = tuple(range(-event_dim, 0))
             ledger.add_bare("apart", site, apart.any(cells).astype(float))
     return ledger.total("apart") > 0

@@ -25,6 +25,7 @@ class Trained(NamedTuple):
     model: Callable
     guide: Callable
     params: Mapping[str, Any]
+    named: frozenset[str] = frozenset()  # those that the programs must ask for
 
     def arguments(self, data: tuple) -> tuple:
         """Data as model and guide are called with them, whose arrays may all be traced."""
@@ -60,7 +61,7 @@ class Trained(NamedTuple):
         """Of each parameter of the programs, all of which it has.
 
         Raises:
-            ValueError: If a parameter, or mutable state, is missing.
+            ValueError: If a parameter, or mutable state, is missing, or one that was named is none.
         """
         params, state = constraints_of(rng_key, *self.substituted(), args, {})
         missing = {*params, *state} - self.params.keys()
@@ -69,6 +70,13 @@ class Trained(NamedTuple):
             raise ValueError(
                 f"`params` lacks {sorted(missing)[:5]}, so that these would be initial values. "
                 f"Pass the FitResult, or `params=svi.get_params(svi_state){with_state}`."
+            )
+        unknown = sorted(self.named - {*params, *state, LOSS_MEMORY})
+        if unknown:
+            raise ValueError(
+                f"`params` has {unknown[:5]}, for which neither model nor guide asks with these "
+                f"data; they ask for {sorted({*params, *state})[:5]}. Leave them out, or mend the "
+                "names."
             )
         return params
 
@@ -83,8 +91,9 @@ def as_trained(result: Any, params: Mapping[str, Any] | None) -> Trained:
         raise ValueError(f"`params` must be a dict of parameters by name; got {params!r}.")
     if is_pair(result):
         return Trained(*result, _numbers({} if params is None else _as_arrays(params)))
-    params = result.params if params is None else {**result.params, **params}
-    return Trained(result.model, result.guide, _numbers(_as_arrays(params)))
+    named = frozenset(params or ()) - result.params.keys()
+    params = {**result.params, **(params or {})}
+    return Trained(result.model, result.guide, _numbers(_as_arrays(params)), named)
 
 
 def _numbers(params: dict[str, Any]) -> dict[str, Any]:

@@ -165,6 +165,11 @@ class LatentRates(NamedTuple):
         unclear = _unclear("have", self.undecided)
         noise = f" (± {error:.2g} at most)" * bool(error > 1e-6)  # less is of rounding
         collapse = f"{self.collapsed.sum()} of {bits.size} latents have collapsed{unclear}"
+        if bits.size == 1:  # of one latent, or of several that have no rates of their own
+            maybe = (
+                "may have collapsed (more draws tell)" if self.undecided else "has not collapsed"
+            )
+            collapse = f"As a whole, it {'has collapsed' if self.collapsed else maybe}"
         if self.reordered:
             collapse = (
                 "The guide draws this before latents that come before it in the model, so that its "

@@ -27,6 +27,7 @@ class Trained(NamedTuple):
     model: Callable
     guide: Callable
     params: Mapping[str, Tensor]
+    named: frozenset[str] = frozenset()  # those that the programs must ask for
 
     def arguments(self, data: tuple) -> tuple:
         """Data as model and guide are called with them, on the device of the parameters."""
@@ -37,7 +38,8 @@ class Trained(NamedTuple):
         """Run a block in evaluation mode at these parameters; restore all that it changes.
 
         Raises:
-            ValueError: If the programs have a parameter that is missing, or has another shape.
+            ValueError: If the programs have a parameter that is missing, or has another shape, or
+                do not ask for one that was named.
         """
         store = pyro.get_param_store()
         before = store.get_state()
@@ -46,10 +48,18 @@ class Trained(NamedTuple):
             stack.callback(lambda: dict(store.items()))  # marks again what `get_state` unmarked
             stack.enter_context(store.scope(empty if isinstance(self, _Fitted) else before))
             stack.enter_context(evaluation_mode(self))
-            stack.enter_context(
-                AtParameters(self.params, before["constraints"], complete=isinstance(self, _Fitted))
+            handler = AtParameters(
+                self.params, before["constraints"], complete=isinstance(self, _Fitted)
             )
+            stack.enter_context(handler)
             yield
+            unknown = sorted(self.named - handler.asked - before["params"].keys())
+            if unknown:
+                raise ValueError(
+                    f"`params` has {unknown[:5]}, for which neither model nor guide asks with these "
+                    f"data; they ask for {sorted(handler.asked)[:5]}. Leave them out, or mend the "
+                    "names."
+                )
 
 
 class _Fitted(Trained):
@@ -68,11 +78,12 @@ def as_trained(result: Any, params: Mapping[str, Tensor] | None) -> Trained:
     if not (params is None or isinstance(params, Mapping)):
         raise ValueError(f"`params` must be a dict of parameters by name; got {params!r}.")
     if is_pair(result):
-        return Trained(*result, _numbers({} if params is None else params))
-    params = result.params if params is None else {**result.params, **params}
+        return Trained(*result, _numbers(params or {}), frozenset(params or ()))
+    named = frozenset(params or ()) - result.params.keys()
+    params = {**result.params, **(params or {})}
     if not result.params:  # of `load_weights`, which has put all where the programs find it
-        return Trained(result.model, result.guide, _numbers(params))
-    return _Fitted(result.model, result.guide, _numbers(params))
+        return Trained(result.model, result.guide, _numbers(params), named)
+    return _Fitted(result.model, result.guide, _numbers(params), named)
 
 
 def _numbers(params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -31,6 +31,7 @@ class AtParameters(Messenger):
         self, trained: Mapping[str, Tensor], known: Mapping[str, Any], *, complete: bool
     ) -> None:
         super().__init__()
+        self.asked: set[str] = set()  # the names of those that the programs have asked for
         self.trained, self.known, self.complete = trained, known, complete
         self._values: dict[int, tuple[Tensor, Tensor]] = {}  # tensors of modules, as they were
         self._gradients: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -55,6 +56,7 @@ class AtParameters(Messenger):
 
     def _pyro_post_param(self, msg: Any) -> None:
         name, value, store = msg["name"], msg["value"], pyro.get_param_store()
+        self.asked.add(name)
         if not is_of_store(msg):
             return None
         tensor = value.unconstrained()

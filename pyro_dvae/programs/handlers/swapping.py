@@ -134,6 +134,17 @@ class _Direct(Messenger):
             msg["value"] = track_provenance(bare, frozenset({msg["name"]}))
 
 
+class _Asked(Messenger):
+    """Notes which draws Python had asked for before each site."""
+
+    def __init__(self, exits: Exits) -> None:
+        super().__init__()
+        self.exits, self.before = exits, dict[str, set[str]]()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.before[msg["name"]] = set(self.exits.names)
+
+
 class Found(NamedTuple):
     """A latent site of a model."""
 
@@ -165,8 +176,8 @@ def latents_and_parents(
     """
 
     def run(values: Mapping[str, Tensor]) -> tuple[dict[str, Site], set[str], dict[str, Found]]:
-        sites, exits = _direct_run(model, args, kwargs, values)
-        return sites, exits, _latents_of(sites, exits, look)
+        sites, exits, asked = _direct_run(model, args, kwargs, values)
+        return sites, exits, _latents_of(sites, asked, look)
 
     ways = ways_through(run)
     found: dict[str, Found] = {}
@@ -186,16 +197,16 @@ def latents_and_parents(
 
 
 def _latents_of(
-    sites: Mapping[str, Site], exits: set[str], look: Callable[[Site], Any]
+    sites: Mapping[str, Site], asked: Mapping[str, set[str]], look: Callable[[Site], Any]
 ) -> dict[str, Found]:
-    """The latents of one run."""
+    """The latents of one run; of each site, the draws that Python had asked for before."""
     found: dict[str, Found] = {}
     for name, site in sites.items():
         if site.is_observed:
             continue
-        asked, before = exits & found.keys(), frozenset(found)
-        parents = (get_provenance(site.log_prob()) | asked) - {name}
-        looked = get_provenance(look(site)) | asked
+        known, before = asked[name] & found.keys(), frozenset(found)
+        parents = (get_provenance(site.log_prob()) | known) - {name}
+        looked = get_provenance(look(site)) | known
         found[name] = Found(site, frozenset(parents), frozenset(looked), before)
     return found
 
@@ -231,18 +242,22 @@ def terms_and_draws(model: Callable, args: tuple, kwargs: dict) -> dict[str, fro
         args: Its positional arguments.
         kwargs: Its keyword arguments.
     """
-    sites, exits = _direct_run(model, args, kwargs, {})
+    sites, exits, _ = _direct_run(model, args, kwargs, {})
     return {} if exits else {n: get_provenance(site.term()) for n, site in sites.items()}
 
 
 def _direct_run(
     model: Callable, args: tuple, kwargs: dict, values: Mapping[str, Tensor]
-) -> tuple[dict[str, Site], set[str]]:
-    """A run with these values: draws are marked; and the draws that Python has asked for."""
+) -> tuple[dict[str, Site], set[str], dict[str, set[str]]]:
+    """A run with these values: draws are marked; the draws that Python has asked for.
 
-    def run() -> tuple[dict[str, Site], set[str]]:
-        with pyro.validation_enabled(False), hidden(), _Give(values), _Direct(), Exits() as exits:
-            return sample_sites(run_program(model, args, kwargs)), exits.names
+    In all, and before each site.
+    """
+
+    def run() -> tuple[dict[str, Site], set[str], dict[str, set[str]]]:
+        asked = _Asked(exits := Exits())
+        with pyro.validation_enabled(False), hidden(), _Give(values), _Direct(), asked, exits:
+            return sample_sites(run_program(model, args, kwargs)), exits.names, asked.before
 
     return only_looking(run)
 
