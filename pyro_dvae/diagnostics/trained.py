@@ -56,9 +56,9 @@ class Trained(NamedTuple):
             unknown = sorted(self.named - handler.asked - before["params"].keys())
             if unknown:
                 raise ValueError(
-                    f"`params` has {unknown[:5]}, for which neither model nor guide asks with these "
-                    f"data; they ask for {sorted(handler.asked)[:5]}. Leave them out, or mend the "
-                    "names."
+                    f"`params` has {unknown[:5]}, for which neither model nor guide asks with "
+                    f"these data; they ask for {sorted(handler.asked)[:5]}. Leave them out, or "
+                    "mend the names."
                 )
 
 
