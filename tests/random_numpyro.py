@@ -110,6 +110,9 @@ class Program(Scanned):
         outer = handlers.scale(scale=self.spec.scale or 1.0)
         with outer if self.spec.scale else contextlib.nullcontext():
             for in_scan, group in itertools.groupby(sites, lambda site: site.in_scan):
+                if in_scan and side == "guide" and not self.spec.scan.in_guide:
+                    values |= self._at_once(list(group), data, values, plates)
+                    continue
                 if in_scan:
                     values |= self._scan(side, list(group), data, values, plates)
                     continue
@@ -129,6 +132,10 @@ class Program(Scanned):
             value = jnp.broadcast_to(numpyro.param("guide.baseline"), shape)
             numpyro.deterministic("baseline", value)
 
+    def _depth(self, site):
+        """How many dims its plates take, but for the steps of a `scan`, which lie left of them."""
+        return max((-self.spec.plate(n).dim for n in site.plates if n != STEPS), default=0)
+
     def _plate(self, name, plates, data):
         if name not in plates:
             plate = self.spec.plate(name)
@@ -144,7 +151,10 @@ class Program(Scanned):
     def _sample(self, side, site, data, values, plates):
         part, key = getattr(site, side), f"{side}.{site.name}"
         with contextlib.ExitStack() as stack:
-            rows = {n: stack.enter_context(self._plate(n, plates, data)) for n in site.plates}
+            depth, under = self._depth(site), [name for name in site.plates if name != STEPS]
+            rows = {n: stack.enter_context(self._plate(n, plates, data)) for n in under}
+            if site.in_scan:  # of all steps at once, which are under no plate
+                rows[STEPS] = jnp.arange(self.spec.plate(STEPS).size)
 
             def cells(array, inner=0):
                 return self._in_dims(site, array, rows, inner)
@@ -153,7 +163,7 @@ class Program(Scanned):
                 if part.by_row and "carry" in data:  # a number a step
                     return array
                 row = replace(site, plates=site.plates[:1]) if part.by_row else site
-                return self._in_dims(row, array, rows, inner)
+                return self._in_dims(row, array, rows, inner, depth)
 
             if part.mask in ("handler", "all"):
                 mask = data[f"mask.{key}"]
@@ -171,6 +181,9 @@ class Program(Scanned):
             for index, link in enumerate(part.links):
                 weight = self._param(f"{key}.link_{index}", data)
                 lean = lean + self._linked(site, link, weight, values, data)
+            if site.in_scan:  # the steps lie left of all other dims
+                steps = jnp.zeros((self.spec.plate(STEPS).size, *[1] * depth))
+                lean = lean.reshape(lean.shape[-1 - depth :]) + steps
             if site.kind == "factor":
                 numpyro.factor(site.name, self._param(f"{key}.bias", data) + lean)
                 return None
@@ -191,12 +204,13 @@ class Program(Scanned):
     def _param(self, key, data):
         return data["params"][key] if "params" in data else numpyro.param(key)
 
-    def _in_dims(self, site, array, rows, inner):
+    def _in_dims(self, site, array, rows, inner, depth=None):
         """An array over the site's plates in their batch dims."""
+        depth = self._depth(site) if depth is None else depth
         array = jnp.asarray(array)  # a mask of no plates may be a bool
         for axis, name in enumerate(site.plates):
             array = jnp.take(array, rows[name], axis)
-        dims = [self.spec.plate(name).dim for name in site.plates]
+        dims = [-1 - depth if n == STEPS else self.spec.plate(n).dim for n in site.plates]
         order = sorted(range(len(dims)), key=lambda axis: dims[axis])
         array = jnp.transpose(array, [*order, *range(len(dims), array.ndim)])
         sizes = dict(zip(sorted(dims), array.shape, strict=False))
@@ -206,7 +220,7 @@ class Program(Scanned):
     def _linked(self, site, link, weight, values, data):
         parent = self.spec[link.parent]
         value = data["carry"][link.parent] if link.earlier else values[link.parent]
-        after = parent.in_scan and "params" not in data  # a site after the scan
+        after = parent.in_scan and not site.in_scan and "params" not in data  # after the scan
         if link.how == "last":
             value = values[f"last.{link.parent}"]
         if parent.kind in TABLED:

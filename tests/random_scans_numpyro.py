@@ -45,6 +45,14 @@ class Scanned:
         last, found = scan(step, start, (given, noise), length=length, reverse=turned)
         return {**found, **{f"last.{key}": value for key, value in last.items()}}
 
+    def _at_once(self, sites, data, values, plates):
+        """The same of a guide that draws all steps under a plate."""
+        found, place = {}, 0 if self.spec.scan.reverse else -1
+        for site in sites:
+            known = {**values, **found}
+            found[site.name] = self._sample("guide", site, data, known, plates)
+        return {**found, **{f"last.{name}": value[place] for name, value in found.items()}}
+
     def _carried(self):
         """Sites whose last value another site takes."""
         parts = [part for site in self.spec.sites for part in (site.model, site.guide) if part]

@@ -104,6 +104,7 @@ class Scan:
 
     reverse: bool = False
     plates: str = "inside"  # opened anew in each step; or "before", and entered in each
+    in_guide: bool = True  # else the guide draws all steps at once, under a plate
 
 
 @dataclass(frozen=True)

@@ -276,10 +276,31 @@ def _with_steps(chooser, *calls):
     where = "before" if drawn else chooser.choose(("inside", "before"))
     scan = Scan(chooser.maybe(), where)
     steps = [Plate(STEPS, 0, chooser.choose((2, 2, 3))) for _ in calls]
+    if chooser.wide and chooser.maybe(3):
+        scan = replace(scan, in_guide=False)
     return [
-        replace(spec, scan=scan, plates=(*spec.plates, plate))
+        replace(_at_once(spec, scan), scan=scan, plates=(*spec.plates, plate))
         for spec, plate in zip(calls, steps, strict=True)
     ]
+
+
+def _at_once(spec, scan):
+    """Without what a guide that draws all steps at once cannot say of them."""
+
+    def depth_of(site):
+        return max((-spec.plate(name).dim for name in site.plates if name != STEPS), default=0)
+
+    def is_said(site, link):
+        parent = spec[link.parent]
+        return not (link.earlier or (parent.in_scan and depth_of(parent) != depth_of(site)))
+
+    def told(site):
+        if scan.in_guide or not site.in_scan or not site.guide:
+            return site
+        links = tuple(link for link in site.guide.links if is_said(site, link))
+        return replace(site, guide=replace(site.guide, links=links))
+
+    return replace(spec, sites=tuple(map(told, spec.sites)))
 
 
 def _most_states(spec):

@@ -61,6 +61,16 @@ def test_a_plate_that_only_some_of_all_states_have(seed, name):
     assert tally.agreed[name] == 2
 
 
+def test_a_dream_of_steps_with_a_factor():
+    """Whose value is drawn anew, with dims that the factor has not."""
+    pytest.importorskip("jax")
+    package = importlib.import_module("random_numpyro")
+    calls = spec_of(20849, package.takes_python, scans=True)
+    tally = try_program(package, calls, 20849, ["WakeSleep_ELBO(sleep)"], (0,))
+    assert_right(tally)
+    assert tally.agreed["WakeSleep_ELBO(sleep)"] == 1
+
+
 @pytest.mark.slow
 def test_a_thousand_programs(package):
     @settings(max_examples=1000, **SETTINGS)

@@ -178,6 +178,9 @@ class SiteReader(NamedTuple):
         own = max(jnp.ndim(site.value), event_dim + self.nesting)  # the steps of a `scan`, too
         if (extra := found.ndim - own) > 0:  # of enumerated sites
             found = found.any(tuple(range(extra)))
+        if not site.is_scanned:  # of all cells, also those under no plate
+            batch = jnp.shape(site.value)[: jnp.ndim(site.value) - event_dim]
+            found = found | jnp.zeros((*batch, *[1] * event_dim), bool)
         return self.label(name, site, found, event_dim)
 
     def rate(self, name: str, run: Run) -> NamedArray:
@@ -214,7 +217,8 @@ class SiteReader(NamedTuple):
         if found is None:
             key = jax.random.fold_in(self.rng_key, zlib.crc32(name.encode()))
             found = excludes(guide_site.fn, site.fn.sample(key))
-        if (extra := found.ndim - self.nesting) > 0:  # for some values of enumerated sites
+        own = max(jnp.ndim(site.value) - site.fn.event_dim, self.nesting)
+        if (extra := found.ndim - own) > 0:  # for some values of enumerated sites
             found = found.any(tuple(range(extra)))
         return self.label(name, site, found, 0)
 
@@ -237,7 +241,10 @@ class SiteReader(NamedTuple):
         """
         inner = [f"{name}_dim_{i}" for i in range(event_dim)]
         if site.is_scanned:
-            event = jnp.shape(value)[jnp.ndim(value) - event_dim :]
+            shape, num_batch = jnp.shape(value), jnp.ndim(value) - event_dim
+            batch, event = shape[:num_batch], shape[num_batch:]
+            ones = [1] * (len(site.fn.batch_shape) - num_batch)  # behind the steps
+            value = jnp.reshape(value, (*batch[:1], *ones, *batch[1:], *event))
             value = jnp.broadcast_to(value, (*site.fn.batch_shape, *event))
             value = jnp.moveaxis(value, 0, len(site.fn.batch_shape) - 1)
             inner, event_dim = [f"{name}_step", *inner], event_dim + 1

@@ -211,7 +211,7 @@ def run_pair(rng_key: Array, pair: Pair, draw: Draw) -> Run:
         replayed = replay(seeded(model, model_key), trace=guide_trace)
         known = guide_trace.keys() | draw.values.keys()
         with enumerate_marked(pair.layout, known) if summed else nullcontext():
-            with StepsChecked():
+            with StepsChecked(weighs=not summed):
                 model_trace = trace(replayed).get_trace(*pair.args, **pair.kwargs)
             run = Run.of(guide_trace, model_trace)
     return run._replace(model=sum_out(run.model, pair.layout)) if summed else run

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
-__all__ = ["in_steps", "sound"]
+__all__ = ["behind_steps", "in_steps", "sound"]
 
 
 class _Bernoulli(dist.BernoulliLogits):
@@ -80,7 +80,7 @@ def in_steps(fn: Any, value: Any, others: Any) -> tuple[Any, Any, Any]:
     missing = jnp.ndim(value) - fn.event_dim - len(fn.batch_shape)
     if missing > 0:
         return _with_dims(fn, missing), value, others
-    reshape = partial(_behind_steps, count=-missing)
+    reshape = partial(behind_steps, count=-missing)
     return (fn, reshape(value), jax.tree.map(reshape, others)) if missing else (fn, value, others)
 
 
@@ -91,16 +91,20 @@ def _factor_of_steps(fn: Any, num_steps: int) -> Any:
     log_factor = _innermost(fn).log_factor
     if isinstance(fn, ExpandedDistribution):  # to the plates of a step, by dims before the steps
         shape = jnp.shape(log_factor)
-        if num_steps not in shape:  # a value that was drawn, of which none is asked
+        ones = next((place for place, size in enumerate(shape) if size > 1), len(shape))
+        if num_steps not in shape[: ones + 1]:  # a value that was drawn, of which none is asked
             return fn
         log_factor = jnp.reshape(log_factor, shape[shape.index(num_steps) :])
-        log_factor = _behind_steps(log_factor, 1 + len(fn.batch_shape) - jnp.ndim(log_factor))
+        log_factor = behind_steps(log_factor, 1 + len(fn.batch_shape) - jnp.ndim(log_factor))
         log_factor = jnp.broadcast_to(log_factor, (num_steps, *fn.batch_shape))
     return dist.Unit(log_factor)
 
 
-def _behind_steps(array: Array, count: int) -> Array:
+def behind_steps(array: Any, count: int) -> Any:
+    """An array of all steps with so many more dims of size 1 behind them; a number as it is."""
     shape = jnp.shape(array)
+    if not shape or count <= 0:
+        return array
     return jnp.reshape(array, (*shape[:1], *[1] * count, *shape[1:]))
 
 
@@ -112,9 +116,9 @@ def _with_dims(fn: Any, count: int) -> Any:
     if isinstance(fn, ExpandedDistribution):
         return _with_dims(fn.base_dist, count).expand(shape)
     if isinstance(fn, MaskedDistribution):
-        mask = fn._mask if isinstance(fn._mask, bool) else _behind_steps(fn._mask, count)
+        mask = fn._mask if isinstance(fn._mask, bool) else behind_steps(fn._mask, count)
         return _with_dims(fn.base_dist, count).mask(mask)
-    found = jax.tree.map(partial(_behind_steps, count=count), fn)
+    found = jax.tree.map(partial(behind_steps, count=count), fn)
     found._batch_shape = shape
     return found
 

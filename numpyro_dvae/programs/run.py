@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from numpyro.handlers import replay, trace, uncondition
 
 from numpyro_dvae.programs.draw import Draw, Sampler, run_pair, seeded
-from numpyro_dvae.programs.handlers.steps import SharedRows, StepsChecked
+from numpyro_dvae.programs.handlers.steps import InShape, SharedRows, StepsChecked
 from numpyro_dvae.programs.messages import with_values
 from numpyro_dvae.programs.record import Ledger, Particles, Reader, make_record
 from numpyro_dvae.programs.sites import Pair, sample_sites
@@ -160,7 +160,7 @@ def dream(rng_key: Array, pair: Pair, replace_data: ReplaceData) -> Float[Array,
         model_trace, made = _dreamt(model_key, pair)
     sites = sample_sites(model_trace)
     args, kwargs = replace_data(made, pair.args, pair.kwargs)
-    replayed = replay(seeded(pair.guide, guide_key), trace=model_trace)
+    replayed = InShape(replay(seeded(pair.guide, guide_key), trace=model_trace))
     with SharedRows(model_key), StepsChecked():
         dreamt = sample_sites(trace(replayed).get_trace(*args, **kwargs))
     latent = [site for name, site in dreamt.items() if name in sites]

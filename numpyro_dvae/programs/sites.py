@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 
-from numpyro_dvae.programs.hosts import in_steps, sound
+from numpyro_dvae.programs.hosts import behind_steps, in_steps, sound
 from numpyro_dvae.programs.messages import is_drawn, mutable_values, rows_of_plates
 
 __all__ = [
@@ -68,16 +68,19 @@ class Site:
         """Read a message of NumPyro's; full sizes of plates that subsample are of its trace."""
         frames, infer = message["cond_indep_stack"], message.get("infer") or {}
         fn, value, steps = _in_shape(message), message["value"], message.get("intermediates")
+        scale = 1.0 if message.get("scale") is None else message["scale"]
         sizes = {**infer.get("_full_sizes", {}), **full_sizes}
         if message.get("_control_flow_done") and "dim_to_name" not in infer:  # all steps of a scan
+            num_dims = len(fn.batch_shape)
             fn, value, steps = in_steps(fn, value, steps)
+            scale = behind_steps(scale, len(fn.batch_shape) - num_dims)
         return cls(
             name=message["name"],
             fn=fn,
             value=value,
             is_observed=message.get("is_observed", False),
             plates={f.name: _Plate.of(f, sizes) for f in frames},
-            scale=1.0 if message.get("scale") is None else message["scale"],
+            scale=scale,
             infer=infer,
             call=(steps,) if steps else (),
         )
@@ -139,6 +142,11 @@ class Site:
     def is_scanned(self) -> bool:
         """Whether it is a site of a `scan`; those of the first enumerated steps lack a dim."""
         return self.has_steps or self.name.startswith("_PREV_")
+
+    @property
+    def in_scan(self) -> bool:
+        """Whether the program draws it in a `scan`, whatever the other program does."""
+        return bool(self.infer.get("_in_scan"))
 
     @property
     def has_steps(self) -> bool:
@@ -279,7 +287,7 @@ class Run(NamedTuple):
         """Read the sample sites of two traces."""
         model = sample_sites(model_trace)
         drawn = sample_sites(guide_trace)
-        guide = {name: _in_plates(site, model.get(name)) for name, site in drawn.items()}
+        guide = {name: _beside(site, model.get(name)) for name, site in drawn.items()}
         return cls(guide, model, guide_trace, model_trace)
 
     def joint_plates(self) -> set[str]:
@@ -296,8 +304,15 @@ class Run(NamedTuple):
         return mutable_values(self.guide_trace) | mutable_values(self.model_trace)
 
 
-def _in_plates(site: Site, model: Site | None) -> Site:
-    """A guide's site under no plate, as an autoguide's values are, in the plates of the model's."""
+def _beside(site: Site, model: Site | None) -> Site:
+    """A guide's site as the model's: in its plates if it has none, as values of an autoguide have.
+
+    Steps of a `scan` have as many dims then, in guide and model.
+    """
+    extra = 0 if model is None else jnp.ndim(model.value) - jnp.ndim(site.value)
+    if model is not None and site.in_scan and model.in_scan and extra > 0:
+        fn, value, _ = in_steps(site.fn, behind_steps(site.value, extra), ())
+        site = replace(site, fn=fn, value=value, scale=behind_steps(site.scale, extra))
     if model is None or model.is_observed or site.plates or site.is_observed or site.needs_credit:
         return site
     return replace(site, plates=model.plates)

@@ -12,7 +12,7 @@ from numpyro_dvae.programs.handlers.without_rows import RowsChecked
 from numpyro_dvae.programs.messages import is_drawn, is_subsample, with_values
 from numpyro_dvae.programs.sites import Site, deterministic_sites, sample_sites
 
-__all__ = ["SharedRows", "StepsChecked", "share_rows", "turned"]
+__all__ = ["InShape", "SharedRows", "StepsChecked", "share_rows", "turned"]
 
 
 class StepsChecked(RowsChecked):
@@ -21,20 +21,26 @@ class StepsChecked(RowsChecked):
     A parameter in a step has its first value for ever, and no gradient; mutable state is lost; the
     guide's draws do not get into the branches of a `cond`. The steps of a backward `scan` take the
     values that they are given in their own order.
+
+    Args:
+        fn: The program.
+        weighs: Whether to look at weights around a `scan`, which sites that are summed out change.
     """
 
-    def __init__(self, fn: Any = None) -> None:
+    def __init__(self, fn: Any = None, *, weighs: bool = True) -> None:
         super().__init__(fn)
-        self.backward, self.full_sizes = False, dict[str, int]()
+        self.weighs = weighs
+        self.operator, self.backward, self.full_sizes = "", False, dict[str, int]()
 
     def process_message(self, msg: Any) -> None:
         """Run each step, or branch, under a handler that sees its sites."""
-        if msg.get("_control_flow_done") and msg["type"] == "sample":  # all steps of the last scan
-            found = {"_backward": self.backward, "_full_sizes": self.full_sizes}
-            msg["infer"] = {**msg["infer"], **found}
+        if msg["type"] == "sample":
+            msg["infer"] = self._with_steps(msg)
+            if msg["infer"].get("_in_scan") and self.weighs and msg["value"] is not None:
+                _check_weights(Site.of(msg))
         if msg["type"] != "control_flow":
             return
-        operator = msg["fn"].__name__.removesuffix("_wrapper")
+        operator = self.operator = msg["fn"].__name__.removesuffix("_wrapper")
         steps = (0,) if operator == "scan" else (1, 2)
         msg["args"] = tuple(
             _Inside(program, self.full_sizes, operator=operator) if place in steps else program
@@ -43,6 +49,53 @@ class StepsChecked(RowsChecked):
         self.backward = operator == "scan" and bool(msg["args"][-1])
         stack = msg["kwargs"].get("substitute_stack", [])
         stack[:] = [turned(msg, given) for given in stack]
+
+    def _with_steps(self, msg: Any) -> dict[str, Any]:
+        """What the site says of its steps, whatever the other program has handed on."""
+        infer = {key: each for key, each in msg["infer"].items() if key != "_in_scan"}
+        if not msg.get("_control_flow_done"):
+            return infer
+        of_scan = {"_in_scan": True} if self.operator == "scan" else {}
+        return infer | of_scan | {"_backward": self.backward, "_full_sizes": self.full_sizes}
+
+
+def _check_weights(site: Site) -> None:
+    """Weights around a `scan` have all dims of the steps, or they meet others than they are for.
+
+    Raises:
+        ValueError: If the log-density would be larger by them.
+    """
+    value = jnp.shape(site.value)
+    drawn = value[: len(value) - site.fn.event_dim]
+    batch = jnp.broadcast_shapes(site.fn.batch_shape, drawn)
+    is_masked_more = not site.is_observed and batch != drawn
+    found = jnp.shape(site.scale)
+    if is_masked_more or jnp.broadcast_shapes(found, batch) != batch:
+        kind = "mask" if is_masked_more else f"scale of shape {found}"
+        raise ValueError(
+            f"site '{site.name}' of a `scan` is under a {kind}, but has shape {drawn}, the steps "
+            "first: its cells would count several times. Give weights of the steps one dim for "
+            f"each of these, as shape {(*drawn[:1], *[1] * (len(drawn) - 1))}."
+        )
+
+
+class InShape(Messenger):
+    """Gives values that another program has drawn the dims of the site: they lack some of size 1.
+
+    As where one program draws at once what are the steps of a `scan` in the other.
+    """
+
+    def process_message(self, msg: Any) -> None:
+        """Once the value is replayed."""
+        if msg["type"] != "sample" or msg["value"] is None or msg["is_observed"]:
+            return
+        shape, found = tuple(msg["fn"].shape()), tuple(jnp.shape(msg["value"]))
+        if found != shape and _without_ones(found) == _without_ones(shape):
+            msg["value"] = jnp.reshape(msg["value"], shape)
+
+
+def _without_ones(shape: tuple[int, ...]) -> list[int]:
+    return [size for size in shape if size > 1]
 
 
 def turned(msg: Any, given: tuple[str, Any]) -> tuple[str, Any]:
@@ -95,8 +148,9 @@ class _Inside(Messenger):
             raise ValueError(
                 f"site '{msg['name']}' is weighed in a step of a `scan`, by an array of that step, "
                 "which NumPyro loses. Put handlers.scale(scale=weights) around the `scan`, with "
-                "weights of all steps in their first dim; or, of what is observed, add the weighed "
-                "log-density as numpyro.factor(name, weight * fn.log_prob(x))."
+                "weights of all steps in their first dim, before the dims of a step; or, of what "
+                "is observed, add the weighed log-density as numpyro.factor(name, weight * "
+                "fn.log_prob(x))."
             )
         if self.operator == "cond" and msg["type"] == "sample" and is_drawn(msg):
             raise ValueError(
