@@ -3,6 +3,7 @@
 Start with `layout`, a plain run that reads how the sites lie.
 
 - `layout`: plates, and the sites that need the score function;
+- `matching`: whether guide and model have the same latents, plates, families and dims;
 - `broadcasting`: whether the programs take states that broadcast;
 - `cells`: whether the data keep apart, as what lists states relies on;
 - `mixing`: plates whose cells are led by the draws of others, which share one weight;

@@ -3,6 +3,7 @@
 Start with `layout`, a plain run that reads how the sites lie.
 
 - `layout`: plates, and the sites that need the score function;
+- `matching`: whether guide and model have the same latents, plates, families and dims;
 - `tracking`: what each log-density depends on, followed through a run and tried by other draws;
 - `broadcasting`: whether the programs take a particle axis;
 - `cells`: whether the data keep apart, as what lists states relies on;
