@@ -104,6 +104,7 @@ def test_parameters_that_no_program_asks_for_are_refused(model):
             ValueError, match=r"`params` has \['shfit'\], for which neither .*'scale'"
         ):
             to_arviz(result, X, num_draws=20, params={"shfit": torch.tensor(1.0)})
+    check(to_arviz((model, guide), X, num_draws=20, params=TRAINED | {"another": torch.zeros(())}))
     moved = {"shift": TRAINED["shift"] + 1.0}
     idata = to_arviz(FitResult(model, guide, TRAINED, np.zeros(0)), X, num_draws=20, params=moved)
     z = torch.from_numpy(idata.posterior["z"].values[0])

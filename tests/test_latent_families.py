@@ -173,7 +173,7 @@ def test_rates_that_depend_on_draws_have_an_error(thrifty_shim):
     near = found["b"]._replace(threshold=exact)
     assert near.undecided.all()
     assert not near.collapsed.any()
-    assert "may have (more draws tell)" in str(near)
+    assert "may have collapsed (more draws tell)" in str(near)
     assert found["b"]._replace(threshold=10 * exact).collapsed.all()
     single = diagnose(thrifty_shim, "latent_rates", case, num_draws=1)["b"]
     assert not single.collapsed.any()  # nothing is known of one draw

@@ -25,7 +25,7 @@ class Trained(NamedTuple):
     model: Callable
     guide: Callable
     params: Mapping[str, Any]
-    named: frozenset[str] = frozenset()  # those that the programs must ask for
+    named: frozenset[str] = frozenset()  # of which the programs must ask for one, if there are any
 
     def arguments(self, data: tuple) -> tuple:
         """Data as model and guide are called with them, whose arrays may all be traced."""
@@ -61,7 +61,7 @@ class Trained(NamedTuple):
         """Of each parameter of the programs, all of which it has.
 
         Raises:
-            ValueError: If a parameter, or mutable state, is missing, or one that was named is none.
+            ValueError: If a parameter, or mutable state, is missing, or none that was named is one.
         """
         params, state = constraints_of(rng_key, *self.substituted(), args, {})
         missing = {*params, *state} - self.params.keys()
@@ -71,12 +71,11 @@ class Trained(NamedTuple):
                 f"`params` lacks {sorted(missing)[:5]}, so that these would be initial values. "
                 f"Pass the FitResult, or `params=svi.get_params(svi_state){with_state}`."
             )
-        unknown = sorted(self.named - {*params, *state, LOSS_MEMORY})
-        if unknown:
+        if self.named and self.named.isdisjoint({*params, *state, LOSS_MEMORY}):
             raise ValueError(
-                f"`params` has {unknown[:5]}, for which neither model nor guide asks with these "
-                f"data; they ask for {sorted({*params, *state})[:5]}. Leave them out, or mend the "
-                "names."
+                f"`params` has {sorted(self.named)[:5]}, for which neither model nor guide asks "
+                f"with these data; they ask for {sorted({*params, *state})[:5]}. Leave them out, "
+                "or mend the names."
             )
         return params
 

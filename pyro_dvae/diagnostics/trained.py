@@ -27,7 +27,7 @@ class Trained(NamedTuple):
     model: Callable
     guide: Callable
     params: Mapping[str, Tensor]
-    named: frozenset[str] = frozenset()  # those that the programs must ask for
+    named: frozenset[str] = frozenset()  # of which the programs must ask for one, if there are any
 
     def arguments(self, data: tuple) -> tuple:
         """Data as model and guide are called with them, on the device of the parameters."""
@@ -39,7 +39,7 @@ class Trained(NamedTuple):
 
         Raises:
             ValueError: If the programs have a parameter that is missing, or has another shape, or
-                do not ask for one that was named.
+                do not ask for any of those that were named.
         """
         store = pyro.get_param_store()
         before = store.get_state()
@@ -53,12 +53,12 @@ class Trained(NamedTuple):
             )
             stack.enter_context(handler)
             yield
-            unknown = sorted(self.named - handler.asked - before["params"].keys())
-            if unknown:
+            known = handler.asked | before["params"].keys()
+            if handler.asked and self.named and self.named.isdisjoint(known):
                 raise ValueError(
-                    f"`params` has {unknown[:5]}, for which neither model nor guide asks with "
-                    f"these data; they ask for {sorted(handler.asked)[:5]}. Leave them out, or "
-                    "mend the names."
+                    f"`params` has {sorted(self.named)[:5]}, for which neither model nor guide "
+                    f"asks with these data; they ask for {sorted(handler.asked)[:5]}. Leave them "
+                    "out, or mend the names."
                 )
 
 
