@@ -194,12 +194,9 @@ def _without_computed(pair: Pair, given: Mapping[str, Tensor]) -> dict[str, Tens
 def _with_masks(pair: Pair, run: Run, record: Particles) -> Particles:
     """What is said of masked latents in `silence`, of a run that has sites of its own."""
     nothing = torch.zeros_like(record.log_q)
-    extras = {"unmasked": nothing, "masked_apart": nothing > 0} | {
-        name: value
-        for name, value in record.extras.items()
-        if value is not None or name not in ("unmasked", "masked_apart")
-    }
-    record = record._replace(extras={"counted_codes": None} | extras)
+    at_least = {"unmasked": nothing, "masked_apart": nothing > 0}
+    read = {n: v for n, v in record.extras.items() if v is not None or n not in at_least}
+    record = record._replace(extras={"counted_codes": None} | at_least | read)
     values = otherwise_drawn([run], pair.layout, 1)
     try:
         return with_matters(record, score_states(pair, values) if values else record)
