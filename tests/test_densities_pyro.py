@@ -7,7 +7,10 @@ torch = pytest.importorskip("torch")
 pyro = pytest.importorskip("pyro")
 import pyro.distributions as dist  # noqa: E402
 from pyro import poutine  # noqa: E402
+from scipy.special import logsumexp  # noqa: E402
+from scipy.stats import poisson  # noqa: E402
 
+from pyro_dvae import diagnostics, infer  # noqa: E402
 from pyro_dvae.programs.densities import fast_log_prob  # noqa: E402
 from pyro_dvae.programs.sites import sample_sites  # noqa: E402
 
@@ -111,3 +114,31 @@ def test_no_digits_are_lost_under_autocast(fn):
         rough = torch.ones(5, 40) @ torch.full((40,), 0.337)
     torch.testing.assert_close(found, fn.log_prob(site.value), rtol=1e-5, atol=1e-5)
     assert (rough.float() - 40 * 0.337).abs().max() > 1e-3  # what a product of matrices makes of it
+
+
+def test_a_mixture_by_a_draw_of_two_supports_is_of_its_own_datum():
+    """Whose support Pyro checks by the values that the draw picks: no part of the density."""
+    rate, prior, y = 1.3, 0.4, np.array([0.0, 3.0, 0.0])
+
+    def model(y):
+        absent = torch.zeros(3, dtype=torch.float64)
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(prior).double()))
+            counts = dist.Poisson(absent + rate)
+            pyro.sample("y", dist.MaskedMixture(z.bool(), dist.Delta(absent), counts), obs=y)
+
+    def guide(y):
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Bernoulli(torch.tensor([0.2, 1.0, 0.6]).double()))
+
+    data = torch.as_tensor(y)
+    scores = np.stack([np.where(y == 0, 0.0, -np.inf), poisson.logpmf(y, rate)])
+    scores = scores + np.log([[1 - prior], [prior]])
+    found = diagnostics.posterior_gap((model, guide), data)
+    np.testing.assert_allclose(found.log_evidence, logsumexp(scores, 0), rtol=1e-6)
+    bound = infer.Truncated_ELBO().loss(model, infer.TruncatedGuide(model, 2), data)
+    np.testing.assert_allclose(bound, -logsumexp(scores, 0).sum(), rtol=1e-6)
+    q = np.array([[0.8, 0.0, 0.4], [0.2, 1.0, 0.6]])
+    terms = np.where(q > 0, q * (np.where(q > 0, scores, 0) - np.log(np.where(q > 0, q, 1))), 0)
+    found = infer.Exact_ELBO().loss(model, guide, data)
+    np.testing.assert_allclose(found, -terms.sum(), rtol=1e-6)

@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
+from pyro_dvae.programs.handlers.in_place import Unchanged
 from pyro_dvae.programs.handlers.without_rows import RowsChecked
 from pyro_dvae.programs.messages import is_among, is_computed, is_drawn, is_subsample
 from pyro_dvae.programs.processes import drawing, hidden
@@ -148,7 +149,7 @@ class Draw(Messenger):
         value = value.reshape(value.shape[value.dim() - len(shape) :])
         if any(size not in (1, wanted) for size, wanted in zip(value.shape, shape, strict=True)):
             raise no_one_list(f"'{site.name}' has other values or sizes in some runs", self.values)
-        return value.expand(shape)
+        return value.expand(shape).clone()  # a program that changes it changes no other run
 
     def _draw(self, msg: Any) -> Tensor:
         fn, num_draws = msg["fn"], self.num_draws
@@ -272,7 +273,7 @@ def run_program(program: Any, args: tuple, kwargs: dict) -> poutine.Trace:
     plain trace would hold the model's observations, too.
     """
     handler = poutine.unwrap(program)
-    with RowsChecked():
+    with RowsChecked(), Unchanged():
         if isinstance(handler, GuideMessenger):
             program(*args, **kwargs)
             return handler.get_traces()[1]

@@ -4,6 +4,7 @@
 - `relaxing`: draws have a gradient (`relax`);
 - `slopes`: whether what is computed from such draws keeps it (`relax`);
 - `without_rows`: where a plate has none (every run);
+- `in_place`: whether what a site holds is changed behind it (every run);
 - `rows`: whether the data are those of the rows that plates draw (guides of each datum's own);
 - `subsamples`: rows that plates have drawn, in other runs (particles one by one, diagnostics);
 - `batches`: whether parameters are of the rows of the data, not of places in a batch (`fit`);

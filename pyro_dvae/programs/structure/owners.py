@@ -9,8 +9,10 @@ tell.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -72,6 +74,16 @@ class Owners(TorchDispatchMode):
         self._marks = tuple(WeakTensorKeyDictionary() for _ in range(2))
         self._made = WeakTensorKeyDictionary()  # from nothing that was given
         self._has_sized = False  # whether draws of all say how many numbers there are
+        self._checks = ExitStack()
+
+    def __enter__(self) -> "Owners":
+        # A support is no part of a density, and one that draws choose is checked by parts.
+        self._checks.enter_context(pyro.validation_enabled(False))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._checks.close()
+        super().__exit__(*error)
 
     def give(self, value: Tensor, axis: int) -> None:
         """The cells along an axis own a value."""
