@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 torch = pytest.importorskip("torch")
 pyro = pytest.importorskip("pyro")
@@ -19,7 +19,13 @@ from pyro_dvae.diagnostics import (  # noqa: E402
     posterior_gap,
 )
 from pyro_dvae.guides import AutoDiscrete  # noqa: E402
-from pyro_dvae.infer import DAPS_ELBO, Exact_ELBO, Reinforce_ELBO  # noqa: E402
+from pyro_dvae.infer import (  # noqa: E402
+    DAPS_ELBO,
+    Exact_ELBO,
+    Reinforce_ELBO,
+    Truncated_ELBO,
+    TruncatedGuide,
+)
 from pyro_dvae.programs.structure.looking import numbers_within  # noqa: E402
 from pyro_dvae.programs.structure.ways import _states  # noqa: E402
 
@@ -335,3 +341,37 @@ def test_a_guide_holds_trials_that_python_could_not_have_chosen():
     np.testing.assert_allclose(quiet(lambda: Exact_ELBO().loss(late, guide, Y)), expected)
     with pytest.raises(ValueError, match=r"'n' \(Binomial\): the number of its values depends"):
         AutoDiscrete(lambda y: asks(y, False))(Y)
+
+
+@pytest.mark.parametrize(
+    "elbo",
+    [Exact_ELBO(), Truncated_ELBO(), Reinforce_ELBO(4, closed_form_entropy=False)],
+    ids=["exact", "truncated", "drawn"],
+)
+@pytest.mark.filterwarnings("ignore:model or guide does not", "ignore:under plate")
+@pytest.mark.parametrize(("every", "per_datum"), [(2, True), (3, True), (3, False)])
+def test_sites_that_come_and_go_from_run_to_run_leave_each_datum_its_states(every, per_datum, elbo):
+    """As a count of runs says, and no draw: the site counts nothing here, so there is one value."""
+    runs, y, prior = itertools.count(), np.array([0.5, -1.0]), 0.4
+
+    def model(y):
+        is_there = next(runs) % every == 0
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(prior).double()))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+            if is_there and per_datum:
+                pyro.factor("nothing", torch.zeros(2))
+        if is_there and not per_datum:
+            pyro.factor("nothing", torch.zeros(()))
+
+    scores = np.array([[0.0], [1.0]])
+    scores = stats.norm.logpdf(y, scores) + np.log(np.where(scores == 1, prior, 1 - prior))
+    probs = np.exp(scores - special.logsumexp(scores, 0))
+
+    def guide(y):
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Bernoulli(torch.as_tensor(probs[1])))
+
+    guide = TruncatedGuide(model, 2) if isinstance(elbo, Truncated_ELBO) else guide
+    found = [float(elbo.loss(model, guide, torch.as_tensor(y))) for _ in range(2)]
+    np.testing.assert_allclose(found, -special.logsumexp(scores, 0).sum(), rtol=1e-6)

@@ -137,7 +137,17 @@ def check_structure(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor
             return pair.layout._replace(nesting=max([pair.layout.nesting, *depths]))
     if pair.structure is not None and len(structures) == 1:
         raise StructureError("the programs have other sites than before")
-    return common_layout(runs)
+    layout = common_layout(runs)
+    if values and layout.plates != pair.layout.plates:
+        raise no_one_list(f"{_come_and_go(runs)} not in each run", values)
+    return layout
+
+
+def _come_and_go(runs: Sequence[Run]) -> str:
+    """What is in some runs alone, as a site or a plate."""
+    names = [{*run.guide, *run.model} for run in runs]
+    odd = sorted(set[str]().union(*names) - names[0].intersection(*names))
+    return f"'{odd[0]}' is" if odd else "a plate is"
 
 
 def _refuse_values(pair: Pair, runs: Sequence[Run], values: Mapping[str, Tensor]) -> None:
