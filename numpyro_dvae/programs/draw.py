@@ -34,6 +34,7 @@ from numpyro_dvae.programs.sites import (
     Run,
     Site,
     base_distribution,
+    no_draws,
 )
 from numpyro_dvae.programs.summing.enumerating import enumerate_marked, sum_out
 
@@ -163,8 +164,12 @@ class Draw(Messenger):
             shape = options["sample_shape"] + fn.batch_shape + fn.event_shape
             msg["value"] = _draw_codes(options["rng_key"], base.logits, shape)
         else:
-            drawn = fn(sample_intermediates=True, **options)
-            msg["value"], msg["intermediates"] = drawn
+            try:
+                drawn = fn(sample_intermediates=True, **options)
+            except NotImplementedError as error:
+                raise no_draws(Site.of(msg), error) from error
+            value, msg["intermediates"] = drawn
+            msg["value"] = jnp.asarray(value)  # a Delta has what it was given, such as a float
 
 
 def _draw_codes(rng_key: Array, logits: Array, shape: tuple[int, ...]) -> Array:

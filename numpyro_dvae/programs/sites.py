@@ -30,6 +30,7 @@ __all__ = [
     "Site",
     "base_distribution",
     "deterministic_sites",
+    "no_draws",
     "same_programs",
     "same_scale",
     "sample_sites",
@@ -239,6 +240,16 @@ def base_distribution(fn: Any) -> Any:
     while isinstance(fn, dist.Independent | ExpandedDistribution | MaskedDistribution):
         fn = fn.base_dist
     return fn
+
+
+def no_draws(site: Site, error: BaseException) -> ValueError:
+    """The error of a site whose distribution has a density, and no way to draw."""
+    said = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return ValueError(
+        f"site '{site.name}' ({site.family}) cannot be drawn: {said}. Where a report draws from "
+        "the model, leave the groups that do out, to_arviz(..., groups=['posterior', "
+        "'log_likelihood', 'sample_stats', 'vi_stats']); a guide wants a distribution with draws."
+    )
 
 
 class Layout(NamedTuple):

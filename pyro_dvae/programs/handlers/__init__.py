@@ -3,7 +3,7 @@
 - `vectors`: a model gets the vectors of codes in place of the codes (`VQ_ELBO`);
 - `relaxing`: draws have a gradient (`relax`);
 - `slopes`: whether what is computed from such draws keeps it (`relax`);
-- `without_rows`: where a plate has none (every run);
+- `without_rows`: where a plate has none, or a site has no draws (every run);
 - `in_place`: whether what a site holds is changed behind it (every run);
 - `rows`: whether the data are those of the rows that plates draw (guides of each datum's own);
 - `subsamples`: rows that plates have drawn, in other runs (particles one by one, diagnostics);
