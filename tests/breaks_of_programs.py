@@ -6,6 +6,7 @@ HIDDEN, SETTINGS = "tests/test_hidden_mixing.py", "tests/test_settings.py"
 FOUND = f"{HIDDEN}::test_data_that_mix_without_effect_are_found"
 TOLD = f"{HIDDEN}::test_operations_tell_whose_draws_a_number_is_of"
 SEEN = f"{SETTINGS}::test_a_setting_is_seen"
+STEPS = "tests/test_steps_at_once_numpyro.py"
 
 PROGRAMS = [
     *pyro(
@@ -115,5 +116,35 @@ PROGRAMS = [
         "looks((pair.args, pair.kwargs)), path_taken(rng_key, pair)",
         "looks((pair.args, pair.kwargs)), 0",
         "tests/test_branches.py::test_a_setting_that_changes_late_is_found",
+    ),
+    *numpyro(
+        "programs/structure/matching.py",
+        "    _check_batches(guide, model)\n",
+        "",
+        f"{STEPS}::test_dims_that_do_not_fit_are_refused",
+    ),
+    *numpyro(
+        "programs/structure/matching.py",
+        "fits = given == taken and drawn == scored",
+        "fits = True",
+        f"{STEPS}::test_dims_that_do_not_fit_are_refused",
+    ),
+    *numpyro(
+        "programs/handlers/steps.py",
+        "if found != shape and _without_ones(found) == _without_ones(shape):",
+        "if False:",
+        f"{STEPS}::test_dreams_of_steps_that_the_guide_draws_at_once",
+    ),
+    *numpyro(
+        "programs/handlers/steps.py",
+        "is_masked_more = not site.is_observed and batch != drawn",
+        "is_masked_more = False",
+        f"{STEPS}::test_weights_around_steps_that_have_other_dims_in_the_other_program",
+    ),
+    *numpyro(
+        "programs/handlers/steps.py",
+        "if is_masked_more or jnp.broadcast_shapes(found, batch) != batch:",
+        "if is_masked_more:",
+        f"{STEPS}::test_weights_around_steps_that_have_other_dims_in_the_other_program",
     ),
 ]
