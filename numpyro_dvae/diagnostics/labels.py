@@ -85,7 +85,7 @@ class SiteReader(NamedTuple):
             "mean": ({n: s for n, s in scored.items() if has_data(s)}, self.mean),
             "seen": (scored | data, self.seen),
             "table": (latent, lambda name, _: self.table(name, guide_sites[name])),
-            "counted": (latent | at_once, self.seen),
+            "counted": (latent | at_once, lambda n, site: self.seen(n, site, n in at_once)),
             "summed": (of_summed, lambda name, site: self.summed(name, site, summed[name][1])),
             "rate": (latent, lambda name, site: self.rate(name, run)),
             "reordered": (latent, lambda name, site: self.reordered(name, run)),
@@ -171,15 +171,17 @@ class SiteReader(NamedTuple):
             return None
         return self.label(name, site, value, site.fn.event_dim)
 
-    def seen(self, name: str, site: Site) -> NamedArray:
+    def seen(self, name: str, site: Site, is_summed: bool = False) -> NamedArray:
         """Whether a mask lets entries count; of size 1 in event dims it does not tell apart."""
         event_dim = site.fn.event_dim
         found = entry_mask(site, event_dim)
-        own = max(jnp.ndim(site.value), event_dim + self.nesting)  # the steps of a `scan`, too
+        batch = jnp.shape(site.value)[: jnp.ndim(site.value) - event_dim]
+        if is_summed:  # whose values lie along a dim before those of the plates
+            batch = batch[max(len(batch) - self.nesting, 0) :]
+        own = event_dim + max(len(batch), self.nesting)  # the steps of a `scan`, too
         if (extra := found.ndim - own) > 0:  # of enumerated sites
             found = found.any(tuple(range(extra)))
         if not site.is_scanned:  # of all cells, also those under no plate
-            batch = jnp.shape(site.value)[: jnp.ndim(site.value) - event_dim]
             found = found | jnp.zeros((*batch, *[1] * event_dim), bool)
         return self.label(name, site, found, event_dim)
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from numpyro_dvae.distributions import precise
+from numpyro_dvae.distributions import precise, precise_dtype
 from numpyro_dvae.nets.layers import LayerNorm, xavier_dense
 
 __all__ = ["Block", "Cache", "KeysValues"]
@@ -123,7 +123,8 @@ class Block(nn.Module):
 
     def empty_cache(self, num_sequences: int, length: int, context: Array | None) -> Cache:
         """Room for `length` tokens of each sequence, and the context's keys and values."""
-        dtype = self.dtype or self.self_qkv.variables["params"]["kernel"].dtype
+        weights = self.self_qkv.variables["params"]["kernel"]
+        dtype = self.dtype or precise_dtype(weights.dtype)  # that of the norms before these
         shape = (num_sequences, self.num_heads, length, self.embed_dim // self.num_heads)
         past = KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         return Cache(past, None if context is None else self.context_keys_values(context))
