@@ -108,6 +108,24 @@ def test_parts_of_an_array_that_is_filled_step_by_step_are_not_changed(vectorize
     np.testing.assert_allclose(found, -(scores.mean() + np.log(2)), rtol=1e-7)
 
 
+@pytest.mark.parametrize("part", ["observation", "location"])
+def test_a_part_of_an_array_that_is_changed_behind_its_site_is_found(part):
+    def model(y):
+        seen, location = y.clone(), torch.zeros(3).double()
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4).double()))
+        for step in range(3):
+            pyro.sample(f"y{step}", dist.Normal(location[step] + z, 1.0), obs=seen[step])
+            pyro.sample(f"w{step}", dist.Normal(location[step], 1.0), obs=y[step])
+        {"observation": seen, "location": location}[part][1] += 1.0
+
+    def its_guide(y):
+        pyro.sample("z", dist.Bernoulli(torch.tensor(0.5).double()))
+
+    name = {"observation": "y1", "location": "w1"}[part]
+    with pytest.raises(ValueError, match=f"site '{name}': .* changed in place"):
+        infer.Reinforce_ELBO(2).loss(model, its_guide, torch.as_tensor(Y))
+
+
 def test_data_that_a_handler_gives_are_not_changed():
     data = torch.ones(3).double()
     model = poutine.condition(model_of(lambda z, m, y: (z.mul_(2), m, y)), {"z": data})

@@ -2,11 +2,12 @@
 
 A draw, an observation or a location that the program changes behind a site, as `z += 1` does, would
 be scored at what it has become; Pyro's own losses do so without a word. Torch counts the changes of
-each tensor. Those of one that shows a part of a larger one may be of another part, and say nothing.
+each tensor. Those of one that shows a part of a larger one may be of another part: it is compared
+with a copy then.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -16,7 +17,11 @@ from pyro_dvae.programs.messages import is_subsample
 
 __all__ = ["Unchanged"]
 
-_Held = tuple[Tensor, int]  # and how often it had been changed
+
+class _Held(NamedTuple):
+    tensor: Tensor
+    num_changes: int  # before the site held it
+    copy: Tensor | None  # of a part of a larger one
 
 
 class Unchanged(Messenger):
@@ -57,18 +62,20 @@ def _parts(fn: Any) -> Iterator[_Held]:
 
 
 def _held(value: Any) -> Iterator[_Held]:
-    if isinstance(value, Tensor) and not value.is_inference() and _is_whole(value):
-        yield value, value._version
-
-
-def _is_whole(value: Tensor) -> bool:
-    """Whether a tensor shows all that it is a view of."""
-    base = value._base
-    return base is None or base.numel() <= value.numel()
+    if isinstance(value, Tensor) and not value.is_inference():
+        base = value._base
+        is_part = base is not None and base.numel() > value.numel()
+        yield _Held(value, value._version, value.detach().clone() if is_part else None)
 
 
 def _changed(found: list[tuple[str, _Held]]) -> Iterator[str]:
-    return (name for name, (value, version) in found if value._version != version)
+    for name, (tensor, num_changes, copy) in found:
+        if tensor._version != num_changes and not (copy is not None and _same(tensor, copy)):
+            yield name
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _refused(name: str, what: str, short: str, other: str) -> ValueError:
