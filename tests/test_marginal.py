@@ -135,6 +135,7 @@ def test_compare_ranks_as_the_exact_evidence_does(thrifty_shim):
         np.testing.assert_allclose(table.loc[name, "elpd_loo"], value, atol=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:`posterior`, and `marg")  # that 60 draws tell little of mu
 @pytest.mark.parametrize(
     "names", [None, pytest.param(np.array([*"abcdefghij"]), marks=pytest.mark.slow)]
 )
