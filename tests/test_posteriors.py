@@ -38,7 +38,7 @@ def program(family, *, linked):
         with ppl.plate("data", len(x), dim=-1):
             a = ppl.sample("a", dists[family]())
             code = a @ ppl.array(np.arange(3.0)) if family == "one_hot" else a
-            rows = ppl.integer(code if linked else 0 * code)
+            rows = ppl.integer(code if linked else 0 * code) % len(TABLE)  # Poisson draws any
             b = ppl.sample("b", ppl.dist.Categorical(ppl.array(TABLE)[rows]))
             ppl.sample("x", ppl.dist.Normal(code + 2.0 * b, 1.0), obs=x)
 
