@@ -168,7 +168,7 @@ def test_own_estimator(package):
 @pytest.mark.parametrize(
     ("arguments", "errors"),
     [
-        pytest.param((100, 400), {"shares": 0.06, "fault_rate": 0.2, "mean": 5.0, "noise": 1.2}),
+        pytest.param((200, 400), {"shares": 0.06, "fault_rate": 0.2, "mean": 5.0, "noise": 1.2}),
         pytest.param(
             (),
             {"shares": 0.04, "fault_rate": 0.06, "mean": 0.25, "noise": 0.25},

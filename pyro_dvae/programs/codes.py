@@ -152,7 +152,8 @@ def _check_plates(layout: Layout, sites: Mapping[str, Site]) -> None:
 
 def _code_site(site: Site, layout: Layout) -> CodedSite:
     support = listed_values(site)
-    is_range = support.dim() == 1 and support.tolist() == list(range(len(support)))
+    numbers = torch.arange(len(support), device=support.device)
+    is_range = support.dim() == 1 and bool((support == numbers).all())
     event_shape = tuple(site.fn.event_shape)
     return CodedSite(site.name, support, shape_in_datum(site, layout), event_shape, is_range)
 
@@ -290,7 +291,7 @@ def enumerate_draws(
     if num_states > max_states:
         raise ValueError(_too_many(space, num_states, max_states))
     sizes = torch.tensor(space.cardinalities)
-    places = torch.tensor([math.prod(sizes[:h].tolist()) for h in range(len(sizes))])
+    places = torch.tensor([math.prod(space.cardinalities[:h]) for h in range(len(sizes))])
     codes = torch.arange(num_states)[:, None] // places % sizes
     codes = codes.to(space.sites[0].support.device)
     return decode(space, codes[:, None], (1,) * len(layout.plates))
